@@ -1,0 +1,228 @@
+//! Bodies of the REST interface for people and scripts.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    endpoint::Endpoint,
+    ids::{NodeId, Position, SiteId, TokenId},
+    key::{IdentityKey, WireguardKey},
+    name::Name,
+    report::DeviceKind,
+    secret::Secret,
+    subnet::Subnet,
+};
+
+/// `POST /sites`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewSite {
+    pub name: Name,
+    /// Free text, at most 256 characters without control characters.
+    #[serde(default)]
+    pub description: String,
+    /// Free labels, at most 32, for filters and tools.
+    #[serde(default)]
+    pub labels: BTreeMap<Name, String>,
+    /// Where the site's gateway answers WireGuard packets; absent means it has to speak first (behind NAT).
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
+    /// LAN prefixes of the site, at most 256.
+    #[serde(default)]
+    pub subnets: Vec<Subnet>,
+}
+
+/// `PATCH /sites/{site}`: absent fields stay as they are; `"endpoint": null` takes the endpoint away.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SitePatch {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<Name, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[schema(value_type = Option<Endpoint>)]
+    pub endpoint: Option<Option<Endpoint>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnets: Option<Vec<Subnet>>,
+}
+
+/// Tells `null` from absent: a field that is there gives `Some`, whatever it holds.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A site, with its nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Site {
+    pub id: SiteId,
+    pub name: Name,
+    pub description: String,
+    pub labels: BTreeMap<Name, String>,
+    pub endpoint: Option<Endpoint>,
+    pub subnets: Vec<Subnet>,
+    /// The tunnel address kept for the site's gateway.
+    #[schema(value_type = String, example = "10.99.0.1")]
+    pub tunnel_address: Ipv4Addr,
+    pub nodes: Vec<SiteNode>,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A node, as its site lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SiteNode {
+    pub id: NodeId,
+    pub name: Name,
+    pub state: NodeState,
+}
+
+/// Answer to `POST /sites`: the site and, once, the way to join it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CreatedSite {
+    #[serde(flatten)]
+    pub site: Site,
+    pub join_token: CreatedJoinToken,
+}
+
+/// `POST /sites/{site}/join-tokens`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NewJoinToken {
+    /// How many machines may join with it, 1 to 100.
+    pub uses: i32,
+    /// Seconds until it expires, at most 7 days.
+    pub expires_in_s: i64,
+}
+
+impl NewJoinToken {
+    pub const MOST_USES: i32 = 100;
+    pub const LONGEST_S: i64 = 7 * 24 * 3600;
+}
+
+impl Default for NewJoinToken {
+    /// One machine, within an hour.
+    fn default() -> Self {
+        Self { uses: 1, expires_in_s: 3600 }
+    }
+}
+
+/// A join token, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JoinToken {
+    pub id: TokenId,
+    pub site: SiteId,
+    pub uses_left: i32,
+    pub expires_at: DateTime<Utc>,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A new join token with its secret, which is shown this once.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CreatedJoinToken {
+    pub id: TokenId,
+    pub expires_at: DateTime<Utc>,
+    /// The word that holds all a new gateway needs.
+    pub join_string: Secret,
+    /// What to run on the gateway.
+    pub command: Secret,
+}
+
+/// Whether a node takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// The gateway that carries its site's subnets.
+    Active,
+    /// A further gateway of the site, reachable, without the site's subnets.
+    Standby,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    pub id: NodeId,
+    pub name: Name,
+    pub site: SiteId,
+    pub site_name: Name,
+    pub state: NodeState,
+    #[schema(value_type = String, example = "10.99.0.1")]
+    pub tunnel_address: Ipv4Addr,
+    pub wireguard_key: WireguardKey,
+    pub identity_key: IdentityKey,
+    pub endpoint: Option<Endpoint>,
+    pub agent_version: String,
+    pub enrolled_at: DateTime<Utc>,
+    /// What the node last reported; absent means nothing yet.
+    pub last_report: Option<NodeReport>,
+}
+
+/// What a node last said of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeReport {
+    pub at: DateTime<Utc>,
+    pub applied: Position,
+    pub device: DeviceKind,
+    pub problems: Vec<String>,
+}
+
+/// Health of the tunnel between two nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Link {
+    /// The two ends, in order of their ids.
+    pub ends: [LinkEnd; 2],
+    pub state: LinkState,
+    /// Since when it is in this state; absent for a link that was never reported.
+    pub since: Option<DateTime<Utc>>,
+}
+
+/// State of a link, from both ends together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// Both ends have a fresh handshake.
+    Up,
+    /// One end has a fresh handshake, the other does not say so.
+    Degraded,
+    /// It was up once and neither end has a fresh handshake.
+    Down,
+    /// There was never a handshake.
+    Never,
+}
+
+/// One end of a link, and what it says of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkEnd {
+    pub node: NodeId,
+    pub name: Name,
+    pub site_name: Name,
+    /// Whether this end has a fresh handshake.
+    pub up: bool,
+    pub last_handshake_at: Option<DateTime<Utc>>,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    /// The other end's endpoint as this end uses it.
+    pub peer_endpoint: Option<Endpoint>,
+    /// When this end last said so; absent means never.
+    pub reported_at: Option<DateTime<Utc>>,
+}
+
+/// One page of a list.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Give this as `cursor` to get the next page; absent on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// `GET /readyz`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Readiness {
+    pub ready: bool,
+    /// How far this coordinator's copy of the mesh has come.
+    pub position: Position,
+}

@@ -1,0 +1,27 @@
+//! What Wattle's coordinator, agents and users say to each other: identifiers, keys, prefixes and message bodies, and nothing else.
+//!
+//! Every type here parses strictly: a value that exists is valid, so nothing behind the edge checks it again.
+
+pub mod admin;
+pub mod endpoint;
+pub mod enrol;
+pub mod ids;
+pub mod join;
+pub mod key;
+pub mod name;
+pub mod peer;
+pub mod problem;
+pub mod report;
+pub mod secret;
+pub mod stream;
+pub mod subnet;
+
+/// Version of the protocol between agent and coordinator, sent by the agent in the header [`PROTOCOL_HEADER`].
+///
+/// | version | date | what changed |
+/// |---|---|---|
+/// | 1 | 2026-11 | enrolment in two steps, snapshot and delta stream, report |
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Header in which an agent states the [`PROTOCOL_VERSION`] it speaks; absent means version 1.
+pub const PROTOCOL_HEADER: &str = "wattle-protocol";

@@ -1,0 +1,53 @@
+//! `POST /agent/report`: what a node tells the coordinator about itself and its links.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    endpoint::Endpoint,
+    ids::{NodeId, Position},
+};
+
+/// Seconds between two summaries; changes are reported at once.
+pub const SUMMARY_S: u64 = 60;
+
+/// State of a node as it sees itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// The position of the view that the host carries out now.
+    pub applied: Position,
+    pub device: DeviceKind,
+    /// Links whose state changed, or, in a summary, all links.
+    pub links: Vec<LinkReport>,
+    /// What could not be applied, in words, at most [`Report::MOST_PROBLEMS`]; empty means all was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    pub const MOST_PROBLEMS: usize = 16;
+}
+
+/// Who moves the packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// The kernel's own WireGuard.
+    Kernel,
+    /// A WireGuard device in a process beside the agent.
+    Userspace,
+}
+
+/// One end's account of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinkReport {
+    pub peer: NodeId,
+    /// Seconds since the last handshake; absent means there was none.
+    pub handshake_age_s: Option<u64>,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    /// The peer's endpoint in use; absent means none is known.
+    pub endpoint: Option<Endpoint>,
+}

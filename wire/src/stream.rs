@@ -1,0 +1,87 @@
+//! Messages of `GET /agent/stream`: server-sent events whose `data` is one [`StreamMessage`] in JSON.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{NodeId, Position},
+    peer::{MeshSettings, Myself, Peer, View},
+};
+
+/// Seconds between two heartbeats of a stream.
+pub const HEARTBEAT_S: u64 = 10;
+/// Seconds of silence after which either side hangs up.
+pub const SILENCE_S: u64 = 30;
+
+/// One message from the coordinator. An agent ignores message types that it does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum StreamMessage {
+    /// The whole view, to a node that has none or one too old for a delta.
+    Snapshot {
+        position: Position,
+        view: View,
+        /// Nodes that are gone for good. A peer that is merely absent from the view stays where it is.
+        removed: Vec<NodeId>,
+    },
+    /// What changed since `since`; to a node whose position is another it is a gap, and it asks for a snapshot.
+    Delta { since: Position, position: Position, changes: Vec<ViewChange> },
+    /// Nothing changed for this node up to `position`: the first answer to a node that is current, and afterwards a sign of life.
+    Heartbeat { position: Position },
+    /// The coordinator ends the stream.
+    Bye { reason: ByeReason },
+    /// A message of a newer coordinator.
+    #[serde(other)]
+    Unknown,
+}
+
+/// One step from an old view to a new one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ViewChange {
+    /// The peer is new or changed; this is all of it.
+    Peer(Peer),
+    /// The peer is gone for good.
+    PeerRemoved(NodeId),
+    Myself(Myself),
+    Mesh(MeshSettings),
+}
+
+/// Why the coordinator ends a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ByeReason {
+    /// The node is no longer part of the mesh.
+    Revoked,
+    /// The same node opened a newer stream.
+    Superseded,
+    /// The coordinator stops; come back.
+    Shutdown,
+    #[serde(other)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_a_newer_coordinator_is_ignored_not_an_error() {
+        let message: StreamMessage = serde_json::from_str(r#"{"type":"confetti","colour":"red"}"#).unwrap();
+        assert_eq!(message, StreamMessage::Unknown);
+        let message: StreamMessage = serde_json::from_str(r#"{"type":"bye","reason":"tired","new":1}"#).unwrap();
+        assert_eq!(message, StreamMessage::Bye { reason: ByeReason::Unknown });
+    }
+
+    #[test]
+    fn golden_messages() {
+        let position = Position { epoch: 1, revision: 7 };
+        let delta = StreamMessage::Delta {
+            since: Position { revision: 6, ..position },
+            position,
+            changes: vec![ViewChange::PeerRemoved(NodeId(uuid::Uuid::nil()))],
+        };
+        let text = r#"{"type":"delta","since":"1.6","position":"1.7","changes":[{"peer_removed":"00000000-0000-0000-0000-000000000000"}]}"#;
+        assert_eq!(serde_json::to_string(&delta).unwrap(), text);
+        assert_eq!(serde_json::to_string(&StreamMessage::Heartbeat { position }).unwrap(), r#"{"type":"heartbeat","position":"1.7"}"#);
+    }
+}
