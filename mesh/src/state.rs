@@ -1,0 +1,229 @@
+//! What a host should be, what it is, and the steps between: plain data, and the model of what each step does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+use thiserror::Error;
+use wattle_wire::{key::WireguardKey, name::Name, report::DeviceKind};
+
+/// Seconds after a handshake during which its session may still carry packets: `REJECT_AFTER_TIME` of the WireGuard paper, section 6.1.
+pub const SESSION_S: u64 = 180;
+
+/// Name of a network interface, `^[a-z][a-z0-9_-]{0,14}$`. It comes from local configuration only, and is safe in a path and in a ruleset.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct InterfaceName(String);
+
+/// The text is not an [`InterfaceName`].
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("an interface name has 1 to 15 lower-case letters, digits, - and _, and begins with a letter, for example wattle0")]
+pub struct InvalidInterfaceName;
+
+impl InterfaceName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for InterfaceName {
+    type Err = InvalidInterfaceName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+        let valid =
+            (1..=15).contains(&text.len()) && text.bytes().all(inner) && text.starts_with(|c: char| c.is_ascii_lowercase()) && text != "lo";
+        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidInterfaceName) }
+    }
+}
+
+/// What the host should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Desired {
+    pub interface: InterfaceName,
+    /// The key whose private half the interface should hold.
+    pub public_key: WireguardKey,
+    pub listen_port: u16,
+    /// Bytes.
+    pub mtu: u32,
+    /// Tunnel addresses with the prefix of the mesh; the kernel makes the connected route of them.
+    pub addresses: BTreeSet<IpNet>,
+    pub peers: BTreeMap<WireguardKey, DesiredPeer>,
+    /// Prefixes behind the interface, with the address that the host itself uses as source.
+    pub routes: BTreeMap<IpNet, Option<IpAddr>>,
+    /// Families that the host must forward.
+    pub forwarding: BTreeSet<Family>,
+    /// The table `inet wattle`, as text for `nft -f -`.
+    pub ruleset: String,
+}
+
+/// A peer as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DesiredPeer {
+    /// For people: the peer's name. Never written anywhere.
+    pub name: Name,
+    /// Where to send the first packet; absent means: wait for the peer's.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds; 0 means none.
+    pub keepalive_s: u16,
+    pub allowed_ips: BTreeSet<IpNet>,
+}
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl From<IpNet> for Family {
+    fn from(net: IpNet) -> Self {
+        if net.addr().is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// What the host is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Observed {
+    /// The WireGuard interface of our name; absent means there is none.
+    pub link: Option<Link>,
+    /// Families that the host forwards.
+    pub forwarding: BTreeSet<Family>,
+    /// The table `inet wattle`.
+    pub ruleset: ObservedRuleset,
+}
+
+/// The table `inet wattle`, as found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObservedRuleset {
+    #[default]
+    Absent,
+    /// It still is what this text made.
+    Intact(String),
+    /// It is there, and not as we made it.
+    Altered,
+}
+
+/// A WireGuard interface, as found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Link {
+    pub device: DeviceKind,
+    pub up: bool,
+    /// Bytes.
+    pub mtu: u32,
+    /// All addresses but link-local ones.
+    pub addresses: BTreeSet<IpNet>,
+    /// Routes over the interface that the agent made, with their source address.
+    pub routes: BTreeMap<IpNet, Option<IpAddr>>,
+    /// Public half of the interface's private key; absent means it has none.
+    pub public_key: Option<WireguardKey>,
+    pub listen_port: u16,
+    pub peers: BTreeMap<WireguardKey, ObservedPeer>,
+}
+
+impl Link {
+    /// An interface as it is right after its creation.
+    pub fn new(device: DeviceKind) -> Self {
+        Self {
+            device,
+            up: false,
+            mtu: 1420,
+            addresses: BTreeSet::new(),
+            routes: BTreeMap::new(),
+            public_key: None,
+            listen_port: 0,
+            peers: BTreeMap::new(),
+        }
+    }
+}
+
+/// A peer as found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ObservedPeer {
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds; 0 means none.
+    pub keepalive_s: u16,
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Whether a preshared key is set.
+    pub has_psk: bool,
+    /// Seconds since the last handshake; absent means there was none.
+    pub handshake_age_s: Option<u64>,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+}
+
+impl ObservedPeer {
+    /// Whether a session with the peer may be in use.
+    pub fn is_live(&self) -> bool {
+        self.handshake_age_s.is_some_and(|age| age <= SESSION_S)
+    }
+}
+
+/// One step from what is to what should be. It is safe to stop after any.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Replaces the table `inet wattle`, or makes it, in one transaction.
+    SetRuleset(String),
+    /// Makes the interface: the kernel's own if it can, else a userspace one. A userspace device whose interface is gone is ended first.
+    CreateLink,
+    /// Gives the interface the private key of this public key.
+    SetPrivateKey(WireguardKey),
+    SetListenPort(u16),
+    /// Bytes.
+    SetMtu(u32),
+    AddAddress(IpNet),
+    RemoveAddress(IpNet),
+    SetUp,
+    EnableForwarding(Family),
+    /// Makes the route over the interface, or replaces it when it has another source.
+    SetRoute(IpNet, Option<IpAddr>),
+    RemoveRoute(IpNet),
+    SetPeer(WireguardKey, PeerChange),
+    RemovePeer(WireguardKey),
+}
+
+/// What to write of one peer, in one message; fields that are absent stay as they are. The peer is made if it is not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PeerChange {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keepalive_s: Option<u16>,
+    #[serde(skip_serializing_if = "AllowedIps::is_untouched")]
+    pub allowed_ips: AllowedIps,
+    /// Takes a preshared key away.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub clear_psk: bool,
+}
+
+/// What to do with a peer's prefixes. A prefix that another peer holds moves to this one in the same write.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AllowedIps {
+    #[default]
+    Untouched,
+    /// These come to what is there.
+    Add(BTreeSet<IpNet>),
+    /// These and no others. WireGuard has no message that takes one prefix away.
+    Replace(BTreeSet<IpNet>),
+}
+
+impl AllowedIps {
+    fn is_untouched(&self) -> bool {
+        *self == Self::Untouched
+    }
+}
