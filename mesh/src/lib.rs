@@ -1,3 +1,18 @@
 //! Every decision of Wattle, as pure functions: no runtime, clock, SQL, sockets, files or randomness; time and random numbers are arguments.
+//!
+//! The coordinator keeps a [`directory::Directory`], cuts a [`view`] out of it for each node and tells each node what changed ([`feed`]).
+//! The agent follows with a [`replica`], derives what its host should be ([`state::Desired`]) and plans the steps there ([`plan`]).
 
+pub mod admit;
+pub mod allocate;
+pub mod directory;
+pub mod feed;
+pub mod health;
+pub mod plan;
+pub mod replica;
+pub mod ruleset;
 pub mod state;
+pub mod view;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,242 @@
+//! Who may become a node: the proofs of enrolment, made by the agent and checked by the coordinator.
+//!
+//! The coordinator keeps no state between the two requests of an enrolment: its ephemeral key is derived from a secret of the mesh and the
+//! number used once, which carries the time at which it was made.
+
+use aws_lc_rs::{
+    digest, hmac,
+    signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey},
+};
+use thiserror::Error;
+use wattle_wire::{
+    enrol::{EnrolFinish, SignedStatement, Statement},
+    ids::{MeshId, TokenId},
+    key::{Bytes32, IdentityKey, Signature, WireguardKey},
+};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+/// Seconds for which a challenge may be answered.
+pub const CHALLENGE_LIFETIME_S: u64 = 120;
+
+// What a key signs or authenticates begins with its purpose, so that nothing made for one purpose serves another.
+const STATEMENT: &[u8] = b"wattle statement v1\0";
+const CHALLENGE: &[u8] = b"wattle enrol challenge v1\0";
+const WIREGUARD_PROOF: &[u8] = b"wattle enrol wireguard v1\0";
+const IDENTITY_PROOF: &[u8] = b"wattle enrol identity v1\0";
+
+/// Why a statement is not believed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum InvalidStatement {
+    #[error("the statement cannot be read")]
+    Unreadable,
+    #[error("the statement is not signed by the identity that it names")]
+    Signature,
+    #[error("the statement was made for another mesh")]
+    Mesh,
+}
+
+/// Why an enrolment is refused.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Denied {
+    #[error(transparent)]
+    Statement(#[from] InvalidStatement),
+    #[error("the challenge has expired; start again")]
+    Expired,
+    #[error("the proof of the WireGuard key is wrong")]
+    WireguardProof,
+    #[error("the proof of the identity key is wrong")]
+    IdentityProof,
+}
+
+/// Writes and signs a statement.
+pub fn sign_statement(statement: &Statement, identity: &Ed25519KeyPair) -> Result<SignedStatement, serde_json::Error> {
+    let text = serde_json::to_string(statement)?;
+    let signature = sign(identity, &[STATEMENT, text.as_bytes()].concat());
+    Ok(SignedStatement { statement: text, signature })
+}
+
+/// Reads a statement that its identity has signed.
+///
+/// # Errors
+///
+/// [`InvalidStatement`] when it cannot be read, is of another mesh, or the signature is not that of the identity which it names.
+pub fn verify_statement(signed: &SignedStatement, mesh: MeshId) -> Result<Statement, InvalidStatement> {
+    let statement: Statement = serde_json::from_str(&signed.statement).map_err(|_| InvalidStatement::Unreadable)?;
+    let message = [STATEMENT, signed.statement.as_bytes()].concat();
+    if !verify(statement.identity, &message, &signed.signature) {
+        return Err(InvalidStatement::Signature);
+    }
+    if statement.mesh != mesh {
+        return Err(InvalidStatement::Mesh);
+    }
+    Ok(statement)
+}
+
+/// A number used once that carries the time at which it was made.
+pub fn challenge_nonce(now_unix_s: u64, random: [u8; 24]) -> Bytes32 {
+    let mut nonce = [0; 32];
+    nonce[..8].copy_from_slice(&now_unix_s.to_be_bytes());
+    nonce[8..].copy_from_slice(&random);
+    Bytes32::from(nonce)
+}
+
+/// The coordinator's ephemeral key of a challenge. `None` in the one case of 2^252 in which it would be of low order: draw another number.
+pub fn challenge_key(challenge_secret: &[u8; 32], nonce: Bytes32) -> Option<WireguardKey> {
+    WireguardKey::try_from(PublicKey::from(&challenge_private_key(challenge_secret, nonce)).to_bytes()).ok()
+}
+
+/// The two proofs of an enrolment, made by the agent: of the WireGuard key and of the identity.
+pub fn prove(
+    nonce: Bytes32,
+    server_key: WireguardKey,
+    token: TokenId,
+    statement: &SignedStatement,
+    wireguard: &StaticSecret,
+    identity: &Ed25519KeyPair,
+) -> (Bytes32, Signature) {
+    let shared = wireguard.diffie_hellman(&PublicKey::from(*server_key.as_bytes()));
+    let proof = Bytes32::from(authenticate(shared.as_bytes(), &wireguard_message(nonce, statement)));
+    (proof, sign(identity, &identity_message(nonce, token, statement, proof)))
+}
+
+/// Checks all that an enrolment claims, but the token: that is the database's part.
+///
+/// # Errors
+///
+/// [`Denied`], with the first claim that does not hold.
+pub fn check(finish: &EnrolFinish, mesh: MeshId, challenge_secret: &[u8; 32], now_unix_s: u64) -> Result<Statement, Denied> {
+    let mut made = [0; 8];
+    made.copy_from_slice(&finish.nonce.as_bytes()[..8]);
+    let made = u64::from_be_bytes(made);
+    if made > now_unix_s || now_unix_s - made > CHALLENGE_LIFETIME_S {
+        return Err(Denied::Expired);
+    }
+    let statement = verify_statement(&finish.statement, mesh)?;
+    let shared =
+        challenge_private_key(challenge_secret, finish.nonce).diffie_hellman(&PublicKey::from(*statement.wireguard_key.as_bytes()));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, shared.as_bytes());
+    hmac::verify(&key, &wireguard_message(finish.nonce, &finish.statement), finish.wireguard_proof.as_bytes())
+        .map_err(|_| Denied::WireguardProof)?;
+    let message = identity_message(finish.nonce, finish.token, &finish.statement, finish.wireguard_proof);
+    if !verify(statement.identity, &message, &finish.identity_proof) {
+        return Err(Denied::IdentityProof);
+    }
+    Ok(statement)
+}
+
+fn challenge_private_key(challenge_secret: &[u8; 32], nonce: Bytes32) -> StaticSecret {
+    StaticSecret::from(authenticate(challenge_secret, &[CHALLENGE, nonce.as_bytes()].concat()))
+}
+
+fn wireguard_message(nonce: Bytes32, statement: &SignedStatement) -> Vec<u8> {
+    [WIREGUARD_PROOF, nonce.as_bytes(), digest_of(statement).as_ref()].concat()
+}
+
+fn identity_message(nonce: Bytes32, token: TokenId, statement: &SignedStatement, proof: Bytes32) -> Vec<u8> {
+    [IDENTITY_PROOF, nonce.as_bytes(), token.0.as_bytes(), digest_of(statement).as_ref(), proof.as_bytes()].concat()
+}
+
+fn digest_of(statement: &SignedStatement) -> digest::Digest {
+    digest::digest(&digest::SHA256, statement.statement.as_bytes())
+}
+
+fn authenticate(key: &[u8], message: &[u8]) -> [u8; 32] {
+    let mut tag = [0; 32];
+    tag.copy_from_slice(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message).as_ref());
+    tag
+}
+
+fn sign(identity: &Ed25519KeyPair, message: &[u8]) -> Signature {
+    let mut signature = [0; 64];
+    signature.copy_from_slice(identity.sign(message).as_ref());
+    Signature::from(signature)
+}
+
+fn verify(identity: IdentityKey, message: &[u8], signature: &Signature) -> bool {
+    UnparsedPublicKey::new(&ED25519, identity.as_bytes()).verify(message, signature.as_bytes()).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use wattle_wire::secret::Secret;
+
+    use super::*;
+    use crate::testing::{Keys, MESH};
+
+    const CHALLENGE_SECRET: [u8; 32] = [7; 32];
+    const NOW: u64 = 1_800_000_000;
+
+    fn finish(keys: &Keys) -> EnrolFinish {
+        let nonce = challenge_nonce(NOW, [3; 24]);
+        let server_key = challenge_key(&CHALLENGE_SECRET, nonce).unwrap();
+        let token = TokenId(Uuid::from_u128(9));
+        let statement = keys.statement(1);
+        let (wireguard_proof, identity_proof) = prove(nonce, server_key, token, &statement, &keys.wireguard, &keys.identity);
+        EnrolFinish {
+            token,
+            secret: Secret::new("hush".to_owned()),
+            nonce,
+            statement,
+            wireguard_proof,
+            identity_proof,
+            agent_version: "1.0.0".to_owned(),
+            endpoint: None,
+        }
+    }
+
+    fn check_at(finish: &EnrolFinish, now: u64) -> Result<Statement, Denied> {
+        check(finish, MESH, &CHALLENGE_SECRET, now)
+    }
+
+    #[test]
+    fn both_proofs_of_the_right_keys_are_believed() {
+        let keys = Keys::of(1);
+        assert_eq!(check_at(&finish(&keys), NOW + 1).map(|statement| statement.wireguard_key), Ok(keys.wireguard_key()));
+    }
+
+    #[test]
+    fn a_challenge_can_be_answered_for_two_minutes() {
+        let finish = finish(&Keys::of(1));
+        assert!(check_at(&finish, NOW + CHALLENGE_LIFETIME_S).is_ok());
+        assert_eq!(check_at(&finish, NOW + CHALLENGE_LIFETIME_S + 1), Err(Denied::Expired));
+        assert_eq!(check_at(&finish, NOW - 1), Err(Denied::Expired));
+    }
+
+    #[test]
+    fn somebody_elses_wireguard_key_is_refused_without_its_private_half() {
+        let (mine, theirs) = (Keys::of(1), Keys::of(2));
+        let mut forged = finish(&mine);
+        let claim = Statement { mesh: MESH, identity: mine.identity_key(), wireguard_key: theirs.wireguard_key(), sequence: 1 };
+        forged.statement = sign_statement(&claim, &mine.identity).unwrap();
+        assert_eq!(check_at(&forged, NOW), Err(Denied::WireguardProof));
+    }
+
+    #[test]
+    fn somebody_elses_identity_is_refused_without_its_private_half() {
+        let (mine, theirs) = (Keys::of(1), Keys::of(2));
+        let mut forged = finish(&mine);
+        forged.statement = theirs.statement(1);
+        let nonce = forged.nonce;
+        let server_key = challenge_key(&CHALLENGE_SECRET, nonce).unwrap();
+        let (wireguard, identity) = prove(nonce, server_key, forged.token, &forged.statement, &theirs.wireguard, &mine.identity);
+        (forged.wireguard_proof, forged.identity_proof) = (wireguard, identity);
+        assert_eq!(check_at(&forged, NOW), Err(Denied::IdentityProof));
+    }
+
+    #[test]
+    fn proofs_hold_for_their_own_challenge_token_and_mesh_only() {
+        let keys = Keys::of(1);
+        let mut other_token = finish(&keys);
+        other_token.token = TokenId(Uuid::from_u128(10));
+        assert_eq!(check_at(&other_token, NOW), Err(Denied::IdentityProof));
+        let mut other_nonce = finish(&keys);
+        other_nonce.nonce = challenge_nonce(NOW, [4; 24]);
+        assert_eq!(check_at(&other_nonce, NOW), Err(Denied::WireguardProof));
+        let other_mesh = MeshId(Uuid::from_u128(77));
+        assert_eq!(check(&finish(&keys), other_mesh, &CHALLENGE_SECRET, NOW), Err(Denied::Statement(InvalidStatement::Mesh)));
+        let mut altered = finish(&keys);
+        altered.statement.statement = altered.statement.statement.replace("\"sequence\":1", "\"sequence\":2");
+        assert_eq!(check_at(&altered, NOW), Err(Denied::Statement(InvalidStatement::Signature)));
+    }
+}

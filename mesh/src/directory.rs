@@ -1,0 +1,121 @@
+//! The directory: all of the mesh's configuration, as the coordinator stores it, and the changes that lead from one revision to the next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use wattle_wire::{
+    admin::NodeState,
+    endpoint::Endpoint,
+    enrol::SignedStatement,
+    ids::{NodeId, SiteId},
+    key::{IdentityKey, WireguardKey},
+    name::Name,
+    peer::MeshSettings,
+    subnet::Subnet,
+};
+
+/// A site as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteRecord {
+    pub id: SiteId,
+    pub name: Name,
+    pub description: String,
+    pub labels: BTreeMap<Name, String>,
+    pub endpoint: Option<Endpoint>,
+    /// In order.
+    pub subnets: Vec<Subnet>,
+    /// The tunnel address kept for the site's first gateway.
+    pub tunnel_address: Ipv4Addr,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A node as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub id: NodeId,
+    pub site: SiteId,
+    pub name: Name,
+    pub state: NodeState,
+    pub tunnel_address: Ipv4Addr,
+    pub identity_key: IdentityKey,
+    pub wireguard_key: WireguardKey,
+    pub statement: SignedStatement,
+    /// What the node said at enrolment; absent means: as the site says.
+    pub endpoint: Option<Endpoint>,
+    pub agent_version: String,
+    pub generation: i32,
+    pub enrolled_at: DateTime<Utc>,
+}
+
+/// One record after a change of configuration, or its end. A revision consists of one or several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecordChange {
+    Mesh(MeshSettings),
+    Site(SiteRecord),
+    /// The site is gone; its nodes were revoked before or in the same revision.
+    SiteRemoved(SiteId),
+    Node(NodeRecord),
+    /// The node is gone for good; its id never comes back.
+    NodeRevoked(NodeId),
+}
+
+/// All of the mesh's configuration at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory {
+    pub mesh: MeshSettings,
+    pub sites: BTreeMap<SiteId, SiteRecord>,
+    /// Nodes that take part.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Nodes that once took part.
+    pub revoked: BTreeSet<NodeId>,
+}
+
+impl Directory {
+    pub fn new(mesh: MeshSettings) -> Self {
+        Self { mesh, sites: BTreeMap::new(), nodes: BTreeMap::new(), revoked: BTreeSet::new() }
+    }
+
+    pub fn apply(&mut self, change: &RecordChange) {
+        match change {
+            RecordChange::Mesh(mesh) => self.mesh = mesh.clone(),
+            RecordChange::Site(site) => {
+                self.sites.insert(site.id, site.clone());
+            }
+            RecordChange::SiteRemoved(site) => {
+                self.sites.remove(site);
+            }
+            RecordChange::Node(node) => {
+                self.nodes.insert(node.id, node.clone());
+            }
+            RecordChange::NodeRevoked(node) => {
+                self.nodes.remove(node);
+                self.revoked.insert(*node);
+            }
+        }
+    }
+
+    pub fn nodes_of(&self, site: SiteId) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values().filter(move |node| node.site == site)
+    }
+
+    /// The site with this id or name.
+    pub fn find_site(&self, id_or_name: &str) -> Option<&SiteRecord> {
+        match id_or_name.parse() {
+            Ok(id) => self.sites.get(&id),
+            Err(_) => self.sites.values().find(|site| site.name.as_str() == id_or_name),
+        }
+    }
+
+    /// The node with this id or name.
+    pub fn find_node(&self, id_or_name: &str) -> Option<&NodeRecord> {
+        match id_or_name.parse() {
+            Ok(id) => self.nodes.get(&id),
+            Err(_) => self.nodes.values().find(|node| node.name.as_str() == id_or_name),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What one node must know, cut out of the directory.
+
+use wattle_wire::{
+    admin::NodeState,
+    endpoint::Endpoint,
+    ids::NodeId,
+    peer::{Myself, Peer, View},
+    subnet::Subnet,
+};
+
+use crate::directory::{Directory, NodeRecord, SiteRecord};
+
+/// The view of a node; `None` if it does not take part.
+pub fn view(directory: &Directory, node: NodeId) -> Option<View> {
+    let peers = directory.nodes.keys().filter_map(|other| peer(directory, node, *other)).collect();
+    Some(View { mesh: directory.mesh.clone(), myself: myself(directory, node)?, peers })
+}
+
+/// What a node is told about itself; `None` if it does not take part.
+pub fn myself(directory: &Directory, node: NodeId) -> Option<Myself> {
+    let node = directory.nodes.get(&node)?;
+    let site = directory.sites.get(&node.site)?;
+    Some(Myself {
+        node: node.id,
+        name: node.name.clone(),
+        site: site.id,
+        site_name: site.name.clone(),
+        tunnel_address: node.tunnel_address,
+        subnets: subnets(node, site),
+        endpoint: endpoint(node, site),
+    })
+}
+
+/// What a node is told about another; `None` if the two have no link: nodes of one site reach each other over their LAN.
+pub fn peer(directory: &Directory, node: NodeId, other: NodeId) -> Option<Peer> {
+    if !linked(directory, node, other) {
+        return None;
+    }
+    let other = directory.nodes.get(&other)?;
+    let site = directory.sites.get(&other.site)?;
+    Some(Peer {
+        node: other.id,
+        name: other.name.clone(),
+        site_name: site.name.clone(),
+        statement: other.statement.clone(),
+        tunnel_address: other.tunnel_address,
+        subnets: subnets(other, site),
+        endpoint: endpoint(other, site),
+    })
+}
+
+/// Whether two nodes should have a tunnel: all do that are of different sites.
+pub fn linked(directory: &Directory, a: NodeId, b: NodeId) -> bool {
+    match (directory.nodes.get(&a), directory.nodes.get(&b)) {
+        (Some(a), Some(b)) => a.site != b.site,
+        _ => false,
+    }
+}
+
+fn subnets(node: &NodeRecord, site: &SiteRecord) -> Vec<Subnet> {
+    match node.state {
+        NodeState::Active => site.subnets.clone(),
+        NodeState::Standby => Vec::new(),
+    }
+}
+
+/// What the node says of itself wins; the site's hint is for its active gateway.
+pub fn endpoint(node: &NodeRecord, site: &SiteRecord) -> Option<Endpoint> {
+    match node.state {
+        NodeState::Active => node.endpoint.or(site.endpoint),
+        NodeState::Standby => node.endpoint,
+    }
+}
