@@ -1,1 +1,437 @@
-//! x
+//! From what a host is to what it should be: the steps, each with its reason.
+//!
+//! The order is chosen so that stopping after any step leaves nothing open and takes nothing from a tunnel that works: the ruleset stands
+//! before the interface, a prefix moves from peer to peer in one write, and what goes goes last.
+
+use std::{collections::BTreeSet, fmt};
+
+use ipnet::IpNet;
+use serde::Serialize;
+use wattle_wire::{key::WireguardKey, report::DeviceKind};
+
+use crate::state::{AllowedIps, Change, Desired, DesiredPeer, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange};
+
+/// The steps from what is to what should be; empty when nothing is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+}
+
+/// One change, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Step {
+    pub change: Change,
+    pub reason: String,
+}
+
+/// The steps from `observed` to `desired`. Only what differs is written, and the endpoint of a live peer never is: the kernel has learned it
+/// from packets, and knows better.
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    plan.host(desired, observed);
+    let fresh = Link::new(DeviceKind::Kernel);
+    let link = observed.link.as_ref().unwrap_or_else(|| {
+        plan.push(Change::CreateLink, "the interface is missing");
+        &fresh
+    });
+    plan.link(desired, link);
+    plan.peers(desired, link);
+    for key in link.peers.keys().filter(|key| !desired.peers.contains_key(key) && **key != desired.public_key) {
+        plan.push(Change::RemovePeer(*key), "the mesh has no such peer");
+    }
+    for prefix in link.routes.keys().filter(|prefix| !desired.routes.contains_key(prefix)) {
+        plan.push(Change::RemoveRoute(*prefix), "no peer has this prefix");
+    }
+    for address in link.addresses.difference(&desired.addresses) {
+        plan.push(Change::RemoveAddress(*address), "not the node's tunnel address");
+    }
+    plan
+}
+
+impl Plan {
+    fn push(&mut self, change: Change, reason: impl Into<String>) {
+        self.steps.push(Step { change, reason: reason.into() });
+    }
+
+    fn host(&mut self, desired: &Desired, observed: &Observed) {
+        let reason = match &observed.ruleset {
+            ObservedRuleset::Intact(text) if *text == desired.ruleset => None,
+            ObservedRuleset::Intact(_) => Some("the prefixes of the mesh changed"),
+            ObservedRuleset::Absent => Some("the table is missing"),
+            ObservedRuleset::Altered => Some("the table was altered"),
+        };
+        if let Some(reason) = reason {
+            self.push(Change::SetRuleset(desired.ruleset.clone()), reason);
+        }
+        for family in desired.forwarding.difference(&observed.forwarding) {
+            self.push(Change::EnableForwarding(*family), "the LAN's packets are to pass");
+        }
+    }
+
+    fn link(&mut self, desired: &Desired, link: &Link) {
+        if link.public_key != Some(desired.public_key) {
+            let reason = if link.public_key.is_some() { "the interface has another key" } else { "the interface has no key" };
+            self.push(Change::SetPrivateKey(desired.public_key), reason);
+        }
+        if link.listen_port != desired.listen_port {
+            self.push(Change::SetListenPort(desired.listen_port), format!("it is {}", link.listen_port));
+        }
+        if link.mtu != desired.mtu {
+            self.push(Change::SetMtu(desired.mtu), format!("it is {}", link.mtu));
+        }
+        for address in desired.addresses.difference(&link.addresses) {
+            self.push(Change::AddAddress(*address), "the node's tunnel address is missing");
+        }
+        if !link.up {
+            self.push(Change::SetUp, "the interface is down");
+        }
+        for (prefix, source) in &desired.routes {
+            let reason = match link.routes.get(prefix) {
+                Some(found) if found == source => continue,
+                Some(_) => "its source address differs",
+                None => "the route is missing",
+            };
+            self.push(Change::SetRoute(*prefix, *source), reason);
+        }
+    }
+
+    /// Peers that only gain prefixes come first: a prefix that moves goes over in one write, and often nothing is left to write of its
+    /// former holder.
+    fn peers(&mut self, desired: &Desired, link: &Link) {
+        let loses = |(key, peer): &(&WireguardKey, &DesiredPeer)| {
+            link.peers.get(key).is_some_and(|observed| !peer.allowed_ips.is_superset(&observed.allowed_ips))
+        };
+        let (losers, gainers): (Vec<_>, Vec<_>) = desired.peers.iter().partition(loses);
+        let mut moved: BTreeSet<IpNet> = BTreeSet::new();
+        for (key, peer) in gainers.into_iter().chain(losers) {
+            let observed = link.peers.get(key).cloned().map(|mut observed| {
+                observed.allowed_ips.retain(|prefix| !moved.contains(prefix));
+                observed
+            });
+            self.peer(*key, peer, observed.as_ref());
+            moved.extend(&peer.allowed_ips);
+        }
+    }
+
+    fn peer(&mut self, key: WireguardKey, desired: &DesiredPeer, observed: Option<&ObservedPeer>) {
+        let Some(observed) = observed else {
+            let change = PeerChange {
+                endpoint: desired.endpoint,
+                keepalive_s: Some(desired.keepalive_s),
+                allowed_ips: AllowedIps::Replace(desired.allowed_ips.clone()),
+                clear_psk: false,
+            };
+            return self.push(Change::SetPeer(key, change), format!("{} is missing", desired.name));
+        };
+        let mut change = PeerChange::default();
+        let mut reasons = Vec::new();
+        if desired.endpoint.is_some() && desired.endpoint != observed.endpoint && !observed.is_live() {
+            change.endpoint = desired.endpoint;
+            reasons.push("it is not heard from, and its endpoint differs");
+        }
+        if desired.keepalive_s != observed.keepalive_s {
+            change.keepalive_s = Some(desired.keepalive_s);
+            reasons.push("its keepalive differs");
+        }
+        if observed.has_psk {
+            change.clear_psk = true;
+            reasons.push("it has a preshared key that is not ours");
+        }
+        change.allowed_ips = allowed_ips(&desired.allowed_ips, &observed.allowed_ips);
+        if change.allowed_ips != AllowedIps::Untouched {
+            reasons.push("its prefixes differ");
+        }
+        if !reasons.is_empty() {
+            self.push(Change::SetPeer(key, change), format!("{}: {}", desired.name, reasons.join(", ")));
+        }
+    }
+}
+
+fn allowed_ips(desired: &BTreeSet<IpNet>, observed: &BTreeSet<IpNet>) -> AllowedIps {
+    if desired == observed {
+        AllowedIps::Untouched
+    } else if desired.is_superset(observed) {
+        AllowedIps::Add(desired.difference(observed).copied().collect())
+    } else {
+        AllowedIps::Replace(desired.clone())
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.change, self.reason)
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetRuleset(_) => f.write_str("set nftables table inet wattle"),
+            Self::CreateLink => f.write_str("create the interface"),
+            Self::SetPrivateKey(key) => write!(f, "set the private key of {key}"),
+            Self::SetListenPort(port) => write!(f, "set the listen port to {port}"),
+            Self::SetMtu(mtu) => write!(f, "set the MTU to {mtu}"),
+            Self::AddAddress(address) => write!(f, "add address {address}"),
+            Self::RemoveAddress(address) => write!(f, "remove address {address}"),
+            Self::SetUp => f.write_str("set the interface up"),
+            Self::EnableForwarding(family) => write!(f, "enable forwarding of {family}"),
+            Self::SetRoute(prefix, Some(source)) => write!(f, "set route {prefix} from {source}"),
+            Self::SetRoute(prefix, None) => write!(f, "set route {prefix}"),
+            Self::RemoveRoute(prefix) => write!(f, "remove route {prefix}"),
+            Self::SetPeer(key, change) => write!(f, "set peer {key}{change}"),
+            Self::RemovePeer(key) => write!(f, "remove peer {key}"),
+        }
+    }
+}
+
+impl fmt::Display for PeerChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(endpoint) = self.endpoint {
+            write!(f, " endpoint {endpoint}")?;
+        }
+        if let Some(keepalive) = self.keepalive_s {
+            write!(f, " keepalive {keepalive}")?;
+        }
+        if self.clear_psk {
+            f.write_str(" without preshared key")?;
+        }
+        let (verb, prefixes) = match &self.allowed_ips {
+            AllowedIps::Untouched => return Ok(()),
+            AllowedIps::Add(prefixes) => ("more", prefixes),
+            AllowedIps::Replace(prefixes) => ("exactly", prefixes),
+        };
+        let prefixes: Vec<_> = prefixes.iter().map(IpNet::to_string).collect();
+        write!(f, " prefixes {verb} {}", prefixes.join(","))
+    }
+}
+
+impl fmt::Display for crate::state::Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        net::{IpAddr, SocketAddr},
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        state::{Family, SESSION_S},
+        testing::Keys,
+    };
+
+    fn key(number: u64) -> WireguardKey {
+        Keys::of(number).wireguard_key()
+    }
+
+    fn apply(observed: &Observed, plan: &Plan) -> Observed {
+        plan.steps.iter().fold(observed.clone(), |observed, step| observed.after(&step.change))
+    }
+
+    const PEERS: u64 = 5;
+    const PREFIXES: u8 = 8;
+
+    fn prefix(number: u8) -> IpNet {
+        format!("10.{number}.0.0/24").parse().unwrap()
+    }
+
+    fn endpoint() -> impl Strategy<Value = Option<SocketAddr>> {
+        prop::option::of((1..4u8).prop_map(|host| SocketAddr::from(([203, 0, 113, host], 51820))))
+    }
+
+    fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Option<IpAddr>>> {
+        prop::collection::btree_map((0..PREFIXES).prop_map(prefix), prop::option::of(Just(IpAddr::from([10, 0, 0, 1]))), 0..4)
+    }
+
+    fn addresses(least: usize) -> impl Strategy<Value = BTreeSet<IpNet>> {
+        prop::collection::btree_set((1..4u8).prop_map(|host| format!("10.99.0.{host}/16").parse().unwrap()), least..3)
+    }
+
+    fn families() -> impl Strategy<Value = BTreeSet<Family>> {
+        prop::collection::btree_set(prop_oneof![Just(Family::V4), Just(Family::V6)], 0..3)
+    }
+
+    /// Which peer holds which prefix: each prefix at most one.
+    fn holders() -> impl Strategy<Value = BTreeMap<u8, u64>> {
+        prop::collection::btree_map(0..PREFIXES, 1..=PEERS, 0..10)
+    }
+
+    fn held(holders: &BTreeMap<u8, u64>, peer: u64) -> BTreeSet<IpNet> {
+        holders.iter().filter(|(_, holder)| **holder == peer).map(|(number, _)| prefix(*number)).collect()
+    }
+
+    prop_compose! {
+        fn desired()(
+            holders in holders(),
+            present in prop::collection::btree_map(1..=PEERS, (endpoint(), prop_oneof![Just(0u16), Just(25)]), 0..5),
+            routes in routes(),
+            addresses in addresses(1),
+            forwarding in families(),
+            ruleset in prop_oneof![Just("one".to_owned()), Just("two".to_owned())],
+        ) -> Desired {
+            let peer = |(number, (endpoint, keepalive_s)): (u64, _)| {
+                let name = format!("site-{number}").parse().unwrap();
+                (key(number), DesiredPeer { name, endpoint, keepalive_s, allowed_ips: held(&holders, number) })
+            };
+            Desired {
+                interface: "wattle0".parse().unwrap(),
+                public_key: key(0),
+                listen_port: 51820,
+                mtu: 1420,
+                addresses,
+                peers: present.into_iter().map(peer).collect(),
+                routes,
+                forwarding,
+                ruleset,
+            }
+        }
+    }
+
+    prop_compose! {
+        fn observed_link()(
+            holders in holders(),
+            present in prop::collection::btree_map(
+                0..=PEERS,
+                (endpoint(), prop_oneof![Just(0u16), Just(25)], prop::option::of(0..2 * SESSION_S), any::<bool>()),
+                0..6,
+            ),
+            routes in routes(),
+            addresses in addresses(0),
+            own in prop::option::of(prop_oneof![Just(0u64), Just(99)]),
+            up in any::<bool>(),
+            mtu in prop_oneof![Just(1420u32), Just(1500)],
+            listen_port in prop_oneof![Just(51820u16), Just(0)],
+        ) -> Link {
+            let peer = |(number, (endpoint, keepalive_s, handshake_age_s, has_psk)): (u64, _)| {
+                let allowed_ips = held(&holders, number);
+                (key(number), ObservedPeer { endpoint, keepalive_s, allowed_ips, has_psk, handshake_age_s, ..ObservedPeer::default() })
+            };
+            let public_key = own.map(key);
+            // The kernel never keeps a peer with the interface's own key.
+            let peers = present.into_iter().map(peer).filter(|(key, _)| Some(*key) != public_key).collect();
+            Link { up, mtu, addresses, routes, public_key, listen_port, peers, ..Link::new(DeviceKind::Kernel) }
+        }
+    }
+
+    prop_compose! {
+        fn observed()(
+            link in prop::option::weighted(0.9, observed_link()),
+            forwarding in families(),
+            ruleset in prop_oneof![
+                Just(ObservedRuleset::Absent),
+                Just(ObservedRuleset::Altered),
+                Just(ObservedRuleset::Intact("one".to_owned())),
+            ],
+        ) -> Observed {
+            Observed { link, forwarding, ruleset }
+        }
+    }
+
+    /// Checks each thing that the host should be, without the help of `plan`.
+    fn reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> {
+        let link = observed.link.as_ref().ok_or_else(|| TestCaseError::fail("no interface"))?;
+        prop_assert!(link.up);
+        prop_assert_eq!(link.public_key, Some(desired.public_key));
+        prop_assert_eq!((link.listen_port, link.mtu), (desired.listen_port, desired.mtu));
+        prop_assert_eq!(&link.addresses, &desired.addresses);
+        prop_assert_eq!(&link.routes, &desired.routes);
+        prop_assert!(observed.forwarding.is_superset(&desired.forwarding));
+        prop_assert_eq!(&observed.ruleset, &ObservedRuleset::Intact(desired.ruleset.clone()));
+        prop_assert_eq!(link.peers.keys().collect::<Vec<_>>(), desired.peers.keys().collect::<Vec<_>>());
+        for (key, peer) in &link.peers {
+            let wanted = &desired.peers[key];
+            prop_assert_eq!((&peer.allowed_ips, peer.keepalive_s, peer.has_psk), (&wanted.allowed_ips, wanted.keepalive_s, false));
+            prop_assert!(peer.is_live() || wanted.endpoint.is_none() || peer.endpoint == wanted.endpoint);
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn applying_reaches_the_desired_state_and_planning_again_is_empty(desired in desired(), observed in observed()) {
+            let after = apply(&observed, &plan(&desired, &observed));
+            reached(&desired, &after)?;
+            prop_assert_eq!(plan(&desired, &after), Plan::default());
+        }
+
+        #[test]
+        fn any_prefix_of_a_plan_can_be_repaired(desired in desired(), observed in observed(), stop in any::<prop::sample::Index>()) {
+            let mut partly = plan(&desired, &observed);
+            let steps = partly.steps.len();
+            partly.steps.truncate(stop.index(steps + 1));
+            let interrupted = apply(&observed, &partly);
+            reached(&desired, &apply(&interrupted, &plan(&desired, &interrupted)))?;
+        }
+
+        #[test]
+        fn no_prefix_is_ever_held_by_two_peers_and_one_at_its_right_place_stays(desired in desired(), observed in observed()) {
+            let steps = plan(&desired, &observed).steps;
+            let holders = |observed: &Observed| -> Vec<(IpNet, WireguardKey)> {
+                let peers = observed.link.iter().flat_map(|link| &link.peers);
+                peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(|prefix| (*prefix, *key))).collect()
+            };
+            let right: BTreeSet<_> = holders(&observed)
+                .into_iter()
+                .filter(|(prefix, key)| desired.peers.get(key).is_some_and(|peer| peer.allowed_ips.contains(prefix)))
+                .collect();
+            let mut now = observed;
+            for step in steps {
+                now = now.after(&step.change);
+                let held = holders(&now);
+                prop_assert_eq!(held.iter().map(|(prefix, _)| prefix).collect::<BTreeSet<_>>().len(), held.len());
+                prop_assert!(right.is_subset(&held.into_iter().collect()), "after {}", step);
+            }
+        }
+
+        #[test]
+        fn a_live_peer_keeps_its_learned_endpoint_and_its_entry(desired in desired(), observed in observed()) {
+            let live = |key: &WireguardKey| {
+                observed.link.as_ref().and_then(|link| link.peers.get(key)).is_some_and(ObservedPeer::is_live)
+            };
+            for step in plan(&desired, &observed).steps {
+                match &step.change {
+                    Change::SetPeer(key, change) => prop_assert!(change.endpoint.is_none() || !live(key), "{}", step),
+                    Change::RemovePeer(key) => prop_assert!(!desired.peers.contains_key(key), "{}", step),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_moves_is_written_once_and_the_ruleset_stands_first() {
+        let name = |number: u64| format!("site-{number}").parse().unwrap();
+        let peer = |number, prefixes: &[u8]| {
+            let allowed_ips = prefixes.iter().map(|number| prefix(*number)).collect();
+            (key(number), DesiredPeer { name: name(number), endpoint: None, keepalive_s: 25, allowed_ips })
+        };
+        let before = Desired {
+            interface: "wattle0".parse().unwrap(),
+            public_key: key(0),
+            listen_port: 51820,
+            mtu: 1420,
+            addresses: ["10.99.0.1/16".parse().unwrap()].into(),
+            peers: [peer(1, &[1, 2]), peer(2, &[3])].into(),
+            routes: BTreeMap::new(),
+            forwarding: BTreeSet::new(),
+            ruleset: "one".to_owned(),
+        };
+        let first = plan(&before, &Observed::default());
+        assert!(matches!(first.steps[0].change, Change::SetRuleset(_)));
+        let observed = apply(&Observed::default(), &first);
+        let moved = Desired { peers: [peer(1, &[1]), peer(2, &[3, 2])].into(), ..before };
+        let changes: Vec<_> = plan(&moved, &observed).steps.into_iter().map(|step| step.change).collect();
+        let add = PeerChange { allowed_ips: AllowedIps::Add([prefix(2)].into()), ..PeerChange::default() };
+        assert_eq!(changes, [Change::SetPeer(key(2), add)]);
+    }
+}

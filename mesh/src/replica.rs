@@ -1,1 +1,444 @@
-//! x
+//! The agent's half of the stream: its own copy of the view, which believes only what holds together and what the nodes themselves signed.
+
+use std::{collections::BTreeMap, fmt};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use wattle_wire::{
+    enrol::Statement,
+    ids::{MeshId, NodeId, Position},
+    key::WireguardKey,
+    name::Name,
+    peer::{MeshSettings, Myself, Peer, View},
+    stream::{ByeReason, StreamMessage, ViewChange},
+    subnet::overlap,
+};
+
+use crate::admit::{InvalidStatement, verify_statement};
+
+/// What a node knows of its mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub position: Position,
+    pub mesh: MeshSettings,
+    pub myself: Myself,
+    pub peers: BTreeMap<NodeId, KnownPeer>,
+}
+
+/// A peer with what it signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    pub peer: Peer,
+    pub statement: Statement,
+}
+
+/// [`Known`] as it is kept on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stored {
+    pub position: Position,
+    pub view: View,
+}
+
+/// A node's copy of its view.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    mesh: MeshId,
+    own_key: WireguardKey,
+    known: Option<Known>,
+}
+
+/// What a message did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// Nothing to do; the position may have moved.
+    Unchanged,
+    /// The view changed. What was refused stays as it was.
+    Changed { refused: Vec<Refusal> },
+    /// The message does not follow what is known: ask for a snapshot.
+    Gap,
+    /// The revision contradicts itself; all stays as it was.
+    Rejected(Rejection),
+    /// The coordinator ended the stream.
+    Bye(ByeReason),
+}
+
+/// A peer whose new record is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub name: Name,
+    pub reason: RefusalReason,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "peer {} refused: {}", self.name, self.reason)
+    }
+}
+
+/// Why a peer's new record is not believed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum RefusalReason {
+    #[error(transparent)]
+    Statement(#[from] InvalidStatement),
+    #[error("it is signed by another identity than the one known")]
+    Identity,
+    #[error("its statement is older than the one known")]
+    Older,
+}
+
+/// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to the wrong peer.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Rejection {
+    #[error("the view is of another mesh")]
+    Mesh,
+    #[error("peer {0} has this node's own key")]
+    OwnKey(Name),
+    #[error("peers {0} and {1} have the same key")]
+    SameKey(Name, Name),
+    #[error("{0} is claimed by {1} and lies in {2} of {3}")]
+    Overlap(IpNet, Name, IpNet, Name),
+}
+
+impl Replica {
+    pub fn new(mesh: MeshId, own_key: WireguardKey) -> Self {
+        Self { mesh, own_key, known: None }
+    }
+
+    /// Takes up what was kept on disk, as far as it holds. Returns what was refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`] when it contradicts itself; the replica then knows nothing.
+    pub fn restore(&mut self, stored: Stored) -> Result<Vec<Refusal>, Rejection> {
+        let message = StreamMessage::Snapshot { position: stored.position, view: stored.view, removed: Vec::new() };
+        match self.receive(message) {
+            Received::Changed { refused } => Ok(refused),
+            Received::Rejected(rejection) => Err(rejection),
+            Received::Unchanged | Received::Gap | Received::Bye(_) => Ok(Vec::new()),
+        }
+    }
+
+    pub fn known(&self) -> Option<&Known> {
+        self.known.as_ref()
+    }
+
+    /// How far the copy has come: what to ask the coordinator to go on from.
+    pub fn position(&self) -> Option<Position> {
+        self.known.as_ref().map(|known| known.position)
+    }
+
+    /// What to keep on disk.
+    pub fn stored(&self) -> Option<Stored> {
+        let known = self.known.as_ref()?;
+        let peers = known.peers.values().map(|known| known.peer.clone()).collect();
+        let view = View { mesh: known.mesh.clone(), myself: known.myself.clone(), peers };
+        Some(Stored { position: known.position, view })
+    }
+
+    /// Takes in a message. A removal is always explicit: a peer that is merely absent from a snapshot stays.
+    pub fn receive(&mut self, message: StreamMessage) -> Received {
+        match message {
+            StreamMessage::Snapshot { position, view, removed } => self.snapshot(position, view, removed),
+            StreamMessage::Delta { since, position, changes } => match &self.known {
+                Some(known) if known.position == since => self.delta(known.clone(), position, changes),
+                Some(_) | None => Received::Gap,
+            },
+            StreamMessage::Heartbeat { position } => match &mut self.known {
+                Some(known) => {
+                    known.position = position;
+                    Received::Unchanged
+                }
+                None => Received::Gap,
+            },
+            StreamMessage::Bye { reason } => Received::Bye(reason),
+            StreamMessage::Unknown => Received::Unchanged,
+        }
+    }
+
+    fn snapshot(&mut self, position: Position, view: View, removed: Vec<NodeId>) -> Received {
+        let peers = self.known.as_ref().map(|known| known.peers.clone()).unwrap_or_default();
+        let next = Known { position, mesh: view.mesh, myself: view.myself, peers };
+        let removed = removed.into_iter().map(ViewChange::PeerRemoved);
+        let changes = view.peers.into_iter().map(ViewChange::Peer).chain(removed).collect();
+        self.delta(next, position, changes)
+    }
+
+    fn delta(&mut self, mut next: Known, position: Position, changes: Vec<ViewChange>) -> Received {
+        let mut refused = Vec::new();
+        for change in changes {
+            match change {
+                ViewChange::Peer(peer) => match believe(&peer, self.mesh, next.peers.get(&peer.node)) {
+                    Ok(statement) => {
+                        next.peers.insert(peer.node, KnownPeer { peer, statement });
+                    }
+                    Err(reason) => refused.push(Refusal { name: peer.name, reason }),
+                },
+                ViewChange::PeerRemoved(node) => {
+                    next.peers.remove(&node);
+                }
+                ViewChange::Myself(myself) => next.myself = myself,
+                ViewChange::Mesh(mesh) => next.mesh = mesh,
+            }
+        }
+        if let Err(rejection) = self.check(&next) {
+            return Received::Rejected(rejection);
+        }
+        next.position = position;
+        self.known = Some(next);
+        Received::Changed { refused }
+    }
+
+    fn check(&self, next: &Known) -> Result<(), Rejection> {
+        if next.mesh.id != self.mesh {
+            return Err(Rejection::Mesh);
+        }
+        let mut keys: BTreeMap<WireguardKey, &Name> = BTreeMap::new();
+        for KnownPeer { peer, statement } in next.peers.values() {
+            if statement.wireguard_key == self.own_key {
+                return Err(Rejection::OwnKey(peer.name.clone()));
+            }
+            if let Some(other) = keys.insert(statement.wireguard_key, &peer.name) {
+                return Err(Rejection::SameKey(other.clone(), peer.name.clone()));
+            }
+        }
+        let own = prefixes(next.myself.tunnel_address, &next.myself.subnets).map(|prefix| (prefix, &next.myself.name));
+        let theirs = next
+            .peers
+            .values()
+            .flat_map(|KnownPeer { peer, .. }| prefixes(peer.tunnel_address, &peer.subnets).map(|prefix| (prefix, &peer.name)));
+        let mut claims: Vec<_> = own.chain(theirs).collect();
+        claims.sort();
+        // Sorted by address and then by length, a prefix that lies in another follows it or follows one that lies in it too.
+        for pair in claims.windows(2) {
+            if let [(outer, holder), (inner, claimant)] = pair
+                && overlap(*outer, *inner)
+            {
+                return Err(Rejection::Overlap(*inner, (*claimant).clone(), *outer, (*holder).clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All prefixes of a node: its tunnel address and its LANs.
+pub(crate) fn prefixes(tunnel_address: std::net::Ipv4Addr, subnets: &[wattle_wire::subnet::Subnet]) -> impl Iterator<Item = IpNet> {
+    std::iter::once(IpNet::from(std::net::IpAddr::V4(tunnel_address))).chain(subnets.iter().map(|subnet| subnet.net()))
+}
+
+fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>) -> Result<Statement, RefusalReason> {
+    if let Some(known) = known
+        && known.peer.statement == peer.statement
+    {
+        return Ok(known.statement.clone());
+    }
+    let statement = verify_statement(&peer.statement, mesh)?;
+    match known {
+        Some(known) if known.statement.identity != statement.identity => Err(RefusalReason::Identity),
+        Some(known) if known.statement.sequence >= statement.sequence => Err(RefusalReason::Older),
+        Some(_) | None => Ok(statement),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wattle_wire::enrol::SignedStatement;
+
+    use super::*;
+    use crate::{
+        directory::RecordChange,
+        feed::{Feed, Next},
+        testing::{Keys, MESH, directory_of, node_id, node_record},
+        view,
+    };
+
+    /// Node 1's replica and the feed it follows, in a mesh of three.
+    fn world() -> (Replica, Feed) {
+        let feed = Feed::new(directory_of(3), Position { epoch: 1, revision: 10 }, []);
+        let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
+        let message = next(&feed, replica.position());
+        assert_eq!(replica.receive(message), Received::Changed { refused: vec![] });
+        (replica, feed)
+    }
+
+    fn next(feed: &Feed, since: Option<Position>) -> StreamMessage {
+        match feed.next(node_id(1), since) {
+            Next::Message(message) => message,
+            other => panic!("expected a message, got {other:?}"),
+        }
+    }
+
+    fn peers(replica: &Replica) -> Vec<Peer> {
+        replica.stored().unwrap().view.peers
+    }
+
+    #[test]
+    fn a_removed_peer_goes_and_an_absent_one_stays() {
+        let (mut replica, mut feed) = world();
+        let before = peers(&replica);
+        let mut shrunken = view::view(feed.directory(), node_id(1)).unwrap();
+        shrunken.peers.clear();
+        let snapshot = StreamMessage::Snapshot { position: feed.position(), view: shrunken, removed: vec![] };
+        assert_eq!(replica.receive(snapshot), Received::Changed { refused: vec![] });
+        assert_eq!(peers(&replica), before);
+
+        feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))]).unwrap();
+        assert_eq!(replica.receive(next(&feed, replica.position())), Received::Changed { refused: vec![] });
+        assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(3)]);
+    }
+
+    #[test]
+    fn a_delta_that_does_not_follow_is_a_gap() {
+        let (mut replica, mut feed) = world();
+        feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))]).unwrap();
+        let missed = feed.position();
+        feed.advance(12, &[RecordChange::NodeRevoked(node_id(3))]).unwrap();
+        let before = replica.stored().unwrap().view;
+        assert_eq!(replica.receive(next(&feed, Some(missed))), Received::Gap);
+        assert_eq!(replica.stored().unwrap().view, before);
+        let mut empty = Replica::new(MESH, Keys::of(1).wireguard_key());
+        assert_eq!(empty.receive(StreamMessage::Heartbeat { position: missed }), Received::Gap);
+    }
+
+    #[test]
+    fn a_key_that_its_node_did_not_sign_is_refused_and_the_old_one_stays() {
+        let (mut replica, feed) = world();
+        let before = peers(&replica);
+        let peer_with = |statement: SignedStatement| {
+            let peer = Peer { statement, ..before[0].clone() };
+            let since = feed.position();
+            StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] }
+        };
+        let swapped = Keys { identity: Keys::of(2).identity, wireguard: Keys::of(66).wireguard };
+        let mut forged = swapped.statement(2);
+        forged.signature = before[0].statement.signature;
+        for (statement, reason) in [
+            (forged, RefusalReason::Statement(InvalidStatement::Signature)),
+            (Keys::of(66).statement(2), RefusalReason::Identity),
+            (swapped.statement(1), RefusalReason::Older),
+        ] {
+            let refused = vec![Refusal { name: before[0].name.clone(), reason }];
+            assert_eq!(replica.receive(peer_with(statement)), Received::Changed { refused });
+            assert_eq!(peers(&replica), before);
+        }
+        assert_eq!(replica.receive(peer_with(swapped.statement(2))), Received::Changed { refused: vec![] });
+        assert_ne!(peers(&replica), before);
+    }
+
+    #[test]
+    fn a_revision_that_contradicts_itself_changes_nothing() {
+        let (mut replica, feed) = world();
+        let before = peers(&replica);
+        let since = feed.position();
+        let mut receive = |change: Peer| {
+            let message = StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(change)] };
+            replica.receive(message)
+        };
+        let [second, third] = [before[0].clone(), before[1].clone()];
+        let own_key = Peer { node: node_id(9), statement: Keys::of(1).statement(1), ..second.clone() };
+        assert_eq!(receive(own_key), Received::Rejected(Rejection::OwnKey(second.name.clone())));
+        let same_key = Peer { node: node_id(9), ..second.clone() };
+        assert!(matches!(receive(same_key), Received::Rejected(Rejection::SameKey(..))));
+        let same_prefix = Peer { subnets: second.subnets.clone(), ..third.clone() };
+        assert!(matches!(receive(same_prefix), Received::Rejected(Rejection::Overlap(..))));
+        let inside = Peer { subnets: vec!["10.2.0.128/25".parse().unwrap(), "10.77.0.0/24".parse().unwrap()], ..third.clone() };
+        assert!(matches!(receive(inside), Received::Rejected(Rejection::Overlap(..))));
+        let own_lan = Peer { subnets: vec!["10.1.0.0/24".parse().unwrap()], ..third };
+        assert!(matches!(receive(own_lan), Received::Rejected(Rejection::Overlap(..))));
+        assert_eq!(peers(&replica), before);
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        /// What may happen to a mesh and to one replica of it.
+        #[derive(Clone, Debug)]
+        enum Happening {
+            Enrol(u64),
+            Revoke(u64),
+            MoveSubnet(u64, u8),
+            ChangeKeepalive(u16),
+            /// The replica hears the next message.
+            Listen,
+            /// The agent restarts from disk.
+            Restart,
+            /// The coordinator restarts, and remembers only this many of the newest revisions.
+            CoordinatorRestarts(usize),
+        }
+
+        fn happening() -> impl Strategy<Value = Happening> {
+            prop_oneof![
+                (2..20u64).prop_map(Happening::Enrol),
+                (2..20u64).prop_map(Happening::Revoke),
+                ((1..20u64), (0..4u8)).prop_map(|(node, third)| Happening::MoveSubnet(node, third)),
+                (0..60u16).prop_map(Happening::ChangeKeepalive),
+                Just(Happening::Listen),
+                Just(Happening::Listen),
+                Just(Happening::Restart),
+                (0..4usize).prop_map(Happening::CoordinatorRestarts),
+            ]
+        }
+
+        proptest! {
+            #[test]
+            fn the_replica_equals_the_view_after_any_history_and_any_disconnects(history in prop::collection::vec(happening(), 0..60)) {
+                let (mut replica, mut feed) = world();
+                let mut changes: Vec<(i64, Vec<RecordChange>)> = Vec::new();
+                let mut ever = 3u64;
+                for happening in history {
+                    let change = match happening {
+                        Happening::Enrol(node) if !feed.directory().nodes.contains_key(&node_id(node))
+                            && !feed.directory().revoked.contains(&node_id(node)) => {
+                            ever = ever.max(node);
+                            let (site, node) = node_record(node);
+                            Some(vec![RecordChange::Site(site), RecordChange::Node(node)])
+                        }
+                        Happening::Revoke(node) if feed.directory().nodes.contains_key(&node_id(node)) => {
+                            Some(vec![RecordChange::NodeRevoked(node_id(node)), RecordChange::SiteRemoved(node_record(node).0.id)])
+                        }
+                        Happening::MoveSubnet(node, third) if feed.directory().nodes.contains_key(&node_id(node)) => {
+                            let (mut site, _) = node_record(node);
+                            site.subnets = vec![format!("10.{node}.{third}.0/24").parse().unwrap()];
+                            Some(vec![RecordChange::Site(site)])
+                        }
+                        Happening::ChangeKeepalive(keepalive_s) => {
+                            let mesh = MeshSettings { keepalive_s, ..feed.directory().mesh.clone() };
+                            Some(vec![RecordChange::Mesh(mesh)])
+                        }
+                        Happening::Listen => {
+                            if let Next::Message(message) = feed.next(node_id(1), replica.position()) {
+                                let received = replica.receive(message);
+                                prop_assert!(matches!(received, Received::Unchanged | Received::Changed { .. }), "{received:?}");
+                            }
+                            None
+                        }
+                        Happening::Restart => {
+                            let stored = replica.stored().unwrap();
+                            replica = Replica::new(MESH, Keys::of(1).wireguard_key());
+                            prop_assert_eq!(replica.restore(stored), Ok(vec![]));
+                            None
+                        }
+                        Happening::CoordinatorRestarts(remembered) => {
+                            let newest = changes[changes.len().saturating_sub(remembered)..].to_vec();
+                            feed = Feed::new(feed.directory().clone(), feed.position(), newest);
+                            None
+                        }
+                        Happening::Enrol(_) | Happening::Revoke(_) | Happening::MoveSubnet(..) => None,
+                    };
+                    if let Some(change) = change {
+                        let revision = feed.position().revision + 1;
+                        feed.advance(revision, &change).unwrap();
+                        changes.push((revision, change));
+                    }
+                }
+                if let Next::Message(message) = feed.next(node_id(1), replica.position()) {
+                    replica.receive(message);
+                }
+                prop_assert_eq!(replica.position(), Some(feed.position()));
+                prop_assert_eq!(replica.stored().unwrap().view, view::view(feed.directory(), node_id(1)).unwrap());
+            }
+        }
+    }
+}

@@ -135,12 +135,12 @@ pub struct Link {
 }
 
 impl Link {
-    /// An interface as it is right after its creation.
+    /// An interface right after its creation, of whose MTU nothing is known.
     pub fn new(device: DeviceKind) -> Self {
         Self {
             device,
             up: false,
-            mtu: 1420,
+            mtu: 0,
             addresses: BTreeSet::new(),
             routes: BTreeMap::new(),
             public_key: None,
@@ -225,5 +225,82 @@ pub enum AllowedIps {
 impl AllowedIps {
     fn is_untouched(&self) -> bool {
         *self == Self::Untouched
+    }
+}
+
+impl Observed {
+    /// The model of what a step does to a host, as the kernel does it: a prefix belongs to one peer at a time, and moves to whom it is given last.
+    #[must_use]
+    pub fn after(mut self, change: &Change) -> Self {
+        match change {
+            Change::SetRuleset(text) => self.ruleset = ObservedRuleset::Intact(text.clone()),
+            Change::EnableForwarding(family) => {
+                self.forwarding.insert(*family);
+            }
+            Change::CreateLink => self.link = Some(Link::new(DeviceKind::Kernel)),
+            Change::SetPrivateKey(_)
+            | Change::SetListenPort(_)
+            | Change::SetMtu(_)
+            | Change::AddAddress(_)
+            | Change::RemoveAddress(_)
+            | Change::SetUp
+            | Change::SetRoute(..)
+            | Change::RemoveRoute(_)
+            | Change::SetPeer(..)
+            | Change::RemovePeer(_) => self.link = self.link.map(|link| link.after(change)),
+        }
+        self
+    }
+}
+
+impl Link {
+    fn after(mut self, change: &Change) -> Self {
+        match change {
+            Change::SetPrivateKey(key) => {
+                self.peers.remove(key);
+                self.public_key = Some(*key);
+            }
+            Change::SetListenPort(port) => self.listen_port = *port,
+            Change::SetMtu(mtu) => self.mtu = *mtu,
+            Change::AddAddress(address) => {
+                self.addresses.insert(*address);
+            }
+            Change::RemoveAddress(address) => {
+                self.addresses.remove(address);
+            }
+            Change::SetUp => self.up = true,
+            Change::SetRoute(prefix, source) => {
+                self.routes.insert(*prefix, *source);
+            }
+            Change::RemoveRoute(prefix) => {
+                self.routes.remove(prefix);
+            }
+            Change::SetPeer(key, change) => self.set_peer(*key, change),
+            Change::RemovePeer(key) => {
+                self.peers.remove(key);
+            }
+            Change::SetRuleset(_) | Change::EnableForwarding(_) | Change::CreateLink => {}
+        }
+        self
+    }
+
+    fn set_peer(&mut self, key: WireguardKey, change: &PeerChange) {
+        let mut peer = self.peers.remove(&key).unwrap_or_default();
+        peer.endpoint = change.endpoint.or(peer.endpoint);
+        peer.keepalive_s = change.keepalive_s.unwrap_or(peer.keepalive_s);
+        peer.has_psk &= !change.clear_psk;
+        let given = match &change.allowed_ips {
+            AllowedIps::Untouched => &BTreeSet::new(),
+            AllowedIps::Add(prefixes) => prefixes,
+            AllowedIps::Replace(prefixes) => {
+                peer.allowed_ips.clear();
+                prefixes
+            }
+        };
+        peer.allowed_ips.extend(given);
+        for other in self.peers.values_mut() {
+            other.allowed_ips.retain(|prefix| !given.contains(prefix));
+        }
+        self.peers.insert(key, peer);
     }
 }

@@ -1,15 +1,24 @@
 //! Keys and records for tests, the same at each run.
 
+use std::collections::BTreeMap;
+
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use chrono::DateTime;
 use uuid::Uuid;
 use wattle_wire::{
+    admin::NodeState,
     enrol::{SignedStatement, Statement},
-    ids::MeshId,
+    ids::{MeshId, NodeId, SiteId},
     key::{IdentityKey, WireguardKey},
+    name::Name,
+    peer::MeshSettings,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::admit;
+use crate::{
+    admit,
+    directory::{Directory, NodeRecord, RecordChange, SiteRecord},
+};
 
 pub(crate) const MESH: MeshId = MeshId(Uuid::from_u128(0xa1));
 
@@ -39,4 +48,50 @@ impl Keys {
         let statement = Statement { mesh: MESH, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence };
         admit::sign_statement(&statement, &self.identity).unwrap()
     }
+}
+
+pub(crate) fn node_id(number: u64) -> NodeId {
+    NodeId(Uuid::from_u128(u128::from(number)))
+}
+
+/// Site and node of a number: LAN `10.<number>.0.0/24`, tunnel address `10.99.0.<number>`.
+pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
+    let keys = Keys::of(number);
+    let name: Name = format!("site-{number}").parse().unwrap();
+    let site = SiteRecord {
+        id: SiteId(Uuid::from_u128(u128::from(number) << 64)),
+        name: name.clone(),
+        description: String::new(),
+        labels: BTreeMap::new(),
+        endpoint: Some(format!("203.0.113.{number}:51820").parse().unwrap()),
+        subnets: vec![format!("10.{number}.0.0/24").parse().unwrap()],
+        tunnel_address: format!("10.99.0.{number}").parse().unwrap(),
+        created_at: DateTime::UNIX_EPOCH,
+    };
+    let node = NodeRecord {
+        id: node_id(number),
+        site: site.id,
+        name,
+        state: NodeState::Active,
+        tunnel_address: site.tunnel_address,
+        identity_key: keys.identity_key(),
+        wireguard_key: keys.wireguard_key(),
+        statement: keys.statement(1),
+        endpoint: None,
+        agent_version: "0".to_owned(),
+        generation: 1,
+        enrolled_at: DateTime::UNIX_EPOCH,
+    };
+    (site, node)
+}
+
+/// A mesh of the nodes 1 to `count`, each of its own site.
+pub(crate) fn directory_of(count: u64) -> Directory {
+    let mesh = MeshSettings { id: MESH, tunnel_prefix: "10.99.0.0/16".parse().unwrap(), listen_port: 51820, keepalive_s: 25 };
+    let mut directory = Directory::new(mesh);
+    for (site, node) in (1..=count).map(node_record) {
+        directory.apply(&RecordChange::Site(site));
+        directory.apply(&RecordChange::Node(node));
+    }
+    directory
 }

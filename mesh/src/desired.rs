@@ -1,0 +1,110 @@
+//! What the host should be, from what its node knows.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use wattle_wire::key::WireguardKey;
+
+use crate::{
+    replica::{Known, KnownPeer, prefixes},
+    ruleset::ruleset,
+    state::{Desired, DesiredPeer, Family, InterfaceName},
+};
+
+/// Bytes of a packet inside the tunnel on a path of 1,500: less 80 for the outer IPv6, UDP and WireGuard headers, as wg-quick does.
+pub const DEFAULT_MTU: u32 = 1420;
+
+/// What only the host itself knows.
+#[derive(Clone, Debug)]
+pub struct Local {
+    pub interface: InterfaceName,
+    /// Public half of this node's WireGuard key.
+    pub public_key: WireguardKey,
+    /// Addresses of the host's other interfaces.
+    pub addresses: Vec<IpNet>,
+}
+
+/// What the host should be.
+pub fn desired(known: &Known, local: &Local) -> Desired {
+    let subnets: Vec<IpNet> = known.myself.subnets.iter().map(|subnet| subnet.net()).collect();
+    let lan_source = |prefix: IpNet| {
+        let mut addresses = local.addresses.iter().map(IpNet::addr);
+        addresses.find(|address| address.is_ipv4() == prefix.addr().is_ipv4() && subnets.iter().any(|subnet| subnet.contains(address)))
+    };
+    let remote_subnets = known.peers.values().flat_map(|KnownPeer { peer, .. }| peer.subnets.iter().map(|subnet| subnet.net()));
+    let routes = remote_subnets.map(|prefix| (prefix, lan_source(prefix))).collect();
+    let peers = known.peers.values().map(|known_peer| {
+        let KnownPeer { peer, statement } = known_peer;
+        let desired = DesiredPeer {
+            name: peer.name.clone(),
+            endpoint: peer.endpoint.map(|endpoint| endpoint.socket()),
+            keepalive_s: known.mesh.keepalive_s,
+            allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).collect(),
+        };
+        (statement.wireguard_key, desired)
+    });
+    let peers = peers.collect();
+    let remote: BTreeSet<IpNet> =
+        known.peers.values().flat_map(|KnownPeer { peer, .. }| prefixes(peer.tunnel_address, &peer.subnets)).collect();
+    Desired {
+        interface: local.interface.clone(),
+        public_key: local.public_key,
+        listen_port: known.myself.endpoint.map_or(known.mesh.listen_port, |endpoint| endpoint.socket().port()),
+        mtu: DEFAULT_MTU,
+        addresses: [tunnel_address(known)].into(),
+        peers,
+        routes,
+        forwarding: subnets.iter().map(|subnet| Family::from(*subnet)).collect(),
+        ruleset: ruleset(&local.interface, &subnets.into_iter().collect(), &remote),
+    }
+}
+
+/// The tunnel address with the length of the mesh's prefix, so that the kernel makes the route to all other tunnel addresses.
+fn tunnel_address(known: &Known) -> IpNet {
+    let address = known.myself.tunnel_address;
+    match Ipv4Net::new(address, known.mesh.tunnel_prefix.prefix_len()) {
+        Ok(net) => IpNet::V4(net),
+        Err(_) => IpNet::from(IpAddr::V4(address)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use wattle_wire::{ids::Position, stream::StreamMessage};
+
+    use super::*;
+    use crate::{
+        replica::Replica,
+        testing::{Keys, MESH, directory_of, node_id},
+        view,
+    };
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_gateway_of_three_sites_carries_exactly_the_other_two() {
+        let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
+        let view = view::view(&directory_of(3), node_id(1)).unwrap();
+        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        let local = Local {
+            interface: "wattle0".parse().unwrap(),
+            public_key: Keys::of(1).wireguard_key(),
+            addresses: vec![net("203.0.113.1/24"), net("10.1.0.1/24"), net("fd00::1/64")],
+        };
+        let desired = desired(replica.known().unwrap(), &local);
+        let allowed: BTreeMap<_, _> = desired.peers.values().map(|peer| (peer.name.to_string(), peer.allowed_ips.clone())).collect();
+        let expected = [
+            ("site-2".to_owned(), [net("10.99.0.2/32"), net("10.2.0.0/24")].into()),
+            ("site-3".to_owned(), [net("10.99.0.3/32"), net("10.3.0.0/24")].into()),
+        ];
+        assert_eq!(allowed, expected.into());
+        assert_eq!(desired.addresses, [net("10.99.0.1/16")].into());
+        let source = Some("10.1.0.1".parse().unwrap());
+        assert_eq!(desired.routes, [(net("10.2.0.0/24"), source), (net("10.3.0.0/24"), source)].into());
+        assert_eq!(desired.forwarding, [Family::V4].into());
+    }
+}
