@@ -1,0 +1,275 @@
+//! The host's network as the agent drives it: one WireGuard interface, its addresses and routes, forwarding, one nftables table.
+
+mod forwarding;
+mod link;
+mod made;
+mod nft;
+mod userspace;
+mod wireguard;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use ipnet::IpNet;
+use link::{Found, Kind, Tables};
+use made::{MadeInterface, Memory};
+use nix::errno::Errno;
+use tracing::info;
+use wattle_mesh::state::{AllowedIps, Change, InterfaceName, Link, Observed, PeerChange};
+use wattle_wire::report::DeviceKind;
+use wireguard::{Dump, Write};
+use zeroize::Zeroizing;
+
+const NEEDS_NET_ADMIN: &str = "the agent needs CAP_NET_ADMIN: run it as root or by its systemd unit";
+
+/// The host's network as the agent drives it.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    interface: InterfaceName,
+    state_dir: PathBuf,
+    memory: Memory,
+}
+
+impl Kernel {
+    /// `state_dir` holds `made.json`, what the agent made on this host, and `device.log`, the last userspace device's words.
+    pub(crate) fn new(interface: InterfaceName, state_dir: &Path) -> anyhow::Result<Self> {
+        Ok(Self { interface, state_dir: state_dir.to_owned(), memory: Memory::new(state_dir)? })
+    }
+
+    /// The host as it is. An interface of our name that is not WireGuard, or behind which no device answers, counts as none.
+    pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
+        let made = self.memory.recall()?;
+        Ok(Observed {
+            link: self.observe_link().await?,
+            forwarding: forwarding::observe()?,
+            ruleset: nft::observe(made.ruleset.as_ref()).await?,
+        })
+    }
+
+    /// Takes one step. `private_key` is read for [`Change::SetPrivateKey`] only.
+    pub(crate) async fn apply(&self, change: &Change, private_key: &Zeroizing<[u8; 32]>) -> anyhow::Result<()> {
+        let interface = &self.interface;
+        match change {
+            Change::SetRuleset(text) => {
+                let made = nft::replace(text).await.context("cannot set the table inet wattle")?;
+                self.memory.change(|memory| memory.ruleset = Some(made))
+            }
+            Change::CreateLink => self.create_link().await.with_context(|| format!("cannot make the interface {interface}")),
+            Change::SetPrivateKey(public_key) => {
+                if wireguard::public_half(private_key) != Some(*public_key) {
+                    bail!("the private key at hand is not that of {public_key}");
+                }
+                self.write(&Write::PrivateKey(private_key)).await.with_context(|| format!("cannot set the private key of {interface}"))
+            }
+            Change::SetListenPort(port) => self.write(&Write::ListenPort(*port)).await.with_context(|| {
+                format!("cannot listen on UDP port {port}: if the address is in use, `ss -lunp sport = :{port}` tells by whom")
+            }),
+            Change::SetMtu(bytes) => {
+                let (tables, index) = self.link_index().await?;
+                let set = tables.set_mtu(index, *bytes).await;
+                set.map_err(explained).with_context(|| format!("cannot set the MTU of {interface} to {bytes}"))
+            }
+            Change::AddAddress(address) => {
+                let (tables, index) = self.link_index().await?;
+                let added = tables.add_address(index, *address).await.map_err(|error| explained_for(error, *address));
+                added.with_context(|| format!("cannot add the address {address} to {interface}"))
+            }
+            Change::RemoveAddress(address) => {
+                let (tables, index) = self.link_index().await?;
+                tables
+                    .remove_address(index, *address)
+                    .await
+                    .with_context(|| format!("cannot remove the address {address} from {interface}"))
+            }
+            Change::SetUp => {
+                let (tables, index) = self.link_index().await?;
+                tables.set_up(index).await.map_err(explained).with_context(|| format!("cannot bring {interface} up"))
+            }
+            Change::EnableForwarding(family) => forwarding::enable(*family, &self.memory).context("cannot switch forwarding on"),
+            Change::SetRoute(prefix, source) => {
+                let (tables, index) = self.link_index().await?;
+                tables.set_route(index, *prefix, *source).await.with_context(|| format!("cannot route {prefix} over {interface}"))
+            }
+            Change::RemoveRoute(prefix) => {
+                let (tables, index) = self.link_index().await?;
+                tables.remove_route(index, *prefix).await.with_context(|| format!("cannot remove the route to {prefix} over {interface}"))
+            }
+            Change::SetPeer(key, peer) => self
+                .write(&Write::Peer(key, peer))
+                .await
+                .with_context(|| format!("cannot set {} of the peer {key} on {interface}", named(peer))),
+            Change::RemovePeer(key) => {
+                self.write(&Write::RemovePeer(key)).await.with_context(|| format!("cannot remove the peer {key} from {interface}"))
+            }
+        }
+    }
+
+    /// Addresses of the host's other interfaces, to choose route sources from: neither loopback nor link-local ones.
+    pub(crate) async fn host_addresses(&self) -> anyhow::Result<Vec<IpNet>> {
+        let tables = Tables::open()?;
+        let but = tables.find(&self.interface).await?.map(|found| found.index);
+        tables.addresses_elsewhere(but).await
+    }
+
+    /// Takes away what the agent made and nothing else, and says in words what that was. A second call finds nothing to do.
+    pub(crate) async fn down(&self) -> anyhow::Result<Vec<String>> {
+        let made = self.memory.recall()?;
+        let mut done = Vec::new();
+        if made.interface.is_some() && self.remove_link(made.interface.as_ref()).await? {
+            done.push(format!("removed the interface {}", self.interface));
+        }
+        if made.ruleset.is_some() && nft::remove().await? {
+            done.push("removed the nftables table inet wattle".to_owned());
+        }
+        done.extend(forwarding::restore(&made.sysctls)?);
+        self.memory.forget()?;
+        Ok(done)
+    }
+
+    async fn observe_link(&self) -> anyhow::Result<Option<Link>> {
+        let tables = Tables::open()?;
+        let Some(found) = tables.find(&self.interface).await? else { return Ok(None) };
+        let Some((device, Dump { public_key, listen_port, peers })) = self.dump(&found).await? else { return Ok(None) };
+        Ok(Some(Link {
+            device,
+            up: found.up,
+            mtu: found.mtu,
+            addresses: tables.addresses(found.index).await?,
+            routes: tables.routes(found.index).await?,
+            public_key,
+            listen_port,
+            peers,
+        }))
+    }
+
+    /// The WireGuard device of an interface, if it is one.
+    async fn dump(&self, found: &Found) -> anyhow::Result<Option<(DeviceKind, Dump)>> {
+        let Some(kind) = device_kind(found) else { return Ok(None) };
+        Ok(wireguard::dump(&self.interface, kind).await?.map(|dump| (kind, dump)))
+    }
+
+    async fn create_link(&self) -> anyhow::Result<()> {
+        let tables = Tables::open()?;
+        if let Some(found) = tables.find(&self.interface).await? {
+            if self.dump(&found).await?.is_some() {
+                return Ok(());
+            }
+            // A device that does not answer: only if it is ours may it go.
+            self.end_device().await?;
+        } else {
+            // A device whose interface was deleted is ending by itself; the new one needs its socket.
+            self.end_device().await?;
+        }
+        if let Some(found) = tables.find(&self.interface).await? {
+            let what =
+                if let Kind::Other(kind) = found.kind { format!("of kind {kind}") } else { "behind which no device answers".to_owned() };
+            bail!("there is an interface {} already, {what}, which Wattle did not make: remove it, or choose another name", self.interface);
+        }
+
+        self.memory.change(|made| made.interface = Some(MadeInterface::Kernel))?;
+        match tables.add_wireguard(&self.interface).await {
+            Ok(()) => {
+                info!(interface = %self.interface, "made a WireGuard interface of the kernel");
+                return Ok(());
+            }
+            Err(error) if has_no_wireguard(&error) => {}
+            Err(error) => {
+                self.memory.change(|made| made.interface = None)?;
+                return Err(explained(error));
+            }
+        }
+        self.memory.change(|made| made.interface = Some(MadeInterface::Userspace { process: None }))?;
+        let process = userspace::start(&self.interface, &self.state_dir).await?;
+        self.memory.change(|made| made.interface = Some(MadeInterface::Userspace { process: Some(process) }))?;
+        info!(interface = %self.interface, process, "made a userspace WireGuard interface: this kernel has no WireGuard");
+        Ok(())
+    }
+
+    /// Ends the userspace device, whether its interface is still there or not. The memory may have been written before the process was
+    /// known, so who answers on the socket counts too; either must prove to be a device of this interface.
+    async fn end_device(&self) -> anyhow::Result<()> {
+        let made = self.memory.recall()?;
+        let Some(MadeInterface::Userspace { process }) = made.interface else { return Ok(()) };
+        for process in process.into_iter().chain(userspace::process_id(&self.interface).await) {
+            userspace::end(&self.interface, process).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether there was one.
+    async fn remove_link(&self, made: Option<&MadeInterface>) -> anyhow::Result<bool> {
+        let tables = Tables::open()?;
+        let found = tables.find(&self.interface).await?;
+        self.end_device().await?;
+        if let (Some(MadeInterface::Kernel), Some(Found { kind: Kind::Wireguard, index, .. })) = (made, &found) {
+            let removed = tables.remove(*index).await.map_err(explained);
+            removed.with_context(|| format!("cannot remove the interface {}", self.interface))?;
+        }
+        Ok(found.is_some() && tables.find(&self.interface).await?.is_none())
+    }
+
+    async fn write(&self, what: &Write<'_>) -> anyhow::Result<()> {
+        let tables = Tables::open()?;
+        let found = tables.find(&self.interface).await?.with_context(|| format!("there is no interface {}", self.interface))?;
+        let kind = device_kind(&found).with_context(|| format!("the interface {} is not WireGuard", self.interface))?;
+        wireguard::write(&self.interface, kind, what).await
+    }
+
+    async fn link_index(&self) -> anyhow::Result<(Tables, u32)> {
+        let tables = Tables::open()?;
+        let index = tables.index(&self.interface).await?;
+        Ok((tables, index))
+    }
+}
+
+fn device_kind(found: &Found) -> Option<DeviceKind> {
+    match found.kind {
+        Kind::Wireguard => Some(DeviceKind::Kernel),
+        Kind::Tun => Some(DeviceKind::Userspace),
+        Kind::Other(_) => None,
+    }
+}
+
+/// Whether the error of making a WireGuard interface means that the kernel knows no such kind. `EPERM` is not of them: a process that may
+/// not make interfaces may not make a TUN interface either, and its error says what to do.
+fn has_no_wireguard(error: &io::Error) -> bool {
+    let codes = [Errno::EOPNOTSUPP, Errno::ENODEV, Errno::EAFNOSUPPORT, Errno::EPROTONOSUPPORT];
+    codes.into_iter().any(|code| error.raw_os_error() == Some(code as i32))
+}
+
+/// What a change of a peer is about, in words.
+fn named(peer: &PeerChange) -> String {
+    let mut parts = Vec::new();
+    if let Some(endpoint) = peer.endpoint {
+        parts.push(format!("the endpoint {endpoint}"));
+    }
+    if let Some(seconds) = peer.keepalive_s {
+        parts.push(format!("the keepalive {seconds} s"));
+    }
+    if peer.allowed_ips != AllowedIps::Untouched {
+        parts.push("the prefixes".to_owned());
+    }
+    if peer.clear_psk {
+        parts.push("no preshared key".to_owned());
+    }
+    if parts.is_empty() { "the presence".to_owned() } else { parts.join(" and ") }
+}
+
+/// The error, with what to do about it where that is known.
+fn explained(error: io::Error) -> anyhow::Error {
+    if error.raw_os_error() == Some(Errno::EPERM as i32) {
+        return anyhow::Error::new(error).context(NEEDS_NET_ADMIN);
+    }
+    error.into()
+}
+
+fn explained_for(error: io::Error, address: IpNet) -> anyhow::Error {
+    let refused = [Errno::EACCES, Errno::EOPNOTSUPP].into_iter().any(|code| error.raw_os_error() == Some(code as i32));
+    if refused && address.addr().is_ipv6() {
+        return anyhow::Error::new(error).context("IPv6 is switched off here: see net.ipv6.conf.all.disable_ipv6");
+    }
+    explained(error)
+}

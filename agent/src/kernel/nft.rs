@@ -1,0 +1,102 @@
+//! The table `inet wattle`, through the `nft` program: one transaction for each change.
+
+use std::{io, process::Stdio, time::Duration};
+
+use anyhow::{Context, bail};
+use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+use wattle_mesh::state::ObservedRuleset;
+
+use super::made::MadeRuleset;
+
+/// Where `nft` is; the PATH of a person who is not root has no `sbin`.
+const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
+const LIMIT: Duration = Duration::from_secs(30);
+/// Makes the table if there is none and deletes it: what follows in the same transaction starts from nothing, and no packet sees a gap.
+const START_AFRESH: &str = "table inet wattle\ndelete table inet wattle\n";
+
+/// Compares the table with what it was right after it was made.
+pub(super) async fn observe(made: Option<&MadeRuleset>) -> anyhow::Result<ObservedRuleset> {
+    let listing = match list().await {
+        Ok(listing) => listing,
+        // Where there is no nft, there is no table of ours; making one will say what is missing.
+        Err(error) if is_missing(&error) => None,
+        Err(error) => return Err(error),
+    };
+    Ok(match (listing, made) {
+        (None, _) => ObservedRuleset::Absent,
+        (Some(listing), Some(made)) if made.listing == listing => ObservedRuleset::Intact(made.text.clone()),
+        (Some(_), _) => ObservedRuleset::Altered,
+    })
+}
+
+/// Replaces the table, or makes it. Gives what to remember of it.
+pub(super) async fn replace(text: &str) -> anyhow::Result<MadeRuleset> {
+    run(&["-f", "-"], &format!("{START_AFRESH}{text}\n")).await?.context("nft refused the table inet wattle")?;
+    let listing = list().await?.context("the table inet wattle is gone right after it was made")?;
+    Ok(MadeRuleset { text: text.to_owned(), listing })
+}
+
+/// Whether there was one.
+pub(super) async fn remove() -> anyhow::Result<bool> {
+    if list().await?.is_none() {
+        return Ok(false);
+    }
+    run(&["-f", "-"], START_AFRESH).await?.context("nft cannot delete the table inet wattle")?;
+    Ok(true)
+}
+
+/// The table without its counters; nothing means there is none.
+async fn list() -> anyhow::Result<Option<String>> {
+    match run(&["-s", "list", "table", "inet", "wattle"], "").await? {
+        Ok(listing) => Ok(Some(listing)),
+        Err(complaint) if complaint.0.contains("No such file or directory") => Ok(None),
+        Err(complaint) => Err(complaint).context("nft cannot list the table inet wattle"),
+    }
+}
+
+/// What nft said when it refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Complaint(String);
+
+/// There is no nft.
+#[derive(Debug, thiserror::Error)]
+#[error("the program nft is missing: install the package nftables (`apt install nftables`)")]
+struct Missing;
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Missing>().is_some()
+}
+
+async fn run(arguments: &[&str], input: &str) -> anyhow::Result<Result<String, Complaint>> {
+    let mut child = None;
+    for program in PROGRAMS {
+        let mut command = Command::new(program);
+        command.args(arguments).env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            spawned => {
+                child = Some(spawned.context("cannot start nft")?);
+                break;
+            }
+        }
+    }
+    let Some(mut child) = child else { return Err(Missing.into()) };
+    let stdin = child.stdin.take();
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // An nft that refuses early closes its end; what it says about it is in its output.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+    };
+    let finished = timeout(LIMIT, async { tokio::join!(feed, child.wait_with_output()).1 }).await;
+    let output = finished.with_context(|| format!("nft did not end within {} s", LIMIT.as_secs()))?.context("cannot wait for nft")?;
+    if output.status.success() {
+        return Ok(Ok(String::from_utf8(output.stdout).context("nft's output is not UTF-8")?));
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if complaint.contains("Operation not permitted") {
+        bail!("nft was not permitted to ({complaint}): {}", super::NEEDS_NET_ADMIN);
+    }
+    Ok(Err(Complaint(complaint)))
+}

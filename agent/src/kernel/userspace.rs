@@ -1,0 +1,270 @@
+//! The userspace device as the agent sees it: its process, and the UAPI text protocol on its socket.
+//!
+//! `wireguard-control` speaks this protocol too, and is not used for it: where no device answers it starts `wireguard-go`, it has no time
+//! limits, it prints to stdout, and it loses the error number, which is all that tells a taken port from a bad request.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, OpenOptions},
+    io,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    process::Command,
+    time::{Instant, sleep, timeout},
+};
+use tracing::info;
+use wattle_mesh::state::{AllowedIps, InterfaceName};
+use zeroize::Zeroizing;
+
+use super::wireguard::{Dump, Write};
+use crate::device::socket_path;
+
+/// How long a device may take to answer. It answers in less than a millisecond; a busy host gets time.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// How long a new device may take until it answers first.
+const START_LIMIT: Duration = Duration::from_secs(15);
+/// How long a device may take to end after SIGTERM.
+const END_LIMIT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Everything that the device knows, or nothing if no device answers.
+pub(super) async fn dump(interface: &InterfaceName, now_s: u64) -> anyhow::Result<Option<Dump>> {
+    let answer = match ask(interface, "get=1\n\n").await {
+        Ok(answer) => answer,
+        Err(error) if nobody_answers(&error) => return Ok(None),
+        Err(error) => return Err(error).context("the userspace device does not tell its state"),
+    };
+    parse_dump(&answer, now_s).map(Some).context("the userspace device tells its state in words that make no sense")
+}
+
+/// Writes what it is told to and nothing else.
+pub(super) async fn write(interface: &InterfaceName, what: &Write<'_>) -> io::Result<()> {
+    let answer = ask(interface, &request(what)).await?;
+    match answer.lines().find_map(|line| line.strip_prefix("errno=")).and_then(|code| code.parse().ok()) {
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(code)),
+        None => Err(io::Error::new(io::ErrorKind::InvalidData, "the userspace device did not answer")),
+    }
+}
+
+/// Starts a device and waits until it answers. Gives its process id.
+///
+/// The process is the agent's own program in a session of its own: nothing that ends the agent ends it.
+pub(super) async fn start(interface: &InterfaceName, state_dir: &Path) -> anyhow::Result<u32> {
+    let log_path = state_dir.join("device.log");
+    let log = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&log_path);
+    let log = log.with_context(|| format!("cannot write {}", log_path.display()))?;
+    let program = own_program()?;
+    let mut command = std::process::Command::new(&program);
+    command.arg0("wattle-agent").arg("device").arg(interface.as_str());
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    // Only its own few lines: gotatun logs an error for each packet that it cannot deliver.
+    command.env_clear().env("RUST_LOG", "info,gotatun=off");
+    let mut child = Command::from(command).spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let pid = child.id().context("the userspace device ended at once")?;
+
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().context("cannot wait for the userspace device")? {
+            bail!("the userspace device ended with {status}: {}", last_words(&log_path));
+        }
+        if process_id(interface).await == Some(pid) {
+            break;
+        }
+        if Instant::now() > deadline {
+            end(interface, pid).await?;
+            bail!("the userspace device did not answer within {} s: {}", START_LIMIT.as_secs(), last_words(&log_path));
+        }
+        sleep(POLL).await;
+    }
+    // As long as this agent lives, it is the parent: without this a zombie would stay.
+    tokio::spawn(async move {
+        if let Ok(status) = child.wait().await {
+            info!(pid, %status, "the userspace device ended");
+        }
+    });
+    Ok(pid)
+}
+
+/// The process that answers on the socket of the interface.
+pub(super) async fn process_id(interface: &InterfaceName) -> Option<u32> {
+    let stream = UnixStream::connect(socket_path(interface)).await.ok()?;
+    stream.peer_cred().ok()?.pid()?.try_into().ok()
+}
+
+/// Whether the process is a device of this interface, in this network namespace: its id alone may have been given to another since.
+pub(super) fn is_device(interface: &InterfaceName, pid: u32) -> bool {
+    let Ok(arguments) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
+    arguments.next() == Some(b"device")
+        && arguments.next() == Some(interface.as_str().as_bytes())
+        && namespace_of(&pid.to_string()) == namespace_of("self")
+}
+
+/// Ends a device process and waits until it is gone, and with it its interface. One that is not a device of the interface is left alone.
+pub(super) async fn end(interface: &InterfaceName, pid: u32) -> anyhow::Result<()> {
+    let Ok(target) = pid.try_into().map(Pid::from_raw) else { return Ok(()) };
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        if !is_device(interface, pid) {
+            return Ok(());
+        }
+        match kill(target, signal) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot end the userspace device, process {pid}")),
+        }
+        let deadline = Instant::now() + END_LIMIT;
+        while is_device(interface, pid) && Instant::now() < deadline {
+            sleep(POLL).await;
+        }
+    }
+    if is_device(interface, pid) {
+        bail!("the userspace device, process {pid}, does not end");
+    }
+    Ok(())
+}
+
+/// Network namespace of a process, as the kernel names it.
+pub(super) fn namespace_of(process: &str) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{process}/ns/net")).ok()
+}
+
+/// The agent's program. Once an upgrade replaced the file, what runs is still to be had through `/proc`.
+fn own_program() -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe().context("cannot find the agent's own program")?;
+    Ok(if path.exists() { path } else { PathBuf::from("/proc/self/exe") })
+}
+
+fn last_words(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(3)..].join(" | ")
+}
+
+fn nobody_answers(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::TimedOut
+    )
+}
+
+async fn ask(interface: &InterfaceName, request: &str) -> io::Result<Zeroizing<String>> {
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket_path(interface)).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Zeroizing::new(Vec::new());
+        let mut part = Zeroizing::new([0; 16 * 1024]);
+        while !answer.ends_with(b"\n\n") {
+            let read = stream.read(&mut part[..]).await?;
+            if read == 0 {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            answer.extend_from_slice(&part[..read]);
+        }
+        let answer = String::from_utf8(std::mem::take(&mut answer)).map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(Zeroizing::new(answer))
+    };
+    timeout(ANSWER_LIMIT, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// The request, in the words of <https://www.wireguard.com/xplatform/#configuration-protocol>.
+fn request(what: &Write<'_>) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::from("set=1\n"));
+    // Writing to a string cannot fail.
+    let _ = match what {
+        Write::PrivateKey(key) => writeln!(text, "private_key={}", *hex(key)),
+        Write::ListenPort(port) => writeln!(text, "listen_port={port}"),
+        Write::RemovePeer(key) => writeln!(text, "public_key={}\nremove=true", *hex(key.as_bytes())),
+        Write::Peer(key, change) => {
+            let _ = writeln!(text, "public_key={}", *hex(key.as_bytes()));
+            if change.clear_psk {
+                let _ = writeln!(text, "preshared_key={}", *hex(&[0; 32]));
+            }
+            if let Some(endpoint) = change.endpoint {
+                let _ = writeln!(text, "endpoint={endpoint}");
+            }
+            if let Some(seconds) = change.keepalive_s {
+                let _ = writeln!(text, "persistent_keepalive_interval={seconds}");
+            }
+            let prefixes = match &change.allowed_ips {
+                AllowedIps::Untouched => None,
+                AllowedIps::Add(prefixes) => Some(prefixes),
+                AllowedIps::Replace(prefixes) => {
+                    let _ = writeln!(text, "replace_allowed_ips=true");
+                    Some(prefixes)
+                }
+            };
+            prefixes.into_iter().flatten().try_for_each(|prefix| writeln!(text, "allowed_ip={prefix}"))
+        }
+    };
+    text.push('\n');
+    text
+}
+
+fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
+    let mut dump = Dump::default();
+    // A peer that is not one of ours to have, such as one with a key of low order, is passed over with its lines.
+    let mut current = None;
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once('=').context("a line without =")?;
+        if name == "public_key" {
+            current = unhex(value)?.as_slice().try_into().ok().and_then(|bytes: [u8; 32]| bytes.try_into().ok());
+            if let Some(key) = current {
+                dump.peers.insert(key, Default::default());
+            }
+            continue;
+        }
+        let peer = current.as_ref().and_then(|key| dump.peers.get_mut(key));
+        match (name, peer) {
+            ("private_key", _) => dump.public_key = super::wireguard::public_half(&*unhex(value)?),
+            ("listen_port", _) => dump.listen_port = value.parse()?,
+            ("errno", _) if value != "0" => bail!("error number {value}"),
+            ("preshared_key", Some(peer)) => peer.has_psk = unhex(value)?.iter().any(|byte| *byte != 0),
+            ("endpoint", Some(peer)) => peer.endpoint = Some(value.parse()?),
+            ("persistent_keepalive_interval", Some(peer)) => peer.keepalive_s = value.parse()?,
+            ("last_handshake_time_sec", Some(peer)) => {
+                let at: u64 = value.parse()?;
+                peer.handshake_age_s = (at > 0).then(|| now_s.saturating_sub(at));
+            }
+            ("rx_bytes", Some(peer)) => peer.received_bytes = value.parse()?,
+            ("tx_bytes", Some(peer)) => peer.sent_bytes = value.parse()?,
+            ("allowed_ip", Some(peer)) => drop(peer.allowed_ips.insert(value.parse()?)),
+            _ => {}
+        }
+    }
+    Ok(dump)
+}
+
+fn hex(bytes: &[u8; 32]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(64));
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+fn unhex(text: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        bail!("a key that is not 64 hexadecimal digits");
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits)?, 16)?;
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,147 @@
+//! What WireGuard knows, and how to change it, on the kernel's device or on the userspace one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use wattle_mesh::state::{AllowedIps, InterfaceName, ObservedPeer, PeerChange};
+use wattle_wire::{key::WireguardKey, report::DeviceKind};
+use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder};
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
+
+use super::userspace;
+
+/// Prefixes in one netlink message. A peer must fit into 8 KiB whole, and a prefix takes up to 44 bytes of it.
+const PREFIXES_PER_MESSAGE: usize = 128;
+
+/// State of a WireGuard device.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Dump {
+    pub(super) public_key: Option<WireguardKey>,
+    pub(super) listen_port: u16,
+    pub(super) peers: BTreeMap<WireguardKey, ObservedPeer>,
+}
+
+/// One message to a WireGuard device.
+pub(super) enum Write<'a> {
+    PrivateKey(&'a Zeroizing<[u8; 32]>),
+    ListenPort(u16),
+    Peer(&'a WireguardKey, &'a PeerChange),
+    RemovePeer(&'a WireguardKey),
+}
+
+/// Everything that the device knows, or nothing if it does not answer.
+pub(super) async fn dump(interface: &InterfaceName, kind: DeviceKind) -> anyhow::Result<Option<Dump>> {
+    match kind {
+        DeviceKind::Userspace => userspace::dump(interface, now().as_secs()).await,
+        DeviceKind::Kernel => {
+            let name = kernel_name(interface)?;
+            let device = off_thread(move || Device::get(&name, Backend::Kernel)).await;
+            Ok(Some(kernel_dump(device.context("the kernel does not tell the state of the WireGuard device")?, now())))
+        }
+    }
+}
+
+/// Writes what it is told to and nothing else: no other peer is touched, and of this one only what is named.
+pub(super) async fn write(interface: &InterfaceName, kind: DeviceKind, what: &Write<'_>) -> anyhow::Result<()> {
+    let written = match kind {
+        DeviceKind::Userspace => userspace::write(interface, what).await,
+        DeviceKind::Kernel => {
+            let name = kernel_name(interface)?;
+            let updates = kernel_updates(what);
+            // Were the interface gone by now, this would make one of its name; the next round completes it.
+            off_thread(move || updates.into_iter().try_for_each(|update| update.apply(&name, Backend::Kernel))).await
+        }
+    };
+    written.map_err(super::explained)
+}
+
+/// The public half of a private key, if it is one that WireGuard can use.
+pub(super) fn public_half(private_key: &[u8; 32]) -> Option<WireguardKey> {
+    let secret = StaticSecret::from(*private_key);
+    WireguardKey::try_from(PublicKey::from(&secret).to_bytes()).ok()
+}
+
+/// `wireguard-control` blocks.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn kernel_name(interface: &InterfaceName) -> anyhow::Result<wireguard_control::InterfaceName> {
+    interface.as_str().parse().map_err(|error| anyhow::anyhow!("{error:?}")).context("not an interface name for the kernel")
+}
+
+fn kernel_dump(device: Device, now: Duration) -> Dump {
+    let mut peers: BTreeMap<WireguardKey, ObservedPeer> = BTreeMap::new();
+    for found in device.peers {
+        let Ok(key) = WireguardKey::try_from(found.config.public_key.0) else { continue };
+        let prefixes = found.config.allowed_ips.iter().filter_map(|prefix| IpNet::new(prefix.address, prefix.cidr).ok());
+        // A peer with many prefixes comes in several messages, of which only the first has the rest.
+        if let Some(begun) = peers.get_mut(&key) {
+            begun.allowed_ips.extend(prefixes);
+            continue;
+        }
+        let handshake = found.stats.last_handshake_time.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let peer = ObservedPeer {
+            endpoint: found.config.endpoint,
+            keepalive_s: found.config.persistent_keepalive_interval.unwrap_or(0),
+            allowed_ips: prefixes.collect(),
+            has_psk: found.config.preshared_key.is_some_and(|key| key.0 != [0; 32]),
+            handshake_age_s: handshake.map(|at| now.saturating_sub(at).as_secs()),
+            received_bytes: found.stats.rx_bytes,
+            sent_bytes: found.stats.tx_bytes,
+        };
+        peers.insert(key, peer);
+    }
+    Dump {
+        public_key: device.public_key.and_then(|key| WireguardKey::try_from(key.0).ok()),
+        listen_port: device.listen_port.unwrap_or(0),
+        peers,
+    }
+}
+
+fn kernel_updates(what: &Write<'_>) -> Vec<DeviceUpdate> {
+    match what {
+        Write::PrivateKey(key) => vec![DeviceUpdate::new().set_private_key(Key(***key))],
+        Write::ListenPort(port) => vec![DeviceUpdate::new().set_listen_port(*port)],
+        Write::RemovePeer(key) => vec![DeviceUpdate::new().remove_peer_by_key(&Key(*key.as_bytes()))],
+        Write::Peer(key, change) => kernel_peers(key, change).into_iter().map(|peer| DeviceUpdate::new().add_peer(peer)).collect(),
+    }
+}
+
+/// One peer, in as few messages as its prefixes fit in; only the first replaces.
+fn kernel_peers(key: &WireguardKey, change: &PeerChange) -> Vec<PeerConfigBuilder> {
+    let key = Key(*key.as_bytes());
+    let mut first = PeerConfigBuilder::new(&key);
+    if change.clear_psk {
+        first = first.unset_preshared_key();
+    }
+    if let Some(endpoint) = change.endpoint {
+        first = first.set_endpoint(endpoint);
+    }
+    if let Some(seconds) = change.keepalive_s {
+        first = first.set_persistent_keepalive_interval(seconds);
+    }
+    let prefixes = match &change.allowed_ips {
+        AllowedIps::Untouched => &BTreeSet::new(),
+        AllowedIps::Add(prefixes) => prefixes,
+        AllowedIps::Replace(prefixes) => {
+            first = first.replace_allowed_ips();
+            prefixes
+        }
+    };
+    let prefixes: Vec<_> = prefixes.iter().map(|prefix| AllowedIp { address: prefix.network(), cidr: prefix.prefix_len() }).collect();
+    let mut messages = prefixes.chunks(PREFIXES_PER_MESSAGE);
+    let first = first.add_allowed_ips(messages.next().unwrap_or_default());
+    let more = messages.map(|prefixes| PeerConfigBuilder::new(&key).add_allowed_ips(prefixes));
+    std::iter::once(first).chain(more).collect()
+}
