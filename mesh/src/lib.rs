@@ -11,6 +11,7 @@ pub mod feed;
 pub mod health;
 pub mod plan;
 pub mod replica;
+pub mod reporting;
 pub mod ruleset;
 pub mod state;
 pub mod view;
