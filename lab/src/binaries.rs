@@ -1,0 +1,76 @@
+//! Where the two real programs are.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// A directory that holds the two programs; absent, they are taken from the build that this program is from.
+const DIRECTORY: &str = "WATTLE_BIN_DIR";
+
+/// Paths of the two programs.
+#[derive(Clone, Debug)]
+pub struct Binaries {
+    server: String,
+    agent: String,
+}
+
+impl Binaries {
+    pub fn find() -> Result<Self> {
+        let directory = directory()?;
+        let find = |name: &str| {
+            let path = directory.join(name);
+            if !path.is_file() {
+                bail!("{} is not there: run `cargo build --workspace`, or set {DIRECTORY}", path.display());
+            }
+            path.into_os_string().into_string().ok().context("the path of the programs is not UTF-8")
+        };
+        Ok(Self { server: find("wattle-server")?, agent: find("wattle-agent")? })
+    }
+
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    pub fn agent(&self) -> &str {
+        &self.agent
+    }
+}
+
+/// Builds the two programs as this test program was built, so that the tests never run yesterday's.
+///
+/// Cargo builds only the programs of the package under test by itself. Where it is not cargo who runs this, they have to be there.
+pub fn build() -> Result<()> {
+    let (None, Some(cargo)) = (env::var_os(DIRECTORY), env::var_os("CARGO")) else { return Ok(()) };
+    let directory = directory()?;
+    let target = directory.parent().context("the build directory has no parent")?;
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--workspace", "--bins", "--target-dir"]).arg(target);
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    if directory.ends_with("release") {
+        command.arg("--release");
+    }
+    let status = command.status().context("starting cargo")?;
+    if status.success() { Ok(()) } else { bail!("building the two programs: {status}") }
+}
+
+/// A folder for logs and state below the build's: `target/lab/<name>`.
+pub fn scratch(name: &str) -> Result<PathBuf> {
+    let exe = env::current_exe()?;
+    let build = exe.parent().and_then(|dir| if dir.ends_with("deps") { dir.parent() } else { Some(dir) });
+    Ok(build.and_then(Path::parent).context("this program is in no build directory")?.join("lab").join(name))
+}
+
+/// The folder of this program, or, for a test program, the one above.
+fn directory() -> Result<PathBuf> {
+    if let Some(directory) = env::var_os(DIRECTORY) {
+        return PathBuf::from(directory).canonicalize().with_context(|| format!("the folder in {DIRECTORY}"));
+    }
+    let exe = env::current_exe()?;
+    let directory = exe.parent().context("this program is in no directory")?;
+    let directory = if directory.ends_with("deps") { directory.parent() } else { Some(directory) };
+    Ok(directory.context("this program is in no build directory")?.to_owned())
+}

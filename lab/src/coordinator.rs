@@ -1,0 +1,96 @@
+//! The coordinator of a lab, on a host of its own.
+
+use std::{net::Ipv4Addr, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    api::Api,
+    binaries::Binaries,
+    enter,
+    host::Host,
+    process::Daemon,
+    wait::{patience, wait_for},
+};
+
+/// Its address on the underlay.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+/// Where it answers.
+pub const PORT: u16 = 8443;
+/// Its data; `/run` is the host's own.
+const DATA_DIR: &str = "/run/wattle-server";
+
+/// The coordinator and its host.
+#[derive(Debug)]
+pub struct Coordinator {
+    pub host: Host,
+    binaries: Binaries,
+    log: PathBuf,
+    server: Option<Daemon>,
+}
+
+impl Coordinator {
+    pub(crate) fn start(binaries: Binaries, log: PathBuf) -> Result<Self> {
+        Ok(Self { host: Host::start("coordinator")?, binaries, log, server: None })
+    }
+
+    /// `wattle-server` with its own Postgres, in the background.
+    pub fn start_server(&mut self) -> Result<()> {
+        let mut command = self.as_its_user()?;
+        command.args([self.binaries.server(), "--data-dir", DATA_DIR]);
+        command.args(["--listen", &format!("{ADDRESS}:{PORT}"), "--url", &url()]).env("RUST_BACKTRACE", "1").env_remove("DATABASE_URL");
+        self.server = Some(Daemon::start(command, &self.log)?);
+        Ok(())
+    }
+
+    /// Waits until it answers that it is ready.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let anonymous = Api { url: url(), token: String::new() };
+        let server = self.server.as_mut().context("no coordinator runs")?;
+        wait_for("the coordinator is ready", patience(60.0), || {
+            if let Err(ended) = server.expect_running() {
+                return Ok(Err(ended));
+            }
+            let answer = anonymous.request("GET", "/readyz", None)?;
+            if answer.status == 200 { Ok(Ok(())) } else { bail!("{answer:?}") }
+        })?
+    }
+
+    /// The interface, with the token of the first start.
+    pub fn api(&self) -> Result<Api> {
+        let token = self.host.run(&format!("cat {DATA_DIR}/api-token")).context("reading the api token of the first start")?;
+        Ok(Api { url: url(), token: token.trim().to_owned() })
+    }
+
+    pub fn server(&mut self) -> Result<&mut Daemon> {
+        self.server.as_mut().context("no coordinator runs")
+    }
+
+    /// Ends the server with `kill -9`; its Postgres is left to itself.
+    pub fn kill(&mut self) -> Result<()> {
+        self.server.take().context("no coordinator runs")?.kill()
+    }
+
+    /// Asks the server to end; it has to end well.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.server.take().context("no coordinator runs")?.stop()?;
+        if status.success() { Ok(()) } else { bail!("the coordinator ended with {status}") }
+    }
+
+    /// What goes before a command that runs as the server does.
+    ///
+    /// Postgres does not run as root. The server steps down to another user for it, which only real root can; root of a user namespace
+    /// is called something else in one more namespace instead.
+    fn as_its_user(&self) -> Result<Command> {
+        let mut command = self.host.enter();
+        if !enter::is_real_root()? {
+            command.args(["unshare", "--user", "--map-user=1000", "--map-group=1000"]);
+        }
+        Ok(command)
+    }
+}
+
+/// What agents and people call it by.
+pub fn url() -> String {
+    format!("http://{ADDRESS}:{PORT}")
+}

@@ -1,0 +1,226 @@
+//! A steady stream of numbered datagrams from one host to another and back, to tell whether a single one was lost.
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    process::{Child, ChildStdout, Stdio},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    enter,
+    host::Host,
+    wait::{patience, wait_for},
+};
+
+/// The part of the program that sends, or, without a destination, echoes.
+pub(crate) const ROLE: &str = "flow";
+/// Where the sender sends to.
+const TO: &str = "WATTLE_LAB_FLOW_TO";
+/// Port of the echo.
+const PORT: u16 = 7007;
+/// Time between two datagrams.
+const PACE: Duration = Duration::from_millis(10);
+
+/// A stream that runs, 100 datagrams each second.
+#[derive(Debug)]
+pub struct Flow {
+    sender: Child,
+    echo: Child,
+    progress: Arc<Mutex<Progress>>,
+}
+
+/// What became of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub sent: usize,
+    /// Numbers of those that did not come back, from 0.
+    pub lost: Vec<usize>,
+}
+
+/// What the sender said so far.
+#[derive(Debug, Default)]
+struct Progress {
+    source: Option<IpAddr>,
+    sent: usize,
+    outcome: Option<Outcome>,
+}
+
+impl Flow {
+    /// Starts a stream to `address`, which is on the host `to`, and returns when the first datagram came back.
+    pub fn start(from: &Host, to: &Host, address: Ipv4Addr) -> Result<Self> {
+        let mut echo = spawn(to, None)?;
+        let mut line = String::new();
+        BufReader::new(echo.stdout.take().context("no pipe")?).read_line(&mut line)?;
+        if line.trim() != "listening" {
+            bail!("the echo said {line:?}: {}", echo.wait()?);
+        }
+        let mut sender = spawn(from, Some(SocketAddr::new(address.into(), PORT)))?;
+        let progress = Arc::default();
+        let says = sender.stdout.take().context("no pipe")?;
+        thread::spawn({
+            let progress = Arc::clone(&progress);
+            move || follow(says, &progress)
+        });
+        let flow = Self { sender, echo, progress };
+        wait_for("the first datagram comes back", patience(10.0), || flow.source().map(drop))?;
+        Ok(flow)
+    }
+
+    /// The sender's address as the other end saw it.
+    pub fn source(&self) -> Result<IpAddr> {
+        lock(&self.progress).source.context("nothing came back")
+    }
+
+    /// Lets the stream run for so many more datagrams.
+    pub fn more(&self, datagrams: usize) -> Result<()> {
+        let goal = lock(&self.progress).sent + datagrams;
+        let time = PACE * u32::try_from(datagrams)?;
+        wait_for("more datagrams are sent", time * 2 + patience(5.0), || {
+            let sent = lock(&self.progress).sent;
+            if sent >= goal { Ok(()) } else { bail!("{sent} of {goal}") }
+        })
+    }
+
+    /// Ends the stream; the last datagrams have time to come back.
+    pub fn finish(mut self) -> Result<Outcome> {
+        drop(self.sender.stdin.take());
+        wait_for("the stream ends", patience(10.0), || lock(&self.progress).outcome.clone().context("it still runs"))
+    }
+
+    /// Ends the stream, which fails if a single datagram was lost; gives how many there were.
+    pub fn expect_no_loss(self) -> Result<usize> {
+        let Outcome { sent, lost } = self.finish()?;
+        if lost.is_empty() { Ok(sent) } else { bail!("{} of {sent} datagrams were lost: {lost:?}", lost.len()) }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        for child in [&mut self.sender, &mut self.echo] {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn spawn(host: &Host, to: Option<SocketAddr>) -> Result<Child> {
+    let mut command = enter::part(host.enter(), ROLE)?;
+    if let Some(to) = to {
+        command.env(TO, to.to_string());
+    }
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.spawn().with_context(|| format!("starting a flow on {}", host.name()))
+}
+
+/// Reads what the sender says until it has no more to say.
+fn follow(says: ChildStdout, progress: &Mutex<Progress>) {
+    for line in BufReader::new(says).lines().map_while(Result::ok) {
+        let mut progress = lock(progress);
+        match line.split_once(' ') {
+            Some(("from", source)) => progress.source = source.parse().ok(),
+            Some(("sent", sent)) => progress.sent = sent.parse().unwrap_or(progress.sent),
+            Some(("outcome", numbers)) => {
+                let mut numbers = numbers.split_whitespace().map_while(|number| number.parse().ok());
+                progress.outcome = numbers.next().map(|sent| Outcome { sent, lost: numbers.collect() });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The process on either end.
+pub(crate) fn main() -> Result<()> {
+    match env::var(TO) {
+        Ok(to) => send(to.parse()?),
+        Err(_) => echo(),
+    }
+}
+
+/// Sends each datagram back with the address that it came from.
+fn echo() -> Result<()> {
+    let socket = UdpSocket::bind(("0.0.0.0", PORT))?;
+    say("listening")?;
+    let mut buffer = [0; 4];
+    loop {
+        // An ICMP error about an answer is no reason to stop answering.
+        if let Ok((4, SocketAddr::V4(from))) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&[buffer, from.ip().octets()].concat(), from);
+        }
+    }
+}
+
+/// Sends until standard input closes.
+fn send(to: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // For each number, which is the index, whether it came back.
+    let back: Arc<Mutex<Vec<bool>>> = Arc::default();
+    thread::spawn({
+        let (socket, back) = (socket.try_clone()?, Arc::clone(&back));
+        move || receive(&socket, &back)
+    });
+    let over = Arc::new(AtomicBool::new(false));
+    thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            // Whatever ends the input ends the stream.
+            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+            over.store(true, Ordering::Relaxed);
+        }
+    });
+
+    let start = Instant::now();
+    let mut number = 0_u32;
+    while !over.load(Ordering::Relaxed) {
+        lock(&back).push(false);
+        // A refusal by the host itself counts as a loss, as it is to whoever sends.
+        let _ = socket.send_to(&number.to_be_bytes(), to);
+        number += 1;
+        say(&format!("sent {number}"))?;
+        thread::sleep((PACE * number).saturating_sub(start.elapsed()));
+    }
+    // Those that do not come back in time are the outcome.
+    let _ = wait_for("all come back", patience(2.0), || if lock(&back).iter().all(|came| *came) { Ok(()) } else { bail!("not yet") });
+    let back = lock(&back);
+    let lost: Vec<String> = back.iter().enumerate().filter(|(_, came)| !**came).map(|(number, _)| number.to_string()).collect();
+    say(&format!("outcome {} {}", back.len(), lost.join(" ")))
+}
+
+/// Notes what comes back, and says once from which address the other end got it.
+fn receive(socket: &UdpSocket, back: &Mutex<Vec<bool>>) {
+    let mut first = true;
+    let mut buffer = [0; 8];
+    loop {
+        if !matches!(socket.recv_from(&mut buffer), Ok((8, _))) {
+            continue;
+        }
+        let [a, b, c, d, source @ ..] = buffer;
+        if let Some(came) = lock(back).get_mut(u32::from_be_bytes([a, b, c, d]) as usize) {
+            *came = true;
+        }
+        if first {
+            first = false;
+            // Whoever does not read this does not wait for it.
+            let _ = say(&format!("from {}", Ipv4Addr::from(source)));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush().map_err(Into::into)
+}

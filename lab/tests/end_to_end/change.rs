@@ -1,0 +1,98 @@
+//! The mesh changes while it carries packets.
+
+use std::{net::Ipv4Addr, path::Path, thread};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use wattle_lab::{
+    Flow, Gateway, Host, Lab, coordinator,
+    gateway::INTERFACE,
+    patience, process,
+    site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK, SAO_PAULO},
+    wait::same,
+    wait_for,
+};
+use wattle_wire::admin::{CreatedSite, Node, Page};
+
+use crate::expected_peers;
+
+pub(crate) fn a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_two_seconds_after_its_removal(folder: &Path) -> Result<()> {
+    let [dublin, frankfurt, new_york] = GUIDE;
+    let mut lab = Lab::build(folder, &[dublin, frankfurt, new_york])?;
+    let api = lab.weave()?;
+    lab.add_site(SAO_PAULO)?;
+    lab.gateway_mut(SAO_PAULO)?.start_agent()?;
+    let between_the_others = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
+
+    // The very line of the README.
+    let mut curl = std::process::Command::new("curl");
+    curl.args(["-sS", "-H", &format!("Authorization: Bearer {}", api.token), "-d", &SAO_PAULO.body().to_string()]);
+    curl.arg(format!("{}/sites", coordinator::url()));
+    let text = process::run(curl, None)?;
+    let created: Value = serde_json::from_str(&text).with_context(|| format!("reading {text}"))?;
+    let join_string = created.pointer("/join_token/join_string").and_then(Value::as_str).with_context(|| text.clone())?;
+    lab.gateway(SAO_PAULO)?.join(join_string)?;
+
+    let fourth = lab.gateway(SAO_PAULO)?;
+    let others: Vec<&Gateway> = lab.gateways.iter().filter(|gateway| gateway.site != SAO_PAULO).collect();
+    let paths = || others.iter().flat_map(|other| [(&fourth.lan_host, other.site.lan_host()), (&other.lan_host, SAO_PAULO.lan_host())]);
+    at_once(paths(), |from, to| wait_for("an answer within two seconds of joining", patience(2.0), || from.ping(to)))?;
+
+    let nodes: Page<Node> = api.get("/nodes")?;
+    let all = [DUBLIN, FRANKFURT, NEW_YORK, SAO_PAULO];
+    for gateway in &lab.gateways {
+        same(&gateway.allowed_ips()?, &expected_peers(&nodes.items, gateway.site, &all)?)?;
+    }
+
+    api.delete("/sites/sao-paulo")?;
+    wait_for("the site is gone from every kernel within two seconds", patience(2.0), || {
+        for gateway in &others {
+            same(&gateway.allowed_ips()?, &expected_peers(&nodes.items, gateway.site, &GUIDE)?)?;
+            let routes = gateway.host.run("ip -4 route show table all")?;
+            ensure!(!routes.contains("10.40.0."), "{} still has a route: {routes}", gateway.site.name);
+            let rules = gateway.host.run("nft list table inet wattle")?;
+            ensure!(!rules.contains("10.40.0."), "{} still has a rule: {rules}", gateway.site.name);
+        }
+        let peers = fourth.host.output(&format!("wg show {INTERFACE} peers"))?;
+        ensure!(peers.stdout.is_empty(), "the removed gateway still has peers");
+        Ok(())
+    })?;
+    at_once(paths(), |from, to| {
+        if from.ping(to).is_ok() { bail!("a packet of the removed site from {} to {to} still passes", from.name()) } else { Ok(()) }
+    })?;
+    between_the_others.expect_no_loss()?;
+    lab.ping_all_of(&GUIDE)
+}
+
+pub(crate) fn an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
+    let api = lab.start_coordinator()?;
+    // One agent runs before it is enrolled, the other after.
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    let mut join_strings = Vec::new();
+    for site in [DUBLIN, FRANKFURT] {
+        let created: CreatedSite = api.post("/sites", &site.body())?;
+        lab.gateway(site)?.join(created.join_token.join_string.reveal())?;
+        join_strings.push(created.join_token.join_string);
+    }
+    lab.gateway_mut(FRANKFURT)?.start_agent()?;
+    wait_for("both LANs ping", patience(5.0), || lab.ping_all())?;
+
+    let nodes: Page<Node> = api.get("/nodes")?;
+    let again = lab.gateway(DUBLIN)?.try_join(join_strings[0].reveal())?;
+    let said = String::from_utf8_lossy(&again.stderr).into_owned() + &String::from_utf8_lossy(&again.stdout);
+    ensure!(again.status.success() || said.contains("already"), "joining again said: {said}");
+    let after: Page<Node> = api.get("/nodes")?;
+    same(&after.items.iter().map(|node| node.id).collect::<Vec<_>>(), &nodes.items.iter().map(|node| node.id).collect())?;
+    lab.ping_all()
+}
+
+/// Does the same from each host to each address, all at the same time.
+fn at_once<'l>(paths: impl Iterator<Item = (&'l Host, Ipv4Addr)>, work: impl Fn(&Host, Ipv4Addr) -> Result<()> + Sync) -> Result<()> {
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> =
+            paths.map(|(from, to)| scope.spawn(move || work(from, to).with_context(|| format!("from {} to {to}", from.name())))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked")))
+    })
+}

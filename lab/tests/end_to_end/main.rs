@@ -1,0 +1,135 @@
+//! End-to-end tests on real packets, each in a lab of its own, with the two real programs.
+//!
+//! Logs of each are kept in `target/lab/<test>/`. `cargo test -p wattle-lab --test end_to_end -- --list` shows them; a word filters.
+
+mod change;
+mod guide;
+mod input;
+mod laboratory;
+mod outage;
+mod repair;
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use libtest_mimic::{Arguments, Failed, Trial};
+use wattle_lab::{Ground, Site, binaries, enter, ground};
+use wattle_wire::admin::Node;
+
+/// A test, which gets a folder of its own for logs.
+type Test = fn(&Path) -> Result<()>;
+
+/// Names of functions, which are the names of the tests, with the functions.
+macro_rules! tests {
+    ($($module:ident::$name:ident),* $(,)?) => { &[$((stringify!($name), $module::$name as Test)),*] };
+}
+
+/// Tests that run inside a lab's namespaces.
+const INSIDE: &[(&str, Test)] = tests![
+    laboratory::sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans,
+    guide::every_tunnel_address_and_every_lan_host_pings_every_other,
+    guide::a_lan_host_reaches_another_by_the_direct_path_under_its_own_address,
+    guide::each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is_up_from_both_ends,
+    change::a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_two_seconds_after_its_removal,
+    change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
+    outage::without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot,
+    outage::a_killed_agent_leaves_its_tunnels_up,
+    outage::an_agent_that_is_stopped_and_started_again_loses_no_packet,
+    repair::a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds,
+    repair::down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched,
+    input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
+    input::a_bad_request_gets_a_problem_that_says_why_and_changes_nothing,
+];
+
+/// Tests that make labs and look at them from outside.
+const OUTSIDE: &[(&str, Test)] =
+    tests![laboratory::a_killed_lab_leaves_nothing_behind, laboratory::the_demo_serves_whoever_started_it_and_ends_with_ctrl_c,];
+
+fn main() -> ExitCode {
+    enter::main(inside, outside)
+}
+
+fn outside() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Labs do not meet, but their deadlines are for one at a time.
+    arguments.test_threads.get_or_insert(1);
+    if !arguments.list {
+        match binaries::build().and_then(|()| Ground::find()) {
+            Ok(ground) => say(&format!("ground: {ground}")),
+            Err(error) => {
+                say(&format!("{error:#}"));
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let inside = INSIDE.iter().map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
+    let outside = OUTSIDE
+        .iter()
+        .map(|(name, test)| Trial::test(*name, move || fresh(name).and_then(|folder| test(folder.as_path())).map_err(failed)));
+    libtest_mimic::run(&arguments, inside.chain(outside).collect()).exit_code()
+}
+
+/// Runs the test `name` in new namespaces.
+fn in_a_lab(name: &str) -> Result<()> {
+    let folder = fresh(name)?;
+    let path = folder.join("test.log");
+    let log = File::create(&path)?;
+    let status = enter::command(name)?.stdout(log.try_clone()?).stderr(log).status().context("starting setpriv")?;
+    if status.success() {
+        return Ok(());
+    }
+    let log = fs::read_to_string(&path)?;
+    let why = enter::explain(&log).unwrap_or("it failed");
+    bail!("{why} ({status}): {}\nlogs: {}", log.trim(), folder.display())
+}
+
+fn inside(job: &str) -> Result<()> {
+    if job == ground::PROBE {
+        return ground::probe();
+    }
+    if job == laboratory::HOLD {
+        return laboratory::hold();
+    }
+    let (name, test) = INSIDE.iter().find(|(name, _)| *name == job).with_context(|| format!("no test is called {job}"))?;
+    test(&binaries::scratch(name)?)
+}
+
+fn fresh(name: &str) -> Result<std::path::PathBuf> {
+    let folder = binaries::scratch(name)?;
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    Failed::from(format!("{error:#}"))
+}
+
+fn say(line: &str) {
+    // Whoever closed the output does not want to know.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// The peers that the device of `site` has to have, in a mesh of `sites`: key with allowed prefixes, both in order.
+fn expected_peers(nodes: &[Node], site: Site, sites: &[Site]) -> Result<Vec<(String, Vec<String>)>> {
+    let others = sites.iter().filter(|other| **other != site);
+    let mut peers = others
+        .map(|other| {
+            let node =
+                nodes.iter().find(|node| node.site_name.to_string() == other.name).with_context(|| format!("no node at {}", other.name))?;
+            Ok((node.wireguard_key.to_string(), vec![other.lan.to_string(), format!("{}/32", node.tunnel_address)]))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    for (_, prefixes) in &mut peers {
+        prefixes.sort();
+    }
+    peers.sort();
+    Ok(peers)
+}

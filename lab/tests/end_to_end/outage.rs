@@ -1,0 +1,101 @@
+//! Programs die; packets go on.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use wattle_lab::{
+    Flow, Gateway, Lab, patience,
+    site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK},
+    wait_for,
+};
+
+pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flows = [flow(&lab, 0, 1)?, flow(&lab, 2, 0)?];
+
+    lab.coordinator.kill()?;
+    flows[0].more(100)?;
+    // An agent comes up from its disk while nobody can tell it anything.
+    let dublin = lab.gateway_mut(DUBLIN)?;
+    dublin.kill_agent()?;
+    dublin.start_agent()?;
+    wait_for("the agent works from its disk", patience(5.0), || is_in_charge(lab.gateway(DUBLIN)?))?;
+    flows[0].more(100)?;
+    lab.ping_all()?;
+
+    let snapshots = lab.gateways.iter_mut().map(snapshots).collect::<Result<Vec<_>>>()?;
+    lab.coordinator.start_server()?;
+    lab.coordinator.wait_ready()?;
+    // What is changed now arrives, so the streams are there again.
+    let patch = api.request("PATCH", "/sites/new-york", Some(&json!({ "subnets": ["10.30.0.0/24", "10.31.0.0/24"] }).to_string()))?;
+    ensure!(patch.status == 200, "{patch:?}");
+    wait_for("the change arrives everywhere", patience(20.0), || {
+        for site in [DUBLIN, FRANKFURT] {
+            let routes = lab.gateway(site)?.host.run("ip -4 route show")?;
+            ensure!(routes.contains("10.31.0.0/24"), "{} has {routes}", site.name);
+        }
+        Ok(())
+    })?;
+    for (gateway, before) in lab.gateways.iter_mut().zip(snapshots) {
+        let after = self::snapshots(gateway)?;
+        ensure!(after == before, "{} needed a snapshot", gateway.site.name);
+    }
+    for flow in flows {
+        flow.expect_no_loss()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn a_killed_agent_leaves_its_tunnels_up(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    lab.weave()?;
+    let flows = [flow(&lab, 0, 1)?, flow(&lab, 1, 2)?];
+    for gateway in &mut lab.gateways {
+        gateway.kill_agent()?;
+    }
+    flows[0].more(200)?;
+    lab.ping_all()?;
+    for gateway in &mut lab.gateways {
+        gateway.start_agent()?;
+    }
+    wait_for("the agents are in charge again", patience(10.0), || lab.gateways.iter().try_for_each(is_in_charge))?;
+    flows[0].more(100)?;
+    for flow in flows {
+        flow.expect_no_loss()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn an_agent_that_is_stopped_and_started_again_loses_no_packet(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &[FRANKFURT, NEW_YORK])?;
+    lab.weave()?;
+    let flow = flow(&lab, 0, 1)?;
+    for gateway in &mut lab.gateways {
+        gateway.stop_agent()?;
+        flow.more(50)?;
+        gateway.start_agent()?;
+        wait_for("the agent is in charge again", patience(10.0), || is_in_charge(gateway))?;
+        flow.more(50)?;
+    }
+    flow.expect_no_loss().map(drop)
+}
+
+/// A stream from the LAN of one gateway to that of another.
+fn flow(lab: &Lab, from: usize, to: usize) -> Result<Flow> {
+    let (from, to) = (&lab.gateways[from], &lab.gateways[to]);
+    Flow::start(&from.lan_host, &to.lan_host, to.site.lan_host())
+}
+
+/// Whether a running agent has applied its view.
+fn is_in_charge(gateway: &Gateway) -> Result<()> {
+    let status = gateway.status()?;
+    ensure!(status["running"] == true, "{status}");
+    Ok(())
+}
+
+/// How many snapshots the agent has taken since it began to log.
+fn snapshots(gateway: &mut Gateway) -> Result<usize> {
+    Ok(gateway.agent()?.log().matches("snapshot").count())
+}

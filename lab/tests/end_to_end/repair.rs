@@ -1,0 +1,102 @@
+//! Strangers meddle; the agent keeps what is its own in order and leaves the rest alone.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use wattle_lab::{
+    Gateway, Host, Lab,
+    gateway::INTERFACE,
+    patience,
+    site::{DUBLIN, FRANKFURT, GUIDE},
+    wait::same,
+    wait_for,
+};
+use wattle_wire::admin::{Node, Page};
+
+use crate::expected_peers;
+
+pub(crate) fn a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let nodes: Page<Node> = api.get("/nodes")?;
+    let dublin = lab.gateway(DUBLIN)?;
+    let peers = expected_peers(&nodes.items, DUBLIN, &GUIDE)?;
+    let key = &peers[0].0;
+    let stranger = dublin.host.run("wg genkey").and_then(|key| dublin.host.run_with("wg pubkey", &key))?;
+    let meddling = [
+        format!("ip link del {INTERFACE}"),
+        format!("ip link set {INTERFACE} down"),
+        format!("ip address flush dev {INTERFACE}"),
+        "ip route del 10.20.0.0/24".to_owned(),
+        format!("wg set {INTERFACE} peer {key} allowed-ips 10.66.0.0/24"),
+        format!("wg set {INTERFACE} peer {key} remove"),
+        format!("wg set {INTERFACE} peer {} allowed-ips 10.20.0.0/24 endpoint 192.0.2.99:1", stranger.trim()),
+        format!("wg set {INTERFACE} listen-port 4444"),
+        "nft delete table inet wattle".to_owned(),
+        "sysctl -q -w net.ipv4.ip_forward=0".to_owned(),
+    ];
+    for meddling in meddling {
+        dublin.host.run(&meddling)?;
+        wait_for("it is repaired", patience(10.0), || {
+            same(&dublin.allowed_ips()?, &peers)?;
+            same(&dublin.host.run(&format!("wg show {INTERFACE} listen-port"))?.trim(), &"51820")?;
+            dublin.host.run("nft list table inet wattle")?;
+            lab.ping_all()
+        })
+        .with_context(|| format!("after `{meddling}`"))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
+    let host = &lab.gateway(DUBLIN)?.host;
+    host.run("ip link add br-foreign type bridge")?;
+    host.run("ip address add 172.30.0.1/24 dev br-foreign")?;
+    host.run("ip link set br-foreign up")?;
+    host.run("ip route add 172.31.0.0/24 via 172.30.0.2")?;
+    host.run("ip rule add from 172.30.0.0/24 table 77")?;
+    host.run_with("nft -f -", "table inet foreign { set s { type ipv4_addr; elements = { 10.0.0.1 } }; chain c { type filter hook forward priority 10; policy accept; ip saddr @s drop; } }\ntable ip wattles { chain c { counter } }\n")?;
+    let before = state(host)?;
+
+    lab.weave()?;
+    let running = state(&lab.gateway(DUBLIN)?.host)?;
+    for line in before.lines().filter(|line| line.contains("foreign") || line.contains("172.3") || line.contains("wattles")) {
+        ensure!(running.contains(line), "`{line}` is gone");
+    }
+
+    let refused = lab.gateway(DUBLIN)?.try_agent(&["down"])?;
+    ensure!(!refused.status.success(), "`down` took the tunnels away from a running agent");
+    lab.ping_all()?;
+    lab.gateway_mut(DUBLIN)?.stop_agent()?;
+    lab.ping_all()?;
+    let dublin = lab.gateway(DUBLIN)?;
+    dublin.agent_says(&["down"])?;
+    wait_for("the gateway is as it was", patience(5.0), || same(&state(&dublin.host)?, &before))?;
+    ensure!(!has_device_process(dublin)?, "the device's process is still there");
+
+    // Once more is no error, and the agent comes back as if nothing had been.
+    dublin.agent_says(&["down"])?;
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    wait_for("the LANs ping again", patience(10.0), || lab.ping_all())
+}
+
+/// Everything of a host's network that an agent could have touched, as text.
+fn state(host: &Host) -> Result<String> {
+    let mut text = String::new();
+    for command in [
+        "ip -d address show",
+        "ip -4 route show table all",
+        "ip -6 route show table main",
+        "ip rule show",
+        "nft list ruleset",
+        "sysctl -a --pattern net.ipv4.(ip_forward|conf.(all|default|eth0|lan0|br-foreign))",
+    ] {
+        text += &format!("# {command}\n{}", host.run(command)?);
+    }
+    Ok(text)
+}
+
+fn has_device_process(gateway: &Gateway) -> Result<bool> {
+    Ok(gateway.host.output(&format!("ls /run/wireguard/{INTERFACE}.sock"))?.status.success())
+}
