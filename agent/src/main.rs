@@ -1,1 +1,49 @@
-fn main() {}
+//! `wattle-agent`: makes a Linux gateway a node of the mesh, and keeps its WireGuard interface as the mesh wants it.
+
+mod config;
+mod coordinator;
+mod device;
+mod follow;
+mod identity;
+mod join;
+mod kernel;
+mod output;
+mod reconcile;
+mod run;
+mod status;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::config::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    config::start_logging(cli.log_format);
+    match command(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { place, command, .. } = cli;
+    // Two threads: the loop that follows the mesh, and the calls into the kernel beside it.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Join { join_string, endpoint, replace } => join::join(&place, &join_string, endpoint, replace).await,
+            Command::Run => run::run(&place).await,
+            Command::Status { json } => return status::status(&place, json).await,
+            Command::Plan { json } => status::plan_command(&place, json).await,
+            Command::Down => run::down(&place).await,
+            Command::Device { interface } => device::run(&interface).await,
+        }?;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,98 @@
+//! The command line, and what it says about where things are.
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter, prelude::*};
+use wattle_mesh::state::InterfaceName;
+use wattle_wire::endpoint::Endpoint;
+
+/// Makes this Linux gateway a node of a Wattle mesh, and keeps its WireGuard interface as the mesh wants it.
+///
+/// `join` makes the keys and enrols, `run` follows the mesh and is what the system starts at boot, `status` shows the tunnels. Tunnels stay
+/// up when the agent stops; `down` takes them away.
+#[derive(Debug, Parser)]
+#[command(name = "wattle-agent", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) place: Place,
+
+    /// How log lines look.
+    #[arg(long, global = true, env = "WATTLE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where this agent keeps its state, and which interface it drives.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Place {
+    /// Folder of the keys and of the last known view of the mesh.
+    #[arg(long, global = true, env = "WATTLE_STATE_DIR", default_value = "/var/lib/wattle")]
+    pub(crate) state_dir: PathBuf,
+
+    /// Name of the WireGuard interface.
+    #[arg(long, global = true, env = "WATTLE_INTERFACE", default_value = "wattle0")]
+    pub(crate) interface: InterfaceName,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Makes this machine a node, with the join string that `POST /sites` gave.
+    ///
+    /// The keys are made here and their private halves never leave. Repeating the command is safe.
+    Join {
+        /// The word that begins with wattle1.; `-` reads it from standard input.
+        #[arg(value_name = "JOIN_STRING", env = "WATTLE_JOIN_STRING", hide_env_values = true)]
+        join_string: String,
+        /// Where this gateway answers WireGuard packets, if the site does not say so already.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        endpoint: Option<Endpoint>,
+        /// Gives up the present identity of this machine and makes new keys.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Follows the mesh until it is stopped. Waits for `join` if this machine is not a node yet.
+    Run,
+    /// Shows this node, its interface and its tunnels. Exits with 1 when the node has not joined or the interface is missing.
+    Status {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what `run` would change on this host now, and why. Changes nothing.
+    Plan {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Takes away the interface, its routes and the firewall table, and nothing that the agent did not make. The identity stays.
+    Down,
+    /// Moves the packets where the kernel has no WireGuard; started by the agent itself.
+    #[command(hide = true)]
+    Device { interface: InterfaceName },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Logs go to standard error: `RUST_LOG` says which, all from `info` on if it says nothing.
+pub(crate) fn start_logging(format: LogFormat) {
+    // rtnetlink warns of each attribute that is newer than it is; wireguard-control of each message that it cannot read.
+    let quiet = "info,netlink_packet_route=error,netlink_packet_core=error,netlink_proto=error,gotatun=warn";
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
+    let stderr = BoxMakeWriter::new(io::stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => registry.with(layer).init(),
+        LogFormat::Json => registry.with(layer.json()).init(),
+    }
+}

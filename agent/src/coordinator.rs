@@ -1,0 +1,226 @@
+//! Requests to the coordinator.
+
+use std::{
+    sync::atomic::{AtomicI64, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header::DATE, redirect};
+use serde::{Serialize, de::DeserializeOwned};
+use thiserror::Error;
+use tokio_util::{
+    codec::{FramedRead, LinesCodec},
+    io::StreamReader,
+};
+use wattle_wire::{
+    PROTOCOL_HEADER, PROTOCOL_VERSION,
+    enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
+    ids::Position,
+    problem::Problem,
+    report::Report,
+    stream::{SILENCE_S, StreamMessage},
+};
+
+use crate::identity::{Keys, Membership};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest line of a stream, in bytes: the snapshot of a mesh far larger than any that fits a kernel.
+const LONGEST_LINE: usize = 64 << 20;
+
+/// Why a request failed.
+#[derive(Debug, Error)]
+pub(crate) enum RequestError {
+    #[error("cannot reach the coordinator at {url}")]
+    Unreachable { url: String, source: reqwest::Error },
+    #[error("the coordinator answered {status}: {}", problem.detail.as_deref().unwrap_or(&problem.title))]
+    Refused { status: StatusCode, problem: Box<Problem> },
+    #[error("what answers at {url} is not a Wattle coordinator (status {status})")]
+    NotWattle { url: String, status: StatusCode },
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// The coordinators of a mesh, of which one answers at a time.
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    client: Client,
+    urls: Vec<String>,
+    /// Which of the URLs to try first.
+    preferred: AtomicUsize,
+    /// Seconds by which the coordinator's clock is ahead of ours.
+    clock_offset: AtomicI64,
+}
+
+impl Coordinator {
+    pub(crate) fn new(urls: Vec<String>) -> anyhow::Result<Self> {
+        let client = Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(redirect::Policy::none())
+            .user_agent(concat!("wattle-agent/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .context("cannot make an HTTP client")?;
+        Ok(Self { client, urls, preferred: AtomicUsize::new(0), clock_offset: AtomicI64::new(0) })
+    }
+
+    pub(crate) async fn enrol_start(&self, start: &EnrolStart) -> Result<EnrolChallenge, RequestError> {
+        self.post("/agent/enrol/start", start).await
+    }
+
+    pub(crate) async fn enrol_finish(&self, finish: &EnrolFinish) -> Result<Enrolled, RequestError> {
+        self.post("/agent/enrol/finish", finish).await
+    }
+
+    /// Tells how this node is.
+    pub(crate) async fn report(&self, keys: &Keys, membership: &Membership, report: &Report) -> Result<(), RequestError> {
+        let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(report);
+        self.send_signed(Method::POST, "/agent/report", keys, membership, request).await.map(drop)
+    }
+
+    /// Opens the stream of changes since a position. It ends with an error when the coordinator is silent for too long.
+    pub(crate) async fn stream(
+        &self,
+        keys: &Keys,
+        membership: &Membership,
+        since: Option<Position>,
+    ) -> Result<impl Stream<Item = anyhow::Result<StreamMessage>> + use<>, RequestError> {
+        let path = since.map_or_else(|| "/agent/stream".to_owned(), |since| format!("/agent/stream?since={since}"));
+        let opened = self.send_signed(Method::GET, &path, keys, membership, |builder| builder);
+        let response =
+            tokio::time::timeout(REQUEST_TIMEOUT, opened).await.map_err(|_| anyhow!("the coordinator did not answer in time"))??;
+        let bytes = response.bytes_stream().map_err(std::io::Error::other);
+        let lines = FramedRead::new(StreamReader::new(bytes), LinesCodec::new_with_max_length(LONGEST_LINE));
+        Ok(messages(lines))
+    }
+
+    /// The URL of the coordinator that answers at present.
+    pub(crate) fn url(&self) -> &str {
+        self.urls.get(self.preferred.load(Ordering::Relaxed)).map_or("", String::as_str)
+    }
+
+    async fn post<B: Serialize, A: DeserializeOwned>(&self, path: &str, body: &B) -> Result<A, RequestError> {
+        let response = self.send(Method::POST, path, |builder| Ok(builder.timeout(REQUEST_TIMEOUT).json(body))).await?;
+        let url = response.url().to_string();
+        response.json().await.map_err(|source| RequestError::Unreachable { url, source })
+    }
+
+    /// Sends a request signed by the node. When the coordinator refuses the signature, the clocks may differ: it is tried once more by the
+    /// coordinator's clock.
+    async fn send_signed(
+        &self,
+        method: Method,
+        path: &str,
+        keys: &Keys,
+        membership: &Membership,
+        request: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, RequestError> {
+        let signed = |builder: RequestBuilder| {
+            let now = chrono::Utc::now().timestamp() + self.clock_offset.load(Ordering::Relaxed);
+            Ok(request(builder.bearer_auth(keys.token(&membership.enrolled, now)?.reveal())))
+        };
+        let before = self.clock_offset.load(Ordering::Relaxed);
+        match self.send(method.clone(), path, signed).await {
+            Err(RequestError::Refused { status: StatusCode::UNAUTHORIZED, .. })
+                if self.clock_offset.load(Ordering::Relaxed).abs_diff(before) > 1 =>
+            {
+                self.send(method, path, signed).await
+            }
+            result => result,
+        }
+    }
+
+    /// Sends a request to the first coordinator that can be reached.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        request: impl Fn(RequestBuilder) -> anyhow::Result<RequestBuilder>,
+    ) -> Result<Response, RequestError> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut failure = RequestError::Other(anyhow!("no coordinator is known"));
+        for index in (0..self.urls.len()).map(|step| (first + step) % self.urls.len()) {
+            let url = format!("{}{path}", self.urls[index].trim_end_matches('/'));
+            let builder = self.client.request(method.clone(), &url).header(PROTOCOL_HEADER, PROTOCOL_VERSION);
+            match request(builder)?.send().await {
+                Ok(response) if response.status().is_server_error() => failure = refused(response).await,
+                Ok(response) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    self.learn_clock(&response);
+                    return if response.status().is_success() { Ok(response) } else { Err(refused(response).await) };
+                }
+                Err(source) => {
+                    let source = source.without_url();
+                    failure = RequestError::Unreachable { url: self.urls[index].clone(), source };
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    fn learn_clock(&self, response: &Response) {
+        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+        if let Some(theirs) = date.and_then(|date| chrono::DateTime::parse_from_rfc2822(date).ok()) {
+            self.clock_offset.store(theirs.timestamp() - chrono::Utc::now().timestamp(), Ordering::Relaxed);
+        }
+    }
+}
+
+async fn refused(response: Response) -> RequestError {
+    let (status, url) = (response.status(), response.url().to_string());
+    match response.json().await {
+        Ok(problem) => RequestError::Refused { status, problem: Box::new(problem) },
+        Err(_) => RequestError::NotWattle { url, status },
+    }
+}
+
+/// Server-sent events as the coordinator writes them: each message one `data:` line; other lines (comments, blanks) are signs of life.
+fn messages<S>(lines: S) -> impl Stream<Item = anyhow::Result<StreamMessage>>
+where
+    S: Stream<Item = Result<String, tokio_util::codec::LinesCodecError>> + Unpin,
+{
+    futures_util::stream::try_unfold(lines, |mut lines| async move {
+        loop {
+            let silence = Duration::from_secs(SILENCE_S);
+            let line =
+                tokio::time::timeout(silence, lines.next()).await.map_err(|_| anyhow!("the coordinator was silent for {SILENCE_S} s"))?;
+            let Some(line) = line else { return Ok(None) };
+            let line = line.context("the stream broke")?;
+            if let Some(data) = line.strip_prefix("data:") {
+                let message = serde_json::from_str(data.trim_start()).context("the coordinator sent a message that cannot be read")?;
+                return Ok(Some((message, lines)));
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use wattle_wire::stream::ByeReason;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_are_the_data_lines_of_the_stream() {
+        let lines = [
+            ": hello",
+            "",
+            "event: message",
+            r#"data: {"type":"heartbeat","position":"1.2"}"#,
+            "",
+            r#"data:{"type":"bye","reason":"shutdown"}"#,
+        ];
+        let messages: Vec<_> = messages(stream::iter(lines.map(|line| Ok(line.to_owned())))).map(Result::unwrap).collect().await;
+        let position = Position { epoch: 1, revision: 2 };
+        assert_eq!(messages, [StreamMessage::Heartbeat { position }, StreamMessage::Bye { reason: ByeReason::Shutdown }]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_coordinator_is_hung_up_on() {
+        let mut messages = Box::pin(messages(stream::pending()));
+        let error = messages.next().await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("silent for 30 s"), "{error}");
+    }
+}

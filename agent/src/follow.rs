@@ -1,0 +1,147 @@
+//! Follows the coordinator's stream, and comes back when it breaks; keeps the view on disk.
+
+use std::{sync::Arc, time::Duration};
+
+use aws_lc_rs::rand;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc, oneshot};
+use wattle_mesh::replica::Stored;
+use wattle_wire::{ids::Position, stream::StreamMessage};
+
+use crate::{
+    coordinator::Coordinator,
+    identity::{Keys, Membership},
+    store::Store,
+};
+
+const VIEW: &str = "view.json";
+const CONNECTION: &str = "connection.json";
+
+/// The longest wait before the first new attempt, and between attempts when many have failed.
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(200);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(20);
+
+/// What the follower tells the loop.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The follower is about to connect, and asks from which position. All earlier messages were handled when this is.
+    WhereFrom(oneshot::Sender<Option<Position>>),
+    Connected,
+    Message(StreamMessage),
+    Disconnected(String),
+}
+
+/// How the agent stands with the coordinator, for `status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Connection {
+    pub(crate) connected: bool,
+    pub(crate) url: String,
+    /// Seconds since 1970.
+    pub(crate) since: i64,
+    /// Why it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+}
+
+pub(crate) fn load_view(store: &Store) -> anyhow::Result<Option<Stored>> {
+    store.read(VIEW)
+}
+
+pub(crate) fn save_view(store: &Store, stored: &Stored) -> anyhow::Result<()> {
+    store.write(VIEW, stored)
+}
+
+pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
+    store.remove(VIEW)
+}
+
+pub(crate) fn load_connection(store: &Store) -> anyhow::Result<Option<Connection>> {
+    store.read(CONNECTION)
+}
+
+pub(crate) fn save_connection(store: &Store, connection: &Connection) -> anyhow::Result<()> {
+    store.write(CONNECTION, connection)
+}
+
+/// Follows the stream until the loop is gone. `reconnect` makes it leave a stream and come back at once.
+pub(crate) async fn follow(
+    coordinator: Arc<Coordinator>,
+    keys: Arc<Keys>,
+    membership: Membership,
+    reconnect: Arc<Notify>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut failures = 0;
+    loop {
+        let (answer, position) = oneshot::channel();
+        if events.send(Event::WhereFrom(answer)).await.is_err() {
+            return;
+        }
+        let Ok(since) = position.await else { return };
+        let once = once(&coordinator, &keys, &membership, since, &events);
+        let ended = tokio::select! {
+            ended = once => ended,
+            () = reconnect.notified() => Ok(()),
+        };
+        let reason = match ended {
+            Ok(()) => {
+                failures = 0;
+                "the stream ended".to_owned()
+            }
+            Err((was_open, error)) => {
+                failures = if was_open { 0 } else { failures + 1 };
+                format!("{error:#}")
+            }
+        };
+        if events.send(Event::Disconnected(reason)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(backoff(failures)).await;
+    }
+}
+
+/// Follows one stream to its end. An error says whether the stream had been open.
+async fn once(
+    coordinator: &Coordinator,
+    keys: &Keys,
+    membership: &Membership,
+    since: Option<Position>,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), (bool, anyhow::Error)> {
+    let stream = coordinator.stream(keys, membership, since).await.map_err(|error| (false, error.into()))?;
+    let mut stream = std::pin::pin!(stream);
+    let _ = events.send(Event::Connected).await;
+    while let Some(message) = stream.next().await {
+        let message = message.map_err(|error| (true, error))?;
+        let ends = matches!(message, StreamMessage::Bye { .. });
+        if events.send(Event::Message(message)).await.is_err() || ends {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Full jitter: any time up to a bound that doubles with each failure, so that thousands of agents do not come back at one moment.
+fn backoff(failures: u32) -> Duration {
+    let bound = LONGEST_BACKOFF.min(SHORTEST_BACKOFF.saturating_mul(2u32.saturating_pow(failures)));
+    let mut random = [0; 4];
+    // Without random numbers the wait is the longest: slower, never a storm.
+    if rand::fill(&mut random).is_err() {
+        return bound;
+    }
+    bound.mul_f64(f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_bound_and_vary() {
+        assert!((0..100).all(|_| backoff(0) <= SHORTEST_BACKOFF));
+        assert!((0..100).all(|_| backoff(1000) <= LONGEST_BACKOFF));
+        let waits: Vec<_> = (0..20).map(|_| backoff(5)).collect();
+        assert!(waits.iter().any(|wait| *wait != waits[0]));
+    }
+}

@@ -1,0 +1,90 @@
+//! Makes the host what it should be: observe, plan, apply, observe.
+
+use std::path::Path;
+
+use anyhow::Context;
+use tracing::{info, warn};
+use wattle_mesh::{
+    desired::{Local, desired},
+    plan::{Plan, plan},
+    replica::Known,
+    state::{Change, Desired, InterfaceName, Observed},
+};
+
+use crate::{identity::Keys, kernel::Kernel};
+
+/// The host and the key that its interface is to hold.
+#[derive(Debug)]
+pub(crate) struct Host {
+    kernel: Kernel,
+    interface: InterfaceName,
+}
+
+/// What one look at the host gave.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// The host after all steps; absent when it cannot be observed.
+    pub(crate) observed: Option<Observed>,
+    /// Whether anything was to be done.
+    pub(crate) changed: bool,
+    /// What could not be done, in words.
+    pub(crate) problems: Vec<String>,
+}
+
+impl Host {
+    pub(crate) fn new(interface: InterfaceName, state_dir: &Path) -> anyhow::Result<Self> {
+        Ok(Self { kernel: Kernel::new(interface.clone(), state_dir)?, interface })
+    }
+
+    pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
+        self.kernel.observe().await.context("cannot read the state of this host")
+    }
+
+    pub(crate) async fn desired(&self, known: &Known, keys: &Keys) -> anyhow::Result<Desired> {
+        let addresses = self.kernel.host_addresses().await.context("cannot read the addresses of this host")?;
+        Ok(desired(known, &Local { interface: self.interface.clone(), public_key: keys.wireguard_key()?, addresses }))
+    }
+
+    /// Takes away what the agent made. Returns it in words.
+    pub(crate) async fn down(&self) -> anyhow::Result<Vec<String>> {
+        self.kernel.down().await
+    }
+
+    /// One round. Whatever fails is told and the rest goes on; the next round tries again.
+    pub(crate) async fn reconcile(&self, known: &Known, keys: &Keys) -> Outcome {
+        match self.plan(known, keys).await {
+            Ok((observed, plan)) if plan.steps.is_empty() => Outcome { observed: Some(observed), ..Outcome::default() },
+            Ok((_, plan)) => self.apply(plan, keys).await,
+            Err(error) => Outcome { problems: vec![format!("{error:#}")], ..Outcome::default() },
+        }
+    }
+
+    async fn plan(&self, known: &Known, keys: &Keys) -> anyhow::Result<(Observed, Plan)> {
+        let desired = self.desired(known, keys).await?;
+        let observed = self.observe().await?;
+        let plan = plan(&desired, &observed);
+        Ok((observed, plan))
+    }
+
+    async fn apply(&self, plan: Plan, keys: &Keys) -> Outcome {
+        let private_key = keys.wireguard_private_key();
+        let mut outcome = Outcome { changed: true, ..Outcome::default() };
+        for step in plan.steps {
+            match self.kernel.apply(&step.change, &private_key).await {
+                Ok(()) => info!(reason = step.reason, "{}", step.change),
+                Err(error) => {
+                    outcome.problems.push(format!("cannot {}: {error:#}", step.change));
+                    if step.change == Change::CreateLink {
+                        // Nothing that follows can be done without the interface.
+                        break;
+                    }
+                }
+            }
+        }
+        match self.observe().await {
+            Ok(observed) => outcome.observed = Some(observed),
+            Err(error) => warn!("{error:#}"),
+        }
+        outcome
+    }
+}

@@ -1,0 +1,349 @@
+//! `wattle-agent run`: the loop. A message, the clock or a signal comes; the replica takes it in, the host follows, the coordinator is told.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, mpsc, oneshot},
+    time::Instant,
+};
+use tracing::{info, warn};
+use wattle_mesh::{
+    replica::{Known, KnownPeer, Received, Replica},
+    reporting::Reporting,
+    state::{Observed, ObservedPeer},
+};
+use wattle_wire::{
+    endpoint::Endpoint,
+    report::{LinkReport, Report},
+    stream::{ByeReason, StreamMessage},
+};
+
+use crate::{
+    config::Place,
+    coordinator::{Coordinator, RequestError},
+    follow::{self, Connection, Event},
+    identity::{Keys, Membership},
+    output,
+    reconcile::{Host, Outcome},
+    store::Store,
+};
+
+/// How often the host is compared with what it should be: what other tools change is repaired within this time.
+const LOOK: Duration = Duration::from_secs(5);
+/// The same while tunnels are coming up, so that the coordinator hears of their first handshakes soon.
+const LOOK_SOON: Duration = Duration::from_secs(1);
+/// For how long after a change tunnels are expected to come up.
+const SETTLING: Duration = Duration::from_secs(30);
+/// How often a machine that is not a node looks whether it has become one.
+const WAIT_FOR_JOIN: Duration = Duration::from_millis(200);
+
+pub(crate) async fn run(place: &Place) -> anyhow::Result<()> {
+    let store = Store::open(&place.state_dir)?;
+    let _alone = store.lock()?;
+    let mut stop = Stop::new()?;
+    let membership = tokio::select! {
+        membership = wait_for_membership(&store) => membership?,
+        () = stop.asked() => return Ok(()),
+    };
+    let Some(keys) = Keys::load(&store)? else {
+        bail!("{} has a membership but no keys; restore them, or join again with --replace", store.dir().display());
+    };
+    let mut agent = Agent::new(place, store, keys, membership)?;
+    agent.start_from_disk().await;
+    agent.run(&mut stop).await;
+    info!("stopped; the tunnels stay up");
+    Ok(())
+}
+
+pub(crate) async fn down(place: &Place) -> anyhow::Result<()> {
+    let store = Store::open(&place.state_dir)?;
+    let _alone = store.lock().context("the running agent would put everything back")?;
+    let gone = Host::new(place.interface.clone(), store.dir())?.down().await?;
+    if gone.is_empty() {
+        output::line("nothing to take away");
+    }
+    for what in gone {
+        output::line(format!("took away {what}"));
+    }
+    Ok(())
+}
+
+/// The signals that end the agent.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn wait_for_membership(store: &Store) -> anyhow::Result<Membership> {
+    let mut told = false;
+    loop {
+        if let Some(membership) = Membership::load(store)? {
+            return Ok(membership);
+        }
+        if !told {
+            info!("this machine is not a node yet: waiting for `wattle-agent join`");
+            told = true;
+        }
+        tokio::time::sleep(WAIT_FOR_JOIN).await;
+    }
+}
+
+struct Agent {
+    store: Store,
+    keys: Arc<Keys>,
+    membership: Membership,
+    coordinator: Arc<Coordinator>,
+    host: Host,
+    replica: Replica,
+    /// The next stream begins with a snapshot.
+    wants_snapshot: bool,
+    reconnect: Arc<Notify>,
+    /// What of the newest revision was not believed, in words.
+    refused: Vec<String>,
+    outcome: Outcome,
+    looked: Instant,
+    last_change: Instant,
+    started: Instant,
+    reporting: Reporting,
+    report: Option<oneshot::Receiver<Option<ToldReport>>>,
+}
+
+/// A report that arrived.
+struct ToldReport {
+    report: Report,
+    links: usize,
+    due_at: Duration,
+}
+
+impl Agent {
+    fn new(place: &Place, store: Store, keys: Keys, membership: Membership) -> anyhow::Result<Self> {
+        let now = Instant::now();
+        Ok(Self {
+            coordinator: Arc::new(Coordinator::new(membership.urls.clone())?),
+            host: Host::new(place.interface.clone(), store.dir())?,
+            replica: Replica::new(membership.enrolled.mesh, keys.wireguard_key()?),
+            keys: Arc::new(keys),
+            membership,
+            store,
+            wants_snapshot: false,
+            reconnect: Arc::new(Notify::new()),
+            refused: Vec::new(),
+            outcome: Outcome::default(),
+            looked: now,
+            last_change: now,
+            started: now,
+            reporting: Reporting::default(),
+            report: None,
+        })
+    }
+
+    /// Carries out the last good view before the first network call, so that tunnels come up with the coordinator away.
+    async fn start_from_disk(&mut self) {
+        match follow::load_view(&self.store) {
+            Ok(Some(stored)) => {
+                let position = stored.position;
+                match self.replica.restore(stored) {
+                    Ok(refused) => {
+                        self.refused = refused.iter().map(ToString::to_string).collect();
+                        info!(%position, "took up the view kept on disk");
+                        self.reconcile().await;
+                    }
+                    Err(rejection) => warn!("the view kept on disk is not usable: {rejection}"),
+                }
+            }
+            Ok(None) => {}
+            Err(error) => warn!("the view kept on disk is not usable: {error:#}"),
+        }
+    }
+
+    async fn run(&mut self, stop: &mut Stop) {
+        let (sender, mut events) = mpsc::channel(16);
+        let follower = follow::follow(
+            Arc::clone(&self.coordinator),
+            Arc::clone(&self.keys),
+            self.membership.clone(),
+            Arc::clone(&self.reconnect),
+            sender,
+        );
+        let follower = tokio::spawn(follower);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.handle(event).await,
+                    None => break,
+                },
+                () = tokio::time::sleep_until(self.looked + self.until_next_look()) => self.reconcile().await,
+                told = told(&mut self.report) => self.told(told),
+                () = stop.asked() => break,
+            }
+            self.tell();
+        }
+        follower.abort();
+    }
+
+    async fn handle(&mut self, event: Event) {
+        match event {
+            Event::WhereFrom(answer) => {
+                let since = if std::mem::take(&mut self.wants_snapshot) { None } else { self.replica.position() };
+                let _ = answer.send(since);
+            }
+            Event::Connected => {
+                info!(url = self.coordinator.url(), "connected to the coordinator");
+                self.save_connection(None);
+                // It may be another coordinator than before, or a new process: it gets the whole account.
+                self.reporting.forget();
+            }
+            Event::Disconnected(reason) => {
+                warn!(reason, "not connected to the coordinator; the tunnels stay as they are");
+                self.save_connection(Some(reason));
+            }
+            Event::Message(message) => self.receive(message).await,
+        }
+    }
+
+    async fn receive(&mut self, message: StreamMessage) {
+        if let StreamMessage::Snapshot { position, .. } = &message {
+            info!(%position, "received a snapshot");
+        }
+        let before = self.replica.position();
+        match self.replica.receive(message) {
+            Received::Unchanged => {}
+            Received::Changed { refused } => {
+                for refusal in &refused {
+                    warn!("{refusal}");
+                }
+                self.refused = refused.iter().map(ToString::to_string).collect();
+                self.last_change = Instant::now();
+                self.reconcile().await;
+            }
+            Received::Gap => self.ask_for_snapshot("a message does not follow what is known"),
+            Received::Rejected(rejection) => {
+                self.refused = vec![format!("the whole revision was rejected: {rejection}")];
+                self.ask_for_snapshot(&rejection.to_string());
+            }
+            Received::Bye(ByeReason::Revoked) => warn!("this node was removed from the mesh"),
+            Received::Bye(reason) => info!(?reason, "the coordinator ended the stream"),
+        }
+        // After the host has followed: a view that makes the agent crash is not what it starts from.
+        if self.replica.position() != before
+            && let Some(stored) = self.replica.stored()
+            && let Err(error) = follow::save_view(&self.store, &stored)
+        {
+            warn!("{error:#}");
+        }
+    }
+
+    fn ask_for_snapshot(&mut self, reason: &str) {
+        warn!(reason, "asking for a snapshot");
+        self.wants_snapshot = true;
+        self.reconnect.notify_one();
+    }
+
+    async fn reconcile(&mut self) {
+        self.looked = Instant::now();
+        let Some(known) = self.replica.known() else { return };
+        let outcome = self.host.reconcile(known, &self.keys).await;
+        for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {
+            warn!("{problem}");
+        }
+        if outcome.changed {
+            self.last_change = Instant::now();
+        }
+        self.outcome = outcome;
+    }
+
+    fn until_next_look(&self) -> Duration {
+        let peers = self.outcome.observed.iter().flat_map(|observed| &observed.link).flat_map(|link| link.peers.values());
+        let settled = self.last_change.elapsed() > SETTLING || peers.fold(true, |all, peer| all && peer.is_live());
+        if settled && self.outcome.problems.is_empty() { LOOK } else { LOOK_SOON }
+    }
+
+    /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
+    fn tell(&mut self) {
+        let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
+        let Some(full) = report(known, observed, self.refused.iter().chain(&self.outcome.problems)) else { return };
+        let (links, due_at) = (full.links.len(), self.started.elapsed());
+        let Some(report) = self.reporting.due(full, due_at) else { return };
+        let (sender, receiver) = oneshot::channel();
+        self.report = Some(receiver);
+        let (coordinator, keys, membership) = (Arc::clone(&self.coordinator), Arc::clone(&self.keys), self.membership.clone());
+        tokio::spawn(async move {
+            let told = match coordinator.report(&keys, &membership, &report).await {
+                Ok(()) => Some(ToldReport { report, links, due_at }),
+                Err(error @ RequestError::Unreachable { .. }) => {
+                    tracing::debug!("the report did not arrive: {error:#}");
+                    None
+                }
+                Err(error) => {
+                    warn!("the report was not taken: {error:#}");
+                    None
+                }
+            };
+            if told.is_none() {
+                // The next one is due at once; a coordinator in trouble is not asked more often than the host is looked at.
+                tokio::time::sleep(LOOK).await;
+            }
+            let _ = sender.send(told);
+        });
+    }
+
+    fn told(&mut self, told: Option<ToldReport>) {
+        self.report = None;
+        if let Some(ToldReport { report, links, due_at }) = told {
+            self.reporting.told(&report, links, due_at);
+        }
+    }
+
+    fn save_connection(&self, error: Option<String>) {
+        let connection =
+            Connection { connected: error.is_none(), url: self.coordinator.url().to_owned(), since: chrono::Utc::now().timestamp(), error };
+        if let Err(error) = follow::save_connection(&self.store, &connection) {
+            warn!("{error:#}");
+        }
+    }
+}
+
+/// Waits for the report that is on its way; for ever when none is.
+async fn told(report: &mut Option<oneshot::Receiver<Option<ToldReport>>>) -> Option<ToldReport> {
+    match report {
+        Some(receiver) => receiver.await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+/// The whole account of this node; `None` while it has no interface.
+fn report<'a>(known: &Known, observed: &Observed, problems: impl Iterator<Item = &'a String>) -> Option<Report> {
+    let link = observed.link.as_ref()?;
+    let none = ObservedPeer::default();
+    let links = known.peers.values().map(|KnownPeer { peer, statement }| {
+        let found = link.peers.get(&statement.wireguard_key).unwrap_or(&none);
+        LinkReport {
+            peer: peer.node,
+            handshake_age_s: found.handshake_age_s,
+            received_bytes: found.received_bytes,
+            sent_bytes: found.sent_bytes,
+            endpoint: found.endpoint.and_then(|endpoint| Endpoint::try_from(endpoint).ok()),
+        }
+    });
+    Some(Report {
+        applied: known.position,
+        device: link.device,
+        links: links.collect(),
+        problems: problems.take(Report::MOST_PROBLEMS).cloned().collect(),
+    })
+}

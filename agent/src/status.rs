@@ -1,0 +1,196 @@
+//! `wattle-agent status` and `wattle-agent plan`: what is, and what would be done.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use wattle_mesh::{
+    health,
+    plan::{Plan, plan},
+    replica::{Known, KnownPeer, Replica},
+    state::{Observed, ObservedPeer},
+};
+use wattle_wire::{ids::Position, name::Name, report::DeviceKind};
+
+use crate::{
+    config::Place,
+    follow::{self, Connection},
+    identity::{Keys, Membership},
+    output,
+    reconcile::Host,
+    store::Store,
+};
+
+/// What the state directory and the host say.
+struct Found {
+    membership: Membership,
+    keys: Keys,
+    known: Option<Known>,
+    host: Host,
+    store: Store,
+}
+
+#[derive(Serialize)]
+struct Status {
+    node: Name,
+    site: Name,
+    interface: String,
+    /// Absent when there is no interface.
+    device: Option<DeviceKind>,
+    tunnel_address: Option<String>,
+    position: Option<Position>,
+    agent_running: bool,
+    coordinator: Option<Connection>,
+    peers: Vec<PeerStatus>,
+}
+
+#[derive(Serialize)]
+struct PeerStatus {
+    name: Name,
+    state: PeerState,
+    endpoint: Option<String>,
+    handshake_age_s: Option<u64>,
+    received_bytes: u64,
+    sent_bytes: u64,
+    prefixes: Vec<String>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum PeerState {
+    Up,
+    Down,
+    Never,
+}
+
+pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
+    let found = find(place)?;
+    let observed = found.host.observe().await?;
+    let status = describe(place, &found, &observed)?;
+    if json {
+        output::json(&status)?;
+    } else {
+        print(&status);
+    }
+    Ok(if status.device.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()> {
+    let found = find(place)?;
+    let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
+    let desired = found.host.desired(known, &found.keys).await?;
+    let Plan { steps } = plan(&desired, &found.host.observe().await?);
+    if json {
+        return output::json(&Plan { steps });
+    }
+    if steps.is_empty() {
+        output::line("nothing to do: this host is as the mesh wants it");
+    }
+    for step in steps {
+        output::line(step);
+    }
+    Ok(())
+}
+
+fn find(place: &Place) -> anyhow::Result<Found> {
+    let store = Store::open(&place.state_dir)?;
+    let (Some(membership), Some(keys)) = (Membership::load(&store)?, Keys::load(&store)?) else {
+        bail!("this machine is not a node yet: run `wattle-agent join` with the join string of its site");
+    };
+    let mut replica = Replica::new(membership.enrolled.mesh, keys.wireguard_key()?);
+    if let Some(stored) = follow::load_view(&store)? {
+        replica.restore(stored).context("the view kept on disk is not usable")?;
+    }
+    let known = replica.known().cloned();
+    Ok(Found { membership, keys, known, host: Host::new(place.interface.clone(), store.dir())?, store })
+}
+
+fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result<Status> {
+    let none = ObservedPeer::default();
+    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|KnownPeer { peer, statement }| {
+        let entry = observed.link.as_ref().and_then(|link| link.peers.get(&statement.wireguard_key)).unwrap_or(&none);
+        let state = match entry.handshake_age_s {
+            None => PeerState::Never,
+            age if health::is_fresh(age) => PeerState::Up,
+            Some(_) => PeerState::Down,
+        };
+        PeerStatus {
+            name: peer.name.clone(),
+            state,
+            endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
+            handshake_age_s: entry.handshake_age_s,
+            received_bytes: entry.received_bytes,
+            sent_bytes: entry.sent_bytes,
+            prefixes: entry.allowed_ips.iter().map(ToString::to_string).collect(),
+        }
+    });
+    Ok(Status {
+        node: found.membership.enrolled.name.clone(),
+        site: found.membership.enrolled.site.clone(),
+        interface: place.interface.to_string(),
+        device: observed.link.as_ref().map(|link| link.device),
+        tunnel_address: found.known.as_ref().map(|known| known.myself.tunnel_address.to_string()),
+        position: found.known.as_ref().map(|known| known.position),
+        agent_running: found.store.is_locked()?,
+        coordinator: follow::load_connection(&found.store)?,
+        peers: peers.collect(),
+    })
+}
+
+fn print(status: &Status) {
+    let device = match status.device {
+        Some(DeviceKind::Kernel) => "the kernel's WireGuard",
+        Some(DeviceKind::Userspace) => "a userspace device",
+        None => "MISSING",
+    };
+    let position = status.position.map_or_else(|| "nothing known yet".to_owned(), |position| format!("revision {position}"));
+    output::line(format!("node {} of site {}, {position}", status.node, status.site));
+    output::line(format!("interface {}: {device}, {}", status.interface, status.tunnel_address.as_deref().unwrap_or("no address")));
+    output::line(coordinator(status));
+    if status.peers.is_empty() {
+        return output::line("no peers");
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["peer", "state", "handshake", "endpoint", "received", "sent", "prefixes"]);
+    for peer in &status.peers {
+        let state = match peer.state {
+            PeerState::Up => "up",
+            PeerState::Down => "down",
+            PeerState::Never => "never",
+        };
+        table.add_row([
+            peer.name.to_string(),
+            state.to_owned(),
+            peer.handshake_age_s.map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age))),
+            peer.endpoint.clone().unwrap_or_else(|| "-".to_owned()),
+            output::bytes(peer.received_bytes),
+            output::bytes(peer.sent_bytes),
+            peer.prefixes.join(" "),
+        ]);
+    }
+    for number in [4, 5] {
+        if let Some(column) = table.column_mut(number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    output::line(table);
+}
+
+fn coordinator(status: &Status) -> String {
+    let since = |connection: &Connection| {
+        let now = chrono::Utc::now().timestamp();
+        output::age(u64::try_from(now - connection.since).unwrap_or_default())
+    };
+    match &status.coordinator {
+        _ if !status.agent_running => {
+            "the agent does not run: start it with `systemctl start wattle-agent` or `wattle-agent run`".to_owned()
+        }
+        None => "not yet connected to the coordinator".to_owned(),
+        Some(connection) if connection.connected => format!("connected to {} for {}", connection.url, since(connection)),
+        Some(connection) => {
+            format!("not connected for {}: {}", since(connection), connection.error.as_deref().unwrap_or("no reason known"))
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Files of the state directory: private, and replaced whole or not at all.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+}
+
+/// Held by the one `run` of a state directory, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct RunLock {
+    _file: File,
+}
+
+impl Store {
+    /// Opens the state directory, and makes it if it is not there.
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("cannot make the state directory {}; run as root, or name another with --state-dir", dir.display()))?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Reads a file; `None` if there is none. A file that others may read is made private first: it may hold a key.
+    pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+        let path = self.path(name);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let mode = fs::metadata(&path)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "the file was open to others; it is private again");
+            fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        }
+        // The error names a line and column, never the content.
+        let value = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        Ok(Some(value))
+    }
+
+    /// Replaces a file: written beside it, synced, renamed over it, and the directory synced, so that a crash leaves the old or the new.
+    pub(crate) fn write<T: Serialize>(&self, name: &str, value: &T) -> anyhow::Result<()> {
+        let path = self.path(name);
+        self.replace(&path, &serde_json::to_vec(value)?).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> anyhow::Result<()> {
+        match fs::remove_file(self.path(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.path(name).display()))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Makes sure that one agent alone runs on this state directory.
+    pub(crate) fn lock(&self) -> anyhow::Result<RunLock> {
+        match self.try_lock()? {
+            Some(lock) => Ok(lock),
+            None => {
+                bail!("another wattle-agent runs on {}; stop it first, for example with `systemctl stop wattle-agent`", self.dir.display())
+            }
+        }
+    }
+
+    /// Whether an agent runs on this state directory.
+    pub(crate) fn is_locked(&self) -> anyhow::Result<bool> {
+        Ok(self.try_lock()?.is_none())
+    }
+
+    fn try_lock(&self) -> anyhow::Result<Option<RunLock>> {
+        let path = self.path("run.lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(RunLock { _file: file })),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        // Private from the first moment: tempfile makes files with mode 0600.
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+        file.write_all(content)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_private_and_made_private_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("state")).unwrap();
+        store.write("x.json", &"value").unwrap();
+        let path = store.path("x.json");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(store.read::<String>("x.json").unwrap(), Some("value".to_owned()));
+        assert_eq!(mode(), 0o600);
+        assert_eq!(fs::metadata(store.dir()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_a_missing_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.read::<String>("x.json").unwrap(), None);
+        fs::write(store.path("x.json"), "{").unwrap();
+        assert!(format!("{:#}", store.read::<String>("x.json").unwrap_err()).contains("is damaged"));
+    }
+
+    #[test]
+    fn one_agent_alone_holds_the_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let held = store.lock().unwrap();
+        assert!(store.is_locked().unwrap());
+        assert!(store.lock().is_err());
+        drop(held);
+        assert!(!store.is_locked().unwrap());
+    }
+}
