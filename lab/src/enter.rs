@@ -57,6 +57,9 @@ pub fn command(job: &str) -> Result<Command> {
         command.args(["--user", "--map-root-user"]);
     }
     command.arg(env::current_exe().context("finding this program")?).env(ROLE, "init").env(JOB, job);
+    // Debian keeps these from the path of ordinary users, and here everybody is root.
+    let path = env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     Ok(command)
 }
 

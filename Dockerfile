@@ -1,0 +1,35 @@
+# syntax=docker/dockerfile:1
+# Images of the two programs: docker build --target server . and docker build --target agent .
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+ENV SQLX_OFFLINE=true
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --package wattle-server --package wattle-agent \
+    && install -D --target-directory=/out target/release/wattle-server target/release/wattle-agent
+
+FROM debian:bookworm-slim AS server
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates curl \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --home-dir /var/lib/wattle-server --create-home --shell /usr/sbin/nologin wattle
+COPY --from=build /out/wattle-server /usr/local/bin/
+USER wattle
+ENV WATTLE_DATA_DIR=/var/lib/wattle-server WATTLE_LISTEN=0.0.0.0:8443
+VOLUME /var/lib/wattle-server
+EXPOSE 8443
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["curl", "--fail", "--silent", "--show-error", "--output", "/dev/null", "http://127.0.0.1:8443/readyz"]
+ENTRYPOINT ["wattle-server"]
+
+# Needs --network=host --cap-add=NET_ADMIN --device=/dev/net/tun, and a volume for its keys.
+FROM debian:bookworm-slim AS agent
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates iproute2 nftables \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /out/wattle-agent /usr/local/bin/
+VOLUME /var/lib/wattle
+ENTRYPOINT ["wattle-agent"]
+CMD ["run"]
