@@ -268,8 +268,8 @@ impl Agent {
     }
 
     fn until_next_look(&self) -> Duration {
-        let peers = self.outcome.observed.iter().flat_map(|observed| &observed.link).flat_map(|link| link.peers.values());
-        let settled = self.last_change.elapsed() > SETTLING || peers.fold(true, |all, peer| all && peer.is_live());
+        let mut peers = self.outcome.observed.iter().flat_map(|observed| &observed.link).flat_map(|link| link.peers.values());
+        let settled = self.last_change.elapsed() > SETTLING || peers.all(ObservedPeer::is_live);
         if settled && self.outcome.problems.is_empty() { LOOK } else { LOOK_SOON }
     }
 
