@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 use wattle_lab::{
-    Api, Lab,
+    Api, Flow, Lab,
     binaries::scratch,
     enter, patience, process,
     site::{FRANKFURT, GUIDE},
@@ -41,6 +41,25 @@ pub(crate) fn sites_reach_each_others_gateways_over_the_underlay_and_not_each_ot
         let forward = from.host.run("cat /proc/sys/net/ipv4/ip_forward")?;
         same(&forward.trim(), &"0")?;
     }
+    Ok(())
+}
+
+pub(crate) fn a_stream_notices_a_cable_that_is_pulled_for_a_moment(folder: &Path) -> Result<()> {
+    let lab = Lab::build(folder, &GUIDE)?;
+    let (from, to) = (&lab.gateways[0].host, &lab.gateways[1].host);
+    let unharmed = Flow::start(from, to, FRANKFURT.address)?;
+    unharmed.more(50)?;
+    ensure!(unharmed.expect_no_loss()? > 50, "too few were sent");
+
+    let harmed = Flow::start(from, to, FRANKFURT.address)?;
+    harmed.more(20)?;
+    to.run("ip link set eth0 down")?;
+    harmed.more(5)?;
+    to.run("ip link set eth0 up")?;
+    to.run("ip route replace default via 198.51.100.1")?;
+    harmed.more(20)?;
+    let outcome = harmed.finish()?;
+    ensure!((4..=40).contains(&outcome.lost.len()), "{outcome:?}");
     Ok(())
 }
 

@@ -32,6 +32,7 @@ macro_rules! tests {
 /// Tests that run inside a lab's namespaces.
 const INSIDE: &[(&str, Test)] = tests![
     laboratory::sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans,
+    laboratory::a_stream_notices_a_cable_that_is_pulled_for_a_moment,
     guide::every_tunnel_address_and_every_lan_host_pings_every_other,
     guide::a_lan_host_reaches_another_by_the_direct_path_under_its_own_address,
     guide::each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is_up_from_both_ends,
