@@ -13,6 +13,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::{Ipv6Addr, UdpSocket},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -21,13 +22,15 @@ use std::{
 use anyhow::{Context, bail};
 use gotatun::{
     device::{
-        Device, DeviceBuilder, DeviceTransports, Error, Peer,
+        Device, DeviceBuilder, Error, Peer,
         configure::DeviceWrite,
         uapi::{
             UapiClient, UapiServer,
             command::{Get, Request, Set, SetPeer, SetUnset},
         },
     },
+    tun::tun_async_device::TunDevice,
+    udp::socket::UdpSocketFactory,
     x25519::{PublicKey, StaticSecret},
 };
 use ipnet::IpNet;
@@ -37,6 +40,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
+    time::{Instant, sleep},
 };
 use tracing::{error, info, warn};
 use wattle_mesh::state::InterfaceName;
@@ -47,6 +51,10 @@ const SOCKETS: &str = "/var/run/wireguard";
 
 /// How often the device looks whether its interface is still there. Before it has a key it does not read from it, so it would not notice.
 const INTERFACE_CHECK: Duration = Duration::from_secs(1);
+
+/// How long a socket of the device itself may take to close.
+const SOCKET_LIMIT: Duration = Duration::from_secs(1);
+const SOCKET_POLL: Duration = Duration::from_millis(10);
 
 /// Longest request in bytes. One with 10,000 peers is a quarter of it.
 const LONGEST_REQUEST: usize = 16 << 20;
@@ -65,30 +73,31 @@ pub(crate) async fn run(interface: &InterfaceName) -> anyhow::Result<()> {
     // Whoever may write to the socket may read the private key.
     nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
     end_on_panic();
+    drive(interface).await
+}
 
+async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let socket = Socket::bind(interface).await?;
-    let (dump, server) = UapiServer::new();
-    let device = DeviceBuilder::new()
-        .with_default_udp()
-        .create_tun(interface.as_str())
-        .with_context(|| format!("cannot create the TUN interface {interface}: it needs CAP_NET_ADMIN and /dev/net/tun"))?
-        .with_uapi(server)
-        .build()
-        .await
-        .with_context(|| format!("cannot start the device of {interface}"))?;
-    let mut device = Driven { device, dump, owners: BTreeMap::new() };
+    let tun = TunDevice::from_name(interface.as_str())
+        .with_context(|| format!("cannot make the TUN interface {interface}: it takes CAP_NET_ADMIN and /dev/net/tun"))?;
     let index =
         nix::net::if_::if_nametoindex(interface.as_str()).with_context(|| format!("no interface {interface} after its creation"))?;
+    let is_there = || nix::net::if_::if_nametoindex(interface.as_str()) == Ok(index);
+    let mut device = Driven::new(tun).await.with_context(|| format!("cannot start the device of {interface}"))?;
 
     let (requests, mut received) = mpsc::channel(16);
     let mut check = tokio::time::interval(INTERFACE_CHECK);
     info!(%interface, "userspace device is ready");
     loop {
         tokio::select! {
-            () = device.device.wait() => bail!("the device of {interface} failed or its interface was deleted"),
+            () = device.device.wait() => if is_there() {
+                device.recover().await?;
+            } else {
+                break info!(%interface, "userspace device ends: its interface was deleted");
+            },
             _ = terminated.recv() => break info!(%interface, "userspace device ends"),
-            _ = check.tick() => if nix::net::if_::if_nametoindex(interface.as_str()) != Ok(index) {
+            _ = check.tick() => if !is_there() {
                 break info!(%interface, "userspace device ends: its interface was deleted");
             },
             accepted = socket.listener.accept() => match accepted {
@@ -181,16 +190,34 @@ async fn converse(stream: UnixStream, requests: mpsc::Sender<Asked>) {
     }
 }
 
-/// The device, and which peer holds which prefix: gotatun routes by prefix, yet forgets to take a prefix from the peer that held it before.
-struct Driven<T: DeviceTransports> {
-    device: Device<T>,
-    dump: UapiClient,
-    owners: BTreeMap<IpNet, PublicKeyBytes>,
-}
-
+type Transports = (UdpSocketFactory, TunDevice, TunDevice);
 type PublicKeyBytes = [u8; 32];
 
-impl<T: DeviceTransports> Driven<T> {
+/// The device, and around it what gotatun lacks.
+struct Driven {
+    tun: TunDevice,
+    device: Device<Transports>,
+    dump: UapiClient,
+    /// Which peer holds which prefix: gotatun routes by prefix, yet forgets to take a prefix from the peer that held it before.
+    owners: BTreeMap<IpNet, PublicKeyBytes>,
+    recovered: Option<Instant>,
+}
+
+/// What a device needs to be made anew.
+#[derive(Clone)]
+struct Settings {
+    key: Option<StaticSecret>,
+    port: u16,
+    mark: u32,
+    peers: Vec<Peer>,
+}
+
+impl Driven {
+    async fn new(tun: TunDevice) -> Result<Self, Error> {
+        let (device, dump) = idle_device(&tun, 0, 0).await?;
+        Ok(Self { tun, device, dump, owners: BTreeMap::new(), recovered: None })
+    }
+
     async fn answer(&mut self, request: &str) -> Zeroizing<String> {
         // The parser slices keys by bytes.
         let parsed = if request.is_ascii() { request.parse().ok() } else { None };
@@ -206,22 +233,21 @@ impl<T: DeviceTransports> Driven<T> {
 
     /// Writes only what the request names, and leaves the sessions of peers alone.
     async fn set(&mut self, set: Set) -> Result<(), Errno> {
-        if let Some(key) = &set.private_key {
-            self.set_private_key(key.0).await?;
-        }
-        if let Some(port) = set.listen_port {
-            self.set_listen_port(port).await?;
+        if set.private_key.is_some() || set.listen_port.is_some() {
+            self.set_socket(set.private_key.map(|key| StaticSecret::from(key.0)), set.listen_port).await?;
         }
         if let Some(mark) = set.fwmark {
             let mark = if let SetUnset::Set(mark) = mark { u32::from(mark) } else { 0 };
             self.device.set_fwmark(mark).await.map_err(|error| errno_of(&error))?;
         }
-        let has_key = self.has_key().await;
         let Self { device, owners, .. } = self;
         let written = device
             .write(async |device| {
+                let has_key = device.private_key().is_some();
                 if set.replace_peers {
-                    device.clear_peers();
+                    for found in device.peers().await {
+                        device.remove_peer(&found.peer.public_key).await;
+                    }
                     owners.clear();
                 }
                 for peer in set.peers {
@@ -237,42 +263,93 @@ impl<T: DeviceTransports> Driven<T> {
         written.map_err(|error| errno_of(&error))?
     }
 
-    async fn set_private_key(&mut self, key: [u8; 32]) -> Result<(), Errno> {
-        let key = StaticSecret::from(key);
-        let port = self.device.read(async |device| device.listen_port()).await;
-        let written = self.device.set_private_key(key).await;
-        self.or_rebind(written, port, port).await
-    }
-
-    async fn set_listen_port(&mut self, port: u16) -> Result<(), Errno> {
-        if !self.has_key().await {
-            // gotatun panics on a socket that comes before the key; its own server writes the port down without opening one.
-            let set = Set::builder().listen_port(port).build();
-            return self.dump.send(set).await.map(drop).map_err(|_| Errno::EIO);
+    /// Changes the key, the port, or both. Either ends the sessions; a key does so on the kernel's WireGuard too.
+    async fn set_socket(&mut self, key: Option<StaticSecret>, port: Option<u16>) -> Result<(), Errno> {
+        let before = self.settings().await;
+        let wanted = Settings { key: key.or(before.key.clone()), port: port.unwrap_or(before.port), ..before.clone() };
+        let same_key = wanted.key.as_ref().map(PublicKey::from) == before.key.as_ref().map(PublicKey::from);
+        if same_key && wanted.port == before.port {
+            return Ok(());
         }
-        let before = self.device.read(async |device| device.listen_port()).await;
-        let written = self.device.set_listen_port(port).await;
-        self.or_rebind(written, port, before).await
-    }
-
-    /// Leaves no device without a socket: after a failure it takes the port that it had, or else any.
-    async fn or_rebind(&mut self, written: Result<(), Error>, refused: u16, before: u16) -> Result<(), Errno> {
-        let Err(cause) = written else { return Ok(()) };
-        error!(%cause, port = refused, "cannot open the UDP socket");
-        let fallback = if before == refused { 0 } else { before };
-        if let Err(error) = self.device.set_listen_port(fallback).await {
-            error!(%error, port = fallback, "cannot open a UDP socket at all");
+        if wanted.port != before.port {
+            refuse_taken(wanted.port)?;
+        }
+        let Err(cause) = self.remake(&wanted).await else { return Ok(()) };
+        error!(%cause, port = wanted.port, "cannot open the UDP socket");
+        // No device is left without a socket: one with a wrong port is seen to have it, and set right later.
+        let port = if wanted.port == before.port { 0 } else { before.port };
+        if let Err(error) = self.remake(&Settings { port, ..wanted }).await {
+            error!(%error, port, "cannot open a UDP socket at all");
         }
         Err(errno_of(&cause))
     }
 
-    async fn has_key(&self) -> bool {
-        self.device.read(async |device| device.private_key().is_some()).await
+    /// Goes on after gotatun gave up, which it does when a single packet cannot be sent while it is under load.
+    async fn recover(&mut self) -> anyhow::Result<()> {
+        if self.recovered.replace(Instant::now()).is_some_and(|last| last.elapsed() < INTERFACE_CHECK) {
+            bail!("the device fails again and again");
+        }
+        warn!("the device failed and is made anew");
+        let settings = self.settings().await;
+        self.remake(&settings).await.context("cannot make the device anew")
+    }
+
+    /// Another gotatun device on the same interface.
+    ///
+    /// It could change its key and port by itself, but to that end it restarts its tasks, and now and then takes their end for the end of
+    /// the interface: from then on it reports a failure for ever.
+    async fn remake(&mut self, settings: &Settings) -> Result<(), Error> {
+        let deadline = Instant::now() + SOCKET_LIMIT;
+        loop {
+            let (device, dump) = idle_device(&self.tun, settings.port, settings.mark).await?;
+            std::mem::replace(&mut self.device, device).stop().await;
+            self.dump = dump;
+            let Some(key) = settings.key.clone() else { return Ok(()) };
+            let peers = settings.peers.clone();
+            let started = self
+                .device
+                .write(async |device| {
+                    device.set_private_key(key).await;
+                    device.add_peers(peers)
+                })
+                .await;
+            match started {
+                // The socket of the device before closes a moment after the device has stopped.
+                Err(error) if errno_of(&error) == Errno::EADDRINUSE && Instant::now() < deadline => sleep(SOCKET_POLL).await,
+                other => return other.map(drop),
+            }
+        }
+    }
+
+    async fn settings(&self) -> Settings {
+        self.device
+            .read(async |device| Settings {
+                key: device.private_key().cloned(),
+                port: device.listen_port(),
+                mark: device.fwmark().unwrap_or(0),
+                peers: device.peers().await.into_iter().map(|found| found.peer).collect(),
+            })
+            .await
+    }
+}
+
+/// A device that has neither key nor peers yet, and so no socket.
+async fn idle_device(tun: &TunDevice, port: u16, mark: u32) -> Result<(Device<Transports>, UapiClient), Error> {
+    let (dump, server) = UapiServer::new();
+    let device = DeviceBuilder::new().with_default_udp().with_ip(tun.clone()).with_listen_port(port).with_fwmark(mark).with_uapi(server);
+    Ok((device.build().await?, dump))
+}
+
+/// Tells that a port is taken while the device still works on the one that it has.
+fn refuse_taken(port: u16) -> Result<(), Errno> {
+    match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)) {
+        Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) => Err(Errno::EADDRINUSE),
+        _ => Ok(()),
     }
 }
 
 async fn set_peer(
-    device: &mut DeviceWrite<'_, impl DeviceTransports>,
+    device: &mut DeviceWrite<'_, Transports>,
     owners: &mut BTreeMap<IpNet, PublicKeyBytes>,
     set: SetPeer,
 ) -> Result<(), Errno> {

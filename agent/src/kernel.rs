@@ -4,6 +4,8 @@ mod forwarding;
 mod link;
 mod made;
 mod nft;
+#[cfg(test)]
+mod tests;
 mod userspace;
 mod wireguard;
 

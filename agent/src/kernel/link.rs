@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use rtnetlink::{
     Handle, LinkUnspec, LinkWireguard, RouteMessageBuilder,
     packet_route::{
+        AddressFamily,
         address::{AddressAttribute, AddressMessage},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -139,7 +140,8 @@ impl Tables {
         }
         match request.execute().await.map_err(into_io) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let over = same_prefix.iter().find_map(output).map_or_else(String::new, |index| format!(", over interface number {index}"));
+                let names = same_prefix.iter().filter_map(output).filter_map(|index| nix::net::if_::if_indextoname(index).ok());
+                let over: String = names.map(|name| format!(" over {}", name.to_string_lossy())).collect();
                 bail!("somebody else has a route to {prefix} already{over}: see `ip route show {prefix}`");
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput && source.is_some() => {
@@ -250,10 +252,8 @@ fn source(message: &RouteMessage) -> Option<IpAddr> {
 fn destination(message: &RouteMessage) -> Option<IpNet> {
     let named =
         message.attributes.iter().find_map(|attribute| if let RouteAttribute::Destination(to) = attribute { Some(ip(to)) } else { None });
-    let any = match message.header.address_family {
-        rtnetlink::packet_route::AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    };
+    let is_v6 = message.header.address_family == AddressFamily::Inet6;
+    let any = if is_v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
     IpNet::new(named.unwrap_or(Some(any))?, message.header.destination_prefix_length).ok()
 }
 

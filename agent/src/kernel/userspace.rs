@@ -268,3 +268,69 @@ fn unhex(text: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use wattle_mesh::state::{ObservedPeer, PeerChange};
+
+    use super::*;
+
+    const KEY: &str = "0900000000000000000000000000000000000000000000000000000000000000";
+    const LOW_ORDER: &str = "0100000000000000000000000000000000000000000000000000000000000000";
+
+    fn key() -> wattle_wire::key::WireguardKey {
+        unhex(KEY).map(|bytes| *bytes).unwrap().try_into().unwrap()
+    }
+
+    #[test]
+    fn a_request_names_only_what_changes() {
+        let change = PeerChange { keepalive_s: Some(0), ..PeerChange::default() };
+        assert_eq!(*request(&Write::Peer(&key(), &change)), format!("set=1\npublic_key={KEY}\npersistent_keepalive_interval=0\n\n"));
+        assert_eq!(*request(&Write::RemovePeer(&key())), format!("set=1\npublic_key={KEY}\nremove=true\n\n"));
+        assert_eq!(*request(&Write::ListenPort(51820)), "set=1\nlisten_port=51820\n\n");
+    }
+
+    #[test]
+    fn a_request_replaces_prefixes_only_when_told_to() {
+        let prefixes = || ["10.2.0.0/24", "fd99::2/128"].into_iter().map(|text| text.parse().unwrap()).collect();
+        let add = PeerChange { allowed_ips: AllowedIps::Add(prefixes()), ..PeerChange::default() };
+        let lines = "allowed_ip=10.2.0.0/24\nallowed_ip=fd99::2/128\n\n";
+        assert_eq!(*request(&Write::Peer(&key(), &add)), format!("set=1\npublic_key={KEY}\n{lines}"));
+        let replace = PeerChange { allowed_ips: AllowedIps::Replace(prefixes()), clear_psk: true, ..PeerChange::default() };
+        let psk = "0".repeat(64);
+        assert_eq!(
+            *request(&Write::Peer(&key(), &replace)),
+            format!("set=1\npublic_key={KEY}\npreshared_key={psk}\nreplace_allowed_ips=true\n{lines}")
+        );
+    }
+
+    #[test]
+    fn a_dump_is_read_whole_and_weak_peers_are_passed_over() {
+        let text = format!(
+            "private_key={}\nlisten_port=51820\npublic_key={LOW_ORDER}\nallowed_ip=10.9.0.0/24\npublic_key={KEY}\npreshared_key={KEY}\n\
+             endpoint=[fd00::1]:7\npersistent_keepalive_interval=25\nlast_handshake_time_sec=90\nlast_handshake_time_nsec=5\n\
+             rx_bytes=1\ntx_bytes=2\nallowed_ip=10.2.0.0/24\nprotocol_version=1\nerrno=0\n\n",
+            "07".repeat(32)
+        );
+        let peer = ObservedPeer {
+            endpoint: Some("[fd00::1]:7".parse().unwrap()),
+            keepalive_s: 25,
+            allowed_ips: ["10.2.0.0/24".parse().unwrap()].into(),
+            has_psk: true,
+            handshake_age_s: Some(10),
+            received_bytes: 1,
+            sent_bytes: 2,
+        };
+        let public_key = super::super::wireguard::public_half(&[7; 32]);
+        assert_eq!(parse_dump(&text, 100).unwrap(), Dump { public_key, listen_port: 51820, peers: [(key(), peer)].into() });
+    }
+
+    #[test]
+    fn a_dump_that_failed_or_makes_no_sense_is_an_error() {
+        for bad in ["errno=5\n\n", "nonsense\n\n", "public_key=09\n\n", "listen_port=99999\n\n"] {
+            assert!(parse_dump(bad, 0).is_err(), "{bad}");
+        }
+        let ahead = format!("public_key={KEY}\nlast_handshake_time_sec=200\nerrno=0\n\n");
+        assert_eq!(parse_dump(&ahead, 100).unwrap().peers[&key()].handshake_age_s, Some(0));
+    }
+}

@@ -10,7 +10,7 @@ use anyhow::Context;
 use ipnet::IpNet;
 use wattle_mesh::state::{AllowedIps, InterfaceName, ObservedPeer, PeerChange};
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
-use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder};
+use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder, PeerInfo};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -81,32 +81,36 @@ fn kernel_name(interface: &InterfaceName) -> anyhow::Result<wireguard_control::I
 }
 
 fn kernel_dump(device: Device, now: Duration) -> Dump {
+    Dump {
+        public_key: device.public_key.and_then(|key| WireguardKey::try_from(key.0).ok()),
+        listen_port: device.listen_port.unwrap_or(0),
+        peers: kernel_peers(device.peers, now),
+    }
+}
+
+fn kernel_peers(found: Vec<PeerInfo>, now: Duration) -> BTreeMap<WireguardKey, ObservedPeer> {
     let mut peers: BTreeMap<WireguardKey, ObservedPeer> = BTreeMap::new();
-    for found in device.peers {
-        let Ok(key) = WireguardKey::try_from(found.config.public_key.0) else { continue };
-        let prefixes = found.config.allowed_ips.iter().filter_map(|prefix| IpNet::new(prefix.address, prefix.cidr).ok());
+    for PeerInfo { config, stats } in found {
+        let Ok(key) = WireguardKey::try_from(config.public_key.0) else { continue };
+        let prefixes = config.allowed_ips.iter().filter_map(|prefix| IpNet::new(prefix.address, prefix.cidr).ok());
         // A peer with many prefixes comes in several messages, of which only the first has the rest.
         if let Some(begun) = peers.get_mut(&key) {
             begun.allowed_ips.extend(prefixes);
             continue;
         }
-        let handshake = found.stats.last_handshake_time.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let handshake = stats.last_handshake_time.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let peer = ObservedPeer {
-            endpoint: found.config.endpoint,
-            keepalive_s: found.config.persistent_keepalive_interval.unwrap_or(0),
+            endpoint: config.endpoint,
+            keepalive_s: config.persistent_keepalive_interval.unwrap_or(0),
             allowed_ips: prefixes.collect(),
-            has_psk: found.config.preshared_key.is_some_and(|key| key.0 != [0; 32]),
+            has_psk: config.preshared_key.is_some_and(|key| key.0 != [0; 32]),
             handshake_age_s: handshake.map(|at| now.saturating_sub(at).as_secs()),
-            received_bytes: found.stats.rx_bytes,
-            sent_bytes: found.stats.tx_bytes,
+            received_bytes: stats.rx_bytes,
+            sent_bytes: stats.tx_bytes,
         };
         peers.insert(key, peer);
     }
-    Dump {
-        public_key: device.public_key.and_then(|key| WireguardKey::try_from(key.0).ok()),
-        listen_port: device.listen_port.unwrap_or(0),
-        peers,
-    }
+    peers
 }
 
 fn kernel_updates(what: &Write<'_>) -> Vec<DeviceUpdate> {
@@ -114,12 +118,12 @@ fn kernel_updates(what: &Write<'_>) -> Vec<DeviceUpdate> {
         Write::PrivateKey(key) => vec![DeviceUpdate::new().set_private_key(Key(***key))],
         Write::ListenPort(port) => vec![DeviceUpdate::new().set_listen_port(*port)],
         Write::RemovePeer(key) => vec![DeviceUpdate::new().remove_peer_by_key(&Key(*key.as_bytes()))],
-        Write::Peer(key, change) => kernel_peers(key, change).into_iter().map(|peer| DeviceUpdate::new().add_peer(peer)).collect(),
+        Write::Peer(key, change) => peer_messages(key, change).into_iter().map(|peer| DeviceUpdate::new().add_peer(peer)).collect(),
     }
 }
 
 /// One peer, in as few messages as its prefixes fit in; only the first replaces.
-fn kernel_peers(key: &WireguardKey, change: &PeerChange) -> Vec<PeerConfigBuilder> {
+fn peer_messages(key: &WireguardKey, change: &PeerChange) -> Vec<PeerConfigBuilder> {
     let key = Key(*key.as_bytes());
     let mut first = PeerConfigBuilder::new(&key);
     if change.clear_psk {
@@ -144,4 +148,61 @@ fn kernel_peers(key: &WireguardKey, change: &PeerChange) -> Vec<PeerConfigBuilde
     let first = first.add_allowed_ips(messages.next().unwrap_or_default());
     let more = messages.map(|prefixes| PeerConfigBuilder::new(&key).add_allowed_ips(prefixes));
     std::iter::once(first).chain(more).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(seed: u8) -> WireguardKey {
+        public_half(&[seed; 32]).unwrap()
+    }
+
+    fn prefixes(count: u8) -> BTreeSet<IpNet> {
+        (0..count).map(|third| format!("10.9.{third}.0/24").parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_change_of_the_keepalive_names_nothing_else() {
+        let change = PeerChange { keepalive_s: Some(25), ..PeerChange::default() };
+        let bare = PeerConfigBuilder::new(&Key(*key(1).as_bytes()));
+        assert_eq!(peer_messages(&key(1), &change), [bare.set_persistent_keepalive_interval(25)]);
+    }
+
+    #[test]
+    fn many_prefixes_take_several_messages_of_which_only_the_first_replaces() {
+        let change = PeerChange { allowed_ips: AllowedIps::Replace(prefixes(200)), ..PeerChange::default() };
+        let messages = peer_messages(&key(1), &change);
+        let bare = PeerConfigBuilder::new(&Key(*key(1).as_bytes()));
+        let all: Vec<_> = prefixes(200).iter().map(|net| AllowedIp { address: net.addr(), cidr: 24 }).collect();
+        let (first, rest) = all.split_at(PREFIXES_PER_MESSAGE);
+        assert_eq!(messages, [bare.clone().replace_allowed_ips().add_allowed_ips(first), bare.add_allowed_ips(rest)]);
+    }
+
+    #[test]
+    fn a_peer_without_prefixes_is_replaced_all_the_same() {
+        let change = PeerChange { allowed_ips: AllowedIps::Replace(BTreeSet::new()), ..PeerChange::default() };
+        assert_eq!(peer_messages(&key(1), &change), [PeerConfigBuilder::new(&Key(*key(1).as_bytes())).replace_allowed_ips()]);
+    }
+
+    #[test]
+    fn a_peer_that_the_kernel_tells_in_two_messages_is_one_peer() {
+        let mut first = PeerInfo::from_public_key(Key(*key(1).as_bytes()));
+        first.config.endpoint = Some("192.0.2.1:51820".parse().unwrap());
+        first.config.allowed_ips = vec!["10.9.0.0/24".parse().unwrap()];
+        first.config.preshared_key = Some(Key::zero());
+        first.stats.last_handshake_time = Some(UNIX_EPOCH + Duration::from_secs(90));
+        first.stats.rx_bytes = 7;
+        let mut second = PeerInfo::from_public_key(Key(*key(1).as_bytes()));
+        second.config.allowed_ips = vec!["10.9.1.0/24".parse().unwrap()];
+
+        let peer = ObservedPeer {
+            endpoint: Some("192.0.2.1:51820".parse().unwrap()),
+            allowed_ips: prefixes(2),
+            handshake_age_s: Some(10),
+            received_bytes: 7,
+            ..ObservedPeer::default()
+        };
+        assert_eq!(kernel_peers(vec![first, second], Duration::from_secs(100)), BTreeMap::from([(key(1), peer)]));
+    }
 }

@@ -1,0 +1,249 @@
+//! On real devices, routes and tables: each test runs in network and mount namespaces of its own.
+
+use std::{
+    collections::BTreeSet,
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use wattle_mesh::state::{Family, ObservedPeer, ObservedRuleset};
+use wattle_wire::key::WireguardKey;
+
+use super::*;
+
+const IN_NAMESPACE: &str = "WATTLE_TEST_IN_NAMESPACE";
+
+/// Runs the test of this name again, in namespaces in which it is root and alone.
+fn in_namespace(name: &str, test: impl Future<Output = ()>) {
+    if std::env::var_os(IN_NAMESPACE).is_none() {
+        let mut again = Command::new("unshare");
+        again.args(["--user", "--map-root-user", "--net", "--mount"]).arg(std::env::current_exe().unwrap());
+        again.args(["--exact", &format!("kernel::tests::{name}"), "--nocapture"]).env(IN_NAMESPACE, "1");
+        let output = again.output().expect("unshare of util-linux");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    command("mount -t tmpfs none /run");
+    command("ip link set lo up");
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test);
+}
+
+fn command(line: &str) {
+    let mut words = line.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status();
+    assert!(status.is_ok_and(|status| status.success()), "{line}");
+}
+
+fn name(text: &str) -> InterfaceName {
+    text.parse().unwrap()
+}
+
+fn prefixes(text: &str) -> BTreeSet<IpNet> {
+    text.split_whitespace().map(|prefix| prefix.parse().unwrap()).collect()
+}
+
+fn public_key(seed: u8) -> WireguardKey {
+    wireguard::public_half(&[seed; 32]).unwrap()
+}
+
+async fn dump(interface: &InterfaceName) -> Dump {
+    wireguard::dump(interface, DeviceKind::Userspace).await.unwrap().unwrap()
+}
+
+async fn write(interface: &InterfaceName, what: &Write<'_>) {
+    userspace::write(interface, what).await.unwrap();
+}
+
+async fn until<T: std::fmt::Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<(), T>) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Err(last) = look().await {
+        assert!(Instant::now() < deadline, "{what}: {last:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A device in this process, with the key made of `seed`.
+async fn device(interface: &InterfaceName, seed: u8, port: u16) {
+    let running = interface.clone();
+    tokio::spawn(async move { crate::device::run(&running).await.unwrap() });
+    until("the device answers", async || wireguard::dump(interface, DeviceKind::Userspace).await.unwrap().map(drop).ok_or("no answer"))
+        .await;
+    write(interface, &Write::PrivateKey(&Zeroizing::new([seed; 32]))).await;
+    write(interface, &Write::ListenPort(port)).await;
+}
+
+fn peer(endpoint: Option<&str>, keepalive_s: u16, allowed_ips: &str) -> PeerChange {
+    let endpoint = endpoint.map(|text| text.parse::<SocketAddr>().unwrap());
+    PeerChange { endpoint, keepalive_s: Some(keepalive_s), allowed_ips: AllowedIps::Replace(prefixes(allowed_ips)), clear_psk: false }
+}
+
+#[test]
+fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
+    in_namespace("a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters", async {
+        let (here, there) = (name("wattle0"), name("wattle1"));
+        device(&here, 1, 51820).await;
+        device(&there, 2, 51821).await;
+        // Only one end knows where the other is: its endpoint there is learned.
+        write(&there, &Write::Peer(&public_key(1), &peer(None, 0, "10.99.0.1/32"))).await;
+        write(&here, &Write::Peer(&public_key(2), &peer(Some("127.0.0.1:51821"), 1, "10.99.0.2/32"))).await;
+        let seen = async || dump(&there).await.peers.remove(&public_key(1)).unwrap();
+        until("a handshake and a keepalive", async || {
+            let peer = seen().await;
+            if peer.is_live() && peer.received_bytes > 200 { Ok(()) } else { Err(peer) }
+        })
+        .await;
+
+        let before = seen().await;
+        assert_eq!(before.endpoint, Some("127.0.0.1:51820".parse().unwrap()));
+        let keepalive = PeerChange { keepalive_s: Some(30), ..PeerChange::default() };
+        let more = PeerChange { allowed_ips: AllowedIps::Add(prefixes("10.1.0.0/24")), ..PeerChange::default() };
+        let others = PeerChange { allowed_ips: AllowedIps::Replace(prefixes("10.3.0.0/24")), clear_psk: true, ..PeerChange::default() };
+        for change in [keepalive, more, others] {
+            write(&there, &Write::Peer(&public_key(1), &change)).await;
+        }
+        write(&there, &Write::Peer(&public_key(3), &PeerChange::default())).await;
+        write(&there, &Write::RemovePeer(&public_key(3))).await;
+
+        let after = seen().await;
+        let ObservedPeer { handshake_age_s, received_bytes, sent_bytes, .. } = after;
+        assert!(received_bytes >= before.received_bytes && sent_bytes >= before.sent_bytes && handshake_age_s.is_some(), "{after:?}");
+        let written = ObservedPeer { keepalive_s: 30, allowed_ips: prefixes("10.3.0.0/24"), ..before };
+        assert_eq!(ObservedPeer { handshake_age_s, received_bytes, sent_bytes, ..written }, after);
+        // And the session carries what comes next.
+        until("the next keepalive", async || {
+            let peer = seen().await;
+            if peer.received_bytes > received_bytes { Ok(()) } else { Err(peer) }
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there() {
+    in_namespace("a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there", async {
+        let interface = name("wattle0");
+        device(&interface, 1, 51820).await;
+        write(&interface, &Write::Peer(&public_key(2), &peer(None, 0, "10.2.0.0/24 10.99.0.2/32"))).await;
+        write(&interface, &Write::Peer(&public_key(3), &peer(None, 0, "10.2.0.0/24"))).await;
+        let touch = PeerChange { keepalive_s: Some(25), ..PeerChange::default() };
+        write(&interface, &Write::Peer(&public_key(2), &touch)).await;
+
+        let held = async |seed| dump(&interface).await.peers[&public_key(seed)].allowed_ips.clone();
+        assert_eq!((held(2).await, held(3).await), (prefixes("10.99.0.2/32"), prefixes("10.2.0.0/24")));
+        write(&interface, &Write::RemovePeer(&public_key(3))).await;
+        write(&interface, &Write::Peer(&public_key(2), &peer(None, 0, "10.2.0.0/24"))).await;
+        assert_eq!(held(2).await, prefixes("10.2.0.0/24"));
+    });
+}
+
+#[test]
+fn a_device_keeps_its_port_when_the_new_one_is_taken() {
+    in_namespace("a_device_keeps_its_port_when_the_new_one_is_taken", async {
+        let interface = name("wattle0");
+        device(&interface, 1, 51820).await;
+        let taken = UdpSocket::bind("0.0.0.0:51999").unwrap();
+        let refused = userspace::write(&interface, &Write::ListenPort(51999)).await.unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(Errno::EADDRINUSE as i32));
+        assert_eq!(dump(&interface).await.listen_port, 51820);
+        drop(taken);
+        write(&interface, &Write::Peer(&public_key(2), &peer(None, 25, "10.2.0.0/24"))).await;
+        write(&interface, &Write::ListenPort(51999)).await;
+        let Dump { listen_port, peers, .. } = dump(&interface).await;
+        assert_eq!((listen_port, peers.into_keys().collect::<Vec<_>>()), (51999, vec![public_key(2)]));
+    });
+}
+
+#[test]
+fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
+    in_namespace("what_is_applied_is_observed_and_what_was_made_is_taken_away", async {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = Kernel::new(name("wattle0"), folder.path()).unwrap();
+        command("ip link add lan0 type veth peer name lan1");
+        command("ip addr add 10.1.0.1/24 dev lan0");
+        command("ip link set lan0 up");
+        command("sysctl -qw net.ipv4.ip_forward=0");
+        assert_eq!(kernel.observe().await.unwrap(), Observed::default());
+
+        device(&name("wattle0"), 1, 51820).await;
+        let ruleset = "table inet wattle {\n chain forward {\n  type filter hook forward priority filter; policy accept;\n }\n}\n";
+        let source = Some("10.1.0.1".parse().unwrap());
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let key = Zeroizing::new([1; 32]);
+        for change in [
+            Change::SetRuleset(ruleset.to_owned()),
+            Change::CreateLink,
+            Change::SetPrivateKey(public_key(1)),
+            Change::SetMtu(1380),
+            Change::AddAddress(net("10.99.0.1/16")),
+            Change::AddAddress(net("fd99::1/64")),
+            Change::AddAddress(net("10.98.0.1/16")),
+            Change::RemoveAddress(net("10.98.0.1/16")),
+            Change::SetUp,
+            Change::EnableForwarding(Family::V4),
+            Change::SetRoute(net("10.2.0.0/24"), None),
+            Change::SetRoute(net("10.2.0.0/24"), source),
+            Change::SetRoute(net("fd02::/64"), None),
+            Change::SetRoute(net("10.4.0.0/24"), None),
+            Change::RemoveRoute(net("10.4.0.0/24")),
+        ] {
+            kernel.apply(&change, &key).await.unwrap();
+        }
+        command("ip route add 10.5.0.0/24 dev wattle0");
+
+        let link = Link {
+            up: true,
+            mtu: 1380,
+            addresses: prefixes("10.99.0.1/16 fd99::1/64"),
+            routes: [(net("10.2.0.0/24"), source), (net("fd02::/64"), None)].into(),
+            public_key: Some(public_key(1)),
+            listen_port: 51820,
+            ..Link::new(DeviceKind::Userspace)
+        };
+        let applied =
+            Observed { link: Some(link.clone()), forwarding: [Family::V4].into(), ruleset: ObservedRuleset::Intact(ruleset.to_owned()) };
+        assert_eq!(kernel.observe().await.unwrap(), applied);
+        assert_eq!(kernel.host_addresses().await.unwrap(), [net("10.1.0.1/24")]);
+
+        let foreign = kernel.apply(&Change::SetRoute(net("10.1.0.0/24"), None), &key).await;
+        assert!(foreign.is_ok(), "another metric or scope: {foreign:?}");
+        command("ip route add 10.6.0.0/24 dev lan0");
+        let foreign = kernel.apply(&Change::SetRoute(net("10.6.0.0/24"), None), &key).await.unwrap_err();
+        assert!(format!("{foreign:#}").contains("somebody else has a route to 10.6.0.0/24 already over lan0"), "{foreign:#}");
+        let stranger = kernel.apply(&Change::SetPrivateKey(public_key(2)), &key).await;
+        assert!(stranger.is_err());
+
+        command("nft add rule inet wattle forward drop");
+        assert_eq!(kernel.observe().await.unwrap().ruleset, ObservedRuleset::Altered);
+
+        // The interface was there before: it stays.
+        assert_eq!(kernel.down().await.unwrap(), ["removed the nftables table inet wattle", "set net.ipv4.ip_forward back to 0"]);
+        assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
+        let left = kernel.observe().await.unwrap();
+        assert_eq!(
+            (left.link.map(|link| link.addresses), left.forwarding, left.ruleset),
+            (Some(link.addresses), BTreeSet::new(), ObservedRuleset::Absent)
+        );
+    });
+}
+
+#[test]
+fn an_interface_of_somebody_else_is_named_and_left() {
+    in_namespace("an_interface_of_somebody_else_is_named_and_left", async {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = Kernel::new(name("wattle0"), folder.path()).unwrap();
+        let key = Zeroizing::new([1; 32]);
+        for (make, remove, what) in [
+            ("ip link add wattle0 type veth peer name other0", "ip link del wattle0", "of kind veth"),
+            ("ip tuntap add wattle0 mode tun", "ip tuntap del wattle0 mode tun", "behind which no device answers"),
+        ] {
+            command(make);
+            let refused = kernel.apply(&Change::CreateLink, &key).await.unwrap_err();
+            assert!(format!("{refused:#}").contains(&format!("there is an interface wattle0 already, {what}")), "{refused:#}");
+            assert_eq!(kernel.observe().await.unwrap().link, None);
+            assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
+            command(remove);
+        }
+    });
+}
