@@ -296,6 +296,9 @@ mod tests {
         let before = replica.stored().unwrap().view;
         assert_eq!(replica.receive(next(&feed, Some(missed))), Received::Gap);
         assert_eq!(replica.stored().unwrap().view, before);
+        let once = next(&feed, replica.position());
+        assert_eq!(replica.receive(once.clone()), Received::Changed { refused: vec![] });
+        assert_eq!(replica.receive(once), Received::Gap, "the same delta once more");
         let mut empty = Replica::new(MESH, Keys::of(1).wireguard_key());
         assert_eq!(empty.receive(StreamMessage::Heartbeat { position: missed }), Received::Gap);
     }
