@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use futures_util::future::join_all;
 use gotatun::{
     device::{
         Device, DeviceBuilder, Error, Peer,
@@ -40,7 +41,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{error, info, warn};
 use wattle_mesh::state::InterfaceName;
@@ -51,6 +52,11 @@ const SOCKETS: &str = "/var/run/wireguard";
 
 /// How often the device looks whether its interface is still there. Before it has a key it does not read from it, so it would not notice.
 const INTERFACE_CHECK: Duration = Duration::from_secs(1);
+
+/// How often a peer with a keepalive but without a session is called.
+const RETRY: Duration = Duration::from_secs(5);
+/// What one round of calls may take. They are sent at once; it is the answers that take time, and nobody waits for them.
+const CALLS_LIMIT: Duration = Duration::from_millis(50);
 
 /// How long a socket of the device itself may take to close.
 const SOCKET_LIMIT: Duration = Duration::from_secs(1);
@@ -88,6 +94,7 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
 
     let (requests, mut received) = mpsc::channel(16);
     let mut check = tokio::time::interval(INTERFACE_CHECK);
+    let mut retry = tokio::time::interval(RETRY);
     info!(%interface, "userspace device is ready");
     loop {
         tokio::select! {
@@ -100,6 +107,7 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
             _ = check.tick() => if !is_there() {
                 break info!(%interface, "userspace device ends: its interface was deleted");
             },
+            _ = retry.tick() => device.call_silent_peers().await,
             accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) => drop(tokio::spawn(converse(stream, requests.clone()))),
                 Err(error) => warn!(%error, "cannot accept a connection"),
@@ -292,6 +300,16 @@ impl Driven {
         warn!("the device failed and is made anew");
         let settings = self.settings().await;
         self.remake(&settings).await.context("cannot make the device anew")
+    }
+
+    /// Starts handshakes with the peers that a keepalive should keep in touch with. gotatun gives up on a peer that did not answer for 90 s,
+    /// and then waits for a packet to send; on the kernel's WireGuard the next keepalive is such a packet. While an attempt is under way
+    /// this does nothing.
+    async fn call_silent_peers(&self) {
+        let peers = self.device.peers().await;
+        let silent = peers.iter().filter(|found| found.stats.last_handshake.is_none() && found.peer.keepalive.is_some());
+        let calls = silent.filter(|found| found.peer.endpoint.is_some()).map(|found| self.device.force_handshake(&found.peer.public_key));
+        let _ = timeout(CALLS_LIMIT, join_all(calls)).await;
     }
 
     /// Another gotatun device on the same interface.
