@@ -66,9 +66,9 @@ impl Kernel {
                 }
                 self.write(&Write::PrivateKey(private_key)).await.with_context(|| format!("cannot set the private key of {interface}"))
             }
-            Change::SetListenPort(port) => self.write(&Write::ListenPort(*port)).await.with_context(|| {
-                format!("cannot listen on UDP port {port}: if the address is in use, `ss -lunp sport = :{port}` tells by whom")
-            }),
+            Change::SetListenPort(port) => {
+                self.write(&Write::ListenPort(*port)).await.with_context(|| format!("cannot let {interface} listen on UDP port {port}"))
+            }
             Change::SetMtu(bytes) => {
                 let (tables, index) = self.link_index().await?;
                 let set = tables.set_mtu(index, *bytes).await;
@@ -155,16 +155,13 @@ impl Kernel {
 
     async fn create_link(&self) -> anyhow::Result<()> {
         let tables = Tables::open()?;
-        if let Some(found) = tables.find(&self.interface).await? {
-            if self.dump(&found).await?.is_some() {
-                return Ok(());
-            }
-            // A device that does not answer: only if it is ours may it go.
-            self.end_device().await?;
-        } else {
-            // A device whose interface was deleted is ending by itself; the new one needs its socket.
-            self.end_device().await?;
+        if let Some(found) = tables.find(&self.interface).await?
+            && self.dump(&found).await?.is_some()
+        {
+            return Ok(());
         }
+        // One that does not answer, or one whose interface was deleted and which is about to end: the new one needs its socket.
+        self.end_device().await?;
         if let Some(found) = tables.find(&self.interface).await? {
             let what =
                 if let Kind::Other(kind) = found.kind { format!("of kind {kind}") } else { "behind which no device answers".to_owned() };
@@ -262,8 +259,13 @@ fn named(peer: &PeerChange) -> String {
 
 /// The error, with what to do about it where that is known.
 fn explained(error: io::Error) -> anyhow::Error {
-    if error.raw_os_error() == Some(Errno::EPERM as i32) {
+    let is = |code: Errno| error.raw_os_error() == Some(code as i32);
+    if is(Errno::EPERM) {
         return anyhow::Error::new(error).context(NEEDS_NET_ADMIN);
+    }
+    // The kernel opens the socket only as the interface goes up, so this comes of that too.
+    if is(Errno::EADDRINUSE) {
+        return anyhow::Error::new(error).context("another program has the UDP port: `ss -lunp` tells which");
     }
     error.into()
 }
