@@ -53,8 +53,11 @@ const SOCKETS: &str = "/var/run/wireguard";
 /// How often the device looks whether its interface is still there. Before it has a key it does not read from it, so it would not notice.
 const INTERFACE_CHECK: Duration = Duration::from_secs(1);
 
-/// How often a peer with a keepalive but without a session is called.
+/// How often the device looks for peers to shake hands with.
 const RETRY: Duration = Duration::from_secs(5);
+/// Age of a session that is renewed although nothing is sent: after the 120 s at which an end that sends renews it, and before the 180 s at
+/// which it ends.
+const RENEWAL: Duration = Duration::from_secs(135);
 /// What one round of calls may take. They are sent at once; it is the answers that take time, and nobody waits for them.
 const CALLS_LIMIT: Duration = Duration::from_millis(50);
 
@@ -107,7 +110,7 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
             _ = check.tick() => if !is_there() {
                 break info!(%interface, "userspace device ends: its interface was deleted");
             },
-            _ = retry.tick() => device.call_silent_peers().await,
+            _ = retry.tick() => device.keep_in_touch().await,
             accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) => drop(tokio::spawn(converse(stream, requests.clone()))),
                 Err(error) => warn!(%error, "cannot accept a connection"),
@@ -302,13 +305,16 @@ impl Driven {
         self.remake(&settings).await.context("cannot make the device anew")
     }
 
-    /// Starts handshakes with the peers that a keepalive should keep in touch with. gotatun gives up on a peer that did not answer for 90 s,
-    /// and then waits for a packet to send; on the kernel's WireGuard the next keepalive is such a packet. While an attempt is under way
-    /// this does nothing.
-    async fn call_silent_peers(&self) {
+    /// Shakes hands with the peers that a keepalive should keep in touch with, where gotatun does not.
+    ///
+    /// On the kernel's WireGuard a keepalive renews the session after 120 s, and calls a peer that did not answer again and again. gotatun
+    /// lets the session of an idle link end, and gives up on a peer after 90 s, until there is a packet to send. While an attempt is under
+    /// way this does nothing.
+    async fn keep_in_touch(&self) {
         let peers = self.device.peers().await;
-        let silent = peers.iter().filter(|found| found.stats.last_handshake.is_none() && found.peer.keepalive.is_some());
-        let calls = silent.filter(|found| found.peer.endpoint.is_some()).map(|found| self.device.force_handshake(&found.peer.public_key));
+        let idle = peers.iter().filter(|found| found.stats.last_handshake.is_none_or(|age| age >= RENEWAL));
+        let reachable = idle.filter(|found| found.peer.keepalive.is_some() && found.peer.endpoint.is_some());
+        let calls = reachable.map(|found| self.device.force_handshake(&found.peer.public_key));
         let _ = timeout(CALLS_LIMIT, join_all(calls)).await;
     }
 
