@@ -10,40 +10,26 @@
 //! counters and its learned endpoint would go with every change of a keepalive (gotatun 0.10.2, `on_api_set`). Its parser and its dump
 //! are used.
 
+mod driven;
+
 use std::{
-    collections::BTreeMap,
     fs, io,
-    net::{Ipv6Addr, UdpSocket},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use futures_util::future::join_all;
-use gotatun::{
-    device::{
-        Device, DeviceBuilder, Error, Peer,
-        configure::DeviceWrite,
-        uapi::{
-            UapiClient, UapiServer,
-            command::{Get, Request, Set, SetPeer, SetUnset},
-        },
-    },
-    tun::tun_async_device::TunDevice,
-    udp::socket::UdpSocketFactory,
-    x25519::{PublicKey, StaticSecret},
-};
-use ipnet::IpNet;
-use nix::{errno::Errno, sys::stat::Mode};
+use driven::Driven;
+use gotatun::tun::tun_async_device::TunDevice;
+use nix::sys::stat::Mode;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use wattle_mesh::state::InterfaceName;
 use zeroize::Zeroizing;
 
@@ -55,16 +41,6 @@ const INTERFACE_CHECK: Duration = Duration::from_secs(1);
 
 /// How often the device looks for peers to shake hands with.
 const RETRY: Duration = Duration::from_secs(5);
-/// Age of a session that is renewed although nothing is sent: after the 120 s at which an end that sends renews it, and before the 180 s at
-/// which it ends.
-const RENEWAL: Duration = Duration::from_secs(135);
-/// What one round of calls may take. They are sent at once; it is the answers that take time, and nobody waits for them.
-const CALLS_LIMIT: Duration = Duration::from_millis(50);
-
-/// How long a socket of the device itself may take to close.
-const SOCKET_LIMIT: Duration = Duration::from_secs(1);
-const SOCKET_POLL: Duration = Duration::from_millis(10);
-
 /// Longest request in bytes. One with 10,000 peers is a quarter of it.
 const LONGEST_REQUEST: usize = 16 << 20;
 
@@ -101,7 +77,7 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
     info!(%interface, "userspace device is ready");
     loop {
         tokio::select! {
-            () = device.device.wait() => if is_there() {
+            () = device.ended() => if is_there() {
                 device.recover().await?;
             } else {
                 break info!(%interface, "userspace device ends: its interface was deleted");
@@ -118,7 +94,7 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
             Some(Asked { request, answer }) = received.recv() => drop(answer.send(device.answer(&request).await)),
         }
     }
-    device.device.stop().await;
+    device.stop().await;
     Ok(())
 }
 
@@ -199,256 +175,4 @@ async fn converse(stream: UnixStream, requests: mpsc::Sender<Asked>) {
             return;
         }
     }
-}
-
-type Transports = (UdpSocketFactory, TunDevice, TunDevice);
-type PublicKeyBytes = [u8; 32];
-
-/// The device, and around it what gotatun lacks.
-struct Driven {
-    tun: TunDevice,
-    device: Device<Transports>,
-    dump: UapiClient,
-    /// Which peer holds which prefix: gotatun routes by prefix, yet forgets to take a prefix from the peer that held it before.
-    owners: BTreeMap<IpNet, PublicKeyBytes>,
-    recovered: Option<Instant>,
-}
-
-/// What a device needs to be made anew.
-#[derive(Clone)]
-struct Settings {
-    key: Option<StaticSecret>,
-    port: u16,
-    mark: u32,
-    peers: Vec<Peer>,
-}
-
-impl Driven {
-    async fn new(tun: TunDevice) -> Result<Self, Error> {
-        let (device, dump) = idle_device(&tun, 0, 0).await?;
-        Ok(Self { tun, device, dump, owners: BTreeMap::new(), recovered: None })
-    }
-
-    async fn answer(&mut self, request: &str) -> Zeroizing<String> {
-        // The parser slices keys by bytes.
-        let parsed = if request.is_ascii() { request.parse().ok() } else { None };
-        match parsed {
-            Some(Request::Get(_)) => match self.dump.send(Get::default()).await {
-                Ok(dump) => Zeroizing::new(format!("{dump}\n")),
-                Err(_) => errno(Err(Errno::EIO)),
-            },
-            Some(Request::Set(set)) => errno(self.set(set).await),
-            None => errno(Err(Errno::EINVAL)),
-        }
-    }
-
-    /// Writes only what the request names, and leaves the sessions of peers alone.
-    async fn set(&mut self, set: Set) -> Result<(), Errno> {
-        if set.private_key.is_some() || set.listen_port.is_some() {
-            self.set_socket(set.private_key.map(|key| StaticSecret::from(key.0)), set.listen_port).await?;
-        }
-        if let Some(mark) = set.fwmark {
-            let mark = if let SetUnset::Set(mark) = mark { u32::from(mark) } else { 0 };
-            self.device.set_fwmark(mark).await.map_err(|error| errno_of(&error))?;
-        }
-        let Self { device, owners, .. } = self;
-        let written = device
-            .write(async |device| {
-                let has_key = device.private_key().is_some();
-                if set.replace_peers {
-                    for found in device.peers().await {
-                        device.remove_peer(&found.peer.public_key).await;
-                    }
-                    owners.clear();
-                }
-                for peer in set.peers {
-                    // gotatun panics on a peer that comes before the key.
-                    if !has_key && !peer.remove {
-                        return Err(Errno::ENOKEY);
-                    }
-                    set_peer(device, owners, peer).await?;
-                }
-                Ok(())
-            })
-            .await;
-        written.map_err(|error| errno_of(&error))?
-    }
-
-    /// Changes the key, the port, or both. Either ends the sessions; a key does so on the kernel's WireGuard too.
-    async fn set_socket(&mut self, key: Option<StaticSecret>, port: Option<u16>) -> Result<(), Errno> {
-        let before = self.settings().await;
-        let wanted = Settings { key: key.or(before.key.clone()), port: port.unwrap_or(before.port), ..before.clone() };
-        let same_key = wanted.key.as_ref().map(PublicKey::from) == before.key.as_ref().map(PublicKey::from);
-        if same_key && wanted.port == before.port {
-            return Ok(());
-        }
-        if wanted.port != before.port {
-            refuse_taken(wanted.port)?;
-        }
-        let Err(cause) = self.remake(&wanted).await else { return Ok(()) };
-        error!(%cause, port = wanted.port, "cannot open the UDP socket");
-        // No device is left without a socket: one with a wrong port is seen to have it, and set right later.
-        let port = if wanted.port == before.port { 0 } else { before.port };
-        if let Err(error) = self.remake(&Settings { port, ..wanted }).await {
-            error!(%error, port, "cannot open a UDP socket at all");
-        }
-        Err(errno_of(&cause))
-    }
-
-    /// Goes on after gotatun gave up, which it does when a single packet cannot be sent while it is under load.
-    async fn recover(&mut self) -> anyhow::Result<()> {
-        if self.recovered.replace(Instant::now()).is_some_and(|last| last.elapsed() < INTERFACE_CHECK) {
-            bail!("the device fails again and again");
-        }
-        warn!("the device failed and is made anew");
-        let settings = self.settings().await;
-        self.remake(&settings).await.context("cannot make the device anew")
-    }
-
-    /// Shakes hands with the peers that a keepalive should keep in touch with, where gotatun does not.
-    ///
-    /// On the kernel's WireGuard a keepalive renews the session after 120 s, and calls a peer that did not answer again and again. gotatun
-    /// lets the session of an idle link end, and gives up on a peer after 90 s, until there is a packet to send. While an attempt is under
-    /// way this does nothing.
-    async fn keep_in_touch(&self) {
-        let peers = self.device.peers().await;
-        let idle = peers.iter().filter(|found| found.stats.last_handshake.is_none_or(|age| age >= RENEWAL));
-        let reachable = idle.filter(|found| found.peer.keepalive.is_some() && found.peer.endpoint.is_some());
-        let calls = reachable.map(|found| self.device.force_handshake(&found.peer.public_key));
-        let _ = timeout(CALLS_LIMIT, join_all(calls)).await;
-    }
-
-    /// Another gotatun device on the same interface.
-    ///
-    /// It could change its key and port by itself, but to that end it restarts its tasks, and now and then takes their end for the end of
-    /// the interface: from then on it reports a failure for ever.
-    async fn remake(&mut self, settings: &Settings) -> Result<(), Error> {
-        let deadline = Instant::now() + SOCKET_LIMIT;
-        loop {
-            let (device, dump) = idle_device(&self.tun, settings.port, settings.mark).await?;
-            std::mem::replace(&mut self.device, device).stop().await;
-            self.dump = dump;
-            let Some(key) = settings.key.clone() else { return Ok(()) };
-            let peers = settings.peers.clone();
-            let started = self
-                .device
-                .write(async |device| {
-                    device.set_private_key(key).await;
-                    device.add_peers(peers)
-                })
-                .await;
-            match started {
-                // The socket of the device before closes a moment after the device has stopped.
-                Err(error) if errno_of(&error) == Errno::EADDRINUSE && Instant::now() < deadline => sleep(SOCKET_POLL).await,
-                other => return other.map(drop),
-            }
-        }
-    }
-
-    async fn settings(&self) -> Settings {
-        self.device
-            .read(async |device| Settings {
-                key: device.private_key().cloned(),
-                port: device.listen_port(),
-                mark: device.fwmark().unwrap_or(0),
-                peers: device.peers().await.into_iter().map(|found| found.peer).collect(),
-            })
-            .await
-    }
-}
-
-/// A device that has neither key nor peers yet, and so no socket.
-async fn idle_device(tun: &TunDevice, port: u16, mark: u32) -> Result<(Device<Transports>, UapiClient), Error> {
-    let (dump, server) = UapiServer::new();
-    let device = DeviceBuilder::new().with_default_udp().with_ip(tun.clone()).with_listen_port(port).with_fwmark(mark).with_uapi(server);
-    Ok((device.build().await?, dump))
-}
-
-/// Tells that a port is taken while the device still works on the one that it has.
-fn refuse_taken(port: u16) -> Result<(), Errno> {
-    match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)) {
-        Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) => Err(Errno::EADDRINUSE),
-        _ => Ok(()),
-    }
-}
-
-async fn set_peer(
-    device: &mut DeviceWrite<'_, Transports>,
-    owners: &mut BTreeMap<IpNet, PublicKeyBytes>,
-    set: SetPeer,
-) -> Result<(), Errno> {
-    let owner = set.peer.public_key.0;
-    let key = PublicKey::from(owner);
-    if set.remove {
-        device.remove_peer(&key).await;
-        owners.retain(|_, held_by| *held_by != owner);
-        return Ok(());
-    }
-
-    // `modify_peer` answers whether the peer is there, and with nothing to write writes nothing.
-    let is_known = device.modify_peer(&key, |_| {}).await;
-    if !is_known {
-        if set.update_only {
-            return Ok(());
-        }
-        device.add_peer(Peer::new(key));
-    }
-    if set.replace_allowed_ips {
-        owners.retain(|_, held_by| *held_by != owner);
-    }
-    for prefix in &set.peer.allowed_ip {
-        let prefix = IpNet::new(prefix.network(), prefix.prefix()).map_err(|_| Errno::EINVAL)?;
-        if let Some(loser) = owners.insert(prefix, owner)
-            && loser != owner
-        {
-            let left = prefixes_of(owners, loser)?;
-            device
-                .modify_peer(&PublicKey::from(loser), |peer| {
-                    peer.clear_allowed_ips();
-                    peer.add_allowed_ips(left.allowed_ips);
-                })
-                .await;
-        }
-    }
-    device
-        .modify_peer(&key, |peer| {
-            if let Some(psk) = set.peer.preshared_key {
-                peer.set_preshared_key(if let SetUnset::Set(psk) = psk { Some(psk.0) } else { None });
-            }
-            if set.peer.endpoint.is_some() {
-                peer.set_endpoint(set.peer.endpoint);
-            }
-            if set.peer.persistent_keepalive_interval.is_some() {
-                peer.set_keepalive(set.peer.persistent_keepalive_interval);
-            }
-            if set.replace_allowed_ips {
-                peer.clear_allowed_ips();
-            }
-            peer.add_allowed_ips(set.peer.allowed_ip);
-        })
-        .await;
-    Ok(())
-}
-
-/// The prefixes of one peer, in gotatun's own type, which has no public name but that of this field.
-fn prefixes_of(owners: &BTreeMap<IpNet, PublicKeyBytes>, owner: PublicKeyBytes) -> Result<Peer, Errno> {
-    let mut peer = Peer::new(PublicKey::from(owner));
-    for prefix in owners.iter().filter(|(_, held_by)| **held_by == owner).map(|(prefix, _)| prefix) {
-        peer.allowed_ips.push(prefix.to_string().parse().map_err(|_| Errno::EINVAL)?);
-    }
-    Ok(peer)
-}
-
-fn errno(result: Result<(), Errno>) -> Zeroizing<String> {
-    let code = result.err().map_or(0, |errno| errno as i32);
-    Zeroizing::new(format!("errno={code}\n\n"))
-}
-
-fn errno_of(error: &Error) -> Errno {
-    if let Error::Bind(error, _) | Error::IoError(error) = error
-        && let Some(code) = error.raw_os_error()
-    {
-        return Errno::from_raw(code);
-    }
-    Errno::EINVAL
 }

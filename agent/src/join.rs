@@ -44,7 +44,7 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
     Membership { enrolled, urls: join.urls, pins: join.pins }.save(&store)?;
     output::line(format!("joined as node {name} of site {site}"));
     if !store.is_locked()? {
-        output::line("start the agent now: `systemctl enable --now wattle-agent`, or `wattle-agent run`");
+        output::line("no agent runs here yet: let your init system start `wattle-agent run`");
     }
     Ok(())
 }

@@ -184,9 +184,7 @@ fn coordinator(status: &Status) -> String {
         output::age(u64::try_from(now - connection.since).unwrap_or_default())
     };
     match &status.coordinator {
-        _ if !status.agent_running => {
-            "the agent does not run: start it with `systemctl start wattle-agent` or `wattle-agent run`".to_owned()
-        }
+        _ if !status.agent_running => "the agent does not run: start `wattle-agent run`; the tunnels are as it left them".to_owned(),
         None => "not yet connected to the coordinator".to_owned(),
         Some(connection) if connection.connected => format!("connected to {} for {}", connection.url, since(connection)),
         Some(connection) => {

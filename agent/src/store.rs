@@ -79,7 +79,7 @@ impl Store {
         match self.try_lock()? {
             Some(lock) => Ok(lock),
             None => {
-                bail!("another wattle-agent runs on {}; stop it first, for example with `systemctl stop wattle-agent`", self.dir.display())
+                bail!("another wattle-agent runs on {}; stop it first", self.dir.display())
             }
         }
     }
