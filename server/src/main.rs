@@ -1,1 +1,118 @@
-fn main() {}
+//! The program `wattle-server`.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use wattle_server::{
+    config::{Arguments, Command, Config, LogFormat, TokenCommand},
+    db::Db,
+    first_start, listen, postgres, router,
+    secret::ApiToken,
+    server::{Database, Server},
+    tokens,
+};
+
+fn main() -> ExitCode {
+    let Arguments { config, command } = Arguments::parse();
+    start_log(config.log_format);
+    let result = match command.unwrap_or(Command::Serve) {
+        Command::Serve => run(serve(&config)),
+        Command::Token(command) => run(token(&config, command)),
+        Command::Openapi => say(router::openapi_json().trim_end()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "wattle-server: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(work)
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    // First of all, so that a taken port is told before a database is made.
+    let listener = listen::bind(config.listen).await?;
+    first_start::make_data_dir(&config.data_dir)?;
+    let database = Database::open(config.database_url.as_deref(), &config.data_dir).await?;
+    let kind = database.kind();
+    let result = async {
+        let mut server = Server::start(database.options(), listener, config).await?;
+        tracing::info!(
+            address = %server.address,
+            position = %server.app.copy.position(),
+            database = kind,
+            api_token = %first_start::token_file(&config.data_dir).display(),
+            "serves"
+        );
+        tokio::select! {
+            result = server.wait() => return result,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stops");
+        server.stop().await
+    }
+    .await;
+    database.close().await;
+    result
+}
+
+async fn token(config: &Config, command: TokenCommand) -> anyhow::Result<()> {
+    let (options, started) = match (&config.database_url, postgres::running(&config.data_dir)) {
+        (None, Some(running)) => (running, None),
+        (url, _) => {
+            let database = Database::open(url.as_deref(), &config.data_dir).await?;
+            (database.options(), Some(database))
+        }
+    };
+    let result = async {
+        let db = Db::open(options).await?;
+        let mut connection = db.requests().acquire().await?;
+        match command {
+            TokenCommand::Create { name } => {
+                let token = ApiToken::fresh()?;
+                tokens::queries::insert_api_token(&mut connection, &token, &name).await?;
+                say(&token.reveal())
+            }
+            TokenCommand::List => tokens::queries::api_tokens(db.requests())
+                .await?
+                .iter()
+                .try_for_each(|token| say(&format!("{}  {}  {}  {}", token.id, token.created_at.to_rfc3339(), token.role, token.name))),
+            TokenCommand::Revoke { id } => {
+                anyhow::ensure!(tokens::queries::revoke_api_token(&mut connection, id).await?, "there is no such api token");
+                Ok(())
+            }
+        }
+    }
+    .await;
+    if let Some(database) = started {
+        database.close().await;
+    }
+    result
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{text}").context("cannot write to the standard output")
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,66 @@
+//! What all handlers share.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use wattle_wire::ids::{MeshId, NodeId, SiteId};
+
+use crate::{
+    copy::Copy,
+    db::{Actor, Change, Db, Outcome},
+    error::{self, Result},
+    report::Reports,
+    stream::Streams,
+};
+
+/// What all handlers share; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct App {
+    pub db: Db,
+    pub copy: Arc<Copy>,
+    pub streams: Arc<Streams>,
+    pub reports: Arc<Reports>,
+    pub settings: Arc<Settings>,
+    pub stop: CancellationToken,
+}
+
+/// What stays as it is while the coordinator runs.
+pub struct Settings {
+    pub mesh: MeshId,
+    /// What ephemeral keys of enrolment are derived from.
+    pub challenge_secret: [u8; 32],
+    /// Where agents reach the coordinators, for join strings.
+    pub urls: Vec<String>,
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").field("mesh", &self.mesh).field("urls", &self.urls).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads what he wrote.
+    pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<T>
+    where
+        W: Future<Output = Result<Outcome<T>>>,
+    {
+        let committed = self.db.mutate(actor, work).await?;
+        if let Some(position) = committed.position {
+            self.copy.wait_for(position).await;
+        }
+        Ok(committed.value)
+    }
+
+    /// The site that a path means by an id or a name.
+    pub fn find_site(&self, id_or_name: &str) -> Result<SiteId> {
+        let found = self.copy.read(|feed| feed.directory().find_site(id_or_name).map(|site| site.id));
+        found.ok_or_else(|| error::not_found("site").into())
+    }
+
+    /// The node that a path means by an id or a name.
+    pub fn find_node(&self, id_or_name: &str) -> Result<NodeId> {
+        let found = self.copy.read(|feed| feed.directory().find_node(id_or_name).map(|node| node.id));
+        found.ok_or_else(|| error::not_found("node").into())
+    }
+}

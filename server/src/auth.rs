@@ -1,0 +1,153 @@
+//! Who is calling: a person or script with an api token, or a node with a token that it signed itself.
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chrono::Utc;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, dangerous};
+use serde::Deserialize;
+use uuid::Uuid;
+use wattle_wire::{
+    enrol::{NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims},
+    ids::{NodeId, TokenId},
+};
+
+use crate::{
+    app::App,
+    db::Actor,
+    error::{self, Error, Result},
+    secret::{self, ApiToken},
+    tokens,
+};
+
+/// Seconds by which the clocks of a node and the coordinator may differ.
+const LEEWAY_S: i64 = 60;
+
+/// The id of a request, in its answer, in the log and in the audit log.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
+
+/// The node that calls, as its own signature proves.
+#[derive(Clone, Copy, Debug)]
+pub struct CallingNode(pub NodeId);
+
+/// Who a credential belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Caller {
+    ApiToken(TokenId),
+    Node(NodeId),
+}
+
+/// Lets people and scripts in.
+pub async fn require_api_token(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    match caller(&app, request.headers()).await {
+        Ok(Caller::ApiToken(id)) => {
+            let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
+            request.extensions_mut().insert(Actor { name: format!("api-token:{id}"), request_id });
+            next.run(request).await
+        }
+        Ok(Caller::Node(_)) => {
+            Error::from(error::forbidden("this route is for api tokens; a node has its own under /agent")).into_response()
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Lets nodes in.
+pub async fn require_node(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    match caller(&app, request.headers()).await {
+        Ok(Caller::Node(node)) => {
+            request.extensions_mut().insert(CallingNode(node));
+            next.run(request).await
+        }
+        Ok(Caller::ApiToken(_)) => Error::from(error::forbidden("this route is for nodes, which sign their own tokens")).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
+    let bearer = bearer(headers).ok_or_else(error::unauthorized)?;
+    match ApiToken::parse(bearer) {
+        Some(token) => {
+            let stored = tokens::queries::api_token_hash(app.db.requests(), token.id).await?;
+            match stored.is_some_and(|stored| secret::matches(token.secret.reveal(), &stored)) {
+                true => Ok(Caller::ApiToken(token.id)),
+                false => Err(error::unauthorized().into()),
+            }
+        }
+        None => node(app, bearer).await.map(Caller::Node),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut headers = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(header), None) = (headers.next(), headers.next()) else { return None };
+    let (scheme, token) = header.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+async fn node(app: &App, token: &str) -> Result<NodeId> {
+    let unauthorized = || Error::from(error::unauthorized());
+    let claimed = claims(token).ok_or_else(unauthorized)?;
+    let known = app.copy.read(|feed| feed.directory().nodes.contains_key(&claimed.sub) || feed.directory().revoked.contains(&claimed.sub));
+    if !known {
+        // It may have enrolled with another coordinator a moment ago.
+        app.copy.refresh().await;
+    }
+    if !app.copy.is_fresh() {
+        return Err(Error::Unavailable("the copy in memory is too old to say who takes part"));
+    }
+    let found = app.copy.read(|feed| feed.directory().nodes.get(&claimed.sub).map(|node| (node.identity_key, node.generation)));
+    let (key, generation) = found.ok_or_else(unauthorized)?;
+    let key = DecodingKey::from_ed_der(key.as_bytes());
+    let verified = jsonwebtoken::decode::<NodeClaims>(token, &key, &validation(app)).map_err(|_| unauthorized())?.claims;
+    let now = Utc::now().timestamp();
+    let lives = verified.exp.checked_sub(verified.iat);
+    let in_time = verified.iat <= now.saturating_add(LEEWAY_S) && lives.is_some_and(|lives| (0..=NODE_TOKEN_LIFETIME_S).contains(&lives));
+    let is_own = verified.iss == verified.sub && verified.aud == app.settings.mesh && verified.generation == generation;
+    if in_time && is_own { Ok(verified.sub) } else { Err(unauthorized()) }
+}
+
+/// What a token claims, if it has the one form that nodes give it. Nothing of it is proven yet.
+fn claims(token: &str) -> Option<NodeClaims> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct NodeHeader {
+        alg: String,
+        typ: String,
+    }
+    let (header, _) = token.split_once('.')?;
+    let header: NodeHeader = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
+    if header.alg != "EdDSA" || header.typ != NODE_TOKEN_TYPE {
+        return None;
+    }
+    dangerous::insecure_decode_claims(token).ok()
+}
+
+fn validation(app: &App) -> Validation {
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.set_required_spec_claims(&["exp", "iss", "sub", "aud"]);
+    validation.set_audience(&[app.settings.mesh]);
+    validation.leeway = LEEWAY_S.unsigned_abs();
+    validation
+}
+
+/// Gives each request an id, its own if it has a sensible one, and says it in the answer.
+pub async fn with_request_id(mut request: Request, next: Next) -> Response {
+    let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).filter(|id| is_sensible(id));
+    let id = given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
+}
+
+fn is_sensible(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+}

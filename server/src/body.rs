@@ -1,0 +1,156 @@
+//! Reads bodies and queries strictly, and says what is wrong with them: which field, and why.
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Request},
+    http::{HeaderMap, StatusCode, header, request::Parts},
+};
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+
+use crate::error::{self, Error, Result};
+
+/// The largest body that is read, in bytes.
+pub const LARGEST_BODY: usize = 256 * 1024;
+/// The longest field name that an answer repeats.
+const LONGEST_FIELD: usize = 64;
+
+/// A JSON body. An empty one counts as `{}`.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let is_json = is_json(request.headers());
+        // The router sets the limit.
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => error::too_large(LARGEST_BODY),
+            _ => error::invalid_json("the body ended before its time"),
+        })?;
+        if bytes.is_empty() {
+            return parse(b"{}").map(Self);
+        }
+        if !is_json {
+            return Err(error::unsupported_media_type().into());
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
+/// The query of a list or stream; unknown parameters are refused.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        match axum::extract::Query::try_from_uri(&parts.uri) {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(_) => Err(error::invalid("invalid_query", "", "the query has a parameter that is unknown or malformed").into()),
+        }
+    }
+}
+
+/// `curl -d` sends JSON as a form unless it is told otherwise; that is taken, too.
+fn is_json(headers: &HeaderMap) -> bool {
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return false;
+    }
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    ["application/json", "application/x-www-form-urlencoded"].iter().any(|accepted| kind.eq_ignore_ascii_case(accepted))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        explain(&path, &error.into_inner())
+    })?;
+    deserializer.end().map_err(|error| explain(".", &error))?;
+    Ok(value)
+}
+
+fn explain(path: &str, error: &serde_json::Error) -> Error {
+    let message = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match error.classify() {
+        Category::Syntax | Category::Eof | Category::Io => {
+            let what = message.strip_suffix(&place).unwrap_or(&message);
+            error::invalid_json(format!("{what}, at line {} column {}", error.line(), error.column())).into()
+        }
+        Category::Data => {
+            let what = message.strip_suffix(&place).unwrap_or(&message);
+            let path = if path == "." { "" } else { path };
+            for (start, code, advice) in [
+                ("unknown field `", "unknown_field", "this field is not known here"),
+                ("missing field `", "missing_field", "this field has to be given"),
+                ("duplicate field `", "duplicate_field", "this field is given twice"),
+            ] {
+                let Some((name, rest)) = what.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };
+                let name: String = name.chars().take(LONGEST_FIELD).collect();
+                let field = match path.is_empty() || path == name {
+                    true => name,
+                    false => format!("{path}.{name}"),
+                };
+                let expected = rest.strip_prefix(", expected ").map(|known| format!("; known are {known}")).unwrap_or_default();
+                return error::invalid(code, field, format!("{advice}{expected}")).into();
+            }
+            error::invalid("invalid_field", path, without_value(what)).into()
+        }
+    }
+}
+
+/// serde repeats a value of the wrong type, which may be a secret in the wrong place: keeps only what was expected.
+fn without_value(message: &str) -> String {
+    let repeats =
+        ["invalid type: ", "invalid value: ", "invalid length ", "unknown variant "].iter().any(|start| message.starts_with(start));
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) if repeats => format!("expected {expected}"),
+        _ => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wattle_wire::{admin::NewSite, problem::Problem};
+
+    use super::*;
+
+    fn problem_of(text: &str) -> Problem {
+        match parse::<NewSite>(text.as_bytes()) {
+            Err(Error::Refused(problem)) => *problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_the_fix() {
+        let problem = problem_of(r#"{"name":"dublin","subnets":["10.10.0.0/24","10.1.2.3/16"]}"#);
+        assert_eq!((problem.status, problem.field.as_deref()), (422, Some("subnets[1]")));
+        assert_eq!(problem.detail.as_deref(), Some("10.1.2.3/16 has host bits set; the prefix is 10.1.0.0/16"));
+        for (text, status, code, field) in [
+            ("{", 400, "invalid_json", None),
+            ("[]", 422, "invalid_field", None),
+            (r#"{"name":"a"} x"#, 400, "invalid_json", None),
+            ("{}", 422, "missing_field", Some("name")),
+            (r#"{"name":"a","role":"admin"}"#, 422, "unknown_field", Some("role")),
+            (r#"{"name":"a","name":"b"}"#, 422, "duplicate_field", Some("name")),
+            (r#"{"name":7}"#, 422, "invalid_field", Some("name")),
+        ] {
+            let problem = problem_of(text);
+            assert_eq!((problem.status, problem.code.as_str(), problem.field.as_deref()), (status, code, field), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_value_in_the_wrong_place_is_not_repeated() {
+        let problem = problem_of(r#"{"name":"a","subnets":"hunter2"}"#);
+        assert!(!format!("{problem:?}").contains("hunter2"), "{problem:?}");
+        let problem = problem_of(&format!(r#"{{"name":"a","{}":1}}"#, "x".repeat(5000)));
+        assert!(serde_json::to_string(&problem).unwrap().len() < 600);
+    }
+}

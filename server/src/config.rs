@@ -1,0 +1,115 @@
+//! What the coordinator is told on its command line and in its environment.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
+use wattle_wire::ids::TokenId;
+
+/// The coordinator of a Wattle mesh: it stores sites, keys and subnets, and tells each gateway what it must know.
+///
+/// Without --database-url it keeps a private Postgres in its data directory: nothing needs to be configured. On the first start it
+/// writes an api token for the owner of the mesh to <data-dir>/api-token.
+#[derive(Debug, Parser)]
+#[command(name = "wattle-server", version)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub config: Config,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Settings of the coordinator.
+#[derive(Clone, Parser)]
+pub struct Config {
+    /// Where the api token of the first start and the private database are kept
+    #[arg(long, env = "WATTLE_DATA_DIR", default_value = "/var/lib/wattle-server", value_name = "FOLDER", global = true)]
+    pub data_dir: PathBuf,
+    /// The address to listen on
+    #[arg(long, env = "WATTLE_LISTEN", default_value = "127.0.0.1:8443", value_name = "ADDRESS:PORT", global = true)]
+    pub listen: SocketAddr,
+    /// Where agents reach the coordinator, for join strings; several with commas [default: http://<listen>]
+    #[arg(long = "url", env = "WATTLE_URL", value_delimiter = ',', value_name = "URL", value_parser = base_url, global = true)]
+    pub given_urls: Vec<String>,
+    /// A Postgres 15 or later to use in place of a private one, postgres://user:password@host:port/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", global = true)]
+    pub database_url: Option<String>,
+    /// The prefix of the mesh's tunnel addresses; it is fixed at the first start
+    #[arg(long, env = "WATTLE_TUNNEL_PREFIX", default_value = "10.99.0.0/16", value_name = "PREFIX", value_parser = tunnel_prefix, global = true)]
+    pub tunnel_prefix: Ipv4Net,
+    /// How log lines look; RUST_LOG says which are written
+    #[arg(long, env = "WATTLE_LOG_FORMAT", default_value = "text", value_name = "FORMAT", global = true)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the coordinator (the default)
+    Serve,
+    /// Makes, lists and revokes api tokens, also while the coordinator runs
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Prints the OpenAPI description of the REST interface
+    Openapi,
+}
+
+/// What to do with api tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Makes an api token and prints it, this once
+    Create {
+        /// What the token is for, for people to read
+        #[arg(long, value_parser = token_name)]
+        name: String,
+    },
+    /// Lists api tokens, without their secrets
+    List,
+    /// Revokes an api token
+    Revoke {
+        /// Its id, as `list` shows it
+        id: TokenId,
+    },
+}
+
+impl Config {
+    /// Where agents reach the coordinator.
+    pub fn urls(&self, address: SocketAddr) -> Vec<String> {
+        if self.given_urls.is_empty() { vec![format!("http://{address}")] } else { self.given_urls.clone() }
+    }
+}
+
+impl std::fmt::Debug for Config {
+    /// Without the database's URL, which may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("data_dir", &self.data_dir).field("listen", &self.listen).finish_non_exhaustive()
+    }
+}
+
+fn base_url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let valid = rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic()) && !rest.contains(['?', '#', '@']));
+    if valid { Ok(text.trim_end_matches('/').to_owned()) } else { Err("a URL is written https://host:port".to_owned()) }
+}
+
+fn tunnel_prefix(text: &str) -> Result<Ipv4Net, String> {
+    let subnet: wattle_wire::subnet::Subnet = text.parse().map_err(|error: wattle_wire::subnet::InvalidSubnet| error.to_string())?;
+    match subnet.net() {
+        ipnet::IpNet::V4(net) if net.prefix_len() <= 29 => Ok(net),
+        _ => Err("the tunnel prefix is of IPv4 and has room for some gateways, for example 10.99.0.0/16".to_owned()),
+    }
+}
+
+fn token_name(text: &str) -> Result<String, String> {
+    match crate::text::check("name", text) {
+        Ok(()) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err("a name has 1 to 256 characters, none of them invisible".to_owned()),
+    }
+}

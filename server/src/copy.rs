@@ -1,0 +1,188 @@
+//! The coordinator's copy of the mesh in memory, and how it follows the database.
+//!
+//! `NOTIFY` is a hint, a poll every two seconds closes what it misses. Whoever reads can ask how fresh the copy is.
+
+pub mod queries;
+
+use std::{
+    sync::{PoisonError, RwLock},
+    time::Duration,
+};
+
+use anyhow::Context;
+use sqlx::postgres::PgListener;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use wattle_mesh::feed::{Feed, Gap};
+use wattle_wire::ids::Position;
+
+use crate::{
+    db::{CHANNEL, Db},
+    error::Error,
+};
+
+/// How often the database is asked for news that no notification told of.
+const POLL: Duration = Duration::from_secs(2);
+/// A copy that was not compared with the database for longer than this says nothing about who may do what.
+const STALE: Duration = Duration::from_secs(10);
+/// How long a request waits for the copy to have what it wrote, or to be compared with the database.
+const CATCH_UP: Duration = Duration::from_secs(2);
+
+/// The copy.
+#[derive(Debug)]
+pub struct Copy {
+    feed: RwLock<Feed>,
+    position: watch::Sender<Position>,
+    /// When the last comparison with the database began that succeeded.
+    confirmed: watch::Sender<Instant>,
+    news: Notify,
+}
+
+impl Copy {
+    /// Reads the mesh from the database.
+    pub async fn load(db: &Db) -> anyhow::Result<Self> {
+        let began = Instant::now();
+        let feed = queries::load(db.follow()).await.context("cannot read the mesh from the database")?;
+        let (position, _) = watch::channel(feed.position());
+        let (confirmed, _) = watch::channel(began);
+        Ok(Self { feed: RwLock::new(feed), position, confirmed, news: Notify::new() })
+    }
+
+    /// Reads in the copy. The closure must be quick: nothing else moves meanwhile.
+    pub fn read<T>(&self, reader: impl FnOnce(&Feed) -> T) -> T {
+        reader(&self.feed.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn position(&self) -> Position {
+        *self.position.borrow()
+    }
+
+    /// Tells of each new position; whoever is slow sees only the newest.
+    pub fn subscribe(&self) -> watch::Receiver<Position> {
+        self.position.subscribe()
+    }
+
+    /// Whether the copy may be trusted about who may do what.
+    pub fn is_fresh(&self) -> bool {
+        self.confirmed.borrow().elapsed() < STALE
+    }
+
+    /// Waits until the copy has a position, so that who wrote reads what he wrote. Gives up after two seconds: it is written all the same.
+    pub async fn wait_for(&self, wanted: Position) {
+        let mut position = self.subscribe();
+        self.news.notify_one();
+        let has_it = |have: &Position| have.epoch != wanted.epoch || have.revision >= wanted.revision;
+        if timeout(CATCH_UP, position.wait_for(has_it)).await.is_err() {
+            tracing::warn!(%wanted, "the copy in memory lags behind");
+        }
+    }
+
+    /// Compares the copy with the database now. Gives up after two seconds.
+    pub async fn refresh(&self) {
+        let asked = Instant::now();
+        let mut confirmed = self.confirmed.subscribe();
+        self.news.notify_one();
+        let _ = timeout(CATCH_UP, confirmed.wait_for(|began| *began >= asked)).await;
+    }
+
+    /// Follows the database until the coordinator stops.
+    pub async fn follow(&self, db: &Db, stop: &CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.listen(db) => {}
+            () = self.poll(db) => {}
+        }
+    }
+
+    async fn listen(&self, db: &Db) {
+        loop {
+            if let Err(error) = self.listen_once(db).await {
+                tracing::debug!(%error, "does not hear notifications; polls");
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    async fn listen_once(&self, db: &Db) -> Result<(), sqlx::Error> {
+        let mut listener = PgListener::connect_with(db.follow()).await?;
+        listener.listen(CHANNEL).await?;
+        loop {
+            // `None` means that the connection was lost and made anew: something may have been missed.
+            listener.try_recv().await?;
+            self.news.notify_one();
+        }
+    }
+
+    async fn poll(&self, db: &Db) {
+        let mut away = false;
+        loop {
+            let began = Instant::now();
+            match self.catch_up(db).await {
+                Ok(()) => {
+                    self.confirmed.send_replace(began);
+                    if away {
+                        tracing::info!(position = %self.position(), "the database is back");
+                    }
+                    away = false;
+                }
+                Err(error) => {
+                    if !away {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "the database is away; streams go on, changes have to wait"
+                        );
+                    }
+                    away = true;
+                }
+            }
+            let _ = timeout(POLL, self.news.notified()).await;
+        }
+    }
+
+    async fn catch_up(&self, db: &Db) -> Result<(), Error> {
+        let have = self.position();
+        let stored = queries::position(db.follow()).await?;
+        if stored == have {
+            return Ok(());
+        }
+        if stored.epoch == have.epoch && stored.revision < have.revision {
+            tracing::warn!(%have, %stored, "the database lost revisions, as after a restore; begins a new epoch");
+            queries::begin_epoch(db.follow(), stored).await?;
+            return self.reload(db).await;
+        }
+        if stored.epoch != have.epoch {
+            tracing::warn!(%have, %stored, "the database is of another epoch; reads all of it");
+            return self.reload(db).await;
+        }
+        while self.position().revision < stored.revision {
+            let changes = queries::changes_since(db.follow(), self.position().revision).await?;
+            let pruned = changes.is_empty();
+            let gap = self.advance(changes).err();
+            if pruned || gap.is_some() {
+                tracing::warn!(%have, %stored, ?gap, "revisions are missing; reads all of the database");
+                return self.reload(db).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&self, changes: Vec<queries::Revision>) -> Result<(), Gap> {
+        let mut feed = self.feed.write().unwrap_or_else(PoisonError::into_inner);
+        let result = changes.into_iter().try_for_each(|change| feed.advance(change.revision, &change.changes.0));
+        let position = feed.position();
+        drop(feed);
+        self.position.send_replace(position);
+        result
+    }
+
+    async fn reload(&self, db: &Db) -> Result<(), Error> {
+        let fresh = queries::load(db.follow()).await?;
+        let position = fresh.position();
+        *self.feed.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        self.position.send_replace(position);
+        Ok(())
+    }
+}

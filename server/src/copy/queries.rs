@@ -1,0 +1,86 @@
+//! SQL of the copy in memory.
+
+use sqlx::{PgConnection, PgPool, types::Json};
+use wattle_mesh::{
+    directory::{Directory, RecordChange},
+    feed::Feed,
+};
+use wattle_wire::{
+    ids::{MeshId, NodeId, Position},
+    peer::MeshSettings,
+};
+
+use crate::{
+    error::{Error, Result},
+    nodes, sites,
+};
+
+/// How many revisions a coordinator remembers when it starts; agents that are further behind get a snapshot.
+const HISTORY: i64 = 10_000;
+
+/// What a revision changed.
+#[derive(Debug)]
+pub struct Revision {
+    pub revision: i64,
+    pub changes: Json<Vec<RecordChange>>,
+}
+
+pub async fn position(pool: &PgPool) -> Result<Position> {
+    Ok(sqlx::query_as!(Position, "SELECT epoch, revision FROM mesh").fetch_one(pool).await?)
+}
+
+/// The database lost revisions that were seen: their numbers will be given out again, and must not be mistaken for them.
+pub async fn begin_epoch(pool: &PgPool, stored: Position) -> Result<()> {
+    sqlx::query!("UPDATE mesh SET epoch = epoch + 1 WHERE epoch = $1 AND revision = $2", stored.epoch, stored.revision)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+pub async fn changes_since(pool: &PgPool, revision: i64) -> Result<Vec<Revision>> {
+    let changes = sqlx::query_as!(
+        Revision,
+        r#"SELECT revision, changes AS "changes: Json<Vec<RecordChange>>" FROM changes WHERE revision > $1 ORDER BY revision LIMIT 1000"#,
+        revision
+    );
+    Ok(changes.fetch_all(pool).await?)
+}
+
+/// Reads all of the mesh, as it was at one moment.
+pub async fn load(pool: &PgPool) -> Result<Feed> {
+    let mut transaction = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let (position, mesh) = settings(&mut transaction).await?;
+    let mut directory = Directory::new(mesh);
+    for site in sites::queries::all(&mut transaction).await? {
+        directory.sites.insert(site.id, site);
+    }
+    for node in nodes::queries::all(&mut transaction).await? {
+        directory.nodes.insert(node.id, node);
+    }
+    let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'").fetch_all(&mut *transaction).await?;
+    directory.revoked.extend(revoked.into_iter().map(NodeId));
+    let history = sqlx::query_as!(
+        Revision,
+        r#"SELECT revision, changes AS "changes: Json<Vec<RecordChange>>" FROM changes
+           WHERE revision > $1 AND epoch = $2 ORDER BY revision"#,
+        position.revision - HISTORY,
+        position.epoch
+    );
+    let history = history.fetch_all(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(Feed::new(directory, position, history.into_iter().map(|change| (change.revision, change.changes.0))))
+}
+
+async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettings)> {
+    let row =
+        sqlx::query!(r#"SELECT id, tunnel_prefix, listen_port, keepalive_s, epoch, revision FROM mesh"#).fetch_one(connection).await?;
+    let invalid = || Error::Internal("the settings of the mesh are not valid");
+    let ipnet::IpNet::V4(tunnel_prefix) = row.tunnel_prefix else { return Err(invalid()) };
+    let settings = MeshSettings {
+        id: MeshId(row.id),
+        tunnel_prefix,
+        listen_port: row.listen_port.try_into().map_err(|_| invalid())?,
+        keepalive_s: row.keepalive_s.try_into().map_err(|_| invalid())?,
+    };
+    Ok((Position { epoch: row.epoch, revision: row.revision }, settings))
+}

@@ -1,0 +1,186 @@
+//! The one way to change the mesh: a transaction that takes the next revision last, records what changed and who did it, and tells the
+//! other coordinators.
+
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+use anyhow::Context;
+use sqlx::{
+    Connection, PgConnection, PgPool, Postgres, Transaction,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    types::Json,
+};
+use wattle_mesh::directory::RecordChange;
+use wattle_wire::ids::Position;
+
+use crate::{
+    error::{Error, Result},
+    secret,
+};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+
+/// The channel on which coordinators tell each other of new revisions.
+pub const CHANNEL: &str = "wattle";
+/// How often a transaction is tried that lost against another.
+const TRIES: u32 = 5;
+/// How long a request may wait for a connection.
+const ACQUIRE: Duration = Duration::from_secs(2);
+
+/// Connections to the database, in two pools so that a flood of requests does not hold up following it.
+#[derive(Clone, Debug)]
+pub struct Db {
+    requests: PgPool,
+    follow: PgPool,
+}
+
+/// Who changes something, for the audit log.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    /// `api-token:<id>`, `node:<id>`, `join-token:<id>` or `command line`.
+    pub name: String,
+    pub request_id: Option<String>,
+}
+
+/// A change under way: a transaction that will take a revision.
+#[derive(Debug)]
+pub struct Change(Transaction<'static, Postgres>);
+
+/// A change that is ready to be committed.
+#[derive(Debug)]
+pub struct Outcome<T> {
+    transaction: Transaction<'static, Postgres>,
+    value: T,
+    /// The records as they are now; empty when the configuration is as it was, which takes no revision.
+    records: Vec<RecordChange>,
+    /// For the audit log: what was done to what. `None` when nothing was.
+    event: Option<(&'static str, String)>,
+}
+
+impl Change {
+    /// Something was changed: the records are now so, and this was done to that object.
+    pub fn made<T>(self, value: T, records: Vec<RecordChange>, action: &'static str, object: impl ToString) -> Outcome<T> {
+        Outcome { transaction: self.0, value, records, event: Some((action, object.to_string())) }
+    }
+
+    /// Everything is already as it should be.
+    pub fn not_needed<T>(self, value: T) -> Outcome<T> {
+        Outcome { transaction: self.0, value, records: Vec::new(), event: None }
+    }
+}
+
+impl Deref for Change {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.0
+    }
+}
+
+impl DerefMut for Change {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+}
+
+/// A transaction that was committed, and the position it took.
+#[derive(Debug)]
+pub struct Committed<T> {
+    pub value: T,
+    pub position: Option<Position>,
+}
+
+impl Db {
+    /// Brings the schema up to date and opens the pools.
+    pub async fn open(options: PgConnectOptions) -> anyhow::Result<Self> {
+        let options = options.application_name("wattle-server");
+        let mut connection = PgConnection::connect_with(&options.clone().options([("lock_timeout", "10s")]))
+            .await
+            .context("cannot connect to the database")?;
+        MIGRATIONS.run(&mut connection).await.context("cannot bring the database's schema up to date")?;
+        connection.close().await.context("cannot connect to the database")?;
+        let limited =
+            options.options([("statement_timeout", "5s"), ("lock_timeout", "3s"), ("idle_in_transaction_session_timeout", "10s")]);
+        let pool = |size: u32| PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE);
+        Ok(Self { requests: pool(16).connect_lazy_with(limited.clone()), follow: pool(3).connect_lazy_with(limited) })
+    }
+
+    /// For what requests read.
+    pub fn requests(&self) -> &PgPool {
+        &self.requests
+    }
+
+    /// For following the database's changes.
+    pub fn follow(&self) -> &PgPool {
+        &self.follow
+    }
+
+    /// Carries out a change in one transaction, and again should it lose against another.
+    ///
+    /// `work` changes rows and says what they are now; it may run several times. The revision is taken after it: the row's lock is held
+    /// until the commit, so the order of revisions is that of the commits, and nobody who follows them skips one.
+    pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<Committed<T>>
+    where
+        W: Future<Output = Result<Outcome<T>>>,
+    {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.attempt(actor, &work).await {
+                Err(error) if error.is_transient() && tries < TRIES => tokio::time::sleep(jitter(tries)?).await,
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, "a transaction lost against others {TRIES} times");
+                    return Err(Error::Unavailable("a transaction lost against others too often"));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn attempt<T, W>(&self, actor: &Actor, work: &impl Fn(Change) -> W) -> Result<Committed<T>>
+    where
+        W: Future<Output = Result<Outcome<T>>>,
+    {
+        let Outcome { mut transaction, value, records, event } = work(Change(self.requests.begin().await?)).await?;
+        let position = if records.is_empty() { None } else { Some(take_revision(&mut transaction, records).await?) };
+        if let Some((action, object)) = event {
+            sqlx::query!(
+                "INSERT INTO events (actor, action, object, revision, request_id) VALUES ($1, $2, $3, $4, $5)",
+                actor.name,
+                action,
+                object,
+                position.map(|position| position.revision),
+                actor.request_id
+            )
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(Committed { value, position })
+    }
+}
+
+async fn take_revision(transaction: &mut Transaction<'_, Postgres>, records: Vec<RecordChange>) -> Result<Position> {
+    let position = sqlx::query_as!(Position, "UPDATE mesh SET revision = revision + 1 RETURNING epoch, revision")
+        .fetch_one(&mut **transaction)
+        .await?;
+    sqlx::query!(
+        "INSERT INTO changes (revision, epoch, changes) VALUES ($1, $2, $3)",
+        position.revision,
+        position.epoch,
+        Json(records) as _
+    )
+    .execute(&mut **transaction)
+    .await?;
+    sqlx::query!(r#"SELECT pg_notify($1, $2) AS "sent: ()""#, CHANNEL, position.revision.to_string()).fetch_one(&mut **transaction).await?;
+    Ok(position)
+}
+
+/// Some milliseconds, more with each try, and never the same for two that met.
+fn jitter(tries: u32) -> Result<Duration> {
+    let [random] = secret::random::<1>()?;
+    Ok(Duration::from_millis(u64::from(tries) * 2 + u64::from(random % 32)))
+}

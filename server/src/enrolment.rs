@@ -1,0 +1,95 @@
+//! `/agent/enrol/…`: how a machine becomes a node.
+//!
+//! Nothing is kept between the two requests; whether the token is good is decided in the transaction that inserts the node.
+
+pub mod queries;
+
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use chrono::Utc;
+use uuid::Uuid;
+use wattle_mesh::{admit, directory::RecordChange};
+use wattle_wire::{
+    enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
+    ids::NodeId,
+};
+
+use self::queries::Applicant;
+use crate::{
+    app::App,
+    auth::RequestId,
+    body::Body,
+    db::Actor,
+    error::{self, Error, Result},
+    secret, sites, text,
+};
+
+/// Asks for a challenge.
+///
+/// A token that is used up gets one, too: only the proof of the identity tells whether this is the machine that used it.
+#[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = EnrolChallenge)))]
+pub async fn start(State(app): State<App>, Body(start): Body<EnrolStart>) -> Result<Response> {
+    let stored = queries::token_hash(app.db.requests(), start.token).await?;
+    if !stored.is_some_and(|stored| secret::matches(start.secret.reveal(), &stored)) {
+        return Err(error::join_token_refused().into());
+    }
+    let (nonce, server_key) = loop {
+        let nonce = admit::challenge_nonce(now_unix_s(), secret::random()?);
+        if let Some(server_key) = admit::challenge_key(&app.settings.challenge_secret, nonce) {
+            break (nonce, server_key);
+        }
+    };
+    Ok(([("cache-control", "no-store")], Json(EnrolChallenge { nonce, server_key })).into_response())
+}
+
+/// Proves both keys and becomes a node. Repeated with the same token and keys, it gets the same answer.
+#[utoipa::path(post, path = "/agent/enrol/finish", tag = "agents", request_body = EnrolFinish, responses((status = 200, body = Enrolled)))]
+pub async fn finish(
+    State(app): State<App>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Body(finish): Body<EnrolFinish>,
+) -> Result<Json<Enrolled>> {
+    text::check("agent_version", &finish.agent_version)?;
+    let statement = admit::check(&finish, app.settings.mesh, &app.settings.challenge_secret, now_unix_s())
+        .map_err(|denied| error::proof_refused(denied.to_string()))?;
+    let applicant = Applicant { id: NodeId(Uuid::now_v7()), finish, statement };
+    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
+    let actor = Actor { name: format!("join-token:{}", applicant.finish.token), request_id: Some(request_id) };
+    let (applicant, mesh) = (&applicant, app.settings.mesh);
+    let enrolled = app.mutate(&actor, |mut change| async move {
+        let token = queries::lock_token(&mut change, applicant.finish.token).await?.ok_or_else(error::join_token_refused)?;
+        if !secret::matches(applicant.finish.secret.reveal(), &token.secret_hash) {
+            return Err(error::join_token_refused().into());
+        }
+        if let Some(enrolled) = queries::already_enrolled(&mut change, applicant, mesh).await? {
+            return Ok(change.not_needed(enrolled));
+        }
+        if !queries::consume_token(&mut change, applicant.finish.token).await? {
+            return Err(error::join_token_refused().into());
+        }
+        sites::queries::lock(&mut change).await?;
+        queries::refuse_known_keys(&mut change, applicant).await?;
+        queries::refuse_endpoint_clash(&mut change, applicant, token.site).await?;
+        let record = queries::insert(&mut change, applicant, token.site, tunnel_prefix).await?;
+        let enrolled =
+            Enrolled { mesh: mesh, node: record.id, name: record.name.clone(), site: token.site_name, generation: record.generation };
+        Ok(change.made(enrolled, vec![RecordChange::Node(record)], "node.enrol", applicant.id))
+    });
+    let enrolled = enrolled.await.map_err(explain)?;
+    Ok(Json(enrolled))
+}
+
+fn explain(error: Error) -> Error {
+    match error.constraint() {
+        Some("node_identity_key" | "node_wireguard_key") => queries::key_taken().into(),
+        Some("node_endpoint") => queries::endpoint_taken().into(),
+        _ => error,
+    }
+}
+
+fn now_unix_s() -> u64 {
+    Utc::now().timestamp().try_into().unwrap_or_default()
+}

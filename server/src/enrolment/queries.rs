@@ -1,0 +1,161 @@
+//! SQL of enrolment.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use sqlx::{PgConnection, PgPool};
+use wattle_mesh::{allocate, directory::NodeRecord};
+use wattle_wire::{
+    enrol::{EnrolFinish, Enrolled, Statement},
+    ids::{MeshId, NodeId, SiteId, TokenId},
+    name::Name,
+    problem::{Holder, Problem},
+};
+
+use crate::{
+    error::{self, Error, Result},
+    nodes, sites,
+};
+
+/// A machine whose proofs hold, and the id it gets should it become a node.
+#[derive(Debug)]
+pub(super) struct Applicant {
+    pub(super) id: NodeId,
+    pub(super) finish: EnrolFinish,
+    pub(super) statement: Statement,
+}
+
+/// A join token that was not revoked.
+pub(super) struct Token {
+    pub(super) secret_hash: Vec<u8>,
+    pub(super) site: SiteId,
+    pub(super) site_name: Name,
+}
+
+pub(super) async fn token_hash(pool: &PgPool, token: TokenId) -> Result<Option<Vec<u8>>> {
+    let hash = sqlx::query_scalar!("SELECT secret_hash FROM join_tokens WHERE id = $1 AND revoked_at IS NULL", token.0);
+    Ok(hash.fetch_optional(pool).await?)
+}
+
+/// Reads a token, and lets nobody else use it until this transaction ends.
+pub(super) async fn lock_token(connection: &mut PgConnection, token: TokenId) -> Result<Option<Token>> {
+    let row = sqlx::query!(
+        "SELECT secret_hash, sites.id AS site, sites.name AS site_name FROM join_tokens JOIN sites ON sites.id = join_tokens.site
+         WHERE join_tokens.id = $1 AND revoked_at IS NULL FOR UPDATE OF join_tokens",
+        token.0
+    );
+    let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
+    let site_name = row.site_name.parse().map_err(|_| Error::Internal("a site in the database is not valid"))?;
+    Ok(Some(Token { secret_hash: row.secret_hash, site: SiteId(row.site), site_name }))
+}
+
+/// Takes one use of a token; `false` when there is none left or it has expired, by the database's clock.
+pub(super) async fn consume_token(connection: &mut PgConnection, token: TokenId) -> Result<bool> {
+    let consumed = sqlx::query!(
+        "UPDATE join_tokens SET uses_left = uses_left - 1 WHERE id = $1 AND uses_left > 0 AND expires_at > now() AND revoked_at IS NULL",
+        token.0
+    );
+    Ok(consumed.execute(connection).await?.rows_affected() == 1)
+}
+
+/// The answer that this machine, with the same keys, already got for the same token.
+pub(super) async fn already_enrolled(connection: &mut PgConnection, applicant: &Applicant, mesh: MeshId) -> Result<Option<Enrolled>> {
+    let row = sqlx::query!(
+        "SELECT nodes.id, nodes.name, sites.name AS site, generation FROM nodes JOIN sites ON sites.id = nodes.site
+         WHERE identity_key = $1 AND wireguard_key = $2 AND join_token = $3 AND state <> 'revoked'",
+        applicant.statement.identity.as_bytes(),
+        applicant.statement.wireguard_key.as_bytes(),
+        applicant.finish.token.0
+    );
+    let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
+    let name = |text: String| text.parse().map_err(|_| Error::Internal("a name in the database is not valid"));
+    Ok(Some(Enrolled { mesh, node: NodeId(row.id), name: name(row.name)?, site: name(row.site)?, generation: row.generation }))
+}
+
+/// Refuses keys of other nodes, and of nodes that were revoked.
+pub(super) async fn refuse_known_keys(connection: &mut PgConnection, applicant: &Applicant) -> Result<()> {
+    let states = sqlx::query_scalar!(
+        "SELECT state FROM nodes WHERE identity_key = $1 OR wireguard_key = $2",
+        applicant.statement.identity.as_bytes(),
+        applicant.statement.wireguard_key.as_bytes()
+    );
+    let states = states.fetch_all(connection).await?;
+    if states.iter().any(|state| state == "revoked") {
+        return Err(error::key_revoked().into());
+    }
+    if states.is_empty() { Ok(()) } else { Err(key_taken().into()) }
+}
+
+/// Refuses an endpoint that lies in a subnet or is somebody else's.
+pub(super) async fn refuse_endpoint_clash(connection: &mut PgConnection, applicant: &Applicant, site: SiteId) -> Result<()> {
+    let Some(endpoint) = applicant.finish.endpoint else { return Ok(()) };
+    if let Some(problem) = sites::queries::endpoint_in_foreign_subnet(connection, None, endpoint).await? {
+        return Err(problem.into());
+    }
+    let holder = sqlx::query_scalar!(
+        "SELECT name FROM sites WHERE endpoint_address = $1 AND endpoint_port = $2 AND id <> $3",
+        IpNet::from(endpoint.socket().ip()),
+        i32::from(endpoint.socket().port()),
+        site.0
+    );
+    match holder.fetch_optional(connection).await? {
+        Some(site) => Err(Problem { holder: Some(Holder { site, holds: endpoint.to_string() }), ..endpoint_taken() }.into()),
+        None => Ok(()),
+    }
+}
+
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    applicant: &Applicant,
+    site: SiteId,
+    tunnel_prefix: Ipv4Net,
+) -> Result<NodeRecord> {
+    let site_row = sites::queries::find(connection, site).await?.ok_or(Error::Internal("a join token without its site"))?;
+    let endpoint = applicant.finish.endpoint;
+    let name = allocate::node_name(&site_row.name, &taken_names(connection).await?);
+    sqlx::query!(
+        "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, statement_signature, endpoint_address,
+                            endpoint_port, agent_version, generation, join_token)
+         VALUES ($1, $2, $3, CASE WHEN EXISTS (SELECT FROM nodes WHERE site = $2 AND state = 'active') THEN 'standby' ELSE 'active' END,
+                 $4, $5, $6, $7, $8, $9, $10, 1, $11)",
+        applicant.id.0,
+        site.0,
+        name.as_str(),
+        applicant.statement.identity.as_bytes(),
+        applicant.statement.wireguard_key.as_bytes(),
+        applicant.finish.statement.statement,
+        applicant.finish.statement.signature.as_bytes(),
+        endpoint.map(|endpoint| IpNet::from(endpoint.socket().ip())),
+        endpoint.map(|endpoint| i32::from(endpoint.socket().port())),
+        applicant.finish.agent_version,
+        applicant.finish.token.0
+    )
+    .execute(&mut *connection)
+    .await?;
+    let own = sqlx::query!("UPDATE tunnel_addresses SET node = $1 WHERE site = $2 AND own AND node IS NULL", applicant.id.0, site.0);
+    if own.execute(&mut *connection).await?.rows_affected() == 0 {
+        let address = sites::queries::lowest_free_address(connection, tunnel_prefix).await?;
+        sqlx::query!(
+            "INSERT INTO tunnel_addresses (address, site, node, own) VALUES ($1, $2, $3, false)",
+            IpNet::from(IpAddr::V4(address)),
+            site.0,
+            applicant.id.0
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    nodes::queries::find(connection, applicant.id).await?.ok_or(Error::Internal("a node that was just inserted is not there"))
+}
+
+async fn taken_names(connection: &mut PgConnection) -> Result<BTreeSet<Name>> {
+    let names = sqlx::query_scalar!("SELECT name FROM nodes WHERE state <> 'revoked'").fetch_all(connection).await?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+pub(super) fn key_taken() -> Problem {
+    error::taken("key_taken", "The key is taken", "statement", "another node has this key; make new keys on each machine", None)
+}
+
+pub(super) fn endpoint_taken() -> Problem {
+    error::taken("endpoint_taken", "The endpoint is taken", "endpoint", "another gateway has this endpoint", None)
+}

@@ -1,0 +1,208 @@
+//! Every error that a request can be answered with, as problem+json.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use thiserror::Error;
+use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
+
+/// The longest text of an error that may hold input, in bytes.
+const LONGEST_ECHO: usize = 200;
+/// Seconds after which a client may try again when the database is away.
+const RETRY_AFTER_S: &str = "2";
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a request is not carried out.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The request is at fault, or the state of the mesh is against it.
+    #[error("{}", .0.code)]
+    Refused(Box<Problem>),
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+    /// The coordinator cannot answer now, and will later.
+    #[error("unavailable: {0}")]
+    Unavailable(&'static str),
+    #[error("internal error: {0}")]
+    Internal(&'static str),
+}
+
+impl Error {
+    /// The database constraint that a change broke.
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Database(error) => error.as_database_error()?.constraint(),
+            Self::Refused(_) | Self::Unavailable(_) | Self::Internal(_) => None,
+        }
+    }
+
+    /// Whether the same transaction may well succeed when it is tried again.
+    pub fn is_transient(&self) -> bool {
+        // Serialization failure, deadlock; an address or name that we chose and somebody else took in the meantime.
+        self.sql_state().is_some_and(|state| ["40001", "40P01"].contains(&state.as_str()))
+            || matches!(self.constraint(), Some("tunnel_address" | "node_name"))
+    }
+
+    fn sql_state(&self) -> Option<String> {
+        match self {
+            Self::Database(error) => Some(error.as_database_error()?.code()?.into_owned()),
+            Self::Refused(_) | Self::Unavailable(_) | Self::Internal(_) => None,
+        }
+    }
+
+    /// Whether the database is away or busy, rather than at odds with what it was asked.
+    fn is_outage(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        match error {
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => true,
+            // Connection lost, transaction rollback, no resources, operator's intervention, system error; lock not available; read-only.
+            _ => self.sql_state().is_some_and(|state| {
+                ["08", "40", "53", "57", "58"].iter().any(|class| state.starts_with(class)) || state == "55P03" || state == "25006"
+            }),
+        }
+    }
+
+    fn problem(&self) -> Problem {
+        match self {
+            Self::Refused(problem) => (**problem).clone(),
+            Self::Unavailable(_) => unavailable(),
+            Self::Database(_) if self.is_outage() => unavailable(),
+            Self::Database(_) | Self::Internal(_) => internal(),
+        }
+    }
+
+    fn log(&self) {
+        match self {
+            Self::Refused(problem) => tracing::debug!(code = problem.code, "refused"),
+            Self::Unavailable(why) => tracing::warn!(why, "cannot answer now"),
+            Self::Database(error) if self.is_outage() => tracing::warn!(%error, "the database is away"),
+            Self::Database(error) => tracing::error!(%error, "the database refused what should have worked"),
+            Self::Internal(why) => tracing::error!(why, "internal error"),
+        }
+    }
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(Box::new(problem))
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        self.log();
+        respond(&self.problem())
+    }
+}
+
+/// A problem as a response.
+pub fn respond(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = serde_json::to_vec(problem).unwrap_or_default();
+    let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON), (header::CACHE_CONTROL, "no-store")], body).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+fn problem(status: StatusCode, code: &str, title: &str, detail: impl Into<String>) -> Problem {
+    let detail = shorten(detail.into());
+    Problem { code: code.to_owned(), title: title.to_owned(), status: status.as_u16(), detail: Some(detail), field: None, holder: None }
+}
+
+/// 400: the body is not what it says it is.
+pub fn invalid_json(detail: impl Into<String>) -> Problem {
+    problem(StatusCode::BAD_REQUEST, "invalid_json", "The body is not JSON", detail)
+}
+
+/// 401, the same for whatever is wrong with a credential.
+pub fn unauthorized() -> Problem {
+    let detail =
+        "send `Authorization: Bearer` with an api token (people and scripts) or a token signed by the node (agents) that is valid now";
+    problem(StatusCode::UNAUTHORIZED, "unauthorized", "No valid credential", detail)
+}
+
+/// 401, the same for whatever is wrong with a join token.
+pub fn join_token_refused() -> Problem {
+    let detail = "it is unknown, used up, expired or revoked; ask for a new one with `POST /sites/{site}/join-tokens`";
+    problem(StatusCode::UNAUTHORIZED, "join_token_refused", "The join token is not valid", detail)
+}
+
+/// 401: a key that the machine cannot prove to hold.
+pub fn proof_refused(detail: impl Into<String>) -> Problem {
+    problem(StatusCode::UNAUTHORIZED, "proof_refused", "The proof of a key is wrong", detail)
+}
+
+/// 403: who calls is known, and may not.
+pub fn forbidden(detail: &str) -> Problem {
+    problem(StatusCode::FORBIDDEN, "forbidden", "Not allowed", detail)
+}
+
+/// 403: a key that was revoked.
+pub fn key_revoked() -> Problem {
+    let detail = "a node with this key was revoked, and a revoked key never enrols again; make new keys";
+    problem(StatusCode::FORBIDDEN, "key_revoked", "The key was revoked", detail)
+}
+
+/// 404: there is no such thing, or none for the caller.
+pub fn not_found(what: &str) -> Problem {
+    problem(StatusCode::NOT_FOUND, "not_found", "Not found", format!("there is no such {what}"))
+}
+
+/// 405. The header `Allow` says what is possible.
+pub fn method_not_allowed() -> Problem {
+    problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed", "the header `Allow` lists the methods of this path")
+}
+
+/// 409: something that only one can hold is held by another.
+pub fn taken(code: &str, title: &str, field: &str, detail: impl Into<String>, holder: Option<Holder>) -> Problem {
+    Problem { field: Some(field.to_owned()), holder, ..problem(StatusCode::CONFLICT, code, title, detail) }
+}
+
+/// 413: the body is larger than it may be.
+pub fn too_large(limit: usize) -> Problem {
+    problem(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large", format!("a body may have {limit} bytes"))
+}
+
+/// 415: the body is of a kind that is not taken.
+pub fn unsupported_media_type() -> Problem {
+    let detail = "send JSON with `Content-Type: application/json`, and not compressed";
+    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Unsupported media type", detail)
+}
+
+/// 422: a field whose meaning is wrong.
+pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) -> Problem {
+    let field = Some(shorten(field.into())).filter(|field| !field.is_empty());
+    Problem { field, ..problem(StatusCode::UNPROCESSABLE_ENTITY, code, "The request cannot be carried out as it is", detail) }
+}
+
+/// 500.
+pub fn internal() -> Problem {
+    let detail = "this is a fault of the coordinator; its log has the details under the value of X-Request-Id";
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail)
+}
+
+/// 503.
+pub fn unavailable() -> Problem {
+    let detail = "the database is away or busy; try again after the seconds in Retry-After";
+    problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not available now", detail)
+}
+
+/// Cuts a text that may hold input to what an answer may repeat.
+fn shorten(mut text: String) -> String {
+    if text.len() > LONGEST_ECHO {
+        let mut end = LONGEST_ECHO - '…'.len_utf8();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}

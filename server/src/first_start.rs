@@ -1,0 +1,72 @@
+//! The first start: the mesh gets its row, and its owner an api token. There is no default secret anywhere.
+
+mod queries;
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use wattle_wire::ids::MeshId;
+
+use crate::{
+    db::Db,
+    secret::{self, ApiToken},
+};
+
+/// What the database knows of the mesh that stays as it is.
+pub struct Mesh {
+    pub id: MeshId,
+    pub challenge_secret: [u8; 32],
+}
+
+impl std::fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mesh").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// The file of the owner's api token.
+pub fn token_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("api-token")
+}
+
+/// Makes the data directory. Others may pass through, so that the account of a private Postgres reaches its folder, but not look.
+pub fn make_data_dir(data_dir: &Path) -> anyhow::Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(data_dir);
+    made.with_context(|| format!("cannot make {}", data_dir.display()))
+}
+
+/// Reads the mesh's row, and makes it if this is the first start of all coordinators on this database.
+pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyhow::Result<Mesh> {
+    let mut transaction = db.requests().begin().await.context("cannot reach the database")?;
+    if queries::insert_mesh(&mut transaction, tunnel_prefix, secret::random()?).await? {
+        let token = ApiToken::fresh()?;
+        crate::tokens::queries::insert_api_token(&mut transaction, &token, "first start").await?;
+        // Before the commit: a mesh without its owner's token would be locked.
+        let file = token_file(data_dir);
+        write_secret(&file, &token.reveal()).with_context(|| format!("cannot write {}", file.display()))?;
+        tracing::info!(file = %file.display(), "made a new mesh; its owner's api token is in the file");
+    }
+    transaction.commit().await.context("cannot reach the database")?;
+    let mesh = queries::mesh(db.requests()).await?;
+    Ok(mesh)
+}
+
+/// Writes a file that only its owner reads, whole or not at all.
+fn write_secret(path: &Path, secret: &str) -> io::Result<()> {
+    let unfinished = path.with_extension("tmp");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+    writeln!(file, "{secret}")?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
+}

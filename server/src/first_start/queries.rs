@@ -1,0 +1,27 @@
+//! SQL of the mesh's one row.
+
+use ipnet::IpNet;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+use wattle_wire::ids::MeshId;
+
+use super::Mesh;
+use crate::error::{Error, Result};
+
+/// Whether there was none yet.
+pub(super) async fn insert_mesh(connection: &mut PgConnection, tunnel_prefix: IpNet, challenge_secret: [u8; 32]) -> Result<bool> {
+    let inserted = sqlx::query!(
+        "INSERT INTO mesh (id, tunnel_prefix, listen_port, keepalive_s, epoch, revision, challenge_secret)
+         VALUES ($1, $2, 51820, 25, 1, 0, $3) ON CONFLICT DO NOTHING",
+        Uuid::now_v7(),
+        tunnel_prefix,
+        &challenge_secret
+    );
+    Ok(inserted.execute(connection).await?.rows_affected() == 1)
+}
+
+pub(super) async fn mesh(pool: &PgPool) -> Result<Mesh> {
+    let row = sqlx::query!("SELECT id, challenge_secret FROM mesh").fetch_one(pool).await?;
+    let challenge_secret = row.challenge_secret.try_into().map_err(|_| Error::Internal("the challenge secret has a wrong length"))?;
+    Ok(Mesh { id: MeshId(row.id), challenge_secret })
+}

@@ -1,0 +1,131 @@
+//! SQL of nodes.
+
+use chrono::{DateTime, Utc};
+use ipnet::IpNet;
+use sqlx::PgConnection;
+use uuid::Uuid;
+use wattle_mesh::directory::NodeRecord;
+use wattle_wire::{
+    admin::NodeState,
+    enrol::SignedStatement,
+    ids::{NodeId, SiteId},
+    key::{IdentityKey, Signature, WireguardKey},
+};
+
+use crate::{
+    error::{Error, Result},
+    sites::queries::{endpoint, v4},
+};
+
+struct NodeRow {
+    id: Uuid,
+    site: Uuid,
+    name: String,
+    state: String,
+    tunnel_address: IpNet,
+    identity_key: Vec<u8>,
+    wireguard_key: Vec<u8>,
+    statement: String,
+    statement_signature: Vec<u8>,
+    endpoint_address: Option<IpNet>,
+    endpoint_port: Option<i32>,
+    agent_version: String,
+    generation: i32,
+    enrolled_at: DateTime<Utc>,
+}
+
+/// All nodes that take part.
+pub async fn all(connection: &mut PgConnection) -> Result<Vec<NodeRecord>> {
+    select(connection, None).await
+}
+
+pub async fn find(connection: &mut PgConnection, node: NodeId) -> Result<Option<NodeRecord>> {
+    Ok(select(connection, Some(node)).await?.pop())
+}
+
+async fn select(connection: &mut PgConnection, node: Option<NodeId>) -> Result<Vec<NodeRecord>> {
+    let rows = sqlx::query_as!(
+        NodeRow,
+        r#"SELECT id, nodes.site AS "site!", name, state, tunnel_addresses.address AS tunnel_address, identity_key, wireguard_key, statement,
+                  statement_signature, endpoint_address, endpoint_port, agent_version, generation, enrolled_at
+           FROM nodes JOIN tunnel_addresses ON tunnel_addresses.node = nodes.id
+           WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1)"#,
+        node.map(|node| node.0)
+    );
+    rows.fetch_all(connection).await?.into_iter().map(NodeRecord::try_from).collect()
+}
+
+/// Revokes a node and gives its tunnel address back. Returns its site; `None` when there is no such node.
+pub async fn revoke(connection: &mut PgConnection, node: NodeId) -> Result<Option<SiteId>> {
+    let site = sqlx::query_scalar!(
+        r#"UPDATE nodes SET state = 'revoked', revoked_at = now() WHERE id = $1 AND state <> 'revoked' RETURNING site AS "site!""#,
+        node.0
+    );
+    let Some(site) = site.fetch_optional(&mut *connection).await? else { return Ok(None) };
+    forget(connection, &[node.0]).await?;
+    Ok(Some(SiteId(site)))
+}
+
+/// Revokes all nodes of a site.
+pub async fn revoke_all_of(connection: &mut PgConnection, site: SiteId) -> Result<Vec<NodeId>> {
+    let nodes = sqlx::query_scalar!(
+        "UPDATE nodes SET state = 'revoked', revoked_at = now() WHERE site = $1 AND state <> 'revoked' RETURNING id",
+        site.0
+    );
+    let nodes = nodes.fetch_all(&mut *connection).await?;
+    forget(connection, &nodes).await?;
+    Ok(nodes.into_iter().map(NodeId).collect())
+}
+
+/// Makes the node active that has stood by the longest, if the site has no active one. Returns it.
+pub async fn promote(connection: &mut PgConnection, site: SiteId) -> Result<Option<NodeRecord>> {
+    let promoted = sqlx::query_scalar!(
+        "UPDATE nodes SET state = 'active'
+         WHERE id = (SELECT id FROM nodes WHERE site = $1 AND state = 'standby' ORDER BY enrolled_at, id LIMIT 1)
+           AND NOT EXISTS (SELECT FROM nodes WHERE site = $1 AND state = 'active')
+         RETURNING id",
+        site.0
+    );
+    match promoted.fetch_optional(&mut *connection).await? {
+        Some(id) => find(connection, NodeId(id)).await,
+        None => Ok(None),
+    }
+}
+
+/// Gives back the tunnel addresses of revoked nodes, and drops what they and their peers said of their links.
+async fn forget(connection: &mut PgConnection, nodes: &[Uuid]) -> Result<()> {
+    sqlx::query!("DELETE FROM tunnel_addresses WHERE node = ANY($1) AND NOT own", nodes).execute(&mut *connection).await?;
+    sqlx::query!("UPDATE tunnel_addresses SET node = NULL WHERE node = ANY($1)", nodes).execute(&mut *connection).await?;
+    sqlx::query!("DELETE FROM links WHERE a = ANY($1) OR b = ANY($1)", nodes).execute(&mut *connection).await?;
+    sqlx::query!("DELETE FROM node_reports WHERE node = ANY($1)", nodes).execute(connection).await?;
+    Ok(())
+}
+
+impl TryFrom<NodeRow> for NodeRecord {
+    type Error = Error;
+
+    fn try_from(row: NodeRow) -> Result<Self> {
+        let invalid = || Error::Internal("a node in the database is not valid");
+        let identity_key: [u8; 32] = row.identity_key.try_into().map_err(|_| invalid())?;
+        let wireguard_key: [u8; 32] = row.wireguard_key.try_into().map_err(|_| invalid())?;
+        let signature: [u8; 64] = row.statement_signature.try_into().map_err(|_| invalid())?;
+        Ok(Self {
+            id: NodeId(row.id),
+            site: SiteId(row.site),
+            name: row.name.parse().map_err(|_| invalid())?,
+            state: match row.state.as_str() {
+                "active" => NodeState::Active,
+                "standby" => NodeState::Standby,
+                _ => return Err(invalid()),
+            },
+            tunnel_address: v4(row.tunnel_address)?,
+            identity_key: IdentityKey::from(identity_key),
+            wireguard_key: WireguardKey::try_from(wireguard_key).map_err(|_| invalid())?,
+            statement: SignedStatement { statement: row.statement, signature: Signature::from(signature) },
+            endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
+            agent_version: row.agent_version,
+            generation: row.generation,
+            enrolled_at: row.enrolled_at,
+        })
+    }
+}

@@ -1,0 +1,56 @@
+//! Lists in pages.
+
+use std::ops::Bound;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use utoipa::IntoParams;
+use wattle_wire::{admin::Page, problem::Problem};
+
+use crate::error;
+
+const DEFAULT_LIMIT: usize = 100;
+const LARGEST_LIMIT: usize = 1000;
+
+/// Which page of a list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// Most items to return, 1 to 1000; 100 when absent.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// `next_cursor` of the page before; absent for the first.
+    cursor: Option<String>,
+}
+
+impl PageQuery {
+    /// The limit, and the key of the last item of the page before.
+    pub fn read<K: DeserializeOwned>(&self) -> Result<(usize, Option<K>), Problem> {
+        let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
+        if !(1..=LARGEST_LIMIT).contains(&limit) {
+            return Err(error::invalid("invalid_query", "limit", format!("a limit is 1 to {LARGEST_LIMIT}")));
+        }
+        let Some(cursor) = &self.cursor else { return Ok((limit, None)) };
+        let key = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        match key {
+            Some(key) => Ok((limit, Some(key))),
+            None => Err(error::invalid("invalid_query", "cursor", "give `next_cursor` of the page before, as it is")),
+        }
+    }
+}
+
+/// The range of keys after the last one of the page before.
+pub fn after<K>(key: Option<K>) -> (Bound<K>, Bound<K>) {
+    (key.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
+}
+
+/// The first items, and the cursor of the next page if there are more.
+pub fn cut<T, K: Serialize>(items: impl Iterator<Item = T>, limit: usize, key: impl Fn(&T) -> K) -> Page<T> {
+    let mut items: Vec<T> = items.take(limit + 1).collect();
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor =
+        items.last().filter(|_| more).and_then(|last| serde_json::to_vec(&key(last)).ok()).map(|json| URL_SAFE_NO_PAD.encode(json));
+    Page { items, next_cursor }
+}

@@ -1,0 +1,128 @@
+//! A coordinator from its start to its end.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use sqlx::postgres::PgConnectOptions;
+use tokio::{net::TcpListener, task::JoinHandle, time::interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::{App, Settings},
+    config::Config,
+    copy::Copy,
+    db::Db,
+    first_start, listen,
+    postgres::Postgres,
+    report::Reports,
+    router,
+    stream::Streams,
+};
+
+/// How often what nodes said is dropped that do not take part any more.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// A coordinator that serves.
+#[derive(Debug)]
+pub struct Server {
+    pub address: SocketAddr,
+    pub app: App,
+    stop: CancellationToken,
+    serving: JoinHandle<anyhow::Result<()>>,
+    following: JoinHandle<()>,
+}
+
+impl Server {
+    /// Opens the database and serves on the listener.
+    pub async fn start(options: PgConnectOptions, listener: TcpListener, config: &Config) -> anyhow::Result<Self> {
+        let address = listener.local_addr().context("the listener has no address")?;
+        let db = Db::open(options).await?;
+        let mesh = first_start::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
+        let copy = Arc::new(Copy::load(&db).await?);
+        let stop = CancellationToken::new();
+        let app = App {
+            db,
+            copy,
+            streams: Arc::new(Streams::default()),
+            reports: Arc::new(Reports::default()),
+            settings: Arc::new(Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls: config.urls(address) }),
+            stop: stop.clone(),
+        };
+        let following = tokio::spawn(follow(app.clone()));
+        let serving = tokio::spawn(listen::serve(listener, router::router(app.clone()), stop.clone()));
+        Ok(Self { address, app, stop, serving, following })
+    }
+
+    /// Waits until somebody stops it, or serving fails.
+    pub async fn wait(&mut self) -> anyhow::Result<()> {
+        (&mut self.serving).await.context("the server broke down")?
+    }
+
+    /// Ends all streams, lets requests finish that are under way, and closes the database.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        let result = self.serving.await.context("the server broke down")?;
+        let _ = self.following.await;
+        self.app.db.requests().close().await;
+        self.app.db.follow().close().await;
+        result
+    }
+}
+
+async fn follow(app: App) {
+    let sweep = async {
+        let mut ticks = interval(SWEEP);
+        loop {
+            ticks.tick().await;
+            app.reports.retain(|node| app.copy.read(|feed| feed.directory().nodes.contains_key(&node)));
+        }
+    };
+    tokio::select! {
+        () = app.copy.follow(&app.db, &app.stop) => {}
+        () = sweep => {}
+    }
+}
+
+/// The database of a coordinator: the one it was told of, or a private one.
+#[derive(Debug)]
+pub enum Database {
+    Given(Box<PgConnectOptions>),
+    Private(Postgres),
+}
+
+impl Database {
+    pub async fn open(database_url: Option<&str>, data_dir: &Path) -> anyhow::Result<Self> {
+        let Some(url) = database_url else {
+            let data_dir = data_dir.to_owned();
+            let postgres = tokio::task::spawn_blocking(move || Postgres::start(&data_dir)).await.context("cannot start Postgres")??;
+            return Ok(Self::Private(postgres));
+        };
+        // The error repeats nothing of the URL, which holds a password.
+        let options = url
+            .parse()
+            .map_err(|_| anyhow::anyhow!("the database URL is not valid; it is written postgres://user:password@host:port/database"))?;
+        Ok(Self::Given(Box::new(options)))
+    }
+
+    pub fn options(&self) -> PgConnectOptions {
+        match self {
+            Self::Given(options) => (**options).clone(),
+            Self::Private(postgres) => postgres.options(),
+        }
+    }
+
+    /// What kind it is, for people to read.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Given(_) => "given",
+            Self::Private(_) => "private",
+        }
+    }
+
+    /// Stops a private one.
+    pub async fn close(self) {
+        if let Self::Private(postgres) = self {
+            let _ = tokio::task::spawn_blocking(move || postgres.stop()).await;
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `/sites`: places with LAN subnets.
+
+mod check;
+pub mod queries;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use uuid::Uuid;
+use wattle_mesh::directory::{Directory, RecordChange, SiteRecord};
+use wattle_wire::{
+    admin::{CreatedSite, NewJoinToken, NewSite, Page, Site, SiteNode, SitePatch},
+    ids::SiteId,
+    problem::{Holder, Problem},
+};
+
+use crate::{
+    app::App,
+    body::{Body, Query},
+    db::Actor,
+    error::{self, Error, Result},
+    nodes,
+    page::{self, PageQuery},
+    tokens,
+};
+
+/// Creates a site, and a join token for its first gateway.
+///
+/// The answer holds, this once, the command to run on the gateway.
+#[utoipa::path(post, path = "/sites", tag = "sites", request_body = NewSite,
+    responses((status = 201, body = CreatedSite, headers(("Location" = String, description = "path of the new site")))))]
+pub async fn create(State(app): State<App>, Extension(actor): Extension<Actor>, Body(new): Body<NewSite>) -> Result<Response> {
+    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
+    let draft = check::Draft::of(new, tunnel_prefix)?;
+    let id = SiteId(Uuid::now_v7());
+    let issue = tokens::Issue::fresh(id, NewJoinToken::default())?;
+    let (asked, join) = (&draft, &issue);
+    let created = app.mutate(&actor, |mut change| async move {
+        queries::lock(&mut change).await?;
+        refuse_clash(queries::endpoint_clash(&mut change, None, asked).await?)?;
+        let record = queries::insert(&mut change, id, asked, tunnel_prefix).await?;
+        let token = tokens::queries::insert(&mut change, join).await?;
+        Ok(change.made((record.clone(), token), vec![RecordChange::Site(record)], "site.create", id))
+    });
+    let (record, token) = match created.await {
+        Ok(created) => created,
+        Err(error) => return Err(explain(&app, None, &draft, error).await),
+    };
+    let body = CreatedSite { site: site(&record, Vec::new()), join_token: issue.created(&app, token) };
+    let headers = [(header::LOCATION, format!("/sites/{id}")), (header::CACHE_CONTROL, "no-store".to_owned())];
+    Ok((StatusCode::CREATED, headers, Json(body)).into_response())
+}
+
+/// Lists sites, in the order in which they were created.
+#[utoipa::path(get, path = "/sites", tag = "sites", params(PageQuery), responses((status = 200, body = Page<Site>)))]
+pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Result<Json<Page<Site>>> {
+    let (limit, after) = query.read::<SiteId>()?;
+    let page = app.copy.read(|feed| {
+        let directory = feed.directory();
+        let sites = directory.sites.range(page::after(after)).map(|(_, record)| site_in(directory, record));
+        page::cut(sites, limit, |site| site.id)
+    });
+    Ok(Json(page))
+}
+
+/// Shows a site.
+#[utoipa::path(get, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
+    responses((status = 200, body = Site)))]
+pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Json<Site>> {
+    let found = app.copy.read(|feed| feed.directory().find_site(&site).map(|record| site_in(feed.directory(), record)));
+    found.map(Json).ok_or_else(|| error::not_found("site").into())
+}
+
+/// Changes a site. Absent fields stay as they are; `"endpoint": null` takes the endpoint away.
+#[utoipa::path(patch, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
+    request_body = SitePatch, responses((status = 200, body = Site)))]
+pub async fn change(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(name): Path<String>,
+    Body(patch): Body<SitePatch>,
+) -> Result<Json<Site>> {
+    let found = app.copy.read(|feed| Some((feed.directory().find_site(&name)?.clone(), feed.directory().mesh.tunnel_prefix)));
+    let (known, tunnel_prefix) = found.ok_or_else(|| error::not_found("site"))?;
+    let (site, wanted) = (known.id, &patch);
+    let changed = app.mutate(&actor, |mut change| async move {
+        queries::lock(&mut change).await?;
+        let before = queries::find(&mut change, site).await?.ok_or_else(|| error::not_found("site"))?;
+        let draft = check::Draft::of(check::patched(&before, wanted), tunnel_prefix)?;
+        if draft.equals(&before) {
+            return Ok(change.not_needed(before));
+        }
+        refuse_clash(queries::endpoint_clash(&mut change, Some(site), &draft).await?)?;
+        let after = queries::update(&mut change, before, &draft).await?;
+        Ok(change.made(after.clone(), vec![RecordChange::Site(after)], "site.change", site))
+    });
+    match changed.await {
+        Ok(record) => Ok(Json(app.copy.read(|feed| site_in(feed.directory(), &record)))),
+        Err(error) => {
+            let draft = check::Draft::of(check::patched(&known, &patch), tunnel_prefix)?;
+            Err(explain(&app, Some(known.id), &draft, error).await)
+        }
+    }
+}
+
+/// Removes a site: its nodes are revoked, its subnets and tunnel address become free.
+#[utoipa::path(delete, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
+    responses((status = 204)))]
+pub async fn remove(State(app): State<App>, Extension(actor): Extension<Actor>, Path(site): Path<String>) -> Result<StatusCode> {
+    let id = app.find_site(&site)?;
+    app.mutate(&actor, |mut change| async move {
+        queries::lock(&mut change).await?;
+        let mut records: Vec<_> =
+            nodes::queries::revoke_all_of(&mut change, id).await?.into_iter().map(RecordChange::NodeRevoked).collect();
+        if !queries::delete(&mut change, id).await? {
+            return Err(error::not_found("site").into());
+        }
+        records.push(RecordChange::SiteRemoved(id));
+        Ok(change.made((), records, "site.remove", id))
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
+    let nodes = directory.nodes_of(record.id).map(|node| SiteNode { id: node.id, name: node.name.clone(), state: node.state });
+    site(record, nodes.collect())
+}
+
+fn site(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
+    let SiteRecord { id, name, description, labels, endpoint, subnets, tunnel_address, created_at } = record.clone();
+    Site { id, name, description, labels, endpoint, subnets, tunnel_address, nodes, created_at }
+}
+
+fn refuse_clash(clash: Option<Problem>) -> Result<()> {
+    clash.map_or(Ok(()), |problem| Err(problem.into()))
+}
+
+/// Says who holds what was asked for when a constraint of the database has refused it.
+async fn explain(app: &App, site: Option<SiteId>, draft: &check::Draft, error: Error) -> Error {
+    let pool = app.db.requests();
+    let problem = match error.constraint() {
+        Some("site_name") => {
+            let holder = Holder { site: draft.name.to_string(), holds: draft.name.to_string() };
+            Ok(error::taken("name_taken", "The name is taken", "name", "another site has this name; choose another", Some(holder)))
+        }
+        Some("subnets_do_not_overlap") => queries::subnet_holder(pool, site, draft).await,
+        Some("site_endpoint") => queries::endpoint_holder(pool, site, draft).await,
+        _ => return error,
+    };
+    problem.map_or_else(|error| error, Error::from)
+}

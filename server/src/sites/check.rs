@@ -1,0 +1,154 @@
+//! What a site may be, as far as it can be told without knowing the other sites.
+
+use ipnet::{IpNet, Ipv4Net};
+use uuid::Uuid;
+use wattle_mesh::directory::SiteRecord;
+use wattle_wire::{
+    admin::{NewSite, SitePatch},
+    endpoint::Endpoint,
+    name::Name,
+    problem::{Holder, Problem},
+    subnet::{Subnet, overlap},
+};
+
+use std::collections::BTreeMap;
+
+use crate::{error, text};
+
+const MOST_LABELS: usize = 32;
+const MOST_SUBNETS: usize = 256;
+
+/// A site as asked for, within all limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Draft {
+    pub(crate) name: Name,
+    pub(crate) description: String,
+    pub(crate) labels: BTreeMap<Name, String>,
+    pub(crate) endpoint: Option<Endpoint>,
+    /// As they were given.
+    pub(crate) subnets: Vec<Subnet>,
+}
+
+impl Draft {
+    pub(crate) fn of(new: NewSite, tunnel_prefix: Ipv4Net) -> Result<Self, Problem> {
+        let NewSite { name, description, labels, endpoint, subnets } = new;
+        if Uuid::try_parse(name.as_str()).is_ok() {
+            return Err(error::invalid("invalid_field", "name", "a name that reads as an id could not be told from one; choose another"));
+        }
+        text::check("description", &description)?;
+        check_labels(&labels)?;
+        check_subnets(&subnets, tunnel_prefix)?;
+        if let Some(endpoint) = endpoint {
+            check_endpoint(endpoint, &subnets, tunnel_prefix)?;
+        }
+        Ok(Self { name, description, labels, endpoint, subnets })
+    }
+
+    /// Whether a site is already so.
+    pub(crate) fn equals(&self, record: &SiteRecord) -> bool {
+        self.name == record.name
+            && self.description == record.description
+            && self.labels == record.labels
+            && self.endpoint == record.endpoint
+            && self.sorted_subnets() == record.subnets
+    }
+
+    pub(crate) fn sorted_subnets(&self) -> Vec<Subnet> {
+        let mut subnets = self.subnets.clone();
+        subnets.sort();
+        subnets
+    }
+
+    /// The field of the body that holds a prefix which overlaps with this one.
+    pub(crate) fn field_of(&self, prefix: IpNet) -> String {
+        let position = self.subnets.iter().position(|subnet| subnet.overlaps(prefix));
+        position.map_or_else(|| "subnets".to_owned(), |index| format!("subnets[{index}]"))
+    }
+}
+
+/// A site after a patch.
+pub(crate) fn patched(before: &SiteRecord, patch: &SitePatch) -> NewSite {
+    let patch = patch.clone();
+    NewSite {
+        name: patch.name.unwrap_or_else(|| before.name.clone()),
+        description: patch.description.unwrap_or_else(|| before.description.clone()),
+        labels: patch.labels.unwrap_or_else(|| before.labels.clone()),
+        endpoint: patch.endpoint.unwrap_or(before.endpoint),
+        subnets: patch.subnets.unwrap_or_else(|| before.subnets.clone()),
+    }
+}
+
+fn check_labels(labels: &BTreeMap<Name, String>) -> Result<(), Problem> {
+    if labels.len() > MOST_LABELS {
+        return Err(error::invalid("too_many", "labels", format!("a site has at most {MOST_LABELS} labels")));
+    }
+    labels.iter().try_for_each(|(label, value)| text::check(&format!("labels.{label}"), value))
+}
+
+fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<(), Problem> {
+    if subnets.len() > MOST_SUBNETS {
+        return Err(error::invalid("too_many", "subnets", format!("a site has at most {MOST_SUBNETS} subnets")));
+    }
+    for (index, subnet) in subnets.iter().enumerate() {
+        let field = format!("subnets[{index}]");
+        if subnet.overlaps(tunnel_prefix.into()) {
+            let detail = format!("{subnet} overlaps with {tunnel_prefix}, from which the mesh takes its tunnel addresses");
+            let holder = Holder { site: "mesh".to_owned(), holds: tunnel_prefix.to_string() };
+            return Err(error::taken("subnet_taken", "The subnet is taken", &field, detail, Some(holder)));
+        }
+        if let Some(other) = subnets[..index].iter().find(|other| overlap(other.net(), subnet.net())) {
+            return Err(error::invalid(
+                "subnets_overlap",
+                field,
+                format!("{subnet} overlaps with {other} of the same site; give one of them"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Packets to an endpoint inside a tunnel's prefix would be sent into that tunnel.
+fn check_endpoint(endpoint: Endpoint, subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<(), Problem> {
+    let address = IpNet::from(endpoint.socket().ip());
+    let own = subnets.iter().map(|subnet| subnet.net()).find(|prefix| overlap(*prefix, address));
+    match own.or_else(|| Some(IpNet::V4(tunnel_prefix)).filter(|prefix| overlap(*prefix, address))) {
+        Some(prefix) => Err(endpoint_in_subnet(endpoint, prefix, None)),
+        None => Ok(()),
+    }
+}
+
+/// An endpoint lies inside a prefix that is reached through a tunnel.
+pub(crate) fn endpoint_in_subnet(endpoint: Endpoint, prefix: IpNet, holder: Option<Holder>) -> Problem {
+    let detail = format!("{endpoint} lies inside {prefix}, which is reached through a tunnel; give the gateway's address outside of it");
+    Problem { holder, ..error::invalid("endpoint_in_subnet", "endpoint", detail) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem_of(json: &str) -> Option<(u16, String, Option<String>)> {
+        let new: NewSite = serde_json::from_str(json).unwrap();
+        let problem = Draft::of(new, "10.99.0.0/16".parse().unwrap()).err()?;
+        Some((problem.status, problem.code, problem.field))
+    }
+
+    #[test]
+    fn limits_of_a_site() {
+        assert_eq!(problem_of(r#"{"name":"dublin","endpoint":"203.0.113.10:51820","subnets":["10.10.0.0/24"]}"#), None);
+        let expect = |json: &str, status: u16, code: &str, field: &str| {
+            assert_eq!(problem_of(json), Some((status, code.to_owned(), Some(field.to_owned()))), "{json}");
+        };
+        expect(r#"{"name":"a","subnets":["10.10.0.0/24","10.10.0.0/25"]}"#, 422, "subnets_overlap", "subnets[1]");
+        expect(r#"{"name":"a","subnets":["10.98.0.0/15"]}"#, 409, "subnet_taken", "subnets[0]");
+        expect(r#"{"name":"a","endpoint":"10.10.0.1:51820","subnets":["10.10.0.0/24"]}"#, 422, "endpoint_in_subnet", "endpoint");
+        expect(r#"{"name":"a","endpoint":"10.99.3.4:51820"}"#, 422, "endpoint_in_subnet", "endpoint");
+        expect(r#"{"name":"a","description":"a\u202eb"}"#, 422, "invalid_text", "description");
+        expect(r#"{"name":"a","labels":{"x":"a\nb"}}"#, 422, "invalid_text", "labels.x");
+        expect(r#"{"name":"0192f0c1-2345-7000-8000-000000000001"}"#, 422, "invalid_field", "name");
+        let labels: Vec<_> = (0..33).map(|number| format!(r#""l{number}":"""#)).collect();
+        expect(&format!(r#"{{"name":"a","labels":{{{}}}}}"#, labels.join(",")), 422, "too_many", "labels");
+        let subnets: Vec<_> = (0..=256).map(|number| format!(r#""10.{}.{}.0/24""#, 20 + number / 256, number % 256)).collect();
+        expect(&format!(r#"{{"name":"a","subnets":[{}]}}"#, subnets.join(",")), 422, "too_many", "subnets");
+    }
+}
