@@ -99,7 +99,7 @@ impl Flow {
     /// Ends the stream, which fails if a single datagram was lost; gives how many there were.
     pub fn expect_no_loss(self) -> Result<usize> {
         let Outcome { sent, lost } = self.finish()?;
-        if lost.is_empty() { Ok(sent) } else { bail!("{} of {sent} datagrams were lost: {lost:?}", lost.len()) }
+        if lost.is_empty() { Ok(sent) } else { bail!("{} of {sent} datagrams were lost: {}", lost.len(), ranges(&lost)) }
     }
 }
 
@@ -136,6 +136,16 @@ fn follow(says: ChildStdout, progress: &Mutex<Progress>) {
             _ => {}
         }
     }
+}
+
+/// Numbers in order as text, `3-7, 9`.
+fn ranges(numbers: &[usize]) -> String {
+    let runs = numbers.chunk_by(|a, b| a + 1 == *b);
+    let texts = runs.map(|run| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => run.iter().map(usize::to_string).collect(),
+    });
+    texts.collect::<Vec<_>>().join(", ")
 }
 
 /// The process on either end.

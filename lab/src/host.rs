@@ -15,10 +15,14 @@ pub const MARK: &str = "wattle-lab-host";
 /// Makes the inside of a host, then waits for as long as its standard input is open.
 ///
 /// Forwarding and filtering begin as they are on a machine just installed, whatever the machine below has set: namespaces inherit.
+/// Nobody else has the hosts' IPv6 addresses, so none waits to see whether somebody has.
 const HOLDER: &str = "
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t sysfs sysfs /sys || true
+for setting in /proc/sys/net/ipv6/conf/*/accept_dad; do
+    [ ! -e $setting ] || echo 0 > $setting
+done
 ip link set lo up
 echo 0 > /proc/sys/net/ipv4/ip_forward
 echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter

@@ -22,9 +22,11 @@ use crate::{
 };
 
 /// The internet of the lab: one bridge, which has the router's address in each prefix.
+///
+/// Without a hardware address of its own, a bridge changes it with its ports, and hosts would send to the old one for a while.
 const UNDERLAY: &str = "\
 link set lo up
-link add underlay type bridge
+link add underlay address 02:00:00:00:00:01 type bridge
 address add 203.0.113.1/24 dev underlay
 address add 198.51.100.1/24 dev underlay
 address add 192.0.2.1/24 dev underlay

@@ -78,7 +78,7 @@ pub(crate) fn a_bad_request_gets_a_problem_that_says_why_and_changes_nothing(fol
 
     // Each body of `POST /sites` with the status and the field that the answer has to name.
     let bodies = [
-        ("".to_owned(), 400, None),
+        ("".to_owned(), 422, Some("name")),
         ("{".to_owned(), 400, None),
         ("[]".to_owned(), 422, None),
         ("{}".to_owned(), 422, Some("name")),
