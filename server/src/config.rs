@@ -37,7 +37,7 @@ pub struct Config {
     /// The prefix of the mesh's tunnel addresses; it is fixed at the first start
     #[arg(long, env = "WATTLE_TUNNEL_PREFIX", default_value = "10.99.0.0/16", value_name = "PREFIX", value_parser = tunnel_prefix, global = true)]
     pub tunnel_prefix: Ipv4Net,
-    /// How log lines look; RUST_LOG says which are written
+    /// How log lines look; `RUST_LOG` says which are written
     #[arg(long, env = "WATTLE_LOG_FORMAT", default_value = "text", value_name = "FORMAT", global = true)]
     pub log_format: LogFormat,
 }
@@ -103,7 +103,9 @@ fn tunnel_prefix(text: &str) -> Result<Ipv4Net, String> {
     let subnet: wattle_wire::subnet::Subnet = text.parse().map_err(|error: wattle_wire::subnet::InvalidSubnet| error.to_string())?;
     match subnet.net() {
         ipnet::IpNet::V4(net) if net.prefix_len() <= 29 => Ok(net),
-        _ => Err("the tunnel prefix is of IPv4 and has room for some gateways, for example 10.99.0.0/16".to_owned()),
+        ipnet::IpNet::V4(_) | ipnet::IpNet::V6(_) => {
+            Err("the tunnel prefix is of IPv4 and has room for some gateways, for example 10.99.0.0/16".to_owned())
+        }
     }
 }
 

@@ -74,8 +74,7 @@ pub async fn finish(
         queries::refuse_known_keys(&mut change, applicant).await?;
         queries::refuse_endpoint_clash(&mut change, applicant, token.site).await?;
         let record = queries::insert(&mut change, applicant, token.site, tunnel_prefix).await?;
-        let enrolled =
-            Enrolled { mesh: mesh, node: record.id, name: record.name.clone(), site: token.site_name, generation: record.generation };
+        let enrolled = Enrolled { mesh, node: record.id, name: record.name.clone(), site: token.site_name, generation: record.generation };
         Ok(change.made(enrolled, vec![RecordChange::Node(record)], "node.enrol", applicant.id))
     });
     let enrolled = enrolled.await.map_err(explain)?;

@@ -55,13 +55,13 @@ impl Error {
     /// Whether the database is away or busy, rather than at odds with what it was asked.
     fn is_outage(&self) -> bool {
         let Self::Database(error) = self else { return false };
-        match error {
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => true,
-            // Connection lost, transaction rollback, no resources, operator's intervention, system error; lock not available; read-only.
-            _ => self.sql_state().is_some_and(|state| {
+        let is_lost =
+            matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed);
+        // Connection lost, transaction rollback, no resources, operator's intervention, system error; lock not available; read-only.
+        is_lost
+            || self.sql_state().is_some_and(|state| {
                 ["08", "40", "53", "57", "58"].iter().any(|class| state.starts_with(class)) || state == "55P03" || state == "25006"
-            }),
-        }
+            })
     }
 
     fn problem(&self) -> Problem {

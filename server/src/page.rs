@@ -5,9 +5,9 @@ use std::ops::Bound;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::IntoParams;
-use wattle_wire::{admin::Page, problem::Problem};
+use wattle_wire::admin::Page;
 
-use crate::error;
+use crate::error::{self, Result};
 
 const DEFAULT_LIMIT: usize = 100;
 const LARGEST_LIMIT: usize = 1000;
@@ -26,16 +26,16 @@ pub struct PageQuery {
 
 impl PageQuery {
     /// The limit, and the key of the last item of the page before.
-    pub fn read<K: DeserializeOwned>(&self) -> Result<(usize, Option<K>), Problem> {
+    pub fn read<K: DeserializeOwned>(&self) -> Result<(usize, Option<K>)> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=LARGEST_LIMIT).contains(&limit) {
-            return Err(error::invalid("invalid_query", "limit", format!("a limit is 1 to {LARGEST_LIMIT}")));
+            return Err(error::invalid("invalid_query", "limit", format!("a limit is 1 to {LARGEST_LIMIT}")).into());
         }
         let Some(cursor) = &self.cursor else { return Ok((limit, None)) };
         let key = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|json| serde_json::from_slice(&json).ok());
         match key {
             Some(key) => Ok((limit, Some(key))),
-            None => Err(error::invalid("invalid_query", "cursor", "give `next_cursor` of the page before, as it is")),
+            None => Err(error::invalid("invalid_query", "cursor", "give `next_cursor` of the page before, as it is").into()),
         }
     }
 }

@@ -11,7 +11,6 @@ use wattle_mesh::{health, view};
 use wattle_wire::{
     admin::NodeReport,
     ids::NodeId,
-    problem::Problem,
     report::{LinkReport, Report},
 };
 
@@ -70,13 +69,13 @@ pub async fn receive(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn check(report: &Report, peers: usize) -> Result<(), Problem> {
+fn check(report: &Report, peers: usize) -> Result<()> {
     let most = peers + SPARE_ENTRIES;
     if report.links.len() > most {
-        return Err(error::invalid("too_many", "links", format!("a report of this mesh has at most {most} links")));
+        return Err(error::invalid("too_many", "links", format!("a report of this mesh has at most {most} links")).into());
     }
     if report.problems.len() > Report::MOST_PROBLEMS {
-        return Err(error::invalid("too_many", "problems", format!("a report has at most {} problems", Report::MOST_PROBLEMS)));
+        return Err(error::invalid("too_many", "problems", format!("a report has at most {} problems", Report::MOST_PROBLEMS)).into());
     }
     report.problems.iter().enumerate().try_for_each(|(index, problem)| text::check(&format!("problems[{index}]"), problem))
 }

@@ -139,10 +139,10 @@ impl Session {
         let bye = |reason| StreamMessage::Bye { reason };
         loop {
             self.position.borrow_and_update();
-            let next = self.app.copy.read(|feed| match feed.next(self.node, self.since) {
-                Next::Ahead if self.opened.elapsed() >= AHEAD => feed.snapshot(self.node),
-                next => next,
-            });
+            let mut next = self.app.copy.read(|feed| feed.next(self.node, self.since));
+            if next == Next::Ahead && self.opened.elapsed() >= AHEAD {
+                next = self.app.copy.read(|feed| feed.snapshot(self.node));
+            }
             let due = match next {
                 Next::Message(message) => return message,
                 Next::NotAMember => return bye(ByeReason::Revoked),

@@ -13,7 +13,6 @@ use wattle_wire::{
     admin::{CreatedJoinToken, JoinToken, NewJoinToken, Page},
     ids::{SiteId, TokenId},
     join::JoinString,
-    problem::Problem,
     secret::Secret,
 };
 
@@ -116,17 +115,19 @@ pub async fn revoke(State(app): State<App>, Extension(actor): Extension<Actor>, 
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn parse(id: &str) -> Result<TokenId, Problem> {
-    id.parse().map_err(|_| error::not_found("join token"))
+fn parse(id: &str) -> Result<TokenId> {
+    id.parse().map_err(|_| error::not_found("join token").into())
 }
 
-fn check(wanted: &NewJoinToken) -> Result<(), Problem> {
+fn check(wanted: &NewJoinToken) -> Result<()> {
     if !(1..=NewJoinToken::MOST_USES).contains(&wanted.uses) {
-        return Err(error::invalid("invalid_field", "uses", format!("a join token is good for 1 to {} machines", NewJoinToken::MOST_USES)));
+        return Err(
+            error::invalid("invalid_field", "uses", format!("a join token is good for 1 to {} machines", NewJoinToken::MOST_USES)).into()
+        );
     }
     if !(1..=NewJoinToken::LONGEST_S).contains(&wanted.expires_in_s) {
         let detail = format!("a join token lives for 1 to {} seconds (7 days)", NewJoinToken::LONGEST_S);
-        return Err(error::invalid("invalid_field", "expires_in_s", detail));
+        return Err(error::invalid("invalid_field", "expires_in_s", detail).into());
     }
     Ok(())
 }

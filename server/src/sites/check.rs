@@ -13,7 +13,10 @@ use wattle_wire::{
 
 use std::collections::BTreeMap;
 
-use crate::{error, text};
+use crate::{
+    error::{self, Result},
+    text,
+};
 
 const MOST_LABELS: usize = 32;
 const MOST_SUBNETS: usize = 256;
@@ -30,10 +33,12 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    pub(crate) fn of(new: NewSite, tunnel_prefix: Ipv4Net) -> Result<Self, Problem> {
+    pub(crate) fn of(new: NewSite, tunnel_prefix: Ipv4Net) -> Result<Self> {
         let NewSite { name, description, labels, endpoint, subnets } = new;
         if Uuid::try_parse(name.as_str()).is_ok() {
-            return Err(error::invalid("invalid_field", "name", "a name that reads as an id could not be told from one; choose another"));
+            return Err(
+                error::invalid("invalid_field", "name", "a name that reads as an id could not be told from one; choose another").into()
+            );
         }
         text::check("description", &description)?;
         check_labels(&labels)?;
@@ -78,41 +83,42 @@ pub(crate) fn patched(before: &SiteRecord, patch: &SitePatch) -> NewSite {
     }
 }
 
-fn check_labels(labels: &BTreeMap<Name, String>) -> Result<(), Problem> {
+fn check_labels(labels: &BTreeMap<Name, String>) -> Result<()> {
     if labels.len() > MOST_LABELS {
-        return Err(error::invalid("too_many", "labels", format!("a site has at most {MOST_LABELS} labels")));
+        return Err(error::invalid("too_many", "labels", format!("a site has at most {MOST_LABELS} labels")).into());
     }
     labels.iter().try_for_each(|(label, value)| text::check(&format!("labels.{label}"), value))
 }
 
-fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<(), Problem> {
+fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
     if subnets.len() > MOST_SUBNETS {
-        return Err(error::invalid("too_many", "subnets", format!("a site has at most {MOST_SUBNETS} subnets")));
+        return Err(error::invalid("too_many", "subnets", format!("a site has at most {MOST_SUBNETS} subnets")).into());
     }
     for (index, subnet) in subnets.iter().enumerate() {
         let field = format!("subnets[{index}]");
         if subnet.overlaps(tunnel_prefix.into()) {
             let detail = format!("{subnet} overlaps with {tunnel_prefix}, from which the mesh takes its tunnel addresses");
             let holder = Holder { site: "mesh".to_owned(), holds: tunnel_prefix.to_string() };
-            return Err(error::taken("subnet_taken", "The subnet is taken", &field, detail, Some(holder)));
+            return Err(error::taken("subnet_taken", "The subnet is taken", &field, detail, Some(holder)).into());
         }
         if let Some(other) = subnets[..index].iter().find(|other| overlap(other.net(), subnet.net())) {
             return Err(error::invalid(
                 "subnets_overlap",
                 field,
                 format!("{subnet} overlaps with {other} of the same site; give one of them"),
-            ));
+            )
+            .into());
         }
     }
     Ok(())
 }
 
 /// Packets to an endpoint inside a tunnel's prefix would be sent into that tunnel.
-fn check_endpoint(endpoint: Endpoint, subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<(), Problem> {
+fn check_endpoint(endpoint: Endpoint, subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
     let address = IpNet::from(endpoint.socket().ip());
     let own = subnets.iter().map(|subnet| subnet.net()).find(|prefix| overlap(*prefix, address));
     match own.or_else(|| Some(IpNet::V4(tunnel_prefix)).filter(|prefix| overlap(*prefix, address))) {
-        Some(prefix) => Err(endpoint_in_subnet(endpoint, prefix, None)),
+        Some(prefix) => Err(endpoint_in_subnet(endpoint, prefix, None).into()),
         None => Ok(()),
     }
 }
@@ -126,10 +132,11 @@ pub(crate) fn endpoint_in_subnet(endpoint: Endpoint, prefix: IpNet, holder: Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn problem_of(json: &str) -> Option<(u16, String, Option<String>)> {
         let new: NewSite = serde_json::from_str(json).unwrap();
-        let problem = Draft::of(new, "10.99.0.0/16".parse().unwrap()).err()?;
+        let Err(Error::Refused(problem)) = Draft::of(new, "10.99.0.0/16".parse().unwrap()) else { return None };
         Some((problem.status, problem.code, problem.field))
     }
 
