@@ -170,6 +170,9 @@ fn print(status: &Status) {
             peer.prefixes.join(" "),
         ]);
     }
+    if let Some(column) = table.column_mut(0) {
+        column.set_padding((0, 1));
+    }
     for number in [4, 5] {
         if let Some(column) = table.column_mut(number) {
             column.set_cell_alignment(CellAlignment::Right);

@@ -78,7 +78,8 @@ impl Plan {
             self.push(Change::SetListenPort(desired.listen_port), format!("it is {}", link.listen_port));
         }
         if link.mtu != desired.mtu {
-            self.push(Change::SetMtu(desired.mtu), format!("it is {}", link.mtu));
+            let reason = if link.mtu == 0 { "the interface is new".to_owned() } else { format!("it is {}", link.mtu) };
+            self.push(Change::SetMtu(desired.mtu), reason);
         }
         for address in desired.addresses.difference(&link.addresses) {
             self.push(Change::AddAddress(*address), "the node's tunnel address is missing");
