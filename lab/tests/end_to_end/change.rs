@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, path::Path, thread};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use wattle_lab::{
     Flow, Gateway, Host, Lab, coordinator, patience, process,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK, SAO_PAULO},
@@ -58,6 +58,28 @@ pub(crate) fn a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_t
     })?;
     between_the_others.expect_no_loss()?;
     lab.ping_all_of(&GUIDE)
+}
+
+pub(crate) fn a_hundred_changes_of_one_site_lose_no_packet_of_another(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flow = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
+    let mut last = String::new();
+    for number in 0..100 {
+        last = format!("10.{}.0.0/24", 100 + number);
+        let body = json!({ "subnets": [NEW_YORK.lan, last] }).to_string();
+        let answer = api.request("PATCH", "/sites/new-york", Some(&body))?;
+        ensure!(answer.status == 200, "{answer:?}");
+        flow.more(3)?;
+    }
+    wait_for("the last change arrives", patience(2.0), || {
+        for site in [DUBLIN, FRANKFURT] {
+            let rules = lab.gateway(site)?.host.run("nft list table inet wattle")?;
+            ensure!(rules.contains(&last), "{} has {rules}", site.name);
+        }
+        Ok(())
+    })?;
+    flow.expect_no_loss().map(drop)
 }
 
 pub(crate) fn an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing(folder: &Path) -> Result<()> {
