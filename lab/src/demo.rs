@@ -150,7 +150,7 @@ The REST interface is at {url}. In another terminal:
 
 A fourth gateway, sao-paulo, waits to be let in. Create its site, then join with the join_string of the answer:
 
-  curl -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' -d '{body}' {url}/sites
+  curl -H \"Authorization: Bearer $TOKEN\" -d '{body}' {url}/sites
   {lab} exec sao-paulo wattle-agent join wattle1.…
   {lab} exec sao-paulo-host ping {}
 
@@ -218,7 +218,7 @@ fn indented(text: &str) -> String {
 /// Begins a line that [`done`] or another text ends.
 fn step(what: &str) -> Result<()> {
     let mut out = io::stdout();
-    write!(out, "  {what:<78} ")?;
+    write!(out, "  {what:<84} ")?;
     out.flush().map_err(Into::into)
 }
 
