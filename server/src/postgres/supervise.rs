@@ -170,7 +170,7 @@ fn spawn(folder: &Folder, postgres: &Path) -> anyhow::Result<Child> {
     command.arg("-D").arg(&folder.data).args(["-p", &PORT.to_string(), "-c", "listen_addresses=", "-c"]).arg(socket);
     for setting in [
         "unix_socket_permissions=0700",
-        "max_connections=50",
+        "max_connections=100",
         "shared_buffers=32MB",
         "wal_level=minimal",
         "max_wal_senders=0",

@@ -1,0 +1,170 @@
+//! Machines that enrol and follow, without an agent.
+
+use std::pin::Pin;
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use chrono::Utc;
+use eventsource_stream::Eventsource;
+use futures_util::{Stream, StreamExt};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use wattle_mesh::admit;
+use wattle_wire::{
+    enrol::{EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_TYPE, NodeClaims, Statement},
+    ids::{NodeId, Position},
+    join::JoinString,
+    key::{IdentityKey, WireguardKey},
+    stream::StreamMessage,
+};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+use crate::harness::{Answer, Coordinator, SOON, send};
+
+/// The keys of a machine.
+pub(crate) struct Machine {
+    pub(crate) identity: Ed25519KeyPair,
+    pub(crate) pkcs8: Vec<u8>,
+    pub(crate) wireguard: StaticSecret,
+}
+
+/// A machine that has become a node.
+pub(crate) struct Node {
+    pub(crate) machine: Machine,
+    pub(crate) enrolled: Enrolled,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        let identity = Ed25519KeyPair::generate().unwrap();
+        let pkcs8 = identity.to_pkcs8().unwrap().as_ref().to_vec();
+        Self { identity, pkcs8, wireguard: StaticSecret::random() }
+    }
+
+    pub(crate) fn identity_key(&self) -> IdentityKey {
+        let bytes: [u8; 32] = self.identity.public_key().as_ref().try_into().unwrap();
+        IdentityKey::from(bytes)
+    }
+
+    pub(crate) fn wireguard_key(&self) -> WireguardKey {
+        WireguardKey::try_from(PublicKey::from(&self.wireguard).to_bytes()).unwrap()
+    }
+
+    pub(crate) fn statement(&self, join: &JoinString) -> Statement {
+        Statement { mesh: join.mesh, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence: 1 }
+    }
+
+    /// A proven claim to become a node.
+    pub(crate) async fn finish(&self, coordinator: &Coordinator, join: &JoinString) -> EnrolFinish {
+        let challenge: EnrolChallenge = serde_json::from_value(start(coordinator, join).await.expect(200).json()).unwrap();
+        let statement = admit::sign_statement(&self.statement(join), &self.identity).unwrap();
+        let (wireguard_proof, identity_proof) =
+            admit::prove(challenge.nonce, challenge.server_key, join.token, &statement, &self.wireguard, &self.identity);
+        EnrolFinish {
+            token: join.token,
+            secret: join.secret.clone(),
+            nonce: challenge.nonce,
+            statement,
+            wireguard_proof,
+            identity_proof,
+            agent_version: "1.2.3".to_owned(),
+            endpoint: None,
+        }
+    }
+
+    pub(crate) async fn try_enrol(&self, coordinator: &Coordinator, join: &JoinString) -> Answer {
+        let finish = self.finish(coordinator, join).await;
+        enrol(coordinator, &finish).await
+    }
+
+    pub(crate) async fn enrol(self, coordinator: &Coordinator, join: &JoinString) -> Node {
+        let enrolled = serde_json::from_value(self.try_enrol(coordinator, join).await.expect(200).json()).unwrap();
+        Node { machine: self, enrolled }
+    }
+
+    /// A token with any claims and any header that holds EdDSA.
+    pub(crate) fn sign(&self, header: &Header, claims: &Value) -> String {
+        jsonwebtoken::encode(header, claims, &EncodingKey::from_ed_der(&self.pkcs8)).unwrap()
+    }
+}
+
+pub(crate) async fn start(coordinator: &Coordinator, join: &JoinString) -> Answer {
+    let body = json!({"token": join.token, "secret": join.secret});
+    send(coordinator.client.post(coordinator.url("/agent/enrol/start")).json(&body)).await
+}
+
+pub(crate) async fn enrol(coordinator: &Coordinator, finish: &EnrolFinish) -> Answer {
+    send(coordinator.client.post(coordinator.url("/agent/enrol/finish")).json(finish)).await
+}
+
+/// The join string of a new site.
+pub(crate) async fn new_site(coordinator: &Coordinator, body: Value) -> JoinString {
+    let created = coordinator.post("/sites", body).await.expect(201).json();
+    created["join_token"]["join_string"].as_str().unwrap().parse().unwrap()
+}
+
+/// A new site with a gateway.
+pub(crate) async fn new_node(coordinator: &Coordinator, body: Value) -> Node {
+    let join = new_site(coordinator, body).await;
+    Machine::new().enrol(coordinator, &join).await
+}
+
+pub(crate) fn node_header() -> Header {
+    let mut header = Header::new(Algorithm::EdDSA);
+    header.typ = Some(NODE_TOKEN_TYPE.to_owned());
+    header
+}
+
+impl Node {
+    pub(crate) fn id(&self) -> NodeId {
+        self.enrolled.node
+    }
+
+    pub(crate) fn claims(&self) -> NodeClaims {
+        let now = Utc::now().timestamp();
+        let (id, generation) = (self.id(), self.enrolled.generation);
+        NodeClaims { iss: id, sub: id, aud: self.enrolled.mesh, iat: now, exp: now + 300, generation }
+    }
+
+    pub(crate) fn token(&self) -> String {
+        self.machine.sign(&node_header(), &serde_json::to_value(self.claims()).unwrap())
+    }
+
+    pub(crate) fn request(&self, coordinator: &Coordinator, method: Method, path: &str) -> reqwest::RequestBuilder {
+        coordinator.client.request(method, coordinator.url(path)).bearer_auth(self.token())
+    }
+
+    pub(crate) async fn report(&self, coordinator: &Coordinator, body: Value) -> Answer {
+        send(self.request(coordinator, Method::POST, "/agent/report").json(&body)).await
+    }
+
+    pub(crate) async fn follow(&self, coordinator: &Coordinator, since: Option<Position>) -> Follower {
+        let path = since.map_or_else(|| "/agent/stream".to_owned(), |since| format!("/agent/stream?since={since}"));
+        let response = self.request(coordinator, Method::GET, &path).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let events = response.bytes_stream().eventsource();
+        Follower(Box::pin(events.map(|event| serde_json::from_str(&event.unwrap().data).unwrap())))
+    }
+}
+
+/// An open stream.
+pub(crate) struct Follower(Pin<Box<dyn Stream<Item = StreamMessage>>>);
+
+impl Follower {
+    /// The next message; `None` when the stream has ended.
+    pub(crate) async fn next(&mut self) -> Option<StreamMessage> {
+        timeout(SOON, self.0.next()).await.expect("no message")
+    }
+
+    /// The next message that is not just a sign of life.
+    pub(crate) async fn news(&mut self) -> Option<StreamMessage> {
+        loop {
+            match self.next().await {
+                Some(StreamMessage::Heartbeat { .. }) => {}
+                message => return message,
+            }
+        }
+    }
+}

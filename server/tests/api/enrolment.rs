@@ -1,0 +1,190 @@
+//! `/agent/enrol`
+
+use futures_util::future::join_all;
+use serde_json::json;
+use wattle_mesh::admit;
+use wattle_wire::{enrol::Statement, join::JoinString, secret::Secret};
+
+use crate::{
+    agents::{Machine, enrol, new_node, new_site, start},
+    harness::Coordinator,
+};
+
+fn refused() -> (u16, String, Option<String>) {
+    (401, "join_token_refused".to_owned(), None)
+}
+
+#[tokio::test]
+async fn the_first_node_carries_the_site_and_further_ones_stand_by() {
+    let coordinator = Coordinator::start().await;
+    let first = new_node(&coordinator, json!({"name": "dublin", "endpoint": "203.0.113.10:51820", "subnets": ["10.10.0.0/24"]})).await;
+    new_site(&coordinator, json!({"name": "frankfurt"})).await;
+    let token = coordinator.post("/sites/dublin/join-tokens", json!({})).await.expect(201).json();
+    let join: JoinString = token["join_string"].as_str().unwrap().parse().unwrap();
+    let second = Machine::new().enrol(&coordinator, &join).await;
+    let nodes = coordinator.get("/nodes").await.json();
+    let shown: Vec<_> =
+        nodes["items"].as_array().unwrap().iter().map(|node| (&node["name"], &node["state"], &node["tunnel_address"])).collect();
+    assert_eq!(shown[0], (&json!("dublin"), &json!("active"), &json!("10.99.0.1")));
+    assert_eq!(shown[1], (&json!("dublin-2"), &json!("standby"), &json!("10.99.0.3")));
+
+    // Revoking the first, the second takes over in the same revision; the site keeps its address for the next.
+    coordinator.delete(&format!("/nodes/{}", first.id())).await.expect(204);
+    let nodes = coordinator.get("/nodes").await;
+    assert_eq!(nodes.headers["wattle-position"], "1.5");
+    let node = &nodes.json()["items"][0];
+    assert_eq!((&node["id"], &node["state"]), (&json!(second.id()), &json!("active")));
+    let token = coordinator.post("/sites/dublin/join-tokens", json!({})).await.expect(201).json();
+    let third = Machine::new().enrol(&coordinator, &token["join_string"].as_str().unwrap().parse().unwrap()).await;
+    let node = coordinator.get(&format!("/nodes/{}", third.id())).await.json();
+    assert_eq!((&node["name"], &node["state"], &node["tunnel_address"]), (&json!("dublin"), &json!("standby"), &json!("10.99.0.1")));
+}
+
+#[tokio::test]
+async fn fifty_machines_with_one_token_give_exactly_one_node() {
+    let coordinators = [Coordinator::start().await];
+    let further = [coordinators[0].another().await, coordinators[0].another().await];
+    let all: Vec<_> = coordinators.iter().chain(&further).collect();
+    let join = new_site(all[0], json!({"name": "dublin"})).await;
+    let machines: Vec<_> = (0..50).map(|_| Machine::new()).collect();
+    let attempts = machines.iter().enumerate().map(|(number, machine)| machine.try_enrol(all[number % all.len()], &join));
+    let answers = join_all(attempts).await;
+    let (accepted, others): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
+    assert_eq!(accepted.len(), 1);
+    others.iter().for_each(|answer| assert_eq!(answer.problem(), refused()));
+    assert_eq!(all[0].count("SELECT count(*) FROM nodes").await, 1);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_given_again_and_no_second_use_is_taken() {
+    let coordinator = Coordinator::start().await;
+    let join = new_site(&coordinator, json!({"name": "dublin"})).await;
+    let machine = Machine::new();
+    let finish = machine.finish(&coordinator, &join).await;
+    let first = enrol(&coordinator, &finish).await.expect(200).json();
+    assert_eq!(enrol(&coordinator, &finish).await.expect(200).json(), first);
+    // An agent that was restarted meanwhile asks for a new challenge.
+    assert_eq!(machine.try_enrol(&coordinator, &join).await.expect(200).json(), first);
+    assert_eq!(coordinator.count("SELECT count(*) FROM nodes").await, 1);
+    assert_eq!(coordinator.count("SELECT revision FROM mesh").await, 2);
+    assert_eq!(Machine::new().try_enrol(&coordinator, &join).await.problem(), refused());
+}
+
+#[tokio::test]
+async fn whatever_is_wrong_with_a_token_is_answered_alike() {
+    let coordinator = Coordinator::start().await;
+    let join = new_site(&coordinator, json!({"name": "dublin"})).await;
+    let wrong_secret = JoinString { secret: Secret::new("A".repeat(43)), ..join.clone() };
+    let unknown = JoinString { token: wattle_wire::ids::TokenId(uuid::Uuid::now_v7()), ..join.clone() };
+    for join in [&wrong_secret, &unknown] {
+        assert_eq!(start(&coordinator, join).await.problem(), refused());
+    }
+    let mut finish = Machine::new().finish(&coordinator, &join).await;
+    finish.secret = wrong_secret.secret;
+    assert_eq!(enrol(&coordinator, &finish).await.problem(), refused());
+
+    let machine = Machine::new();
+    sqlx::query("UPDATE join_tokens SET expires_at = now()").execute(&mut coordinator.connection().await).await.unwrap();
+    assert_eq!(machine.try_enrol(&coordinator, &join).await.problem(), refused());
+    sqlx::query("UPDATE join_tokens SET expires_at = now() + interval '1 hour'")
+        .execute(&mut coordinator.connection().await)
+        .await
+        .unwrap();
+    let finish = machine.finish(&coordinator, &join).await;
+    coordinator.delete(&format!("/join-tokens/{}", join.token)).await.expect(204);
+    assert_eq!(enrol(&coordinator, &finish).await.problem(), refused());
+    assert_eq!(start(&coordinator, &join).await.problem(), refused());
+    assert_eq!(coordinator.count("SELECT count(*) FROM nodes").await, 0);
+}
+
+#[tokio::test]
+async fn forged_proofs_are_refused_and_take_no_use() {
+    let coordinator = Coordinator::start().await;
+    let join = new_site(&coordinator, json!({"name": "dublin"})).await;
+    let (mine, theirs) = (Machine::new(), Machine::new());
+    let honest = mine.finish(&coordinator, &join).await;
+
+    let claim = Statement { wireguard_key: theirs.wireguard_key(), ..mine.statement(&join) };
+    let mut foreign_wireguard = honest.clone();
+    foreign_wireguard.statement = admit::sign_statement(&claim, &mine.identity).unwrap();
+    let claim = Statement { identity: theirs.identity_key(), ..mine.statement(&join) };
+    let mut foreign_identity = honest.clone();
+    foreign_identity.statement = admit::sign_statement(&claim, &mine.identity).unwrap();
+    let mut other_nonce = honest.clone();
+    other_nonce.nonce = theirs.finish(&coordinator, &join).await.nonce;
+    let mut altered = honest.clone();
+    altered.statement.statement.push(' ');
+    let mut old = honest.clone();
+    old.nonce = admit::challenge_nonce(1, [0; 24]);
+    for forged in [foreign_wireguard, foreign_identity, other_nonce, altered, old] {
+        assert_eq!(enrol(&coordinator, &forged).await.problem(), (401, "proof_refused".to_owned(), None));
+    }
+    enrol(&coordinator, &honest).await.expect(200);
+}
+
+#[tokio::test]
+async fn keys_of_others_and_of_revoked_nodes_do_not_enrol() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let join = new_site(&coordinator, json!({"name": "frankfurt"})).await;
+    assert_eq!(dublin.machine.try_enrol(&coordinator, &join).await.problem(), (409, "key_taken".to_owned(), Some("statement".to_owned())));
+    let same_wireguard = Machine { wireguard: dublin.machine.wireguard.clone(), ..Machine::new() };
+    assert_eq!(same_wireguard.try_enrol(&coordinator, &join).await.problem().0, 409);
+    coordinator.delete("/nodes/dublin").await.expect(204);
+    for machine in [&dublin.machine, &same_wireguard] {
+        assert_eq!(machine.try_enrol(&coordinator, &join).await.problem(), (403, "key_revoked".to_owned(), None));
+    }
+    Machine::new().enrol(&coordinator, &join).await;
+}
+
+#[tokio::test]
+async fn a_malformed_claim_names_its_field_and_repeats_no_secret() {
+    let coordinator = Coordinator::start().await;
+    let join = new_site(&coordinator, json!({"name": "dublin"})).await;
+    let honest = serde_json::to_value(Machine::new().finish(&coordinator, &join).await).unwrap();
+    for (field, value) in [
+        ("token", json!("x")),
+        ("nonce", json!("AAAA")),
+        ("wireguard_proof", json!(7)),
+        ("identity_proof", json!("")),
+        ("endpoint", json!("127.0.0.1:1")),
+        ("agent_version", json!("1\n2")),
+        ("site", json!("frankfurt")),
+        ("prefixes", json!(["0.0.0.0/0"])),
+    ] {
+        let mut body = honest.clone();
+        body[field] = value;
+        let answer = crate::harness::send(coordinator.client.post(coordinator.url("/agent/enrol/finish")).json(&body)).await;
+        let (status, _, named) = answer.problem();
+        assert_eq!((status, named.as_deref()), (422, Some(field)), "{}", answer.text);
+        assert!(!answer.text.contains(join.secret.reveal()));
+    }
+    // Keys that no honest machine has: all-zero, of low order, not canonical.
+    for key in ["A".repeat(43) + "=", "AQ".to_owned() + &"A".repeat(41) + "=", "/".repeat(42) + "8="] {
+        let mut body = honest.clone();
+        let statement = honest["statement"]["statement"].as_str().unwrap();
+        let at = statement.find("\"wireguard_key\":\"").unwrap() + 17;
+        body["statement"]["statement"] = json!(format!("{}{key}{}", &statement[..at], &statement[at + 44..]));
+        let answer = crate::harness::send(coordinator.client.post(coordinator.url("/agent/enrol/finish")).json(&body)).await;
+        assert_eq!(answer.problem().1, "proof_refused");
+    }
+    assert_eq!(coordinator.count("SELECT count(*) FROM nodes").await, 0);
+}
+
+#[tokio::test]
+async fn an_endpoint_of_another_gateway_is_refused() {
+    let coordinator = Coordinator::start().await;
+    new_site(&coordinator, json!({"name": "dublin", "endpoint": "203.0.113.10:51820", "subnets": ["10.10.0.0/24"]})).await;
+    let join = new_site(&coordinator, json!({"name": "frankfurt"})).await;
+    let machine = Machine::new();
+    let mut finish = machine.finish(&coordinator, &join).await;
+    finish.endpoint = Some("203.0.113.10:51820".parse().unwrap());
+    let answer = enrol(&coordinator, &finish).await;
+    assert_eq!(answer.problem(), (409, "endpoint_taken".to_owned(), Some("endpoint".to_owned())));
+    assert_eq!(answer.json()["holder"]["site"], "dublin");
+    finish.endpoint = Some("10.10.0.1:51820".parse().unwrap());
+    assert_eq!(enrol(&coordinator, &finish).await.problem().1, "endpoint_in_subnet");
+    finish.endpoint = Some("198.51.100.20:51820".parse().unwrap());
+    enrol(&coordinator, &finish).await.expect(200);
+    assert_eq!(coordinator.get("/nodes/frankfurt").await.json()["endpoint"], "198.51.100.20:51820");
+}

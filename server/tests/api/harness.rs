@@ -1,0 +1,161 @@
+//! A coordinator for a test: on a database of its own, in one private Postgres per test process.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use clap::Parser;
+use reqwest::{Method, StatusCode, header};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use uuid::Uuid;
+use wattle_server::{config::Config, postgres::Postgres, server::Server};
+
+/// How long a test waits for what should be there at once.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// A folder that the account of a private Postgres can reach.
+pub(crate) fn reachable_folder() -> TempDir {
+    let everyone_passes = fs::Permissions::from_mode(0o711);
+    tempfile::Builder::new().prefix("wattle-test-").permissions(everyone_passes).tempdir_in("/tmp").unwrap()
+}
+
+struct Cluster {
+    postgres: Postgres,
+    _sweeper: Child,
+}
+
+/// The Postgres of this test process. It goes down with the process, and its folder with it, whatever way the process ends.
+fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| {
+        let folder = reachable_folder().keep();
+        let sweeper = sweep_after_us(&folder);
+        Cluster { postgres: Postgres::start(&folder).unwrap(), _sweeper: sweeper }
+    })
+}
+
+/// A shell that reads from us until we are gone, and then removes the folder as soon as Postgres has left it.
+fn sweep_after_us(folder: &Path) -> Child {
+    let script = r#"cat; pid=$(head -n 1 "$1/postgres/data/postmaster.pid"); [ -z "$pid" ] || kill -INT "$pid"
+        for _ in $(seq 100); do [ -e "$1/postgres/data/postmaster.pid" ] || break; sleep 0.1; done; rm -rf "$1""#;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, "sweep"]).arg(folder).process_group(0);
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// A new, empty database.
+pub(crate) async fn empty_database() -> PgConnectOptions {
+    let options = tokio::task::spawn_blocking(|| cluster().postgres.options()).await.unwrap();
+    let name = format!("test_{}", Uuid::now_v7().simple());
+    let mut connection = PgConnection::connect_with(&options).await.unwrap();
+    sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    options.database(&name)
+}
+
+/// A coordinator, and a client of it that holds the owner's token.
+pub(crate) struct Coordinator {
+    pub(crate) server: Server,
+    pub(crate) database: PgConnectOptions,
+    pub(crate) token: String,
+    pub(crate) client: reqwest::Client,
+    _data_dir: TempDir,
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: header::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {:?}", self.text))
+    }
+
+    /// Status, code and field of a problem.
+    pub(crate) fn problem(&self) -> (u16, String, Option<String>) {
+        assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json", "{}", self.text);
+        let json = self.json();
+        assert_eq!(json["status"], self.status.as_u16(), "{json}");
+        assert!(json["title"].is_string() && json["detail"].is_string(), "{json}");
+        (self.status.as_u16(), json["code"].as_str().unwrap().to_owned(), json["field"].as_str().map(str::to_owned))
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        self
+    }
+}
+
+impl Coordinator {
+    /// The first coordinator of a new mesh.
+    pub(crate) async fn start() -> Self {
+        let database = empty_database().await;
+        let data_dir = reachable_folder();
+        let server = serve(&database, data_dir.path()).await;
+        let token = fs::read_to_string(data_dir.path().join("api-token")).unwrap().trim().to_owned();
+        Self { server, database, token, client: reqwest::Client::new(), _data_dir: data_dir }
+    }
+
+    /// A further coordinator on the same database.
+    pub(crate) async fn another(&self) -> Self {
+        let data_dir = reachable_folder();
+        let server = serve(&self.database, data_dir.path()).await;
+        let (database, token) = (self.database.clone(), self.token.clone());
+        Self { server, database, token, client: reqwest::Client::new(), _data_dir: data_dir }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.server.address)
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, self.url(path)).bearer_auth(&self.token)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        send(self.request(Method::GET, path)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        send(self.request(Method::POST, path).json(&body)).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
+        send(self.request(Method::PATCH, path).json(&body)).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        send(self.request(Method::DELETE, path)).await
+    }
+
+    pub(crate) async fn connection(&self) -> PgConnection {
+        PgConnection::connect_with(&self.database).await.unwrap()
+    }
+
+    /// One number from the database.
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&mut self.connection().await).await.unwrap()
+    }
+}
+
+pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.unwrap();
+    Answer { status: response.status(), headers: response.headers().clone(), text: response.text().await.unwrap() }
+}
+
+async fn serve(database: &PgConnectOptions, data_dir: &Path) -> Server {
+    let config = Config::parse_from([PathBuf::from("wattle-server"), "--data-dir".into(), data_dir.into()]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Server::start(database.clone(), listener, &config).await.unwrap()
+}

@@ -1,0 +1,14 @@
+//! The coordinator as its users meet it: over TCP, on a real Postgres, a database for each test.
+
+mod agents;
+mod auth;
+mod database;
+mod enrolment;
+mod harness;
+mod http;
+mod join_tokens;
+mod links;
+mod nodes;
+mod private_postgres;
+mod sites;
+mod stream;
