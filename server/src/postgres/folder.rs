@@ -243,6 +243,17 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_on_the_way_that_keeps_postgres_out_is_named() {
+        let closed = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir().unwrap();
+        let home = closed.path().join("postgres");
+        let (stranger, group) = (Uid::from_raw(4_000_000), Gid::from_raw(4_000_000));
+        let words = ensure_reachable(&home, stranger, group).unwrap_err().to_string();
+        assert!(words.contains(&format!("{} is closed to its account", closed.path().display())), "{words}");
+        fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o701)).unwrap();
+        assert!(ensure_reachable(&home, stranger, group).is_ok());
+    }
+
+    #[test]
     fn a_path_too_long_for_a_socket_gives_a_short_folder() {
         let short = Path::new("/var/lib/wattle-server/postgres");
         assert_eq!(socket_folder(short).unwrap(), short.join("run"));

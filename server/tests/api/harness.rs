@@ -21,39 +21,41 @@ use wattle_server::{config::Config, postgres::Postgres, server::Server};
 /// How long a test waits for what should be there at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// A folder that the account of a private Postgres can reach.
+/// A folder of a test, which the account of a private Postgres can reach.
 pub(crate) fn reachable_folder() -> TempDir {
+    static HOME: OnceLock<(PathBuf, Child)> = OnceLock::new();
+    let (home, _) = HOME.get_or_init(|| {
+        let home = folder_in(Path::new("/tmp")).keep();
+        let sweeper = sweep_after_us(&home);
+        (home, sweeper)
+    });
+    folder_in(home)
+}
+
+fn folder_in(parent: &Path) -> TempDir {
     let everyone_passes = fs::Permissions::from_mode(0o711);
-    tempfile::Builder::new().prefix("wattle-test-").permissions(everyone_passes).tempdir_in("/tmp").unwrap()
+    tempfile::Builder::new().prefix("wattle-test-").permissions(everyone_passes).tempdir_in(parent).unwrap()
 }
 
-struct Cluster {
-    postgres: Postgres,
-    _sweeper: Child,
-}
-
-/// The Postgres of this test process. It goes down with the process, and its folder with it, whatever way the process ends.
-fn cluster() -> &'static Cluster {
-    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| {
-        let folder = reachable_folder().keep();
-        let sweeper = sweep_after_us(&folder);
-        Cluster { postgres: Postgres::start(&folder).unwrap(), _sweeper: sweeper }
-    })
-}
-
-/// A shell that reads from us until we are gone, and then removes the folder as soon as Postgres has left it.
+/// A shell that reads from us until we are gone, however we ended, and then removes the folder as soon as no Postgres is left in it.
 fn sweep_after_us(folder: &Path) -> Child {
-    let script = r#"cat; pid=$(head -n 1 "$1/postgres/data/postmaster.pid"); [ -z "$pid" ] || kill -INT "$pid"
-        for _ in $(seq 100); do [ -e "$1/postgres/data/postmaster.pid" ] || break; sleep 0.1; done; rm -rf "$1""#;
+    let script = r#"cat
+        for _ in $(seq 100); do ls "$1"/*/postgres/data/postmaster.pid || break; sleep 0.1; done
+        rm -rf "$1"; sleep 2; rm -rf "$1""#;
     let mut shell = Command::new("sh");
     shell.args(["-c", script, "sweep"]).arg(folder).process_group(0);
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
+/// The Postgres of this test process; it goes down with it.
+fn cluster() -> &'static Postgres {
+    static CLUSTER: OnceLock<Postgres> = OnceLock::new();
+    CLUSTER.get_or_init(|| Postgres::start(&reachable_folder().keep()).unwrap())
+}
+
 /// A new, empty database.
 pub(crate) async fn empty_database() -> PgConnectOptions {
-    let options = tokio::task::spawn_blocking(|| cluster().postgres.options()).await.unwrap();
+    let options = tokio::task::spawn_blocking(|| cluster().options()).await.unwrap();
     let name = format!("test_{}", Uuid::now_v7().simple());
     let mut connection = PgConnection::connect_with(&options).await.unwrap();
     sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();

@@ -1,5 +1,7 @@
 //! The coordinator as its users meet it: over TCP, on a real Postgres, a database for each test.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
 mod agents;
 mod auth;
 mod database;
