@@ -400,10 +400,11 @@ mod tests {
                 observed.link.as_ref().and_then(|link| link.peers.get(key)).is_some_and(ObservedPeer::is_live)
             };
             for step in plan(&desired, &observed).steps {
-                match &step.change {
-                    Change::SetPeer(key, change) => prop_assert!(change.endpoint.is_none() || !live(key), "{}", step),
-                    Change::RemovePeer(key) => prop_assert!(!desired.peers.contains_key(key), "{}", step),
-                    _ => {}
+                if let Change::SetPeer(key, change) = &step.change {
+                    prop_assert!(change.endpoint.is_none() || !live(key), "{}", step);
+                }
+                if let Change::RemovePeer(key) = &step.change {
+                    prop_assert!(!desired.peers.contains_key(key), "{}", step);
                 }
             }
         }

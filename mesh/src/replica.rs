@@ -264,7 +264,7 @@ mod tests {
     fn next(feed: &Feed, since: Option<Position>) -> StreamMessage {
         match feed.next(node_id(1), since) {
             Next::Message(message) => message,
-            other => panic!("expected a message, got {other:?}"),
+            other @ (Next::Current | Next::Ahead | Next::NotAMember) => panic!("expected a message, got {other:?}"),
         }
     }
 
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(receive(own_key), Received::Rejected(Rejection::OwnKey(second.name.clone())));
         let same_key = Peer { node: node_id(9), ..second.clone() };
         assert!(matches!(receive(same_key), Received::Rejected(Rejection::SameKey(..))));
-        let same_prefix = Peer { subnets: second.subnets.clone(), ..third.clone() };
+        let same_prefix = Peer { subnets: second.subnets, ..third.clone() };
         assert!(matches!(receive(same_prefix), Received::Rejected(Rejection::Overlap(..))));
         let inside = Peer { subnets: vec!["10.2.0.128/25".parse().unwrap(), "10.77.0.0/24".parse().unwrap()], ..third.clone() };
         assert!(matches!(receive(inside), Received::Rejected(Rejection::Overlap(..))));
