@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wattle_server::{
     config::{Arguments, Command, Config, LogFormat, TokenCommand},
-    db::Db,
+    db::{Actor, Db},
     first_start, listen, postgres, router,
     secret::ApiToken,
     server::{Database, Server},
@@ -50,6 +50,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let kind = database.kind();
     let result = async {
         let mut server = Server::start(database.options(), listener, config).await?;
+        if config.given_urls.is_empty() && server.address.ip().is_unspecified() {
+            tracing::warn!(address = %server.address, "agents cannot reach this address, and join strings hold it: give --url (WATTLE_URL)");
+        }
         tracing::info!(
             address = %server.address,
             position = %server.app.copy.position(),
@@ -80,11 +83,16 @@ async fn token(config: &Config, command: TokenCommand) -> anyhow::Result<()> {
     };
     let result = async {
         let db = Db::open(options).await?;
-        let mut connection = db.requests().acquire().await?;
+        let actor = Actor { name: "command line".to_owned(), request_id: None };
         match command {
             TokenCommand::Create { name } => {
                 let token = ApiToken::fresh()?;
-                tokens::queries::insert_api_token(&mut connection, &token, &name).await?;
+                let (new, name) = (&token, &name);
+                db.mutate(&actor, |mut change| async move {
+                    tokens::queries::insert_api_token(&mut change, new, name).await?;
+                    Ok(change.made((), Vec::new(), "api-token.create", new.id))
+                })
+                .await?;
                 say(&token.reveal())
             }
             TokenCommand::List => tokens::queries::api_tokens(db.requests())
@@ -92,7 +100,13 @@ async fn token(config: &Config, command: TokenCommand) -> anyhow::Result<()> {
                 .iter()
                 .try_for_each(|token| say(&format!("{}  {}  {}  {}", token.id, token.created_at.to_rfc3339(), token.role, token.name))),
             TokenCommand::Revoke { id } => {
-                anyhow::ensure!(tokens::queries::revoke_api_token(&mut connection, id).await?, "there is no such api token");
+                let revoked = db.mutate(&actor, |mut change| async move {
+                    match tokens::queries::revoke_api_token(&mut change, id).await? {
+                        true => Ok(change.made(true, Vec::new(), "api-token.revoke", id)),
+                        false => Ok(change.not_needed(false)),
+                    }
+                });
+                anyhow::ensure!(revoked.await?.value, "there is no such api token");
                 Ok(())
             }
         }

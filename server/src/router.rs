@@ -1,5 +1,7 @@
 //! Every route, and who may call it.
 
+use std::any::Any;
+
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request, State},
@@ -77,7 +79,7 @@ pub fn router(app: App) -> Router {
         .fallback(async || error::respond(&error::not_found("path")))
         .method_not_allowed_fallback(async || error::respond(&error::method_not_allowed()))
         .layer(from_fn_with_state(app.clone(), with_position))
-        .layer(CatchPanicLayer::custom(|_| error::respond(&error::internal())))
+        .layer(CatchPanicLayer::custom(answer_panic))
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(TraceLayer::new_for_http().make_span_with(span))
         .layer(from_fn(auth::with_request_id))
@@ -115,6 +117,9 @@ pub fn openapi() -> OpenApi {
         .build();
     for (router, scheme) in [(anyone(), None), (api_token(), Some("api_token")), (node(), Some("node"))] {
         let mut part = router.into_openapi();
+        for (path, item) in &mut part.paths.paths {
+            name_operations(path, item);
+        }
         for operation in part.paths.paths.values_mut().flat_map(operations) {
             operation.security = scheme.map(|scheme| vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
             let problem = Content::new(Some(Ref::from_schema_name("Problem")));
@@ -132,6 +137,23 @@ pub fn openapi_json() -> String {
     text + "\n"
 }
 
+/// Names each operation after its method and path: `get_sites_site`. Names of functions are unique in their module only.
+fn name_operations(path: &str, item: &mut PathItem) {
+    let path: Vec<_> = path.split(['/', '-', '.', '{', '}']).filter(|word| !word.is_empty()).collect();
+    let operations = [
+        ("get", &mut item.get),
+        ("post", &mut item.post),
+        ("patch", &mut item.patch),
+        ("put", &mut item.put),
+        ("delete", &mut item.delete),
+    ];
+    for (method, operation) in operations {
+        if let Some(operation) = operation {
+            operation.operation_id = Some(format!("{method}_{}", path.join("_")));
+        }
+    }
+}
+
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut utoipa::openapi::path::Operation> {
     [&mut item.get, &mut item.post, &mut item.patch, &mut item.put, &mut item.delete].into_iter().flatten()
 }
@@ -142,12 +164,20 @@ fn methods(item: &PathItem) -> Vec<&'static str> {
 }
 
 async fn with_position(State(app): State<App>, request: Request, next: Next) -> Response {
+    // What is read is at least as new as the copy was before, and what is written is there afterwards.
+    let before = app.copy.position();
+    let reads = request.method().is_safe();
     let mut response = next.run(request).await;
-    if let Ok(position) = HeaderValue::from_str(&app.copy.position().to_string()) {
+    let position = if reads { before } else { app.copy.position() };
+    if let Ok(position) = HeaderValue::from_str(&position.to_string()) {
         response.headers_mut().insert(POSITION, position);
     }
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+fn answer_panic(_: Box<dyn Any + Send>) -> Response {
+    error::respond(&error::internal())
 }
 
 /// Paths hold names and ids, never secrets; queries, headers and bodies are not logged.
@@ -155,4 +185,40 @@ fn span(request: &Request) -> tracing::Span {
     let id = request.extensions().get::<RequestId>().map(|id| id.0.as_str());
     let path: String = request.uri().path().chars().take(LONGEST_PATH).collect();
     tracing::info_span!("request", method = %request.method(), path, id)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_like_every_other_fault() {
+        let router = Router::new().route("/", get(async || -> () { panic!("secret detail") })).layer(CatchPanicLayer::custom(answer_panic));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(axum::serve(listener, router).into_future());
+        let answer = reqwest::get(url).await.unwrap();
+        assert_eq!(answer.status(), 500);
+        let problem: Problem = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        assert_eq!(problem, error::internal());
+    }
+
+    #[test]
+    fn each_operation_has_a_name_of_its_own() {
+        let api = openapi();
+        let mut ids: Vec<_> = api
+            .paths
+            .paths
+            .values()
+            .flat_map(|item| [&item.get, &item.post, &item.patch, &item.put, &item.delete])
+            .flatten()
+            .filter_map(|operation| operation.operation_id.clone())
+            .collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), table().len());
+    }
 }
