@@ -13,7 +13,10 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use sqlx::postgres::PgConnectOptions;
 
-use self::{folder::Folder, supervise::Supervisor};
+use self::{
+    folder::{Folder, Process},
+    supervise::Supervisor,
+};
 
 /// How long a Postgres may take to become ready; it may have to replay its log first.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -75,7 +78,7 @@ impl Drop for Postgres {
 pub fn running(data_dir: &Path) -> Option<PgConnectOptions> {
     let data = fs::canonicalize(data_dir.join("postgres/data")).ok()?;
     let postmaster = folder::PostmasterFile::read(&data)?;
-    (postmaster.ready && folder::users_of(&data).contains(&postmaster.pid)).then(|| connect_options(&postmaster.socket_folder))
+    (postmaster.ready && folder::process_of(postmaster.pid, &data) == Process::Runs).then(|| connect_options(&postmaster.socket_folder))
 }
 
 fn connect_options(socket_folder: &Path) -> PgConnectOptions {

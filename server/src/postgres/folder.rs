@@ -24,6 +24,8 @@ use crate::first_start;
 
 /// The longest path of a Unix socket, without its end.
 const LONGEST_SOCKET_PATH: usize = 107;
+/// More than any process number of Linux.
+const NOBODY: i32 = 1 << 23;
 /// How long a Postgres that lost its coordinator may take to stop.
 const GONE_WITHIN: Duration = Duration::from_secs(15);
 
@@ -98,28 +100,39 @@ impl Folder {
         command
     }
 
-    /// Waits until nobody uses the cluster any more, and stops who still does: the coordinator's lock is held, so they lost theirs.
+    /// Stops a Postgres that still runs here and waits for its end: the coordinator's lock is held, so it has lost its own coordinator.
     pub(crate) fn free(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + GONE_WITHIN;
         let mut told = false;
-        loop {
-            let users = users_of(&self.data);
-            if users.is_empty() {
-                break;
+        while let Some(postmaster) = PostmasterFile::read(&self.data) {
+            match process_of(postmaster.pid, &self.data) {
+                // Postgres sees that the file is stale, and looks for children that were left behind.
+                Process::None => break,
+                Process::NotIt => {
+                    self.disown(postmaster.pid)?;
+                    break;
+                }
+                Process::Runs if !told => {
+                    tracing::info!(pid = postmaster.pid, "waits for the Postgres that a former coordinator left behind");
+                    let _ = kill(Pid::from_raw(postmaster.pid), Signal::SIGINT);
+                    told = true;
+                }
+                Process::Runs => {}
             }
-            if let Some(postmaster) = PostmasterFile::read(&self.data).filter(|file| users.contains(&file.pid) && !told) {
-                tracing::info!(pid = postmaster.pid, "stops the Postgres that a former coordinator left behind");
-                let _ = kill(Pid::from_raw(postmaster.pid), Signal::SIGINT);
-                told = true;
-            }
-            ensure!(Instant::now() < deadline, "processes {users:?} still use {}", self.data.display());
+            ensure!(Instant::now() < deadline, "process {} still uses {}", postmaster.pid, self.data.display());
             thread::sleep(Duration::from_millis(20));
         }
-        // Nobody is left, so the file is stale; its number may be that of a zombie or of a stranger by now, which Postgres would obey.
-        match fs::remove_file(self.data.join("postmaster.pid")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("cannot remove a stale postmaster.pid"),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        Ok(())
+    }
+
+    /// Postgres obeys a `postmaster.pid` with the number of any living process, be it a zombie or a stranger by now: puts in a number that
+    /// nobody has. The rest of the file stays, because by it Postgres finds children that were left behind.
+    fn disown(&self, pid: i32) -> anyhow::Result<()> {
+        let path = self.data.join("postmaster.pid");
+        let text = fs::read_to_string(&path)?;
+        let rest = text.split_once('\n').map_or("", |(_, rest)| rest);
+        tracing::info!(pid, "postmaster.pid is stale");
+        fs::write(&path, format!("{NOBODY}\n{rest}")).context("cannot correct a stale postmaster.pid")
     }
 
     /// What Postgres said last.
@@ -154,12 +167,24 @@ impl PostmasterFile {
     }
 }
 
-/// The processes that work in a cluster: a postmaster and its children stay in its folder. Zombies do not count.
-pub(crate) fn users_of(data: &Path) -> Vec<i32> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    // The folder of a zombie cannot be read.
-    pids.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)).collect()
+/// What a process number stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Process {
+    /// The postmaster of the cluster.
+    Runs,
+    /// A zombie, or something else.
+    NotIt,
+    None,
+}
+
+/// Whether a process is the postmaster of a cluster. Reads only what every account may read.
+pub(crate) fn process_of(pid: i32, data: &Path) -> Process {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return Process::None };
+    // The name before it, in parentheses, may hold anything.
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let names_data = arguments.split(|byte| *byte == 0).any(|argument| argument == data.as_os_str().as_bytes());
+    if names_data && !matches!(state, Some("Z" | "X")) { Process::Runs } else { Process::NotIt }
 }
 
 fn account() -> anyhow::Result<Option<(Uid, Gid)>> {
@@ -240,6 +265,27 @@ mod tests {
         assert_eq!(PostmasterFile::parse(text), Some(expected));
         assert_eq!(PostmasterFile::parse("4711\n").map(|file| file.ready), Some(false));
         assert_eq!(PostmasterFile::parse(""), None);
+    }
+
+    #[test]
+    fn a_stale_file_is_disowned_and_keeps_what_postgres_needs_of_it() {
+        let home = tempfile::tempdir().unwrap();
+        let data = home.path().join("data");
+        fs::create_dir(&data).unwrap();
+        // This very process is alive and no Postgres.
+        let stale = format!("{}\n{}\n1795000000\n5432\n", std::process::id(), data.display());
+        fs::write(data.join("postmaster.pid"), &stale).unwrap();
+        let folder = Folder {
+            data: data.clone(),
+            socket_folder: home.path().join("run"),
+            log: home.path().join("log"),
+            home: home.path().to_owned(),
+            account: None,
+        };
+        folder.free().unwrap();
+        let corrected = fs::read_to_string(data.join("postmaster.pid")).unwrap();
+        assert_eq!(corrected, stale.replacen(&std::process::id().to_string(), &NOBODY.to_string(), 1));
+        assert_eq!(process_of(NOBODY, &data), Process::None);
     }
 
     #[test]

@@ -26,6 +26,8 @@ use super::{
 
 /// How long to wait before a Postgres that died is started again.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Starts that may fail in a row: children of a Postgres that was killed need a moment to go.
+const MOST_FAILURES: u32 = 5;
 /// How long a Postgres that is to stop may take.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// A log longer than this is begun anew at the next start.
@@ -60,7 +62,7 @@ impl Supervisor {
         while !supervisor.is_ready(&folder) {
             if let Ok(error) = exited.try_recv() {
                 failures += 1;
-                if failures == 3 {
+                if failures == MOST_FAILURES {
                     supervisor.stop();
                     bail!("Postgres does not start ({error}): {}", folder.last_words());
                 }
