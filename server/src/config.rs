@@ -33,7 +33,7 @@ pub struct Config {
     pub given_urls: Vec<String>,
     /// A Postgres 15 or later to use in place of a private one, postgres://user:password@host:port/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", global = true)]
-    pub database_url: Option<String>,
+    database_url: Option<String>,
     /// The prefix of the mesh's tunnel addresses; it is fixed at the first start
     #[arg(long, env = "WATTLE_TUNNEL_PREFIX", default_value = "10.99.0.0/16", value_name = "PREFIX", value_parser = tunnel_prefix, global = true)]
     pub tunnel_prefix: Ipv4Net,
@@ -80,6 +80,11 @@ pub enum TokenCommand {
 }
 
 impl Config {
+    /// The database to use; an empty one in the environment counts as none.
+    pub fn database_url(&self) -> Option<&str> {
+        self.database_url.as_deref().filter(|url| !url.is_empty())
+    }
+
     /// Where agents reach the coordinator.
     pub fn urls(&self, address: SocketAddr) -> Vec<String> {
         if self.given_urls.is_empty() { vec![format!("http://{address}")] } else { self.given_urls.clone() }

@@ -46,7 +46,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     // First of all, so that a taken port is told before a database is made.
     let listener = listen::bind(config.listen).await?;
     first_start::make_data_dir(&config.data_dir)?;
-    let database = Database::open(config.database_url.as_deref(), &config.data_dir).await?;
+    let database = Database::open(config.database_url(), &config.data_dir).await?;
     let kind = database.kind();
     let result = async {
         let mut server = Server::start(database.options(), listener, config).await?;
@@ -74,10 +74,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn token(config: &Config, command: TokenCommand) -> anyhow::Result<()> {
-    let (options, started) = match (&config.database_url, postgres::running(&config.data_dir)) {
+    let (options, started) = match (config.database_url(), postgres::running(&config.data_dir)) {
         (None, Some(running)) => (running, None),
         (url, _) => {
-            let database = Database::open(url.as_deref(), &config.data_dir).await?;
+            let database = Database::open(url, &config.data_dir).await?;
             (database.options(), Some(database))
         }
     };
