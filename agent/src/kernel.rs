@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use link::{Found, Kind, Tables};
-use made::{MadeInterface, Memory};
+use made::{MadeInterface, MadeRuleset, Memory};
 use nix::errno::Errno;
 use tracing::info;
 use wattle_mesh::state::{AllowedIps, Change, InterfaceName, Link, Observed, PeerChange};
@@ -55,10 +55,8 @@ impl Kernel {
     pub(crate) async fn apply(&self, change: &Change, private_key: &Zeroizing<[u8; 32]>) -> anyhow::Result<()> {
         let interface = &self.interface;
         match change {
-            Change::SetRuleset(text) => {
-                let made = nft::replace(text).await.context("cannot set the table inet wattle")?;
-                self.memory.change(|memory| memory.ruleset = Some(made))
-            }
+            Change::SetRuleset(ruleset) => self.remember(nft::set(ruleset).await),
+            Change::UpdateRuleset { from, to } => self.remember(nft::update(from, to).await),
             Change::CreateLink => self.create_link().await.with_context(|| format!("cannot make the interface {interface}")),
             Change::SetPrivateKey(public_key) => {
                 if wireguard::public_half(private_key) != Some(*public_key) {
@@ -129,6 +127,11 @@ impl Kernel {
         done.extend(forwarding::restore(&made.sysctls)?);
         self.memory.forget()?;
         Ok(done)
+    }
+
+    fn remember(&self, made: anyhow::Result<MadeRuleset>) -> anyhow::Result<()> {
+        let made = made.context("cannot set the table inet wattle")?;
+        self.memory.change(|memory| memory.ruleset = Some(made))
     }
 
     async fn observe_link(&self) -> anyhow::Result<Option<Link>> {

@@ -7,7 +7,7 @@ use wattle_wire::key::WireguardKey;
 
 use crate::{
     replica::{Known, KnownPeer, prefixes},
-    ruleset::ruleset,
+    ruleset::Ruleset,
     state::{Desired, DesiredPeer, Family, InterfaceName},
 };
 
@@ -55,7 +55,7 @@ pub fn desired(known: &Known, local: &Local) -> Desired {
         peers,
         routes,
         forwarding: subnets.iter().map(|subnet| Family::from(*subnet)).collect(),
-        ruleset: ruleset(&local.interface, &subnets.into_iter().collect(), &remote),
+        ruleset: Ruleset { interface: local.interface.clone(), local: subnets.into_iter().collect(), remote },
     }
 }
 

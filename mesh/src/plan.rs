@@ -55,14 +55,16 @@ impl Plan {
     }
 
     fn host(&mut self, desired: &Desired, observed: &Observed) {
-        let reason = match &observed.ruleset {
-            ObservedRuleset::Intact(text) if *text == desired.ruleset => None,
-            ObservedRuleset::Intact(_) => Some("the prefixes of the mesh changed"),
-            ObservedRuleset::Absent => Some("the table is missing"),
-            ObservedRuleset::Altered => Some("the table was altered"),
-        };
-        if let Some(reason) = reason {
-            self.push(Change::SetRuleset(desired.ruleset.clone()), reason);
+        let set = || Change::SetRuleset(desired.ruleset.clone());
+        match &observed.ruleset {
+            ObservedRuleset::Intact(found) if *found == desired.ruleset => {}
+            ObservedRuleset::Intact(found) if found.interface == desired.ruleset.interface => {
+                let update = Change::UpdateRuleset { from: found.clone(), to: desired.ruleset.clone() };
+                self.push(update, "the prefixes of the mesh changed");
+            }
+            ObservedRuleset::Intact(_) => self.push(set(), "the table is for another interface"),
+            ObservedRuleset::Absent => self.push(set(), "the table is missing"),
+            ObservedRuleset::Altered => self.push(set(), "the table was altered"),
         }
         for family in desired.forwarding.difference(&observed.forwarding) {
             self.push(Change::EnableForwarding(*family), "the LAN's packets are to pass");
@@ -169,6 +171,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetRuleset(_) => f.write_str("set nftables table inet wattle"),
+            Self::UpdateRuleset { .. } => f.write_str("update the prefixes of nftables table inet wattle"),
             Self::CreateLink => f.write_str("create the interface"),
             Self::SetPrivateKey(key) => write!(f, "set the private key of {key}"),
             Self::SetListenPort(port) => write!(f, "set the listen port to {port}"),
@@ -227,6 +230,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        ruleset::Ruleset,
         state::{Family, SESSION_S},
         testing::Keys,
     };
@@ -262,6 +266,15 @@ mod tests {
         prop::collection::btree_set(prop_oneof![Just(Family::V4), Just(Family::V6)], 0..3)
     }
 
+    fn ruleset() -> impl Strategy<Value = Ruleset> {
+        let remote = prop::collection::btree_set((0..PREFIXES).prop_map(prefix), 0..3);
+        (prop_oneof![Just("wattle0"), Just("wattle1")], remote).prop_map(|(interface, remote)| Ruleset {
+            interface: interface.parse().unwrap(),
+            local: BTreeSet::new(),
+            remote,
+        })
+    }
+
     /// Which peer holds which prefix: each prefix at most one.
     fn holders() -> impl Strategy<Value = BTreeMap<u8, u64>> {
         prop::collection::btree_map(0..PREFIXES, 1..=PEERS, 0..10)
@@ -278,7 +291,7 @@ mod tests {
             routes in routes(),
             addresses in addresses(1),
             forwarding in families(),
-            ruleset in prop_oneof![Just("one".to_owned()), Just("two".to_owned())],
+            ruleset in ruleset(),
         ) -> Desired {
             let peer = |(number, (endpoint, keepalive_s)): (u64, _)| {
                 let name = format!("site-{number}").parse().unwrap();
@@ -331,7 +344,7 @@ mod tests {
             ruleset in prop_oneof![
                 Just(ObservedRuleset::Absent),
                 Just(ObservedRuleset::Altered),
-                Just(ObservedRuleset::Intact("one".to_owned())),
+                ruleset().prop_map(ObservedRuleset::Intact),
             ],
         ) -> Observed {
             Observed { link, forwarding, ruleset }
@@ -426,7 +439,7 @@ mod tests {
             peers: [peer(1, &[1, 2]), peer(2, &[3])].into(),
             routes: BTreeMap::new(),
             forwarding: BTreeSet::new(),
-            ruleset: "one".to_owned(),
+            ruleset: Ruleset { interface: "wattle0".parse().unwrap(), local: BTreeSet::new(), remote: BTreeSet::new() },
         };
         let first = plan(&before, &Observed::default());
         assert!(matches!(first.steps[0].change, Change::SetRuleset(_)));

@@ -1,28 +1,42 @@
 //! The table `inet wattle`, as text for `nft -f -`.
 
-use std::{collections::BTreeSet, fmt::Write};
+use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::state::InterfaceName;
 
-/// Lets packets pass between the local LANs and the mesh by exact prefixes, and nothing else through the tunnel; fits TCP's segments to it.
+/// Which packets pass between the local LANs and the mesh: those between exactly these prefixes, and nothing else through the tunnel.
 ///
-/// Addresses stay as they are: no masquerade. Other tables are untouched and still have their say.
-pub fn ruleset(interface: &InterfaceName, local: &BTreeSet<IpNet>, remote: &BTreeSet<IpNet>) -> String {
-    let mut text = String::from("table inet wattle {\n");
-    for (name, family, prefixes) in [("local", 4, local), ("local", 6, local), ("remote", 4, remote), ("remote", 6, remote)] {
-        let elements: Vec<_> = prefixes.iter().filter(|prefix| prefix.addr().is_ipv4() == (family == 4)).map(IpNet::to_string).collect();
-        // Writing to a String cannot fail.
-        let _ = write!(text, "\tset {name}{family} {{\n\t\ttype ipv{family}_addr\n\t\tflags interval\n");
-        if !elements.is_empty() {
-            let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
-        }
-        text.push_str("\t}\n");
+/// Addresses stay as they are: no masquerade. TCP's segments are fitted to the tunnel. Other tables are untouched and still have their say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ruleset {
+    pub interface: InterfaceName,
+    pub local: BTreeSet<IpNet>,
+    pub remote: BTreeSet<IpNet>,
+}
+
+/// A set of the table: its name, the type of its elements, and them.
+type Set = (&'static str, &'static str, Vec<String>);
+
+impl Ruleset {
+    /// The sets alone. They are put in place first: a chain that came in the same transaction can be seen by packets a moment before the
+    /// elements of its sets are, and would drop them.
+    pub fn sets(&self) -> String {
+        let sets = self.all_sets().map(|(name, kind, elements)| {
+            let elements = if elements.is_empty() { String::new() } else { format!("\t\telements = {{ {} }}\n", elements.join(", ")) };
+            format!("\tset {name} {{\n\t\ttype {kind}\n\t\tflags interval\n{elements}\t}}\n")
+        });
+        format!("table inet wattle {{\n{}}}\n", sets.concat())
     }
-    let _ = write!(
-        text,
-        "\tchain forward {{
+
+    /// The chain alone, which relies on the sets.
+    pub fn chain(&self) -> String {
+        let interface = &self.interface;
+        format!(
+            "table inet wattle {{
+\tchain forward {{
 \t\ttype filter hook forward priority filter; policy accept;
 \t\tiifname \"{interface}\" tcp flags syn tcp option maxseg size set rt mtu
 \t\toifname \"{interface}\" tcp flags syn tcp option maxseg size set rt mtu
@@ -35,6 +49,52 @@ pub fn ruleset(interface: &InterfaceName, local: &BTreeSet<IpNet>, remote: &BTre
 \t}}
 }}
 "
-    );
-    text
+        )
+    }
+
+    /// The commands that lead from another ruleset of the same interface to this one, and touch only what differs.
+    pub fn update_from(&self, before: &Self) -> String {
+        let mut commands = String::new();
+        for ((name, _, old), (_, _, new)) in before.all_sets().into_iter().zip(self.all_sets()) {
+            for (verb, from, but) in [("delete", &old, &new), ("add", &new, &old)] {
+                let elements: Vec<_> = from.iter().filter(|element| !but.contains(element)).map(String::as_str).collect();
+                if !elements.is_empty() {
+                    commands.push_str(&format!("{verb} element inet wattle {name} {{ {} }}\n", elements.join(", ")));
+                }
+            }
+        }
+        commands
+    }
+
+    fn all_sets(&self) -> [Set; 4] {
+        let of = |prefixes: &BTreeSet<IpNet>, is_v4: bool| {
+            prefixes.iter().filter(|prefix| prefix.addr().is_ipv4() == is_v4).map(IpNet::to_string).collect()
+        };
+        [
+            ("local4", "ipv4_addr", of(&self.local, true)),
+            ("local6", "ipv6_addr", of(&self.local, false)),
+            ("remote4", "ipv4_addr", of(&self.remote, true)),
+            ("remote6", "ipv6_addr", of(&self.remote, false)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ruleset(local: &[&str], remote: &[&str]) -> Ruleset {
+        let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        Ruleset { interface: "wattle0".parse().unwrap(), local: prefixes(local), remote: prefixes(remote) }
+    }
+
+    #[test]
+    fn an_update_names_only_what_differs() {
+        let before = ruleset(&["10.10.0.0/24"], &["10.20.0.0/24", "10.99.0.2/32", "fd00:2::/64"]);
+        let after = ruleset(&["10.10.0.0/24"], &["10.21.0.0/24", "10.99.0.2/32", "fd00:2::/64", "fd00:3::/64"]);
+        let commands = "delete element inet wattle remote4 { 10.20.0.0/24 }\nadd element inet wattle remote4 { 10.21.0.0/24 }\n\
+                        add element inet wattle remote6 { fd00:3::/64 }\n";
+        assert_eq!(after.update_from(&before), commands);
+        assert_eq!(after.update_from(&after), "");
+    }
 }

@@ -8,16 +8,18 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wattle_wire::{key::WireguardKey, name::Name, report::DeviceKind};
+
+use crate::ruleset::Ruleset;
 
 /// Seconds after a handshake during which its session may still carry packets: `REJECT_AFTER_TIME` of the WireGuard paper, section 6.1.
 pub const SESSION_S: u64 = 180;
 
 /// Name of a network interface, `^[a-z][a-z0-9_-]{0,14}$`. It comes from local configuration only, and is safe in a path and in a ruleset.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct InterfaceName(String);
 
 /// The text is not an [`InterfaceName`].
@@ -28,6 +30,20 @@ pub struct InvalidInterfaceName;
 impl InterfaceName {
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<InterfaceName> for String {
+    fn from(name: InterfaceName) -> Self {
+        name.0
+    }
+}
+
+impl TryFrom<String> for InterfaceName {
+    type Error = InvalidInterfaceName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 
@@ -64,8 +80,8 @@ pub struct Desired {
     pub routes: BTreeMap<IpNet, Option<IpAddr>>,
     /// Families that the host must forward.
     pub forwarding: BTreeSet<Family>,
-    /// The table `inet wattle`, as text for `nft -f -`.
-    pub ruleset: String,
+    /// The table `inet wattle`.
+    pub ruleset: Ruleset,
 }
 
 /// A peer as it should be.
@@ -111,8 +127,8 @@ pub struct Observed {
 pub enum ObservedRuleset {
     #[default]
     Absent,
-    /// It still is what this text made.
-    Intact(String),
+    /// It still is what this ruleset made.
+    Intact(Ruleset),
     /// It is there, and not as we made it.
     Altered,
 }
@@ -176,8 +192,13 @@ impl ObservedPeer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// Replaces the table `inet wattle`, or makes it, in one transaction.
-    SetRuleset(String),
+    /// Makes the table `inet wattle`, or makes it anew.
+    SetRuleset(Ruleset),
+    /// Takes and gives the table only the prefixes that differ. Making it anew can cost a packet of those that stay.
+    UpdateRuleset {
+        from: Ruleset,
+        to: Ruleset,
+    },
     /// Makes the interface: the kernel's own if it can, else a userspace one. A userspace device whose interface is gone is ended first.
     CreateLink,
     /// Gives the interface the private key of this public key.
@@ -233,7 +254,9 @@ impl Observed {
     #[must_use]
     pub fn after(mut self, change: &Change) -> Self {
         match change {
-            Change::SetRuleset(text) => self.ruleset = ObservedRuleset::Intact(text.clone()),
+            Change::SetRuleset(ruleset) | Change::UpdateRuleset { to: ruleset, .. } => {
+                self.ruleset = ObservedRuleset::Intact(ruleset.clone());
+            }
             Change::EnableForwarding(family) => {
                 self.forwarding.insert(*family);
             }
@@ -279,7 +302,7 @@ impl Link {
             Change::RemovePeer(key) => {
                 self.peers.remove(key);
             }
-            Change::SetRuleset(_) | Change::EnableForwarding(_) | Change::CreateLink => {}
+            Change::SetRuleset(_) | Change::UpdateRuleset { .. } | Change::EnableForwarding(_) | Change::CreateLink => {}
         }
         self
     }

@@ -9,6 +9,7 @@ use std::{
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+use wattle_mesh::ruleset::Ruleset;
 
 use super::userspace::namespace_of;
 
@@ -40,6 +41,8 @@ pub(super) enum MadeInterface {
 /// The table as it was ordered, and as nft listed it right after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MadeRuleset {
+    pub(super) ruleset: Ruleset,
+    /// What the agent that made it wrote; a newer one may write another text for the same ruleset.
     pub(super) text: String,
     pub(super) listing: String,
 }
@@ -112,7 +115,7 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{collections::BTreeSet, os::unix::fs::PermissionsExt};
 
     use super::*;
 
@@ -123,7 +126,8 @@ mod tests {
         assert_eq!(memory.recall().unwrap().interface, None);
 
         memory.change(|made| made.interface = Some(MadeInterface::Userspace { process: Some(7) })).unwrap();
-        memory.change(|made| made.ruleset = Some(MadeRuleset { text: "a".to_owned(), listing: "b".to_owned() })).unwrap();
+        let ruleset = Ruleset { interface: "wattle0".parse().unwrap(), local: BTreeSet::new(), remote: BTreeSet::new() };
+        memory.change(|made| made.ruleset = Some(MadeRuleset { ruleset, text: "a".to_owned(), listing: "b".to_owned() })).unwrap();
         let made = memory.recall().unwrap();
         assert_eq!(made.interface, Some(MadeInterface::Userspace { process: Some(7) }));
         assert_eq!(made.ruleset.unwrap().listing, "b");

@@ -1,10 +1,11 @@
-//! The table `inet wattle`, through the `nft` program: one transaction for each change.
+//! The table `inet wattle`, through the `nft` program.
 
 use std::{io, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
-use wattle_mesh::state::ObservedRuleset;
+use tracing::debug;
+use wattle_mesh::{ruleset::Ruleset, state::ObservedRuleset};
 
 use super::made::MadeRuleset;
 
@@ -24,16 +25,37 @@ pub(super) async fn observe(made: Option<&MadeRuleset>) -> anyhow::Result<Observ
     };
     Ok(match (listing, made) {
         (None, _) => ObservedRuleset::Absent,
-        (Some(listing), Some(made)) if made.listing == listing => ObservedRuleset::Intact(made.text.clone()),
+        (Some(listing), Some(made)) if made.listing == listing && made.text == text(&made.ruleset) => {
+            ObservedRuleset::Intact(made.ruleset.clone())
+        }
         (Some(_), _) => ObservedRuleset::Altered,
     })
 }
 
-/// Replaces the table, or makes it. Gives what to remember of it.
-pub(super) async fn replace(text: &str) -> anyhow::Result<MadeRuleset> {
-    run(&["-f", "-"], &format!("{START_AFRESH}{text}\n")).await?.context("nft refused the table inet wattle")?;
-    let listing = list().await?.context("the table inet wattle is gone right after it was made")?;
-    Ok(MadeRuleset { text: text.to_owned(), listing })
+/// Makes the table, or makes it anew. Gives what to remember of it.
+///
+/// Where there is none, the sets come first and the chain after them, so that no packet meets a chain whose sets are still empty. One that is
+/// there is replaced in one transaction: there is never a moment without rules.
+pub(super) async fn set(ruleset: &Ruleset) -> anyhow::Result<MadeRuleset> {
+    let transactions = match list().await? {
+        None => vec![ruleset.sets(), ruleset.chain()],
+        Some(_) => vec![format!("{START_AFRESH}{}", text(ruleset))],
+    };
+    for transaction in transactions {
+        run(&["-f", "-"], &transaction).await?.context("nft refused the table inet wattle")?;
+    }
+    made(ruleset).await
+}
+
+/// Takes and gives the table only what differs. Gives what to remember of it.
+pub(super) async fn update(from: &Ruleset, to: &Ruleset) -> anyhow::Result<MadeRuleset> {
+    match run(&["-f", "-"], &to.update_from(from)).await? {
+        Ok(_) => made(to).await,
+        Err(complaint) => {
+            debug!(%complaint, "nft does not take the difference; the table is made anew");
+            set(to).await
+        }
+    }
 }
 
 /// Whether there was one.
@@ -43,6 +65,15 @@ pub(super) async fn remove() -> anyhow::Result<bool> {
     }
     run(&["-f", "-"], START_AFRESH).await?.context("nft cannot delete the table inet wattle")?;
     Ok(true)
+}
+
+async fn made(ruleset: &Ruleset) -> anyhow::Result<MadeRuleset> {
+    let listing = list().await?.context("the table inet wattle is gone right after it was made")?;
+    Ok(MadeRuleset { ruleset: ruleset.clone(), text: text(ruleset), listing })
+}
+
+fn text(ruleset: &Ruleset) -> String {
+    ruleset.sets() + &ruleset.chain()
 }
 
 /// The table without its counters; nothing means there is none.

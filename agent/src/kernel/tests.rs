@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wattle_mesh::state::{Family, ObservedPeer, ObservedRuleset};
+use wattle_mesh::{
+    ruleset::Ruleset,
+    state::{Family, ObservedPeer, ObservedRuleset},
+};
 use wattle_wire::key::WireguardKey;
 
 use super::*;
@@ -173,12 +176,16 @@ fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
         assert_eq!(kernel.observe().await.unwrap(), Observed::default());
 
         device(&name("wattle0"), 1, 51820).await;
-        let ruleset = "table inet wattle {\n chain forward {\n  type filter hook forward priority filter; policy accept;\n }\n}\n";
+        let of = |local: &str, remote: &str| Ruleset { interface: name("wattle0"), local: prefixes(local), remote: prefixes(remote) };
+        let first = of("10.1.0.0/24", "10.2.0.0/24 10.3.0.0/24 fd02::/64");
+        // A prefix goes, one is widened, one comes.
+        let ruleset = of("10.1.0.0/24", "10.2.0.0/23 fd02::/64 fd03::/64");
         let source = Some("10.1.0.1".parse().unwrap());
         let net = |text: &str| text.parse::<IpNet>().unwrap();
         let key = Zeroizing::new([1; 32]);
         for change in [
-            Change::SetRuleset(ruleset.to_owned()),
+            Change::SetRuleset(first.clone()),
+            Change::UpdateRuleset { from: first.clone(), to: ruleset.clone() },
             Change::CreateLink,
             Change::SetPrivateKey(public_key(1)),
             Change::SetMtu(1380),
@@ -208,7 +215,7 @@ fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             ..Link::new(DeviceKind::Userspace)
         };
         let applied =
-            Observed { link: Some(link.clone()), forwarding: [Family::V4].into(), ruleset: ObservedRuleset::Intact(ruleset.to_owned()) };
+            Observed { link: Some(link.clone()), forwarding: [Family::V4].into(), ruleset: ObservedRuleset::Intact(ruleset.clone()) };
         assert_eq!(kernel.observe().await.unwrap(), applied);
         assert_eq!(kernel.host_addresses().await.unwrap(), [net("10.1.0.1/24")]);
 
@@ -220,6 +227,8 @@ fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
 
         command("nft add rule inet wattle forward drop");
         assert_eq!(kernel.observe().await.unwrap().ruleset, ObservedRuleset::Altered);
+        kernel.apply(&Change::SetRuleset(first.clone()), &key).await.unwrap();
+        assert_eq!(kernel.observe().await.unwrap().ruleset, ObservedRuleset::Intact(first));
 
         // The interface was there before: it stays.
         assert_eq!(kernel.down().await.unwrap(), ["removed the nftables table inet wattle", "set net.ipv4.ip_forward back to 0"]);
