@@ -37,6 +37,8 @@ pub(crate) enum RequestError {
     Unreachable { url: String, source: reqwest::Error },
     #[error("the coordinator answered {status}: {}", problem.detail.as_deref().unwrap_or(&problem.title))]
     Refused { status: StatusCode, problem: Box<Problem> },
+    #[error("the coordinator does not accept this node: it was removed from the mesh, or the coordinator has another database")]
+    NotAMember,
     #[error("what answers at {url} is not a Wattle coordinator (status {status})")]
     NotWattle { url: String, status: StatusCode },
     #[error(transparent)]
@@ -121,14 +123,11 @@ impl Coordinator {
             Ok(request(builder.bearer_auth(keys.token(&membership.enrolled, now)?.reveal())))
         };
         let before = self.clock_offset.load(Ordering::Relaxed);
-        match self.send(method.clone(), path, signed).await {
-            Err(RequestError::Refused { status: StatusCode::UNAUTHORIZED, .. })
-                if self.clock_offset.load(Ordering::Relaxed).abs_diff(before) > 1 =>
-            {
-                self.send(method, path, signed).await
-            }
-            result => result,
+        let mut result = self.send(method.clone(), path, signed).await;
+        if is_unauthorized(&result) && self.clock_offset.load(Ordering::Relaxed).abs_diff(before) > 1 {
+            result = self.send(method, path, signed).await;
         }
+        if is_unauthorized(&result) { Err(RequestError::NotAMember) } else { result }
     }
 
     /// Sends a request to the first coordinator that can be reached.
@@ -165,6 +164,10 @@ impl Coordinator {
             self.clock_offset.store(theirs.timestamp() - chrono::Utc::now().timestamp(), Ordering::Relaxed);
         }
     }
+}
+
+fn is_unauthorized(result: &Result<Response, RequestError>) -> bool {
+    matches!(result, Err(RequestError::Refused { status: StatusCode::UNAUTHORIZED, .. }))
 }
 
 async fn refused(response: Response) -> RequestError {

@@ -113,6 +113,8 @@ struct Agent {
     /// The next stream begins with a snapshot.
     wants_snapshot: bool,
     reconnect: Arc<Notify>,
+    /// Why there is no stream; absent while there is one.
+    disconnected: Option<String>,
     /// What of the newest revision was not believed, in words.
     refused: Vec<String>,
     outcome: Outcome,
@@ -142,6 +144,7 @@ impl Agent {
             store,
             wants_snapshot: false,
             reconnect: Arc::new(Notify::new()),
+            disconnected: None,
             refused: Vec::new(),
             outcome: Outcome::default(),
             looked: now,
@@ -204,13 +207,18 @@ impl Agent {
             }
             Event::Connected => {
                 info!(url = self.coordinator.url(), "connected to the coordinator");
+                self.disconnected = None;
                 self.save_connection(None);
                 // It may be another coordinator than before, or a new process: it gets the whole account.
                 self.reporting.forget();
             }
             Event::Disconnected(reason) => {
-                warn!(reason, "not connected to the coordinator; the tunnels stay as they are");
-                self.save_connection(Some(reason));
+                // Once for each reason: a coordinator may be away for days.
+                if self.disconnected.as_ref() != Some(&reason) {
+                    warn!(reason, "not connected to the coordinator; the tunnels stay as they are");
+                    self.save_connection(Some(reason.clone()));
+                }
+                self.disconnected = Some(reason);
             }
             Event::Message(message) => self.receive(message).await,
         }
@@ -236,12 +244,21 @@ impl Agent {
                 self.refused = vec![format!("the whole revision was rejected: {rejection}")];
                 self.ask_for_snapshot(&rejection.to_string());
             }
-            Received::Bye(ByeReason::Revoked) => warn!("this node was removed from the mesh"),
+            Received::Bye(ByeReason::Revoked) => {
+                warn!("this node was removed from the mesh; `wattle-agent down` takes away what is left of it here");
+                self.reconcile().await;
+                self.save_view();
+            }
             Received::Bye(reason) => info!(?reason, "the coordinator ended the stream"),
         }
-        // After the host has followed: a view that makes the agent crash is not what it starts from.
-        if self.replica.position() != before
-            && let Some(stored) = self.replica.stored()
+        if self.replica.position() != before {
+            self.save_view();
+        }
+    }
+
+    /// Keeps the view on disk. Called after the host has followed: a view that makes the agent crash is not what it starts from.
+    fn save_view(&self) {
+        if let Some(stored) = self.replica.stored()
             && let Err(error) = follow::save_view(&self.store, &stored)
         {
             warn!("{error:#}");

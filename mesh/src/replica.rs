@@ -151,7 +151,13 @@ impl Replica {
                 }
                 None => Received::Gap,
             },
-            StreamMessage::Bye { reason } => Received::Bye(reason),
+            StreamMessage::Bye { reason } => {
+                if let (ByeReason::Revoked, Some(known)) = (reason, &mut self.known) {
+                    // The tombstone of the node itself: it has no peers any more, as they do not have it.
+                    known.peers.clear();
+                }
+                Received::Bye(reason)
+            }
             StreamMessage::Unknown => Received::Unchanged,
         }
     }
@@ -285,6 +291,18 @@ mod tests {
         feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))]).unwrap();
         assert_eq!(replica.receive(next(&feed, replica.position())), Received::Changed { refused: vec![] });
         assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(3)]);
+    }
+
+    #[test]
+    fn a_revoked_node_has_no_peers_and_any_other_end_of_the_stream_changes_nothing() {
+        let (mut replica, _) = world();
+        let before = peers(&replica);
+        for reason in [ByeReason::Shutdown, ByeReason::Superseded, ByeReason::Unknown] {
+            assert_eq!(replica.receive(StreamMessage::Bye { reason }), Received::Bye(reason));
+            assert_eq!(peers(&replica), before);
+        }
+        assert_eq!(replica.receive(StreamMessage::Bye { reason: ByeReason::Revoked }), Received::Bye(ByeReason::Revoked));
+        assert_eq!(peers(&replica), []);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::Path, thread};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use wattle_lab::{
-    Flow, Gateway, Host, Lab, coordinator, patience, process,
+    Flow, Host, Lab, coordinator, patience, process,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK, SAO_PAULO},
     wait::same,
     wait_for,
@@ -31,10 +31,7 @@ pub(crate) fn a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_t
     let join_string = created.pointer("/join_token/join_string").and_then(Value::as_str).with_context(|| text.clone())?;
     lab.gateway(SAO_PAULO)?.join(join_string)?;
 
-    let fourth = lab.gateway(SAO_PAULO)?;
-    let others: Vec<&Gateway> = lab.gateways.iter().filter(|gateway| gateway.site != SAO_PAULO).collect();
-    let paths = || others.iter().flat_map(|other| [(&fourth.lan_host, other.site.lan_host()), (&other.lan_host, SAO_PAULO.lan_host())]);
-    at_once(paths(), |from, to| wait_for("an answer within two seconds of joining", patience(2.0), || from.ping(to)))?;
+    at_once(paths(&lab)?, |from, to| wait_for("an answer within two seconds of joining", patience(2.0), || from.ping(to)))?;
 
     let nodes: Page<Node> = api.get("/nodes")?;
     let all = [DUBLIN, FRANKFURT, NEW_YORK, SAO_PAULO];
@@ -42,9 +39,11 @@ pub(crate) fn a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_t
         same(&gateway.allowed_ips()?, &expected_peers(&nodes.items, gateway.site, &all)?)?;
     }
 
+    // A gateway that does not hear of its removal, or will not, goes on sending.
+    lab.gateway_mut(SAO_PAULO)?.kill_agent()?;
     api.delete("/sites/sao-paulo")?;
     wait_for("the site is gone from every kernel within two seconds", patience(2.0), || {
-        for gateway in &others {
+        for gateway in lab.gateways.iter().filter(|gateway| gateway.site != SAO_PAULO) {
             same(&gateway.allowed_ips()?, &expected_peers(&nodes.items, gateway.site, &GUIDE)?)?;
             let routes = gateway.host.run("ip -4 route show table all")?;
             ensure!(!routes.contains("10.40.0."), "{} still has a route: {routes}", gateway.site.name);
@@ -53,11 +52,25 @@ pub(crate) fn a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_t
         }
         Ok(())
     })?;
-    at_once(paths(), |from, to| {
+    at_once(paths(&lab)?, |from, to| {
         if from.ping(to).is_ok() { bail!("a packet of the removed site from {} to {to} still passes", from.name()) } else { Ok(()) }
     })?;
     between_the_others.expect_no_loss()?;
     lab.ping_all_of(&GUIDE)
+}
+
+pub(crate) fn a_removed_gateway_that_hears_of_it_gives_up_its_peers(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    api.delete("/nodes/new-york")?;
+    wait_for("its kernel has no peer and no route to another LAN within two seconds", patience(2.0), || {
+        let gateway = lab.gateway(NEW_YORK)?;
+        same(&gateway.allowed_ips()?, &Vec::new())?;
+        let routes = gateway.host.run("ip -4 route show table all")?;
+        ensure!(!routes.contains("10.10.0.") && !routes.contains("10.20.0."), "{routes}");
+        Ok(())
+    })?;
+    lab.ping_all_of(&[DUBLIN, FRANKFURT])
 }
 
 pub(crate) fn a_hundred_changes_of_one_site_lose_no_packet_of_another(folder: &Path) -> Result<()> {
@@ -105,12 +118,21 @@ pub(crate) fn an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_a
     lab.ping_all()
 }
 
+/// From the LAN host of the fourth site to those of all others, and back.
+fn paths(lab: &Lab) -> Result<Vec<(&Host, Ipv4Addr)>> {
+    let fourth = lab.gateway(SAO_PAULO)?;
+    let others = lab.gateways.iter().filter(|gateway| gateway.site != SAO_PAULO);
+    Ok(others.flat_map(|other| [(&fourth.lan_host, other.site.lan_host()), (&other.lan_host, SAO_PAULO.lan_host())]).collect())
+}
+
 /// Does the same from each host to each address, all at the same time.
-fn at_once<'l>(paths: impl Iterator<Item = (&'l Host, Ipv4Addr)>, work: impl Fn(&Host, Ipv4Addr) -> Result<()> + Sync) -> Result<()> {
+fn at_once(paths: Vec<(&Host, Ipv4Addr)>, work: impl Fn(&Host, Ipv4Addr) -> Result<()> + Sync) -> Result<()> {
     let work = &work;
     thread::scope(|scope| {
-        let threads: Vec<_> =
-            paths.map(|(from, to)| scope.spawn(move || work(from, to).with_context(|| format!("from {} to {to}", from.name())))).collect();
+        let threads: Vec<_> = paths
+            .into_iter()
+            .map(|(from, to)| scope.spawn(move || work(from, to).with_context(|| format!("from {} to {to}", from.name()))))
+            .collect();
         threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked")))
     })
 }

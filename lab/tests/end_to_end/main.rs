@@ -37,6 +37,7 @@ const INSIDE: &[(&str, Test)] = tests![
     guide::a_lan_host_reaches_another_by_the_direct_path_under_its_own_address,
     guide::each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is_up_from_both_ends,
     change::a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_two_seconds_after_its_removal,
+    change::a_removed_gateway_that_hears_of_it_gives_up_its_peers,
     change::a_hundred_changes_of_one_site_lose_no_packet_of_another,
     change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
     outage::without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot,
