@@ -30,7 +30,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 use tracing::{info, warn};
-use wattle_mesh::state::InterfaceName;
+use wattle_mesh::interface::InterfaceName;
 use zeroize::Zeroizing;
 
 /// Where `wg` and everybody else looks for the sockets of userspace devices.

@@ -9,10 +9,7 @@ mod tests;
 mod userspace;
 mod wireguard;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::io;
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
@@ -20,10 +17,15 @@ use link::{Found, Kind, Tables};
 use made::{MadeInterface, MadeRuleset, Memory};
 use nix::errno::Errno;
 use tracing::info;
-use wattle_mesh::state::{AllowedIps, Change, InterfaceName, Link, Observed, PeerChange};
+use wattle_mesh::{
+    interface::InterfaceName,
+    state::{AllowedIps, Change, Link, Observed, PeerChange},
+};
 use wattle_wire::report::DeviceKind;
 use wireguard::{Dump, Write};
 use zeroize::Zeroizing;
+
+use crate::store::Store;
 
 const NEEDS_NET_ADMIN: &str = "the agent needs CAP_NET_ADMIN: run it as root or by its systemd unit";
 
@@ -31,14 +33,14 @@ const NEEDS_NET_ADMIN: &str = "the agent needs CAP_NET_ADMIN: run it as root or 
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
     interface: InterfaceName,
-    state_dir: PathBuf,
+    store: Store,
     memory: Memory,
 }
 
 impl Kernel {
-    /// `state_dir` holds `made.json`, what the agent made on this host, and `device.log`, the last userspace device's words.
-    pub(crate) fn new(interface: InterfaceName, state_dir: &Path) -> anyhow::Result<Self> {
-        Ok(Self { interface, state_dir: state_dir.to_owned(), memory: Memory::new(state_dir)? })
+    /// `store` holds what the agent made on this host, and `device.log`, the last userspace device's words.
+    pub(crate) fn new(interface: InterfaceName, store: &Store) -> anyhow::Result<Self> {
+        Ok(Self { interface, store: store.clone(), memory: Memory::new(store)? })
     }
 
     /// The host as it is. An interface of our name that is not WireGuard, or behind which no device answers, counts as none.
@@ -184,7 +186,7 @@ impl Kernel {
             }
         }
         self.memory.change(|made| made.interface = Some(MadeInterface::Userspace { process: None }))?;
-        let process = userspace::start(&self.interface, &self.state_dir).await?;
+        let process = userspace::start(&self.interface, self.store.dir()).await?;
         self.memory.change(|made| made.interface = Some(MadeInterface::Userspace { process: Some(process) }))?;
         info!(interface = %self.interface, process, "made a userspace WireGuard interface: this kernel has no WireGuard");
         Ok(())

@@ -1,17 +1,16 @@
 //! Makes the host what it should be: observe, plan, apply, observe.
 
-use std::path::Path;
-
 use anyhow::Context;
 use tracing::{info, warn};
 use wattle_mesh::{
     desired::{Local, desired},
+    interface::InterfaceName,
     plan::{Plan, plan},
     replica::Known,
-    state::{Change, Desired, InterfaceName, Observed},
+    state::{Change, Desired, Observed},
 };
 
-use crate::{identity::Keys, kernel::Kernel};
+use crate::{identity::Keys, kernel::Kernel, store::Store};
 
 /// The host and the key that its interface is to hold.
 #[derive(Debug)]
@@ -32,8 +31,8 @@ pub(crate) struct Outcome {
 }
 
 impl Host {
-    pub(crate) fn new(interface: InterfaceName, state_dir: &Path) -> anyhow::Result<Self> {
-        Ok(Self { kernel: Kernel::new(interface.clone(), state_dir)?, interface })
+    pub(crate) fn new(interface: InterfaceName, store: &Store) -> anyhow::Result<Self> {
+        Ok(Self { kernel: Kernel::new(interface.clone(), store)?, interface })
     }
 
     pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {

@@ -60,7 +60,7 @@ pub(crate) async fn run(place: &Place) -> anyhow::Result<()> {
 pub(crate) async fn down(place: &Place) -> anyhow::Result<()> {
     let store = Store::open(&place.state_dir)?;
     let _alone = store.lock().context("the running agent would put everything back")?;
-    let gone = Host::new(place.interface.clone(), store.dir())?.down().await?;
+    let gone = Host::new(place.interface.clone(), &store)?.down().await?;
     if gone.is_empty() {
         output::line("nothing to take away");
     }
@@ -137,7 +137,7 @@ impl Agent {
         let now = Instant::now();
         Ok(Self {
             coordinator: Arc::new(Coordinator::new(membership.urls.clone())?),
-            host: Host::new(place.interface.clone(), store.dir())?,
+            host: Host::new(place.interface.clone(), &store)?,
             replica: Replica::new(membership.enrolled.mesh, keys.wireguard_key()?),
             keys: Arc::new(keys),
             membership,

@@ -103,7 +103,7 @@ fn find(place: &Place) -> anyhow::Result<Found> {
         replica.restore(stored).context("the view kept on disk is not usable")?;
     }
     let known = replica.known().cloned();
-    Ok(Found { membership, keys, known, host: Host::new(place.interface.clone(), store.dir())?, store })
+    Ok(Found { membership, keys, known, host: Host::new(place.interface.clone(), &store)?, store })
 }
 
 fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result<Status> {

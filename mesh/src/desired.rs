@@ -6,9 +6,10 @@ use ipnet::{IpNet, Ipv4Net};
 use wattle_wire::key::WireguardKey;
 
 use crate::{
+    interface::InterfaceName,
     replica::{Known, KnownPeer, prefixes},
     ruleset::Ruleset,
-    state::{Desired, DesiredPeer, Family, InterfaceName},
+    state::{Desired, DesiredPeer, Family},
 };
 
 /// Bytes of a packet inside the tunnel on a path of 1,500: less 80 for the outer IPv6, UDP and WireGuard headers, as wg-quick does.

@@ -9,6 +9,7 @@ pub mod desired;
 pub mod directory;
 pub mod feed;
 pub mod health;
+pub mod interface;
 pub mod plan;
 pub mod replica;
 pub mod reporting;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::state::InterfaceName;
+use crate::interface::InterfaceName;
 
 /// Which packets pass between the local LANs and the mesh: those between exactly these prefixes, and nothing else through the tunnel.
 ///

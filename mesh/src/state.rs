@@ -2,67 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::{IpAddr, SocketAddr},
-    str::FromStr,
 };
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
+use serde::Serialize;
 use wattle_wire::{key::WireguardKey, name::Name, report::DeviceKind};
 
-use crate::ruleset::Ruleset;
+use crate::{interface::InterfaceName, ruleset::Ruleset};
 
 /// Seconds after a handshake during which its session may still carry packets: `REJECT_AFTER_TIME` of the WireGuard paper, section 6.1.
 pub const SESSION_S: u64 = 180;
-
-/// Name of a network interface, `^[a-z][a-z0-9_-]{0,14}$`. It comes from local configuration only, and is safe in a path and in a ruleset.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct InterfaceName(String);
-
-/// The text is not an [`InterfaceName`].
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("an interface name has 1 to 15 lower-case letters, digits, - and _, and begins with a letter, for example wattle0")]
-pub struct InvalidInterfaceName;
-
-impl InterfaceName {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<InterfaceName> for String {
-    fn from(name: InterfaceName) -> Self {
-        name.0
-    }
-}
-
-impl TryFrom<String> for InterfaceName {
-    type Error = InvalidInterfaceName;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for InterfaceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for InterfaceName {
-    type Err = InvalidInterfaceName;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
-        let valid =
-            (1..=15).contains(&text.len()) && text.bytes().all(inner) && text.starts_with(|c: char| c.is_ascii_lowercase()) && text != "lo";
-        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidInterfaceName) }
-    }
-}
 
 /// What the host should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

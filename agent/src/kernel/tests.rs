@@ -168,7 +168,7 @@ fn a_device_keeps_its_port_when_the_new_one_is_taken() {
 fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
     in_namespace("what_is_applied_is_observed_and_what_was_made_is_taken_away", async {
         let folder = tempfile::tempdir().unwrap();
-        let kernel = Kernel::new(name("wattle0"), folder.path()).unwrap();
+        let kernel = Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
         command("ip link add lan0 type veth peer name lan1");
         command("ip addr add 10.1.0.1/24 dev lan0");
         command("ip link set lan0 up");
@@ -245,7 +245,7 @@ fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
 fn an_interface_of_somebody_else_is_named_and_left() {
     in_namespace("an_interface_of_somebody_else_is_named_and_left", async {
         let folder = tempfile::tempdir().unwrap();
-        let kernel = Kernel::new(name("wattle0"), folder.path()).unwrap();
+        let kernel = Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
         let key = Zeroizing::new([1; 32]);
         for (make, remove, what) in [
             ("ip link add wattle0 type veth peer name other0", "ip link del wattle0", "of kind veth"),

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tracing::info;
-use wattle_mesh::state::{AllowedIps, InterfaceName};
+use wattle_mesh::{interface::InterfaceName, state::AllowedIps};
 use zeroize::Zeroizing;
 
 use super::wireguard::{Dump, Write};

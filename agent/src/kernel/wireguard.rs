@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
-use wattle_mesh::state::{AllowedIps, InterfaceName, ObservedPeer, PeerChange};
+use wattle_mesh::{
+    interface::InterfaceName,
+    state::{AllowedIps, ObservedPeer, PeerChange},
+};
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder, PeerInfo};
 use x25519_dalek::{PublicKey, StaticSecret};
