@@ -22,8 +22,12 @@ use zeroize::Zeroizing;
 
 use crate::store::Store;
 
-const KEYS: &str = "keys.json";
-const MEMBERSHIP: &str = "membership.json";
+/// Which of the node's identities: the present one, or the one that `join --replace` is about to put in its place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slot {
+    Present,
+    Next,
+}
 
 /// The two key pairs of a node.
 pub(crate) struct Keys {
@@ -33,13 +37,16 @@ pub(crate) struct Keys {
     pub(crate) sequence: u64,
 }
 
-/// [`Keys`] as they are kept: private halves in base64.
+/// [`Keys`] and [`Membership`] as they are kept, in one file, so that they change together: private halves in base64.
 #[derive(Serialize, Deserialize)]
-struct StoredKeys {
+struct Stored {
     /// PKCS#8.
     identity: Secret,
     wireguard: Secret,
     sequence: u64,
+    /// Absent until the machine is a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    membership: Option<Membership>,
 }
 
 /// Of which mesh the machine is a node, and where its coordinators are.
@@ -58,34 +65,39 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Reads the keys of the state directory; `None` if there are none yet.
-    pub(crate) fn load(store: &Store) -> anyhow::Result<Option<Self>> {
-        let Some(stored) = store.read::<StoredKeys>(KEYS)? else { return Ok(None) };
-        let damaged = || anyhow!("{} is damaged; restore it, or join again with --replace", store.path(KEYS).display());
+    /// Reads the keys of the state directory, and the membership if the machine is a node; `None` if there are no keys yet.
+    pub(crate) fn load(store: &Store, slot: Slot) -> anyhow::Result<Option<(Self, Option<Membership>)>> {
+        let Some(stored) = store.read::<Stored>(slot.file())? else { return Ok(None) };
+        let damaged = || anyhow!("{} is damaged; restore it, or join again with --replace", store.path(slot.file()).display());
         let bytes = |secret: &Secret| STANDARD.decode(secret.reveal()).map(Zeroizing::new).map_err(|_| damaged());
         let identity = Ed25519KeyPair::from_pkcs8(&bytes(&stored.identity)?).map_err(|_| damaged())?;
         let wireguard = <[u8; 32]>::try_from(bytes(&stored.wireguard)?.as_slice()).map_err(|_| damaged())?;
-        Ok(Some(Self { identity, wireguard: StaticSecret::from(wireguard), sequence: stored.sequence }))
+        let keys = Self { identity, wireguard: StaticSecret::from(wireguard), sequence: stored.sequence };
+        Ok(Some((keys, stored.membership)))
     }
 
-    /// Makes new keys and keeps them.
-    pub(crate) fn make(store: &Store) -> anyhow::Result<Self> {
+    /// Reads the keys, or makes new ones and keeps them.
+    pub(crate) fn load_or_make(store: &Store, slot: Slot) -> anyhow::Result<Self> {
+        if let Some((keys, _)) = Self::load(store, slot)? {
+            return Ok(keys);
+        }
         let mut wireguard = Zeroizing::new([0; 32]);
         rand::fill(wireguard.as_mut()).map_err(|_| anyhow!("the system has no random numbers"))?;
         let identity = Ed25519KeyPair::generate().map_err(|_| anyhow!("cannot make an identity key"))?;
         let keys = Self { identity, wireguard: StaticSecret::from(*wireguard), sequence: 1 };
-        keys.save(store)?;
+        keys.save(store, slot, None)?;
         Ok(keys)
     }
 
-    fn save(&self, store: &Store) -> anyhow::Result<()> {
+    pub(crate) fn save(&self, store: &Store, slot: Slot, membership: Option<Membership>) -> anyhow::Result<()> {
         let pkcs8 = self.identity.to_pkcs8().map_err(|_| anyhow!("cannot encode the identity key"))?;
-        let stored = StoredKeys {
+        let stored = Stored {
             identity: Secret::new(STANDARD.encode(pkcs8.as_ref())),
             wireguard: Secret::new(STANDARD.encode(self.wireguard.as_bytes())),
             sequence: self.sequence,
+            membership,
         };
-        store.write(KEYS, &stored)
+        store.write(slot.file(), &stored)
     }
 
     pub(crate) fn identity_key(&self) -> anyhow::Result<IdentityKey> {
@@ -125,19 +137,17 @@ impl Keys {
     }
 }
 
-impl Membership {
-    /// `None` if the machine is not a node yet.
-    pub(crate) fn load(store: &Store) -> anyhow::Result<Option<Self>> {
-        store.read(MEMBERSHIP)
+impl Slot {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Present => "node.json",
+            Self::Next => "node.next.json",
+        }
     }
 
-    pub(crate) fn save(&self, store: &Store) -> anyhow::Result<()> {
-        store.write(MEMBERSHIP, self)
-    }
-
-    /// Forgets the membership; the keys stay until new ones are made.
-    pub(crate) fn forget(store: &Store) -> anyhow::Result<()> {
-        store.remove(MEMBERSHIP)
+    /// Removes the keys of the slot.
+    pub(crate) fn clear(self, store: &Store) -> anyhow::Result<()> {
+        store.remove(self.file())
     }
 }
 
@@ -153,9 +163,10 @@ mod tests {
     fn keys_are_kept_and_read_back_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        assert!(Keys::load(&store).unwrap().is_none());
-        let made = Keys::make(&store).unwrap();
-        let read = Keys::load(&store).unwrap().unwrap();
+        assert!(Keys::load(&store, Slot::Present).unwrap().is_none());
+        let made = Keys::load_or_make(&store, Slot::Present).unwrap();
+        let (read, membership) = Keys::load(&store, Slot::Present).unwrap().unwrap();
+        assert!(membership.is_none());
         assert_eq!(made.wireguard_key().unwrap(), read.wireguard_key().unwrap());
         assert_eq!(made.identity_key().unwrap(), read.identity_key().unwrap());
         let private = STANDARD.encode(made.wireguard.as_bytes());
@@ -165,7 +176,7 @@ mod tests {
     #[test]
     fn a_token_verifies_with_the_identity_and_names_the_node() {
         let dir = tempfile::tempdir().unwrap();
-        let keys = Keys::make(&Store::open(dir.path()).unwrap()).unwrap();
+        let keys = Keys::load_or_make(&Store::open(dir.path()).unwrap(), Slot::Present).unwrap();
         let enrolled = Enrolled {
             mesh: MeshId(Uuid::from_u128(1)),
             node: NodeId(Uuid::from_u128(2)),

@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use anyhow::{Context, bail};
+use reqwest::StatusCode;
 use wattle_mesh::admit;
 use wattle_wire::{
     endpoint::Endpoint,
@@ -14,7 +15,7 @@ use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
     follow,
-    identity::{Keys, Membership},
+    identity::{Keys, Membership, Slot},
     output,
     store::Store,
 };
@@ -22,28 +23,33 @@ use crate::{
 pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endpoint>, replace: bool) -> anyhow::Result<()> {
     let join: JoinString = read(join_string)?.parse()?;
     let store = Store::open(&place.state_dir)?;
-    if replace {
-        let _stopped = store.lock()?;
-        follow::forget_view(&store)?;
-        Membership::forget(&store)?;
-        Keys::make(&store)?;
-    }
-    if let Some(Membership { enrolled, .. }) = Membership::load(&store)? {
+    let slot = if replace { Slot::Next } else { Slot::Present };
+    // Whoever follows the mesh with the old keys must not meet the new ones.
+    let _stopped = if replace { Some(store.lock()?) } else { None };
+    if let Some((_, Some(Membership { enrolled, .. }))) = Keys::load(&store, slot)? {
         if enrolled.mesh != join.mesh {
             bail!("this machine is node {} of another mesh; give that up with `wattle-agent down` and `join --replace`", enrolled.name);
         }
         output::line(format!("already node {} of site {}: nothing to do", enrolled.name, enrolled.site));
         return Ok(());
     }
-    let keys = match Keys::load(&store)? {
-        Some(keys) => keys,
-        None => Keys::make(&store)?,
+    let keys = Keys::load_or_make(&store, slot)?;
+    let enrolled = match enrol(&join, &keys, endpoint).await {
+        // These keys were enrolled before, and the answer was lost or the node revoked.
+        Err(error @ RequestError::Refused { status: StatusCode::CONFLICT | StatusCode::FORBIDDEN, .. }) => {
+            Slot::Next.clear(&store)?;
+            return Err(error).context("this machine did not join; `join --replace` tries with new keys");
+        }
+        result => result.context("this machine did not join")?,
     };
-    let enrolled = enrol(&join, &keys, endpoint).await.context("this machine did not join")?;
     let (name, site) = (enrolled.name.clone(), enrolled.site.clone());
-    Membership { enrolled, urls: join.urls, pins: join.pins }.save(&store)?;
+    if replace {
+        follow::forget_view(&store)?;
+    }
+    keys.save(&store, Slot::Present, Some(Membership { enrolled, urls: join.urls, pins: join.pins }))?;
+    Slot::Next.clear(&store)?;
     output::line(format!("joined as node {name} of site {site}"));
-    if !store.is_locked()? {
+    if replace || !store.is_locked()? {
         output::line("no agent runs here yet: let your init system start `wattle-agent run`");
     }
     Ok(())

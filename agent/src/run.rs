@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc, oneshot},
@@ -24,7 +24,7 @@ use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
     follow::{self, Connection, Event},
-    identity::{Keys, Membership},
+    identity::{Keys, Membership, Slot},
     output,
     reconcile::{Host, Outcome},
     store::Store,
@@ -43,12 +43,9 @@ pub(crate) async fn run(place: &Place) -> anyhow::Result<()> {
     let store = Store::open(&place.state_dir)?;
     let _alone = store.lock()?;
     let mut stop = Stop::new()?;
-    let membership = tokio::select! {
-        membership = wait_for_membership(&store) => membership?,
+    let (keys, membership) = tokio::select! {
+        joined = wait_for_join(&store) => joined?,
         () = stop.asked() => return Ok(()),
-    };
-    let Some(keys) = Keys::load(&store)? else {
-        bail!("{} has a membership but no keys; restore them, or join again with --replace", store.dir().display());
     };
     let mut agent = Agent::new(place, store, keys, membership)?;
     agent.start_from_disk().await;
@@ -89,11 +86,11 @@ impl Stop {
     }
 }
 
-async fn wait_for_membership(store: &Store) -> anyhow::Result<Membership> {
+async fn wait_for_join(store: &Store) -> anyhow::Result<(Keys, Membership)> {
     let mut told = false;
     loop {
-        if let Some(membership) = Membership::load(store)? {
-            return Ok(membership);
+        if let Some((keys, Some(membership))) = Keys::load(store, Slot::Present)? {
+            return Ok((keys, membership));
         }
         if !told {
             info!("this machine is not a node yet: waiting for `wattle-agent join`");
@@ -278,7 +275,7 @@ impl Agent {
         for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {
             warn!("{problem}");
         }
-        if outcome.changed {
+        if outcome.changed && outcome.problems.is_empty() {
             self.last_change = Instant::now();
         }
         self.outcome = outcome;
@@ -287,7 +284,7 @@ impl Agent {
     fn until_next_look(&self) -> Duration {
         let mut peers = self.outcome.observed.iter().flat_map(|observed| &observed.link).flat_map(|link| link.peers.values());
         let settled = self.last_change.elapsed() > SETTLING || peers.all(ObservedPeer::is_live);
-        if settled && self.outcome.problems.is_empty() { LOOK } else { LOOK_SOON }
+        if settled { LOOK } else { LOOK_SOON }
     }
 
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.

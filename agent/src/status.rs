@@ -16,7 +16,7 @@ use wattle_wire::{ids::Position, name::Name, report::DeviceKind};
 use crate::{
     config::Place,
     follow::{self, Connection},
-    identity::{Keys, Membership},
+    identity::{Keys, Membership, Slot},
     output,
     reconcile::Host,
     store::Store,
@@ -95,7 +95,7 @@ pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()
 
 fn find(place: &Place) -> anyhow::Result<Found> {
     let store = Store::open(&place.state_dir)?;
-    let (Some(membership), Some(keys)) = (Membership::load(&store)?, Keys::load(&store)?) else {
+    let Some((keys, Some(membership))) = Keys::load(&store, Slot::Present)? else {
         bail!("this machine is not a node yet: run `wattle-agent join` with the join string of its site");
     };
     let mut replica = Replica::new(membership.enrolled.mesh, keys.wireguard_key()?);

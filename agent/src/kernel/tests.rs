@@ -21,7 +21,10 @@ const IN_NAMESPACE: &str = "WATTLE_TEST_IN_NAMESPACE";
 fn in_namespace(name: &str, test: impl Future<Output = ()>) {
     if std::env::var_os(IN_NAMESPACE).is_none() {
         let mut again = Command::new("unshare");
-        again.args(["--user", "--map-root-user", "--net", "--mount"]).arg(std::env::current_exe().unwrap());
+        if !nix::unistd::geteuid().is_root() {
+            again.args(["--user", "--map-root-user"]);
+        }
+        again.args(["--net", "--mount"]).arg(std::env::current_exe().unwrap());
         again.args(["--exact", &format!("kernel::tests::{name}"), "--nocapture"]).env(IN_NAMESPACE, "1");
         let output = again.output().expect("unshare of util-linux");
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
