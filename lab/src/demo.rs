@@ -1,6 +1,7 @@
 //! The demo: the three sites of the guide, woven before your eyes.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     io::{self, Write},
     net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
@@ -158,6 +159,7 @@ Any command on any host (dublin, dublin-host, …, coordinator):
 
   {lab} exec dublin wg show
   {lab} exec dublin-host traceroute -n {}
+  {lab} exec coordinator pkill -9 wattle-server     # and all pings go on
 
 Logs: {folder}
 Ctrl-C ends everything and leaves nothing behind.",
@@ -166,13 +168,18 @@ Ctrl-C ends everything and leaves nothing behind.",
     ))
 }
 
-/// Stays until a program of the demo ends, which it should not.
+/// Says of each program that ends that it did, and goes on: to end one and see the packets pass is part of the demo.
 fn watch(mut lab: Lab) -> Result<()> {
+    let mut ended = BTreeSet::new();
     loop {
         thread::sleep(Duration::from_secs(1));
-        lab.coordinator.server()?.expect_running().context("the coordinator")?;
+        if lab.coordinator.server()?.expect_running().is_err() && ended.insert("coordinator") {
+            say("The coordinator ended. Tunnels and agents go on without it.")?;
+        }
         for gateway in &mut lab.gateways {
-            gateway.agent()?;
+            if gateway.agent().is_err() && ended.insert(gateway.site.name) {
+                say(&format!("The agent of {} ended. Its tunnels stay up.", gateway.site.name))?;
+            }
         }
     }
 }
