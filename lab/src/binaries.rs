@@ -44,17 +44,24 @@ impl Binaries {
 ///
 /// Cargo builds only the programs of the package under test by itself. Where it is not cargo who runs this, they have to be there.
 pub fn build() -> Result<()> {
-    let (None, Some(cargo)) = (env::var_os(DIRECTORY), env::var_os("CARGO")) else { return Ok(()) };
+    let Some(mut command) = cargo("build")? else { return Ok(()) };
+    command.arg("--bins");
+    let status = command.status().context("starting cargo")?;
+    if status.success() { Ok(()) } else { bail!("building the two programs: {status}") }
+}
+
+/// Cargo for the whole workspace, built as this program was; nothing where it is not cargo who runs this.
+pub(crate) fn cargo(subcommand: &str) -> Result<Option<Command>> {
+    let (None, Some(cargo)) = (env::var_os(DIRECTORY), env::var_os("CARGO")) else { return Ok(None) };
     let directory = directory()?;
     let target = directory.parent().context("the build directory has no parent")?;
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--workspace", "--bins", "--target-dir"]).arg(target);
+    command.args([subcommand, "--quiet", "--workspace", "--target-dir"]).arg(target);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     if directory.ends_with("release") {
         command.arg("--release");
     }
-    let status = command.status().context("starting cargo")?;
-    if status.success() { Ok(()) } else { bail!("building the two programs: {status}") }
+    Ok(Some(command))
 }
 
 /// A folder for logs and state below the build's: `target/lab/<name>`.

@@ -27,6 +27,7 @@ pub mod flow;
 pub mod gateway;
 pub mod ground;
 pub mod host;
+pub mod kernel;
 pub mod lab;
 pub mod process;
 pub mod site;

@@ -1,10 +1,10 @@
 //! `wattle-lab`: the demo, and a way into its hosts.
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use wattle_lab::{demo, enter, exec, ground};
+use wattle_lab::{demo, enter, exec, ground, kernel};
 
 /// Sites in network namespaces, with the two real programs of Wattle in them.
 #[derive(Debug, Parser)]
@@ -25,6 +25,25 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
     },
+    /// A virtual machine with Debian's kernel, for the kernel's own WireGuard.
+    Kernel {
+        #[command(subcommand)]
+        command: KernelCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KernelCommand {
+    /// Runs the end-to-end tests in it.
+    Test {
+        /// Only tests with this word in their names.
+        filter: Option<String>,
+        /// Minutes after which it is switched off, whatever it does.
+        #[arg(long, default_value_t = 15)]
+        limit: u64,
+    },
+    /// Gives a shell in it.
+    Shell,
 }
 
 fn main() -> ExitCode {
@@ -32,6 +51,10 @@ fn main() -> ExitCode {
         let result = match Arguments::parse().command {
             Command::Demo => demo::outside(),
             Command::Exec { host, command } => exec::exec(&host, &command),
+            Command::Kernel { command: KernelCommand::Test { filter, limit } } => {
+                kernel::test(filter.as_deref(), Duration::from_secs(limit * 60))
+            }
+            Command::Kernel { command: KernelCommand::Shell } => kernel::shell(),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
