@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::anyhow;
 use aws_lc_rs::rand;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -82,7 +83,8 @@ pub(crate) async fn follow(
         let once = once(&coordinator, &keys, &membership, since, &events);
         let ended = tokio::select! {
             ended = once => ended,
-            () = reconnect.notified() => Ok(()),
+            // A coordinator whose snapshots are rejected is asked less and less often.
+            () = reconnect.notified() => Err((false, anyhow!("a snapshot is needed"))),
         };
         let reason = match ended {
             Ok(()) => {

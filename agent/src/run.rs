@@ -11,7 +11,7 @@ use tokio::{
 use tracing::{info, warn};
 use wattle_mesh::{
     replica::{Known, KnownPeer, Received, Replica},
-    reporting::Reporting,
+    reporting::{Reporting, fit_problems},
     state::{Observed, ObservedPeer},
 };
 use wattle_wire::{
@@ -107,13 +107,9 @@ struct Agent {
     coordinator: Arc<Coordinator>,
     host: Host,
     replica: Replica,
-    /// The next stream begins with a snapshot.
-    wants_snapshot: bool,
     reconnect: Arc<Notify>,
     /// Why there is no stream; absent while there is one.
     disconnected: Option<String>,
-    /// What of the newest revision was not believed, in words.
-    refused: Vec<String>,
     outcome: Outcome,
     looked: Instant,
     last_change: Instant,
@@ -139,10 +135,8 @@ impl Agent {
             keys: Arc::new(keys),
             membership,
             store,
-            wants_snapshot: false,
             reconnect: Arc::new(Notify::new()),
             disconnected: None,
-            refused: Vec::new(),
             outcome: Outcome::default(),
             looked: now,
             last_change: now,
@@ -159,8 +153,7 @@ impl Agent {
                 let position = stored.position;
                 match self.replica.restore(stored) {
                     Ok(refused) => {
-                        self.refused = refused.iter().map(ToString::to_string).collect();
-                        info!(%position, "took up the view kept on disk");
+                        info!(%position, refused = refused.len(), "took up the view kept on disk");
                         self.reconcile().await;
                     }
                     Err(rejection) => warn!("the view kept on disk is not usable: {rejection}"),
@@ -199,8 +192,7 @@ impl Agent {
     async fn handle(&mut self, event: Event) {
         match event {
             Event::WhereFrom(answer) => {
-                let since = if std::mem::take(&mut self.wants_snapshot) { None } else { self.replica.position() };
-                let _ = answer.send(since);
+                let _ = answer.send(self.replica.resume_from());
             }
             Event::Connected => {
                 info!(url = self.coordinator.url(), "connected to the coordinator");
@@ -232,14 +224,12 @@ impl Agent {
                 for refusal in &refused {
                     warn!("{refusal}");
                 }
-                self.refused = refused.iter().map(ToString::to_string).collect();
                 self.last_change = Instant::now();
                 self.reconcile().await;
             }
             Received::Gap => self.ask_for_snapshot("a message does not follow what is known"),
             Received::Rejected(rejection) => {
-                self.refused = vec![format!("the whole revision was rejected: {rejection}")];
-                self.ask_for_snapshot(&rejection.to_string());
+                self.ask_for_snapshot(&format!("the newest revision was rejected: {rejection}"));
             }
             Received::Bye(ByeReason::Revoked) => {
                 warn!("this node was removed from the mesh; `wattle-agent down` takes away what is left of it here");
@@ -262,9 +252,8 @@ impl Agent {
         }
     }
 
-    fn ask_for_snapshot(&mut self, reason: &str) {
+    fn ask_for_snapshot(&self, reason: &str) {
         warn!(reason, "asking for a snapshot");
-        self.wants_snapshot = true;
         self.reconnect.notify_one();
     }
 
@@ -290,7 +279,7 @@ impl Agent {
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
     fn tell(&mut self) {
         let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
-        let Some(full) = report(known, observed, self.refused.iter().chain(&self.outcome.problems)) else { return };
+        let Some(full) = report(known, observed, self.replica.problems().chain(self.outcome.problems.iter().cloned())) else { return };
         let (links, due_at) = (full.links.len(), self.started.elapsed());
         let Some(report) = self.reporting.due(full, due_at) else { return };
         let (sender, receiver) = oneshot::channel();
@@ -341,7 +330,7 @@ async fn told(report: &mut Option<oneshot::Receiver<Option<ToldReport>>>) -> Opt
 }
 
 /// The whole account of this node; `None` while it has no interface.
-fn report<'a>(known: &Known, observed: &Observed, problems: impl Iterator<Item = &'a String>) -> Option<Report> {
+fn report(known: &Known, observed: &Observed, problems: impl Iterator<Item = String>) -> Option<Report> {
     let link = observed.link.as_ref()?;
     let none = ObservedPeer::default();
     let links = known.peers.values().map(|KnownPeer { peer, statement }| {
@@ -354,10 +343,5 @@ fn report<'a>(known: &Known, observed: &Observed, problems: impl Iterator<Item =
             endpoint: found.endpoint.and_then(|endpoint| Endpoint::try_from(endpoint).ok()),
         }
     });
-    Some(Report {
-        applied: known.position,
-        device: link.device,
-        links: links.collect(),
-        problems: problems.take(Report::MOST_PROBLEMS).cloned().collect(),
-    })
+    Some(Report { applied: known.position, device: link.device, links: links.collect(), problems: fit_problems(problems) })
 }

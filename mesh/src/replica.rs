@@ -46,6 +46,11 @@ pub struct Replica {
     mesh: MeshId,
     own_key: WireguardKey,
     known: Option<Known>,
+    /// A message was missed or rejected: what follows it says nothing until a snapshot comes.
+    out_of_step: bool,
+    /// Records of peers that were not believed, and still are what the coordinator says.
+    refused: BTreeMap<NodeId, Refusal>,
+    rejected: Option<Rejection>,
 }
 
 /// What a message did.
@@ -102,7 +107,7 @@ pub enum Rejection {
 
 impl Replica {
     pub fn new(mesh: MeshId, own_key: WireguardKey) -> Self {
-        Self { mesh, own_key, known: None }
+        Self { mesh, own_key, known: None, out_of_step: false, refused: BTreeMap::new(), rejected: None }
     }
 
     /// Takes up what was kept on disk, as far as it holds. Returns what was refused.
@@ -123,7 +128,18 @@ impl Replica {
         self.known.as_ref()
     }
 
-    /// How far the copy has come: what to ask the coordinator to go on from.
+    /// From where the coordinator is to go on; `None` asks for a snapshot.
+    pub fn resume_from(&self) -> Option<Position> {
+        self.position().filter(|_| !self.out_of_step)
+    }
+
+    /// What of the coordinator's newest word is not carried out, in words.
+    pub fn problems(&self) -> impl Iterator<Item = String> {
+        let rejected = self.rejected.iter().map(|rejection| format!("the newest revision was rejected: {rejection}"));
+        rejected.chain(self.refused.values().map(ToString::to_string))
+    }
+
+    /// How far the copy has come.
     pub fn position(&self) -> Option<Position> {
         self.known.as_ref().map(|known| known.position)
     }
@@ -141,15 +157,15 @@ impl Replica {
         match message {
             StreamMessage::Snapshot { position, view, removed } => self.snapshot(position, view, removed),
             StreamMessage::Delta { since, position, changes } => match &self.known {
-                Some(known) if known.position == since => self.delta(known.clone(), position, changes),
-                Some(_) | None => Received::Gap,
+                Some(known) if known.position == since && !self.out_of_step => self.delta(known.clone(), position, changes),
+                Some(_) | None => self.gap(),
             },
             StreamMessage::Heartbeat { position } => match &mut self.known {
-                Some(known) => {
+                Some(known) if !self.out_of_step => {
                     known.position = position;
                     Received::Unchanged
                 }
-                None => Received::Gap,
+                Some(_) | None => self.gap(),
             },
             StreamMessage::Bye { reason } => {
                 if let (ByeReason::Revoked, Some(known)) = (reason, &mut self.known) {
@@ -162,6 +178,11 @@ impl Replica {
         }
     }
 
+    fn gap(&mut self) -> Received {
+        self.out_of_step = true;
+        Received::Gap
+    }
+
     fn snapshot(&mut self, position: Position, view: View, removed: Vec<NodeId>) -> Received {
         let peers = self.known.as_ref().map(|known| known.peers.clone()).unwrap_or_default();
         let next = Known { position, mesh: view.mesh, myself: view.myself, peers };
@@ -171,16 +192,23 @@ impl Replica {
     }
 
     fn delta(&mut self, mut next: Known, position: Position, changes: Vec<ViewChange>) -> Received {
-        let mut refused = Vec::new();
+        let mut refused = self.refused.clone();
+        let mut news = Vec::new();
         for change in changes {
             match change {
                 ViewChange::Peer(peer) => match believe(&peer, self.mesh, next.peers.get(&peer.node)) {
                     Ok(statement) => {
+                        refused.remove(&peer.node);
                         next.peers.insert(peer.node, KnownPeer { peer, statement });
                     }
-                    Err(reason) => refused.push(Refusal { name: peer.name, reason }),
+                    Err(reason) => {
+                        let refusal = Refusal { name: peer.name, reason };
+                        news.push(refusal.clone());
+                        refused.insert(peer.node, refusal);
+                    }
                 },
                 ViewChange::PeerRemoved(node) => {
+                    refused.remove(&node);
                     next.peers.remove(&node);
                 }
                 ViewChange::Myself(myself) => next.myself = myself,
@@ -188,11 +216,13 @@ impl Replica {
             }
         }
         if let Err(rejection) = self.check(&next) {
+            self.out_of_step = true;
+            self.rejected = Some(rejection.clone());
             return Received::Rejected(rejection);
         }
         next.position = position;
-        self.known = Some(next);
-        Received::Changed { refused }
+        (self.known, self.refused, self.rejected, self.out_of_step) = (Some(next), refused, None, false);
+        Received::Changed { refused: news }
     }
 
     fn check(&self, next: &Known) -> Result<(), Rejection> {
@@ -312,11 +342,14 @@ mod tests {
         let missed = feed.position();
         feed.advance(12, &[RecordChange::NodeRevoked(node_id(3))]).unwrap();
         let before = replica.stored().unwrap().view;
-        assert_eq!(replica.receive(next(&feed, Some(missed))), Received::Gap);
-        assert_eq!(replica.stored().unwrap().view, before);
+        let mut deaf = replica.clone();
+        assert_eq!(deaf.receive(next(&feed, Some(missed))), Received::Gap);
+        assert_eq!(deaf.stored().unwrap().view, before);
         let once = next(&feed, replica.position());
         assert_eq!(replica.receive(once.clone()), Received::Changed { refused: vec![] });
-        assert_eq!(replica.receive(once), Received::Gap, "the same delta once more");
+        let mut twice = replica.clone();
+        assert_eq!(twice.receive(once), Received::Gap, "the same delta once more");
+        assert_eq!(twice.resume_from(), None);
         let mut empty = Replica::new(MESH, Keys::of(1).wireguard_key());
         assert_eq!(empty.receive(StreamMessage::Heartbeat { position: missed }), Received::Gap);
     }
@@ -341,19 +374,33 @@ mod tests {
             let refused = vec![Refusal { name: before[0].name.clone(), reason }];
             assert_eq!(replica.receive(peer_with(statement)), Received::Changed { refused });
             assert_eq!(peers(&replica), before);
+            let unrelated = StreamMessage::Delta { since: feed.position(), position: feed.position(), changes: vec![] };
+            assert_eq!(replica.receive(unrelated), Received::Changed { refused: vec![] });
+            assert_eq!(replica.problems().count(), 1, "it is told until the coordinator says something better");
         }
         assert_eq!(replica.receive(peer_with(swapped.statement(2))), Received::Changed { refused: vec![] });
+        assert_eq!(replica.problems().count(), 0);
         assert_ne!(peers(&replica), before);
     }
 
     #[test]
     fn a_revision_that_contradicts_itself_changes_nothing() {
-        let (mut replica, feed) = world();
+        let (replica, feed) = world();
         let before = peers(&replica);
         let since = feed.position();
-        let mut receive = |change: Peer| {
-            let message = StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(change)] };
-            replica.receive(message)
+        let receive = |change: Peer| {
+            let mut replica = replica.clone();
+            let position = Position { revision: since.revision + 1, ..since };
+            let received = replica.receive(StreamMessage::Delta { since, position, changes: vec![ViewChange::Peer(change)] });
+            assert_eq!(peers(&replica), before);
+            // What the coordinator says after it relies on what was rejected.
+            assert_eq!(replica.receive(StreamMessage::Heartbeat { position }), Received::Gap);
+            assert_eq!((replica.position(), replica.resume_from()), (Some(since), None));
+            assert!(replica.problems().next().is_some());
+            let Next::Message(snapshot) = feed.snapshot(node_id(1)) else { panic!("no snapshot") };
+            assert_eq!(replica.receive(snapshot), Received::Changed { refused: vec![] });
+            assert_eq!((replica.resume_from(), replica.problems().count()), (Some(since), 0));
+            received
         };
         let [second, third] = [before[0].clone(), before[1].clone()];
         let own_key = Peer { node: node_id(9), statement: Keys::of(1).statement(1), ..second.clone() };
@@ -366,7 +413,6 @@ mod tests {
         assert!(matches!(receive(inside), Received::Rejected(Rejection::Overlap(..))));
         let own_lan = Peer { subnets: vec!["10.1.0.0/24".parse().unwrap()], ..third };
         assert!(matches!(receive(own_lan), Received::Rejected(Rejection::Overlap(..))));
-        assert_eq!(peers(&replica), before);
     }
 
     mod properties {

@@ -56,6 +56,12 @@ impl Reporting {
     }
 }
 
+/// Makes problems fit to be reported: they may hold the words of other programs, of any length and form.
+pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
+    let plain = |character: char| if character.is_ascii_graphic() { character } else { ' ' };
+    problems.take(Report::MOST_PROBLEMS).map(|problem| problem.chars().take(Report::LONGEST_PROBLEM).map(plain).collect()).collect()
+}
+
 fn state(link: &LinkReport) -> LinkState {
     (is_fresh(link.handshake_age_s), link.endpoint)
 }
@@ -106,6 +112,14 @@ mod tests {
         assert_eq!(tell(moved.clone(), 15), Some(Report { links: vec![], ..moved.clone() }));
         assert_eq!(tell(moved.clone(), 59), None);
         assert_eq!(tell(moved.clone(), 60), Some(moved));
+    }
+
+    #[test]
+    fn the_words_of_other_programs_are_made_to_fit() {
+        let long = "x".repeat(1000);
+        let problems = fit_problems(std::iter::repeat_n(format!("nft:\n\terror\u{202e}{long}"), 100));
+        assert_eq!(problems.len(), Report::MOST_PROBLEMS);
+        assert!(problems.iter().all(|problem| problem.starts_with("nft:  error x") && problem.chars().count() == Report::LONGEST_PROBLEM));
     }
 
     #[test]

@@ -20,13 +20,15 @@ pub struct Report {
     pub device: DeviceKind,
     /// Links whose state changed, or, in a summary, all links.
     pub links: Vec<LinkReport>,
-    /// What could not be applied, in words, at most [`Report::MOST_PROBLEMS`]; empty means all was.
+    /// What could not be applied, in words, at most [`Report::MOST_PROBLEMS`] of at most [`Report::LONGEST_PROBLEM`] characters, none of
+    /// them a control character; empty means all was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
 }
 
 impl Report {
     pub const MOST_PROBLEMS: usize = 16;
+    pub const LONGEST_PROBLEM: usize = 256;
 }
 
 /// Who moves the packets.
