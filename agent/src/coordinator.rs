@@ -14,6 +14,7 @@ use tokio_util::{
     codec::{FramedRead, LinesCodec},
     io::StreamReader,
 };
+use wattle_mesh::machine::Machine;
 use wattle_wire::{
     PROTOCOL_HEADER, PROTOCOL_VERSION,
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
@@ -23,7 +24,7 @@ use wattle_wire::{
     stream::{SILENCE_S, StreamMessage},
 };
 
-use crate::identity::{Keys, Membership};
+use crate::identity::Membership;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -76,20 +77,20 @@ impl Coordinator {
     }
 
     /// Tells how this node is.
-    pub(crate) async fn report(&self, keys: &Keys, membership: &Membership, report: &Report) -> Result<(), RequestError> {
+    pub(crate) async fn report(&self, machine: &Machine, membership: &Membership, report: &Report) -> Result<(), RequestError> {
         let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(report);
-        self.send_signed(Method::POST, "/agent/report", keys, membership, request).await.map(drop)
+        self.send_signed(Method::POST, "/agent/report", machine, membership, request).await.map(drop)
     }
 
     /// Opens the stream of changes since a position. It ends with an error when the coordinator is silent for too long.
     pub(crate) async fn stream(
         &self,
-        keys: &Keys,
+        machine: &Machine,
         membership: &Membership,
         since: Option<Position>,
     ) -> Result<impl Stream<Item = anyhow::Result<StreamMessage>> + use<>, RequestError> {
         let path = since.map_or_else(|| "/agent/stream".to_owned(), |since| format!("/agent/stream?since={since}"));
-        let opened = self.send_signed(Method::GET, &path, keys, membership, |builder| builder);
+        let opened = self.send_signed(Method::GET, &path, machine, membership, |builder| builder);
         let response =
             tokio::time::timeout(REQUEST_TIMEOUT, opened).await.map_err(|_| anyhow!("the coordinator did not answer in time"))??;
         let bytes = response.bytes_stream().map_err(std::io::Error::other);
@@ -114,13 +115,13 @@ impl Coordinator {
         &self,
         method: Method,
         path: &str,
-        keys: &Keys,
+        machine: &Machine,
         membership: &Membership,
         request: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, RequestError> {
         let signed = |builder: RequestBuilder| {
             let now = chrono::Utc::now().timestamp() + self.clock_offset.load(Ordering::Relaxed);
-            Ok(request(builder.bearer_auth(keys.token(&membership.enrolled, now)?.reveal())))
+            Ok(request(builder.bearer_auth(machine.token(&membership.enrolled, now).context("cannot sign a token")?.reveal())))
         };
         let before = self.clock_offset.load(Ordering::Relaxed);
         let mut result = self.send(method.clone(), path, signed).await;

@@ -7,14 +7,10 @@ use aws_lc_rs::rand;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
-use wattle_mesh::replica::Stored;
+use wattle_mesh::{machine::Machine, replica::Stored};
 use wattle_wire::{ids::Position, stream::StreamMessage};
 
-use crate::{
-    coordinator::Coordinator,
-    identity::{Keys, Membership},
-    store::Store,
-};
+use crate::{coordinator::Coordinator, identity::Membership, store::Store};
 
 const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
@@ -68,7 +64,7 @@ pub(crate) fn save_connection(store: &Store, connection: &Connection) -> anyhow:
 /// Follows the stream until the loop is gone. `reconnect` makes it leave a stream and come back at once.
 pub(crate) async fn follow(
     coordinator: Arc<Coordinator>,
-    keys: Arc<Keys>,
+    machine: Arc<Machine>,
     membership: Membership,
     reconnect: Arc<Notify>,
     events: mpsc::Sender<Event>,
@@ -80,7 +76,7 @@ pub(crate) async fn follow(
             return;
         }
         let Ok(since) = position.await else { return };
-        let once = once(&coordinator, &keys, &membership, since, &events);
+        let once = once(&coordinator, &machine, &membership, since, &events);
         let ended = tokio::select! {
             ended = once => ended,
             // A coordinator whose snapshots are rejected is asked less and less often.
@@ -106,12 +102,12 @@ pub(crate) async fn follow(
 /// Follows one stream to its end. An error says whether the stream had been open.
 async fn once(
     coordinator: &Coordinator,
-    keys: &Keys,
+    machine: &Machine,
     membership: &Membership,
     since: Option<Position>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), (bool, anyhow::Error)> {
-    let stream = coordinator.stream(keys, membership, since).await.map_err(|error| (false, error.into()))?;
+    let stream = coordinator.stream(machine, membership, since).await.map_err(|error| (false, error.into()))?;
     let mut stream = std::pin::pin!(stream);
     let _ = events.send(Event::Connected).await;
     while let Some(message) = stream.next().await {

@@ -4,10 +4,10 @@ use std::io::Read;
 
 use anyhow::{Context, bail};
 use reqwest::StatusCode;
-use wattle_mesh::admit;
+use wattle_mesh::machine::Machine;
 use wattle_wire::{
     endpoint::Endpoint,
-    enrol::{EnrolFinish, EnrolStart, Enrolled},
+    enrol::{EnrolStart, Enrolled},
     join::JoinString,
 };
 
@@ -15,7 +15,7 @@ use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
     follow,
-    identity::{Keys, Membership, Slot},
+    identity::{Membership, Slot},
     output,
     store::Store,
 };
@@ -26,15 +26,15 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
     let slot = if replace { Slot::Next } else { Slot::Present };
     // Whoever follows the mesh with the old keys must not meet the new ones.
     let _stopped = if replace { Some(store.lock()?) } else { None };
-    if let Some((_, Some(Membership { enrolled, .. }))) = Keys::load(&store, slot)? {
+    if let Some((_, Some(Membership { enrolled, .. }))) = slot.load(&store)? {
         if enrolled.mesh != join.mesh {
             bail!("this machine is node {} of another mesh; give that up with `wattle-agent down` and `join --replace`", enrolled.name);
         }
         output::line(format!("already node {} of site {}: nothing to do", enrolled.name, enrolled.site));
         return Ok(());
     }
-    let keys = Keys::load_or_make(&store, slot)?;
-    let enrolled = match enrol(&join, &keys, endpoint).await {
+    let machine = slot.load_or_make(&store)?;
+    let enrolled = match enrol(&join, &machine, endpoint).await {
         // These keys were enrolled before, and the answer was lost or the node revoked.
         Err(error @ RequestError::Refused { status: StatusCode::CONFLICT | StatusCode::FORBIDDEN, .. }) => {
             Slot::Next.clear(&store)?;
@@ -46,7 +46,7 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
     if replace {
         follow::forget_view(&store)?;
     }
-    keys.save(&store, Slot::Present, Some(Membership { enrolled, urls: join.urls, pins: join.pins }))?;
+    Slot::Present.save(&store, &machine, Some(Membership { enrolled, urls: join.urls, pins: join.pins }))?;
     Slot::Next.clear(&store)?;
     output::line(format!("joined as node {name} of site {site}"));
     if replace || !store.is_locked()? {
@@ -65,22 +65,10 @@ fn read(join_string: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-async fn enrol(join: &JoinString, keys: &Keys, endpoint: Option<Endpoint>) -> Result<Enrolled, RequestError> {
+async fn enrol(join: &JoinString, machine: &Machine, endpoint: Option<Endpoint>) -> Result<Enrolled, RequestError> {
     let coordinator = Coordinator::new(join.urls.clone())?;
     let start = EnrolStart { token: join.token, secret: join.secret.clone() };
     let challenge = coordinator.enrol_start(&start).await?;
-    let statement = keys.statement(join.mesh)?;
-    let (wireguard_proof, identity_proof) =
-        admit::prove(challenge.nonce, challenge.server_key, join.token, &statement, &keys.wireguard, &keys.identity);
-    let finish = EnrolFinish {
-        token: join.token,
-        secret: join.secret.clone(),
-        nonce: challenge.nonce,
-        statement,
-        wireguard_proof,
-        identity_proof,
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        endpoint,
-    };
-    coordinator.enrol_finish(&finish).await
+    let claim = machine.claim(join, &challenge, endpoint, env!("CARGO_PKG_VERSION")).context("cannot write the claim")?;
+    coordinator.enrol_finish(&claim).await
 }

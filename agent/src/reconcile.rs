@@ -5,12 +5,13 @@ use tracing::{info, warn};
 use wattle_mesh::{
     desired::{Local, desired},
     interface::InterfaceName,
+    machine::Machine,
     plan::{Plan, plan},
     replica::Known,
     state::{Change, Desired, Observed},
 };
 
-use crate::{identity::Keys, kernel::Kernel, store::Store};
+use crate::{kernel::Kernel, store::Store};
 
 /// The host and the key that its interface is to hold.
 #[derive(Debug)]
@@ -39,9 +40,9 @@ impl Host {
         self.kernel.observe().await.context("cannot read the state of this host")
     }
 
-    pub(crate) async fn desired(&self, known: &Known, keys: &Keys) -> anyhow::Result<Desired> {
+    pub(crate) async fn desired(&self, known: &Known, machine: &Machine) -> anyhow::Result<Desired> {
         let addresses = self.kernel.host_addresses().await.context("cannot read the addresses of this host")?;
-        Ok(desired(known, &Local { interface: self.interface.clone(), public_key: keys.wireguard_key()?, addresses }))
+        Ok(desired(known, &Local { interface: self.interface.clone(), public_key: machine.wireguard_key(), addresses }))
     }
 
     /// Takes away what the agent made. Returns it in words.
@@ -50,23 +51,23 @@ impl Host {
     }
 
     /// One round. Whatever fails is told and the rest goes on; the next round tries again.
-    pub(crate) async fn reconcile(&self, known: &Known, keys: &Keys) -> Outcome {
-        match self.plan(known, keys).await {
+    pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine) -> Outcome {
+        match self.plan(known, machine).await {
             Ok((observed, plan)) if plan.steps.is_empty() => Outcome { observed: Some(observed), ..Outcome::default() },
-            Ok((_, plan)) => self.apply(plan, keys).await,
+            Ok((_, plan)) => self.apply(plan, machine).await,
             Err(error) => Outcome { problems: vec![format!("{error:#}")], ..Outcome::default() },
         }
     }
 
-    async fn plan(&self, known: &Known, keys: &Keys) -> anyhow::Result<(Observed, Plan)> {
-        let desired = self.desired(known, keys).await?;
+    async fn plan(&self, known: &Known, machine: &Machine) -> anyhow::Result<(Observed, Plan)> {
+        let desired = self.desired(known, machine).await?;
         let observed = self.observe().await?;
         let plan = plan(&desired, &observed);
         Ok((observed, plan))
     }
 
-    async fn apply(&self, plan: Plan, keys: &Keys) -> Outcome {
-        let private_key = keys.wireguard_private_key();
+    async fn apply(&self, plan: Plan, machine: &Machine) -> Outcome {
+        let private_key = machine.wireguard_private_key();
         let mut outcome = Outcome { changed: true, ..Outcome::default() };
         for step in plan.steps {
             match self.kernel.apply(&step.change, &private_key).await {

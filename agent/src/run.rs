@@ -10,6 +10,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 use wattle_mesh::{
+    machine::Machine,
     replica::{Known, KnownPeer, Received, Replica},
     reporting::{Reporting, fit_problems},
     state::{Observed, ObservedPeer},
@@ -24,7 +25,7 @@ use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
     follow::{self, Connection, Event},
-    identity::{Keys, Membership, Slot},
+    identity::{Membership, Slot},
     output,
     reconcile::{Host, Outcome},
     store::Store,
@@ -43,11 +44,11 @@ pub(crate) async fn run(place: &Place) -> anyhow::Result<()> {
     let store = Store::open(&place.state_dir)?;
     let _alone = store.lock()?;
     let mut stop = Stop::new()?;
-    let (keys, membership) = tokio::select! {
+    let (machine, membership) = tokio::select! {
         joined = wait_for_join(&store) => joined?,
         () = stop.asked() => return Ok(()),
     };
-    let mut agent = Agent::new(place, store, keys, membership)?;
+    let mut agent = Agent::new(place, store, machine, membership)?;
     agent.start_from_disk().await;
     agent.run(&mut stop).await;
     info!("stopped; the tunnels stay up");
@@ -86,11 +87,11 @@ impl Stop {
     }
 }
 
-async fn wait_for_join(store: &Store) -> anyhow::Result<(Keys, Membership)> {
+async fn wait_for_join(store: &Store) -> anyhow::Result<(Machine, Membership)> {
     let mut told = false;
     loop {
-        if let Some((keys, Some(membership))) = Keys::load(store, Slot::Present)? {
-            return Ok((keys, membership));
+        if let Some((machine, Some(membership))) = Slot::Present.load(store)? {
+            return Ok((machine, membership));
         }
         if !told {
             info!("this machine is not a node yet: waiting for `wattle-agent join`");
@@ -102,7 +103,7 @@ async fn wait_for_join(store: &Store) -> anyhow::Result<(Keys, Membership)> {
 
 struct Agent {
     store: Store,
-    keys: Arc<Keys>,
+    machine: Arc<Machine>,
     membership: Membership,
     coordinator: Arc<Coordinator>,
     host: Host,
@@ -126,13 +127,13 @@ struct ToldReport {
 }
 
 impl Agent {
-    fn new(place: &Place, store: Store, keys: Keys, membership: Membership) -> anyhow::Result<Self> {
+    fn new(place: &Place, store: Store, machine: Machine, membership: Membership) -> anyhow::Result<Self> {
         let now = Instant::now();
         Ok(Self {
             coordinator: Arc::new(Coordinator::new(membership.urls.clone())?),
             host: Host::new(place.interface.clone(), &store)?,
-            replica: Replica::new(membership.enrolled.mesh, keys.wireguard_key()?),
-            keys: Arc::new(keys),
+            replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()),
+            machine: Arc::new(machine),
             membership,
             store,
             reconnect: Arc::new(Notify::new()),
@@ -168,7 +169,7 @@ impl Agent {
         let (sender, mut events) = mpsc::channel(16);
         let follower = follow::follow(
             Arc::clone(&self.coordinator),
-            Arc::clone(&self.keys),
+            Arc::clone(&self.machine),
             self.membership.clone(),
             Arc::clone(&self.reconnect),
             sender,
@@ -260,7 +261,7 @@ impl Agent {
     async fn reconcile(&mut self) {
         self.looked = Instant::now();
         let Some(known) = self.replica.known() else { return };
-        let outcome = self.host.reconcile(known, &self.keys).await;
+        let outcome = self.host.reconcile(known, &self.machine).await;
         for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {
             warn!("{problem}");
         }
@@ -284,9 +285,9 @@ impl Agent {
         let Some(report) = self.reporting.due(full, due_at) else { return };
         let (sender, receiver) = oneshot::channel();
         self.report = Some(receiver);
-        let (coordinator, keys, membership) = (Arc::clone(&self.coordinator), Arc::clone(&self.keys), self.membership.clone());
+        let (coordinator, machine, membership) = (Arc::clone(&self.coordinator), Arc::clone(&self.machine), self.membership.clone());
         tokio::spawn(async move {
-            let told = match coordinator.report(&keys, &membership, &report).await {
+            let told = match coordinator.report(&machine, &membership, &report).await {
                 Ok(()) => Some(ToldReport { report, links, due_at }),
                 Err(error @ RequestError::Unreachable { .. }) => {
                     tracing::debug!("the report did not arrive: {error:#}");

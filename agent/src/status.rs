@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use wattle_mesh::{
     health,
+    machine::Machine,
     plan::{Plan, plan},
     replica::{Known, KnownPeer, Replica},
     state::{Observed, ObservedPeer},
@@ -16,7 +17,7 @@ use wattle_wire::{ids::Position, name::Name, report::DeviceKind};
 use crate::{
     config::Place,
     follow::{self, Connection},
-    identity::{Keys, Membership, Slot},
+    identity::{Membership, Slot},
     output,
     reconcile::Host,
     store::Store,
@@ -25,7 +26,7 @@ use crate::{
 /// What the state directory and the host say.
 struct Found {
     membership: Membership,
-    keys: Keys,
+    machine: Machine,
     known: Option<Known>,
     host: Host,
     store: Store,
@@ -79,7 +80,7 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
 pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()> {
     let found = find(place)?;
     let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
-    let desired = found.host.desired(known, &found.keys).await?;
+    let desired = found.host.desired(known, &found.machine).await?;
     let Plan { steps } = plan(&desired, &found.host.observe().await?);
     if json {
         return output::json(&Plan { steps });
@@ -95,15 +96,15 @@ pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()
 
 fn find(place: &Place) -> anyhow::Result<Found> {
     let store = Store::open(&place.state_dir)?;
-    let Some((keys, Some(membership))) = Keys::load(&store, Slot::Present)? else {
+    let Some((machine, Some(membership))) = Slot::Present.load(&store)? else {
         bail!("this machine is not a node yet: run `wattle-agent join` with the join string of its site");
     };
-    let mut replica = Replica::new(membership.enrolled.mesh, keys.wireguard_key()?);
+    let mut replica = Replica::new(membership.enrolled.mesh, machine.wireguard_key());
     if let Some(stored) = follow::load_view(&store)? {
         replica.restore(stored).context("the view kept on disk is not usable")?;
     }
     let known = replica.known().cloned();
-    Ok(Found { membership, keys, known, host: Host::new(place.interface.clone(), &store)?, store })
+    Ok(Found { membership, machine, known, host: Host::new(place.interface.clone(), &store)?, store })
 }
 
 fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result<Status> {

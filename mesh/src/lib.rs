@@ -10,6 +10,7 @@ pub mod directory;
 pub mod feed;
 pub mod health;
 pub mod interface;
+pub mod machine;
 pub mod plan;
 pub mod replica;
 pub mod reporting;
