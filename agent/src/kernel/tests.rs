@@ -1,7 +1,10 @@
 //! On real devices, routes and tables: each test runs in network and mount namespaces of its own.
+//!
+//! The devices are the kernel's own where it has WireGuard, else they run in this process.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
     net::{SocketAddr, UdpSocket},
     process::Command,
     time::{Duration, Instant},
@@ -54,12 +57,20 @@ fn public_key(seed: u8) -> WireguardKey {
     wireguard::public_half(&[seed; 32]).unwrap()
 }
 
+async fn kind(interface: &InterfaceName) -> DeviceKind {
+    device_kind(&Tables::open().unwrap().find(interface).await.unwrap().unwrap()).unwrap()
+}
+
 async fn dump(interface: &InterfaceName) -> Dump {
-    wireguard::dump(interface, DeviceKind::Userspace).await.unwrap().unwrap()
+    wireguard::dump(interface, kind(interface).await).await.unwrap().unwrap()
+}
+
+async fn try_write(interface: &InterfaceName, what: &Write<'_>) -> anyhow::Result<()> {
+    wireguard::write(interface, kind(interface).await, what).await
 }
 
 async fn write(interface: &InterfaceName, what: &Write<'_>) {
-    userspace::write(interface, what).await.unwrap();
+    try_write(interface, what).await.unwrap();
 }
 
 async fn until<T: std::fmt::Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<(), T>) {
@@ -70,14 +81,22 @@ async fn until<T: std::fmt::Debug>(what: &str, mut look: impl AsyncFnMut() -> Re
     }
 }
 
-/// A device in this process, with the key made of `seed`.
+/// A device with the key made of `seed`.
 async fn device(interface: &InterfaceName, seed: u8, port: u16) {
+    match Tables::open().unwrap().add_wireguard(interface).await {
+        Ok(()) => {}
+        Err(error) if has_no_wireguard(&error) => device_in_this_process(interface).await,
+        Err(error) => panic!("{error}"),
+    }
+    write(interface, &Write::PrivateKey(&Zeroizing::new([seed; 32]))).await;
+    write(interface, &Write::ListenPort(port)).await;
+}
+
+async fn device_in_this_process(interface: &InterfaceName) {
     let running = interface.clone();
     tokio::spawn(async move { crate::device::run(&running).await.unwrap() });
     until("the device answers", async || wireguard::dump(interface, DeviceKind::Userspace).await.unwrap().map(drop).ok_or("no answer"))
         .await;
-    write(interface, &Write::PrivateKey(&Zeroizing::new([seed; 32]))).await;
-    write(interface, &Write::ListenPort(port)).await;
 }
 
 fn peer(endpoint: Option<&str>, keepalive_s: u16, allowed_ips: &str) -> PeerChange {
@@ -155,9 +174,11 @@ fn a_device_keeps_its_port_when_the_new_one_is_taken() {
     in_namespace("a_device_keeps_its_port_when_the_new_one_is_taken", async {
         let interface = name("wattle0");
         device(&interface, 1, 51820).await;
+        // Only then does the kernel open its socket.
+        command("ip link set wattle0 up");
         let taken = UdpSocket::bind("0.0.0.0:51999").unwrap();
-        let refused = userspace::write(&interface, &Write::ListenPort(51999)).await.unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(Errno::EADDRINUSE as i32));
+        let refused = try_write(&interface, &Write::ListenPort(51999)).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("another program has the UDP port"), "{refused:#}");
         assert_eq!(dump(&interface).await.listen_port, 51820);
         drop(taken);
         write(&interface, &Write::Peer(&public_key(2), &peer(None, 25, "10.2.0.0/24"))).await;
@@ -215,7 +236,7 @@ fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             routes: [(net("10.2.0.0/24"), source), (net("fd02::/64"), None)].into(),
             public_key: Some(public_key(1)),
             listen_port: 51820,
-            ..Link::new(DeviceKind::Userspace)
+            ..Link::new(kind(&name("wattle0")).await)
         };
         let applied =
             Observed { link: Some(link.clone()), forwarding: [Family::V4].into(), ruleset: ObservedRuleset::Intact(ruleset.clone()) };
@@ -261,5 +282,60 @@ fn an_interface_of_somebody_else_is_named_and_left() {
             assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
             command(remove);
         }
+    });
+}
+
+#[test]
+fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
+    in_namespace("a_thousand_peers_are_set_seen_whole_and_taken_away_again", async {
+        let folder = tempfile::tempdir().unwrap();
+        let interface = name("wattle0");
+        let kernel = Kernel::new(interface.clone(), &Store::open(folder.path()).unwrap()).unwrap();
+        let key = Zeroizing::new([1; 32]);
+        device(&interface, 1, 51820).await;
+        let numbered = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            let mut secret = [7; 32];
+            // Not the first: not all of its bits count.
+            secret[1..3].copy_from_slice(&[high, low]);
+            let endpoint = format!("198.18.{high}.{low}:51820");
+            let change = peer(Some(&endpoint), 25, &format!("10.{}.{low}.0/24 10.99.{high}.{low}/32 fd99::{number:x}/128", 100 + high));
+            (wireguard::public_half(&secret).unwrap(), change)
+        };
+
+        // A device that runs sends in vain, and counts it.
+        let seen = async || {
+            let mut peers = kernel.observe().await.unwrap().link.unwrap().peers;
+            peers.values_mut().for_each(|peer| peer.sent_bytes = 0);
+            peers
+        };
+        let mut expected = BTreeMap::new();
+        for count in [1, 100, 1000] {
+            let start = Instant::now();
+            for (key_of_peer, change) in (expected.len() as u16..count).map(numbered) {
+                kernel.apply(&Change::SetPeer(key_of_peer, change.clone()), &key).await.unwrap();
+                let AllowedIps::Replace(allowed_ips) = change.allowed_ips else { panic!("{change:?}") };
+                let peer = ObservedPeer { endpoint: change.endpoint, keepalive_s: 25, allowed_ips, ..ObservedPeer::default() };
+                expected.insert(key_of_peer, peer);
+            }
+            let (set, start) = (start.elapsed(), Instant::now());
+            let found = seen().await;
+            writeln!(io::stderr(), "{count} peers: set in {set:?}, seen in {:?}", start.elapsed()).unwrap();
+            assert_eq!(found, expected);
+        }
+        assert_eq!(expected.len(), 1000);
+
+        // More than fits into one message, either way.
+        let many: BTreeSet<IpNet> = (0..300).map(|n| format!("10.200.{}.{}/30", n / 64, n % 64 * 4).parse().unwrap()).collect();
+        let (key_of_peer, mut change) = numbered(500);
+        change.allowed_ips = AllowedIps::Replace(many.clone());
+        kernel.apply(&Change::SetPeer(key_of_peer, change), &key).await.unwrap();
+        expected.get_mut(&key_of_peer).unwrap().allowed_ips = many;
+        assert_eq!(seen().await, expected);
+
+        for key_of_peer in expected.keys() {
+            kernel.apply(&Change::RemovePeer(*key_of_peer), &key).await.unwrap();
+        }
+        assert_eq!(seen().await, BTreeMap::new());
     });
 }
