@@ -37,8 +37,17 @@ impl Gateway {
 
     /// `wattle-agent run`, in the background.
     pub fn start_agent(&mut self) -> Result<()> {
-        let mut command = self.host.command(self.binaries.agent());
-        command.args(["--state-dir", STATE_DIR, "--interface", INTERFACE, "run"]).env("RUST_BACKTRACE", "1");
+        self.start_agent_under(&[])
+    }
+
+    /// As [`Gateway::start_agent`], with words before it that take rights from it, such as those of `setpriv`.
+    pub fn start_agent_under(&mut self, words: &[&str]) -> Result<()> {
+        let mut command = self.host.enter();
+        command
+            .args(words)
+            .arg(self.binaries.agent())
+            .args(["--state-dir", STATE_DIR, "--interface", INTERFACE, "run"])
+            .env("RUST_BACKTRACE", "1");
         self.agent = Some(Daemon::start(command, &self.logs.join(format!("{}-agent.log", self.site.name)))?);
         Ok(())
     }

@@ -35,7 +35,7 @@ use tally::Tally;
 /// Set, it says to the tests that they have a machine to themselves, and may unload its modules.
 pub const OWN_MACHINE: &str = "WATTLE_LAB_OWN_MACHINE";
 /// By how much the deadlines are longer in an emulated machine.
-const PATIENCE: f64 = 5.0;
+const PATIENCE: f64 = 20.0;
 /// How long the machine may say nothing.
 const SILENCE: Duration = Duration::from_secs(240);
 
@@ -75,6 +75,17 @@ pub fn test(filter: Option<&str>, limit: Duration) -> Result<()> {
     say(&format!("machine: off after {seconds:.1} s; logs of the tests: {}", folder.join("lab").display()))?;
     say(&tally.to_string())?;
     tally.judge(ended?)
+}
+
+/// Runs a command of a shell in the machine, which has to succeed.
+pub fn run(command: &str, limit: Duration) -> Result<()> {
+    let (debian, folder) = prepare()?;
+    fs::write(folder.join("job"), format!("{}{command}\n", environment(&folder)))?;
+    let mut machine = Machine::start(&debian, &folder, Talk::Listen)?;
+    match machine.listen(SILENCE, limit, |line| if line == machine::UP { Ok(()) } else { say(line) })? {
+        0 => Ok(()),
+        code => bail!("the command ended with {code}"),
+    }
 }
 
 /// A shell in the machine, with the programs in its path.

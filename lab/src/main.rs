@@ -42,6 +42,8 @@ enum KernelCommand {
         #[arg(long, default_value_t = 15)]
         limit: u64,
     },
+    /// Runs one line of a shell in it.
+    Run { line: String },
     /// Gives a shell in it.
     Shell,
 }
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
             Command::Kernel { command: KernelCommand::Test { filter, limit } } => {
                 kernel::test(filter.as_deref(), Duration::from_secs(limit * 60))
             }
+            Command::Kernel { command: KernelCommand::Run { line } } => kernel::run(&line, Duration::from_secs(15 * 60)),
             Command::Kernel { command: KernelCommand::Shell } => kernel::shell(),
         };
         match result {

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 
 /// A number by which all deadlines are multiplied, for machines that are slow on purpose; 1 if absent.
 const PATIENCE: &str = "WATTLE_LAB_PATIENCE";
-/// Time between two looks.
+/// Least time between two looks. A look that takes long is followed by as long a pause: it costs what is looked for its time.
 const PACE: Duration = Duration::from_millis(20);
 
 /// So many seconds, on a machine of usual speed.
@@ -24,6 +24,7 @@ pub fn patience(seconds: f64) -> Duration {
 pub fn wait_for<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
+        let look = Instant::now();
         let status = match condition() {
             Ok(value) => return Ok(value),
             Err(status) => status,
@@ -31,7 +32,7 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -
         if start.elapsed() >= deadline {
             bail!("{what}: not within {deadline:?}; last: {status:#}");
         }
-        thread::sleep(PACE);
+        thread::sleep(look.elapsed().max(PACE));
     }
 }
 

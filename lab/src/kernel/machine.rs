@@ -57,7 +57,10 @@ impl Machine {
 
         let mut qemu = bound("qemu-system-x86_64");
         // No KVM: where it is at all, it does not work in each nested machine, and nothing here needs the speed.
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-smp", "2", "-m", MEMORY]);
+        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-m", MEMORY]);
+        // Emulated processors that wait for one another on fewer real ones are slower than a single one.
+        let processors = thread::available_parallelism().map_or(1, usize::from) / 2;
+        qemu.args(["-smp", &processors.clamp(1, 4).to_string()]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"]);
         qemu.args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY},share=on"), "-numa", "node,memdev=memory"]);
         for tag in ["host", "folder"] {
@@ -70,7 +73,7 @@ impl Machine {
         };
         qemu.args(["-serial", "file:console.log", "-serial", person]);
         qemu.arg("-kernel").arg(&debian.image).args(["-initrd", "initramfs"]);
-        qemu.args(["-append", &format!("console=ttyS0 panic=-1 oops=panic lab.folder={path}")]);
+        qemu.args(["-append", &format!("console=ttyS0 panic=-1 oops=panic mitigations=off lab.folder={path}")]);
         qemu.current_dir(folder);
         if talk == Talk::Listen {
             qemu.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -144,7 +147,7 @@ fn share(folder: &Path, tag: &str, source: &Path) -> Result<Child> {
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/{tag}.sock", open.as_raw_fd())).context("making a socket for virtiofsd")?;
     let log = File::create(folder.join(format!("virtiofsd-{tag}.log")))?;
     let mut virtiofsd = bound(program);
-    virtiofsd.args(["-f", "--fd=0", "-o", &format!("source={},cache=auto,sandbox=chroot", source.display())]);
+    virtiofsd.args(["-f", "--fd=0", "-o", &format!("source={},cache=always,sandbox=chroot", source.display())]);
     virtiofsd.stdin(Stdio::from(OwnedFd::from(listener))).stdout(log.try_clone()?).stderr(log);
     virtiofsd.spawn().context("starting virtiofsd")
 }

@@ -5,11 +5,13 @@
 mod change;
 mod guide;
 mod input;
+mod kernel;
 mod laboratory;
 mod outage;
 mod repair;
 
 use std::{
+    env,
     fs::{self, File},
     io::Write,
     path::Path,
@@ -18,7 +20,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
-use wattle_lab::{Ground, Site, binaries, enter, ground};
+use wattle_lab::{Ground, Site, binaries, enter, ground, kernel::OWN_MACHINE as OWN_MACHINE_VARIABLE};
 use wattle_wire::admin::Node;
 
 /// A test, which gets a folder of its own for logs.
@@ -49,6 +51,14 @@ const INSIDE: &[(&str, Test)] = tests![
     input::a_bad_request_gets_a_problem_that_says_why_and_changes_nothing,
 ];
 
+/// Tests for a virtual machine of [`wattle_lab::kernel`], which may be treated as no host of anybody's.
+const OWN_MACHINE: &[(&str, Test)] = tests![
+    kernel::a_taken_port_is_named_and_the_tunnels_come_up_when_it_is_free,
+    kernel::an_agent_that_may_not_make_interfaces_says_what_it_needs_and_goes_on_trying,
+    kernel::an_ordinary_user_with_cap_net_admin_alone_weaves_repairs_and_takes_down,
+    kernel::a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel,
+];
+
 /// Tests that make labs and look at them from outside.
 const OUTSIDE: &[(&str, Test)] =
     tests![laboratory::a_killed_lab_leaves_nothing_behind, laboratory::the_demo_serves_whoever_started_it_and_ends_with_ctrl_c,];
@@ -70,7 +80,8 @@ fn outside() -> ExitCode {
             }
         }
     }
-    let inside = INSIDE.iter().map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
+    let own_machine = if env::var_os(OWN_MACHINE_VARIABLE).is_some() { OWN_MACHINE } else { &[] };
+    let inside = INSIDE.iter().chain(own_machine).map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
     let outside = OUTSIDE
         .iter()
         .map(|(name, test)| Trial::test(*name, move || fresh(name).and_then(|folder| test(folder.as_path())).map_err(failed)));
@@ -98,7 +109,8 @@ fn inside(job: &str) -> Result<()> {
     if job == laboratory::HOLD {
         return laboratory::hold();
     }
-    let (name, test) = INSIDE.iter().find(|(name, _)| *name == job).with_context(|| format!("no test is called {job}"))?;
+    let (name, test) =
+        INSIDE.iter().chain(OWN_MACHINE).find(|(name, _)| *name == job).with_context(|| format!("no test is called {job}"))?;
     test(&binaries::scratch(name)?)
 }
 
