@@ -114,8 +114,9 @@ fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
         write(&there, &Write::Peer(&public_key(1), &peer(None, 0, "10.99.0.1/32"))).await;
         write(&here, &Write::Peer(&public_key(2), &peer(Some("127.0.0.1:51821"), 0, "10.77.0.0/24"))).await;
         command("ip addr add 10.99.0.1/32 dev wattle0");
-        command("ip link set wattle0 up");
-        command("ip route add 10.77.0.0/24 dev wattle0");
+        for up in ["ip link set wattle0 up", "ip link set wattle1 up", "ip route add 10.77.0.0/24 dev wattle0"] {
+            command(up);
+        }
         let packets = UdpSocket::bind("10.99.0.1:0").unwrap();
         let seen = async || dump(&there).await.peers.remove(&public_key(1)).unwrap();
         // gotatun counts what a packet carries, so a keepalive is nothing to it.
