@@ -36,8 +36,8 @@ use tally::Tally;
 pub const OWN_MACHINE: &str = "WATTLE_LAB_OWN_MACHINE";
 /// By how much the deadlines are longer in an emulated machine.
 const PATIENCE: f64 = 20.0;
-/// How long the machine may say nothing.
-const SILENCE: Duration = Duration::from_secs(240);
+/// How long the machine may say nothing, where it gives a sign of life every ten seconds.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// A test program that runs in the machine.
 struct Suite {

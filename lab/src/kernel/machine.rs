@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::geteuid;
 
 use super::debian::{Debian, system_command};
 
@@ -53,6 +54,7 @@ impl Machine {
             !path.contains(|c: char| c.is_whitespace() || c == ','),
             "a path with spaces or commas cannot be told to the machine: {path}"
         );
+        ensure!(geteuid().is_root(), "virtiofsd, which lends the machine the host's files, has to run as root: run this as root");
         let shares = vec![share(folder, "host", Path::new("/"))?, share(folder, "folder", folder)?];
 
         let mut qemu = bound("qemu-system-x86_64");
@@ -94,23 +96,32 @@ impl Machine {
                 }
             }
         });
+        let (mut heard_at, mut console) = (Instant::now(), 0);
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match lines.recv_timeout(silence.min(left)) {
+            match lines.recv_timeout(Duration::from_secs(1)) {
                 Ok(line) => {
+                    heard_at = Instant::now();
                     let line = String::from_utf8_lossy(&line);
                     match line.trim_end().strip_prefix(ENDED) {
                         Some(code) => return code.parse().with_context(|| format!("the machine said {line:?}")),
                         None => heard(line.trim_end())?,
                     }
                 }
-                Err(RecvTimeoutError::Timeout) if left <= silence => {
-                    bail!("the machine did not end within {limit:?}; {}", self.last_words())
+                Err(RecvTimeoutError::Timeout) => {
+                    let length = fs::metadata(&self.console).map_or(0, |console| console.len());
+                    if length != console {
+                        (heard_at, console) = (Instant::now(), length);
+                    }
                 }
-                Err(RecvTimeoutError::Timeout) => bail!("the machine has said nothing for {silence:?}; {}", self.last_words()),
                 Err(RecvTimeoutError::Disconnected) => {
                     bail!("the machine ended amid its job ({}); {}", self.qemu.wait()?, self.last_words())
                 }
+            }
+            if Instant::now() > deadline {
+                bail!("the machine did not end within {limit:?}; {}", self.last_words());
+            }
+            if heard_at.elapsed() > silence {
+                bail!("the machine has said nothing for {silence:?}; {}", self.last_words());
             }
         }
     }
