@@ -88,6 +88,9 @@ impl Kernel {
             }
             Change::SetUp => {
                 let (tables, index) = self.link_index().await?;
+                if self.memory.recall()?.interface == Some(MadeInterface::Kernel) {
+                    forwarding::remember_redirects(&self.memory)?;
+                }
                 tables.set_up(index).await.map_err(explained).with_context(|| format!("cannot bring {interface} up"))
             }
             Change::EnableForwarding(family) => forwarding::enable(*family, &self.memory).context("cannot switch forwarding on"),

@@ -30,6 +30,16 @@ pub(super) fn enable(family: Family, memory: &Memory) -> anyhow::Result<()> {
     }
 }
 
+/// To be called before an interface of the kernel's WireGuard goes up: as it does, the kernel switches ICMP redirects off on the whole host
+/// (`wg_open` in `drivers/net/wireguard/device.c`), so that is of the agent's making too.
+pub(super) fn remember_redirects(memory: &Memory) -> anyhow::Result<()> {
+    let path = "net/ipv4/conf/all/send_redirects";
+    match read(path)? {
+        Some(value) if value != "0" => remember(path, &value, "0", memory),
+        _ => Ok(()),
+    }
+}
+
 /// Sets back what the agent set and nobody has changed since, last first. Says in words what.
 pub(super) fn restore(made: &[MadeSysctl]) -> anyhow::Result<Vec<String>> {
     let mut done = Vec::new();
@@ -66,13 +76,17 @@ fn switch(family: Family) -> &'static str {
 
 /// Remembers first: a crash in between restores what is still so.
 fn set(path: &str, before: &str, to: &str, memory: &Memory) -> anyhow::Result<()> {
+    remember(path, before, to, memory)?;
+    write(path, to)
+}
+
+fn remember(path: &str, before: &str, to: &str, memory: &Memory) -> anyhow::Result<()> {
     memory.change(|made| {
         // A second time keeps what it was before the first.
         if !made.sysctls.iter().any(|known| known.path == path) {
             made.sysctls.push(MadeSysctl { path: path.to_owned(), before: before.to_owned(), set_to: to.to_owned() });
         }
-    })?;
-    write(path, to)
+    })
 }
 
 /// The value; nothing means there is no such switch.
