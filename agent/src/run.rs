@@ -108,6 +108,10 @@ struct Agent {
     coordinator: Arc<Coordinator>,
     host: Host,
     replica: Replica,
+    /// The host has yet to follow the view.
+    view_changed: bool,
+    /// The view on disk is older.
+    view_unsaved: bool,
     reconnect: Arc<Notify>,
     /// Why there is no stream; absent while there is one.
     disconnected: Option<String>,
@@ -136,6 +140,8 @@ impl Agent {
             machine: Arc::new(machine),
             membership,
             store,
+            view_changed: false,
+            view_unsaved: false,
             reconnect: Arc::new(Notify::new()),
             disconnected: None,
             outcome: Outcome::default(),
@@ -177,20 +183,31 @@ impl Agent {
         let follower = tokio::spawn(follower);
         loop {
             tokio::select! {
-                event = events.recv() => match event {
-                    Some(event) => self.handle(event).await,
-                    None => break,
-                },
+                event = events.recv() => {
+                    let Some(event) = event else { break };
+                    self.handle(event);
+                    // The host follows the newest view, not each on the way there.
+                    while let Ok(event) = events.try_recv() {
+                        self.handle(event);
+                    }
+                }
                 () = tokio::time::sleep_until(self.looked + self.until_next_look()) => self.reconcile().await,
                 told = told(&mut self.report) => self.told(told),
                 () = stop.asked() => break,
+            }
+            if std::mem::take(&mut self.view_changed) {
+                self.reconcile().await;
+            }
+            // After the host has followed: a view that makes the agent crash is not what it starts from.
+            if std::mem::take(&mut self.view_unsaved) {
+                self.save_view();
             }
             self.tell();
         }
         follower.abort();
     }
 
-    async fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         match event {
             Event::WhereFrom(answer) => {
                 let _ = answer.send(self.replica.resume_from());
@@ -210,11 +227,11 @@ impl Agent {
                 }
                 self.disconnected = Some(reason);
             }
-            Event::Message(message) => self.receive(message).await,
+            Event::Message(message) => self.receive(message),
         }
     }
 
-    async fn receive(&mut self, message: StreamMessage) {
+    fn receive(&mut self, message: StreamMessage) {
         if let StreamMessage::Snapshot { position, .. } = &message {
             info!(%position, "received a snapshot");
         }
@@ -226,7 +243,7 @@ impl Agent {
                     warn!("{refusal}");
                 }
                 self.last_change = Instant::now();
-                self.reconcile().await;
+                self.view_changed = true;
             }
             Received::Gap => self.ask_for_snapshot("a message does not follow what is known"),
             Received::Rejected(rejection) => {
@@ -234,17 +251,14 @@ impl Agent {
             }
             Received::Bye(ByeReason::Revoked) => {
                 warn!("this node was removed from the mesh; `wattle-agent down` takes away what is left of it here");
-                self.reconcile().await;
-                self.save_view();
+                (self.view_changed, self.view_unsaved) = (true, true);
             }
             Received::Bye(reason) => info!(?reason, "the coordinator ended the stream"),
         }
-        if self.replica.position() != before {
-            self.save_view();
-        }
+        self.view_unsaved |= self.replica.position() != before;
     }
 
-    /// Keeps the view on disk. Called after the host has followed: a view that makes the agent crash is not what it starts from.
+    /// Keeps the view on disk.
     fn save_view(&self) {
         if let Some(stored) = self.replica.stored()
             && let Err(error) = follow::save_view(&self.store, &stored)
