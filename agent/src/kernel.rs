@@ -102,14 +102,20 @@ impl Kernel {
                 let (tables, index) = self.link_index().await?;
                 tables.remove_route(index, *prefix).await.with_context(|| format!("cannot remove the route to {prefix} over {interface}"))
             }
-            Change::SetPeer(key, peer) => self
-                .write(&Write::Peer(key, peer))
-                .await
-                .with_context(|| format!("cannot set {} of the peer {key} on {interface}", named(peer))),
+            Change::SetPeer(key, peer) => {
+                let written = self.apply_to_peers(&[change]).await;
+                written.with_context(|| format!("cannot set {} of the peer {key} on {interface}", named(peer)))
+            }
             Change::RemovePeer(key) => {
-                self.write(&Write::RemovePeer(key)).await.with_context(|| format!("cannot remove the peer {key} from {interface}"))
+                self.apply_to_peers(&[change]).await.with_context(|| format!("cannot remove the peer {key} from {interface}"))
             }
         }
+    }
+
+    /// Takes steps at once that are all of a peer, in their order. On an error some may have been taken; each may be taken again.
+    pub(crate) async fn apply_to_peers(&self, changes: &[&Change]) -> anyhow::Result<()> {
+        let peers = changes.iter().filter_map(|change| change.of_peer()).collect();
+        self.write(&Write::Peers(peers)).await
     }
 
     /// Addresses of the host's other interfaces, to choose route sources from: neither loopback nor link-local ones.

@@ -167,6 +167,28 @@ pub enum Change {
     RemovePeer(WireguardKey),
 }
 
+impl Change {
+    /// The peer that this is about, with what to write of it; nothing if it is to go.
+    pub fn of_peer(&self) -> Option<(&WireguardKey, Option<&PeerChange>)> {
+        match self {
+            Self::SetPeer(key, change) => Some((key, Some(change))),
+            Self::RemovePeer(key) => Some((key, None)),
+            Self::SetRuleset(_)
+            | Self::UpdateRuleset { .. }
+            | Self::CreateLink
+            | Self::SetPrivateKey(_)
+            | Self::SetListenPort(_)
+            | Self::SetMtu(_)
+            | Self::AddAddress(_)
+            | Self::RemoveAddress(_)
+            | Self::SetUp
+            | Self::EnableForwarding(_)
+            | Self::SetRoute(..)
+            | Self::RemoveRoute(_) => None,
+        }
+    }
+}
+
 /// What to write of one peer, in one message; fields that are absent stay as they are. The peer is made if it is not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PeerChange {

@@ -73,6 +73,10 @@ async fn write(interface: &InterfaceName, what: &Write<'_>) {
     try_write(interface, what).await.unwrap();
 }
 
+async fn set_peer(interface: &InterfaceName, key: &WireguardKey, change: &PeerChange) {
+    write(interface, &Write::Peers(vec![(key, Some(change))])).await;
+}
+
 async fn until<T: std::fmt::Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<(), T>) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while let Err(last) = look().await {
@@ -111,8 +115,8 @@ fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
         device(&here, 1, 51820).await;
         device(&there, 2, 51821).await;
         // Only one end knows where the other is: its endpoint there is learned.
-        write(&there, &Write::Peer(&public_key(1), &peer(None, 0, "10.99.0.1/32"))).await;
-        write(&here, &Write::Peer(&public_key(2), &peer(Some("127.0.0.1:51821"), 0, "10.77.0.0/24"))).await;
+        set_peer(&there, &public_key(1), &peer(None, 0, "10.99.0.1/32")).await;
+        set_peer(&here, &public_key(2), &peer(Some("127.0.0.1:51821"), 0, "10.77.0.0/24")).await;
         command("ip addr add 10.99.0.1/32 dev wattle0");
         for up in ["ip link set wattle0 up", "ip link set wattle1 up", "ip route add 10.77.0.0/24 dev wattle0"] {
             command(up);
@@ -136,17 +140,17 @@ fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
         let more = PeerChange { allowed_ips: AllowedIps::Add(prefixes("10.1.0.0/24")), ..PeerChange::default() };
         let others = PeerChange { allowed_ips: AllowedIps::Replace(prefixes("10.3.0.0/24")), clear_psk: true, ..PeerChange::default() };
         for change in [keepalive, more, others] {
-            write(&there, &Write::Peer(&public_key(1), &change)).await;
+            set_peer(&there, &public_key(1), &change).await;
         }
-        write(&there, &Write::Peer(&public_key(3), &PeerChange::default())).await;
-        write(&there, &Write::RemovePeer(&public_key(3))).await;
+        set_peer(&there, &public_key(3), &PeerChange::default()).await;
+        write(&there, &Write::Peers(vec![(&public_key(3), None)])).await;
 
         let after = seen().await;
         let ObservedPeer { handshake_age_s, received_bytes, sent_bytes, .. } = after;
         assert!(received_bytes >= before.received_bytes && sent_bytes >= before.sent_bytes && handshake_age_s.is_some(), "{after:?}");
         let written = ObservedPeer { keepalive_s: 30, allowed_ips: prefixes("10.3.0.0/24"), ..before };
         assert_eq!(ObservedPeer { handshake_age_s, received_bytes, sent_bytes, ..written }, after);
-        write(&there, &Write::Peer(&public_key(1), &peer(None, 30, "10.99.0.1/32"))).await;
+        set_peer(&there, &public_key(1), &peer(None, 30, "10.99.0.1/32")).await;
         carries(received_bytes).await;
         assert!(seen().await.sent_bytes < 200, "one handshake was enough");
     });
@@ -157,15 +161,15 @@ fn a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there() {
     in_namespace("a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there", async {
         let interface = name("wattle0");
         device(&interface, 1, 51820).await;
-        write(&interface, &Write::Peer(&public_key(2), &peer(None, 0, "10.2.0.0/24 10.99.0.2/32"))).await;
-        write(&interface, &Write::Peer(&public_key(3), &peer(None, 0, "10.2.0.0/24"))).await;
+        set_peer(&interface, &public_key(2), &peer(None, 0, "10.2.0.0/24 10.99.0.2/32")).await;
+        set_peer(&interface, &public_key(3), &peer(None, 0, "10.2.0.0/24")).await;
         let touch = PeerChange { keepalive_s: Some(25), ..PeerChange::default() };
-        write(&interface, &Write::Peer(&public_key(2), &touch)).await;
+        set_peer(&interface, &public_key(2), &touch).await;
 
         let held = async |seed| dump(&interface).await.peers[&public_key(seed)].allowed_ips.clone();
         assert_eq!((held(2).await, held(3).await), (prefixes("10.99.0.2/32"), prefixes("10.2.0.0/24")));
-        write(&interface, &Write::RemovePeer(&public_key(3))).await;
-        write(&interface, &Write::Peer(&public_key(2), &peer(None, 0, "10.2.0.0/24"))).await;
+        write(&interface, &Write::Peers(vec![(&public_key(3), None)])).await;
+        set_peer(&interface, &public_key(2), &peer(None, 0, "10.2.0.0/24")).await;
         assert_eq!(held(2).await, prefixes("10.2.0.0/24"));
     });
 }
@@ -182,7 +186,7 @@ fn a_device_keeps_its_port_when_the_new_one_is_taken() {
         assert!(format!("{refused:#}").contains("another program has the UDP port"), "{refused:#}");
         assert_eq!(dump(&interface).await.listen_port, 51820);
         drop(taken);
-        write(&interface, &Write::Peer(&public_key(2), &peer(None, 25, "10.2.0.0/24"))).await;
+        set_peer(&interface, &public_key(2), &peer(None, 25, "10.2.0.0/24")).await;
         write(&interface, &Write::ListenPort(51999)).await;
         let Dump { listen_port, peers, .. } = dump(&interface).await;
         assert_eq!((listen_port, peers.into_keys().collect::<Vec<_>>()), (51999, vec![public_key(2)]));
@@ -312,14 +316,17 @@ fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
         };
         let mut expected = BTreeMap::new();
         for count in [1, 100, 1000] {
+            let changes: Vec<_> = (expected.len() as u16..count).map(numbered).map(|(key, change)| Change::SetPeer(key, change)).collect();
             let start = Instant::now();
-            for (key_of_peer, change) in (expected.len() as u16..count).map(numbered) {
-                kernel.apply(&Change::SetPeer(key_of_peer, change.clone()), &key).await.unwrap();
+            kernel.apply_to_peers(&changes.iter().collect::<Vec<_>>()).await.unwrap();
+            let set = start.elapsed();
+            for change in changes {
+                let Change::SetPeer(key_of_peer, change) = change else { panic!("{change:?}") };
                 let AllowedIps::Replace(allowed_ips) = change.allowed_ips else { panic!("{change:?}") };
                 let peer = ObservedPeer { endpoint: change.endpoint, keepalive_s: 25, allowed_ips, ..ObservedPeer::default() };
                 expected.insert(key_of_peer, peer);
             }
-            let (set, start) = (start.elapsed(), Instant::now());
+            let start = Instant::now();
             let found = seen().await;
             writeln!(io::stderr(), "{count} peers: set in {set:?}, seen in {:?}", start.elapsed()).unwrap();
             assert_eq!(found, expected);
@@ -334,9 +341,8 @@ fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
         expected.get_mut(&key_of_peer).unwrap().allowed_ips = many;
         assert_eq!(seen().await, expected);
 
-        for key_of_peer in expected.keys() {
-            kernel.apply(&Change::RemovePeer(*key_of_peer), &key).await.unwrap();
-        }
+        let removals: Vec<_> = expected.keys().copied().map(Change::RemovePeer).collect();
+        kernel.apply_to_peers(&removals.iter().collect::<Vec<_>>()).await.unwrap();
         assert_eq!(seen().await, BTreeMap::new());
     });
 }

@@ -4,7 +4,7 @@
 //! limits, it prints to stdout, and it loses the error number, which is all that tells a taken port from a bad request.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     fs::{self, OpenOptions},
     io,
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
@@ -25,7 +25,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tracing::info;
-use wattle_mesh::{interface::InterfaceName, state::AllowedIps};
+use wattle_mesh::{
+    interface::InterfaceName,
+    state::{AllowedIps, PeerChange},
+};
 use zeroize::Zeroizing;
 
 use super::wireguard::{Dump, Write};
@@ -189,31 +192,37 @@ fn request(what: &Write<'_>) -> Zeroizing<String> {
     let _ = match what {
         Write::PrivateKey(key) => writeln!(text, "private_key={}", *hex(key)),
         Write::ListenPort(port) => writeln!(text, "listen_port={port}"),
-        Write::RemovePeer(key) => writeln!(text, "public_key={}\nremove=true", *hex(key.as_bytes())),
-        Write::Peer(key, change) => {
-            let _ = writeln!(text, "public_key={}", *hex(key.as_bytes()));
-            if change.clear_psk {
-                let _ = writeln!(text, "preshared_key={}", *hex(&[0; 32]));
+        Write::Peers(peers) => peers.iter().try_for_each(|(key, change)| {
+            writeln!(text, "public_key={}", *hex(key.as_bytes()))?;
+            match change {
+                Some(change) => peer_lines(&mut text, change),
+                None => writeln!(text, "remove=true"),
             }
-            if let Some(endpoint) = change.endpoint {
-                let _ = writeln!(text, "endpoint={endpoint}");
-            }
-            if let Some(seconds) = change.keepalive_s {
-                let _ = writeln!(text, "persistent_keepalive_interval={seconds}");
-            }
-            let prefixes = match &change.allowed_ips {
-                AllowedIps::Untouched => None,
-                AllowedIps::Add(prefixes) => Some(prefixes),
-                AllowedIps::Replace(prefixes) => {
-                    let _ = writeln!(text, "replace_allowed_ips=true");
-                    Some(prefixes)
-                }
-            };
-            prefixes.into_iter().flatten().try_for_each(|prefix| writeln!(text, "allowed_ip={prefix}"))
-        }
+        }),
     };
     text.push('\n');
     text
+}
+
+fn peer_lines(text: &mut String, change: &PeerChange) -> fmt::Result {
+    if change.clear_psk {
+        writeln!(text, "preshared_key={}", *hex(&[0; 32]))?;
+    }
+    if let Some(endpoint) = change.endpoint {
+        writeln!(text, "endpoint={endpoint}")?;
+    }
+    if let Some(seconds) = change.keepalive_s {
+        writeln!(text, "persistent_keepalive_interval={seconds}")?;
+    }
+    let prefixes = match &change.allowed_ips {
+        AllowedIps::Untouched => return Ok(()),
+        AllowedIps::Add(prefixes) => prefixes,
+        AllowedIps::Replace(prefixes) => {
+            writeln!(text, "replace_allowed_ips=true")?;
+            prefixes
+        }
+    };
+    prefixes.iter().try_for_each(|prefix| writeln!(text, "allowed_ip={prefix}"))
 }
 
 fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
@@ -271,7 +280,7 @@ fn unhex(text: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
 
 #[cfg(test)]
 mod tests {
-    use wattle_mesh::state::{ObservedPeer, PeerChange};
+    use wattle_mesh::state::ObservedPeer;
 
     use super::*;
 
@@ -285,8 +294,12 @@ mod tests {
     #[test]
     fn a_request_names_only_what_changes() {
         let change = PeerChange { keepalive_s: Some(0), ..PeerChange::default() };
-        assert_eq!(*request(&Write::Peer(&key(), &change)), format!("set=1\npublic_key={KEY}\npersistent_keepalive_interval=0\n\n"));
-        assert_eq!(*request(&Write::RemovePeer(&key())), format!("set=1\npublic_key={KEY}\nremove=true\n\n"));
+        assert_eq!(
+            *request(&Write::Peers(vec![(&key(), Some(&change))])),
+            format!("set=1\npublic_key={KEY}\npersistent_keepalive_interval=0\n\n")
+        );
+        let (gone, lines) = (key(), format!("public_key={KEY}\npersistent_keepalive_interval=0\npublic_key={KEY}\nremove=true\n"));
+        assert_eq!(*request(&Write::Peers(vec![(&gone, Some(&change)), (&gone, None)])), format!("set=1\n{lines}\n"));
         assert_eq!(*request(&Write::ListenPort(51820)), "set=1\nlisten_port=51820\n\n");
     }
 
@@ -295,11 +308,11 @@ mod tests {
         let prefixes = || ["10.2.0.0/24", "fd99::2/128"].into_iter().map(|text| text.parse().unwrap()).collect();
         let add = PeerChange { allowed_ips: AllowedIps::Add(prefixes()), ..PeerChange::default() };
         let lines = "allowed_ip=10.2.0.0/24\nallowed_ip=fd99::2/128\n\n";
-        assert_eq!(*request(&Write::Peer(&key(), &add)), format!("set=1\npublic_key={KEY}\n{lines}"));
+        assert_eq!(*request(&Write::Peers(vec![(&key(), Some(&add))])), format!("set=1\npublic_key={KEY}\n{lines}"));
         let replace = PeerChange { allowed_ips: AllowedIps::Replace(prefixes()), clear_psk: true, ..PeerChange::default() };
         let psk = "0".repeat(64);
         assert_eq!(
-            *request(&Write::Peer(&key(), &replace)),
+            *request(&Write::Peers(vec![(&key(), Some(&replace))])),
             format!("set=1\npublic_key={KEY}\npreshared_key={psk}\nreplace_allowed_ips=true\n{lines}")
         );
     }

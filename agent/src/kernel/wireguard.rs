@@ -30,12 +30,12 @@ pub(super) struct Dump {
     pub(super) peers: BTreeMap<WireguardKey, ObservedPeer>,
 }
 
-/// One message to a WireGuard device.
+/// What to write to a WireGuard device at once.
 pub(super) enum Write<'a> {
     PrivateKey(&'a Zeroizing<[u8; 32]>),
     ListenPort(u16),
-    Peer(&'a WireguardKey, &'a PeerChange),
-    RemovePeer(&'a WireguardKey),
+    /// In this order; a peer without a change is removed.
+    Peers(Vec<(&'a WireguardKey, Option<&'a PeerChange>)>),
 }
 
 /// Everything that the device knows, or nothing if it does not answer.
@@ -56,9 +56,9 @@ pub(super) async fn write(interface: &InterfaceName, kind: DeviceKind, what: &Wr
         DeviceKind::Userspace => userspace::write(interface, what).await,
         DeviceKind::Kernel => {
             let name = kernel_name(interface)?;
-            let updates = kernel_updates(what);
+            let update = kernel_update(what);
             // Were the interface gone by now, this would make one of its name; the next round completes it.
-            off_thread(move || updates.into_iter().try_for_each(|update| update.apply(&name, Backend::Kernel))).await
+            off_thread(move || update.apply(&name, Backend::Kernel)).await
         }
     };
     written.map_err(super::explained)
@@ -116,12 +116,16 @@ fn kernel_peers(found: Vec<PeerInfo>, now: Duration) -> BTreeMap<WireguardKey, O
     peers
 }
 
-fn kernel_updates(what: &Write<'_>) -> Vec<DeviceUpdate> {
+/// Peers that do not fit into one netlink message go in several, one after another.
+fn kernel_update(what: &Write<'_>) -> DeviceUpdate {
+    let update = DeviceUpdate::new();
     match what {
-        Write::PrivateKey(key) => vec![DeviceUpdate::new().set_private_key(Key(***key))],
-        Write::ListenPort(port) => vec![DeviceUpdate::new().set_listen_port(*port)],
-        Write::RemovePeer(key) => vec![DeviceUpdate::new().remove_peer_by_key(&Key(*key.as_bytes()))],
-        Write::Peer(key, change) => peer_messages(key, change).into_iter().map(|peer| DeviceUpdate::new().add_peer(peer)).collect(),
+        Write::PrivateKey(key) => update.set_private_key(Key(***key)),
+        Write::ListenPort(port) => update.set_listen_port(*port),
+        Write::Peers(peers) => peers.iter().fold(update, |update, (key, change)| match change {
+            Some(change) => peer_messages(key, change).into_iter().fold(update, DeviceUpdate::add_peer),
+            None => update.remove_peer_by_key(&Key(*key.as_bytes())),
+        }),
     }
 }
 
