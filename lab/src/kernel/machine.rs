@@ -8,7 +8,7 @@ use std::{
         unix::net::UnixListener,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -47,22 +47,24 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Starts `job` of the folder, in which everything else is too: `initramfs`, `guest` and, from now on, `console.log`.
-    pub(super) fn start(debian: &Debian, folder: &Path, talk: Talk) -> Result<Self> {
+    /// Starts the machine `name`, which does `job`, lines of a shell. In the folder are `initramfs` and `guest`, and from now on, below the
+    /// machine's name, what is its own: the job, its sockets and `console.log`.
+    pub(super) fn start(debian: &Debian, folder: &Path, name: &str, job: &str, talk: Talk) -> Result<Self> {
         let path = folder.to_str().context("the path of the build is not UTF-8")?;
         ensure!(
             !path.contains(|c: char| c.is_whitespace() || c == ','),
             "a path with spaces or commas cannot be told to the machine: {path}"
         );
         ensure!(geteuid().is_root(), "virtiofsd, which lends the machine the host's files, has to run as root: run this as root");
-        let shares = vec![share(folder, "host", Path::new("/"))?, share(folder, "folder", folder)?];
+        let own = folder.join(name);
+        fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
+        fs::write(own.join("job"), job)?;
+        let shares = vec![share(&own, "host", Path::new("/"))?, share(&own, "folder", folder)?];
 
         let mut qemu = bound("qemu-system-x86_64");
         // No KVM: where it is at all, it does not work in each nested machine, and nothing here needs the speed.
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-m", MEMORY]);
-        // Emulated processors that wait for one another on fewer real ones are slower than a single one.
-        let processors = thread::available_parallelism().map_or(1, usize::from) / 2;
-        qemu.args(["-smp", &processors.clamp(1, 4).to_string()]);
+        qemu.args(["-smp", "1"]);
         qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none"]);
         qemu.args(["-object", &format!("memory-backend-memfd,id=memory,size={MEMORY},share=on"), "-numa", "node,memdev=memory"]);
         for tag in ["host", "folder"] {
@@ -74,14 +76,19 @@ impl Machine {
             Talk::Person => "mon:stdio",
         };
         qemu.args(["-serial", "file:console.log", "-serial", person]);
-        qemu.arg("-kernel").arg(&debian.image).args(["-initrd", "initramfs"]);
-        qemu.args(["-append", &format!("console=ttyS0 panic=-1 oops=panic mitigations=off lab.folder={path}")]);
-        qemu.current_dir(folder);
+        qemu.arg("-kernel").arg(&debian.image).args(["-initrd", "../initramfs"]);
+        qemu.args(["-append", &format!("console=ttyS0 panic=-1 oops=panic mitigations=off lab.folder={path} lab.machine={name}")]);
+        qemu.current_dir(&own);
         if talk == Talk::Listen {
-            qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+            qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
         }
         let qemu = qemu.spawn().context("starting qemu-system-x86_64")?;
-        Ok(Self { qemu, shares, console: folder.join("console.log") })
+        Ok(Self { qemu, shares, console: own.join("console.log") })
+    }
+
+    /// What is written here comes to the job on its serial port.
+    pub(super) fn input(&mut self) -> Result<ChildStdin> {
+        self.qemu.stdin.take().context("nobody can talk to this machine")
     }
 
     /// Gives each line that comes out of the machine to `heard`, and at the end the job's code.
