@@ -1,5 +1,9 @@
 //! The agent's half of the stream: its own copy of the view, which believes only what holds together and what the nodes themselves signed.
 
+mod claims;
+#[cfg(test)]
+mod properties;
+
 use std::{collections::BTreeMap, fmt};
 
 use ipnet::IpNet;
@@ -12,9 +16,10 @@ use wattle_wire::{
     name::Name,
     peer::{MeshSettings, Myself, Peer, View},
     stream::{ByeReason, StreamMessage, ViewChange},
-    subnet::overlap,
 };
 
+pub(crate) use self::claims::prefixes;
+use self::claims::{Claims, Contradiction};
 use crate::admit::{InvalidStatement, verify_statement};
 
 /// What a node knows of its mesh.
@@ -46,6 +51,8 @@ pub struct Replica {
     mesh: MeshId,
     own_key: WireguardKey,
     known: Option<Known>,
+    /// Who of `known` holds which key and prefix.
+    claims: Claims,
     /// A message was missed or rejected: what follows it says nothing until a snapshot comes.
     out_of_step: bool,
     /// Records of peers that were not believed, and still are what the coordinator says.
@@ -107,7 +114,7 @@ pub enum Rejection {
 
 impl Replica {
     pub fn new(mesh: MeshId, own_key: WireguardKey) -> Self {
-        Self { mesh, own_key, known: None, out_of_step: false, refused: BTreeMap::new(), rejected: None }
+        Self { mesh, own_key, known: None, claims: Claims::default(), out_of_step: false, refused: BTreeMap::new(), rejected: None }
     }
 
     /// Takes up what was kept on disk, as far as it holds. Returns what was refused.
@@ -157,7 +164,10 @@ impl Replica {
         match message {
             StreamMessage::Snapshot { position, view, removed } => self.snapshot(position, view, removed),
             StreamMessage::Delta { since, position, changes } => match &self.known {
-                Some(known) if known.position == since && !self.out_of_step => self.delta(known.clone(), position, changes),
+                Some(known) if known.position == since && !self.out_of_step => {
+                    let next = Draft::new(known.mesh.clone(), known.myself.clone());
+                    self.take_in(position, next, changes)
+                }
                 Some(_) | None => self.gap(),
             },
             StreamMessage::Heartbeat { position } => match &mut self.known {
@@ -171,6 +181,7 @@ impl Replica {
                 if let (ByeReason::Revoked, Some(known)) = (reason, &mut self.known) {
                     // The tombstone of the node itself: it has no peers any more, as they do not have it.
                     known.peers.clear();
+                    self.claims = Claims::of(known);
                 }
                 Received::Bye(reason)
             }
@@ -184,82 +195,123 @@ impl Replica {
     }
 
     fn snapshot(&mut self, position: Position, view: View, removed: Vec<NodeId>) -> Received {
-        let peers = self.known.as_ref().map(|known| known.peers.clone()).unwrap_or_default();
-        let next = Known { position, mesh: view.mesh, myself: view.myself, peers };
         let removed = removed.into_iter().map(ViewChange::PeerRemoved);
         let changes = view.peers.into_iter().map(ViewChange::Peer).chain(removed).collect();
-        self.delta(next, position, changes)
+        self.take_in(position, Draft::new(view.mesh, view.myself), changes)
     }
 
-    fn delta(&mut self, mut next: Known, position: Position, changes: Vec<ViewChange>) -> Received {
-        let mut refused = self.refused.clone();
+    /// Costs what the changes touch, whatever the size of the view.
+    fn take_in(&mut self, position: Position, mut next: Draft, changes: Vec<ViewChange>) -> Received {
         let mut news = Vec::new();
         for change in changes {
             match change {
-                ViewChange::Peer(peer) => match believe(&peer, self.mesh, next.peers.get(&peer.node)) {
+                ViewChange::Peer(peer) => match believe(&peer, self.mesh, self.peer_in(&next, peer.node)) {
                     Ok(statement) => {
-                        refused.remove(&peer.node);
-                        next.peers.insert(peer.node, KnownPeer { peer, statement });
+                        next.refused.insert(peer.node, None);
+                        next.peers.insert(peer.node, Some(KnownPeer { peer, statement }));
                     }
                     Err(reason) => {
                         let refusal = Refusal { name: peer.name, reason };
                         news.push(refusal.clone());
-                        refused.insert(peer.node, refusal);
+                        next.refused.insert(peer.node, Some(refusal));
                     }
                 },
                 ViewChange::PeerRemoved(node) => {
-                    refused.remove(&node);
-                    next.peers.remove(&node);
+                    next.refused.insert(node, None);
+                    next.peers.insert(node, None);
                 }
                 ViewChange::Myself(myself) => next.myself = myself,
                 ViewChange::Mesh(mesh) => next.mesh = mesh,
             }
         }
-        if let Err(rejection) = self.check(&next) {
+        if let Err(rejection) = self.claim(&next) {
+            // A revision that is rejected is rare: making the claims anew is simpler than to undo some of them.
+            self.claims = self.known.as_ref().map(Claims::of).unwrap_or_default();
             self.out_of_step = true;
             self.rejected = Some(rejection.clone());
             return Received::Rejected(rejection);
         }
-        next.position = position;
-        (self.known, self.refused, self.rejected, self.out_of_step) = (Some(next), refused, None, false);
+        self.adopt(position, next);
+        (self.rejected, self.out_of_step) = (None, false);
         Received::Changed { refused: news }
     }
 
-    fn check(&self, next: &Known) -> Result<(), Rejection> {
+    fn peer_in<'a>(&'a self, next: &'a Draft, node: NodeId) -> Option<&'a KnownPeer> {
+        match next.peers.get(&node) {
+            Some(touched) => touched.as_ref(),
+            None => self.known.as_ref()?.peers.get(&node),
+        }
+    }
+
+    /// Moves the claims on to what is next: first all that is given up, then all that is taken, so that two peers can swap.
+    fn claim(&mut self, next: &Draft) -> Result<(), Rejection> {
         if next.mesh.id != self.mesh {
             return Err(Rejection::Mesh);
         }
-        let mut keys: BTreeMap<WireguardKey, &Name> = BTreeMap::new();
-        for KnownPeer { peer, statement } in next.peers.values() {
-            if statement.wireguard_key == self.own_key {
-                return Err(Rejection::OwnKey(peer.name.clone()));
-            }
-            if let Some(other) = keys.insert(statement.wireguard_key, &peer.name) {
-                return Err(Rejection::SameKey(other.clone(), peer.name.clone()));
+        let moved = self.known.as_ref().is_none_or(|known| known.myself != next.myself);
+        if let Some(known) = &self.known {
+            next.peers.keys().filter_map(|node| known.peers.get(node)).for_each(|peer| self.claims.give_up_peer(peer));
+            if moved {
+                self.claims.give_up_own(&known.myself);
             }
         }
-        let own = prefixes(next.myself.tunnel_address, &next.myself.subnets).map(|prefix| (prefix, &next.myself.name));
-        let theirs = next
-            .peers
-            .values()
-            .flat_map(|KnownPeer { peer, .. }| prefixes(peer.tunnel_address, &peer.subnets).map(|prefix| (prefix, &peer.name)));
-        let mut claims: Vec<_> = own.chain(theirs).collect();
-        claims.sort();
-        // Sorted by address and then by length, a prefix that lies in another follows it or follows one that lies in it too.
-        for pair in claims.windows(2) {
-            if let [(outer, holder), (inner, claimant)] = pair
-                && overlap(*outer, *inner)
-            {
-                return Err(Rejection::Overlap(*inner, (*claimant).clone(), *outer, (*holder).clone()));
-            }
+        let mut peers = next.peers.values().flatten();
+        if let Some(own) = peers.clone().find(|peer| peer.statement.wireguard_key == self.own_key) {
+            return Err(Rejection::OwnKey(own.peer.name.clone()));
         }
-        Ok(())
+        let own = if moved { self.claims.take_own(&next.myself) } else { Ok(()) };
+        let taken = own.and_then(|()| peers.try_for_each(|peer| self.claims.take_peer(peer)));
+        taken.map_err(|contradiction| {
+            let name = |node| match self.peer_in(next, node) {
+                Some(known) if node != next.myself.node => known.peer.name.clone(),
+                Some(_) | None => next.myself.name.clone(),
+            };
+            match contradiction {
+                Contradiction::Key { holder, claimant } => Rejection::SameKey(name(holder), name(claimant)),
+                Contradiction::Prefix { held, holder, claimed, claimant } => {
+                    Rejection::Overlap(claimed, name(claimant), held, name(holder))
+                }
+            }
+        })
+    }
+
+    fn adopt(&mut self, position: Position, next: Draft) {
+        let Draft { mesh, myself, peers, refused } = next;
+        let known = match &mut self.known {
+            Some(known) => {
+                (known.position, known.mesh, known.myself) = (position, mesh, myself);
+                known
+            }
+            None => self.known.insert(Known { position, mesh, myself, peers: BTreeMap::new() }),
+        };
+        put(&mut known.peers, peers);
+        put(&mut self.refused, refused);
     }
 }
 
-/// All prefixes of a node: its tunnel address and its LANs.
-pub(crate) fn prefixes(tunnel_address: std::net::Ipv4Addr, subnets: &[wattle_wire::subnet::Subnet]) -> impl Iterator<Item = IpNet> {
-    std::iter::once(IpNet::from(std::net::IpAddr::V4(tunnel_address))).chain(subnets.iter().map(|subnet| subnet.net()))
+/// What a message makes of the view, until it is clear that it holds together.
+struct Draft {
+    mesh: MeshSettings,
+    myself: Myself,
+    /// Peers that it touches; `None` for those that go.
+    peers: BTreeMap<NodeId, Option<KnownPeer>>,
+    refused: BTreeMap<NodeId, Option<Refusal>>,
+}
+
+impl Draft {
+    fn new(mesh: MeshSettings, myself: Myself) -> Self {
+        Self { mesh, myself, peers: BTreeMap::new(), refused: BTreeMap::new() }
+    }
+}
+
+/// Writes entries, and takes those away that are `None`.
+fn put<V>(map: &mut BTreeMap<NodeId, V>, entries: BTreeMap<NodeId, Option<V>>) {
+    for (node, entry) in entries {
+        match entry {
+            Some(value) => map.insert(node, value),
+            None => map.remove(&node),
+        };
+    }
 }
 
 fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>) -> Result<Statement, RefusalReason> {
@@ -284,12 +336,12 @@ mod tests {
     use crate::{
         directory::RecordChange,
         feed::{Feed, Next},
-        testing::{Keys, MESH, directory_of, node_id, node_record},
+        testing::{Keys, MESH, directory_of, node_id},
         view,
     };
 
     /// Node 1's replica and the feed it follows, in a mesh of three.
-    fn world() -> (Replica, Feed) {
+    pub(super) fn world() -> (Replica, Feed) {
         let feed = Feed::new(directory_of(3), Position { epoch: 1, revision: 10 }, []);
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let message = next(&feed, replica.position());
@@ -297,7 +349,7 @@ mod tests {
         (replica, feed)
     }
 
-    fn next(feed: &Feed, since: Option<Position>) -> StreamMessage {
+    pub(super) fn next(feed: &Feed, since: Option<Position>) -> StreamMessage {
         match feed.next(node_id(1), since) {
             Next::Message(message) => message,
             other @ (Next::Current | Next::Ahead | Next::NotAMember) => panic!("expected a message, got {other:?}"),
@@ -413,99 +465,5 @@ mod tests {
         assert!(matches!(receive(inside), Received::Rejected(Rejection::Overlap(..))));
         let own_lan = Peer { subnets: vec!["10.1.0.0/24".parse().unwrap()], ..third };
         assert!(matches!(receive(own_lan), Received::Rejected(Rejection::Overlap(..))));
-    }
-
-    mod properties {
-        use proptest::prelude::*;
-
-        use super::*;
-
-        /// What may happen to a mesh and to one replica of it.
-        #[derive(Clone, Debug)]
-        enum Happening {
-            Enrol(u64),
-            Revoke(u64),
-            MoveSubnet(u64, u8),
-            ChangeKeepalive(u16),
-            /// The replica hears the next message.
-            Listen,
-            /// The agent restarts from disk.
-            Restart,
-            /// The coordinator restarts, and remembers only this many of the newest revisions.
-            CoordinatorRestarts(usize),
-        }
-
-        fn happening() -> impl Strategy<Value = Happening> {
-            prop_oneof![
-                (2..20u64).prop_map(Happening::Enrol),
-                (2..20u64).prop_map(Happening::Revoke),
-                ((1..20u64), (0..4u8)).prop_map(|(node, third)| Happening::MoveSubnet(node, third)),
-                (0..60u16).prop_map(Happening::ChangeKeepalive),
-                Just(Happening::Listen),
-                Just(Happening::Listen),
-                Just(Happening::Restart),
-                (0..4usize).prop_map(Happening::CoordinatorRestarts),
-            ]
-        }
-
-        proptest! {
-            #[test]
-            fn the_replica_equals_the_view_after_any_history_and_any_disconnects(history in prop::collection::vec(happening(), 0..60)) {
-                let (mut replica, mut feed) = world();
-                let mut changes: Vec<(i64, Vec<RecordChange>)> = Vec::new();
-                let mut ever = 3u64;
-                for happening in history {
-                    let change = match happening {
-                        Happening::Enrol(node) if !feed.directory().nodes.contains_key(&node_id(node))
-                            && !feed.directory().revoked.contains(&node_id(node)) => {
-                            ever = ever.max(node);
-                            let (site, node) = node_record(node);
-                            Some(vec![RecordChange::Site(site), RecordChange::Node(node)])
-                        }
-                        Happening::Revoke(node) if feed.directory().nodes.contains_key(&node_id(node)) => {
-                            Some(vec![RecordChange::NodeRevoked(node_id(node)), RecordChange::SiteRemoved(node_record(node).0.id)])
-                        }
-                        Happening::MoveSubnet(node, third) if feed.directory().nodes.contains_key(&node_id(node)) => {
-                            let (mut site, _) = node_record(node);
-                            site.subnets = vec![format!("10.{node}.{third}.0/24").parse().unwrap()];
-                            Some(vec![RecordChange::Site(site)])
-                        }
-                        Happening::ChangeKeepalive(keepalive_s) => {
-                            let mesh = MeshSettings { keepalive_s, ..feed.directory().mesh.clone() };
-                            Some(vec![RecordChange::Mesh(mesh)])
-                        }
-                        Happening::Listen => {
-                            if let Next::Message(message) = feed.next(node_id(1), replica.position()) {
-                                let received = replica.receive(message);
-                                prop_assert!(matches!(received, Received::Unchanged | Received::Changed { .. }), "{received:?}");
-                            }
-                            None
-                        }
-                        Happening::Restart => {
-                            let stored = replica.stored().unwrap();
-                            replica = Replica::new(MESH, Keys::of(1).wireguard_key());
-                            prop_assert_eq!(replica.restore(stored), Ok(vec![]));
-                            None
-                        }
-                        Happening::CoordinatorRestarts(remembered) => {
-                            let newest = changes[changes.len().saturating_sub(remembered)..].to_vec();
-                            feed = Feed::new(feed.directory().clone(), feed.position(), newest);
-                            None
-                        }
-                        Happening::Enrol(_) | Happening::Revoke(_) | Happening::MoveSubnet(..) => None,
-                    };
-                    if let Some(change) = change {
-                        let revision = feed.position().revision + 1;
-                        feed.advance(revision, &change).unwrap();
-                        changes.push((revision, change));
-                    }
-                }
-                if let Next::Message(message) = feed.next(node_id(1), replica.position()) {
-                    replica.receive(message);
-                }
-                prop_assert_eq!(replica.position(), Some(feed.position()));
-                prop_assert_eq!(replica.stored().unwrap().view, view::view(feed.directory(), node_id(1)).unwrap());
-            }
-        }
     }
 }
