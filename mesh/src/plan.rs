@@ -3,7 +3,12 @@
 //! The order is chosen so that stopping after any step leaves nothing open and takes nothing from a tunnel that works: the ruleset stands
 //! before the interface, a prefix moves from peer to peer in one write, and what goes goes last.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -35,13 +40,16 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         plan.push(Change::CreateLink, "the interface is missing");
         &fresh
     });
+    let routes = differences(&desired.routes, &link.routes, |wanted, found| wanted == found);
+    let peers = differences(&desired.peers, &link.peers, DesiredPeer::is_met_by);
     plan.link(desired, link);
-    plan.peers(desired, link);
-    for key in link.peers.keys().filter(|key| !desired.peers.contains_key(key) && **key != desired.public_key) {
-        plan.push(Change::RemovePeer(*key), "the mesh has no such peer");
+    plan.routes(&routes);
+    plan.peers(&peers);
+    for (key, ..) in peers.iter().filter(|(key, wanted, _)| wanted.is_none() && **key != desired.public_key) {
+        plan.push(Change::RemovePeer(**key), "the mesh has no such peer");
     }
-    for prefix in link.routes.keys().filter(|prefix| !desired.routes.contains_key(prefix)) {
-        plan.push(Change::RemoveRoute(*prefix), "no peer has this prefix");
+    for (prefix, ..) in routes.iter().filter(|(_, wanted, _)| wanted.is_none()) {
+        plan.push(Change::RemoveRoute(**prefix), "no peer has this prefix");
     }
     for address in link.addresses.difference(&desired.addresses) {
         plan.push(Change::RemoveAddress(*address), "not the node's tunnel address");
@@ -89,26 +97,28 @@ impl Plan {
         if !link.up {
             self.push(Change::SetUp, "the interface is down");
         }
-        for (prefix, source) in &desired.routes {
-            let reason = match link.routes.get(prefix) {
-                Some(found) if found == source => continue,
-                Some(_) => "its source address differs",
-                None => "the route is missing",
-            };
-            self.push(Change::SetRoute(*prefix, *source), reason);
+    }
+
+    fn routes(&mut self, differences: &[Difference<'_, IpNet, Option<IpAddr>, Option<IpAddr>>]) {
+        for (prefix, wanted, found) in differences {
+            let Some(source) = wanted else { continue };
+            let reason = if found.is_some() { "its source address differs" } else { "the route is missing" };
+            self.push(Change::SetRoute(**prefix, **source), reason);
         }
     }
 
     /// Peers that only gain prefixes come first: a prefix that moves goes over in one write, and often nothing is left to write of its
     /// former holder.
-    fn peers(&mut self, desired: &Desired, link: &Link) {
-        let loses = |(key, peer): &(&WireguardKey, &DesiredPeer)| {
-            link.peers.get(key).is_some_and(|observed| !peer.allowed_ips.is_superset(&observed.allowed_ips))
+    fn peers(&mut self, differences: &[Difference<'_, WireguardKey, DesiredPeer, ObservedPeer>]) {
+        let wanted = differences.iter().filter_map(|(key, wanted, found)| Some((*key, (*wanted)?, *found)));
+        let loses = |(_, wanted, found): &(_, &DesiredPeer, Option<&ObservedPeer>)| {
+            found.is_some_and(|found| !wanted.allowed_ips.is_superset(&found.allowed_ips))
         };
-        let (losers, gainers): (Vec<_>, Vec<_>) = desired.peers.iter().partition(loses);
+        let (losers, gainers): (Vec<_>, Vec<_>) = wanted.partition(loses);
+        // A prefix that moves is gained by one that differs and lost by one that differs: the others need not be looked at.
         let mut moved: BTreeSet<IpNet> = BTreeSet::new();
-        for (key, peer) in gainers.into_iter().chain(losers) {
-            let observed = link.peers.get(key).cloned().map(|mut observed| {
+        for (key, peer, found) in gainers.into_iter().chain(losers) {
+            let observed = found.cloned().map(|mut observed| {
                 observed.allowed_ips.retain(|prefix| !moved.contains(prefix));
                 observed
             });
@@ -129,7 +139,7 @@ impl Plan {
         };
         let mut change = PeerChange::default();
         let mut reasons = Vec::new();
-        if desired.endpoint.is_some() && desired.endpoint != observed.endpoint && !observed.is_live() {
+        if !desired.endpoint_is_met_by(observed) {
             change.endpoint = desired.endpoint;
             reasons.push("it is not heard from, and its endpoint differs");
         }
@@ -148,6 +158,52 @@ impl Plan {
         if !reasons.is_empty() {
             self.push(Change::SetPeer(key, change), format!("{}: {}", desired.name, reasons.join(", ")));
         }
+    }
+}
+
+/// A key, what is wanted there and what was found there.
+type Difference<'a, K, W, F> = (&'a K, Option<&'a W>, Option<&'a F>);
+
+/// Walks two maps side by side and gives the keys at which they do not agree. Looking up each key of one in the other would cost several times
+/// as much, and of thousands of peers most are as they should be.
+fn differences<'a, K: Ord, W, F>(
+    wanted: &'a BTreeMap<K, W>,
+    found: &'a BTreeMap<K, F>,
+    is_met_by: impl Fn(&W, &F) -> bool,
+) -> Vec<Difference<'a, K, W, F>> {
+    let (mut wanted, mut found) = (wanted.iter().peekable(), found.iter().peekable());
+    let mut differences = Vec::new();
+    loop {
+        let order = match (wanted.peek(), found.peek()) {
+            (None, None) => return differences,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((wanted, _)), Some((found, _))) => wanted.cmp(found),
+        };
+        let wanted = if order.is_le() { wanted.next() } else { None };
+        let found = if order.is_ge() { found.next() } else { None };
+        match (wanted, found) {
+            (Some((_, wanted)), Some((_, found))) if is_met_by(wanted, found) => {}
+            (Some((key, _)), _) | (None, Some((key, _))) => {
+                differences.push((key, wanted.map(|(_, wanted)| wanted), found.map(|(_, found)| found)));
+            }
+            (None, None) => {}
+        }
+    }
+}
+
+impl DesiredPeer {
+    /// Whether nothing is to be written of the peer.
+    fn is_met_by(&self, observed: &ObservedPeer) -> bool {
+        self.keepalive_s == observed.keepalive_s
+            && !observed.has_psk
+            && self.endpoint_is_met_by(observed)
+            && self.allowed_ips == observed.allowed_ips
+    }
+
+    /// The endpoint of a live peer is the one the kernel has learned.
+    fn endpoint_is_met_by(&self, observed: &ObservedPeer) -> bool {
+        self.endpoint.is_none() || self.endpoint == observed.endpoint || observed.is_live()
     }
 }
 
@@ -221,10 +277,7 @@ impl fmt::Display for crate::state::Family {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeMap,
-        net::{IpAddr, SocketAddr},
-    };
+    use std::net::SocketAddr;
 
     use proptest::prelude::*;
 

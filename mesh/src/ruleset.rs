@@ -54,10 +54,15 @@ impl Ruleset {
 
     /// The commands that lead from another ruleset of the same interface to this one, and touch only what differs.
     pub fn update_from(&self, before: &Self) -> String {
+        let without = |of: &Self, but: &Self| Self {
+            interface: of.interface.clone(),
+            local: &of.local - &but.local,
+            remote: &of.remote - &but.remote,
+        };
+        let (gone, new) = (without(before, self).all_sets(), without(self, before).all_sets());
         let mut commands = String::new();
-        for ((name, _, old), (_, _, new)) in before.all_sets().into_iter().zip(self.all_sets()) {
-            for (verb, from, but) in [("delete", &old, &new), ("add", &new, &old)] {
-                let elements: Vec<_> = from.iter().filter(|element| !but.contains(element)).map(String::as_str).collect();
+        for ((name, _, gone), (_, _, new)) in gone.into_iter().zip(new) {
+            for (verb, elements) in [("delete", gone), ("add", new)] {
                 if !elements.is_empty() {
                     commands.push_str(&format!("{verb} element inet wattle {name} {{ {} }}\n", elements.join(", ")));
                 }
