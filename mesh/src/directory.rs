@@ -7,6 +7,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 use wattle_wire::{
     admin::NodeState,
     endpoint::Endpoint,
@@ -73,11 +74,13 @@ pub struct Directory {
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// Nodes that once took part.
     pub revoked: BTreeSet<NodeId>,
+    /// The nodes that take part, by their sites.
+    by_site: BTreeSet<(SiteId, NodeId)>,
 }
 
 impl Directory {
     pub fn new(mesh: MeshSettings) -> Self {
-        Self { mesh, sites: BTreeMap::new(), nodes: BTreeMap::new(), revoked: BTreeSet::new() }
+        Self { mesh, sites: BTreeMap::new(), nodes: BTreeMap::new(), revoked: BTreeSet::new(), by_site: BTreeSet::new() }
     }
 
     pub fn apply(&mut self, change: &RecordChange) {
@@ -90,17 +93,23 @@ impl Directory {
                 self.sites.remove(site);
             }
             RecordChange::Node(node) => {
-                self.nodes.insert(node.id, node.clone());
+                if let Some(before) = self.nodes.insert(node.id, node.clone()) {
+                    self.by_site.remove(&(before.site, before.id));
+                }
+                self.by_site.insert((node.site, node.id));
             }
             RecordChange::NodeRevoked(node) => {
-                self.nodes.remove(node);
+                if let Some(before) = self.nodes.remove(node) {
+                    self.by_site.remove(&(before.site, before.id));
+                }
                 self.revoked.insert(*node);
             }
         }
     }
 
     pub fn nodes_of(&self, site: SiteId) -> impl Iterator<Item = &NodeRecord> {
-        self.nodes.values().filter(move |node| node.site == site)
+        let ids = self.by_site.range((site, NodeId(Uuid::nil()))..=(site, NodeId(Uuid::max())));
+        ids.filter_map(|(_, node)| self.nodes.get(node))
     }
 
     /// The site with this id or name.

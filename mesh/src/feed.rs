@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 use wattle_wire::{
-    ids::{NodeId, Position},
+    ids::{NodeId, Position, SiteId},
     stream::{StreamMessage, ViewChange},
 };
 
@@ -42,15 +42,37 @@ pub struct Gap {
 }
 
 /// What a node is to be sent.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    Message(StreamMessage),
+    /// What changed since this position: [`Feed::changed_since`] and [`Feed::delta`] say it.
+    Delta(Position),
+    /// The whole view.
+    Snapshot,
     /// The node knows all; there is nothing to send.
     Current,
     /// The node knows more than this copy, which has yet to catch up.
     Ahead,
     /// The node does not take part.
     NotAMember,
+}
+
+/// What all revisions since some position touched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    since: Position,
+    mesh: bool,
+    nodes: BTreeSet<NodeId>,
+    /// The sites of these nodes.
+    sites: BTreeSet<SiteId>,
+}
+
+/// To whom a delta is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// To this node, which was touched or shares its site with one that was.
+    Node(NodeId),
+    /// To all others that know the mesh up to the same position: they are told the same.
+    Others,
 }
 
 impl Feed {
@@ -97,47 +119,49 @@ impl Feed {
         match since {
             Some(since) if since == self.position => Next::Current,
             Some(since) if since.epoch == self.position.epoch && since.revision > self.position.revision => Next::Ahead,
-            Some(since) if since.epoch == self.position.epoch && self.remembers_after(since.revision) => self.delta(node, since),
-            Some(_) | None => self.snapshot(node),
+            Some(since) if since.epoch == self.position.epoch && self.remembers_after(since.revision) => Next::Delta(since),
+            Some(_) | None => Next::Snapshot,
         }
     }
 
-    /// The whole view, for a node that asks for it.
-    pub fn snapshot(&self, node: NodeId) -> Next {
-        match view::view(&self.directory, node) {
-            Some(view) => Next::Message(StreamMessage::Snapshot {
-                position: self.position,
-                view,
-                removed: self.directory.revoked.iter().copied().collect(),
-            }),
-            None => Next::NotAMember,
-        }
-    }
-
-    fn delta(&self, node: NodeId, since: Position) -> Next {
-        let mut mesh = false;
-        let mut nodes = BTreeSet::new();
+    /// What changed since a position from which [`Feed::next`] makes a delta.
+    pub fn changed_since(&self, since: Position) -> Changed {
+        let mut changed = Changed { since, mesh: false, nodes: BTreeSet::new(), sites: BTreeSet::new() };
         for touched in self.touched.range(since.revision + 1..).map(|(_, touched)| touched) {
-            mesh |= touched.mesh;
-            nodes.extend(&touched.nodes);
+            changed.mesh |= touched.mesh;
+            changed.nodes.extend(&touched.nodes);
         }
-        let mut changes: Vec<_> = mesh.then(|| ViewChange::Mesh(self.directory.mesh.clone())).into_iter().collect();
-        changes.extend(nodes.into_iter().filter_map(|touched| self.view_change(node, touched)));
+        changed.sites = changed.nodes.iter().filter_map(|node| Some(self.directory.nodes.get(node)?.site)).collect();
+        changed
+    }
+
+    /// To whom a node belongs when changes are told.
+    pub fn audience(&self, changed: &Changed, node: NodeId) -> Audience {
+        let site = self.directory.nodes.get(&node).map(|node| node.site);
+        let concerned = changed.nodes.contains(&node) || site.is_some_and(|site| changed.sites.contains(&site));
+        if concerned { Audience::Node(node) } else { Audience::Others }
+    }
+
+    /// The message that tells changes.
+    pub fn delta(&self, changed: &Changed, audience: Audience) -> StreamMessage {
+        let mut changes: Vec<_> = changed.mesh.then(|| ViewChange::Mesh(self.directory.mesh.clone())).into_iter().collect();
+        changes.extend(changed.nodes.iter().filter_map(|touched| self.view_change(audience, *touched)));
         if changes.is_empty() {
             // A revision that does not concern this node still moves it on.
-            return Next::Message(StreamMessage::Heartbeat { position: self.position });
+            return StreamMessage::Heartbeat { position: self.position };
         }
-        Next::Message(StreamMessage::Delta { since, position: self.position, changes })
+        StreamMessage::Delta { since: changed.since, position: self.position, changes }
     }
 
-    fn view_change(&self, node: NodeId, touched: NodeId) -> Option<ViewChange> {
-        if touched == node {
-            return view::myself(&self.directory, node).map(ViewChange::Myself);
-        }
+    fn view_change(&self, audience: Audience, touched: NodeId) -> Option<ViewChange> {
         if self.directory.revoked.contains(&touched) {
             return Some(ViewChange::PeerRemoved(touched));
         }
-        view::peer(&self.directory, node, touched).map(ViewChange::Peer)
+        match audience {
+            Audience::Node(node) if node == touched => view::myself(&self.directory, node).map(ViewChange::Myself),
+            Audience::Node(node) => view::peer(&self.directory, node, touched).map(ViewChange::Peer),
+            Audience::Others => view::as_peer(&self.directory, touched).map(ViewChange::Peer),
+        }
     }
 
     fn remembers_after(&self, revision: i64) -> bool {
@@ -163,6 +187,48 @@ impl Feed {
         self.touched.insert(revision, touched);
         if self.touched.len() > REMEMBERED {
             self.touched.pop_first();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{directory_of, node_id, node_record};
+
+    /// Changes in a mesh of four nodes, of which 1 and 2 share a site.
+    fn change() -> impl Strategy<Value = RecordChange> {
+        prop_oneof![
+            (1..5u64).prop_map(|number| RecordChange::Site(node_record(number).0)),
+            (1..5u64).prop_map(|number| RecordChange::Node(shared(number))),
+            (1..5u64).prop_map(|number| RecordChange::NodeRevoked(node_id(number))),
+            Just(RecordChange::Mesh(directory_of(0).mesh)),
+        ]
+    }
+
+    fn shared(number: u64) -> crate::directory::NodeRecord {
+        let site = node_record(number.max(2)).0.id;
+        crate::directory::NodeRecord { site, ..node_record(number).1 }
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_is_not_concerned_is_told_what_he_would_be_told_alone(history in prop::collection::vec(change(), 0..6)) {
+            let since = Position { epoch: 1, revision: 10 };
+            let mut feed = Feed::new(directory_of(4), since, []);
+            feed.advance(11, &[RecordChange::Node(shared(1))]).unwrap();
+            for (revision, change) in (12..).zip(history) {
+                // A revoked node never comes back.
+                let comes_back = matches!(&change, RecordChange::Node(node) if feed.directory().revoked.contains(&node.id));
+                feed.advance(revision, &if comes_back { vec![] } else { vec![change] }).unwrap();
+            }
+            let changed = feed.changed_since(Position { revision: 11, ..since });
+            for node in feed.directory().nodes.keys().copied() {
+                let told = feed.delta(&changed, feed.audience(&changed, node));
+                prop_assert_eq!(told, feed.delta(&changed, Audience::Node(node)));
+            }
         }
     }
 }

@@ -335,8 +335,8 @@ mod tests {
     use super::*;
     use crate::{
         directory::RecordChange,
-        feed::{Feed, Next},
-        testing::{Keys, MESH, directory_of, node_id},
+        feed::Feed,
+        testing::{Keys, MESH, directory_of, next_message, node_id},
         view,
     };
 
@@ -349,11 +349,8 @@ mod tests {
         (replica, feed)
     }
 
-    pub(super) fn next(feed: &Feed, since: Option<Position>) -> StreamMessage {
-        match feed.next(node_id(1), since) {
-            Next::Message(message) => message,
-            other @ (Next::Current | Next::Ahead | Next::NotAMember) => panic!("expected a message, got {other:?}"),
-        }
+    fn next(feed: &Feed, since: Option<Position>) -> StreamMessage {
+        next_message(feed, node_id(1), since).unwrap()
     }
 
     fn peers(replica: &Replica) -> Vec<Peer> {
@@ -449,8 +446,7 @@ mod tests {
             assert_eq!(replica.receive(StreamMessage::Heartbeat { position }), Received::Gap);
             assert_eq!((replica.position(), replica.resume_from()), (Some(since), None));
             assert!(replica.problems().next().is_some());
-            let Next::Message(snapshot) = feed.snapshot(node_id(1)) else { panic!("no snapshot") };
-            assert_eq!(replica.receive(snapshot), Received::Changed { refused: vec![] });
+            assert_eq!(replica.receive(next(&feed, replica.resume_from())), Received::Changed { refused: vec![] });
             assert_eq!((replica.resume_from(), replica.problems().count()), (Some(since), 0));
             received
         };

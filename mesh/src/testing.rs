@@ -8,16 +8,19 @@ use uuid::Uuid;
 use wattle_wire::{
     admin::NodeState,
     enrol::{SignedStatement, Statement},
-    ids::{MeshId, NodeId, SiteId},
+    ids::{MeshId, NodeId, Position, SiteId},
     key::{IdentityKey, WireguardKey},
     name::Name,
     peer::MeshSettings,
+    stream::StreamMessage,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
     admit,
     directory::{Directory, NodeRecord, RecordChange, SiteRecord},
+    feed::{Feed, Next},
+    view,
 };
 
 pub(crate) const MESH: MeshId = MeshId(Uuid::from_u128(0xa1));
@@ -94,4 +97,19 @@ pub(crate) fn directory_of(count: u64) -> Directory {
         directory.apply(&RecordChange::Node(node));
     }
     directory
+}
+
+/// What the coordinator sends to a node; `None` when there is nothing to send.
+pub(crate) fn next_message(feed: &Feed, node: NodeId, since: Option<Position>) -> Option<StreamMessage> {
+    match feed.next(node, since) {
+        Next::Delta(since) => {
+            let changed = feed.changed_since(since);
+            Some(feed.delta(&changed, feed.audience(&changed, node)))
+        }
+        Next::Snapshot => {
+            let removed = feed.directory().revoked.iter().copied().collect();
+            Some(StreamMessage::Snapshot { position: feed.position(), view: view::view(feed.directory(), node)?, removed })
+        }
+        Next::Current | Next::Ahead | Next::NotAMember => None,
+    }
 }

@@ -33,19 +33,21 @@ pub fn myself(directory: &Directory, node: NodeId) -> Option<Myself> {
 
 /// What a node is told about another; `None` if the two have no link: nodes of one site reach each other over their LAN.
 pub fn peer(directory: &Directory, node: NodeId, other: NodeId) -> Option<Peer> {
-    if !linked(directory, node, other) {
-        return None;
-    }
-    let other = directory.nodes.get(&other)?;
-    let site = directory.sites.get(&other.site)?;
+    if linked(directory, node, other) { as_peer(directory, other) } else { None }
+}
+
+/// What all that have a link with a node are told about it, the same each; `None` if it does not take part.
+pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
+    let node = directory.nodes.get(&node)?;
+    let site = directory.sites.get(&node.site)?;
     Some(Peer {
-        node: other.id,
-        name: other.name.clone(),
+        node: node.id,
+        name: node.name.clone(),
         site_name: site.name.clone(),
-        statement: other.statement.clone(),
-        tunnel_address: other.tunnel_address,
-        subnets: subnets(other, site),
-        endpoint: endpoint(other, site),
+        statement: node.statement.clone(),
+        tunnel_address: node.tunnel_address,
+        subnets: subnets(node, site),
+        endpoint: endpoint(node, site),
     })
 }
 

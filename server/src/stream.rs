@@ -2,6 +2,8 @@
 //!
 //! A stream keeps no queue: it looks at the copy when the position has moved, so a slow reader costs no memory and gets the newest state.
 
+mod text;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -11,9 +13,10 @@ use std::{
 
 use axum::{
     Extension, Json,
+    body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response, Sse, sse::Event},
+    response::{IntoResponse, Response},
 };
 use futures_util::stream;
 use serde::Deserialize;
@@ -28,6 +31,7 @@ use wattle_wire::{
     stream::{ByeReason, HEARTBEAT_S, StreamMessage},
 };
 
+use self::text::{Text, Texts};
 use crate::{
     app::App,
     auth::CallingNode,
@@ -41,7 +45,10 @@ const AHEAD: Duration = Duration::from_secs(10);
 
 /// The open streams: one per node, the newest wins.
 #[derive(Debug, Default)]
-pub struct Streams(Mutex<HashMap<NodeId, CancellationToken>>);
+pub struct Streams {
+    open: Mutex<HashMap<NodeId, CancellationToken>>,
+    texts: Texts,
+}
 
 /// From where to follow.
 #[derive(Debug, Deserialize)]
@@ -72,16 +79,21 @@ pub async fn follow(
         since: query.since,
         greeted: false,
         ended: false,
+        rest: Text::default(),
         opened: now,
         heartbeat: now + HEARTBEAT,
     };
     tracing::info!(%node, since = query.since.map(|since| since.to_string()), "stream opened");
-    let events = stream::unfold(session, |mut session| async move {
-        let message = session.next().await?;
-        let event = Event::default().json_data(&message).unwrap_or_default();
-        Some((Ok::<_, Infallible>(event), session))
+    let pieces = stream::unfold(session, |mut session| async move {
+        let piece = session.next().await?;
+        Some((Ok::<_, Infallible>(piece), session))
     });
-    ([(header::CACHE_CONTROL, "no-store"), (header::HeaderName::from_static("x-accel-buffering"), "no")], Sse::new(events)).into_response()
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(pieces)).into_response()
 }
 
 /// Shows all that the calling node must know. `ETag` is the position.
@@ -108,63 +120,84 @@ struct Session {
     superseded: CancellationToken,
     greeted: bool,
     ended: bool,
+    /// What is left of the message that is on its way.
+    rest: Text,
     opened: Instant,
     /// When the next sign of life is due.
     heartbeat: Instant,
 }
 
 impl Session {
-    /// The next message, when there is one; `None` ends the stream.
-    async fn next(&mut self) -> Option<StreamMessage> {
+    /// The next piece of what is to be said, when there is something; `None` ends the stream.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(piece) = self.rest.next() {
+            return Some(piece);
+        }
         if self.ended {
             return None;
         }
-        let message = self.wait().await;
-        match &message {
-            StreamMessage::Snapshot { position, .. } | StreamMessage::Delta { position, .. } | StreamMessage::Heartbeat { position } => {
-                self.since = Some(*position);
-            }
-            StreamMessage::Bye { reason } => {
-                tracing::info!(node = %self.node, ?reason, "stream ended");
-                self.ended = true;
-            }
-            StreamMessage::Unknown => {}
-        }
+        self.rest = self.wait().await;
         self.greeted = true;
         self.heartbeat = Instant::now() + HEARTBEAT;
-        Some(message)
+        self.rest.next()
     }
 
-    async fn wait(&mut self) -> StreamMessage {
-        let bye = |reason| StreamMessage::Bye { reason };
+    /// Waits until there is something to say.
+    async fn wait(&mut self) -> Text {
         loop {
             self.position.borrow_and_update();
-            let mut next = self.app.copy.read(|feed| feed.next(self.node, self.since));
-            if next == Next::Ahead && self.opened.elapsed() >= AHEAD {
-                next = self.app.copy.read(|feed| feed.snapshot(self.node));
-            }
-            let due = match next {
-                Next::Message(message) => return message,
-                Next::NotAMember => return bye(ByeReason::Revoked),
-                Next::Current if !self.greeted => return self.sign_of_life(),
-                Next::Current => self.heartbeat,
-                Next::Ahead => self.opened + AHEAD,
+            let due = match self.look() {
+                Look::Say(position, text) => {
+                    self.since = Some(position);
+                    return text;
+                }
+                Look::Wait(until) => until,
+                Look::Revoked => return self.bye(ByeReason::Revoked),
             };
             tokio::select! {
                 biased;
-                () = self.app.stop.cancelled() => return bye(ByeReason::Shutdown),
-                () = self.superseded.cancelled() => return bye(ByeReason::Superseded),
+                () = self.app.stop.cancelled() => return self.bye(ByeReason::Shutdown),
+                () = self.superseded.cancelled() => return self.bye(ByeReason::Superseded),
                 _ = self.position.changed() => {}
-                () = sleep_until(due) => if matches!(next, Next::Current) {
-                    return self.sign_of_life();
-                },
+                () = sleep_until(due) => {}
             }
         }
     }
 
-    fn sign_of_life(&self) -> StreamMessage {
-        StreamMessage::Heartbeat { position: self.since.unwrap_or_else(|| self.app.copy.position()) }
+    fn look(&self) -> Look {
+        let texts = &self.app.streams.texts;
+        self.app.copy.read(|feed| {
+            let snapshot = || texts.snapshot(feed, self.node).map_or(Look::Revoked, |text| Look::Say(feed.position(), text));
+            let now = Instant::now();
+            match feed.next(self.node, self.since) {
+                Next::Delta(since) => Look::Say(feed.position(), texts.delta(feed, self.node, since)),
+                Next::Snapshot => snapshot(),
+                Next::Current if !self.greeted || now >= self.heartbeat => {
+                    let position = feed.position();
+                    Look::Say(position, Text::of(&StreamMessage::Heartbeat { position }))
+                }
+                Next::Current => Look::Wait(self.heartbeat),
+                Next::Ahead if now >= self.opened + AHEAD => snapshot(),
+                Next::Ahead => Look::Wait(self.opened + AHEAD),
+                Next::NotAMember => Look::Revoked,
+            }
+        })
     }
+
+    fn bye(&mut self, reason: ByeReason) -> Text {
+        tracing::info!(node = %self.node, ?reason, "stream ended");
+        self.ended = true;
+        Text::of(&StreamMessage::Bye { reason })
+    }
+}
+
+/// What a look at the copy gives.
+enum Look {
+    /// There is this to say, after which the node knows the mesh up to the position.
+    Say(Position, Text),
+    /// There is nothing to say until then.
+    Wait(Instant),
+    Revoked,
 }
 
 impl Drop for Session {
@@ -196,6 +229,6 @@ impl Streams {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, CancellationToken>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,8 +8,8 @@ use wattle_wire::subnet::{Subnet, overlap};
 use super::{tests::world, *};
 use crate::{
     directory::RecordChange,
-    feed::{Feed, Next},
-    testing::{Keys, MESH, node_id, node_record},
+    feed::Feed,
+    testing::{Keys, MESH, next_message, node_id, node_record},
     view,
 };
 
@@ -188,7 +188,7 @@ proptest! {
                     Some(vec![RecordChange::Mesh(mesh)])
                 }
                 Happening::Listen => {
-                    if let Next::Message(message) = feed.next(node_id(1), replica.position()) {
+                    if let Some(message) = next_message(&feed, node_id(1), replica.position()) {
                         let received = replica.receive(message);
                         prop_assert!(matches!(received, Received::Unchanged | Received::Changed { .. }), "{received:?}");
                     }
@@ -213,7 +213,7 @@ proptest! {
                 changes.push((revision, change));
             }
         }
-        if let Next::Message(message) = feed.next(node_id(1), replica.position()) {
+        if let Some(message) = next_message(&feed, node_id(1), replica.position()) {
             replica.receive(message);
         }
         prop_assert_eq!(replica.position(), Some(feed.position()));

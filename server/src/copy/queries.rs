@@ -52,10 +52,10 @@ pub async fn load(pool: &PgPool) -> Result<Feed> {
     let (position, mesh) = settings(&mut transaction).await?;
     let mut directory = Directory::new(mesh);
     for site in sites::queries::all(&mut transaction).await? {
-        directory.sites.insert(site.id, site);
+        directory.apply(&RecordChange::Site(site));
     }
     for node in nodes::queries::all(&mut transaction).await? {
-        directory.nodes.insert(node.id, node);
+        directory.apply(&RecordChange::Node(node));
     }
     let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'").fetch_all(&mut *transaction).await?;
     directory.revoked.extend(revoked.into_iter().map(NodeId));
