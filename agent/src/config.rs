@@ -38,6 +38,11 @@ pub(crate) struct Place {
     /// Name of the WireGuard interface.
     #[arg(long, global = true, env = "WATTLE_INTERFACE", default_value = "wattle0")]
     pub(crate) interface: InterfaceName,
+
+    /// What this host lets the mesh do to it: `allow` and `refuse`, lists of prefixes, and `most_peers`. Without the file, peers still get
+    /// no default route and nothing that the host itself reaches elsewhere.
+    #[arg(long, global = true, env = "WATTLE_GUARD", default_value = "/etc/wattle/guard.toml")]
+    pub(crate) guard: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,6 +75,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Removes the peers whose removal is held: the coordinator asked for more than half of all at once.
+    ///
+    /// The running agent follows within seconds. If it was a mistake, put the nodes back at the coordinator instead.
+    Confirm,
     /// Takes away the interface, its routes and the firewall table, and nothing that the agent did not make. The identity stays.
     Down,
     /// Moves the packets where the kernel has no WireGuard; started by the agent itself.

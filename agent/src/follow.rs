@@ -1,6 +1,6 @@
 //! Follows the coordinator's stream, and comes back when it breaks; keeps the view on disk.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use aws_lc_rs::rand;
@@ -8,12 +8,17 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 use wattle_mesh::{machine::Machine, replica::Stored};
-use wattle_wire::{ids::Position, stream::StreamMessage};
+use wattle_wire::{
+    ids::{NodeId, Position},
+    stream::StreamMessage,
+};
 
-use crate::{coordinator::Coordinator, identity::Membership, store::Store};
+use crate::{config::Place, coordinator::Coordinator, identity::Membership, output, store::Store};
 
 const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
+/// Peers whose removal somebody confirmed, for the running agent to take up.
+const CONFIRMED: &str = "confirmed.json";
 
 /// The longest wait before the first new attempt, and between attempts when many have failed.
 const SHORTEST_BACKOFF: Duration = Duration::from_millis(200);
@@ -51,6 +56,32 @@ pub(crate) fn save_view(store: &Store, stored: &Stored) -> anyhow::Result<()> {
 
 pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
     store.remove(VIEW)
+}
+
+/// `wattle-agent confirm`.
+pub(crate) fn confirm(place: &Place) -> anyhow::Result<()> {
+    let store = Store::open(&place.state_dir)?;
+    let Some(Stored { view, held, .. }) = load_view(&store)?.filter(|stored| !stored.held.is_empty()) else {
+        output::line("no removal is held");
+        return Ok(());
+    };
+    store.write(CONFIRMED, &held)?;
+    for peer in view.peers.iter().filter(|peer| held.contains(&peer.node)) {
+        output::line(format!("confirmed the removal of {}", peer.name));
+    }
+    if !store.is_locked()? {
+        output::line("no agent runs here: it follows when it is started");
+    }
+    Ok(())
+}
+
+/// The peers whose removal was confirmed since the last call.
+pub(crate) fn take_confirmed(store: &Store) -> anyhow::Result<Option<BTreeSet<NodeId>>> {
+    let confirmed = store.read(CONFIRMED)?;
+    if confirmed.is_some() {
+        store.remove(CONFIRMED)?;
+    }
+    Ok(confirmed)
 }
 
 pub(crate) fn load_connection(store: &Store) -> anyhow::Result<Option<Connection>> {

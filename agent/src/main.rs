@@ -41,6 +41,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Run => run::run(&place).await,
             Command::Status { json } => return status::status(&place, json).await,
             Command::Plan { json } => status::plan_command(&place, json).await,
+            Command::Confirm => follow::confirm(&place),
             Command::Down => run::down(&place).await,
             Command::Device { interface } => device::run(&interface).await,
         }?;

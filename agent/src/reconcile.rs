@@ -1,9 +1,12 @@
 //! Makes the host what it should be: observe, plan, apply, observe.
 
+use std::{fs, io, net::IpAddr, path::Path};
+
 use anyhow::Context;
 use tracing::{info, warn};
 use wattle_mesh::{
     desired::{Local, desired},
+    guard::{Guard, Refused, Surroundings},
     interface::InterfaceName,
     machine::Machine,
     plan::{Plan, Step, plan},
@@ -11,13 +14,15 @@ use wattle_mesh::{
     state::{Change, Desired, Observed},
 };
 
-use crate::{kernel::Kernel, store::Store};
+use crate::{config::Place, kernel::Kernel, store::Store};
 
-/// The host and the key that its interface is to hold.
+/// The host, and what it lets the mesh do to it.
 #[derive(Debug)]
 pub(crate) struct Host {
     kernel: Kernel,
     interface: InterfaceName,
+    guard: Guard,
+    coordinators: Vec<IpAddr>,
 }
 
 /// What one look at the host gave.
@@ -27,22 +32,34 @@ pub(crate) struct Outcome {
     pub(crate) observed: Option<Observed>,
     /// Whether anything was to be done.
     pub(crate) changed: bool,
-    /// What could not be done, in words.
+    /// What could not be done or was refused, in words.
     pub(crate) problems: Vec<String>,
 }
 
 impl Host {
-    pub(crate) fn new(interface: InterfaceName, store: &Store) -> anyhow::Result<Self> {
-        Ok(Self { kernel: Kernel::new(interface.clone(), store)?, interface })
+    /// The host of a node whose coordinators have these URLs.
+    pub(crate) fn new(place: &Place, store: &Store, coordinators: &[String]) -> anyhow::Result<Self> {
+        let coordinators =
+            coordinators.iter().filter_map(|url| reqwest::Url::parse(url).ok()?.host_str()?.trim_matches(['[', ']']).parse().ok());
+        Ok(Self {
+            kernel: Kernel::new(place.interface.clone(), store)?,
+            interface: place.interface.clone(),
+            guard: load_guard(&place.guard)?,
+            coordinators: coordinators.collect(),
+        })
     }
 
     pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
         self.kernel.observe().await.context("cannot read the state of this host")
     }
 
-    pub(crate) async fn desired(&self, known: &Known, machine: &Machine) -> anyhow::Result<Desired> {
+    /// What the host should be, and what of the view the guard leaves out of it.
+    pub(crate) async fn desired(&self, known: &Known, machine: &Machine) -> anyhow::Result<(Desired, Refused)> {
         let addresses = self.kernel.host_addresses().await.context("cannot read the addresses of this host")?;
-        Ok(desired(known, &Local { interface: self.interface.clone(), public_key: machine.wireguard_key(), addresses }))
+        let surroundings = Surroundings { networks: addresses.clone(), coordinators: self.coordinators.clone() };
+        let refused = self.guard.screen(known, &surroundings);
+        let local = Local { interface: self.interface.clone(), public_key: machine.wireguard_key(), addresses };
+        Ok((desired(known, &local, &refused), refused))
     }
 
     /// Takes away what the agent made. Returns it in words.
@@ -53,17 +70,24 @@ impl Host {
     /// One round. Whatever fails is told and the rest goes on; the next round tries again.
     pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine) -> Outcome {
         match self.plan(known, machine).await {
-            Ok((observed, plan)) if plan.steps.is_empty() => Outcome { observed: Some(observed), ..Outcome::default() },
-            Ok((_, plan)) => self.apply(plan, machine).await,
+            Ok((observed, plan, refused)) => {
+                let mut outcome = if plan.steps.is_empty() {
+                    Outcome { observed: Some(observed), ..Outcome::default() }
+                } else {
+                    self.apply(plan, machine).await
+                };
+                outcome.problems.extend(refused.problems());
+                outcome
+            }
             Err(error) => Outcome { problems: vec![format!("{error:#}")], ..Outcome::default() },
         }
     }
 
-    async fn plan(&self, known: &Known, machine: &Machine) -> anyhow::Result<(Observed, Plan)> {
-        let desired = self.desired(known, machine).await?;
+    async fn plan(&self, known: &Known, machine: &Machine) -> anyhow::Result<(Observed, Plan, Refused)> {
+        let (desired, refused) = self.desired(known, machine).await?;
         let observed = self.observe().await?;
         let plan = plan(&desired, &observed);
-        Ok((observed, plan))
+        Ok((observed, plan, refused))
     }
 
     async fn apply(&self, plan: Plan, machine: &Machine) -> Outcome {
@@ -97,5 +121,33 @@ impl Host {
     async fn apply_at_once(&self, steps: &[Step]) -> bool {
         let changes: Vec<&Change> = steps.iter().map(|step| &step.change).collect();
         changes.len() > 1 && self.kernel.apply_to_peers(&changes).await.is_ok()
+    }
+}
+
+/// The guard's rules: those that need no file, when there is none. A file that cannot be read is an error; what it forbids is not known.
+fn load_guard(path: &Path) -> anyhow::Result<Guard> {
+    match fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text).with_context(|| format!("the guard's rules in {} are not valid", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Guard::default()),
+        Err(error) => Err(error).with_context(|| format!("cannot read the guard's rules in {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_has_rules_without_a_file_and_none_with_a_damaged_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("guard.toml");
+        assert_eq!(load_guard(&path).unwrap(), Guard::default());
+        fs::write(&path, "allow = [\"10.0.0.0/8\"]\nrefuse = [\"10.9.0.0/16\"]\n").unwrap();
+        let [allow, refuse] = ["10.0.0.0/8", "10.9.0.0/16"].map(|text| vec![text.parse().unwrap()]);
+        assert_eq!(load_guard(&path).unwrap(), Guard { allow: Some(allow), refuse, ..Guard::default() });
+        for bad in ["alow = []", "allow = [\"10.0.0.0/33\"]", "most_peers = -1"] {
+            fs::write(&path, bad).unwrap();
+            assert!(load_guard(&path).is_err(), "{bad}");
+        }
     }
 }

@@ -58,7 +58,7 @@ pub(crate) async fn run(place: &Place) -> anyhow::Result<()> {
 pub(crate) async fn down(place: &Place) -> anyhow::Result<()> {
     let store = Store::open(&place.state_dir)?;
     let _alone = store.lock().context("the running agent would put everything back")?;
-    let gone = Host::new(place.interface.clone(), &store)?.down().await?;
+    let gone = Host::new(place, &store, &[])?.down().await?;
     if gone.is_empty() {
         output::line("nothing to take away");
     }
@@ -135,7 +135,7 @@ impl Agent {
         let now = Instant::now();
         Ok(Self {
             coordinator: Arc::new(Coordinator::new(membership.urls.clone())?),
-            host: Host::new(place.interface.clone(), &store)?,
+            host: Host::new(place, &store, &membership.urls)?,
             replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()),
             machine: Arc::new(machine),
             membership,
@@ -250,7 +250,9 @@ impl Agent {
                 self.ask_for_snapshot(&format!("the newest revision was rejected: {rejection}"));
             }
             Received::Bye(ByeReason::Revoked) => {
-                warn!("this node was removed from the mesh; `wattle-agent down` takes away what is left of it here");
+                warn!(
+                    "the coordinator says that this node was removed from the mesh; `wattle-agent down` takes away what is left of it here"
+                );
                 (self.view_changed, self.view_unsaved) = (true, true);
             }
             Received::Bye(reason) => info!(?reason, "the coordinator ended the stream"),
@@ -274,6 +276,7 @@ impl Agent {
 
     async fn reconcile(&mut self) {
         self.looked = Instant::now();
+        self.take_confirmation();
         let Some(known) = self.replica.known() else { return };
         let outcome = self.host.reconcile(known, &self.machine).await;
         for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {
@@ -283,6 +286,21 @@ impl Agent {
             self.last_change = Instant::now();
         }
         self.outcome = outcome;
+    }
+
+    /// Carries out the removals that were held and that somebody has confirmed since.
+    fn take_confirmation(&mut self) {
+        if self.replica.held().is_empty() {
+            return;
+        }
+        match follow::take_confirmed(&self.store) {
+            Ok(Some(confirmed)) if self.replica.confirm(&confirmed) => {
+                info!("the removal of peers that was held is confirmed");
+                self.save_view();
+            }
+            Ok(_) => {}
+            Err(error) => warn!("{error:#}"),
+        }
     }
 
     fn until_next_look(&self) -> Duration {

@@ -28,6 +28,8 @@ struct Found {
     membership: Membership,
     machine: Machine,
     known: Option<Known>,
+    /// What of the coordinator's newest word is not carried out.
+    problems: Vec<String>,
     host: Host,
     store: Store,
 }
@@ -43,6 +45,8 @@ struct Status {
     position: Option<Position>,
     agent_running: bool,
     coordinator: Option<Connection>,
+    /// What the agent does not carry out of the coordinator's word, and why.
+    problems: Vec<String>,
     peers: Vec<PeerStatus>,
 }
 
@@ -68,7 +72,11 @@ enum PeerState {
 pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
     let found = find(place)?;
     let observed = found.host.observe().await?;
-    let status = describe(place, &found, &observed)?;
+    let mut status = describe(place, &found, &observed)?;
+    if let Some(known) = &found.known {
+        let (_, refused) = found.host.desired(known, &found.machine).await?;
+        status.problems.extend(refused.problems());
+    }
     if json {
         output::json(&status)?;
     } else {
@@ -80,7 +88,7 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
 pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()> {
     let found = find(place)?;
     let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
-    let desired = found.host.desired(known, &found.machine).await?;
+    let (desired, _) = found.host.desired(known, &found.machine).await?;
     let Plan { steps } = plan(&desired, &found.host.observe().await?);
     if json {
         return output::json(&Plan { steps });
@@ -104,7 +112,8 @@ fn find(place: &Place) -> anyhow::Result<Found> {
         replica.restore(stored).context("the view kept on disk is not usable")?;
     }
     let known = replica.known().cloned();
-    Ok(Found { membership, machine, known, host: Host::new(place.interface.clone(), &store)?, store })
+    let host = Host::new(place, &store, &membership.urls)?;
+    Ok(Found { membership, machine, known, problems: replica.problems().collect(), host, store })
 }
 
 fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result<Status> {
@@ -135,6 +144,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result
         position: found.known.as_ref().map(|known| known.position),
         agent_running: found.store.is_locked()?,
         coordinator: follow::load_connection(&found.store)?,
+        problems: found.problems.clone(),
         peers: peers.collect(),
     })
 }
@@ -149,6 +159,9 @@ fn print(status: &Status) {
     output::line(format!("node {} of site {}, {position}", status.node, status.site));
     output::line(format!("interface {}: {device}, {}", status.interface, status.tunnel_address.as_deref().unwrap_or("no address")));
     output::line(coordinator(status));
+    for problem in &status.problems {
+        output::line(format!("PROBLEM: {problem}"));
+    }
     if status.peers.is_empty() {
         return output::line("no peers");
     }

@@ -62,6 +62,20 @@ impl Coordinator {
         Ok(Api { url: url(), token: token.trim().to_owned() })
     }
 
+    /// What its database says to statements of SQL, as a thief of the coordinator could ask it: one line for each row.
+    pub fn sql(&self, statements: &str) -> Result<String> {
+        self.host.run_with(&format!("psql {} -v ON_ERROR_STOP=1 -qAt -f -", self.database()), statements)
+    }
+
+    /// All that its database holds, as a thief would carry it away.
+    pub fn dump(&self) -> Result<String> {
+        self.host.run(&format!("pg_dump {}", self.database()))
+    }
+
+    fn database(&self) -> String {
+        format!("-h {DATA_DIR}/postgres/run -U wattle -d postgres")
+    }
+
     pub fn server(&mut self) -> Result<&mut Daemon> {
         self.server.as_mut().context("no coordinator runs")
     }

@@ -8,6 +8,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_ma
 use uuid::Uuid;
 use wattle_mesh::{
     desired::{Local, desired},
+    guard::Refused,
     machine::Machine,
     plan::plan,
     replica::{Received, Replica},
@@ -86,7 +87,7 @@ fn delta(peer: Peer) -> StreamMessage {
 
 fn wanted(replica: &Replica) -> Desired {
     let local = Local { interface: "wattle0".parse().unwrap(), public_key: machine(0).wireguard_key(), addresses: vec![] };
-    desired(replica.known().expect("it has a view"), &local)
+    desired(replica.known().expect("it has a view"), &local, &Refused::default())
 }
 
 /// A host that is as it should be.

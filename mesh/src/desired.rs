@@ -1,11 +1,12 @@
 //! What the host should be, from what its node knows.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use wattle_wire::key::WireguardKey;
 
 use crate::{
+    guard::Refused,
     interface::InterfaceName,
     replica::{Known, KnownPeer, prefixes},
     ruleset::Ruleset,
@@ -25,34 +26,35 @@ pub struct Local {
     pub addresses: Vec<IpNet>,
 }
 
-/// What the host should be.
-pub fn desired(known: &Known, local: &Local) -> Desired {
+/// What the host should be, of what the guard does not refuse.
+pub fn desired(known: &Known, local: &Local, refused: &Refused) -> Desired {
     let subnets: Vec<IpNet> = known.myself.subnets.iter().map(|subnet| subnet.net()).collect();
     let lan_source = |prefix: IpNet| {
         let mut addresses = local.addresses.iter().map(IpNet::addr);
         addresses.find(|address| address.is_ipv4() == prefix.addr().is_ipv4() && subnets.iter().any(|subnet| subnet.contains(address)))
     };
-    let remote_subnets = known.peers.values().flat_map(|KnownPeer { peer, .. }| peer.subnets.iter().map(|subnet| subnet.net()));
+    let known_peers = || known.peers.values().filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node));
+    let allowed = |prefix: &IpNet| refused.allows_prefix(*prefix);
+    let remote_subnets = known_peers().flat_map(|KnownPeer { peer, .. }| peer.subnets.iter().copied()).filter(allowed);
     let routes = remote_subnets.map(|prefix| (prefix, lan_source(prefix))).collect();
-    let peers = known.peers.values().map(|known_peer| {
+    let peers = known_peers().map(|known_peer| {
         let KnownPeer { peer, statement } = known_peer;
         let desired = DesiredPeer {
             name: peer.name.clone(),
             endpoint: peer.endpoint.map(|endpoint| endpoint.socket()),
             keepalive_s: known.mesh.keepalive_s,
-            allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).collect(),
+            allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).filter(allowed).collect(),
         };
         (statement.wireguard_key, desired)
     });
-    let peers = peers.collect();
-    let remote: BTreeSet<IpNet> =
-        known.peers.values().flat_map(|KnownPeer { peer, .. }| prefixes(peer.tunnel_address, &peer.subnets)).collect();
+    let peers: BTreeMap<_, DesiredPeer> = peers.collect();
+    let remote = peers.values().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
     Desired {
         interface: local.interface.clone(),
         public_key: local.public_key,
         listen_port: known.myself.endpoint.map_or(known.mesh.listen_port, |endpoint| endpoint.socket().port()),
         mtu: DEFAULT_MTU,
-        addresses: [tunnel_address(known)].into(),
+        addresses: [tunnel_address(known, refused)].into(),
         peers,
         routes,
         forwarding: subnets.iter().map(|subnet| Family::from(*subnet)).collect(),
@@ -61,18 +63,16 @@ pub fn desired(known: &Known, local: &Local) -> Desired {
 }
 
 /// The tunnel address with the length of the mesh's prefix, so that the kernel makes the route to all other tunnel addresses.
-fn tunnel_address(known: &Known) -> IpNet {
+fn tunnel_address(known: &Known, refused: &Refused) -> IpNet {
     let address = known.myself.tunnel_address;
     match Ipv4Net::new(address, known.mesh.tunnel_prefix.prefix_len()) {
-        Ok(net) => IpNet::V4(net),
-        Err(_) => IpNet::from(IpAddr::V4(address)),
+        Ok(net) if refused.allows_tunnel_prefix() => IpNet::V4(net),
+        Ok(_) | Err(_) => IpNet::from(IpAddr::V4(address)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use wattle_wire::{ids::Position, stream::StreamMessage};
 
     use super::*;
@@ -96,7 +96,7 @@ mod tests {
             public_key: Keys::of(1).wireguard_key(),
             addresses: vec![net("203.0.113.1/24"), net("10.1.0.1/24"), net("fd00::1/64")],
         };
-        let desired = desired(replica.known().unwrap(), &local);
+        let desired = desired(replica.known().unwrap(), &local, &Refused::default());
         let allowed: BTreeMap<_, _> = desired.peers.values().map(|peer| (peer.name.to_string(), peer.allowed_ips.clone())).collect();
         let expected = [
             ("site-2".to_owned(), [net("10.99.0.2/32"), net("10.2.0.0/24")].into()),

@@ -8,6 +8,7 @@ pub mod allocate;
 pub mod desired;
 pub mod directory;
 pub mod feed;
+pub mod guard;
 pub mod health;
 pub mod interface;
 pub mod machine;

@@ -4,7 +4,10 @@ mod claims;
 #[cfg(test)]
 mod properties;
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -12,10 +15,11 @@ use thiserror::Error;
 use wattle_wire::{
     enrol::Statement,
     ids::{MeshId, NodeId, Position},
-    key::WireguardKey,
+    key::{IdentityKey, WireguardKey},
     name::Name,
     peer::{MeshSettings, Myself, Peer, View},
     stream::{ByeReason, StreamMessage, ViewChange},
+    subnet::{InvalidSubnet, Subnet},
 };
 
 pub(crate) use self::claims::prefixes;
@@ -38,11 +42,25 @@ pub struct KnownPeer {
     pub statement: Statement,
 }
 
-/// [`Known`] as it is kept on disk.
+/// [`Known`] as it is kept on disk, with all that must outlive a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stored {
     pub position: Position,
     pub view: View,
+    /// Peers of the view whose removal waits to be confirmed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub held: BTreeSet<NodeId>,
+    /// What peers that were removed are pinned to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub departed: BTreeMap<NodeId, Pin>,
+}
+
+/// Who a node is, from first sight on: nobody else can take its place, nor can an old key of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    pub identity: IdentityKey,
+    /// Number of the newest statement seen.
+    pub sequence: u64,
 }
 
 /// A node's copy of its view.
@@ -58,6 +76,9 @@ pub struct Replica {
     /// Records of peers that were not believed, and still are what the coordinator says.
     refused: BTreeMap<NodeId, Refusal>,
     rejected: Option<Rejection>,
+    /// Peers whose removal waits to be confirmed; they stay.
+    held: BTreeSet<NodeId>,
+    departed: BTreeMap<NodeId, Pin>,
 }
 
 /// What a message did.
@@ -97,6 +118,8 @@ pub enum RefusalReason {
     Identity,
     #[error("its statement is older than the one known")]
     Older,
+    #[error("it claims a prefix that no site can have: {0}")]
+    Prefix(#[from] InvalidSubnet),
 }
 
 /// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to the wrong peer.
@@ -114,7 +137,17 @@ pub enum Rejection {
 
 impl Replica {
     pub fn new(mesh: MeshId, own_key: WireguardKey) -> Self {
-        Self { mesh, own_key, known: None, claims: Claims::default(), out_of_step: false, refused: BTreeMap::new(), rejected: None }
+        Self {
+            mesh,
+            own_key,
+            known: None,
+            claims: Claims::default(),
+            out_of_step: false,
+            refused: BTreeMap::new(),
+            rejected: None,
+            held: BTreeSet::new(),
+            departed: BTreeMap::new(),
+        }
     }
 
     /// Takes up what was kept on disk, as far as it holds. Returns what was refused.
@@ -123,12 +156,15 @@ impl Replica {
     ///
     /// [`Rejection`] when it contradicts itself; the replica then knows nothing.
     pub fn restore(&mut self, stored: Stored) -> Result<Vec<Refusal>, Rejection> {
+        self.departed = stored.departed;
         let message = StreamMessage::Snapshot { position: stored.position, view: stored.view, removed: Vec::new() };
-        match self.receive(message) {
-            Received::Changed { refused } => Ok(refused),
-            Received::Rejected(rejection) => Err(rejection),
-            Received::Unchanged | Received::Gap | Received::Bye(_) => Ok(Vec::new()),
-        }
+        let refused = match self.receive(message) {
+            Received::Changed { refused } => refused,
+            Received::Rejected(rejection) => return Err(rejection),
+            Received::Unchanged | Received::Gap | Received::Bye(_) => Vec::new(),
+        };
+        self.held = stored.held;
+        Ok(refused)
     }
 
     pub fn known(&self) -> Option<&Known> {
@@ -143,7 +179,24 @@ impl Replica {
     /// What of the coordinator's newest word is not carried out, in words.
     pub fn problems(&self) -> impl Iterator<Item = String> {
         let rejected = self.rejected.iter().map(|rejection| format!("the newest revision was rejected: {rejection}"));
-        rejected.chain(self.refused.values().map(ToString::to_string))
+        let held = (!self.held.is_empty()).then(|| {
+            let (held, all) = (self.held.len(), self.known.as_ref().map_or(0, |known| known.peers.len()));
+            format!("{held} of {all} peers are to be removed at once, and stay until `wattle-agent confirm` is run on the gateway")
+        });
+        rejected.chain(held).chain(self.refused.values().map(ToString::to_string))
+    }
+
+    /// Peers whose removal waits to be confirmed.
+    pub fn held(&self) -> &BTreeSet<NodeId> {
+        &self.held
+    }
+
+    /// Removes the peers of these whose removal was held. Whether there were any.
+    pub fn confirm(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
+        let confirmed: BTreeSet<_> = self.held.intersection(nodes).copied().collect();
+        self.held.retain(|node| !confirmed.contains(node));
+        confirmed.iter().for_each(|node| self.remove(*node));
+        !confirmed.is_empty()
     }
 
     /// How far the copy has come.
@@ -156,7 +209,7 @@ impl Replica {
         let known = self.known.as_ref()?;
         let peers = known.peers.values().map(|known| known.peer.clone()).collect();
         let view = View { mesh: known.mesh.clone(), myself: known.myself.clone(), peers };
-        Some(Stored { position: known.position, view })
+        Some(Stored { position: known.position, view, held: self.held.clone(), departed: self.departed.clone() })
     }
 
     /// Takes in a message. A removal is always explicit: a peer that is merely absent from a snapshot stays.
@@ -178,10 +231,15 @@ impl Replica {
                 Some(_) | None => self.gap(),
             },
             StreamMessage::Bye { reason } => {
-                if let (ByeReason::Revoked, Some(known)) = (reason, &mut self.known) {
-                    // The tombstone of the node itself: it has no peers any more, as they do not have it.
-                    known.peers.clear();
-                    self.claims = Claims::of(known);
+                if let (ByeReason::Revoked, Some(known)) = (reason, &self.known) {
+                    // The tombstone of the node itself, and so of all its peers. Those have dropped it if it is true, and if it is not, the
+                    // tunnels are worth keeping.
+                    let all: BTreeSet<_> = known.peers.keys().copied().collect();
+                    if must_be_confirmed(all.len(), all.len()) {
+                        self.held = all;
+                    } else {
+                        all.into_iter().for_each(|node| self.remove(node));
+                    }
                 }
                 Received::Bye(reason)
             }
@@ -205,7 +263,7 @@ impl Replica {
         let mut news = Vec::new();
         for change in changes {
             match change {
-                ViewChange::Peer(peer) => match believe(&peer, self.mesh, self.peer_in(&next, peer.node)) {
+                ViewChange::Peer(peer) => match believe(&peer, self.mesh, self.peer_in(&next, peer.node), self.pin(peer.node)) {
                     Ok(statement) => {
                         next.refused.insert(peer.node, None);
                         next.peers.insert(peer.node, Some(KnownPeer { peer, statement }));
@@ -224,6 +282,7 @@ impl Replica {
                 ViewChange::Mesh(mesh) => next.mesh = mesh,
             }
         }
+        self.hold(&mut next);
         if let Err(rejection) = self.claim(&next) {
             // A revision that is rejected is rare: making the claims anew is simpler than to undo some of them.
             self.claims = self.known.as_ref().map(Claims::of).unwrap_or_default();
@@ -234,6 +293,31 @@ impl Replica {
         self.adopt(position, next);
         (self.rejected, self.out_of_step) = (None, false);
         Received::Changed { refused: news }
+    }
+
+    /// Keeps the peers that are not to go without being asked about: those of a message that removes more than half of all, and those of
+    /// earlier ones.
+    fn hold(&self, next: &mut Draft) {
+        let Some(known) = &self.known else { return };
+        let goes = |(node, peer): (&NodeId, &Option<KnownPeer>)| (peer.is_none() && known.peers.contains_key(node)).then_some(*node);
+        let (again, new): (BTreeSet<_>, BTreeSet<_>) = next.peers.iter().filter_map(goes).partition(|node| self.held.contains(node));
+        if must_be_confirmed(new.len(), known.peers.len()) {
+            next.held = new;
+        }
+        next.peers.retain(|node, _| !again.contains(node) && !next.held.contains(node));
+    }
+
+    /// What a node is pinned to, whether it is a peer now or was one once.
+    fn pin(&self, node: NodeId) -> Option<Pin> {
+        let known = self.known.as_ref().and_then(|known| known.peers.get(&node));
+        known.map(Pin::of).or_else(|| self.departed.get(&node).copied())
+    }
+
+    fn remove(&mut self, node: NodeId) {
+        if let Some(peer) = self.known.as_mut().and_then(|known| known.peers.remove(&node)) {
+            self.claims.give_up_peer(&peer);
+            self.departed.insert(node, Pin::of(&peer));
+        }
     }
 
     fn peer_in<'a>(&'a self, next: &'a Draft, node: NodeId) -> Option<&'a KnownPeer> {
@@ -276,7 +360,11 @@ impl Replica {
     }
 
     fn adopt(&mut self, position: Position, next: Draft) {
-        let Draft { mesh, myself, peers, refused } = next;
+        let Draft { mesh, myself, peers, refused, held } = next;
+        self.held.retain(|node| !peers.contains_key(node));
+        self.held.extend(held);
+        let gone = peers.iter().filter(|(_, peer)| peer.is_none()).filter_map(|(node, _)| Some((*node, self.pin(*node)?)));
+        self.departed.extend(gone.collect::<Vec<_>>());
         let known = match &mut self.known {
             Some(known) => {
                 (known.position, known.mesh, known.myself) = (position, mesh, myself);
@@ -296,11 +384,13 @@ struct Draft {
     /// Peers that it touches; `None` for those that go.
     peers: BTreeMap<NodeId, Option<KnownPeer>>,
     refused: BTreeMap<NodeId, Option<Refusal>>,
+    /// Peers that were to go and stay for now.
+    held: BTreeSet<NodeId>,
 }
 
 impl Draft {
     fn new(mesh: MeshSettings, myself: Myself) -> Self {
-        Self { mesh, myself, peers: BTreeMap::new(), refused: BTreeMap::new() }
+        Self { mesh, myself, peers: BTreeMap::new(), refused: BTreeMap::new(), held: BTreeSet::new() }
     }
 }
 
@@ -314,17 +404,36 @@ fn put<V>(map: &mut BTreeMap<NodeId, V>, entries: BTreeMap<NodeId, Option<V>>) {
     }
 }
 
-fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>) -> Result<Statement, RefusalReason> {
+/// Whether a removal of so many of all peers at once waits for somebody: an empty database looks the same as an intended farewell. One peer
+/// alone always goes.
+fn must_be_confirmed(removed: usize, all: usize) -> bool {
+    removed > 1 && removed * 2 > all
+}
+
+/// The statement of a peer's record, if all of the record can be believed. `known` is the record that it follows; a peer without one, that
+/// was removed before, is still pinned.
+fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>, pin: Option<Pin>) -> Result<Statement, RefusalReason> {
+    for prefix in &peer.subnets {
+        Subnet::try_from(*prefix)?;
+    }
     if let Some(known) = known
         && known.peer.statement == peer.statement
     {
         return Ok(known.statement.clone());
     }
     let statement = verify_statement(&peer.statement, mesh)?;
-    match known {
-        Some(known) if known.statement.identity != statement.identity => Err(RefusalReason::Identity),
-        Some(known) if known.statement.sequence >= statement.sequence => Err(RefusalReason::Older),
+    // Nobody signs two statements of one number; who was removed may come back with his last one.
+    let is_old = |sequence| if known.is_some() { statement.sequence <= sequence } else { statement.sequence < sequence };
+    match known.map(Pin::of).or(pin) {
+        Some(pin) if pin.identity != statement.identity => Err(RefusalReason::Identity),
+        Some(pin) if is_old(pin.sequence) => Err(RefusalReason::Older),
         Some(_) | None => Ok(statement),
+    }
+}
+
+impl Pin {
+    fn of(known: &KnownPeer) -> Self {
+        Self { identity: known.statement.identity, sequence: known.statement.sequence }
     }
 }
 
@@ -372,8 +481,100 @@ mod tests {
         assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(3)]);
     }
 
+    /// Node 1's replica in a mesh of five, and the feed it follows.
+    fn larger_world() -> (Replica, Feed) {
+        let feed = Feed::new(directory_of(5), Position { epoch: 1, revision: 10 }, []);
+        let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
+        replica.receive(next(&feed, None));
+        (replica, feed)
+    }
+
+    fn kept(replica: &Replica) -> Replica {
+        let mut kept = Replica::new(MESH, Keys::of(1).wireguard_key());
+        let stored = serde_json::from_str(&serde_json::to_string(&replica.stored().unwrap()).unwrap()).unwrap();
+        assert_eq!(kept.restore(stored), Ok(vec![]));
+        kept
+    }
+
     #[test]
-    fn a_revoked_node_has_no_peers_and_any_other_end_of_the_stream_changes_nothing() {
+    fn e4_a_removal_of_more_than_half_of_all_peers_is_held_until_it_is_confirmed() {
+        let (mut replica, mut feed) = larger_world();
+        let before = peers(&replica);
+        feed.advance(11, &[2, 3, 4].map(|number| RecordChange::NodeRevoked(node_id(number)))).unwrap();
+        assert_eq!(replica.receive(next(&feed, replica.position())), Received::Changed { refused: vec![] });
+        assert_eq!(peers(&replica), before);
+        assert_eq!(replica.position(), Some(feed.position()));
+        let problem = "3 of 4 peers are to be removed at once, and stay until `wattle-agent confirm` is run on the gateway";
+        let mut replica = kept(&replica);
+        assert_eq!(replica.problems().collect::<Vec<_>>(), [problem]);
+        assert!(!replica.confirm(&[node_id(5)].into()), "of another peer nobody asked");
+        assert!(replica.confirm(&replica.held().clone()));
+        assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(5)]);
+        assert_eq!(replica.problems().count(), 0);
+    }
+
+    #[test]
+    fn e4_half_of_all_peers_and_the_last_one_go_at_once() {
+        let (mut replica, mut feed) = larger_world();
+        for numbers in [&[2, 3][..], &[4], &[5]] {
+            let revision = feed.position().revision + 1;
+            feed.advance(revision, &numbers.iter().map(|number| RecordChange::NodeRevoked(node_id(*number))).collect::<Vec<_>>()).unwrap();
+            replica.receive(next(&feed, replica.position()));
+            assert!(peers(&replica).iter().all(|peer| numbers.iter().all(|number| peer.node != node_id(*number))));
+        }
+    }
+
+    #[test]
+    fn e4_a_held_removal_is_off_when_the_coordinator_has_the_peers_again() {
+        let (mut replica, mut feed) = larger_world();
+        let whole = next(&feed, None);
+        feed.advance(11, &[2, 3, 4].map(|number| RecordChange::NodeRevoked(node_id(number)))).unwrap();
+        replica.receive(next(&feed, replica.position()));
+        assert_eq!(replica.receive(whole), Received::Changed { refused: vec![] });
+        assert_eq!((replica.held().len(), peers(&replica).len()), (0, 4));
+    }
+
+    #[test]
+    fn e2_a_peer_that_was_removed_comes_back_as_it_was_or_not_at_all() {
+        let (mut replica, mut feed) = world();
+        let second = peers(&replica)[0].clone();
+        feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))]).unwrap();
+        replica.receive(next(&feed, replica.position()));
+        let come_back = |replica: &mut Replica, statement| {
+            let since = replica.position().unwrap();
+            let peer = Peer { statement, ..second.clone() };
+            replica.receive(StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] })
+        };
+        let mut replica = kept(&replica);
+        let refused = vec![Refusal { name: second.name.clone(), reason: RefusalReason::Identity }];
+        assert_eq!(come_back(&mut replica, Keys::of(66).statement(9)), Received::Changed { refused });
+        assert_eq!(come_back(&mut replica, second.statement.clone()), Received::Changed { refused: vec![] });
+        assert_eq!(peers(&replica).len(), 2);
+
+        // Nor does it help to remove and add it in one breath.
+        let since = replica.position().unwrap();
+        let swapped = Peer { statement: Keys::of(66).statement(9), ..second.clone() };
+        let changes = vec![ViewChange::PeerRemoved(second.node), ViewChange::Peer(swapped)];
+        let refused = vec![Refusal { name: second.name, reason: RefusalReason::Identity }];
+        assert_eq!(replica.receive(StreamMessage::Delta { since, position: since, changes }), Received::Changed { refused });
+        assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(3)]);
+    }
+
+    #[test]
+    fn e1_a_peer_that_claims_what_can_be_nobodys_lan_is_refused_and_its_old_record_stays() {
+        let (mut replica, _) = world();
+        let before = peers(&replica);
+        for claim in ["0.0.0.0/0", "::/0", "0.0.0.0/1", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "10.2.0.1/24"] {
+            let peer = Peer { subnets: vec![claim.parse().unwrap()], ..before[0].clone() };
+            let since = replica.position().unwrap();
+            let received = replica.receive(StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] });
+            assert!(matches!(received, Received::Changed { refused } if refused.len() == 1), "{claim}");
+            assert_eq!(peers(&replica), before);
+        }
+    }
+
+    #[test]
+    fn a_revoked_node_has_no_peers_once_that_is_confirmed_and_any_other_end_of_the_stream_changes_nothing() {
         let (mut replica, _) = world();
         let before = peers(&replica);
         for reason in [ByeReason::Shutdown, ByeReason::Superseded, ByeReason::Unknown] {
@@ -381,6 +582,8 @@ mod tests {
             assert_eq!(peers(&replica), before);
         }
         assert_eq!(replica.receive(StreamMessage::Bye { reason: ByeReason::Revoked }), Received::Bye(ByeReason::Revoked));
+        assert_eq!(peers(&replica), before);
+        assert!(replica.confirm(&replica.held().clone()));
         assert_eq!(peers(&replica), []);
     }
 

@@ -46,7 +46,7 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
         site_name: site.name.clone(),
         statement: node.statement.clone(),
         tunnel_address: node.tunnel_address,
-        subnets: subnets(node, site),
+        subnets: subnets(node, site).iter().map(|subnet| subnet.net()).collect(),
         endpoint: endpoint(node, site),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -47,8 +47,8 @@ pub struct Peer {
     pub site_name: Name,
     pub statement: SignedStatement,
     pub tunnel_address: Ipv4Addr,
-    /// LAN prefixes reached through the peer; empty while it stands by.
-    pub subnets: Vec<Subnet>,
+    /// LAN prefixes that are said to be reached through the peer; empty while it stands by. An agent judges each for itself.
+    pub subnets: Vec<IpNet>,
     /// Where to send the first packet; absent means: wait for the peer's.
     pub endpoint: Option<Endpoint>,
 }

@@ -25,7 +25,7 @@ pub const SHORTEST_V6: u8 = 32;
 pub struct Subnet(IpNet);
 
 /// Why a text is not a [`Subnet`].
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum InvalidSubnet {
     #[error("a prefix is written address/length, for example 10.10.0.0/24")]
     Syntax,

@@ -61,12 +61,20 @@ pub(crate) fn a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_t
     lab.ping_all_of(&GUIDE)
 }
 
-pub(crate) fn a_removed_gateway_that_hears_of_it_gives_up_its_peers(folder: &Path) -> Result<()> {
+pub(crate) fn a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
+    let gateway = lab.gateway(NEW_YORK)?;
+    let before = gateway.allowed_ips()?;
     api.delete("/nodes/new-york")?;
-    wait_for("its kernel has no peer and no route to another LAN within two seconds", patience(2.0), || {
-        let gateway = lab.gateway(NEW_YORK)?;
+    wait_for("it tells that the removal is held", patience(2.0), || {
+        let problems = gateway.status()?["problems"].to_string();
+        ensure!(problems.contains("2 of 2 peers are to be removed at once"), "{problems}");
+        Ok(())
+    })?;
+    same(&gateway.allowed_ips()?, &before)?;
+    same(&gateway.agent_says(&["confirm"])?.lines().count(), &2)?;
+    wait_for("its kernel has no peer and no route to another LAN", patience(10.0), || {
         same(&gateway.allowed_ips()?, &Vec::new())?;
         let routes = gateway.host.run("ip -4 route show table all")?;
         ensure!(!routes.contains("10.10.0.") && !routes.contains("10.20.0."), "{routes}");

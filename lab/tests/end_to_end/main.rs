@@ -9,6 +9,7 @@ mod kernel;
 mod laboratory;
 mod outage;
 mod repair;
+mod trust;
 
 use std::{
     env,
@@ -39,7 +40,7 @@ const INSIDE: &[(&str, Test)] = tests![
     guide::a_lan_host_reaches_another_by_the_direct_path_under_its_own_address,
     guide::each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is_up_from_both_ends,
     change::a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_two_seconds_after_its_removal,
-    change::a_removed_gateway_that_hears_of_it_gives_up_its_peers,
+    change::a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed,
     change::a_hundred_changes_of_one_site_lose_no_packet_of_another,
     change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
     outage::without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot,
@@ -47,6 +48,8 @@ const INSIDE: &[(&str, Test)] = tests![
     outage::an_agent_that_is_stopped_and_started_again_loses_no_packet,
     repair::a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds,
     repair::down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched,
+    trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
+    trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
     input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
     input::a_bad_request_gets_a_problem_that_says_why_and_changes_nothing,
 ];

@@ -11,7 +11,7 @@ use wattle_wire::{
     ids::NodeId,
     key::WireguardKey,
     peer::{Myself, Peer},
-    subnet::{Subnet, overlap},
+    subnet::overlap,
 };
 
 use super::{Known, KnownPeer};
@@ -88,10 +88,10 @@ fn of_peer(peer: &Peer) -> impl Iterator<Item = IpNet> {
 }
 
 fn of_myself(myself: &Myself) -> impl Iterator<Item = IpNet> {
-    prefixes(myself.tunnel_address, &myself.subnets)
+    prefixes(myself.tunnel_address, &[]).chain(myself.subnets.iter().map(|subnet| subnet.net()))
 }
 
 /// All prefixes of a node: its tunnel address and its LANs.
-pub(crate) fn prefixes(tunnel_address: Ipv4Addr, subnets: &[Subnet]) -> impl Iterator<Item = IpNet> {
-    iter::once(IpNet::from(IpAddr::V4(tunnel_address))).chain(subnets.iter().map(|subnet| subnet.net()))
+pub(crate) fn prefixes(tunnel_address: Ipv4Addr, subnets: &[IpNet]) -> impl Iterator<Item = IpNet> {
+    iter::once(IpNet::from(IpAddr::V4(tunnel_address))).chain(subnets.iter().copied())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use wattle_wire::subnet::{Subnet, overlap};
+use wattle_wire::subnet::overlap;
 
 use super::{tests::world, *};
 use crate::{
@@ -63,7 +63,7 @@ fn claim() -> impl Strategy<Value = Claim> {
     ]
 }
 
-fn subnets_of(numbers: &[usize]) -> Vec<Subnet> {
+fn subnets_of<T: std::str::FromStr<Err: fmt::Debug>>(numbers: &[usize]) -> Vec<T> {
     numbers.iter().map(|number| SUBNETS[*number].parse().unwrap()).collect()
 }
 
@@ -89,11 +89,13 @@ fn view_change(claim: Claim, known: &Known) -> ViewChange {
 }
 
 /// The law that the replica keeps by looking at what a message touches only: the whole view is made anew, and all of it compared.
-fn whole(mut next: Known, position: Position, changes: &[ViewChange]) -> Option<Known> {
+fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Option<Known> {
+    let before = replica.known()?;
+    let mut next = before.clone();
     for change in changes {
         match change {
             ViewChange::Peer(peer) => {
-                if let Ok(statement) = believe(peer, MESH, next.peers.get(&peer.node)) {
+                if let Ok(statement) = believe(peer, MESH, next.peers.get(&peer.node), replica.pin(peer.node)) {
                     next.peers.insert(peer.node, KnownPeer { peer: peer.clone(), statement });
                 }
             }
@@ -104,9 +106,15 @@ fn whole(mut next: Known, position: Position, changes: &[ViewChange]) -> Option<
             ViewChange::Mesh(mesh) => next.mesh = mesh.clone(),
         }
     }
+    let gone = before.peers.iter().filter(|(node, _)| !next.peers.contains_key(node));
+    let (held, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        gone.map(|(node, peer)| (*node, peer.clone())).partition(|(node, _)| replica.held.contains(node));
+    let stay = if gone.len() > 1 && gone.len() * 2 > before.peers.len() { gone } else { BTreeMap::new() };
+    next.peers.extend(held.into_iter().chain(stay));
     next.position = position;
     let keys: Vec<_> = next.peers.values().map(|known| known.statement.wireguard_key).collect();
-    let mut claims: Vec<_> = prefixes(next.myself.tunnel_address, &next.myself.subnets).collect();
+    let own: Vec<_> = next.myself.subnets.iter().map(|subnet| subnet.net()).collect();
+    let mut claims: Vec<_> = prefixes(next.myself.tunnel_address, &own).collect();
     claims.extend(next.peers.values().flat_map(|known| prefixes(known.peer.tunnel_address, &known.peer.subnets)));
     let alone = |index: usize, prefix: &IpNet| !claims[..index].iter().any(|other| overlap(*other, *prefix));
     let holds = next.mesh.id == MESH
@@ -129,7 +137,7 @@ proptest! {
                 changes.sort_by_key(|change| matches!(change, ViewChange::PeerRemoved(_)));
             }
             let position = Position { revision: before.position.revision + 1, ..before.position };
-            let expected = whole(before.clone(), position, &changes);
+            let expected = whole(&replica, position, &changes);
             let message = if is_snapshot { as_snapshot(position, &before, changes) } else {
                 StreamMessage::Delta { since: before.position, position, changes }
             };
@@ -139,7 +147,7 @@ proptest! {
             prop_assert_eq!(&replica.claims, &Claims::of(replica.known().unwrap()));
             if expected.is_none() {
                 // As the coordinator would: the word that brings it back in step.
-                let Stored { position, view } = replica.stored().unwrap();
+                let Stored { position, view, .. } = replica.stored().unwrap();
                 replica.receive(StreamMessage::Snapshot { position, view, removed: vec![] });
             }
         }
@@ -216,6 +224,7 @@ proptest! {
         if let Some(message) = next_message(&feed, node_id(1), replica.position()) {
             replica.receive(message);
         }
+        replica.confirm(&replica.held().clone());
         prop_assert_eq!(replica.position(), Some(feed.position()));
         prop_assert_eq!(replica.stored().unwrap().view, view::view(feed.directory(), node_id(1)).unwrap());
     }
