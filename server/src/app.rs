@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use wattle_wire::ids::{MeshId, NodeId, SiteId};
 
 use crate::{
+    auth::Verified,
     copy::Copy,
     db::{Actor, Change, Db, Outcome},
     error::{self, Result},
@@ -20,6 +21,7 @@ pub struct App {
     pub copy: Arc<Copy>,
     pub streams: Arc<Streams>,
     pub reports: Arc<Reports>,
+    pub verified: Arc<Verified>,
     pub settings: Arc<Settings>,
     pub stop: CancellationToken,
 }

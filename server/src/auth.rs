@@ -1,5 +1,10 @@
 //! Who is calling: a person or script with an api token, or a node with a token that it signed itself.
 
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, header},
@@ -14,6 +19,7 @@ use uuid::Uuid;
 use wattle_wire::{
     enrol::{NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims},
     ids::{NodeId, TokenId},
+    key::IdentityKey,
 };
 
 use crate::{
@@ -34,6 +40,27 @@ pub struct RequestId(pub String);
 /// The node that calls, as its own signature proves.
 #[derive(Clone, Copy, Debug)]
 pub struct CallingNode(pub NodeId);
+
+/// The newest token of each node whose signature was found good, so that it is not verified at each request.
+///
+/// Whether the node takes part, with which key, and whether the token is in time is asked each time all the same.
+#[derive(Debug, Default)]
+pub struct Verified(Mutex<HashMap<NodeId, ([u8; 32], IdentityKey)>>);
+
+impl Verified {
+    /// Forgets nodes that do not take part any more.
+    pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| takes_part(*node));
+    }
+
+    fn has(&self, node: NodeId, hash: [u8; 32], key: IdentityKey) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node) == Some(&(hash, key))
+    }
+
+    fn remember(&self, node: NodeId, hash: [u8; 32], key: IdentityKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, (hash, key));
+    }
+}
 
 /// Who a credential belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,13 +130,19 @@ async fn node(app: &App, token: &str) -> Result<NodeId> {
     }
     let found = app.copy.read(|feed| feed.directory().nodes.get(&claimed.sub).map(|node| (node.identity_key, node.generation)));
     let (key, generation) = found.ok_or_else(unauthorized)?;
-    let key = DecodingKey::from_ed_der(key.as_bytes());
-    let verified = jsonwebtoken::decode::<NodeClaims>(token, &key, &validation(app)).map_err(|_| unauthorized())?.claims;
+    let hash = secret::hash(token);
+    if !app.verified.has(claimed.sub, hash, key) {
+        jsonwebtoken::decode::<NodeClaims>(token, &DecodingKey::from_ed_der(key.as_bytes()), &validation(app))
+            .map_err(|_| unauthorized())?;
+        app.verified.remember(claimed.sub, hash, key);
+    }
     let now = Utc::now().timestamp();
-    let lives = verified.exp.checked_sub(verified.iat);
-    let in_time = verified.iat <= now.saturating_add(LEEWAY_S) && lives.is_some_and(|lives| (0..=NODE_TOKEN_LIFETIME_S).contains(&lives));
-    let is_own = verified.iss == verified.sub && verified.aud == app.settings.mesh && verified.generation == generation;
-    if in_time && is_own { Ok(verified.sub) } else { Err(unauthorized()) }
+    let lives = claimed.exp.checked_sub(claimed.iat);
+    let in_time = claimed.iat <= now.saturating_add(LEEWAY_S)
+        && claimed.exp.saturating_add(LEEWAY_S) >= now
+        && lives.is_some_and(|lives| (0..=NODE_TOKEN_LIFETIME_S).contains(&lives));
+    let is_own = claimed.iss == claimed.sub && claimed.aud == app.settings.mesh && claimed.generation == generation;
+    if in_time && is_own { Ok(claimed.sub) } else { Err(unauthorized()) }
 }
 
 /// What a token claims, if it has the one form that nodes give it. Nothing of it is proven yet.

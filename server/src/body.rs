@@ -2,7 +2,7 @@
 
 use axum::{
     body::Bytes,
-    extract::{FromRequest, FromRequestParts, Request},
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request},
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
 use serde::de::DeserializeOwned;
@@ -10,23 +10,24 @@ use serde_json::error::Category;
 
 use crate::error::{self, Error, Result};
 
-/// The largest body that is read, in bytes.
+/// The largest body that is read where nothing else is said, in bytes.
 pub const LARGEST_BODY: usize = 256 * 1024;
 /// The longest field name that an answer repeats.
 const LONGEST_FIELD: usize = 64;
 
-/// A JSON body. An empty one counts as `{}`.
+/// A JSON body of at most so many bytes. An empty one counts as `{}`.
 #[derive(Debug)]
-pub struct Body<T>(pub T);
+pub struct Body<T, const LARGEST: usize = LARGEST_BODY>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S> for Body<T, LARGEST> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
         let is_json = is_json(request.headers());
-        // The router sets the limit.
+        let mut request = request;
+        DefaultBodyLimit::max(LARGEST).apply(&mut request);
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => error::too_large(LARGEST_BODY),
+            StatusCode::PAYLOAD_TOO_LARGE => error::too_large(LARGEST),
             _ => error::invalid_json("the body ended before its time"),
         })?;
         if bytes.is_empty() {

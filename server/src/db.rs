@@ -30,11 +30,12 @@ const TRIES: u32 = 5;
 /// How long a request may wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(2);
 
-/// Connections to the database, in two pools so that a flood of requests does not hold up following it.
+/// Connections to the database, in several pools so that a flood of requests does not hold up following it, nor one of reports the requests.
 #[derive(Clone, Debug)]
 pub struct Db {
     requests: PgPool,
     follow: PgPool,
+    reports: PgPool,
 }
 
 /// Who changes something, for the audit log.
@@ -105,7 +106,11 @@ impl Db {
         let limited =
             options.options([("statement_timeout", "5s"), ("lock_timeout", "3s"), ("idle_in_transaction_session_timeout", "10s")]);
         let pool = |size: u32| PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE);
-        Ok(Self { requests: pool(16).connect_lazy_with(limited.clone()), follow: pool(3).connect_lazy_with(limited) })
+        Ok(Self {
+            requests: pool(16).connect_lazy_with(limited.clone()),
+            follow: pool(3).connect_lazy_with(limited.clone()),
+            reports: pool(1).connect_lazy_with(limited),
+        })
     }
 
     /// For what requests read.
@@ -116,6 +121,11 @@ impl Db {
     /// For following the database's changes.
     pub fn follow(&self) -> &PgPool {
         &self.follow
+    }
+
+    /// For writing what nodes report.
+    pub fn reports(&self) -> &PgPool {
+        &self.reports
     }
 
     /// Carries out a change in one transaction, and again should it lose against another.

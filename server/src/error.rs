@@ -9,7 +9,7 @@ use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
 
 /// The longest text of an error that may hold input, in bytes.
 const LONGEST_ECHO: usize = 200;
-/// Seconds after which a client may try again when the database is away.
+/// Seconds after which a client may try again when the database is away, or when there are too many reports.
 const RETRY_AFTER_S: &str = "2";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -102,7 +102,7 @@ pub fn respond(problem: &Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(problem).unwrap_or_default();
     let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON), (header::CACHE_CONTROL, "no-store")], body).into_response();
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&status) {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
     }
     if status == StatusCode::UNAUTHORIZED {
@@ -180,6 +180,12 @@ pub fn unsupported_media_type() -> Problem {
 pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) -> Problem {
     let field = Some(shorten(field.into())).filter(|field| !field.is_empty());
     Problem { field, ..problem(StatusCode::UNPROCESSABLE_ENTITY, code, "The request cannot be carried out as it is", detail) }
+}
+
+/// 429: more is said than can be taken in now.
+pub fn busy() -> Problem {
+    let detail = "the coordinator has more reports than it can write down; try again after the seconds in Retry-After";
+    problem(StatusCode::TOO_MANY_REQUESTS, "busy", "Too many reports at a time", detail)
 }
 
 /// 500.

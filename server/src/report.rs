@@ -2,12 +2,22 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    mem,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use axum::{Extension, extract::State, http::StatusCode};
+use axum::{
+    Extension,
+    extract::{FromRequest, Request, State},
+    http::StatusCode,
+};
 use chrono::{DateTime, TimeDelta, Utc};
-use wattle_mesh::{health, view};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
+use wattle_mesh::view;
 use wattle_wire::{
     admin::NodeReport,
     ids::NodeId,
@@ -18,24 +28,56 @@ use crate::{
     app::App,
     auth::CallingNode,
     body::Body,
+    db::Db,
     error::{self, Result},
-    links::queries,
+    links::queries::{self, EndState, News},
     text,
 };
 
+/// The largest report, in bytes: 10,000 links of about 160 bytes each, and as much again.
+const LARGEST_REPORT: usize = 4 * 1024 * 1024;
 /// Reports may hold entries of peers that were removed a moment ago; so many more than there are peers.
 const SPARE_ENTRIES: usize = 16;
 /// An age over ten years is as good as ten years, and keeps every calculation within its range.
 const LONGEST_AGE_S: u64 = 10 * 365 * 24 * 3600;
+/// Reports that are taken in at a time; each may hold its largest size of memory.
+const AT_A_TIME: usize = 256;
+/// How long a report waits for its turn before it is sent away.
+const TURN: Duration = Duration::from_secs(1);
+/// How often what nodes said is written to the database.
+const WRITE: Duration = Duration::from_millis(250);
+/// Link ends that wait to be written, about 100 bytes each. A report that would bring more is sent away.
+const MOST_WAITING: usize = 500_000;
+/// How often a node is noted as heard of.
+const HEARD: Duration = Duration::from_secs(50);
+/// For how long this coordinator believes that the database still has what it wrote of a node's links: another coordinator may have written
+/// since then.
+const TRUST: Duration = Duration::from_secs(15 * 60);
 
-/// What nodes last said, in the memory of this coordinator.
-#[derive(Debug, Default)]
-pub struct Reports(Mutex<HashMap<NodeId, Said>>);
+/// What nodes last said, in the memory of this coordinator, and what of it is yet to be written to the database.
+#[derive(Debug)]
+pub struct Reports {
+    said: Mutex<HashMap<NodeId, Said>>,
+    waiting: Mutex<News>,
+    /// Held while it is written, so that what was said first is written first.
+    writing: tokio::sync::Mutex<()>,
+    turns: Semaphore,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self { said: Mutex::default(), waiting: Mutex::default(), writing: tokio::sync::Mutex::default(), turns: Semaphore::new(AT_A_TIME) }
+    }
+}
 
 #[derive(Debug)]
 struct Said {
     report: NodeReport,
     links: BTreeMap<NodeId, LinkDetail>,
+    /// When it was last noted as heard of.
+    heard: Option<Instant>,
+    /// Since when what it says of its links is compared with what it said before; absent means that all of it is news.
+    trusted: Option<Instant>,
 }
 
 /// What one end of a link last said of it.
@@ -47,25 +89,19 @@ pub struct LinkDetail {
 }
 
 /// Takes a node's report of itself and its links.
+///
+/// It is answered once it is in memory; what of it is new is written to the database a moment later. 429 when reports come faster than that.
 #[utoipa::path(post, path = "/agent/report", tag = "agents", request_body = Report, responses((status = 204)))]
-pub async fn receive(
-    State(app): State<App>,
-    Extension(CallingNode(node)): Extension<CallingNode>,
-    Body(report): Body<Report>,
-) -> Result<StatusCode> {
-    let peers = app.copy.read(|feed| feed.directory().nodes.len().saturating_sub(1));
-    check(&report, peers)?;
+pub async fn receive(State(app): State<App>, Extension(CallingNode(node)): Extension<CallingNode>, request: Request) -> Result<StatusCode> {
+    let _turn = timeout(TURN, app.reports.turns.acquire()).await.map_err(|_| error::busy())?;
+    let Body(report) = Body::<Report, LARGEST_REPORT>::from_request(request, &app).await?;
     // The last entry of a peer counts; those of strangers, and of the node itself, do not.
-    let known: BTreeMap<_, _> = app.copy.read(|feed| {
+    let known = app.copy.read(|feed| {
+        check(&report, feed.directory().nodes.len().saturating_sub(1))?;
         let linked = report.links.iter().filter(|link| view::linked(feed.directory(), node, link.peer));
-        linked.map(|link| (link.peer, *link)).collect()
-    });
-    let states: Vec<_> = known
-        .values()
-        .map(|link| queries::EndState { peer: link.peer, up: health::is_fresh(link.handshake_age_s), ever: link.handshake_age_s.is_some() })
-        .collect();
-    queries::store(app.db.requests(), node, &states).await?;
-    app.reports.keep(node, report, known, Utc::now());
+        Ok::<BTreeMap<_, _>, error::Error>(linked.map(|link| (link.peer, *link)).collect())
+    })?;
+    app.reports.keep(node, report, known)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -98,20 +134,109 @@ impl Reports {
         said.values_mut().for_each(|said| said.links.retain(|peer, _| takes_part(*peer)));
     }
 
-    fn keep(&self, node: NodeId, report: Report, links: BTreeMap<NodeId, LinkReport>, at: DateTime<Utc>) {
+    /// The node comes from elsewhere, where it may have said other things: its next account is written whatever it said here before.
+    pub fn distrust(&self, node: NodeId) {
+        if let Some(said) = self.lock().get_mut(&node) {
+            (said.heard, said.trusted) = (None, None);
+        }
+    }
+
+    /// Writes what nodes say, again and again. What is lost when the coordinator dies is said again: each node gives its whole account to the
+    /// coordinator that it turns to.
+    pub async fn write_on(&self, db: &Db) {
+        let mut away = false;
+        loop {
+            sleep(WRITE).await;
+            match self.write(db).await {
+                Ok(()) => away = false,
+                Err(error) => {
+                    if !mem::replace(&mut away, true) {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot write what nodes report; it is kept");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes what waits. What cannot be written goes on waiting, unless it was overtaken.
+    pub async fn write(&self, db: &Db) -> Result<()> {
+        let _alone = self.writing.lock().await;
+        let news = mem::take(&mut *self.waiting());
+        let written = queries::store(db.reports(), &news).await;
+        if written.is_err() {
+            let mut waiting = self.waiting();
+            let overtaken = mem::replace(&mut *waiting, news);
+            waiting.extend(overtaken);
+        }
+        written
+    }
+
+    fn keep(&self, node: NodeId, report: Report, links: BTreeMap<NodeId, LinkReport>) -> Result<()> {
         let Report { applied, device, links: _, problems } = report;
+        let (at, now) = (Utc::now(), Instant::now());
         let report = NodeReport { at, applied, device, problems };
-        let details = links.into_iter().map(|(peer, said)| {
+        let mut all = self.lock();
+        let before = all.get(&node);
+        let trusted = before.and_then(|said| said.trusted).filter(|trusted| now - *trusted < TRUST);
+        let heard = before.and_then(|said| said.heard).filter(|heard| now - *heard < HEARD);
+        let known = |peer| before.filter(|_| trusted.is_some())?.links.get(&peer).map(|detail| EndState::of(&detail.said));
+        let news = links.values().map(EndState::of).filter(|state| known(state.peer) != Some(*state));
+        let news: Vec<_> = news.map(|state| ((node, state.peer), state)).collect();
+        let mut waiting = self.waiting();
+        if waiting.ends.len() + news.len() > MOST_WAITING {
+            return Err(error::busy().into());
+        }
+        waiting.ends.extend(news);
+        if heard.is_none() {
+            waiting.heard.insert(node);
+        }
+        drop(waiting);
+        let said = all.entry(node).or_insert_with(|| Said { report: report.clone(), links: BTreeMap::new(), heard, trusted });
+        (said.report, said.heard, said.trusted) = (report, heard.or(Some(now)), trusted.or(Some(now)));
+        said.links.extend(links.into_iter().map(|(peer, said)| {
             let age = said.handshake_age_s.map(|age| TimeDelta::seconds(age.min(LONGEST_AGE_S).cast_signed()));
             (peer, LinkDetail { at, last_handshake_at: age.map(|age| at - age), said })
-        });
-        let mut said = self.lock();
-        let entry = said.entry(node).or_insert_with(|| Said { report: report.clone(), links: BTreeMap::new() });
-        entry.report = report;
-        entry.links.extend(details);
+        }));
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Said>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, News> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use wattle_wire::report::DeviceKind;
+
+    use super::*;
+
+    fn node(number: u64) -> NodeId {
+        NodeId(Uuid::from_u128(u128::from(number)))
+    }
+
+    #[test]
+    fn more_than_can_be_written_is_sent_away_and_what_is_no_news_is_not() {
+        let reports = Reports::default();
+        let keep = |from: u64, peers: u64| {
+            let link = |peer| LinkReport { peer, handshake_age_s: Some(1), received_bytes: 0, sent_bytes: 0, endpoint: None };
+            let links = (1..=peers).map(|peer| (node(peer), link(node(peer)))).collect();
+            let applied = "1.1".parse().unwrap();
+            let report = Report { applied, device: DeviceKind::Kernel, links: vec![], problems: vec![] };
+            reports.keep(node(from), report, links)
+        };
+        for from in 0..500 {
+            keep(from, 1_000).unwrap();
+        }
+        assert_eq!(reports.waiting().ends.len(), MOST_WAITING);
+        assert!(keep(500, 1).is_err());
+        assert!(reports.last(node(500)).is_none(), "what is sent away leaves nothing");
+        keep(7, 1_000).unwrap();
+        keep(501, 0).unwrap();
     }
 }

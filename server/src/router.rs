@@ -4,7 +4,7 @@ use std::any::Any;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{Request, State},
     http::{HeaderName, HeaderValue, header},
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
@@ -24,7 +24,6 @@ use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
 use crate::{
     app::App,
     auth::{self, RequestId},
-    body::LARGEST_BODY,
     enrolment, error, health, links, nodes, report, sites, stream, tokens,
 };
 
@@ -80,7 +79,6 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(async || error::respond(&error::method_not_allowed()))
         .layer(from_fn_with_state(app.clone(), with_position))
         .layer(CatchPanicLayer::custom(answer_panic))
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(TraceLayer::new_for_http().make_span_with(span))
         .layer(from_fn(auth::with_request_id))
         .with_state(app)

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::{App, Settings},
+    auth::Verified,
     config::Config,
     copy::Copy,
     db::Db,
@@ -45,6 +46,7 @@ impl Server {
             copy,
             streams: Arc::new(Streams::default()),
             reports: Arc::new(Reports::default()),
+            verified: Arc::new(Verified::default()),
             settings: Arc::new(Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls: config.urls(address) }),
             stop: stop.clone(),
         };
@@ -65,6 +67,7 @@ impl Server {
         let _ = self.following.await;
         self.app.db.requests().close().await;
         self.app.db.follow().close().await;
+        self.app.db.reports().close().await;
         result
     }
 }
@@ -74,12 +77,18 @@ async fn follow(app: App) {
         let mut ticks = interval(SWEEP);
         loop {
             ticks.tick().await;
-            app.reports.retain(|node| app.copy.read(|feed| feed.directory().nodes.contains_key(&node)));
+            let takes_part = |node| app.copy.read(|feed| feed.directory().nodes.contains_key(&node));
+            app.reports.retain(takes_part);
+            app.verified.retain(takes_part);
         }
     };
     tokio::select! {
         () = app.copy.follow(&app.db, &app.stop) => {}
+        () = app.reports.write_on(&app.db) => {}
         () = sweep => {}
+    }
+    if let Err(error) = app.reports.write(&app.db).await {
+        tracing::debug!(%error, "what nodes said last was not written");
     }
 }
 

@@ -71,6 +71,7 @@ pub async fn follow(
     Query(query): Query<StreamQuery>,
 ) -> Response {
     let now = Instant::now();
+    app.reports.distrust(node);
     let session = Session {
         superseded: app.streams.open(node),
         position: app.copy.subscribe(),

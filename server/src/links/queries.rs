@@ -5,19 +5,46 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
-use wattle_wire::ids::NodeId;
+use wattle_mesh::health;
+use wattle_wire::{ids::NodeId, report::LinkReport};
 
 use crate::error::Result;
+
+/// Rows of one statement; it has to end within the database's limit of five seconds.
+const MOST_ROWS: usize = 20_000;
 
 /// When nodes were last heard of.
 pub type Heard = BTreeMap<NodeId, DateTime<Utc>>;
 
 /// What one end says of a link now.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndState {
     pub peer: NodeId,
     pub up: bool,
     pub ever: bool,
+}
+
+impl EndState {
+    pub fn of(said: &LinkReport) -> Self {
+        Self { peer: said.peer, up: health::is_fresh(said.handshake_age_s), ever: said.handshake_age_s.is_some() }
+    }
+}
+
+/// What nodes say that may be new.
+#[derive(Debug, Default)]
+pub struct News {
+    /// By the node that says it and its peer.
+    pub ends: BTreeMap<(NodeId, NodeId), EndState>,
+    /// Nodes that were heard of.
+    pub heard: BTreeSet<NodeId>,
+}
+
+impl News {
+    /// Adds what was said later.
+    pub fn extend(&mut self, later: Self) {
+        self.ends.extend(later.ends);
+        self.heard.extend(later.heard);
+    }
 }
 
 /// What one end of a link said last that was new.
@@ -35,40 +62,57 @@ pub struct LinkRow {
     pub b: Option<StoredEnd>,
 }
 
-/// Stores what a node says of its links where it is new, and, once a minute, that it was heard of.
-pub async fn store(pool: &PgPool, node: NodeId, states: &[EndState]) -> Result<()> {
-    let (lower, higher): (Vec<EndState>, Vec<EndState>) = states.iter().partition(|state| state.peer < node);
+/// Stores what nodes say of their links where it is new, and that they were heard of. Rows that are so already are not even locked.
+///
+/// The order of the rows is the same for all who write, so that none waits for another in a circle.
+pub async fn store(pool: &PgPool, news: &News) -> Result<()> {
+    if news.ends.is_empty() && news.heard.is_empty() {
+        return Ok(());
+    }
     let mut connection = pool.acquire().await?;
-    let (peers, ups, evers) = columns(&higher);
+    let ends: Vec<_> = news.ends.iter().collect();
+    for ends in ends.chunks(MOST_ROWS) {
+        let (first, second): (Vec<_>, Vec<_>) = ends.iter().partition(|((node, peer), _)| node < peer);
+        let (nodes, peers, ups, evers) = columns(&first);
+        sqlx::query!(
+            "INSERT INTO links AS stored (a, b, a_up, a_ever, a_since)
+             SELECT a, b, up, ever, now()
+             FROM unnest($1::uuid[], $2::uuid[], $3::boolean[], $4::boolean[]) AS said(a, b, up, ever)
+             LEFT JOIN links AS known USING (a, b)
+             WHERE (known.a_up IS DISTINCT FROM up OR ever AND NOT known.a_ever)
+               AND NOT EXISTS (SELECT FROM nodes WHERE id IN (a, b) AND state = 'revoked')
+             ORDER BY a, b
+             ON CONFLICT (a, b) DO UPDATE SET a_up = excluded.a_up, a_ever = stored.a_ever OR excluded.a_ever, a_since = now()",
+            &nodes,
+            &peers,
+            &ups,
+            &evers
+        )
+        .execute(&mut *connection)
+        .await?;
+        let (nodes, peers, ups, evers) = columns(&second);
+        sqlx::query!(
+            "INSERT INTO links AS stored (a, b, b_up, b_ever, b_since)
+             SELECT a, b, up, ever, now()
+             FROM unnest($1::uuid[], $2::uuid[], $3::boolean[], $4::boolean[]) AS said(b, a, up, ever)
+             LEFT JOIN links AS known USING (a, b)
+             WHERE (known.b_up IS DISTINCT FROM up OR ever AND NOT known.b_ever)
+               AND NOT EXISTS (SELECT FROM nodes WHERE id IN (a, b) AND state = 'revoked')
+             ORDER BY a, b
+             ON CONFLICT (a, b) DO UPDATE SET b_up = excluded.b_up, b_ever = stored.b_ever OR excluded.b_ever, b_since = now()",
+            &nodes,
+            &peers,
+            &ups,
+            &evers
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    let heard: Vec<_> = news.heard.iter().map(|node| node.0).collect();
     sqlx::query!(
-        "INSERT INTO links AS stored (a, b, a_up, a_ever, a_since)
-         SELECT $1, said.peer, said.up, said.ever, now() FROM unnest($2::uuid[], $3::boolean[], $4::boolean[]) AS said(peer, up, ever)
-         ON CONFLICT (a, b) DO UPDATE SET a_up = excluded.a_up, a_ever = stored.a_ever OR excluded.a_ever, a_since = now()
-         WHERE stored.a_up IS DISTINCT FROM excluded.a_up OR excluded.a_ever AND NOT stored.a_ever",
-        node.0,
-        &peers,
-        &ups,
-        &evers
-    )
-    .execute(&mut *connection)
-    .await?;
-    let (peers, ups, evers) = columns(&lower);
-    sqlx::query!(
-        "INSERT INTO links AS stored (a, b, b_up, b_ever, b_since)
-         SELECT said.peer, $1, said.up, said.ever, now() FROM unnest($2::uuid[], $3::boolean[], $4::boolean[]) AS said(peer, up, ever)
-         ON CONFLICT (a, b) DO UPDATE SET b_up = excluded.b_up, b_ever = stored.b_ever OR excluded.b_ever, b_since = now()
-         WHERE stored.b_up IS DISTINCT FROM excluded.b_up OR excluded.b_ever AND NOT stored.b_ever",
-        node.0,
-        &peers,
-        &ups,
-        &evers
-    )
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query!(
-        "INSERT INTO node_reports AS stored (node, at) VALUES ($1, now())
-         ON CONFLICT (node) DO UPDATE SET at = excluded.at WHERE stored.at < excluded.at - interval '50 seconds'",
-        node.0
+        "INSERT INTO node_reports AS stored (node, at) SELECT id, now() FROM nodes WHERE id = ANY($1) AND state <> 'revoked' ORDER BY id
+         ON CONFLICT (node) DO UPDATE SET at = excluded.at",
+        &heard
     )
     .execute(&mut *connection)
     .await?;
@@ -100,7 +144,8 @@ pub async fn heard(pool: &PgPool, pairs: &[(NodeId, NodeId)]) -> Result<Heard> {
     Ok(rows.into_iter().map(|row| (NodeId(row.node), row.at)).collect())
 }
 
-fn columns(states: &[EndState]) -> (Vec<Uuid>, Vec<bool>, Vec<bool>) {
-    let peers = states.iter().map(|state| state.peer.0).collect();
-    (peers, states.iter().map(|state| state.up).collect(), states.iter().map(|state| state.ever).collect())
+fn columns(ends: &[&(&(NodeId, NodeId), &EndState)]) -> (Vec<Uuid>, Vec<Uuid>, Vec<bool>, Vec<bool>) {
+    let (nodes, peers) = ends.iter().map(|((node, peer), _)| (node.0, peer.0)).unzip();
+    let (ups, evers) = ends.iter().map(|(_, state)| (state.up, state.ever)).unzip();
+    (nodes, peers, ups, evers)
 }

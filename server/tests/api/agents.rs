@@ -135,8 +135,11 @@ impl Node {
         coordinator.client.request(method, coordinator.url(path)).bearer_auth(self.token())
     }
 
+    /// Reports, and sees to it that what is taken is in the database.
     pub(crate) async fn report(&self, coordinator: &Coordinator, body: Value) -> Answer {
-        send(self.request(coordinator, Method::POST, "/agent/report").json(&body)).await
+        let answer = send(self.request(coordinator, Method::POST, "/agent/report").json(&body)).await;
+        coordinator.server.app.reports.write(&coordinator.server.app.db).await.unwrap();
+        answer
     }
 
     pub(crate) async fn follow(&self, coordinator: &Coordinator, since: Option<Position>) -> Follower {

@@ -150,3 +150,18 @@ fn forgeries(node: &Node, other: &Node) -> Vec<(String, String)> {
     forged.push(("altered claims".to_owned(), format!("{}.{}.{}", parts[0], header(altered), parts[2])));
     forged
 }
+
+#[tokio::test]
+async fn a_token_that_was_verified_before_is_good_only_as_it_was_and_while_its_node_takes_part() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let token = dublin.token();
+    let view = async |token: &str| send(coordinator.client.get(coordinator.url("/agent/view")).bearer_auth(token)).await.status.as_u16();
+    assert_eq!((view(&token).await, view(&token).await), (200, 200));
+    let (claims, signature) = token.rsplit_once('.').unwrap();
+    let forged: String = signature.chars().rev().collect();
+    assert_eq!(view(&format!("{claims}.{forged}")).await, 401);
+    assert_eq!(view(&token).await, 200);
+    coordinator.delete("/nodes/dublin").await.expect(204);
+    assert_eq!(view(&token).await, 401);
+}

@@ -1,11 +1,13 @@
 //! `/links` and `/agent/report`
 
+use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_wire::ids::NodeId;
+use tokio::time::Instant;
+use wattle_wire::{ids::NodeId, stream::StreamMessage};
 
 use crate::{
     agents::{Node, new_node},
-    harness::Coordinator,
+    harness::{Coordinator, SOON, send},
 };
 
 fn said(peer: NodeId, age: Value) -> Value {
@@ -107,4 +109,49 @@ async fn malformed_reports_are_refused() {
         assert_eq!((status, named.as_deref()), (422, Some(field)));
     }
     assert_eq!(coordinator.count("SELECT count(*) FROM links").await, 0);
+}
+
+#[tokio::test]
+async fn a_report_is_answered_while_the_database_is_busy_and_written_when_it_is_not() {
+    let coordinator = Coordinator::start().await;
+    let (dublin, frankfurt) = two_nodes(&coordinator).await;
+    let mut stream = dublin.follow(&coordinator, None).await;
+    stream.next().await;
+    let mut blocker = coordinator.connection().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE links, node_reports").execute(&mut blocker).await.unwrap();
+    let request = dublin.request(&coordinator, Method::POST, "/agent/report").json(&report(&[said(frankfurt.id(), json!(3))]));
+    send(request).await.expect(204);
+    assert_eq!(coordinator.get("/nodes/dublin").await.json()["last_report"]["applied"], "1.4");
+    coordinator.patch("/sites/frankfurt", json!({"subnets": ["10.20.0.0/24"]})).await.expect(200);
+    assert!(matches!(stream.news().await, Some(StreamMessage::Delta { .. })), "streams and changes do not wait for reports");
+    sqlx::raw_sql("ROLLBACK").execute(&mut blocker).await.unwrap();
+    let deadline = Instant::now() + SOON;
+    while states(&coordinator).await != ["degraded"] {
+        assert!(Instant::now() < deadline, "what the node said was never written");
+    }
+}
+
+#[tokio::test]
+async fn what_a_node_said_to_another_coordinator_meanwhile_is_overwritten_when_it_comes_back() {
+    let coordinator = Coordinator::start().await;
+    let another = coordinator.another().await;
+    let (dublin, frankfurt) = two_nodes(&coordinator).await;
+    let [up, down] = [json!(3), json!(181)].map(|age| report(&[said(frankfurt.id(), age)]));
+    dublin.report(&coordinator, up.clone()).await.expect(204);
+    dublin.report(&another, down).await.expect(204);
+    assert_eq!(states(&coordinator).await, ["down"]);
+    dublin.follow(&coordinator, None).await.next().await;
+    dublin.report(&coordinator, up).await.expect(204);
+    assert_eq!(states(&coordinator).await, ["degraded"]);
+}
+
+#[tokio::test]
+async fn a_report_of_three_thousand_links_is_read_and_one_of_many_megabytes_is_not() {
+    let coordinator = Coordinator::start().await;
+    let (dublin, frankfurt) = two_nodes(&coordinator).await;
+    let links = |count: usize| report(&vec![said(frankfurt.id(), json!(1)); count]);
+    // It is too many for this small mesh, which can only be told once it was read.
+    let (status, code, field) = dublin.report(&coordinator, links(3_000)).await.problem();
+    assert_eq!((status, code.as_str(), field.as_deref()), (422, "too_many", Some("links")));
+    assert_eq!(dublin.report(&coordinator, links(40_000)).await.problem().0, 413);
 }
