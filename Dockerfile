@@ -21,7 +21,7 @@ ENV WATTLE_DATA_DIR=/var/lib/wattle-server WATTLE_LISTEN=0.0.0.0:8443
 VOLUME /var/lib/wattle-server
 EXPOSE 8443
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["curl", "--fail", "--silent", "--show-error", "--output", "/dev/null", "http://127.0.0.1:8443/readyz"]
+    CMD ["curl", "--fail", "--silent", "--show-error", "--output", "/dev/null", "--cacert", "/var/lib/wattle-server/ca.crt", "https://127.0.0.1:8443/readyz"]
 ENTRYPOINT ["wattle-server"]
 
 # Needs --network=host --cap-add=NET_ADMIN --device=/dev/net/tun, and a volume for its keys.

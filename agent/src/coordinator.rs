@@ -1,24 +1,28 @@
 //! Requests to the coordinator.
 
 use std::{
-    sync::atomic::{AtomicI64, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Context, anyhow};
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, header::DATE, redirect};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, header::DATE, redirect, tls};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio_util::{
     codec::{FramedRead, LinesCodec},
     io::StreamReader,
 };
-use wattle_mesh::machine::Machine;
+use wattle_mesh::{machine::Machine, pin::Pins};
 use wattle_wire::{
-    PROTOCOL_HEADER, PROTOCOL_VERSION,
+    PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
     ids::Position,
+    key::Bytes32,
     problem::Problem,
     report::Report,
     stream::{SILENCE_S, StreamMessage},
@@ -28,6 +32,8 @@ use crate::identity::Membership;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long nothing may come on a connection before it is asked for a sign of life; more than a stream's heartbeat.
+const PING: Duration = Duration::from_secs(15);
 /// The longest line of a stream, in bytes: the snapshot of a mesh far larger than any that fits a kernel.
 const LONGEST_LINE: usize = 64 << 20;
 
@@ -51,6 +57,8 @@ pub(crate) enum RequestError {
 pub(crate) struct Coordinator {
     client: Client,
     urls: Vec<String>,
+    /// How their certificates are recognised; none are for publicly valid ones.
+    pins: Arc<Pins>,
     /// Which of the URLs to try first.
     preferred: AtomicUsize,
     /// Seconds by which the coordinator's clock is ahead of ours.
@@ -58,14 +66,24 @@ pub(crate) struct Coordinator {
 }
 
 impl Coordinator {
-    pub(crate) fn new(urls: Vec<String>) -> anyhow::Result<Self> {
-        let client = Client::builder()
+    pub(crate) fn new(urls: Vec<String>, pins: Vec<Bytes32>) -> anyhow::Result<Self> {
+        let pins = Pins::new(pins);
+        let client = trusting(&urls, &pins)?
             .connect_timeout(CONNECT_TIMEOUT)
+            // A dead connection must not outlive the stream that died with it: the next one would be asked for on it.
+            .http2_keep_alive_interval(PING)
+            .http2_keep_alive_timeout(PING)
+            .http2_keep_alive_while_idle(true)
             .redirect(redirect::Policy::none())
             .user_agent(concat!("wattle-agent/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("cannot make an HTTP client")?;
-        Ok(Self { client, urls, preferred: AtomicUsize::new(0), clock_offset: AtomicI64::new(0) })
+        Ok(Self { client, urls, pins, preferred: AtomicUsize::new(0), clock_offset: AtomicI64::new(0) })
+    }
+
+    /// The pins of the certificate authorities that are trusted now; the coordinator may have changed them.
+    pub(crate) fn pins(&self) -> Vec<Bytes32> {
+        self.pins.get()
     }
 
     pub(crate) async fn enrol_start(&self, start: &EnrolStart) -> Result<EnrolChallenge, RequestError> {
@@ -128,6 +146,9 @@ impl Coordinator {
         if is_unauthorized(&result) && self.clock_offset.load(Ordering::Relaxed).abs_diff(before) > 1 {
             result = self.send(method, path, signed).await;
         }
+        if let Ok(response) = &result {
+            self.learn_pins(response);
+        }
         if is_unauthorized(&result) { Err(RequestError::NotAMember) } else { result }
     }
 
@@ -159,12 +180,38 @@ impl Coordinator {
         Err(failure)
     }
 
+    /// Takes over the authorities that the coordinator names, if it is known by a pin itself.
+    fn learn_pins(&self, response: &Response) {
+        let named = response.headers().get(PINS_HEADER).and_then(|pins| pins.to_str().ok());
+        let named = named.and_then(|pins| pins.split(',').map(|pin| pin.parse().ok()).collect::<Option<Vec<Bytes32>>>());
+        if let Some(named) = named.filter(|_| !self.pins().is_empty()) {
+            self.pins.set(named);
+        }
+    }
+
     fn learn_clock(&self, response: &Response) {
         let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
         if let Some(theirs) = date.and_then(|date| chrono::DateTime::parse_from_rfc2822(date).ok()) {
             self.clock_offset.store(theirs.timestamp() - chrono::Utc::now().timestamp(), Ordering::Relaxed);
         }
     }
+}
+
+/// A client that believes a coordinator of these URLs only if it shows a certificate of a pinned authority or, without pins, one that is
+/// publicly valid; and that never falls back to HTTP where a URL says HTTPS.
+fn trusting(urls: &[String], pins: &Arc<Pins>) -> anyhow::Result<ClientBuilder> {
+    let any_tls = urls.iter().any(|url| url.starts_with("https://"));
+    if !pins.get().is_empty() {
+        anyhow::ensure!(
+            urls.iter().all(|url| url.starts_with("https://")),
+            "the join string pins a certificate authority and has a URL without https://"
+        );
+        let tls = pins.client_config().context("cannot speak TLS")?;
+        return Ok(Client::builder().tls_backend_preconfigured(tls).https_only(true));
+    }
+    // Where no URL needs them, the host need not have certificates of public authorities.
+    let client = if any_tls { Client::builder() } else { Client::builder().tls_certs_only([]) };
+    Ok(client.tls_version_min(tls::Version::TLS_1_3))
 }
 
 fn is_unauthorized(result: &Result<Response, RequestError>) -> bool {

@@ -30,7 +30,7 @@ struct Stored {
 }
 
 /// Of which mesh the machine is a node, and where its coordinators are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Membership {
     pub(crate) enrolled: Enrolled,
     pub(crate) urls: Vec<String>,

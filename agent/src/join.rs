@@ -26,12 +26,8 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
     let slot = if replace { Slot::Next } else { Slot::Present };
     // Whoever follows the mesh with the old keys must not meet the new ones.
     let _stopped = if replace { Some(store.lock()?) } else { None };
-    if let Some((_, Some(Membership { enrolled, .. }))) = slot.load(&store)? {
-        if enrolled.mesh != join.mesh {
-            bail!("this machine is node {} of another mesh; give that up with `wattle-agent down` and `join --replace`", enrolled.name);
-        }
-        output::line(format!("already node {} of site {}: nothing to do", enrolled.name, enrolled.site));
-        return Ok(());
+    if let Some((machine, Some(membership))) = slot.load(&store)? {
+        return reach(&store, slot, &machine, membership, join);
     }
     let machine = slot.load_or_make(&store)?;
     let enrolled = match enrol(&join, &machine, endpoint).await {
@@ -55,6 +51,22 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
     Ok(())
 }
 
+/// A machine that is a node already takes over where the coordinators are and by which authority it knows them.
+fn reach(store: &Store, slot: Slot, machine: &Machine, membership: Membership, join: JoinString) -> anyhow::Result<()> {
+    let Membership { enrolled, urls, pins } = membership;
+    if enrolled.mesh != join.mesh {
+        bail!("this machine is node {} of another mesh; give that up with `wattle-agent down` and `join --replace`", enrolled.name);
+    }
+    let (name, site) = (enrolled.name.clone(), enrolled.site.clone());
+    if (&urls, &pins) == (&join.urls, &join.pins) {
+        output::line(format!("already node {name} of site {site}: nothing to do"));
+        return Ok(());
+    }
+    slot.save(store, machine, Some(Membership { enrolled, urls: join.urls, pins: join.pins }))?;
+    output::line(format!("already node {name} of site {site}: reaches the coordinators as this join string says"));
+    Ok(())
+}
+
 /// The join string itself, or what standard input holds for `-`, so that it need not stand in the shell's history.
 fn read(join_string: &str) -> anyhow::Result<String> {
     if join_string != "-" {
@@ -66,7 +78,7 @@ fn read(join_string: &str) -> anyhow::Result<String> {
 }
 
 async fn enrol(join: &JoinString, machine: &Machine, endpoint: Option<Endpoint>) -> Result<Enrolled, RequestError> {
-    let coordinator = Coordinator::new(join.urls.clone())?;
+    let coordinator = Coordinator::new(join.urls.clone(), join.pins.clone())?;
     let start = EnrolStart { token: join.token, secret: join.secret.clone() };
     let challenge = coordinator.enrol_start(&start).await?;
     let claim = machine.claim(join, &challenge, endpoint, env!("CARGO_PKG_VERSION")).context("cannot write the claim")?;

@@ -44,13 +44,18 @@ pub(crate) async fn run(place: &Place) -> anyhow::Result<()> {
     let store = Store::open(&place.state_dir)?;
     let _alone = store.lock()?;
     let mut stop = Stop::new()?;
-    let (machine, membership) = tokio::select! {
+    let (mut machine, mut membership) = tokio::select! {
         joined = wait_for_join(&store) => joined?,
         () = stop.asked() => return Ok(()),
     };
-    let mut agent = Agent::new(place, store, machine, membership)?;
-    agent.start_from_disk().await;
-    agent.run(&mut stop).await;
+    loop {
+        let mut agent = Agent::new(place, store.clone(), machine, membership)?;
+        agent.start_from_disk().await;
+        match agent.run(&mut stop).await {
+            Ended::Stopped => break,
+            Ended::Rejoined(with_machine, as_node) => (machine, membership) = (with_machine, as_node),
+        }
+    }
     info!("stopped; the tunnels stay up");
     Ok(())
 }
@@ -101,6 +106,13 @@ async fn wait_for_join(store: &Store) -> anyhow::Result<(Machine, Membership)> {
     }
 }
 
+/// Why the loop ended.
+enum Ended {
+    Stopped,
+    /// `join` said where else the coordinators are; the loop begins anew with that.
+    Rejoined(Machine, Membership),
+}
+
 struct Agent {
     store: Store,
     machine: Arc<Machine>,
@@ -134,8 +146,8 @@ impl Agent {
     fn new(place: &Place, store: Store, machine: Machine, membership: Membership) -> anyhow::Result<Self> {
         let now = Instant::now();
         Ok(Self {
-            coordinator: Arc::new(Coordinator::new(membership.urls.clone())?),
             host: Host::new(place, &store, &membership.urls)?,
+            coordinator: Arc::new(Coordinator::new(membership.urls.clone(), membership.pins.clone())?),
             replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()),
             machine: Arc::new(machine),
             membership,
@@ -171,7 +183,7 @@ impl Agent {
         }
     }
 
-    async fn run(&mut self, stop: &mut Stop) {
+    async fn run(&mut self, stop: &mut Stop) -> Ended {
         let (sender, mut events) = mpsc::channel(16);
         let follower = follow::follow(
             Arc::clone(&self.coordinator),
@@ -181,10 +193,10 @@ impl Agent {
             sender,
         );
         let follower = tokio::spawn(follower);
-        loop {
+        let ended = loop {
             tokio::select! {
                 event = events.recv() => {
-                    let Some(event) = event else { break };
+                    let Some(event) = event else { break Ended::Stopped };
                     self.handle(event);
                     // The host follows the newest view, not each on the way there.
                     while let Ok(event) = events.try_recv() {
@@ -193,7 +205,7 @@ impl Agent {
                 }
                 () = tokio::time::sleep_until(self.looked + self.until_next_look()) => self.reconcile().await,
                 told = told(&mut self.report) => self.told(told),
-                () = stop.asked() => break,
+                () = stop.asked() => break Ended::Stopped,
             }
             if std::mem::take(&mut self.view_changed) {
                 self.reconcile().await;
@@ -202,9 +214,41 @@ impl Agent {
             if std::mem::take(&mut self.view_unsaved) {
                 self.save_view();
             }
+            self.save_pins();
+            if self.disconnected.is_some()
+                && let Some(ended) = self.rejoined()
+            {
+                break ended;
+            }
             self.tell();
-        }
+        };
         follower.abort();
+        ended
+    }
+
+    /// Keeps the pins that the coordinator told, so that a restart knows them.
+    fn save_pins(&mut self) {
+        let pins = self.coordinator.pins();
+        if pins == self.membership.pins {
+            return;
+        }
+        self.membership.pins = pins;
+        match Slot::Present.save(&self.store, &self.machine, Some(self.membership.clone())) {
+            Ok(()) => info!("the coordinator named the certificate authorities to trust from now on"),
+            Err(error) => warn!("{error:#}"),
+        }
+    }
+
+    /// Whether `join` left a new account of where the coordinators are.
+    fn rejoined(&self) -> Option<Ended> {
+        match Slot::Present.load(&self.store) {
+            Ok(Some((machine, Some(membership)))) if membership != self.membership => Some(Ended::Rejoined(machine, membership)),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!("{error:#}");
+                None
+            }
+        }
     }
 
     fn handle(&mut self, event: Event) {

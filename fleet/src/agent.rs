@@ -15,11 +15,13 @@ use reqwest::Client;
 use tokio::sync::{mpsc, watch};
 use wattle_mesh::{
     machine::Machine,
+    pin::Pins,
     replica::{Received, Replica},
 };
 use wattle_wire::{
     enrol::{EnrolChallenge, EnrolStart, Enrolled},
     join::JoinString,
+    key::Bytes32,
     report::{DeviceKind, Report},
     stream::StreamMessage,
 };
@@ -53,7 +55,10 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// Makes keys and enrols.
-    pub(crate) async fn enrol(client: Client, join: JoinString) -> anyhow::Result<Self> {
+    ///
+    /// Each agent has connections of its own, as real ones have.
+    pub(crate) async fn enrol(join: JoinString) -> anyhow::Result<Self> {
+        let client = client(&join.pins)?;
         let url = join.urls.first().context("the join string has no URL")?.clone();
         let mut seeds = [[0; 32]; 2];
         aws_lc_rs::rand::fill(seeds.as_flattened_mut()).ok().context("no random numbers")?;
@@ -134,6 +139,15 @@ impl Agent {
     fn token(&self) -> anyhow::Result<String> {
         Ok(self.machine.token(&self.enrolled, Utc::now().timestamp())?.reveal().to_owned())
     }
+}
+
+/// A client that believes pinned coordinators alone or, without pins, publicly valid ones.
+pub(crate) fn client(pins: &[Bytes32]) -> anyhow::Result<Client> {
+    let builder = match pins {
+        [] => Client::builder(),
+        pins => Client::builder().tls_backend_preconfigured(Pins::new(pins.to_vec()).client_config()?),
+    };
+    builder.build().context("cannot make an HTTP client")
 }
 
 async fn post<A: for<'a> serde::Deserialize<'a>>(client: &Client, url: &str, body: &impl serde::Serialize) -> anyhow::Result<A> {

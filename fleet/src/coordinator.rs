@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use reqwest::{Client, Method};
+use reqwest::{Certificate, Client, Method};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -39,8 +40,8 @@ struct Own {
 
 impl Coordinator {
     pub(crate) async fn open(options: &Options) -> anyhow::Result<Self> {
-        let client = Client::builder().pool_max_idle_per_host(64).build()?;
         if let (Some(url), Some(file)) = (&options.url, &options.token_file) {
+            let client = client(options.ca_file.as_deref())?;
             let token = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
             return Ok(Self { client, url: url.trim_end_matches('/').to_owned(), token: token.trim().to_owned(), own: None });
         }
@@ -54,7 +55,8 @@ impl Coordinator {
         )?;
         let address = format!("127.0.0.1:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
         let child = start(&folder, &address)?;
-        let url = format!("http://{address}");
+        let client = own_client(&folder.path().join("data/ca.crt")).await?;
+        let url = format!("https://{address}");
         let mut coordinator = Self { client, url, token: String::new(), own: Some(Own { child, folder, address }) };
         coordinator.wait_ready().await?;
         let own = coordinator.own.as_ref().context("no coordinator of our own")?;
@@ -115,6 +117,29 @@ impl Drop for Own {
         }
         let _ = self.child.wait();
     }
+}
+
+/// A client that believes the authority of a file or, without one, the public ones.
+fn client(ca_file: Option<&Path>) -> anyhow::Result<Client> {
+    let mut builder = Client::builder();
+    if let Some(file) = ca_file {
+        let pem = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        builder = builder.tls_certs_only([Certificate::from_pem(&pem)?]);
+    }
+    // Requests are made side by side on connections of their own, as by many people.
+    builder.http1_only().build().context("cannot make an HTTP client")
+}
+
+/// A client of a coordinator that is about to make its authority.
+async fn own_client(ca_file: &Path) -> anyhow::Result<Client> {
+    let deadline = Instant::now() + READY;
+    while !ca_file.exists() {
+        if Instant::now() > deadline {
+            bail!("the coordinator made no {} within {} s", ca_file.display(), READY.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    client(Some(ca_file))
 }
 
 fn start(folder: &TempDir, address: &str) -> anyhow::Result<Child> {

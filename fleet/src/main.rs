@@ -29,6 +29,10 @@ pub(crate) struct Options {
     #[arg(long, requires = "token_file")]
     url: Option<String>,
 
+    /// File with the certificate of that coordinator's own authority, its ca.crt; without it the certificate has to be publicly valid.
+    #[arg(long, requires = "url")]
+    ca_file: Option<PathBuf>,
+
     /// File with an api token of that coordinator.
     #[arg(long)]
     token_file: Option<PathBuf>,

@@ -45,7 +45,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<Table> {
 
     progress("enrolling");
     let begin = Instant::now();
-    let enrol = |join: JoinString| Agent::enrol(coordinator.client.clone(), join_at(join, &coordinator.url));
+    let enrol = |join: JoinString| Agent::enrol(join_at(join, &coordinator.url));
     let agents: Vec<Agent> = stream::iter(joins).map(enrol).buffered(PARALLEL).try_collect().await?;
     rows.add("enrolments (both requests, fsync)", rate(count, begin.elapsed()));
 

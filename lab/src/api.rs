@@ -1,6 +1,6 @@
 //! The REST interface, through `curl`, as a person uses it.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
@@ -13,6 +13,8 @@ use crate::process;
 pub struct Api {
     pub url: String,
     pub token: String,
+    /// The certificate of the coordinator's authority.
+    pub ca: PathBuf,
 }
 
 /// What the coordinator answered.
@@ -37,9 +39,16 @@ impl Api {
         if answer.status == 204 { Ok(()) } else { bail!("DELETE {path}: {answer:?}") }
     }
 
+    /// `curl`, as the README has it: it believes this coordinator.
+    pub fn curl(&self) -> Command {
+        let mut command = Command::new("curl");
+        command.env("CURL_CA_BUNDLE", &self.ca);
+        command
+    }
+
     /// One request; a body is sent as JSON, whatever is in it.
     pub fn request(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
-        let mut command = Command::new("curl");
+        let mut command = self.curl();
         command.args(["--silent", "--show-error", "--max-time", "10", "--noproxy", "*", "--request", method]);
         command.args(["--header", &format!("Authorization: Bearer {}", self.token)]);
         if body.is_some() {

@@ -1,6 +1,6 @@
 //! The coordinator of a lab, on a host of its own.
 
-use std::{net::Ipv4Addr, path::PathBuf, process::Command};
+use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -45,12 +45,15 @@ impl Coordinator {
 
     /// Waits until it answers that it is ready.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let anonymous = Api { url: url(), token: String::new() };
+        let (host, ca) = (&self.host, self.log.with_file_name("ca.crt"));
         let server = self.server.as_mut().context("no coordinator runs")?;
         wait_for("the coordinator is ready", patience(60.0), || {
             if let Err(ended) = server.expect_running() {
                 return Ok(Err(ended));
             }
+            // It is made before the server listens, and where curl cannot see it.
+            fs::write(&ca, host.run(&format!("cat {DATA_DIR}/ca.crt"))?)?;
+            let anonymous = Api { url: url(), token: String::new(), ca: ca.clone() };
             let answer = anonymous.request("GET", "/readyz", None)?;
             if answer.status == 200 { Ok(Ok(())) } else { bail!("{answer:?}") }
         })?
@@ -59,7 +62,7 @@ impl Coordinator {
     /// The interface, with the token of the first start.
     pub fn api(&self) -> Result<Api> {
         let token = self.host.run(&format!("cat {DATA_DIR}/api-token")).context("reading the api token of the first start")?;
-        Ok(Api { url: url(), token: token.trim().to_owned() })
+        Ok(Api { url: url(), token: token.trim().to_owned(), ca: self.log.with_file_name("ca.crt") })
     }
 
     /// What its database says to statements of SQL, as a thief of the coordinator could ask it: one line for each row.
@@ -106,5 +109,5 @@ impl Coordinator {
 
 /// What agents and people call it by.
 pub fn url() -> String {
-    format!("http://{ADDRESS}:{PORT}")
+    format!("https://{ADDRESS}:{PORT}")
 }

@@ -129,23 +129,24 @@ pub fn inside() -> Result<()> {
 
     let token = folder.join("api-token");
     keep_secret(&token, &api.token)?;
-    invite(&folder, &token)?;
+    invite(&folder, &token, &api.ca)?;
     watch(lab)
 }
 
 /// Says how to go on from here.
-fn invite(folder: &Path, token: &Path) -> Result<()> {
+fn invite(folder: &Path, token: &Path, ca: &Path) -> Result<()> {
     let port = env::var(OUTER_PORT).context("the demo has no outer port")?;
-    let url = format!("http://127.0.0.1:{port}");
+    let url = format!("https://127.0.0.1:{port}");
     let body = SAO_PAULO.body();
     let exe = env::current_exe()?;
     let lab = exe.display();
-    let (token, folder) = (token.display(), folder.display());
+    let (token, ca, folder) = (token.display(), ca.display(), folder.display());
     say(&format!(
         "\
 The REST interface is at {url}. In another terminal:
 
   TOKEN=$(cat {token})
+  export CURL_CA_BUNDLE={ca}
   curl -H \"Authorization: Bearer $TOKEN\" {url}/sites
   curl -H \"Authorization: Bearer $TOKEN\" {url}/links
 

@@ -12,6 +12,7 @@ pub mod guard;
 pub mod health;
 pub mod interface;
 pub mod machine;
+pub mod pin;
 pub mod plan;
 pub mod replica;
 pub mod reporting;

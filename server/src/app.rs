@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use wattle_wire::ids::{MeshId, NodeId, SiteId};
+use wattle_wire::{
+    ids::{MeshId, NodeId, SiteId},
+    key::Bytes32,
+};
 
 use crate::{
     auth::Verified,
+    certificate::Certificate,
     copy::Copy,
     db::{Actor, Change, Db, Outcome},
     error::{self, Result},
@@ -23,6 +27,8 @@ pub struct App {
     pub reports: Arc<Reports>,
     pub verified: Arc<Verified>,
     pub settings: Arc<Settings>,
+    /// `None` where a proxy speaks TLS, or nobody does.
+    pub certificate: Option<Arc<Certificate>>,
     pub stop: CancellationToken,
 }
 
@@ -52,6 +58,11 @@ impl App {
             self.copy.wait_for(position).await;
         }
         Ok(committed.value)
+    }
+
+    /// The pins by which agents know the coordinators; none when their certificate is publicly valid.
+    pub fn pins(&self) -> Vec<Bytes32> {
+        self.certificate.as_ref().map_or_else(Vec::new, |certificate| certificate.pins())
     }
 
     /// The site that a path means by an id or a name.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use axum::{
@@ -17,6 +17,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, dangerous};
 use serde::Deserialize;
 use uuid::Uuid;
 use wattle_wire::{
+    PINS_HEADER,
     enrol::{NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims},
     ids::{NodeId, TokenId},
     key::IdentityKey,
@@ -26,6 +27,7 @@ use crate::{
     app::App,
     db::Actor,
     error::{self, Error, Result},
+    listen::Guest,
     secret::{self, ApiToken},
     tokens,
 };
@@ -73,6 +75,7 @@ enum Caller {
 pub async fn require_api_token(State(app): State<App>, mut request: Request, next: Next) -> Response {
     match caller(&app, request.headers()).await {
         Ok(Caller::ApiToken(id)) => {
+            prove(&request);
             let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
             request.extensions_mut().insert(Actor { name: format!("api-token:{id}"), request_id });
             next.run(request).await
@@ -88,11 +91,29 @@ pub async fn require_api_token(State(app): State<App>, mut request: Request, nex
 pub async fn require_node(State(app): State<App>, mut request: Request, next: Next) -> Response {
     match caller(&app, request.headers()).await {
         Ok(Caller::Node(node)) => {
+            prove(&request);
             request.extensions_mut().insert(CallingNode(node));
-            next.run(request).await
+            let mut response = next.run(request).await;
+            tell_pins(&app, &mut response);
+            response
         }
         Ok(Caller::ApiToken(_)) => Error::from(error::forbidden("this route is for nodes, which sign their own tokens")).into_response(),
         Err(error) => error.into_response(),
+    }
+}
+
+/// Tells the accept loop that this connection is somebody's.
+fn prove(request: &Request) {
+    if let Some(guest) = request.extensions().get::<Arc<Guest>>() {
+        guest.prove();
+    }
+}
+
+/// Tells a node which certificate authorities to trust from now on.
+fn tell_pins(app: &App, response: &mut Response) {
+    let pins: Vec<String> = app.pins().iter().map(ToString::to_string).collect();
+    if let Some(pins) = HeaderValue::from_str(&pins.join(",")).ok().filter(|_| !pins.is_empty()) {
+        response.headers_mut().insert(PINS_HEADER, pins);
     }
 }
 

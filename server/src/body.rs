@@ -1,10 +1,10 @@
 //! Reads bodies and queries strictly, and says what is wrong with them: which field, and why.
 
 use axum::{
-    body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request},
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    extract::{FromRequest, FromRequestParts, Request},
+    http::{HeaderMap, header, request::Parts},
 };
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
@@ -12,6 +12,8 @@ use crate::error::{self, Error, Result};
 
 /// The largest body that is read where nothing else is said, in bytes.
 pub const LARGEST_BODY: usize = 256 * 1024;
+/// How much of a larger one is read before the answer, in bytes.
+const MOST_THROWN_AWAY: usize = 8 * 1024 * 1024;
 /// The longest field name that an answer repeats.
 const LONGEST_FIELD: usize = 64;
 
@@ -22,14 +24,9 @@ pub struct Body<T, const LARGEST: usize = LARGEST_BODY>(pub T);
 impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S> for Body<T, LARGEST> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self> {
+    async fn from_request(request: Request, _: &S) -> Result<Self> {
         let is_json = is_json(request.headers());
-        let mut request = request;
-        DefaultBodyLimit::max(LARGEST).apply(&mut request);
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => error::too_large(LARGEST),
-            _ => error::invalid_json("the body ended before its time"),
-        })?;
+        let bytes = read(request.into_body(), LARGEST).await?;
         if bytes.is_empty() {
             return parse(b"{}").map(Self);
         }
@@ -38,6 +35,24 @@ impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S> f
         }
         parse(&bytes).map(Self)
     }
+}
+
+/// Reads a body whole. One that is too large is read on for a while and thrown away: who is cut off while he sends seldom sees the answer.
+async fn read(body: axum::body::Body, largest: usize) -> Result<Vec<u8>> {
+    let mut chunks = body.into_data_stream();
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| error::invalid_json("the body ended before its time"))?;
+        length += chunk.len();
+        if length > MOST_THROWN_AWAY {
+            break;
+        }
+        match length <= largest {
+            true => bytes.extend_from_slice(&chunk),
+            false => bytes = Vec::new(),
+        }
+    }
+    if length > largest { Err(error::too_large(largest).into()) } else { Ok(bytes) }
 }
 
 /// The query of a list or stream; unknown parameters are refused.

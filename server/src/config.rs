@@ -1,10 +1,16 @@
 //! What the coordinator is told on its command line and in its environment.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
+use anyhow::ensure;
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
-use wattle_wire::ids::TokenId;
+use wattle_wire::{ids::TokenId, key::Bytes32};
+
+use crate::authority::parse_fingerprint;
 
 /// The coordinator of a Wattle mesh: it stores sites, keys and subnets, and tells each gateway what it must know.
 ///
@@ -28,9 +34,20 @@ pub struct Config {
     /// The address to listen on
     #[arg(long, env = "WATTLE_LISTEN", default_value = "127.0.0.1:8443", value_name = "ADDRESS:PORT", global = true)]
     pub listen: SocketAddr,
-    /// Where agents reach the coordinator, for join strings; several with commas [default: http://<listen>]
+    /// Where agents reach the coordinator, for join strings and its certificate; several with commas [default: https://<listen>]
     #[arg(long = "url", env = "WATTLE_URL", value_delimiter = ',', value_name = "URL", value_parser = base_url, global = true)]
     pub given_urls: Vec<String>,
+    /// A publicly valid certificate with its chain, in PEM; without it the coordinator makes its own authority, which agents know by its
+    /// pin. It is read again when it changes
+    #[arg(long, env = "WATTLE_TLS_CERT", value_name = "FILE", requires = "tls_key", global = true)]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, in PEM
+    #[arg(long, env = "WATTLE_TLS_KEY", value_name = "FILE", requires = "tls_cert", global = true)]
+    tls_key: Option<PathBuf>,
+    /// Speaks HTTP without TLS: tokens and all else can be read on the way. For a loopback address, or behind a proxy that speaks TLS at
+    /// each --url
+    #[arg(long, env = "WATTLE_INSECURE_HTTP", conflicts_with = "tls_cert", global = true)]
+    pub insecure_http: bool,
     /// A Postgres 15 or later to use in place of a private one, postgres://user:password@host:port/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", global = true)]
     database_url: Option<String>,
@@ -57,6 +74,13 @@ pub enum Command {
     /// Makes, lists and revokes api tokens, also while the coordinator runs
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Replaces the certificate authority by which agents know the coordinators, also while they run
+    ///
+    /// First `next` on one coordinator; copy ca.next.pem to the data directories of the others. Wait until every agent has reported, which
+    /// takes it a minute, then `switch` on each, and last `forget` the old one. An agent that was away all the time joins again with a new
+    /// join string; it keeps its keys and its tunnels.
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Prints the OpenAPI description of the REST interface
     Openapi,
 }
@@ -79,15 +103,53 @@ pub enum TokenCommand {
     },
 }
 
+/// What to do with certificate authorities.
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Lists the fingerprints of the authorities that agents are to trust
+    List,
+    /// Makes the authority that is to follow, and lets agents know
+    Next,
+    /// Puts the next authority in the place of the present one, on this coordinator
+    Switch,
+    /// Ends the trust in an authority
+    Forget {
+        /// Its fingerprint, as `list` shows it
+        #[arg(value_parser = parse_fingerprint)]
+        fingerprint: Bytes32,
+    },
+}
+
 impl Config {
     /// The database to use; an empty one in the environment counts as none.
     pub fn database_url(&self) -> Option<&str> {
         self.database_url.as_deref().filter(|url| !url.is_empty())
     }
 
-    /// Where agents reach the coordinator.
-    pub fn urls(&self, address: SocketAddr) -> Vec<String> {
-        if self.given_urls.is_empty() { vec![format!("http://{address}")] } else { self.given_urls.clone() }
+    /// Where agents reach the coordinator that listens on this address.
+    ///
+    /// # Errors
+    ///
+    /// When secrets would cross a network in the clear.
+    pub fn urls(&self, address: SocketAddr) -> anyhow::Result<Vec<String>> {
+        let is_tls = |url: &String| url.starts_with("https://");
+        if self.insecure_http {
+            let behind_proxy = !self.given_urls.is_empty() && self.given_urls.iter().all(is_tls);
+            ensure!(
+                address.ip().is_loopback() || behind_proxy,
+                "--insecure-http on {address} would show every token to the network: listen on a loopback address, or give the https:// \
+                 URL of the proxy in front with --url"
+            );
+        } else {
+            ensure!(self.given_urls.iter().all(is_tls), "the coordinator speaks TLS: --url is written https://host:port");
+        }
+        let scheme = if self.insecure_http { "http" } else { "https" };
+        Ok(if self.given_urls.is_empty() { vec![format!("{scheme}://{address}")] } else { self.given_urls.clone() })
+    }
+
+    /// Files of a certificate and its key, in place of one by an authority of our own.
+    pub fn tls_files(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
     }
 }
 

@@ -49,7 +49,7 @@ pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyh
         crate::tokens::queries::insert_api_token(&mut transaction, &token, "first start").await?;
         // Before the commit: a mesh without its owner's token would be locked.
         let file = token_file(data_dir);
-        write_secret(&file, &token.reveal()).with_context(|| format!("cannot write {}", file.display()))?;
+        write_whole(&file, &format!("{}\n", token.reveal()), PRIVATE).with_context(|| format!("cannot write {}", file.display()))?;
         tracing::info!(file = %file.display(), "made a new mesh; its owner's api token is in the file");
     }
     transaction.commit().await.context("cannot reach the database")?;
@@ -57,15 +57,21 @@ pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyh
     Ok(mesh)
 }
 
-/// Writes a file that only its owner reads, whole or not at all.
-fn write_secret(path: &Path, secret: &str) -> io::Result<()> {
-    let unfinished = path.with_extension("tmp");
+/// Mode of a file that only its owner reads.
+pub(crate) const PRIVATE: u32 = 0o600;
+/// Mode of a file that everybody reads.
+pub(crate) const PUBLIC: u32 = 0o644;
+
+/// Writes a file with a mode, whole or not at all.
+pub(crate) fn write_whole(path: &Path, content: &str, mode: u32) -> io::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".tmp");
     match fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
-    writeln!(file, "{secret}")?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
+    file.write_all(content.as_bytes())?;
     file.sync_all()?;
     fs::rename(&unfinished, path)?;
     path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())

@@ -2,7 +2,9 @@
 
 pub mod app;
 pub mod auth;
+pub mod authority;
 pub mod body;
+pub mod certificate;
 pub mod config;
 pub mod copy;
 pub mod db;

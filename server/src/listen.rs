@@ -1,16 +1,48 @@
-//! Accepts connections, and lets go of them when their other side is dead or the coordinator stops.
+//! Accepts connections, and lets go of them when they do not prove who they are, when their other side is dead or the coordinator stops.
 
-use std::{net::SocketAddr, time::Duration};
+mod doors;
+
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use axum::{Router, serve::ListenerExt};
+use axum::{Router, body::Body, http::Request};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::ServerConfig;
 use socket2::SockRef;
-use tokio::{net::TcpListener, time::sleep};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
 use wattle_wire::stream::SILENCE_S;
+
+use self::doors::Doors;
+pub use self::doors::Guest;
 
 /// How long requests that are under way may take once the coordinator stops.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a connection may take to prove who it is: TLS handshake, headers and a valid credential.
+const PROOF: Duration = Duration::from_secs(8);
+/// How long a connection of HTTP/1.1 may idle between requests: longer than an agent's between two reports.
+const IDLE: Duration = Duration::from_secs(75);
+/// How long to wait when the system has no more connections to give.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+/// Open files that are kept for the database, logs and certificates.
+const FILES_OF_OUR_OWN: u64 = 128;
+/// Streams of one HTTP/2 connection at a time.
+const MOST_STREAMS: u32 = 64;
+/// The largest headers of a request, in bytes.
+const LARGEST_HEADERS: u32 = 16 * 1024;
+/// What one HTTP/2 stream may have under way in either direction, in bytes; a connection may have four times that.
+const WINDOW: u32 = 64 * 1024;
 
 /// Binds the address; port 0 takes a free one.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -18,27 +50,114 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until the coordinator stops.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> anyhow::Result<()> {
-    let listener = listener.tap_io(|connection| {
-        let socket = SockRef::from(&*connection);
-        // A heartbeat that nobody acknowledges is how a dead agent is noticed.
-        let set = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(Duration::from_secs(SILENCE_S))));
-        if let Err(error) = set {
-            tracing::debug!(%error, "cannot set the options of a connection");
+pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router: Router, stop: CancellationToken) -> anyhow::Result<()> {
+    let server = Arc::new(Server { tls: tls.map(TlsAcceptor::from), http: http(), router, stop });
+    let doors = Doors::new(most_connections()?);
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = server.stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((connection, address)) => {
+                set_options(&connection);
+                let guest = doors.enter(address.ip());
+                connections.spawn(Arc::clone(&server).attend(connection, guest));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(EXHAUSTED).await;
+            }
         }
-    });
-    let stopped = stop.clone();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await });
-    tokio::select! {
-        result = server.into_future() => result.context("cannot serve"),
-        () = after(&stop, GRACE) => {
-            tracing::warn!("requests that are still under way are cut off");
-            Ok(())
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+    Ok(())
+}
+
+/// What all connections share.
+struct Server {
+    tls: Option<TlsAcceptor>,
+    http: auto::Builder<TokioExecutor>,
+    router: Router,
+    stop: CancellationToken,
+}
+
+impl Server {
+    async fn attend(self: Arc<Self>, connection: TcpStream, guest: Arc<Guest>) {
+        let attended = async {
+            match &self.tls {
+                None => self.converse(connection, &guest).await,
+                Some(tls) => match tls.accept(connection).await {
+                    Ok(connection) => self.converse(connection, &guest).await,
+                    Err(error) => tracing::debug!(%error, "no TLS came about"),
+                },
+            }
+        };
+        tokio::select! {
+            () = attended => {}
+            () = guest.gave_way() => tracing::debug!("a connection without a proof gave way"),
+            () = unproven(&guest) => tracing::debug!("a connection proved nothing in time"),
+        }
+    }
+
+    async fn converse<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, connection: I, guest: &Arc<Guest>) {
+        let service = service_fn(|request: Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(Arc::clone(guest));
+            self.router.clone().oneshot(request)
+        });
+        let mut conversation = pin!(self.http.serve_connection(TokioIo::new(connection), service));
+        tokio::select! {
+            result = conversation.as_mut() => return log(result),
+            () = self.stop.cancelled() => conversation.as_mut().graceful_shutdown(),
+        }
+        match timeout(GRACE, conversation).await {
+            Ok(result) => log(result),
+            Err(_) => tracing::warn!("requests that are still under way are cut off"),
         }
     }
 }
 
-async fn after(stop: &CancellationToken, grace: Duration) {
-    stop.cancelled().await;
-    sleep(grace).await;
+fn log(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = result {
+        tracing::debug!(error, "a connection broke");
+    }
+}
+
+/// Waits until a connection has had its time and proved nothing; for ever if it proves itself.
+async fn unproven(guest: &Guest) {
+    sleep(PROOF).await;
+    if guest.is_proven() {
+        std::future::pending::<Infallible>().await;
+    }
+}
+
+fn http() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LARGEST_HEADERS as usize);
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).max_concurrent_streams(MOST_STREAMS).max_header_list_size(LARGEST_HEADERS);
+    // h2 itself ends a connection on floods of resets and of empty frames; these are the bounds.
+    http2.max_pending_accept_reset_streams(20).max_local_error_reset_streams(64);
+    http2.initial_stream_window_size(WINDOW).initial_connection_window_size(4 * WINDOW).max_send_buf_size(WINDOW as usize);
+    builder
+}
+
+fn set_options(connection: &TcpStream) {
+    let socket = SockRef::from(connection);
+    // A heartbeat that nobody acknowledges is how a dead agent is noticed.
+    let set = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(Duration::from_secs(SILENCE_S))));
+    if let Err(error) = set {
+        tracing::debug!(%error, "cannot set the options of a connection");
+    }
+}
+
+/// How many connections may be open: what the system lets this process have, less what it needs itself.
+fn most_connections() -> anyhow::Result<usize> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot raise the limit of open files")?;
+    Ok(usize::try_from(most.saturating_sub(FILES_OF_OUR_OWN).max(1)).unwrap_or(usize::MAX))
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
 };
 
@@ -10,7 +11,8 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wattle_server::{
-    config::{Arguments, Command, Config, LogFormat, TokenCommand},
+    authority,
+    config::{Arguments, CaCommand, Command, Config, LogFormat, TokenCommand},
     db::{Actor, Db},
     first_start, listen, postgres, router,
     secret::ApiToken,
@@ -23,7 +25,8 @@ fn main() -> ExitCode {
     start_log(config.log_format);
     let result = match command.unwrap_or(Command::Serve) {
         Command::Serve => run(serve(&config)),
-        Command::Token(command) => run(token(&config, command)),
+        Command::Token(command) => run(with_database(&config, |db, actor| token(db, actor, command))),
+        Command::Ca(command) => run(with_database(&config, |db, actor| authority(db, actor, &config.data_dir, command))),
         Command::Openapi => say(router::openapi_json().trim_end()),
     };
     match result {
@@ -53,6 +56,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         if config.given_urls.is_empty() && server.address.ip().is_unspecified() {
             tracing::warn!(address = %server.address, "agents cannot reach this address, and join strings hold it: give --url (WATTLE_URL)");
         }
+        if config.insecure_http {
+            tracing::warn!("INSECURE: speaks HTTP without TLS; whoever is on the way reads every token");
+        }
         tracing::info!(
             address = %server.address,
             position = %server.app.copy.position(),
@@ -73,7 +79,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     result
 }
 
-async fn token(config: &Config, command: TokenCommand) -> anyhow::Result<()> {
+/// Does something with the database, which the coordinator may be using.
+async fn with_database<W>(config: &Config, work: impl FnOnce(Db, Actor) -> W) -> anyhow::Result<()>
+where
+    W: Future<Output = anyhow::Result<()>>,
+{
     let (options, started) = match (config.database_url(), postgres::running(&config.data_dir)) {
         (None, Some(running)) => (running, None),
         (url, _) => {
@@ -81,41 +91,50 @@ async fn token(config: &Config, command: TokenCommand) -> anyhow::Result<()> {
             (database.options(), Some(database))
         }
     };
-    let result = async {
-        let db = Db::open(options).await?;
-        let actor = Actor { name: "command line".to_owned(), request_id: None };
-        match command {
-            TokenCommand::Create { name } => {
-                let token = ApiToken::fresh()?;
-                let (new, name) = (&token, &name);
-                db.mutate(&actor, |mut change| async move {
-                    tokens::queries::insert_api_token(&mut change, new, name).await?;
-                    Ok(change.made((), Vec::new(), "api-token.create", new.id))
-                })
-                .await?;
-                say(&token.reveal())
-            }
-            TokenCommand::List => tokens::queries::api_tokens(db.requests())
-                .await?
-                .iter()
-                .try_for_each(|token| say(&format!("{}  {}  {}  {}", token.id, token.created_at.to_rfc3339(), token.role, token.name))),
-            TokenCommand::Revoke { id } => {
-                let revoked = db.mutate(&actor, |mut change| async move {
-                    match tokens::queries::revoke_api_token(&mut change, id).await? {
-                        true => Ok(change.made(true, Vec::new(), "api-token.revoke", id)),
-                        false => Ok(change.not_needed(false)),
-                    }
-                });
-                anyhow::ensure!(revoked.await?.value, "there is no such api token");
-                Ok(())
-            }
-        }
-    }
-    .await;
+    let actor = Actor { name: "command line".to_owned(), request_id: None };
+    let result = async { work(Db::open(options).await?, actor).await }.await;
     if let Some(database) = started {
         database.close().await;
     }
     result
+}
+
+async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()> {
+    match command {
+        TokenCommand::Create { name } => {
+            let token = ApiToken::fresh()?;
+            let (new, name) = (&token, &name);
+            db.mutate(&actor, |mut change| async move {
+                tokens::queries::insert_api_token(&mut change, new, name).await?;
+                Ok(change.made((), Vec::new(), "api-token.create", new.id))
+            })
+            .await?;
+            say(&token.reveal())
+        }
+        TokenCommand::List => tokens::queries::api_tokens(db.requests())
+            .await?
+            .iter()
+            .try_for_each(|token| say(&format!("{}  {}  {}  {}", token.id, token.created_at.to_rfc3339(), token.role, token.name))),
+        TokenCommand::Revoke { id } => {
+            let revoked = db.mutate(&actor, |mut change| async move {
+                match tokens::queries::revoke_api_token(&mut change, id).await? {
+                    true => Ok(change.made(true, Vec::new(), "api-token.revoke", id)),
+                    false => Ok(change.not_needed(false)),
+                }
+            });
+            anyhow::ensure!(revoked.await?.value, "there is no such api token");
+            Ok(())
+        }
+    }
+}
+
+async fn authority(db: Db, actor: Actor, data_dir: &Path, command: CaCommand) -> anyhow::Result<()> {
+    match command {
+        CaCommand::List => authority::list(&db, data_dir).await?.iter().try_for_each(|line| say(line)),
+        CaCommand::Next => say(&authority::fingerprint(authority::make_next(&db, &actor, data_dir).await?)),
+        CaCommand::Switch => say(&authority::fingerprint(authority::switch(&db, data_dir).await?)),
+        CaCommand::Forget { fingerprint } => authority::forget(&db, &actor, data_dir, fingerprint).await,
+    }
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

@@ -25,9 +25,9 @@ pub fn fresh() -> Result<Secret> {
 }
 
 /// What is stored of a secret: with 256 random bits a plain digest cannot be searched.
-pub fn hash(secret: &str) -> [u8; 32] {
+pub fn hash(secret: impl AsRef<[u8]>) -> [u8; 32] {
     let mut hash = [0; 32];
-    hash.copy_from_slice(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref());
+    hash.copy_from_slice(digest::digest(&digest::SHA256, secret.as_ref()).as_ref());
     hash
 }
 

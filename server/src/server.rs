@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app::{App, Settings},
     auth::Verified,
+    certificate::Certificate,
     config::Config,
     copy::Copy,
     db::Db,
@@ -38,8 +39,13 @@ impl Server {
     pub async fn start(options: PgConnectOptions, listener: TcpListener, config: &Config) -> anyhow::Result<Self> {
         let address = listener.local_addr().context("the listener has no address")?;
         let db = Db::open(options).await?;
+        let urls = config.urls(address)?;
         let mesh = first_start::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
         let copy = Arc::new(Copy::load(&db).await?);
+        let certificate = match config.insecure_http {
+            true => None,
+            false => Some(Certificate::open(&db, config, &urls).await?),
+        };
         let stop = CancellationToken::new();
         let app = App {
             db,
@@ -47,11 +53,13 @@ impl Server {
             streams: Arc::new(Streams::default()),
             reports: Arc::new(Reports::default()),
             verified: Arc::new(Verified::default()),
-            settings: Arc::new(Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls: config.urls(address) }),
+            settings: Arc::new(Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls }),
+            certificate,
             stop: stop.clone(),
         };
         let following = tokio::spawn(follow(app.clone()));
-        let serving = tokio::spawn(listen::serve(listener, router::router(app.clone()), stop.clone()));
+        let tls = app.certificate.as_ref().map(Certificate::server_config).transpose()?;
+        let serving = tokio::spawn(listen::serve(listener, tls, router::router(app.clone()), stop.clone()));
         Ok(Self { address, app, stop, serving, following })
     }
 
@@ -82,10 +90,17 @@ async fn follow(app: App) {
             app.verified.retain(takes_part);
         }
     };
+    let certificate = async {
+        match &app.certificate {
+            Some(certificate) => certificate.follow(&app.db, &app.stop).await,
+            None => app.stop.cancelled().await,
+        }
+    };
     tokio::select! {
         () = app.copy.follow(&app.db, &app.stop) => {}
         () = app.reports.write_on(&app.db) => {}
         () = sweep => {}
+        () = certificate => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {
         tracing::debug!(%error, "what nodes said last was not written");

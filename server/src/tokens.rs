@@ -48,7 +48,7 @@ impl Issue {
         let join = JoinString {
             urls: app.settings.urls.clone(),
             mesh: app.settings.mesh,
-            pins: Vec::new(),
+            pins: app.pins(),
             token: self.id,
             secret: self.secret.clone(),
         };

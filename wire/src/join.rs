@@ -26,7 +26,7 @@ pub struct JoinString {
     pub urls: Vec<String>,
     #[serde(rename = "m")]
     pub mesh: MeshId,
-    /// SHA-256 of the certificate authorities to trust; empty means those of the system.
+    /// SHA-256 of the certificates of the authorities to trust, and of no others; empty means those of the system.
     #[serde(rename = "p", default, skip_serializing_if = "Vec::is_empty")]
     pub pins: Vec<Bytes32>,
     #[serde(rename = "t")]
@@ -94,7 +94,7 @@ mod tests {
 
     fn example() -> JoinString {
         JoinString {
-            urls: vec!["http://198.18.0.2:8443".to_owned()],
+            urls: vec!["https://198.18.0.2:8443".to_owned()],
             mesh: MeshId(Uuid::from_u128(1)),
             pins: vec![],
             token: TokenId(Uuid::from_u128(2)),

@@ -25,3 +25,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Header in which an agent states the [`PROTOCOL_VERSION`] it speaks; absent means version 1.
 pub const PROTOCOL_HEADER: &str = "wattle-protocol";
+
+/// Header of answers to a node: the pins of the certificate authorities to trust from now on.
+///
+/// In base64 with commas; absent means that nothing changes. An agent heeds it only from a coordinator that it knows by a pin.
+pub const PINS_HEADER: &str = "wattle-pins";

@@ -25,7 +25,7 @@ pub(crate) fn a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_t
     let between_the_others = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
 
     // The very line of the README.
-    let mut curl = std::process::Command::new("curl");
+    let mut curl = api.curl();
     curl.args(["-sS", "-H", &format!("Authorization: Bearer {}", api.token), "-d", &SAO_PAULO.body().to_string()]);
     curl.arg(format!("{}/sites", coordinator::url()));
     let text = process::run(curl, None)?;

@@ -48,8 +48,19 @@ pub(crate) fn join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_ge
     foreign.token = UNKNOWN.parse()?;
     refused(gateway, &foreign.to_string(), "token")?;
     let mut nobody: JoinString = good.parse()?;
-    nobody.urls = vec!["http://198.18.0.99:8443".to_owned()];
+    nobody.urls = vec!["https://198.18.0.99:8443".to_owned()];
     refused(gateway, &nobody.to_string(), "198.18.0.99")?;
+    // E6: the right place with another authority than the one that is pinned, with public ones, and without TLS.
+    let mut mispinned: JoinString = good.parse()?;
+    mispinned.pins = vec![[7; 32].into()];
+    refused(gateway, &mispinned.to_string(), "another authority")?;
+    mispinned.pins = Vec::new();
+    refused(gateway, &mispinned.to_string(), "certificate")?;
+    let mut in_the_clear: JoinString = good.parse()?;
+    in_the_clear.urls = in_the_clear.urls.iter().map(|url| url.replace("https://", "http://")).collect();
+    refused(gateway, &in_the_clear.to_string(), "https://")?;
+    in_the_clear.pins = Vec::new();
+    refused(gateway, &in_the_clear.to_string(), "cannot reach")?;
 
     let revoked: CreatedJoinToken = api.post("/sites/frankfurt/join-tokens", &json!({}))?;
     api.delete(&format!("/join-tokens/{}", revoked.id))?;

@@ -113,7 +113,8 @@ pub(crate) fn the_demo_serves_whoever_started_it_and_ends_with_ctrl_c(folder: &P
     // As the person would: with the file and the address that it names.
     let url = word_after(&text, "The REST interface is at ")?.trim_end_matches('.').to_owned();
     let token = fs::read_to_string(word_after(&text, "TOKEN=$(cat ")?.trim_end_matches(')'))?;
-    let api = Api { url, token: token.trim().to_owned() };
+    let ca = word_after(&text, "export CURL_CA_BUNDLE=")?.into();
+    let api = Api { url, token: token.trim().to_owned(), ca };
     let sites: serde_json::Value = api.get("/sites")?;
     same(&wattle_lab::lab::items(&sites).len(), &3)?;
     let mut ping = Command::new(env!("CARGO_BIN_EXE_wattle-lab"));

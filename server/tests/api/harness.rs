@@ -5,7 +5,7 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -14,8 +14,10 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use uuid::Uuid;
+use wattle_mesh::pin::Pins;
 use wattle_server::{config::Config, postgres::Postgres, server::Server};
 
 /// How long a test waits for what should be there at once.
@@ -69,7 +71,7 @@ pub(crate) struct Coordinator {
     pub(crate) database: PgConnectOptions,
     pub(crate) token: String,
     pub(crate) client: reqwest::Client,
-    _data_dir: TempDir,
+    pub(crate) data_dir: TempDir,
 }
 
 pub(crate) struct Answer {
@@ -106,19 +108,28 @@ impl Coordinator {
         let data_dir = reachable_folder();
         let server = serve(&database, data_dir.path()).await;
         let token = fs::read_to_string(data_dir.path().join("api-token")).unwrap().trim().to_owned();
-        Self { server, database, token, client: reqwest::Client::new(), _data_dir: data_dir }
+        Self { server, database, token, client: client(data_dir.path()), data_dir }
     }
 
     /// A further coordinator on the same database.
     pub(crate) async fn another(&self) -> Self {
         let data_dir = reachable_folder();
+        fs::copy(self.data_dir.path().join("ca.pem"), data_dir.path().join("ca.pem")).unwrap();
         let server = serve(&self.database, data_dir.path()).await;
         let (database, token) = (self.database.clone(), self.token.clone());
-        Self { server, database, token, client: reqwest::Client::new(), _data_dir: data_dir }
+        Self { server, database, token, client: client(data_dir.path()), data_dir }
+    }
+
+    /// A connection on which nothing was said yet.
+    pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
+        let pins = Pins::new(self.server.app.pins());
+        let connector = TlsConnector::from(Arc::new(pins.client_config().unwrap()));
+        let connection = TcpStream::connect(self.server.address).await.unwrap();
+        connector.connect("localhost".try_into().unwrap(), connection).await.unwrap()
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.server.address)
+        format!("https://{}{path}", self.server.address)
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
@@ -149,6 +160,12 @@ impl Coordinator {
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&mut self.connection().await).await.unwrap()
     }
+}
+
+/// A client that believes the coordinator of a data directory, and nobody else.
+pub(crate) fn client(data_dir: &Path) -> reqwest::Client {
+    let authority = reqwest::Certificate::from_pem(&fs::read(data_dir.join("ca.crt")).unwrap()).unwrap();
+    reqwest::Client::builder().tls_certs_only([authority]).build().unwrap()
 }
 
 pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {

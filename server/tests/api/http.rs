@@ -1,12 +1,8 @@
 //! What holds for every route: shapes of errors, limits, headers.
 
-use std::{
-    io::{Read, Write},
-    net::TcpStream,
-};
-
 use reqwest::Method;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wattle_server::router;
 
 use crate::harness::{Coordinator, send};
@@ -45,20 +41,16 @@ async fn bodies_of_the_wrong_kind_or_size_are_refused() {
 #[tokio::test]
 async fn a_body_that_ends_before_its_time_stores_nothing() {
     let coordinator = Coordinator::start().await;
-    let (address, token) = (coordinator.server.address, coordinator.token.clone());
+    let token = &coordinator.token;
     let request = format!(
         "POST /sites HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{{\"name\":\"dublin\"}}"
     );
-    tokio::task::spawn_blocking(move || {
-        let mut connection = TcpStream::connect(address).unwrap();
-        connection.write_all(request.as_bytes()).unwrap();
-        connection.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        let _ = connection.read_to_string(&mut answer);
-        assert!(!answer.contains("201"), "{answer}");
-    })
-    .await
-    .unwrap();
+    let mut connection = coordinator.connect().await;
+    connection.write_all(request.as_bytes()).await.unwrap();
+    connection.shutdown().await.unwrap();
+    let mut answer = String::new();
+    let _ = connection.read_to_string(&mut answer).await;
+    assert!(!answer.contains("201"), "{answer}");
     assert_eq!(coordinator.get("/sites").await.json()["items"], json!([]));
 }
 

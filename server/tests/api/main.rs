@@ -14,3 +14,4 @@ mod nodes;
 mod private_postgres;
 mod sites;
 mod stream;
+mod tls;

@@ -16,12 +16,13 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{SOON, reachable_folder};
+use crate::harness::{SOON, client, reachable_folder};
 
 /// `wattle-server` as a process.
 struct Program {
     child: Child,
     url: String,
+    client: reqwest::Client,
 }
 
 impl Program {
@@ -43,14 +44,14 @@ impl Program {
         };
         // Whoever writes to a pipe that nobody reads is stopped.
         thread::spawn(move || lines.for_each(drop));
-        Self { child, url: format!("http://{address}") }
+        let client = client(data_dir);
+        Self { child, client, url: format!("https://{address}") }
     }
 
     async fn call(&self, token: &str, name: Option<&str>) -> u16 {
-        let client = reqwest::Client::new();
         let request = match name {
-            Some(name) => client.post(format!("{}/sites", self.url)).json(&json!({"name": name})),
-            None => client.get(format!("{}/sites/dublin", self.url)),
+            Some(name) => self.client.post(format!("{}/sites", self.url)).json(&json!({"name": name})),
+            None => self.client.get(format!("{}/sites/dublin", self.url)),
         };
         request.bearer_auth(token).send().await.unwrap().status().as_u16()
     }

@@ -25,7 +25,7 @@ async fn the_guides_three_sites_get_their_tunnel_addresses_in_order() {
         assert_eq!((&created["tunnel_address"], &created["subnets"]), (&json!(tunnel_address), &json!([subnet])));
         let command = created["join_token"]["command"].as_str().unwrap();
         let join: JoinString = command.strip_prefix("wattle-agent join ").unwrap().parse().unwrap();
-        assert_eq!(join.urls, [format!("http://{}", coordinator.server.address)]);
+        assert_eq!(join.urls, [format!("https://{}", coordinator.server.address)]);
         let shown = coordinator.get(&format!("/sites/{name}")).await.expect(200);
         assert!(shown.headers.contains_key("wattle-position"));
         let mut expected = created;
