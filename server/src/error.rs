@@ -1,5 +1,7 @@
 //! Every error that a request can be answered with, as problem+json.
 
+use std::time::Duration;
+
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -158,6 +160,12 @@ pub fn not_found(what: &str) -> Problem {
 /// 405. The header `Allow` says what is possible.
 pub fn method_not_allowed() -> Problem {
     problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed", "the header `Allow` lists the methods of this path")
+}
+
+/// 408: the request was not whole, or not carried out, in time.
+pub fn too_slow(limit: Duration) -> Problem {
+    let detail = format!("a request may take {} s, its body included", limit.as_secs());
+    problem(StatusCode::REQUEST_TIMEOUT, "too_slow", "The request took too long", detail)
 }
 
 /// 409: something that only one can hold is held by another.

@@ -16,7 +16,7 @@ use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -33,6 +33,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const PROOF: Duration = Duration::from_secs(8);
 /// How long a connection of HTTP/1.1 may idle between requests: longer than an agent's between two reports.
 const IDLE: Duration = Duration::from_secs(75);
+/// Connections that may wait to be accepted; the kernel caps it (`net.core.somaxconn`).
+const BACKLOG: u32 = 65_535;
 /// How long to wait when the system has no more connections to give.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 /// Open files that are kept for the database, logs and certificates.
@@ -45,8 +47,15 @@ const LARGEST_HEADERS: u32 = 16 * 1024;
 const WINDOW: u32 = 64 * 1024;
 
 /// Binds the address; port 0 takes a free one.
-pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // What the kernel has acknowledged is what we answer for: a queue that overflows leaves clients with connections that nobody has.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("cannot listen on {address}"))
 }
 
 /// Serves until the coordinator stops.

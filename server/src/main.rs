@@ -47,7 +47,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     // First of all, so that a taken port is told before a database is made.
-    let listener = listen::bind(config.listen).await?;
+    let listener = listen::bind(config.listen)?;
     first_start::make_data_dir(&config.data_dir)?;
     let database = Database::open(config.database_url(), &config.data_dir).await?;
     let kind = database.kind();

@@ -1,6 +1,6 @@
 //! Every route, and who may call it.
 
-use std::any::Any;
+use std::{any::Any, time::Duration};
 
 use axum::{
     Router,
@@ -9,6 +9,7 @@ use axum::{
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
 };
+use tokio::time::timeout;
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 use utoipa::{
     PartialSchema, ToSchema,
@@ -29,6 +30,8 @@ use crate::{
 
 /// Position of the copy from which an answer was read.
 const POSITION: HeaderName = HeaderName::from_static("wattle-position");
+/// How long a request may take, its body included; more than the database's own limits together.
+const LONGEST_REQUEST: Duration = Duration::from_secs(8);
 /// The longest path that is logged.
 const LONGEST_PATH: usize = 200;
 
@@ -79,6 +82,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(async || error::respond(&error::method_not_allowed()))
         .layer(from_fn_with_state(app.clone(), with_position))
         .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(from_fn(limited))
         .layer(TraceLayer::new_for_http().make_span_with(span))
         .layer(from_fn(auth::with_request_id))
         .with_state(app)
@@ -159,6 +163,14 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut utoipa::openapi:
 fn methods(item: &PathItem) -> Vec<&'static str> {
     let methods = [("GET", &item.get), ("POST", &item.post), ("PATCH", &item.patch), ("PUT", &item.put), ("DELETE", &item.delete)];
     methods.into_iter().filter(|(_, operation)| operation.is_some()).map(|(method, _)| method).collect()
+}
+
+/// Gives up requests that take too long: a slow body, for one. Of a stream, the beginning of its answer counts.
+async fn limited(request: Request, next: Next) -> Response {
+    match timeout(LONGEST_REQUEST, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => error::respond(&error::too_slow(LONGEST_REQUEST)),
+    }
 }
 
 async fn with_position(State(app): State<App>, request: Request, next: Next) -> Response {

@@ -14,11 +14,11 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use uuid::Uuid;
 use wattle_mesh::pin::Pins;
-use wattle_server::{config::Config, postgres::Postgres, server::Server};
+use wattle_server::{config::Config, listen, postgres::Postgres, server::Server};
 
 /// How long a test waits for what should be there at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -120,12 +120,15 @@ impl Coordinator {
         Self { server, database, token, client: client(data_dir.path()), data_dir }
     }
 
+    /// How to open a connection that believes this coordinator.
+    pub(crate) fn tls(&self) -> TlsConnector {
+        TlsConnector::from(Arc::new(Pins::new(self.server.app.pins()).client_config().unwrap()))
+    }
+
     /// A connection on which nothing was said yet.
     pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
-        let pins = Pins::new(self.server.app.pins());
-        let connector = TlsConnector::from(Arc::new(pins.client_config().unwrap()));
         let connection = TcpStream::connect(self.server.address).await.unwrap();
-        connector.connect("localhost".try_into().unwrap(), connection).await.unwrap()
+        self.tls().connect("localhost".try_into().unwrap(), connection).await.unwrap()
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -175,6 +178,6 @@ pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
 
 async fn serve(database: &PgConnectOptions, data_dir: &Path) -> Server {
     let config = Config::parse_from([PathBuf::from("wattle-server"), "--data-dir".into(), data_dir.into()]);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     Server::start(database.clone(), listener, &config).await.unwrap()
 }

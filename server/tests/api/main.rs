@@ -7,6 +7,7 @@ mod auth;
 mod database;
 mod enrolment;
 mod harness;
+mod hostile;
 mod http;
 mod join_tokens;
 mod links;

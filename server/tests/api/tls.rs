@@ -6,12 +6,13 @@ use clap::Parser;
 use reqwest::{Certificate, Client, Method};
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, process::Command};
+use tokio::process::Command;
 use wattle_mesh::pin::{Pins, pin};
 use wattle_server::{
     authority,
     config::Config,
     db::{Actor, Db},
+    listen,
     server::Server,
 };
 use wattle_wire::key::Bytes32;
@@ -27,7 +28,7 @@ fn config(data_dir: &TempDir, arguments: &[&str]) -> Config {
 }
 
 async fn start(coordinator: &Coordinator, config: &Config) -> anyhow::Result<Server> {
-    Server::start(coordinator.database.clone(), TcpListener::bind("127.0.0.1:0").await?, config).await
+    Server::start(coordinator.database.clone(), listen::bind("127.0.0.1:0".parse()?)?, config).await
 }
 
 /// An agent's connections.
@@ -102,14 +103,14 @@ async fn tokens_never_cross_a_network_in_the_clear() {
         (&["--url", "http://coordinator.example"], "127.0.0.1:0", "--url is written https://"),
     ];
     for (arguments, address, why) in refused {
-        let listener = TcpListener::bind(address).await.unwrap();
+        let listener = listen::bind(address.parse().unwrap()).unwrap();
         let error = Server::start(coordinator.database.clone(), listener, &config(&folder, arguments)).await.unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
     for (arguments, address) in
         [(&["--insecure-http"][..], "127.0.0.1:0"), (&["--insecure-http", "--url", "https://coordinator.example"], "0.0.0.0:0")]
     {
-        let listener = TcpListener::bind(address).await.unwrap();
+        let listener = listen::bind(address.parse().unwrap()).unwrap();
         let server = Server::start(coordinator.database.clone(), listener, &config(&folder, arguments)).await.unwrap();
         let port = server.address.port();
         let answer = Client::new().get(format!("http://127.0.0.1:{port}/healthz")).send().await.unwrap();

@@ -1,0 +1,249 @@
+//! Connections that mean no good.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+use reqwest::Method;
+use serde_json::json;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
+    net::{TcpSocket, TcpStream},
+    time::{sleep, timeout},
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::harness::{Coordinator, SOON, send};
+
+/// What each connection of a kind sends, once it is open.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Silent,
+    UnfinishedClientHello,
+    DribbledHeaders,
+    SlowBody,
+    BareHttp2,
+}
+
+const KINDS: [Kind; 5] = [Kind::Silent, Kind::UnfinishedClientHello, Kind::DribbledHeaders, Kind::SlowBody, Kind::BareHttp2];
+/// The preface of HTTP/2 with empty settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Opens a connection and waits until the other side closes it; `None` if it does not within [`SOON`], which is ten seconds.
+async fn attack(coordinator: &Coordinator, number: u32) -> (Kind, Option<()>) {
+    let kind = KINDS[number as usize % KINDS.len()];
+    // From many addresses, none of them that of the healthy.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + number % 1000), 0))).unwrap();
+    let mut connection = socket.connect(coordinator.server.address).await.unwrap();
+    let lives = async {
+        match kind {
+            Kind::Silent => until_closed(&mut connection, b"", false).await,
+            // The head of a record that announces 512 bytes, and a few of them.
+            Kind::UnfinishedClientHello => until_closed(&mut connection, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", false).await,
+            Kind::DribbledHeaders => over_tls(coordinator, connection, b"GET / HTTP/1.1\r\nx-long: ", true).await,
+            Kind::SlowBody => {
+                let head = b"POST /agent/enrol/start HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{";
+                over_tls(coordinator, connection, head, true).await;
+            }
+            Kind::BareHttp2 => over_tls(coordinator, connection, PREFACE, false).await,
+        }
+    };
+    (kind, timeout(SOON, lives).await.ok())
+}
+
+async fn over_tls(coordinator: &Coordinator, connection: TcpStream, first: &[u8], dribbles: bool) {
+    // It may be closed before it is open.
+    let Ok(mut connection) = coordinator.tls().connect("localhost".try_into().unwrap(), connection).await else { return };
+    until_closed(&mut connection, first, dribbles).await;
+}
+
+/// Says something, then perhaps a blank each second, until the other side closes.
+async fn until_closed(connection: &mut (impl AsyncRead + AsyncWrite + Unpin), first: &[u8], dribbles: bool) {
+    if connection.write_all(first).await.is_err() {
+        return;
+    }
+    let mut buffer = [0; 1024];
+    loop {
+        tokio::select! {
+            read = connection.read(&mut buffer) => if matches!(read, Ok(0) | Err(_)) {
+                return;
+            },
+            () = sleep(Duration::from_secs(1)), if dribbles => if connection.write_all(b" ").await.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+/// The slowest but one of a hundred requests, made one after the other.
+async fn p99(coordinator: &Coordinator) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let begin = Instant::now();
+        coordinator.get("/sites").await.expect(200);
+        times.push(begin.elapsed());
+    }
+    times.sort();
+    times[98]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c1_five_thousand_hostile_connections_are_closed_within_ten_seconds_and_slow_nobody_down() {
+    let coordinator = Coordinator::start().await;
+    p99(&coordinator).await;
+    let normal = p99(&coordinator).await;
+    let attacks = stream::iter(0..5_000).map(|number| attack(&coordinator, number)).buffer_unordered(5_000).collect::<Vec<_>>();
+    let healthy = async {
+        // The attackers' own handshakes use this machine, too: those are over in a moment.
+        sleep(Duration::from_secs(4)).await;
+        p99(&coordinator).await
+    };
+    let (lives, attacked) = tokio::join!(attacks, healthy);
+    let survivors: Vec<_> = lives.iter().filter(|(_, life)| life.is_none()).map(|(kind, _)| kind).collect();
+    assert!(survivors.is_empty(), "{} live on after {SOON:?}: {:?}", survivors.len(), survivors.first());
+    assert!(attacked < 2 * normal + Duration::from_millis(20), "{attacked:?} under attack, {normal:?} normally");
+}
+
+/// A connection of HTTP/2 by hand, on which the owner has made a request: it may stay for as long as it behaves.
+struct Http2(TlsStream<TcpStream>);
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+impl Http2 {
+    async fn open(coordinator: &Coordinator) -> Self {
+        let mut connection = coordinator.connect().await;
+        connection.write_all(PREFACE).await.unwrap();
+        let mut http2 = Self(connection);
+        http2.send(HEADERS, END_HEADERS | END_STREAM, 1, &request(0x82, Some(&coordinator.token))).await.unwrap();
+        loop {
+            let (kind, stream, _) = http2.receive().await.unwrap();
+            if (kind, stream) == (HEADERS, 1) {
+                return http2;
+            }
+        }
+    }
+
+    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> io::Result<()> {
+        self.0.write_all(&frame(kind, flags, stream, payload)).await
+    }
+
+    async fn receive(&mut self) -> io::Result<(u8, u32, Vec<u8>)> {
+        receive(&mut self.0).await
+    }
+
+    /// Sends frames, made from their number, until the coordinator ends the connection.
+    async fn flood(self, what: &str, frames: impl Fn(u32) -> Vec<u8>) {
+        let (mut reader, mut writer) = split(self.0);
+        let told = async { while !matches!(receive(&mut reader).await, Err(_) | Ok((GOAWAY, ..))) {} };
+        let flood = async {
+            let mut number = 0;
+            while writer.write_all(&frames(number)).await.is_ok() {
+                number += 1;
+            }
+        };
+        let ended = timeout(SOON, async {
+            tokio::select! {
+                () = told => {}
+                () = flood => {}
+            }
+        });
+        assert!(ended.await.is_ok(), "{what} go on");
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Kind, stream and payload of the next frame.
+async fn receive(connection: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, u32, Vec<u8>)> {
+    let mut head = [0; 9];
+    connection.read_exact(&mut head).await?;
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    connection.read_exact(&mut payload).await?;
+    Ok((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+}
+
+/// The headers of a request for `/`, in HPACK; 0x82 is GET, 0x83 is POST.
+fn request(method: u8, token: Option<&str>) -> Vec<u8> {
+    let mut headers = vec![method, 0x87, 0x84, 0x41, 1, b'x'];
+    if let Some(token) = token {
+        // authorization, never indexed; `/sites` in place of `/`, for there a credential counts.
+        headers[2] = 0x04;
+        headers.splice(3..3, [6].into_iter().chain(*b"/sites"));
+        let value = format!("Bearer {token}");
+        headers.extend([0x1f, 0x08, u8::try_from(value.len()).unwrap()]);
+        headers.extend(value.as_bytes());
+    }
+    headers
+}
+
+#[tokio::test]
+async fn c2_floods_of_http2_frames_end_their_connection_and_no_other() {
+    let coordinator = Coordinator::start().await;
+    let get = request(0x82, None);
+    let resets = |number| {
+        let stream = 3 + 2 * number;
+        [frame(HEADERS, END_HEADERS | END_STREAM, stream, &get), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+    };
+    let small = |number| match number {
+        0 => frame(HEADERS, END_STREAM, 3, &get),
+        _ => frame(CONTINUATION, 0, 3, &[0x40, 1, b'a', 1, b'b']),
+    };
+    let large = |number| match number {
+        0 => frame(HEADERS, END_STREAM, 3, &get),
+        _ => frame(CONTINUATION, 0, 3, &[0; 16_000]),
+    };
+    let empty_data = |number| match number {
+        0 => frame(HEADERS, END_HEADERS, 3, &request(0x83, Some(&coordinator.token))),
+        _ => frame(DATA, 0, 3, &[]),
+    };
+    tokio::join!(
+        Http2::open(&coordinator).await.flood("resets", resets),
+        Http2::open(&coordinator).await.flood("small continuations", small),
+        Http2::open(&coordinator).await.flood("large continuations", large),
+        Http2::open(&coordinator).await.flood("empty data", empty_data),
+    );
+    coordinator.get("/sites").await.expect(200);
+}
+
+#[tokio::test]
+async fn c2_one_connection_has_at_most_64_streams() {
+    let coordinator = Coordinator::start().await;
+    let mut http2 = Http2::open(&coordinator).await;
+    for number in 0..65 {
+        // Bodies that do not come.
+        http2.send(HEADERS, END_HEADERS, 3 + 2 * number, &request(0x83, Some(&coordinator.token))).await.unwrap();
+    }
+    let refused = loop {
+        let (kind, stream, payload) = timeout(SOON, http2.receive()).await.unwrap().unwrap();
+        if kind == RST_STREAM {
+            break (stream, payload);
+        }
+    };
+    assert_eq!(refused, (3 + 2 * 64, vec![0, 0, 0, 7]), "REFUSED_STREAM");
+}
+
+#[tokio::test]
+async fn c1_a_body_that_does_not_come_is_given_up_even_from_one_who_may_send_it() {
+    let coordinator = Coordinator::start().await;
+    let chunks = stream::iter([Ok::<_, io::Error>("{")]).chain(stream::pending());
+    let request = coordinator.request(Method::POST, "/sites").header("content-type", "application/json");
+    let answer = send(request.body(reqwest::Body::wrap_stream(chunks))).await;
+    assert_eq!(answer.problem(), (408, "too_slow".to_owned(), None));
+    assert_eq!(coordinator.get("/sites").await.json()["items"], json!([]));
+}
