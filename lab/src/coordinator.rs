@@ -1,6 +1,6 @@
 //! The coordinator of a lab, on a host of its own.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -27,20 +27,59 @@ pub struct Coordinator {
     binaries: Binaries,
     log: PathBuf,
     server: Option<Daemon>,
+    /// Further coordinators of the mesh, by their ports.
+    others: BTreeMap<u16, Daemon>,
+    /// What join strings name, with commas.
+    urls: String,
 }
 
 impl Coordinator {
     pub(crate) fn start(binaries: Binaries, log: PathBuf) -> Result<Self> {
-        Ok(Self { host: Host::start("coordinator")?, binaries, log, server: None })
+        Ok(Self { host: Host::start("coordinator")?, binaries, log, server: None, others: BTreeMap::new(), urls: url(PORT) })
     }
 
     /// `wattle-server` with its own Postgres, in the background.
     pub fn start_server(&mut self) -> Result<()> {
-        let mut command = self.as_its_user()?;
-        command.args([self.binaries.server(), "--data-dir", DATA_DIR]);
-        command.args(["--listen", &format!("{ADDRESS}:{PORT}"), "--url", &url()]).env("RUST_BACKTRACE", "1").env_remove("DATABASE_URL");
+        let mut command = self.serve(DATA_DIR, PORT)?;
+        command.env_remove("DATABASE_URL");
         self.server = Some(Daemon::start(command, &self.log)?);
         Ok(())
+    }
+
+    /// Lets join strings name coordinators on these ports, from the next start of a server on.
+    pub fn announce(&mut self, ports: &[u16]) {
+        self.urls = ports.iter().map(|port| url(*port)).collect::<Vec<_>>().join(",");
+    }
+
+    /// A further coordinator, on the Postgres of the first one, which ends with that. Gives its interface once it is ready.
+    pub fn start_another(&mut self, port: u16) -> Result<Api> {
+        let data_dir = format!("{DATA_DIR}-{port}");
+        self.host.run(&format!("install -D -m 600 {DATA_DIR}/ca.pem {data_dir}/ca.pem"))?;
+        let mut command = self.serve(&data_dir, port)?;
+        command.env("DATABASE_URL", format!("postgres:///postgres?host={DATA_DIR}/postgres/run&user=wattle"));
+        let mut another = Daemon::start(command, &self.log.with_file_name(format!("coordinator-{port}.log")))?;
+        let api = Api { url: url(port), ..self.api()? };
+        wait_for("the other coordinator is ready", patience(20.0), || {
+            if let Err(ended) = another.expect_running() {
+                return Ok(Err(ended));
+            }
+            let answer = api.request("GET", "/readyz", None)?;
+            if answer.status == 200 { Ok(Ok(())) } else { bail!("{answer:?}") }
+        })??;
+        self.others.insert(port, another);
+        Ok(api)
+    }
+
+    /// Ends a further coordinator with `kill -9`.
+    pub fn kill_another(&mut self, port: u16) -> Result<()> {
+        self.others.remove(&port).context("no coordinator runs there")?.kill()
+    }
+
+    fn serve(&self, data_dir: &str, port: u16) -> Result<Command> {
+        let mut command = self.as_its_user()?;
+        command.args([self.binaries.server(), "--data-dir", data_dir, "--listen", &format!("{ADDRESS}:{port}")]);
+        command.args(["--url", &self.urls]).env("RUST_BACKTRACE", "1");
+        Ok(command)
     }
 
     /// Waits until it answers that it is ready.
@@ -53,7 +92,7 @@ impl Coordinator {
             }
             // It is made before the server listens, and where curl cannot see it.
             fs::write(&ca, host.run(&format!("cat {DATA_DIR}/ca.crt"))?)?;
-            let anonymous = Api { url: url(), token: String::new(), ca: ca.clone() };
+            let anonymous = Api { url: url(PORT), token: String::new(), ca: ca.clone() };
             let answer = anonymous.request("GET", "/readyz", None)?;
             if answer.status == 200 { Ok(Ok(())) } else { bail!("{answer:?}") }
         })?
@@ -62,7 +101,7 @@ impl Coordinator {
     /// The interface, with the token of the first start.
     pub fn api(&self) -> Result<Api> {
         let token = self.host.run(&format!("cat {DATA_DIR}/api-token")).context("reading the api token of the first start")?;
-        Ok(Api { url: url(), token: token.trim().to_owned(), ca: self.log.with_file_name("ca.crt") })
+        Ok(Api { url: url(PORT), token: token.trim().to_owned(), ca: self.log.with_file_name("ca.crt") })
     }
 
     /// What its database says to statements of SQL, as a thief of the coordinator could ask it: one line for each row.
@@ -83,7 +122,7 @@ impl Coordinator {
         self.server.as_mut().context("no coordinator runs")
     }
 
-    /// Ends the server with `kill -9`; its Postgres is left to itself.
+    /// Ends the server with `kill -9`, and with it its Postgres.
     pub fn kill(&mut self) -> Result<()> {
         self.server.take().context("no coordinator runs")?.kill()
     }
@@ -107,7 +146,7 @@ impl Coordinator {
     }
 }
 
-/// What agents and people call it by.
-pub fn url() -> String {
-    format!("https://{ADDRESS}:{PORT}")
+/// What agents and people call a coordinator by.
+pub fn url(port: u16) -> String {
+    format!("https://{ADDRESS}:{port}")
 }

@@ -72,13 +72,18 @@ impl Lab {
     /// Starts the coordinator, and makes every site of the lab and joins it, in order.
     pub fn weave(&mut self) -> Result<Api> {
         let api = self.start_coordinator()?;
+        self.join_all(&api)?;
+        Ok(api)
+    }
+
+    /// Makes every site of the lab and joins it, in order.
+    pub fn join_all(&mut self, api: &Api) -> Result<()> {
         for gateway in &mut self.gateways {
             gateway.start_agent()?;
             let created: CreatedSite = api.post("/sites", &gateway.site.body())?;
             gateway.join(created.join_token.join_string.reveal())?;
         }
-        wait_for("every LAN host pings every other", patience(20.0), || self.ping_all())?;
-        Ok(api)
+        wait_for("every LAN host pings every other", patience(20.0), || self.ping_all())
     }
 
     /// One more site, with its networks.

@@ -121,7 +121,7 @@ async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
     let bearer = bearer(headers).ok_or_else(error::unauthorized)?;
     match ApiToken::parse(bearer) {
         Some(token) => {
-            let stored = tokens::queries::api_token_hash(app.db.requests(), token.id).await?;
+            let stored = tokens::queries::api_token_hash(&mut *app.db.read().await?, token.id).await?;
             match stored.is_some_and(|stored| secret::matches(token.secret.reveal(), &stored)) {
                 true => Ok(Caller::ApiToken(token.id)),
                 false => Err(error::unauthorized().into()),

@@ -140,7 +140,7 @@ fn named(name: &str) -> DistinguishedName {
 
 /// The authority of this coordinator. The first coordinator of a mesh makes it; to others the operator brings the file.
 pub async fn ensure(db: &Db, data_dir: &Path) -> anyhow::Result<Authority> {
-    let mut transaction = db.requests().begin().await.context("cannot reach the database")?;
+    let mut transaction = db.read().await.context("cannot reach the database")?;
     let trusted = queries::lock_pins(&mut transaction).await?;
     let file = secret_file(data_dir);
     let authority = match Authority::load(&file)? {
@@ -176,7 +176,7 @@ pub async fn ensure(db: &Db, data_dir: &Path) -> anyhow::Result<Authority> {
 
 /// The pins that agents are to trust.
 pub async fn pins(db: &Db) -> anyhow::Result<Vec<Bytes32>> {
-    Ok(queries::pins(db.follow()).await?)
+    Ok(queries::pins(&mut *db.follow().await?).await?)
 }
 
 /// Reads the authority again, for a coordinator that runs.

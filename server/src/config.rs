@@ -51,6 +51,10 @@ pub struct Config {
     /// A Postgres 15 or later to use in place of a private one, postgres://user:password@host:port/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", global = true)]
     database_url: Option<String>,
+    /// The database URL is that of a pooler that shares connections, such as pgbouncer in transaction mode; changes through other
+    /// coordinators then arrive within two seconds instead of at once
+    #[arg(long, env = "WATTLE_DATABASE_POOLER", global = true)]
+    pub database_pooler: bool,
     /// The prefix of the mesh's tunnel addresses; it is fixed at the first start
     #[arg(long, env = "WATTLE_TUNNEL_PREFIX", default_value = "10.99.0.0/16", value_name = "PREFIX", value_parser = tunnel_prefix, global = true)]
     pub tunnel_prefix: Ipv4Net,

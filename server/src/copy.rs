@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::Context;
-use sqlx::postgres::PgListener;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, timeout},
@@ -19,10 +18,7 @@ use tokio_util::sync::CancellationToken;
 use wattle_mesh::feed::{Feed, Gap};
 use wattle_wire::ids::Position;
 
-use crate::{
-    db::{CHANNEL, Db},
-    error::Error,
-};
+use crate::{db::Db, error::Error};
 
 /// How often the database is asked for news that no notification told of.
 const POLL: Duration = Duration::from_secs(2);
@@ -45,7 +41,7 @@ impl Copy {
     /// Reads the mesh from the database.
     pub async fn load(db: &Db) -> anyhow::Result<Self> {
         let began = Instant::now();
-        let feed = queries::load(db.follow()).await.context("cannot read the mesh from the database")?;
+        let feed = queries::load(&mut *db.snapshot().await?).await.context("cannot read the mesh from the database")?;
         let (position, _) = watch::channel(feed.position());
         let (confirmed, _) = watch::channel(began);
         Ok(Self { feed: RwLock::new(feed), position, confirmed, news: Notify::new() })
@@ -106,9 +102,8 @@ impl Copy {
         }
     }
 
-    async fn listen_once(&self, db: &Db) -> Result<(), sqlx::Error> {
-        let mut listener = PgListener::connect_with(db.follow()).await?;
-        listener.listen(CHANNEL).await?;
+    async fn listen_once(&self, db: &Db) -> Result<(), Error> {
+        let Some(mut listener) = db.listen().await? else { return std::future::pending().await };
         loop {
             // `None` means that the connection was lost and made anew: something may have been missed.
             listener.try_recv().await?;
@@ -144,13 +139,15 @@ impl Copy {
 
     async fn catch_up(&self, db: &Db) -> Result<(), Error> {
         let have = self.position();
-        let stored = queries::position(db.follow()).await?;
+        let mut transaction = db.follow().await?;
+        let stored = queries::position(&mut transaction).await?;
         if stored == have {
             return Ok(());
         }
         if stored.epoch == have.epoch && stored.revision < have.revision {
             tracing::warn!(%have, %stored, "the database lost revisions, as after a restore; begins a new epoch");
-            queries::begin_epoch(db.follow(), stored).await?;
+            queries::begin_epoch(&mut transaction, stored).await?;
+            transaction.commit().await?;
             return self.reload(db).await;
         }
         if stored.epoch != have.epoch {
@@ -158,7 +155,7 @@ impl Copy {
             return self.reload(db).await;
         }
         while self.position().revision < stored.revision {
-            let changes = queries::changes_since(db.follow(), self.position().revision).await?;
+            let changes = queries::changes_since(&mut transaction, self.position().revision).await?;
             let pruned = changes.is_empty();
             let gap = self.advance(changes).err();
             if pruned || gap.is_some() {
@@ -179,7 +176,7 @@ impl Copy {
     }
 
     async fn reload(&self, db: &Db) -> Result<(), Error> {
-        let fresh = queries::load(db.follow()).await?;
+        let fresh = queries::load(&mut *db.snapshot().await?).await?;
         let position = fresh.position();
         *self.feed.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         self.position.send_replace(position);

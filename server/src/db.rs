@@ -3,6 +3,7 @@
 
 use std::{
     ops::{Deref, DerefMut},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -10,7 +11,7 @@ use anyhow::Context;
 use sqlx::{
     Connection, PgConnection, PgPool, Postgres, Transaction,
     migrate::Migrator,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     types::Json,
 };
 use wattle_mesh::directory::RecordChange;
@@ -21,10 +22,18 @@ use crate::{
     secret,
 };
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+/// Without sqlx' own lock, which would outlive the transaction behind a pooler.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!("../migrations");
+    migrations.set_locking(false);
+    migrations
+});
 
 /// The channel on which coordinators tell each other of new revisions.
-pub const CHANNEL: &str = "wattle";
+const CHANNEL: &str = "wattle";
+/// Begins every transaction, with limits for one that hangs. Not as options of the connection, which poolers refuse.
+const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '3s'; \
+    SET LOCAL idle_in_transaction_session_timeout = '10s'";
 /// How often a transaction is tried that lost against another.
 const TRIES: u32 = 5;
 /// How long a request may wait for a connection.
@@ -36,6 +45,7 @@ pub struct Db {
     requests: PgPool,
     follow: PgPool,
     reports: PgPool,
+    has_pooler: bool,
 }
 
 /// Who changes something, for the audit log.
@@ -95,37 +105,78 @@ pub struct Committed<T> {
 }
 
 impl Db {
-    /// Brings the schema up to date and opens the pools.
-    pub async fn open(options: PgConnectOptions) -> anyhow::Result<Self> {
-        let options = options.application_name("wattle-server");
-        let mut connection = PgConnection::connect_with(&options.clone().options([("lock_timeout", "10s")]))
-            .await
-            .context("cannot connect to the database")?;
-        MIGRATIONS.run(&mut connection).await.context("cannot bring the database's schema up to date")?;
-        connection.close().await.context("cannot connect to the database")?;
-        let limited =
-            options.options([("statement_timeout", "5s"), ("lock_timeout", "3s"), ("idle_in_transaction_session_timeout", "10s")]);
-        let pool = |size: u32| PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE);
-        Ok(Self {
-            requests: pool(16).connect_lazy_with(limited.clone()),
-            follow: pool(3).connect_lazy_with(limited.clone()),
-            reports: pool(1).connect_lazy_with(limited),
-        })
+    /// Brings the schema up to date and opens the pools. `has_pooler`: connections are shared by a pooler between us and the database.
+    pub async fn open(options: PgConnectOptions, has_pooler: bool) -> anyhow::Result<Self> {
+        let mut options = options.application_name("wattle-server");
+        if has_pooler {
+            // What is prepared in one transaction is not there in the next.
+            options = options.statement_cache_capacity(0);
+        }
+        migrate(&options).await?;
+        let pool = |size: u32| PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE).connect_lazy_with(options.clone());
+        Ok(Self { requests: pool(16), follow: pool(3), reports: pool(1), has_pooler })
     }
 
     /// For what requests read.
-    pub fn requests(&self) -> &PgPool {
-        &self.requests
+    ///
+    /// Every query is part of a transaction, here and below: a query is two messages, and a pooler between us and the database promises
+    /// one connection for several only within a transaction.
+    ///
+    /// # Errors
+    ///
+    /// When no connection is to be had within two seconds.
+    pub async fn read(&self) -> Result<Transaction<'static, Postgres>> {
+        Ok(self.requests.begin_with(BEGIN).await?)
     }
 
     /// For following the database's changes.
-    pub fn follow(&self) -> &PgPool {
-        &self.follow
+    ///
+    /// # Errors
+    ///
+    /// When no connection is to be had within two seconds.
+    pub async fn follow(&self) -> Result<Transaction<'static, Postgres>> {
+        Ok(self.follow.begin_with(BEGIN).await?)
+    }
+
+    /// As [`Db::follow`], but all that is read is of one moment.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Db::follow`].
+    pub async fn snapshot(&self) -> Result<Transaction<'static, Postgres>> {
+        let mut transaction = self.follow().await?;
+        sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *transaction).await?;
+        Ok(transaction)
     }
 
     /// For writing what nodes report.
-    pub fn reports(&self) -> &PgPool {
-        &self.reports
+    ///
+    /// # Errors
+    ///
+    /// When no connection is to be had within two seconds.
+    pub async fn report(&self) -> Result<Transaction<'static, Postgres>> {
+        Ok(self.reports.begin_with(BEGIN).await?)
+    }
+
+    /// Hears of new revisions. `None` behind a pooler: the database would tell whoever happens to have the connection.
+    ///
+    /// # Errors
+    ///
+    /// When no connection is to be had within two seconds.
+    pub async fn listen(&self) -> Result<Option<PgListener>> {
+        if self.has_pooler {
+            return Ok(None);
+        }
+        let mut listener = PgListener::connect_with(&self.follow).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Some(listener))
+    }
+
+    /// Closes all connections.
+    pub async fn close(&self) {
+        for pool in [&self.requests, &self.follow, &self.reports] {
+            pool.close().await;
+        }
     }
 
     /// Carries out a change in one transaction, and again should it lose against another.
@@ -154,7 +205,7 @@ impl Db {
     where
         W: Future<Output = Result<Outcome<T>>>,
     {
-        let Outcome { mut transaction, value, records, event } = work(Change(self.requests.begin().await?)).await?;
+        let Outcome { mut transaction, value, records, event } = work(Change(self.read().await?)).await?;
         let position = if records.is_empty() { None } else { Some(take_revision(&mut transaction, records).await?) };
         if let Some((action, object)) = event {
             sqlx::query!(
@@ -171,6 +222,22 @@ impl Db {
         transaction.commit().await?;
         Ok(Committed { value, position })
     }
+}
+
+/// Brings the schema up to date: all of it or, on an error, nothing.
+async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect_with(options).await.context("cannot connect to the database")?;
+    let migrated = async {
+        let mut transaction = connection.begin().await?;
+        sqlx::raw_sql("SET LOCAL lock_timeout = '10s'").execute(&mut *transaction).await?;
+        // Of several coordinators that start at once, one does it. The number is the word "wattle".
+        sqlx::raw_sql("SELECT pg_advisory_xact_lock(x'776174746c65'::bigint)").execute(&mut *transaction).await?;
+        MIGRATIONS.run(&mut *transaction).await?;
+        transaction.commit().await?;
+        anyhow::Ok(())
+    };
+    migrated.await.context("cannot bring the database's schema up to date")?;
+    connection.close().await.context("cannot connect to the database")
 }
 
 async fn take_revision(transaction: &mut Transaction<'_, Postgres>, records: Vec<RecordChange>) -> Result<Position> {

@@ -32,7 +32,7 @@ use crate::{
 /// A token that is used up gets one, too: only the proof of the identity tells whether this is the machine that used it.
 #[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = EnrolChallenge)))]
 pub async fn start(State(app): State<App>, Body(start): Body<EnrolStart>) -> Result<Response> {
-    let stored = queries::token_hash(app.db.requests(), start.token).await?;
+    let stored = queries::token_hash(&mut *app.db.read().await?, start.token).await?;
     if !stored.is_some_and(|stored| secret::matches(start.secret.reveal(), &stored)) {
         return Err(error::join_token_refused().into());
     }

@@ -29,8 +29,10 @@ use crate::{
 pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Result<Json<Page<Link>>> {
     let (limit, after) = query.read::<(NodeId, NodeId)>()?;
     let page = app.copy.read(|feed| page::cut(pairs(feed.directory(), after), limit, |pair| *pair));
-    let stored = queries::of_pairs(app.db.requests(), &page.items).await?;
-    let heard = queries::heard(app.db.requests(), &page.items).await?;
+    let mut transaction = app.db.read().await?;
+    let stored = queries::of_pairs(&mut transaction, &page.items).await?;
+    let heard = queries::heard(&mut transaction, &page.items).await?;
+    drop(transaction);
     let now = Utc::now();
     let items = app
         .copy

@@ -92,7 +92,7 @@ where
         }
     };
     let actor = Actor { name: "command line".to_owned(), request_id: None };
-    let result = async { work(Db::open(options).await?, actor).await }.await;
+    let result = async { work(Db::open(options, config.database_pooler).await?, actor).await }.await;
     if let Some(database) = started {
         database.close().await;
     }
@@ -111,7 +111,7 @@ async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()
             .await?;
             say(&token.reveal())
         }
-        TokenCommand::List => tokens::queries::api_tokens(db.requests())
+        TokenCommand::List => tokens::queries::api_tokens(&mut *db.read().await?)
             .await?
             .iter()
             .try_for_each(|token| say(&format!("{}  {}  {}  {}", token.id, token.created_at.to_rfc3339(), token.role, token.name))),

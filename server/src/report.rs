@@ -162,7 +162,12 @@ impl Reports {
     pub async fn write(&self, db: &Db) -> Result<()> {
         let _alone = self.writing.lock().await;
         let news = mem::take(&mut *self.waiting());
-        let written = queries::store(db.reports(), &news).await;
+        let written = async {
+            let mut transaction = db.report().await?;
+            queries::store(&mut transaction, &news).await?;
+            Ok(transaction.commit().await?)
+        };
+        let written = written.await;
         if written.is_err() {
             let mut waiting = self.waiting();
             let overtaken = mem::replace(&mut *waiting, news);

@@ -38,7 +38,7 @@ impl Server {
     /// Opens the database and serves on the listener.
     pub async fn start(options: PgConnectOptions, listener: TcpListener, config: &Config) -> anyhow::Result<Self> {
         let address = listener.local_addr().context("the listener has no address")?;
-        let db = Db::open(options).await?;
+        let db = Db::open(options, config.database_pooler).await?;
         let urls = config.urls(address)?;
         let mesh = first_start::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
         let copy = Arc::new(Copy::load(&db).await?);
@@ -73,9 +73,7 @@ impl Server {
         self.stop.cancel();
         let result = self.serving.await.context("the server broke down")?;
         let _ = self.following.await;
-        self.app.db.requests().close().await;
-        self.app.db.follow().close().await;
-        self.app.db.reports().close().await;
+        self.app.db.close().await;
         result
     }
 }

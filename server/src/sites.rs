@@ -141,14 +141,17 @@ fn refuse_clash(clash: Option<Problem>) -> Result<()> {
 
 /// Says who holds what was asked for when a constraint of the database has refused it.
 async fn explain(app: &App, site: Option<SiteId>, draft: &check::Draft, error: Error) -> Error {
-    let pool = app.db.requests();
+    let mut transaction = match app.db.read().await {
+        Ok(transaction) => transaction,
+        Err(error) => return error,
+    };
     let problem = match error.constraint() {
         Some("site_name") => {
             let holder = Holder { site: draft.name.to_string(), holds: draft.name.to_string() };
             Ok(error::taken("name_taken", "The name is taken", "name", "another site has this name; choose another", Some(holder)))
         }
-        Some("subnets_do_not_overlap") => queries::subnet_holder(pool, site, draft).await,
-        Some("site_endpoint") => queries::endpoint_holder(pool, site, draft).await,
+        Some("subnets_do_not_overlap") => queries::subnet_holder(&mut transaction, site, draft).await,
+        Some("site_endpoint") => queries::endpoint_holder(&mut transaction, site, draft).await,
         _ => return error,
     };
     problem.map_or_else(|error| error, Error::from)

@@ -27,7 +27,7 @@ pub(crate) fn a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_t
     // The very line of the README.
     let mut curl = api.curl();
     curl.args(["-sS", "-H", &format!("Authorization: Bearer {}", api.token), "-d", &SAO_PAULO.body().to_string()]);
-    curl.arg(format!("{}/sites", coordinator::url()));
+    curl.arg(format!("{}/sites", coordinator::url(coordinator::PORT)));
     let text = process::run(curl, None)?;
     let created: Value = serde_json::from_str(&text).with_context(|| format!("reading {text}"))?;
     let join_string = created.pointer("/join_token/join_string").and_then(Value::as_str).with_context(|| text.clone())?;

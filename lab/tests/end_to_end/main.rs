@@ -44,6 +44,7 @@ const INSIDE: &[(&str, Test)] = tests![
     change::a_hundred_changes_of_one_site_lose_no_packet_of_another,
     change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
     outage::without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot,
+    outage::agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet,
     outage::a_killed_agent_leaves_its_tunnels_up,
     outage::an_agent_that_is_stopped_and_started_again_loses_no_packet,
     repair::a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds,

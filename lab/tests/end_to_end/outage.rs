@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use wattle_lab::{
-    Flow, Gateway, Lab, patience,
+    Api, Flow, Gateway, Lab, patience,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK},
     wait_for,
 };
@@ -46,6 +46,41 @@ pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_
     for flow in flows {
         flow.expect_no_loss()?;
     }
+    Ok(())
+}
+
+pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    // The first one has the Postgres; agents only know the two others.
+    let ports = [8444, 8445];
+    lab.coordinator.announce(&ports);
+    lab.start_coordinator()?;
+    let mut apis = ports.map(|port| lab.coordinator.start_another(port)).into_iter().collect::<Result<Vec<_>>>()?;
+    lab.join_all(&apis[0])?;
+    let flow = flow(&lab, 0, 1)?;
+    let before = lab.gateways.iter_mut().map(snapshots).collect::<Result<Vec<_>>>()?;
+    let arrives = |lab: &Lab, api: &Api, subnet: &str| -> Result<()> {
+        let patch = api.request("PATCH", "/sites/new-york", Some(&json!({ "subnets": ["10.30.0.0/24", subnet] }).to_string()))?;
+        ensure!(patch.status == 200, "{patch:?}");
+        wait_for("the change arrives everywhere", patience(5.0), || {
+            for site in [DUBLIN, FRANKFURT] {
+                let routes = lab.gateway(site)?.host.run("ip -4 route show")?;
+                ensure!(routes.contains(subnet), "{} has {routes}", site.name);
+            }
+            Ok(())
+        })
+    };
+
+    arrives(&lab, &apis[1], "10.31.0.0/24").context("through the coordinator that no agent is connected to")?;
+    lab.coordinator.kill_another(ports[0])?;
+    arrives(&lab, &apis[1], "10.32.0.0/24").context("after the death of the one")?;
+    apis[0] = lab.coordinator.start_another(ports[0])?;
+    lab.coordinator.kill_another(ports[1])?;
+    arrives(&lab, &apis[0], "10.33.0.0/24").context("after the death of the other")?;
+
+    let after = lab.gateways.iter_mut().map(snapshots).collect::<Result<Vec<_>>>()?;
+    ensure!(after == before, "snapshots were sent: {before:?}, then {after:?}");
+    flow.expect_no_loss()?;
     Ok(())
 }
 

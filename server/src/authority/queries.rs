@@ -1,6 +1,6 @@
 //! SQL of the pins that agents are to trust.
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use wattle_wire::key::Bytes32;
 
 use crate::error::{Error, Result};
@@ -12,8 +12,8 @@ pub(super) async fn lock_pins(connection: &mut PgConnection) -> Result<Vec<Bytes
     pins.into_iter().map(parse).collect()
 }
 
-pub(super) async fn pins(pool: &PgPool) -> Result<Vec<Bytes32>> {
-    let pins = sqlx::query_scalar!("SELECT pin FROM authorities ORDER BY made_at").fetch_all(pool).await?;
+pub(super) async fn pins(connection: &mut PgConnection) -> Result<Vec<Bytes32>> {
+    let pins = sqlx::query_scalar!("SELECT pin FROM authorities ORDER BY made_at").fetch_all(connection).await?;
     pins.into_iter().map(parse).collect()
 }
 

@@ -1,6 +1,6 @@
 //! SQL of the copy in memory.
 
-use sqlx::{PgConnection, PgPool, types::Json};
+use sqlx::{PgConnection, types::Json};
 use wattle_mesh::{
     directory::{Directory, RecordChange},
     feed::Feed,
@@ -25,39 +25,38 @@ pub struct Revision {
     pub changes: Json<Vec<RecordChange>>,
 }
 
-pub async fn position(pool: &PgPool) -> Result<Position> {
-    Ok(sqlx::query_as!(Position, "SELECT epoch, revision FROM mesh").fetch_one(pool).await?)
+pub async fn position(connection: &mut PgConnection) -> Result<Position> {
+    Ok(sqlx::query_as!(Position, "SELECT epoch, revision FROM mesh").fetch_one(connection).await?)
 }
 
 /// The database lost revisions that were seen: their numbers will be given out again, and must not be mistaken for them.
-pub async fn begin_epoch(pool: &PgPool, stored: Position) -> Result<()> {
+pub async fn begin_epoch(connection: &mut PgConnection, stored: Position) -> Result<()> {
     sqlx::query!("UPDATE mesh SET epoch = epoch + 1 WHERE epoch = $1 AND revision = $2", stored.epoch, stored.revision)
-        .execute(pool)
+        .execute(connection)
         .await?;
     Ok(())
 }
 
-pub async fn changes_since(pool: &PgPool, revision: i64) -> Result<Vec<Revision>> {
+pub async fn changes_since(connection: &mut PgConnection, revision: i64) -> Result<Vec<Revision>> {
     let changes = sqlx::query_as!(
         Revision,
         r#"SELECT revision, changes AS "changes: Json<Vec<RecordChange>>" FROM changes WHERE revision > $1 ORDER BY revision LIMIT 1000"#,
         revision
     );
-    Ok(changes.fetch_all(pool).await?)
+    Ok(changes.fetch_all(connection).await?)
 }
 
-/// Reads all of the mesh, as it was at one moment.
-pub async fn load(pool: &PgPool) -> Result<Feed> {
-    let mut transaction = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-    let (position, mesh) = settings(&mut transaction).await?;
+/// Reads all of the mesh, in a transaction that sees one moment.
+pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
+    let (position, mesh) = settings(connection).await?;
     let mut directory = Directory::new(mesh);
-    for site in sites::queries::all(&mut transaction).await? {
+    for site in sites::queries::all(connection).await? {
         directory.apply(&RecordChange::Site(site));
     }
-    for node in nodes::queries::all(&mut transaction).await? {
+    for node in nodes::queries::all(connection).await? {
         directory.apply(&RecordChange::Node(node));
     }
-    let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'").fetch_all(&mut *transaction).await?;
+    let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'").fetch_all(&mut *connection).await?;
     directory.revoked.extend(revoked.into_iter().map(NodeId));
     let history = sqlx::query_as!(
         Revision,
@@ -66,8 +65,7 @@ pub async fn load(pool: &PgPool) -> Result<Feed> {
         position.revision - HISTORY,
         position.epoch
     );
-    let history = history.fetch_all(&mut *transaction).await?;
-    transaction.commit().await?;
+    let history = history.fetch_all(&mut *connection).await?;
     Ok(Feed::new(directory, position, history.into_iter().map(|change| (change.revision, change.changes.0))))
 }
 

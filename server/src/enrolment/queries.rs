@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use wattle_mesh::{allocate, directory::NodeRecord};
 use wattle_wire::{
     enrol::{EnrolFinish, Enrolled, Statement},
@@ -32,9 +32,9 @@ pub(super) struct Token {
     pub(super) site_name: Name,
 }
 
-pub(super) async fn token_hash(pool: &PgPool, token: TokenId) -> Result<Option<Vec<u8>>> {
+pub(super) async fn token_hash(connection: &mut PgConnection, token: TokenId) -> Result<Option<Vec<u8>>> {
     let hash = sqlx::query_scalar!("SELECT secret_hash FROM join_tokens WHERE id = $1 AND revoked_at IS NULL", token.0);
-    Ok(hash.fetch_optional(pool).await?)
+    Ok(hash.fetch_optional(connection).await?)
 }
 
 /// Reads a token, and lets nobody else use it until this transaction ends.

@@ -1,7 +1,7 @@
 //! SQL of the mesh's one row.
 
 use ipnet::IpNet;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_wire::ids::MeshId;
 
@@ -20,8 +20,8 @@ pub(super) async fn insert_mesh(connection: &mut PgConnection, tunnel_prefix: Ip
     Ok(inserted.execute(connection).await?.rows_affected() == 1)
 }
 
-pub(super) async fn mesh(pool: &PgPool) -> Result<Mesh> {
-    let row = sqlx::query!("SELECT id, challenge_secret FROM mesh").fetch_one(pool).await?;
+pub(super) async fn mesh(connection: &mut PgConnection) -> Result<Mesh> {
+    let row = sqlx::query!("SELECT id, challenge_secret FROM mesh").fetch_one(connection).await?;
     let challenge_secret = row.challenge_secret.try_into().map_err(|_| Error::Internal("the challenge secret has a wrong length"))?;
     Ok(Mesh { id: MeshId(row.id), challenge_secret })
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::health;
 use wattle_wire::{ids::NodeId, report::LinkReport};
@@ -65,11 +65,10 @@ pub struct LinkRow {
 /// Stores what nodes say of their links where it is new, and that they were heard of. Rows that are so already are not even locked.
 ///
 /// The order of the rows is the same for all who write, so that none waits for another in a circle.
-pub async fn store(pool: &PgPool, news: &News) -> Result<()> {
+pub async fn store(connection: &mut PgConnection, news: &News) -> Result<()> {
     if news.ends.is_empty() && news.heard.is_empty() {
         return Ok(());
     }
-    let mut connection = pool.acquire().await?;
     let ends: Vec<_> = news.ends.iter().collect();
     for ends in ends.chunks(MOST_ROWS) {
         let (first, second): (Vec<_>, Vec<_>) = ends.iter().partition(|((node, peer), _)| node < peer);
@@ -120,7 +119,7 @@ pub async fn store(pool: &PgPool, news: &News) -> Result<()> {
 }
 
 /// The stored health of some links.
-pub async fn of_pairs(pool: &PgPool, pairs: &[(NodeId, NodeId)]) -> Result<BTreeMap<(NodeId, NodeId), LinkRow>> {
+pub async fn of_pairs(connection: &mut PgConnection, pairs: &[(NodeId, NodeId)]) -> Result<BTreeMap<(NodeId, NodeId), LinkRow>> {
     let (first, second): (Vec<Uuid>, Vec<Uuid>) = pairs.iter().map(|(a, b)| (a.0, b.0)).unzip();
     let rows = sqlx::query!(
         r#"SELECT a AS "a!", b AS "b!", a_up, a_ever AS "a_ever!", a_since, b_up, b_ever AS "b_ever!", b_since
@@ -129,7 +128,7 @@ pub async fn of_pairs(pool: &PgPool, pairs: &[(NodeId, NodeId)]) -> Result<BTree
         &second
     );
     let end = |up: Option<bool>, ever, since: Option<_>| Some(StoredEnd { up: up?, ever, since: since? });
-    let rows = rows.fetch_all(pool).await?.into_iter().map(|row| {
+    let rows = rows.fetch_all(connection).await?.into_iter().map(|row| {
         let link = LinkRow { a: end(row.a_up, row.a_ever, row.a_since), b: end(row.b_up, row.b_ever, row.b_since) };
         ((NodeId(row.a), NodeId(row.b)), link)
     });
@@ -137,10 +136,10 @@ pub async fn of_pairs(pool: &PgPool, pairs: &[(NodeId, NodeId)]) -> Result<BTree
 }
 
 /// When the nodes of some links were last heard of.
-pub async fn heard(pool: &PgPool, pairs: &[(NodeId, NodeId)]) -> Result<Heard> {
+pub async fn heard(connection: &mut PgConnection, pairs: &[(NodeId, NodeId)]) -> Result<Heard> {
     let nodes: BTreeSet<_> = pairs.iter().flat_map(|(a, b)| [a.0, b.0]).collect();
     let nodes: Vec<_> = nodes.into_iter().collect();
-    let rows = sqlx::query!("SELECT node, at FROM node_reports WHERE node = ANY($1)", &nodes).fetch_all(pool).await?;
+    let rows = sqlx::query!("SELECT node, at FROM node_reports WHERE node = ANY($1)", &nodes).fetch_all(connection).await?;
     Ok(rows.into_iter().map(|row| (NodeId(row.node), row.at)).collect())
 }
 

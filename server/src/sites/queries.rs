@@ -7,7 +7,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ipnet::{IpNet, Ipv4Net};
-use sqlx::{PgConnection, PgPool, types::Json};
+use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 use wattle_mesh::{allocate, directory::SiteRecord};
 use wattle_wire::{
@@ -159,7 +159,7 @@ pub async fn endpoint_in_foreign_subnet(
 }
 
 /// Who holds a prefix that overlaps with one of the draft's.
-pub(super) async fn subnet_holder(pool: &PgPool, site: Option<SiteId>, draft: &Draft) -> Result<Problem> {
+pub(super) async fn subnet_holder(connection: &mut PgConnection, site: Option<SiteId>, draft: &Draft) -> Result<Problem> {
     let prefixes: Vec<_> = draft.subnets.iter().map(|subnet| subnet.net()).collect();
     let holder = sqlx::query!(
         "SELECT name, prefix FROM subnets JOIN sites ON sites.id = subnets.site
@@ -167,7 +167,7 @@ pub(super) async fn subnet_holder(pool: &PgPool, site: Option<SiteId>, draft: &D
         &prefixes,
         site.map(|site| site.0)
     )
-    .fetch_optional(pool)
+    .fetch_optional(connection)
     .await?;
     let title = "The subnet is taken";
     let Some(row) = holder else {
@@ -180,7 +180,7 @@ pub(super) async fn subnet_holder(pool: &PgPool, site: Option<SiteId>, draft: &D
 }
 
 /// Which site has the draft's endpoint.
-pub(super) async fn endpoint_holder(pool: &PgPool, site: Option<SiteId>, draft: &Draft) -> Result<Problem> {
+pub(super) async fn endpoint_holder(connection: &mut PgConnection, site: Option<SiteId>, draft: &Draft) -> Result<Problem> {
     let endpoint = draft.endpoint.map(Endpoint::socket);
     let holder = sqlx::query_scalar!(
         "SELECT name FROM sites WHERE endpoint_address = $1 AND endpoint_port = $2 AND id IS DISTINCT FROM $3",
@@ -188,7 +188,7 @@ pub(super) async fn endpoint_holder(pool: &PgPool, site: Option<SiteId>, draft: 
         endpoint.map(|socket| i32::from(socket.port())),
         site.map(|site| site.0)
     )
-    .fetch_optional(pool)
+    .fetch_optional(connection)
     .await?;
     let holds = draft.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
     let detail = format!("{holds} is the endpoint of another site; two gateways behind one address need two ports");

@@ -1,7 +1,7 @@
 //! SQL of join tokens and api tokens.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_wire::{
     admin::JoinToken,
@@ -44,16 +44,16 @@ pub async fn insert(connection: &mut PgConnection, issue: &Issue) -> Result<Join
     Ok(row.fetch_one(connection).await?.into())
 }
 
-pub(super) async fn find(pool: &PgPool, id: TokenId) -> Result<Option<JoinToken>> {
+pub(super) async fn find(connection: &mut PgConnection, id: TokenId) -> Result<Option<JoinToken>> {
     let row = sqlx::query_as!(
         JoinTokenRow,
         "SELECT id, site, uses_left, expires_at, created_at FROM join_tokens WHERE id = $1 AND revoked_at IS NULL",
         id.0
     );
-    Ok(row.fetch_optional(pool).await?.map(JoinToken::from))
+    Ok(row.fetch_optional(connection).await?.map(JoinToken::from))
 }
 
-pub(super) async fn of_site(pool: &PgPool, site: SiteId, after: Option<TokenId>, limit: usize) -> Result<Vec<JoinToken>> {
+pub(super) async fn of_site(connection: &mut PgConnection, site: SiteId, after: Option<TokenId>, limit: usize) -> Result<Vec<JoinToken>> {
     let rows = sqlx::query_as!(
         JoinTokenRow,
         "SELECT id, site, uses_left, expires_at, created_at FROM join_tokens
@@ -62,7 +62,7 @@ pub(super) async fn of_site(pool: &PgPool, site: SiteId, after: Option<TokenId>,
         after.map(|id| id.0),
         i64::try_from(limit).unwrap_or(i64::MAX)
     );
-    Ok(rows.fetch_all(pool).await?.into_iter().map(JoinToken::from).collect())
+    Ok(rows.fetch_all(connection).await?.into_iter().map(JoinToken::from).collect())
 }
 
 /// Whether there was such a token.
@@ -93,15 +93,15 @@ pub async fn insert_api_token(connection: &mut PgConnection, token: &ApiToken, n
 }
 
 /// The api tokens that were not revoked.
-pub async fn api_tokens(pool: &PgPool) -> Result<Vec<StoredApiToken>> {
+pub async fn api_tokens(connection: &mut PgConnection) -> Result<Vec<StoredApiToken>> {
     let rows = sqlx::query_as!(StoredApiToken, "SELECT id, name, role, created_at FROM api_tokens WHERE revoked_at IS NULL ORDER BY id");
-    Ok(rows.fetch_all(pool).await?)
+    Ok(rows.fetch_all(connection).await?)
 }
 
 /// The hash of an api token's secret.
-pub async fn api_token_hash(pool: &PgPool, id: TokenId) -> Result<Option<Vec<u8>>> {
+pub async fn api_token_hash(connection: &mut PgConnection, id: TokenId) -> Result<Option<Vec<u8>>> {
     let hash = sqlx::query_scalar!("SELECT secret_hash FROM api_tokens WHERE id = $1 AND revoked_at IS NULL", id.0);
-    Ok(hash.fetch_optional(pool).await?)
+    Ok(hash.fetch_optional(connection).await?)
 }
 
 /// Whether there was such an api token.

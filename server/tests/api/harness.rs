@@ -72,6 +72,7 @@ pub(crate) struct Coordinator {
     pub(crate) token: String,
     pub(crate) client: reqwest::Client,
     pub(crate) data_dir: TempDir,
+    pub(crate) arguments: &'static [&'static str],
 }
 
 pub(crate) struct Answer {
@@ -104,20 +105,24 @@ impl Answer {
 impl Coordinator {
     /// The first coordinator of a new mesh.
     pub(crate) async fn start() -> Self {
-        let database = empty_database().await;
+        Self::start_with(empty_database().await, &[]).await
+    }
+
+    /// The first coordinator of a new mesh, on a database that is empty, with more words on its command line.
+    pub(crate) async fn start_with(database: PgConnectOptions, arguments: &'static [&'static str]) -> Self {
         let data_dir = reachable_folder();
-        let server = serve(&database, data_dir.path()).await;
+        let server = serve(&database, data_dir.path(), arguments).await;
         let token = fs::read_to_string(data_dir.path().join("api-token")).unwrap().trim().to_owned();
-        Self { server, database, token, client: client(data_dir.path()), data_dir }
+        Self { server, database, token, client: client(data_dir.path()), data_dir, arguments }
     }
 
     /// A further coordinator on the same database.
     pub(crate) async fn another(&self) -> Self {
         let data_dir = reachable_folder();
         fs::copy(self.data_dir.path().join("ca.pem"), data_dir.path().join("ca.pem")).unwrap();
-        let server = serve(&self.database, data_dir.path()).await;
-        let (database, token) = (self.database.clone(), self.token.clone());
-        Self { server, database, token, client: client(data_dir.path()), data_dir }
+        let server = serve(&self.database, data_dir.path(), self.arguments).await;
+        let (database, token, arguments) = (self.database.clone(), self.token.clone(), self.arguments);
+        Self { server, database, token, client: client(data_dir.path()), data_dir, arguments }
     }
 
     /// How to open a connection that believes this coordinator.
@@ -176,8 +181,10 @@ pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
     Answer { status: response.status(), headers: response.headers().clone(), text: response.text().await.unwrap() }
 }
 
-async fn serve(database: &PgConnectOptions, data_dir: &Path) -> Server {
-    let config = Config::parse_from([PathBuf::from("wattle-server"), "--data-dir".into(), data_dir.into()]);
+async fn serve(database: &PgConnectOptions, data_dir: &Path, arguments: &[&str]) -> Server {
+    let config = Config::parse_from(
+        [PathBuf::from("wattle-server"), "--data-dir".into(), data_dir.into()].into_iter().chain(arguments.iter().map(PathBuf::from)),
+    );
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     Server::start(database.clone(), listener, &config).await.unwrap()
 }

@@ -13,6 +13,7 @@ mod join_tokens;
 mod links;
 mod nodes;
 mod private_postgres;
+mod replicas;
 mod sites;
 mod stream;
 mod tls;

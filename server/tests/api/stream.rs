@@ -96,6 +96,12 @@ async fn no_stream_skips_a_change_however_writers_race() {
     let coordinator = Coordinator::start().await;
     let others = [coordinator.another().await, coordinator.another().await];
     let all: Vec<_> = [&coordinator].into_iter().chain(&others).collect();
+    // Between taking its revision and the end of its commit, a writer is overtaken by others, if they can.
+    let slow_commits = "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN PERFORM pg_sleep(random() * 0.05); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON changes DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION dawdle();";
+    sqlx::raw_sql(slow_commits).execute(&mut coordinator.connection().await).await.unwrap();
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     // One node, one stream per coordinator: each follows on its own.
     let mut streams = Vec::new();

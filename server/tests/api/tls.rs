@@ -149,7 +149,7 @@ async fn i6_agents_learn_the_next_authority_under_the_present_one_and_stragglers
     let coordinator = Coordinator::start().await;
     let node = new_node(&coordinator, json!({"name": "dublin"})).await;
     let (data_dir, old) = (&coordinator.data_dir.path().to_owned(), coordinator.server.app.pins());
-    let db = Db::open(coordinator.database.clone()).await.unwrap();
+    let db = Db::open(coordinator.database.clone(), false).await.unwrap();
     let told = async || {
         let answer = node.request(&coordinator, Method::GET, "/agent/view").send().await.unwrap();
         let header = answer.headers()["wattle-pins"].to_str().unwrap().to_owned();
