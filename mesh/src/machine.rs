@@ -127,6 +127,28 @@ impl Machine {
     }
 }
 
+/// The token that a node sends with its requests, used again for most of its life: a new signature for each request would have to be made
+/// here and verified there.
+#[derive(Debug, Default)]
+pub struct HeldToken(Option<(i64, Secret)>);
+
+impl HeldToken {
+    /// Seconds before its end at which a token is replaced; clocks may differ a little, and requests take time.
+    const SPARE_S: i64 = 60;
+
+    /// A token that is good for at least a minute from `now`, in seconds since 1970 by the coordinator's clock.
+    pub fn at(&mut self, now: i64, machine: &Machine, enrolled: &Enrolled) -> Result<Secret, jsonwebtoken::errors::Error> {
+        // A clock that was set back makes a token that is not valid yet.
+        let usable = |made: i64| (0..NODE_TOKEN_LIFETIME_S - Self::SPARE_S).contains(&(now - made));
+        if let Some((_, token)) = self.0.as_ref().filter(|(made, _)| usable(*made)) {
+            return Ok(token.clone());
+        }
+        let token = machine.token(enrolled, now)?;
+        self.0 = Some((now, token.clone()));
+        Ok(token)
+    }
+}
+
 impl fmt::Debug for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Machine({})", self.wireguard_key)
@@ -149,6 +171,18 @@ mod tests {
         assert_eq!((made.identity_key(), made.wireguard_key()), (kept.identity_key(), kept.wireguard_key()));
         assert_eq!((made.sequence(), kept.sequence()), (1, 7));
         assert_eq!(format!("{made:?}"), format!("Machine({})", made.wireguard_key()));
+    }
+
+    #[test]
+    fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
+        let machine = Machine::new(&[1; 32], &[2; 32]).unwrap();
+        let name: wattle_wire::name::Name = "dublin".parse().unwrap();
+        let enrolled = Enrolled { mesh: MESH, node: NodeId(Uuid::from_u128(2)), name: name.clone(), site: name, generation: 3 };
+        let mut held = HeldToken::default();
+        let mut at = |now| held.at(now, &machine, &enrolled).unwrap().reveal().to_owned();
+        let made_at = |now| machine.token(&enrolled, now).unwrap().reveal().to_owned();
+        assert_eq!([at(1000), at(1239)], [made_at(1000), made_at(1000)]);
+        assert_eq!([at(1240), at(1100)], [made_at(1240), made_at(1100)]);
     }
 
     #[test]
