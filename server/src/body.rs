@@ -108,9 +108,11 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
             ] {
                 let Some((name, rest)) = what.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };
                 let name: String = name.chars().take(LONGEST_FIELD).collect();
-                let field = match path.is_empty() || path == name {
-                    true => name,
-                    false => format!("{path}.{name}"),
+                // An unknown field is in the path already, a missing one is not.
+                let field = match path {
+                    "" => name,
+                    path if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
+                    path => format!("{path}.{name}"),
                 };
                 let expected = rest.strip_prefix(", expected ").map(|known| format!("; known are {known}")).unwrap_or_default();
                 return error::invalid(code, field, format!("{advice}{expected}")).into();

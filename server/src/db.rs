@@ -65,21 +65,28 @@ pub struct Change(Transaction<'static, Postgres>);
 pub struct Outcome<T> {
     transaction: Transaction<'static, Postgres>,
     value: T,
+    /// `None` when nothing was to be done.
+    made: Option<Made>,
+}
+
+/// What was done, for those who follow and for the audit log.
+#[derive(Debug)]
+struct Made {
     /// The records as they are now; empty when the configuration is as it was, which takes no revision.
     records: Vec<RecordChange>,
-    /// For the audit log: what was done to what. `None` when nothing was.
-    event: Option<(&'static str, String)>,
+    action: &'static str,
+    object: String,
 }
 
 impl Change {
     /// Something was changed: the records are now so, and this was done to that object.
     pub fn made<T>(self, value: T, records: Vec<RecordChange>, action: &'static str, object: impl ToString) -> Outcome<T> {
-        Outcome { transaction: self.0, value, records, event: Some((action, object.to_string())) }
+        Outcome { transaction: self.0, value, made: Some(Made { records, action, object: object.to_string() }) }
     }
 
     /// Everything is already as it should be.
     pub fn not_needed<T>(self, value: T) -> Outcome<T> {
-        Outcome { transaction: self.0, value, records: Vec::new(), event: None }
+        Outcome { transaction: self.0, value, made: None }
     }
 }
 
@@ -205,20 +212,11 @@ impl Db {
     where
         W: Future<Output = Result<Outcome<T>>>,
     {
-        let Outcome { mut transaction, value, records, event } = work(Change(self.read().await?)).await?;
-        let position = if records.is_empty() { None } else { Some(take_revision(&mut transaction, records).await?) };
-        if let Some((action, object)) = event {
-            sqlx::query!(
-                "INSERT INTO events (actor, action, object, revision, request_id) VALUES ($1, $2, $3, $4, $5)",
-                actor.name,
-                action,
-                object,
-                position.map(|position| position.revision),
-                actor.request_id
-            )
-            .execute(&mut *transaction)
-            .await?;
-        }
+        let Outcome { mut transaction, value, made } = work(Change(self.read().await?)).await?;
+        let position = match made {
+            Some(made) => record(&mut transaction, actor, made).await?,
+            None => None,
+        };
         transaction.commit().await?;
         Ok(Committed { value, position })
     }
@@ -240,20 +238,37 @@ async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
     connection.close().await.context("cannot connect to the database")
 }
 
-async fn take_revision(transaction: &mut Transaction<'_, Postgres>, records: Vec<RecordChange>) -> Result<Position> {
-    let position = sqlx::query_as!(Position, "UPDATE mesh SET revision = revision + 1 RETURNING epoch, revision")
-        .fetch_one(&mut **transaction)
+/// Takes the revision, records the change and the event and tells the other coordinators, in one statement: nobody else can change the mesh
+/// from here to the end of the commit, so each round trip in between would count for all who want to.
+async fn record(transaction: &mut Transaction<'_, Postgres>, actor: &Actor, made: Made) -> Result<Option<Position>> {
+    let Made { records, action, object } = made;
+    if records.is_empty() {
+        sqlx::query!(
+            "INSERT INTO events (actor, action, object, request_id) VALUES ($1, $2, $3, $4)",
+            actor.name,
+            action,
+            object,
+            actor.request_id
+        )
+        .execute(&mut **transaction)
         .await?;
-    sqlx::query!(
-        "INSERT INTO changes (revision, epoch, changes) VALUES ($1, $2, $3)",
-        position.revision,
-        position.epoch,
-        Json(records) as _
+        return Ok(None);
+    }
+    let taken = sqlx::query!(
+        r#"WITH taken AS (UPDATE mesh SET revision = revision + 1 RETURNING epoch, revision),
+                change AS (INSERT INTO changes (revision, epoch, changes) SELECT revision, epoch, $1 FROM taken),
+                event AS (INSERT INTO events (actor, action, object, revision, request_id) SELECT $2, $3, $4, revision, $5 FROM taken)
+           SELECT epoch, revision, pg_notify($6, revision::text) AS "sent: ()" FROM taken"#,
+        Json(records) as _,
+        actor.name,
+        action,
+        object,
+        actor.request_id,
+        CHANNEL
     )
-    .execute(&mut **transaction)
+    .fetch_one(&mut **transaction)
     .await?;
-    sqlx::query!(r#"SELECT pg_notify($1, $2) AS "sent: ()""#, CHANNEL, position.revision.to_string()).fetch_one(&mut **transaction).await?;
-    Ok(position)
+    Ok(Some(Position { epoch: taken.epoch, revision: taken.revision }))
 }
 
 /// Some milliseconds, more with each try, and never the same for two that met.

@@ -24,7 +24,7 @@ use crate::{
     body::Body,
     db::Actor,
     error::{self, Error, Result},
-    secret, sites, text,
+    secret, text,
 };
 
 /// Asks for a challenge.
@@ -70,7 +70,6 @@ pub async fn finish(
         if !queries::consume_token(&mut change, applicant.finish.token).await? {
             return Err(error::join_token_refused().into());
         }
-        sites::queries::lock(&mut change).await?;
         queries::refuse_known_keys(&mut change, applicant).await?;
         queries::refuse_endpoint_clash(&mut change, applicant, token.site).await?;
         let record = queries::insert(&mut change, applicant, token.site, tunnel_prefix).await?;

@@ -40,6 +40,18 @@ impl Error {
         }
     }
 
+    /// The error of one site of several: its field is named as it stands in the body.
+    #[must_use]
+    pub fn of_site(self, index: usize) -> Self {
+        match self {
+            Self::Refused(problem) => {
+                let field = problem.field.as_ref().map_or_else(|| format!("sites[{index}]"), |field| format!("sites[{index}].{field}"));
+                Self::Refused(Box::new(Problem { field: Some(field), ..*problem }))
+            }
+            other @ (Self::Database(_) | Self::Unavailable(_) | Self::Internal(_)) => other,
+        }
+    }
+
     /// Whether the same transaction may well succeed when it is tried again.
     pub fn is_transient(&self) -> bool {
         // Serialization failure, deadlock; an address or name that we chose and somebody else took in the meantime.

@@ -59,6 +59,7 @@ fn api_token() -> OpenApiRouter<App> {
     OpenApiRouter::default()
         .routes(routes!(sites::create, sites::list))
         .routes(routes!(sites::show, sites::change, sites::remove))
+        .routes(routes!(sites::import))
         .routes(routes!(tokens::create, tokens::list))
         .routes(routes!(tokens::show, tokens::revoke))
         .routes(routes!(nodes::list))

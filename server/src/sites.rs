@@ -3,16 +3,19 @@
 mod check;
 pub mod queries;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::{
     Extension, Json,
     extract::{Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use ipnet::Ipv4Net;
 use uuid::Uuid;
 use wattle_mesh::directory::{Directory, RecordChange, SiteRecord};
 use wattle_wire::{
-    admin::{CreatedSite, NewJoinToken, NewSite, Page, Site, SiteNode, SitePatch},
+    admin::{CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SiteNode, SitePatch},
     ids::SiteId,
     problem::{Holder, Problem},
 };
@@ -27,6 +30,9 @@ use crate::{
     tokens,
 };
 
+/// The largest import, in bytes.
+const LARGEST_IMPORT: usize = 4 * 1024 * 1024;
+
 /// Creates a site, and a join token for its first gateway.
 ///
 /// The answer holds, this once, the command to run on the gateway.
@@ -34,24 +40,86 @@ use crate::{
     responses((status = 201, body = CreatedSite, headers(("Location" = String, description = "path of the new site")))))]
 pub async fn create(State(app): State<App>, Extension(actor): Extension<Actor>, Body(new): Body<NewSite>) -> Result<Response> {
     let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
-    let draft = check::Draft::of(new, tunnel_prefix)?;
-    let id = SiteId(Uuid::now_v7());
-    let issue = tokens::Issue::fresh(id, NewJoinToken::default())?;
-    let (asked, join) = (&draft, &issue);
-    let created = app.mutate(&actor, |mut change| async move {
+    let wanted = [Wanted::of(check::Draft::of(new, tunnel_prefix)?)?];
+    let created = insert(&app, &actor, &wanted, tunnel_prefix, "site.create", wanted[0].id.to_string()).await;
+    let created = created.map_err(|(_, error)| error)?.pop().ok_or(Error::Internal("a site was made and is not there"))?;
+    let headers = [(header::LOCATION, format!("/sites/{}", wanted[0].id)), (header::CACHE_CONTROL, "no-store".to_owned())];
+    Ok((StatusCode::CREATED, headers, Json(created)).into_response())
+}
+
+/// Creates many sites at once, all or none.
+///
+/// Each has the form of `POST /sites`, and each comes back with the command to run on its gateway. The mesh takes one revision for all of them.
+#[utoipa::path(post, path = "/import", tag = "sites", request_body = Import, responses((status = 201, body = Imported)))]
+pub async fn import(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Body(Import { sites }): Body<Import, LARGEST_IMPORT>,
+) -> Result<Response> {
+    if !(1..=Import::MOST_SITES).contains(&sites.len()) {
+        return Err(error::invalid("too_many", "sites", format!("an import has 1 to {} sites", Import::MOST_SITES)).into());
+    }
+    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
+    let drafts =
+        sites.into_iter().enumerate().map(|(index, new)| check::Draft::of(new, tunnel_prefix).map_err(|error| error.of_site(index)));
+    let drafts: Vec<_> = drafts.collect::<Result<_>>()?;
+    check::check_together(&drafts)?;
+    let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
+    let sites = insert(&app, &actor, &wanted, tunnel_prefix, "site.import", format!("{} sites", wanted.len())).await;
+    let sites = sites.map_err(|(index, error)| error.of_site(index))?;
+    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(Imported { sites })).into_response())
+}
+
+/// A site that is about to be made, with a join token for its first gateway.
+struct Wanted {
+    id: SiteId,
+    draft: check::Draft,
+    join: tokens::Issue,
+}
+
+impl Wanted {
+    fn of(draft: check::Draft) -> Result<Self> {
+        let id = SiteId(Uuid::now_v7());
+        Ok(Self { id, draft, join: tokens::Issue::fresh(id, NewJoinToken::default())? })
+    }
+}
+
+/// Makes sites in one revision. An error says at which of them it failed.
+async fn insert(
+    app: &App,
+    actor: &Actor,
+    wanted: &[Wanted],
+    tunnel_prefix: Ipv4Net,
+    action: &'static str,
+    object: String,
+) -> Result<Vec<CreatedSite>, (usize, Error)> {
+    let at = AtomicUsize::new(0);
+    let (reached, object) = (&at, &object);
+    let created = app.mutate(actor, |mut change| async move {
         queries::lock(&mut change).await?;
-        refuse_clash(queries::endpoint_clash(&mut change, None, asked).await?)?;
-        let record = queries::insert(&mut change, id, asked, tunnel_prefix).await?;
-        let token = tokens::queries::insert(&mut change, join).await?;
-        Ok(change.made((record.clone(), token), vec![RecordChange::Site(record)], "site.create", id))
+        let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
+        let mut made = Vec::with_capacity(wanted.len());
+        for (index, (Wanted { id, draft, join }, address)) in wanted.iter().zip(addresses).enumerate() {
+            reached.store(index, Ordering::Relaxed);
+            refuse_clash(queries::endpoint_clash(&mut change, None, draft).await?)?;
+            let record = queries::insert(&mut change, *id, draft, address).await?;
+            made.push((record, tokens::queries::insert(&mut change, join).await?));
+        }
+        let records = made.iter().map(|(record, _)| RecordChange::Site(record.clone())).collect();
+        Ok(change.made(made, records, action, object))
     });
-    let (record, token) = match created.await {
-        Ok(created) => created,
-        Err(error) => return Err(explain(&app, None, &draft, error).await),
-    };
-    let body = CreatedSite { site: site(&record, Vec::new()), join_token: issue.created(&app, token) };
-    let headers = [(header::LOCATION, format!("/sites/{id}")), (header::CACHE_CONTROL, "no-store".to_owned())];
-    Ok((StatusCode::CREATED, headers, Json(body)).into_response())
+    match created.await {
+        Ok(made) => {
+            let created = made.into_iter().zip(wanted);
+            Ok(created
+                .map(|((record, token), wanted)| CreatedSite { site: site(&record, vec![]), join_token: wanted.join.created(app, token) })
+                .collect())
+        }
+        Err(error) => {
+            let index = at.into_inner();
+            Err((index, explain(app, None, &wanted[index].draft, error).await))
+        }
+    }
 }
 
 /// Lists sites, in the order in which they were created.

@@ -89,6 +89,24 @@ pub struct CreatedSite {
     pub join_token: CreatedJoinToken,
 }
 
+/// `POST /import`: sites that are created together, all or none.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Import {
+    /// 1 to 1,000, each as in `POST /sites`.
+    pub sites: Vec<NewSite>,
+}
+
+impl Import {
+    pub const MOST_SITES: usize = 1_000;
+}
+
+/// Answer to `POST /import`: the sites in the order in which they were given.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Imported {
+    pub sites: Vec<CreatedSite>,
+}
+
 /// `POST /sites/{site}/join-tokens`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]

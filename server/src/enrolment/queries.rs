@@ -17,6 +17,9 @@ use crate::{
     nodes, sites,
 };
 
+/// Names that are asked for together; few sites have as many gateways.
+const NAMES_AT_A_TIME: usize = 16;
+
 /// A machine whose proofs hold, and the id it gets should it become a node.
 #[derive(Debug)]
 pub(super) struct Applicant {
@@ -37,11 +40,11 @@ pub(super) async fn token_hash(connection: &mut PgConnection, token: TokenId) ->
     Ok(hash.fetch_optional(connection).await?)
 }
 
-/// Reads a token, and lets nobody else use it until this transaction ends.
+/// Reads a token, and lets nobody else use it nor enrol for its site until this transaction ends.
 pub(super) async fn lock_token(connection: &mut PgConnection, token: TokenId) -> Result<Option<Token>> {
     let row = sqlx::query!(
         "SELECT secret_hash, sites.id AS site, sites.name AS site_name FROM join_tokens JOIN sites ON sites.id = join_tokens.site
-         WHERE join_tokens.id = $1 AND revoked_at IS NULL FOR UPDATE OF join_tokens",
+         WHERE join_tokens.id = $1 AND revoked_at IS NULL FOR UPDATE OF join_tokens FOR NO KEY UPDATE OF sites",
         token.0
     );
     let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
@@ -89,6 +92,7 @@ pub(super) async fn refuse_known_keys(connection: &mut PgConnection, applicant: 
 /// Refuses an endpoint that lies in a subnet or is somebody else's.
 pub(super) async fn refuse_endpoint_clash(connection: &mut PgConnection, applicant: &Applicant, site: SiteId) -> Result<()> {
     let Some(endpoint) = applicant.finish.endpoint else { return Ok(()) };
+    sites::queries::lock(connection).await?;
     if let Some(problem) = sites::queries::endpoint_in_foreign_subnet(connection, None, endpoint).await? {
         return Err(problem.into());
     }
@@ -112,7 +116,7 @@ pub(super) async fn insert(
 ) -> Result<NodeRecord> {
     let site_row = sites::queries::find(connection, site).await?.ok_or(Error::Internal("a join token without its site"))?;
     let endpoint = applicant.finish.endpoint;
-    let name = allocate::node_name(&site_row.name, &taken_names(connection).await?);
+    let name = free_name(connection, &site_row.name).await?;
     sqlx::query!(
         "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, statement_signature, endpoint_address,
                             endpoint_port, agent_version, generation, join_token)
@@ -134,7 +138,8 @@ pub(super) async fn insert(
     .await?;
     let own = sqlx::query!("UPDATE tunnel_addresses SET node = $1 WHERE site = $2 AND own AND node IS NULL", applicant.id.0, site.0);
     if own.execute(&mut *connection).await?.rows_affected() == 0 {
-        let address = sites::queries::lowest_free_address(connection, tunnel_prefix).await?;
+        sites::queries::lock(connection).await?;
+        let address = sites::queries::free_addresses(connection, tunnel_prefix, 1).await?[0];
         sqlx::query!(
             "INSERT INTO tunnel_addresses (address, site, node, own) VALUES ($1, $2, $3, false)",
             IpNet::from(IpAddr::V4(address)),
@@ -147,9 +152,18 @@ pub(super) async fn insert(
     nodes::queries::find(connection, applicant.id).await?.ok_or(Error::Internal("a node that was just inserted is not there"))
 }
 
-async fn taken_names(connection: &mut PgConnection) -> Result<BTreeSet<Name>> {
-    let names = sqlx::query_scalar!("SELECT name FROM nodes WHERE state <> 'revoked'").fetch_all(connection).await?;
-    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+/// The first name for a node of a site that no node has.
+async fn free_name(connection: &mut PgConnection, site: &Name) -> Result<Name> {
+    let mut names = allocate::node_names(site);
+    loop {
+        let some: Vec<Name> = names.by_ref().take(NAMES_AT_A_TIME).collect();
+        let texts: Vec<_> = some.iter().map(ToString::to_string).collect();
+        let taken = sqlx::query_scalar!("SELECT name FROM nodes WHERE state <> 'revoked' AND name = ANY($1)", &texts);
+        let taken: BTreeSet<_> = taken.fetch_all(&mut *connection).await?.into_iter().collect();
+        if let Some(free) = some.into_iter().find(|name| !taken.contains(name.as_str())) {
+            return Ok(free);
+        }
+    }
 }
 
 pub(super) fn key_taken() -> Problem {

@@ -60,7 +60,7 @@ async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<V
     rows.fetch_all(connection).await?.into_iter().map(SiteRecord::try_from).collect()
 }
 
-pub(super) async fn insert(connection: &mut PgConnection, id: SiteId, draft: &Draft, tunnel_prefix: Ipv4Net) -> Result<SiteRecord> {
+pub(super) async fn insert(connection: &mut PgConnection, id: SiteId, draft: &Draft, tunnel_address: Ipv4Addr) -> Result<SiteRecord> {
     let created_at = sqlx::query_scalar!(
         "INSERT INTO sites (id, name, description, labels, endpoint_address, endpoint_port) VALUES ($1, $2, $3, $4, $5, $6) RETURNING created_at",
         id.0,
@@ -73,7 +73,6 @@ pub(super) async fn insert(connection: &mut PgConnection, id: SiteId, draft: &Dr
     .fetch_one(&mut *connection)
     .await?;
     insert_subnets(connection, id, &draft.subnets).await?;
-    let tunnel_address = lowest_free_address(connection, tunnel_prefix).await?;
     sqlx::query!("INSERT INTO tunnel_addresses (address, site, own) VALUES ($1, $2, true)", IpNet::from(IpAddr::V4(tunnel_address)), id.0)
         .execute(connection)
         .await?;
@@ -105,13 +104,16 @@ pub(super) async fn delete(connection: &mut PgConnection, site: SiteId) -> Resul
     Ok(deleted.rows_affected() == 1)
 }
 
-/// The lowest tunnel address that nobody has. The caller holds the lock.
-pub async fn lowest_free_address(connection: &mut PgConnection, tunnel_prefix: Ipv4Net) -> Result<Ipv4Addr> {
+/// So many tunnel addresses that nobody has, the lowest first. The caller holds the lock.
+pub async fn free_addresses(connection: &mut PgConnection, tunnel_prefix: Ipv4Net, count: usize) -> Result<Vec<Ipv4Addr>> {
     let taken = sqlx::query_scalar!("SELECT address FROM tunnel_addresses").fetch_all(connection).await?;
     let taken: BTreeSet<_> = taken.into_iter().filter_map(|net| v4(net).ok()).collect();
-    allocate::lowest_free(tunnel_prefix, &taken).ok_or_else(|| {
-        error::taken("no_tunnel_address", "The mesh is full", "", format!("all tunnel addresses of {tunnel_prefix} are taken"), None).into()
-    })
+    let free: Vec<_> = allocate::free_addresses(tunnel_prefix, &taken).take(count).collect();
+    if free.len() < count {
+        let detail = format!("of the tunnel addresses of {tunnel_prefix} only {} are free", free.len());
+        return Err(error::taken("no_tunnel_address", "The mesh is full", "", detail, None).into());
+    }
+    Ok(free)
 }
 
 /// Whether the endpoint lies in somebody's subnet, or a subnet holds somebody's endpoint. The caller holds the lock.

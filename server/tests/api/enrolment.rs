@@ -1,5 +1,7 @@
 //! `/agent/enrol`
 
+use std::collections::BTreeSet;
+
 use futures_util::future::join_all;
 use serde_json::json;
 use wattle_mesh::admit;
@@ -187,4 +189,19 @@ async fn an_endpoint_of_another_gateway_is_refused() {
     finish.endpoint = Some("198.51.100.20:51820".parse().unwrap());
     enrol(&coordinator, &finish).await.expect(200);
     assert_eq!(coordinator.get("/nodes/frankfurt").await.json()["endpoint"], "198.51.100.20:51820");
+}
+
+#[tokio::test]
+async fn gateways_of_one_site_that_enrol_at_one_moment_get_names_addresses_and_one_active_among_them() {
+    let coordinator = Coordinator::start().await;
+    let mut joins = vec![new_site(&coordinator, json!({"name": "dublin"})).await];
+    for _ in 0..5 {
+        let created = coordinator.post("/sites/dublin/join-tokens", json!({})).await.expect(201).json();
+        joins.push(created["join_string"].as_str().unwrap().parse().unwrap());
+    }
+    join_all(joins.iter().map(|join| Machine::new().enrol(&coordinator, join))).await;
+    let nodes = coordinator.get("/nodes").await.json()["items"].as_array().unwrap().clone();
+    let distinct = |field: &str| nodes.iter().map(|node| node[field].to_string()).collect::<BTreeSet<_>>().len();
+    assert_eq!((nodes.len(), distinct("name"), distinct("tunnel_address")), (6, 6, 6));
+    assert_eq!(nodes.iter().filter(|node| node["state"] == "active").count(), 1);
 }

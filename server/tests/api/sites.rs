@@ -2,7 +2,10 @@
 
 use reqwest::header;
 use serde_json::{Value, json};
-use wattle_wire::join::JoinString;
+use wattle_wire::{
+    join::JoinString,
+    stream::{StreamMessage, ViewChange},
+};
 
 use crate::{
     agents::{Machine, new_node, new_site},
@@ -220,4 +223,56 @@ async fn a_removed_site_gives_back_its_address_its_subnets_and_its_name_but_not_
     let answer = node.machine.try_enrol(&coordinator, &again).await;
     assert_eq!(answer.problem().1, "key_revoked");
     Machine::new().enrol(&coordinator, &again).await;
+}
+
+#[tokio::test]
+async fn a_hundred_sites_are_imported_in_one_revision_and_each_can_be_joined() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin", "subnets": ["10.10.0.0/24"]})).await;
+    let mut stream = dublin.follow(&coordinator, None).await;
+    stream.next().await;
+    let sites: Vec<_> =
+        (0..100).map(|number| json!({"name": format!("site-{number}"), "subnets": [format!("10.20.{number}.0/24")]})).collect();
+    let answer = coordinator.post("/import", json!({"sites": sites})).await.expect(201);
+    assert_eq!(
+        (&answer.headers["wattle-position"], &answer.headers[header::CACHE_CONTROL]),
+        (&"1.3".parse().unwrap(), &"no-store".parse().unwrap())
+    );
+    assert_eq!(stream.next().await, Some(StreamMessage::Heartbeat { position: "1.3".parse().unwrap() }), "one message for all hundred");
+    let made = answer.json();
+    assert_eq!(made["sites"].as_array().unwrap().len(), 100);
+    assert_eq!((&made["sites"][99]["name"], &made["sites"][99]["tunnel_address"]), (&json!("site-99"), &json!("10.99.0.101")));
+    let join: JoinString = made["sites"][99]["join_token"]["join_string"].as_str().unwrap().parse().unwrap();
+    let last = Machine::new().enrol(&coordinator, &join).await;
+    let Some(StreamMessage::Delta { changes, .. }) = stream.news().await else { panic!("no delta") };
+    let [ViewChange::Peer(peer)] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!(peer.node, last.id());
+}
+
+#[tokio::test]
+async fn an_import_is_all_or_nothing_and_names_the_site_and_field_that_is_wrong() {
+    let coordinator = Coordinator::start().await;
+    coordinator.post("/sites", json!({"name": "dublin", "endpoint": "203.0.113.1:51820", "subnets": ["10.10.0.0/24"]})).await.expect(201);
+    let good = json!({"name": "good", "endpoint": "203.0.113.2:51820", "subnets": ["10.20.0.0/24"]});
+    for (bad, status, code, field) in [
+        (json!({"name": "a", "subnets": ["10.30.0.0/24", "10.30.1.1/24"]}), 422, "invalid_field", "sites[1].subnets[1]"),
+        (json!({"name": "a", "role": "hub"}), 422, "unknown_field", "sites[1].role"),
+        (json!({"name": "a", "subnets": ["10.98.0.0/15"]}), 409, "subnet_taken", "sites[1].subnets[0]"),
+        (json!({"name": "good"}), 409, "name_taken", "sites[1].name"),
+        (json!({"name": "a", "endpoint": "203.0.113.2:51820"}), 409, "endpoint_taken", "sites[1].endpoint"),
+        (json!({"name": "a", "subnets": ["10.30.0.0/24", "10.20.0.128/25"]}), 409, "subnet_taken", "sites[1].subnets[1]"),
+        (json!({"name": "a", "subnets": ["203.0.113.0/24"]}), 409, "subnet_holds_endpoint", "sites[1].subnets[0]"),
+        (json!({"name": "dublin"}), 409, "name_taken", "sites[1].name"),
+        (json!({"name": "a", "endpoint": "203.0.113.1:51820"}), 409, "endpoint_taken", "sites[1].endpoint"),
+        (json!({"name": "a", "subnets": ["10.30.0.0/24", "10.10.0.0/16"]}), 409, "subnet_taken", "sites[1].subnets[1]"),
+        (json!({"name": "a", "endpoint": "10.20.0.9:51820"}), 422, "endpoint_in_subnet", "sites[1].endpoint"),
+    ] {
+        let answer = coordinator.post("/import", json!({"sites": [good, bad]})).await;
+        assert_eq!(answer.problem(), (status, code.to_owned(), Some(field.to_owned())), "{bad}");
+    }
+    for sites in [vec![], vec![good; 1_001]] {
+        assert_eq!(coordinator.post("/import", json!({ "sites": sites })).await.problem().2.as_deref(), Some("sites"));
+    }
+    assert_eq!(coordinator.count("SELECT count(*) FROM sites").await, 1);
+    assert_eq!(coordinator.count("SELECT revision FROM mesh").await, 1);
 }
