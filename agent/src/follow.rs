@@ -1,13 +1,13 @@
 //! Follows the coordinator's stream, and comes back when it breaks; keeps the view on disk.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::anyhow;
 use aws_lc_rs::rand;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
-use wattle_mesh::{machine::Machine, replica::Stored};
+use wattle_mesh::{backoff::backoff, machine::Machine, replica::Stored};
 use wattle_wire::{
     ids::{NodeId, Position},
     stream::StreamMessage,
@@ -19,10 +19,6 @@ const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
 /// Peers whose removal somebody confirmed, for the running agent to take up.
 const CONFIRMED: &str = "confirmed.json";
-
-/// The longest wait before the first new attempt, and between attempts when many have failed.
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(200);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(20);
 
 /// What the follower tells the loop.
 #[derive(Debug)]
@@ -126,7 +122,7 @@ pub(crate) async fn follow(
         if events.send(Event::Disconnected(reason)).await.is_err() {
             return;
         }
-        tokio::time::sleep(backoff(failures)).await;
+        tokio::time::sleep(backoff(failures, random())).await;
     }
 }
 
@@ -151,26 +147,8 @@ async fn once(
     Ok(())
 }
 
-/// Full jitter: any time up to a bound that doubles with each failure, so that thousands of agents do not come back at one moment.
-fn backoff(failures: u32) -> Duration {
-    let bound = LONGEST_BACKOFF.min(SHORTEST_BACKOFF.saturating_mul(2u32.saturating_pow(failures)));
+/// Without random numbers the wait is the longest: slower, never a storm.
+fn random() -> u32 {
     let mut random = [0; 4];
-    // Without random numbers the wait is the longest: slower, never a storm.
-    if rand::fill(&mut random).is_err() {
-        return bound;
-    }
-    bound.mul_f64(f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_to_a_bound_and_vary() {
-        assert!((0..100).all(|_| backoff(0) <= SHORTEST_BACKOFF));
-        assert!((0..100).all(|_| backoff(1000) <= LONGEST_BACKOFF));
-        let waits: Vec<_> = (0..20).map(|_| backoff(5)).collect();
-        assert!(waits.iter().any(|wait| *wait != waits[0]));
-    }
+    rand::fill(&mut random).map_or(u32::MAX, |()| u32::from_be_bytes(random))
 }

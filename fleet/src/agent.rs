@@ -2,29 +2,46 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, bail};
 use chrono::Utc;
 use futures_util::StreamExt;
-use reqwest::Client;
-use tokio::sync::{mpsc, watch};
+use reqwest::{Client, header};
+use tokio::sync::{Semaphore, mpsc, watch};
 use wattle_mesh::{
-    machine::Machine,
+    backoff::backoff,
+    machine::{HeldToken, Machine},
     pin::Pins,
-    replica::{Received, Replica},
+    replica::{Received, Replica, Stored},
 };
 use wattle_wire::{
+    admin::CreatedSite,
     enrol::{EnrolChallenge, EnrolStart, Enrolled},
+    ids::{NodeId, Position},
     join::JoinString,
     key::Bytes32,
-    report::{DeviceKind, Report},
+    peer::{MeshSettings, Myself, View},
+    report::{DeviceKind, LinkReport, Report},
     stream::StreamMessage,
 };
+
+/// Reports on their way at the same time; more would only wait in the sockets of one machine.
+const REPORTS_AT_A_TIME: usize = 64;
+
+/// What all agents share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// For all agents together where they speak plain HTTP.
+    client: Option<Client>,
+    pub(crate) urls: Vec<String>,
+    reports: Semaphore,
+    pub(crate) counters: Counters,
+}
 
 /// What all agents count together.
 #[derive(Debug, Default)]
@@ -32,6 +49,7 @@ pub(crate) struct Counters {
     pub(crate) snapshots: AtomicU64,
     /// Bytes of the streams' messages.
     pub(crate) bytes: AtomicU64,
+    pub(crate) messages: AtomicU64,
 }
 
 /// An agent reached a revision.
@@ -44,22 +62,35 @@ pub(crate) struct Reached {
     pub(crate) acknowledged: Instant,
 }
 
+/// A machine that has become a node.
 #[derive(Debug)]
 pub(crate) struct Agent {
+    shared: Arc<Shared>,
     client: Client,
-    url: String,
+    site: CreatedSite,
     machine: Machine,
     enrolled: Enrolled,
-    replica: Replica,
+    token: Mutex<HeldToken>,
+    /// Which coordinator it turns to, of those that it knows.
+    turns_to: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(client: &Client, urls: Vec<String>) -> Self {
+        let is_plain = urls.iter().all(|url| url.starts_with("http://"));
+        Self { client: is_plain.then(|| client.clone()), urls, reports: Semaphore::new(REPORTS_AT_A_TIME), counters: Counters::default() }
+    }
 }
 
 impl Agent {
-    /// Makes keys and enrols.
-    ///
-    /// Each agent has connections of its own, as real ones have.
-    pub(crate) async fn enrol(join: JoinString) -> anyhow::Result<Self> {
-        let client = client(&join.pins)?;
-        let url = join.urls.first().context("the join string has no URL")?.clone();
+    /// Makes keys and enrols. With TLS it has a connection of its own for its stream and its reports, as real agents have.
+    pub(crate) async fn enrol(shared: Arc<Shared>, number: u32, site: CreatedSite) -> anyhow::Result<Self> {
+        let join: JoinString = site.join_token.join_string.reveal().parse()?;
+        let client = match &shared.client {
+            Some(client) => client.clone(),
+            None => client(&join.pins)?,
+        };
+        let url = &shared.urls[number as usize % shared.urls.len()];
         let mut seeds = [[0; 32]; 2];
         aws_lc_rs::rand::fill(seeds.as_flattened_mut()).ok().context("no random numbers")?;
         let machine = Machine::new(&seeds[0], &seeds[1])?;
@@ -67,14 +98,46 @@ impl Agent {
         let challenge: EnrolChallenge = post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
         let claim = machine.claim(&join, &challenge, None, "fleet")?;
         let enrolled: Enrolled = post(&client, &format!("{url}/agent/enrol/finish"), &claim).await?;
-        let replica = Replica::new(enrolled.mesh, machine.wireguard_key());
-        Ok(Self { client, url, machine, enrolled, replica })
+        Ok(Self { shared, client, site, machine, enrolled, token: Mutex::default(), turns_to: AtomicU64::new(number.into()) })
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.enrolled.node
+    }
+
+    /// What this node may know; each agent gets the settings of the mesh in it.
+    pub(crate) async fn view(&self) -> anyhow::Result<View> {
+        let request = self.client.get(format!("{}/agent/view", self.url())).bearer_auth(self.bearer()?);
+        Ok(request.send().await?.error_for_status()?.json().await?)
+    }
+
+    /// A replica that knows nothing yet.
+    pub(crate) fn blank(&self) -> Replica {
+        Replica::new(self.enrolled.mesh, self.machine.wireguard_key())
+    }
+
+    /// A replica that is at a position. To save the fleet's memory it has none of the peers; what changes of them it takes in as every other does.
+    pub(crate) fn resumed(&self, position: Position, mesh: &MeshSettings) -> anyhow::Result<Replica> {
+        let site = &self.site.site;
+        let myself = Myself {
+            node: self.enrolled.node,
+            name: self.enrolled.name.clone(),
+            site: site.id,
+            site_name: site.name.clone(),
+            tunnel_address: site.tunnel_address,
+            subnets: site.subnets.clone(),
+            endpoint: site.endpoint,
+        };
+        let mut replica = self.blank();
+        let view = View { mesh: mesh.clone(), myself, peers: vec![] };
+        replica.restore(Stored { position, view, departed: Default::default(), held: Default::default() })?;
+        Ok(replica)
     }
 
     /// Follows, and comes back as agents do, until `stop` is set.
     pub(crate) async fn follow(
-        mut self,
-        counters: Arc<Counters>,
+        self: Arc<Self>,
+        mut replica: Replica,
         reached: mpsc::UnboundedSender<Reached>,
         mut stop: watch::Receiver<bool>,
     ) {
@@ -82,19 +145,20 @@ impl Agent {
         while !*stop.borrow() {
             tokio::select! {
                 _ = stop.changed() => return,
-                result = self.follow_once(&counters, &reached) => failures = if result.is_ok() { 0 } else { failures + 1 },
+                result = self.follow_once(&mut replica, &reached) => failures = if result.is_ok() { 0 } else { failures + 1 },
             }
-            // Full jitter, as the agent does it.
-            let bound = Duration::from_millis(200).saturating_mul(2u32.saturating_pow(failures)).min(Duration::from_secs(20));
+            if failures > 0 {
+                self.turns_to.fetch_add(1, Ordering::Relaxed);
+            }
             let mut random = [0; 4];
             let _ = aws_lc_rs::rand::fill(&mut random);
-            tokio::time::sleep(bound.mul_f64(f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX))).await;
+            tokio::time::sleep(backoff(failures, u32::from_be_bytes(random))).await;
         }
     }
 
-    async fn follow_once(&mut self, counters: &Counters, reached: &mpsc::UnboundedSender<Reached>) -> anyhow::Result<()> {
-        let since = self.replica.resume_from().map(|since| format!("?since={since}")).unwrap_or_default();
-        let request = self.client.get(format!("{}/agent/stream{since}", self.url)).bearer_auth(self.token()?);
+    async fn follow_once(&self, replica: &mut Replica, reached: &mpsc::UnboundedSender<Reached>) -> anyhow::Result<()> {
+        let since = replica.resume_from().map(|since| format!("?since={since}")).unwrap_or_default();
+        let request = self.client.get(format!("{}/agent/stream{since}", self.url())).bearer_auth(self.bearer()?);
         let response = request.send().await?;
         if !response.status().is_success() {
             bail!("the stream answered {}", response.status());
@@ -103,46 +167,68 @@ impl Agent {
         let mut buffer = Vec::new();
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk?;
-            counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            self.shared.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            let fresh = buffer.len();
             buffer.extend_from_slice(&chunk);
-            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = buffer.drain(..=end).collect();
-                if let Some(data) = line.strip_prefix(b"data: ").or_else(|| line.strip_prefix(b"data:")) {
-                    self.take(serde_json::from_slice(data)?, counters, reached).await?;
+            // Only what is new can hold the end of the line.
+            let mut from = fresh;
+            while let Some(end) = buffer[from..].iter().position(|byte| *byte == b'\n').map(|end| from + end) {
+                if let Some(data) = buffer[..end].strip_prefix(b"data:") {
+                    let message = serde_json::from_slice(data)?;
+                    self.take(replica, message, reached).await?;
                 }
+                buffer.drain(..=end);
+                from = 0;
             }
         }
-        Ok(())
+        bail!("the stream ended")
     }
 
-    async fn take(&mut self, message: StreamMessage, counters: &Counters, reached: &mpsc::UnboundedSender<Reached>) -> anyhow::Result<()> {
+    async fn take(&self, replica: &mut Replica, message: StreamMessage, reached: &mpsc::UnboundedSender<Reached>) -> anyhow::Result<()> {
+        let counters = &self.shared.counters;
+        counters.messages.fetch_add(1, Ordering::Relaxed);
         if matches!(message, StreamMessage::Snapshot { .. }) {
             counters.snapshots.fetch_add(1, Ordering::Relaxed);
         }
-        let before = self.replica.position();
-        match self.replica.receive(message) {
+        let before = replica.position();
+        match replica.receive(message) {
             Received::Changed { refused } if refused.is_empty() => {}
             Received::Unchanged => {}
             other @ (Received::Changed { .. } | Received::Gap | Received::Rejected(_) | Received::Bye(_)) => {
                 bail!("the replica says {other:?}")
             }
         }
-        let Some(position) = self.replica.position().filter(|position| Some(*position) != before) else { return Ok(()) };
+        let Some(position) = replica.position().filter(|position| Some(*position) != before) else { return Ok(()) };
         let applied = Instant::now();
-        let report = Report { applied: position, device: DeviceKind::Userspace, links: Vec::new(), problems: Vec::new() };
-        let request = self.client.post(format!("{}/agent/report", self.url)).bearer_auth(self.token()?).json(&report);
-        request.send().await?.error_for_status()?;
+        self.report(position, vec![]).await?;
         let _ = reached.send(Reached { revision: position.revision, applied, acknowledged: Instant::now() });
         Ok(())
     }
 
-    fn token(&self) -> anyhow::Result<String> {
-        Ok(self.machine.token(&self.enrolled, Utc::now().timestamp())?.reveal().to_owned())
+    /// Reports that a position is applied, and some links.
+    pub(crate) async fn report(&self, applied: Position, links: Vec<LinkReport>) -> anyhow::Result<()> {
+        let _turn = self.shared.reports.acquire().await?;
+        let report = Report { applied, device: DeviceKind::Userspace, links, problems: Vec::new() };
+        let request = self.client.post(format!("{}/agent/report", self.url())).bearer_auth(self.bearer()?);
+        let body = serde_json::to_vec(&report)?;
+        request.header(header::CONTENT_TYPE, "application/json").body(body).send().await?.error_for_status()?;
+        Ok(())
+    }
+
+    fn url(&self) -> &str {
+        let count = self.shared.urls.len() as u64;
+        let index = usize::try_from(self.turns_to.load(Ordering::Relaxed) % count).unwrap_or_default();
+        &self.shared.urls[index]
+    }
+
+    fn bearer(&self) -> anyhow::Result<String> {
+        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(token.at(Utc::now().timestamp(), &self.machine, &self.enrolled)?.reveal().to_owned())
     }
 }
 
 /// A client that believes pinned coordinators alone or, without pins, publicly valid ones.
-pub(crate) fn client(pins: &[Bytes32]) -> anyhow::Result<Client> {
+fn client(pins: &[Bytes32]) -> anyhow::Result<Client> {
     let builder = match pins {
         [] => Client::builder(),
         pins => Client::builder().tls_backend_preconfigured(Pins::new(pins.to_vec()).client_config()?),

@@ -1,9 +1,9 @@
-//! The coordinator that is measured: one of our own, or one that runs already.
+//! The coordinators that are measured: our own, or some that run already.
 
 use std::{
     fs,
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -14,36 +14,42 @@ use nix::{
     unistd::Pid,
 };
 use reqwest::{Certificate, Client, Method};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tempfile::TempDir;
+use wattle_wire::{admin::Readiness, ids::Position};
 
 use crate::Options;
 
-/// How long the coordinator may take to be ready.
+/// How long a coordinator may take to be ready.
 const READY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
-pub(crate) struct Coordinator {
+pub(crate) struct Coordinators {
     pub(crate) client: Client,
-    pub(crate) url: String,
+    pub(crate) urls: Vec<String>,
     token: String,
-    own: Option<Own>,
+    /// Coordinators of our own, the one with the Postgres last to go; empty where they are somebody else's.
+    own: Vec<Own>,
+    _folder: Option<TempDir>,
 }
 
 /// A coordinator of our own.
 #[derive(Debug)]
 struct Own {
     child: Child,
-    folder: TempDir,
-    address: String,
+    arguments: Vec<String>,
+    log: PathBuf,
 }
 
-impl Coordinator {
+impl Coordinators {
     pub(crate) async fn open(options: &Options) -> anyhow::Result<Self> {
-        if let (Some(url), Some(file)) = (&options.url, &options.token_file) {
+        if let Some(file) = &options.token_file {
             let client = client(options.ca_file.as_deref())?;
             let token = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            return Ok(Self { client, url: url.trim_end_matches('/').to_owned(), token: token.trim().to_owned(), own: None });
+            let urls: Vec<_> = options.url.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+            anyhow::ensure!(!urls.is_empty(), "--token-file is for the coordinator of --url");
+            return Ok(Self { client, urls, token: token.trim().to_owned(), own: vec![], _folder: None });
         }
         let folder = tempfile::Builder::new().prefix("wattle-fleet-").tempdir()?;
         // A private Postgres may have to run as another user, who must get there.
@@ -53,37 +59,57 @@ impl Coordinator {
             nix::sys::stat::Mode::from_bits_truncate(0o755),
             nix::sys::stat::FchmodatFlags::FollowSymlink,
         )?;
-        let address = format!("127.0.0.1:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
-        let child = start(&folder, &address)?;
-        let client = own_client(&folder.path().join("data/ca.crt")).await?;
-        let url = format!("https://{address}");
-        let mut coordinator = Self { client, url, token: String::new(), own: Some(Own { child, folder, address }) };
-        coordinator.wait_ready().await?;
-        let own = coordinator.own.as_ref().context("no coordinator of our own")?;
-        let token = fs::read_to_string(own.folder.path().join("data/api-token")).context("cannot read the api token")?;
-        coordinator.token = token.trim().to_owned();
-        Ok(coordinator)
+        let mut coordinators = Self { client: client(None)?, urls: vec![], token: String::new(), own: vec![], _folder: None };
+        let scheme = if options.insecure_http { "http" } else { "https" };
+        for number in 0..options.replicas {
+            let address = format!("127.0.0.1:{}", TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+            let data = folder.path().join(format!("data-{number}"));
+            let mut arguments = vec!["--listen".to_owned(), address.clone(), "--data-dir".to_owned(), data.display().to_string()];
+            if options.insecure_http {
+                arguments.push("--insecure-http".to_owned());
+            }
+            if number > 0 {
+                arguments.extend(["--database-url".to_owned(), postgres_of(&folder.path().join("data-0"))?]);
+            }
+            let log = folder.path().join(format!("log-{number}"));
+            coordinators.own.push(Own { child: start(&arguments, &log)?, arguments, log });
+            coordinators.urls.push(format!("{scheme}://{address}"));
+            if number == 0 && !options.insecure_http {
+                coordinators.client = own_client(&data.join("ca.crt")).await?;
+            }
+            coordinators.wait_ready(number as usize).await?;
+        }
+        coordinators.token =
+            fs::read_to_string(folder.path().join("data-0/api-token")).context("cannot read the api token")?.trim().to_owned();
+        coordinators._folder = Some(folder);
+        Ok(coordinators)
     }
 
-    /// Process id of a coordinator of our own.
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.own.as_ref().map(|own| own.child.id())
+    /// Process ids of coordinators of our own.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.own.iter().map(|own| own.child.id()).collect()
     }
 
-    /// Kills a coordinator of our own and starts it again; `None` where it is not ours. Gives the time from the start until it was ready.
-    pub(crate) async fn restart(&mut self) -> anyhow::Result<Option<Duration>> {
-        let Some(own) = &mut self.own else { return Ok(None) };
+    /// Kills a coordinator of our own: one of several, which stays away, or the only one, which is started again. Gives the time until the agents
+    /// had one that is ready; `None` where they are not ours.
+    pub(crate) async fn kill_one(&mut self) -> anyhow::Result<Option<Duration>> {
+        let begin = Instant::now();
+        let Some(mut own) = self.own.pop() else { return Ok(None) };
         own.child.kill()?;
         own.child.wait()?;
-        let begin = Instant::now();
-        own.child = start(&own.folder, &own.address)?;
-        self.wait_ready().await?;
+        if self.own.is_empty() {
+            own.child = start(&own.arguments, &own.log)?;
+            self.own.push(own);
+            self.wait_ready(0).await?;
+        } else {
+            self.urls.pop();
+        }
         Ok(Some(begin.elapsed()))
     }
 
     /// A request of the operator; an answer that is no success is an error.
-    pub(crate) async fn admin(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let mut request = self.client.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);
+    pub(crate) async fn admin<A: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<A> {
+        let mut request = self.client.request(method, format!("{}{path}", self.urls[0])).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -93,12 +119,17 @@ impl Coordinator {
         if !status.is_success() {
             bail!("{path} answered {status}: {text}");
         }
-        Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? })
+        Ok(serde_json::from_str(if text.is_empty() { "null" } else { &text })?)
     }
 
-    async fn wait_ready(&self) -> anyhow::Result<()> {
+    /// How far a coordinator has come.
+    pub(crate) async fn position(&self) -> anyhow::Result<Position> {
+        Ok(self.admin::<Readiness>(Method::GET, "/readyz", None).await?.position)
+    }
+
+    async fn wait_ready(&self, index: usize) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY;
-        let url = format!("{}/readyz", self.url);
+        let url = format!("{}/readyz", self.urls[index]);
         while !self.client.get(&url).send().await.is_ok_and(|response| response.status().is_success()) {
             if Instant::now() > deadline {
                 bail!("the coordinator is not ready after {} s", READY.as_secs());
@@ -109,13 +140,16 @@ impl Coordinator {
     }
 }
 
-impl Drop for Own {
+impl Drop for Coordinators {
     fn drop(&mut self) {
-        // Gracefully, so that its Postgres ends with it.
-        if let Ok(pid) = i32::try_from(self.child.id()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        // The one with the Postgres last.
+        while let Some(mut own) = self.own.pop() {
+            // Gracefully, so that its Postgres ends with it.
+            if let Ok(pid) = i32::try_from(own.child.id()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            }
+            let _ = own.child.wait();
         }
-        let _ = self.child.wait();
     }
 }
 
@@ -142,11 +176,20 @@ async fn own_client(ca_file: &Path) -> anyhow::Result<Client> {
     client(Some(ca_file))
 }
 
-fn start(folder: &TempDir, address: &str) -> anyhow::Result<Child> {
+fn start(arguments: &[String], log: &Path) -> anyhow::Result<Child> {
     let program = std::env::current_exe()?.with_file_name("wattle-server");
-    let log = fs::OpenOptions::new().create(true).append(true).open(folder.path().join("log"))?;
+    let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
     let mut command = Command::new(&program);
-    command.args(["--listen", address, "--data-dir"]).arg(folder.path().join("data")).env_remove("DATABASE_URL").env("RUST_LOG", "warn");
+    command.args(arguments).env_remove("DATABASE_URL").env("RUST_LOG", "warn");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command.spawn().with_context(|| format!("cannot start {}: build the workspace first", program.display()))
+}
+
+/// The URL of the private Postgres of a coordinator; the fourth and fifth line of its `postmaster.pid` are port and folder of its socket.
+fn postgres_of(data_dir: &Path) -> anyhow::Result<String> {
+    let file = data_dir.join("postgres/data/postmaster.pid");
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut lines = text.lines().skip(3);
+    let (port, socket) = lines.next().zip(lines.next()).context("the Postgres is not ready")?;
+    Ok(format!("postgres://wattle@localhost/postgres?host={socket}&port={port}"))
 }

@@ -1,4 +1,4 @@
-//! One measurement from beginning to end: sites, enrolments, streams, changes, a restart.
+//! One measurement from beginning to end: sites, enrolments, streams, changes, a flap of links, the end of a coordinator.
 
 use std::{
     net::Ipv4Addr,
@@ -10,105 +10,159 @@ use anyhow::{Context, bail};
 use comfy_table::{Table, presets};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
-use wattle_wire::join::JoinString;
+use wattle_wire::{
+    admin::{CreatedSite, Imported},
+    ids::Position,
+    report::LinkReport,
+};
 
 use crate::{
     Options,
-    agent::{Agent, Counters, Reached},
-    coordinator::Coordinator,
-    figures::{self, mib, spread},
+    agent::{Agent, Reached, Shared},
+    coordinator::Coordinators,
+    figures::{Usages, mib, spread},
     progress,
 };
 
-/// Requests at the same time, while sites are made and agents enrol.
+/// Enrolments at the same time.
 const PARALLEL: usize = 16;
+/// Sites of one import.
+const IMPORT: usize = 500;
 /// How long all agents may take to reach a revision.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long the fleet idles while idleness is measured.
+/// How long the fleet idles while idleness is measured: a heartbeat of each stream.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long a new connection may take to be part of the idle fleet.
+const SETTLE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(options: &Options) -> anyhow::Result<Table> {
-    let mut coordinator = Coordinator::open(options).await?;
+    let mut coordinators = Coordinators::open(options).await?;
+    let result = tokio::select! {
+        result = measure(options, &mut coordinators) => result,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    if !options.url.is_empty() {
+        remove(&coordinators, options.agents).await?;
+    }
+    result
+}
+
+/// The agents, and what they tell.
+struct Fleet {
+    shared: Arc<Shared>,
+    agents: Vec<Arc<Agent>>,
+    reached: mpsc::UnboundedReceiver<Reached>,
+    /// Ends the streams when it is dropped.
+    _stop: watch::Sender<bool>,
+}
+
+async fn measure(options: &Options, coordinators: &mut Coordinators) -> anyhow::Result<Table> {
     let mut rows = Rows(vec![]);
-    let count = options.agents;
-    rows.add("agents", count.to_string());
-
-    progress(&format!("making {count} sites"));
-    let begin = Instant::now();
-    let joins: Vec<JoinString> = stream::iter(0..count).map(|number| site(&coordinator, number)).buffered(PARALLEL).try_collect().await?;
-    rows.add("sites made", rate(count, begin.elapsed()));
-
-    progress("enrolling");
-    let begin = Instant::now();
-    let enrol = |join: JoinString| Agent::enrol(join_at(join, &coordinator.url));
-    let agents: Vec<Agent> = stream::iter(joins).map(enrol).buffered(PARALLEL).try_collect().await?;
-    rows.add("enrolments (both requests, fsync)", rate(count, begin.elapsed()));
-
-    let before = coordinator.pid().map(figures::usage);
-    progress("opening the streams, each with a snapshot");
-    let counters = Arc::new(Counters::default());
-    let (stop, stopped) = watch::channel(false);
-    let (sender, mut reached) = mpsc::unbounded_channel();
-    let begin = Instant::now();
-    for agent in agents {
-        tokio::spawn(agent.follow(Arc::clone(&counters), sender.clone(), stopped.clone()));
-    }
-    let newest = all(&mut reached, count, 0).await?.iter().map(|reached| reached.revision).max().context("no agent")?;
-    rows.add("all streams open with a snapshot", format!("{:.1} s", begin.elapsed().as_secs_f64()));
-    rows.add("bytes of the snapshots", mib(counters.bytes.load(Ordering::Relaxed)));
-
-    idle(&coordinator, before, count, &mut rows).await;
-    changes(options, &coordinator, &counters, &mut reached, newest, &mut rows).await?;
-    restart(&mut coordinator, options, &counters, &mut reached, &mut rows).await?;
-
-    let _ = stop.send(true);
-    if options.url.is_some() {
-        progress("removing the sites");
-        let remove = |number| {
-            let coordinator = &coordinator;
-            async move { coordinator.admin(Method::DELETE, &format!("/sites/fleet-{number}"), None).await.map(drop) }
-        };
-        stream::iter(0..count).map(remove).buffered(PARALLEL).try_collect::<()>().await?;
-    }
-    rows.add("note", "the fleet runs on the same machine: its processor time is in all times".to_owned());
+    rows.add("agents, of which hold the whole view", format!("{}, {}", options.agents, options.whole.min(options.agents)));
+    rows.add("coordinators", coordinators.urls.len().to_string());
+    let begin = Usages::of(&coordinators.pids());
+    let mut fleet = gather(options, coordinators, &mut rows).await?;
+    idle(coordinators, &begin, options.agents, &mut rows).await;
+    changes(options, coordinators, &mut fleet, &mut rows).await?;
+    flap(options, coordinators, &mut fleet, &mut rows).await?;
+    lose_one(coordinators, options, &mut fleet, &mut rows).await?;
     Ok(rows.table())
 }
 
-async fn idle(coordinator: &Coordinator, before: Option<figures::Usage>, count: u32, rows: &mut Rows) {
-    let (Some(pid), Some(before)) = (coordinator.pid(), before) else { return };
-    progress("idling");
-    let start = figures::usage(pid);
-    tokio::time::sleep(IDLE).await;
-    let end = figures::usage(pid);
-    rows.add("coordinator: memory", format!("{} ({} before the streams)", mib(end.memory), mib(before.memory)));
-    let each = end.memory.saturating_sub(before.memory) / u64::from(count) / 1024;
-    rows.add("coordinator: memory for each open stream, snapshots sent", format!("{each} KiB"));
-    rows.add("coordinator: idle", format!("{:.1} % of a core", (end.cpu_s - start.cpu_s) / IDLE.as_secs_f64() * 100.0));
+/// Makes the sites, enrols the agents and opens their streams.
+async fn gather(options: &Options, coordinators: &Coordinators, rows: &mut Rows) -> anyhow::Result<Fleet> {
+    let count = options.agents;
+    progress(&format!("making {count} sites"));
+    let begin = Instant::now();
+    let numbers: Vec<_> = (0..count).collect();
+    let mut sites: Vec<CreatedSite> = Vec::new();
+    for numbers in numbers.chunks(IMPORT) {
+        let body = json!({ "sites": numbers.iter().map(|number| site(*number)).collect::<Vec<_>>() });
+        sites.extend(coordinators.admin::<Imported>(Method::POST, "/import", Some(&body)).await?.sites);
+    }
+    rows.add(&format!("sites made, imported by {IMPORT}"), rate(count, begin.elapsed()));
+
+    progress("enrolling");
+    let shared = Arc::new(Shared::new(&coordinators.client, coordinators.urls.clone()));
+    let begin = Instant::now();
+    let enrol = |(number, site)| Agent::enrol(Arc::clone(&shared), number, site);
+    let agents = stream::iter((0..).zip(sites)).map(enrol).buffered(PARALLEL).map_ok(Arc::new).try_collect::<Vec<_>>().await?;
+    rows.add("enrolments (both requests, fsync)", rate(count, begin.elapsed()));
+
+    progress("opening the streams");
+    let (stop, stopped) = watch::channel(false);
+    let (sender, reached) = mpsc::unbounded_channel();
+    let mut fleet = Fleet { shared, agents, reached, _stop: stop };
+    let mesh = fleet.agents[0].view().await?.mesh;
+    let (whole, resumed) = fleet.agents.split_at(fleet.agents.len().min(options.whole as usize));
+    let begin = Instant::now();
+    let follow = |agent: &Arc<Agent>, replica| tokio::spawn(Arc::clone(agent).follow(replica, sender.clone(), stopped.clone()));
+    for agent in whole {
+        follow(agent, agent.blank());
+    }
+    let expected = whole.len();
+    all(&mut fleet.reached, expected, 0).await?;
+    if expected > 0 {
+        rows.add(&format!("{expected} streams open, each with a snapshot"), format!("{:.1} s", begin.elapsed().as_secs_f64()));
+        let bytes = fleet.shared.counters.bytes.load(Ordering::Relaxed) / expected as u64;
+        rows.add("bytes of a snapshot", mib(bytes));
+    }
+    // They know all up to the change before the newest, and hear of that one first.
+    let position = coordinators.position().await?;
+    let since = Position { revision: position.revision - 1, ..position };
+    for agent in resumed {
+        follow(agent, agent.resumed(since, &mesh)?);
+    }
+    let expected = resumed.len();
+    let begin = Instant::now();
+    all(&mut fleet.reached, expected, since.revision).await?;
+    rows.add("the other streams open and current", rate(u32::try_from(expected)?, begin.elapsed()));
+    Ok(fleet)
 }
 
-async fn changes(
-    options: &Options,
-    coordinator: &Coordinator,
-    counters: &Counters,
-    reached: &mut mpsc::UnboundedReceiver<Reached>,
-    mut newest: i64,
-    rows: &mut Rows,
-) -> anyhow::Result<()> {
+async fn idle(coordinators: &Coordinators, before: &Usages, count: u32, rows: &mut Rows) {
+    let pids = coordinators.pids();
+    if pids.is_empty() {
+        return;
+    }
+    progress("idling");
+    tokio::time::sleep(SETTLE).await;
+    let start = Usages::of(&pids);
+    tokio::time::sleep(IDLE).await;
+    let end = Usages::of(&pids);
+    rows.add(
+        "memory: coordinators / Postgres / fleet",
+        [end.coordinators, end.postgres, end.fleet].map(|usage| mib(usage.memory)).join(" / "),
+    );
+    let each = end.coordinators.memory.saturating_sub(before.coordinators.memory) / u64::from(count) / 1024;
+    rows.add("coordinators: memory for each agent, the mesh included", format!("{each} KiB"));
+    let share = |now: f64, then: f64| (now - then) / IDLE.as_secs_f64() * 100.0;
+    let coordinator = share(end.coordinators.cpu_s, start.coordinators.cpu_s);
+    rows.add(
+        "idle: coordinators / Postgres, of a core",
+        format!("{coordinator:.1} / {:.1} %", share(end.postgres.cpu_s, start.postgres.cpu_s)),
+    );
+}
+
+async fn changes(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet, rows: &mut Rows) -> anyhow::Result<()> {
     progress(&format!("{} changes of one site, one after the other", options.changes));
     let (mut applied, mut acknowledged, mut last) = (vec![], vec![], vec![]);
-    let cpu = coordinator.pid().map(figures::usage);
-    let bytes = counters.bytes.load(Ordering::Relaxed);
+    let before = Usages::of(&coordinators.pids());
+    let counters = &fleet.shared.counters;
+    let counted = || (counters.bytes.load(Ordering::Relaxed), counters.messages.load(Ordering::Relaxed));
+    let (bytes, messages) = counted();
+    let agents = fleet.agents.len();
     for number in 0..options.changes {
+        let newest = coordinators.position().await?.revision;
         let body = json!({ "description": format!("change {number}"), "subnets": [subnet(0), subnet(options.agents + number)] });
         let begin = Instant::now();
-        coordinator.admin(Method::PATCH, "/sites/fleet-0", Some(&body)).await?;
-        let all = all(reached, options.agents, newest).await?;
-        newest = all.iter().map(|reached| reached.revision).max().context("no agent")?;
+        coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body)).await?;
+        let all = all(&mut fleet.reached, agents, newest).await?;
         applied.extend(all.iter().map(|reached| reached.applied - begin));
         acknowledged.extend(all.iter().map(|reached| reached.acknowledged - begin));
         last.extend(all.iter().map(|reached| reached.acknowledged - begin).max());
@@ -116,43 +170,94 @@ async fn changes(
     rows.add("change → applied by an agent, p50 / p99 / max", spread(applied));
     rows.add("change → acknowledged by an agent", spread(acknowledged));
     rows.add("change → acknowledged by all", spread(last));
-    let bytes = (counters.bytes.load(Ordering::Relaxed) - bytes) / u64::from(options.agents) / u64::from(options.changes);
-    rows.add("bytes for each agent and change, heartbeats included", bytes.to_string());
-    if let (Some(pid), Some(cpu)) = (coordinator.pid(), cpu) {
-        let used = (figures::usage(pid).cpu_s - cpu.cpu_s) / f64::from(options.changes) * 1e3;
-        rows.add("coordinator: processor time for each change", format!("{used:.0} ms"));
-    }
-    Ok(())
-}
-
-async fn restart(
-    coordinator: &mut Coordinator,
-    options: &Options,
-    counters: &Counters,
-    reached: &mut mpsc::UnboundedReceiver<Reached>,
-    rows: &mut Rows,
-) -> anyhow::Result<()> {
-    if coordinator.pid().is_none() {
+    let (now, total) = (counted(), u64::from(options.agents) * u64::from(options.changes));
+    rows.add("bytes for each agent and change, heartbeats included", ((now.0 - bytes) / total).to_string());
+    #[expect(clippy::cast_precision_loss, reason = "two digits after the point are shown")]
+    rows.add("messages for each agent and change, heartbeats included", format!("{:.2}", (now.1 - messages) as f64 / total as f64));
+    let after = Usages::of(&coordinators.pids());
+    if coordinators.pids().is_empty() {
         return Ok(());
     }
-    progress("kill -9 of the coordinator");
-    let snapshots = counters.snapshots.load(Ordering::Relaxed);
-    let begin = Instant::now();
-    let ready = coordinator.restart().await?.context("the coordinator is not ours")?;
-    // What changes now reaches those that are back.
-    coordinator.admin(Method::PATCH, "/sites/fleet-0", Some(&json!({ "description": "after the restart" }))).await?;
-    all(reached, options.agents, 0).await?;
-    rows.add("kill -9 → ready again", format!("{:.1} s", ready.as_secs_f64()));
-    rows.add("kill -9 → all back and current", format!("{:.1} s", begin.elapsed().as_secs_f64()));
-    rows.add("snapshots sent after the restart", (counters.snapshots.load(Ordering::Relaxed) - snapshots).to_string());
+    rows.add("processor time for each change: coordinators / Postgres / fleet", after.cpu_since(&before, options.changes));
+    let share = after.fleets_share_since(&before);
+    if share > 0.5 {
+        rows.add("bottleneck", format!("the fleet itself, with {:.0} % of the processor time of a change", share * 100.0));
+    }
     Ok(())
 }
 
-/// Waits until so many agents have reached a revision after `than`.
-async fn all(reached: &mut mpsc::UnboundedReceiver<Reached>, count: u32, than: i64) -> anyhow::Result<Vec<Reached>> {
+/// One site loses its uplink: both ends of all its links say so at one moment, while a change is on its way.
+async fn flap(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet, rows: &mut Rows) -> anyhow::Result<()> {
+    progress("all links of one site go up, and then down");
+    let position = coordinators.position().await?;
+    let (site, others) = fleet.agents.split_first().context("no agent")?;
+    let link = |peer: &Agent, up: bool| {
+        let handshake_age_s = Some(if up { 1 } else { 1_000 });
+        LinkReport { peer: peer.node(), handshake_age_s, received_bytes: 1, sent_bytes: 1, endpoint: None }
+    };
+    for up in [true, false] {
+        let begin = Instant::now();
+        let tell_others = async {
+            let reports = stream::iter(others).map(|agent| agent.report(position, vec![link(site, up)]));
+            reports.buffer_unordered(others.len()).try_collect::<()>().await?;
+            site.report(position, others.iter().map(|agent| link(agent, up)).collect()).await?;
+            Ok::<_, anyhow::Error>(begin.elapsed())
+        };
+        let change = async {
+            let body = json!({ "description": format!("while links go {}", if up { "up" } else { "down" }) });
+            coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body)).await?;
+            all(&mut fleet.reached, options.agents as usize, coordinators.position().await?.revision - 1).await
+        };
+        let (told, reached) = tokio::try_join!(tell_others, change)?;
+        if !up {
+            rows.add(
+                &format!("{} links down at both ends: all reports taken", others.len()),
+                format!("{:.0} ms", told.as_secs_f64() * 1e3),
+            );
+            rows.add(
+                "a change at that moment → applied by an agent",
+                spread(reached.iter().map(|reached| reached.applied - begin).collect()),
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn lose_one(coordinators: &mut Coordinators, options: &Options, fleet: &mut Fleet, rows: &mut Rows) -> anyhow::Result<()> {
+    if coordinators.pids().is_empty() {
+        return Ok(());
+    }
+    progress("kill -9 of a coordinator");
+    let snapshots = fleet.shared.counters.snapshots.load(Ordering::Relaxed);
+    let begin = Instant::now();
+    let ready = coordinators.kill_one().await?.context("the coordinator is not ours")?;
+    // What changes now reaches those that are back.
+    let newest = coordinators.position().await?.revision;
+    coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&json!({ "description": "after the end of one" }))).await?;
+    all(&mut fleet.reached, options.agents as usize, newest).await?;
+    rows.add("kill -9 → a coordinator is ready", format!("{:.1} s", ready.as_secs_f64()));
+    rows.add("kill -9 → all back and current", format!("{:.1} s", begin.elapsed().as_secs_f64()));
+    rows.add("snapshots sent after that", (fleet.shared.counters.snapshots.load(Ordering::Relaxed) - snapshots).to_string());
+    Ok(())
+}
+
+/// Removes the fleet's sites from somebody else's coordinator, however far it came.
+async fn remove(coordinators: &Coordinators, count: u32) -> anyhow::Result<()> {
+    progress("removing the sites");
+    let remove = |number| async move {
+        match coordinators.admin::<Value>(Method::DELETE, &format!("/sites/fleet-{number}"), None).await {
+            Err(error) if !error.to_string().contains("404") => Err(error),
+            _ => Ok(()),
+        }
+    };
+    stream::iter(0..count).map(remove).buffer_unordered(PARALLEL).try_collect().await
+}
+
+/// Waits until so many agents have reached a revision after `than`, each once.
+async fn all(reached: &mut mpsc::UnboundedReceiver<Reached>, count: usize, than: i64) -> anyhow::Result<Vec<Reached>> {
     let mut all = Vec::new();
     let collect = async {
-        while all.len() < count as usize {
+        while all.len() < count {
             match reached.recv().await {
                 Some(one) if one.revision > than => all.push(one),
                 Some(_) => {}
@@ -168,16 +273,8 @@ async fn all(reached: &mut mpsc::UnboundedReceiver<Reached>, count: u32, than: i
     Ok(all)
 }
 
-async fn site(coordinator: &Coordinator, number: u32) -> anyhow::Result<JoinString> {
-    let body = json!({ "name": format!("fleet-{number}"), "endpoint": endpoint(number), "subnets": [subnet(number)] });
-    let created = coordinator.admin(Method::POST, "/sites", Some(&body)).await?;
-    let text = created.pointer("/join_token/join_string").and_then(|text| text.as_str()).context("no join string")?;
-    Ok(text.parse()?)
-}
-
-/// The agents reach the coordinator as the fleet does, whatever its join strings say.
-fn join_at(join: JoinString, url: &str) -> JoinString {
-    JoinString { urls: vec![url.to_owned()], ..join }
+fn site(number: u32) -> Value {
+    json!({ "name": format!("fleet-{number}"), "endpoint": endpoint(number), "subnets": [subnet(number)] })
 }
 
 /// 10.128.0.0/24 and on: the upper half of 10.0.0.0/8, clear of the tunnel prefix.

@@ -5,6 +5,7 @@
 
 pub mod admit;
 pub mod allocate;
+pub mod backoff;
 pub mod desired;
 pub mod directory;
 pub mod feed;
