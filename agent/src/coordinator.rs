@@ -24,6 +24,7 @@ use wattle_wire::{
     ids::Position,
     key::Bytes32,
     problem::Problem,
+    psk::{Errand, Mail},
     report::Report,
     stream::{SILENCE_S, StreamMessage},
 };
@@ -98,6 +99,14 @@ impl Coordinator {
     pub(crate) async fn report(&self, machine: &Machine, membership: &Membership, report: &Report) -> Result<(), RequestError> {
         let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(report);
         self.send_signed(Method::POST, "/agent/report", machine, membership, request).await.map(drop)
+    }
+
+    /// Leaves letters for other nodes and fetches those for this one.
+    pub(crate) async fn mailbox(&self, machine: &Machine, membership: &Membership, errand: &Errand) -> Result<Mail, RequestError> {
+        let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(errand);
+        let response = self.send_signed(Method::POST, "/agent/mailbox", machine, membership, request).await?;
+        let url = response.url().to_string();
+        response.json().await.map_err(|source| RequestError::Unreachable { url, source })
     }
 
     /// Opens the stream of changes since a position. It ends with an error when the coordinator is silent for too long.

@@ -16,7 +16,7 @@ use crate::{
     coordinator::{Coordinator, RequestError},
     follow,
     identity::{Membership, Slot},
-    output,
+    output, psk,
     store::Store,
 };
 
@@ -41,6 +41,7 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
     let (name, site) = (enrolled.name.clone(), enrolled.site.clone());
     if replace {
         follow::forget_view(&store)?;
+        psk::forget(&store)?;
     }
     Slot::Present.save(&store, &machine, Some(Membership { enrolled, urls: join.urls, pins: join.pins }))?;
     Slot::Next.clear(&store)?;

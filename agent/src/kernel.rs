@@ -265,8 +265,8 @@ fn named(peer: &PeerChange) -> String {
     if peer.allowed_ips != AllowedIps::Untouched {
         parts.push("the prefixes".to_owned());
     }
-    if peer.clear_psk {
-        parts.push("no preshared key".to_owned());
+    if peer.psk.is_some() {
+        parts.push("the preshared key".to_owned());
     }
     if parts.is_empty() { "the presence".to_owned() } else { parts.join(" and ") }
 }

@@ -8,6 +8,7 @@ mod identity;
 mod join;
 mod kernel;
 mod output;
+mod psk;
 mod reconcile;
 mod run;
 mod status;

@@ -10,6 +10,7 @@ use wattle_mesh::{
     interface::InterfaceName,
     machine::Machine,
     plan::{Plan, Step, plan},
+    psk::exchange::Exchange,
     replica::Known,
     state::{Change, Desired, Observed},
 };
@@ -54,12 +55,12 @@ impl Host {
     }
 
     /// What the host should be, and what of the view the guard leaves out of it.
-    pub(crate) async fn desired(&self, known: &Known, machine: &Machine) -> anyhow::Result<(Desired, Refused)> {
+    pub(crate) async fn desired(&self, known: &Known, machine: &Machine, psks: &Exchange) -> anyhow::Result<(Desired, Refused)> {
         let addresses = self.kernel.host_addresses().await.context("cannot read the addresses of this host")?;
         let surroundings = Surroundings { networks: addresses.clone(), coordinators: self.coordinators.clone() };
         let refused = self.guard.screen(known, &surroundings);
         let local = Local { interface: self.interface.clone(), public_key: machine.wireguard_key(), addresses };
-        Ok((desired(known, &local, &refused), refused))
+        Ok((desired(known, &local, &refused, psks), refused))
     }
 
     /// Takes away what the agent made. Returns it in words.
@@ -68,8 +69,8 @@ impl Host {
     }
 
     /// One round. Whatever fails is told and the rest goes on; the next round tries again.
-    pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine) -> Outcome {
-        match self.plan(known, machine).await {
+    pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine, psks: &Exchange) -> Outcome {
+        match self.plan(known, machine, psks).await {
             Ok((observed, plan, refused)) => {
                 let mut outcome = if plan.steps.is_empty() {
                     Outcome { observed: Some(observed), ..Outcome::default() }
@@ -83,8 +84,8 @@ impl Host {
         }
     }
 
-    async fn plan(&self, known: &Known, machine: &Machine) -> anyhow::Result<(Observed, Plan, Refused)> {
-        let (desired, refused) = self.desired(known, machine).await?;
+    async fn plan(&self, known: &Known, machine: &Machine, psks: &Exchange) -> anyhow::Result<(Observed, Plan, Refused)> {
+        let (desired, refused) = self.desired(known, machine, psks).await?;
         let observed = self.observe().await?;
         let plan = plan(&desired, &observed);
         Ok((observed, plan, refused))

@@ -27,6 +27,7 @@ use crate::{
     follow::{self, Connection, Event},
     identity::{Membership, Slot},
     output,
+    psk::Correspondence,
     reconcile::{Host, Outcome},
     store::Store,
 };
@@ -131,6 +132,7 @@ struct Agent {
     looked: Instant,
     last_change: Instant,
     started: Instant,
+    correspondence: Correspondence,
     reporting: Reporting,
     report: Option<oneshot::Receiver<Option<ToldReport>>>,
 }
@@ -151,6 +153,7 @@ impl Agent {
             replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()),
             machine: Arc::new(machine),
             membership,
+            correspondence: Correspondence::new(store.clone()),
             store,
             view_changed: false,
             view_unsaved: false,
@@ -205,6 +208,9 @@ impl Agent {
                 }
                 () = tokio::time::sleep_until(self.looked + self.until_next_look()) => self.reconcile().await,
                 told = told(&mut self.report) => self.told(told),
+                done = self.correspondence.done() => {
+                    self.view_changed |= self.correspondence.take_in(done, self.replica.known(), &self.machine);
+                }
                 () = stop.asked() => break Ended::Stopped,
             }
             if std::mem::take(&mut self.view_changed) {
@@ -221,6 +227,9 @@ impl Agent {
                 break ended;
             }
             self.tell();
+            if self.disconnected.is_none() {
+                self.correspondence.go(&self.coordinator, &self.machine, &self.membership);
+            }
         };
         follower.abort();
         ended
@@ -279,6 +288,9 @@ impl Agent {
         if let StreamMessage::Snapshot { position, .. } = &message {
             info!(%position, "received a snapshot");
         }
+        if message == StreamMessage::Mail {
+            self.correspondence.mail_is_waiting();
+        }
         let before = self.replica.position();
         match self.replica.receive(message) {
             Received::Unchanged => {}
@@ -322,7 +334,12 @@ impl Agent {
         self.looked = Instant::now();
         self.take_confirmation();
         let Some(known) = self.replica.known() else { return };
-        let outcome = self.host.reconcile(known, &self.machine).await;
+        self.correspondence.tick(known, &self.machine);
+        let mut outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange()).await;
+        let link = outcome.observed.as_ref().and_then(|observed| observed.link.as_ref());
+        if link.is_some_and(|link| self.correspondence.observe(known, link)) {
+            outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange()).await;
+        }
         for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {
             warn!("{problem}");
         }
@@ -356,7 +373,8 @@ impl Agent {
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
     fn tell(&mut self) {
         let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
-        let Some(full) = report(known, observed, self.replica.problems().chain(self.outcome.problems.iter().cloned())) else { return };
+        let problems = self.replica.problems().chain(self.outcome.problems.iter().cloned()).chain(self.correspondence.problems());
+        let Some(full) = report(known, observed, problems) else { return };
         let (links, due_at) = (full.links.len(), self.started.elapsed());
         let Some(report) = self.reporting.due(full, due_at) else { return };
         let (sender, receiver) = oneshot::channel();

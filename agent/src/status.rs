@@ -9,6 +9,7 @@ use wattle_mesh::{
     health,
     machine::Machine,
     plan::{Plan, plan},
+    psk::exchange::Exchange,
     replica::{Known, KnownPeer, Replica},
     state::{Observed, ObservedPeer},
 };
@@ -18,7 +19,7 @@ use crate::{
     config::Place,
     follow::{self, Connection},
     identity::{Membership, Slot},
-    output,
+    output, psk,
     reconcile::Host,
     store::Store,
 };
@@ -30,6 +31,7 @@ struct Found {
     known: Option<Known>,
     /// What of the coordinator's newest word is not carried out.
     problems: Vec<String>,
+    psks: Exchange,
     host: Host,
     store: Store,
 }
@@ -56,6 +58,8 @@ struct PeerStatus {
     state: PeerState,
     endpoint: Option<String>,
     handshake_age_s: Option<u64>,
+    /// Whether the tunnel has a preshared key.
+    preshared_key: bool,
     received_bytes: u64,
     sent_bytes: u64,
     prefixes: Vec<String>,
@@ -74,7 +78,7 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
     let observed = found.host.observe().await?;
     let mut status = describe(place, &found, &observed)?;
     if let Some(known) = &found.known {
-        let (_, refused) = found.host.desired(known, &found.machine).await?;
+        let (_, refused) = found.host.desired(known, &found.machine, &found.psks).await?;
         status.problems.extend(refused.problems());
     }
     if json {
@@ -88,7 +92,7 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
 pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()> {
     let found = find(place)?;
     let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
-    let (desired, _) = found.host.desired(known, &found.machine).await?;
+    let (desired, _) = found.host.desired(known, &found.machine, &found.psks).await?;
     let Plan { steps } = plan(&desired, &found.host.observe().await?);
     if json {
         return output::json(&Plan { steps });
@@ -113,7 +117,7 @@ fn find(place: &Place) -> anyhow::Result<Found> {
     }
     let known = replica.known().cloned();
     let host = Host::new(place, &store, &membership.urls)?;
-    Ok(Found { membership, machine, known, problems: replica.problems().collect(), host, store })
+    Ok(Found { membership, machine, known, problems: replica.problems().collect(), psks: psk::load(&store)?, host, store })
 }
 
 fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result<Status> {
@@ -130,6 +134,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result
             state,
             endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
             handshake_age_s: entry.handshake_age_s,
+            preshared_key: entry.psk.is_some(),
             received_bytes: entry.received_bytes,
             sent_bytes: entry.sent_bytes,
             prefixes: entry.allowed_ips.iter().map(ToString::to_string).collect(),

@@ -11,12 +11,14 @@ use wattle_mesh::{
     guard::Refused,
     machine::Machine,
     plan::plan,
+    psk::exchange::Exchange,
     replica::{Received, Replica},
     state::{Desired, Link, Observed, ObservedPeer, ObservedRuleset},
 };
 use wattle_wire::{
     ids::{MeshId, NodeId, Position, SiteId},
     peer::{MeshSettings, Myself, Peer, View},
+    psk::PskPolicy,
     report::DeviceKind,
     stream::{StreamMessage, ViewChange},
 };
@@ -59,7 +61,13 @@ fn replica(peers: u32) -> Replica {
     let myself = machine(0);
     let name: wattle_wire::name::Name = "site-0".parse().unwrap();
     let view = View {
-        mesh: MeshSettings { id: MESH, tunnel_prefix: "10.99.0.0/16".parse().unwrap(), listen_port: 51820, keepalive_s: 25 },
+        mesh: MeshSettings {
+            id: MESH,
+            tunnel_prefix: "10.99.0.0/16".parse().unwrap(),
+            listen_port: 51820,
+            keepalive_s: 25,
+            psk: PskPolicy::Prefer,
+        },
         myself: Myself {
             node: NodeId(Uuid::nil()),
             name: name.clone(),
@@ -87,7 +95,7 @@ fn delta(peer: Peer) -> StreamMessage {
 
 fn wanted(replica: &Replica) -> Desired {
     let local = Local { interface: "wattle0".parse().unwrap(), public_key: machine(0).wireguard_key(), addresses: vec![] };
-    desired(replica.known().expect("it has a view"), &local, &Refused::default())
+    desired(replica.known().expect("it has a view"), &local, &Refused::default(), &Exchange::default())
 }
 
 /// A host that is as it should be.

@@ -146,13 +146,13 @@ fn authenticate(key: &[u8], message: &[u8]) -> [u8; 32] {
     tag
 }
 
-fn sign(identity: &Ed25519KeyPair, message: &[u8]) -> Signature {
+pub(crate) fn sign(identity: &Ed25519KeyPair, message: &[u8]) -> Signature {
     let mut signature = [0; 64];
     signature.copy_from_slice(identity.sign(message).as_ref());
     Signature::from(signature)
 }
 
-fn verify(identity: IdentityKey, message: &[u8], signature: &Signature) -> bool {
+pub(crate) fn verify(identity: IdentityKey, message: &[u8], signature: &Signature) -> bool {
     UnparsedPublicKey::new(&ED25519, identity.as_bytes()).verify(message, signature.as_bytes()).is_ok()
 }
 

@@ -3,14 +3,15 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net};
-use wattle_wire::key::WireguardKey;
+use wattle_wire::{key::WireguardKey, psk::PskPolicy};
 
 use crate::{
     guard::Refused,
     interface::InterfaceName,
+    psk::exchange::Exchange,
     replica::{Known, KnownPeer, prefixes},
     ruleset::Ruleset,
-    state::{Desired, DesiredPeer, Family},
+    state::{Desired, DesiredPeer, DesiredPsk, Family},
 };
 
 /// Bytes of a packet inside the tunnel on a path of 1,500: less 80 for the outer IPv6, UDP and WireGuard headers, as wg-quick does.
@@ -26,8 +27,8 @@ pub struct Local {
     pub addresses: Vec<IpNet>,
 }
 
-/// What the host should be, of what the guard does not refuse.
-pub fn desired(known: &Known, local: &Local, refused: &Refused) -> Desired {
+/// What the host should be, of what the guard does not refuse, with the preshared keys that are agreed on.
+pub fn desired(known: &Known, local: &Local, refused: &Refused, psks: &Exchange) -> Desired {
     let subnets: Vec<IpNet> = known.myself.subnets.iter().map(|subnet| subnet.net()).collect();
     let lan_source = |prefix: IpNet| {
         let mut addresses = local.addresses.iter().map(IpNet::addr);
@@ -44,6 +45,11 @@ pub fn desired(known: &Known, local: &Local, refused: &Refused) -> Desired {
             endpoint: peer.endpoint.map(|endpoint| endpoint.socket()),
             keepalive_s: known.mesh.keepalive_s,
             allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).filter(allowed).collect(),
+            psk: match (psks.key(peer.node, known.mesh.psk), known.mesh.psk) {
+                (Some(psk), _) => DesiredPsk::Key(psk.clone()),
+                (None, PskPolicy::Require) => DesiredPsk::Required,
+                (None, PskPolicy::Prefer) => DesiredPsk::Any,
+            },
         };
         (statement.wireguard_key, desired)
     });
@@ -96,7 +102,7 @@ mod tests {
             public_key: Keys::of(1).wireguard_key(),
             addresses: vec![net("203.0.113.1/24"), net("10.1.0.1/24"), net("fd00::1/64")],
         };
-        let desired = desired(replica.known().unwrap(), &local, &Refused::default());
+        let desired = desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default());
         let allowed: BTreeMap<_, _> = desired.peers.values().map(|peer| (peer.name.to_string(), peer.allowed_ips.clone())).collect();
         let expected = [
             ("site-2".to_owned(), [net("10.99.0.2/32"), net("10.2.0.0/24")].into()),

@@ -160,6 +160,7 @@ mod tests {
     use super::*;
     use crate::{
         desired::{Local, desired},
+        psk::exchange::Exchange,
         replica::Replica,
         state::Desired,
         testing::{Keys, MESH, directory_of, node_id},
@@ -186,7 +187,7 @@ mod tests {
     fn carried_out(known: &Known, refused: &Refused) -> Desired {
         let local =
             Local { interface: "wattle0".parse().unwrap(), public_key: Keys::of(1).wireguard_key(), addresses: surroundings().networks };
-        desired(known, &local, refused)
+        desired(known, &local, refused, &Exchange::default())
     }
 
     fn problems(refused: &Refused) -> Vec<String> {

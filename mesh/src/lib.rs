@@ -15,6 +15,7 @@ pub mod interface;
 pub mod machine;
 pub mod pin;
 pub mod plan;
+pub mod psk;
 pub mod replica;
 pub mod reporting;
 pub mod ruleset;

@@ -13,7 +13,7 @@ use wattle_wire::{
     enrol::{EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims, SignedStatement, Statement},
     ids::MeshId,
     join::JoinString,
-    key::{IdentityKey, InvalidKey, WireguardKey},
+    key::{IdentityKey, InvalidKey, Signature, WireguardKey},
     secret::Secret,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -80,6 +80,11 @@ impl Machine {
     /// The private half of the WireGuard key.
     pub fn wireguard_private_key(&self) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(self.wireguard.to_bytes())
+    }
+
+    /// The identity's signature. What is signed begins with its purpose.
+    pub(crate) fn sign(&self, message: &[u8]) -> Signature {
+        admit::sign(&self.identity, message)
     }
 
     /// What other nodes rely on, signed.

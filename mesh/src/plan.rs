@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 
-use crate::state::{AllowedIps, Change, Desired, DesiredPeer, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange};
+use crate::state::{AllowedIps, Change, Desired, DesiredPeer, DesiredPsk, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange};
 
 /// The steps from what is to what should be; empty when nothing is to be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -41,12 +41,17 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         &fresh
     });
     let routes = differences(&desired.routes, &link.routes, |wanted, found| wanted == found);
-    let peers = differences(&desired.peers, &link.peers, DesiredPeer::is_met_by);
+    let mut peers = differences(&desired.peers, &link.peers, DesiredPeer::is_met_by);
+    for (_, wanted, found) in &mut peers {
+        *wanted = wanted.filter(|wanted| wanted.may_be_there(*found));
+    }
     plan.link(desired, link);
     plan.routes(&routes);
     plan.peers(&peers);
-    for (key, ..) in peers.iter().filter(|(key, wanted, _)| wanted.is_none() && **key != desired.public_key) {
-        plan.push(Change::RemovePeer(**key), "the mesh has no such peer");
+    for (key, ..) in peers.iter().filter(|(key, wanted, found)| wanted.is_none() && found.is_some() && **key != desired.public_key) {
+        let is_known = desired.peers.contains_key(key);
+        let reason = if is_known { "it has no preshared key yet, and the mesh requires one" } else { "the mesh has no such peer" };
+        plan.push(Change::RemovePeer(**key), reason);
     }
     for (prefix, ..) in routes.iter().filter(|(_, wanted, _)| wanted.is_none()) {
         plan.push(Change::RemoveRoute(**prefix), "no peer has this prefix");
@@ -133,7 +138,7 @@ impl Plan {
                 endpoint: desired.endpoint,
                 keepalive_s: Some(desired.keepalive_s),
                 allowed_ips: AllowedIps::Replace(desired.allowed_ips.clone()),
-                clear_psk: false,
+                psk: if let DesiredPsk::Key(psk) = &desired.psk { Some(psk.clone()) } else { None },
             };
             return self.push(Change::SetPeer(key, change), format!("{} is missing", desired.name));
         };
@@ -147,9 +152,11 @@ impl Plan {
             change.keepalive_s = Some(desired.keepalive_s);
             reasons.push("its keepalive differs");
         }
-        if observed.has_psk {
-            change.clear_psk = true;
-            reasons.push("it has a preshared key that is not ours");
+        if let DesiredPsk::Key(psk) = &desired.psk
+            && !desired.psk_is_met_by(observed)
+        {
+            change.psk = Some(psk.clone());
+            reasons.push(if observed.psk.is_some() { "its preshared key differs" } else { "it has no preshared key" });
         }
         change.allowed_ips = allowed_ips(&desired.allowed_ips, &observed.allowed_ips);
         if change.allowed_ips != AllowedIps::Untouched {
@@ -196,9 +203,22 @@ impl DesiredPeer {
     /// Whether nothing is to be written of the peer.
     fn is_met_by(&self, observed: &ObservedPeer) -> bool {
         self.keepalive_s == observed.keepalive_s
-            && !observed.has_psk
+            && self.psk_is_met_by(observed)
             && self.endpoint_is_met_by(observed)
             && self.allowed_ips == observed.allowed_ips
+    }
+
+    /// Whether the peer may be on the device as it is: not without a preshared key where one is required. A key that we do not know is one.
+    fn may_be_there(&self, observed: Option<&ObservedPeer>) -> bool {
+        self.psk != DesiredPsk::Required || observed.is_some_and(|observed| observed.psk.is_some())
+    }
+
+    fn psk_is_met_by(&self, observed: &ObservedPeer) -> bool {
+        match &self.psk {
+            DesiredPsk::Key(psk) => observed.psk.as_ref() == Some(psk),
+            DesiredPsk::Any => true,
+            DesiredPsk::Required => observed.psk.is_some(),
+        }
     }
 
     /// The endpoint of a live peer is the one the kernel has learned.
@@ -253,8 +273,8 @@ impl fmt::Display for PeerChange {
         if let Some(keepalive) = self.keepalive_s {
             write!(f, " keepalive {keepalive}")?;
         }
-        if self.clear_psk {
-            f.write_str(" without preshared key")?;
+        if self.psk.is_some() {
+            f.write_str(" preshared key")?;
         }
         let (verb, prefixes) = match &self.allowed_ips {
             AllowedIps::Untouched => return Ok(()),
@@ -283,6 +303,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        psk::Psk,
         ruleset::Ruleset,
         state::{Family, SESSION_S},
         testing::Keys,
@@ -305,6 +326,14 @@ mod tests {
 
     fn endpoint() -> impl Strategy<Value = Option<SocketAddr>> {
         prop::option::of((1..4u8).prop_map(|host| SocketAddr::from(([203, 0, 113, host], 51820))))
+    }
+
+    fn psk() -> impl Strategy<Value = Psk> {
+        (0..3u8).prop_map(|byte| Psk::new([byte; 32]))
+    }
+
+    fn desired_psk() -> impl Strategy<Value = DesiredPsk> {
+        prop_oneof![psk().prop_map(DesiredPsk::Key), Just(DesiredPsk::Any), Just(DesiredPsk::Required)]
     }
 
     fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Option<IpAddr>>> {
@@ -340,15 +369,15 @@ mod tests {
     prop_compose! {
         fn desired()(
             holders in holders(),
-            present in prop::collection::btree_map(1..=PEERS, (endpoint(), prop_oneof![Just(0u16), Just(25)]), 0..5),
+            present in prop::collection::btree_map(1..=PEERS, (endpoint(), prop_oneof![Just(0u16), Just(25)], desired_psk()), 0..5),
             routes in routes(),
             addresses in addresses(1),
             forwarding in families(),
             ruleset in ruleset(),
         ) -> Desired {
-            let peer = |(number, (endpoint, keepalive_s)): (u64, _)| {
+            let peer = |(number, (endpoint, keepalive_s, psk)): (u64, _)| {
                 let name = format!("site-{number}").parse().unwrap();
-                (key(number), DesiredPeer { name, endpoint, keepalive_s, allowed_ips: held(&holders, number) })
+                (key(number), DesiredPeer { name, endpoint, keepalive_s, allowed_ips: held(&holders, number), psk })
             };
             Desired {
                 interface: "wattle0".parse().unwrap(),
@@ -369,7 +398,7 @@ mod tests {
             holders in holders(),
             present in prop::collection::btree_map(
                 0..=PEERS,
-                (endpoint(), prop_oneof![Just(0u16), Just(25)], prop::option::of(0..2 * SESSION_S), any::<bool>()),
+                (endpoint(), prop_oneof![Just(0u16), Just(25)], prop::option::of(0..2 * SESSION_S), prop::option::of(psk())),
                 0..6,
             ),
             routes in routes(),
@@ -379,9 +408,9 @@ mod tests {
             mtu in prop_oneof![Just(1420u32), Just(1500)],
             listen_port in prop_oneof![Just(51820u16), Just(0)],
         ) -> Link {
-            let peer = |(number, (endpoint, keepalive_s, handshake_age_s, has_psk)): (u64, _)| {
+            let peer = |(number, (endpoint, keepalive_s, handshake_age_s, psk)): (u64, _)| {
                 let allowed_ips = held(&holders, number);
-                (key(number), ObservedPeer { endpoint, keepalive_s, allowed_ips, has_psk, handshake_age_s, ..ObservedPeer::default() })
+                (key(number), ObservedPeer { endpoint, keepalive_s, allowed_ips, psk, handshake_age_s, ..ObservedPeer::default() })
             };
             let public_key = own.map(key);
             // The kernel never keeps a peer with the interface's own key.
@@ -414,10 +443,18 @@ mod tests {
         prop_assert_eq!(&link.routes, &desired.routes);
         prop_assert!(observed.forwarding.is_superset(&desired.forwarding));
         prop_assert_eq!(&observed.ruleset, &ObservedRuleset::Intact(desired.ruleset.clone()));
-        prop_assert_eq!(link.peers.keys().collect::<Vec<_>>(), desired.peers.keys().collect::<Vec<_>>());
+        let waits = |key: &WireguardKey| desired.peers.get(key).is_some_and(|peer| peer.psk == DesiredPsk::Required);
+        let settled = |key: &&WireguardKey| !waits(key);
+        let (found, wanted) = (link.peers.keys().filter(settled), desired.peers.keys().filter(settled));
+        prop_assert_eq!(found.collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
         for (key, peer) in &link.peers {
             let wanted = &desired.peers[key];
-            prop_assert_eq!((&peer.allowed_ips, peer.keepalive_s, peer.has_psk), (&wanted.allowed_ips, wanted.keepalive_s, false));
+            prop_assert_eq!((&peer.allowed_ips, peer.keepalive_s), (&wanted.allowed_ips, wanted.keepalive_s));
+            match &wanted.psk {
+                DesiredPsk::Key(psk) => prop_assert_eq!(peer.psk.as_ref(), Some(psk)),
+                DesiredPsk::Required => prop_assert!(peer.psk.is_some()),
+                DesiredPsk::Any => {}
+            }
             prop_assert!(peer.is_live() || wanted.endpoint.is_none() || peer.endpoint == wanted.endpoint);
         }
         Ok(())
@@ -449,7 +486,10 @@ mod tests {
             };
             let right: BTreeSet<_> = holders(&observed)
                 .into_iter()
-                .filter(|(prefix, key)| desired.peers.get(key).is_some_and(|peer| peer.allowed_ips.contains(prefix)))
+                .filter(|(prefix, key)| {
+                    let found = observed.link.as_ref().and_then(|link| link.peers.get(key));
+                    desired.peers.get(key).is_some_and(|peer| peer.allowed_ips.contains(prefix) && peer.may_be_there(found))
+                })
                 .collect();
             let mut now = observed;
             for step in steps {
@@ -470,8 +510,24 @@ mod tests {
                     prop_assert!(change.endpoint.is_none() || !live(key), "{}", step);
                 }
                 if let Change::RemovePeer(key) = &step.change {
-                    prop_assert!(!desired.peers.contains_key(key), "{}", step);
+                    let has_psk = observed.link.as_ref().is_some_and(|link| link.peers[key].psk.is_some());
+                    let must_go = desired.peers.get(key).is_none_or(|peer| peer.psk == DesiredPsk::Required && !has_psk);
+                    prop_assert!(must_go, "{}", step);
                 }
+            }
+        }
+
+        #[test]
+        fn a_peer_that_has_a_preshared_key_never_loses_it(desired in desired(), observed in observed()) {
+            let keyed = |observed: &Observed| -> BTreeSet<WireguardKey> {
+                let peers = observed.link.iter().flat_map(|link| &link.peers);
+                peers.filter(|(key, peer)| peer.psk.is_some() && desired.peers.contains_key(key)).map(|(key, _)| *key).collect()
+            };
+            let mut now = observed;
+            for step in plan(&desired, &now).steps {
+                let before = keyed(&now);
+                now = now.after(&step.change);
+                prop_assert!(before.is_subset(&keyed(&now)), "after {}", step);
             }
         }
     }
@@ -481,7 +537,7 @@ mod tests {
         let name = |number: u64| format!("site-{number}").parse().unwrap();
         let peer = |number, prefixes: &[u8]| {
             let allowed_ips = prefixes.iter().map(|number| prefix(*number)).collect();
-            (key(number), DesiredPeer { name: name(number), endpoint: None, keepalive_s: 25, allowed_ips })
+            (key(number), DesiredPeer { name: name(number), endpoint: None, keepalive_s: 25, allowed_ips, psk: DesiredPsk::Any })
         };
         let before = Desired {
             interface: "wattle0".parse().unwrap(),

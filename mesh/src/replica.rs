@@ -243,7 +243,7 @@ impl Replica {
                 }
                 Received::Bye(reason)
             }
-            StreamMessage::Unknown => Received::Unchanged,
+            StreamMessage::Mail | StreamMessage::Unknown => Received::Unchanged,
         }
     }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wattle_wire::{key::WireguardKey, name::Name, report::DeviceKind};
 
-use crate::{interface::InterfaceName, ruleset::Ruleset};
+use crate::{interface::InterfaceName, psk::Psk, ruleset::Ruleset};
 
 /// Seconds after a handshake during which its session may still carry packets: `REJECT_AFTER_TIME` of the WireGuard paper, section 6.1.
 pub const SESSION_S: u64 = 180;
@@ -44,6 +44,18 @@ pub struct DesiredPeer {
     /// Seconds; 0 means none.
     pub keepalive_s: u16,
     pub allowed_ips: BTreeSet<IpNet>,
+    pub psk: DesiredPsk,
+}
+
+/// The preshared key that a peer should have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DesiredPsk {
+    Key(Psk),
+    /// Whichever it has, or none: nothing was agreed on yet.
+    Any,
+    /// Nothing was agreed on yet, and without one no packet may pass: a peer that has none is not to be there.
+    Required,
 }
 
 /// Address family.
@@ -123,8 +135,8 @@ pub struct ObservedPeer {
     /// Seconds; 0 means none.
     pub keepalive_s: u16,
     pub allowed_ips: BTreeSet<IpNet>,
-    /// Whether a preshared key is set.
-    pub has_psk: bool,
+    /// Absent means none is set.
+    pub psk: Option<Psk>,
     /// Seconds since the last handshake; absent means there was none.
     pub handshake_age_s: Option<u64>,
     pub received_bytes: u64,
@@ -198,9 +210,9 @@ pub struct PeerChange {
     pub keepalive_s: Option<u16>,
     #[serde(skip_serializing_if = "AllowedIps::is_untouched")]
     pub allowed_ips: AllowedIps,
-    /// Takes a preshared key away.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub clear_psk: bool,
+    /// One is replaced, and never taken away. The session in use knows nothing of it; the next handshake does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub psk: Option<Psk>,
 }
 
 /// What to do with a peer's prefixes. A prefix that another peer holds moves to this one in the same write.
@@ -283,7 +295,7 @@ impl Link {
         let mut peer = self.peers.remove(&key).unwrap_or_default();
         peer.endpoint = change.endpoint.or(peer.endpoint);
         peer.keepalive_s = change.keepalive_s.unwrap_or(peer.keepalive_s);
-        peer.has_psk &= !change.clear_psk;
+        peer.psk = change.psk.clone().or(peer.psk);
         let given = match &change.allowed_ips {
             AllowedIps::Untouched => &BTreeSet::new(),
             AllowedIps::Add(prefixes) => prefixes,

@@ -1,25 +1,31 @@
 //! Keys and records for tests, the same at each run.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::{
+    kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768},
+    signature::{Ed25519KeyPair, KeyPair},
+};
 use chrono::DateTime;
 use uuid::Uuid;
 use wattle_wire::{
     admin::NodeState,
     enrol::{SignedStatement, Statement},
     ids::{MeshId, NodeId, Position, SiteId},
-    key::{IdentityKey, WireguardKey},
+    key::{IdentityKey, KemCiphertext, KemKey, WireguardKey},
     name::Name,
     peer::MeshSettings,
+    psk::PskPolicy,
     stream::StreamMessage,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
 
 use crate::{
     admit,
     directory::{Directory, NodeRecord, RecordChange, SiteRecord},
     feed::{Feed, Next},
+    psk::{Kem, KemSecret},
     view,
 };
 
@@ -50,6 +56,23 @@ impl Keys {
     pub(crate) fn statement(&self, sequence: u64) -> SignedStatement {
         let statement = Statement { mesh: MESH, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence };
         admit::sign_statement(&statement, &self.identity).unwrap()
+    }
+}
+
+/// ML-KEM with the system's random numbers: no test depends on which they are.
+pub(crate) struct SystemKem;
+
+impl Kem for SystemKem {
+    fn generate(&self) -> Option<(KemSecret, KemKey)> {
+        let secret = DecapsulationKey::generate(&ML_KEM_768).ok()?;
+        let key: [u8; 1184] = secret.encapsulation_key().ok()?.key_bytes().ok()?.as_ref().try_into().ok()?;
+        Some((KemSecret(Arc::new(secret)), key.into()))
+    }
+
+    fn encapsulate(&self, key: &KemKey) -> Option<(KemCiphertext, Zeroizing<[u8; 32]>)> {
+        let (ciphertext, secret) = EncapsulationKey::new(&ML_KEM_768, key.as_bytes()).ok()?.encapsulate().ok()?;
+        let ciphertext: [u8; 1088] = ciphertext.as_ref().try_into().ok()?;
+        Some((ciphertext.into(), Zeroizing::new(secret.as_ref().try_into().ok()?)))
     }
 }
 
@@ -90,7 +113,13 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
 
 /// A mesh of the nodes 1 to `count`, each of its own site.
 pub(crate) fn directory_of(count: u64) -> Directory {
-    let mesh = MeshSettings { id: MESH, tunnel_prefix: "10.99.0.0/16".parse().unwrap(), listen_port: 51820, keepalive_s: 25 };
+    let mesh = MeshSettings {
+        id: MESH,
+        tunnel_prefix: "10.99.0.0/16".parse().unwrap(),
+        listen_port: 51820,
+        keepalive_s: 25,
+        psk: PskPolicy::Require,
+    };
     let mut directory = Directory::new(mesh);
     for (site, node) in (1..=count).map(node_record) {
         directory.apply(&RecordChange::Site(site));

@@ -14,6 +14,8 @@ pub mod first_start;
 pub mod health;
 pub mod links;
 pub mod listen;
+pub mod mailbox;
+pub mod mesh;
 pub mod nodes;
 pub mod page;
 pub mod postgres;

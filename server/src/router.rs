@@ -25,7 +25,7 @@ use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
 use crate::{
     app::App,
     auth::{self, RequestId},
-    enrolment, error, health, links, nodes, report, sites, stream, tokens,
+    enrolment, error, health, links, mailbox, mesh, nodes, report, sites, stream, tokens,
 };
 
 /// Position of the copy from which an answer was read.
@@ -65,10 +65,15 @@ fn api_token() -> OpenApiRouter<App> {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show, nodes::revoke))
         .routes(routes!(links::list))
+        .routes(routes!(mesh::show, mesh::change))
 }
 
 fn node() -> OpenApiRouter<App> {
-    OpenApiRouter::default().routes(routes!(stream::follow)).routes(routes!(stream::show)).routes(routes!(report::receive))
+    OpenApiRouter::default()
+        .routes(routes!(stream::follow))
+        .routes(routes!(stream::show))
+        .routes(routes!(report::receive))
+        .routes(routes!(mailbox::exchange))
 }
 
 /// The router with everything around it.

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     copy::Copy,
     db::Db,
-    first_start, listen,
+    first_start, listen, mailbox,
     postgres::Postgres,
     report::Reports,
     router,
@@ -99,6 +99,7 @@ async fn follow(app: App) {
         () = app.reports.write_on(&app.db) => {}
         () = sweep => {}
         () = certificate => {}
+        () = mailbox::follow(&app) => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {
         tracing::debug!(%error, "what nodes said last was not written");

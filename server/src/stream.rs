@@ -7,7 +7,7 @@ mod text;
 use std::{
     collections::HashMap,
     convert::Infallible,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use axum::{
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -46,8 +46,17 @@ const AHEAD: Duration = Duration::from_secs(10);
 /// The open streams: one per node, the newest wins.
 #[derive(Debug, Default)]
 pub struct Streams {
-    open: Mutex<HashMap<NodeId, CancellationToken>>,
+    open: Mutex<HashMap<NodeId, Open>>,
     texts: Texts,
+}
+
+/// An open stream, as others see it.
+#[derive(Clone, Debug, Default)]
+struct Open {
+    superseded: CancellationToken,
+    mail: Arc<Notify>,
+    /// The newest letter that the node was told of.
+    told: i64,
 }
 
 /// From where to follow.
@@ -72,8 +81,10 @@ pub async fn follow(
 ) -> Response {
     let now = Instant::now();
     app.reports.distrust(node);
+    let Open { superseded, mail, .. } = app.streams.open(node);
     let session = Session {
-        superseded: app.streams.open(node),
+        superseded,
+        mail,
         position: app.copy.subscribe(),
         app,
         node,
@@ -119,6 +130,7 @@ struct Session {
     since: Option<Position>,
     position: watch::Receiver<Position>,
     superseded: CancellationToken,
+    mail: Arc<Notify>,
     greeted: bool,
     ended: bool,
     /// What is left of the message that is on its way.
@@ -160,6 +172,7 @@ impl Session {
                 () = self.app.stop.cancelled() => return self.bye(ByeReason::Shutdown),
                 () = self.superseded.cancelled() => return self.bye(ByeReason::Superseded),
                 _ = self.position.changed() => {}
+                () = self.mail.notified() => return Text::of(&StreamMessage::Mail),
                 () = sleep_until(due) => {}
             }
         }
@@ -213,13 +226,21 @@ impl Streams {
         self.lock().contains_key(&node)
     }
 
-    /// Registers a stream and ends the one that the node had before.
-    fn open(&self, node: NodeId) -> CancellationToken {
-        let superseded = CancellationToken::new();
-        if let Some(older) = self.lock().insert(node, superseded.clone()) {
-            older.cancel();
+    /// Tells a node that a letter waits for it, if it has an open stream here and was not told of this one.
+    pub fn tell_of_mail(&self, node: NodeId, letter: i64) {
+        if let Some(open) = self.lock().get_mut(&node).filter(|open| open.told < letter) {
+            open.told = letter;
+            open.mail.notify_one();
         }
-        superseded
+    }
+
+    /// Registers a stream and ends the one that the node had before.
+    fn open(&self, node: NodeId) -> Open {
+        let open = Open::default();
+        if let Some(older) = self.lock().insert(node, open.clone()) {
+            older.superseded.cancel();
+        }
+        open
     }
 
     fn close(&self, node: NodeId, superseded: &CancellationToken) {
@@ -229,7 +250,7 @@ impl Streams {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, CancellationToken>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,14 +3,16 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use chrono::{DateTime, Utc};
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
     endpoint::Endpoint,
-    ids::{NodeId, Position, SiteId, TokenId},
+    ids::{MeshId, NodeId, Position, SiteId, TokenId},
     key::{IdentityKey, WireguardKey},
     name::Name,
+    psk::PskPolicy,
     report::DeviceKind,
     secret::Secret,
     subnet::Subnet,
@@ -235,6 +237,28 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Give this as `cursor` to get the next page; absent on the last.
     pub next_cursor: Option<String>,
+}
+
+/// Settings of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Mesh {
+    pub id: MeshId,
+    /// The prefix from which tunnel addresses are taken.
+    #[schema(value_type = String, example = "10.99.0.0/16")]
+    pub tunnel_prefix: Ipv4Net,
+    /// UDP port on which gateways listen, unless their endpoint says another.
+    pub listen_port: u16,
+    /// Seconds between WireGuard keepalives; 0 means none.
+    pub keepalive_s: u16,
+    pub psk: PskPolicy,
+}
+
+/// `PATCH /mesh`: absent fields stay as they are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MeshPatch {
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub psk: Option<PskPolicy>,
 }
 
 /// `GET /readyz`.

@@ -46,7 +46,7 @@ macro_rules! bytes_as_base64 {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&STANDARD.encode(self.0))
+                f.pad(&STANDARD.encode(self.as_bytes()))
             }
         }
 
@@ -80,10 +80,20 @@ pub struct Bytes32([u8; 32]);
 #[schema(value_type = String)]
 pub struct Signature([u8; 64]);
 
+/// An ML-KEM-768 encapsulation key (FIPS 203, section 8). Whether it is one is found out when it is used.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KemKey(Box<[u8; 1184]>);
+
+/// An ML-KEM-768 ciphertext.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KemCiphertext(Box<[u8; 1088]>);
+
 bytes_as_base64!(WireguardKey, 32);
 bytes_as_base64!(IdentityKey, 32);
 bytes_as_base64!(Bytes32, 32);
 bytes_as_base64!(Signature, 64);
+bytes_as_base64!(KemKey, 1184);
+bytes_as_base64!(KemCiphertext, 1088);
 
 impl From<[u8; 32]> for IdentityKey {
     fn from(bytes: [u8; 32]) -> Self {
@@ -94,6 +104,18 @@ impl From<[u8; 32]> for IdentityKey {
 impl From<[u8; 32]> for Bytes32 {
     fn from(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+}
+
+impl From<[u8; 1184]> for KemKey {
+    fn from(bytes: [u8; 1184]) -> Self {
+        Self(Box::new(bytes))
+    }
+}
+
+impl From<[u8; 1088]> for KemCiphertext {
+    fn from(bytes: [u8; 1088]) -> Self {
+        Self(Box::new(bytes))
     }
 }
 

@@ -11,6 +11,7 @@ pub mod key;
 pub mod name;
 pub mod peer;
 pub mod problem;
+pub mod psk;
 pub mod report;
 pub mod secret;
 pub mod stream;
@@ -20,7 +21,7 @@ pub mod subnet;
 ///
 /// | version | date | what changed |
 /// |---|---|---|
-/// | 1 | 2026-11 | enrolment in two steps, snapshot and delta stream, report |
+/// | 1 | 2026-11 | enrolment in two steps, snapshot and delta stream, report, mailbox for preshared keys |
 pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Header in which an agent states the [`PROTOCOL_VERSION`] it speaks; absent means version 1.

@@ -10,6 +10,7 @@ use crate::{
     enrol::SignedStatement,
     ids::{MeshId, NodeId, SiteId},
     name::Name,
+    psk::PskPolicy,
     subnet::Subnet,
 };
 
@@ -23,6 +24,9 @@ pub struct MeshSettings {
     pub listen_port: u16,
     /// Seconds between WireGuard keepalives; 0 means none.
     pub keepalive_s: u16,
+    /// Absent means `prefer`: the coordinator knows of no preshared keys.
+    #[serde(default)]
+    pub psk: PskPolicy,
 }
 
 /// What a node is told about itself.

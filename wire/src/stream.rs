@@ -27,6 +27,8 @@ pub enum StreamMessage {
     Delta { since: Position, position: Position, changes: Vec<ViewChange> },
     /// Nothing changed for this node up to `position`: the first answer to a node that is current, and afterwards a sign of life.
     Heartbeat { position: Position },
+    /// Letters wait in the mailbox.
+    Mail,
     /// The coordinator ends the stream.
     Bye { reason: ByeReason },
     /// A message of a newer coordinator.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use wattle_mesh::{
+    psk::Psk,
     ruleset::Ruleset,
     state::{Family, ObservedPeer, ObservedRuleset},
 };
@@ -105,7 +106,7 @@ async fn device_in_this_process(interface: &InterfaceName) {
 
 fn peer(endpoint: Option<&str>, keepalive_s: u16, allowed_ips: &str) -> PeerChange {
     let endpoint = endpoint.map(|text| text.parse::<SocketAddr>().unwrap());
-    PeerChange { endpoint, keepalive_s: Some(keepalive_s), allowed_ips: AllowedIps::Replace(prefixes(allowed_ips)), clear_psk: false }
+    PeerChange { endpoint, keepalive_s: Some(keepalive_s), allowed_ips: AllowedIps::Replace(prefixes(allowed_ips)), psk: None }
 }
 
 #[test]
@@ -136,9 +137,10 @@ fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
 
         let before = seen().await;
         assert_eq!(before.endpoint, Some("127.0.0.1:51820".parse().unwrap()));
+        let psk = Some(Psk::new([7; 32]));
         let keepalive = PeerChange { keepalive_s: Some(30), ..PeerChange::default() };
         let more = PeerChange { allowed_ips: AllowedIps::Add(prefixes("10.1.0.0/24")), ..PeerChange::default() };
-        let others = PeerChange { allowed_ips: AllowedIps::Replace(prefixes("10.3.0.0/24")), clear_psk: true, ..PeerChange::default() };
+        let others = PeerChange { allowed_ips: AllowedIps::Replace(prefixes("10.3.0.0/24")), psk: psk.clone(), ..PeerChange::default() };
         for change in [keepalive, more, others] {
             set_peer(&there, &public_key(1), &change).await;
         }
@@ -148,7 +150,7 @@ fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
         let after = seen().await;
         let ObservedPeer { handshake_age_s, received_bytes, sent_bytes, .. } = after;
         assert!(received_bytes >= before.received_bytes && sent_bytes >= before.sent_bytes && handshake_age_s.is_some(), "{after:?}");
-        let written = ObservedPeer { keepalive_s: 30, allowed_ips: prefixes("10.3.0.0/24"), ..before };
+        let written = ObservedPeer { keepalive_s: 30, allowed_ips: prefixes("10.3.0.0/24"), psk, ..before };
         assert_eq!(ObservedPeer { handshake_age_s, received_bytes, sent_bytes, ..written }, after);
         set_peer(&there, &public_key(1), &peer(None, 30, "10.99.0.1/32")).await;
         carries(received_bytes).await;

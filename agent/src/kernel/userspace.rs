@@ -27,6 +27,7 @@ use tokio::{
 use tracing::info;
 use wattle_mesh::{
     interface::InterfaceName,
+    psk::Psk,
     state::{AllowedIps, PeerChange},
 };
 use zeroize::Zeroizing;
@@ -205,8 +206,8 @@ fn request(what: &Write<'_>) -> Zeroizing<String> {
 }
 
 fn peer_lines(text: &mut String, change: &PeerChange) -> fmt::Result {
-    if change.clear_psk {
-        writeln!(text, "preshared_key={}", *hex(&[0; 32]))?;
+    if let Some(psk) = &change.psk {
+        writeln!(text, "preshared_key={}", *hex(psk.reveal()))?;
     }
     if let Some(endpoint) = change.endpoint {
         writeln!(text, "endpoint={endpoint}")?;
@@ -243,7 +244,7 @@ fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
             ("private_key", _) => dump.public_key = super::wireguard::public_half(&*unhex(value)?),
             ("listen_port", _) => dump.listen_port = value.parse()?,
             ("errno", _) if value != "0" => bail!("error number {value}"),
-            ("preshared_key", Some(peer)) => peer.has_psk = unhex(value)?.iter().any(|byte| *byte != 0),
+            ("preshared_key", Some(peer)) => peer.psk = Some(unhex(value)?).filter(|psk| **psk != [0; 32]).map(|psk| Psk::new(*psk)),
             ("endpoint", Some(peer)) => peer.endpoint = Some(value.parse()?),
             ("persistent_keepalive_interval", Some(peer)) => peer.keepalive_s = value.parse()?,
             ("last_handshake_time_sec", Some(peer)) => {
@@ -309,8 +310,8 @@ mod tests {
         let add = PeerChange { allowed_ips: AllowedIps::Add(prefixes()), ..PeerChange::default() };
         let lines = "allowed_ip=10.2.0.0/24\nallowed_ip=fd99::2/128\n\n";
         assert_eq!(*request(&Write::Peers(vec![(&key(), Some(&add))])), format!("set=1\npublic_key={KEY}\n{lines}"));
-        let replace = PeerChange { allowed_ips: AllowedIps::Replace(prefixes()), clear_psk: true, ..PeerChange::default() };
-        let psk = "0".repeat(64);
+        let replace = PeerChange { allowed_ips: AllowedIps::Replace(prefixes()), psk: Some(Psk::new([7; 32])), ..PeerChange::default() };
+        let psk = "07".repeat(32);
         assert_eq!(
             *request(&Write::Peers(vec![(&key(), Some(&replace))])),
             format!("set=1\npublic_key={KEY}\npreshared_key={psk}\nreplace_allowed_ips=true\n{lines}")
@@ -329,7 +330,7 @@ mod tests {
             endpoint: Some("[fd00::1]:7".parse().unwrap()),
             keepalive_s: 25,
             allowed_ips: ["10.2.0.0/24".parse().unwrap()].into(),
-            has_psk: true,
+            psk: Some(Psk::new(*unhex(KEY).unwrap())),
             handshake_age_s: Some(10),
             received_bytes: 1,
             sent_bytes: 2,

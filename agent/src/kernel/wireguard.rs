@@ -10,6 +10,7 @@ use anyhow::Context;
 use ipnet::IpNet;
 use wattle_mesh::{
     interface::InterfaceName,
+    psk::Psk,
     state::{AllowedIps, ObservedPeer, PeerChange},
 };
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
@@ -106,7 +107,7 @@ fn kernel_peers(found: Vec<PeerInfo>, now: Duration) -> BTreeMap<WireguardKey, O
             endpoint: config.endpoint,
             keepalive_s: config.persistent_keepalive_interval.unwrap_or(0),
             allowed_ips: prefixes.collect(),
-            has_psk: config.preshared_key.is_some_and(|key| key.0 != [0; 32]),
+            psk: config.preshared_key.filter(|key| key.0 != [0; 32]).map(|key| Psk::new(key.0)),
             handshake_age_s: handshake.map(|at| now.saturating_sub(at).as_secs()),
             received_bytes: stats.rx_bytes,
             sent_bytes: stats.tx_bytes,
@@ -133,8 +134,8 @@ fn kernel_update(what: &Write<'_>) -> DeviceUpdate {
 fn peer_messages(key: &WireguardKey, change: &PeerChange) -> Vec<PeerConfigBuilder> {
     let key = Key(*key.as_bytes());
     let mut first = PeerConfigBuilder::new(&key);
-    if change.clear_psk {
-        first = first.unset_preshared_key();
+    if let Some(psk) = &change.psk {
+        first = first.set_preshared_key(Key(*psk.reveal()));
     }
     if let Some(endpoint) = change.endpoint {
         first = first.set_endpoint(endpoint);

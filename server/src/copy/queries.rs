@@ -12,7 +12,7 @@ use wattle_wire::{
 
 use crate::{
     error::{Error, Result},
-    nodes, sites,
+    mesh, nodes, sites,
 };
 
 /// How many revisions a coordinator remembers when it starts; agents that are further behind get a snapshot.
@@ -69,9 +69,9 @@ pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
     Ok(Feed::new(directory, position, history.into_iter().map(|change| (change.revision, change.changes.0))))
 }
 
-async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettings)> {
+pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettings)> {
     let row =
-        sqlx::query!(r#"SELECT id, tunnel_prefix, listen_port, keepalive_s, epoch, revision FROM mesh"#).fetch_one(connection).await?;
+        sqlx::query!("SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, epoch, revision FROM mesh").fetch_one(connection).await?;
     let invalid = || Error::Internal("the settings of the mesh are not valid");
     let ipnet::IpNet::V4(tunnel_prefix) = row.tunnel_prefix else { return Err(invalid()) };
     let settings = MeshSettings {
@@ -79,6 +79,7 @@ async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettin
         tunnel_prefix,
         listen_port: row.listen_port.try_into().map_err(|_| invalid())?,
         keepalive_s: row.keepalive_s.try_into().map_err(|_| invalid())?,
+        psk: mesh::queries::psk_policy(&row.psk)?,
     };
     Ok((Position { epoch: row.epoch, revision: row.revision }, settings))
 }

@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 /// Whether there was none yet.
 pub(super) async fn insert_mesh(connection: &mut PgConnection, tunnel_prefix: IpNet, challenge_secret: [u8; 32]) -> Result<bool> {
     let inserted = sqlx::query!(
-        "INSERT INTO mesh (id, tunnel_prefix, listen_port, keepalive_s, epoch, revision, challenge_secret)
-         VALUES ($1, $2, 51820, 25, 1, 0, $3) ON CONFLICT DO NOTHING",
+        "INSERT INTO mesh (id, tunnel_prefix, listen_port, keepalive_s, epoch, revision, challenge_secret, psk)
+         VALUES ($1, $2, 51820, 25, 1, 0, $3, 'require') ON CONFLICT DO NOTHING",
         Uuid::now_v7(),
         tunnel_prefix,
         &challenge_secret

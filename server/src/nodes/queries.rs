@@ -92,11 +92,12 @@ pub async fn promote(connection: &mut PgConnection, site: SiteId) -> Result<Opti
     }
 }
 
-/// Gives back the tunnel addresses of revoked nodes, and drops what they and their peers said of their links.
+/// Gives back the tunnel addresses of revoked nodes, and drops what they and their peers said of their links and to each other.
 async fn forget(connection: &mut PgConnection, nodes: &[Uuid]) -> Result<()> {
     sqlx::query!("DELETE FROM tunnel_addresses WHERE node = ANY($1) AND NOT own", nodes).execute(&mut *connection).await?;
     sqlx::query!("UPDATE tunnel_addresses SET node = NULL WHERE node = ANY($1)", nodes).execute(&mut *connection).await?;
     sqlx::query!("DELETE FROM links WHERE a = ANY($1) OR b = ANY($1)", nodes).execute(&mut *connection).await?;
+    sqlx::query!("DELETE FROM psk_messages WHERE sender = ANY($1) OR recipient = ANY($1)", nodes).execute(&mut *connection).await?;
     sqlx::query!("DELETE FROM node_reports WHERE node = ANY($1)", nodes).execute(connection).await?;
     Ok(())
 }

@@ -190,7 +190,13 @@ mod tests {
 
     /// Nodes of which the first, one in the middle and the last share a site; each other has its own.
     fn feed() -> Feed {
-        let mesh = MeshSettings { id: MESH, tunnel_prefix: "10.99.0.0/16".parse().unwrap(), listen_port: 51820, keepalive_s: 25 };
+        let mesh = MeshSettings {
+            id: MESH,
+            tunnel_prefix: "10.99.0.0/16".parse().unwrap(),
+            listen_port: 51820,
+            keepalive_s: 25,
+            psk: wattle_wire::psk::PskPolicy::Require,
+        };
         let mut directory = Directory::new(mesh);
         for number in 1..=NODES {
             let shares = [1, 30, NODES].contains(&number);

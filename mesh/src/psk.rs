@@ -1,0 +1,528 @@
+//! How two nodes agree on the preshared key of their tunnel, so that only they know it: the rounds of one pair.
+//!
+//! ```text
+//!   initiator (higher id)                                responder (lower id)
+//!   makes an ML-KEM key    ──── request(kem key) ────▶   makes a secret under it, keeps the key as offered
+//!   keeps the key as next  ◀─── offer(ciphertext) ───
+//!                          ──── confirm(proof) ──────▶   checks the proof, uses the key from now on
+//!   uses the key           ◀─── commit ──────────────
+//! ```
+//!
+//! Each message is signed by its node's identity, and what a node answers it has kept on disk before. From `confirm` on the responder may
+//! use the new key while the initiator still uses the old one. That takes nothing from a live session, which knows nothing of the preshared
+//! key until it is renewed. Should `commit` not arrive in time, the initiator tries both in turn until a handshake succeeds.
+//!
+//! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk later learns no earlier key.
+
+pub mod exchange;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod vectors;
+
+use std::{fmt, sync::Arc};
+
+use aws_lc_rs::{
+    constant_time::verify_slices_are_equal,
+    digest::{SHA256, digest},
+    hkdf::{HKDF_SHA256, KeyType, Salt},
+    kem::{AlgorithmId, Ciphertext, DecapsulationKey},
+};
+use serde::{Deserialize, Serialize, Serializer};
+use thiserror::Error;
+use wattle_wire::{
+    ids::{MeshId, NodeId},
+    key::{Bytes32, IdentityKey, KemCiphertext, KemKey, WireguardKey},
+    psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
+};
+use zeroize::Zeroizing;
+
+use crate::{admit, machine::Machine};
+
+/// Seconds for which a key is used: a day, less up to two hours that differ from round to round, so that a mesh does not renew all at once.
+const LIFETIME_S: u64 = 24 * 3600;
+const JITTER_S: u32 = 2 * 3600;
+/// Seconds after which a message is sent again that nobody has answered; they double up to an hour. The mailbox keeps letters, so this is for
+/// those that it lost.
+const SHORTEST_RETRY_S: u64 = 30;
+const LONGEST_RETRY_S: u64 = 3600;
+/// Age of a handshake in seconds from which on its renewal seems to fail. WireGuard renews after 120 s (`REKEY_AFTER_TIME` of its paper,
+/// section 6.1) with the next packet that is sent, and the session ends after 180.
+const STALE_S: u64 = 130;
+/// Seconds for which each of two keys is tried in turn: two of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
+const TRIAL_S: u64 = 10;
+/// Seconds by which the time of a handshake may be wrong, which is told in whole ones.
+const HANDSHAKE_PRECISION_S: u64 = 2;
+
+const PURPOSE: &[u8] = b"wattle psk v1\0";
+
+/// A preshared key. Nothing shows it, `Serialize` included; [`on_disk`] alone writes it.
+#[derive(Clone)]
+pub struct Psk(Zeroizing<[u8; 32]>);
+
+impl Psk {
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The key itself. Whoever calls this answers for where it goes.
+    pub fn reveal(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl PartialEq for Psk {
+    fn eq(&self, other: &Self) -> bool {
+        verify_slices_are_equal(&*self.0, &*other.0).is_ok()
+    }
+}
+
+impl Eq for Psk {}
+
+impl fmt::Debug for Psk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Psk(…)")
+    }
+}
+
+impl Serialize for Psk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("hidden")
+    }
+}
+
+/// The two operations of ML-KEM-768 that need random numbers. `None` when there are none, or the key is not one.
+pub trait Kem {
+    fn generate(&self) -> Option<(KemSecret, KemKey)>;
+    /// A new secret, and what carries it to the holder of the key.
+    fn encapsulate(&self, key: &KemKey) -> Option<(KemCiphertext, Zeroizing<[u8; 32]>)>;
+}
+
+/// The private half of a [`KemKey`].
+#[derive(Clone)]
+pub struct KemSecret(pub Arc<DecapsulationKey<AlgorithmId>>);
+
+impl fmt::Debug for KemSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KemSecret(…)")
+    }
+}
+
+impl KemSecret {
+    fn decapsulate(&self, ciphertext: &KemCiphertext) -> Option<Zeroizing<[u8; 32]>> {
+        let secret = self.0.decapsulate(Ciphertext::from(ciphertext.as_bytes().as_slice())).ok()?;
+        <[u8; 32]>::try_from(secret.as_ref()).ok().map(Zeroizing::new)
+    }
+}
+
+/// The two ends of a tunnel, from one of them.
+#[derive(Debug)]
+pub struct Ends<'a> {
+    pub mesh: MeshId,
+    pub machine: &'a Machine,
+    pub me: NodeId,
+    pub peer: NodeId,
+    /// Who the peer is pinned to be.
+    pub peer_identity: IdentityKey,
+    pub peer_key: WireguardKey,
+}
+
+/// Why a message is not taken.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Ignored {
+    #[error("the message cannot be read")]
+    Unreadable,
+    #[error("the message is not signed by the peer")]
+    Signature,
+    #[error("the message is for another node or of another mesh")]
+    Address,
+    #[error("the message is of an earlier round")]
+    Old,
+    #[error("the message answers nothing that was said")]
+    Unexpected,
+    #[error("the message is about other WireGuard keys")]
+    Keys,
+    #[error("the key in the message is none")]
+    Kem,
+}
+
+/// What one node knows of the preshared key of one tunnel. As it is kept on disk, it is [`Pair::kept`] first.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Pair {
+    /// Number of the newest round that was begun or joined.
+    round: u64,
+    current: Option<Agreed>,
+    phase: Phase,
+}
+
+/// A key that both ends have.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Agreed {
+    #[serde(with = "on_disk")]
+    psk: Psk,
+    /// The initiator's and the responder's WireGuard key for which it was made.
+    keys: [WireguardKey; 2],
+    /// Seconds since 1970.
+    since: u64,
+    /// Seconds since 1970 at which it is to be replaced.
+    due: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Phase {
+    #[default]
+    Idle,
+    /// Initiator: asked. Lost in a restart, which begins a new round.
+    #[serde(skip)]
+    Requested { secret: KemSecret, keys: [WireguardKey; 2], message: SignedPskMessage, retry: Retry },
+    /// Initiator: has the key, and the responder may use it already.
+    Confirmed {
+        next: Derived,
+        keys: [WireguardKey; 2],
+        message: SignedPskMessage,
+        #[serde(skip)]
+        retry: Retry,
+        trial: Trial,
+    },
+    /// Responder: has the key, and the initiator may have it.
+    Offered { next: Derived, keys: [WireguardKey; 2], message: SignedPskMessage },
+    /// Responder: waits for a request since it knows the peer.
+    #[serde(skip)]
+    Waiting { retry: Retry },
+}
+
+/// When to say something again.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    said: u64,
+    wait: u64,
+}
+
+/// Which key the initiator has in use while it cannot know which one the responder has.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Trial {
+    next: bool,
+    since: u64,
+}
+
+/// What both ends compute of the secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Derived {
+    #[serde(with = "on_disk")]
+    psk: Psk,
+    /// Shows to whoever has the key that one has it, too, and tells nothing about it.
+    proof: Bytes32,
+}
+
+impl Ends<'_> {
+    fn is_initiator(&self) -> bool {
+        self.me > self.peer
+    }
+
+    /// The initiator's and the responder's WireGuard key.
+    fn keys(&self) -> [WireguardKey; 2] {
+        let mine = self.machine.wireguard_key();
+        if self.is_initiator() { [mine, self.peer_key] } else { [self.peer_key, mine] }
+    }
+
+    fn sign(&self, round: u64, step: PskStep) -> Option<SignedPskMessage> {
+        let message = PskMessage { mesh: self.mesh, from: self.me, to: self.peer, round, step };
+        let message = serde_json::to_string(&message).ok()?;
+        let signature = self.machine.sign(&[PURPOSE, message.as_bytes()].concat());
+        Some(SignedPskMessage { message, signature })
+    }
+
+    /// Reads a message that the peer signed for this node.
+    fn open(&self, signed: &SignedPskMessage) -> Result<PskMessage, Ignored> {
+        let message: PskMessage = serde_json::from_str(&signed.message).map_err(|_| Ignored::Unreadable)?;
+        if !admit::verify(self.peer_identity, &[PURPOSE, signed.message.as_bytes()].concat(), &signed.signature) {
+            return Err(Ignored::Signature);
+        }
+        if (message.mesh, message.from, message.to) != (self.mesh, self.peer, self.me) {
+            return Err(Ignored::Address);
+        }
+        Ok(message)
+    }
+}
+
+impl Pair {
+    /// The key to use now. Under `require` a first key is used as soon as it is there, for there is nothing to lose.
+    pub fn key(&self, policy: PskPolicy) -> Option<&Psk> {
+        let current = self.current.as_ref().map(|agreed| &agreed.psk);
+        match &self.phase {
+            Phase::Confirmed { next, trial, .. } if trial.next => Some(&next.psk),
+            Phase::Confirmed { next, .. } | Phase::Offered { next, .. } if policy == PskPolicy::Require => current.or(Some(&next.psk)),
+            Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Idle | Phase::Requested { .. } | Phase::Waiting { .. } => current,
+        }
+    }
+
+    /// What of it outlives a restart.
+    pub fn kept(&self) -> Self {
+        let phase = match &self.phase {
+            Phase::Confirmed { .. } | Phase::Offered { .. } => self.phase.clone(),
+            Phase::Idle | Phase::Requested { .. } | Phase::Waiting { .. } => Phase::Idle,
+        };
+        Self { phase, ..self.clone() }
+    }
+
+    /// Whether [`Pair::tick`] has anything to do.
+    pub fn is_due(&self, ends: &Ends<'_>, now: u64) -> bool {
+        match &self.phase {
+            Phase::Idle if ends.is_initiator() => self.is_used_up(ends, now),
+            Phase::Idle => self.current.is_none(),
+            Phase::Requested { keys, retry, .. } => retry.is_due(now) || *keys != ends.keys(),
+            Phase::Confirmed { retry, .. } | Phase::Waiting { retry } => retry.is_due(now),
+            Phase::Offered { .. } => false,
+        }
+    }
+
+    /// What to say because time has passed. `now` is in seconds since 1970.
+    pub fn tick(&mut self, ends: &Ends<'_>, now: u64, kem: &impl Kem) -> Option<SignedPskMessage> {
+        if !self.is_due(ends, now) {
+            return None;
+        }
+        let keys_now = ends.keys();
+        match &mut self.phase {
+            Phase::Requested { keys, message, retry, .. } if *keys == keys_now => {
+                retry.again(now);
+                Some(message.clone())
+            }
+            Phase::Idle | Phase::Requested { .. } if ends.is_initiator() => self.begin(ends, now, kem),
+            Phase::Confirmed { message, retry, .. } => {
+                retry.again(now);
+                Some(message.clone())
+            }
+            Phase::Waiting { retry } => {
+                retry.again(now);
+                ends.sign(self.round, PskStep::Renew {})
+            }
+            Phase::Idle | Phase::Requested { .. } | Phase::Offered { .. } => {
+                self.phase = Phase::Waiting { retry: Retry::new(now) };
+                None
+            }
+        }
+    }
+
+    /// Takes in a message of the peer. What it answers may be sent once this is kept on disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Ignored`]; everything is as it was.
+    pub fn receive(
+        &mut self,
+        ends: &Ends<'_>,
+        signed: &SignedPskMessage,
+        now: u64,
+        kem: &impl Kem,
+    ) -> Result<Option<SignedPskMessage>, Ignored> {
+        let PskMessage { round, step, .. } = ends.open(signed)?;
+        match (step, ends.is_initiator()) {
+            (PskStep::Request { initiator_key, responder_key, kem_key }, false) => {
+                self.requested(ends, signed, round, [initiator_key, responder_key], &kem_key, kem)
+            }
+            (PskStep::Offer { ciphertext }, true) => self.offered(ends, signed, round, &ciphertext, now),
+            (PskStep::Confirm { proof }, false) => self.confirmed(ends, round, proof, now),
+            (PskStep::Commit {}, true) => self.committed(round, now),
+            (PskStep::Renew {}, true) => self.renew(ends, round, now, kem),
+            _ => Err(Ignored::Unexpected),
+        }
+    }
+
+    /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to use may be another one now.
+    pub fn observe(&mut self, handshake_age_s: Option<u64>, now: u64) -> bool {
+        let Phase::Confirmed { next, keys, trial, .. } = &mut self.phase else { return false };
+        let in_use = trial.since.saturating_add(HANDSHAKE_PRECISION_S);
+        if trial.next && handshake_age_s.is_some_and(|age| now.saturating_sub(age) >= in_use) {
+            // The responder has it, too. It is still to hear that the initiator knows.
+            let proven = self.current.as_ref().is_none_or(|current| current.psk != next.psk);
+            if proven {
+                self.current = Some(Agreed::new(next, *keys, now));
+            }
+            return proven;
+        }
+        let is_stale = handshake_age_s.is_none_or(|age| age > STALE_S);
+        // Without a key of before there is nothing to go back to.
+        let may_turn = !trial.next || self.current.is_some();
+        if is_stale && may_turn && now.abs_diff(trial.since) >= TRIAL_S {
+            *trial = Trial { next: !trial.next, since: now };
+            return true;
+        }
+        false
+    }
+
+    fn is_used_up(&self, ends: &Ends<'_>, now: u64) -> bool {
+        // A clock that went back by more than a day does not keep a key for longer.
+        self.current.as_ref().is_none_or(|agreed| agreed.keys != ends.keys() || now >= agreed.due || now + LIFETIME_S < agreed.since)
+    }
+
+    fn begin(&mut self, ends: &Ends<'_>, now: u64, kem: &impl Kem) -> Option<SignedPskMessage> {
+        let (secret, kem_key) = kem.generate()?;
+        // The time makes it grow even when what was kept on disk is lost.
+        self.round = now.max(self.round + 1);
+        let keys = ends.keys();
+        let [initiator_key, responder_key] = keys;
+        let message = ends.sign(self.round, PskStep::Request { initiator_key, responder_key, kem_key })?;
+        self.phase = Phase::Requested { secret, keys, message: message.clone(), retry: Retry::new(now) };
+        Some(message)
+    }
+
+    fn requested(
+        &mut self,
+        ends: &Ends<'_>,
+        request: &SignedPskMessage,
+        round: u64,
+        keys: [WireguardKey; 2],
+        kem_key: &KemKey,
+        kem: &impl Kem,
+    ) -> Result<Option<SignedPskMessage>, Ignored> {
+        if let Phase::Offered { message, .. } = &self.phase
+            && round == self.round
+        {
+            return Ok(Some(message.clone()));
+        }
+        if round <= self.round {
+            return Err(Ignored::Old);
+        }
+        if keys != ends.keys() {
+            return Err(Ignored::Keys);
+        }
+        let (ciphertext, secret) = kem.encapsulate(kem_key).ok_or(Ignored::Kem)?;
+        let message = ends.sign(round, PskStep::Offer { ciphertext }).ok_or(Ignored::Unreadable)?;
+        let next = derive(&secret, keys, request, &message).ok_or(Ignored::Kem)?;
+        self.round = round;
+        self.phase = Phase::Offered { next, keys, message: message.clone() };
+        Ok(Some(message))
+    }
+
+    fn offered(
+        &mut self,
+        ends: &Ends<'_>,
+        offer: &SignedPskMessage,
+        round: u64,
+        ciphertext: &KemCiphertext,
+        now: u64,
+    ) -> Result<Option<SignedPskMessage>, Ignored> {
+        match &self.phase {
+            Phase::Requested { secret, keys, message: request, .. } if round == self.round => {
+                let keys = *keys;
+                let secret = secret.decapsulate(ciphertext).ok_or(Ignored::Kem)?;
+                let next = derive(&secret, keys, request, offer).ok_or(Ignored::Kem)?;
+                let message = ends.sign(round, PskStep::Confirm { proof: next.proof }).ok_or(Ignored::Unreadable)?;
+                let trial = Trial { next: false, since: now };
+                self.phase = Phase::Confirmed { next, keys, message: message.clone(), retry: Retry::new(now), trial };
+                Ok(Some(message))
+            }
+            Phase::Confirmed { message, .. } if round == self.round => Ok(Some(message.clone())),
+            Phase::Idle | Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => {
+                Err(Ignored::Unexpected)
+            }
+        }
+    }
+
+    fn confirmed(&mut self, ends: &Ends<'_>, round: u64, proof: Bytes32, now: u64) -> Result<Option<SignedPskMessage>, Ignored> {
+        if round < self.round {
+            return Err(Ignored::Old);
+        }
+        match &self.phase {
+            Phase::Offered { next, .. } if round == self.round && next.proof == proof => {
+                self.agree(now);
+                Ok(ends.sign(round, PskStep::Commit {}))
+            }
+            Phase::Idle if round == self.round && self.current.is_some() => Ok(ends.sign(round, PskStep::Commit {})),
+            Phase::Idle | Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => {
+                Ok(ends.sign(round, PskStep::Renew {}))
+            }
+        }
+    }
+
+    fn committed(&mut self, round: u64, now: u64) -> Result<Option<SignedPskMessage>, Ignored> {
+        if round != self.round || !matches!(self.phase, Phase::Confirmed { .. }) {
+            return Err(Ignored::Unexpected);
+        }
+        self.agree(now);
+        Ok(None)
+    }
+
+    /// The responder has no key: of this round, so that the next one is not to be waited for, or none at all.
+    fn renew(&mut self, ends: &Ends<'_>, round: u64, now: u64, kem: &impl Kem) -> Result<Option<SignedPskMessage>, Ignored> {
+        match &self.phase {
+            Phase::Confirmed { .. } if round == self.round => Ok(self.begin(ends, now, kem)),
+            Phase::Requested { message, .. } => Ok(Some(message.clone())),
+            // Somebody may have kept the message to send it again and again.
+            Phase::Idle if self.current.as_ref().is_none_or(|agreed| now.abs_diff(agreed.since) >= SHORTEST_RETRY_S) => {
+                Ok(self.begin(ends, now, kem))
+            }
+            Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => Err(Ignored::Unexpected),
+        }
+    }
+
+    /// Both ends have the next key: there is no way back.
+    fn agree(&mut self, now: u64) {
+        if let Phase::Confirmed { next, keys, .. } | Phase::Offered { next, keys, .. } = std::mem::take(&mut self.phase) {
+            self.current = Some(Agreed::new(&next, keys, now));
+        }
+    }
+}
+
+impl Agreed {
+    fn new(derived: &Derived, keys: [WireguardKey; 2], now: u64) -> Self {
+        let [a, b, c, d, ..] = *derived.proof.as_bytes();
+        let jitter = u64::from(u32::from_be_bytes([a, b, c, d]) % JITTER_S);
+        Self { psk: derived.psk.clone(), keys, since: now, due: now.saturating_add(LIFETIME_S - jitter) }
+    }
+}
+
+impl Default for Retry {
+    /// Due at once.
+    fn default() -> Self {
+        Self { said: 0, wait: SHORTEST_RETRY_S }
+    }
+}
+
+impl Retry {
+    fn new(now: u64) -> Self {
+        Self { said: now, wait: SHORTEST_RETRY_S }
+    }
+
+    fn is_due(self, now: u64) -> bool {
+        now.abs_diff(self.said) >= self.wait
+    }
+
+    fn again(&mut self, now: u64) {
+        *self = Self { said: now, wait: LONGEST_RETRY_S.min(self.wait * 2) };
+    }
+}
+
+/// The key and its proof, by HKDF-SHA256 (RFC 5869) of the secret, bound to both WireGuard keys and to the whole of both signed messages.
+fn derive(secret: &[u8; 32], keys: [WireguardKey; 2], request: &SignedPskMessage, offer: &SignedPskMessage) -> Option<Derived> {
+    struct Length;
+    impl KeyType for Length {
+        fn len(&self) -> usize {
+            64
+        }
+    }
+    let whole = |signed: &SignedPskMessage| digest(&SHA256, &[signed.message.as_bytes(), signed.signature.as_bytes()].concat());
+    let (request, offer) = (whole(request), whole(offer));
+    let info = [PURPOSE, keys[0].as_bytes(), keys[1].as_bytes(), request.as_ref(), offer.as_ref()];
+    let mut okm = Zeroizing::new([0; 64]);
+    Salt::new(HKDF_SHA256, PURPOSE).extract(secret).expand(&info, Length).ok()?.fill(&mut *okm).ok()?;
+    let (psk, proof) = okm.split_at(32);
+    Some(Derived { psk: Psk::new(psk.try_into().ok()?), proof: Bytes32::from(<[u8; 32]>::try_from(proof).ok()?) })
+}
+
+/// A [`Psk`] in base64.
+mod on_disk {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use wattle_wire::key::Bytes32;
+
+    use super::Psk;
+
+    pub(super) fn serialize<S: Serializer>(psk: &Psk, serializer: S) -> Result<S::Ok, S::Error> {
+        Bytes32::from(*psk.reveal()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Psk, D::Error> {
+        Bytes32::deserialize(deserializer).map(|bytes| Psk::new(*bytes.as_bytes()))
+    }
+}

@@ -1,0 +1,419 @@
+//! One pair under every kind of misfortune: both ends, a mailbox that loses and repeats letters, disks, and the tunnel between.
+
+use proptest::prelude::*;
+use wattle_wire::{
+    key::WireguardKey,
+    psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
+};
+
+use super::*;
+use crate::testing::{MESH, SystemKem, node_id};
+
+const INITIATOR: usize = 0;
+const RESPONDER: usize = 1;
+/// Seconds after which WireGuard renews a session, between its attempts, and after which a session ends.
+const REKEY_S: u64 = 120;
+const ATTEMPT_S: u64 = 5;
+const SESSION_S: u64 = 180;
+/// Seconds between two looks of an agent at its device.
+const LOOK_S: u64 = 5;
+
+struct End {
+    machine: Machine,
+    id: NodeId,
+    pair: Pair,
+    disk: Pair,
+}
+
+impl End {
+    fn new(number: u8) -> Self {
+        let machine = Machine::new(&[number; 32], &[number; 32]).unwrap();
+        Self { machine, id: node_id(u64::from(number)), pair: Pair::default(), disk: Pair::default() }
+    }
+
+    fn keep(&mut self) {
+        // As a file would hold it.
+        self.disk = serde_json::from_str(&serde_json::to_string(&self.pair.kept()).unwrap()).unwrap();
+    }
+}
+
+struct World {
+    policy: PskPolicy,
+    now: u64,
+    ends: [End; 2],
+    /// The letter that waits for each end, and all that ever did.
+    mailbox: [Option<SignedPskMessage>; 2],
+    ever: [Vec<SignedPskMessage>; 2],
+    handshake: Option<u64>,
+    /// Whether each end ever had a key to use.
+    keyed: [bool; 2],
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Happening {
+    /// The end takes its letter.
+    Deliver(usize),
+    /// It takes it and another takes the same again.
+    DeliverTwice(usize),
+    /// It is killed before it has kept what the letter made of it.
+    DieBeforeKeeping(usize),
+    /// It is killed after that, and before it has answered.
+    DieBeforeAnswering(usize),
+    /// It gets something that was for it long ago.
+    Replay(usize, usize),
+    /// The mailbox forgets its letter.
+    Lose(usize),
+    Restart(usize),
+    Tick(usize),
+    /// Time passes, with the tunnel up.
+    Pass(u64),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let end = || 0..2usize;
+    prop_oneof![
+        6 => end().prop_map(Happening::Deliver),
+        1 => end().prop_map(Happening::DeliverTwice),
+        1 => end().prop_map(Happening::DieBeforeKeeping),
+        1 => end().prop_map(Happening::DieBeforeAnswering),
+        1 => (end(), any::<usize>()).prop_map(|(end, which)| Happening::Replay(end, which)),
+        1 => end().prop_map(Happening::Lose),
+        1 => end().prop_map(Happening::Restart),
+        4 => end().prop_map(Happening::Tick),
+        2 => prop_oneof![1..60u64, Just(200), Just(25 * 3600)].prop_map(Happening::Pass),
+    ]
+}
+
+impl World {
+    fn new(policy: PskPolicy) -> Self {
+        Self {
+            policy,
+            now: 1_800_000_000,
+            ends: [End::new(2), End::new(1)],
+            mailbox: [None, None],
+            ever: [Vec::new(), Vec::new()],
+            handshake: None,
+            keyed: [false; 2],
+        }
+    }
+
+    /// A world whose ends have agreed once, with a fresh session.
+    fn agreed(policy: PskPolicy) -> Self {
+        let mut world = Self::new(policy);
+        world.settle();
+        world
+    }
+
+    /// Lets an end do something to its pair, keeps it and gives what it says.
+    fn act<T>(&mut self, end: usize, work: impl FnOnce(&mut Pair, &Ends<'_>, u64) -> T) -> T {
+        let now = self.now;
+        let mut pair = std::mem::take(&mut self.ends[end].pair);
+        let (me, peer) = (&self.ends[end], &self.ends[1 - end]);
+        let ends = Ends {
+            mesh: MESH,
+            machine: &me.machine,
+            me: me.id,
+            peer: peer.id,
+            peer_identity: peer.machine.identity_key(),
+            peer_key: peer.machine.wireguard_key(),
+        };
+        let result = work(&mut pair, &ends, now);
+        self.ends[end].pair = pair;
+        result
+    }
+
+    fn post(&mut self, to: usize, message: Option<SignedPskMessage>) {
+        let Some(message) = message else { return };
+        assert!(message.message.len() <= SignedPskMessage::LONGEST, "{} bytes", message.message.len());
+        self.ever[to].push(message.clone());
+        self.mailbox[to] = Some(message);
+    }
+
+    fn receive(&mut self, end: usize, message: &SignedPskMessage) -> Option<SignedPskMessage> {
+        self.act(end, |pair, ends, now| pair.receive(ends, message, now, &SystemKem)).unwrap_or(None)
+    }
+
+    fn deliver(&mut self, end: usize) {
+        if let Some(letter) = self.mailbox[end].take() {
+            let answer = self.receive(end, &letter);
+            self.ends[end].keep();
+            self.post(1 - end, answer);
+        }
+    }
+
+    fn tick(&mut self, end: usize) {
+        let said = self.act(end, |pair, ends, now| pair.tick(ends, now, &SystemKem));
+        self.ends[end].keep();
+        self.post(1 - end, said);
+    }
+
+    fn restart(&mut self, end: usize) {
+        self.ends[end].pair = self.ends[end].disk.clone();
+    }
+
+    fn key(&self, end: usize) -> Option<&Psk> {
+        self.ends[end].pair.key(self.policy)
+    }
+
+    /// Whether the two would understand each other in a handshake now.
+    fn tunnel_works(&self) -> bool {
+        let keys = [self.key(INITIATOR), self.key(RESPONDER)];
+        keys[0] == keys[1] && (keys[0].is_some() || self.policy == PskPolicy::Prefer)
+    }
+
+    /// Seconds pass: WireGuard renews its session, both agents look at their device. Returns the greatest age of a session.
+    fn pass(&mut self, seconds: u64) -> u64 {
+        let mut oldest = 0;
+        for _ in 0..seconds {
+            self.now += 1;
+            let age = self.handshake.map(|at| self.now - at);
+            oldest = oldest.max(age.unwrap_or(0));
+            if age.is_none_or(|age| age >= REKEY_S) && self.now.is_multiple_of(ATTEMPT_S) && self.tunnel_works() {
+                self.handshake = Some(self.now);
+            }
+            if self.now % LOOK_S == 2 {
+                for end in [INITIATOR, RESPONDER] {
+                    let age = self.handshake.map(|at| self.now - at);
+                    if self.act(end, |pair, _, now| pair.observe(age, now)) {
+                        self.ends[end].keep();
+                    }
+                }
+            }
+        }
+        oldest
+    }
+
+    /// Nothing goes wrong any more.
+    fn settle(&mut self) {
+        for _ in 0..60 {
+            for end in [INITIATOR, RESPONDER] {
+                self.tick(end);
+                self.deliver(end);
+            }
+            self.pass(LOOK_S);
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Deliver(end) => self.deliver(end),
+            Happening::DeliverTwice(end) => {
+                let letter = self.mailbox[end].clone();
+                self.deliver(end);
+                self.mailbox[end] = letter;
+                self.deliver(end);
+            }
+            Happening::DieBeforeKeeping(end) => {
+                if let Some(letter) = self.mailbox[end].clone() {
+                    self.receive(end, &letter);
+                    self.restart(end);
+                }
+            }
+            Happening::DieBeforeAnswering(end) => {
+                if let Some(letter) = self.mailbox[end].clone() {
+                    self.receive(end, &letter);
+                    self.ends[end].keep();
+                    self.restart(end);
+                }
+            }
+            Happening::Replay(end, which) => {
+                if let Some(letter) = self.ever[end].get(which % self.ever[end].len().max(1)).cloned() {
+                    let answer = self.receive(end, &letter);
+                    self.ends[end].keep();
+                    self.post(1 - end, answer);
+                }
+            }
+            Happening::Lose(end) => self.mailbox[end] = None,
+            Happening::Restart(end) => self.restart(end),
+            Happening::Tick(end) => self.tick(end),
+            Happening::Pass(seconds) => drop(self.pass(seconds)),
+        }
+    }
+
+    /// What holds at any moment.
+    fn check(&mut self) -> Result<(), TestCaseError> {
+        for end in [INITIATOR, RESPONDER] {
+            prop_assert!(self.key(end).is_some() || !self.keyed[end], "a pair that had a key has none");
+            self.keyed[end] |= self.key(end).is_some();
+        }
+        if let Some(agreed) = &self.ends[RESPONDER].pair.current {
+            let initiator = &self.ends[INITIATOR].disk;
+            let next = if let Phase::Confirmed { next, .. } = &initiator.phase { Some(&next.psk) } else { None };
+            let has_it = next == Some(&agreed.psk) || initiator.current.as_ref().is_some_and(|current| current.psk == agreed.psk);
+            prop_assert!(has_it, "the responder uses a key that the initiator could lose");
+        }
+        Ok(())
+    }
+}
+
+fn policy() -> impl Strategy<Value = PskPolicy> {
+    prop_oneof![Just(PskPolicy::Require), Just(PskPolicy::Prefer)]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happened_both_ends_come_to_the_same_key(policy in policy(), history in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::new(policy);
+        for happening in history {
+            world.happen(happening);
+            world.check()?;
+        }
+        // A letter that the mailbox lost is sent again after an hour at most.
+        world.pass(LONGEST_RETRY_S);
+        world.settle();
+        world.check()?;
+        prop_assert!(world.key(INITIATOR).is_some());
+        prop_assert_eq!(world.key(INITIATOR), world.key(RESPONDER));
+        prop_assert!(world.ends.iter().all(|end| matches!(end.pair.phase, Phase::Idle)));
+    }
+
+    #[test]
+    fn without_the_coordinator_no_session_ends_whatever_had_happened(history in prop::collection::vec(happening(), 0..60)) {
+        let mut world = World::agreed(PskPolicy::Require);
+        world.pass(LIFETIME_S);
+        for happening in history {
+            world.happen(happening);
+            world.check()?;
+        }
+        world.handshake = Some(world.now);
+        let oldest = world.pass(900);
+        prop_assert!(oldest < SESSION_S, "the session was {} s old", oldest);
+        prop_assert!(world.tunnel_works());
+    }
+}
+
+#[test]
+fn the_end_that_missed_the_commit_finds_the_key_before_the_session_ends() {
+    for policy in [PskPolicy::Require, PskPolicy::Prefer] {
+        let mut world = World::agreed(policy);
+        world.pass(LIFETIME_S);
+        world.tick(INITIATOR);
+        [RESPONDER, INITIATOR, RESPONDER].into_iter().for_each(|end| world.deliver(end));
+        assert!(!world.tunnel_works(), "the responder has changed to the new key, the initiator has not");
+        world.handshake = Some(world.now);
+        let oldest = world.pass(SESSION_S);
+        assert!(oldest < SESSION_S && world.tunnel_works(), "the session was {oldest} s old");
+        // The coordinator is back.
+        world.settle();
+        assert!(world.ends.iter().all(|end| matches!(end.pair.phase, Phase::Idle)));
+    }
+}
+
+#[test]
+fn an_end_that_lost_its_disk_gets_a_new_key() {
+    for end in [INITIATOR, RESPONDER] {
+        let mut world = World::agreed(PskPolicy::Require);
+        let before = world.key(INITIATOR).cloned();
+        world.pass(60);
+        (world.ends[end].pair, world.ends[end].disk) = Default::default();
+        world.settle();
+        assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref(), "end {end}");
+    }
+}
+
+#[test]
+fn an_end_that_lost_its_disk_in_the_middle_of_a_round_gets_a_new_key() {
+    for end in [INITIATOR, RESPONDER] {
+        for letters in 0..4 {
+            let mut world = World::agreed(PskPolicy::Require);
+            world.pass(LIFETIME_S);
+            world.tick(INITIATOR);
+            for letter in 0..letters {
+                world.deliver([RESPONDER, INITIATOR][letter % 2]);
+            }
+            (world.ends[end].pair, world.ends[end].disk) = Default::default();
+            world.pass(LONGEST_RETRY_S);
+            world.settle();
+            assert!(world.tunnel_works(), "end {end} after {letters} letters");
+        }
+    }
+}
+
+#[test]
+fn a_key_is_replaced_within_a_day_and_not_all_at_once() {
+    let mut world = World::agreed(PskPolicy::Require);
+    let mut dues = Vec::new();
+    for _ in 0..8 {
+        let before = world.key(INITIATOR).cloned();
+        let agreed = world.ends[INITIATOR].pair.current.clone().unwrap();
+        dues.push(agreed.due - agreed.since);
+        world.now = agreed.due;
+        world.settle();
+        assert!(world.tunnel_works() && world.key(RESPONDER) != before.as_ref());
+    }
+    assert!(dues.iter().all(|lived| (LIFETIME_S - u64::from(JITTER_S)..=LIFETIME_S).contains(lived)), "{dues:?}");
+    assert!(dues.iter().any(|lived| *lived != dues[0]));
+}
+
+#[test]
+fn a_new_wireguard_key_of_either_end_brings_a_new_round() {
+    for end in [INITIATOR, RESPONDER] {
+        let mut world = World::agreed(PskPolicy::Require);
+        let before = world.key(INITIATOR).cloned();
+        let number = [2, 1][end];
+        world.ends[end].machine = Machine::new(&[number; 32], &[number + 40; 32]).unwrap();
+        world.settle();
+        assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref(), "end {end}");
+    }
+}
+
+#[test]
+fn a_clock_that_goes_back_stops_nothing() {
+    let mut world = World::agreed(PskPolicy::Require);
+    let before = world.key(INITIATOR).cloned();
+    world.now -= 400 * 24 * 3600;
+    world.handshake = Some(world.now);
+    world.settle();
+    assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref());
+}
+
+#[test]
+fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
+    let mut world = World::new(PskPolicy::Require);
+    world.tick(INITIATOR);
+    let request = world.mailbox[RESPONDER].clone().unwrap();
+    let content: PskMessage = serde_json::from_str(&request.message).unwrap();
+    let signed_by = |machine: &Machine, content: &PskMessage| {
+        let message = serde_json::to_string(content).unwrap();
+        SignedPskMessage { signature: machine.sign(&[PURPOSE, message.as_bytes()].concat()), message }
+    };
+    let mut take =
+        |message: SignedPskMessage| world.act(RESPONDER, |pair, ends, now| pair.receive(ends, &message, now, &SystemKem)).map(drop);
+
+    let initiator = End::new(2).machine;
+    let stranger = End::new(3).machine;
+    assert_eq!(take(signed_by(&stranger, &content)), Err(Ignored::Signature));
+    let mut altered = request.clone();
+    altered.message = altered.message.replace("\"round\":1", "\"round\":2");
+    assert_eq!(take(altered), Err(Ignored::Signature));
+    for other in [
+        PskMessage { to: node_id(9), ..content.clone() },
+        PskMessage { from: node_id(9), ..content.clone() },
+        PskMessage { mesh: MeshId(uuid::Uuid::from_u128(7)), ..content.clone() },
+    ] {
+        assert_eq!(take(signed_by(&initiator, &other)), Err(Ignored::Address));
+    }
+    let PskStep::Request { initiator_key, kem_key, .. } = content.step.clone() else { panic!("{content:?}") };
+    let other_key: WireguardKey = stranger.wireguard_key();
+    let step = PskStep::Request { initiator_key, responder_key: other_key, kem_key };
+    assert_eq!(take(signed_by(&initiator, &PskMessage { step, ..content })), Err(Ignored::Keys));
+    for step in [PskStep::Commit {}, PskStep::Renew {}] {
+        assert_eq!(take(signed_by(&initiator, &PskMessage { step, ..content })), Err(Ignored::Unexpected));
+    }
+    assert_eq!(take(SignedPskMessage { message: "{}".to_owned(), ..request }), Err(Ignored::Unreadable));
+    assert_eq!(take(request), Ok(()));
+}
+
+#[test]
+fn nothing_that_is_said_or_shown_holds_the_key() {
+    let world = World::agreed(PskPolicy::Require);
+    let psk = *world.key(INITIATOR).unwrap().reveal();
+    let text = Bytes32::from(psk).to_string();
+    let said: Vec<_> = world.ever.iter().flatten().collect();
+    assert_eq!(said.len(), 4);
+    assert!(said.iter().all(|message| !message.message.contains(&text)));
+    let shown = format!("{:?} {:?}", world.ends[INITIATOR].pair, world.key(INITIATOR));
+    assert!(!shown.contains(&text) && !shown.contains(&format!("{psk:?}")));
+    assert_eq!(serde_json::to_string(world.key(INITIATOR).unwrap()).unwrap(), "\"hidden\"");
+    assert!(serde_json::to_string(&world.ends[INITIATOR].disk).unwrap().contains(&text), "the disk does hold it");
+}

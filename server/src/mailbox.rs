@@ -1,0 +1,75 @@
+//! `/agent/mailbox`: letters with which nodes agree on preshared keys. The coordinator carries them and can read none.
+
+pub mod queries;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{Extension, Json, extract::State};
+use tokio::time::sleep;
+use wattle_mesh::view;
+use wattle_wire::{
+    ids::NodeId,
+    problem::Problem,
+    psk::{Errand, Mail, OutgoingLetter, SignedPskMessage},
+};
+
+use crate::{
+    app::App,
+    auth::CallingNode,
+    body::Body,
+    error::{self, Result},
+};
+
+/// How often nodes are told of letters that another coordinator took, or that came before their stream.
+const POLL: Duration = Duration::from_secs(2);
+
+/// Leaves letters for other nodes, takes away those that were dealt with, and gives what is waiting: all of it or nothing.
+///
+/// A node has one letter at a time in the mailbox of another; a new one takes the place of the old. Nobody but the recipient sees it.
+#[utoipa::path(post, path = "/agent/mailbox", tag = "agents", request_body = Errand, responses((status = 200, body = Mail)))]
+pub async fn exchange(
+    State(app): State<App>,
+    Extension(CallingNode(node)): Extension<CallingNode>,
+    Body(errand): Body<Errand>,
+) -> Result<Json<Mail>> {
+    for (field, count) in [("leave", errand.leave.len()), ("taken", errand.taken.len())] {
+        if count > Errand::MOST_LETTERS {
+            return Err(error::invalid("too_many", field, format!("at most {} letters at a time", Errand::MOST_LETTERS)).into());
+        }
+    }
+    errand.leave.iter().enumerate().try_for_each(|(index, letter)| check(&app, node, letter, index))?;
+    // Each recipient once, and in order, so that two who write to each other's neighbours do not wait for one another.
+    let letters: BTreeMap<NodeId, SignedPskMessage> = errand.leave.into_iter().map(|letter| (letter.to, letter.message)).collect();
+    let mut transaction = app.db.read().await?;
+    if !errand.taken.is_empty() {
+        queries::take(&mut transaction, node, &errand.taken).await?;
+    }
+    let left = if letters.is_empty() { Vec::new() } else { queries::leave(&mut transaction, node, &letters).await? };
+    let mail = queries::waiting(&mut transaction, node).await?;
+    transaction.commit().await?;
+    left.into_iter().for_each(|(recipient, id)| app.streams.tell_of_mail(recipient, id));
+    Ok(Json(mail))
+}
+
+fn check(app: &App, node: NodeId, letter: &OutgoingLetter, index: usize) -> Result<()> {
+    let problem = if letter.message.message.len() > SignedPskMessage::LONGEST {
+        error::too_large(SignedPskMessage::LONGEST)
+    } else if app.copy.read(|feed| !view::linked(feed.directory(), node, letter.to)) {
+        error::not_found("peer")
+    } else {
+        return Ok(());
+    };
+    Err(Problem { field: Some(format!("leave[{index}]")), ..problem }.into())
+}
+
+/// Tells nodes of their letters for as long as the coordinator runs.
+pub async fn follow(app: &App) {
+    loop {
+        let newest = async { queries::newest(&mut *app.db.follow().await?).await };
+        match newest.await {
+            Ok(newest) => newest.into_iter().for_each(|(recipient, id)| app.streams.tell_of_mail(recipient, id)),
+            Err(error) => tracing::debug!(%error, "does not see who has letters; asks again"),
+        }
+        sleep(POLL).await;
+    }
+}

@@ -1,0 +1,67 @@
+//! SQL of letters between nodes.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+use wattle_wire::{
+    ids::NodeId,
+    key::Signature,
+    psk::{Errand, IncomingLetter, Mail, SignedPskMessage},
+};
+
+use crate::error::{Error, Result};
+
+/// Takes letters away that are for this node.
+pub(super) async fn take(connection: &mut PgConnection, recipient: NodeId, ids: &[i64]) -> Result<()> {
+    sqlx::query!("DELETE FROM psk_messages WHERE recipient = $1 AND id = ANY($2)", recipient.0, ids).execute(connection).await?;
+    Ok(())
+}
+
+/// Leaves letters, each in the place of an earlier one to the same node. Returns their numbers.
+pub(super) async fn leave(
+    connection: &mut PgConnection,
+    sender: NodeId,
+    letters: &BTreeMap<NodeId, SignedPskMessage>,
+) -> Result<Vec<(NodeId, i64)>> {
+    let recipients: Vec<Uuid> = letters.keys().map(|recipient| recipient.0).collect();
+    let messages: Vec<_> = letters.values().map(|signed| signed.message.clone()).collect();
+    let signatures: Vec<_> = letters.values().map(|signed| signed.signature.as_bytes().to_vec()).collect();
+    let rows = sqlx::query!(
+        "INSERT INTO psk_messages (sender, recipient, message, signature)
+         SELECT $1, * FROM unnest($2::uuid[], $3::text[], $4::bytea[])
+         ON CONFLICT (sender, recipient) DO UPDATE
+         SET id = DEFAULT, message = excluded.message, signature = excluded.signature, posted_at = now()
+         RETURNING recipient, id",
+        sender.0,
+        &recipients,
+        &messages,
+        &signatures
+    );
+    Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (NodeId(row.recipient), row.id)).collect())
+}
+
+/// The oldest letters for a node.
+pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) -> Result<Mail> {
+    let most = i64::try_from(Errand::MOST_LETTERS).unwrap_or(i64::MAX);
+    let rows = sqlx::query!(
+        "SELECT id, sender, message, signature FROM psk_messages WHERE recipient = $1 ORDER BY id LIMIT $2",
+        recipient.0,
+        most + 1
+    );
+    let mut rows = rows.fetch_all(connection).await?;
+    let more = rows.len() > Errand::MOST_LETTERS;
+    rows.truncate(Errand::MOST_LETTERS);
+    let letters = rows.into_iter().map(|row| {
+        let signature: [u8; 64] = row.signature.try_into().map_err(|_| Error::Internal("a signature in the database is not valid"))?;
+        let message = SignedPskMessage { message: row.message, signature: Signature::from(signature) };
+        Ok(IncomingLetter { id: row.id, from: NodeId(row.sender), message })
+    });
+    Ok(Mail { letters: letters.collect::<Result<_>>()?, more })
+}
+
+/// Who has letters, with the number of the newest.
+pub(super) async fn newest(connection: &mut PgConnection) -> Result<Vec<(NodeId, i64)>> {
+    let rows = sqlx::query!(r#"SELECT recipient, max(id) AS "id!" FROM psk_messages GROUP BY recipient"#).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|row| (NodeId(row.recipient), row.id)).collect())
+}

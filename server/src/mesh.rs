@@ -1,0 +1,42 @@
+//! `/mesh`: settings that hold for all nodes.
+
+pub mod queries;
+
+use axum::{Extension, Json, extract::State};
+use wattle_mesh::directory::RecordChange;
+use wattle_wire::{
+    admin::{Mesh, MeshPatch},
+    peer::MeshSettings,
+};
+
+use crate::{app::App, body::Body, copy, db::Actor, error::Result};
+
+/// Shows the settings of the mesh.
+#[utoipa::path(get, path = "/mesh", tag = "mesh", responses((status = 200, body = Mesh)))]
+pub async fn show(State(app): State<App>) -> Json<Mesh> {
+    Json(app.copy.read(|feed| mesh(&feed.directory().mesh)))
+}
+
+/// Changes settings of the mesh; fields that are absent stay as they are.
+///
+/// With `"psk": "require"` a tunnel carries nothing until its two nodes have agreed on a preshared key.
+#[utoipa::path(patch, path = "/mesh", tag = "mesh", request_body = MeshPatch, responses((status = 200, body = Mesh)))]
+pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, Body(patch): Body<MeshPatch>) -> Result<Json<Mesh>> {
+    let patch = &patch;
+    let settings = app.mutate(&actor, |mut change| async move {
+        queries::lock(&mut change).await?;
+        let (_, before) = copy::queries::settings(&mut change).await?;
+        let after = MeshSettings { psk: patch.psk.unwrap_or(before.psk), ..before.clone() };
+        if after == before {
+            return Ok(change.not_needed(after));
+        }
+        queries::update(&mut change, &after).await?;
+        Ok(change.made(after.clone(), vec![RecordChange::Mesh(after)], "mesh.change", "mesh"))
+    });
+    Ok(Json(mesh(&settings.await?)))
+}
+
+fn mesh(settings: &MeshSettings) -> Mesh {
+    let MeshSettings { id, tunnel_prefix, listen_port, keepalive_s, psk } = settings.clone();
+    Mesh { id, tunnel_prefix, listen_port, keepalive_s, psk }
+}

@@ -1,0 +1,30 @@
+//! SQL of the settings of the mesh.
+
+use sqlx::PgConnection;
+use wattle_wire::{peer::MeshSettings, psk::PskPolicy};
+
+use crate::error::{Error, Result};
+
+/// Lets one transaction at a time change the settings.
+pub(super) async fn lock(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query!("SELECT id FROM mesh FOR UPDATE").fetch_one(connection).await?;
+    Ok(())
+}
+
+pub(super) async fn update(connection: &mut PgConnection, settings: &MeshSettings) -> Result<()> {
+    let psk = match settings.psk {
+        PskPolicy::Require => "require",
+        PskPolicy::Prefer => "prefer",
+    };
+    sqlx::query!("UPDATE mesh SET psk = $1", psk).execute(connection).await?;
+    Ok(())
+}
+
+/// The policy as a column holds it.
+pub fn psk_policy(text: &str) -> Result<PskPolicy> {
+    match text {
+        "require" => Ok(PskPolicy::Require),
+        "prefer" => Ok(PskPolicy::Prefer),
+        _ => Err(Error::Internal("the policy of preshared keys is not valid")),
+    }
+}

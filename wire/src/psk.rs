@@ -1,0 +1,99 @@
+//! How two nodes agree on the preshared key of their tunnel, with the coordinator as a mailbox that cannot read it: see `mesh::psk`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    ids::{MeshId, NodeId},
+    key::{Bytes32, KemCiphertext, KemKey, Signature, WireguardKey},
+};
+
+/// A message from one end of a tunnel to the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PskMessage {
+    pub mesh: MeshId,
+    pub from: NodeId,
+    pub to: NodeId,
+    /// Grows with each request; the messages that follow it bear its number.
+    pub round: u64,
+    pub step: PskStep,
+}
+
+/// What a message says. The initiator is the node with the higher id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PskStep {
+    /// Initiator: send me a secret under this key, which I made for this round alone. The WireGuard keys say for which tunnel.
+    Request { initiator_key: WireguardKey, responder_key: WireguardKey, kem_key: KemKey },
+    /// Responder: here it is.
+    Offer { ciphertext: KemCiphertext },
+    /// Initiator: I have the key on disk; this shows it.
+    Confirm { proof: Bytes32 },
+    /// Responder: I use the key.
+    Commit {},
+    /// Responder: I have no key of this round; begin a new one.
+    Renew {},
+}
+
+/// A [`PskMessage`] as its node wrote it, with the node's signature over those bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignedPskMessage {
+    /// The message's JSON, verbatim, at most [`SignedPskMessage::LONGEST`] bytes.
+    pub message: String,
+    pub signature: Signature,
+}
+
+impl SignedPskMessage {
+    pub const LONGEST: usize = 2048;
+}
+
+/// `POST /agent/mailbox`: leaves letters for other nodes, takes away those that were dealt with, and asks for what is waiting.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Errand {
+    /// At most [`Errand::MOST_LETTERS`]. A letter takes the place of an earlier one to the same node that still waits there.
+    pub leave: Vec<OutgoingLetter>,
+    /// Numbers of letters that were dealt with.
+    pub taken: Vec<i64>,
+}
+
+impl Errand {
+    pub const MOST_LETTERS: usize = 64;
+}
+
+/// A letter to another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OutgoingLetter {
+    pub to: NodeId,
+    pub message: SignedPskMessage,
+}
+
+/// Answer to an [`Errand`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Mail {
+    /// The oldest, at most [`Errand::MOST_LETTERS`].
+    pub letters: Vec<IncomingLetter>,
+    /// Whether still more are waiting.
+    pub more: bool,
+}
+
+/// A letter that waits for the calling node.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct IncomingLetter {
+    pub id: i64,
+    pub from: NodeId,
+    pub message: SignedPskMessage,
+}
+
+/// Whether packets may pass between two nodes that have not agreed on a preshared key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PskPolicy {
+    /// None passes. A new mesh has this.
+    Require,
+    /// They do, until the nodes have agreed. A mesh made before there were preshared keys has this.
+    #[default]
+    Prefer,
+}
