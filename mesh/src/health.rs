@@ -28,6 +28,11 @@ pub fn end_is_up(end: Option<EndReport>) -> bool {
     end.is_some_and(|end| end.up && end.age_s <= SILENT_S)
 }
 
+/// Seconds since an end that had said "up" counts as silent; `None` when it is not silent, or was not up.
+pub fn silent_since_s(end: &EndReport) -> Option<u64> {
+    end.age_s.checked_sub(SILENT_S).filter(|ago| end.up && *ago > 0)
+}
+
 /// The state of a link from both ends together. "Up" needs both.
 pub fn link_state(ends: [Option<EndReport>; 2]) -> LinkState {
     match ends.map(end_is_up) {
@@ -57,6 +62,12 @@ mod tests {
         assert_eq!(link_state([DOWN, SILENT]), LinkState::Down);
         assert_eq!(link_state([SILENT, None]), LinkState::Down);
         assert_eq!(link_state([NEVER, None]), LinkState::Never);
+    }
+
+    #[test]
+    fn a_silent_end_is_down_since_its_silence_began_to_count() {
+        assert_eq!(SILENT.and_then(|end| silent_since_s(&end)), Some(1));
+        assert_eq!([UP, DOWN, NEVER].map(|end| end.and_then(|end| silent_since_s(&end))), [None; 3]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod admit;
 pub mod allocate;
 pub mod backoff;
+pub mod board;
 pub mod desired;
 pub mod directory;
 pub mod feed;

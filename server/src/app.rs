@@ -14,6 +14,7 @@ use crate::{
     copy::Copy,
     db::{Actor, Change, Db, Outcome},
     error::{self, Result},
+    live::Live,
     report::Reports,
     stream::Streams,
 };
@@ -25,6 +26,7 @@ pub struct App {
     pub copy: Arc<Copy>,
     pub streams: Arc<Streams>,
     pub reports: Arc<Reports>,
+    pub live: Arc<Live>,
     pub verified: Arc<Verified>,
     pub settings: Arc<Settings>,
     /// `None` where a proxy speaks TLS, or nobody does.

@@ -117,6 +117,11 @@ fn tell_pins(app: &App, response: &mut Response) {
     }
 }
 
+/// Whether the credential in these headers still is an api token that is valid.
+pub async fn admits_api_token(app: &App, headers: &HeaderMap) -> bool {
+    matches!(caller(app, headers).await, Ok(Caller::ApiToken(_)))
+}
+
 async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
     let bearer = bearer(headers).ok_or_else(error::unauthorized)?;
     match ApiToken::parse(bearer) {

@@ -14,6 +14,7 @@ pub mod first_start;
 pub mod health;
 pub mod links;
 pub mod listen;
+pub mod live;
 pub mod mailbox;
 pub mod mesh;
 pub mod nodes;

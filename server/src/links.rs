@@ -5,7 +5,7 @@ pub mod queries;
 use std::ops::Bound;
 
 use axum::{Json, extract::State};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use wattle_mesh::{
     directory::Directory,
     health::{self, EndReport},
@@ -41,7 +41,7 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
 }
 
 /// All pairs that should have a tunnel, each with the lower id first, after a pair.
-fn pairs(directory: &Directory, after: Option<(NodeId, NodeId)>) -> impl Iterator<Item = (NodeId, NodeId)> {
+pub(crate) fn pairs(directory: &Directory, after: Option<(NodeId, NodeId)>) -> impl Iterator<Item = (NodeId, NodeId)> {
     let first = after.map_or(Bound::Unbounded, |(a, _)| Bound::Included(a));
     directory.nodes.range((first, Bound::Unbounded)).flat_map(move |(a, _)| {
         let second = after.filter(|after| after.0 == *a).map_or(*a, |after| after.1);
@@ -58,11 +58,25 @@ fn link(
     heard: &Heard,
     now: DateTime<Utc>,
 ) -> Option<Link> {
-    let reported = [stored.and_then(|row| row.a), stored.and_then(|row| row.b)];
-    let reports = [end_report(reported[0], heard.get(&a), now), end_report(reported[1], heard.get(&b), now)];
-    let since = reported.iter().flatten().map(|end| end.since).max();
+    let (reports, since) = reports((a, b), stored, heard, now);
     let ends = [end(app, directory, a, b, reports[0])?, end(app, directory, b, a, reports[1])?];
     Some(Link { ends, state: health::link_state(reports), since })
+}
+
+/// What the two ends of a link last said of it, and since when that is so.
+pub(crate) fn reports(
+    (a, b): (NodeId, NodeId),
+    stored: Option<&LinkRow>,
+    heard: &Heard,
+    now: DateTime<Utc>,
+) -> ([Option<EndReport>; 2], Option<DateTime<Utc>>) {
+    let reported = [stored.and_then(|row| row.a), stored.and_then(|row| row.b)];
+    let reports = [end_report(reported[0], heard.get(&a), now), end_report(reported[1], heard.get(&b), now)];
+    let since = reported.iter().zip(&reports).filter_map(|(stored, report)| {
+        let (stored, report) = (stored.as_ref()?, report.as_ref()?);
+        Some(health::silent_since_s(report).map_or(stored.since, |ago| now - TimeDelta::seconds(ago.cast_signed())))
+    });
+    (reports, since.max())
 }
 
 fn end_report(stored: Option<StoredEnd>, heard: Option<&DateTime<Utc>>, now: DateTime<Utc>) -> Option<EndReport> {

@@ -63,7 +63,7 @@ pub async fn revoke(State(app): State<App>, Extension(actor): Extension<Actor>, 
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> Option<Node> {
+pub(crate) fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> Option<Node> {
     let site = directory.sites.get(&record.site)?;
     Some(Node {
         id: record.id,

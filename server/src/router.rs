@@ -25,7 +25,7 @@ use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
 use crate::{
     app::App,
     auth::{self, RequestId},
-    enrolment, error, health, links, mailbox, mesh, nodes, report, sites, stream, tokens,
+    enrolment, error, health, links, live, mailbox, mesh, nodes, report, sites, stream, tokens,
 };
 
 /// Position of the copy from which an answer was read.
@@ -65,6 +65,7 @@ fn api_token() -> OpenApiRouter<App> {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show, nodes::revoke))
         .routes(routes!(links::list))
+        .routes(routes!(live::follow))
         .routes(routes!(mesh::show, mesh::change))
 }
 

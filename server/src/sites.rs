@@ -193,7 +193,7 @@ pub async fn remove(State(app): State<App>, Extension(actor): Extension<Actor>, 
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
+pub(crate) fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
     let nodes = directory.nodes_of(record.id).map(|node| SiteNode { id: node.id, name: node.name.clone(), state: node.state });
     site(record, nodes.collect())
 }

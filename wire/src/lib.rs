@@ -9,6 +9,7 @@ pub mod ids;
 pub mod join;
 pub mod key;
 pub mod name;
+pub mod news;
 pub mod peer;
 pub mod problem;
 pub mod psk;

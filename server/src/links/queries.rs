@@ -127,12 +127,29 @@ pub async fn of_pairs(connection: &mut PgConnection, pairs: &[(NodeId, NodeId)])
         &first,
         &second
     );
-    let end = |up: Option<bool>, ever, since: Option<_>| Some(StoredEnd { up: up?, ever, since: since? });
-    let rows = rows.fetch_all(connection).await?.into_iter().map(|row| {
-        let link = LinkRow { a: end(row.a_up, row.a_ever, row.a_since), b: end(row.b_up, row.b_ever, row.b_since) };
-        ((NodeId(row.a), NodeId(row.b)), link)
-    });
-    Ok(rows.collect())
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    Ok(rows
+        .map(|row| ((NodeId(row.a), NodeId(row.b)), link_row((row.a_up, row.a_ever, row.a_since), (row.b_up, row.b_ever, row.b_since))))
+        .collect())
+}
+
+/// The stored health of the links of which an end said something new since a moment, of all links if none is given.
+pub async fn changed_since(connection: &mut PgConnection, since: Option<DateTime<Utc>>) -> Result<Vec<((NodeId, NodeId), LinkRow)>> {
+    let rows = sqlx::query!(
+        r#"SELECT a AS "a!", b AS "b!", a_up, a_ever AS "a_ever!", a_since, b_up, b_ever AS "b_ever!", b_since
+           FROM links WHERE $1::timestamptz IS NULL OR a_since >= $1 OR b_since >= $1"#,
+        since
+    );
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    Ok(rows
+        .map(|row| ((NodeId(row.a), NodeId(row.b)), link_row((row.a_up, row.a_ever, row.a_since), (row.b_up, row.b_ever, row.b_since))))
+        .collect())
+}
+
+/// When each node was last heard of.
+pub async fn all_heard(connection: &mut PgConnection) -> Result<Heard> {
+    let rows = sqlx::query!("SELECT node, at FROM node_reports").fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|row| (NodeId(row.node), row.at)).collect())
 }
 
 /// When the nodes of some links were last heard of.
@@ -141,6 +158,14 @@ pub async fn heard(connection: &mut PgConnection, pairs: &[(NodeId, NodeId)]) ->
     let nodes: Vec<_> = nodes.into_iter().collect();
     let rows = sqlx::query!("SELECT node, at FROM node_reports WHERE node = ANY($1)", &nodes).fetch_all(connection).await?;
     Ok(rows.into_iter().map(|row| (NodeId(row.node), row.at)).collect())
+}
+
+/// Whether an end is up, ever was, and since when it says so.
+type EndColumns = (Option<bool>, bool, Option<DateTime<Utc>>);
+
+fn link_row(a: EndColumns, b: EndColumns) -> LinkRow {
+    let end = |(up, ever, since): EndColumns| Some(StoredEnd { up: up?, ever, since: since? });
+    LinkRow { a: end(a), b: end(b) }
 }
 
 fn columns(ends: &[&(&(NodeId, NodeId), &EndState)]) -> (Vec<Uuid>, Vec<Uuid>, Vec<bool>, Vec<bool>) {

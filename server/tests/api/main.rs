@@ -11,6 +11,7 @@ mod hostile;
 mod http;
 mod join_tokens;
 mod links;
+mod live;
 mod mailbox;
 mod nodes;
 mod private_postgres;
