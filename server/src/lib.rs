@@ -28,3 +28,4 @@ pub mod sites;
 pub mod stream;
 mod text;
 pub mod tokens;
+pub mod ui;

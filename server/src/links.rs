@@ -6,6 +6,7 @@ use std::ops::Bound;
 
 use axum::{Json, extract::State};
 use chrono::{DateTime, TimeDelta, Utc};
+use serde::Deserialize;
 use wattle_mesh::{
     directory::Directory,
     health::{self, EndReport},
@@ -24,11 +25,24 @@ use crate::{
     page::{self, PageQuery},
 };
 
+/// Which links.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinksQuery {
+    node: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
 /// Lists the links of the mesh with their health, in order of their ends' ids.
-#[utoipa::path(get, path = "/links", tag = "links", params(PageQuery), responses((status = 200, body = Page<Link>)))]
-pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Result<Json<Page<Link>>> {
-    let (limit, after) = query.read::<(NodeId, NodeId)>()?;
-    let page = app.copy.read(|feed| page::cut(pairs(feed.directory(), after), limit, |pair| *pair));
+#[utoipa::path(get, path = "/links", tag = "links",
+    params(("node" = Option<String>, Query, description = "id or name of a node, for its links only"), PageQuery),
+    responses((status = 200, body = Page<Link>)))]
+pub async fn list(State(app): State<App>, Query(LinksQuery { node, limit, cursor }): Query<LinksQuery>) -> Result<Json<Page<Link>>> {
+    let node = node.map(|node| app.find_node(&node)).transpose()?;
+    let (limit, after) = PageQuery::new(limit, cursor).read::<(NodeId, NodeId)>()?;
+    let wanted = |(a, b): &(NodeId, NodeId)| node.is_none_or(|node| node == *a || node == *b);
+    let page = app.copy.read(|feed| page::cut(pairs(feed.directory(), after).filter(wanted), limit, |pair| *pair));
     let mut transaction = app.db.read().await?;
     let stored = queries::of_pairs(&mut transaction, &page.items).await?;
     let heard = queries::heard(&mut transaction, &page.items).await?;

@@ -25,6 +25,10 @@ pub struct PageQuery {
 }
 
 impl PageQuery {
+    pub fn new(limit: Option<usize>, cursor: Option<String>) -> Self {
+        Self { limit, cursor }
+    }
+
     /// The limit, and the key of the last item of the page before.
     pub fn read<K: DeserializeOwned>(&self) -> Result<(usize, Option<K>)> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);

@@ -25,7 +25,7 @@ use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
 use crate::{
     app::App,
     auth::{self, RequestId},
-    enrolment, error, health, links, live, mailbox, mesh, nodes, report, sites, stream, tokens,
+    enrolment, error, health, links, live, mailbox, mesh, nodes, report, sites, stream, tokens, ui,
 };
 
 /// Position of the copy from which an answer was read.
@@ -85,6 +85,7 @@ pub fn router(app: App) -> Router {
     anyone
         .merge(api_token.route_layer(from_fn_with_state(app.clone(), auth::require_api_token)))
         .merge(node.route_layer(from_fn_with_state(app.clone(), auth::require_node)))
+        .merge(ui::routes())
         .fallback(async || error::respond(&error::not_found("path")))
         .method_not_allowed_fallback(async || error::respond(&error::method_not_allowed()))
         .layer(from_fn_with_state(app.clone(), with_position))

@@ -80,6 +80,9 @@ async fn a_report_speaks_for_its_own_node_and_its_own_links() {
     let first = coordinator.get("/links?limit=2").await.json();
     let second = coordinator.get(&format!("/links?cursor={}", first["next_cursor"].as_str().unwrap())).await.json();
     assert_eq!((first["items"].as_array().unwrap().len(), second["items"].as_array().unwrap().len()), (2, 1));
+    let of_dublin = coordinator.get("/links?node=dublin").await.expect(200).json();
+    assert_eq!(of_dublin["items"].as_array().unwrap().len(), 2);
+    assert_eq!(coordinator.get("/links?node=nobody").await.problem().0, 404);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod browser;
 mod database;
 mod enrolment;
 mod harness;
@@ -14,6 +15,7 @@ mod links;
 mod live;
 mod mailbox;
 mod nodes;
+mod page;
 mod private_postgres;
 mod replicas;
 mod sites;

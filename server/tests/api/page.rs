@@ -1,0 +1,256 @@
+//! The web page, as people meet it: in a browser.
+
+use futures_util::{StreamExt, stream};
+use reqwest::Method;
+use serde_json::{Value, json};
+use wattle_wire::{ids::NodeId, join::JoinString};
+
+use crate::{
+    agents::{Machine, Node, new_node},
+    browser::Browser,
+    harness::{Coordinator, send},
+};
+
+async fn signed_in(coordinator: &Coordinator) -> Browser {
+    let browser = Browser::open(coordinator).await;
+    browser.sign_in(&coordinator.token).await;
+    browser
+}
+
+async fn report(coordinator: &Coordinator, from: &Node, peers: &[(NodeId, Value)]) {
+    let link = |(peer, age): &(NodeId, Value)| json!({"peer": peer, "handshake_age_s": age, "received_bytes": 123_456_789, "sent_bytes": 4_567, "endpoint": "198.51.100.20:51820"});
+    let links: Vec<_> = peers.iter().map(link).collect();
+    from.report(coordinator, json!({"applied": "1.6", "device": "kernel", "links": links})).await.expect(204);
+}
+
+#[tokio::test]
+async fn the_page_may_load_what_the_coordinator_serves_and_nothing_else() {
+    let coordinator = Coordinator::start().await;
+    for path in ["/", "/ui/main.js", "/ui/style.css", "/ui/nothing.js"] {
+        let answer = send(coordinator.client.request(Method::GET, coordinator.url(path))).await;
+        let header = |name: &str| answer.headers[name].to_str().unwrap().to_owned();
+        assert!(header("content-security-policy").starts_with("default-src 'self'; "), "{path}");
+        assert!(header("content-security-policy").contains("frame-ancestors 'none'"), "{path}");
+        assert!(!header("content-security-policy").contains("unsafe"), "{path}");
+        assert_eq!((header("x-content-type-options"), header("x-frame-options")), ("nosniff".to_owned(), "DENY".to_owned()));
+    }
+    let first = send(coordinator.client.get(coordinator.url("/"))).await.expect(200);
+    let etag = first.headers["etag"].to_str().unwrap();
+    send(coordinator.client.get(coordinator.url("/")).header("if-none-match", etag)).await.expect(304);
+    assert!(!first.text.contains(&coordinator.server.app.settings.mesh.to_string()), "nothing of the mesh is in the page");
+}
+
+#[tokio::test]
+async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
+    let coordinator = Coordinator::start().await;
+    let browser = Browser::open(&coordinator).await;
+    browser.keep("sign-in").await;
+    browser.sign_in("wattle-nonsense").await;
+    browser.see("#token-error", "not a valid api token").await;
+    browser.sign_in(&coordinator.token).await;
+    browser.see("#sentence", "0 sites, 0 links").await;
+
+    browser.click("nav a[href='#/add']").await;
+    browser.fill("#field-name", "dublin").await;
+    browser.fill("#field-subnets", "10.10.0.0/24\n10.99.0.0/24").await;
+    browser.click("form.site button.primary").await;
+    browser.see("#error-subnets", "Line 2: ").await;
+    assert_eq!(browser.run("return document.activeElement.id", json!([])).await, "field-subnets");
+    browser.keep("add-site-refused").await;
+    browser.fill("#field-subnets", "10.10.0.0/24").await;
+    browser.fill("#field-labels", "region=emea").await;
+    browser.click("form.site button.primary").await;
+    browser.see("main h1", "dublin is added").await;
+    browser.keep("site-added").await;
+    let command = browser.text(".copyable code").await;
+    let join: JoinString = command.strip_prefix("wattle-agent join ").unwrap().parse().unwrap();
+    let dublin = Machine::new().enrol(&coordinator, &join).await;
+    assert_eq!(coordinator.get("/sites/dublin").await.json()["labels"], json!({"region": "emea"}));
+
+    browser.click("a.mark").await;
+    browser.see("#sentence", "1 site, 0 links").await;
+    let frankfurt = new_node(&coordinator, json!({"name": "frankfurt", "subnets": ["10.20.0.0/24"]})).await;
+    browser.see("#sentence", "2 sites, 1 link, 1 never up").await;
+    for (from, to) in [(&dublin, &frankfurt), (&frankfurt, &dublin)] {
+        report(&coordinator, from, &[(to.id(), json!(3))]).await;
+    }
+    browser.see("#sentence", "2 sites, 1 link, all up").await;
+    for (from, to) in [(&dublin, &frankfurt), (&frankfurt, &dublin)] {
+        report(&coordinator, from, &[(to.id(), json!(200))]).await;
+    }
+    browser.see("#sentence", "2 sites, 1 link, 1 down since ").await;
+    browser.see(".attention", "dublin – frankfurt").await;
+
+    // The matrix, by the keyboard alone.
+    browser.run("document.getElementById('matrix').focus()", json!([])).await;
+    browser.see("#cell", "dublin – frankfurt: down since").await;
+    browser.find("#matrix").await.send_keys("\u{e007}").await.unwrap();
+    browser.see("main h1", "dublin").await;
+    browser.see("table[aria-label=Links]", "117.7 MiB").await;
+    browser.click("#new-token").await;
+    browser.see(".copyable code", "wattle-agent join wattle1.").await;
+    browser.keep("site").await;
+    browser.click("#remove").await;
+    browser.see("dialog", "Remove dublin?").await;
+    browser.keep("remove").await;
+    browser.click("dialog button.danger").await;
+    browser.see("main h1", "1 site").await;
+
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    assert_eq!(
+        browser.run("return [localStorage.length, document.cookie]", json!([])).await,
+        json!([0, ""]),
+        "the token is in the tab only"
+    );
+    browser.click("#sign-out").await;
+    browser.find("#token").await;
+    assert_eq!(browser.run("return sessionStorage.length", json!([])).await, 0);
+}
+
+/// A mesh of so many sites whose links are up, but that between the first two, which is down, and the third's with the last, of which one end
+/// says nothing.
+async fn mesh_of(coordinator: &Coordinator, size: usize) -> Vec<Node> {
+    let sites = stream::iter(0..size).map(|number| {
+        let region = if number % 2 == 0 { "emea" } else { "apac" };
+        let subnet = format!("10.{}.{}.0/24", 100 + number / 250, number % 250);
+        new_node(coordinator, json!({"name": format!("site-{number:03}"), "subnets": [subnet], "labels": {"region": region}}))
+    });
+    let nodes: Vec<Node> = sites.buffered(8).collect().await;
+    for (number, node) in nodes.iter().enumerate() {
+        let age = |peer: usize| match (number.min(peer), number.max(peer)) {
+            (0, 1) => json!(900),
+            (2, last) if last == size - 1 && number == 2 => Value::Null,
+            _ => json!(7),
+        };
+        let peers: Vec<_> = (0..size).filter(|peer| *peer != number).map(|peer| (nodes[peer].id(), age(peer))).collect();
+        report(coordinator, node, &peers).await;
+    }
+    nodes
+}
+
+/// How many colours the matrix shows, and whether anything is wider than the screen.
+const LOOKS: &str = "
+    const canvas = document.getElementById('matrix');
+    const pixels = new Uint32Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+    return [new Set(pixels).size, document.documentElement.scrollWidth > innerWidth]";
+
+#[tokio::test]
+async fn three_hundred_sites_can_be_seen_searched_and_walked_through() {
+    let coordinator = Coordinator::start().await;
+    mesh_of(&coordinator, 300).await;
+    let browser = signed_in(&coordinator).await;
+    browser.see("#sentence", "300 sites, 44,850 links, 1 down since").await;
+    browser.see("#sentence", "1 degraded since").await;
+    let looks = browser.run(LOOKS, json!([])).await;
+    assert!(looks[0].as_u64() >= Some(4) && looks[1] == false, "{looks}");
+    browser.keep("300-sites").await;
+
+    // The focus brings the first link; N goes on to the next that is not up, and round.
+    browser.find("#matrix").await.send_keys("n").await.unwrap();
+    browser.see("#cell", "site-002 – site-299: degraded since").await;
+    browser.find("#matrix").await.send_keys("n").await.unwrap();
+    browser.see("#cell", "site-000 – site-001: down since").await;
+    browser.find("#matrix").await.send_keys("++++++").await.unwrap();
+    browser.keep("300-sites-near").await;
+    let matches = "return document.getElementById('matrix').getAttribute('aria-label')";
+    browser.fill("#filter", "site-01").await;
+    assert_eq!(browser.run(matches, json!([])).await, "Links between 10 gateways");
+    browser.fill("#filter", "10.101.4").await;
+    assert_eq!(browser.run(matches, json!([])).await, "Links between 11 gateways");
+    browser.fill("#filter", " ").await;
+    browser.click("#problems").await;
+    assert_eq!(browser.run(matches, json!([])).await, "Links between 4 gateways");
+    browser.go("#/sites").await;
+    browser.see("main h1", "300 sites").await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_page_is_for_light_and_dark_wide_and_narrow_eyes_and_ears() {
+    let coordinator = Coordinator::start().await;
+    mesh_of(&coordinator, 12).await;
+    coordinator.post("/sites", json!({"name": "sao-paulo", "description": "opens in March"})).await.expect(201);
+    let browser = signed_in(&coordinator).await;
+    browser.see("#sentence", "13 sites, 66 links, 1 down since").await;
+    for (scheme, width) in [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)] {
+        browser.become_(scheme, width).await;
+        for (name, hash) in [("overview", "#/"), ("sites", "#/sites"), ("site", "#/sites/site-000"), ("add", "#/add")] {
+            browser.go(hash).await;
+            browser.see("main h1", if name == "add" { "Add" } else { "site" }).await;
+            if name == "overview" {
+                browser.find(".ring svg").await;
+            }
+            assert_eq!(
+                browser.run("return document.documentElement.scrollWidth > innerWidth", json!([])).await,
+                false,
+                "{name} at {width}"
+            );
+            assert_eq!(browser.run(UNNAMED, json!([])).await, json!([]), "{name}");
+            assert_eq!(browser.run(FAINT, json!([])).await, json!([]), "{name} in {scheme}");
+            browser.keep(&format!("{name}-{scheme}-{width}")).await;
+        }
+    }
+}
+
+/// What a screen reader could not name, and headings and regions that are missing.
+const UNNAMED: &str = "
+    const name = (element) => element.getAttribute('aria-label') || element.labels?.[0]?.innerText || element.innerText || element.textContent;
+    const all = [...document.querySelectorAll('a[href], button, input, select, textarea, canvas, svg:not([aria-hidden])')];
+    const unnamed = all.filter((element) => element.checkVisibility() && !name(element)?.trim()).map((element) => element.outerHTML);
+    const missing = ['main h1', 'header nav[aria-label]', 'html[lang]'].filter((selector) => !document.querySelector(selector));
+    const untold = [...document.querySelectorAll('main section')].filter((section) => !document.getElementById(section.getAttribute('aria-labelledby')));
+    return [...unnamed, ...missing, ...untold.map((section) => section.outerHTML)]";
+
+/// Texts whose contrast is below 4.5, the least that WCAG 2.2 asks for (1.4.3).
+const FAINT: &str = "
+    const paint = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+    const over = (colours) => {
+        paint.clearRect(0, 0, 1, 1);
+        for (const colour of colours) { paint.fillStyle = colour; paint.fillRect(0, 0, 1, 1); }
+        return [...paint.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    };
+    const light = (rgb) => {
+        const [r, g, b] = rgb.map((part) => part / 255).map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const faint = [];
+    for (const element of document.querySelectorAll('body *')) {
+        const own = [...element.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+        if (!own || !element.checkVisibility() || element.closest('.skip, .visually-hidden, [disabled], svg')) continue;
+        const layers = [];
+        for (let at = element; at; at = at.parentElement) layers.unshift(getComputedStyle(at).backgroundColor);
+        const [under, text] = [light(over(layers)), light(over([...layers, getComputedStyle(element).color]))];
+        const contrast = (Math.max(under, text) + 0.05) / (Math.min(under, text) + 0.05);
+        if (contrast < 4.5) faint.push(`${contrast.toFixed(1)}: ${element.className} ${element.innerText}`);
+    }
+    return faint";
+
+/// What somebody might write where free text is taken.
+const HOSTILE: &str = "<script>window.caught = 1</script><img src=x onerror='window.caught = 1'>{{7*7}}${7*7}";
+
+#[tokio::test]
+async fn text_is_shown_as_it_was_written_and_never_run() {
+    let coordinator = Coordinator::start().await;
+    let labels = json!({"note": HOSTILE});
+    let dublin = new_node(&coordinator, json!({"name": "dublin", "description": HOSTILE, "labels": labels})).await;
+    new_node(&coordinator, json!({"name": "frankfurt"})).await;
+    let problems = [HOSTILE, "javascript:window.caught=1"];
+    dublin.report(&coordinator, json!({"applied": "1.4", "device": "kernel", "links": [], "problems": problems})).await.expect(204);
+
+    let browser = signed_in(&coordinator).await;
+    browser.see("#sentence", "2 sites").await;
+    for (hash, places) in [("#/sites", vec!["table"]), ("#/sites/dublin", vec![".free", ".facts", "ul.problems"]), ("#/", vec![])] {
+        browser.go(hash).await;
+        for place in places {
+            browser.see(place, HOSTILE).await;
+        }
+    }
+    browser.go("#/sites/dublin").await;
+    browser.click("#change").await;
+    browser.find("#field-description").await;
+    browser.run("location.hash = `#/sites/${encodeURIComponent(arguments[0])}`", json!([HOSTILE])).await;
+    browser.see("main h1", HOSTILE).await;
+    let found = "return [window.caught ?? null, document.querySelectorAll('main script, main img').length, document.scripts.length]";
+    assert_eq!(browser.run(found, json!([])).await, json!([null, 0, 1]));
+    assert_eq!(browser.complaints().await, Vec::<String>::new(), "the policy had nothing to forbid");
+}

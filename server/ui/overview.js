@@ -1,0 +1,103 @@
+// The whole mesh on one page: a sentence, what needs attention, the matrix, the ring.
+
+import { badge, count, h, moment, refill, since } from "./dom.js";
+import { Matrix } from "./matrix.js";
+import { tally } from "./mesh.js";
+import { ring } from "./ring.js";
+
+/** As many rows are shown of what needs attention; more would be an outage, which the matrix shows better. */
+const MOST_ROWS = 50;
+
+/** The state of the mesh in a sentence: `12 sites, 66 links, 2 down since 10:42`. */
+export function sentence(mesh) {
+  const links = mesh.links;
+  const { down, degraded, never } = tally(links);
+  const parts = [count(mesh.sites.size, "site"), count(links.length, "link")];
+  if (down.count) parts.push(`${down.count} down since ${moment(down.since)}`);
+  if (degraded.count) parts.push(`${degraded.count} degraded since ${moment(degraded.since)}`);
+  if (never.count) parts.push(`${never.count} never up`);
+  if (links.length && !down.count && !degraded.count && !never.count) parts.push("all up");
+  return parts.join(", ");
+}
+
+/** The worst that the mesh has to tell: the colour of the sentence. */
+function mood(mesh) {
+  const { down, degraded, never, up } = tally(mesh.links);
+  if (down.count) return "down";
+  if (degraded.count) return "degraded";
+  return up.count && !never.count ? "up" : "never";
+}
+
+export function overview(mesh) {
+  const headline = h("h1", { id: "sentence", role: "status" });
+  const attention = h("section", { "aria-labelledby": "attention-title" });
+  const matrix = new Matrix(mesh);
+  const topology = h("section", { "aria-labelledby": "ring-title", class: "ring" });
+  const filter = h("input", { type: "search", id: "filter", placeholder: "Site, label or address", "aria-label": "Show only sites with", input: () => show() });
+  const problems = h("input", { type: "checkbox", id: "problems", change: () => show() });
+  const links = h("section", { "aria-labelledby": "matrix-title" },
+    h("div", { class: "title" },
+      h("h2", { id: "matrix-title" }, "Links"),
+      h("div", { class: "tools" }, filter, h("label", { class: "check" }, problems, "with problems only"), matrix.tools)),
+    matrix.element);
+
+  function show() {
+    const words = filter.value.trim().toLowerCase();
+    matrix.show(mesh.nodesInOrder.filter((node) => matches(mesh, node, words) && (!problems.checked || troubled(mesh, node))));
+  }
+
+  function update() {
+    headline.textContent = sentence(mesh);
+    headline.className = mood(mesh);
+    const rows = [...waiting(mesh), ...trouble(mesh)];
+    refill(attention, h("h2", { id: "attention-title" }, "Needs attention"), rows.length ? list(rows) : nothing(mesh));
+    show();
+    refill(topology, h("h2", { id: "ring-title" }, "Topology"), ring(mesh));
+  }
+
+  update();
+  return { title: () => `${sentence(mesh)} – Wattle`, element: h("div", { class: "overview" }, headline, attention, links, topology), update, leave: () => matrix.leave() };
+}
+
+function matches(mesh, node, words) {
+  const site = mesh.sites.get(node.site);
+  const texts = [node.name, node.site_name, node.tunnel_address, ...(site?.subnets ?? []), ...Object.entries(site?.labels ?? {}).map(([key, value]) => `${key}=${value}`)];
+  return texts.some((text) => text.toLowerCase().includes(words));
+}
+
+function troubled(mesh, node) {
+  return mesh.linksOf(node.id).some((link) => link.state !== "up");
+}
+
+function waiting(mesh) {
+  return mesh.sitesInOrder.filter((site) => !site.nodes.length).map((site) => [
+    h("span", { class: "badge waiting" }, "no gateway"),
+    h("span", {}, place(site.name), " has no gateway yet: make a join token and run its command there"),
+    since(site.created_at),
+  ]);
+}
+
+function trouble(mesh) {
+  const order = ["down", "degraded", "never"];
+  const links = mesh.links.filter((link) => link.state !== "up");
+  links.sort((a, b) => order.indexOf(a.state) - order.indexOf(b.state) || ((b.since ?? "") < (a.since ?? "") ? -1 : 1));
+  const rows = links.slice(0, MOST_ROWS).map((link) => {
+    const [a, b] = link.ends.map((end) => mesh.nodes.get(end)).sort((a, b) => (a?.name < b?.name ? -1 : 1));
+    return [badge(link.state), h("span", {}, place(a?.site_name, a?.name), " – ", place(b?.site_name, b?.name)), since(link.since)];
+  });
+  if (links.length > MOST_ROWS) rows.push([h("span", {}), h("span", { class: "faint" }, `and ${links.length - MOST_ROWS} more`), h("span", {})]);
+  return rows;
+}
+
+function place(site, name = site) {
+  return h("a", { href: `#/sites/${encodeURIComponent(site)}` }, name);
+}
+
+function list(rows) {
+  return h("ul", { class: "attention" }, rows.map((cells) => h("li", {}, cells)));
+}
+
+function nothing(mesh) {
+  if (!mesh.sites.size) return h("p", {}, "There is no site yet. ", h("a", { href: "#/add", class: "button" }, "Add the first"));
+  return h("p", { class: "faint" }, mesh.links.length ? "Nothing: every link is up." : "Nothing.");
+}

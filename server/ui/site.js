@@ -1,0 +1,182 @@
+// The page of one site: what it is, its gateways, its links, and the way to join it.
+
+import { all, Problem, request } from "./api.js";
+import { badge, bytes, confirmed, copyable, h, moment, refill, since } from "./dom.js";
+import { siteForm } from "./form.js";
+import { health } from "./sites.js";
+
+/** How often numbers of bytes and handshakes are read again while the page is in sight. */
+const NUMBERS_MS = 15_000;
+
+export function sitePage(mesh, name) {
+  const head = h("div", {});
+  const edit = h("div", {});
+  const gateways = h("section", { "aria-labelledby": "gateways-title" });
+  const links = h("section", { "aria-labelledby": "links-title" });
+  const join = h("section", { "aria-labelledby": "join-title" });
+  const element = h("div", {}, head, edit, gateways, links, join);
+  let details = new Map();
+  let told = "";
+
+  function update() {
+    const site = mesh.site(name);
+    if (!site) {
+      refill(element, h("h1", {}, name), h("p", {}, "There is no such site. ", h("a", { href: "#/sites" }, "All sites")));
+      return;
+    }
+    const nodes = mesh.nodesOf(site);
+    refill(head, ...about(mesh, site, () => change(site)));
+    refill(gateways, h("h2", { id: "gateways-title" }, "Gateways"), nodes.length ? gatewayTable(mesh, nodes) : h("p", { class: "faint" }, "None yet. Make a join token and run its command on the gateway."));
+    refill(links, h("h2", { id: "links-title" }, "Links"), linkTable(mesh, nodes, details));
+    const states = nodes.flatMap((node) => mesh.linksOf(node.id)).map((link) => link.state).join();
+    if (states !== told) {
+      told = states;
+      read();
+    }
+  }
+
+  async function read() {
+    const site = mesh.site(name);
+    if (!site || document.hidden) return;
+    const found = await Promise.all(site.nodes.map((node) => all(`/links?node=${node.id}`))).catch(() => null);
+    if (!found) return;
+    details = new Map(found.flat().map((link) => [link.ends.map((end) => end.node).join(""), link]));
+    refill(links, h("h2", { id: "links-title" }, "Links"), linkTable(mesh, mesh.nodesOf(site), details));
+  }
+
+  function change(site) {
+    const done = (changed) => {
+      refill(edit);
+      if (changed.name !== name) location.hash = `#/sites/${encodeURIComponent(changed.name)}`;
+    };
+    refill(edit, h("section", { class: "card", "aria-labelledby": "edit-title" }, h("h2", { id: "edit-title" }, "Change the site"), siteForm({ method: "PATCH", path: `/sites/${site.id}`, site, action: "Save", done }),
+      h("button", { type: "button", click: () => refill(edit) }, "Cancel")));
+    edit.querySelector("input").focus();
+  }
+
+  update();
+  const site = mesh.site(name);
+  if (site) refill(join, ...joinTokens(site));
+  const timer = setInterval(read, NUMBERS_MS);
+  return { title: () => `${name} – Wattle`, element, update, leave: () => clearInterval(timer) };
+}
+
+function about(mesh, site, change) {
+  const facts = [
+    ["Subnets", h("span", { class: "mono" }, site.subnets.length ? site.subnets.join(", ") : "none")],
+    ["Endpoint", site.endpoint ? h("span", { class: "mono" }, site.endpoint) : h("span", {}, "none: it speaks first")],
+    ["Tunnel address", h("span", { class: "mono" }, site.tunnel_address)],
+    ["Labels", h("span", { class: "mono" }, Object.entries(site.labels).map(([key, value]) => `${key}=${value}`).join(", ") || "none")],
+    ["Added", h("span", {}, moment(site.created_at))],
+  ];
+  return [
+    h("div", { class: "title" }, h("h1", {}, site.name, " ", health(mesh, site)),
+      h("div", { class: "tools" },
+        h("button", { type: "button", id: "change", click: change }, "Change"),
+        h("button", { type: "button", id: "remove", class: "danger", click: () => remove(site) }, "Remove"))),
+    site.description ? h("p", { class: "free" }, site.description) : null,
+    h("dl", { class: "facts" }, facts.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)))),
+  ];
+}
+
+function gatewayTable(mesh, nodes) {
+  const revision = mesh.position;
+  const rows = nodes.map((node) => {
+    const report = node.last_report;
+    const problems = report?.problems ?? [];
+    return h("tr", {},
+      h("th", { scope: "row" }, node.name),
+      h("td", {}, node.state),
+      h("td", { class: "mono" }, node.tunnel_address),
+      h("td", {}, report ? (report.device === "kernel" ? "kernel" : "userspace") : "–"),
+      h("td", {}, report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),
+      h("td", {}, since(report?.at)),
+      h("td", {}, node.agent_version),
+      h("td", { class: "free" }, problems.length ? h("ul", { class: "problems" }, problems.map((problem) => h("li", {}, problem))) : h("span", { class: "faint" }, "none")),
+      h("td", {}, h("button", { type: "button", id: `revoke-${node.id}`, class: "danger", "aria-label": `Revoke ${node.name}`, click: () => revoke(node) }, "Revoke")));
+  });
+  return table("Gateways", ["Name", "State", "Tunnel address", "WireGuard", "Configuration", "Last report", "Agent", "Problems", ""], rows);
+}
+
+function linkTable(mesh, nodes, details) {
+  const order = ["down", "degraded", "never", "up"];
+  const links = nodes.flatMap((node) => mesh.linksOf(node.id).map((link) => ({ node, link, peer: mesh.nodes.get(link.ends.find((end) => end !== node.id)) })));
+  links.sort((a, b) => order.indexOf(a.link.state) - order.indexOf(b.link.state) || ((a.peer?.name ?? "") < (b.peer?.name ?? "") ? -1 : 1));
+  if (!links.length) return h("p", { class: "faint" }, "None yet: there is no other gateway to reach.");
+  const rows = links.map(({ node, link, peer }) => {
+    const detail = details.get(link.ends.join(""));
+    const here = detail?.ends.find((end) => end.node === node.id);
+    const there = detail?.ends.find((end) => end.node !== node.id);
+    const end = (side) => (side?.reported_at ? since(side.last_handshake_at) : h("span", { class: "faint" }, side ? "no word" : "…"));
+    return h("tr", {},
+      h("th", { scope: "row" }, h("a", { id: `peer-${node.id}-${peer?.id}`, href: `#/sites/${encodeURIComponent(peer?.site_name ?? "")}` }, peer?.name ?? "?"), nodes.length > 1 ? h("span", { class: "faint" }, ` with ${node.name}`) : null),
+      h("td", {}, badge(link.state)),
+      h("td", {}, since(link.since)),
+      h("td", {}, end(here)),
+      h("td", {}, end(there)),
+      h("td", { class: "number" }, here ? bytes(here.received_bytes) : "…"),
+      h("td", { class: "number" }, here ? bytes(here.sent_bytes) : "…"),
+      h("td", { class: "mono" }, here?.peer_endpoint ?? "–"));
+  });
+  return table("Links", ["Peer", "State", "Since", "Handshake here", "Handshake there", "#Received", "#Sent", "Peer's endpoint"], rows);
+}
+
+/** A table; the name of a column of numbers begins with #. */
+function table(name, head, rows) {
+  const cell = (text) => (text.startsWith("#") ? h("th", { scope: "col", class: "number" }, text.slice(1)) : h("th", { scope: "col" }, text));
+  return h("div", { class: "wide" }, h("table", { "aria-label": name }, h("thead", {}, h("tr", {}, head.map(cell))), h("tbody", {}, rows)));
+}
+
+/** The join tokens of a site, and the way to a new one. */
+function joinTokens(site) {
+  const uses = h("input", { id: "uses", type: "number", min: "1", max: "100", value: "1" });
+  const lifetime = h("select", { id: "lifetime" }, [["3600", "an hour"], ["86400", "a day"], ["604800", "7 days"]].map(([value, text]) => h("option", { value }, text)));
+  const fresh = h("div", { "aria-live": "polite" });
+  const error = h("p", { class: "error", role: "alert" });
+  const existing = h("div", {});
+  const form = h("form", { class: "inline", submit },
+    h("label", { for: "uses" }, "For"), uses, h("label", { for: "lifetime" }, "machines, valid for"), lifetime, h("button", { id: "new-token" }, "New join token"));
+
+  async function submit(event) {
+    event.preventDefault();
+    error.textContent = "";
+    try {
+      const created = await request("POST", `/sites/${site.id}/join-tokens`, { uses: Number(uses.value), expires_in_s: Number(lifetime.value) });
+      refill(fresh, h("p", {}, `Run this on the gateway of ${site.name}, as root, before ${moment(created.expires_at)}. It is shown this once.`), copyable(created.command, "the join command"));
+      await list();
+    } catch (problem) {
+      error.textContent = problem instanceof Problem ? problem.message : "The coordinator cannot be reached.";
+    }
+  }
+
+  async function list() {
+    const tokens = await all(`/sites/${site.id}/join-tokens`).catch(() => []);
+    const usable = tokens.filter((token) => token.uses_left > 0 && new Date(token.expires_at) > new Date());
+    const rows = usable.map((token) => h("tr", {},
+      h("th", { scope: "row", class: "mono" }, token.id.slice(0, 13)),
+      h("td", {}, `${token.uses_left} left`),
+      h("td", {}, `until ${moment(token.expires_at)}`),
+      h("td", {}, h("button", { type: "button", class: "danger", "aria-label": `Revoke the join token ${token.id}`, click: async () => { await request("DELETE", `/join-tokens/${token.id}`).catch(() => null); await list(); } }, "Revoke"))));
+    refill(existing, rows.length ? table("Join tokens", ["Token", "Machines", "Valid", ""], rows) : h("p", { class: "faint" }, "No join token is valid now."));
+  }
+
+  list();
+  return [h("h2", { id: "join-title" }, "Join a gateway"), form, error, fresh, existing];
+}
+
+async function remove(site) {
+  if (!await confirmed(`Remove ${site.name}?`, "Its gateways are revoked for good and its subnets become free. Its tunnels end at every other site.", "Remove the site")) return;
+  await request("DELETE", `/sites/${site.id}`).then(() => { location.hash = "#/sites"; }, complain);
+}
+
+async function revoke(node) {
+  if (!await confirmed(`Revoke ${node.name}?`, "Its keys never join again. A further gateway of its site takes its place.", "Revoke the gateway")) return;
+  await request("DELETE", `/nodes/${node.id}`).catch(complain);
+}
+
+function complain(problem) {
+  const text = problem instanceof Problem ? problem.message : "The coordinator cannot be reached.";
+  const bar = h("p", { class: "error toast", role: "alert" }, text);
+  document.getElementById("main").prepend(bar);
+  setTimeout(() => bar.remove(), 10_000);
+}
