@@ -81,8 +81,8 @@ impl Correspondence {
     }
 
     /// What stands in the way of new keys, in words.
-    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
-        self.problem.clone().into_iter()
+    pub(crate) fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
+        self.problem.clone().into_iter().chain(self.exchange.problems(known))
     }
 
     pub(crate) fn mail_is_waiting(&mut self) {
@@ -109,11 +109,15 @@ impl Correspondence {
     /// Takes note of the handshakes. Whether a key may have changed.
     pub(crate) fn observe(&mut self, known: &Known, link: &Link) -> bool {
         let mut next = self.exchange.clone();
-        next.observe(known, link, now())
-            && self.change(|exchange| {
-                *exchange = next;
-                Vec::new()
-            })
+        if !next.observe(known, link, now()) {
+            // Nothing that has to outlive a restart.
+            self.exchange = next;
+            return false;
+        }
+        self.change(|exchange| {
+            *exchange = next;
+            Vec::new()
+        })
     }
 
     /// Goes on an errand to the mailbox if there is reason to, without waiting for it. One is under way at a time.

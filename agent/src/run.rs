@@ -373,7 +373,7 @@ impl Agent {
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
     fn tell(&mut self) {
         let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
-        let problems = self.replica.problems().chain(self.outcome.problems.iter().cloned()).chain(self.correspondence.problems());
+        let problems = self.replica.problems().chain(self.outcome.problems.iter().cloned()).chain(self.correspondence.problems(known));
         let Some(full) = report(known, observed, problems) else { return };
         let (links, due_at) = (full.links.len(), self.started.elapsed());
         let Some(report) = self.reporting.due(full, due_at) else { return };

@@ -10,7 +10,7 @@
 //!
 //! Each message is signed by its node's identity, and what a node answers it has kept on disk before. From `confirm` on the responder may
 //! use the new key while the initiator still uses the old one. That takes nothing from a live session, which knows nothing of the preshared
-//! key until it is renewed. Should `commit` not arrive in time, the initiator tries both in turn until a handshake succeeds.
+//! key until it is renewed. Should `commit` not arrive in time, the initiator tries both in turn whenever handshakes fail.
 //!
 //! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk later learns no earlier key.
 
@@ -49,10 +49,11 @@ const LONGEST_RETRY_S: u64 = 3600;
 /// Age of a handshake in seconds from which on its renewal seems to fail. WireGuard renews after 120 s (`REKEY_AFTER_TIME` of its paper,
 /// section 6.1) with the next packet that is sent, and the session ends after 180.
 const STALE_S: u64 = 130;
-/// Seconds for which each of two keys is tried in turn: two of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
-const TRIAL_S: u64 = 10;
-/// Seconds by which the time of a handshake may be wrong, which is told in whole ones.
-const HANDSHAKE_PRECISION_S: u64 = 2;
+/// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
+const TRIAL_S: u64 = 15;
+/// Seconds within which no second handshake follows one that succeeded, and after which one that none has followed did.
+const REPEATED_S: u64 = 60;
+const HELD_S: u64 = 12;
 
 const PURPOSE: &[u8] = b"wattle psk v1\0";
 
@@ -204,6 +205,10 @@ struct Retry {
 struct Trial {
     next: bool,
     since: u64,
+    /// When the newest handshake was, in seconds since 1970; 0 if none was seen.
+    handshake: u64,
+    /// It followed another too soon for that to have succeeded.
+    doubtful: bool,
 }
 
 /// What both ends compute of the secret.
@@ -254,6 +259,14 @@ impl Pair {
             Phase::Confirmed { next, trial, .. } if trial.next => Some(&next.psk),
             Phase::Confirmed { next, .. } | Phase::Offered { next, .. } if policy == PskPolicy::Require => current.or(Some(&next.psk)),
             Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Idle | Phase::Requested { .. } | Phase::Waiting { .. } => current,
+        }
+    }
+
+    /// Whether the peer has left the first word about a first key unanswered.
+    pub fn is_unanswered(&self) -> bool {
+        match &self.phase {
+            Phase::Requested { retry, .. } | Phase::Waiting { retry } => self.current.is_none() && retry.wait > SHORTEST_RETRY_S,
+            Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } => false,
         }
     }
 
@@ -329,26 +342,27 @@ impl Pair {
         }
     }
 
-    /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to use may be another one now.
+    /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to use is another one now.
+    ///
+    /// A device may take it for a handshake when it answers one that the other end then cannot read (gotatun does). So a handshake counts that
+    /// is not followed by another at once: it proves nothing, but gives reason to try no other key.
     pub fn observe(&mut self, handshake_age_s: Option<u64>, now: u64) -> bool {
-        let Phase::Confirmed { next, keys, trial, .. } = &mut self.phase else { return false };
-        let in_use = trial.since.saturating_add(HANDSHAKE_PRECISION_S);
-        if trial.next && handshake_age_s.is_some_and(|age| now.saturating_sub(age) >= in_use) {
-            // The responder has it, too. It is still to hear that the initiator knows.
-            let proven = self.current.as_ref().is_none_or(|current| current.psk != next.psk);
-            if proven {
-                self.current = Some(Agreed::new(next, *keys, now));
-            }
-            return proven;
+        let Phase::Confirmed { trial, .. } = &mut self.phase else { return false };
+        let at = handshake_age_s.map(|age| now.saturating_sub(age));
+        if let Some(at) = at.filter(|at| *at > trial.handshake + 1) {
+            trial.doubtful = at < trial.handshake + REPEATED_S;
+            trial.handshake = at;
+        } else if now >= trial.handshake + HELD_S {
+            trial.doubtful = false;
         }
-        let is_stale = handshake_age_s.is_none_or(|age| age > STALE_S);
+        let is_stale = trial.doubtful || handshake_age_s.is_none_or(|age| age > STALE_S);
         // Without a key of before there is nothing to go back to.
         let may_turn = !trial.next || self.current.is_some();
-        if is_stale && may_turn && now.abs_diff(trial.since) >= TRIAL_S {
-            *trial = Trial { next: !trial.next, since: now };
-            return true;
+        let turns = is_stale && may_turn && now.abs_diff(trial.since) >= TRIAL_S;
+        if turns {
+            (trial.next, trial.since) = (!trial.next, now);
         }
-        false
+        turns
     }
 
     fn is_used_up(&self, ends: &Ends<'_>, now: u64) -> bool {
@@ -409,7 +423,7 @@ impl Pair {
                 let secret = secret.decapsulate(ciphertext).ok_or(Ignored::Kem)?;
                 let next = derive(&secret, keys, request, offer).ok_or(Ignored::Kem)?;
                 let message = ends.sign(round, PskStep::Confirm { proof: next.proof }).ok_or(Ignored::Unreadable)?;
-                let trial = Trial { next: false, since: now };
+                let trial = Trial { next: false, since: now, handshake: 0, doubtful: false };
                 self.phase = Phase::Confirmed { next, keys, message: message.clone(), retry: Retry::new(now), trial };
                 Ok(Some(message))
             }
@@ -460,16 +474,10 @@ impl Pair {
     /// Both ends have the next key: there is no way back.
     fn agree(&mut self, now: u64) {
         if let Phase::Confirmed { next, keys, .. } | Phase::Offered { next, keys, .. } = std::mem::take(&mut self.phase) {
-            self.current = Some(Agreed::new(&next, keys, now));
+            let [a, b, c, d, ..] = *next.proof.as_bytes();
+            let jitter = u64::from(u32::from_be_bytes([a, b, c, d]) % JITTER_S);
+            self.current = Some(Agreed { psk: next.psk, keys, since: now, due: now.saturating_add(LIFETIME_S - jitter) });
         }
-    }
-}
-
-impl Agreed {
-    fn new(derived: &Derived, keys: [WireguardKey; 2], now: u64) -> Self {
-        let [a, b, c, d, ..] = *derived.proof.as_bytes();
-        let jitter = u64::from(u32::from_be_bytes([a, b, c, d]) % JITTER_S);
-        Self { psk: derived.psk.clone(), keys, since: now, due: now.saturating_add(LIFETIME_S - jitter) }
     }
 }
 

@@ -31,6 +31,18 @@ impl Exchange {
         self.0.get(&peer)?.key(policy)
     }
 
+    /// Peers with which there is no key yet and that do not answer, in words.
+    pub fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
+        let peers = self.0.iter().filter(|(_, pair)| pair.is_unanswered()).filter_map(|(node, _)| known.peers.get(node));
+        let require = known.mesh.psk == PskPolicy::Require;
+        peers.filter(move |_| require).map(|KnownPeer { peer, .. }| {
+            format!(
+                "no packet passes to {} yet: its agent does not answer about a preshared key; is it connected, and new enough?",
+                peer.name
+            )
+        })
+    }
+
     /// Whether [`Exchange::tick`] has anything to do.
     pub fn is_due(&self, known: &Known, machine: &Machine, now: u64) -> bool {
         let fresh = Pair::default();
@@ -68,7 +80,7 @@ impl Exchange {
         Ok(answer.map(|message| OutgoingLetter { to, message }))
     }
 
-    /// Takes note of the handshakes, at each look at the device. Whether a key to use may be another one now.
+    /// Takes note of the handshakes, at each look at the device. Whether a key to use is another one now.
     pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> bool {
         let mut changed = false;
         for (node, pair) in &mut self.0 {

@@ -44,7 +44,13 @@ struct World {
     /// The letter that waits for each end, and all that ever did.
     mailbox: [Option<SignedPskMessage>; 2],
     ever: [Vec<SignedPskMessage>; 2],
-    handshake: Option<u64>,
+    /// When the session in use was made, and the newest handshake as each end's device tells it.
+    session: Option<u64>,
+    handshakes: [Option<u64>; 2],
+    /// Which end begins handshakes.
+    caller: usize,
+    /// Whether a device takes its answer to a call for a handshake, whatever the caller makes of it, as gotatun does.
+    gullible: bool,
     /// Whether each end ever had a key to use.
     keyed: [bool; 2],
 }
@@ -92,7 +98,10 @@ impl World {
             ends: [End::new(2), End::new(1)],
             mailbox: [None, None],
             ever: [Vec::new(), Vec::new()],
-            handshake: None,
+            session: None,
+            handshakes: [None, None],
+            caller: INITIATOR,
+            gullible: false,
             keyed: [false; 2],
         }
     }
@@ -166,14 +175,14 @@ impl World {
         let mut oldest = 0;
         for _ in 0..seconds {
             self.now += 1;
-            let age = self.handshake.map(|at| self.now - at);
+            let age = self.session.map(|at| self.now - at);
             oldest = oldest.max(age.unwrap_or(0));
-            if age.is_none_or(|age| age >= REKEY_S) && self.now.is_multiple_of(ATTEMPT_S) && self.tunnel_works() {
-                self.handshake = Some(self.now);
+            if age.is_none_or(|age| age >= REKEY_S) && self.now.is_multiple_of(ATTEMPT_S) {
+                self.call();
             }
             if self.now % LOOK_S == 2 {
                 for end in [INITIATOR, RESPONDER] {
-                    let age = self.handshake.map(|at| self.now - at);
+                    let age = self.handshakes[end].map(|at| self.now - at);
                     if self.act(end, |pair, _, now| pair.observe(age, now)) {
                         self.ends[end].keep();
                     }
@@ -181,6 +190,20 @@ impl World {
             }
         }
         oldest
+    }
+
+    /// An attempt of a handshake.
+    fn call(&mut self) {
+        if self.tunnel_works() {
+            self.fresh_session();
+        } else if self.gullible && self.key(1 - self.caller).is_some() {
+            self.handshakes[1 - self.caller] = Some(self.now);
+        }
+    }
+
+    fn fresh_session(&mut self) {
+        self.session = Some(self.now);
+        self.handshakes = [self.session; 2];
     }
 
     /// Nothing goes wrong any more.
@@ -268,30 +291,32 @@ proptest! {
     }
 
     #[test]
-    fn without_the_coordinator_no_session_ends_whatever_had_happened(history in prop::collection::vec(happening(), 0..60)) {
-        let mut world = World::agreed(PskPolicy::Require);
+    fn without_the_coordinator_no_session_ends_whatever_had_happened(
+        (caller, gullible) in (0..2usize, any::<bool>()),
+        history in prop::collection::vec(happening(), 0..60),
+    ) {
+        let mut world = World { caller, gullible, ..World::agreed(PskPolicy::Require) };
         world.pass(LIFETIME_S);
         for happening in history {
             world.happen(happening);
             world.check()?;
         }
-        world.handshake = Some(world.now);
+        world.fresh_session();
         let oldest = world.pass(900);
         prop_assert!(oldest < SESSION_S, "the session was {} s old", oldest);
-        prop_assert!(world.tunnel_works());
     }
 }
 
 #[test]
 fn the_end_that_missed_the_commit_finds_the_key_before_the_session_ends() {
-    for policy in [PskPolicy::Require, PskPolicy::Prefer] {
-        let mut world = World::agreed(policy);
+    for (caller, gullible) in [(INITIATOR, false), (RESPONDER, false), (INITIATOR, true), (RESPONDER, true)] {
+        let mut world = World { caller, gullible, ..World::agreed(PskPolicy::Require) };
         world.pass(LIFETIME_S);
         world.tick(INITIATOR);
         [RESPONDER, INITIATOR, RESPONDER].into_iter().for_each(|end| world.deliver(end));
         assert!(!world.tunnel_works(), "the responder has changed to the new key, the initiator has not");
-        world.handshake = Some(world.now);
-        let oldest = world.pass(SESSION_S);
+        world.fresh_session();
+        let oldest = world.pass(3 * SESSION_S);
         assert!(oldest < SESSION_S && world.tunnel_works(), "the session was {oldest} s old");
         // The coordinator is back.
         world.settle();
@@ -330,6 +355,20 @@ fn an_end_that_lost_its_disk_in_the_middle_of_a_round_gets_a_new_key() {
 }
 
 #[test]
+fn a_peer_that_never_answers_is_told_of_and_one_that_does_is_not() {
+    let mut world = World::new(PskPolicy::Require);
+    for end in [INITIATOR, RESPONDER] {
+        world.tick(end);
+        assert!(!world.ends[end].pair.is_unanswered());
+        world.pass(SHORTEST_RETRY_S);
+        world.tick(end);
+        assert!(world.ends[end].pair.is_unanswered());
+    }
+    world.settle();
+    assert!(world.ends.iter().all(|end| !end.pair.is_unanswered()));
+}
+
+#[test]
 fn a_key_is_replaced_within_a_day_and_not_all_at_once() {
     let mut world = World::agreed(PskPolicy::Require);
     let mut dues = Vec::new();
@@ -362,7 +401,7 @@ fn a_clock_that_goes_back_stops_nothing() {
     let mut world = World::agreed(PskPolicy::Require);
     let before = world.key(INITIATOR).cloned();
     world.now -= 400 * 24 * 3600;
-    world.handshake = Some(world.now);
+    world.fresh_session();
     world.settle();
     assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref());
 }
