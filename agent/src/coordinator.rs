@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,7 +17,10 @@ use tokio_util::{
     codec::{FramedRead, LinesCodec},
     io::StreamReader,
 };
-use wattle_mesh::{machine::Machine, pin::Pins};
+use wattle_mesh::{
+    machine::{HeldToken, Machine},
+    pin::Pins,
+};
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
@@ -64,6 +67,7 @@ pub(crate) struct Coordinator {
     preferred: AtomicUsize,
     /// Seconds by which the coordinator's clock is ahead of ours.
     clock_offset: AtomicI64,
+    token: Mutex<HeldToken>,
 }
 
 impl Coordinator {
@@ -79,7 +83,7 @@ impl Coordinator {
             .user_agent(concat!("wattle-agent/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("cannot make an HTTP client")?;
-        Ok(Self { client, urls, pins, preferred: AtomicUsize::new(0), clock_offset: AtomicI64::new(0) })
+        Ok(Self { client, urls, pins, preferred: AtomicUsize::new(0), clock_offset: AtomicI64::new(0), token: Mutex::default() })
     }
 
     /// The pins of the certificate authorities that are trusted now; the coordinator may have changed them.
@@ -148,7 +152,8 @@ impl Coordinator {
     ) -> Result<Response, RequestError> {
         let signed = |builder: RequestBuilder| {
             let now = chrono::Utc::now().timestamp() + self.clock_offset.load(Ordering::Relaxed);
-            Ok(request(builder.bearer_auth(machine.token(&membership.enrolled, now).context("cannot sign a token")?.reveal())))
+            let mut held = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(request(builder.bearer_auth(held.at(now, machine, &membership.enrolled).context("cannot sign a token")?.reveal())))
         };
         let before = self.clock_offset.load(Ordering::Relaxed);
         let mut result = self.send(method.clone(), path, signed).await;

@@ -69,6 +69,11 @@ impl Coordinators {
                 arguments.push("--insecure-http".to_owned());
             }
             if number > 0 {
+                if !options.insecure_http {
+                    // All coordinators of a mesh show certificates of one authority.
+                    fs::create_dir(&data)?;
+                    fs::copy(folder.path().join("data-0/ca.pem"), data.join("ca.pem"))?;
+                }
                 arguments.extend(["--database-url".to_owned(), postgres_of(&folder.path().join("data-0"))?]);
             }
             let log = folder.path().join(format!("log-{number}"));

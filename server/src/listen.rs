@@ -33,6 +33,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const PROOF: Duration = Duration::from_secs(8);
 /// How long a connection of HTTP/1.1 may idle between requests: longer than an agent's between two reports.
 const IDLE: Duration = Duration::from_secs(75);
+/// What the kernel keeps for a reader that is slow, in bytes (it doubles it); left to itself it would keep megabytes for each. On a path of
+/// 100 ms it still lets two megabytes pass in a second.
+const SEND_BUFFER: usize = 128 * 1024;
 /// Connections that may wait to be accepted; the kernel caps it (`net.core.somaxconn`).
 const BACKLOG: u32 = 65_535;
 /// How long to wait when the system has no more connections to give.
@@ -158,7 +161,10 @@ fn http() -> auto::Builder<TokioExecutor> {
 fn set_options(connection: &TcpStream) {
     let socket = SockRef::from(connection);
     // A heartbeat that nobody acknowledges is how a dead agent is noticed.
-    let set = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_user_timeout(Some(Duration::from_secs(SILENCE_S))));
+    let set = socket
+        .set_tcp_nodelay(true)
+        .and_then(|()| socket.set_tcp_user_timeout(Some(Duration::from_secs(SILENCE_S))))
+        .and_then(|()| socket.set_send_buffer_size(SEND_BUFFER));
     if let Err(error) = set {
         tracing::debug!(%error, "cannot set the options of a connection");
     }

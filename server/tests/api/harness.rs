@@ -125,6 +125,11 @@ impl Coordinator {
         Self { server, database, token, client: client(data_dir.path()), data_dir, arguments }
     }
 
+    /// The same, as seen by a client that reads no more than it is asked for: over HTTP/2, megabytes of an answer could come in the meantime.
+    pub(crate) fn lazily(self) -> Self {
+        Self { client: client_builder(self.data_dir.path()).http1_only().build().unwrap(), ..self }
+    }
+
     /// How to open a connection that believes this coordinator.
     pub(crate) fn tls(&self) -> TlsConnector {
         TlsConnector::from(Arc::new(Pins::new(self.server.app.pins()).client_config().unwrap()))
@@ -172,8 +177,12 @@ impl Coordinator {
 
 /// A client that believes the coordinator of a data directory, and nobody else.
 pub(crate) fn client(data_dir: &Path) -> reqwest::Client {
+    client_builder(data_dir).build().unwrap()
+}
+
+fn client_builder(data_dir: &Path) -> reqwest::ClientBuilder {
     let authority = reqwest::Certificate::from_pem(&fs::read(data_dir.join("ca.crt")).unwrap()).unwrap();
-    reqwest::Client::builder().tls_certs_only([authority]).build().unwrap()
+    reqwest::Client::builder().tls_certs_only([authority])
 }
 
 pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {

@@ -152,3 +152,30 @@ async fn a_position_that_is_none_is_refused() {
         assert_eq!(answer.problem().0, 422, "{query}");
     }
 }
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_holds_up_nobody_and_finds_one_delta_when_it_does() {
+    const CHANGES: i64 = 300;
+    let coordinator = Coordinator::start().await.lazily();
+    let sleeper = new_node(&coordinator, json!({"name": "sleeper"})).await;
+    let reader = new_node(&coordinator, json!({"name": "reader"})).await;
+    new_node(&coordinator, json!({"name": "busy"})).await;
+    // A node's change is all of the node: with many subnets, kilobytes.
+    let subnets = |last: i64| (0..255).chain([255 + last]).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect::<Vec<_>>();
+    let began = at(6);
+    let mut asleep = sleeper.follow(&coordinator, Some(began)).await;
+    let mut awake = reader.follow(&coordinator, Some(began)).await;
+    for change in 0..CHANGES {
+        coordinator.patch("/sites/busy", json!({"subnets": subnets(change)})).await.expect(200);
+        let message = awake.news().await;
+        assert!(matches!(message, Some(StreamMessage::Delta { position, .. }) if position == at(7 + change)), "{message:?}");
+    }
+    let (mut known, mut largest) = (began, 0);
+    while known != at(6 + CHANGES) {
+        let Some(StreamMessage::Delta { since, position, changes }) = asleep.news().await else { panic!("no delta") };
+        assert_eq!((since, changes.len()), (known, 1));
+        largest = largest.max(position.revision - since.revision);
+        known = position;
+    }
+    assert!(largest > CHANGES / 3, "what came while it slept was kept, change by change; the largest delta is of {largest}");
+}
