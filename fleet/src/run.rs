@@ -52,6 +52,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<Table> {
     result
 }
 
+type Agents = (Arc<Shared>, Vec<Arc<Agent>>);
+
 /// The agents, and what they tell.
 struct Fleet {
     shared: Arc<Shared>,
@@ -66,16 +68,18 @@ async fn measure(options: &Options, coordinators: &mut Coordinators) -> anyhow::
     rows.add("agents, of which hold the whole view", format!("{}, {}", options.agents, options.whole.min(options.agents)));
     rows.add("coordinators", coordinators.urls.len().to_string());
     let begin = Usages::of(&coordinators.pids());
-    let mut fleet = gather(options, coordinators, &mut rows).await?;
-    idle(coordinators, &begin, options.agents, &mut rows).await;
+    let agents = enrol(options, coordinators, &mut rows).await?;
+    let enrolled = Usages::of(&coordinators.pids());
+    let mut fleet = open(options, coordinators, agents, &mut rows).await?;
+    idle(coordinators, [&begin, &enrolled], options.agents, &mut rows).await;
     changes(options, coordinators, &mut fleet, &mut rows).await?;
     flap(options, coordinators, &mut fleet, &mut rows).await?;
     lose_one(coordinators, options, &mut fleet, &mut rows).await?;
     Ok(rows.table())
 }
 
-/// Makes the sites, enrols the agents and opens their streams.
-async fn gather(options: &Options, coordinators: &Coordinators, rows: &mut Rows) -> anyhow::Result<Fleet> {
+/// Makes the sites and enrols an agent for each.
+async fn enrol(options: &Options, coordinators: &Coordinators, rows: &mut Rows) -> anyhow::Result<Agents> {
     let count = options.agents;
     progress(&format!("making {count} sites"));
     let begin = Instant::now();
@@ -93,7 +97,11 @@ async fn gather(options: &Options, coordinators: &Coordinators, rows: &mut Rows)
     let enrol = |(number, site)| Agent::enrol(Arc::clone(&shared), number, site);
     let agents = stream::iter((0..).zip(sites)).map(enrol).buffered(PARALLEL).map_ok(Arc::new).try_collect::<Vec<_>>().await?;
     rows.add("enrolments (both requests, fsync)", rate(count, begin.elapsed()));
+    Ok((shared, agents))
+}
 
+/// Opens the streams of all agents.
+async fn open(options: &Options, coordinators: &Coordinators, (shared, agents): Agents, rows: &mut Rows) -> anyhow::Result<Fleet> {
     progress("opening the streams");
     let (stop, stopped) = watch::channel(false);
     let (sender, reached) = mpsc::unbounded_channel();
@@ -125,7 +133,7 @@ async fn gather(options: &Options, coordinators: &Coordinators, rows: &mut Rows)
     Ok(fleet)
 }
 
-async fn idle(coordinators: &Coordinators, before: &Usages, count: u32, rows: &mut Rows) {
+async fn idle(coordinators: &Coordinators, [begin, enrolled]: [&Usages; 2], count: u32, rows: &mut Rows) {
     let pids = coordinators.pids();
     if pids.is_empty() {
         return;
@@ -139,8 +147,11 @@ async fn idle(coordinators: &Coordinators, before: &Usages, count: u32, rows: &m
         "memory: coordinators / Postgres / fleet",
         [end.coordinators, end.postgres, end.fleet].map(|usage| mib(usage.memory)).join(" / "),
     );
-    let each = end.coordinators.memory.saturating_sub(before.coordinators.memory) / u64::from(count) / 1024;
-    rows.add("coordinators: memory for each agent, the mesh included", format!("{each} KiB"));
+    let each = |from: &Usages, to: &Usages| {
+        format!("{} KiB", to.coordinators.memory.saturating_sub(from.coordinators.memory) / u64::from(count) / 1024)
+    };
+    rows.add("coordinators: memory for each site and node", each(begin, enrolled));
+    rows.add("coordinators: memory for each open stream", each(enrolled, &end));
     let share = |now: f64, then: f64| (now - then) / IDLE.as_secs_f64() * 100.0;
     let coordinator = share(end.coordinators.cpu_s, start.coordinators.cpu_s);
     rows.add(

@@ -1,6 +1,6 @@
 //! What all handlers share.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 use wattle_wire::{
@@ -19,16 +19,20 @@ use crate::{
     stream::Streams,
 };
 
-/// What all handlers share; cheap to clone.
+/// What all handlers share: one pointer, which each request and each stream takes with it.
 #[derive(Clone, Debug)]
-pub struct App {
+pub struct App(Arc<Parts>);
+
+/// The parts of a coordinator.
+#[derive(Debug)]
+pub struct Parts {
     pub db: Db,
-    pub copy: Arc<Copy>,
-    pub streams: Arc<Streams>,
-    pub reports: Arc<Reports>,
-    pub live: Arc<Live>,
-    pub verified: Arc<Verified>,
-    pub settings: Arc<Settings>,
+    pub copy: Copy,
+    pub streams: Streams,
+    pub reports: Reports,
+    pub live: Live,
+    pub verified: Verified,
+    pub settings: Settings,
     /// `None` where a proxy speaks TLS, or nobody does.
     pub certificate: Option<Arc<Certificate>>,
     pub stop: CancellationToken,
@@ -49,7 +53,19 @@ impl std::fmt::Debug for Settings {
     }
 }
 
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
 impl App {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
     /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads what he wrote.
     pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<T>
     where

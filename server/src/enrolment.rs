@@ -4,6 +4,8 @@
 
 pub mod queries;
 
+use std::sync::Arc;
+
 use axum::{
     Extension, Json,
     extract::State,
@@ -24,6 +26,7 @@ use crate::{
     body::Body,
     db::Actor,
     error::{self, Error, Result},
+    listen::Guest,
     secret, text,
 };
 
@@ -31,10 +34,14 @@ use crate::{
 ///
 /// A token that is used up gets one, too: only the proof of the identity tells whether this is the machine that used it.
 #[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = EnrolChallenge)))]
-pub async fn start(State(app): State<App>, Body(start): Body<EnrolStart>) -> Result<Response> {
+pub async fn start(State(app): State<App>, guest: Option<Extension<Arc<Guest>>>, Body(start): Body<EnrolStart>) -> Result<Response> {
     let stored = queries::token_hash(&mut *app.db.read().await?, start.token).await?;
     if !stored.is_some_and(|stored| secret::matches(start.secret.reveal(), &stored)) {
         return Err(error::join_token_refused().into());
+    }
+    // Whoever has a join token is nobody to hang up on.
+    if let Some(Extension(guest)) = guest {
+        guest.prove();
     }
     let (nonce, server_key) = loop {
         let nonce = admit::challenge_nonce(now_unix_s(), secret::random()?);

@@ -1,6 +1,6 @@
 //! A coordinator from its start to its end.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context;
 use sqlx::postgres::PgConnectOptions;
@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    app::{App, Settings},
+    app::{App, Parts, Settings},
     auth::Verified,
     certificate::Certificate,
     config::Config,
@@ -43,23 +43,23 @@ impl Server {
         let db = Db::open(options, config.database_pooler).await?;
         let urls = config.urls(address)?;
         let mesh = first_start::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
-        let copy = Arc::new(Copy::load(&db).await?);
+        let copy = Copy::load(&db).await?;
         let certificate = match config.insecure_http {
             true => None,
             false => Some(Certificate::open(&db, config, &urls).await?),
         };
         let stop = CancellationToken::new();
-        let app = App {
+        let app = App::new(Parts {
             db,
             copy,
-            streams: Arc::new(Streams::default()),
-            reports: Arc::new(Reports::default()),
-            live: Arc::new(Live::default()),
-            verified: Arc::new(Verified::default()),
-            settings: Arc::new(Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls }),
+            streams: Streams::default(),
+            reports: Reports::default(),
+            live: Live::default(),
+            verified: Verified::default(),
+            settings: Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls },
             certificate,
             stop: stop.clone(),
-        };
+        });
         let following = tokio::spawn(follow(app.clone()));
         let tls = app.certificate.as_ref().map(Certificate::server_config).transpose()?;
         let serving = tokio::spawn(listen::serve(listener, tls, router::router(app.clone()), stop.clone()));
