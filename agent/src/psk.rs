@@ -28,6 +28,9 @@ const PSKS: &str = "psk.json";
 /// How long to wait after an errand that failed.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// How many letters of nodes wait that the view does not hold yet.
+const MOST_EARLY: usize = 1024;
+
 /// The keys that are kept.
 pub(crate) fn load(store: &Store) -> anyhow::Result<Exchange> {
     Ok(store.read(PSKS)?.unwrap_or_default())
@@ -168,16 +171,13 @@ impl Correspondence {
             }
         };
         self.taken.retain(|id| !errand.taken.contains(id));
-        self.waiting |= mail.more;
-        let (ids, letters): (Vec<i64>, BTreeMap<NodeId, SignedPskMessage>) = mail
-            .letters
-            .into_iter()
-            .filter(|letter| !self.taken.contains(&letter.id))
-            .map(|IncomingLetter { id, from, message }| (id, (from, message)))
-            .unzip();
-        if ids.is_empty() {
+        let new: Vec<_> = mail.letters.into_iter().take(Errand::MOST_LETTERS).filter(|letter| !self.taken.contains(&letter.id)).collect();
+        if new.is_empty() {
             return false;
         }
+        self.waiting |= mail.more;
+        let ids: Vec<_> = new.iter().map(|letter| letter.id).collect();
+        let letters: BTreeMap<_, _> = new.into_iter().map(|IncomingLetter { from, message, .. }| (from, message)).collect();
         let is_known = |node: &NodeId| known.is_some_and(|known| known.peers.contains_key(node));
         let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = letters.into_iter().partition(|(from, _)| is_known(from));
         let kept = match known {
@@ -185,7 +185,8 @@ impl Correspondence {
             Some(_) | None => true,
         };
         if kept {
-            self.early.extend(early);
+            // Letters of strangers are only kept as many as a coordinator without malice could have.
+            self.early.extend(early.into_iter().take(MOST_EARLY.saturating_sub(self.early.len())));
             self.taken.extend(ids);
         } else {
             // The disk is at fault: they wait at the coordinator.
