@@ -1,6 +1,6 @@
 //! A site's gateway with its agent, and the host of the LAN behind it.
 
-use std::{net::Ipv4Addr, path::PathBuf, process::Output};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, process::Output};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -118,6 +118,17 @@ impl Gateway {
             .collect();
         peers.sort();
         Ok(peers)
+    }
+
+    /// What `wg show` says of each peer in two columns: the peer's public key and `what`.
+    pub fn by_peer(&self, what: &str) -> Result<BTreeMap<String, String>> {
+        let text = self.host.run(&format!("wg show {INTERFACE} {what}"))?;
+        Ok(text.lines().filter_map(|line| line.split_once('\t')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+    }
+
+    /// Public half of the interface's key.
+    pub fn public_key(&self) -> Result<String> {
+        Ok(self.host.run(&format!("wg show {INTERFACE} public-key"))?.trim().to_owned())
     }
 
     /// The tunnel address that the interface has.
