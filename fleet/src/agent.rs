@@ -12,7 +12,10 @@ use anyhow::{Context, bail};
 use chrono::Utc;
 use futures_util::StreamExt;
 use reqwest::{Client, header};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::sleep,
+};
 use wattle_mesh::{
     backoff::backoff,
     machine::{HeldToken, Machine},
@@ -33,6 +36,9 @@ use wattle_wire::{
 /// Reports on their way at the same time; more would only wait in the sockets of one machine.
 const REPORTS_AT_A_TIME: usize = 64;
 
+/// How often a report is repeated before the agent begins anew with another stream.
+const MOST_REPEATS: u32 = 8;
+
 /// What all agents share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -50,6 +56,8 @@ pub(crate) struct Counters {
     /// Bytes of the streams' messages.
     pub(crate) bytes: AtomicU64,
     pub(crate) messages: AtomicU64,
+    /// Reports that did not arrive, and were sent again.
+    pub(crate) repeated: AtomicU64,
 }
 
 /// An agent reached a revision.
@@ -150,9 +158,7 @@ impl Agent {
             if failures > 0 {
                 self.turns_to.fetch_add(1, Ordering::Relaxed);
             }
-            let mut random = [0; 4];
-            let _ = aws_lc_rs::rand::fill(&mut random);
-            tokio::time::sleep(backoff(failures, u32::from_be_bytes(random))).await;
+            sleep(backoff(failures, random())).await;
         }
     }
 
@@ -205,13 +211,25 @@ impl Agent {
         Ok(())
     }
 
-    /// Reports that a position is applied, and some links.
+    /// Reports that a position is applied, and some links; again until it arrives, as agents do.
     pub(crate) async fn report(&self, applied: Position, links: Vec<LinkReport>) -> anyhow::Result<()> {
+        let report = serde_json::to_vec(&Report { applied, device: DeviceKind::Userspace, links, problems: Vec::new() })?;
+        let mut failures = 0;
+        while let Err(error) = self.report_once(report.clone()).await {
+            if failures == MOST_REPEATS {
+                return Err(error);
+            }
+            self.shared.counters.repeated.fetch_add(1, Ordering::Relaxed);
+            sleep(backoff(failures, random())).await;
+            failures += 1;
+        }
+        Ok(())
+    }
+
+    async fn report_once(&self, report: Vec<u8>) -> anyhow::Result<()> {
         let _turn = self.shared.reports.acquire().await?;
-        let report = Report { applied, device: DeviceKind::Userspace, links, problems: Vec::new() };
         let request = self.client.post(format!("{}/agent/report", self.url())).bearer_auth(self.bearer()?);
-        let body = serde_json::to_vec(&report)?;
-        request.header(header::CONTENT_TYPE, "application/json").body(body).send().await?.error_for_status()?;
+        request.header(header::CONTENT_TYPE, "application/json").body(report).send().await?.error_for_status()?;
         Ok(())
     }
 
@@ -225,6 +243,12 @@ impl Agent {
         let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(token.at(Utc::now().timestamp(), &self.machine, &self.enrolled)?.reveal().to_owned())
     }
+}
+
+/// Without random numbers the wait is the longest.
+fn random() -> u32 {
+    let mut random = [0; 4];
+    aws_lc_rs::rand::fill(&mut random).map_or(u32::MAX, |()| u32::from_be_bytes(random))
 }
 
 /// A client that believes pinned coordinators alone or, without pins, publicly valid ones.

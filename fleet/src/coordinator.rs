@@ -24,6 +24,9 @@ use crate::Options;
 /// How long a coordinator may take to be ready.
 const READY: Duration = Duration::from_secs(60);
 
+/// For how long a connection is kept for the next request: less than coordinators keep one that says nothing.
+const POOLED: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub(crate) struct Coordinators {
     pub(crate) client: Client,
@@ -166,7 +169,7 @@ fn client(ca_file: Option<&Path>) -> anyhow::Result<Client> {
         builder = builder.tls_certs_only([Certificate::from_pem(&pem)?]);
     }
     // Requests are made side by side on connections of their own, as by many people.
-    builder.http1_only().build().context("cannot make an HTTP client")
+    builder.http1_only().pool_max_idle_per_host(128).pool_idle_timeout(POOLED).build().context("cannot make an HTTP client")
 }
 
 /// A client of a coordinator that is about to make its authority.

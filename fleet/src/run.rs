@@ -75,6 +75,7 @@ async fn measure(options: &Options, coordinators: &mut Coordinators) -> anyhow::
     changes(options, coordinators, &mut fleet, &mut rows).await?;
     flap(options, coordinators, &mut fleet, &mut rows).await?;
     lose_one(coordinators, options, &mut fleet, &mut rows).await?;
+    rows.add("reports that had to be sent again", fleet.shared.counters.repeated.load(Ordering::Relaxed).to_string());
     Ok(rows.table())
 }
 

@@ -99,19 +99,20 @@ struct Server {
 
 impl Server {
     async fn attend(self: Arc<Self>, connection: TcpStream, guest: Arc<Guest>) {
-        let attended = async {
-            match &self.tls {
-                None => self.converse(connection, &guest).await,
-                Some(tls) => match tls.accept(connection).await {
-                    Ok(connection) => self.converse(connection, &guest).await,
-                    Err(error) => tracing::debug!(%error, "no TLS came about"),
-                },
-            }
-        };
         tokio::select! {
-            () = attended => {}
+            () = self.welcome(connection, &guest) => {}
             () = guest.gave_way() => tracing::debug!("a connection without a proof gave way"),
             () = unproven(&guest) => tracing::debug!("a connection proved nothing in time"),
+        }
+    }
+
+    async fn welcome(&self, connection: TcpStream, guest: &Arc<Guest>) {
+        match &self.tls {
+            None => self.converse(connection, guest).await,
+            Some(tls) => match tls.accept(connection).await {
+                Ok(connection) => self.converse(connection, guest).await,
+                Err(error) => tracing::debug!(%error, "no TLS came about"),
+            },
         }
     }
 
