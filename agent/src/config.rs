@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal},
+    net::SocketAddr,
     path::PathBuf,
 };
 
@@ -62,7 +63,11 @@ pub(crate) enum Command {
         replace: bool,
     },
     /// Follows the mesh until it is stopped. Waits for `join` if this machine is not a node yet.
-    Run,
+    Run {
+        /// Serves metrics for Prometheus at http://<address>/metrics; without an address on the loopback one.
+        #[arg(long, value_name = "ADDRESS:PORT", env = "WATTLE_METRICS", num_args = 0..=1, default_missing_value = "127.0.0.1:9586")]
+        metrics: Option<SocketAddr>,
+    },
     /// Shows this node, its interface and its tunnels. Exits with 1 when the node has not joined or the interface is missing.
     Status {
         /// Prints JSON.

@@ -7,6 +7,7 @@ mod follow;
 mod identity;
 mod join;
 mod kernel;
+mod metrics;
 mod output;
 mod psk;
 mod reconcile;
@@ -39,7 +40,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         match command {
             Command::Join { join_string, endpoint, replace } => join::join(&place, &join_string, endpoint, replace).await,
-            Command::Run => run::run(&place).await,
+            Command::Run { metrics } => run::run(&place, metrics).await,
             Command::Status { json } => return status::status(&place, json).await,
             Command::Plan { json } => status::plan_command(&place, json).await,
             Command::Confirm => follow::confirm(&place),

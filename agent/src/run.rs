@@ -1,6 +1,6 @@
 //! `wattle-agent run`: the loop. A message, the clock or a signal comes; the replica takes it in, the host follows, the coordinator is told.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -10,6 +10,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 use wattle_mesh::{
+    interface::InterfaceName,
     machine::Machine,
     replica::{Known, KnownPeer, Received, Replica},
     reporting::{Reporting, fit_problems},
@@ -26,6 +27,7 @@ use crate::{
     coordinator::{Coordinator, RequestError},
     follow::{self, Connection, Event},
     identity::{Membership, Slot},
+    metrics::{Metrics, Seen},
     output,
     psk::Correspondence,
     reconcile::{Host, Outcome},
@@ -41,16 +43,20 @@ const SETTLING: Duration = Duration::from_secs(30);
 /// How often a machine that is not a node looks whether it has become one.
 const WAIT_FOR_JOIN: Duration = Duration::from_millis(200);
 
-pub(crate) async fn run(place: &Place) -> anyhow::Result<()> {
+pub(crate) async fn run(place: &Place, metrics: Option<SocketAddr>) -> anyhow::Result<()> {
     let store = Store::open(&place.state_dir)?;
     let _alone = store.lock()?;
     let mut stop = Stop::new()?;
+    let metrics = match metrics {
+        Some(address) => Some(Arc::new(Metrics::serve(address).await?)),
+        None => None,
+    };
     let (mut machine, mut membership) = tokio::select! {
         joined = wait_for_join(&store) => joined?,
         () = stop.asked() => return Ok(()),
     };
     loop {
-        let mut agent = Agent::new(place, store.clone(), machine, membership)?;
+        let mut agent = Agent::new(place, store.clone(), machine, membership, metrics.clone())?;
         agent.start_from_disk().await;
         match agent.run(&mut stop).await {
             Ended::Stopped => break,
@@ -115,6 +121,8 @@ enum Ended {
 }
 
 struct Agent {
+    interface: InterfaceName,
+    metrics: Option<Arc<Metrics>>,
     store: Store,
     machine: Arc<Machine>,
     membership: Membership,
@@ -145,9 +153,11 @@ struct ToldReport {
 }
 
 impl Agent {
-    fn new(place: &Place, store: Store, machine: Machine, membership: Membership) -> anyhow::Result<Self> {
+    fn new(place: &Place, store: Store, machine: Machine, membership: Membership, metrics: Option<Arc<Metrics>>) -> anyhow::Result<Self> {
         let now = Instant::now();
         Ok(Self {
+            interface: place.interface.clone(),
+            metrics,
             host: Host::new(place, &store, &membership.urls)?,
             coordinator: Arc::new(Coordinator::new(membership.urls.clone(), membership.pins.clone())?),
             replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()),
@@ -347,6 +357,19 @@ impl Agent {
             self.last_change = Instant::now();
         }
         self.outcome = outcome;
+        self.show_metrics();
+    }
+
+    fn show_metrics(&self) {
+        let (Some(metrics), Some(known), Some(observed)) = (&self.metrics, self.replica.known(), &self.outcome.observed) else { return };
+        metrics.show(&Seen {
+            interface: &self.interface,
+            known,
+            observed,
+            connected: self.disconnected.is_none(),
+            problems: self.problems(known).count(),
+            now: chrono::Utc::now().timestamp(),
+        });
     }
 
     /// Carries out the removals that were held and that somebody has confirmed since.
@@ -370,11 +393,14 @@ impl Agent {
         if settled { LOOK } else { LOOK_SOON }
     }
 
+    fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
+        self.replica.problems().chain(self.outcome.problems.iter().cloned()).chain(self.correspondence.problems(known))
+    }
+
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
     fn tell(&mut self) {
         let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
-        let problems = self.replica.problems().chain(self.outcome.problems.iter().cloned()).chain(self.correspondence.problems(known));
-        let Some(full) = report(known, observed, problems) else { return };
+        let Some(full) = report(known, observed, self.problems(known)) else { return };
         let (links, due_at) = (full.links.len(), self.started.elapsed());
         let Some(report) = self.reporting.due(full, due_at) else { return };
         let (sender, receiver) = oneshot::channel();

@@ -206,8 +206,7 @@ fn prepare() -> Result<Ground> {
 
 /// The test programs of the suites, by their names.
 fn build_tests() -> Result<BTreeMap<String, PathBuf>> {
-    let mut cargo =
-        binaries::cargo("test")?.context("the tests are built by cargo: use `cargo run --bin wattle-lab -- kernel test`")?;
+    let mut cargo = binaries::cargo("test")?.context("the tests are built by cargo: use `cargo run --bin wattle-lab -- kernel test`")?;
     cargo.args(["--no-run", "--message-format", "json"]);
     let messages = process::run(cargo, None)?;
     let mut found = BTreeMap::new();

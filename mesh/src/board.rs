@@ -57,6 +57,11 @@ impl Board {
         self.look
     }
 
+    /// All links, as they were seen last.
+    pub fn links(&self) -> impl Iterator<Item = &LinkNews> {
+        self.links.values().map(|(_, link)| link)
+    }
+
     /// Takes in what is to be seen now.
     pub fn see(&mut self, sight: Sight) {
         let look = self.look + 1;

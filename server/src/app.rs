@@ -15,6 +15,7 @@ use crate::{
     db::{Actor, Change, Db, Outcome},
     error::{self, Result},
     live::Live,
+    metrics::Metrics,
     report::Reports,
     stream::Streams,
 };
@@ -31,6 +32,7 @@ pub struct Parts {
     pub streams: Streams,
     pub reports: Reports,
     pub live: Live,
+    pub metrics: Metrics,
     pub verified: Verified,
     pub settings: Settings,
     /// `None` where a proxy speaks TLS, or nobody does.

@@ -179,6 +179,12 @@ impl Db {
         Ok(Some(listener))
     }
 
+    /// Each pool with the number of its open connections, and of those among them that nobody uses now.
+    pub fn connections(&self) -> [(&'static str, u32, usize); 3] {
+        [("requests", &self.requests), ("follow", &self.follow), ("reports", &self.reports)]
+            .map(|(name, pool)| (name, pool.size(), pool.num_idle()))
+    }
+
     /// Closes all connections.
     pub async fn close(&self) {
         for pool in [&self.requests, &self.follow, &self.reports] {

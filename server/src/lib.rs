@@ -17,6 +17,7 @@ pub mod listen;
 pub mod live;
 pub mod mailbox;
 pub mod mesh;
+pub mod metrics;
 pub mod nodes;
 pub mod page;
 pub mod postgres;

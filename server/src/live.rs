@@ -25,6 +25,7 @@ use wattle_mesh::{
     health, view,
 };
 use wattle_wire::{
+    admin::LinkState,
     ids::{NodeId, Position},
     news::{LinkNews, MeshNews},
     stream::HEARTBEAT_S,
@@ -142,6 +143,13 @@ impl Live {
         let mut shown = self.shown.lock().await;
         shown.refresh(app).await;
         Some((shown.board.look(), shown.board.news(since)?))
+    }
+
+    /// The state of each link.
+    pub async fn link_states(&self, app: &App) -> Vec<LinkState> {
+        let mut shown = self.shown.lock().await;
+        shown.refresh(app).await;
+        shown.board.links().map(|link| link.state).collect()
     }
 
     fn id_of(&self, look: u64) -> String {

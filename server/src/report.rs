@@ -101,7 +101,9 @@ pub async fn receive(State(app): State<App>, Extension(CallingNode(node)): Exten
         let linked = report.links.iter().filter(|link| view::linked(feed.directory(), node, link.peer));
         Ok::<BTreeMap<_, _>, error::Error>(linked.map(|link| (link.peer, *link)).collect())
     })?;
+    let (before, applied) = (app.reports.last(node).map(|before| before.applied), report.applied);
     app.reports.keep(node, report, known)?;
+    app.metrics.applied(before, applied);
     Ok(StatusCode::NO_CONTENT)
 }
 

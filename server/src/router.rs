@@ -25,7 +25,7 @@ use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
 use crate::{
     app::App,
     auth::{self, RequestId},
-    enrolment, error, health, links, live, mailbox, mesh, nodes, report, sites, stream, tokens, ui,
+    enrolment, error, health, links, live, mailbox, mesh, metrics, nodes, report, sites, stream, tokens, ui,
 };
 
 /// Position of the copy from which an answer was read.
@@ -66,6 +66,7 @@ fn api_token() -> OpenApiRouter<App> {
         .routes(routes!(nodes::show, nodes::revoke))
         .routes(routes!(links::list))
         .routes(routes!(live::follow))
+        .routes(routes!(metrics::show))
         .routes(routes!(mesh::show, mesh::change))
 }
 
@@ -88,6 +89,7 @@ pub fn router(app: App) -> Router {
         .merge(ui::routes())
         .fallback(async || error::respond(&error::not_found("path")))
         .method_not_allowed_fallback(async || error::respond(&error::method_not_allowed()))
+        .layer(from_fn_with_state(app.clone(), metrics::counted))
         .layer(from_fn_with_state(app.clone(), with_position))
         .layer(CatchPanicLayer::custom(answer_panic))
         .layer(from_fn(limited))

@@ -17,6 +17,7 @@ use crate::{
     first_start, listen,
     live::Live,
     mailbox,
+    metrics::Metrics,
     postgres::Postgres,
     report::Reports,
     router,
@@ -55,6 +56,7 @@ impl Server {
             streams: Streams::default(),
             reports: Reports::default(),
             live: Live::default(),
+            metrics: Metrics::new()?,
             verified: Verified::default(),
             settings: Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls },
             certificate,
@@ -100,6 +102,7 @@ async fn follow(app: App) {
     tokio::select! {
         () = app.copy.follow(&app.db, &app.stop) => {}
         () = app.reports.write_on(&app.db) => {}
+        () = app.metrics.follow(&app) => {}
         () = sweep => {}
         () = certificate => {}
         () = mailbox::follow(&app) => {}

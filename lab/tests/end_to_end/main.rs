@@ -10,6 +10,7 @@ mod laboratory;
 mod outage;
 mod psk;
 mod repair;
+mod see;
 mod trust;
 
 use std::{
@@ -68,6 +69,9 @@ const OWN_MACHINE: &[(&str, Test)] = tests![
     kernel::a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel,
 ];
 
+/// Tests inside a lab that say nothing of a kernel, and need programs that would be slow on an emulated one.
+const NOT_EMULATED: &[(&str, Test)] = tests![see::a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault];
+
 /// Tests that make labs and look at them from outside.
 const OUTSIDE: &[(&str, Test)] =
     tests![laboratory::a_killed_lab_leaves_nothing_behind, laboratory::the_demo_serves_whoever_started_it_and_ends_with_ctrl_c,];
@@ -89,8 +93,8 @@ fn outside() -> ExitCode {
             }
         }
     }
-    let own_machine = if env::var_os(OWN_MACHINE_VARIABLE).is_some() { OWN_MACHINE } else { &[] };
-    let inside = INSIDE.iter().chain(own_machine).map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
+    let by_ground = if env::var_os(OWN_MACHINE_VARIABLE).is_some() { OWN_MACHINE } else { NOT_EMULATED };
+    let inside = INSIDE.iter().chain(by_ground).map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
     let outside = OUTSIDE
         .iter()
         .map(|(name, test)| Trial::test(*name, move || fresh(name).and_then(|folder| test(folder.as_path())).map_err(failed)));
@@ -118,8 +122,12 @@ fn inside(job: &str) -> Result<()> {
     if job == laboratory::HOLD {
         return laboratory::hold();
     }
-    let (name, test) =
-        INSIDE.iter().chain(OWN_MACHINE).find(|(name, _)| *name == job).with_context(|| format!("no test is called {job}"))?;
+    let (name, test) = INSIDE
+        .iter()
+        .chain(OWN_MACHINE)
+        .chain(NOT_EMULATED)
+        .find(|(name, _)| *name == job)
+        .with_context(|| format!("no test is called {job}"))?;
     test(&binaries::scratch(name)?)
 }
 

@@ -14,6 +14,7 @@ mod join_tokens;
 mod links;
 mod live;
 mod mailbox;
+mod metrics;
 mod nodes;
 mod page;
 mod private_postgres;

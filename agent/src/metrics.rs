@@ -1,0 +1,171 @@
+//! `wattle-agent run --metrics`: the tunnels of this gateway in Prometheus' text format, under the names that dashboards of WireGuard know.
+
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
+
+use anyhow::Context;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::sleep,
+};
+use wattle_mesh::{
+    health,
+    interface::InterfaceName,
+    replica::{Known, KnownPeer},
+    state::{Observed, ObservedPeer},
+};
+
+/// How long to wait when the system has no more connections to give.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+/// How long a client may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the agent saw at its last look.
+#[derive(Debug)]
+pub(crate) struct Seen<'a> {
+    pub(crate) interface: &'a InterfaceName,
+    pub(crate) known: &'a Known,
+    pub(crate) observed: &'a Observed,
+    pub(crate) connected: bool,
+    pub(crate) problems: usize,
+    /// Seconds since 1970.
+    pub(crate) now: i64,
+}
+
+/// Answers scrapes with what was seen last.
+#[derive(Debug)]
+pub(crate) struct Metrics(watch::Sender<String>);
+
+impl Metrics {
+    /// Listens on the address.
+    pub(crate) async fn serve(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot serve metrics on {address}"))?;
+        let (sender, text) = watch::channel(String::new());
+        tracing::info!(url = format!("http://{}/metrics", listener.local_addr()?), "serves metrics");
+        tokio::spawn(accept(listener, text));
+        Ok(Self(sender))
+    }
+
+    pub(crate) fn show(&self, seen: &Seen<'_>) {
+        match text(seen) {
+            Ok(text) => drop(self.0.send_replace(text)),
+            Err(error) => tracing::warn!("the metrics do not fit together: {error}"),
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, text: watch::Receiver<String>) {
+    loop {
+        match listener.accept().await {
+            Ok((connection, _)) => drop(tokio::spawn(answer(connection, text.clone()))),
+            Err(error) => {
+                tracing::debug!("cannot accept a connection: {error}");
+                sleep(EXHAUSTED).await;
+            }
+        }
+    }
+}
+
+async fn answer(connection: TcpStream, text: watch::Receiver<String>) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let text = text.borrow().clone();
+        async move { Ok::<_, Infallible>(respond(request.method(), request.uri().path(), text)) }
+    });
+    let mut http = http1::Builder::new();
+    let conversation = http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).serve_connection(TokioIo::new(connection), service);
+    if let Err(error) = conversation.await {
+        tracing::debug!("a scrape broke off: {error}");
+    }
+}
+
+fn respond(method: &Method, path: &str, text: String) -> Response<String> {
+    let (status, body) = match (method, path) {
+        (&Method::GET, "/metrics") => (StatusCode::OK, text),
+        (&Method::GET, _) => (StatusCode::NOT_FOUND, "metrics are at /metrics\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "metrics are read with GET\n".to_owned()),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    response
+}
+
+/// The names are those of the exporters for `wg show` that were there before; no endpoint is in a label, since it may tell where somebody lives
+/// and makes a series of its own each time it moves.
+fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
+    const PEER: [&str; 5] = ["device", "public_key", "site", "peer", "peer_site"];
+    let Seen { interface, known, observed, connected, problems, now } = *seen;
+    let registry = Registry::new();
+    let gauges = |name, help, labels: &[&str]| {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(gauges.clone())).map(|()| gauges)
+    };
+    let counters = |name, help| {
+        let counters = IntCounterVec::new(Opts::new(name, help), &PEER)?;
+        registry.register(Box::new(counters.clone())).map(|()| counters)
+    };
+    let site = known.myself.site_name.as_str();
+    gauges("wattle_agent_connected", "Whether the agent hears the coordinator.", &["site"])?
+        .with_label_values(&[site])
+        .set(connected.into());
+    let revision = gauges("wattle_agent_revision", "The revision of the mesh that the agent follows.", &["site"])?;
+    revision.with_label_values(&[site]).set(known.position.revision);
+    let found = gauges("wattle_agent_problems", "What keeps this host from being as the mesh wants it.", &["site"])?;
+    found.with_label_values(&[site]).set(i64::try_from(problems).unwrap_or(i64::MAX));
+
+    let device = interface.as_str();
+    let up = gauges("wattle_interface_up", "Whether the WireGuard interface is there and up.", &["device", "site"])?;
+    up.with_label_values(&[device, site]).set(observed.link.as_ref().is_some_and(|link| link.up).into());
+    let Some(link) = &observed.link else { return encode(&registry) };
+    if let Some(key) = link.public_key {
+        let info = gauges("wireguard_device_info", "The WireGuard device.", &["device", "public_key", "site"])?;
+        info.with_label_values(&[device, &key.to_string(), site]).set(1);
+    }
+    let handshakes = GaugeVec::new(
+        Opts::new(
+            "wireguard_peer_last_handshake_seconds",
+            "Time of the last handshake with a peer, in seconds since 1970; 0 if there was none.",
+        ),
+        &PEER,
+    )?;
+    registry.register(Box::new(handshakes.clone()))?;
+    let received = counters("wireguard_peer_receive_bytes_total", "Bytes received from a peer.")?;
+    let sent = counters("wireguard_peer_transmit_bytes_total", "Bytes sent to a peer.")?;
+    let fresh = gauges("wattle_peer_up", "Whether the last handshake with a peer is fresh enough for packets.", &PEER)?;
+    let allowed = gauges(
+        "wireguard_peer_allowed_ips_info",
+        "A prefix that a peer may use.",
+        &["device", "public_key", "allowed_ips", "site", "peer", "peer_site"],
+    )?;
+    let none = ObservedPeer::default();
+    for KnownPeer { peer, statement } in known.peers.values() {
+        let found = link.peers.get(&statement.wireguard_key).unwrap_or(&none);
+        let (key, name, peer_site) = (statement.wireguard_key.to_string(), peer.name.as_str(), peer.site_name.as_str());
+        let labels = [device, key.as_str(), site, name, peer_site];
+        let age = found.handshake_age_s.map(|age| i64::try_from(age).unwrap_or(i64::MAX));
+        #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit into 53 bits")]
+        handshakes.with_label_values(&labels).set(age.map_or(0.0, |age| now.saturating_sub(age) as f64));
+        received.with_label_values(&labels).inc_by(found.received_bytes);
+        sent.with_label_values(&labels).inc_by(found.sent_bytes);
+        fresh.with_label_values(&labels).set(health::is_fresh(found.handshake_age_s).into());
+        for prefix in &found.allowed_ips {
+            allowed.with_label_values(&[device, key.as_str(), prefix.to_string().as_str(), site, name, peer_site]).set(1);
+        }
+    }
+    encode(&registry)
+}
+
+fn encode(registry: &Registry) -> prometheus::Result<String> {
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&registry.gather(), &mut text)?;
+    String::from_utf8(text).map_err(|error| prometheus::Error::Msg(error.to_string()))
+}
