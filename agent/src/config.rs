@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
@@ -76,6 +76,29 @@ pub(crate) enum Command {
     },
     /// Shows what `run` would change on this host now, and why. Changes nothing.
     Plan {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Pings every tunnel address and an address in every LAN, and checks that the way there is direct. Exits with 1 when something is wrong.
+    ///
+    /// In a LAN the first and the last address are asked, where its gateway usually is, unless a host in it is named with --host.
+    Verify {
+        /// A host in a LAN of another site that answers pings; may be given several times.
+        #[arg(long = "host", value_name = "ADDRESS")]
+        hosts: Vec<IpAddr>,
+        /// Pings for each address.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+        count: u16,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Looks for what stands in the way of packets, and says what to do about it. Exits with 1 when something is broken.
+    ///
+    /// It looks at the device, the port, forwarding, reverse path filters, the MTU, firewalls (nftables, iptables, firewalld, ufw, Docker), the clock,
+    /// DNS, the coordinator, and each tunnel. It changes nothing.
+    Doctor {
         /// Prints JSON.
         #[arg(long)]
         json: bool,

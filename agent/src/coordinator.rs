@@ -129,6 +129,12 @@ impl Coordinator {
         Ok(messages(lines))
     }
 
+    /// Asks a coordinator whether it is there. Seconds by which this host's clock is ahead of its clock.
+    pub(crate) async fn clock_ahead(&self) -> Result<i64, RequestError> {
+        self.send(Method::GET, "/healthz", |builder| Ok(builder.timeout(REQUEST_TIMEOUT))).await?;
+        Ok(-self.clock_offset.load(Ordering::Relaxed))
+    }
+
     /// The URL of the coordinator that answers at present.
     pub(crate) fn url(&self) -> &str {
         self.urls.get(self.preferred.load(Ordering::Relaxed)).map_or("", String::as_str)

@@ -4,6 +4,8 @@ mod forwarding;
 mod link;
 mod made;
 mod nft;
+pub(crate) mod ping;
+pub(crate) mod symptoms;
 #[cfg(test)]
 mod tests;
 mod userspace;

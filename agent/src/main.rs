@@ -3,6 +3,7 @@
 mod config;
 mod coordinator;
 mod device;
+mod doctor;
 mod follow;
 mod identity;
 mod join;
@@ -14,6 +15,7 @@ mod reconcile;
 mod run;
 mod status;
 mod store;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -42,6 +44,8 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Join { join_string, endpoint, replace } => join::join(&place, &join_string, endpoint, replace).await,
             Command::Run { metrics } => run::run(&place, metrics).await,
             Command::Status { json } => return status::status(&place, json).await,
+            Command::Verify { hosts, count, json } => return verify::verify(&place, &hosts, count, json).await,
+            Command::Doctor { json } => return doctor::doctor(&place, json).await,
             Command::Plan { json } => status::plan_command(&place, json).await,
             Command::Confirm => follow::confirm(&place),
             Command::Down => run::down(&place).await,

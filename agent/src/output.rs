@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Display,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
 };
 
 /// Prints a line on standard output. A reader that has gone away is no error: `wattle-agent status | head` is fine.
@@ -19,6 +19,31 @@ pub(crate) fn error(error: &anyhow::Error) {
 pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     line(serde_json::to_string_pretty(value)?);
     Ok(())
+}
+
+/// A text in green on a terminal, as it is elsewhere.
+pub(crate) fn green(text: &str) -> String {
+    coloured(32, text)
+}
+
+/// A text in yellow on a terminal, as it is elsewhere.
+pub(crate) fn yellow(text: &str) -> String {
+    coloured(33, text)
+}
+
+/// A text in red on a terminal, as it is elsewhere.
+pub(crate) fn red(text: &str) -> String {
+    coloured(31, text)
+}
+
+/// By the colours that ECMA-48 numbers. Who sets `NO_COLOR` wants none: no-color.org.
+fn coloured(number: u8, text: &str) -> String {
+    if has_colour() { format!("\u{1b}[{number}m{text}\u{1b}[0m") } else { text.to_owned() }
+}
+
+/// Whether colours are wanted on standard output.
+pub(crate) fn has_colour() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// A number of bytes for people: `1.4 MiB`.

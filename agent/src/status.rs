@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use serde::Serialize;
 use wattle_mesh::{
     health,
@@ -25,15 +25,15 @@ use crate::{
 };
 
 /// What the state directory and the host say.
-struct Found {
-    membership: Membership,
-    machine: Machine,
-    known: Option<Known>,
+pub(crate) struct Found {
+    pub(crate) membership: Membership,
+    pub(crate) machine: Machine,
+    pub(crate) known: Option<Known>,
     /// What of the coordinator's newest word is not carried out.
     problems: Vec<String>,
     psks: Exchange,
-    host: Host,
-    store: Store,
+    pub(crate) host: Host,
+    pub(crate) store: Store,
 }
 
 #[derive(Serialize)]
@@ -106,7 +106,7 @@ pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()
     Ok(())
 }
 
-fn find(place: &Place) -> anyhow::Result<Found> {
+pub(crate) fn find(place: &Place) -> anyhow::Result<Found> {
     let store = Store::open(&place.state_dir)?;
     let Some((machine, Some(membership))) = Slot::Present.load(&store)? else {
         bail!("this machine is not a node yet: run `wattle-agent join` with the join string of its site");
@@ -172,21 +172,24 @@ fn print(status: &Status) {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
+    if !output::has_colour() {
+        table.force_no_tty();
+    }
     table.set_header(["peer", "state", "handshake", "endpoint", "received", "sent", "prefixes"]);
     for peer in &status.peers {
         let state = match peer.state {
-            PeerState::Up => "up",
-            PeerState::Down => "down",
-            PeerState::Never => "never",
+            PeerState::Up => Cell::new("up").fg(Color::Green),
+            PeerState::Down => Cell::new("down").fg(Color::Red),
+            PeerState::Never => Cell::new("never").fg(Color::Yellow),
         };
         table.add_row([
-            peer.name.to_string(),
-            state.to_owned(),
-            peer.handshake_age_s.map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age))),
-            peer.endpoint.clone().unwrap_or_else(|| "-".to_owned()),
-            output::bytes(peer.received_bytes),
-            output::bytes(peer.sent_bytes),
-            peer.prefixes.join(" "),
+            Cell::new(&peer.name),
+            state,
+            Cell::new(peer.handshake_age_s.map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age)))),
+            Cell::new(peer.endpoint.as_deref().unwrap_or("-")),
+            Cell::new(output::bytes(peer.received_bytes)),
+            Cell::new(output::bytes(peer.sent_bytes)),
+            Cell::new(peer.prefixes.join(" ")),
         ]);
     }
     if let Some(column) = table.column_mut(0) {

@@ -9,6 +9,7 @@ pub mod backoff;
 pub mod board;
 pub mod desired;
 pub mod directory;
+pub mod doctor;
 pub mod feed;
 pub mod guard;
 pub mod health;
@@ -21,6 +22,7 @@ pub mod replica;
 pub mod reporting;
 pub mod ruleset;
 pub mod state;
+pub mod verify;
 pub mod view;
 
 #[cfg(test)]

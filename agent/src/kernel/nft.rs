@@ -3,6 +3,7 @@
 use std::{io, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail};
+use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use tracing::debug;
 use wattle_mesh::{ruleset::Ruleset, state::ObservedRuleset};
@@ -56,6 +57,12 @@ pub(super) async fn update(from: &Ruleset, to: &Ruleset) -> anyhow::Result<MadeR
             set(to).await
         }
     }
+}
+
+/// All tables of the host with their chains and rules, in nft's JSON.
+pub(super) async fn everything() -> anyhow::Result<Value> {
+    let listing = run(&["--json", "list", "ruleset"], "").await?.context("nft cannot list the ruleset")?;
+    serde_json::from_str(&listing).context("nft's listing is not JSON")
 }
 
 /// Whether there was one.

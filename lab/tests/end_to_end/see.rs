@@ -1,11 +1,11 @@
-//! What operators see of a mesh: metrics.
+//! What operators see of a mesh: metrics, and what the agent says of it on the terminal.
 
 use std::{fs, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use wattle_lab::{
-    Lab, patience,
+    Gateway, Lab, patience,
     process::Daemon,
     site::{DUBLIN, FRANKFURT, GUIDE},
     wait::same,
@@ -77,4 +77,73 @@ pub(crate) fn a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_f
         })?;
     }
     Ok(())
+}
+
+pub(crate) fn verify_tells_whether_every_tunnel_and_every_lan_answers(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    lab.weave()?;
+    let dublin = lab.gateway(DUBLIN)?;
+    let said: Value = serde_json::from_str(&dublin.agent_says(&["verify", "--json"])?)?;
+    let checks: Vec<_> =
+        said["checks"].as_array().into_iter().flatten().map(|check| check["address"].as_str().unwrap_or_default()).collect();
+    same(&checks[..], &["10.99.0.2", "10.20.0.1", "10.99.0.3", "10.30.0.1"][..])?;
+    ensure!(said["ok"] == true, "{said}");
+    let host = FRANKFURT.lan_host().to_string();
+    let table = dublin.agent_says(&["verify", "--host", &host])?;
+    ensure!(table.contains(&host) && table.contains("all 4 answer, directly"), "{table}");
+    let foreign = dublin.try_agent(&["verify", "--host", "10.77.0.1"])?;
+    ensure!(!foreign.status.success() && String::from_utf8_lossy(&foreign.stderr).contains("10.77.0.1"), "{foreign:?}");
+
+    // A LAN without an answer, and a gateway that is gone.
+    lab.gateway(FRANKFURT)?.host.run("ip link set lan0 down")?;
+    expect_failure(dublin, "10.20.0.0/24", "--host")?;
+    lab.gateway(FRANKFURT)?.host.run("ip link set eth0 down")?;
+    expect_failure(dublin, "tunnel", "no answer")
+}
+
+fn expect_failure(gateway: &Gateway, what: &str, reason: &str) -> Result<()> {
+    let output = gateway.try_agent(&["verify", "--count", "1"])?;
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    same(&output.status.code(), &Some(1))?;
+    let told = table.lines().any(|line| line.starts_with("frankfurt") && line.contains(what) && line.contains(reason));
+    if told { Ok(()) } else { bail!("{table}") }
+}
+
+pub(crate) fn doctor_names_what_is_in_the_way_and_the_remedy_helps(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    lab.weave()?;
+    let dublin = lab.gateway(DUBLIN)?;
+    let said = dublin.agent_says(&["doctor"])?;
+    for check in
+        ["rights", "agent", "wireguard", "interface", "port", "forwarding", "mtu", "firewall", "dns", "coordinator", "clock", "tunnel"]
+    {
+        ensure!(said.lines().any(|line| line.contains(&format!("{check}: "))), "{check}: {said}");
+    }
+    ensure!(!said.contains("FAULT") && !said.contains('\u{1b}'), "{said}");
+
+    // A firewall that drops what it does not know; its own rule, as the doctor has it, lets the LANs through again.
+    dublin.host.run_with("nft -f -", "table inet strangers { chain way { type filter hook forward priority 0; policy drop; } }")?;
+    ensure!(dublin.lan_host.ping(FRANKFURT.lan_host()).is_err(), "the firewall drops nothing");
+    let [fault] = &faults(dublin)?[..] else { bail!("one fault was expected: {}", dublin.agent_says(&["doctor"])?) };
+    same(&fault["check"], &json!("firewall"))?;
+    let fix = fault["fix"].as_str().context("no fix")?;
+    fix.split("; ").try_for_each(|command| dublin.host.run(command).map(drop))?;
+    dublin.lan_host.ping(FRANKFURT.lan_host())?;
+    ensure!(faults(dublin)?.is_empty(), "the remedy does not count");
+
+    lab.coordinator.kill()?;
+    let dublin = lab.gateway(DUBLIN)?;
+    let faults = faults(dublin)?;
+    ensure!(faults.iter().any(|fault| fault["check"] == "coordinator"), "{faults:?}");
+    Ok(())
+}
+
+/// What the doctor finds broken.
+fn faults(gateway: &Gateway) -> Result<Vec<Value>> {
+    let output = gateway.try_agent(&["doctor", "--json"])?;
+    let said: Value = serde_json::from_slice(&output.stdout)?;
+    let findings = said["findings"].as_array().context("no findings")?;
+    let faults: Vec<_> = findings.iter().filter(|finding| finding["severity"] == "fault").cloned().collect();
+    same(&(output.status.success(), said["ok"] == true), &(faults.is_empty(), faults.is_empty()))?;
+    Ok(faults)
 }

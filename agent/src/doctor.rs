@@ -1,0 +1,104 @@
+//! `wattle-agent doctor`: what stands in the way of this gateway's packets, and what to do about it.
+
+use std::{process::ExitCode, time::Duration};
+
+use serde::Serialize;
+use tokio::{net::lookup_host, time::timeout};
+use wattle_mesh::{
+    doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms},
+    replica::KnownPeer,
+    state::{Family, ObservedPeer},
+};
+
+use crate::{config::Place, coordinator::Coordinator, kernel::symptoms, output, status};
+
+/// How long a name may take to be resolved.
+const DNS: Duration = Duration::from_secs(5);
+/// The port that a mesh uses of which nothing is known yet.
+const USUAL_PORT: u16 = 51820;
+
+#[derive(Serialize)]
+struct Examined {
+    ok: bool,
+    findings: Vec<Finding>,
+}
+
+pub(crate) async fn doctor(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
+    let found = status::find(place)?;
+    // Without rights much cannot be seen, which is a finding itself.
+    let observed = found.host.observe().await.unwrap_or_default();
+    let coordinator = Coordinator::new(found.membership.urls.clone(), found.membership.pins.clone())?;
+    let (unresolved, answer, ruleset) = tokio::join!(unresolved(&found.membership.urls), coordinator.clock_ahead(), symptoms::ruleset());
+    let link = observed.link.as_ref();
+    let none = ObservedPeer::default();
+    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|KnownPeer { peer, statement }| {
+        let seen = link.and_then(|link| link.peers.get(&statement.wireguard_key)).unwrap_or(&none);
+        PeerSymptoms {
+            name: peer.name.clone(),
+            handshake_age_s: seen.handshake_age_s,
+            endpoint: seen.endpoint.map(|endpoint| endpoint.to_string()),
+            sent_bytes: seen.sent_bytes,
+        }
+    });
+    let findings = doctor::diagnose(&Symptoms {
+        interface: place.interface.clone(),
+        may_administer: symptoms::may_administer(),
+        runs: found.store.is_locked()?,
+        device: link.map(|link| Device { kind: link.device, up: link.up, port: link.listen_port, mtu: link.mtu }),
+        port: found.known.as_ref().map_or(USUAL_PORT, |known| known.mesh.listen_port),
+        forwards: observed.forwarding.contains(&Family::V4),
+        rp_filter: symptoms::rp_filter(&place.interface),
+        underlay: symptoms::underlay(),
+        ruleset,
+        has_legacy_rules: symptoms::has_legacy_rules(),
+        unresolved,
+        coordinator: answer.map_err(|error| format!("{error:#}")),
+        peers: peers.collect(),
+    });
+    let ok = !findings.iter().any(|finding| finding.severity == Severity::Fault);
+    if json {
+        output::json(&Examined { ok, findings })?;
+    } else {
+        print(&findings);
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Host names of URLs that have no address, with the error.
+async fn unresolved(urls: &[String]) -> Vec<(String, String)> {
+    let mut unresolved = Vec::new();
+    for url in urls {
+        let Some((host, port)) =
+            reqwest::Url::parse(url).ok().and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?)))
+        else {
+            continue;
+        };
+        let error = match timeout(DNS, lookup_host(format!("{host}:{port}"))).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", DNS.as_secs()),
+        };
+        unresolved.push((host, error));
+    }
+    unresolved
+}
+
+fn print(findings: &[Finding]) {
+    for Finding { check, severity, detail, fix } in findings {
+        let mark = match severity {
+            Severity::Fine => output::green("ok    "),
+            Severity::Notice => output::yellow("notice"),
+            Severity::Fault => output::red("FAULT "),
+        };
+        output::line(format!("{mark}  {check}: {detail}"));
+        if let Some(fix) = fix {
+            output::line(format!("        do: {fix}"));
+        }
+    }
+    let count = |wanted| findings.iter().filter(|finding| finding.severity == wanted).count();
+    output::line(match (count(Severity::Fault), count(Severity::Notice)) {
+        (0, 0) => "all is well".to_owned(),
+        (0, notices) => format!("nothing is broken; {notices} to look at"),
+        (faults, _) => format!("{faults} to mend"),
+    });
+}

@@ -1,0 +1,48 @@
+//! What is found on this host that may stand in the way of packets.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+use wattle_mesh::interface::InterfaceName;
+
+use super::nft;
+
+/// The number of `CAP_NET_ADMIN` in `linux/capability.h`.
+const NET_ADMIN: u32 = 12;
+
+/// Whether this process may change interfaces and firewalls here.
+pub(crate) fn may_administer() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    effective.is_some_and(|effective| effective & (1 << NET_ADMIN) != 0)
+}
+
+/// `rp_filter` as it works on the interface: the larger of its own and that of all (Documentation/networking/ip-sysctl.rst).
+pub(crate) fn rp_filter(interface: &InterfaceName) -> Option<u8> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).ok()?.trim().parse::<u8>().ok();
+    read("all").max(read(interface.as_str()))
+}
+
+/// The interface of the default route and its MTU in bytes.
+pub(crate) fn underlay() -> Option<(String, u32)> {
+    let routes = fs::read_to_string("/proc/net/route").ok()?;
+    let interface = routes.lines().skip(1).find_map(|line| {
+        let mut words = line.split_whitespace();
+        let (interface, destination, mask) = (words.next()?, words.next()?, words.nth(5)?);
+        (destination == "00000000" && mask == "00000000").then(|| interface.to_owned())
+    })?;
+    let mtu = fs::read_to_string(Path::new("/sys/class/net").join(&interface).join("mtu")).ok()?.trim().parse().ok()?;
+    Some((interface, mtu))
+}
+
+/// Whether tables of the older iptables are in use, which nft does not list.
+pub(crate) fn has_legacy_rules() -> bool {
+    ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
+        .iter()
+        .any(|file| fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty()))
+}
+
+/// All tables, chains and rules, as nft lists them.
+pub(crate) async fn ruleset() -> Result<Value, String> {
+    nft::everything().await.map_err(|error| format!("{error:#}"))
+}

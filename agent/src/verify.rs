@@ -1,0 +1,129 @@
+//! `wattle-agent verify`: whether packets really get from this gateway to the others and the LANs behind them.
+
+use std::{net::IpAddr, process::ExitCode};
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use wattle_mesh::verify::{self, Answers, Fault, Target, What};
+use wattle_wire::name::Name;
+
+use crate::{config::Place, kernel::ping, output, status};
+
+/// Addresses that are pinged at a time.
+const AT_A_TIME: usize = 64;
+
+/// What came of one target.
+#[derive(Serialize)]
+struct Check {
+    peer: Name,
+    what: What,
+    address: IpAddr,
+    sent: usize,
+    answered: usize,
+    /// Milliseconds, the median; absent when nobody answered.
+    round_trip_ms: Option<f64>,
+    /// Absent when all is well.
+    fault: Option<Fault>,
+    /// The fault in words, with what to do.
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Verified {
+    ok: bool,
+    checks: Vec<Check>,
+}
+
+pub(crate) async fn verify(place: &Place, hosts: &[IpAddr], count: u16, json: bool) -> anyhow::Result<ExitCode> {
+    let found = status::find(place)?;
+    let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
+    let strangers: Vec<_> =
+        hosts.iter().filter(|host| !known.peers.values().any(|known| known.peer.subnets.iter().any(|lan| lan.contains(*host)))).collect();
+    anyhow::ensure!(
+        strangers.is_empty(),
+        "no other site has a LAN with {strangers:?}: give an address out of those that `wattle-agent status` lists"
+    );
+    let targets = verify::targets(known, hosts);
+    let checks = stream::iter(targets.into_iter().zip(0..)).map(|(target, number)| check(target, number, count));
+    let checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
+
+    let wrong = checks.iter().filter(|check| check.fault.is_some()).count();
+    if json {
+        output::json(&Verified { ok: wrong == 0, checks })?;
+    } else {
+        print(&checks);
+    }
+    Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Pings the addresses of a target until one of them is as it should be.
+async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check> {
+    let Target { peer, what, addresses } = target;
+    let mut best: Option<(Answers, Option<Fault>)> = None;
+    for address in addresses {
+        let answers = ping::ping(address, number, count).await?;
+        let fault = verify::fault(what, &answers);
+        if best.as_ref().is_none_or(|(before, _)| answers.round_trips_ms.len() > before.round_trips_ms.len()) {
+            best = Some((answers, fault));
+        }
+        if fault.is_none() {
+            break;
+        }
+    }
+    let (answers, fault) = best.context("a target without addresses")?;
+    let reason = fault.map(|fault| reason(fault, what, &answers));
+    let Answers { address, sent, round_trips_ms, .. } = answers;
+    Ok(Check { peer, what, address, sent, answered: round_trips_ms.len(), round_trip_ms: median(round_trips_ms), fault, reason })
+}
+
+fn reason(fault: Fault, what: What, answers: &Answers) -> String {
+    match (fault, what) {
+        (Fault::Silent, What::Tunnel) => {
+            "no answer: `wattle-agent status` tells whether there is a handshake, `wattle-agent doctor` what is in its way".to_owned()
+        }
+        (Fault::Silent, What::Lan(_)) => "no answer; if no host has this address, name one that answers pings with --host".to_owned(),
+        (Fault::Lossy, _) => format!("{} of {} pings were lost", answers.sent - answers.round_trips_ms.len(), answers.sent),
+        (Fault::NotDirect, _) => "the way is not direct: another router stands between the gateways; `traceroute` shows it".to_owned(),
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+fn print(checks: &[Check]) {
+    if checks.is_empty() {
+        return output::line("no peers: there is nothing to ping");
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["peer", "what", "address", "answered", "round trip", "result"]);
+    for check in checks {
+        table.add_row([
+            check.peer.to_string(),
+            match check.what {
+                What::Tunnel => "tunnel".to_owned(),
+                What::Lan(lan) => lan.to_string(),
+            },
+            check.address.to_string(),
+            format!("{}/{}", check.answered, check.sent),
+            check.round_trip_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
+            check.reason.clone().unwrap_or_else(|| "ok".to_owned()),
+        ]);
+    }
+    if let Some(column) = table.column_mut(0) {
+        column.set_padding((0, 1));
+    }
+    if let Some(column) = table.column_mut(4) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    output::line(table);
+    let wrong = checks.iter().filter(|check| check.fault.is_some()).count();
+    output::line(match wrong {
+        0 => format!("all {} answer, directly", checks.len()),
+        _ => format!("{wrong} of {} are not as they should be", checks.len()),
+    });
+}
