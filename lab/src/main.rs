@@ -39,7 +39,7 @@ enum KernelCommand {
         /// Only tests with this word in their names.
         filter: Option<String>,
         /// Minutes after which it is switched off, whatever it does.
-        #[arg(long, default_value_t = 15)]
+        #[arg(long, default_value_t = 30)]
         limit: u64,
     },
     /// Runs one line of a shell in it.
