@@ -3,6 +3,7 @@
 //! The coordinator keeps a [`directory::Directory`], cuts a [`view`] out of it for each node and tells each node what changed ([`feed`]).
 //! The agent follows with a [`replica`], derives what its host should be ([`state::Desired`]) and plans the steps there ([`plan`]).
 
+pub mod access;
 pub mod admit;
 pub mod allocate;
 pub mod backoff;

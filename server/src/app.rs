@@ -9,11 +9,12 @@ use wattle_wire::{
 };
 
 use crate::{
-    auth::Verified,
+    auth::{KnownTokens, Verified},
     certificate::Certificate,
     copy::Copy,
     db::{Actor, Change, Db, Outcome},
     error::{self, Result},
+    failures::Failures,
     live::Live,
     metrics::Metrics,
     report::Reports,
@@ -34,6 +35,8 @@ pub struct Parts {
     pub live: Live,
     pub metrics: Metrics,
     pub verified: Verified,
+    pub known: KnownTokens,
+    pub failures: Failures,
     pub settings: Settings,
     /// `None` where a proxy speaks TLS, or nobody does.
     pub certificate: Option<Arc<Certificate>>,

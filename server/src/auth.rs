@@ -2,12 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, header},
+    http::{Extensions, HeaderMap, HeaderValue, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -16,6 +18,10 @@ use chrono::Utc;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, dangerous};
 use serde::Deserialize;
 use uuid::Uuid;
+use wattle_mesh::{
+    access::{self, Action, Grant, Object},
+    feed::Feed,
+};
 use wattle_wire::{
     PINS_HEADER,
     enrol::{NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims},
@@ -24,16 +30,18 @@ use wattle_wire::{
 };
 
 use crate::{
+    api_tokens,
     app::App,
     db::Actor,
     error::{self, Error, Result},
     listen::Guest,
     secret::{self, ApiToken},
-    tokens,
 };
 
 /// Seconds by which the clocks of a node and the coordinator may differ.
 const LEEWAY_S: i64 = 60;
+/// How often the use of an api token is written down.
+const USES: Duration = Duration::from_secs(60);
 
 /// The id of a request, in its answer, in the log and in the audit log.
 #[derive(Clone, Debug)]
@@ -64,48 +72,71 @@ impl Verified {
     }
 }
 
-/// Who a credential belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Caller {
-    ApiToken(TokenId),
-    Node(NodeId),
-}
+/// The api token that calls.
+#[derive(Clone, Copy, Debug)]
+pub struct CallingToken(pub TokenId);
 
-/// Lets people and scripts in.
-pub async fn require_api_token(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    match caller(&app, request.headers()).await {
-        Ok(Caller::ApiToken(id)) => {
-            prove(&request);
-            let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
-            request.extensions_mut().insert(Actor { name: format!("api-token:{id}"), request_id });
-            next.run(request).await
+/// Api tokens that were good before, and when that was last written down.
+#[derive(Debug, Default)]
+pub struct KnownTokens(Mutex<HashMap<TokenId, Instant>>);
+
+impl KnownTokens {
+    fn has(&self, id: TokenId) -> bool {
+        self.lock().contains_key(&id)
+    }
+
+    /// Whether this use is to be written down.
+    fn use_is_due(&self, id: TokenId, now: Instant) -> bool {
+        let mut known = self.lock();
+        let due = known.get(&id).is_none_or(|written| now.duration_since(*written) >= USES);
+        if due {
+            known.insert(id, now);
         }
-        Ok(Caller::Node(_)) => {
-            Error::from(error::forbidden("this route is for api tokens; a node has its own under /agent")).into_response()
-        }
-        Err(error) => error.into_response(),
+        due
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Lets nodes in.
-pub async fn require_node(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    match caller(&app, request.headers()).await {
-        Ok(Caller::Node(node)) => {
-            prove(&request);
+/// Who a credential belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Caller {
+    ApiToken(TokenId, Grant),
+    Node(NodeId),
+}
+
+/// Lets those in who may do what a route is for.
+pub async fn enter(State((app, action)): State<(App, Action)>, mut request: Request, next: Next) -> Response {
+    let network = network(request.extensions());
+    let caller = match caller(&app, request.headers(), network).await {
+        Ok(caller) => caller,
+        Err(error) => return error.into_response(),
+    };
+    if let Some(guest) = request.extensions().get::<Arc<Guest>>() {
+        guest.prove();
+    }
+    let actor = match caller {
+        Caller::ApiToken(_, grant) => access::Actor::ApiToken(grant),
+        Caller::Node(_) => access::Actor::Node,
+    };
+    if let Err(denied) = access::authorise(actor, action, Object::Mesh) {
+        return error::denied(denied).into_response();
+    }
+    match caller {
+        Caller::ApiToken(id, _) => {
+            let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
+            request.extensions_mut().insert(Actor { name: format!("api-token:{id}"), request_id });
+            request.extensions_mut().insert(CallingToken(id));
+            next.run(request).await
+        }
+        Caller::Node(node) => {
             request.extensions_mut().insert(CallingNode(node));
             let mut response = next.run(request).await;
             tell_pins(&app, &mut response);
             response
         }
-        Ok(Caller::ApiToken(_)) => Error::from(error::forbidden("this route is for nodes, which sign their own tokens")).into_response(),
-        Err(error) => error.into_response(),
-    }
-}
-
-/// Tells the accept loop that this connection is somebody's.
-fn prove(request: &Request) {
-    if let Some(guest) = request.extensions().get::<Arc<Guest>>() {
-        guest.prove();
     }
 }
 
@@ -117,23 +148,58 @@ fn tell_pins(app: &App, response: &mut Response) {
     }
 }
 
-/// Whether the credential in these headers still is an api token that is valid.
-pub async fn admits_api_token(app: &App, headers: &HeaderMap) -> bool {
-    matches!(caller(app, headers).await, Ok(Caller::ApiToken(_)))
+/// Whether the credential in these headers still is an api token that may do `action`.
+pub async fn admits_api_token(app: &App, headers: &HeaderMap, action: Action) -> bool {
+    match caller(app, headers, None).await {
+        Ok(Caller::ApiToken(_, grant)) => access::authorise(access::Actor::ApiToken(grant), action, Object::Mesh).is_ok(),
+        Ok(Caller::Node(_)) | Err(_) => false,
+    }
 }
 
-async fn caller(app: &App, headers: &HeaderMap) -> Result<Caller> {
+async fn caller(app: &App, headers: &HeaderMap, network: Option<IpAddr>) -> Result<Caller> {
     let bearer = bearer(headers).ok_or_else(error::unauthorized)?;
     match ApiToken::parse(bearer) {
-        Some(token) => {
-            let stored = tokens::queries::api_token_hash(&mut *app.db.read().await?, token.id).await?;
-            match stored.is_some_and(|stored| secret::matches(token.secret.reveal(), &stored)) {
-                true => Ok(Caller::ApiToken(token.id)),
-                false => Err(error::unauthorized().into()),
-            }
-        }
-        None => node(app, bearer).await.map(Caller::Node),
+        Some(token) => api_token(app, &token, network).await,
+        None => node(app, bearer, network).await.map(Caller::Node),
     }
+}
+
+async fn api_token(app: &App, token: &ApiToken, network: Option<IpAddr>) -> Result<Caller> {
+    // Its holder is not kept out by what others at his address do.
+    let network = network.filter(|_| !app.known.has(token.id));
+    let lookup = async {
+        let stored = api_tokens::queries::credential(&mut *app.db.read().await?, token.id).await?;
+        Ok(stored.filter(|(hash, _)| secret::matches(token.secret.reveal(), hash)).map(|(_, grant)| grant))
+    };
+    let Some(grant) = unless_guessing(app, network, lookup).await? else { return Err(error::unauthorized().into()) };
+    if app.known.use_is_due(token.id, Instant::now()) {
+        let mut transaction = app.db.read().await?;
+        api_tokens::queries::used(&mut transaction, token.id).await?;
+        transaction.commit().await?;
+    }
+    Ok(Caller::ApiToken(token.id, grant))
+}
+
+/// Looks a credential up, unless too many from the same place were wrong.
+///
+/// # Errors
+///
+/// 429, before the database is asked anything.
+pub async fn unless_guessing<T>(app: &App, network: Option<IpAddr>, lookup: impl Future<Output = Result<Option<T>>>) -> Result<Option<T>> {
+    let Some(network) = network else { return lookup.await };
+    if !app.failures.allow(network, Instant::now()) {
+        return Err(error::too_many_failures().into());
+    }
+    let found = lookup.await?;
+    if found.is_none() {
+        app.failures.count(network, Instant::now());
+    }
+    Ok(found)
+}
+
+/// Where a request comes from, for [`unless_guessing`].
+pub fn network(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<Arc<Guest>>().and_then(|guest| guest.network())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -143,13 +209,20 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-async fn node(app: &App, token: &str) -> Result<NodeId> {
+async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId> {
     let unauthorized = || Error::from(error::unauthorized());
     let claimed = claims(token).ok_or_else(unauthorized)?;
-    let known = app.copy.read(|feed| feed.directory().nodes.contains_key(&claimed.sub) || feed.directory().revoked.contains(&claimed.sub));
-    if !known {
+    let known = || {
+        let takes_part = |feed: &Feed| feed.directory().nodes.contains_key(&claimed.sub) || feed.directory().revoked.contains(&claimed.sub);
+        app.copy.read(takes_part).then_some(())
+    };
+    if known().is_none() {
         // It may have enrolled with another coordinator a moment ago.
-        app.copy.refresh().await;
+        let refreshed = async {
+            app.copy.refresh().await;
+            Ok(known())
+        };
+        unless_guessing(app, network, refreshed).await?;
     }
     if !app.copy.is_fresh() {
         return Err(Error::Unavailable("the copy in memory is too old to say who takes part"));

@@ -8,7 +8,11 @@ use std::{
 use anyhow::ensure;
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
-use wattle_wire::{ids::TokenId, key::Bytes32};
+use wattle_wire::{
+    admin::{NewApiToken, Role},
+    ids::TokenId,
+    key::Bytes32,
+};
 
 use crate::authority::parse_fingerprint;
 
@@ -97,6 +101,12 @@ pub enum TokenCommand {
         /// What the token is for, for people to read
         #[arg(long, value_parser = token_name)]
         name: String,
+        /// What it may do: viewer, operator or owner
+        #[arg(long, default_value = "owner")]
+        role: Role,
+        /// Seconds until it expires; it does not when this is absent
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(1..=NewApiToken::LONGEST_S))]
+        expires_in_s: Option<i64>,
     },
     /// Lists api tokens, without their secrets
     List,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     extract::State,
+    http::Extensions,
     response::{IntoResponse, Response},
 };
 use chrono::Utc;
@@ -22,7 +23,7 @@ use wattle_wire::{
 use self::queries::Applicant;
 use crate::{
     app::App,
-    auth::RequestId,
+    auth::{self, RequestId},
     body::Body,
     db::Actor,
     error::{self, Error, Result},
@@ -34,13 +35,14 @@ use crate::{
 ///
 /// A token that is used up gets one, too: only the proof of the identity tells whether this is the machine that used it.
 #[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = EnrolChallenge)))]
-pub async fn start(State(app): State<App>, guest: Option<Extension<Arc<Guest>>>, Body(start): Body<EnrolStart>) -> Result<Response> {
-    let stored = queries::token_hash(&mut *app.db.read().await?, start.token).await?;
-    if !stored.is_some_and(|stored| secret::matches(start.secret.reveal(), &stored)) {
-        return Err(error::join_token_refused().into());
-    }
+pub async fn start(State(app): State<App>, extensions: Extensions, Body(start): Body<EnrolStart>) -> Result<Response> {
+    let lookup = async {
+        let stored = queries::token_hash(&mut *app.db.read().await?, start.token).await?;
+        Ok(stored.filter(|stored| secret::matches(start.secret.reveal(), stored)))
+    };
+    auth::unless_guessing(&app, auth::network(&extensions), lookup).await?.ok_or_else(error::join_token_refused)?;
     // Whoever has a join token is nobody to hang up on.
-    if let Some(Extension(guest)) = guest {
+    if let Some(guest) = extensions.get::<Arc<Guest>>() {
         guest.prove();
     }
     let (nonce, server_key) = loop {

@@ -7,11 +7,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use thiserror::Error;
+use wattle_mesh::access::Denied;
 use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
 
 /// The longest text of an error that may hold input, in bytes.
 const LONGEST_ECHO: usize = 200;
-/// Seconds after which a client may try again when the database is away, or when there are too many reports.
+/// Seconds after which a client may try again when the database is away, or when there were too many reports or failures.
 const RETRY_AFTER_S: &str = "2";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -158,6 +159,15 @@ pub fn forbidden(detail: &str) -> Problem {
     problem(StatusCode::FORBIDDEN, "forbidden", "Not allowed", detail)
 }
 
+/// 401 or 403: what the rules of access say.
+pub fn denied(denied: Denied) -> Error {
+    let problem = match denied {
+        Denied::Unknown => unauthorized(),
+        Denied::NotForNodes | Denied::ForNodesAlone | Denied::Role(_) | Denied::MoreThanOwn => forbidden(&denied.to_string()),
+    };
+    problem.into()
+}
+
 /// 403: a key that was revoked.
 pub fn key_revoked() -> Problem {
     let detail = "a node with this key was revoked, and a revoked key never enrols again; make new keys";
@@ -206,6 +216,12 @@ pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) 
 pub fn busy() -> Problem {
     let detail = "the coordinator has more reports than it can write down; try again after the seconds in Retry-After";
     problem(StatusCode::TOO_MANY_REQUESTS, "busy", "Too many reports at a time", detail)
+}
+
+/// 429: too many credentials from this address were wrong.
+pub fn too_many_failures() -> Problem {
+    let detail = "too many credentials from your address were wrong; try again after the seconds in Retry-After";
+    problem(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many failures", detail)
 }
 
 /// 500.

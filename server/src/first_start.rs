@@ -11,9 +11,13 @@ use std::{
 
 use anyhow::Context;
 use ipnet::IpNet;
-use wattle_wire::ids::MeshId;
+use wattle_wire::{
+    admin::{NewApiToken, Role},
+    ids::MeshId,
+};
 
 use crate::{
+    api_tokens,
     db::Db,
     secret::{self, ApiToken},
 };
@@ -46,7 +50,8 @@ pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyh
     let mut transaction = db.read().await.context("cannot reach the database")?;
     if queries::insert_mesh(&mut transaction, tunnel_prefix, secret::random()?).await? {
         let token = ApiToken::fresh()?;
-        crate::tokens::queries::insert_api_token(&mut transaction, &token, "first start").await?;
+        let owner = NewApiToken { name: "first start".to_owned(), role: Role::Owner, expires_in_s: None };
+        api_tokens::queries::insert(&mut transaction, &token, &owner).await?;
         // Before the commit: a mesh without its owner's token would be locked.
         let file = token_file(data_dir);
         write_whole(&file, &format!("{}\n", token.reveal()), PRIVATE).with_context(|| format!("cannot write {}", file.display()))?;

@@ -1,5 +1,6 @@
 //! Wattle's coordinator: sites, keys and subnets in Postgres, REST for people and scripts, and a stream to each agent.
 
+pub mod api_tokens;
 pub mod app;
 pub mod auth;
 pub mod authority;
@@ -10,6 +11,7 @@ pub mod copy;
 pub mod db;
 pub mod enrolment;
 pub mod error;
+pub mod failures;
 pub mod first_start;
 pub mod health;
 pub mod links;

@@ -21,6 +21,7 @@ use tokio::{
 };
 use uuid::Uuid;
 use wattle_mesh::{
+    access::Action,
     board::{Board, Sight},
     health, view,
 };
@@ -128,7 +129,7 @@ impl Session {
                 () = sleep_until(Instant::now() + PACE) => {}
             }
             if self.proven.elapsed() >= HEARTBEAT {
-                if !auth::admits_api_token(&self.app, &self.headers).await {
+                if !auth::admits_api_token(&self.app, &self.headers, Action::Read).await {
                     return None;
                 }
                 self.proven = Instant::now();

@@ -11,14 +11,13 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wattle_server::{
-    authority,
+    api_tokens, authority,
     config::{Arguments, CaCommand, Command, Config, LogFormat, TokenCommand},
     db::{Actor, Db},
-    first_start, listen, postgres, router,
-    secret::ApiToken,
+    first_start, listen, postgres, router, secret,
     server::{Database, Server},
-    tokens,
 };
+use wattle_wire::admin::{ApiToken, NewApiToken};
 
 fn main() -> ExitCode {
     let Arguments { config, command } = Arguments::parse();
@@ -101,25 +100,27 @@ where
 
 async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()> {
     match command {
-        TokenCommand::Create { name } => {
-            let token = ApiToken::fresh()?;
-            let (new, name) = (&token, &name);
+        TokenCommand::Create { name, role, expires_in_s } => {
+            let token = secret::ApiToken::fresh()?;
+            let (new, wanted) = (&token, &NewApiToken { name, role, expires_in_s });
             db.mutate(&actor, |mut change| async move {
-                tokens::queries::insert_api_token(&mut change, new, name).await?;
+                api_tokens::queries::insert(&mut change, new, wanted).await?;
                 Ok(change.made((), Vec::new(), "api-token.create", new.id))
             })
             .await?;
             say(&token.reveal())
         }
-        TokenCommand::List => tokens::queries::api_tokens(&mut *db.read().await?)
-            .await?
-            .iter()
-            .try_for_each(|token| say(&format!("{}  {}  {}  {}", token.id, token.created_at.to_rfc3339(), token.role, token.name))),
+        TokenCommand::List => {
+            let tokens = api_tokens::queries::list(&mut *db.read().await?, None, usize::MAX).await?;
+            tokens.iter().try_for_each(|ApiToken { id, name, role, created_at, .. }| {
+                say(&format!("{id}  {}  {}  {name}", created_at.to_rfc3339(), role.name()))
+            })
+        }
         TokenCommand::Revoke { id } => {
             let revoked = db.mutate(&actor, |mut change| async move {
-                match tokens::queries::revoke_api_token(&mut change, id).await? {
-                    true => Ok(change.made(true, Vec::new(), "api-token.revoke", id)),
-                    false => Ok(change.not_needed(false)),
+                match api_tokens::queries::revoke(&mut change, id).await? {
+                    Some(_) => Ok(change.made(true, Vec::new(), "api-token.revoke", id)),
+                    None => Ok(change.not_needed(false)),
                 }
             });
             anyhow::ensure!(revoked.await?.value, "there is no such api token");

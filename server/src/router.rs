@@ -1,4 +1,4 @@
-//! Every route, and who may call it.
+//! Every route, and what it takes to call it.
 
 use std::{any::Any, time::Duration};
 
@@ -20,9 +20,11 @@ use utoipa::{
     },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
+use wattle_mesh::access::Action;
 use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
 
 use crate::{
+    api_tokens,
     app::App,
     auth::{self, RequestId},
     enrolment, error, health, links, live, mailbox, mesh, metrics, nodes, report, sites, stream, tokens, ui,
@@ -35,58 +37,52 @@ const LONGEST_REQUEST: Duration = Duration::from_secs(8);
 /// The longest path that is logged.
 const LONGEST_PATH: usize = 200;
 
-/// Who may call a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caller {
-    /// Anybody: there is nothing to see, or the body holds the credential.
-    Anyone,
-    /// People and scripts.
-    ApiToken,
-    /// Enrolled nodes.
-    Node,
-}
-
-fn anyone() -> OpenApiRouter<App> {
-    OpenApiRouter::default()
-        .routes(routes!(health::healthz))
-        .routes(routes!(health::readyz))
-        .routes(routes!(health::openapi))
-        .routes(routes!(enrolment::start))
-        .routes(routes!(enrolment::finish))
-}
-
-fn api_token() -> OpenApiRouter<App> {
-    OpenApiRouter::default()
-        .routes(routes!(sites::create, sites::list))
-        .routes(routes!(sites::show, sites::change, sites::remove))
-        .routes(routes!(sites::import))
-        .routes(routes!(tokens::create, tokens::list))
-        .routes(routes!(tokens::show, tokens::revoke))
-        .routes(routes!(nodes::list))
-        .routes(routes!(nodes::show, nodes::revoke))
-        .routes(routes!(links::list))
-        .routes(routes!(live::follow))
-        .routes(routes!(metrics::show))
-        .routes(routes!(mesh::show, mesh::change))
-}
-
-fn node() -> OpenApiRouter<App> {
-    OpenApiRouter::default()
-        .routes(routes!(stream::follow))
-        .routes(routes!(stream::show))
-        .routes(routes!(report::receive))
-        .routes(routes!(mailbox::exchange))
+/// The routes that are for an action.
+fn routes_for(action: Action) -> OpenApiRouter<App> {
+    let routes = OpenApiRouter::default();
+    match action {
+        Action::Ask => routes
+            .routes(routes!(health::healthz))
+            .routes(routes!(health::readyz))
+            .routes(routes!(health::openapi))
+            .routes(routes!(enrolment::start))
+            .routes(routes!(enrolment::finish)),
+        Action::Read => routes
+            .routes(routes!(sites::list))
+            .routes(routes!(sites::show))
+            .routes(routes!(tokens::list))
+            .routes(routes!(tokens::show))
+            .routes(routes!(nodes::list))
+            .routes(routes!(nodes::show))
+            .routes(routes!(links::list))
+            .routes(routes!(live::follow))
+            .routes(routes!(metrics::show))
+            .routes(routes!(mesh::show)),
+        Action::Change => routes
+            .routes(routes!(sites::create))
+            .routes(routes!(sites::change, sites::remove))
+            .routes(routes!(sites::import))
+            .routes(routes!(tokens::create))
+            .routes(routes!(tokens::revoke))
+            .routes(routes!(nodes::revoke)),
+        Action::Grant => routes.routes(routes!(api_tokens::create, api_tokens::list)).routes(routes!(api_tokens::show, api_tokens::revoke)),
+        Action::Configure => routes.routes(routes!(mesh::change)),
+        Action::TakePart => routes
+            .routes(routes!(stream::follow))
+            .routes(routes!(stream::show))
+            .routes(routes!(report::receive))
+            .routes(routes!(mailbox::exchange)),
+    }
 }
 
 /// The router with everything around it.
 pub fn router(app: App) -> Router {
-    let anyone: Router<App> = anyone().into();
-    let api_token: Router<App> = api_token().into();
-    let node: Router<App> = node().into();
-    anyone
-        .merge(api_token.route_layer(from_fn_with_state(app.clone(), auth::require_api_token)))
-        .merge(node.route_layer(from_fn_with_state(app.clone(), auth::require_node)))
-        .merge(ui::routes())
+    let mut all: Router<App> = routes_for(Action::Ask).into();
+    for action in Action::ALL.into_iter().filter(|action| *action != Action::Ask) {
+        let routes: Router<App> = routes_for(action).into();
+        all = all.merge(routes.route_layer(from_fn_with_state((app.clone(), action), auth::enter)));
+    }
+    all.merge(ui::routes())
         .fallback(async || error::respond(&error::not_found("path")))
         .method_not_allowed_fallback(async || error::respond(&error::method_not_allowed()))
         .layer(from_fn_with_state(app.clone(), metrics::counted))
@@ -98,12 +94,11 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// Each operation, and who may call it.
-pub fn table() -> Vec<(&'static str, String, Caller)> {
-    let groups = [(anyone(), Caller::Anyone), (api_token(), Caller::ApiToken), (node(), Caller::Node)];
-    let rows = groups.into_iter().flat_map(|(router, caller)| {
-        let paths = router.into_openapi().paths.paths;
-        paths.into_iter().flat_map(move |(path, item)| methods(&item).into_iter().map(move |method| (method, path.clone(), caller)))
+/// Each operation, and the action that it is.
+pub fn table() -> Vec<(&'static str, String, Action)> {
+    let rows = Action::ALL.into_iter().flat_map(|action| {
+        let paths = routes_for(action).into_openapi().paths.paths;
+        paths.into_iter().flat_map(move |(path, item)| methods(&item).into_iter().map(move |method| (method, path.clone(), action)))
     });
     rows.collect()
 }
@@ -127,8 +122,13 @@ pub fn openapi() -> OpenApi {
                 .build(),
         ))
         .build();
-    for (router, scheme) in [(anyone(), None), (api_token(), Some("api_token")), (node(), Some("node"))] {
-        let mut part = router.into_openapi();
+    for action in Action::ALL {
+        let mut part = routes_for(action).into_openapi();
+        let scheme = match action {
+            Action::Ask => None,
+            Action::Read | Action::Change | Action::Grant | Action::Configure => Some("api_token"),
+            Action::TakePart => Some("node"),
+        };
         for (path, item) in &mut part.paths.paths {
             name_operations(path, item);
         }

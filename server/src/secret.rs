@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 /// What every api token begins with, so that a scanner finds one in a log or a repository.
 const API_TOKEN_PREFIX: &str = "wattle_";
 
+/// Characters of a token's checksum.
+const CHECKSUM: usize = 8;
+
 /// Random bytes from the system's generator.
 pub fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
@@ -36,7 +39,9 @@ pub fn matches(secret: &str, stored: &[u8]) -> bool {
     constant_time::verify_slices_are_equal(&hash(secret), stored).is_ok()
 }
 
-/// An api token as its holder sends it: `wattle_<id>_<secret>`.
+/// An api token as its holder sends it: `wattle_<id>_<secret><checksum>`.
+///
+/// The checksum, CRC-32 in hex over all before it, finds copying mistakes, and lets scanners tell a token from what looks like one.
 #[derive(Debug)]
 pub struct ApiToken {
     pub id: TokenId,
@@ -49,8 +54,9 @@ impl ApiToken {
     }
 
     pub fn parse(text: &str) -> Option<Self> {
+        let (text, checksum) = text.split_at_checked(text.len().checked_sub(CHECKSUM)?)?;
         let (id, secret) = text.strip_prefix(API_TOKEN_PREFIX)?.split_once('_')?;
-        let well_formed = id.len() == 32 && secret.len() == 43;
+        let well_formed = id.len() == 32 && secret.len() == 43 && checksum == checksum_of(text);
         if !well_formed {
             return None;
         }
@@ -59,8 +65,14 @@ impl ApiToken {
 
     /// The token itself. Whoever calls this answers for where it goes.
     pub fn reveal(&self) -> String {
-        format!("{API_TOKEN_PREFIX}{}_{}", self.id.0.simple(), self.secret.reveal())
+        let text = format!("{API_TOKEN_PREFIX}{}_{}", self.id.0.simple(), self.secret.reveal());
+        let checksum = checksum_of(&text);
+        text + &checksum
     }
+}
+
+fn checksum_of(text: &str) -> String {
+    format!("{:08x}", crc32fast::hash(text.as_bytes()))
 }
 
 #[cfg(test)]
@@ -74,7 +86,8 @@ mod tests {
         assert_eq!(again.id, token.id);
         assert!(matches(again.secret.reveal(), &hash(token.secret.reveal())));
         assert!(!format!("{token:?}").contains(token.secret.reveal()));
-        for bad in ["", "wattle_", "wattle_x_y", &token.reveal()[1..], &format!("{}x", token.reveal())] {
+        let mistyped = token.reveal().replacen('_', "-", 1);
+        for bad in ["", "wattle_", "wattle_x_y", "wattle_ü_12345678", &mistyped, &token.reveal()[1..], &format!("{}x", token.reveal())] {
             assert!(ApiToken::parse(bad).is_none(), "{bad}");
         }
     }

@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::{App, Parts, Settings},
-    auth::Verified,
+    auth::{KnownTokens, Verified},
     certificate::Certificate,
     config::Config,
     copy::Copy,
     db::Db,
+    failures::Failures,
     first_start, listen,
     live::Live,
     mailbox,
@@ -58,6 +59,8 @@ impl Server {
             live: Live::default(),
             metrics: Metrics::new()?,
             verified: Verified::default(),
+            known: KnownTokens::default(),
+            failures: Failures::default(),
             settings: Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls },
             certificate,
             stop: stop.clone(),

@@ -1,4 +1,4 @@
-//! `/join-tokens`: what lets a machine become a node. And api tokens, which the command line makes.
+//! `/join-tokens`: what lets a machine become a node.
 
 pub mod queries;
 

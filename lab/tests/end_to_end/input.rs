@@ -5,7 +5,7 @@ use std::{path::Path, time::SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use wattle_lab::{
-    Api, Gateway, Lab, patience,
+    Api, Gateway, Lab, patience, process,
     site::{DUBLIN, FRANKFURT},
     wait::same,
     wait_for,
@@ -144,6 +144,31 @@ pub(crate) fn a_bad_request_gets_a_problem_that_says_why_and_changes_nothing(fol
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     same(&api.get::<Value>("/sites")?, &before)
+}
+
+pub(crate) fn c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
+    let api = lab.start_coordinator()?;
+    let dublin: CreatedSite = api.post("/sites", &DUBLIN.body())?;
+    let frankfurt: CreatedSite = api.post("/sites", &FRANKFURT.body())?;
+    let attacker = &lab.gateway(DUBLIN)?.host;
+    let curl = |arguments: &[&str]| {
+        let mut curl = attacker.command("curl");
+        curl.env("CURL_CA_BUNDLE", &api.ca).args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code} "]).args(arguments);
+        process::run(curl, None)
+    };
+    let guess = json!({ "token": UNKNOWN, "secret": "x" }).to_string();
+    let statuses = curl(&["--json", &guess, &format!("{}/agent/enrol/start?[1-40]", api.url)])?;
+    let count = |status: &str| statuses.split_whitespace().filter(|found| *found == status).count();
+    ensure!(count("401") >= 20 && count("429") > 5 && count("401") + count("429") == 40, "{statuses}");
+
+    // Whoever is at that address and has shown a good token before goes on, and others never notice.
+    let status = curl(&["--header", &format!("Authorization: Bearer {}", api.token), &format!("{}/sites", api.url)])?;
+    same(&status.trim(), &"200")?;
+    lab.gateway(FRANKFURT)?.join(frankfurt.join_token.join_string.reveal())?;
+    // When the guessing ends, that address is as good as any other.
+    wait_for("a gateway at that address joins", patience(30.0), || lab.gateway(DUBLIN)?.join(dublin.join_token.join_string.reveal()))?;
+    Ok(())
 }
 
 /// A request that has to be answered with a problem.

@@ -60,6 +60,7 @@ const INSIDE: &[(&str, Test)] = tests![
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
     trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
     input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
+    input::c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is,
     input::a_bad_request_gets_a_problem_that_says_why_and_changes_nothing,
 ];
 

@@ -38,6 +38,7 @@ struct Inside {
 pub struct Guest {
     doors: Arc<Doors>,
     number: u64,
+    network: IpAddr,
     proven: AtomicBool,
     gives_way: CancellationToken,
 }
@@ -63,7 +64,7 @@ impl Doors {
         if let Some(gives_way) = oldest_there.or(oldest).and_then(|number| inside.remove(number)) {
             gives_way.cancel();
         }
-        Arc::new(Guest { doors: Arc::clone(self), number, proven: AtomicBool::new(false), gives_way })
+        Arc::new(Guest { doors: Arc::clone(self), number, network, proven: AtomicBool::new(false), gives_way })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -91,6 +92,11 @@ impl Guest {
         if !self.proven.swap(true, Ordering::Relaxed) {
             self.doors.lock().remove(self.number);
         }
+    }
+
+    /// Where it comes from: its address, of IPv6 its /64; `None` for loopback, where a proxy may stand for everybody.
+    pub fn network(&self) -> Option<IpAddr> {
+        Some(self.network).filter(|network| !network.is_loopback() && *network != IpAddr::V6(Ipv6Addr::UNSPECIFIED))
     }
 
     pub(super) fn is_proven(&self) -> bool {

@@ -1,4 +1,4 @@
-//! SQL of join tokens and api tokens.
+//! SQL of join tokens.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -9,10 +9,7 @@ use wattle_wire::{
 };
 
 use super::Issue;
-use crate::{
-    error::Result,
-    secret::{self, ApiToken},
-};
+use crate::{error::Result, secret};
 
 struct JoinTokenRow {
     id: Uuid,
@@ -68,44 +65,5 @@ pub(super) async fn of_site(connection: &mut PgConnection, site: SiteId, after: 
 /// Whether there was such a token.
 pub(super) async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<bool> {
     let revoked = sqlx::query!("UPDATE join_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id.0);
-    Ok(revoked.execute(connection).await?.rows_affected() == 1)
-}
-
-/// An api token as it is stored.
-#[derive(Debug)]
-pub struct StoredApiToken {
-    pub id: Uuid,
-    pub name: String,
-    pub role: String,
-    pub created_at: DateTime<Utc>,
-}
-
-pub async fn insert_api_token(connection: &mut PgConnection, token: &ApiToken, name: &str) -> Result<()> {
-    sqlx::query!(
-        "INSERT INTO api_tokens (id, name, role, secret_hash) VALUES ($1, $2, 'owner', $3)",
-        token.id.0,
-        name,
-        &secret::hash(token.secret.reveal())
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// The api tokens that were not revoked.
-pub async fn api_tokens(connection: &mut PgConnection) -> Result<Vec<StoredApiToken>> {
-    let rows = sqlx::query_as!(StoredApiToken, "SELECT id, name, role, created_at FROM api_tokens WHERE revoked_at IS NULL ORDER BY id");
-    Ok(rows.fetch_all(connection).await?)
-}
-
-/// The hash of an api token's secret.
-pub async fn api_token_hash(connection: &mut PgConnection, id: TokenId) -> Result<Option<Vec<u8>>> {
-    let hash = sqlx::query_scalar!("SELECT secret_hash FROM api_tokens WHERE id = $1 AND revoked_at IS NULL", id.0);
-    Ok(hash.fetch_optional(connection).await?)
-}
-
-/// Whether there was such an api token.
-pub async fn revoke_api_token(connection: &mut PgConnection, id: TokenId) -> Result<bool> {
-    let revoked = sqlx::query!("UPDATE api_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id.0);
     Ok(revoked.execute(connection).await?.rows_affected() == 1)
 }

@@ -6,46 +6,146 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_server::{
-    router::{self, Caller},
-    secret::ApiToken,
-};
+use wattle_mesh::access::{Action, Actor, Grant, Object, authorise};
+use wattle_server::{router, secret::ApiToken};
+use wattle_wire::admin::Role;
 
 use crate::{
     agents::{Machine, Node, new_node, node_header},
-    harness::{Answer, Coordinator, send},
+    harness::{Answer, Coordinator, send, send_head},
 };
 
 #[tokio::test]
-async fn every_route_asks_for_its_own_kind_of_credential() {
+async fn a6_a7_every_route_lets_in_whom_the_rules_let_in_and_nobody_else() {
     let coordinator = Coordinator::start().await;
     let node = new_node(&coordinator, json!({"name": "dublin"})).await;
-    let foreign = ApiToken::fresh().unwrap().reveal();
-    let mut anyone = BTreeSet::new();
-    for (method, path, caller) in router::table() {
-        let url = coordinator.url(&path.replace("{site}", "dublin").replace("{node}", "dublin").replace("{id}", "x"));
+    let foreign = Machine::new().sign(&node_header(), &serde_json::to_value(node.claims()).unwrap());
+    let nobody = [
+        None,
+        Some(String::new()),
+        Some("x".to_owned()),
+        Some("a.b.c".to_owned()),
+        Some(ApiToken::fresh().unwrap().reveal()),
+        Some(foreign),
+    ];
+    let grant = |role| Actor::ApiToken(Grant { role, expires_at: None });
+    let mut known = vec![(Actor::Node, node.token())];
+    for role in [Role::Viewer, Role::Operator, Role::Owner] {
+        known.push((grant(role), mint(&coordinator, &coordinator.token, json!({"name": "x", "role": role})).await.expect(201).token()));
+    }
+    let mut open = BTreeSet::new();
+    for (method, path, action) in router::table() {
+        // Nothing of what is named here exists, so that nothing is changed by whoever is let in.
+        let url = coordinator.url(&path.replace("{site}", "nowhere").replace("{node}", "nowhere").replace("{id}", "x"));
         let call = |token: Option<String>| {
             let request = coordinator.client.request(Method::from_bytes(method.as_bytes()).unwrap(), &url);
-            send(token.into_iter().fold(request, reqwest::RequestBuilder::bearer_auth))
+            send_head(token.into_iter().fold(request, reqwest::RequestBuilder::bearer_auth))
         };
-        let wrong_kind = match caller {
-            Caller::Anyone => {
-                anyone.insert(format!("{method} {path}"));
-                continue;
-            }
-            Caller::ApiToken => node.token(),
-            Caller::Node => coordinator.token.clone(),
-        };
-        for token in [None, Some(String::new()), Some("x".to_owned()), Some(foreign.clone()), Some("a.b.c".to_owned())] {
-            let answer = call(token).await;
+        if action == Action::Ask {
+            open.insert(format!("{method} {path}"));
+            continue;
+        }
+        for token in &nobody {
+            let answer = call(token.clone()).await;
             assert_eq!(answer.problem(), (401, "unauthorized".to_owned(), None), "{method} {path}");
             assert!(answer.headers.contains_key("date"), "a node corrects its clock by it");
         }
-        assert_eq!(call(Some(wrong_kind)).await.problem().0, 403, "{method} {path}");
+        for (actor, token) in &known {
+            let answer = call(Some(token.clone())).await;
+            match authorise(*actor, action, Object::Mesh) {
+                Ok(()) => assert!(![401, 403].contains(&answer.status.as_u16()), "{actor:?} {method} {path}: {}", answer.text),
+                Err(_) => assert_eq!(answer.problem(), (403, "forbidden".to_owned(), None), "{actor:?} {method} {path}"),
+            }
+        }
     }
     let expected = ["GET /healthz", "GET /openapi.json", "GET /readyz", "POST /agent/enrol/finish", "POST /agent/enrol/start"];
-    assert_eq!(anyone, expected.map(str::to_owned).into());
-    assert_eq!(coordinator.get("/sites/dublin").await.status, 200, "nothing was changed");
+    assert_eq!(open, expected.map(str::to_owned).into());
+}
+
+/// Asks for a new api token.
+async fn mint(coordinator: &Coordinator, token: &str, body: Value) -> Answer {
+    send(coordinator.client.post(coordinator.url("/api-tokens")).bearer_auth(token).json(&body)).await
+}
+
+impl Answer {
+    /// The api token that was made.
+    fn token(&self) -> String {
+        self.json()["token"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a9_nobody_makes_or_revokes_an_api_token_that_is_more_than_his_own() {
+    let coordinator = Coordinator::start().await;
+    let owner = coordinator.token.clone();
+    let operator = mint(&coordinator, &owner, json!({"name": "op", "role": "operator", "expires_in_s": 3600})).await.expect(201);
+    let operator_id = operator.json()["id"].as_str().unwrap().to_owned();
+    let operator = operator.token();
+    for body in [
+        json!({"name": "x", "role": "owner", "expires_in_s": 60}),
+        json!({"name": "x", "role": "operator"}),
+        json!({"name": "x", "role": "operator", "expires_in_s": 7200}),
+    ] {
+        assert_eq!(mint(&coordinator, &operator, body.clone()).await.problem(), (403, "forbidden".to_owned(), None), "{body}");
+    }
+    assert_eq!(coordinator.count("SELECT count(*) FROM api_tokens").await, 2, "what was refused is not there");
+    mint(&coordinator, &operator, json!({"name": "x", "role": "operator", "expires_in_s": 60})).await.expect(201);
+
+    let tokens = coordinator.get("/api-tokens").await.expect(200).json();
+    let owner_id = tokens["items"][0]["id"].as_str().unwrap();
+    assert_eq!((&tokens["items"][0]["role"], &tokens["items"][0]["name"]), (&json!("owner"), &json!("first start")));
+    assert!(tokens["items"][0]["last_used_at"].is_string() && !tokens.to_string().contains("secret"));
+    let delete = |token: &str, id: &str| send(coordinator.client.delete(coordinator.url(&format!("/api-tokens/{id}"))).bearer_auth(token));
+    assert_eq!(delete(&operator, owner_id).await.problem().0, 403);
+    coordinator.get("/sites").await.expect(200);
+    delete(&owner, &operator_id).await.expect(204);
+    assert_eq!(delete(&owner, &operator_id).await.problem().0, 404);
+    assert_eq!(mint(&coordinator, &operator, json!({"name": "x", "role": "viewer", "expires_in_s": 60})).await.problem().0, 401);
+}
+
+#[tokio::test]
+async fn a9_of_two_owners_who_revoke_each_other_at_once_one_stays() {
+    let coordinator = Coordinator::start().await;
+    for _ in 0..10 {
+        let mut made = Vec::new();
+        for _ in 0..2 {
+            let answer = mint(&coordinator, &coordinator.token, json!({"name": "x", "role": "owner"})).await.expect(201);
+            made.push((answer.json()["id"].as_str().unwrap().to_owned(), answer.token()));
+        }
+        let revoke = |by: usize| {
+            let path = format!("/api-tokens/{}", made[1 - by].0);
+            send(coordinator.client.delete(coordinator.url(&path)).bearer_auth(&made[by].1))
+        };
+        let (first, second) = tokio::join!(revoke(0), revoke(1));
+        let mut statuses = [first.status.as_u16(), second.status.as_u16()];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [204, 401]);
+    }
+}
+
+#[tokio::test]
+async fn an_api_token_says_what_is_wrong_with_it_and_ends_when_it_was_to_end() {
+    let coordinator = Coordinator::start().await;
+    for (body, field) in [
+        (json!({"role": "viewer"}), "name"),
+        (json!({"name": "", "role": "viewer"}), "name"),
+        (json!({"name": "a\nb", "role": "viewer"}), "name"),
+        (json!({"name": "x"}), "role"),
+        (json!({"name": "x", "role": "root"}), "role"),
+        (json!({"name": "x", "role": "viewer", "expires_in_s": 0}), "expires_in_s"),
+        (json!({"name": "x", "role": "viewer", "expires_in_s": i64::MAX}), "expires_in_s"),
+        (json!({"name": "x", "role": "viewer", "scope": "all"}), "scope"),
+    ] {
+        let (status, _, found) = mint(&coordinator, &coordinator.token, body.clone()).await.problem();
+        assert_eq!((status, found.as_deref()), (422, Some(field)), "{body}");
+    }
+    let answer = mint(&coordinator, &coordinator.token, json!({"name": "x", "role": "viewer", "expires_in_s": 3600})).await.expect(201);
+    assert_eq!(answer.headers["cache-control"], "no-store");
+    let token = answer.token();
+    let get = || send(coordinator.client.get(coordinator.url("/sites")).bearer_auth(&token));
+    get().await.expect(200);
+    sqlx::query("UPDATE api_tokens SET expires_at = now() WHERE name = 'x'").execute(&mut coordinator.connection().await).await.unwrap();
+    get().await.expect(401);
 }
 
 #[tokio::test]

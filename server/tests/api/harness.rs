@@ -197,3 +197,11 @@ async fn serve(database: &PgConnectOptions, data_dir: &Path, arguments: &[&str])
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     Server::start(database.clone(), listener, &config).await.unwrap()
 }
+
+/// As [`send`]; of a good answer, which may be a stream, only the head.
+pub(crate) async fn send_head(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status(), response.headers().clone());
+    let text = if status.is_success() { String::new() } else { response.text().await.unwrap() };
+    Answer { status, headers, text }
+}

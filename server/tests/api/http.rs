@@ -14,7 +14,7 @@ async fn unknown_paths_and_methods_are_problems() {
     assert_eq!(coordinator.get("/sites/nowhere").await.problem(), (404, "not_found".to_owned(), None));
     let answer = send(coordinator.request(Method::PUT, "/sites")).await;
     assert_eq!(answer.problem().0, 405);
-    assert_eq!(answer.headers["allow"], "POST,GET,HEAD");
+    assert_eq!(answer.headers["allow"], "GET,HEAD,POST");
 }
 
 #[tokio::test]
