@@ -6,6 +6,7 @@
 pub mod access;
 pub mod admit;
 pub mod allocate;
+pub mod audit;
 pub mod backoff;
 pub mod board;
 pub mod desired;

@@ -41,7 +41,7 @@ pub async fn create(
         let api_token = queries::insert(&mut change, new, wanted).await?;
         let grant = Grant { role: api_token.role, expires_at: api_token.expires_at };
         access::authorise(access::Actor::ApiToken(own), Action::Grant, Object::NewApiToken(grant)).map_err(error::denied)?;
-        Ok(change.made(api_token, Vec::new(), "api-token.create", new.id))
+        change.made(api_token.clone(), Vec::new(), "api-token.create", new.id).leaving(&api_token)
     });
     let api_token = api_token.await?;
     let headers = [(header::LOCATION, format!("/api-tokens/{}", token.id)), (header::CACHE_CONTROL, "no-store".to_owned())];

@@ -8,6 +8,7 @@ use std::{
 use anyhow::ensure;
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
+use wattle_mesh::audit::Head;
 use wattle_wire::{
     admin::{NewApiToken, Role},
     ids::TokenId,
@@ -89,6 +90,9 @@ pub enum Command {
     /// join string; it keeps its keys and its tunnels.
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Checks the audit log, also while the coordinator runs
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Prints the OpenAPI description of the REST interface
     Openapi,
 }
@@ -131,6 +135,17 @@ pub enum CaCommand {
         /// Its fingerprint, as `list` shows it
         #[arg(value_parser = parse_fingerprint)]
         fingerprint: Bytes32,
+    },
+}
+
+/// What to do with the audit log.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Follows its chain from the first event to the last, and prints the end; fails where an event is missing or altered
+    Verify {
+        /// The end that an earlier check printed: fails unless it is still in the chain, which nobody can rewrite without it
+        #[arg(long, value_name = "NUMBER.HASH")]
+        seen: Option<Head>,
     },
 }
 

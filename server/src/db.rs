@@ -8,14 +8,18 @@ use std::{
 };
 
 use anyhow::Context;
+use serde::Serialize;
 use sqlx::{
     Connection, PgConnection, PgPool, Postgres, Transaction,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     types::Json,
 };
-use wattle_mesh::directory::RecordChange;
-use wattle_wire::ids::Position;
+use wattle_mesh::{
+    audit::{self, Content},
+    directory::RecordChange,
+};
+use wattle_wire::{ids::Position, key::Bytes32};
 
 use crate::{
     error::{Error, Result},
@@ -76,17 +80,29 @@ struct Made {
     records: Vec<RecordChange>,
     action: &'static str,
     object: String,
+    /// Digest of the object as it is now, where the records do not tell.
+    after: Option<Bytes32>,
 }
 
 impl Change {
     /// Something was changed: the records are now so, and this was done to that object.
     pub fn made<T>(self, value: T, records: Vec<RecordChange>, action: &'static str, object: impl ToString) -> Outcome<T> {
-        Outcome { transaction: self.0, value, made: Some(Made { records, action, object: object.to_string() }) }
+        Outcome { transaction: self.0, value, made: Some(Made { records, action, object: object.to_string(), after: None }) }
     }
 
     /// Everything is already as it should be.
     pub fn not_needed<T>(self, value: T) -> Outcome<T> {
         Outcome { transaction: self.0, value, made: None }
+    }
+}
+
+impl<T> Outcome<T> {
+    /// Says what the object is now, of which there is no record. Secrets have no place in it.
+    pub fn leaving(mut self, object: &impl Serialize) -> Result<Self> {
+        if let Some(made) = &mut self.made {
+            made.after = Some(digest(object)?);
+        }
+        Ok(self)
     }
 }
 
@@ -244,37 +260,62 @@ async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
     connection.close().await.context("cannot connect to the database")
 }
 
-/// Takes the revision, records the change and the event and tells the other coordinators, in one statement: nobody else can change the mesh
-/// from here to the end of the commit, so each round trip in between would count for all who want to.
+/// Takes the revision if the configuration changed, records the change and the event and tells the other coordinators, in one statement:
+/// nobody else can change the mesh from here to the end of the commit, so each round trip in between would count for all who want to.
+///
+/// The hash of the event is that of [`audit::Head::then`]. The last event of the object is committed: whoever changes an object has locked it.
 async fn record(transaction: &mut Transaction<'_, Postgres>, actor: &Actor, made: Made) -> Result<Option<Position>> {
-    let Made { records, action, object } = made;
-    if records.is_empty() {
-        sqlx::query!(
-            "INSERT INTO events (actor, action, object, request_id) VALUES ($1, $2, $3, $4)",
-            actor.name,
-            action,
-            object,
-            actor.request_id
-        )
-        .execute(&mut **transaction)
-        .await?;
-        return Ok(None);
-    }
+    let Made { records, action, object, after } = made;
+    let after = match (after, &records[..]) {
+        (None, []) => None,
+        (None, records) if records.iter().any(is_removal) => None,
+        (None, records) => Some(digest(records)?),
+        (after, _) => after,
+    };
+    let content = Content { actor: &actor.name, action, object: &object, request_id: actor.request_id.as_deref(), after }.digest();
+    let is_configuration = !records.is_empty();
     let taken = sqlx::query!(
-        r#"WITH taken AS (UPDATE mesh SET revision = revision + 1 RETURNING epoch, revision),
-                change AS (INSERT INTO changes (revision, epoch, changes) SELECT revision, epoch, $1 FROM taken),
-                event AS (INSERT INTO events (actor, action, object, revision, request_id) SELECT $2, $3, $4, revision, $5 FROM taken)
-           SELECT epoch, revision, pg_notify($6, revision::text) AS "sent: ()" FROM taken"#,
+        r#"WITH taken AS (
+               UPDATE mesh SET
+                   revision = revision + $1,
+                   event_number = event_number + 1,
+                   event_hash = sha256($2 || event_hash || int8send(event_number + 1)
+                       || int8send((extract(epoch FROM statement_timestamp()) * 1000000)::bigint)
+                       || int8send((revision + 1) * $1) || coalesce(found.after, $3) || $4)
+               FROM (SELECT (SELECT after FROM events WHERE object = $5 ORDER BY number DESC LIMIT 1) AS after) AS found
+               RETURNING epoch, revision, event_number, event_hash, found.after AS before),
+           change AS (INSERT INTO changes (revision, epoch, changes) SELECT revision, epoch, $6 FROM taken WHERE $1 = 1),
+           event AS (
+               INSERT INTO events (number, hash, at, actor, action, object, revision, request_id, before, after)
+               SELECT event_number, event_hash, statement_timestamp(), $7, $8, $5, nullif(revision * $1, 0), $9, before, $10 FROM taken)
+           SELECT epoch, revision, pg_notify($11, revision::text) AS "sent: ()" FROM taken"#,
+        i64::from(is_configuration),
+        audit::CONTEXT,
+        audit::ABSENT,
+        content.as_bytes(),
+        object,
         Json(records) as _,
         actor.name,
         action,
-        object,
         actor.request_id,
+        after.as_ref().map(|digest| digest.as_bytes().as_slice()),
         CHANNEL
     )
     .fetch_one(&mut **transaction)
     .await?;
-    Ok(Some(Position { epoch: taken.epoch, revision: taken.revision }))
+    Ok(is_configuration.then_some(Position { epoch: taken.epoch, revision: taken.revision }))
+}
+
+fn is_removal(record: &RecordChange) -> bool {
+    match record {
+        RecordChange::SiteRemoved(_) | RecordChange::NodeRevoked(_) => true,
+        RecordChange::Mesh(_) | RecordChange::Site(_) | RecordChange::Node(_) => false,
+    }
+}
+
+fn digest(object: &(impl Serialize + ?Sized)) -> Result<Bytes32> {
+    let text = serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
+    Ok(audit::digest(&text))
 }
 
 /// Some milliseconds, more with each try, and never the same for two that met.

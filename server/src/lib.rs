@@ -11,6 +11,7 @@ pub mod copy;
 pub mod db;
 pub mod enrolment;
 pub mod error;
+pub mod events;
 pub mod failures;
 pub mod first_start;
 pub mod health;

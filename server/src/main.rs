@@ -10,11 +10,12 @@ use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use wattle_mesh::audit::Head;
 use wattle_server::{
     api_tokens, authority,
-    config::{Arguments, CaCommand, Command, Config, LogFormat, TokenCommand},
+    config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
     db::{Actor, Db},
-    first_start, listen, postgres, router, secret,
+    events, first_start, listen, postgres, router, secret,
     server::{Database, Server},
 };
 use wattle_wire::admin::{ApiToken, NewApiToken};
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Serve => run(serve(&config)),
         Command::Token(command) => run(with_database(&config, |db, actor| token(db, actor, command))),
         Command::Ca(command) => run(with_database(&config, |db, actor| authority(db, actor, &config.data_dir, command))),
+        Command::Audit(AuditCommand::Verify { seen }) => run(with_database(&config, |db, _| verify(db, seen))),
         Command::Openapi => say(router::openapi_json().trim_end()),
     };
     match result {
@@ -104,8 +106,8 @@ async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()
             let token = secret::ApiToken::fresh()?;
             let (new, wanted) = (&token, &NewApiToken { name, role, expires_in_s });
             db.mutate(&actor, |mut change| async move {
-                api_tokens::queries::insert(&mut change, new, wanted).await?;
-                Ok(change.made((), Vec::new(), "api-token.create", new.id))
+                let api_token = api_tokens::queries::insert(&mut change, new, wanted).await?;
+                change.made((), Vec::new(), "api-token.create", new.id).leaving(&api_token)
             })
             .await?;
             say(&token.reveal())
@@ -127,6 +129,11 @@ async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()
             Ok(())
         }
     }
+}
+
+async fn verify(db: Db, seen: Option<Head>) -> anyhow::Result<()> {
+    let head = events::verify(&db, seen).await?;
+    say(&format!("the audit log is whole; keep its end elsewhere, and ask for it next time with --seen\n{head}"))
 }
 
 async fn authority(db: Db, actor: Actor, data_dir: &Path, command: CaCommand) -> anyhow::Result<()> {

@@ -27,7 +27,7 @@ use crate::{
     api_tokens,
     app::App,
     auth::{self, RequestId},
-    enrolment, error, health, links, live, mailbox, mesh, metrics, nodes, report, sites, stream, tokens, ui,
+    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, sites, stream, tokens, ui,
 };
 
 /// Position of the copy from which an answer was read.
@@ -57,7 +57,8 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(links::list))
             .routes(routes!(live::follow))
             .routes(routes!(metrics::show))
-            .routes(routes!(mesh::show)),
+            .routes(routes!(mesh::show))
+            .routes(routes!(events::list)),
         Action::Change => routes
             .routes(routes!(sites::create))
             .routes(routes!(sites::change, sites::remove))

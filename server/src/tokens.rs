@@ -74,7 +74,7 @@ pub async fn create(
     let new = &issue;
     let stored = app.mutate(&actor, |mut change| async move {
         let stored = queries::insert(&mut change, new).await?;
-        Ok(change.made(stored, Vec::new(), "join-token.create", new.id))
+        change.made(stored.clone(), Vec::new(), "join-token.create", new.id).leaving(&stored)
     });
     let stored = match stored.await {
         Err(error) if error.constraint() == Some("join_tokens_site_fkey") => return Err(error::not_found("site").into()),

@@ -14,7 +14,10 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use uuid::Uuid;
 use wattle_mesh::pin::Pins;
@@ -65,6 +68,30 @@ pub(crate) async fn empty_database() -> PgConnectOptions {
     options.database(&name)
 }
 
+/// Held by every test: by most together, by one that measures or listens to this process alone.
+static TESTS: RwLock<()> = RwLock::const_new(());
+
+/// Lets other tests run meanwhile, or none.
+#[derive(Debug)]
+pub(crate) enum Company {
+    Others { _held: RwLockReadGuard<'static, ()> },
+    Nobody { _held: RwLockWriteGuard<'static, ()> },
+}
+
+pub(crate) async fn among_others() -> Company {
+    Company::Others { _held: TESTS.read().await }
+}
+
+pub(crate) async fn alone() -> Company {
+    // Not in the queue of the lock: there it would keep a test from its second coordinator, which waits for the end of that test.
+    loop {
+        match TESTS.try_write() {
+            Ok(held) => return Company::Nobody { _held: held },
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
 /// A coordinator, and a client of it that holds the owner's token.
 pub(crate) struct Coordinator {
     pub(crate) server: Server,
@@ -73,6 +100,7 @@ pub(crate) struct Coordinator {
     pub(crate) client: reqwest::Client,
     pub(crate) data_dir: TempDir,
     pub(crate) arguments: &'static [&'static str],
+    pub(crate) _company: Company,
 }
 
 pub(crate) struct Answer {
@@ -105,15 +133,19 @@ impl Answer {
 impl Coordinator {
     /// The first coordinator of a new mesh.
     pub(crate) async fn start() -> Self {
-        Self::start_with(empty_database().await, &[]).await
+        Self::start_in(among_others().await, empty_database().await, &[]).await
     }
 
     /// The first coordinator of a new mesh, on a database that is empty, with more words on its command line.
     pub(crate) async fn start_with(database: PgConnectOptions, arguments: &'static [&'static str]) -> Self {
+        Self::start_in(among_others().await, database, arguments).await
+    }
+
+    pub(crate) async fn start_in(company: Company, database: PgConnectOptions, arguments: &'static [&'static str]) -> Self {
         let data_dir = reachable_folder();
         let server = serve(&database, data_dir.path(), arguments).await;
         let token = fs::read_to_string(data_dir.path().join("api-token")).unwrap().trim().to_owned();
-        Self { server, database, token, client: client(data_dir.path()), data_dir, arguments }
+        Self { server, database, token, client: client(data_dir.path()), data_dir, arguments, _company: company }
     }
 
     /// A further coordinator on the same database.
@@ -122,7 +154,7 @@ impl Coordinator {
         fs::copy(self.data_dir.path().join("ca.pem"), data_dir.path().join("ca.pem")).unwrap();
         let server = serve(&self.database, data_dir.path(), self.arguments).await;
         let (database, token, arguments) = (self.database.clone(), self.token.clone(), self.arguments);
-        Self { server, database, token, client: client(data_dir.path()), data_dir, arguments }
+        Self { server, database, token, client: client(data_dir.path()), data_dir, arguments, _company: among_others().await }
     }
 
     /// The same, as seen by a client that reads no more than it is asked for: over HTTP/2, megabytes of an answer could come in the meantime.

@@ -7,6 +7,7 @@ mod auth;
 mod browser;
 mod database;
 mod enrolment;
+mod events;
 mod harness;
 mod hostile;
 mod http;

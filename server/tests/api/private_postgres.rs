@@ -16,7 +16,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{SOON, client, reachable_folder};
+use crate::harness::{SOON, among_others, client, reachable_folder};
 
 /// `wattle-server` as a process.
 struct Program {
@@ -101,6 +101,7 @@ fn wait_until_gone(data_dir: &Path) {
 
 #[tokio::test]
 async fn a_second_start_finds_everything_even_after_a_kill() {
+    let _company = among_others().await;
     let folder = reachable_folder();
     let data_dir = folder.path();
     let first = Program::start(data_dir);
@@ -123,6 +124,7 @@ async fn a_second_start_finds_everything_even_after_a_kill() {
 
 #[tokio::test]
 async fn a_postgres_that_dies_is_started_again() {
+    let _company = among_others().await;
     let folder = reachable_folder();
     let server = Program::start(folder.path());
     let token = token(folder.path());
@@ -140,6 +142,7 @@ async fn a_postgres_that_dies_is_started_again() {
 
 #[tokio::test]
 async fn the_command_line_makes_lists_and_revokes_tokens_while_the_coordinator_runs_and_while_it_does_not() {
+    let _company = among_others().await;
     let folder = reachable_folder();
     let data_dir = folder.path();
     let run = |arguments: &[&str]| {
