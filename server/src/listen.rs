@@ -1,6 +1,7 @@
 //! Accepts connections, and lets go of them when they do not prove who they are, when their other side is dead or the coordinator stops.
 
 mod doors;
+mod turns;
 
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -24,8 +25,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use wattle_wire::stream::SILENCE_S;
 
-use self::doors::Doors;
 pub use self::doors::Guest;
+use self::{doors::Doors, turns::Turns};
 
 /// How long requests that are under way may take once the coordinator stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -63,7 +64,7 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until the coordinator stops.
 pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router: Router, stop: CancellationToken) -> anyhow::Result<()> {
-    let server = Arc::new(Server { tls: tls.map(TlsAcceptor::from), http: http(), router, stop });
+    let server = Arc::new(Server { tls: tls.map(TlsAcceptor::from), handshakes: Turns::new(), http: http(), router, stop });
     let doors = Doors::new(most_connections()?);
     let connections = TaskTracker::new();
     loop {
@@ -92,6 +93,7 @@ pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router
 /// What all connections share.
 struct Server {
     tls: Option<TlsAcceptor>,
+    handshakes: Turns,
     http: auto::Builder<TokioExecutor>,
     router: Router,
     stop: CancellationToken,
@@ -109,7 +111,7 @@ impl Server {
     async fn welcome(&self, connection: TcpStream, guest: &Arc<Guest>) {
         match &self.tls {
             None => self.converse(connection, guest).await,
-            Some(tls) => match tls.accept(connection).await {
+            Some(tls) => match self.handshakes.take(tls.accept(connection)).await {
                 Ok(connection) => self.converse(connection, guest).await,
                 Err(error) => tracing::debug!(%error, "no TLS came about"),
             },

@@ -3,20 +3,25 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::join_all, stream};
 use reqwest::Method;
 use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     net::{TcpSocket, TcpStream},
+    sync::{Semaphore, SemaphorePermit},
     time::{sleep, timeout},
 };
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::harness::{Coordinator, SOON, send};
+use crate::harness::{Coordinator, SOON, alone, empty_database, send};
 
 /// What each connection of a kind sends, once it is open.
 #[derive(Clone, Copy, Debug)]
@@ -32,81 +37,116 @@ const KINDS: [Kind; 5] = [Kind::Silent, Kind::UnfinishedClientHello, Kind::Dribb
 /// The preface of HTTP/2 with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Opens a connection and waits until the other side closes it; `None` if it does not within [`SOON`], which is ten seconds.
-async fn attack(coordinator: &Coordinator, number: u32) -> (Kind, Option<()>) {
-    let kind = KINDS[number as usize % KINDS.len()];
-    // From many addresses, none of them that of the healthy.
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + number % 1000), 0))).unwrap();
-    let mut connection = socket.connect(coordinator.server.address).await.unwrap();
-    let lives = async {
-        match kind {
-            Kind::Silent => until_closed(&mut connection, b"", false).await,
-            // The head of a record that announces 512 bytes, and a few of them.
-            Kind::UnfinishedClientHello => until_closed(&mut connection, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", false).await,
-            Kind::DribbledHeaders => over_tls(coordinator, connection, b"GET / HTTP/1.1\r\nx-long: ", true).await,
-            Kind::SlowBody => {
-                let head = b"POST /agent/enrol/start HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{";
-                over_tls(coordinator, connection, head, true).await;
+/// Who attacks whom.
+#[derive(Clone)]
+struct Attacker {
+    coordinator: SocketAddr,
+    tls: TlsConnector,
+    /// How many handshakes they are up to at a time: their processor is that of the coordinator.
+    hands: Arc<Semaphore>,
+    /// Connections that have said their first word.
+    begun: Arc<AtomicUsize>,
+}
+
+impl Attacker {
+    /// Opens a connection and waits until the other side closes it; `None` if it does not within [`SOON`], which is ten seconds.
+    async fn attack(self, number: u32) -> (Kind, Option<()>) {
+        let kind = KINDS[number as usize % KINDS.len()];
+        let hand = self.hands.acquire().await.unwrap();
+        // From many addresses, none of them that of the healthy.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + number % 1000), 0))).unwrap();
+        let connection = socket.connect(self.coordinator).await.unwrap();
+        let lives = async {
+            match kind {
+                Kind::Silent => {
+                    drop(hand);
+                    self.until_closed(connection, b"", false).await;
+                }
+                // The head of a record that announces 512 bytes, and a few of them.
+                Kind::UnfinishedClientHello => {
+                    drop(hand);
+                    self.until_closed(connection, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", false).await;
+                }
+                Kind::DribbledHeaders => self.over_tls(connection, hand, b"GET / HTTP/1.1\r\nx-long: ", true).await,
+                Kind::SlowBody => {
+                    let head =
+                        b"POST /agent/enrol/start HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{";
+                    self.over_tls(connection, hand, head, true).await;
+                }
+                Kind::BareHttp2 => self.over_tls(connection, hand, PREFACE, false).await,
             }
-            Kind::BareHttp2 => over_tls(coordinator, connection, PREFACE, false).await,
-        }
-    };
-    (kind, timeout(SOON, lives).await.ok())
-}
-
-async fn over_tls(coordinator: &Coordinator, connection: TcpStream, first: &[u8], dribbles: bool) {
-    // It may be closed before it is open.
-    let Ok(mut connection) = coordinator.tls().connect("localhost".try_into().unwrap(), connection).await else { return };
-    until_closed(&mut connection, first, dribbles).await;
-}
-
-/// Says something, then perhaps a blank each second, until the other side closes.
-async fn until_closed(connection: &mut (impl AsyncRead + AsyncWrite + Unpin), first: &[u8], dribbles: bool) {
-    if connection.write_all(first).await.is_err() {
-        return;
+        };
+        (kind, timeout(SOON, lives).await.ok())
     }
-    let mut buffer = [0; 1024];
-    loop {
-        tokio::select! {
-            read = connection.read(&mut buffer) => if matches!(read, Ok(0) | Err(_)) {
-                return;
-            },
-            () = sleep(Duration::from_secs(1)), if dribbles => if connection.write_all(b" ").await.is_err() {
-                return;
-            },
+
+    async fn over_tls(&self, connection: TcpStream, hand: SemaphorePermit<'_>, first: &[u8], dribbles: bool) {
+        let connected = self.tls.connect("localhost".try_into().unwrap(), connection).await;
+        drop(hand);
+        match connected {
+            Ok(connection) => self.until_closed(connection, first, dribbles).await,
+            // It was closed before it was open.
+            Err(_) => drop(self.begun.fetch_add(1, Ordering::Relaxed)),
         }
     }
+
+    /// Says something, then perhaps a blank each second, until the other side closes.
+    async fn until_closed(&self, mut connection: impl AsyncRead + AsyncWrite + Unpin, first: &[u8], dribbles: bool) {
+        let said = connection.write_all(first).await;
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        if said.is_err() {
+            return;
+        }
+        let mut buffer = [0; 1024];
+        loop {
+            tokio::select! {
+                read = connection.read(&mut buffer) => if matches!(read, Ok(0) | Err(_)) {
+                    return;
+                },
+                () = sleep(Duration::from_secs(1)), if dribbles => if connection.write_all(b" ").await.is_err() {
+                    return;
+                },
+            }
+        }
+    }
 }
 
-/// The slowest but one of a hundred requests, made one after the other.
+/// The slowest but one of a hundred requests, made one after the other; the best of five rounds, for the machine may have other work.
 async fn p99(coordinator: &Coordinator) -> Duration {
-    let mut times = Vec::new();
-    for _ in 0..100 {
-        let begin = Instant::now();
-        coordinator.get("/sites").await.expect(200);
-        times.push(begin.elapsed());
+    let mut rounds = Vec::new();
+    for _ in 0..5 {
+        let mut times = Vec::new();
+        for _ in 0..100 {
+            let begin = Instant::now();
+            coordinator.get("/sites").await.expect(200);
+            times.push(begin.elapsed());
+        }
+        times.sort();
+        rounds.push(times[98]);
     }
-    times.sort();
-    times[98]
+    rounds.into_iter().min().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn c1_five_thousand_hostile_connections_are_closed_within_ten_seconds_and_slow_nobody_down() {
-    let coordinator = Coordinator::start().await;
-    p99(&coordinator).await;
+    let coordinator = Coordinator::start_in(alone().await, empty_database().await, &[]).await;
     let normal = p99(&coordinator).await;
-    let attacks = stream::iter(0..5_000).map(|number| attack(&coordinator, number)).buffer_unordered(5_000).collect::<Vec<_>>();
-    let healthy = async {
-        // The attackers' own handshakes use this machine, too: those are over in a moment.
-        sleep(Duration::from_secs(4)).await;
-        p99(&coordinator).await
+    let attacker = Attacker {
+        coordinator: coordinator.server.address,
+        tls: coordinator.tls(),
+        hands: Arc::new(Semaphore::new(16)),
+        begun: Arc::default(),
     };
-    let (lives, attacked) = tokio::join!(attacks, healthy);
+    let attacks: Vec<_> = (0..5_000).map(|number| tokio::spawn(attacker.clone().attack(number))).collect();
+    // The attackers' own handshakes use this machine, too.
+    while attacker.begun.load(Ordering::Relaxed) < attacks.len() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let attacked = p99(&coordinator).await;
+    let lives: Vec<_> = join_all(attacks).await.into_iter().map(Result::unwrap).collect();
     let survivors: Vec<_> = lives.iter().filter(|(_, life)| life.is_none()).map(|(kind, _)| kind).collect();
     assert!(survivors.is_empty(), "{} live on after {SOON:?}: {:?}", survivors.len(), survivors.first());
-    // The attackers are on this machine, too, so this shows no more than that nobody waits for their time limits.
-    assert!(attacked < Duration::from_secs(2), "{attacked:?} under attack, {normal:?} normally");
+    assert!(attacked < 2 * normal + Duration::from_millis(50), "p99 {attacked:?} under attack, {normal:?} normally");
 }
 
 /// A connection of HTTP/2 by hand, on which the owner has made a request: it may stay for as long as it behaves.
