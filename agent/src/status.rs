@@ -116,8 +116,13 @@ pub(crate) fn find(place: &Place) -> anyhow::Result<Found> {
         replica.restore(stored).context("the view kept on disk is not usable")?;
     }
     let known = replica.known().cloned();
+    let mut problems: Vec<_> = replica.problems().collect();
+    let psks = psk::load(&store).unwrap_or_else(|error| {
+        problems.push(format!("the preshared keys that were kept are lost: {error:#}"));
+        Exchange::default()
+    });
     let host = Host::new(place, &store, &membership.urls)?;
-    Ok(Found { membership, machine, known, problems: replica.problems().collect(), psks: psk::load(&store)?, host, store })
+    Ok(Found { membership, machine, known, problems, psks, host, store })
 }
 
 fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result<Status> {

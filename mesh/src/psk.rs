@@ -373,7 +373,7 @@ impl Pair {
     fn begin(&mut self, ends: &Ends<'_>, now: u64, kem: &impl Kem) -> Option<SignedPskMessage> {
         let (secret, kem_key) = kem.generate()?;
         // The time makes it grow even when what was kept on disk is lost.
-        self.round = now.max(self.round + 1);
+        self.round = now.max(self.round.saturating_add(1));
         let keys = ends.keys();
         let [initiator_key, responder_key] = keys;
         let message = ends.sign(self.round, PskStep::Request { initiator_key, responder_key, kem_key })?;
