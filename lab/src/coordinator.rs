@@ -59,13 +59,7 @@ impl Coordinator {
         command.env("DATABASE_URL", format!("postgres:///postgres?host={DATA_DIR}/postgres/run&user=wattle"));
         let mut another = Daemon::start(command, &self.log.with_file_name(format!("coordinator-{port}.log")))?;
         let api = Api { url: url(port), ..self.api()? };
-        wait_for("the other coordinator is ready", patience(20.0), || {
-            if let Err(ended) = another.expect_running() {
-                return Ok(Err(ended));
-            }
-            let answer = api.request("GET", "/readyz", None)?;
-            if answer.status == 200 { Ok(Ok(())) } else { bail!("{answer:?}") }
-        })??;
+        wait_until_ready(&mut another, &api, || Ok(()))?;
         self.others.insert(port, another);
         Ok(api)
     }
@@ -86,16 +80,11 @@ impl Coordinator {
     pub fn wait_ready(&mut self) -> Result<()> {
         let (host, ca) = (&self.host, self.log.with_file_name("ca.crt"));
         let server = self.server.as_mut().context("no coordinator runs")?;
-        wait_for("the coordinator is ready", patience(60.0), || {
-            if let Err(ended) = server.expect_running() {
-                return Ok(Err(ended));
-            }
+        let anonymous = Api { url: url(PORT), token: String::new(), ca: ca.clone() };
+        wait_until_ready(server, &anonymous, || {
             // It is made before the server listens, and where curl cannot see it.
-            fs::write(&ca, host.run(&format!("cat {DATA_DIR}/ca.crt"))?)?;
-            let anonymous = Api { url: url(PORT), token: String::new(), ca: ca.clone() };
-            let answer = anonymous.request("GET", "/readyz", None)?;
-            if answer.status == 200 { Ok(Ok(())) } else { bail!("{answer:?}") }
-        })?
+            fs::write(&ca, host.run(&format!("cat {DATA_DIR}/ca.crt"))?).map_err(Into::into)
+        })
     }
 
     /// The interface, with the token of the first start.
@@ -144,6 +133,18 @@ impl Coordinator {
         }
         Ok(command)
     }
+}
+
+/// Waits until a coordinator answers that it is ready; before each look, `prepare` does what the look needs.
+fn wait_until_ready(server: &mut Daemon, api: &Api, mut prepare: impl FnMut() -> Result<()>) -> Result<()> {
+    wait_for("the coordinator is ready", patience(60.0), || {
+        if let Err(ended) = server.expect_running() {
+            return Ok(Err(ended));
+        }
+        prepare()?;
+        let answer = api.request("GET", "/readyz", None)?;
+        if answer.status == 200 { Ok(Ok(())) } else { bail!("{answer:?}") }
+    })?
 }
 
 /// What agents and people call a coordinator by.

@@ -71,7 +71,7 @@ struct Test {
 /// Each machine has one processor, and there are as many as the host has: two that emulate one each get more done than one with two, and
 /// tests that unload modules are alone.
 pub fn test(filter: Option<&str>, limit: Duration) -> Result<()> {
-    let Ground { debian, folder, .. } = prepare()?;
+    let Prepared { debian, folder, .. } = prepare()?;
     let tests = list(&folder, filter)?;
     ensure!(!tests.is_empty(), "no test has {:?} in its name", filter.unwrap_or_default());
     let machines = thread::available_parallelism().map_or(1, usize::from).min(MOST_MACHINES).min(tests.len());
@@ -145,7 +145,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Runs a command of a shell in the machine, which has to succeed.
 pub fn run(command: &str, limit: Duration) -> Result<()> {
-    let Ground { debian, folder, .. } = prepare()?;
+    let Prepared { debian, folder, .. } = prepare()?;
     let job = format!("{}exec </dev/null\n{command}\n", environment(&folder));
     let mut machine = Machine::start(&debian, &folder, "1", &job, Talk::Listen)?;
     match machine.listen(SILENCE, limit, |line| if line == machine::UP { Ok(()) } else { say(line) })? {
@@ -156,14 +156,14 @@ pub fn run(command: &str, limit: Duration) -> Result<()> {
 
 /// A shell in the machine, with the programs in its path.
 pub fn shell() -> Result<()> {
-    let Ground { debian, folder, .. } = prepare()?;
+    let Prepared { debian, folder, .. } = prepare()?;
     let job = format!("stty -F {PORT} sane\nexec setsid --ctty bash -i <{PORT} >{PORT} 2>&1\n");
     say(&format!("machine: {debian}; `exit` switches it off, Ctrl-A X pulls the plug"))?;
     Machine::start(&debian, &folder, "1", &(environment(&folder) + &job), Talk::Person)?.wait()
 }
 
 /// What machines are made of.
-struct Ground {
+struct Prepared {
     debian: Debian,
     folder: PathBuf,
     /// Who has it has the folder.
@@ -171,7 +171,7 @@ struct Ground {
 }
 
 /// Builds everything, and gathers it in a folder that is the machine's too.
-fn prepare() -> Result<Ground> {
+fn prepare() -> Result<Prepared> {
     let debian = Debian::find()?;
     let folder = scratch("kernel")?;
     let lock = folder.with_extension("lock");
@@ -201,7 +201,7 @@ fn prepare() -> Result<Ground> {
         fs::copy(path, programs.join(name)).with_context(|| format!("copying {path}"))?;
     }
     initramfs::build(&debian, &folder)?;
-    Ok(Ground { debian, folder, _lock: lock })
+    Ok(Prepared { debian, folder, _lock: lock })
 }
 
 /// The test programs of the suites, by their names.

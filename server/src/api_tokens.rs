@@ -53,14 +53,14 @@ pub async fn create(
 #[utoipa::path(get, path = "/api-tokens", tag = "api tokens", params(PageQuery), responses((status = 200, body = Page<ApiToken>)))]
 pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Result<Json<Page<ApiToken>>> {
     let (limit, after) = query.read::<TokenId>()?;
-    let tokens = queries::list(&mut *app.db.read().await?, after, limit + 1).await?;
+    let tokens = queries::list(&mut *app.db.begin().await?, after, limit + 1).await?;
     Ok(Json(page::cut(tokens.into_iter(), limit, |token| token.id)))
 }
 
 /// Shows an api token, without its secret.
 #[utoipa::path(get, path = "/api-tokens/{id}", tag = "api tokens", params(("id" = TokenId, Path)), responses((status = 200, body = ApiToken)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<ApiToken>> {
-    let found = queries::find(&mut *app.db.read().await?, parse(&id)?).await?;
+    let found = queries::find(&mut *app.db.begin().await?, parse(&id)?).await?;
     found.map(Json).ok_or_else(|| error::not_found("api token").into())
 }
 

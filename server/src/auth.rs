@@ -168,12 +168,12 @@ async fn api_token(app: &App, token: &ApiToken, network: Option<IpAddr>) -> Resu
     // Its holder is not kept out by what others at his address do.
     let network = network.filter(|_| !app.known.has(token.id));
     let lookup = async {
-        let stored = api_tokens::queries::credential(&mut *app.db.read().await?, token.id).await?;
+        let stored = api_tokens::queries::credential(&mut *app.db.begin().await?, token.id).await?;
         Ok(stored.filter(|(hash, _)| secret::matches(token.secret.reveal(), hash)).map(|(_, grant)| grant))
     };
     let Some(grant) = unless_guessing(app, network, lookup).await? else { return Err(error::unauthorized().into()) };
     if app.known.use_is_due(token.id, Instant::now()) {
-        let mut transaction = app.db.read().await?;
+        let mut transaction = app.db.begin().await?;
         api_tokens::queries::used(&mut transaction, token.id).await?;
         transaction.commit().await?;
     }

@@ -140,7 +140,7 @@ fn named(name: &str) -> DistinguishedName {
 
 /// The authority of this coordinator. The first coordinator of a mesh makes it; to others the operator brings the file.
 pub async fn ensure(db: &Db, data_dir: &Path) -> anyhow::Result<Authority> {
-    let mut transaction = db.read().await.context("cannot reach the database")?;
+    let mut transaction = db.begin().await.context("cannot reach the database")?;
     let trusted = queries::lock_pins(&mut transaction).await?;
     let file = secret_file(data_dir);
     let authority = match Authority::load(&file)? {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
+use axum::http::Uri;
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs,
@@ -174,19 +175,15 @@ impl Source {
 /// What this coordinator is called: as its URLs say, and as it is reached from its own machine.
 fn names(urls: &[String]) -> Vec<String> {
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    names.extend(urls.iter().filter_map(|url| host(url)).map(str::to_owned));
+    names.extend(urls.iter().filter_map(|url| host(url)));
     names.sort();
     names.dedup();
     names
 }
 
 /// The host of a base URL, an IPv6 address without its brackets.
-fn host(url: &str) -> Option<&str> {
-    let authority = url.split_once("://")?.1.split('/').next()?;
-    match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map(|(address, _)| address),
-        None => authority.split(':').next(),
-    }
+fn host(url: &str) -> Option<String> {
+    Some(url.parse::<Uri>().ok()?.host()?.trim_matches(['[', ']']).to_owned())
 }
 
 #[cfg(test)]

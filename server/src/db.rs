@@ -140,7 +140,7 @@ impl Db {
         Ok(Self { requests: pool(16), follow: pool(3), reports: pool(1), has_pooler })
     }
 
-    /// For what requests read.
+    /// For what requests read and, unless it is a change of the mesh, write.
     ///
     /// Every query is part of a transaction, here and below: a query is two messages, and a pooler between us and the database promises
     /// one connection for several only within a transaction.
@@ -148,7 +148,7 @@ impl Db {
     /// # Errors
     ///
     /// When no connection is to be had within two seconds.
-    pub async fn read(&self) -> Result<Transaction<'static, Postgres>> {
+    pub async fn begin(&self) -> Result<Transaction<'static, Postgres>> {
         Ok(self.requests.begin_with(BEGIN).await?)
     }
 
@@ -234,7 +234,7 @@ impl Db {
     where
         W: Future<Output = Result<Outcome<T>>>,
     {
-        let Outcome { mut transaction, value, made } = work(Change(self.read().await?)).await?;
+        let Outcome { mut transaction, value, made } = work(Change(self.begin().await?)).await?;
         let position = match made {
             Some(made) => record(&mut transaction, actor, made).await?,
             None => None,

@@ -37,7 +37,7 @@ use crate::{
 #[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = EnrolChallenge)))]
 pub async fn start(State(app): State<App>, extensions: Extensions, Body(start): Body<EnrolStart>) -> Result<Response> {
     let lookup = async {
-        let stored = queries::token_hash(&mut *app.db.read().await?, start.token).await?;
+        let stored = queries::token_hash(&mut *app.db.begin().await?, start.token).await?;
         Ok(stored.filter(|stored| secret::matches(start.secret.reveal(), stored)))
     };
     auth::unless_guessing(&app, auth::network(&extensions), lookup).await?.ok_or_else(error::join_token_refused)?;

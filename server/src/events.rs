@@ -22,7 +22,7 @@ const CHUNK: usize = 10_000;
 #[utoipa::path(get, path = "/events", tag = "events", params(PageQuery), responses((status = 200, body = Page<Event>)))]
 pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Result<Json<Page<Event>>> {
     let (limit, before) = query.read::<i64>()?;
-    let events = queries::newest(&mut *app.db.read().await?, before, limit + 1).await?;
+    let events = queries::newest(&mut *app.db.begin().await?, before, limit + 1).await?;
     Ok(Json(page::cut(events.into_iter(), limit, |event| event.number)))
 }
 
@@ -33,11 +33,11 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
 /// When an event is missing or altered, when the end is not where the mesh says it is, or when `seen`, a place of before, is not in the chain.
 pub async fn verify(db: &Db, seen: Option<Head>) -> anyhow::Result<Head> {
     // Before the events: those that come meanwhile do not matter.
-    let end = queries::head(&mut *db.read().await?).await?;
+    let end = queries::head(&mut *db.begin().await?).await?;
     let mut head = Head::start();
     let mut seen_again = seen.is_none_or(|seen| seen == head);
     loop {
-        let events = queries::after(&mut *db.read().await?, head.number, CHUNK).await?;
+        let events = queries::after(&mut *db.begin().await?, head.number, CHUNK).await?;
         let Some(last) = events.last().map(|event| event.number) else { break };
         for event in &events {
             head = head.follow(&entry(event), Head { number: event.number, hash: event.hash }).context("the audit log is broken")?;

@@ -47,7 +47,7 @@ pub fn make_data_dir(data_dir: &Path) -> anyhow::Result<()> {
 
 /// Reads the mesh's row, and makes it if this is the first start of all coordinators on this database.
 pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyhow::Result<Mesh> {
-    let mut transaction = db.read().await.context("cannot reach the database")?;
+    let mut transaction = db.begin().await.context("cannot reach the database")?;
     if queries::insert_mesh(&mut transaction, tunnel_prefix, secret::random()?).await? {
         let token = ApiToken::fresh()?;
         let owner = NewApiToken { name: "first start".to_owned(), role: Role::Owner, expires_in_s: None };
@@ -58,7 +58,7 @@ pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyh
         tracing::info!(file = %file.display(), "made a new mesh; its owner's api token is in the file");
     }
     transaction.commit().await.context("cannot reach the database")?;
-    let mesh = queries::mesh(&mut *db.read().await?).await?;
+    let mesh = queries::mesh(&mut *db.begin().await?).await?;
     Ok(mesh)
 }
 

@@ -43,7 +43,7 @@ pub async fn list(State(app): State<App>, Query(LinksQuery { node, limit, cursor
     let (limit, after) = PageQuery::new(limit, cursor).read::<(NodeId, NodeId)>()?;
     let wanted = |(a, b): &(NodeId, NodeId)| node.is_none_or(|node| node == *a || node == *b);
     let page = app.copy.read(|feed| page::cut(pairs(feed.directory(), after).filter(wanted), limit, |pair| *pair));
-    let mut transaction = app.db.read().await?;
+    let mut transaction = app.db.begin().await?;
     let stored = queries::of_pairs(&mut transaction, &page.items).await?;
     let heard = queries::heard(&mut transaction, &page.items).await?;
     drop(transaction);

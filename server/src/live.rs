@@ -17,7 +17,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::stream;
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep},
 };
 use uuid::Uuid;
 use wattle_mesh::{
@@ -126,7 +126,7 @@ impl Session {
             tokio::select! {
                 () = self.app.stop.cancelled() => return None,
                 _ = self.position.changed() => {}
-                () = sleep_until(Instant::now() + PACE) => {}
+                () = sleep(PACE) => {}
             }
             if self.proven.elapsed() >= HEARTBEAT {
                 if !auth::admits_api_token(&self.app, &self.headers, Action::Read).await {
@@ -195,7 +195,7 @@ impl Shown {
     }
 
     async fn read(&mut self, db: &Db) -> Result<()> {
-        let mut transaction = db.read().await?;
+        let mut transaction = db.begin().await?;
         let changed = links::queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP)).await?;
         self.heard = links::queries::all_heard(&mut transaction).await?;
         // The clock of the rows is the database's; the newest row is as far as it is known to have come.

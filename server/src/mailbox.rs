@@ -40,7 +40,7 @@ pub async fn exchange(
     errand.leave.iter().enumerate().try_for_each(|(index, letter)| check(&app, node, letter, index))?;
     // Each recipient once, and in order, so that two who write to each other's neighbours do not wait for one another.
     let letters: BTreeMap<NodeId, SignedPskMessage> = errand.leave.into_iter().map(|letter| (letter.to, letter.message)).collect();
-    let mut transaction = app.db.read().await?;
+    let mut transaction = app.db.begin().await?;
     if !errand.taken.is_empty() {
         queries::take(&mut transaction, node, &errand.taken).await?;
     }

@@ -113,7 +113,7 @@ async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()
             say(&token.reveal())
         }
         TokenCommand::List => {
-            let tokens = api_tokens::queries::list(&mut *db.read().await?, None, usize::MAX).await?;
+            let tokens = api_tokens::queries::list(&mut *db.begin().await?, None, usize::MAX).await?;
             tokens.iter().try_for_each(|ApiToken { id, name, role, created_at, .. }| {
                 say(&format!("{id}  {}  {}  {name}", created_at.to_rfc3339(), role.name()))
             })

@@ -209,7 +209,7 @@ fn refuse_clash(clash: Option<Problem>) -> Result<()> {
 
 /// Says who holds what was asked for when a constraint of the database has refused it.
 async fn explain(app: &App, site: Option<SiteId>, draft: &check::Draft, error: Error) -> Error {
-    let mut transaction = match app.db.read().await {
+    let mut transaction = match app.db.begin().await {
         Ok(transaction) => transaction,
         Err(error) => return error,
     };

@@ -89,7 +89,7 @@ pub async fn create(
     params(("site" = String, Path, description = "id or name"), PageQuery), responses((status = 200, body = Page<JoinToken>)))]
 pub async fn list(State(app): State<App>, Path(site): Path<String>, Query(query): Query<PageQuery>) -> Result<Json<Page<JoinToken>>> {
     let (limit, after) = query.read::<TokenId>()?;
-    let tokens = queries::of_site(&mut *app.db.read().await?, app.find_site(&site)?, after, limit + 1).await?;
+    let tokens = queries::of_site(&mut *app.db.begin().await?, app.find_site(&site)?, after, limit + 1).await?;
     Ok(Json(page::cut(tokens.into_iter(), limit, |token| token.id)))
 }
 
@@ -97,7 +97,7 @@ pub async fn list(State(app): State<App>, Path(site): Path<String>, Query(query)
 #[utoipa::path(get, path = "/join-tokens/{id}", tag = "join tokens", params(("id" = TokenId, Path)),
     responses((status = 200, body = JoinToken)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<JoinToken>> {
-    let found = queries::find(&mut *app.db.read().await?, parse(&id)?).await?;
+    let found = queries::find(&mut *app.db.begin().await?, parse(&id)?).await?;
     found.map(Json).ok_or_else(|| error::not_found("join token").into())
 }
 
