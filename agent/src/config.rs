@@ -103,6 +103,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Gives this node a new WireGuard key, and waits until it has it. Exits with 1 when nothing comes of it.
+    ///
+    /// The running agent makes the key, waits until the peers are ready for it, and changes over without losing a packet.
+    Rotate,
     /// Removes the peers whose removal is held: the coordinator asked for more than half of all at once.
     ///
     /// The running agent follows within seconds. If it was a mistake, put the nodes back at the coordinator instead.

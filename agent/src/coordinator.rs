@@ -29,6 +29,7 @@ use wattle_wire::{
     problem::Problem,
     psk::{Errand, Mail},
     report::Report,
+    rotation::{RotationAnswer, RotationStep},
     stream::{SILENCE_S, StreamMessage},
 };
 
@@ -107,10 +108,17 @@ impl Coordinator {
 
     /// Leaves letters for other nodes and fetches those for this one.
     pub(crate) async fn mailbox(&self, machine: &Machine, membership: &Membership, errand: &Errand) -> Result<Mail, RequestError> {
-        let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(errand);
-        let response = self.send_signed(Method::POST, "/agent/mailbox", machine, membership, request).await?;
-        let url = response.url().to_string();
-        response.json().await.map_err(|source| RequestError::Unreachable { url, source })
+        self.ask_signed("/agent/mailbox", machine, membership, errand).await
+    }
+
+    /// Says how far this node is with its next WireGuard key.
+    pub(crate) async fn rotation(
+        &self,
+        machine: &Machine,
+        membership: &Membership,
+        step: &RotationStep,
+    ) -> Result<RotationAnswer, RequestError> {
+        self.ask_signed("/agent/rotation", machine, membership, step).await
     }
 
     /// Opens the stream of changes since a position. It ends with an error when the coordinator is silent for too long.
@@ -142,6 +150,19 @@ impl Coordinator {
 
     async fn post<B: Serialize, A: DeserializeOwned>(&self, path: &str, body: &B) -> Result<A, RequestError> {
         let response = self.send(Method::POST, path, |builder| Ok(builder.timeout(REQUEST_TIMEOUT).json(body))).await?;
+        let url = response.url().to_string();
+        response.json().await.map_err(|source| RequestError::Unreachable { url, source })
+    }
+
+    async fn ask_signed<B: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        machine: &Machine,
+        membership: &Membership,
+        body: &B,
+    ) -> Result<A, RequestError> {
+        let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(body);
+        let response = self.send_signed(Method::POST, path, machine, membership, request).await?;
         let url = response.url().to_string();
         response.json().await.map_err(|source| RequestError::Unreachable { url, source })
     }

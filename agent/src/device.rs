@@ -11,6 +11,7 @@
 //! are used.
 
 mod driven;
+mod turn;
 
 use std::{
     fs, io,
@@ -86,7 +87,10 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
             _ = check.tick() => if !is_there() {
                 break info!(%interface, "userspace device ends: its interface was deleted");
             },
-            _ = retry.tick() => device.keep_in_touch().await,
+            _ = retry.tick() => {
+                device.end_former().await;
+                device.keep_in_touch().await;
+            }
             accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) => drop(tokio::spawn(converse(stream, requests.clone()))),
                 Err(error) => warn!(%error, "cannot accept a connection"),

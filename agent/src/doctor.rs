@@ -31,8 +31,8 @@ pub(crate) async fn doctor(place: &Place, json: bool) -> anyhow::Result<ExitCode
     let (unresolved, answer, ruleset) = tokio::join!(unresolved(&found.membership.urls), coordinator.clock_ahead(), symptoms::ruleset());
     let link = observed.link.as_ref();
     let none = ObservedPeer::default();
-    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|KnownPeer { peer, statement }| {
-        let seen = link.and_then(|link| link.peers.get(&statement.wireguard_key)).unwrap_or(&none);
+    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, .. }| {
+        let seen = link.and_then(|link| known.entry(link)).unwrap_or(&none);
         PeerSymptoms {
             name: peer.name.clone(),
             handshake_age_s: seen.handshake_age_s,

@@ -4,7 +4,7 @@ use anyhow::{Context, anyhow};
 use aws_lc_rs::rand;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use wattle_mesh::machine::Machine;
+use wattle_mesh::machine::{KeptKeys, Machine};
 use wattle_wire::{enrol::Enrolled, key::Bytes32, secret::Secret};
 use zeroize::Zeroizing;
 
@@ -20,13 +20,25 @@ pub(crate) enum Slot {
 /// [`Machine`] and [`Membership`] as they are kept, in one file, so that they change together: private halves in base64.
 #[derive(Serialize, Deserialize)]
 struct Stored {
+    #[serde(flatten)]
+    keys: StoredKeys,
+    /// Absent until the machine is a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    membership: Option<Membership>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredKeys {
     /// PKCS#8.
     identity: Secret,
     wireguard: Secret,
     sequence: u64,
-    /// Absent until the machine is a node.
+    #[serde(default)]
+    since: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    membership: Option<Membership>,
+    next_wireguard: Option<Secret>,
+    #[serde(default)]
+    issued: u64,
 }
 
 /// Of which mesh the machine is a node, and where its coordinators are.
@@ -49,10 +61,10 @@ impl Slot {
     /// Reads the keys, and the membership if the machine is a node; `None` if there are no keys yet.
     pub(crate) fn load(self, store: &Store) -> anyhow::Result<Option<(Machine, Option<Membership>)>> {
         let Some(stored) = store.read::<Stored>(self.file())? else { return Ok(None) };
-        let damaged = || anyhow!("{} is damaged; restore it, or join again with --replace", store.path(self.file()).display());
-        let bytes = |secret: &Secret| STANDARD.decode(secret.reveal()).map(Zeroizing::new).map_err(|_| damaged());
-        let wireguard = <[u8; 32]>::try_from(bytes(&stored.wireguard)?.as_slice()).map(Zeroizing::new).map_err(|_| damaged())?;
-        let machine = Machine::restore(&bytes(&stored.identity)?, &wireguard, stored.sequence).with_context(damaged)?;
+        let machine = stored
+            .keys
+            .machine()
+            .with_context(|| format!("{} is damaged; restore it, or join again with --replace", store.path(self.file()).display()))?;
         Ok(Some((machine, stored.membership)))
     }
 
@@ -61,20 +73,30 @@ impl Slot {
         if let Some((machine, _)) = self.load(store)? {
             return Ok(machine);
         }
-        let mut seeds = Zeroizing::new([[0; 32]; 2]);
-        rand::fill(seeds.as_flattened_mut()).map_err(|_| anyhow!("the system has no random numbers"))?;
-        let machine = Machine::new(&seeds[0], &seeds[1])?;
+        let machine = Machine::new(&*new_secret()?, &*new_secret()?, unix_s())?;
         self.save(store, &machine, None)?;
         Ok(machine)
     }
 
     pub(crate) fn save(self, store: &Store, machine: &Machine, membership: Option<Membership>) -> anyhow::Result<()> {
-        let stored = Stored {
-            identity: Secret::new(STANDARD.encode(machine.identity_private_key()?)),
-            wireguard: Secret::new(STANDARD.encode(machine.wireguard_private_key())),
-            sequence: machine.sequence(),
-            membership,
-        };
+        store.write(self.file(), &Stored { keys: StoredKeys::of(machine)?, membership })
+    }
+
+    /// Keeps other keys of the same machine. What somebody else has changed of the membership stays.
+    pub(crate) fn save_keys(self, store: &Store, machine: &Machine) -> anyhow::Result<()> {
+        let keys = StoredKeys::of(machine)?;
+        self.change(store, |stored| stored.keys = keys)
+    }
+
+    /// Keeps another membership. What the running agent has changed of the keys stays.
+    pub(crate) fn save_membership(self, store: &Store, membership: Membership) -> anyhow::Result<()> {
+        self.change(store, |stored| stored.membership = Some(membership))
+    }
+
+    fn change(self, store: &Store, change: impl FnOnce(&mut Stored)) -> anyhow::Result<()> {
+        let _alone = store.wait_for("node.lock")?;
+        let mut stored: Stored = store.read(self.file())?.with_context(|| format!("{} is gone", store.path(self.file()).display()))?;
+        change(&mut stored);
         store.write(self.file(), &stored)
     }
 
@@ -82,6 +104,46 @@ impl Slot {
     pub(crate) fn clear(self, store: &Store) -> anyhow::Result<()> {
         store.remove(self.file())
     }
+}
+
+impl StoredKeys {
+    fn of(machine: &Machine) -> anyhow::Result<Self> {
+        let kept = machine.kept()?;
+        let secret = |bytes: &[u8]| Secret::new(STANDARD.encode(bytes));
+        Ok(Self {
+            identity: secret(&kept.identity),
+            wireguard: secret(&*kept.wireguard),
+            sequence: kept.sequence,
+            since: kept.since,
+            next_wireguard: kept.next.as_ref().map(|next| secret(&**next)),
+            issued: kept.issued,
+        })
+    }
+
+    fn machine(&self) -> anyhow::Result<Machine> {
+        let bytes = |secret: &Secret| STANDARD.decode(secret.reveal()).map(Zeroizing::new).context("not base64");
+        let key = |secret: &Secret| <[u8; 32]>::try_from(bytes(secret)?.as_slice()).map(Zeroizing::new).context("not a key");
+        let kept = KeptKeys {
+            identity: bytes(&self.identity)?,
+            wireguard: key(&self.wireguard)?,
+            sequence: self.sequence,
+            since: self.since,
+            next: self.next_wireguard.as_ref().map(key).transpose()?,
+            issued: self.issued,
+        };
+        Ok(Machine::restore(&kept)?)
+    }
+}
+
+/// 32 bytes for a key.
+pub(crate) fn new_secret() -> anyhow::Result<Zeroizing<[u8; 32]>> {
+    let mut secret = Zeroizing::new([0; 32]);
+    rand::fill(&mut *secret).map_err(|_| anyhow!("the system has no random numbers"))?;
+    Ok(secret)
+}
+
+pub(crate) fn unix_s() -> u64 {
+    u64::try_from(chrono::Utc::now().timestamp()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -99,6 +161,9 @@ mod tests {
         assert_eq!(made.wireguard_key(), read.wireguard_key());
         assert_eq!(made.identity_key(), read.identity_key());
         assert_eq!(Slot::Present.load_or_make(&store).unwrap().wireguard_key(), made.wireguard_key());
+        let switched = made.preparing(&[9; 32]).unwrap().switched(7).unwrap();
+        Slot::Present.save_keys(&store, &switched).unwrap();
+        assert_eq!(Slot::Present.load_or_make(&store).unwrap().wireguard_key(), switched.wireguard_key());
         assert_ne!(Slot::Next.load_or_make(&store).unwrap().wireguard_key(), made.wireguard_key());
     }
 }

@@ -26,8 +26,8 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
     let slot = if replace { Slot::Next } else { Slot::Present };
     // Whoever follows the mesh with the old keys must not meet the new ones.
     let _stopped = if replace { Some(store.lock()?) } else { None };
-    if let Some((machine, Some(membership))) = slot.load(&store)? {
-        return reach(&store, slot, &machine, membership, join);
+    if let Some((_, Some(membership))) = slot.load(&store)? {
+        return reach(&store, slot, membership, join);
     }
     let machine = slot.load_or_make(&store)?;
     let enrolled = match enrol(&join, &machine, endpoint).await {
@@ -53,7 +53,7 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
 }
 
 /// A machine that is a node already takes over where the coordinators are and by which authority it knows them.
-fn reach(store: &Store, slot: Slot, machine: &Machine, membership: Membership, join: JoinString) -> anyhow::Result<()> {
+fn reach(store: &Store, slot: Slot, membership: Membership, join: JoinString) -> anyhow::Result<()> {
     let Membership { enrolled, urls, pins } = membership;
     if enrolled.mesh != join.mesh {
         bail!("this machine is node {} of another mesh; give that up with `wattle-agent down` and `join --replace`", enrolled.name);
@@ -63,7 +63,7 @@ fn reach(store: &Store, slot: Slot, machine: &Machine, membership: Membership, j
         output::line(format!("already node {name} of site {site}: nothing to do"));
         return Ok(());
     }
-    slot.save(store, machine, Some(Membership { enrolled, urls: join.urls, pins: join.pins }))?;
+    slot.save_membership(store, Membership { enrolled, urls: join.urls, pins: join.pins })?;
     output::line(format!("already node {name} of site {site}: reaches the coordinators as this join string says"));
     Ok(())
 }

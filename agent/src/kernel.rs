@@ -11,7 +11,7 @@ mod tests;
 mod userspace;
 mod wireguard;
 
-use std::io;
+use std::{collections::BTreeMap, io};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
@@ -21,9 +21,9 @@ use nix::errno::Errno;
 use tracing::info;
 use wattle_mesh::{
     interface::InterfaceName,
-    state::{AllowedIps, Change, Link, Observed, PeerChange},
+    state::{AllowedIps, Change, Link, Observed, ObservedPeer, PeerChange},
 };
-use wattle_wire::report::DeviceKind;
+use wattle_wire::{key::WireguardKey, report::DeviceKind};
 use wireguard::{Dump, Write};
 use zeroize::Zeroizing;
 
@@ -53,6 +53,12 @@ impl Kernel {
             forwarding: forwarding::observe()?,
             ruleset: nft::observe(made.ruleset.as_ref()).await?,
         })
+    }
+
+    /// The peers alone, as they are; `None` without an interface. This costs a fraction of [`Kernel::observe`].
+    pub(crate) async fn observe_peers(&self) -> anyhow::Result<Option<BTreeMap<WireguardKey, ObservedPeer>>> {
+        let Some(found) = Tables::open()?.find(&self.interface).await? else { return Ok(None) };
+        Ok(self.dump(&found).await?.map(|(_, dump)| dump.peers))
     }
 
     /// Takes one step. `private_key` is read for [`Change::SetPrivateKey`] only.

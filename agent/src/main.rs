@@ -12,6 +12,7 @@ mod metrics;
 mod output;
 mod psk;
 mod reconcile;
+mod rotation;
 mod run;
 mod status;
 mod store;
@@ -47,6 +48,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Verify { hosts, count, json } => return verify::verify(&place, &hosts, count, json).await,
             Command::Doctor { json } => return doctor::doctor(&place, json).await,
             Command::Plan { json } => status::plan_command(&place, json).await,
+            Command::Rotate => rotation::rotate(&place).await,
             Command::Confirm => follow::confirm(&place),
             Command::Down => run::down(&place).await,
             Command::Device { interface } => device::run(&interface).await,

@@ -147,8 +147,8 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         &["device", "public_key", "allowed_ips", "site", "peer", "peer_site"],
     )?;
     let none = ObservedPeer::default();
-    for KnownPeer { peer, statement } in known.peers.values() {
-        let found = link.peers.get(&statement.wireguard_key).unwrap_or(&none);
+    for peer_known @ KnownPeer { peer, statement, .. } in known.peers.values() {
+        let found = peer_known.entry(link).unwrap_or(&none);
         let (key, name, peer_site) = (statement.wireguard_key.to_string(), peer.name.as_str(), peer.site_name.as_str());
         let labels = [device, key.as_str(), site, name, peer_site];
         let age = found.handshake_age_s.map(|age| i64::try_from(age).unwrap_or(i64::MAX));

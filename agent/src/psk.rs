@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     coordinator::{Coordinator, RequestError},
-    identity::Membership,
+    identity::{Membership, unix_s},
     store::Store,
 };
 
@@ -83,6 +83,11 @@ impl Correspondence {
         &self.exchange
     }
 
+    /// Whether no preshared key is just being changed.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.exchange.is_quiet(unix_s())
+    }
+
     /// What stands in the way of new keys, in words.
     pub(crate) fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
         self.problem.clone().into_iter().chain(self.exchange.problems(known))
@@ -97,13 +102,13 @@ impl Correspondence {
         // What could not be kept is still at the coordinator.
         self.waiting |= self.problem.is_some();
         let is_known = self.early.keys().any(|node| known.peers.contains_key(node));
-        if !is_known && !self.exchange.is_due(known, machine, now()) {
+        if !is_known && !self.exchange.is_due(known, machine, unix_s()) {
             return false;
         }
         let (early, unknown) = std::mem::take(&mut self.early).into_iter().partition(|(node, _)| known.peers.contains_key(node));
         self.early = unknown;
         self.change(|exchange| {
-            let mut letters = exchange.tick(known, machine, now(), &SystemKem);
+            let mut letters = exchange.tick(known, machine, unix_s(), &SystemKem);
             letters.extend(read(exchange, known, machine, &early));
             letters
         })
@@ -112,7 +117,7 @@ impl Correspondence {
     /// Takes note of the handshakes. Whether a key may have changed.
     pub(crate) fn observe(&mut self, known: &Known, link: &Link) -> bool {
         let mut next = self.exchange.clone();
-        if !next.observe(known, link, now()) {
+        if !next.observe(known, link, unix_s()) {
             // Nothing that has to outlive a restart.
             self.exchange = next;
             return false;
@@ -223,7 +228,7 @@ fn read(exchange: &mut Exchange, known: &Known, machine: &Machine, letters: &BTr
     for (from, message) in letters {
         let Some(peer) = known.peers.get(from) else { continue };
         let name = &peer.peer.name;
-        match exchange.receive(known, machine, peer, message, now(), &SystemKem) {
+        match exchange.receive(known, machine, peer, message, unix_s(), &SystemKem) {
             Ok(answer) => answers.extend(answer),
             Err(reason @ (Ignored::Signature | Ignored::Address | Ignored::Unreadable | Ignored::Kem)) => {
                 warn!(%name, "a letter about the preshared key is not believed: {reason}");
@@ -234,10 +239,6 @@ fn read(exchange: &mut Exchange, known: &Known, machine: &Machine, letters: &BTr
         }
     }
     answers
-}
-
-fn now() -> u64 {
-    u64::try_from(chrono::Utc::now().timestamp()).unwrap_or_default()
 }
 
 /// ML-KEM-768 with the system's random numbers.

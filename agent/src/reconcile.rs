@@ -1,6 +1,6 @@
 //! Makes the host what it should be: observe, plan, apply, observe.
 
-use std::{fs, io, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, fs, io, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::Context;
 use tracing::{info, warn};
@@ -12,8 +12,10 @@ use wattle_mesh::{
     plan::{Plan, Step, plan},
     psk::exchange::Exchange,
     replica::Known,
-    state::{Change, Desired, Observed},
+    rotation::watch::{Turns, Watch},
+    state::{Change, Desired, Observed, ObservedPeer},
 };
+use wattle_wire::key::WireguardKey;
 
 use crate::{config::Place, kernel::Kernel, store::Store};
 
@@ -55,12 +57,23 @@ impl Host {
     }
 
     /// What the host should be, and what of the view the guard leaves out of it.
-    pub(crate) async fn desired(&self, known: &Known, machine: &Machine, psks: &Exchange) -> anyhow::Result<(Desired, Refused)> {
+    pub(crate) async fn desired(
+        &self,
+        known: &Known,
+        machine: &Machine,
+        psks: &Exchange,
+        turns: &Turns,
+    ) -> anyhow::Result<(Desired, Refused)> {
         let addresses = self.kernel.host_addresses().await.context("cannot read the addresses of this host")?;
         let surroundings = Surroundings { networks: addresses.clone(), coordinators: self.coordinators.clone() };
         let refused = self.guard.screen(known, &surroundings);
-        let local = Local { interface: self.interface.clone(), public_key: machine.wireguard_key(), addresses };
-        Ok((desired(known, &local, &refused, psks), refused))
+        let local = Local { interface: self.interface.clone(), machine, addresses };
+        Ok((desired(known, &local, &refused, psks, turns), refused))
+    }
+
+    /// The peers alone, as they are; see [`Kernel::observe_peers`].
+    pub(crate) async fn observe_peers(&self) -> anyhow::Result<Option<BTreeMap<WireguardKey, ObservedPeer>>> {
+        self.kernel.observe_peers().await
     }
 
     /// Takes away what the agent made. Returns it in words.
@@ -68,15 +81,16 @@ impl Host {
         self.kernel.down().await
     }
 
-    /// One round. Whatever fails is told and the rest goes on; the next round tries again.
-    pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine, psks: &Exchange) -> Outcome {
-        match self.plan(known, machine, psks).await {
-            Ok((observed, plan, refused)) => {
+    /// One round. Whatever fails is told and the rest goes on; the next round tries again. `now` is of a clock that only goes forward.
+    pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine, psks: &Exchange, watch: &mut Watch, now: Duration) -> Outcome {
+        match self.plan(known, machine, psks, watch, now).await {
+            Ok((observed, plan, refused, turns)) => {
                 let mut outcome = if plan.steps.is_empty() {
                     Outcome { observed: Some(observed), ..Outcome::default() }
                 } else {
                     self.apply(plan, machine).await
                 };
+                watch.called(&turns, now);
                 outcome.problems.extend(refused.problems());
                 outcome
             }
@@ -84,11 +98,19 @@ impl Host {
         }
     }
 
-    async fn plan(&self, known: &Known, machine: &Machine, psks: &Exchange) -> anyhow::Result<(Observed, Plan, Refused)> {
-        let (desired, refused) = self.desired(known, machine, psks).await?;
+    async fn plan(
+        &self,
+        known: &Known,
+        machine: &Machine,
+        psks: &Exchange,
+        watch: &mut Watch,
+        now: Duration,
+    ) -> anyhow::Result<(Observed, Plan, Refused, Turns)> {
         let observed = self.observe().await?;
+        let turns = observed.link.as_ref().map(|link| watch.look(known, link, now)).unwrap_or_default();
+        let (desired, refused) = self.desired(known, machine, psks, &turns).await?;
         let plan = plan(&desired, &observed);
-        Ok((observed, plan, refused))
+        Ok((observed, plan, refused, turns))
     }
 
     async fn apply(&self, plan: Plan, machine: &Machine) -> Outcome {

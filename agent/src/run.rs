@@ -14,6 +14,10 @@ use wattle_mesh::{
     machine::Machine,
     replica::{Known, KnownPeer, Received, Replica},
     reporting::{Reporting, fit_problems},
+    rotation::{
+        Situation,
+        watch::{Watch, armed},
+    },
     state::{Observed, ObservedPeer},
 };
 use wattle_wire::{
@@ -26,11 +30,12 @@ use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
     follow::{self, Connection, Event},
-    identity::{Membership, Slot},
+    identity::{Membership, Slot, unix_s},
     metrics::{Metrics, Seen},
     output,
     psk::Correspondence,
     reconcile::{Host, Outcome},
+    rotation::KeyChange,
     store::Store,
 };
 
@@ -141,6 +146,8 @@ struct Agent {
     last_change: Instant,
     started: Instant,
     correspondence: Correspondence,
+    key_change: KeyChange,
+    watch: Watch,
     reporting: Reporting,
     report: Option<oneshot::Receiver<Option<ToldReport>>>,
 }
@@ -164,6 +171,8 @@ impl Agent {
             machine: Arc::new(machine),
             membership,
             correspondence: Correspondence::new(store.clone()),
+            key_change: KeyChange::new(store.clone()),
+            watch: Watch::default(),
             store,
             view_changed: false,
             view_unsaved: false,
@@ -217,6 +226,9 @@ impl Agent {
                     }
                 }
                 () = tokio::time::sleep_until(self.looked + self.until_next_look()) => self.reconcile().await,
+                () = sleep(self.watch.pace(self.started.elapsed())) => self.peek().await,
+                () = sleep(self.key_pace()) => {}
+                told = self.key_change.told() => self.key_change.take_in(told, self.started.elapsed()),
                 told = told(&mut self.report) => self.told(told),
                 done = self.correspondence.done() => {
                     self.view_changed |= self.correspondence.take_in(done, self.replica.known(), &self.machine);
@@ -236,10 +248,11 @@ impl Agent {
             {
                 break ended;
             }
-            self.tell();
             if self.disconnected.is_none() {
                 self.correspondence.go(&self.coordinator, &self.machine, &self.membership);
+                self.change_key().await;
             }
+            self.tell();
         };
         follower.abort();
         ended
@@ -252,7 +265,7 @@ impl Agent {
             return;
         }
         self.membership.pins = pins;
-        match Slot::Present.save(&self.store, &self.machine, Some(self.membership.clone())) {
+        match Slot::Present.save_membership(&self.store, self.membership.clone()) {
             Ok(()) => info!("the coordinator named the certificate authorities to trust from now on"),
             Err(error) => warn!("{error:#}"),
         }
@@ -340,15 +353,50 @@ impl Agent {
         self.reconnect.notify_one();
     }
 
+    /// Looks at the peers alone, and follows those that have taken up the keys which they announced.
+    async fn peek(&mut self) {
+        let peers = match self.host.observe_peers().await {
+            Ok(peers) => peers,
+            Err(error) => return tracing::debug!("{error:#}"),
+        };
+        let link = self.outcome.observed.as_mut().and_then(|observed| observed.link.as_mut());
+        let (Some(known), Some(link), Some(peers)) = (self.replica.known(), link, peers) else { return };
+        link.peers = peers;
+        if self.watch.look(known, link, self.started.elapsed()).is_pressing() {
+            self.reconcile().await;
+        }
+    }
+
+    /// Takes the steps to a new key that can be taken now.
+    async fn change_key(&mut self) {
+        let (is_quiet, now) = (self.correspondence.is_quiet(), self.started.elapsed());
+        while let Some(situation) = situation(&self.replica, &self.outcome, &self.machine, is_quiet, now) {
+            let Some(machine) = self.key_change.go(situation, &self.coordinator, &self.machine, &self.membership) else { return };
+            let is_another = machine.wireguard_key() != self.machine.wireguard_key();
+            self.machine = Arc::new(machine);
+            if is_another {
+                self.replica.set_own_key(self.machine.wireguard_key());
+                self.reconcile().await;
+            }
+        }
+    }
+
+    /// How soon there may be something to do about this node's key.
+    fn key_pace(&self) -> Option<Duration> {
+        self.key_change.pace(&situation(&self.replica, &self.outcome, &self.machine, false, self.started.elapsed())?)
+    }
+
     async fn reconcile(&mut self) {
         self.looked = Instant::now();
         self.take_confirmation();
+        self.key_change.look();
         let Some(known) = self.replica.known() else { return };
         self.correspondence.tick(known, &self.machine);
-        let mut outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange()).await;
+        let now = self.started.elapsed();
+        let mut outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange(), &mut self.watch, now).await;
         let link = outcome.observed.as_ref().and_then(|observed| observed.link.as_ref());
         if link.is_some_and(|link| self.correspondence.observe(known, link)) {
-            outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange()).await;
+            outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange(), &mut self.watch, now).await;
         }
         for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {
             warn!("{problem}");
@@ -394,7 +442,8 @@ impl Agent {
     }
 
     fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
-        self.replica.problems().chain(self.outcome.problems.iter().cloned()).chain(self.correspondence.problems(known))
+        let host = self.replica.problems().chain(self.outcome.problems.iter().cloned());
+        host.chain(self.correspondence.problems(known)).chain(self.key_change.problem())
     }
 
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
@@ -442,6 +491,20 @@ impl Agent {
     }
 }
 
+/// What a change of the node's key depends on; `None` while nothing is known of the mesh or the host.
+fn situation<'a>(replica: &'a Replica, outcome: &'a Outcome, machine: &'a Machine, is_quiet: bool, now: Duration) -> Option<Situation<'a>> {
+    let link = outcome.observed.as_ref()?.link.as_ref()?;
+    Some(Situation { known: replica.known()?, machine, link, is_asked: false, is_quiet, now, unix_s: unix_s() })
+}
+
+/// Waits for so long; for ever without an answer.
+async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Waits for the report that is on its way; for ever when none is.
 async fn told(report: &mut Option<oneshot::Receiver<Option<ToldReport>>>) -> Option<ToldReport> {
     match report {
@@ -454,8 +517,8 @@ async fn told(report: &mut Option<oneshot::Receiver<Option<ToldReport>>>) -> Opt
 fn report(known: &Known, observed: &Observed, problems: impl Iterator<Item = String>) -> Option<Report> {
     let link = observed.link.as_ref()?;
     let none = ObservedPeer::default();
-    let links = known.peers.values().map(|KnownPeer { peer, statement }| {
-        let found = link.peers.get(&statement.wireguard_key).unwrap_or(&none);
+    let links = known.peers.values().map(|known @ KnownPeer { peer, .. }| {
+        let found = known.entry(link).unwrap_or(&none);
         LinkReport {
             peer: peer.node,
             handshake_age_s: found.handshake_age_s,
@@ -464,5 +527,11 @@ fn report(known: &Known, observed: &Observed, problems: impl Iterator<Item = Str
             endpoint: found.endpoint.and_then(|endpoint| Endpoint::try_from(endpoint).ok()),
         }
     });
-    Some(Report { applied: known.position, device: link.device, links: links.collect(), problems: fit_problems(problems) })
+    Some(Report {
+        applied: known.position,
+        device: link.device,
+        links: links.collect(),
+        problems: fit_problems(problems),
+        armed: armed(known, link),
+    })
 }

@@ -1,6 +1,6 @@
 //! `wattle-agent status` and `wattle-agent plan`: what is, and what would be done.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
@@ -11,6 +11,7 @@ use wattle_mesh::{
     plan::{Plan, plan},
     psk::exchange::Exchange,
     replica::{Known, KnownPeer, Replica},
+    rotation::watch::{Turns, Watch},
     state::{Observed, ObservedPeer},
 };
 use wattle_wire::{ids::Position, name::Name, report::DeviceKind};
@@ -78,7 +79,7 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
     let observed = found.host.observe().await?;
     let mut status = describe(place, &found, &observed)?;
     if let Some(known) = &found.known {
-        let (_, refused) = found.host.desired(known, &found.machine, &found.psks).await?;
+        let (_, refused) = found.host.desired(known, &found.machine, &found.psks, &Turns::default()).await?;
         status.problems.extend(refused.problems());
     }
     if json {
@@ -92,8 +93,10 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
 pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()> {
     let found = find(place)?;
     let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
-    let (desired, _) = found.host.desired(known, &found.machine, &found.psks).await?;
-    let Plan { steps } = plan(&desired, &found.host.observe().await?);
+    let observed = found.host.observe().await?;
+    let turns = observed.link.as_ref().map(|link| Watch::default().look(known, link, Duration::ZERO)).unwrap_or_default();
+    let (desired, _) = found.host.desired(known, &found.machine, &found.psks, &turns).await?;
+    let Plan { steps } = plan(&desired, &observed);
     if json {
         return output::json(&Plan { steps });
     }
@@ -127,8 +130,8 @@ pub(crate) fn find(place: &Place) -> anyhow::Result<Found> {
 
 fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result<Status> {
     let none = ObservedPeer::default();
-    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|KnownPeer { peer, statement }| {
-        let entry = observed.link.as_ref().and_then(|link| link.peers.get(&statement.wireguard_key)).unwrap_or(&none);
+    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, .. }| {
+        let entry = observed.link.as_ref().and_then(|link| known.entry(link)).unwrap_or(&none);
         let state = match entry.handshake_age_s {
             None => PeerState::Never,
             age if health::is_fresh(age) => PeerState::Up,

@@ -89,15 +89,27 @@ impl Store {
         Ok(self.try_lock()?.is_none())
     }
 
+    /// Waits for a lock that is held for moments only.
+    pub(crate) fn wait_for(&self, name: &str) -> anyhow::Result<File> {
+        let file = self.open_lock(name)?;
+        file.lock().with_context(|| format!("cannot lock {}", self.path(name).display()))?;
+        Ok(file)
+    }
+
     fn try_lock(&self) -> anyhow::Result<Option<RunLock>> {
-        let path = self.path("run.lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        let name = "run.lock";
+        let file = self.open_lock(name)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(RunLock { _file: file })),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+            Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", self.path(name).display())),
         }
+    }
+
+    fn open_lock(&self, name: &str) -> anyhow::Result<File> {
+        let path = self.path(name);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        file.with_context(|| format!("cannot open {}", path.display()))
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {

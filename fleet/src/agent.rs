@@ -101,7 +101,7 @@ impl Agent {
         let url = &shared.urls[number as usize % shared.urls.len()];
         let mut seeds = [[0; 32]; 2];
         aws_lc_rs::rand::fill(seeds.as_flattened_mut()).ok().context("no random numbers")?;
-        let machine = Machine::new(&seeds[0], &seeds[1])?;
+        let machine = Machine::new(&seeds[0], &seeds[1], 0)?;
         let start = EnrolStart { token: join.token, secret: join.secret.clone() };
         let challenge: EnrolChallenge = post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
         let claim = machine.claim(&join, &challenge, None, "fleet")?;
@@ -135,6 +135,7 @@ impl Agent {
             tunnel_address: site.tunnel_address,
             subnets: site.subnets.clone(),
             endpoint: site.endpoint,
+            keys: None,
         };
         let mut replica = self.blank();
         let view = View { mesh: mesh.clone(), myself, peers: vec![] };
@@ -213,7 +214,8 @@ impl Agent {
 
     /// Reports that a position is applied, and some links; again until it arrives, as agents do.
     pub(crate) async fn report(&self, applied: Position, links: Vec<LinkReport>) -> anyhow::Result<()> {
-        let report = serde_json::to_vec(&Report { applied, device: DeviceKind::Userspace, links, problems: Vec::new() })?;
+        let report =
+            serde_json::to_vec(&Report { applied, device: DeviceKind::Userspace, links, problems: Vec::new(), armed: Vec::new() })?;
         let mut failures = 0;
         while let Err(error) = self.report_once(report.clone()).await {
             if failures == MOST_REPEATS {

@@ -13,6 +13,7 @@ use wattle_mesh::{
     plan::plan,
     psk::exchange::Exchange,
     replica::{Received, Replica},
+    rotation::watch::Turns,
     state::{Desired, Link, Observed, ObservedPeer, ObservedRuleset},
 };
 use wattle_wire::{
@@ -29,7 +30,7 @@ const SIZES: [u32; 2] = [1_000, 10_000];
 fn machine(number: u32) -> Machine {
     let mut seed = [7; 32];
     seed[..4].copy_from_slice(&number.to_be_bytes());
-    Machine::new(&seed, &seed).expect("every seed gives keys")
+    Machine::new(&seed, &seed, 0).expect("every seed gives keys")
 }
 
 fn peer(number: u32) -> Peer {
@@ -40,6 +41,7 @@ fn peer(number: u32) -> Peer {
         name: name.clone(),
         site_name: name,
         statement: machine(number).statement(MESH).expect("a statement can be written"),
+        announced: None,
         tunnel_address: [10, 99 + high, middle, low].into(),
         subnets: vec![format!("10.{}.{low}.0/24", 128 + middle).parse().unwrap()],
         endpoint: Some(format!("198.18.{middle}.{low}:51820").parse().unwrap()),
@@ -67,6 +69,7 @@ fn replica(peers: u32) -> Replica {
             listen_port: 51820,
             keepalive_s: 25,
             psk: PskPolicy::Prefer,
+            rotate_days: 0,
         },
         myself: Myself {
             node: NodeId(Uuid::nil()),
@@ -76,6 +79,7 @@ fn replica(peers: u32) -> Replica {
             tunnel_address: [10, 99, 0, 0].into(),
             subnets: vec!["192.168.0.0/24".parse().unwrap()],
             endpoint: None,
+            keys: None,
         },
         peers: (1..=peers).map(peer).collect(),
     };
@@ -94,8 +98,8 @@ fn delta(peer: Peer) -> StreamMessage {
 }
 
 fn wanted(replica: &Replica) -> Desired {
-    let local = Local { interface: "wattle0".parse().unwrap(), public_key: machine(0).wireguard_key(), addresses: vec![] };
-    desired(replica.known().expect("it has a view"), &local, &Refused::default(), &Exchange::default())
+    let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine(0), addresses: vec![] };
+    desired(replica.known().expect("it has a view"), &local, &Refused::default(), &Exchange::default(), &Turns::default())
 }
 
 /// A host that is as it should be.

@@ -72,6 +72,11 @@ pub fn verify_statement(signed: &SignedStatement, mesh: MeshId) -> Result<Statem
     Ok(statement)
 }
 
+/// The number of a statement that was verified before.
+pub fn sequence(signed: &SignedStatement) -> Option<u64> {
+    serde_json::from_str::<Statement>(&signed.statement).ok().map(|statement| statement.sequence)
+}
+
 /// A number used once that carries the time at which it was made.
 pub fn challenge_nonce(now_unix_s: u64, random: [u8; 24]) -> Bytes32 {
     let mut nonce = [0; 32];

@@ -1,15 +1,20 @@
 //! What the host should be, from what its node knows.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::{IpNet, Ipv4Net};
-use wattle_wire::{key::WireguardKey, psk::PskPolicy};
+use wattle_wire::{peer::Peer, psk::PskPolicy};
 
 use crate::{
     guard::Refused,
     interface::InterfaceName,
-    psk::exchange::Exchange,
+    machine::Machine,
+    psk::{Psk, exchange::Exchange},
     replica::{Known, KnownPeer, prefixes},
+    rotation::watch::Turns,
     ruleset::Ruleset,
     state::{Desired, DesiredPeer, DesiredPsk, Family},
 };
@@ -19,16 +24,16 @@ pub const DEFAULT_MTU: u32 = 1420;
 
 /// What only the host itself knows.
 #[derive(Clone, Debug)]
-pub struct Local {
+pub struct Local<'a> {
     pub interface: InterfaceName,
-    /// Public half of this node's WireGuard key.
-    pub public_key: WireguardKey,
+    pub machine: &'a Machine,
     /// Addresses of the host's other interfaces.
     pub addresses: Vec<IpNet>,
 }
 
-/// What the host should be, of what the guard does not refuse, with the preshared keys that are agreed on.
-pub fn desired(known: &Known, local: &Local, refused: &Refused, psks: &Exchange) -> Desired {
+/// What the host should be, of what the guard does not refuse, with the preshared keys that are agreed on. `turns` says which peers have
+/// taken up the keys that they announced.
+pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Exchange, turns: &Turns) -> Desired {
     let subnets: Vec<IpNet> = known.myself.subnets.iter().map(|subnet| subnet.net()).collect();
     let lan_source = |prefix: IpNet| {
         let mut addresses = local.addresses.iter().map(IpNet::addr);
@@ -38,26 +43,33 @@ pub fn desired(known: &Known, local: &Local, refused: &Refused, psks: &Exchange)
     let allowed = |prefix: &IpNet| refused.allows_prefix(*prefix);
     let remote_subnets = known_peers().flat_map(|KnownPeer { peer, .. }| peer.subnets.iter().copied()).filter(allowed);
     let routes = remote_subnets.map(|prefix| (prefix, lan_source(prefix))).collect();
-    let peers = known_peers().map(|known_peer| {
-        let KnownPeer { peer, statement } = known_peer;
+    let mut peers = BTreeMap::new();
+    for KnownPeer { peer, statement, announced } in known_peers() {
+        let turn = turns.of(peer.node);
+        let psk = match (psks.key(peer.node, known.mesh.psk), known.mesh.psk) {
+            (Some(psk), _) => DesiredPsk::Key(psk.clone()),
+            (None, PskPolicy::Require) => DesiredPsk::Required,
+            (None, PskPolicy::Prefer) => DesiredPsk::Any,
+        };
+        let announced = announced.as_ref().map(|announced| announced.wireguard_key);
+        let taken_up = announced.filter(|_| turn.is_some_and(|turn| turn.taken_up));
+        if let Some(key) = announced.filter(|_| taken_up.is_none() && psk != DesiredPsk::Required) {
+            peers.insert(key, canary(peer, local.machine.canary_psk(key)));
+        }
         let desired = DesiredPeer {
             name: peer.name.clone(),
-            endpoint: peer.endpoint.map(|endpoint| endpoint.socket()),
+            endpoint: turn.and_then(|turn| turn.endpoint).or_else(|| peer.endpoint.map(|endpoint| endpoint.socket())),
             keepalive_s: known.mesh.keepalive_s,
             allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).filter(allowed).collect(),
-            psk: match (psks.key(peer.node, known.mesh.psk), known.mesh.psk) {
-                (Some(psk), _) => DesiredPsk::Key(psk.clone()),
-                (None, PskPolicy::Require) => DesiredPsk::Required,
-                (None, PskPolicy::Prefer) => DesiredPsk::Any,
-            },
+            psk,
+            anew: turn.is_some_and(|turn| turn.anew),
         };
-        (statement.wireguard_key, desired)
-    });
-    let peers: BTreeMap<_, DesiredPeer> = peers.collect();
+        peers.insert(taken_up.unwrap_or(statement.wireguard_key), desired);
+    }
     let remote = peers.values().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
     Desired {
         interface: local.interface.clone(),
-        public_key: local.public_key,
+        public_key: local.machine.wireguard_key(),
         listen_port: known.myself.endpoint.map_or(known.mesh.listen_port, |endpoint| endpoint.socket().port()),
         mtu: DEFAULT_MTU,
         addresses: [tunnel_address(known, refused)].into(),
@@ -65,6 +77,18 @@ pub fn desired(known: &Known, local: &Local, refused: &Refused, psks: &Exchange)
         routes,
         forwarding: subnets.iter().map(|subnet| Family::from(*subnet)).collect(),
         ruleset: Ruleset { interface: local.interface.clone(), local: subnets.into_iter().collect(), remote },
+    }
+}
+
+/// The entry that shows when a peer takes up the key that it announced.
+fn canary(peer: &Peer, psk: Psk) -> DesiredPeer {
+    DesiredPeer {
+        name: peer.name.clone(),
+        endpoint: None,
+        keepalive_s: 0,
+        allowed_ips: BTreeSet::new(),
+        psk: DesiredPsk::Key(psk),
+        anew: false,
     }
 }
 
@@ -84,7 +108,7 @@ mod tests {
     use super::*;
     use crate::{
         replica::Replica,
-        testing::{Keys, MESH, directory_of, node_id},
+        testing::{Keys, MESH, directory_of, machine_of, node_id},
         view,
     };
 
@@ -99,10 +123,10 @@ mod tests {
         replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
         let local = Local {
             interface: "wattle0".parse().unwrap(),
-            public_key: Keys::of(1).wireguard_key(),
+            machine: &machine_of(1),
             addresses: vec![net("203.0.113.1/24"), net("10.1.0.1/24"), net("fd00::1/64")],
         };
-        let desired = desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default());
+        let desired = desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &Turns::default());
         let allowed: BTreeMap<_, _> = desired.peers.values().map(|peer| (peer.name.to_string(), peer.allowed_ips.clone())).collect();
         let expected = [
             ("site-2".to_owned(), [net("10.99.0.2/32"), net("10.2.0.0/24")].into()),

@@ -45,11 +45,24 @@ pub struct NodeRecord {
     pub identity_key: IdentityKey,
     pub wireguard_key: WireguardKey,
     pub statement: SignedStatement,
+    /// The statement with the key that the node is going to take up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<Announced>,
+    /// When somebody asked for a new key; absent once the node has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotate_since: Option<DateTime<Utc>>,
     /// What the node said at enrolment; absent means: as the site says.
     pub endpoint: Option<Endpoint>,
     pub agent_version: String,
     pub generation: i32,
     pub enrolled_at: DateTime<Utc>,
+}
+
+/// A statement that is about to take the place of the node's present one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    pub statement: SignedStatement,
+    pub at: DateTime<Utc>,
 }
 
 /// One record after a change of configuration, or its end. A revision consists of one or several.

@@ -162,8 +162,9 @@ mod tests {
         desired::{Local, desired},
         psk::exchange::Exchange,
         replica::Replica,
+        rotation::watch::Turns,
         state::Desired,
-        testing::{Keys, MESH, directory_of, node_id},
+        testing::{Keys, MESH, directory_of, machine_of, node_id},
         view,
     };
 
@@ -185,9 +186,8 @@ mod tests {
     }
 
     fn carried_out(known: &Known, refused: &Refused) -> Desired {
-        let local =
-            Local { interface: "wattle0".parse().unwrap(), public_key: Keys::of(1).wireguard_key(), addresses: surroundings().networks };
-        desired(known, &local, refused, &Exchange::default())
+        let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine_of(1), addresses: surroundings().networks };
+        desired(known, &local, refused, &Exchange::default(), &Turns::default())
     }
 
     fn problems(refused: &Refused) -> Vec<String> {

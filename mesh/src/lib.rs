@@ -22,6 +22,7 @@ pub mod plan;
 pub mod psk;
 pub mod replica;
 pub mod reporting;
+pub mod rotation;
 pub mod ruleset;
 pub mod state;
 pub mod verify;

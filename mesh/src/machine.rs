@@ -3,6 +3,7 @@
 use std::fmt;
 
 use aws_lc_rs::{
+    digest::{SHA256, digest},
     error::{KeyRejected, Unspecified},
     signature::{Ed25519KeyPair, KeyPair},
 };
@@ -19,7 +20,9 @@ use wattle_wire::{
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
-use crate::admit;
+use crate::{admit, psk::Psk};
+
+const CANARY: &[u8] = b"wattle canary v1\0";
 
 /// The keys of a machine. `Debug` shows the public WireGuard key only.
 pub struct Machine {
@@ -27,8 +30,36 @@ pub struct Machine {
     identity_key: IdentityKey,
     wireguard: StaticSecret,
     wireguard_key: WireguardKey,
-    /// Number of the newest statement that it signed.
+    /// Number of its statement.
     sequence: u64,
+    /// Seconds since 1970 at which it took up its WireGuard key; 0 when that is not known.
+    since: u64,
+    next: Option<NextKey>,
+    /// The highest number of a statement that it may have signed.
+    issued: u64,
+}
+
+/// The WireGuard key that a machine is going to take up.
+struct NextKey {
+    secret: StaticSecret,
+    key: WireguardKey,
+}
+
+/// The keys of a machine as they are kept.
+pub struct KeptKeys {
+    /// PKCS#8.
+    pub identity: Zeroizing<Vec<u8>>,
+    pub wireguard: Zeroizing<[u8; 32]>,
+    pub sequence: u64,
+    pub since: u64,
+    pub next: Option<Zeroizing<[u8; 32]>>,
+    pub issued: u64,
+}
+
+impl fmt::Debug for KeptKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeptKeys(statement {})", self.sequence)
+    }
 }
 
 /// Why keys are not usable.
@@ -43,21 +74,59 @@ pub enum InvalidMachine {
 }
 
 impl Machine {
-    /// A machine with the keys that come of these random bytes.
-    pub fn new(identity_seed: &[u8; 32], wireguard: &[u8; 32]) -> Result<Self, InvalidMachine> {
-        Self::of(Ed25519KeyPair::from_seed_unchecked(identity_seed)?, wireguard, 1)
+    /// A machine with the keys that come of these random bytes. `now` is in seconds since 1970.
+    pub fn new(identity_seed: &[u8; 32], wireguard: &[u8; 32], now: u64) -> Result<Self, InvalidMachine> {
+        let identity = Ed25519KeyPair::from_seed_unchecked(identity_seed)?;
+        let identity = Zeroizing::new(identity.to_pkcs8()?.as_ref().to_vec());
+        Self::restore(&KeptKeys { identity, wireguard: Zeroizing::new(*wireguard), sequence: 1, since: now, next: None, issued: 1 })
     }
 
-    /// A machine with keys that were kept: the identity in PKCS#8, the WireGuard private key, the number of its newest statement.
-    pub fn restore(identity_pkcs8: &[u8], wireguard: &[u8; 32], sequence: u64) -> Result<Self, InvalidMachine> {
-        Self::of(Ed25519KeyPair::from_pkcs8(identity_pkcs8)?, wireguard, sequence)
-    }
-
-    fn of(identity: Ed25519KeyPair, wireguard: &[u8; 32], sequence: u64) -> Result<Self, InvalidMachine> {
+    /// A machine with keys that were kept.
+    pub fn restore(kept: &KeptKeys) -> Result<Self, InvalidMachine> {
+        let identity = Ed25519KeyPair::from_pkcs8(&kept.identity)?;
         let identity_key: [u8; 32] = identity.public_key().as_ref().try_into().map_err(|_| InvalidMachine::Encoding(Unspecified))?;
-        let wireguard = StaticSecret::from(*wireguard);
-        let wireguard_key = WireguardKey::try_from(PublicKey::from(&wireguard).to_bytes())?;
-        Ok(Self { identity, identity_key: IdentityKey::from(identity_key), wireguard, wireguard_key, sequence })
+        let NextKey { secret: wireguard, key: wireguard_key } = NextKey::of(&kept.wireguard)?;
+        Ok(Self {
+            identity,
+            identity_key: IdentityKey::from(identity_key),
+            wireguard,
+            wireguard_key,
+            sequence: kept.sequence,
+            since: kept.since,
+            next: kept.next.as_ref().map(|secret| NextKey::of(secret)).transpose()?,
+            issued: kept.issued.max(kept.sequence),
+        })
+    }
+
+    /// The keys as they are to be kept.
+    pub fn kept(&self) -> Result<KeptKeys, InvalidMachine> {
+        Ok(KeptKeys {
+            identity: Zeroizing::new(self.identity.to_pkcs8()?.as_ref().to_vec()),
+            wireguard: self.wireguard_private_key(),
+            sequence: self.sequence,
+            since: self.since,
+            next: self.next.as_ref().map(|next| Zeroizing::new(next.secret.to_bytes())),
+            issued: self.issued,
+        })
+    }
+
+    /// The machine, about to take up the key that comes of these random bytes. Its statement has a number that none had before.
+    pub fn preparing(&self, wireguard: &[u8; 32]) -> Result<Self, InvalidMachine> {
+        Self::restore(&KeptKeys { next: Some(Zeroizing::new(*wireguard)), issued: self.issued + 1, ..self.kept()? })
+    }
+
+    /// The machine, staying with the key that it has.
+    pub fn staying(&self) -> Result<Self, InvalidMachine> {
+        Self::restore(&KeptKeys { next: None, ..self.kept()? })
+    }
+
+    /// The machine with its next key, if there is one, as the present one. `now` is in seconds since 1970.
+    pub fn switched(&self, now: u64) -> Result<Self, InvalidMachine> {
+        let kept = self.kept()?;
+        Self::restore(&match kept.next {
+            Some(wireguard) => KeptKeys { wireguard, next: None, sequence: kept.issued, since: now, ..kept },
+            None => kept,
+        })
     }
 
     pub fn identity_key(&self) -> IdentityKey {
@@ -72,9 +141,14 @@ impl Machine {
         self.sequence
     }
 
-    /// The private half of the identity, in PKCS#8.
-    pub fn identity_private_key(&self) -> Result<Zeroizing<Vec<u8>>, InvalidMachine> {
-        Ok(Zeroizing::new(self.identity.to_pkcs8()?.as_ref().to_vec()))
+    /// Seconds since 1970 at which it took up its WireGuard key; 0 when that is not known.
+    pub fn since(&self) -> u64 {
+        self.since
+    }
+
+    /// The WireGuard key that it is going to take up.
+    pub fn next_key(&self) -> Option<WireguardKey> {
+        self.next.as_ref().map(|next| next.key)
     }
 
     /// The private half of the WireGuard key.
@@ -89,8 +163,27 @@ impl Machine {
 
     /// What other nodes rely on, signed.
     pub fn statement(&self, mesh: MeshId) -> Result<SignedStatement, serde_json::Error> {
-        let statement = Statement { mesh, identity: self.identity_key, wireguard_key: self.wireguard_key, sequence: self.sequence };
+        self.state(mesh, self.wireguard_key, self.sequence)
+    }
+
+    /// What they will rely on once it has taken up its next key, signed; `None` when it has none.
+    pub fn announcement(&self, mesh: MeshId) -> Result<Option<SignedStatement>, serde_json::Error> {
+        self.next.as_ref().map(|next| self.state(mesh, next.key, self.issued)).transpose()
+    }
+
+    fn state(&self, mesh: MeshId, wireguard_key: WireguardKey, sequence: u64) -> Result<SignedStatement, serde_json::Error> {
+        let statement = Statement { mesh, identity: self.identity_key, wireguard_key, sequence };
         admit::sign_statement(&statement, &self.identity)
+    }
+
+    /// The preshared key of the entry that stands ready for a peer's announced key. Nobody else knows it, so that no handshake with that
+    /// entry completes: it only shows that the peer has begun to use the key.
+    pub fn canary_psk(&self, announced: WireguardKey) -> Psk {
+        let secret = Zeroizing::new([CANARY, &*self.wireguard_private_key(), announced.as_bytes()].concat());
+        let digest = digest(&SHA256, &secret);
+        let mut psk = [0; 32];
+        psk.copy_from_slice(digest.as_ref());
+        Psk::new(psk)
     }
 
     /// The claim to become a node, with both proofs.
@@ -154,6 +247,14 @@ impl HeldToken {
     }
 }
 
+impl NextKey {
+    fn of(secret: &[u8; 32]) -> Result<Self, InvalidMachine> {
+        let secret = StaticSecret::from(*secret);
+        let key = WireguardKey::try_from(PublicKey::from(&secret).to_bytes())?;
+        Ok(Self { secret, key })
+    }
+}
+
 impl fmt::Debug for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Machine({})", self.wireguard_key)
@@ -171,16 +272,36 @@ mod tests {
 
     #[test]
     fn keys_that_were_kept_are_the_same_and_debug_hides_them() {
-        let made = Machine::new(&[1; 32], &[2; 32]).unwrap();
-        let kept = Machine::restore(&made.identity_private_key().unwrap(), &made.wireguard_private_key(), 7).unwrap();
+        let made = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+        let kept = Machine::restore(&made.kept().unwrap()).unwrap();
         assert_eq!((made.identity_key(), made.wireguard_key()), (kept.identity_key(), kept.wireguard_key()));
-        assert_eq!((made.sequence(), kept.sequence()), (1, 7));
+        assert_eq!((kept.sequence(), kept.since()), (1, 5));
         assert_eq!(format!("{made:?}"), format!("Machine({})", made.wireguard_key()));
     }
 
     #[test]
+    fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
+        let before = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+        let preparing = before.preparing(&[3; 32]).unwrap();
+        assert_eq!((preparing.wireguard_key(), preparing.sequence()), (before.wireguard_key(), 1));
+        let announced = admit::verify_statement(&preparing.announcement(MESH).unwrap().unwrap(), MESH).unwrap();
+        assert_eq!((Some(announced.wireguard_key), announced.sequence), (preparing.next_key(), 2));
+
+        let stayed = Machine::restore(&preparing.staying().unwrap().kept().unwrap()).unwrap();
+        assert_eq!((stayed.wireguard_key(), stayed.next_key()), (before.wireguard_key(), None));
+        let again = stayed.preparing(&[4; 32]).unwrap();
+        let announced = again.announcement(MESH).unwrap().unwrap();
+        assert_eq!(admit::sequence(&announced), Some(3));
+
+        let after = again.switched(9).unwrap();
+        assert_eq!((Some(after.wireguard_key()), after.next_key(), after.since()), (again.next_key(), None, 9));
+        assert_eq!(after.statement(MESH).unwrap(), announced);
+        assert_ne!(before.canary_psk(after.wireguard_key()), after.canary_psk(after.wireguard_key()));
+    }
+
+    #[test]
     fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
-        let machine = Machine::new(&[1; 32], &[2; 32]).unwrap();
+        let machine = Machine::new(&[1; 32], &[2; 32], 0).unwrap();
         let name: wattle_wire::name::Name = "dublin".parse().unwrap();
         let enrolled = Enrolled { mesh: MESH, node: NodeId(Uuid::from_u128(2)), name: name.clone(), site: name, generation: 3 };
         let mut held = HeldToken::default();
@@ -192,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_token_verifies_with_the_identity_and_names_the_node() {
-        let machine = Machine::new(&[1; 32], &[2; 32]).unwrap();
+        let machine = Machine::new(&[1; 32], &[2; 32], 0).unwrap();
         let name: wattle_wire::name::Name = "dublin".parse().unwrap();
         let enrolled = Enrolled { mesh: MESH, node: NodeId(Uuid::from_u128(2)), name: name.clone(), site: name, generation: 3 };
         let token = machine.token(&enrolled, 1_800_000_000).unwrap();

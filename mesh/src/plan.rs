@@ -48,9 +48,12 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     plan.link(desired, link);
     plan.routes(&routes);
     plan.peers(&peers);
+    if link.public_key.is_some_and(|key| key != desired.public_key) {
+        plan.call(desired, link);
+    }
     for (key, ..) in peers.iter().filter(|(key, wanted, found)| wanted.is_none() && found.is_some() && **key != desired.public_key) {
         let is_known = desired.peers.contains_key(key);
-        let reason = if is_known { "it has no preshared key yet, and the mesh requires one" } else { "the mesh has no such peer" };
+        let reason = if is_known { "it has no preshared key yet, and the mesh requires one" } else { "the mesh has no such peer or key" };
         plan.push(Change::RemovePeer(**key), reason);
     }
     for (prefix, ..) in routes.iter().filter(|(_, wanted, _)| wanted.is_none()) {
@@ -132,15 +135,32 @@ impl Plan {
         }
     }
 
+    /// Shakes hands with the peers that stay, of whose sessions none is left. WireGuard does so when it is given a keepalive.
+    fn call(&mut self, desired: &Desired, link: &Link) {
+        let keepalive = |seconds| PeerChange { keepalive_s: Some(seconds), ..PeerChange::default() };
+        for (key, peer) in desired.peers.iter().filter(|(key, peer)| link.peers.contains_key(key) && !peer.allowed_ips.is_empty()) {
+            let reason = format!("{}: the interface has another key now", peer.name);
+            let all = [0, peer.keepalive_s.max(1), peer.keepalive_s];
+            let needed = if peer.keepalive_s == 0 { &all[..] } else { &all[..2] };
+            for seconds in needed {
+                self.push(Change::SetPeer(*key, keepalive(*seconds)), reason.clone());
+            }
+        }
+    }
+
     fn peer(&mut self, key: WireguardKey, desired: &DesiredPeer, observed: Option<&ObservedPeer>) {
-        let Some(observed) = observed else {
+        if observed.is_some() && desired.anew {
+            self.push(Change::RemovePeer(key), format!("{}: its entry is made anew", desired.name));
+        }
+        let Some(observed) = observed.filter(|_| !desired.anew) else {
             let change = PeerChange {
                 endpoint: desired.endpoint,
                 keepalive_s: Some(desired.keepalive_s),
                 allowed_ips: AllowedIps::Replace(desired.allowed_ips.clone()),
                 psk: if let DesiredPsk::Key(psk) = &desired.psk { Some(psk.clone()) } else { None },
             };
-            return self.push(Change::SetPeer(key, change), format!("{} is missing", desired.name));
+            let reason = if desired.anew { "has another key" } else { "is missing" };
+            return self.push(Change::SetPeer(key, change), format!("{} {reason}", desired.name));
         };
         let mut change = PeerChange::default();
         let mut reasons = Vec::new();
@@ -202,7 +222,8 @@ fn differences<'a, K: Ord, W, F>(
 impl DesiredPeer {
     /// Whether nothing is to be written of the peer.
     fn is_met_by(&self, observed: &ObservedPeer) -> bool {
-        self.keepalive_s == observed.keepalive_s
+        !self.anew
+            && self.keepalive_s == observed.keepalive_s
             && self.psk_is_met_by(observed)
             && self.endpoint_is_met_by(observed)
             && self.allowed_ips == observed.allowed_ips
@@ -377,7 +398,7 @@ mod tests {
         ) -> Desired {
             let peer = |(number, (endpoint, keepalive_s, psk)): (u64, _)| {
                 let name = format!("site-{number}").parse().unwrap();
-                (key(number), DesiredPeer { name, endpoint, keepalive_s, allowed_ips: held(&holders, number), psk })
+                (key(number), DesiredPeer { name, endpoint, keepalive_s, allowed_ips: held(&holders, number), psk, anew: false })
             };
             Desired {
                 interface: "wattle0".parse().unwrap(),
@@ -537,7 +558,10 @@ mod tests {
         let name = |number: u64| format!("site-{number}").parse().unwrap();
         let peer = |number, prefixes: &[u8]| {
             let allowed_ips = prefixes.iter().map(|number| prefix(*number)).collect();
-            (key(number), DesiredPeer { name: name(number), endpoint: None, keepalive_s: 25, allowed_ips, psk: DesiredPsk::Any })
+            (
+                key(number),
+                DesiredPeer { name: name(number), endpoint: None, keepalive_s: 25, allowed_ips, psk: DesiredPsk::Any, anew: false },
+            )
         };
         let before = Desired {
             interface: "wattle0".parse().unwrap(),

@@ -51,6 +51,8 @@ const LONGEST_RETRY_S: u64 = 3600;
 const STALE_S: u64 = 130;
 /// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
 const TRIAL_S: u64 = 15;
+/// Seconds after which the peer surely has a key that was agreed on, if it hears of it at all.
+const SETTLED_S: u64 = 3;
 /// Seconds within which no second handshake follows one that succeeded, and after which one that none has followed did.
 const REPEATED_S: u64 = 60;
 const HELD_S: u64 = 12;
@@ -268,6 +270,12 @@ impl Pair {
             Phase::Requested { retry, .. } | Phase::Waiting { retry } => self.current.is_none() && retry.wait > SHORTEST_RETRY_S,
             Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } => false,
         }
+    }
+
+    /// Whether the key is not just being changed: of a key that was agreed on a moment ago the peer may not know yet.
+    fn is_quiet(&self, now: u64) -> bool {
+        let is_settled = self.current.as_ref().is_none_or(|agreed| now.abs_diff(agreed.since) >= SETTLED_S);
+        is_settled && !matches!(self.phase, Phase::Confirmed { .. } | Phase::Offered { .. })
     }
 
     /// What of it outlives a restart.

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wattle_wire::{
-    enrol::Statement,
+    enrol::{SignedStatement, Statement},
     ids::{MeshId, NodeId, Position},
     key::{IdentityKey, WireguardKey},
     name::Name,
@@ -26,7 +26,10 @@ use wattle_wire::{
 
 pub(crate) use self::claims::prefixes;
 use self::claims::{Claims, Contradiction};
-use crate::admit::{InvalidStatement, verify_statement};
+use crate::{
+    admit::{InvalidStatement, verify_statement},
+    state::{Link, ObservedPeer},
+};
 
 /// What a node knows of its mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +45,16 @@ pub struct Known {
 pub struct KnownPeer {
     pub peer: Peer,
     pub statement: Statement,
+    /// What is to take the place of the statement.
+    pub announced: Option<Statement>,
+}
+
+impl KnownPeer {
+    /// The peer's entry on the device: the one that has its prefixes, be it of the announced key.
+    pub fn entry<'a>(&self, link: &'a Link) -> Option<&'a ObservedPeer> {
+        let announced = self.announced.as_ref().and_then(|announced| link.peers.get(&announced.wireguard_key));
+        announced.filter(|entry| !entry.allowed_ips.is_empty()).or_else(|| link.peers.get(&self.statement.wireguard_key))
+    }
 }
 
 /// [`Known`] as it is kept on disk, with all that must outlive a restart.
@@ -120,6 +133,8 @@ pub enum RefusalReason {
     Identity,
     #[error("its statement is older than the one known")]
     Older,
+    #[error("it announces a key that cannot follow the present one")]
+    Announced,
     #[error("it claims a prefix that no site can have: {0}")]
     Prefix(#[from] InvalidSubnet),
 }
@@ -167,6 +182,11 @@ impl Replica {
         };
         self.held = stored.held;
         Ok(refused)
+    }
+
+    /// The node has taken up another WireGuard key.
+    pub fn set_own_key(&mut self, key: WireguardKey) {
+        self.own_key = key;
     }
 
     pub fn known(&self) -> Option<&Known> {
@@ -266,9 +286,9 @@ impl Replica {
         for change in changes {
             match change {
                 ViewChange::Peer(peer) => match believe(&peer, self.mesh, self.peer_in(&next, peer.node), self.pin(peer.node)) {
-                    Ok(statement) => {
+                    Ok(Believed { statement, announced }) => {
                         next.refused.insert(peer.node, None);
-                        next.peers.insert(peer.node, Some(KnownPeer { peer, statement }));
+                        next.peers.insert(peer.node, Some(KnownPeer { peer, statement, announced }));
                     }
                     Err(reason) => {
                         let refusal = Refusal { name: peer.name, reason };
@@ -342,7 +362,7 @@ impl Replica {
             }
         }
         let mut peers = next.peers.values().flatten();
-        if let Some(own) = peers.clone().find(|peer| peer.statement.wireguard_key == self.own_key) {
+        if let Some(own) = peers.clone().find(|peer| claims::keys(peer).any(|key| key == self.own_key)) {
             return Err(Rejection::OwnKey(own.peer.name.clone()));
         }
         let own = if moved { self.claims.take_own(&next.myself) } else { Ok(()) };
@@ -412,18 +432,44 @@ fn must_be_confirmed(removed: usize, all: usize) -> bool {
     removed > 1 && removed * 2 > all
 }
 
-/// The statement of a peer's record, if all of the record can be believed. `known` is the record that it follows; a peer without one, that
+/// What of a peer's record its node has signed.
+#[derive(Clone, Debug)]
+struct Believed {
+    statement: Statement,
+    announced: Option<Statement>,
+}
+
+/// The statements of a peer's record, if all of the record can be believed. `known` is the record that it follows; a peer without one, that
 /// was removed before, is still pinned.
-fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>, pin: Option<Pin>) -> Result<Statement, RefusalReason> {
+fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>, pin: Option<Pin>) -> Result<Believed, RefusalReason> {
     for prefix in &peer.subnets {
         Subnet::try_from(*prefix)?;
     }
-    if let Some(known) = known
-        && known.peer.statement == peer.statement
-    {
-        return Ok(known.statement.clone());
+    let statement = match known {
+        Some(known) if known.peer.statement == peer.statement => known.statement.clone(),
+        Some(_) | None => believe_statement(&peer.statement, mesh, known, pin)?,
+    };
+    let announced = match (&peer.announced, known) {
+        (Some(signed), Some(known)) if known.peer.announced.as_ref() == Some(signed) => known.announced.clone(),
+        (Some(signed), _) => Some(verify_statement(signed, mesh)?),
+        (None, _) => None,
+    };
+    let follows = |next: &Statement| {
+        next.identity == statement.identity && next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key
+    };
+    if announced.as_ref().is_some_and(|next| !follows(next)) {
+        return Err(RefusalReason::Announced);
     }
-    let statement = verify_statement(&peer.statement, mesh)?;
+    Ok(Believed { statement, announced })
+}
+
+fn believe_statement(
+    signed: &SignedStatement,
+    mesh: MeshId,
+    known: Option<&KnownPeer>,
+    pin: Option<Pin>,
+) -> Result<Statement, RefusalReason> {
+    let statement = verify_statement(signed, mesh)?;
     // Nobody signs two statements of one number; who was removed may come back with his last one.
     let is_old = |sequence| if known.is_some() { statement.sequence <= sequence } else { statement.sequence < sequence };
     match known.map(Pin::of).or(pin) {

@@ -90,6 +90,7 @@ mod tests {
             device: DeviceKind::Kernel,
             links: (1..).zip(ages).map(link).collect(),
             problems: vec![],
+            armed: vec![],
         }
     }
 

@@ -45,6 +45,8 @@ pub struct DesiredPeer {
     pub keepalive_s: u16,
     pub allowed_ips: BTreeSet<IpNet>,
     pub psk: DesiredPsk,
+    /// The entry is to be made anew, for nothing comes of its handshakes.
+    pub anew: bool,
 }
 
 /// The preshared key that a peer should have.

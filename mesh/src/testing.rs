@@ -25,6 +25,7 @@ use crate::{
     admit,
     directory::{Directory, NodeRecord, RecordChange, SiteRecord},
     feed::{Feed, Next},
+    machine::{KeptKeys, Machine},
     psk::{Kem, KemSecret},
     view,
 };
@@ -57,6 +58,14 @@ impl Keys {
         let statement = Statement { mesh: MESH, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence };
         admit::sign_statement(&statement, &self.identity).unwrap()
     }
+}
+
+/// The machine with the keys of a number.
+pub(crate) fn machine_of(number: u64) -> Machine {
+    let keys = Keys::of(number);
+    let identity = Zeroizing::new(keys.identity.to_pkcs8().unwrap().as_ref().to_vec());
+    let wireguard = Zeroizing::new(keys.wireguard.to_bytes());
+    Machine::restore(&KeptKeys { identity, wireguard, sequence: 1, since: 0, next: None, issued: 1 }).unwrap()
 }
 
 /// ML-KEM with the system's random numbers: no test depends on which they are.
@@ -103,6 +112,8 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
         identity_key: keys.identity_key(),
         wireguard_key: keys.wireguard_key(),
         statement: keys.statement(1),
+        announced: None,
+        rotate_since: None,
         endpoint: None,
         agent_version: "0".to_owned(),
         generation: 1,
@@ -119,6 +130,7 @@ pub(crate) fn directory_of(count: u64) -> Directory {
         listen_port: 51820,
         keepalive_s: 25,
         psk: PskPolicy::Require,
+        rotate_days: 0,
     };
     let mut directory = Directory::new(mesh);
     for (site, node) in (1..=count).map(node_record) {

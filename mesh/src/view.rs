@@ -5,10 +5,14 @@ use wattle_wire::{
     endpoint::Endpoint,
     ids::NodeId,
     peer::{Myself, Peer, View},
+    rotation::OwnKeys,
     subnet::Subnet,
 };
 
-use crate::directory::{Directory, NodeRecord, SiteRecord};
+use crate::{
+    admit,
+    directory::{Directory, NodeRecord, SiteRecord},
+};
 
 /// The view of a node; `None` if it does not take part.
 pub fn view(directory: &Directory, node: NodeId) -> Option<View> {
@@ -28,7 +32,13 @@ pub fn myself(directory: &Directory, node: NodeId) -> Option<Myself> {
         tunnel_address: node.tunnel_address,
         subnets: subnets(node, site),
         endpoint: endpoint(node, site),
+        keys: own_keys(node),
     })
+}
+
+fn own_keys(node: &NodeRecord) -> Option<OwnKeys> {
+    let announced = node.announced.as_ref().and_then(|announced| admit::sequence(&announced.statement));
+    Some(OwnKeys { sequence: admit::sequence(&node.statement)?, announced, rotate: node.rotate_since.is_some() })
 }
 
 /// What a node is told about another; `None` if the two have no link: nodes of one site reach each other over their LAN.
@@ -45,6 +55,7 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
         name: node.name.clone(),
         site_name: site.name.clone(),
         statement: node.statement.clone(),
+        announced: node.announced.as_ref().map(|announced| announced.statement.clone()),
         tunnel_address: node.tunnel_address,
         subnets: subnets(node, site).iter().map(|subnet| subnet.net()).collect(),
         endpoint: endpoint(node, site),

@@ -25,6 +25,7 @@ pub mod nodes;
 pub mod page;
 pub mod postgres;
 pub mod report;
+pub mod rotation;
 pub mod router;
 pub mod secret;
 pub mod server;

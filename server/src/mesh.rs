@@ -9,7 +9,13 @@ use wattle_wire::{
     peer::MeshSettings,
 };
 
-use crate::{app::App, body::Body, copy, db::Actor, error::Result};
+use crate::{
+    app::App,
+    body::Body,
+    copy,
+    db::Actor,
+    error::{self, Result},
+};
 
 /// Shows the settings of the mesh.
 #[utoipa::path(get, path = "/mesh", tag = "mesh", responses((status = 200, body = Mesh)))]
@@ -19,14 +25,23 @@ pub async fn show(State(app): State<App>) -> Json<Mesh> {
 
 /// Changes settings of the mesh; fields that are absent stay as they are.
 ///
-/// With `"psk": "require"` a tunnel carries nothing until its two nodes have agreed on a preshared key.
+/// With `"psk": "require"` a tunnel carries nothing until its two nodes have agreed on a preshared key. `rotate_days` is for how long a node
+/// uses a WireGuard key; nodes change theirs one after another, each some time before it is that old.
 #[utoipa::path(patch, path = "/mesh", tag = "mesh", request_body = MeshPatch, responses((status = 200, body = Mesh)))]
 pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, Body(patch): Body<MeshPatch>) -> Result<Json<Mesh>> {
+    let longest = MeshPatch::LONGEST_ROTATE_DAYS;
+    if patch.rotate_days.is_some_and(|days| days > longest) {
+        return Err(error::invalid("out_of_range", "rotate_days", format!("0, or at most {longest} days")).into());
+    }
     let patch = &patch;
     let settings = app.mutate(&actor, |mut change| async move {
         queries::lock(&mut change).await?;
         let (_, before) = copy::queries::settings(&mut change).await?;
-        let after = MeshSettings { psk: patch.psk.unwrap_or(before.psk), ..before.clone() };
+        let after = MeshSettings {
+            psk: patch.psk.unwrap_or(before.psk),
+            rotate_days: patch.rotate_days.unwrap_or(before.rotate_days),
+            ..before.clone()
+        };
         if after == before {
             return Ok(change.not_needed(after));
         }
@@ -37,6 +52,6 @@ pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, 
 }
 
 fn mesh(settings: &MeshSettings) -> Mesh {
-    let MeshSettings { id, tunnel_prefix, listen_port, keepalive_s, psk } = settings.clone();
-    Mesh { id, tunnel_prefix, listen_port, keepalive_s, psk }
+    let MeshSettings { id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days } = settings.clone();
+    Mesh { id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days }
 }

@@ -12,7 +12,7 @@ use wattle_mesh::{
     view,
 };
 use wattle_wire::{
-    admin::{Node, Page},
+    admin::{Node, NodeRotation, Page, RotationPhase},
     ids::NodeId,
 };
 
@@ -78,5 +78,11 @@ pub(crate) fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> 
         agent_version: record.agent_version.clone(),
         enrolled_at: record.enrolled_at,
         last_report: app.reports.last(record.id),
+        rotation: rotation(record),
     })
+}
+
+fn rotation(record: &NodeRecord) -> Option<NodeRotation> {
+    let announced = record.announced.as_ref().map(|announced| NodeRotation { phase: RotationPhase::Announced, since: announced.at });
+    announced.or_else(|| record.rotate_since.map(|since| NodeRotation { phase: RotationPhase::Requested, since }))
 }

@@ -101,6 +101,8 @@ pub async fn receive(State(app): State<App>, Extension(CallingNode(node)): Exten
         let linked = report.links.iter().filter(|link| view::linked(feed.directory(), node, link.peer));
         Ok::<BTreeMap<_, _>, error::Error>(linked.map(|link| (link.peer, *link)).collect())
     })?;
+    let mut report = report;
+    report.armed.retain(|armed| app.copy.read(|feed| view::linked(feed.directory(), node, armed.peer)));
     let (before, applied) = (app.reports.last(node).map(|before| before.applied), report.applied);
     app.reports.keep(node, report, known)?;
     app.metrics.applied(before, applied);
@@ -111,6 +113,9 @@ fn check(report: &Report, peers: usize) -> Result<()> {
     let most = peers + SPARE_ENTRIES;
     if report.links.len() > most {
         return Err(error::invalid("too_many", "links", format!("a report of this mesh has at most {most} links")).into());
+    }
+    if report.armed.len() > most {
+        return Err(error::invalid("too_many", "armed", format!("a report of this mesh has at most {most} announced keys")).into());
     }
     if report.problems.len() > Report::MOST_PROBLEMS {
         return Err(error::invalid("too_many", "problems", format!("a report has at most {} problems", Report::MOST_PROBLEMS)).into());
@@ -179,7 +184,7 @@ impl Reports {
     }
 
     fn keep(&self, node: NodeId, report: Report, links: BTreeMap<NodeId, LinkReport>) -> Result<()> {
-        let Report { applied, device, links: _, problems } = report;
+        let Report { applied, device, links: _, problems, armed } = report;
         let (at, now) = (Utc::now(), Instant::now());
         let report = NodeReport { at, applied, device, problems };
         let mut all = self.lock();
@@ -194,6 +199,7 @@ impl Reports {
             return Err(error::busy().into());
         }
         waiting.ends.extend(news);
+        waiting.armed.extend(armed.into_iter().map(|armed| (node, armed)));
         if heard.is_none() {
             waiting.heard.insert(node);
         }
@@ -234,7 +240,7 @@ mod tests {
             let link = |peer| LinkReport { peer, handshake_age_s: Some(1), received_bytes: 0, sent_bytes: 0, endpoint: None };
             let links = (1..=peers).map(|peer| (node(peer), link(node(peer)))).collect();
             let applied = "1.1".parse().unwrap();
-            let report = Report { applied, device: DeviceKind::Kernel, links: vec![], problems: vec![] };
+            let report = Report { applied, device: DeviceKind::Kernel, links: vec![], problems: vec![], armed: vec![] };
             reports.keep(node(from), report, links)
         };
         for from in 0..500 {

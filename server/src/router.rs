@@ -27,7 +27,7 @@ use crate::{
     api_tokens,
     app::App,
     auth::{self, RequestId},
-    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, sites, stream, tokens, ui,
+    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, tokens, ui,
 };
 
 /// Position of the copy from which an answer was read.
@@ -65,14 +65,16 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(sites::import))
             .routes(routes!(tokens::create))
             .routes(routes!(tokens::revoke))
-            .routes(routes!(nodes::revoke)),
+            .routes(routes!(nodes::revoke))
+            .routes(routes!(rotation::request)),
         Action::Grant => routes.routes(routes!(api_tokens::create, api_tokens::list)).routes(routes!(api_tokens::show, api_tokens::revoke)),
         Action::Configure => routes.routes(routes!(mesh::change)),
         Action::TakePart => routes
             .routes(routes!(stream::follow))
             .routes(routes!(stream::show))
             .routes(routes!(report::receive))
-            .routes(routes!(mailbox::exchange)),
+            .routes(routes!(mailbox::exchange))
+            .routes(routes!(rotation::advance)),
     }
 }
 

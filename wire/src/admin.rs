@@ -278,6 +278,26 @@ pub struct Node {
     pub enrolled_at: DateTime<Utc>,
     /// What the node last reported; absent means nothing yet.
     pub last_report: Option<NodeReport>,
+    /// A change of its WireGuard key that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<NodeRotation>,
+}
+
+/// A change of a node's WireGuard key that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeRotation {
+    pub phase: RotationPhase,
+    pub since: DateTime<Utc>,
+}
+
+/// How far a change of a WireGuard key has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RotationPhase {
+    /// The node's agent was asked, and has not begun.
+    Requested,
+    /// The next key is announced, and the peers get ready for it.
+    Announced,
 }
 
 /// What a node last said of itself.
@@ -350,6 +370,8 @@ pub struct Mesh {
     /// Seconds between WireGuard keepalives; 0 means none.
     pub keepalive_s: u16,
     pub psk: PskPolicy,
+    /// Days for which a node uses a WireGuard key; 0 means that it keeps it until somebody asks for a new one.
+    pub rotate_days: u16,
 }
 
 /// `PATCH /mesh`: absent fields stay as they are.
@@ -358,6 +380,13 @@ pub struct Mesh {
 pub struct MeshPatch {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub psk: Option<PskPolicy>,
+    /// 0, or 1 to [`MeshPatch::LONGEST_ROTATE_DAYS`].
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub rotate_days: Option<u16>,
+}
+
+impl MeshPatch {
+    pub const LONGEST_ROTATE_DAYS: u16 = 3650;
 }
 
 /// `GET /readyz`.

@@ -14,6 +14,7 @@ pub mod peer;
 pub mod problem;
 pub mod psk;
 pub mod report;
+pub mod rotation;
 pub mod secret;
 pub mod stream;
 pub mod subnet;

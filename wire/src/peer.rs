@@ -11,6 +11,7 @@ use crate::{
     ids::{MeshId, NodeId, SiteId},
     name::Name,
     psk::PskPolicy,
+    rotation::OwnKeys,
     subnet::Subnet,
 };
 
@@ -27,6 +28,9 @@ pub struct MeshSettings {
     /// Absent means `prefer`: the coordinator knows of no preshared keys.
     #[serde(default)]
     pub psk: PskPolicy,
+    /// Days for which a node uses a WireGuard key; 0 means that it keeps it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rotate_days: u16,
 }
 
 /// What a node is told about itself.
@@ -41,6 +45,9 @@ pub struct Myself {
     pub subnets: Vec<Subnet>,
     /// Where the others send their packets to; absent means: this node has to speak first.
     pub endpoint: Option<Endpoint>,
+    /// Absent means that the coordinator knows of no rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<OwnKeys>,
 }
 
 /// What a node is told about another.
@@ -50,6 +57,9 @@ pub struct Peer {
     pub name: Name,
     pub site_name: Name,
     pub statement: SignedStatement,
+    /// With the key that the peer is going to take up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<SignedStatement>,
     pub tunnel_address: Ipv4Addr,
     /// LAN prefixes that are said to be reached through the peer; empty while it stands by. An agent judges each for itself.
     pub subnets: Vec<IpNet>,
@@ -64,4 +74,9 @@ pub struct View {
     pub myself: Myself,
     /// In order of their ids.
     pub peers: Vec<Peer>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &u16) -> bool {
+    *number == 0
 }

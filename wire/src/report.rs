@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use crate::{
     endpoint::Endpoint,
     ids::{NodeId, Position},
+    rotation::Armed,
 };
 
 /// Seconds between two summaries; changes are reported at once.
@@ -24,6 +25,9 @@ pub struct Report {
     /// them a control character; empty means all was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+    /// Announced keys of peers for which the host is ready, at most as many as it has peers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub armed: Vec<Armed>,
 }
 
 impl Report {

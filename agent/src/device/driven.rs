@@ -11,14 +11,13 @@ use futures_util::future::join_all;
 use gotatun::{
     device::{
         Device, DeviceBuilder, Error, Peer,
-        configure::DeviceWrite,
+        configure::{DeviceWrite, PeerStats},
         uapi::{
             UapiClient, UapiServer,
             command::{Get, Request, Set, SetPeer, SetUnset},
         },
     },
     tun::tun_async_device::TunDevice,
-    udp::socket::UdpSocketFactory,
     x25519::{PublicKey, StaticSecret},
 };
 use ipnet::IpNet;
@@ -27,7 +26,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, warn};
 use zeroize::Zeroizing;
 
-use super::INTERFACE_CHECK;
+use super::{
+    INTERFACE_CHECK,
+    turn::{Departures, Shared, Sockets, Turn},
+};
 
 /// Age of a session that is renewed although nothing is sent: after the 120 s at which an end that sends renews it, and before the 180 s at
 /// which it ends.
@@ -39,7 +41,11 @@ const CALLS_LIMIT: Duration = Duration::from_millis(50);
 const SOCKET_LIMIT: Duration = Duration::from_secs(1);
 const SOCKET_POLL: Duration = Duration::from_millis(10);
 
-type Transports = (UdpSocketFactory, TunDevice, TunDevice);
+/// For how long a device goes on reading what arrives under its key after it was given another. Peers need a tenth of a second to change over,
+/// and some seconds when handshakes are lost.
+const FORMER: Duration = Duration::from_secs(30);
+
+type Transports = (Sockets, TunDevice, Departures);
 type PublicKeyBytes = [u8; 32];
 
 /// The device, and around it what gotatun lacks.
@@ -47,6 +53,10 @@ pub(super) struct Driven {
     tun: TunDevice,
     device: Device<Transports>,
     dump: UapiClient,
+    shared: Shared,
+    turn: Turn,
+    /// The device with the key before, and until when it goes on reading.
+    former: Option<(Device<Transports>, Instant)>,
     /// Which peer holds which prefix: gotatun routes by prefix, yet forgets to take a prefix from the peer that held it before.
     owners: BTreeMap<IpNet, PublicKeyBytes>,
     recovered: Option<Instant>,
@@ -63,8 +73,9 @@ struct Settings {
 
 impl Driven {
     pub(super) async fn new(tun: TunDevice) -> Result<Self, Error> {
-        let (device, dump) = idle_device(&tun, 0, 0).await?;
-        Ok(Self { tun, device, dump, owners: BTreeMap::new(), recovered: None })
+        let (shared, turn) = (Shared::default(), Turn::new());
+        let (device, dump) = idle_device(&tun, &shared, &turn, 0, 0).await?;
+        Ok(Self { tun, device, dump, shared, turn, former: None, owners: BTreeMap::new(), recovered: None })
     }
 
     /// Waits until the device ends by itself: its interface is gone, or it gave up.
@@ -72,8 +83,23 @@ impl Driven {
         self.device.wait().await;
     }
 
-    pub(super) async fn stop(self) {
+    pub(super) async fn stop(mut self) {
+        self.stop_former().await;
         self.device.stop().await;
+    }
+
+    /// Ends the device with the key before, once its time has come.
+    pub(super) async fn end_former(&mut self) {
+        if self.former.as_ref().is_some_and(|(_, until)| Instant::now() >= *until) {
+            self.stop_former().await;
+        }
+    }
+
+    async fn stop_former(&mut self) {
+        self.shared.forget_former();
+        if let Some((former, _)) = self.former.take() {
+            former.stop().await;
+        }
     }
 
     pub(super) async fn answer(&mut self, request: &str) -> Zeroizing<String> {
@@ -98,6 +124,7 @@ impl Driven {
             let mark = if let SetUnset::Set(mark) = mark { u32::from(mark) } else { 0 };
             self.device.set_fwmark(mark).await.map_err(|error| errno_of(&error))?;
         }
+        self.forget_in_former(&set.peers, set.replace_peers).await;
         let Self { device, owners, .. } = self;
         let written = device
             .write(async |device| {
@@ -121,6 +148,26 @@ impl Driven {
         written.map_err(|error| errno_of(&error))?
     }
 
+    /// From a peer that is removed nothing is taken under the key before, either.
+    async fn forget_in_former(&mut self, peers: &[SetPeer], all: bool) {
+        if all {
+            self.stop_former().await;
+        }
+        let gone = peers.iter().filter(|peer| peer.remove).map(|peer| PublicKey::from(peer.peer.public_key.0));
+        let gone: Vec<_> = gone.collect();
+        let Some((former, _)) = self.former.as_ref().filter(|_| !gone.is_empty()) else { return };
+        let removed = former
+            .write(async |former| {
+                for key in &gone {
+                    former.remove_peer(key).await;
+                }
+            })
+            .await;
+        if removed.is_err() {
+            self.stop_former().await;
+        }
+    }
+
     /// Changes the key, the port, or both. Either ends the sessions; a key does so on the kernel's WireGuard too.
     async fn set_socket(&mut self, key: Option<StaticSecret>, port: Option<u16>) -> Result<(), Errno> {
         let before = self.settings().await;
@@ -132,11 +179,17 @@ impl Driven {
         if wanted.port != before.port {
             refuse_taken(wanted.port)?;
         }
-        let Err(cause) = self.remake(&wanted).await else { return Ok(()) };
+        let keeps_reading = wanted.port == before.port && before.key.is_some();
+        let Err(cause) = self.remake(&wanted, keeps_reading).await else {
+            if keeps_reading {
+                self.call_all().await;
+            }
+            return Ok(());
+        };
         error!(%cause, port = wanted.port, "cannot open the UDP socket");
         // No device is left without a socket: one with a wrong port is seen to have it, and set right later.
         let port = if wanted.port == before.port { 0 } else { before.port };
-        if let Err(error) = self.remake(&Settings { port, ..wanted }).await {
+        if let Err(error) = self.remake(&Settings { port, ..wanted }, false).await {
             error!(%error, port, "cannot open a UDP socket at all");
         }
         Err(errno_of(&cause))
@@ -149,7 +202,7 @@ impl Driven {
         }
         warn!("the device failed and is made anew");
         let settings = self.settings().await;
-        self.remake(&settings).await.context("cannot make the device anew")
+        self.remake(&settings, false).await.context("cannot make the device anew")
     }
 
     /// Shakes hands with the peers that a keepalive should keep in touch with, where gotatun does not.
@@ -160,8 +213,15 @@ impl Driven {
     pub(super) async fn keep_in_touch(&self) {
         let peers = self.device.peers().await;
         let idle = peers.iter().filter(|found| found.stats.last_handshake.is_none_or(|age| age >= RENEWAL));
-        let reachable = idle.filter(|found| found.peer.keepalive.is_some() && found.peer.endpoint.is_some());
-        let calls = reachable.map(|found| self.device.force_handshake(&found.peer.public_key));
+        self.call(idle.filter(|found| found.peer.keepalive.is_some())).await;
+    }
+
+    async fn call_all(&self) {
+        self.call(self.device.peers().await.iter()).await;
+    }
+
+    async fn call(&self, peers: impl Iterator<Item = &PeerStats>) {
+        let calls = peers.filter(|found| found.peer.endpoint.is_some()).map(|found| self.device.force_handshake(&found.peer.public_key));
         let _ = timeout(CALLS_LIMIT, join_all(calls)).await;
     }
 
@@ -169,11 +229,21 @@ impl Driven {
     ///
     /// It could change its key and port by itself, but to that end it restarts its tasks, and now and then takes their end for the end of
     /// the interface: from then on it reports a failure for ever.
-    async fn remake(&mut self, settings: &Settings) -> Result<(), Error> {
+    /// With `keeps_reading` the device before goes on reading what arrives under its key.
+    async fn remake(&mut self, settings: &Settings, mut keeps_reading: bool) -> Result<(), Error> {
         let deadline = Instant::now() + SOCKET_LIMIT;
+        self.stop_former().await;
         loop {
-            let (device, dump) = idle_device(&self.tun, settings.port, settings.mark).await?;
-            std::mem::replace(&mut self.device, device).stop().await;
+            let turn = Turn::new();
+            let (device, dump) = idle_device(&self.tun, &self.shared, &turn, settings.port, settings.mark).await?;
+            let before = std::mem::replace(&mut self.device, device);
+            let turn = std::mem::replace(&mut self.turn, turn);
+            if std::mem::take(&mut keeps_reading) {
+                self.shared.end_turn(&turn);
+                self.former = Some((before, Instant::now() + FORMER));
+            } else {
+                before.stop().await;
+            }
             self.dump = dump;
             let Some(key) = settings.key.clone() else { return Ok(()) };
             let peers = settings.peers.clone();
@@ -205,10 +275,18 @@ impl Driven {
 }
 
 /// A device that has neither key nor peers yet, and so no socket.
-async fn idle_device(tun: &TunDevice, port: u16, mark: u32) -> Result<(Device<Transports>, UapiClient), Error> {
+async fn idle_device(
+    tun: &TunDevice,
+    shared: &Shared,
+    turn: &Turn,
+    port: u16,
+    mark: u32,
+) -> Result<(Device<Transports>, UapiClient), Error> {
     let (dump, server) = UapiServer::new();
-    let device = DeviceBuilder::new().with_default_udp().with_ip(tun.clone()).with_listen_port(port).with_fwmark(mark).with_uapi(server);
-    Ok((device.build().await?, dump))
+    let sockets = Sockets { shared: shared.clone(), turn: turn.clone() };
+    let departures = Departures { tun: tun.clone(), turn: turn.clone() };
+    let device = DeviceBuilder::new().with_udp(sockets).with_ip_pair(tun.clone(), departures).with_uapi(server);
+    Ok((device.with_listen_port(port).with_fwmark(mark).build().await?, dump))
 }
 
 /// Tells that a port is taken while the device still works on the one that it has.

@@ -10,6 +10,7 @@ mod laboratory;
 mod outage;
 mod psk;
 mod repair;
+mod rotation;
 mod see;
 mod trust;
 
@@ -55,6 +56,7 @@ const INSIDE: &[(&str, Test)] = tests![
     psk::without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_one_the_tunnel_stays,
     psk::a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_with_a_new_key_and_loses_no_packet,
     psk::the_session_that_is_renewed_with_another_key_loses_no_packet_even_when_one_end_missed_the_commit,
+    rotation::a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_direction,
     see::verify_tells_whether_every_tunnel_and_every_lan_answers,
     see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,

@@ -31,6 +31,11 @@ impl Exchange {
         self.0.get(&peer)?.key(policy)
     }
 
+    /// Whether no key is just being changed. `now` is in seconds since 1970.
+    pub fn is_quiet(&self, now: u64) -> bool {
+        self.0.values().all(|pair| pair.is_quiet(now))
+    }
+
     /// Peers with which there is no key yet and that do not answer, in words.
     pub fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
         let peers = self.0.iter().filter(|(_, pair)| pair.is_unanswered()).filter_map(|(node, _)| known.peers.get(node));
@@ -84,7 +89,7 @@ impl Exchange {
     pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> bool {
         let mut changed = false;
         for (node, pair) in &mut self.0 {
-            let found = known.peers.get(node).and_then(|peer| link.peers.get(&peer.statement.wireguard_key));
+            let found = known.peers.get(node).and_then(|peer| peer.entry(link));
             changed |= found.is_some_and(|found| pair.observe(found.handshake_age_s, now));
         }
         changed

@@ -27,7 +27,7 @@ struct End {
 
 impl End {
     fn new(number: u8) -> Self {
-        let machine = Machine::new(&[number; 32], &[number; 32]).unwrap();
+        let machine = Machine::new(&[number; 32], &[number; 32], 0).unwrap();
         Self { machine, id: node_id(u64::from(number)), pair: Pair::default(), disk: Pair::default() }
     }
 
@@ -395,7 +395,7 @@ fn a_new_wireguard_key_of_either_end_brings_a_new_round() {
         let mut world = World::agreed(PskPolicy::Require);
         let before = world.key(INITIATOR).cloned();
         let number = [2, 1][end];
-        world.ends[end].machine = Machine::new(&[number; 32], &[number + 40; 32]).unwrap();
+        world.ends[end].machine = Machine::new(&[number; 32], &[number + 40; 32], 0).unwrap();
         world.settle();
         assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref(), "end {end}");
     }

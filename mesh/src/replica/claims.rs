@@ -35,22 +35,27 @@ impl Claims {
     /// The claims of a view that holds together.
     pub(super) fn of(known: &Known) -> Self {
         let peers = known.peers.values();
-        let keys = peers.clone().map(|KnownPeer { peer, statement }| (statement.wireguard_key, peer.node)).collect();
+        let keys = peers.clone().flat_map(|known| keys(known).map(|key| (key, known.peer.node))).collect();
         let own = of_myself(&known.myself).map(|prefix| (prefix, known.myself.node));
         let theirs = peers.flat_map(|KnownPeer { peer, .. }| of_peer(peer).map(|prefix| (prefix, peer.node)));
         Self { keys, prefixes: own.chain(theirs).collect() }
     }
 
-    pub(super) fn take_peer(&mut self, KnownPeer { peer, statement }: &KnownPeer) -> Result<(), Contradiction> {
-        if let Some(holder) = self.keys.insert(statement.wireguard_key, peer.node) {
-            return Err(Contradiction::Key { holder, claimant: peer.node });
+    pub(super) fn take_peer(&mut self, known: &KnownPeer) -> Result<(), Contradiction> {
+        let claimant = known.peer.node;
+        for key in keys(known) {
+            if let Some(holder) = self.keys.insert(key, claimant) {
+                return Err(Contradiction::Key { holder, claimant });
+            }
         }
-        self.take(peer.node, of_peer(peer))
+        self.take(claimant, of_peer(&known.peer))
     }
 
-    pub(super) fn give_up_peer(&mut self, KnownPeer { peer, statement }: &KnownPeer) {
-        self.keys.remove(&statement.wireguard_key);
-        self.give_up(of_peer(peer));
+    pub(super) fn give_up_peer(&mut self, known: &KnownPeer) {
+        keys(known).for_each(|key| {
+            self.keys.remove(&key);
+        });
+        self.give_up(of_peer(&known.peer));
     }
 
     pub(super) fn take_own(&mut self, myself: &Myself) -> Result<(), Contradiction> {
@@ -81,6 +86,11 @@ impl Claims {
             self.prefixes.remove(&prefix);
         });
     }
+}
+
+/// The keys of a peer: the present one, and the one that it announced.
+pub(super) fn keys(known: &KnownPeer) -> impl Iterator<Item = WireguardKey> {
+    iter::once(known.statement.wireguard_key).chain(known.announced.as_ref().map(|announced| announced.wireguard_key))
 }
 
 fn of_peer(peer: &Peer) -> impl Iterator<Item = IpNet> {

@@ -77,6 +77,7 @@ fn view_change(claim: Claim, known: &Known) -> ViewChange {
                 name: record.name.clone(),
                 site_name: record.name,
                 statement: keys.statement(sequence),
+                announced: None,
                 tunnel_address: record.tunnel_address,
                 subnets: subnets_of(&subnets),
                 endpoint: None,
@@ -95,8 +96,8 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
     for change in changes {
         match change {
             ViewChange::Peer(peer) => {
-                if let Ok(statement) = believe(peer, MESH, next.peers.get(&peer.node), replica.pin(peer.node)) {
-                    next.peers.insert(peer.node, KnownPeer { peer: peer.clone(), statement });
+                if let Ok(Believed { statement, announced }) = believe(peer, MESH, next.peers.get(&peer.node), replica.pin(peer.node)) {
+                    next.peers.insert(peer.node, KnownPeer { peer: peer.clone(), statement, announced });
                 }
             }
             ViewChange::PeerRemoved(node) => {

@@ -70,8 +70,9 @@ pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
 }
 
 pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettings)> {
-    let row =
-        sqlx::query!("SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, epoch, revision FROM mesh").fetch_one(connection).await?;
+    let row = sqlx::query!("SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, epoch, revision FROM mesh")
+        .fetch_one(connection)
+        .await?;
     let invalid = || Error::Internal("the settings of the mesh are not valid");
     let ipnet::IpNet::V4(tunnel_prefix) = row.tunnel_prefix else { return Err(invalid()) };
     let settings = MeshSettings {
@@ -80,6 +81,7 @@ pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSe
         listen_port: row.listen_port.try_into().map_err(|_| invalid())?,
         keepalive_s: row.keepalive_s.try_into().map_err(|_| invalid())?,
         psk: mesh::queries::psk_policy(&row.psk)?,
+        rotate_days: row.rotate_days.try_into().map_err(|_| invalid())?,
     };
     Ok((Position { epoch: row.epoch, revision: row.revision }, settings))
 }

@@ -166,7 +166,7 @@ async fn free_name(connection: &mut PgConnection, site: &Name) -> Result<Name> {
     }
 }
 
-pub(super) fn key_taken() -> Problem {
+pub(crate) fn key_taken() -> Problem {
     error::taken("key_taken", "The key is taken", "statement", "another node has this key; make new keys on each machine", None)
 }
 

@@ -6,9 +6,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::health;
-use wattle_wire::{ids::NodeId, report::LinkReport};
+use wattle_wire::{ids::NodeId, report::LinkReport, rotation::Armed};
 
-use crate::error::Result;
+use crate::{error::Result, rotation};
 
 /// Rows of one statement; it has to end within the database's limit of five seconds.
 const MOST_ROWS: usize = 20_000;
@@ -37,6 +37,8 @@ pub struct News {
     pub ends: BTreeMap<(NodeId, NodeId), EndState>,
     /// Nodes that were heard of.
     pub heard: BTreeSet<NodeId>,
+    /// Peers' announced keys for which nodes are ready.
+    pub armed: BTreeSet<(NodeId, Armed)>,
 }
 
 impl News {
@@ -44,6 +46,7 @@ impl News {
     pub fn extend(&mut self, later: Self) {
         self.ends.extend(later.ends);
         self.heard.extend(later.heard);
+        self.armed.extend(later.armed);
     }
 }
 
@@ -66,6 +69,7 @@ pub struct LinkRow {
 ///
 /// The order of the rows is the same for all who write, so that none waits for another in a circle.
 pub async fn store(connection: &mut PgConnection, news: &News) -> Result<()> {
+    rotation::queries::arm(connection, news.armed.iter().copied()).await?;
     if news.ends.is_empty() && news.heard.is_empty() {
         return Ok(());
     }

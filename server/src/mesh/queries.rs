@@ -16,7 +16,7 @@ pub(super) async fn update(connection: &mut PgConnection, settings: &MeshSetting
         PskPolicy::Require => "require",
         PskPolicy::Prefer => "prefer",
     };
-    sqlx::query!("UPDATE mesh SET psk = $1", psk).execute(connection).await?;
+    sqlx::query!("UPDATE mesh SET psk = $1, rotate_days = $2", psk, i32::from(settings.rotate_days)).execute(connection).await?;
     Ok(())
 }
 

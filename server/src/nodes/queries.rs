@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::directory::NodeRecord;
+use wattle_mesh::directory::{Announced, NodeRecord};
 use wattle_wire::{
     admin::NodeState,
     enrol::SignedStatement,
@@ -27,6 +27,10 @@ struct NodeRow {
     wireguard_key: Vec<u8>,
     statement: String,
     statement_signature: Vec<u8>,
+    announced: Option<String>,
+    announced_signature: Option<Vec<u8>>,
+    announced_at: Option<DateTime<Utc>>,
+    rotate_since: Option<DateTime<Utc>>,
     endpoint_address: Option<IpNet>,
     endpoint_port: Option<i32>,
     agent_version: String,
@@ -47,7 +51,8 @@ async fn select(connection: &mut PgConnection, node: Option<NodeId>) -> Result<V
     let rows = sqlx::query_as!(
         NodeRow,
         r#"SELECT id, nodes.site AS "site!", name, state, tunnel_addresses.address AS tunnel_address, identity_key, wireguard_key, statement,
-                  statement_signature, endpoint_address, endpoint_port, agent_version, generation, enrolled_at
+                  statement_signature, announced, announced_signature, announced_at, rotate_since, endpoint_address, endpoint_port,
+                  agent_version, generation, enrolled_at
            FROM nodes JOIN tunnel_addresses ON tunnel_addresses.node = nodes.id
            WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1)"#,
         node.map(|node| node.0)
@@ -98,6 +103,7 @@ async fn forget(connection: &mut PgConnection, nodes: &[Uuid]) -> Result<()> {
     sqlx::query!("UPDATE tunnel_addresses SET node = NULL WHERE node = ANY($1)", nodes).execute(&mut *connection).await?;
     sqlx::query!("DELETE FROM links WHERE a = ANY($1) OR b = ANY($1)", nodes).execute(&mut *connection).await?;
     sqlx::query!("DELETE FROM psk_messages WHERE sender = ANY($1) OR recipient = ANY($1)", nodes).execute(&mut *connection).await?;
+    sqlx::query!("DELETE FROM armed_peers WHERE node = ANY($1) OR peer = ANY($1)", nodes).execute(&mut *connection).await?;
     sqlx::query!("DELETE FROM node_reports WHERE node = ANY($1)", nodes).execute(connection).await?;
     Ok(())
 }
@@ -109,7 +115,14 @@ impl TryFrom<NodeRow> for NodeRecord {
         let invalid = || Error::Internal("a node in the database is not valid");
         let identity_key: [u8; 32] = row.identity_key.try_into().map_err(|_| invalid())?;
         let wireguard_key: [u8; 32] = row.wireguard_key.try_into().map_err(|_| invalid())?;
-        let signature: [u8; 64] = row.statement_signature.try_into().map_err(|_| invalid())?;
+        let signed = |statement, signature: Vec<u8>| {
+            let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
+            Ok::<_, Error>(SignedStatement { statement, signature: Signature::from(signature) })
+        };
+        let announced = match (row.announced, row.announced_signature, row.announced_at) {
+            (Some(statement), Some(signature), Some(at)) => Some(Announced { statement: signed(statement, signature)?, at }),
+            _ => None,
+        };
         Ok(Self {
             id: NodeId(row.id),
             site: SiteId(row.site),
@@ -122,7 +135,9 @@ impl TryFrom<NodeRow> for NodeRecord {
             tunnel_address: v4(row.tunnel_address)?,
             identity_key: IdentityKey::from(identity_key),
             wireguard_key: WireguardKey::try_from(wireguard_key).map_err(|_| invalid())?,
-            statement: SignedStatement { statement: row.statement, signature: Signature::from(signature) },
+            statement: signed(row.statement, row.statement_signature)?,
+            announced,
+            rotate_since: row.rotate_since,
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
             agent_version: row.agent_version,
             generation: row.generation,

@@ -196,12 +196,13 @@ mod tests {
             listen_port: 51820,
             keepalive_s: 25,
             psk: wattle_wire::psk::PskPolicy::Require,
+            rotate_days: 0,
         };
         let mut directory = Directory::new(mesh);
         for number in 1..=NODES {
             let shares = [1, 30, NODES].contains(&number);
             let site = SiteId(Uuid::from_u128(if shares { 1 } else { u128::from(number) }));
-            let machine = Machine::new(&[number; 32], &[number; 32]).unwrap();
+            let machine = Machine::new(&[number; 32], &[number; 32], 0).unwrap();
             directory.apply(&RecordChange::Site(SiteRecord {
                 id: site,
                 name: format!("site-{}", site.0.as_u128()).parse().unwrap(),
@@ -221,6 +222,8 @@ mod tests {
                 identity_key: machine.identity_key(),
                 wireguard_key: machine.wireguard_key(),
                 statement: machine.statement(MESH).unwrap(),
+                announced: None,
+                rotate_since: None,
                 endpoint: None,
                 agent_version: String::new(),
                 generation: 1,

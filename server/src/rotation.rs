@@ -1,0 +1,150 @@
+//! `POST /nodes/{node}/rotate` and `POST /agent/rotation`: how a node takes up a new WireGuard key, in turn with the others.
+
+pub mod queries;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use wattle_mesh::{
+    admit,
+    directory::{NodeRecord, RecordChange},
+};
+use wattle_wire::{
+    admin::Node,
+    enrol::{SignedStatement, Statement},
+    ids::NodeId,
+    problem::Problem,
+    rotation::{RotationAnswer, RotationStep},
+};
+
+use crate::{
+    app::App,
+    auth::{CallingNode, RequestId},
+    body::Body,
+    db::Actor,
+    enrolment,
+    error::{self, Error, Result},
+    nodes, sites,
+};
+
+/// Asks a node for a new WireGuard key.
+///
+/// Its agent makes one and changes over without losing a packet, as soon as no other node is doing so; `rotation` of the node shows how far it
+/// is. Asked again, it is still one new key. The answer is the node as it is now.
+#[utoipa::path(post, path = "/nodes/{node}/rotate", tag = "nodes", params(("node" = String, Path, description = "id or name")),
+    responses((status = 202, body = Node)))]
+pub async fn request(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(node): Path<String>,
+) -> Result<(StatusCode, Json<Node>)> {
+    let id = app.find_node(&node)?;
+    app.mutate(&actor, |mut change| async move {
+        if !queries::request(&mut change, id).await? {
+            return Ok(change.not_needed(()));
+        }
+        let record = found(nodes::queries::find(&mut change, id).await?)?;
+        Ok(change.made((), vec![RecordChange::Node(record)], "node.rotate", id))
+    })
+    .await?;
+    let node = app.copy.read(|feed| nodes::node_in(&app, feed.directory(), feed.directory().nodes.get(&id)?));
+    Ok((StatusCode::ACCEPTED, Json(node.ok_or_else(|| error::not_found("node"))?)))
+}
+
+/// Takes what a node says of its next WireGuard key, and says which of its peers are not ready for it yet.
+///
+/// One node at a time changes its key: 409 `rotation_under_way` while another does. Each step may be repeated.
+#[utoipa::path(post, path = "/agent/rotation", tag = "agents", request_body = RotationStep, responses((status = 200, body = RotationAnswer)))]
+pub async fn advance(
+    State(app): State<App>,
+    Extension(CallingNode(node)): Extension<CallingNode>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Body(step): Body<RotationStep>,
+) -> Result<Json<RotationAnswer>> {
+    let actor = Actor { name: format!("node:{node}"), request_id: Some(request_id) };
+    match step {
+        RotationStep::Announce(signed) => announce(&app, &actor, node, &signed).await.map(Json),
+        RotationStep::Done(signed) => done(&app, &actor, node, &signed).await.map(Json),
+        RotationStep::Withdraw {} => withdraw(&app, &actor, node).await.map(Json),
+    }
+}
+
+async fn announce(app: &App, actor: &Actor, node: NodeId, signed: &SignedStatement) -> Result<RotationAnswer> {
+    let statement = &verified(app, signed)?;
+    if !queries::is_announced(&mut *app.db.begin().await?, node, signed).await? {
+        let announced = app.mutate(actor, |mut change| async move {
+            sites::queries::lock(&mut change).await?;
+            let record = found(nodes::queries::find(&mut change, node).await?)?;
+            follows(&record, statement)?;
+            if let Some(other) = queries::under_way(&mut change, node).await? {
+                return Err(under_way(&other).into());
+            }
+            if queries::is_known_key(&mut change, node, statement.wireguard_key).await? {
+                return Err(enrolment::queries::key_taken().into());
+            }
+            let record = found(queries::announce(&mut change, node, signed, statement).await?)?;
+            Ok(change.made((), vec![RecordChange::Node(record)], "node.key.announce", node))
+        });
+        announced.await?;
+    }
+    let waiting_for = queries::not_ready(&mut *app.db.begin().await?, node, statement.sequence).await?;
+    Ok(RotationAnswer { waiting_for })
+}
+
+async fn done(app: &App, actor: &Actor, node: NodeId, signed: &SignedStatement) -> Result<RotationAnswer> {
+    let statement = &verified(app, signed)?;
+    app.mutate(actor, |mut change| async move {
+        sites::queries::lock(&mut change).await?;
+        let record = found(nodes::queries::find(&mut change, node).await?)?;
+        if record.statement == *signed {
+            return Ok(change.not_needed(()));
+        }
+        follows(&record, statement)?;
+        if queries::is_known_key(&mut change, node, statement.wireguard_key).await? {
+            return Err(enrolment::queries::key_taken().into());
+        }
+        let record = found(queries::take_up(&mut change, node, signed, statement).await?)?;
+        Ok(change.made((), vec![RecordChange::Node(record)], "node.key.change", node))
+    })
+    .await?;
+    Ok(RotationAnswer::default())
+}
+
+async fn withdraw(app: &App, actor: &Actor, node: NodeId) -> Result<RotationAnswer> {
+    app.mutate(actor, |mut change| async move {
+        match queries::withdraw(&mut change, node).await? {
+            Some(record) => Ok(change.made((), vec![RecordChange::Node(record)], "node.key.withdraw", node)),
+            None => Ok(change.not_needed(())),
+        }
+    })
+    .await?;
+    Ok(RotationAnswer::default())
+}
+
+fn verified(app: &App, signed: &SignedStatement) -> Result<Statement> {
+    admit::verify_statement(signed, app.settings.mesh)
+        .map_err(|invalid| error::invalid("statement", "statement", invalid.to_string()).into())
+}
+
+/// Refuses a statement that cannot follow the node's present one.
+fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> {
+    let present = admit::sequence(&record.statement).ok_or(Error::Internal("a statement in the database is not valid"))?;
+    if statement.identity != record.identity_key {
+        return Err(error::invalid("statement", "statement", "it is signed by another identity than the node's").into());
+    }
+    if statement.sequence <= present || i64::try_from(statement.sequence).is_err() {
+        return Err(error::invalid("statement", "statement", format!("its number must be above {present}")).into());
+    }
+    Ok(())
+}
+
+fn under_way(node: &str) -> Problem {
+    let detail = format!("{node} is changing its WireGuard key; one node at a time does");
+    error::taken("rotation_under_way", "Another node changes its key", "statement", detail, None)
+}
+
+fn found(record: Option<NodeRecord>) -> Result<NodeRecord> {
+    record.ok_or_else(|| error::unauthorized().into())
+}

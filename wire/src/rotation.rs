@@ -1,0 +1,47 @@
+//! How a node takes up a new WireGuard key without losing a packet: what it says to the coordinator, and its peers through it. See `mesh::rotation`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{enrol::SignedStatement, ids::NodeId};
+
+/// `POST /agent/rotation`: how far the calling node is with its next key. Each may be repeated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RotationStep {
+    /// The node is going to take up the key of this statement: its peers are to be ready for it.
+    Announce(SignedStatement),
+    /// The node has taken up the key of this statement.
+    Done(SignedStatement),
+    /// The node stays with the key that it has.
+    Withdraw {},
+}
+
+/// Answer to a [`RotationStep`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RotationAnswer {
+    /// Peers that have not said yet that they are ready for the announced key, in order.
+    pub waiting_for: Vec<NodeId>,
+}
+
+/// What the coordinator knows of the calling node's own keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnKeys {
+    /// Number of the statement that the node's peers go by.
+    pub sequence: u64,
+    /// Number of the announced one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<u64>,
+    /// Somebody asks for a new key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rotate: bool,
+}
+
+/// A peer's announced key for which a node is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Armed {
+    pub peer: NodeId,
+    /// Number of the announced statement.
+    pub sequence: u64,
+}
