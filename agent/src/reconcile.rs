@@ -1,8 +1,9 @@
 //! Makes the host what it should be: observe, plan, apply, observe.
 
-use std::{collections::BTreeMap, fs, io, net::IpAddr, path::Path, time::Duration};
+use std::{fs, io, mem, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::Context;
+use ipnet::IpNet;
 use tracing::{info, warn};
 use wattle_mesh::{
     desired::{Local, desired},
@@ -13,9 +14,8 @@ use wattle_mesh::{
     psk::exchange::Exchange,
     replica::Known,
     rotation::watch::{Turns, Watch},
-    state::{Change, Desired, Observed, ObservedPeer},
+    state::{Change, Desired, Observed},
 };
-use wattle_wire::key::WireguardKey;
 
 use crate::{config::Place, kernel::Kernel, store::Store};
 
@@ -37,6 +37,14 @@ pub(crate) struct Outcome {
     pub(crate) changed: bool,
     /// What could not be done or was refused, in words.
     pub(crate) problems: Vec<String>,
+    limits: Limits,
+}
+
+/// What a host lets the mesh do to it, and what of it that depends on.
+#[derive(Debug, Default)]
+pub(crate) struct Limits {
+    pub(crate) refused: Refused,
+    addresses: Vec<IpNet>,
 }
 
 impl Host {
@@ -56,24 +64,17 @@ impl Host {
         self.kernel.observe().await.context("cannot read the state of this host")
     }
 
-    /// What the host should be, and what of the view the guard leaves out of it.
-    pub(crate) async fn desired(
-        &self,
-        known: &Known,
-        machine: &Machine,
-        psks: &Exchange,
-        turns: &Turns,
-    ) -> anyhow::Result<(Desired, Refused)> {
+    /// What the host lets the mesh do to it now.
+    pub(crate) async fn limits(&self, known: &Known) -> anyhow::Result<Limits> {
         let addresses = self.kernel.host_addresses().await.context("cannot read the addresses of this host")?;
         let surroundings = Surroundings { networks: addresses.clone(), coordinators: self.coordinators.clone() };
-        let refused = self.guard.screen(known, &surroundings);
-        let local = Local { interface: self.interface.clone(), machine, addresses };
-        Ok((desired(known, &local, &refused, psks, turns), refused))
+        Ok(Limits { refused: self.guard.screen(known, &surroundings), addresses })
     }
 
-    /// The peers alone, as they are; see [`Kernel::observe_peers`].
-    pub(crate) async fn observe_peers(&self) -> anyhow::Result<Option<BTreeMap<WireguardKey, ObservedPeer>>> {
-        self.kernel.observe_peers().await
+    /// What the host should be within its limits.
+    pub(crate) fn desired(&self, known: &Known, machine: &Machine, psks: &Exchange, turns: &Turns, limits: &Limits) -> Desired {
+        let local = Local { interface: self.interface.clone(), machine, addresses: limits.addresses.clone() };
+        desired(known, &local, &limits.refused, psks, turns)
     }
 
     /// Takes away what the agent made. Returns it in words.
@@ -82,35 +83,60 @@ impl Host {
     }
 
     /// One round. Whatever fails is told and the rest goes on; the next round tries again. `now` is of a clock that only goes forward.
-    pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine, psks: &Exchange, watch: &mut Watch, now: Duration) -> Outcome {
-        match self.plan(known, machine, psks, watch, now).await {
-            Ok((observed, plan, refused, turns)) => {
-                let mut outcome = if plan.steps.is_empty() {
-                    Outcome { observed: Some(observed), ..Outcome::default() }
-                } else {
-                    self.apply(plan, machine).await
-                };
-                watch.called(&turns, now);
-                outcome.problems.extend(refused.problems());
-                outcome
-            }
-            Err(error) => Outcome { problems: vec![format!("{error:#}")], ..Outcome::default() },
-        }
-    }
-
-    async fn plan(
+    pub(crate) async fn reconcile(
         &self,
         known: &Known,
         machine: &Machine,
         psks: &Exchange,
         watch: &mut Watch,
         now: Duration,
-    ) -> anyhow::Result<(Observed, Plan, Refused, Turns)> {
-        let observed = self.observe().await?;
+    ) -> Outcome {
+        let looked = async { anyhow::Ok((self.observe().await?, self.limits(known).await?)) };
+        let (observed, limits) = match looked.await {
+            Ok(looked) => looked,
+            Err(error) => return Outcome { problems: vec![format!("{error:#}")], ..Outcome::default() },
+        };
         let turns = observed.link.as_ref().map(|link| watch.look(known, link, now)).unwrap_or_default();
-        let (desired, refused) = self.desired(known, machine, psks, &turns).await?;
-        let plan = plan(&desired, &observed);
-        Ok((observed, plan, refused, turns))
+        let plan = plan(&self.desired(known, machine, psks, &turns, &limits), &observed);
+        let mut outcome = if plan.steps.is_empty() {
+            Outcome { observed: Some(observed), ..Outcome::default() }
+        } else {
+            self.apply(plan, machine).await
+        };
+        watch.called(&turns, now);
+        outcome.problems.extend(limits.refused.problems());
+        outcome.limits = limits;
+        outcome
+    }
+
+    /// Looks at the peers alone, and follows those that have taken up the keys which they announced: packets wait for that, so nothing else is
+    /// looked at meanwhile.
+    pub(crate) async fn follow_keys(
+        &self,
+        known: &Known,
+        machine: &Machine,
+        psks: &Exchange,
+        watch: &mut Watch,
+        outcome: &mut Outcome,
+        now: Duration,
+    ) -> anyhow::Result<()> {
+        let Outcome { observed: Some(observed), limits, .. } = outcome else { return Ok(()) };
+        let (Some(link), Some(peers)) = (&mut observed.link, self.kernel.observe_peers().await?) else { return Ok(()) };
+        link.peers = peers;
+        let turns = watch.look(known, link, now);
+        if !turns.is_pressing() {
+            return Ok(());
+        }
+        let mut steps = plan(&self.desired(known, machine, psks, &turns, limits), observed).steps;
+        steps.retain(|step| step.change.of_peer().is_some());
+        let changes: Vec<_> = steps.iter().map(|step| &step.change).collect();
+        self.kernel.apply_to_peers(&changes).await?;
+        watch.called(&turns, now);
+        for Step { change, reason } in &steps {
+            info!(reason, "{change}");
+            *observed = mem::take(observed).after(change);
+        }
+        Ok(())
     }
 
     async fn apply(&self, plan: Plan, machine: &Machine) -> Outcome {

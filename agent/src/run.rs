@@ -353,17 +353,13 @@ impl Agent {
         self.reconnect.notify_one();
     }
 
-    /// Looks at the peers alone, and follows those that have taken up the keys which they announced.
+    /// Follows peers that have taken up the keys which they announced.
     async fn peek(&mut self) {
-        let peers = match self.host.observe_peers().await {
-            Ok(peers) => peers,
-            Err(error) => return tracing::debug!("{error:#}"),
-        };
-        let link = self.outcome.observed.as_mut().and_then(|observed| observed.link.as_mut());
-        let (Some(known), Some(link), Some(peers)) = (self.replica.known(), link, peers) else { return };
-        link.peers = peers;
-        if self.watch.look(known, link, self.started.elapsed()).is_pressing() {
-            self.reconcile().await;
+        let Some(known) = self.replica.known() else { return };
+        let (psks, now) = (self.correspondence.exchange(), self.started.elapsed());
+        let followed = self.host.follow_keys(known, &self.machine, psks, &mut self.watch, &mut self.outcome, now).await;
+        if let Err(error) = followed {
+            warn!("{error:#}");
         }
     }
 

@@ -11,7 +11,7 @@ use wattle_mesh::{
     plan::{Plan, plan},
     psk::exchange::Exchange,
     replica::{Known, KnownPeer, Replica},
-    rotation::watch::{Turns, Watch},
+    rotation::watch::Watch,
     state::{Observed, ObservedPeer},
 };
 use wattle_wire::{ids::Position, name::Name, report::DeviceKind};
@@ -79,8 +79,7 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
     let observed = found.host.observe().await?;
     let mut status = describe(place, &found, &observed)?;
     if let Some(known) = &found.known {
-        let (_, refused) = found.host.desired(known, &found.machine, &found.psks, &Turns::default()).await?;
-        status.problems.extend(refused.problems());
+        status.problems.extend(found.host.limits(known).await?.refused.problems());
     }
     if json {
         output::json(&status)?;
@@ -95,7 +94,7 @@ pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()
     let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
     let observed = found.host.observe().await?;
     let turns = observed.link.as_ref().map(|link| Watch::default().look(known, link, Duration::ZERO)).unwrap_or_default();
-    let (desired, _) = found.host.desired(known, &found.machine, &found.psks, &turns).await?;
+    let desired = found.host.desired(known, &found.machine, &found.psks, &turns, &found.host.limits(known).await?);
     let Plan { steps } = plan(&desired, &observed);
     if json {
         return output::json(&Plan { steps });

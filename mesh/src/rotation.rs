@@ -17,6 +17,8 @@
 //!
 //! The part of the peers is [`watch`].
 
+#[cfg(test)]
+mod model;
 pub mod watch;
 
 use std::{collections::BTreeSet, time::Duration};
