@@ -83,14 +83,7 @@ impl Host {
     }
 
     /// One round. Whatever fails is told and the rest goes on; the next round tries again. `now` is of a clock that only goes forward.
-    pub(crate) async fn reconcile(
-        &self,
-        known: &Known,
-        machine: &Machine,
-        psks: &Exchange,
-        watch: &mut Watch,
-        now: Duration,
-    ) -> Outcome {
+    pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine, psks: &Exchange, watch: &mut Watch, now: Duration) -> Outcome {
         let looked = async { anyhow::Ok((self.observe().await?, self.limits(known).await?)) };
         let (observed, limits) = match looked.await {
             Ok(looked) => looked,

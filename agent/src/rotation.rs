@@ -17,14 +17,14 @@ use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
     identity::{Membership, Slot, new_secret, unix_s},
-    output,
+    output, status,
     store::Store,
 };
 
 /// Somebody asks the running agent for a new key.
 const ASKED: &str = "rotate.json";
 /// How often `wattle-agent rotate` looks whether it is done.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A request of `wattle-agent rotate`, and what stands in its way.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -165,18 +165,16 @@ fn is_final(status: StatusCode) -> bool {
 
 /// `wattle-agent rotate`.
 pub(crate) async fn rotate(place: &Place) -> anyhow::Result<()> {
-    let store = Store::open(&place.state_dir)?;
-    let key = || anyhow::Ok(Slot::Present.load(&store)?.filter(|(_, membership)| membership.is_some()).map(|(machine, _)| machine));
-    let Some(before) = key()?.map(|machine| machine.wireguard_key()) else {
-        bail!("this machine is not a node yet: run `wattle-agent join` with the join string of its site");
-    };
+    let found = status::find(place)?;
+    let (host, store, before) = (&found.host, &found.store, found.machine.wireguard_key());
     if !store.is_locked()? {
         bail!("no agent runs here, which would change the key: start `wattle-agent run`");
     }
     store.write(ASKED, &Asked::default())?;
     output::line("asked the running agent for a new WireGuard key; its peers get ready for it first");
     loop {
-        if let Some(after) = key()?.map(|machine| machine.wireguard_key()).filter(|after| *after != before) {
+        let key = host.observe().await?.link.and_then(|link| link.public_key);
+        if let Some(after) = key.filter(|after| *after != before) {
             output::line(format!("the WireGuard key is {after} now; it was {before}"));
             return Ok(());
         }

@@ -111,7 +111,7 @@ impl Gateway {
             .filter_map(|line| {
                 let mut words = line.split_whitespace().map(str::to_owned);
                 let key = words.next()?;
-                let mut prefixes: Vec<_> = words.collect();
+                let mut prefixes: Vec<_> = words.filter(|word| word != "(none)").collect();
                 prefixes.sort();
                 Some((key, prefixes))
             })

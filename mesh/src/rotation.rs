@@ -57,7 +57,9 @@ pub struct Rotation {
     announced: Option<Announced>,
     /// Nothing is said before.
     silent_until: Duration,
-    /// Nothing is begun before.
+    /// The coordinator does not want the next key.
+    is_refused: bool,
+    /// Nothing is begun before, unless somebody on this host asks.
     put_off_until: Duration,
     problem: Option<String>,
 }
@@ -120,16 +122,17 @@ impl Rotation {
             return machine.statement(known.mesh.id).ok().map(|statement| Act::Tell(RotationStep::Done(statement)));
         }
         if machine.next_key().is_none() {
-            self.announced = None;
+            (self.announced, self.is_refused) = (None, false);
             if own.announced.is_some() {
                 return Some(Act::Tell(RotationStep::Withdraw {}));
             }
-            let wanted = situation.is_asked || own.rotate || is_used_up(situation);
-            return (wanted && now >= self.put_off_until).then_some(Act::MakeKey);
+            let is_due = (own.rotate || is_used_up(situation)) && now >= self.put_off_until;
+            // Whoever asks on this host waits for an answer.
+            return (situation.is_asked || is_due).then_some(Act::MakeKey);
         }
         let announce = || machine.announcement(known.mesh.id).ok().flatten().map(|statement| Act::Tell(RotationStep::Announce(statement)));
         let Some(Announced { since, heard, waiting_for }) = &self.announced else {
-            return if now < self.put_off_until { Some(Act::GiveUp) } else { announce() };
+            return if self.is_refused { Some(Act::GiveUp) } else { announce() };
         };
         let in_touch = |peer: &KnownPeer| peer.entry(situation.link).is_some_and(ObservedPeer::is_live);
         let missing = known.peers.values().filter(|peer| waiting_for.contains(&peer.peer.node) && in_touch(peer));
@@ -160,7 +163,7 @@ impl Rotation {
                 self.problem = None;
             }
             (RotationStep::Announce(_), Told::Refused(why)) => {
-                self.announced = None;
+                (self.announced, self.is_refused) = (None, true);
                 self.put_off(now, &why);
             }
             (RotationStep::Announce(_), Told::Busy) => {
@@ -188,6 +191,7 @@ impl Rotation {
     /// A step could not be carried out on this host.
     pub fn failed(&mut self, why: &str, now: Duration) {
         self.announced = None;
+        self.silent_until = now + PAUSE;
         self.put_off(now, why);
     }
 

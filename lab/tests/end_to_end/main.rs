@@ -57,6 +57,8 @@ const INSIDE: &[(&str, Test)] = tests![
     psk::a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_with_a_new_key_and_loses_no_packet,
     psk::the_session_that_is_renewed_with_another_key_loses_no_packet_even_when_one_end_missed_the_commit,
     rotation::a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_direction,
+    rotation::h2_a_node_that_dies_before_and_after_it_took_up_a_key_loses_no_packet,
+    rotation::without_the_coordinator_all_follow_to_a_new_key_and_an_agent_that_starts_meanwhile_does_too,
     see::verify_tells_whether_every_tunnel_and_every_lan_answers,
     see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
@@ -74,8 +76,13 @@ const OWN_MACHINE: &[(&str, Test)] = tests![
     kernel::a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel,
 ];
 
-/// Tests inside a lab that say nothing of a kernel, and need programs that would be slow on an emulated one.
-const NOT_EMULATED: &[(&str, Test)] = tests![see::a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault];
+/// Tests inside a lab that say little of a kernel, and would take long on an emulated one.
+const NOT_EMULATED: &[(&str, Test)] = tests![
+    rotation::a_peer_that_was_away_learns_the_key_when_it_is_back,
+    rotation::a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost,
+    rotation::handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up,
+    see::a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault,
+];
 
 /// Tests that make labs and look at them from outside.
 const OUTSIDE: &[(&str, Test)] =

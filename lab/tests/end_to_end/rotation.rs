@@ -5,23 +5,196 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use wattle_lab::{
-    Api, Flow, Lab, Site, patience,
+    Api, Flow, Lab, Site,
+    flow::Outcome,
+    gateway::STATE_DIR,
+    patience,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK},
     wait_for,
 };
-use wattle_wire::key::WireguardKey;
+use wattle_wire::{
+    admin::{CreatedSite, Node, Page},
+    key::WireguardKey,
+};
+
+/// Datagrams that may be lost when handshakes are: those of a second.
+const MOST_LOST: usize = 102;
+/// No peer's word that it is ready is kept, so that the rotating node waits.
+const NOBODY_READY: &str = "
+CREATE FUNCTION refuse_ready() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER refuse_ready BEFORE INSERT ON armed_peers FOR EACH ROW EXECUTE FUNCTION refuse_ready();
+";
+/// The coordinator cannot take note that a key was taken up.
+const NOTHING_DONE: &str = "
+CREATE FUNCTION refuse_done() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now' USING ERRCODE = 'lock_not_available'; END $$;
+CREATE TRIGGER refuse_done BEFORE UPDATE OF wireguard_key ON nodes FOR EACH ROW EXECUTE FUNCTION refuse_done();
+";
 
 pub(crate) fn a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_direction(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
     let flows = flows(&lab)?;
     let before = lab.gateway(FRANKFURT)?.public_key()?;
-    let answer = api.request("POST", "/nodes/frankfurt/rotate", None)?;
-    ensure!(answer.status == 202, "{answer:?}");
+    ask(&api)?;
     let after = taken_up(&lab, &before)?;
     everybody_goes_by(&lab, &api, &after)?;
     flows.iter().try_for_each(|flow| flow.more(200))?;
     flows.into_iter().try_for_each(|flow| flow.expect_no_loss().map(drop))
+}
+
+pub(crate) fn h2_a_node_that_dies_before_and_after_it_took_up_a_key_loses_no_packet(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flows = flows(&lab)?;
+    lab.coordinator.sql(NOBODY_READY)?;
+    let before = lab.gateway(FRANKFURT)?.public_key()?;
+    ask(&api)?;
+    let announced = wait_for("all stand ready", patience(20.0), || all_stand_ready(&lab))?;
+    let frankfurt = lab.gateway_mut(FRANKFURT)?;
+    frankfurt.kill_agent()?;
+    frankfurt.start_agent()?;
+    flows[0].more(100)?;
+    let frankfurt = lab.gateway_mut(FRANKFURT)?;
+    ensure!(frankfurt.public_key()? == before, "it was not to change");
+
+    // It dies between keeping the key as its own and giving it to the device.
+    frankfurt.kill_agent()?;
+    let path = format!("{STATE_DIR}/node.json");
+    let mut kept: Value = serde_json::from_str(&frankfurt.host.run(&format!("cat {path}"))?)?;
+    kept["wireguard"] = kept["next_wireguard"].take();
+    kept["sequence"] = kept["issued"].clone();
+    frankfurt.host.run_with(&format!("tee {path}"), &kept.to_string())?;
+    frankfurt.start_agent()?;
+    let after = taken_up(&lab, &before)?;
+    ensure!(after == announced, "it is another key than was announced");
+    everybody_goes_by(&lab, &api, &after)?;
+    flows.iter().try_for_each(|flow| flow.more(100))?;
+    flows.into_iter().try_for_each(|flow| flow.expect_no_loss().map(drop))
+}
+
+pub(crate) fn without_the_coordinator_all_follow_to_a_new_key_and_an_agent_that_starts_meanwhile_does_too(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flows = flows(&lab)?;
+    lab.coordinator.sql(NOTHING_DONE)?;
+    let before = lab.gateway(FRANKFURT)?.public_key()?;
+    ask(&api)?;
+    let after = taken_up(&lab, &before)?;
+    lab.coordinator.kill()?;
+    wait_for("the peers have followed", patience(10.0), || have_followed(&lab, &after))?;
+    let dublin = lab.gateway_mut(DUBLIN)?;
+    dublin.kill_agent()?;
+    dublin.start_agent()?;
+    flows[0].more(200)?;
+    have_followed(&lab, &after)?;
+    lab.coordinator.start_server()?;
+    lab.coordinator.wait_ready()?;
+    lab.coordinator.sql("DROP TRIGGER refuse_done ON nodes")?;
+    everybody_goes_by(&lab, &api, &after)?;
+    flows.into_iter().try_for_each(|flow| flow.expect_no_loss().map(drop))
+}
+
+pub(crate) fn a_peer_that_was_away_learns_the_key_when_it_is_back(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.start_coordinator()?;
+    let mut away = String::new();
+    for site in [NEW_YORK, DUBLIN, FRANKFURT] {
+        let gateway = lab.gateway_mut(site)?;
+        gateway.start_agent()?;
+        let created: CreatedSite = api.post("/sites", &site.body())?;
+        gateway.join(created.join_token.join_string.reveal())?;
+        if site == NEW_YORK {
+            wait_for("it has an interface", patience(10.0), || gateway.public_key().map(|key| away = key))?;
+            gateway.stop_agent()?;
+            gateway.agent_says(&["down"])?;
+        }
+    }
+    wait_for("two are linked", patience(20.0), || lab.ping_all_of(&[DUBLIN, FRANKFURT]))?;
+    let before = lab.gateway(FRANKFURT)?.public_key()?;
+    ask(&api)?;
+    let after = taken_up(&lab, &before)?;
+    lab.gateway_mut(NEW_YORK)?.start_agent()?;
+    everybody_goes_by(&lab, &api, &after)
+}
+
+pub(crate) fn a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flows = flows(&lab)?;
+    let (before, nodes) = (lab.gateway(FRANKFURT)?.public_key()?, api.get::<Page<Node>>("/nodes")?);
+    let dublin = nodes.items.iter().find(|node| node.name.as_str() == "dublin").context("no dublin")?.id;
+    lab.coordinator.sql(&NOBODY_READY.replace("RETURN NULL", &format!("IF NEW.peer = '{dublin}' THEN RETURN NULL; END IF; RETURN NEW")))?;
+    let output = lab.gateway(FRANKFURT)?.try_agent(&["rotate"])?;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(error.contains("dublin") && !error.contains("new-york"), "{error}");
+    ensure!(lab.gateway(FRANKFURT)?.public_key()? == before, "the key changed");
+    wait_for("nobody stands ready any more", patience(10.0), || {
+        for site in [DUBLIN, NEW_YORK] {
+            ensure!(lab.gateway(site)?.allowed_ips()?.len() == 2, "{} does", site.name);
+        }
+        let node: Value = api.get("/nodes/frankfurt")?;
+        ensure!(node["rotation"].is_null(), "{node}");
+        Ok(())
+    })?;
+    flows.into_iter().try_for_each(|flow| flow.expect_no_loss().map(drop))?;
+
+    lab.coordinator.sql("DROP TRIGGER refuse_ready ON armed_peers")?;
+    let output = lab.gateway(FRANKFURT)?.agent_says(&["rotate"])?;
+    let after = lab.gateway(FRANKFURT)?.public_key()?;
+    ensure!(output.contains(&before) && output.contains(&after) && before != after, "{output}");
+    everybody_goes_by(&lab, &api, &after)
+}
+
+pub(crate) fn handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flows = flows(&lab)?;
+    let before = lab.gateway(FRANKFURT)?.public_key()?;
+    // Each second first message of a handshake that comes from or goes to Frankfurt: 148 bytes (the WireGuard paper, section 5.4.2), and 8 of UDP.
+    let drop = "add table inet loss\nadd chain inet loss in { type filter hook input priority 0; }\n\
+        add rule inet loss in udp dport 51820 udp length 156 numgen inc mod 2 == 0 counter drop\n";
+    for site in [DUBLIN, FRANKFURT, NEW_YORK] {
+        lab.gateway(site)?.host.run_with("nft -f -", drop)?;
+    }
+    ask(&api)?;
+    let after = taken_up(&lab, &before)?;
+    everybody_goes_by(&lab, &api, &after)?;
+    let counted = lab.gateway(DUBLIN)?.host.run("nft list table inet loss")?;
+    ensure!(!counted.contains("packets 0 "), "none was lost: {counted}");
+    for flow in flows {
+        let Outcome { sent, lost } = flow.finish()?;
+        ensure!(lost.len() <= MOST_LOST, "{} of {sent} were lost", lost.len());
+    }
+    Ok(())
+}
+
+/// Asks for a new key of Frankfurt.
+fn ask(api: &Api) -> Result<()> {
+    let answer = api.request("POST", "/nodes/frankfurt/rotate", None)?;
+    ensure!(answer.status == 202, "{answer:?}");
+    Ok(())
+}
+
+/// The key for which both peers of Frankfurt have an entry without prefixes.
+fn all_stand_ready(lab: &Lab) -> Result<String> {
+    let bare = |site| -> Result<String> {
+        let entries = lab.gateway(site)?.allowed_ips()?;
+        entries.into_iter().find(|(_, prefixes)| prefixes.is_empty()).map(|(key, _)| key).context("nothing was announced")
+    };
+    let [dublin, new_york] = [bare(DUBLIN)?, bare(NEW_YORK)?];
+    ensure!(dublin == new_york, "they stand ready for different keys");
+    Ok(dublin)
+}
+
+/// Whether both peers use the key.
+fn have_followed(lab: &Lab, key: &str) -> Result<()> {
+    for site in [DUBLIN, NEW_YORK] {
+        let entries = lab.gateway(site)?.allowed_ips()?;
+        let entry = entries.iter().find(|(found, _)| found == key).with_context(|| format!("{} does not have it", site.name))?;
+        ensure!(entry.1.len() == 2, "{} has {entry:?}", site.name);
+    }
+    lab.ping_all()
 }
 
 /// Between all three, there and back.

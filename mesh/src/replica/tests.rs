@@ -226,3 +226,35 @@ fn a_revision_that_contradicts_itself_changes_nothing() {
     let own_lan = Peer { subnets: vec!["10.1.0.0/24".parse().unwrap()], ..third };
     assert!(matches!(receive(own_lan), Received::Rejected(Rejection::Overlap(..))));
 }
+
+#[test]
+fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody_else() {
+    let (mut replica, feed) = world();
+    let second = peers(&replica)[0].clone();
+    let announcing = |keys: &Keys, wireguard: &Keys, sequence: u64| {
+        let statement = Statement { mesh: MESH, identity: keys.identity_key(), wireguard_key: wireguard.wireguard_key(), sequence };
+        Peer { announced: Some(crate::admit::sign_statement(&statement, &keys.identity).unwrap()), ..second.clone() }
+    };
+    let mut receive = |peer: Peer| {
+        let mut view = view::view(feed.directory(), node_id(1)).unwrap();
+        view.peers[0] = peer;
+        replica.receive(StreamMessage::Snapshot { position: feed.position(), view, removed: vec![] })
+    };
+    let (own, next) = (Keys::of(2), Keys::of(20));
+    for (peer, why) in [
+        (announcing(&Keys::of(3), &next, 2), "another identity"),
+        (announcing(&own, &next, 1), "not a later number"),
+        (announcing(&own, &own, 2), "the same key"),
+    ] {
+        let Received::Changed { refused } = receive(peer) else { panic!("{why}") };
+        assert_eq!(refused.iter().map(|refusal| refusal.reason).collect::<Vec<_>>(), [RefusalReason::Announced], "{why}");
+    }
+    for taken in [1, 3] {
+        let received = receive(announcing(&own, &Keys::of(taken), 2));
+        assert!(matches!(received, Received::Rejected(Rejection::OwnKey(_) | Rejection::SameKey(..))), "{received:?}");
+    }
+    assert_eq!(receive(announcing(&own, &next, 2)), Received::Changed { refused: vec![] });
+    let known = &replica.known().unwrap().peers[&node_id(2)];
+    assert_eq!(known.announced.as_ref().map(|statement| statement.wireguard_key), Some(next.wireguard_key()));
+    assert_eq!(known.statement.wireguard_key, own.wireguard_key());
+}

@@ -104,7 +104,10 @@ enum Happens {
     /// What a gateway is ready for arrives.
     Report(usize),
     /// The rotating node does what is next; the coordinator does not answer, or its answer is lost, or neither.
-    Rotate { asked: bool, answered: bool },
+    Rotate {
+        asked: bool,
+        answered: bool,
+    },
     Reconcile(usize),
     /// The agent dies after so many steps.
     DieIn(usize, usize),

@@ -78,7 +78,7 @@ pub(super) async fn already_enrolled(connection: &mut PgConnection, applicant: &
 /// Refuses keys of other nodes, and of nodes that were revoked.
 pub(super) async fn refuse_known_keys(connection: &mut PgConnection, applicant: &Applicant) -> Result<()> {
     let states = sqlx::query_scalar!(
-        "SELECT state FROM nodes WHERE identity_key = $1 OR wireguard_key = $2",
+        "SELECT state FROM nodes WHERE identity_key = $1 OR $2 IN (wireguard_key, announced_key)",
         applicant.statement.identity.as_bytes(),
         applicant.statement.wireguard_key.as_bytes()
     );

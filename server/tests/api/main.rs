@@ -20,6 +20,7 @@ mod nodes;
 mod page;
 mod private_postgres;
 mod replicas;
+mod rotation;
 mod sites;
 mod stream;
 mod tls;
