@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter, prelude::*};
 use wattle_mesh::interface::InterfaceName;
-use wattle_wire::endpoint::Endpoint;
+use wattle_wire::{endpoint::Endpoint, key::OperatorKey};
 
 /// Makes this Linux gateway a node of a Wattle mesh, and keeps its WireGuard interface as the mesh wants it.
 ///
@@ -40,8 +40,8 @@ pub(crate) struct Place {
     #[arg(long, global = true, env = "WATTLE_INTERFACE", default_value = "wattle0")]
     pub(crate) interface: InterfaceName,
 
-    /// What this host lets the mesh do to it: `allow` and `refuse`, lists of prefixes, and `most_peers`. Without the file, peers still get
-    /// no default route and nothing that the host itself reaches elsewhere.
+    /// What this host lets the mesh do to it: `allow` and `refuse`, lists of prefixes, `most_peers`, `lock` and `operator_keys`. Without the
+    /// file, peers still get no default route and nothing that the host itself reaches elsewhere.
     #[arg(long, global = true, env = "WATTLE_GUARD", default_value = "/etc/wattle/guard.toml")]
     pub(crate) guard: PathBuf,
 }
@@ -61,6 +61,11 @@ pub(crate) enum Command {
         /// Gives up the present identity of this machine and makes new keys.
         #[arg(long)]
         replace: bool,
+        /// Takes only peers that an operator with this public key has admitted, from the first on; may be given several times.
+        ///
+        /// It is written to the file of --guard, if that is not there yet.
+        #[arg(long = "lock", value_name = "PUBLIC_KEY")]
+        operator_keys: Vec<OperatorKey>,
     },
     /// Follows the mesh until it is stopped. Waits for `join` if this machine is not a node yet.
     Run {
@@ -107,15 +112,62 @@ pub(crate) enum Command {
     ///
     /// The running agent makes the key, waits until the peers are ready for it, and changes over without losing a packet.
     Rotate,
-    /// Removes the peers whose removal is held: the coordinator asked for more than half of all at once.
+    /// Removes the peers whose removal waits to be confirmed: the coordinator asked for more than half of all at once, or they were there before
+    /// the lock and no operator has admitted them.
     ///
     /// The running agent follows within seconds. If it was a mistake, put the nodes back at the coordinator instead.
     Confirm,
+    /// Says with a key that no coordinator has who may be in the mesh, for gateways that require the lock.
+    ///
+    /// On the machine of an operator, which need not be a gateway. A gateway requires the lock when it joins with --lock, or by `lock = "required"` and
+    /// `operator_keys` in its /etc/wattle/guard.toml.
+    #[command(subcommand)]
+    Lock(LockCommand),
     /// Takes away the interface, its routes and the firewall table, and nothing that the agent did not make. The identity stays.
     Down,
     /// Moves the packets where the kernel has no WireGuard; started by the agent itself.
     #[command(hide = true)]
     Device { interface: InterfaceName },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LockCommand {
+    /// Makes an operator's key, and says what to write on each gateway. Keep the file where no coordinator is.
+    Init {
+        /// File of the private key, which must not be there yet.
+        #[arg(long, value_name = "FILE", default_value = "wattle-operator.key")]
+        key: PathBuf,
+    },
+    /// Shows which nodes are new or changed since they were last signed, asks, signs them and gives that to the coordinator.
+    Sign(SignArguments),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SignArguments {
+    /// The coordinator.
+    #[arg(long)]
+    pub(crate) url: String,
+    /// File with an api token of the coordinator, of an operator at least.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: PathBuf,
+    /// File with the certificate of the coordinator's own authority, its ca.crt; without it the certificate has to be publicly valid.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// File of the private key.
+    #[arg(long, value_name = "FILE", default_value = "wattle-operator.key")]
+    pub(crate) key: PathBuf,
+    /// Days for which the signatures are good; without it they do not end.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) days: Option<u16>,
+    /// Signs all nodes anew, those that are signed already, too.
+    #[arg(long)]
+    pub(crate) again: bool,
+    /// Does not ask. What is signed is shown all the same.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Prints what is signed as JSON; needs --yes.
+    #[arg(long, requires = "yes")]
+    pub(crate) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

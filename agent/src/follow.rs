@@ -57,12 +57,13 @@ pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
 /// `wattle-agent confirm`.
 pub(crate) fn confirm(place: &Place) -> anyhow::Result<()> {
     let store = Store::open(&place.state_dir)?;
-    let Some(Stored { view, held, .. }) = load_view(&store)?.filter(|stored| !stored.held.is_empty()) else {
-        output::line("no removal is held");
+    let Some(stored) = load_view(&store)?.filter(|stored| !stored.awaiting_confirmation().is_empty()) else {
+        output::line("no removal waits to be confirmed");
         return Ok(());
     };
-    store.write(CONFIRMED, &held)?;
-    for peer in view.peers.iter().filter(|peer| held.contains(&peer.node)) {
+    let confirmed = stored.awaiting_confirmation();
+    store.write(CONFIRMED, &confirmed)?;
+    for peer in stored.view.peers.iter().filter(|peer| confirmed.contains(&peer.node)) {
         output::line(format!("confirmed the removal of {}", peer.name));
     }
     if !store.is_locked()? {

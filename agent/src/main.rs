@@ -8,6 +8,7 @@ mod follow;
 mod identity;
 mod join;
 mod kernel;
+mod lock;
 mod metrics;
 mod output;
 mod psk;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::config::{Cli, Command};
+use crate::config::{Cli, Command, LockCommand};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -42,7 +43,10 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         match command {
-            Command::Join { join_string, endpoint, replace } => join::join(&place, &join_string, endpoint, replace).await,
+            Command::Join { join_string, endpoint, replace, operator_keys } => {
+                lock::require(&place, &operator_keys)?;
+                join::join(&place, &join_string, endpoint, replace).await
+            }
             Command::Run { metrics } => run::run(&place, metrics).await,
             Command::Status { json } => return status::status(&place, json).await,
             Command::Verify { hosts, count, json } => return verify::verify(&place, &hosts, count, json).await,
@@ -50,6 +54,8 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Plan { json } => status::plan_command(&place, json).await,
             Command::Rotate => rotation::rotate(&place).await,
             Command::Confirm => follow::confirm(&place),
+            Command::Lock(LockCommand::Init { key }) => lock::init(&key),
+            Command::Lock(LockCommand::Sign(arguments)) => lock::sign(&arguments).await,
             Command::Down => run::down(&place).await,
             Command::Device { interface } => device::run(&interface).await,
         }?;

@@ -1,13 +1,13 @@
 //! Makes the host what it should be: observe, plan, apply, observe.
 
-use std::{fs, io, mem, net::IpAddr, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, io, mem, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::Context;
 use ipnet::IpNet;
 use tracing::{info, warn};
 use wattle_mesh::{
     desired::{Local, desired},
-    guard::{Guard, Refused, Surroundings},
+    guard::{Guard, Lock, Refused, Surroundings},
     interface::InterfaceName,
     machine::Machine,
     plan::{Plan, Step, plan},
@@ -16,6 +16,7 @@ use wattle_mesh::{
     rotation::watch::{Turns, Watch},
     state::{Change, Desired, Observed},
 };
+use wattle_wire::key::OperatorKey;
 
 use crate::{config::Place, kernel::Kernel, store::Store};
 
@@ -60,6 +61,11 @@ impl Host {
         })
     }
 
+    /// Whom this host believes about who may be in the mesh, if it asks for that.
+    pub(crate) fn operators(&self) -> Option<BTreeSet<OperatorKey>> {
+        self.guard.operators()
+    }
+
     pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
         self.kernel.observe().await.context("cannot read the state of this host")
     }
@@ -68,7 +74,8 @@ impl Host {
     pub(crate) async fn limits(&self, known: &Known) -> anyhow::Result<Limits> {
         let addresses = self.kernel.host_addresses().await.context("cannot read the addresses of this host")?;
         let surroundings = Surroundings { networks: addresses.clone(), coordinators: self.coordinators.clone() };
-        Ok(Limits { refused: self.guard.screen(known, &surroundings), addresses })
+        let refused = self.guard.screen(known, &surroundings, chrono::Utc::now().timestamp());
+        Ok(Limits { refused, addresses })
     }
 
     /// What the host should be within its limits.
@@ -167,9 +174,14 @@ impl Host {
 }
 
 /// The guard's rules: those that need no file, when there is none. A file that cannot be read is an error; what it forbids is not known.
-fn load_guard(path: &Path) -> anyhow::Result<Guard> {
+pub(crate) fn load_guard(path: &Path) -> anyhow::Result<Guard> {
     match fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text).with_context(|| format!("the guard's rules in {} are not valid", path.display())),
+        Ok(text) => {
+            let guard: Guard = toml::from_str(&text).with_context(|| format!("the guard's rules in {} are not valid", path.display()))?;
+            let locks_all_out = guard.lock == Lock::Required && guard.operator_keys.is_empty();
+            anyhow::ensure!(!locks_all_out, "{} requires the lock and names no `operator_keys`: nobody could be admitted", path.display());
+            Ok(guard)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Guard::default()),
         Err(error) => Err(error).with_context(|| format!("cannot read the guard's rules in {}", path.display())),
     }
@@ -187,7 +199,19 @@ mod tests {
         fs::write(&path, "allow = [\"10.0.0.0/8\"]\nrefuse = [\"10.9.0.0/16\"]\n").unwrap();
         let [allow, refuse] = ["10.0.0.0/8", "10.9.0.0/16"].map(|text| vec![text.parse().unwrap()]);
         assert_eq!(load_guard(&path).unwrap(), Guard { allow: Some(allow), refuse, ..Guard::default() });
-        for bad in ["alow = []", "allow = [\"10.0.0.0/33\"]", "most_peers = -1"] {
+        let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+        fs::write(&path, format!("lock = \"required\"\noperator_keys = [\"{key}\"]\n")).unwrap();
+        assert_eq!(load_guard(&path).unwrap().operators(), Some([key.parse().unwrap()].into()));
+        // A lock that is misspelt, or that nobody could open, is an error and not an open door.
+        for bad in [
+            "lock = \"required\"",
+            "lock = \"Required\"",
+            "lock = true",
+            "operator_keys = [\"key\"]",
+            "alow = []",
+            "allow = [\"10.0.0.0/33\"]",
+            "most_peers = -1",
+        ] {
             fs::write(&path, bad).unwrap();
             assert!(load_guard(&path).is_err(), "{bad}");
         }

@@ -162,12 +162,13 @@ struct ToldReport {
 impl Agent {
     fn new(place: &Place, store: Store, machine: Machine, membership: Membership, metrics: Option<Arc<Metrics>>) -> anyhow::Result<Self> {
         let now = Instant::now();
+        let host = Host::new(place, &store, &membership.urls)?;
         Ok(Self {
             interface: place.interface.clone(),
             metrics,
-            host: Host::new(place, &store, &membership.urls)?,
             coordinator: Arc::new(Coordinator::new(membership.urls.clone(), membership.pins.clone())?),
-            replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()),
+            replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()).locked_by(host.operators()),
+            host,
             machine: Arc::new(machine),
             membership,
             correspondence: Correspondence::new(store.clone()),
@@ -196,6 +197,8 @@ impl Agent {
                     Ok(refused) => {
                         info!(%position, refused = refused.len(), "took up the view kept on disk");
                         self.reconcile().await;
+                        // Who was there when the lock was turned on is known from now on.
+                        self.save_view();
                     }
                     Err(rejection) => warn!("the view kept on disk is not usable: {rejection}"),
                 }
@@ -416,14 +419,14 @@ impl Agent {
         });
     }
 
-    /// Carries out the removals that were held and that somebody has confirmed since.
+    /// Carries out the removals that somebody has confirmed since.
     fn take_confirmation(&mut self) {
-        if self.replica.held().is_empty() {
+        if self.replica.awaiting_confirmation().is_empty() {
             return;
         }
         match follow::take_confirmed(&self.store) {
             Ok(Some(confirmed)) if self.replica.confirm(&confirmed) => {
-                info!("the removal of peers that was held is confirmed");
+                info!("the removal of peers is confirmed");
                 self.save_view();
             }
             Ok(_) => {}

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use serde::Serialize;
 use wattle_mesh::{
+    guard::Refused,
     health,
     machine::Machine,
     plan::{Plan, plan},
@@ -14,7 +15,7 @@ use wattle_mesh::{
     rotation::watch::Watch,
     state::{Observed, ObservedPeer},
 };
-use wattle_wire::{ids::Position, name::Name, report::DeviceKind};
+use wattle_wire::{ids::Position, key::IdentityKey, name::Name, report::DeviceKind};
 
 use crate::{
     config::Place,
@@ -41,6 +42,10 @@ pub(crate) struct Found {
 struct Status {
     node: Name,
     site: Name,
+    /// What an operator signs of this node.
+    identity: IdentityKey,
+    /// Whether the host requires the lock.
+    locked: bool,
     interface: String,
     /// Absent when there is no interface.
     device: Option<DeviceKind>,
@@ -72,15 +77,18 @@ enum PeerState {
     Up,
     Down,
     Never,
+    /// No operator has admitted it, so it is not configured.
+    Unsigned,
 }
 
 pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
     let found = find(place)?;
     let observed = found.host.observe().await?;
-    let mut status = describe(place, &found, &observed)?;
-    if let Some(known) = &found.known {
-        status.problems.extend(found.host.limits(known).await?.refused.problems());
-    }
+    let refused = match &found.known {
+        Some(known) => found.host.limits(known).await?.refused,
+        None => Refused::default(),
+    };
+    let status = describe(place, &found, &observed, &refused)?;
     if json {
         output::json(&status)?;
     } else {
@@ -113,7 +121,8 @@ pub(crate) fn find(place: &Place) -> anyhow::Result<Found> {
     let Some((machine, Some(membership))) = Slot::Present.load(&store)? else {
         bail!("this machine is not a node yet: run `wattle-agent join` with the join string of its site");
     };
-    let mut replica = Replica::new(membership.enrolled.mesh, machine.wireguard_key());
+    let host = Host::new(place, &store, &membership.urls)?;
+    let mut replica = Replica::new(membership.enrolled.mesh, machine.wireguard_key()).locked_by(host.operators());
     if let Some(stored) = follow::load_view(&store)? {
         replica.restore(stored).context("the view kept on disk is not usable")?;
     }
@@ -123,15 +132,15 @@ pub(crate) fn find(place: &Place) -> anyhow::Result<Found> {
         problems.push(format!("the preshared keys that were kept are lost: {error:#}"));
         Exchange::default()
     });
-    let host = Host::new(place, &store, &membership.urls)?;
     Ok(Found { membership, machine, known, problems, psks, host, store })
 }
 
-fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result<Status> {
+fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused) -> anyhow::Result<Status> {
     let none = ObservedPeer::default();
     let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, .. }| {
         let entry = observed.link.as_ref().and_then(|link| known.entry(link)).unwrap_or(&none);
         let state = match entry.handshake_age_s {
+            _ if refused.is_unsigned(peer.node) => PeerState::Unsigned,
             None => PeerState::Never,
             age if health::is_fresh(age) => PeerState::Up,
             Some(_) => PeerState::Down,
@@ -150,13 +159,15 @@ fn describe(place: &Place, found: &Found, observed: &Observed) -> anyhow::Result
     Ok(Status {
         node: found.membership.enrolled.name.clone(),
         site: found.membership.enrolled.site.clone(),
+        identity: found.machine.identity_key(),
+        locked: found.host.operators().is_some(),
         interface: place.interface.to_string(),
         device: observed.link.as_ref().map(|link| link.device),
         tunnel_address: found.known.as_ref().map(|known| known.myself.tunnel_address.to_string()),
         position: found.known.as_ref().map(|known| known.position),
         agent_running: found.store.is_locked()?,
         coordinator: follow::load_connection(&found.store)?,
-        problems: found.problems.clone(),
+        problems: found.problems.iter().cloned().chain(refused.problems()).collect(),
         peers: peers.collect(),
     })
 }
@@ -169,6 +180,11 @@ fn print(status: &Status) {
     };
     let position = status.position.map_or_else(|| "nothing known yet".to_owned(), |position| format!("revision {position}"));
     output::line(format!("node {} of site {}, {position}", status.node, status.site));
+    output::line(format!(
+        "identity {}{}",
+        status.identity,
+        if status.locked { ", takes only peers that an operator has admitted" } else { "" }
+    ));
     output::line(format!("interface {}: {device}, {}", status.interface, status.tunnel_address.as_deref().unwrap_or("no address")));
     output::line(coordinator(status));
     for problem in &status.problems {
@@ -188,6 +204,7 @@ fn print(status: &Status) {
             PeerState::Up => Cell::new("up").fg(Color::Green),
             PeerState::Down => Cell::new("down").fg(Color::Red),
             PeerState::Never => Cell::new("never").fg(Color::Yellow),
+            PeerState::Unsigned => Cell::new("unsigned").fg(Color::Red),
         };
         table.add_row([
             Cell::new(&peer.name),

@@ -38,14 +38,17 @@ struct Verified {
 
 pub(crate) async fn verify(place: &Place, hosts: &[IpAddr], count: u16, json: bool) -> anyhow::Result<ExitCode> {
     let found = status::find(place)?;
-    let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
+    let mut known = found.known.clone().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
+    let refused = found.host.limits(&known).await?.refused;
+    // There is no tunnel to them, and there is to be none.
+    known.peers.retain(|node, _| !refused.is_unsigned(*node));
     let strangers: Vec<_> =
         hosts.iter().filter(|host| !known.peers.values().any(|known| known.peer.subnets.iter().any(|lan| lan.contains(*host)))).collect();
     anyhow::ensure!(
         strangers.is_empty(),
         "no other site has a LAN with {strangers:?}: give an address out of those that `wattle-agent status` lists"
     );
-    let targets = verify::targets(known, hosts);
+    let targets = verify::targets(&known, hosts);
     let checks = stream::iter(targets.into_iter().zip(0..)).map(|(target, number)| check(target, number, count));
     let checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
 

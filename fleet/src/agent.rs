@@ -139,7 +139,7 @@ impl Agent {
         };
         let mut replica = self.blank();
         let view = View { mesh: mesh.clone(), myself, peers: vec![] };
-        replica.restore(Stored { position, view, departed: Default::default(), held: Default::default() })?;
+        replica.restore(Stored { position, view, departed: Default::default(), held: Default::default(), admitted: None })?;
         Ok(replica)
     }
 

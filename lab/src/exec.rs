@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     binaries::Binaries,
     enter,
-    gateway::{INTERFACE, STATE_DIR},
+    gateway::{GUARD, INTERFACE, STATE_DIR},
     host::MARK,
 };
 
@@ -32,7 +32,7 @@ pub fn exec(name: &str, command: &[String]) -> Result<()> {
         nsenter.args(["--user", "--preserve-credentials"]);
     }
     nsenter.arg("--").arg(program).args(arguments);
-    nsenter.env("PATH", path).env("WATTLE_STATE_DIR", STATE_DIR).env("WATTLE_INTERFACE", INTERFACE);
+    nsenter.env("PATH", path).env("WATTLE_STATE_DIR", STATE_DIR).env("WATTLE_INTERFACE", INTERFACE).env("WATTLE_GUARD", GUARD);
     Err(nsenter.exec()).context("starting nsenter")
 }
 

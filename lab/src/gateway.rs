@@ -14,8 +14,13 @@ use crate::{
 
 /// The agent's state on each gateway; `/run` is the gateway's own.
 pub const STATE_DIR: &str = "/run/wattle";
+/// The guard's rules on each gateway; none unless a test writes them.
+pub const GUARD: &str = "/run/wattle-guard.toml";
 /// The interface that the agent makes.
 pub const INTERFACE: &str = "wattle0";
+
+/// Where each agent finds its things.
+const PLACE: [&str; 6] = ["--state-dir", STATE_DIR, "--interface", INTERFACE, "--guard", GUARD];
 
 /// A site of the lab: its gateway and its LAN.
 #[derive(Debug)]
@@ -43,11 +48,7 @@ impl Gateway {
     /// As [`Gateway::start_agent`], with words before it that take rights from it, such as those of `setpriv`.
     pub fn start_agent_under(&mut self, words: &[&str]) -> Result<()> {
         let mut command = self.host.enter();
-        command
-            .args(words)
-            .arg(self.binaries.agent())
-            .args(["--state-dir", STATE_DIR, "--interface", INTERFACE, "run"])
-            .env("RUST_BACKTRACE", "1");
+        command.args(words).arg(self.binaries.agent()).args(PLACE).arg("run").env("RUST_BACKTRACE", "1");
         self.agent = Some(Daemon::start(command, &self.logs.join(format!("{}-agent.log", self.site.name)))?);
         Ok(())
     }
@@ -87,14 +88,14 @@ impl Gateway {
     /// Another command of the agent, which has to succeed: what it printed.
     pub fn agent_says(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.host.command(self.binaries.agent());
-        command.args(["--state-dir", STATE_DIR, "--interface", INTERFACE]).args(arguments);
+        command.args(PLACE).args(arguments);
         process::run(command, None)
     }
 
     /// Another command of the agent, whatever comes of it.
     pub fn try_agent(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = self.host.command(self.binaries.agent());
-        command.args(["--state-dir", STATE_DIR, "--interface", INTERFACE]).args(arguments);
+        command.args(PLACE).args(arguments);
         process::output(&mut command, None)
     }
 

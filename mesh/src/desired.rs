@@ -40,8 +40,8 @@ pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Excha
         addresses.find(|address| address.is_ipv4() == prefix.addr().is_ipv4() && subnets.iter().any(|subnet| subnet.contains(address)))
     };
     let known_peers = || known.peers.values().filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node));
-    let allowed = |prefix: &IpNet| refused.allows_prefix(*prefix);
-    let remote_subnets = known_peers().flat_map(|KnownPeer { peer, .. }| peer.subnets.iter().copied()).filter(allowed);
+    let carried_out = |prefix: IpNet| refused.carried_out(prefix);
+    let remote_subnets = known_peers().flat_map(|KnownPeer { peer, .. }| peer.subnets.iter().copied()).flat_map(carried_out);
     let routes = remote_subnets.map(|prefix| (prefix, lan_source(prefix))).collect();
     let mut peers = BTreeMap::new();
     for KnownPeer { peer, statement, announced } in known_peers() {
@@ -60,7 +60,7 @@ pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Excha
             name: peer.name.clone(),
             endpoint: turn.and_then(|turn| turn.endpoint).or_else(|| peer.endpoint.map(|endpoint| endpoint.socket())),
             keepalive_s: known.mesh.keepalive_s,
-            allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).filter(allowed).collect(),
+            allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).flat_map(carried_out).collect(),
             psk,
             anew: turn.is_some_and(|turn| turn.anew),
         };

@@ -14,6 +14,7 @@ use wattle_wire::{
     enrol::SignedStatement,
     ids::{NodeId, SiteId},
     key::{IdentityKey, WireguardKey},
+    lock::SignedAdmission,
     name::Name,
     peer::MeshSettings,
     subnet::Subnet,
@@ -51,6 +52,9 @@ pub struct NodeRecord {
     /// When somebody asked for a new key; absent once the node has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotate_since: Option<DateTime<Utc>>,
+    /// An operator's word that it may be in the mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<SignedAdmission>,
     /// What the node said at enrolment; absent means: as the site says.
     pub endpoint: Option<Endpoint>,
     pub agent_version: String,
@@ -74,6 +78,8 @@ pub enum RecordChange {
     /// The site is gone; its nodes were revoked before or in the same revision.
     SiteRemoved(SiteId),
     Node(NodeRecord),
+    /// An operator has admitted the node.
+    Admission(NodeId, SignedAdmission),
     /// The node is gone for good; its id never comes back.
     NodeRevoked(NodeId),
 }
@@ -110,6 +116,11 @@ impl Directory {
                     self.by_site.remove(&(before.site, before.id));
                 }
                 self.by_site.insert((node.site, node.id));
+            }
+            RecordChange::Admission(node, admission) => {
+                if let Some(node) = self.nodes.get_mut(node) {
+                    node.admission = Some(admission.clone());
+                }
             }
             RecordChange::NodeRevoked(node) => {
                 if let Some(before) = self.nodes.remove(node) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 use wattle_wire::{
     ids::{NodeId, Position, SiteId},
+    peer::Peer,
     stream::{StreamMessage, ViewChange},
 };
 
@@ -31,6 +32,8 @@ struct Touched {
     /// The mesh's settings.
     mesh: bool,
     nodes: BTreeSet<NodeId>,
+    /// Those of the nodes that were admitted.
+    admitted: BTreeSet<NodeId>,
 }
 
 /// The revision does not follow the one before it.
@@ -50,8 +53,8 @@ pub enum Next {
     Snapshot,
     /// The node knows all; there is nothing to send.
     Current,
-    /// The node knows more than this copy, which has yet to catch up.
-    Ahead,
+    /// The node has seen this position, and so knows more than this copy, which has yet to catch up.
+    Ahead(Position),
     /// The node does not take part.
     NotAMember,
 }
@@ -62,6 +65,8 @@ pub struct Changed {
     since: Position,
     mesh: bool,
     nodes: BTreeSet<NodeId>,
+    /// Those of the nodes that were admitted.
+    admitted: BTreeSet<NodeId>,
     /// The sites of these nodes.
     sites: BTreeSet<SiteId>,
 }
@@ -118,7 +123,7 @@ impl Feed {
         }
         match since {
             Some(since) if since == self.position => Next::Current,
-            Some(since) if since.epoch == self.position.epoch && since.revision > self.position.revision => Next::Ahead,
+            Some(since) if since > self.position => Next::Ahead(since),
             Some(since) if since.epoch == self.position.epoch && self.remembers_after(since.revision) => Next::Delta(since),
             Some(_) | None => Next::Snapshot,
         }
@@ -126,10 +131,11 @@ impl Feed {
 
     /// What changed since a position from which [`Feed::next`] makes a delta.
     pub fn changed_since(&self, since: Position) -> Changed {
-        let mut changed = Changed { since, mesh: false, nodes: BTreeSet::new(), sites: BTreeSet::new() };
+        let mut changed = Changed { since, mesh: false, nodes: BTreeSet::new(), admitted: BTreeSet::new(), sites: BTreeSet::new() };
         for touched in self.touched.range(since.revision + 1..).map(|(_, touched)| touched) {
             changed.mesh |= touched.mesh;
             changed.nodes.extend(&touched.nodes);
+            changed.admitted.extend(&touched.admitted);
         }
         changed.sites = changed.nodes.iter().filter_map(|node| Some(self.directory.nodes.get(node)?.site)).collect();
         changed
@@ -145,7 +151,7 @@ impl Feed {
     /// The message that tells changes.
     pub fn delta(&self, changed: &Changed, audience: Audience) -> StreamMessage {
         let mut changes: Vec<_> = changed.mesh.then(|| ViewChange::Mesh(self.directory.mesh.clone())).into_iter().collect();
-        changes.extend(changed.nodes.iter().filter_map(|touched| self.view_change(audience, *touched)));
+        changes.extend(changed.nodes.iter().filter_map(|touched| self.view_change(changed, audience, *touched)));
         if changes.is_empty() {
             // A revision that does not concern this node still moves it on.
             return StreamMessage::Heartbeat { position: self.position };
@@ -153,14 +159,14 @@ impl Feed {
         StreamMessage::Delta { since: changed.since, position: self.position, changes }
     }
 
-    fn view_change(&self, audience: Audience, touched: NodeId) -> Option<ViewChange> {
+    fn view_change(&self, changed: &Changed, audience: Audience, touched: NodeId) -> Option<ViewChange> {
         if self.directory.revoked.contains(&touched) {
             return Some(ViewChange::PeerRemoved(touched));
         }
         match audience {
             Audience::Node(node) if node == touched => view::myself(&self.directory, node).map(ViewChange::Myself),
-            Audience::Node(node) => view::peer(&self.directory, node, touched).map(ViewChange::Peer),
-            Audience::Others => view::as_peer(&self.directory, touched).map(ViewChange::Peer),
+            Audience::Node(node) => view::peer(&self.directory, node, touched).map(|peer| ViewChange::Peer(changed.news_of(peer))),
+            Audience::Others => view::as_peer(&self.directory, touched).map(|peer| ViewChange::Peer(changed.news_of(peer))),
         }
     }
 
@@ -179,6 +185,10 @@ impl Feed {
                 RecordChange::Node(node) => {
                     touched.nodes.insert(node.id);
                 }
+                RecordChange::Admission(node, _) => {
+                    touched.nodes.insert(*node);
+                    touched.admitted.insert(*node);
+                }
                 RecordChange::NodeRevoked(node) => {
                     touched.nodes.insert(*node);
                 }
@@ -188,6 +198,14 @@ impl Feed {
         if self.touched.len() > REMEMBERED {
             self.touched.pop_first();
         }
+    }
+}
+
+impl Changed {
+    /// A peer without what those who are told know already.
+    fn news_of(&self, peer: Peer) -> Peer {
+        let is_news = self.admitted.contains(&peer.node);
+        Peer { admission: peer.admission.filter(|_| is_news), ..peer }
     }
 }
 

@@ -1,15 +1,23 @@
 //! The guard: what a host lets the mesh do to it, whatever the coordinator says. Its rules are the host's own and never come from outside.
+//! The [`crate::lock`] is one of them.
 //!
 //! What can be nobody's LAN (a default route, loopback, link-local and special ranges) never gets here: the replica refuses a peer that
 //! claims it.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use wattle_wire::{ids::NodeId, name::Name, subnet::overlap};
+use wattle_wire::{ids::NodeId, key::OperatorKey, name::Name, subnet::overlap};
 
-use crate::replica::{Known, KnownPeer, prefixes};
+use crate::{
+    lock::{Standing, Unsigned, within},
+    replica::{Known, KnownPeer, prefixes},
+};
 
 /// The rules of a host, as its file has them. Those that need no setting always hold.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -21,11 +29,26 @@ pub struct Guard {
     pub refuse: Vec<IpNet>,
     /// How many peers the host takes; those that came last are refused.
     pub most_peers: usize,
+    /// Whether an operator has to have admitted a peer.
+    pub lock: Lock,
+    /// The operators whom the host believes, by their public keys.
+    pub operator_keys: BTreeSet<OperatorKey>,
+}
+
+/// Whom a host takes for a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lock {
+    /// Whom the coordinator names, from first sight on (trust on first use).
+    #[default]
+    Tofu,
+    /// Of those, whom an operator has admitted.
+    Required,
 }
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { allow: None, refuse: Vec::new(), most_peers: 4096 }
+        Self { allow: None, refuse: Vec::new(), most_peers: 4096, lock: Lock::Tofu, operator_keys: BTreeSet::new() }
     }
 }
 
@@ -42,8 +65,9 @@ pub struct Surroundings {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
     prefixes: BTreeMap<IpNet, PrefixRefusal>,
-    peers: BTreeMap<NodeId, Name>,
-    most_peers: usize,
+    peers: BTreeMap<NodeId, PeerRefusal>,
+    /// Peers that only stay because they were there before the lock.
+    tolerated: Vec<Name>,
     tunnel_prefix: Option<(IpNet, Reason)>,
 }
 
@@ -51,10 +75,25 @@ pub struct Refused {
 struct PrefixRefusal {
     peer: Name,
     reason: Reason,
+    /// What of the prefix is carried out all the same.
+    left: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PeerRefusal {
+    peer: Name,
+    reason: PeerReason,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum PeerReason {
+    TooMany { most: usize },
+    Unsigned(Unsigned),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Reason {
+    NotAdmitted,
     HostNetwork(IpNet),
     Endpoint(IpAddr, Name),
     Coordinator(IpAddr),
@@ -63,32 +102,59 @@ enum Reason {
 }
 
 impl Guard {
-    /// Judges a view.
-    pub fn screen(&self, known: &Known, surroundings: &Surroundings) -> Refused {
-        let mut refused = Refused { most_peers: self.most_peers, ..Refused::default() };
+    /// Whom the host believes about who may be in the mesh, if it asks for that.
+    pub fn operators(&self) -> Option<BTreeSet<OperatorKey>> {
+        (self.lock == Lock::Required).then(|| self.operator_keys.clone())
+    }
+
+    /// Judges a view at a time, in seconds since 1970.
+    pub fn screen(&self, known: &Known, surroundings: &Surroundings, now: i64) -> Refused {
+        let mut refused = Refused::default();
         let tunnel_prefix = IpNet::V4(known.mesh.tunnel_prefix).trunc();
         refused.tunnel_prefix = host_network(tunnel_prefix, surroundings).map(|reason| (tunnel_prefix, reason));
         let mut claims = BTreeMap::new();
-        for (number, (node, KnownPeer { peer, .. })) in known.peers.iter().enumerate() {
-            if number >= self.most_peers {
-                refused.peers.insert(*node, peer.name.clone());
+        let mut taken = 0;
+        for (node, known_peer) in &known.peers {
+            let peer = &known_peer.peer;
+            let standing = known.admitted.as_ref().map(|admitted| admitted.standing(known_peer, now));
+            let admitted = match standing {
+                None => None,
+                Some(Standing::Admitted(prefixes)) => Some(prefixes),
+                Some(Standing::Tolerated(prefixes)) => {
+                    refused.tolerated.push(peer.name.clone());
+                    Some(prefixes)
+                }
+                Some(Standing::Unsigned(reason)) => {
+                    refused.refuse_peer(*node, &peer.name, PeerReason::Unsigned(reason));
+                    continue;
+                }
+            };
+            if taken >= self.most_peers {
+                refused.refuse_peer(*node, &peer.name, PeerReason::TooMany { most: self.most_peers });
                 continue;
             }
+            taken += 1;
             for prefix in prefixes(peer.tunnel_address, &peer.subnets) {
-                claims.insert(prefix, &peer.name);
-                if let Some(reason) = self.judge(prefix, surroundings) {
-                    refused.prefixes.insert(prefix, PrefixRefusal { peer: peer.name.clone(), reason });
+                let parts = admitted.map_or_else(|| vec![prefix], |admitted| within(prefix, admitted));
+                if parts != [prefix] {
+                    refused.refuse_prefix(prefix, &peer.name, Reason::NotAdmitted, parts.clone());
+                }
+                for part in parts {
+                    claims.insert(part, (prefix, &peer.name));
+                    if let Some(reason) = self.judge(part, surroundings) {
+                        refused.refuse_part(prefix, part, &peer.name, reason);
+                    }
                 }
             }
         }
-        let endpoints = known.peers.values().filter_map(|KnownPeer { peer, .. }| Some((peer.endpoint?.socket().ip(), &peer.name)));
+        let peers = known.peers.values().filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node));
+        let endpoints: Vec<_> = peers.filter_map(|KnownPeer { peer, .. }| Some((peer.endpoint?.socket().ip(), &peer.name))).collect();
         for (address, name) in endpoints {
             // No two claims overlap, so the one before the address is the only one that may hold it.
-            if let Some((prefix, peer)) = claims.range(..=IpNet::from(address)).next_back()
-                && prefix.contains(&address)
+            if let Some((part, (prefix, peer))) = claims.range(..=IpNet::from(address)).next_back()
+                && part.contains(&address)
             {
-                let reason = Reason::Endpoint(address, name.clone());
-                refused.prefixes.insert(*prefix, PrefixRefusal { peer: (*peer).clone(), reason });
+                refused.refuse_part(*prefix, *part, peer, Reason::Endpoint(address, name.clone()));
             }
         }
         refused
@@ -115,8 +181,16 @@ impl Refused {
         !self.peers.contains_key(&node)
     }
 
-    pub fn allows_prefix(&self, prefix: IpNet) -> bool {
-        !self.prefixes.contains_key(&prefix)
+    /// Whether the peer is not configured because no operator has admitted it.
+    pub fn is_unsigned(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|refusal| matches!(refusal.reason, PeerReason::Unsigned(_)))
+    }
+
+    /// What of a peer's prefix is carried out: all, parts, or nothing.
+    pub fn carried_out(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
+        let refusal = self.prefixes.get(&prefix);
+        let parts = refusal.into_iter().flat_map(|refusal| refusal.left.iter().copied());
+        parts.chain(refusal.is_none().then_some(prefix))
     }
 
     /// Whether the interface may have a route to the whole tunnel prefix.
@@ -127,21 +201,67 @@ impl Refused {
     /// Everything that was refused, in words.
     pub fn problems(&self) -> impl Iterator<Item = String> {
         let tunnel = self.tunnel_prefix.iter().map(|(prefix, reason)| format!("the guard refused the tunnel prefix {prefix}: {reason}"));
-        let refused = |(prefix, PrefixRefusal { peer, reason }): (&IpNet, &PrefixRefusal)| {
-            format!("the guard refused {prefix} of peer {peer}: {reason}")
-        };
-        let prefixes = self.prefixes.iter().map(refused);
-        let peers = self.peers.values().next().map(|name| {
-            let (count, most) = (self.peers.len(), self.most_peers);
-            format!("the guard refused {count} peers, of which {name} is one: most_peers is {most}")
+        let prefixes = self.prefixes.iter().map(|(prefix, PrefixRefusal { peer, reason, left })| {
+            let but = if left.is_empty() { String::new() } else { format!(" but {}", list(left)) };
+            format!("the guard refused {prefix} of peer {peer}{but}: {reason}")
         });
-        tunnel.chain(prefixes).chain(peers)
+        let mut by_reason: BTreeMap<PeerReason, Vec<&Name>> = BTreeMap::new();
+        for PeerRefusal { peer, reason } in self.peers.values() {
+            by_reason.entry(*reason).or_default().push(peer);
+        }
+        let peers = by_reason.into_iter().map(|(reason, peers)| format!("the guard refused {}: {reason}", some_of(&peers)));
+        let tolerated: Vec<_> = self.tolerated.iter().collect();
+        let tolerated = (!tolerated.is_empty()).then(|| {
+            let peers = some_of(&tolerated);
+            format!(
+                "no operator has admitted {peers}: there before the lock, they stay as they were until they are signed, or until `wattle-agent confirm` removes them"
+            )
+        });
+        tunnel.chain(tolerated).chain(peers).chain(prefixes)
+    }
+
+    fn refuse_peer(&mut self, node: NodeId, peer: &Name, reason: PeerReason) {
+        self.peers.insert(node, PeerRefusal { peer: peer.clone(), reason });
+    }
+
+    fn refuse_prefix(&mut self, prefix: IpNet, peer: &Name, reason: Reason, left: Vec<IpNet>) {
+        self.prefixes.insert(prefix, PrefixRefusal { peer: peer.clone(), reason, left });
+    }
+
+    /// Refuses a part of a prefix, which may be all of it.
+    fn refuse_part(&mut self, prefix: IpNet, part: IpNet, peer: &Name, reason: Reason) {
+        let mut left: Vec<_> = self.carried_out(prefix).collect();
+        left.retain(|other| *other != part);
+        self.refuse_prefix(prefix, peer, reason, left);
+    }
+}
+
+/// Peers, of whom the first is named.
+fn some_of(peers: &[&Name]) -> String {
+    match peers {
+        [] => "nobody".to_owned(),
+        [peer] => format!("peer {peer}"),
+        [peer, ..] => format!("{} peers, of which {peer} is one", peers.len()),
+    }
+}
+
+fn list(prefixes: &[IpNet]) -> String {
+    prefixes.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" ")
+}
+
+impl fmt::Display for PeerReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooMany { most } => write!(f, "most_peers is {most}"),
+            Self::Unsigned(unsigned) => unsigned.fmt(f),
+        }
     }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NotAdmitted => f.write_str("no operator has admitted more"),
             Self::HostNetwork(network) => write!(f, "this host has the network {network} on another interface"),
             Self::Endpoint(address, peer) => {
                 write!(f, "it holds {address}, the endpoint of peer {peer}, which is reached outside of the tunnel")
@@ -167,6 +287,9 @@ mod tests {
         testing::{Keys, MESH, directory_of, machine_of, node_id},
         view,
     };
+
+    /// Seconds since 1970.
+    const NOW: i64 = 1_800_000_000;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -196,7 +319,7 @@ mod tests {
 
     #[test]
     fn an_ordinary_mesh_is_carried_out_whole() {
-        assert_eq!(problems(&Guard::default().screen(&known(|_| ()), &surroundings())), <[&str; 0]>::default());
+        assert_eq!(problems(&Guard::default().screen(&known(|_| ()), &surroundings(), NOW)), <[&str; 0]>::default());
     }
 
     #[test]
@@ -206,7 +329,7 @@ mod tests {
             view.peers[0].subnets.extend(claims.map(net));
             view.peers[1].endpoint = Some("192.0.2.7:51820".parse().unwrap());
         });
-        let refused = Guard::default().screen(&known, &surroundings());
+        let refused = Guard::default().screen(&known, &surroundings(), NOW);
         let expected = [
             "the guard refused 192.0.2.0/24 of peer site-2: it holds 192.0.2.7, the endpoint of peer site-3, which is reached outside of the tunnel",
             "the guard refused 198.18.0.0/15 of peer site-2: it holds 198.18.0.2, the address of a coordinator",
@@ -226,13 +349,13 @@ mod tests {
             "the guard refused 10.3.0.0/24 of peer site-3: `refuse` names 10.3.0.128/25",
             "the guard refused 172.20.0.0/24 of peer site-2: it lies in no prefix that `allow` names",
         ];
-        assert_eq!(problems(&guard.screen(&known, &surroundings())), expected);
+        assert_eq!(problems(&guard.screen(&known, &surroundings(), NOW)), expected);
     }
 
     #[test]
     fn a_tunnel_prefix_that_covers_a_network_of_the_host_gets_no_route() {
         let known = known(|view| view.mesh.tunnel_prefix = "0.0.0.0/0".parse().unwrap());
-        let refused = Guard::default().screen(&known, &surroundings());
+        let refused = Guard::default().screen(&known, &surroundings(), NOW);
         assert_eq!(carried_out(&known, &refused).addresses, [net("10.99.0.1/32")].into());
         assert_eq!(problems(&refused).len(), 1);
     }
@@ -240,10 +363,10 @@ mod tests {
     #[test]
     fn more_peers_than_the_host_takes_are_refused_the_last_ones() {
         let known = known(|_| ());
-        let refused = Guard { most_peers: 2, ..Guard::default() }.screen(&known, &surroundings());
+        let refused = Guard { most_peers: 2, ..Guard::default() }.screen(&known, &surroundings(), NOW);
         let keys: Vec<WireguardKey> = carried_out(&known, &refused).peers.into_keys().collect();
         assert_eq!(keys.len(), 2);
         assert!(!keys.contains(&Keys::of(4).wireguard_key()));
-        assert_eq!(problems(&refused), ["the guard refused 1 peers, of which site-4 is one: most_peers is 2"]);
+        assert_eq!(problems(&refused), ["the guard refused peer site-4: most_peers is 2"]);
     }
 }

@@ -16,6 +16,7 @@ pub mod feed;
 pub mod guard;
 pub mod health;
 pub mod interface;
+pub mod lock;
 pub mod machine;
 pub mod pin;
 pub mod plan;

@@ -17,7 +17,7 @@ use thiserror::Error;
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
     ids::{MeshId, NodeId, Position},
-    key::{IdentityKey, WireguardKey},
+    key::{IdentityKey, OperatorKey, WireguardKey},
     name::Name,
     peer::{MeshSettings, Myself, Peer, View},
     stream::{ByeReason, StreamMessage, ViewChange},
@@ -28,6 +28,7 @@ pub(crate) use self::claims::prefixes;
 use self::claims::{Claims, Contradiction};
 use crate::{
     admit::{InvalidStatement, verify_statement},
+    lock::Admitted,
     state::{Link, ObservedPeer},
 };
 
@@ -38,6 +39,8 @@ pub struct Known {
     pub mesh: MeshSettings,
     pub myself: Myself,
     pub peers: BTreeMap<NodeId, KnownPeer>,
+    /// Absent where the host does not require the lock.
+    pub admitted: Option<Admitted>,
 }
 
 /// A peer with what it signed.
@@ -68,6 +71,16 @@ pub struct Stored {
     /// What peers that were removed are pinned to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub departed: BTreeMap<NodeId, Pin>,
+    /// Absent where the host did not require the lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admitted: Option<Admitted>,
+}
+
+impl Stored {
+    /// As [`Replica::awaiting_confirmation`].
+    pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
+        self.held.iter().copied().chain(self.admitted.iter().flat_map(Admitted::tolerated)).collect()
+    }
 }
 
 /// Who a node is, from first sight on: nobody else can take its place, nor can an old key of its own.
@@ -83,6 +96,8 @@ pub struct Pin {
 pub struct Replica {
     mesh: MeshId,
     own_key: WireguardKey,
+    /// Whom the host believes when it requires the lock.
+    operators: Option<BTreeSet<OperatorKey>>,
     known: Option<Known>,
     /// Who of `known` holds which key and prefix.
     claims: Claims,
@@ -142,6 +157,8 @@ pub enum RefusalReason {
 /// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to the wrong peer.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Rejection {
+    #[error("the coordinator offers revision {offered}, and this node has seen {have}: its database was restored, or it turns time back")]
+    RolledBack { have: Position, offered: Position },
     #[error("the view is of another mesh")]
     Mesh,
     #[error("peer {0} has this node's own key")]
@@ -157,6 +174,7 @@ impl Replica {
         Self {
             mesh,
             own_key,
+            operators: None,
             known: None,
             claims: Claims::default(),
             out_of_step: false,
@@ -165,6 +183,12 @@ impl Replica {
             held: BTreeSet::new(),
             departed: BTreeMap::new(),
         }
+    }
+
+    /// The same on a host that requires the lock, if there are operators. To be said before anything is taken up.
+    #[must_use]
+    pub fn locked_by(self, operators: Option<BTreeSet<OperatorKey>>) -> Self {
+        Self { operators, ..self }
     }
 
     /// Takes up what was kept on disk, as far as it holds. Returns what was refused.
@@ -181,6 +205,12 @@ impl Replica {
             Received::Unchanged | Received::Gap | Received::Bye(_) => Vec::new(),
         };
         self.held = stored.held;
+        if let (Some(known), Some(operators)) = (&mut self.known, self.operators.clone()) {
+            known.admitted = Some(match stored.admitted {
+                Some(admitted) => admitted.kept(operators, self.mesh, &known.peers),
+                None => Admitted::turned_on(operators, self.mesh, &known.peers),
+            });
+        }
         Ok(refused)
     }
 
@@ -208,17 +238,19 @@ impl Replica {
         rejected.chain(held).chain(self.refused.values().map(ToString::to_string))
     }
 
-    /// Peers whose removal waits to be confirmed.
-    pub fn held(&self) -> &BTreeSet<NodeId> {
-        &self.held
+    /// Peers whose removal waits to be confirmed, and those that were there before the lock and were not admitted since.
+    pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
+        let tolerated = self.known.iter().flat_map(|known| &known.admitted).flat_map(Admitted::tolerated);
+        self.held.iter().copied().chain(tolerated).collect()
     }
 
-    /// Removes the peers of these whose removal was held. Whether there were any.
+    /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names. Whether there were any.
     pub fn confirm(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
         let confirmed: BTreeSet<_> = self.held.intersection(nodes).copied().collect();
         self.held.retain(|node| !confirmed.contains(node));
         confirmed.iter().for_each(|node| self.remove(*node));
-        !confirmed.is_empty()
+        let admitted = self.known.as_mut().and_then(|known| known.admitted.as_mut());
+        admitted.is_some_and(|admitted| admitted.confirm(nodes)) || !confirmed.is_empty()
     }
 
     /// How far the copy has come.
@@ -231,7 +263,8 @@ impl Replica {
         let known = self.known.as_ref()?;
         let peers = known.peers.values().map(|known| known.peer.clone()).collect();
         let view = View { mesh: known.mesh.clone(), myself: known.myself.clone(), peers };
-        Some(Stored { position: known.position, view, held: self.held.clone(), departed: self.departed.clone() })
+        let (held, departed, admitted) = (self.held.clone(), self.departed.clone(), known.admitted.clone());
+        Some(Stored { position: known.position, view, held, departed, admitted })
     }
 
     /// Takes in a message. A removal is always explicit: a peer that is merely absent from a snapshot stays.
@@ -239,15 +272,16 @@ impl Replica {
         match message {
             StreamMessage::Snapshot { position, view, removed } => self.snapshot(position, view, removed),
             StreamMessage::Delta { since, position, changes } => match &self.known {
-                Some(known) if known.position == since && !self.out_of_step => {
+                Some(known) if known.position == since && follows(known.position, position) && !self.out_of_step => {
                     let next = Draft::new(known.mesh.clone(), known.myself.clone());
                     self.take_in(position, next, changes)
                 }
                 Some(_) | None => self.gap(),
             },
             StreamMessage::Heartbeat { position } => match &mut self.known {
-                Some(known) if !self.out_of_step => {
+                Some(known) if follows(known.position, position) && !self.out_of_step => {
                     known.position = position;
+                    self.rejected = None;
                     Received::Unchanged
                 }
                 Some(_) | None => self.gap(),
@@ -275,6 +309,12 @@ impl Replica {
     }
 
     fn snapshot(&mut self, position: Position, view: View, removed: Vec<NodeId>) -> Received {
+        if let Some(have) = self.position().filter(|have| position < *have) {
+            // It goes on from where it is: who has the position that it names has nothing older to tell.
+            let rejection = Rejection::RolledBack { have, offered: position };
+            self.rejected = Some(rejection.clone());
+            return Received::Rejected(rejection);
+        }
         let removed = removed.into_iter().map(ViewChange::PeerRemoved);
         let changes = view.peers.into_iter().map(ViewChange::Peer).chain(removed).collect();
         self.take_in(position, Draft::new(view.mesh, view.myself), changes)
@@ -288,6 +328,9 @@ impl Replica {
                 ViewChange::Peer(peer) => match believe(&peer, self.mesh, self.peer_in(&next, peer.node), self.pin(peer.node)) {
                     Ok(Believed { statement, announced }) => {
                         next.refused.insert(peer.node, None);
+                        let told = || self.peer_in(&next, peer.node).and_then(|known| known.peer.admission.clone());
+                        let admission = peer.admission.clone().or_else(told);
+                        let peer = Peer { admission, ..peer };
                         next.peers.insert(peer.node, Some(KnownPeer { peer, statement, announced }));
                     }
                     Err(reason) => {
@@ -336,7 +379,9 @@ impl Replica {
     }
 
     fn remove(&mut self, node: NodeId) {
-        if let Some(peer) = self.known.as_mut().and_then(|known| known.peers.remove(&node)) {
+        let Some(known) = &mut self.known else { return };
+        if let Some(peer) = known.peers.remove(&node) {
+            known.admitted.iter_mut().for_each(|admitted| admitted.forget(&peer));
             self.claims.give_up_peer(&peer);
             self.departed.insert(node, Pin::of(&peer));
         }
@@ -392,8 +437,20 @@ impl Replica {
                 (known.position, known.mesh, known.myself) = (position, mesh, myself);
                 known
             }
-            None => self.known.insert(Known { position, mesh, myself, peers: BTreeMap::new() }),
+            None => {
+                let admitted = self.operators.clone().map(Admitted::new);
+                self.known.insert(Known { position, mesh, myself, peers: BTreeMap::new(), admitted })
+            }
         };
+        if let Some(admitted) = &mut known.admitted {
+            for (node, touched) in &peers {
+                match (touched, known.peers.get(node)) {
+                    (Some(peer), _) => admitted.learn(self.mesh, peer),
+                    (None, Some(gone)) => admitted.forget(gone),
+                    (None, None) => {}
+                }
+            }
+        }
         put(&mut known.peers, peers);
         put(&mut self.refused, refused);
     }
@@ -424,6 +481,11 @@ fn put<V>(map: &mut BTreeMap<NodeId, V>, entries: BTreeMap<NodeId, Option<V>>) {
             None => map.remove(&node),
         };
     }
+}
+
+/// Whether a delta or a heartbeat can lead from one position to another. A new epoch begins with a snapshot.
+fn follows(from: Position, to: Position) -> bool {
+    to.epoch == from.epoch && to.revision >= from.revision
 }
 
 /// Whether a removal of so many of all peers at once waits for somebody: an empty database looks the same as an intended farewell. One peer

@@ -114,6 +114,7 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
         statement: keys.statement(1),
         announced: None,
         rotate_since: None,
+        admission: None,
         endpoint: None,
         agent_version: "0".to_owned(),
         generation: 1,
@@ -151,6 +152,6 @@ pub(crate) fn next_message(feed: &Feed, node: NodeId, since: Option<Position>) -
             let removed = feed.directory().revoked.iter().copied().collect();
             Some(StreamMessage::Snapshot { position: feed.position(), view: view::view(feed.directory(), node)?, removed })
         }
-        Next::Current | Next::Ahead | Next::NotAMember => None,
+        Next::Current | Next::Ahead(_) | Next::NotAMember => None,
     }
 }

@@ -59,6 +59,7 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
         tunnel_address: node.tunnel_address,
         subnets: subnets(node, site).iter().map(|subnet| subnet.net()).collect(),
         endpoint: endpoint(node, site),
+        admission: node.admission.clone(),
     })
 }
 

@@ -5,7 +5,7 @@
 pub mod queries;
 
 use std::{
-    sync::{PoisonError, RwLock},
+    sync::{Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -24,6 +24,10 @@ use crate::{db::Db, error::Error};
 const POLL: Duration = Duration::from_secs(2);
 /// A copy that was not compared with the database for longer than this says nothing about who may do what.
 const STALE: Duration = Duration::from_secs(10);
+/// Least time between two epochs that begin on a node's word.
+const EPOCHS: Duration = Duration::from_secs(3600);
+/// By how many epochs a node's word may be ahead; more were never begun between a backup and its restore.
+const MOST_EPOCHS: i64 = 16;
 /// How long a request waits for the copy to have what it wrote, or to be compared with the database.
 const CATCH_UP: Duration = Duration::from_secs(2);
 
@@ -35,6 +39,8 @@ pub struct Copy {
     /// When the last comparison with the database began that succeeded.
     confirmed: watch::Sender<Instant>,
     news: Notify,
+    /// When a node's word last began an epoch.
+    believed: Mutex<Option<Instant>>,
 }
 
 impl Copy {
@@ -44,7 +50,7 @@ impl Copy {
         let feed = queries::load(&mut *db.snapshot().await?).await.context("cannot read the mesh from the database")?;
         let (position, _) = watch::channel(feed.position());
         let (confirmed, _) = watch::channel(began);
-        Ok(Self { feed: RwLock::new(feed), position, confirmed, news: Notify::new() })
+        Ok(Self { feed: RwLock::new(feed), position, confirmed, news: Notify::new(), believed: Mutex::default() })
     }
 
     /// Reads in the copy. The closure must be quick: nothing else moves meanwhile.
@@ -82,6 +88,27 @@ impl Copy {
         let mut confirmed = self.confirmed.subscribe();
         self.news.notify_one();
         let _ = timeout(CATCH_UP, confirmed.wait_for(|began| *began >= asked)).await;
+    }
+
+    /// A node has seen a position that this copy does not have. If the database does not have it either, it was restored while no coordinator
+    /// that remembers ran, and begins a new epoch: no node goes back within one.
+    ///
+    /// What a node says may be a lie, and a new epoch costs each node a snapshot: one begins once an hour at most.
+    pub async fn begin_epoch_after(&self, db: &Db, seen: Position) -> Result<(), Error> {
+        let now = Instant::now();
+        let is_due = |last: &Option<Instant>| last.is_none_or(|last| now.duration_since(last) >= EPOCHS);
+        let is_plausible = seen.epoch.saturating_sub(self.position().epoch) <= MOST_EPOCHS;
+        if !is_plausible || !is_due(&self.believed.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(());
+        }
+        let mut transaction = db.begin().await?;
+        if queries::begin_epoch(&mut transaction, seen).await? {
+            transaction.commit().await?;
+            *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+            tracing::warn!(%seen, "a node has seen revisions that the database lost, as after a restore; begins a new epoch");
+            self.refresh().await;
+        }
+        Ok(())
     }
 
     /// Follows the database until the coordinator stops.
@@ -144,9 +171,9 @@ impl Copy {
         if stored == have {
             return Ok(());
         }
-        if stored.epoch == have.epoch && stored.revision < have.revision {
+        if stored < have {
             tracing::warn!(%have, %stored, "the database lost revisions, as after a restore; begins a new epoch");
-            queries::begin_epoch(&mut transaction, stored).await?;
+            queries::begin_epoch(&mut transaction, have).await?;
             transaction.commit().await?;
             return self.reload(db).await;
         }

@@ -309,7 +309,7 @@ async fn record(transaction: &mut Transaction<'_, Postgres>, actor: &Actor, made
 fn is_removal(record: &RecordChange) -> bool {
     match record {
         RecordChange::SiteRemoved(_) | RecordChange::NodeRevoked(_) => true,
-        RecordChange::Mesh(_) | RecordChange::Site(_) | RecordChange::Node(_) => false,
+        RecordChange::Mesh(_) | RecordChange::Site(_) | RecordChange::Node(_) | RecordChange::Admission(..) => false,
     }
 }
 

@@ -2,28 +2,35 @@
 
 pub mod queries;
 
+use std::collections::BTreeSet;
+
 use axum::{
     Extension, Json,
     extract::{Path, State},
     http::StatusCode,
 };
+use chrono::Utc;
 use wattle_mesh::{
     directory::{Directory, NodeRecord, RecordChange},
-    view,
+    lock, view,
 };
 use wattle_wire::{
     admin::{Node, NodeRotation, Page, RotationPhase},
     ids::NodeId,
+    lock::{NewAdmissions, SignedAdmission},
 };
 
 use crate::{
     app::App,
-    body::Query,
+    body::{Body, Query},
     db::Actor,
-    error::{self, Result},
+    error::{self, Error, Result},
     page::{self, PageQuery},
     sites,
 };
+
+/// The largest request of admissions, in bytes.
+const LARGEST_ADMISSIONS: usize = 4 * 1024 * 1024;
 
 /// Lists nodes, in the order in which they enrolled.
 #[utoipa::path(get, path = "/nodes", tag = "nodes", params(PageQuery), responses((status = 200, body = Page<Node>)))]
@@ -63,6 +70,56 @@ pub async fn revoke(State(app): State<App>, Extension(actor): Extension<Actor>, 
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Keeps what an operator signed: which nodes may be in the mesh, and with which prefixes.
+///
+/// All or none. A signature has to be that of the operator which the admission names; whether he may say so, each gateway decides by the keys that
+/// its own file names. Peers are told at once. `wattle-agent lock sign` makes and sends admissions.
+#[utoipa::path(post, path = "/admissions", tag = "nodes", request_body = NewAdmissions, responses((status = 204)))]
+pub async fn admit(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Body(NewAdmissions { admissions }): Body<NewAdmissions, LARGEST_ADMISSIONS>,
+) -> Result<StatusCode> {
+    if !(1..=NewAdmissions::MOST).contains(&admissions.len()) {
+        return Err(error::invalid("too_many", "admissions", format!("give 1 to {} admissions", NewAdmissions::MOST)).into());
+    }
+    let invalid = |index: usize, detail: &str| Error::from(error::invalid("invalid_admission", format!("admissions[{index}]"), detail));
+    let mut identities = Vec::with_capacity(admissions.len());
+    for (index, signed) in admissions.iter().enumerate() {
+        if signed.admission.len() > SignedAdmission::LONGEST {
+            return Err(invalid(index, "the admission is too long"));
+        }
+        let admission = lock::verify_admission(signed, app.settings.mesh).map_err(|error| invalid(index, &error.to_string()))?;
+        identities.push(admission.identity);
+    }
+    if identities.iter().collect::<BTreeSet<_>>().len() < identities.len() {
+        return Err(error::invalid("invalid_admission", "admissions", "a node is admitted twice").into());
+    }
+    let (admissions, identities) = (&admissions, &identities);
+    app.mutate(&actor, |mut change| async move {
+        let known = queries::by_identity(&mut change, identities).await?;
+        let mut news = Vec::new();
+        for (index, (signed, identity)) in admissions.iter().zip(identities).enumerate() {
+            let (node, before) = known.get(identity).ok_or_else(|| invalid(index, "no node has this identity"))?;
+            if before.as_ref() != Some(&signed.admission) {
+                news.push((*node, signed));
+            }
+        }
+        if news.is_empty() {
+            return Ok(change.not_needed(()));
+        }
+        queries::admit(&mut change, &news).await?;
+        let object = match &news[..] {
+            [(node, _)] => node.to_string(),
+            news => format!("{} nodes", news.len()),
+        };
+        let records = news.into_iter().map(|(node, signed)| RecordChange::Admission(node, signed.clone())).collect();
+        Ok(change.made((), records, "node.admit", object))
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 pub(crate) fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> Option<Node> {
     let site = directory.sites.get(&record.site)?;
     Some(Node {
@@ -75,6 +132,8 @@ pub(crate) fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> 
         wireguard_key: record.wireguard_key,
         identity_key: record.identity_key,
         endpoint: view::endpoint(record, site),
+        admission: record.admission.clone(),
+        admitted: lock::is_admitted(record, site, Utc::now().timestamp()),
         agent_version: record.agent_version.clone(),
         enrolled_at: record.enrolled_at,
         last_report: app.reports.last(record.id),

@@ -66,6 +66,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(tokens::create))
             .routes(routes!(tokens::revoke))
             .routes(routes!(nodes::revoke))
+            .routes(routes!(nodes::admit))
             .routes(routes!(rotation::request)),
         Action::Grant => routes.routes(routes!(api_tokens::create, api_tokens::list)).routes(routes!(api_tokens::show, api_tokens::revoke)),
         Action::Configure => routes.routes(routes!(mesh::change)),

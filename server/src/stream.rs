@@ -40,8 +40,8 @@ use crate::{
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_S);
-/// How long to wait for this coordinator to catch up with a node that knows more.
-const AHEAD: Duration = Duration::from_secs(10);
+/// How long to wait for this coordinator to catch up with a node that knows more; more than it takes to look at the database.
+const AHEAD: Duration = Duration::from_secs(5);
 
 /// The open streams: one per node, the newest wins.
 #[derive(Debug, Default)]
@@ -135,6 +135,7 @@ struct Session {
     ended: bool,
     /// What is left of the message that is on its way.
     rest: Text,
+    /// Or when a node that knows more was last given up waiting for.
     opened: Instant,
     /// When the next sign of life is due.
     heartbeat: Instant,
@@ -165,6 +166,13 @@ impl Session {
                     return text;
                 }
                 Look::Wait(until) => until,
+                Look::Ahead(seen) => {
+                    if let Err(error) = self.app.copy.begin_epoch_after(&self.app.db, seen).await {
+                        tracing::debug!(%error, "cannot ask whether the database was restored");
+                    }
+                    self.opened = Instant::now();
+                    continue;
+                }
                 Look::Revoked => return self.bye(ByeReason::Revoked),
             };
             tokio::select! {
@@ -191,8 +199,8 @@ impl Session {
                     Look::Say(position, Text::of(&StreamMessage::Heartbeat { position }))
                 }
                 Next::Current => Look::Wait(self.heartbeat),
-                Next::Ahead if now >= self.opened + AHEAD => snapshot(),
-                Next::Ahead => Look::Wait(self.opened + AHEAD),
+                Next::Ahead(seen) if now >= self.opened + AHEAD => Look::Ahead(seen),
+                Next::Ahead(_) => Look::Wait(self.opened + AHEAD),
                 Next::NotAMember => Look::Revoked,
             }
         })
@@ -211,6 +219,8 @@ enum Look {
     Say(Position, Text),
     /// There is nothing to say until then.
     Wait(Instant),
+    /// The node has seen this, and the copy has had time to catch up with it.
+    Ahead(Position),
     Revoked,
 }
 

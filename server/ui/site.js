@@ -81,12 +81,14 @@ function about(mesh, site, change) {
 
 function gatewayTable(mesh, nodes) {
   const revision = mesh.position;
+  // Nobody who does not use the lock needs to read of it.
+  const locked = [...mesh.nodes.values()].some((node) => node.admission);
   const rows = nodes.map((node) => {
     const report = node.last_report;
     const problems = report?.problems ?? [];
     return h("tr", {},
       h("th", { scope: "row" }, node.name),
-      h("td", {}, node.state),
+      h("td", {}, node.state, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
       h("td", { class: "mono" }, node.tunnel_address),
       h("td", {}, report ? (report.device === "kernel" ? "kernel" : "userspace") : "–"),
       h("td", {}, report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),

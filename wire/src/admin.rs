@@ -12,6 +12,7 @@ use crate::{
     endpoint::Endpoint,
     ids::{MeshId, NodeId, Position, SiteId, TokenId},
     key::{Bytes32, IdentityKey, WireguardKey},
+    lock::SignedAdmission,
     name::Name,
     psk::PskPolicy,
     report::DeviceKind,
@@ -274,6 +275,10 @@ pub struct Node {
     pub wireguard_key: WireguardKey,
     pub identity_key: IdentityKey,
     pub endpoint: Option<Endpoint>,
+    /// An operator's word that the node may be in the mesh; null when nobody gave it.
+    pub admission: Option<SignedAdmission>,
+    /// Whether the admission holds now and covers all prefixes that the node has. Hosts that require the lock judge for themselves.
+    pub admitted: bool,
     pub agent_version: String,
     pub enrolled_at: DateTime<Utc>,
     /// What the node last reported; absent means nothing yet.

@@ -70,6 +70,11 @@ pub struct WireguardKey([u8; 32]);
 #[schema(value_type = String)]
 pub struct IdentityKey([u8; 32]);
 
+/// An Ed25519 public key: an operator who says who may be in the mesh. Its private half is on no coordinator.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
+#[schema(value_type = String)]
+pub struct OperatorKey([u8; 32]);
+
 /// A number that is used once, or a digest: 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = String)]
@@ -90,12 +95,19 @@ pub struct KemCiphertext(Box<[u8; 1088]>);
 
 bytes_as_base64!(WireguardKey, 32);
 bytes_as_base64!(IdentityKey, 32);
+bytes_as_base64!(OperatorKey, 32);
 bytes_as_base64!(Bytes32, 32);
 bytes_as_base64!(Signature, 64);
 bytes_as_base64!(KemKey, 1184);
 bytes_as_base64!(KemCiphertext, 1088);
 
 impl From<[u8; 32]> for IdentityKey {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl From<[u8; 32]> for OperatorKey {
     fn from(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

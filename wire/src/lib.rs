@@ -8,6 +8,7 @@ pub mod enrol;
 pub mod ids;
 pub mod join;
 pub mod key;
+pub mod lock;
 pub mod name;
 pub mod news;
 pub mod peer;

@@ -9,6 +9,7 @@ use crate::{
     endpoint::Endpoint,
     enrol::SignedStatement,
     ids::{MeshId, NodeId, SiteId},
+    lock::SignedAdmission,
     name::Name,
     psk::PskPolicy,
     rotation::OwnKeys,
@@ -65,6 +66,9 @@ pub struct Peer {
     pub subnets: Vec<IpNet>,
     /// Where to send the first packet; absent means: wait for the peer's.
     pub endpoint: Option<Endpoint>,
+    /// An operator's word that the peer may be in the mesh; absent means: the last one that was told, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<SignedAdmission>,
 }
 
 /// All that one node must know.

@@ -62,6 +62,7 @@ const INSIDE: &[(&str, Test)] = tests![
     see::verify_tells_whether_every_tunnel_and_every_lan_answers,
     see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
+    trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,
     trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
     input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
     input::c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is,

@@ -1,15 +1,19 @@
 //! What a coordinator in the wrong hands can and cannot do.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use wattle_lab::{
-    Flow, Lab, patience,
-    site::{DUBLIN, FRANKFURT, GUIDE},
+    Flow, Lab,
+    api::Api,
+    coordinator,
+    gateway::GUARD,
+    patience,
+    site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK, SAO_PAULO},
     wait::same,
     wait_for,
 };
-use wattle_wire::admin::{Node, Page};
+use wattle_wire::admin::{CreatedSite, Node, Page};
 
 /// A new epoch, so that every agent gets what the database says now.
 const TELL_ALL: &str = "UPDATE mesh SET epoch = epoch + 1;";
@@ -58,12 +62,86 @@ pub(crate) fn e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_c
     ensure!(!routes.contains("203.0.113.0/24 dev wattle0") && !routes.contains("198.18.0.0/24"), "{routes}");
     ensure!(!allowed.contains("203.0.113.") && !allowed.contains("198.18."), "{allowed}");
     wait_for("it is reported", patience(10.0), || {
-        let node: Node = api.get("/nodes/dublin")?;
-        let problems = node.last_report.map(|report| report.problems.join("; ")).unwrap_or_default();
+        let problems = problems(&api, DUBLIN.name)?;
         for prefix in ["203.0.113.0/24", "198.18.0.0/24"] {
             ensure!(problems.contains(&format!("the guard refused {prefix} of peer frankfurt")), "{problems:?}");
         }
         Ok(())
     })?;
     lab.ping_all()
+}
+
+pub(crate) fn e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    // The operator's machine is any that reaches the coordinator.
+    let path = |name: &str| folder.join(name).to_str().map(str::to_owned).context("a path that is no text");
+    let (key, token, ca) = (path("operator.key")?, path("api-token")?, path("ca.crt")?);
+    fs::write(&token, &api.token)?;
+    let said = lab.gateway(DUBLIN)?.agent_says(&["lock", "init", "--key", &key])?;
+    let rules: Vec<_> = said.lines().filter(|line| line.starts_with("lock = ") || line.starts_with("operator_keys = ")).collect();
+    ensure!(rules.len() == 2, "{said}");
+    let url = coordinator::url(coordinator::PORT);
+    let sign = ["lock", "sign", "--url", &url, "--token-file", &token, "--ca-file", &ca, "--key", &key, "--yes"];
+    let said = lab.gateway(DUBLIN)?.agent_says(&sign)?;
+    ensure!(said.contains("new: dublin") && said.ends_with("signed 3\n"), "{said}");
+    let said = lab.gateway(DUBLIN)?.agent_says(&sign)?;
+    ensure!(said.contains("nothing to do"), "{said}");
+    let flow = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
+    let before = lab.gateways.iter().map(wattle_lab::Gateway::allowed_ips).collect::<Result<Vec<_>>>()?;
+    for gateway in &mut lab.gateways {
+        gateway.stop_agent()?;
+        gateway.host.run_with(&format!("tee {GUARD}"), &rules.join("\n"))?;
+        gateway.start_agent()?;
+    }
+
+    // A machine of the thief's, let in with the owner's token; a wider prefix, a swapped key and no admissions, by hand.
+    lab.add_site(SAO_PAULO)?;
+    lab.gateway_mut(SAO_PAULO)?.start_agent()?;
+    let created: CreatedSite = api.post("/sites", &SAO_PAULO.body())?;
+    lab.gateway(SAO_PAULO)?.join(created.join_token.join_string.reveal())?;
+    let host = &lab.gateway(SAO_PAULO)?.host;
+    let thief = host.run("wg genkey").and_then(|key| host.run_with("wg pubkey", &key))?;
+    lab.coordinator.sql(&format!(
+        "INSERT INTO subnets (site, prefix) SELECT id, '10.77.0.0/24' FROM sites WHERE name = 'new-york';
+         UPDATE nodes SET statement = replace(statement, encode(wireguard_key, 'base64'), '{thief}'), wireguard_key = decode('{thief}', 'base64')
+         WHERE name = 'frankfurt';
+         UPDATE nodes SET admission = NULL, admission_signature = NULL; {TELL_ALL}",
+        thief = thief.trim()
+    ))?;
+    for (site, expected) in [
+        (
+            DUBLIN,
+            &["the guard refused 10.77.0.0/24 of peer new-york", "peer frankfurt refused", "the guard refused peer sao-paulo: no operator"]
+                [..],
+        ),
+        (FRANKFURT, &["the guard refused 10.77.0.0/24 of peer new-york", "the guard refused peer sao-paulo: no operator"]),
+        (NEW_YORK, &["peer frankfurt refused", "the guard refused peer sao-paulo: no operator"]),
+    ] {
+        wait_for("what is not signed is reported", patience(20.0), || {
+            let problems = problems(&api, site.name)?;
+            expected.iter().try_for_each(|expected| {
+                ensure!(problems.contains(expected), "{}: {problems}", site.name);
+                Ok(())
+            })
+        })?;
+    }
+    let after = lab.gateways[..3].iter().map(wattle_lab::Gateway::allowed_ips).collect::<Result<Vec<_>>>()?;
+    same(&after, &before)?;
+    for gateway in &lab.gateways[..3] {
+        let routes = gateway.host.run("ip -4 route show table all")?;
+        ensure!(!routes.contains("10.77.0.") && !routes.contains("10.40.0."), "{}: {routes}", gateway.site.name);
+        let status = gateway.status()?;
+        let peer = status["peers"].as_array().and_then(|peers| peers.iter().find(|peer| peer["name"] == SAO_PAULO.name));
+        ensure!(peer.is_some_and(|peer| peer["state"] == "unsigned"), "{status}");
+    }
+    flow.more(50)?;
+    flow.expect_no_loss()?;
+    lab.ping_all_of(&GUIDE)
+}
+
+/// What a node last said is wrong.
+fn problems(api: &Api, node: &str) -> Result<String> {
+    let node: Node = api.get(&format!("/nodes/{node}"))?;
+    Ok(node.last_report.map(|report| report.problems.join("; ")).unwrap_or_default())
 }

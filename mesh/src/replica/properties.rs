@@ -81,6 +81,7 @@ fn view_change(claim: Claim, known: &Known) -> ViewChange {
                 tunnel_address: record.tunnel_address,
                 subnets: subnets_of(&subnets),
                 endpoint: None,
+                admission: None,
             })
         }
         Claim::Removed(node) => ViewChange::PeerRemoved(node_id(node)),
@@ -225,7 +226,7 @@ proptest! {
         if let Some(message) = next_message(&feed, node_id(1), replica.position()) {
             replica.receive(message);
         }
-        replica.confirm(&replica.held().clone());
+        replica.confirm(&replica.awaiting_confirmation());
         prop_assert_eq!(replica.position(), Some(feed.position()));
         prop_assert_eq!(replica.stored().unwrap().view, view::view(feed.directory(), node_id(1)).unwrap());
     }

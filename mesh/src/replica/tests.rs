@@ -28,7 +28,7 @@ fn peers(replica: &Replica) -> Vec<Peer> {
 }
 
 #[test]
-fn a_removed_peer_goes_and_an_absent_one_stays() {
+fn e4_a_removed_peer_goes_and_an_absent_one_stays() {
     let (mut replica, mut feed) = world();
     let before = peers(&replica);
     let mut shrunken = view::view(feed.directory(), node_id(1)).unwrap();
@@ -69,7 +69,7 @@ fn e4_a_removal_of_more_than_half_of_all_peers_is_held_until_it_is_confirmed() {
     let mut replica = kept(&replica);
     assert_eq!(replica.problems().collect::<Vec<_>>(), [problem]);
     assert!(!replica.confirm(&[node_id(5)].into()), "of another peer nobody asked");
-    assert!(replica.confirm(&replica.held().clone()));
+    assert!(replica.confirm(&replica.awaiting_confirmation()));
     assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(5)]);
     assert_eq!(replica.problems().count(), 0);
 }
@@ -88,11 +88,12 @@ fn e4_half_of_all_peers_and_the_last_one_go_at_once() {
 #[test]
 fn e4_a_held_removal_is_off_when_the_coordinator_has_the_peers_again() {
     let (mut replica, mut feed) = larger_world();
-    let whole = next(&feed, None);
+    let StreamMessage::Snapshot { position, view, removed } = next(&feed, None) else { panic!("no snapshot") };
     feed.advance(11, &[2, 3, 4].map(|number| RecordChange::NodeRevoked(node_id(number)))).unwrap();
     replica.receive(next(&feed, replica.position()));
+    let whole = StreamMessage::Snapshot { position: Position { epoch: 2, ..position }, view, removed };
     assert_eq!(replica.receive(whole), Received::Changed { refused: vec![] });
-    assert_eq!((replica.held().len(), peers(&replica).len()), (0, 4));
+    assert_eq!((replica.held.len(), peers(&replica).len()), (0, 4));
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn a_revoked_node_has_no_peers_once_that_is_confirmed_and_any_other_end_of_the_s
     }
     assert_eq!(replica.receive(StreamMessage::Bye { reason: ByeReason::Revoked }), Received::Bye(ByeReason::Revoked));
     assert_eq!(peers(&replica), before);
-    assert!(replica.confirm(&replica.held().clone()));
+    assert!(replica.confirm(&replica.awaiting_confirmation()));
     assert_eq!(peers(&replica), []);
 }
 
@@ -168,7 +169,42 @@ fn a_delta_that_does_not_follow_is_a_gap() {
 }
 
 #[test]
-fn a_key_that_its_node_did_not_sign_is_refused_and_the_old_one_stays() {
+fn e12_f3_a_revision_that_was_seen_is_not_turned_back_and_a_restored_database_is_followed_in_its_new_epoch() {
+    let (mut replica, mut feed) = world();
+    let StreamMessage::Snapshot { position: old, view: old_view, .. } = next(&feed, None) else { panic!("no snapshot") };
+    let mut site = crate::testing::node_record(2).0;
+    site.subnets = vec!["10.22.0.0/24".parse().unwrap()];
+    feed.advance(11, &[RecordChange::Site(site)]).unwrap();
+    replica.receive(next(&feed, replica.position()));
+    let (before, have) = (peers(&replica), feed.position());
+    let at = |position| StreamMessage::Snapshot { position, view: old_view.clone(), removed: vec![] };
+
+    for offered in [old, Position { epoch: 0, revision: 99 }] {
+        assert_eq!(replica.receive(at(offered)), Received::Rejected(Rejection::RolledBack { have, offered }));
+        assert_eq!(
+            (peers(&replica), replica.resume_from()),
+            (before.clone(), Some(have)),
+            "it says where it is, so that a restore is noticed"
+        );
+        assert_eq!(replica.problems().count(), 1);
+    }
+    // Nor by a heartbeat or a delta, neither to what was before nor into another epoch.
+    for position in [old, Position { epoch: 2, ..old }] {
+        let delta = StreamMessage::Delta { since: have, position, changes: vec![ViewChange::Peer(old_view.peers[0].clone())] };
+        for message in [StreamMessage::Heartbeat { position }, delta] {
+            let mut replica = replica.clone();
+            assert_eq!(replica.receive(message), Received::Gap);
+            assert_eq!((peers(&replica), replica.position()), (before.clone(), Some(have)));
+        }
+    }
+    assert_eq!(replica.receive(StreamMessage::Heartbeat { position: have }), Received::Unchanged);
+    assert_eq!(replica.problems().count(), 0);
+    assert_eq!(replica.receive(at(Position { epoch: 2, ..old })), Received::Changed { refused: vec![] });
+    assert_eq!(peers(&replica), old_view.peers);
+}
+
+#[test]
+fn e2_a_key_that_its_node_did_not_sign_is_refused_and_the_old_one_stays() {
     let (mut replica, feed) = world();
     let before = peers(&replica);
     let peer_with = |statement: SignedStatement| {
@@ -197,7 +233,7 @@ fn a_key_that_its_node_did_not_sign_is_refused_and_the_old_one_stays() {
 }
 
 #[test]
-fn a_revision_that_contradicts_itself_changes_nothing() {
+fn b14_a_revision_that_contradicts_itself_changes_nothing() {
     let (replica, feed) = world();
     let before = peers(&replica);
     let since = feed.position();

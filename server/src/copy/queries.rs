@@ -29,12 +29,11 @@ pub async fn position(connection: &mut PgConnection) -> Result<Position> {
     Ok(sqlx::query_as!(Position, "SELECT epoch, revision FROM mesh").fetch_one(connection).await?)
 }
 
-/// The database lost revisions that were seen: their numbers will be given out again, and must not be mistaken for them.
-pub async fn begin_epoch(connection: &mut PgConnection, stored: Position) -> Result<()> {
-    sqlx::query!("UPDATE mesh SET epoch = epoch + 1 WHERE epoch = $1 AND revision = $2", stored.epoch, stored.revision)
-        .execute(connection)
-        .await?;
-    Ok(())
+/// The database lost what was seen, if its position is before that: its numbers will be given out again, and must not be mistaken for those
+/// that were lost. Whether a new epoch began.
+pub async fn begin_epoch(connection: &mut PgConnection, seen: Position) -> Result<bool> {
+    let begun = sqlx::query!("UPDATE mesh SET epoch = $1::bigint + 1 WHERE (epoch, revision) < ($1, $2)", seen.epoch, seen.revision);
+    Ok(begun.execute(connection).await?.rows_affected() == 1)
 }
 
 pub async fn changes_since(connection: &mut PgConnection, revision: i64) -> Result<Vec<Revision>> {

@@ -1,5 +1,7 @@
 //! SQL of nodes.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::PgConnection;
@@ -10,6 +12,7 @@ use wattle_wire::{
     enrol::SignedStatement,
     ids::{NodeId, SiteId},
     key::{IdentityKey, Signature, WireguardKey},
+    lock::SignedAdmission,
 };
 
 use crate::{
@@ -31,6 +34,8 @@ struct NodeRow {
     announced_signature: Option<Vec<u8>>,
     announced_at: Option<DateTime<Utc>>,
     rotate_since: Option<DateTime<Utc>>,
+    admission: Option<String>,
+    admission_signature: Option<Vec<u8>>,
     endpoint_address: Option<IpNet>,
     endpoint_port: Option<i32>,
     agent_version: String,
@@ -51,8 +56,8 @@ async fn select(connection: &mut PgConnection, node: Option<NodeId>) -> Result<V
     let rows = sqlx::query_as!(
         NodeRow,
         r#"SELECT id, nodes.site AS "site!", name, state, tunnel_addresses.address AS tunnel_address, identity_key, wireguard_key, statement,
-                  statement_signature, announced, announced_signature, announced_at, rotate_since, endpoint_address, endpoint_port,
-                  agent_version, generation, enrolled_at
+                  statement_signature, announced, announced_signature, announced_at, rotate_since, admission, admission_signature,
+                  endpoint_address, endpoint_port, agent_version, generation, enrolled_at
            FROM nodes JOIN tunnel_addresses ON tunnel_addresses.node = nodes.id
            WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1)"#,
         node.map(|node| node.0)
@@ -97,6 +102,40 @@ pub async fn promote(connection: &mut PgConnection, site: SiteId) -> Result<Opti
     }
 }
 
+/// Which node each identity is, and the admission that it has; `None` when there is no such node. They are locked.
+pub async fn by_identity(
+    connection: &mut PgConnection,
+    identities: &[IdentityKey],
+) -> Result<BTreeMap<IdentityKey, (NodeId, Option<String>)>> {
+    let identities: Vec<_> = identities.iter().map(|identity| identity.as_bytes().to_vec()).collect();
+    let rows = sqlx::query!(
+        "SELECT id, identity_key, admission FROM nodes WHERE identity_key = ANY($1) AND state <> 'revoked' ORDER BY id FOR UPDATE",
+        &identities
+    );
+    let nodes = rows.fetch_all(connection).await?.into_iter().map(|row| {
+        let key: [u8; 32] = row.identity_key.try_into().map_err(|_| Error::Internal("a node in the database is not valid"))?;
+        Ok((IdentityKey::from(key), (NodeId(row.id), row.admission)))
+    });
+    nodes.collect()
+}
+
+/// Keeps operators' words for nodes.
+pub async fn admit(connection: &mut PgConnection, admissions: &[(NodeId, &SignedAdmission)]) -> Result<()> {
+    let nodes: Vec<_> = admissions.iter().map(|(node, _)| node.0).collect();
+    let texts: Vec<_> = admissions.iter().map(|(_, signed)| signed.admission.clone()).collect();
+    let signatures: Vec<_> = admissions.iter().map(|(_, signed)| signed.signature.as_bytes().to_vec()).collect();
+    sqlx::query!(
+        "UPDATE nodes SET admission = given.admission, admission_signature = given.signature
+         FROM unnest($1::uuid[], $2::text[], $3::bytea[]) AS given (node, admission, signature) WHERE id = given.node",
+        &nodes,
+        &texts,
+        &signatures
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Gives back the tunnel addresses of revoked nodes, and drops what they and their peers said of their links and to each other.
 async fn forget(connection: &mut PgConnection, nodes: &[Uuid]) -> Result<()> {
     sqlx::query!("DELETE FROM tunnel_addresses WHERE node = ANY($1) AND NOT own", nodes).execute(&mut *connection).await?;
@@ -119,6 +158,13 @@ impl TryFrom<NodeRow> for NodeRecord {
             let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
             Ok::<_, Error>(SignedStatement { statement, signature: Signature::from(signature) })
         };
+        let admission = match (row.admission, row.admission_signature) {
+            (Some(admission), Some(signature)) => {
+                let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
+                Some(SignedAdmission { admission, signature: Signature::from(signature) })
+            }
+            _ => None,
+        };
         let announced = match (row.announced, row.announced_signature, row.announced_at) {
             (Some(statement), Some(signature), Some(at)) => Some(Announced { statement: signed(statement, signature)?, at }),
             _ => None,
@@ -138,6 +184,7 @@ impl TryFrom<NodeRow> for NodeRecord {
             statement: signed(row.statement, row.statement_signature)?,
             announced,
             rotate_since: row.rotate_since,
+            admission,
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
             agent_version: row.agent_version,
             generation: row.generation,

@@ -224,6 +224,7 @@ mod tests {
                 statement: machine.statement(MESH).unwrap(),
                 announced: None,
                 rotate_since: None,
+                admission: None,
                 endpoint: None,
                 agent_version: String::new(),
                 generation: 1,

@@ -48,7 +48,7 @@ async fn a_change_that_was_never_notified_is_found() {
 }
 
 #[tokio::test]
-async fn a_database_that_lost_revisions_begins_a_new_epoch() {
+async fn f3_a_database_that_lost_revisions_begins_a_new_epoch() {
     let coordinator = Coordinator::start().await;
     for name in ["dublin", "frankfurt"] {
         coordinator.post("/sites", json!({"name": name})).await.expect(201);

@@ -1,6 +1,13 @@
 //! `/nodes`
 
-use serde_json::json;
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use wattle_mesh::lock::Operator;
+use wattle_wire::{
+    admin::{Node, Site},
+    lock::SignedAdmission,
+    stream::{StreamMessage, ViewChange},
+};
 
 use crate::{agents::new_node, harness::Coordinator};
 
@@ -44,4 +51,85 @@ async fn a_revoked_node_is_gone_for_every_coordinator() {
     another.server.app.copy.refresh().await;
     node.report(&another, json!({"applied": "1.2", "device": "kernel", "links": []})).await.expect(401);
     assert_eq!(coordinator.get("/sites/dublin").await.json()["nodes"], json!([]));
+}
+
+/// What an operator signs of the nodes that the interface lists.
+async fn signed(coordinator: &Coordinator, operator: &Operator) -> Vec<SignedAdmission> {
+    let nodes: Vec<Node> = serde_json::from_value(coordinator.get("/nodes").await.json()["items"].clone()).unwrap();
+    let sites: Vec<Site> = serde_json::from_value(coordinator.get("/sites").await.json()["items"].clone()).unwrap();
+    let mesh = coordinator.server.app.settings.mesh;
+    let of = |node: &Node| operator.candidate(mesh, node, sites.iter().find(|site| site.id == node.site).unwrap(), None);
+    nodes.iter().filter_map(of).map(|candidate| operator.sign(mesh, &candidate, 1_800_000_000, None).unwrap()).collect()
+}
+
+fn admitted(shown: &Value) -> Vec<bool> {
+    shown["items"].as_array().unwrap().iter().map(|node| node["admitted"].as_bool().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn admissions_are_kept_and_told_to_peers_byte_for_byte_in_one_revision_and_once() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin", "subnets": ["10.10.0.0/24"]})).await;
+    let frankfurt = new_node(&coordinator, json!({"name": "frankfurt", "subnets": ["10.20.0.0/24"]})).await;
+    let mut stream = dublin.follow(&coordinator, Some("1.4".parse().unwrap())).await;
+    let operator = Operator::new(&[7; 32]).unwrap();
+    let admissions = signed(&coordinator, &operator).await;
+    assert_eq!(admitted(&coordinator.get("/nodes").await.json()), [false, false]);
+    coordinator.post("/admissions", json!({ "admissions": admissions })).await.expect(204);
+    let shown = coordinator.get("/nodes").await.json();
+    assert_eq!(admitted(&shown), [true, true]);
+    assert_eq!(shown["items"][1]["admission"], json!(admissions[1]));
+
+    let Some(StreamMessage::Delta { position, changes, .. }) = stream.news().await else { panic!("no delta") };
+    assert_eq!(position, "1.5".parse().unwrap());
+    let told = changes.iter().find_map(|change| if let ViewChange::Peer(peer) = change { Some(peer) } else { None }).unwrap();
+    assert_eq!((told.node, told.admission.as_ref()), (frankfurt.id(), Some(&admissions[1])));
+
+    // The same again is nothing new; a changed prefix is, and does not carry the admission along.
+    coordinator.post("/admissions", json!({ "admissions": admissions })).await.expect(204);
+    coordinator.patch("/sites/frankfurt", json!({"subnets": ["10.20.0.0/16"]})).await.expect(200);
+    let Some(StreamMessage::Delta { position, changes, .. }) = stream.news().await else { panic!("no delta") };
+    assert_eq!(position, "1.6".parse().unwrap());
+    let [ViewChange::Peer(told)] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!((told.subnets.clone(), &told.admission), (vec!["10.20.0.0/16".parse::<IpNet>().unwrap()], &None));
+    assert_eq!(admitted(&coordinator.get("/nodes").await.json()), [true, false]);
+
+    // Who joins later is told with the snapshot, and every coordinator knows.
+    let another = coordinator.another().await;
+    let Some(StreamMessage::Snapshot { view, .. }) = dublin.follow(&another, None).await.next().await else { panic!("no snapshot") };
+    assert_eq!(view.peers[0].admission.as_ref(), Some(&admissions[1]));
+    let event =
+        coordinator.get("/events").await.json()["items"].as_array().unwrap().iter().find(|event| event["action"] == "node.admit").cloned();
+    assert_eq!(event.unwrap()["object"], "2 nodes");
+}
+
+#[tokio::test]
+async fn an_admission_that_is_not_signed_of_another_mesh_or_of_nobody_is_refused_with_all_that_came_with_it() {
+    let coordinator = Coordinator::start().await;
+    new_node(&coordinator, json!({"name": "dublin"})).await;
+    new_node(&coordinator, json!({"name": "frankfurt"})).await;
+    let operator = Operator::new(&[7; 32]).unwrap();
+    let [good, other] = &signed(&coordinator, &operator).await[..] else { panic!("two nodes") };
+    let with = |from: &str, to: &str| {
+        let text = other.admission.replace(from, to);
+        assert_ne!(text, other.admission);
+        SignedAdmission { admission: text, ..other.clone() }
+    };
+    let mesh = coordinator.server.app.settings.mesh;
+    let wattle_wire::lock::Admission { prefixes, .. } = serde_json::from_str(&other.admission).unwrap();
+    let name: wattle_wire::name::Name = "nobody".parse().unwrap();
+    let nobody = wattle_mesh::lock::Candidate { name: name.clone(), site: name, identity: [3; 32].into(), prefixes, before: None };
+    for bad in [
+        with("10.99.0.2/32", "0.0.0.0/0"),
+        SignedAdmission { admission: String::new(), ..other.clone() },
+        SignedAdmission { admission: " ".repeat(SignedAdmission::LONGEST + 1), ..other.clone() },
+        operator.sign(mesh, &nobody, 1, None).unwrap(),
+        operator.sign(wattle_wire::ids::MeshId(uuid::Uuid::nil()), &nobody, 1, None).unwrap(),
+    ] {
+        let answer = coordinator.post("/admissions", json!({ "admissions": [good, bad] })).await;
+        assert_eq!(answer.problem(), (422, "invalid_admission".to_owned(), Some("admissions[1]".to_owned())));
+    }
+    assert_eq!(coordinator.post("/admissions", json!({ "admissions": [good, good] })).await.problem().0, 422);
+    assert_eq!(coordinator.post("/admissions", json!({ "admissions": [] })).await.problem().0, 422);
+    assert_eq!(admitted(&coordinator.get("/nodes").await.json()), [false, false]);
 }

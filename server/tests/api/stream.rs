@@ -44,12 +44,31 @@ async fn a_node_gets_a_snapshot_then_what_changes_and_resumes_without_a_snapshot
     let mut stream = dublin.follow(&coordinator, Some(at(6))).await;
     assert_eq!(stream.next().await, Some(StreamMessage::Heartbeat { position: at(6) }));
 
-    // Of another epoch, or without any position: all of it, and who is gone.
-    for since in [None, Some(Position { epoch: 9, revision: 6 })] {
+    // Of an earlier epoch, or without any position: all of it, and who is gone.
+    for since in [None, Some(Position { epoch: 0, revision: 9 })] {
         let message = dublin.follow(&coordinator, since).await.next().await;
         let Some(StreamMessage::Snapshot { position, removed, .. }) = message else { panic!("{message:?}") };
         assert_eq!((position, removed), (at(6), vec![frankfurt.id()]));
     }
+}
+
+#[tokio::test]
+async fn f3_a_node_that_has_seen_what_a_restored_database_lost_begins_a_new_epoch_and_a_liar_no_second() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin", "subnets": ["10.10.0.0/24"]})).await;
+    let seen = Position { epoch: 3, revision: 80 };
+    // Nobody that remembers ran meanwhile: what was lost is in the node's memory alone.
+    let mut stream = dublin.follow(&coordinator, Some(seen)).await;
+    let Some(StreamMessage::Snapshot { position, .. }) = stream.next().await else { panic!("no snapshot") };
+    assert_eq!(position, Position { epoch: 4, revision: 2 });
+    drop(stream);
+    // What a liar claims is looked at, and refused, when he has waited long enough; nobody else notices.
+    for lie in [Position { epoch: 5, revision: 1 }, Position { epoch: i64::MAX, revision: i64::MAX }] {
+        coordinator.server.app.copy.begin_epoch_after(&coordinator.server.app.db, lie).await.unwrap();
+    }
+    assert_eq!(coordinator.count("SELECT epoch FROM mesh").await, 4);
+    let mut stream = dublin.follow(&coordinator, Some(position)).await;
+    assert_eq!(stream.next().await, Some(StreamMessage::Heartbeat { position }));
 }
 
 #[tokio::test]
