@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_private_and_made_private_again() {
+    fn h3_files_are_private_and_made_private_again() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("state")).unwrap();
         store.write("x.json", &"value").unwrap();
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_an_error_and_a_missing_one_is_none() {
+    fn h3_a_damaged_file_is_an_error_and_a_missing_one_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.read::<String>("x.json").unwrap(), None);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn one_agent_alone_holds_the_lock() {
+    fn h4_one_agent_alone_holds_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let held = store.lock().unwrap();

@@ -490,7 +490,7 @@ mod tests {
         }
 
         #[test]
-        fn any_prefix_of_a_plan_can_be_repaired(desired in desired(), observed in observed(), stop in any::<prop::sample::Index>()) {
+        fn h1_any_prefix_of_a_plan_can_be_repaired(desired in desired(), observed in observed(), stop in any::<prop::sample::Index>()) {
             let mut partly = plan(&desired, &observed);
             let steps = partly.steps.len();
             partly.steps.truncate(stop.index(steps + 1));

@@ -67,11 +67,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_of_a_newer_coordinator_is_ignored_not_an_error() {
+    fn b17_a_message_of_a_newer_coordinator_is_ignored_not_an_error() {
         let message: StreamMessage = serde_json::from_str(r#"{"type":"confetti","colour":"red"}"#).unwrap();
         assert_eq!(message, StreamMessage::Unknown);
         let message: StreamMessage = serde_json::from_str(r#"{"type":"bye","reason":"tired","new":1}"#).unwrap();
         assert_eq!(message, StreamMessage::Bye { reason: ByeReason::Unknown });
+    }
+
+    #[test]
+    fn b17_fields_that_a_newer_coordinator_adds_are_ignored_and_steps_that_it_invents_are_not_guessed_at() {
+        let peer = r#""node":"00000000-0000-0000-0000-000000000000","name":"a","site_name":"a","statement":{"statement":"","signature":"SIGNATURE","new":1},
+            "tunnel_address":"10.99.0.1","subnets":[],"endpoint":null,"new":{}"#;
+        let peer = peer.replace("SIGNATURE", &crate::key::Signature::from([0; 64]).to_string());
+        let delta = |change: &str| format!(r#"{{"type":"delta","since":"1.6","position":"1.7","new":0,"changes":[{change}]}}"#);
+        let message: StreamMessage = serde_json::from_str(&delta(&format!(r#"{{"peer":{{{peer}}}}}"#))).unwrap();
+        assert!(matches!(message, StreamMessage::Delta { changes, .. } if matches!(&changes[..], [ViewChange::Peer(_)])));
+        // What follows may rely on it: an agent that cannot read a step stays as it is.
+        assert!(serde_json::from_str::<StreamMessage>(&delta(r#"{"peer_moved":{}}"#)).is_err());
     }
 
     #[test]

@@ -196,8 +196,8 @@ fn a_device_keeps_its_port_when_the_new_one_is_taken() {
 }
 
 #[test]
-fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
-    in_namespace("what_is_applied_is_observed_and_what_was_made_is_taken_away", async {
+fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
+    in_namespace("h8_what_is_applied_is_observed_and_what_was_made_is_taken_away", async {
         let folder = tempfile::tempdir().unwrap();
         let kernel = Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
         command("ip link add lan0 type veth peer name lan1");
@@ -273,8 +273,8 @@ fn what_is_applied_is_observed_and_what_was_made_is_taken_away() {
 }
 
 #[test]
-fn an_interface_of_somebody_else_is_named_and_left() {
-    in_namespace("an_interface_of_somebody_else_is_named_and_left", async {
+fn h4_an_interface_of_somebody_else_is_named_and_left() {
+    in_namespace("h4_an_interface_of_somebody_else_is_named_and_left", async {
         let folder = tempfile::tempdir().unwrap();
         let kernel = Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
         let key = Zeroizing::new([1; 32]);

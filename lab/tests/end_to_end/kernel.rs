@@ -15,7 +15,7 @@ use wattle_lab::{
 /// Keeps the kernel from loading its module by itself.
 const BLOCK: &str = "/etc/modprobe.d/wattle-lab.conf";
 
-pub(crate) fn a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel(folder: &Path) -> Result<()> {
+pub(crate) fn h6_a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel(folder: &Path) -> Result<()> {
     let without = WithoutModule::begin()?;
     same(&Ground::find_here()?, &Ground::Userspace)?;
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
@@ -41,7 +41,7 @@ pub(crate) fn a_module_that_comes_later_is_used_from_the_next_interface_on_and_h
     })
 }
 
-pub(crate) fn a_taken_port_is_named_and_the_tunnels_come_up_when_it_is_free(folder: &Path) -> Result<()> {
+pub(crate) fn h6_a_taken_port_is_named_and_the_tunnels_come_up_when_it_is_free(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
     let host = &lab.gateway(DUBLIN)?.host;
     for line in ["ip link add other type wireguard", "wg set other listen-port 51820", "ip link set other up"] {
@@ -91,7 +91,7 @@ pub(crate) fn an_ordinary_user_with_cap_net_admin_alone_weaves_repairs_and_takes
     Ok(())
 }
 
-pub(crate) fn an_agent_that_may_not_make_interfaces_says_what_it_needs_and_goes_on_trying(folder: &Path) -> Result<()> {
+pub(crate) fn h6_an_agent_that_may_not_make_interfaces_says_what_it_needs_and_goes_on_trying(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
     let api = lab.start_coordinator()?;
     let powerless = vec!["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"];

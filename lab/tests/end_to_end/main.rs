@@ -48,13 +48,14 @@ const INSIDE: &[(&str, Test)] = tests![
     change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
     outage::without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot,
     outage::agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet,
-    outage::a_killed_agent_leaves_its_tunnels_up,
+    outage::h1_a_killed_agent_leaves_its_tunnels_up,
     outage::an_agent_that_is_stopped_and_started_again_loses_no_packet,
-    repair::a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds,
-    repair::down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched,
+    repair::h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds,
+    repair::h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key,
+    repair::h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched,
     psk::e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had,
     psk::without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_one_the_tunnel_stays,
-    psk::a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_with_a_new_key_and_loses_no_packet,
+    psk::h2_a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_with_a_new_key_and_loses_no_packet,
     psk::the_session_that_is_renewed_with_another_key_loses_no_packet_even_when_one_end_missed_the_commit,
     rotation::a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_direction,
     rotation::h2_a_node_that_dies_before_and_after_it_took_up_a_key_loses_no_packet,
@@ -63,6 +64,7 @@ const INSIDE: &[(&str, Test)] = tests![
     see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
     trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,
+    trust::e8_packets_of_a_compromised_gateway_with_anothers_source_address_are_dropped,
     trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
     input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
     input::c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is,
@@ -71,10 +73,10 @@ const INSIDE: &[(&str, Test)] = tests![
 
 /// Tests for a virtual machine of [`wattle_lab::kernel`], which may be treated as no host of anybody's.
 const OWN_MACHINE: &[(&str, Test)] = tests![
-    kernel::a_taken_port_is_named_and_the_tunnels_come_up_when_it_is_free,
-    kernel::an_agent_that_may_not_make_interfaces_says_what_it_needs_and_goes_on_trying,
+    kernel::h6_a_taken_port_is_named_and_the_tunnels_come_up_when_it_is_free,
+    kernel::h6_an_agent_that_may_not_make_interfaces_says_what_it_needs_and_goes_on_trying,
     kernel::an_ordinary_user_with_cap_net_admin_alone_weaves_repairs_and_takes_down,
-    kernel::a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel,
+    kernel::h6_a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel,
 ];
 
 /// Tests inside a lab that say little of a kernel, and would take long on an emulated one.

@@ -84,7 +84,7 @@ pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_pack
     Ok(())
 }
 
-pub(crate) fn a_killed_agent_leaves_its_tunnels_up(folder: &Path) -> Result<()> {
+pub(crate) fn h1_a_killed_agent_leaves_its_tunnels_up(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     lab.weave()?;
     let flows = [flow(&lab, 0, 1)?, flow(&lab, 1, 2)?];

@@ -111,7 +111,7 @@ fn set_policy(api: &Api, policy: &str) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_with_a_new_key_and_loses_no_packet(
+pub(crate) fn h2_a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_with_a_new_key_and_loses_no_packet(
     folder: &Path,
 ) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use wattle_lab::{
-    Gateway, Host, Lab,
-    gateway::INTERFACE,
+    Flow, Gateway, Host, Lab,
+    gateway::{INTERFACE, STATE_DIR},
     patience,
     site::{DUBLIN, FRANKFURT, GUIDE},
     wait::same,
@@ -29,7 +30,7 @@ table ip wattle {
 }
 ";
 
-pub(crate) fn a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds(folder: &Path) -> Result<()> {
+pub(crate) fn h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
     let nodes: Page<Node> = api.get("/nodes")?;
@@ -62,7 +63,7 @@ pub(crate) fn a_deleted_interface_and_what_a_stranger_set_are_repaired_within_te
     Ok(())
 }
 
-pub(crate) fn down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched(folder: &Path) -> Result<()> {
+pub(crate) fn h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
     let host = &lab.gateway(DUBLIN)?.host;
     host.run("ip link add br-foreign type bridge")?;
@@ -102,6 +103,88 @@ pub(crate) fn down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touche
     dublin.agent_says(&["down"])?;
     lab.gateway_mut(DUBLIN)?.start_agent()?;
     wait_for("the LANs ping again", patience(10.0), || lab.ping_all())
+}
+
+pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
+    lab.gateway(DUBLIN)?.host.run(&format!("mkdir -p {STATE_DIR}"))?;
+    lab.gateway(DUBLIN)?.host.run(&format!("mount -t tmpfs -o size=1m,mode=755 state {STATE_DIR}"))?;
+    let api = lab.weave()?;
+    let flow = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
+    let key = lab.gateway(DUBLIN)?.public_key()?;
+    let mut number = 40;
+    let mut follows = |lab: &Lab| -> Result<()> {
+        number += 1;
+        let lan = format!("10.{number}.0.0/24");
+        let patch = api.request("PATCH", "/sites/frankfurt", Some(&json!({ "subnets": [FRANKFURT.lan, lan] }).to_string()))?;
+        ensure!(patch.status == 200, "{patch:?}");
+        let host = &lab.gateway(DUBLIN)?.host;
+        wait_for("the change is carried out", patience(10.0), || {
+            let routes = host.run("ip -4 route show")?;
+            ensure!(routes.contains(&lan), "{routes}");
+            Ok(())
+        })
+    };
+
+    let host = &lab.gateway(DUBLIN)?.host;
+    let kept = host.run(&format!("cat {STATE_DIR}/node.json"))?;
+    let view = |host: &Host| host.run(&format!("cat {STATE_DIR}/view.json"));
+    // It cannot be filled with nothing left behind: `dd` ends when there is no room.
+    host.output(&format!("dd if=/dev/zero of={STATE_DIR}/ballast bs=4096"))?;
+    let before = view(host)?;
+    follows(&lab).context("on a full disk")?;
+    same(&view(&lab.gateway(DUBLIN)?.host)?, &before)?;
+    let host = &lab.gateway(DUBLIN)?.host;
+    host.run(&format!("rm {STATE_DIR}/ballast"))?;
+    host.run(&format!("mount --bind {STATE_DIR} {STATE_DIR}"))?;
+    host.run(&format!("mount -o remount,bind,ro {STATE_DIR}"))?;
+    follows(&lab).context("on a disk that is read-only")?;
+    lab.gateway(DUBLIN)?.host.run(&format!("umount {STATE_DIR}"))?;
+    follows(&lab)?;
+    let host = &lab.gateway(DUBLIN)?.host;
+    wait_for("what is known is on disk again", patience(5.0), || {
+        let view = view(host)?;
+        ensure!(view != before, "{view}");
+        Ok(())
+    })?;
+    same(&host.run(&format!("cat {STATE_DIR}/node.json"))?, &kept)?;
+
+    // Damaged, open to others, and of another owner: the view is asked for anew, the key is private again.
+    lab.gateway_mut(DUBLIN)?.kill_agent()?;
+    let host = &lab.gateway(DUBLIN)?.host;
+    host.run(&format!("truncate --size=100 {STATE_DIR}/view.json"))?;
+    host.run(&format!("chmod 0644 {STATE_DIR}/node.json"))?;
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    follows(&lab).context("with a damaged view")?;
+    same(&lab.gateway(DUBLIN)?.host.run(&format!("stat --format=%a {STATE_DIR}/node.json"))?.trim(), &"600")?;
+
+    // A damaged key is said, and neither thrown away nor replaced.
+    lab.gateway_mut(DUBLIN)?.kill_agent()?;
+    let host = &lab.gateway(DUBLIN)?.host;
+    host.run(&format!("cp {STATE_DIR}/node.json {STATE_DIR}/copy"))?;
+    host.run(&format!("truncate --size=100 {STATE_DIR}/node.json"))?;
+    let output = lab.gateway(DUBLIN)?.try_agent(&["run"])?;
+    ensure!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("node.json is damaged"), "{output:?}");
+    let host = &lab.gateway(DUBLIN)?.host;
+    same(&host.run(&format!("stat --format=%s {STATE_DIR}/node.json"))?.trim(), &"100")?;
+    flow.more(20)?;
+    host.run(&format!("mv {STATE_DIR}/copy {STATE_DIR}/node.json"))?;
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    follows(&lab)?;
+
+    // Gone while the agent runs, and after: the tunnels stay.
+    lab.gateway(DUBLIN)?.host.run(&format!("rm -r {STATE_DIR}/node.json {STATE_DIR}/view.json"))?;
+    follows(&lab).context("with the files gone")?;
+    lab.gateway_mut(DUBLIN)?.kill_agent()?;
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    wait_for("the agent waits to be told who it is", patience(5.0), || {
+        let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
+        ensure!(log.contains("this machine is not a node yet"), "{log}");
+        Ok(())
+    })?;
+    same(&lab.gateway(DUBLIN)?.public_key()?, &key)?;
+    flow.more(20)?;
+    flow.expect_no_loss().map(drop)
 }
 
 /// Everything of a host's network that an agent could have touched, as text.

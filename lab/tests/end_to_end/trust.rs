@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use wattle_lab::{
-    Flow, Lab,
+    Flow, Host, Lab,
     api::Api,
     coordinator,
     gateway::GUARD,
@@ -144,4 +144,33 @@ pub(crate) fn e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_th
 fn problems(api: &Api, node: &str) -> Result<String> {
     let node: Node = api.get(&format!("/nodes/{node}"))?;
     Ok(node.last_report.map(|report| report.problems.join("; ")).unwrap_or_default())
+}
+
+pub(crate) fn e8_packets_of_a_compromised_gateway_with_anothers_source_address_are_dropped(folder: &Path) -> Result<()> {
+    const FOREIGN: &str = "10.30.0.100";
+    const OWN: &str = "10.20.0.1";
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    lab.weave()?;
+    let (dublin, frankfurt) = (lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?);
+    // What the one device is given, and what the other lets out of the tunnel, before any other rule.
+    let count = |host: &Host, hook: &str, interface: &str| {
+        let rule = |source: &str| format!("{interface} wattle0 ip saddr {source} counter comment \"{source}\"");
+        let (foreign, own) = (rule(FOREIGN), rule(OWN));
+        let table = format!("table inet count {{\nchain c {{\ntype filter hook {hook} priority -400;\n{foreign}\n{own}\n}}\n}}\n");
+        host.run_with("nft -f -", &table)
+    };
+    count(&frankfurt.host, "postrouting", "oifname")?;
+    count(&dublin.host, "prerouting", "iifname")?;
+    frankfurt.host.run(&format!("ip address add {FOREIGN}/32 dev lo"))?;
+    let ping = |source: &str| frankfurt.host.output(&format!("ping -n -c 5 -i 0.2 -W 0.5 -I {source} {}", DUBLIN.lan_host()));
+    ensure!(!ping(FOREIGN)?.status.success(), "an answer came back");
+    ensure!(ping(OWN)?.status.success(), "its own address is not let through");
+    let packets = |host: &Host, source: &str| -> Result<u64> {
+        let counted = host.run("nft list table inet count")?;
+        let line = counted.lines().find(|line| line.contains(&format!("comment \"{source}\""))).with_context(|| counted.clone())?;
+        let count = line.split_whitespace().skip_while(|word| *word != "packets").nth(1).with_context(|| counted.clone())?;
+        Ok(count.parse()?)
+    };
+    same(&(packets(&frankfurt.host, FOREIGN)?, packets(&dublin.host, FOREIGN)?), &(5, 0))?;
+    same(&(packets(&frankfurt.host, OWN)?, packets(&dublin.host, OWN)?), &(5, 5))
 }

@@ -275,7 +275,7 @@ fn policy() -> impl Strategy<Value = PskPolicy> {
 
 proptest! {
     #[test]
-    fn whatever_happened_both_ends_come_to_the_same_key(policy in policy(), history in prop::collection::vec(happening(), 0..60)) {
+    fn h2_whatever_happened_both_ends_come_to_the_same_key(policy in policy(), history in prop::collection::vec(happening(), 0..60)) {
         let mut world = World::new(policy);
         for happening in history {
             world.happen(happening);

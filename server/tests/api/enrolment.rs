@@ -140,7 +140,7 @@ async fn keys_of_others_and_of_revoked_nodes_do_not_enrol() {
 }
 
 #[tokio::test]
-async fn a_malformed_claim_names_its_field_and_repeats_no_secret() {
+async fn e7_a_malformed_claim_or_one_of_prefixes_names_its_field_and_repeats_no_secret() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
     let honest = serde_json::to_value(Machine::new().finish(&coordinator, &join).await).unwrap();
@@ -174,7 +174,7 @@ async fn a_malformed_claim_names_its_field_and_repeats_no_secret() {
 }
 
 #[tokio::test]
-async fn an_endpoint_of_another_gateway_is_refused() {
+async fn e10_an_endpoint_of_another_gateway_is_refused() {
     let coordinator = Coordinator::start().await;
     new_site(&coordinator, json!({"name": "dublin", "endpoint": "203.0.113.10:51820", "subnets": ["10.10.0.0/24"]})).await;
     let join = new_site(&coordinator, json!({"name": "frankfurt"})).await;

@@ -28,7 +28,7 @@ async fn two_nodes(coordinator: &Coordinator) -> (Node, Node) {
 }
 
 #[tokio::test]
-async fn a_link_is_up_when_both_ends_say_so() {
+async fn e9_a_link_is_up_when_both_ends_say_so() {
     let coordinator = Coordinator::start().await;
     let another = coordinator.another().await;
     let (dublin, frankfurt) = two_nodes(&coordinator).await;
@@ -67,7 +67,7 @@ async fn what_an_end_repeats_is_not_written_again() {
 }
 
 #[tokio::test]
-async fn a_report_speaks_for_its_own_node_and_its_own_links() {
+async fn e9_b15_a_report_speaks_for_its_own_node_and_its_own_links() {
     let coordinator = Coordinator::start().await;
     let (dublin, frankfurt) = two_nodes(&coordinator).await;
     new_node(&coordinator, json!({"name": "new-york"})).await;

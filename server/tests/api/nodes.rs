@@ -1,6 +1,7 @@
 //! `/nodes`
 
 use ipnet::IpNet;
+use reqwest::Method;
 use serde_json::{Value, json};
 use wattle_mesh::lock::Operator;
 use wattle_wire::{
@@ -9,7 +10,10 @@ use wattle_wire::{
     stream::{StreamMessage, ViewChange},
 };
 
-use crate::{agents::new_node, harness::Coordinator};
+use crate::{
+    agents::new_node,
+    harness::{Coordinator, send},
+};
 
 #[tokio::test]
 async fn a_node_is_shown_with_its_keys_and_its_last_report() {
@@ -35,6 +39,41 @@ async fn a_node_is_shown_with_its_keys_and_its_last_report() {
     node.report(&coordinator, json!({"applied": "1.2", "device": "kernel", "links": [], "problems": ["no nft"]})).await.expect(204);
     let report = &coordinator.get("/nodes/dublin").await.json()["last_report"];
     assert_eq!((&report["applied"], &report["device"], &report["problems"]), (&json!("1.2"), &json!("kernel"), &json!(["no nft"])));
+}
+
+#[tokio::test]
+async fn e7_e10_what_a_compromised_node_says_of_prefixes_and_endpoints_reaches_no_other() {
+    let coordinator = Coordinator::start().await;
+    let site = |name: &str, host: u8| json!({"name": name, "endpoint": format!("203.0.113.{host}:51820"), "subnets": [format!("10.{host}.0.0/24")]});
+    let (dublin, frankfurt) = (new_node(&coordinator, site("dublin", 10)).await, new_node(&coordinator, site("frankfurt", 20)).await);
+    let before = coordinator.get("/nodes").await.json()["items"].clone();
+    let mut stream = dublin.follow(&coordinator, Some("1.4".parse().unwrap())).await;
+    stream.next().await;
+    let claims = |field: &str, value: Value| {
+        let mut report = json!({"applied": "1.4", "device": "kernel", "links": []});
+        report[field] = value;
+        report
+    };
+    for (field, value) in [("subnets", json!(["10.10.0.0/24"])), ("prefixes", json!(["0.0.0.0/0"])), ("endpoint", json!("192.0.2.66:53"))] {
+        let (status, code, named) = frankfurt.report(&coordinator, claims(field, value)).await.problem();
+        assert_eq!((status, code.as_str(), named.as_deref()), (422, "unknown_field", Some(field)));
+    }
+    // The endpoint at which it says to see a peer is its own view, and sends nobody anywhere.
+    let victim = json!([{"peer": dublin.id(), "handshake_age_s": 1, "received_bytes": 1, "sent_bytes": 1, "endpoint": "192.0.2.66:53"}]);
+    frankfurt.report(&coordinator, claims("links", victim)).await.expect(204);
+    // It has no way to ask for what is the operator's to say.
+    for (method, path) in [(Method::PATCH, "/sites/frankfurt"), (Method::POST, "/admissions"), (Method::POST, "/import")] {
+        let request = frankfurt.request(&coordinator, method, path).json(&json!({"endpoint": "192.0.2.66:53"}));
+        assert_eq!(send(request).await.problem().0, 403, "{path}");
+    }
+    let endpoints = |nodes: &Value| nodes.as_array().unwrap().iter().map(|node| node["endpoint"].clone()).collect::<Vec<_>>();
+    assert_eq!(endpoints(&coordinator.get("/nodes").await.json()["items"]), endpoints(&before));
+    assert_eq!(coordinator.count("SELECT revision FROM mesh").await, 4);
+    // The next that the other hears is the next change of the operator's.
+    coordinator.patch("/sites/frankfurt", json!({"description": "x", "subnets": ["10.21.0.0/24"]})).await.expect(200);
+    let Some(StreamMessage::Delta { since, changes, .. }) = stream.news().await else { panic!("no delta") };
+    let [ViewChange::Peer(peer)] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!((since, peer.endpoint), ("1.4".parse().unwrap(), Some("203.0.113.20:51820".parse().unwrap())));
 }
 
 #[tokio::test]
