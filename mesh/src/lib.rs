@@ -12,6 +12,7 @@ pub mod board;
 pub mod desired;
 pub mod directory;
 pub mod doctor;
+pub mod effect;
 pub mod feed;
 pub mod guard;
 pub mod health;

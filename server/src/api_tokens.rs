@@ -36,16 +36,16 @@ pub async fn create(
     check(&wanted)?;
     let token = secret::ApiToken::fresh()?;
     let (new, wanted) = (&token, &wanted);
-    let api_token = app.mutate(&actor, |mut change| async move {
+    let created = app.mutate(&actor, |mut change| async move {
         let own = caller.lock(&mut change).await?;
         let api_token = queries::insert(&mut change, new, wanted).await?;
         let grant = Grant { role: api_token.role, expires_at: api_token.expires_at };
         access::authorise(access::Actor::ApiToken(own), Action::Grant, Object::NewApiToken(grant)).map_err(error::denied)?;
-        change.made(api_token.clone(), Vec::new(), "api-token.create", new.id).leaving(&api_token)
+        let created = CreatedApiToken { api_token: api_token.clone(), token: Secret::new(new.reveal()) };
+        change.made(created, Vec::new(), "api-token.create", new.id).leaving(&api_token)
     });
-    let api_token = api_token.await?;
-    let headers = [(header::LOCATION, format!("/api-tokens/{}", token.id)), (header::CACHE_CONTROL, "no-store".to_owned())];
-    let created = CreatedApiToken { api_token, token: Secret::new(token.reveal()) };
+    let created = created.await?;
+    let headers = [(header::LOCATION, format!("/api-tokens/{}", created.api_token.id)), (header::CACHE_CONTROL, "no-store".to_owned())];
     Ok((StatusCode::CREATED, headers, Json(created)).into_response())
 }
 

@@ -2,8 +2,11 @@
 
 use std::{ops::Deref, sync::Arc};
 
+use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
+use wattle_mesh::{directory::RecordChange, effect};
 use wattle_wire::{
+    admin::{DryRun, LinkEffects},
     ids::{MeshId, NodeId, SiteId},
     key::Bytes32,
 };
@@ -12,12 +15,13 @@ use crate::{
     auth::{KnownTokens, Verified},
     certificate::Certificate,
     copy::Copy,
-    db::{Actor, Change, Db, Outcome},
-    error::{self, Result},
+    db::{Actor, Change, Db, Made, Outcome},
+    error::{self, Error, Result},
     failures::Failures,
     live::Live,
     metrics::Metrics,
     report::Reports,
+    sites,
     stream::Streams,
 };
 
@@ -71,16 +75,35 @@ impl App {
         Self(Arc::new(parts))
     }
 
-    /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads what he wrote.
+    /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads what he wrote. Of a dry run it tells what it
+    /// would do, which is no answer of the handler's own and goes past it like an error.
     pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<T>
     where
+        T: Serialize + DeserializeOwned,
         W: Future<Output = Result<Outcome<T>>>,
     {
+        if actor.terms.dry_run {
+            let made = self.db.rehearse(actor, work).await?;
+            return Err(Error::DryRun(Box::new(self.dry_run(made))));
+        }
         let committed = self.db.mutate(actor, work).await?;
         if let Some(position) = committed.position {
             self.copy.wait_for(position).await;
         }
         Ok(committed.value)
+    }
+
+    fn dry_run(&self, made: Option<Made>) -> DryRun {
+        let Some(Made { records, action, .. }) = made else {
+            return DryRun { would: None, sites: Vec::new(), links: LinkEffects::default() };
+        };
+        let before = self.copy.read(|feed| feed.directory().clone());
+        let (after, links) = effect::effect(&before, &records);
+        let sites = records.iter().filter_map(|record| match record {
+            RecordChange::Site(site) => Some(sites::site_in(&after, site)),
+            RecordChange::Mesh(_) | RecordChange::SiteRemoved(_) | RecordChange::Node(_) | RecordChange::NodeRevoked(_) => None,
+        });
+        DryRun { would: Some(action.to_owned()), sites: sites.collect(), links }
     }
 
     /// The pins by which agents know the coordinators; none when their certificate is publicly valid.

@@ -127,7 +127,7 @@ pub async fn enter(State((app, action)): State<(App, Action)>, mut request: Requ
     match caller {
         Caller::ApiToken(id, _) => {
             let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
-            request.extensions_mut().insert(Actor { name: format!("api-token:{id}"), request_id });
+            request.extensions_mut().insert(Actor::new(format!("api-token:{id}"), request_id));
             request.extensions_mut().insert(CallingToken(id));
             next.run(request).await
         }
@@ -202,7 +202,8 @@ pub fn network(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<Arc<Guest>>().and_then(|guest| guest.network())
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// The credential of a request.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut headers = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(header), None) = (headers.next(), headers.next()) else { return None };
     let (scheme, token) = header.to_str().ok()?.split_once(' ')?;

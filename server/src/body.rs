@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Request},
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, Uri, header, request::Parts},
 };
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -38,7 +38,7 @@ impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S> f
 }
 
 /// Reads a body whole. One that is too large is read on for a while and thrown away: who is cut off while he sends seldom sees the answer.
-async fn read(body: axum::body::Body, largest: usize) -> Result<Vec<u8>> {
+pub async fn read(body: axum::body::Body, largest: usize) -> Result<Vec<u8>> {
     let mut chunks = body.into_data_stream();
     let (mut bytes, mut length) = (Vec::new(), 0);
     while let Some(chunk) = chunks.next().await {
@@ -63,10 +63,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        match axum::extract::Query::try_from_uri(&parts.uri) {
-            Ok(axum::extract::Query(query)) => Ok(Self(query)),
-            Err(_) => Err(error::invalid("invalid_query", "", "the query has a parameter that is unknown or malformed").into()),
-        }
+        query(&parts.uri).map(Self)
+    }
+}
+
+/// Reads a query strictly.
+pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T> {
+    match axum::extract::Query::try_from_uri(uri) {
+        Ok(axum::extract::Query(query)) => Ok(query),
+        Err(_) => Err(error::invalid("invalid_query", "", "the query has a parameter that is unknown or malformed").into()),
     }
 }
 

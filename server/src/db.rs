@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
     Connection, PgConnection, PgPool, Postgres, Transaction,
     migrate::Migrator,
@@ -22,8 +22,10 @@ use wattle_mesh::{
 use wattle_wire::{ids::Position, key::Bytes32};
 
 use crate::{
-    error::{Error, Result},
+    answers,
+    error::{self, Error, Result},
     secret,
+    terms::{self, Terms},
 };
 
 /// Without sqlx' own lock, which would outlive the transaction behind a pooler.
@@ -52,22 +54,34 @@ pub struct Db {
     has_pooler: bool,
 }
 
-/// Who changes something, for the audit log.
+/// Who changes something, for the audit log, and on which terms.
 #[derive(Clone, Debug)]
 pub struct Actor {
     /// `api-token:<id>`, `node:<id>`, `join-token:<id>` or `command line`.
     pub name: String,
     pub request_id: Option<String>,
+    pub terms: Terms,
+}
+
+impl Actor {
+    /// Somebody who makes no terms.
+    pub fn new(name: impl Into<String>, request_id: Option<String>) -> Self {
+        Self { name: name.into(), request_id, terms: Terms::default() }
+    }
 }
 
 /// A change under way: a transaction that will take a revision.
 #[derive(Debug)]
-pub struct Change(Transaction<'static, Postgres>);
+pub struct Change {
+    transaction: Transaction<'static, Postgres>,
+    /// The tags of which the object has to have one; `None` when it has, or when none were named.
+    if_match: Option<String>,
+}
 
 /// A change that is ready to be committed.
 #[derive(Debug)]
 pub struct Outcome<T> {
-    transaction: Transaction<'static, Postgres>,
+    change: Change,
     value: T,
     /// `None` when nothing was to be done.
     made: Option<Made>,
@@ -75,24 +89,36 @@ pub struct Outcome<T> {
 
 /// What was done, for those who follow and for the audit log.
 #[derive(Debug)]
-struct Made {
+pub struct Made {
     /// The records as they are now; empty when the configuration is as it was, which takes no revision.
-    records: Vec<RecordChange>,
-    action: &'static str,
+    pub records: Vec<RecordChange>,
+    pub action: &'static str,
     object: String,
     /// Digest of the object as it is now, where the records do not tell.
     after: Option<Bytes32>,
 }
 
 impl Change {
+    /// The object of the change is now so, as it is shown to the caller, and stays so until the transaction ends.
+    ///
+    /// # Errors
+    ///
+    /// 412 when the caller wants to change it only as it was.
+    pub fn found(&mut self, object: &impl Serialize) -> Result<()> {
+        match self.if_match.take() {
+            Some(if_match) if !terms::names(&if_match, object)? => Err(error::changed_meanwhile().into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Something was changed: the records are now so, and this was done to that object.
     pub fn made<T>(self, value: T, records: Vec<RecordChange>, action: &'static str, object: impl ToString) -> Outcome<T> {
-        Outcome { transaction: self.0, value, made: Some(Made { records, action, object: object.to_string(), after: None }) }
+        Outcome { change: self, value, made: Some(Made { records, action, object: object.to_string(), after: None }) }
     }
 
     /// Everything is already as it should be.
     pub fn not_needed<T>(self, value: T) -> Outcome<T> {
-        Outcome { transaction: self.0, value, made: None }
+        Outcome { change: self, value, made: None }
     }
 }
 
@@ -110,13 +136,13 @@ impl Deref for Change {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.0
+        &self.transaction
     }
 }
 
 impl DerefMut for Change {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
+        &mut self.transaction
     }
 }
 
@@ -212,35 +238,92 @@ impl Db {
     ///
     /// `work` changes rows and says what they are now; it may run several times. The revision is taken after it: the row's lock is held
     /// until the commit, so the order of revisions is that of the commits, and nobody who follows them skips one.
+    ///
+    /// Who sends the same under the same `Idempotency-Key` again gets the value of the first time, and nothing is done.
     pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<Committed<T>>
+    where
+        T: Serialize + DeserializeOwned,
+        W: Future<Output = Result<Outcome<T>>>,
+    {
+        let work = &work;
+        again(|| self.attempt(actor, work)).await
+    }
+
+    /// What [`Db::mutate`] would do: all of `work` is carried out and rolled back. `None` when nothing is to be done.
+    pub async fn rehearse<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<Option<Made>>
     where
         W: Future<Output = Result<Outcome<T>>>,
     {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match self.attempt(actor, &work).await {
-                Err(error) if error.is_transient() && tries < TRIES => tokio::time::sleep(jitter(tries)?).await,
-                Err(error) if error.is_transient() => {
-                    tracing::warn!(%error, "a transaction lost against others {TRIES} times");
-                    return Err(Error::Unavailable("a transaction lost against others too often"));
-                }
-                result => return result,
-            }
-        }
+        let work = &work;
+        again(|| self.try_out(actor, work)).await
     }
 
     async fn attempt<T, W>(&self, actor: &Actor, work: &impl Fn(Change) -> W) -> Result<Committed<T>>
     where
+        T: Serialize + DeserializeOwned,
         W: Future<Output = Result<Outcome<T>>>,
     {
-        let Outcome { mut transaction, value, made } = work(Change(self.begin().await?)).await?;
+        let mut transaction = self.begin().await?;
+        let ticket = actor.terms.ticket.as_deref();
+        if let Some(ticket) = ticket
+            && let Some(value) = answers::given(&mut transaction, ticket).await?
+        {
+            return Ok(Committed { value, position: None });
+        }
+        let (mut transaction, value, made) = carry_out(transaction, actor, work).await?;
+        if let Some(ticket) = ticket {
+            answers::keep(&mut transaction, ticket, &value).await?;
+        }
         let position = match made {
             Some(made) => record(&mut transaction, actor, made).await?,
             None => None,
         };
         transaction.commit().await?;
         Ok(Committed { value, position })
+    }
+
+    async fn try_out<T, W>(&self, actor: &Actor, work: &impl Fn(Change) -> W) -> Result<Option<Made>>
+    where
+        W: Future<Output = Result<Outcome<T>>>,
+    {
+        let (transaction, _, made) = carry_out(self.begin().await?, actor, work).await?;
+        transaction.rollback().await?;
+        Ok(made)
+    }
+}
+
+async fn carry_out<T, W>(
+    transaction: Transaction<'static, Postgres>,
+    actor: &Actor,
+    work: &impl Fn(Change) -> W,
+) -> Result<(Transaction<'static, Postgres>, T, Option<Made>)>
+where
+    W: Future<Output = Result<Outcome<T>>>,
+{
+    let Outcome { change, value, made } = work(Change { transaction, if_match: actor.terms.if_match.clone() }).await?;
+    // Of some objects nobody is shown a tag; whoever names one all the same is not to be passed over.
+    if change.if_match.is_some() {
+        return Err(error::changed_meanwhile().into());
+    }
+    Ok((change.transaction, value, made))
+}
+
+/// Does something in a transaction, and again should it lose against another.
+async fn again<T, A>(attempt: impl Fn() -> A) -> Result<T>
+where
+    A: Future<Output = Result<T>>,
+{
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match attempt().await {
+            Err(error) if error.is_transient() && tries < TRIES => tokio::time::sleep(jitter(tries)?).await,
+            Err(error) if error.is_transient() => {
+                tracing::warn!(%error, "a transaction lost against others {TRIES} times");
+                return Err(Error::Unavailable("a transaction lost against others too often"));
+            }
+            result => return result,
+        }
     }
 }
 

@@ -66,7 +66,7 @@ pub async fn finish(
         .map_err(|denied| error::proof_refused(denied.to_string()))?;
     let applicant = Applicant { id: NodeId(Uuid::now_v7()), finish, statement };
     let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
-    let actor = Actor { name: format!("join-token:{}", applicant.finish.token), request_id: Some(request_id) };
+    let actor = Actor::new(format!("join-token:{}", applicant.finish.token), Some(request_id));
     let (applicant, mesh) = (&applicant, app.settings.mesh);
     let enrolled = app.mutate(&actor, |mut change| async move {
         let token = queries::lock_token(&mut change, applicant.finish.token).await?.ok_or_else(error::join_token_refused)?;

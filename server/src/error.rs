@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use axum::{
+    Json,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use thiserror::Error;
 use wattle_mesh::access::Denied;
-use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
+use wattle_wire::{
+    admin::DryRun,
+    problem::{Holder, PROBLEM_JSON, Problem},
+};
 
 /// The longest text of an error that may hold input, in bytes.
 const LONGEST_ECHO: usize = 200;
@@ -25,6 +29,9 @@ pub enum Error {
     Refused(Box<Problem>),
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
+    /// The change was possible, and was not made: only what it would do was asked for.
+    #[error("a dry run")]
+    DryRun(Box<DryRun>),
     /// The coordinator cannot answer now, and will later.
     #[error("unavailable: {0}")]
     Unavailable(&'static str),
@@ -37,7 +44,7 @@ impl Error {
     pub fn constraint(&self) -> Option<&str> {
         match self {
             Self::Database(error) => error.as_database_error()?.constraint(),
-            Self::Refused(_) | Self::Unavailable(_) | Self::Internal(_) => None,
+            Self::Refused(_) | Self::DryRun(_) | Self::Unavailable(_) | Self::Internal(_) => None,
         }
     }
 
@@ -49,7 +56,7 @@ impl Error {
                 let field = problem.field.as_ref().map_or_else(|| format!("sites[{index}]"), |field| format!("sites[{index}].{field}"));
                 Self::Refused(Box::new(Problem { field: Some(field), ..*problem }))
             }
-            other @ (Self::Database(_) | Self::Unavailable(_) | Self::Internal(_)) => other,
+            other @ (Self::DryRun(_) | Self::Database(_) | Self::Unavailable(_) | Self::Internal(_)) => other,
         }
     }
 
@@ -63,7 +70,7 @@ impl Error {
     fn sql_state(&self) -> Option<String> {
         match self {
             Self::Database(error) => Some(error.as_database_error()?.code()?.into_owned()),
-            Self::Refused(_) | Self::Unavailable(_) | Self::Internal(_) => None,
+            Self::Refused(_) | Self::DryRun(_) | Self::Unavailable(_) | Self::Internal(_) => None,
         }
     }
 
@@ -79,18 +86,10 @@ impl Error {
             })
     }
 
-    fn problem(&self) -> Problem {
-        match self {
-            Self::Refused(problem) => (**problem).clone(),
-            Self::Unavailable(_) => unavailable(),
-            Self::Database(_) if self.is_outage() => unavailable(),
-            Self::Database(_) | Self::Internal(_) => internal(),
-        }
-    }
-
     fn log(&self) {
         match self {
             Self::Refused(problem) => tracing::debug!(code = problem.code, "refused"),
+            Self::DryRun(dry_run) => tracing::debug!(would = dry_run.would, "a dry run"),
             Self::Unavailable(why) => tracing::warn!(why, "cannot answer now"),
             Self::Database(error) if self.is_outage() => tracing::warn!(%error, "the database is away"),
             Self::Database(error) => tracing::error!(%error, "the database refused what should have worked"),
@@ -108,7 +107,13 @@ impl From<Problem> for Error {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         self.log();
-        respond(&self.problem())
+        match self {
+            Self::Refused(problem) => respond(&problem),
+            Self::DryRun(dry_run) => ([(header::CACHE_CONTROL, "no-store")], Json(dry_run)).into_response(),
+            Self::Unavailable(_) => respond(&unavailable()),
+            Self::Database(_) if self.is_outage() => respond(&unavailable()),
+            Self::Database(_) | Self::Internal(_) => respond(&internal()),
+        }
     }
 }
 
@@ -195,6 +200,18 @@ pub fn taken(code: &str, title: &str, field: &str, detail: impl Into<String>, ho
     Problem { field: Some(field.to_owned()), holder, ..problem(StatusCode::CONFLICT, code, title, detail) }
 }
 
+/// 409: the key stands for another request.
+pub fn idempotency_key_reused() -> Problem {
+    let detail = "this Idempotency-Key came with another request within the last day; draw a new one for each request";
+    problem(StatusCode::CONFLICT, "idempotency_key_reused", "The Idempotency-Key was used", detail)
+}
+
+/// 412: the object is not as the caller saw it.
+pub fn changed_meanwhile() -> Problem {
+    let detail = "it is not as you saw it, or has no ETag at all; read it again, and send its ETag in If-Match";
+    problem(StatusCode::PRECONDITION_FAILED, "changed_meanwhile", "Changed in the meantime", detail)
+}
+
 /// 413: the body is larger than it may be.
 pub fn too_large(limit: usize) -> Problem {
     problem(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large", format!("a body may have {limit} bytes"))
@@ -210,6 +227,21 @@ pub fn unsupported_media_type() -> Problem {
 pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) -> Problem {
     let field = Some(shorten(field.into())).filter(|field| !field.is_empty());
     Problem { field, ..problem(StatusCode::UNPROCESSABLE_ENTITY, code, "The request cannot be carried out as it is", detail) }
+}
+
+/// 422: the query of a change.
+pub fn invalid_change_query() -> Problem {
+    invalid("invalid_query", "", "a change takes `dry_run=true` or `dry_run=false`, and nothing else")
+}
+
+/// 422: an `Idempotency-Key` that is none, or where none is taken.
+pub fn invalid_idempotency_key(detail: impl Into<String>) -> Problem {
+    invalid("invalid_idempotency_key", "Idempotency-Key", detail)
+}
+
+/// 422: somebody asks what something would do that changes nothing of the mesh, or that cannot tell.
+pub fn no_dry_run() -> Problem {
+    invalid("invalid_query", "dry_run", "only changes of the mesh by people and scripts can be asked for as a dry run")
 }
 
 /// 429: more is said than can be taken in now.

@@ -1,5 +1,6 @@
 //! Wattle's coordinator: sites, keys and subnets in Postgres, REST for people and scripts, and a stream to each agent.
 
+pub mod answers;
 pub mod api_tokens;
 pub mod app;
 pub mod auth;
@@ -31,6 +32,7 @@ pub mod secret;
 pub mod server;
 pub mod sites;
 pub mod stream;
+pub mod terms;
 mod text;
 pub mod tokens;
 pub mod ui;

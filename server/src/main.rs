@@ -92,7 +92,7 @@ where
             (database.options(), Some(database))
         }
     };
-    let actor = Actor { name: "command line".to_owned(), request_id: None };
+    let actor = Actor::new("command line", None);
     let result = async { work(Db::open(options, config.database_pooler).await?, actor).await }.await;
     if let Some(database) = started {
         database.close().await;

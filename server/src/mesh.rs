@@ -2,7 +2,7 @@
 
 pub mod queries;
 
-use axum::{Extension, Json, extract::State};
+use axum::{Extension, extract::State};
 use wattle_mesh::directory::RecordChange;
 use wattle_wire::{
     admin::{Mesh, MeshPatch},
@@ -15,12 +15,13 @@ use crate::{
     copy,
     db::Actor,
     error::{self, Result},
+    terms::Tagged,
 };
 
 /// Shows the settings of the mesh.
 #[utoipa::path(get, path = "/mesh", tag = "mesh", responses((status = 200, body = Mesh)))]
-pub async fn show(State(app): State<App>) -> Json<Mesh> {
-    Json(app.copy.read(|feed| mesh(&feed.directory().mesh)))
+pub async fn show(State(app): State<App>) -> Result<Tagged<Mesh>> {
+    Tagged::new(app.copy.read(|feed| mesh(&feed.directory().mesh)))
 }
 
 /// Changes settings of the mesh; fields that are absent stay as they are.
@@ -28,7 +29,7 @@ pub async fn show(State(app): State<App>) -> Json<Mesh> {
 /// With `"psk": "require"` a tunnel carries nothing until its two nodes have agreed on a preshared key. `rotate_days` is for how long a node
 /// uses a WireGuard key; nodes change theirs one after another, each some time before it is that old.
 #[utoipa::path(patch, path = "/mesh", tag = "mesh", request_body = MeshPatch, responses((status = 200, body = Mesh)))]
-pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, Body(patch): Body<MeshPatch>) -> Result<Json<Mesh>> {
+pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, Body(patch): Body<MeshPatch>) -> Result<Tagged<Mesh>> {
     let longest = MeshPatch::LONGEST_ROTATE_DAYS;
     if patch.rotate_days.is_some_and(|days| days > longest) {
         return Err(error::invalid("out_of_range", "rotate_days", format!("0, or at most {longest} days")).into());
@@ -37,6 +38,7 @@ pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, 
     let settings = app.mutate(&actor, |mut change| async move {
         queries::lock(&mut change).await?;
         let (_, before) = copy::queries::settings(&mut change).await?;
+        change.found(&mesh(&before))?;
         let after = MeshSettings {
             psk: patch.psk.unwrap_or(before.psk),
             rotate_days: patch.rotate_days.unwrap_or(before.rotate_days),
@@ -48,7 +50,7 @@ pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, 
         queries::update(&mut change, &after).await?;
         Ok(change.made(after.clone(), vec![RecordChange::Mesh(after)], "mesh.change", "mesh"))
     });
-    Ok(Json(mesh(&settings.await?)))
+    Tagged::new(mesh(&settings.await?))
 }
 
 fn mesh(settings: &MeshSettings) -> Mesh {

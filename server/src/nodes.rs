@@ -11,7 +11,7 @@ use axum::{
 };
 use chrono::Utc;
 use wattle_mesh::{
-    directory::{Directory, NodeRecord, RecordChange},
+    directory::{Directory, NodeRecord, RecordChange, SiteRecord},
     lock, view,
 };
 use wattle_wire::{
@@ -27,6 +27,7 @@ use crate::{
     error::{self, Error, Result},
     page::{self, PageQuery},
     sites,
+    terms::Tagged,
 };
 
 /// The largest request of admissions, in bytes.
@@ -45,11 +46,14 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
 }
 
 /// Shows a node.
+///
+/// Its `ETag` stands for its configuration: what it reports has no part in it.
 #[utoipa::path(get, path = "/nodes/{node}", tag = "nodes", params(("node" = String, Path, description = "id or name")),
     responses((status = 200, body = Node)))]
-pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Json<Node>> {
-    let found = app.copy.read(|feed| node_in(&app, feed.directory(), feed.directory().find_node(&node)?));
-    found.map(Json).ok_or_else(|| error::not_found("node").into())
+pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Tagged<Node>> {
+    let found = app.copy.read(|feed| configured_in(feed.directory(), feed.directory().find_node(&node)?));
+    let node = Tagged::new(found.ok_or_else(|| error::not_found("node"))?)?;
+    Ok(node.map(|node| Node { last_report: app.reports.last(node.id), ..node }))
 }
 
 /// Revokes a node for good: its stream ends, its peers remove it, its keys never enrol again.
@@ -61,6 +65,9 @@ pub async fn revoke(State(app): State<App>, Extension(actor): Extension<Actor>, 
     let id = app.find_node(&node)?;
     app.mutate(&actor, |mut change| async move {
         sites::queries::lock(&mut change).await?;
+        let node = queries::find(&mut change, id).await?.ok_or_else(|| error::not_found("node"))?;
+        let at = sites::queries::find(&mut change, node.site).await?.ok_or(Error::Internal("a node without its site"))?;
+        change.found(&configured(&node, &at))?;
         let site = queries::revoke(&mut change, id).await?.ok_or_else(|| error::not_found("node"))?;
         let mut records = vec![RecordChange::NodeRevoked(id)];
         records.extend(queries::promote(&mut change, site).await?.map(RecordChange::Node));
@@ -121,8 +128,16 @@ pub async fn admit(
 }
 
 pub(crate) fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> Option<Node> {
-    let site = directory.sites.get(&record.site)?;
-    Some(Node {
+    Some(Node { last_report: app.reports.last(record.id), ..configured_in(directory, record)? })
+}
+
+fn configured_in(directory: &Directory, record: &NodeRecord) -> Option<Node> {
+    Some(configured(record, directory.sites.get(&record.site)?))
+}
+
+/// A node without what it reports.
+fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
+    Node {
         id: record.id,
         name: record.name.clone(),
         site: record.site,
@@ -136,9 +151,9 @@ pub(crate) fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> 
         admitted: lock::is_admitted(record, site, Utc::now().timestamp()),
         agent_version: record.agent_version.clone(),
         enrolled_at: record.enrolled_at,
-        last_report: app.reports.last(record.id),
+        last_report: None,
         rotation: rotation(record),
-    })
+    }
 }
 
 fn rotation(record: &NodeRecord) -> Option<NodeRotation> {

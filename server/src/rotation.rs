@@ -63,7 +63,7 @@ pub async fn advance(
     Extension(RequestId(request_id)): Extension<RequestId>,
     Body(step): Body<RotationStep>,
 ) -> Result<Json<RotationAnswer>> {
-    let actor = Actor { name: format!("node:{node}"), request_id: Some(request_id) };
+    let actor = Actor::new(format!("node:{node}"), Some(request_id));
     match step {
         RotationStep::Announce(signed) => announce(&app, &actor, node, &signed).await.map(Json),
         RotationStep::Done(signed) => done(&app, &actor, node, &signed).await.map(Json),

@@ -14,20 +14,23 @@ use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
-        ComponentsBuilder, Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, ResponseBuilder,
-        path::PathItem,
+        ComponentsBuilder, Content, InfoBuilder, Object, OpenApi, OpenApiBuilder, Ref, ResponseBuilder, Type,
+        path::{ParameterBuilder, ParameterIn, PathItem},
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
     },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 use wattle_mesh::access::Action;
-use wattle_wire::problem::{Holder, PROBLEM_JSON, Problem};
+use wattle_wire::{
+    admin::{DryRun, LinkEffects, SomeLinks},
+    problem::{Holder, PROBLEM_JSON, Problem},
+};
 
 use crate::{
     api_tokens,
     app::App,
     auth::{self, RequestId},
-    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, tokens, ui,
+    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, terms, tokens, ui,
 };
 
 /// Position of the copy from which an answer was read.
@@ -81,13 +84,18 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
 
 /// The router with everything around it.
 pub fn router(app: App) -> Router {
-    let mut all: Router<App> = routes_for(Action::Ask).into();
-    for action in Action::ALL.into_iter().filter(|action| *action != Action::Ask) {
+    let mut all: Router<App> = ui::routes();
+    for action in Action::ALL {
         let routes: Router<App> = routes_for(action).into();
-        all = all.merge(routes.route_layer(from_fn_with_state((app.clone(), action), auth::enter)));
+        let routes = routes.route_layer(from_fn_with_state(action, terms::agree));
+        all = all.merge(match action {
+            Action::Ask => routes,
+            Action::Read | Action::Change | Action::Grant | Action::Configure | Action::TakePart => {
+                routes.route_layer(from_fn_with_state((app.clone(), action), auth::enter))
+            }
+        });
     }
-    all.merge(ui::routes())
-        .fallback(async || error::respond(&error::not_found("path")))
+    all.fallback(async || error::respond(&error::not_found("path")))
         .method_not_allowed_fallback(async || error::respond(&error::method_not_allowed()))
         .layer(from_fn_with_state(app.clone(), metrics::counted))
         .layer(from_fn_with_state(app.clone(), with_position))
@@ -121,6 +129,9 @@ pub fn openapi() -> OpenApi {
             ComponentsBuilder::new()
                 .schema(Problem::name(), Problem::schema())
                 .schema(Holder::name(), Holder::schema())
+                .schema(DryRun::name(), DryRun::schema())
+                .schema(LinkEffects::name(), LinkEffects::schema())
+                .schema(SomeLinks::name(), SomeLinks::schema())
                 .security_scheme("api_token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)))
                 .security_scheme("node", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)))
                 .build(),
@@ -135,6 +146,9 @@ pub fn openapi() -> OpenApi {
         };
         for (path, item) in &mut part.paths.paths {
             name_operations(path, item);
+        }
+        if scheme == Some("api_token") {
+            part.paths.paths.values_mut().for_each(tell_terms);
         }
         for operation in part.paths.paths.values_mut().flat_map(operations) {
             operation.security = scheme.map(|scheme| vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
@@ -167,6 +181,34 @@ fn name_operations(path: &str, item: &mut PathItem) {
         if let Some(operation) = operation {
             operation.operation_id = Some(format!("{method}_{}", path.join("_")));
         }
+    }
+}
+
+/// Tells on which terms the changes of a path can be asked for.
+fn tell_terms(item: &mut PathItem) {
+    let changes = [(&mut item.post, true), (&mut item.patch, false), (&mut item.put, false), (&mut item.delete, false)];
+    for (operation, is_post) in changes.into_iter().filter_map(|(operation, is_post)| Some((operation.as_mut()?, is_post))) {
+        let parameter = |name: &str, place: ParameterIn, kind: Type, description: &str| {
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(place)
+                .schema(Some(Object::with_type(kind)))
+                .description(Some(description))
+                .build()
+        };
+        let dry_run = "true: nothing is done; the answer is 200 with a `DryRun`, or the problem that the change would meet";
+        let own = if is_post {
+            let description =
+                "drawn for this request: whoever sends the same again within a day gets the same answer, and nothing is done twice";
+            parameter("Idempotency-Key", ParameterIn::Header, Type::String, description)
+        } else {
+            let description = "the `ETag` with which the object was read: 412 if it is another by now";
+            parameter("If-Match", ParameterIn::Header, Type::String, description)
+        };
+        operation
+            .parameters
+            .get_or_insert_default()
+            .extend([parameter("dry_run", ParameterIn::Query, Type::Boolean, dry_run), own].map(Into::into));
     }
 }
 

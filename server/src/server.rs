@@ -8,12 +8,14 @@ use tokio::{net::TcpListener, task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    answers,
     app::{App, Parts, Settings},
     auth::{KnownTokens, Verified},
     certificate::Certificate,
     config::Config,
     copy::Copy,
     db::Db,
+    error::Result,
     failures::Failures,
     first_start, listen,
     live::Live,
@@ -94,6 +96,9 @@ async fn follow(app: App) {
             let takes_part = |node| app.copy.read(|feed| feed.directory().nodes.contains_key(&node));
             app.reports.retain(takes_part);
             app.verified.retain(takes_part);
+            if let Err(error) = forget_answers(&app).await {
+                tracing::debug!(%error, "old answers are not forgotten yet");
+            }
         }
     };
     let certificate = async {
@@ -113,6 +118,12 @@ async fn follow(app: App) {
     if let Err(error) = app.reports.write(&app.db).await {
         tracing::debug!(%error, "what nodes said last was not written");
     }
+}
+
+async fn forget_answers(app: &App) -> Result<()> {
+    let mut transaction = app.db.follow().await?;
+    answers::queries::forget_old(&mut transaction).await?;
+    Ok(transaction.commit().await?)
 }
 
 /// The database of a coordinator: the one it was told of, or a private one.

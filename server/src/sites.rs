@@ -27,11 +27,12 @@ use crate::{
     error::{self, Error, Result},
     nodes,
     page::{self, PageQuery},
+    terms::Tagged,
     tokens,
 };
 
 /// The largest import, in bytes.
-const LARGEST_IMPORT: usize = 4 * 1024 * 1024;
+pub const LARGEST_IMPORT: usize = 4 * 1024 * 1024;
 
 /// Creates a site, and a join token for its first gateway.
 ///
@@ -43,8 +44,9 @@ pub async fn create(State(app): State<App>, Extension(actor): Extension<Actor>, 
     let wanted = [Wanted::of(check::Draft::of(new, tunnel_prefix)?)?];
     let created = insert(&app, &actor, &wanted, tunnel_prefix, "site.create", wanted[0].id.to_string()).await;
     let created = created.map_err(|(_, error)| error)?.pop().ok_or(Error::Internal("a site was made and is not there"))?;
-    let headers = [(header::LOCATION, format!("/sites/{}", wanted[0].id)), (header::CACHE_CONTROL, "no-store".to_owned())];
-    Ok((StatusCode::CREATED, headers, Json(created)).into_response())
+    let headers = [(header::LOCATION, format!("/sites/{}", created.site.id)), (header::CACHE_CONTROL, "no-store".to_owned())];
+    let tagged = Tagged::new(created.site.clone())?.map(|_| created);
+    Ok((StatusCode::CREATED, headers, tagged).into_response())
 }
 
 /// Creates many sites at once, all or none.
@@ -66,7 +68,10 @@ pub async fn import(
     check::check_together(&drafts)?;
     let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
     let sites = insert(&app, &actor, &wanted, tunnel_prefix, "site.import", format!("{} sites", wanted.len())).await;
-    let sites = sites.map_err(|(index, error)| error.of_site(index))?;
+    let sites = sites.map_err(|(index, error)| match index {
+        Some(index) => error.of_site(index),
+        None => error,
+    })?;
     Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(Imported { sites })).into_response())
 }
 
@@ -84,7 +89,7 @@ impl Wanted {
     }
 }
 
-/// Makes sites in one revision. An error says at which of them it failed.
+/// Makes sites in one revision. An error says at which of them it failed, if it was at one.
 async fn insert(
     app: &App,
     actor: &Actor,
@@ -92,32 +97,33 @@ async fn insert(
     tunnel_prefix: Ipv4Net,
     action: &'static str,
     object: String,
-) -> Result<Vec<CreatedSite>, (usize, Error)> {
-    let at = AtomicUsize::new(0);
+) -> Result<Vec<CreatedSite>, (Option<usize>, Error)> {
+    let none = wanted.len();
+    let at = AtomicUsize::new(none);
     let (reached, object) = (&at, &object);
     let created = app.mutate(actor, |mut change| async move {
         queries::lock(&mut change).await?;
         let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
-        let mut made = Vec::with_capacity(wanted.len());
+        let (mut created, mut records) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));
         for (index, (Wanted { id, draft, join }, address)) in wanted.iter().zip(addresses).enumerate() {
             reached.store(index, Ordering::Relaxed);
             refuse_clash(queries::endpoint_clash(&mut change, None, draft).await?)?;
             let record = queries::insert(&mut change, *id, draft, address).await?;
-            made.push((record, tokens::queries::insert(&mut change, join).await?));
+            let token = tokens::queries::insert(&mut change, join).await?;
+            created.push(CreatedSite { site: shown(&record, vec![]), join_token: join.created(app, &token) });
+            records.push(RecordChange::Site(record));
         }
-        let records = made.iter().map(|(record, _)| RecordChange::Site(record.clone())).collect();
-        Ok(change.made(made, records, action, object))
+        reached.store(none, Ordering::Relaxed);
+        Ok(change.made(created, records, action, object))
     });
     match created.await {
-        Ok(made) => {
-            let created = made.into_iter().zip(wanted);
-            Ok(created
-                .map(|((record, token), wanted)| CreatedSite { site: site(&record, vec![]), join_token: wanted.join.created(app, token) })
-                .collect())
-        }
+        Ok(created) => Ok(created),
         Err(error) => {
             let index = at.into_inner();
-            Err((index, explain(app, None, &wanted[index].draft, error).await))
+            match wanted.get(index) {
+                Some(site) => Err((Some(index), explain(app, None, &site.draft, error).await)),
+                None => Err((None, error)),
+            }
         }
     }
 }
@@ -137,9 +143,9 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
 /// Shows a site.
 #[utoipa::path(get, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
     responses((status = 200, body = Site)))]
-pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Json<Site>> {
+pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Tagged<Site>> {
     let found = app.copy.read(|feed| feed.directory().find_site(&site).map(|record| site_in(feed.directory(), record)));
-    found.map(Json).ok_or_else(|| error::not_found("site").into())
+    Tagged::new(found.ok_or_else(|| error::not_found("site"))?)
 }
 
 /// Changes a site. Absent fields stay as they are; `"endpoint": null` takes the endpoint away.
@@ -150,13 +156,15 @@ pub async fn change(
     Extension(actor): Extension<Actor>,
     Path(name): Path<String>,
     Body(patch): Body<SitePatch>,
-) -> Result<Json<Site>> {
+) -> Result<Tagged<Site>> {
     let found = app.copy.read(|feed| Some((feed.directory().find_site(&name)?.clone(), feed.directory().mesh.tunnel_prefix)));
     let (known, tunnel_prefix) = found.ok_or_else(|| error::not_found("site"))?;
     let (site, wanted) = (known.id, &patch);
     let changed = app.mutate(&actor, |mut change| async move {
         queries::lock(&mut change).await?;
         let before = queries::find(&mut change, site).await?.ok_or_else(|| error::not_found("site"))?;
+        let nodes = nodes::queries::of_site(&mut change, site).await?;
+        change.found(&shown(&before, nodes))?;
         let draft = check::Draft::of(check::patched(&before, wanted), tunnel_prefix)?;
         if draft.equals(&before) {
             return Ok(change.not_needed(before));
@@ -166,7 +174,7 @@ pub async fn change(
         Ok(change.made(after.clone(), vec![RecordChange::Site(after)], "site.change", site))
     });
     match changed.await {
-        Ok(record) => Ok(Json(app.copy.read(|feed| site_in(feed.directory(), &record)))),
+        Ok(record) => Tagged::new(app.copy.read(|feed| site_in(feed.directory(), &record))),
         Err(error) => {
             let draft = check::Draft::of(check::patched(&known, &patch), tunnel_prefix)?;
             Err(explain(&app, Some(known.id), &draft, error).await)
@@ -181,11 +189,12 @@ pub async fn remove(State(app): State<App>, Extension(actor): Extension<Actor>, 
     let id = app.find_site(&site)?;
     app.mutate(&actor, |mut change| async move {
         queries::lock(&mut change).await?;
+        let site = queries::find(&mut change, id).await?.ok_or_else(|| error::not_found("site"))?;
+        let nodes = nodes::queries::of_site(&mut change, id).await?;
+        change.found(&shown(&site, nodes))?;
         let mut records: Vec<_> =
             nodes::queries::revoke_all_of(&mut change, id).await?.into_iter().map(RecordChange::NodeRevoked).collect();
-        if !queries::delete(&mut change, id).await? {
-            return Err(error::not_found("site").into());
-        }
+        queries::delete(&mut change, id).await?;
         records.push(RecordChange::SiteRemoved(id));
         Ok(change.made((), records, "site.remove", id))
     })
@@ -195,10 +204,10 @@ pub async fn remove(State(app): State<App>, Extension(actor): Extension<Actor>, 
 
 pub(crate) fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
     let nodes = directory.nodes_of(record.id).map(|node| SiteNode { id: node.id, name: node.name.clone(), state: node.state });
-    site(record, nodes.collect())
+    shown(record, nodes.collect())
 }
 
-fn site(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
+fn shown(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
     let SiteRecord { id, name, description, labels, endpoint, subnets, tunnel_address, created_at } = record.clone();
     Site { id, name, description, labels, endpoint, subnets, tunnel_address, nodes, created_at }
 }

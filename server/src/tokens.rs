@@ -44,7 +44,7 @@ impl Issue {
     }
 
     /// What is shown this once.
-    pub fn created(&self, app: &App, stored: JoinToken) -> CreatedJoinToken {
+    pub fn created(&self, app: &App, stored: &JoinToken) -> CreatedJoinToken {
         let join = JoinString {
             urls: app.settings.urls.clone(),
             mesh: app.settings.mesh,
@@ -71,17 +71,17 @@ pub async fn create(
     Body(wanted): Body<NewJoinToken>,
 ) -> Result<Response> {
     let issue = Issue::fresh(app.find_site(&site)?, wanted)?;
-    let new = &issue;
-    let stored = app.mutate(&actor, |mut change| async move {
+    let (new, app) = (&issue, &app);
+    let created = app.mutate(&actor, |mut change| async move {
         let stored = queries::insert(&mut change, new).await?;
-        change.made(stored.clone(), Vec::new(), "join-token.create", new.id).leaving(&stored)
+        change.made(new.created(app, &stored), Vec::new(), "join-token.create", new.id).leaving(&stored)
     });
-    let stored = match stored.await {
+    let created = match created.await {
         Err(error) if error.constraint() == Some("join_tokens_site_fkey") => return Err(error::not_found("site").into()),
         result => result?,
     };
-    let headers = [(header::LOCATION, format!("/join-tokens/{}", issue.id)), (header::CACHE_CONTROL, "no-store".to_owned())];
-    Ok((StatusCode::CREATED, headers, Json(issue.created(&app, stored))).into_response())
+    let headers = [(header::LOCATION, format!("/join-tokens/{}", created.id)), (header::CACHE_CONTROL, "no-store".to_owned())];
+    Ok((StatusCode::CREATED, headers, Json(created)).into_response())
 }
 
 /// Lists the join tokens of a site that were not revoked, without their secrets.

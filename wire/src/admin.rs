@@ -394,6 +394,38 @@ impl MeshPatch {
     pub const LONGEST_ROTATE_DAYS: u16 = 3650;
 }
 
+/// Answer to a change with `?dry_run=true`: what it would have done. Nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DryRun {
+    /// The action as the audit log would name it, for example `site.change`; null when all is already as it should be.
+    pub would: Option<String>,
+    /// The sites it makes or changes, as they would be; what is drawn for a new one, such as its id, is drawn anew when it is made.
+    pub sites: Vec<Site>,
+    /// What would become of links.
+    pub links: LinkEffects,
+}
+
+/// What a change does to links.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkEffects {
+    pub added: SomeLinks,
+    pub removed: SomeLinks,
+    /// Links whose ends are told something else of each other, or of the mesh.
+    pub changed: SomeLinks,
+}
+
+/// Links, of which not more are named than somebody would read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SomeLinks {
+    pub count: usize,
+    /// The names of both nodes of each of the first 1,000.
+    pub nodes: Vec<[Name; 2]>,
+}
+
+impl SomeLinks {
+    pub const MOST: usize = 1_000;
+}
+
 /// `GET /readyz`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Readiness {

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::directory::{Announced, NodeRecord};
 use wattle_wire::{
-    admin::NodeState,
+    admin::{NodeState, SiteNode},
     enrol::SignedStatement,
     ids::{NodeId, SiteId},
     key::{IdentityKey, Signature, WireguardKey},
@@ -45,22 +45,30 @@ struct NodeRow {
 
 /// All nodes that take part.
 pub async fn all(connection: &mut PgConnection) -> Result<Vec<NodeRecord>> {
-    select(connection, None).await
+    select(connection, None, None).await
 }
 
 pub async fn find(connection: &mut PgConnection, node: NodeId) -> Result<Option<NodeRecord>> {
-    Ok(select(connection, Some(node)).await?.pop())
+    Ok(select(connection, Some(node), None).await?.pop())
 }
 
-async fn select(connection: &mut PgConnection, node: Option<NodeId>) -> Result<Vec<NodeRecord>> {
+/// The nodes of a site that take part, as the site lists them.
+pub async fn of_site(connection: &mut PgConnection, site: SiteId) -> Result<Vec<SiteNode>> {
+    let mut nodes = select(connection, None, Some(site)).await?;
+    nodes.sort_by_key(|node| node.id);
+    Ok(nodes.into_iter().map(|node| SiteNode { id: node.id, name: node.name, state: node.state }).collect())
+}
+
+async fn select(connection: &mut PgConnection, node: Option<NodeId>, site: Option<SiteId>) -> Result<Vec<NodeRecord>> {
     let rows = sqlx::query_as!(
         NodeRow,
         r#"SELECT id, nodes.site AS "site!", name, state, tunnel_addresses.address AS tunnel_address, identity_key, wireguard_key, statement,
                   statement_signature, announced, announced_signature, announced_at, rotate_since, admission, admission_signature,
                   endpoint_address, endpoint_port, agent_version, generation, enrolled_at
            FROM nodes JOIN tunnel_addresses ON tunnel_addresses.node = nodes.id
-           WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1)"#,
-        node.map(|node| node.0)
+           WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1) AND ($2::uuid IS NULL OR nodes.site = $2)"#,
+        node.map(|node| node.0),
+        site.map(|site| site.0)
     );
     rows.fetch_all(connection).await?.into_iter().map(NodeRecord::try_from).collect()
 }

@@ -98,10 +98,9 @@ pub(super) async fn update(connection: &mut PgConnection, before: SiteRecord, dr
     Ok(record(before.id, draft, before.tunnel_address, before.created_at))
 }
 
-/// Whether there was such a site.
-pub(super) async fn delete(connection: &mut PgConnection, site: SiteId) -> Result<bool> {
-    let deleted = sqlx::query!("DELETE FROM sites WHERE id = $1", site.0).execute(connection).await?;
-    Ok(deleted.rows_affected() == 1)
+pub(super) async fn delete(connection: &mut PgConnection, site: SiteId) -> Result<()> {
+    sqlx::query!("DELETE FROM sites WHERE id = $1", site.0).execute(connection).await?;
+    Ok(())
 }
 
 /// So many tunnel addresses that nobody has, the lowest first. The caller holds the lock.

@@ -9,16 +9,18 @@ use std::{
 
 use base64::{Engine, engine::general_purpose};
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tracing::subscriber;
 use tracing_subscriber::fmt::MakeWriter;
 use wattle_mesh::audit::Head;
 use wattle_server::events;
+use wattle_wire::join::JoinString;
 
 use crate::{
     agents::{Machine, new_node, new_site},
-    harness::{Coordinator, alone, empty_database},
+    harness::{Coordinator, alone, empty_database, send},
 };
 
 async fn verify(coordinator: &Coordinator, seen: Option<Head>) -> Result<Head, String> {
@@ -134,11 +136,20 @@ async fn e11_no_secret_is_in_a_dump_of_the_database_nor_in_any_log() {
     let node = machine.enrol(&coordinator, &join).await;
     node.report(&coordinator, json!({"applied": "1.2", "device": "kernel", "links": [], "problems": []})).await;
     let node_token = node.token();
-    let made = coordinator.post("/api-tokens", json!({"name": "x", "role": "viewer"})).await.expect(201).json();
+    let key = "a key that is easily guessed";
+    let again = coordinator.request(Method::POST, "/api-tokens").header("idempotency-key", key);
+    let made = send(again.json(&json!({"name": "x", "role": "viewer"}))).await.expect(201).json();
+    let again = coordinator.request(Method::POST, "/sites/dublin/join-tokens").header("idempotency-key", key.to_uppercase());
+    let kept = send(again.json(&json!({}))).await.expect(201).json();
+    let kept: JoinString = kept["join_string"].as_str().unwrap().parse().unwrap();
+    assert_eq!(coordinator.count("SELECT count(*) FROM answers WHERE sealed IS NOT NULL").await, 2);
     let made = made["token"].as_str().unwrap();
     for (what, text) in [
         ("the join token", join.secret.reveal()),
         ("the join string", &join.to_string()),
+        ("a join token whose answer is kept", kept.secret.reveal()),
+        ("the join string of a kept answer", &kept.to_string()),
+        ("a key of a kept answer", key),
         ("the owner's token", &coordinator.token),
         ("the secret of the owner's token", &coordinator.token[40..83]),
         ("a token that was made", made),

@@ -23,4 +23,5 @@ mod replicas;
 mod rotation;
 mod sites;
 mod stream;
+mod terms;
 mod tls;

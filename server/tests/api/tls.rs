@@ -48,7 +48,7 @@ async fn curl(coordinator: &Coordinator, arguments: &[&str]) -> bool {
 }
 
 fn command_line() -> Actor {
-    Actor { name: "command line".to_owned(), request_id: None }
+    Actor::new("command line", None)
 }
 
 #[tokio::test]

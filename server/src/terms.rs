@@ -1,0 +1,135 @@
+//! On which terms a change is asked for: to be told only what it would do, only if its object is as the caller last saw it, or once however
+//! often it is sent.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, Method, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use wattle_mesh::access::Action;
+
+use crate::{
+    answers::{self, Ticket},
+    auth, body,
+    db::Actor,
+    error::{self, Error, Result},
+    secret, sites,
+};
+
+/// Bytes of a hash that are enough to tell two states of one object apart.
+const TAG: usize = 16;
+
+/// On which terms a change is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// Whether it is not to be made, but to be told what it would do.
+    pub dry_run: bool,
+    /// The tags of which the object has to have one.
+    pub if_match: Option<String>,
+    /// By what it is known should it be sent again.
+    pub ticket: Option<Arc<Ticket>>,
+}
+
+/// The query of a change.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChangeQuery {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Reads the terms of a request that has come in, and refuses those that its route knows nothing of.
+pub async fn agree(State(action): State<Action>, request: Request, next: Next) -> Response {
+    match with_terms(action, request).await {
+        Ok(request) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
+    let query = request.uri().query().unwrap_or_default();
+    let is_change = match action {
+        Action::Change | Action::Grant | Action::Configure => !request.method().is_safe(),
+        Action::Ask | Action::Read | Action::TakePart => false,
+    };
+    if !is_change {
+        // Whoever thinks that nothing will happen is not to be surprised.
+        let takes_none = query.split('&').any(|parameter| parameter.split('=').next() == Some("dry_run"));
+        return if takes_none { Err(error::no_dry_run().into()) } else { Ok(request) };
+    }
+    let ChangeQuery { dry_run } = body::query(request.uri()).map_err(|_| error::invalid_change_query())?;
+    let mut terms = Terms { dry_run, if_match: if_match(request.headers()), ticket: None };
+    // A dry run leaves nothing that a second one could do again.
+    if !dry_run && answers::named(request.headers())?.is_some() {
+        (request, terms.ticket) = with_ticket(request).await?;
+    }
+    if let Some(actor) = request.extensions_mut().get_mut::<Actor>() {
+        actor.terms = terms;
+    }
+    Ok(request)
+}
+
+/// Reads the body of a request that is to be known again.
+async fn with_ticket(request: Request) -> Result<(Request, Option<Arc<Ticket>>)> {
+    if request.method() != Method::POST {
+        return Err(error::invalid_idempotency_key("only POST takes one; what PATCH and DELETE do, they do once anyway").into());
+    }
+    let (parts, body) = request.into_parts();
+    let body = body::read(body, sites::LARGEST_IMPORT).await?;
+    let (api_token, key) = (auth::bearer(&parts.headers), answers::named(&parts.headers)?);
+    let ticket = api_token.zip(key).map(|(api_token, key)| Ticket::new(api_token, key, &parts, &body)).transpose()?;
+    Ok((Request::from_parts(parts, body.into()), ticket.map(Arc::new)))
+}
+
+/// All tags that the caller names, of however many headers.
+fn if_match(headers: &HeaderMap) -> Option<String> {
+    let named: Vec<_> = headers.get_all(header::IF_MATCH).iter().map(|tags| tags.to_str().unwrap_or_default()).collect();
+    if named.is_empty() { None } else { Some(named.join(",")) }
+}
+
+/// An object as it is shown, with its tag in the header `ETag`: another state of it has another tag.
+#[derive(Debug)]
+pub struct Tagged<T> {
+    tag: HeaderValue,
+    shown: T,
+}
+
+impl<T: Serialize> Tagged<T> {
+    pub fn new(shown: T) -> Result<Self> {
+        Ok(Self { tag: tag(&shown)?, shown })
+    }
+}
+
+impl<T> Tagged<T> {
+    /// Shows something more, of which the tag does not depend.
+    pub fn map<U>(self, more: impl FnOnce(T) -> U) -> Tagged<U> {
+        Tagged { tag: self.tag, shown: more(self.shown) }
+    }
+}
+
+impl<T: Serialize> IntoResponse for Tagged<T> {
+    fn into_response(self) -> Response {
+        ([(header::ETAG, self.tag)], Json(self.shown)).into_response()
+    }
+}
+
+/// Whether an object is one of those that the caller names: one of these tags, or `*` for whatever there is.
+pub fn names(if_match: &str, object: &impl Serialize) -> Result<bool> {
+    let tag = text_of(object)?;
+    Ok(if_match.split(',').map(str::trim).any(|named| named == "*" || named == tag))
+}
+
+fn tag(object: &impl Serialize) -> Result<HeaderValue> {
+    HeaderValue::try_from(text_of(object)?).map_err(|_| Error::Internal("a tag is no header"))
+}
+
+fn text_of(object: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
+    Ok(format!("\"{}\"", URL_SAFE_NO_PAD.encode(&secret::hash(text)[..TAG])))
+}
