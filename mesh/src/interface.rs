@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_that_are_safe_in_a_path_and_a_ruleset_parse() {
+    fn d7_only_names_that_are_safe_in_a_path_and_a_ruleset_parse() {
         for good in ["wattle0", "w", "wg-dublin_1", "abcdefghijklmno"] {
             assert!(good.parse::<InterfaceName>().is_ok(), "{good}");
         }

@@ -1,7 +1,8 @@
 //! What all handlers share.
 
-use std::{ops::Deref, sync::Arc};
+use std::{net::IpAddr, ops::Deref, sync::Arc};
 
+use axum::http::Uri;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 use wattle_mesh::{directory::RecordChange, effect};
@@ -56,6 +57,14 @@ pub struct Settings {
     pub urls: Vec<String>,
 }
 
+impl Settings {
+    /// The addresses where agents reach the coordinators, as far as they are told by address and not by name.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let address = |url: &String| url.parse::<Uri>().ok()?.host()?.trim_matches(['[', ']']).parse().ok();
+        self.urls.iter().filter_map(address).collect()
+    }
+}
+
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settings").field("mesh", &self.mesh).field("urls", &self.urls).finish_non_exhaustive()
@@ -101,7 +110,11 @@ impl App {
         let (after, links) = effect::effect(&before, &records);
         let sites = records.iter().filter_map(|record| match record {
             RecordChange::Site(site) => Some(sites::site_in(&after, site)),
-            RecordChange::Mesh(_) | RecordChange::SiteRemoved(_) | RecordChange::Node(_) | RecordChange::NodeRevoked(_) => None,
+            RecordChange::Mesh(_)
+            | RecordChange::SiteRemoved(_)
+            | RecordChange::Node(_)
+            | RecordChange::NodeRevoked(_)
+            | RecordChange::Admission(..) => None,
         });
         DryRun { would: Some(action.to_owned()), sites: sites.collect(), links }
     }

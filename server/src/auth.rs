@@ -76,26 +76,31 @@ impl Verified {
 #[derive(Clone, Copy, Debug)]
 pub struct CallingToken(pub TokenId);
 
-/// Api tokens that were good before, and when that was last written down.
+/// Api tokens that were good before, and when this coordinator last wrote that down.
 #[derive(Debug, Default)]
-pub struct KnownTokens(Mutex<HashMap<TokenId, Instant>>);
+pub struct KnownTokens(Mutex<HashMap<TokenId, Option<Instant>>>);
 
 impl KnownTokens {
-    fn has(&self, id: TokenId) -> bool {
+    /// Those that were used before the coordinator started: a start during an attack locks nobody out.
+    pub fn of(used: impl IntoIterator<Item = TokenId>) -> Self {
+        Self(Mutex::new(used.into_iter().map(|id| (id, None)).collect()))
+    }
+
+    pub fn has(&self, id: TokenId) -> bool {
         self.lock().contains_key(&id)
     }
 
     /// Whether this use is to be written down.
     fn use_is_due(&self, id: TokenId, now: Instant) -> bool {
         let mut known = self.lock();
-        let due = known.get(&id).is_none_or(|written| now.duration_since(*written) >= USES);
+        let due = known.get(&id).copied().flatten().is_none_or(|written| now.duration_since(written) >= USES);
         if due {
-            known.insert(id, now);
+            known.insert(id, Some(now));
         }
         due
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, Option<Instant>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

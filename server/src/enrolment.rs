@@ -31,6 +31,9 @@ use crate::{
     secret, text,
 };
 
+/// The event of a join token that was good once, and that somebody else tries.
+const REFUSED: &str = "join-token.refuse";
+
 /// Asks for a challenge.
 ///
 /// A token that is used up gets one, too: only the proof of the identity tells whether this is the machine that used it.
@@ -74,19 +77,24 @@ pub async fn finish(
             return Err(error::join_token_refused().into());
         }
         if let Some(enrolled) = queries::already_enrolled(&mut change, applicant, mesh).await? {
-            return Ok(change.not_needed(enrolled));
+            return Ok(change.not_needed(Some(enrolled)));
         }
         if !queries::consume_token(&mut change, applicant.finish.token).await? {
-            return Err(error::join_token_refused().into());
+            // Whoever has the secret had the join string, and is not who used it up. Said once, however often it is tried.
+            let token = applicant.finish.token;
+            return match queries::was_refused(&mut change, token, REFUSED).await? {
+                true => Ok(change.not_needed(None)),
+                false => Ok(change.made(None, Vec::new(), REFUSED, token)),
+            };
         }
         queries::refuse_known_keys(&mut change, applicant).await?;
         queries::refuse_endpoint_clash(&mut change, applicant, token.site).await?;
         let record = queries::insert(&mut change, applicant, token.site, tunnel_prefix).await?;
         let enrolled = Enrolled { mesh, node: record.id, name: record.name.clone(), site: token.site_name, generation: record.generation };
-        Ok(change.made(enrolled, vec![RecordChange::Node(record)], "node.enrol", applicant.id))
+        Ok(change.made(Some(enrolled), vec![RecordChange::Node(record)], "node.enrol", applicant.id))
     });
     let enrolled = enrolled.await.map_err(explain)?;
-    Ok(Json(enrolled))
+    Ok(Json(enrolled.ok_or_else(error::join_token_refused)?))
 }
 
 fn explain(error: Error) -> Error {

@@ -14,30 +14,45 @@ use std::{
 const BURST: u32 = 20;
 /// After which time one more is.
 const RECOVERY: Duration = Duration::from_secs(1);
+/// Failures that are free for all addresses together, however many there are.
+const BURST_OF_ALL: u32 = 2_000;
+/// After which time one more is: what the database looks up without anybody noticing.
+const RECOVERY_OF_ALL: Duration = Duration::from_millis(5);
 /// Addresses that are counted at a time; beyond, all are forgotten and counted anew.
 const MOST_ADDRESSES: usize = 65_536;
 
-/// When each address will have all its failures free again.
+/// When each address, and all together, will have all their failures free again.
 #[derive(Debug, Default)]
-pub struct Failures(Mutex<HashMap<IpAddr, Instant>>);
+pub struct Failures(Mutex<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    addresses: HashMap<IpAddr, Instant>,
+    all: Option<Instant>,
+}
 
 impl Failures {
     /// Whether a credential from this address may be looked up now.
     pub fn allow(&self, network: IpAddr, now: Instant) -> bool {
         let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counted.get(&network).is_none_or(|free_at| free_at.saturating_duration_since(now) <= RECOVERY * (BURST - 1))
+        let has_room = |free_at: Option<&Instant>, recovery: Duration, burst: u32| {
+            free_at.is_none_or(|free_at| free_at.saturating_duration_since(now) <= recovery * (burst - 1))
+        };
+        has_room(counted.addresses.get(&network), RECOVERY, BURST) && has_room(counted.all.as_ref(), RECOVERY_OF_ALL, BURST_OF_ALL)
     }
 
     pub fn count(&self, network: IpAddr, now: Instant) {
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if counted.len() >= MOST_ADDRESSES {
-            counted.retain(|_, free_at| *free_at > now);
+        let addresses = &mut counted.addresses;
+        if addresses.len() >= MOST_ADDRESSES {
+            addresses.retain(|_, free_at| *free_at > now);
         }
-        if counted.len() >= MOST_ADDRESSES {
-            counted.clear();
+        if addresses.len() >= MOST_ADDRESSES {
+            addresses.clear();
         }
-        let free_at = counted.entry(network).or_insert(now);
+        let free_at = addresses.entry(network).or_insert(now);
         *free_at = (*free_at).max(now) + RECOVERY;
+        counted.all = Some(counted.all.map_or(now, |free_at| free_at.max(now)) + RECOVERY_OF_ALL);
     }
 }
 
@@ -67,5 +82,21 @@ mod tests {
             failures.count(here, rested);
         });
         assert!(!failures.allow(here, rested));
+    }
+    #[test]
+    fn c6_many_addresses_together_have_some_failures_free_and_then_two_hundred_each_second() {
+        let failures = Failures::default();
+        let start = Instant::now();
+        let guess = |number: u32, now: Instant| {
+            let network = IpAddr::from(number.to_be_bytes());
+            let allowed = failures.allow(network, now);
+            if allowed {
+                failures.count(network, now);
+            }
+            allowed
+        };
+        assert_eq!((0..10_000).filter(|number| guess(*number, start)).count(), BURST_OF_ALL as usize);
+        let later = start + Duration::from_secs(1);
+        assert_eq!((10_000..20_000).filter(|number| guess(*number, later)).count(), 200);
     }
 }

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_can_be_written_is_sent_away_and_what_is_no_news_is_not() {
+    fn c7_more_than_can_be_written_is_sent_away_and_what_is_no_news_is_not() {
         let reports = Reports::default();
         let keep = |from: u64, peers: u64| {
             let link = |peer| LinkReport { peer, handshake_age_s: Some(1), received_bytes: 0, sent_bytes: 0, endpoint: None };

@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    answers,
+    answers, api_tokens,
     app::{App, Parts, Settings},
     auth::{KnownTokens, Verified},
     certificate::Certificate,
@@ -52,6 +52,8 @@ impl Server {
             true => None,
             false => Some(Certificate::open(&db, config, &urls).await?),
         };
+        let tokens = api_tokens::queries::list(&mut *db.begin().await?, None, usize::MAX).await?;
+        let known = KnownTokens::of(tokens.into_iter().filter(|token| token.last_used_at.is_some()).map(|token| token.id));
         let stop = CancellationToken::new();
         let app = App::new(Parts {
             db,
@@ -61,7 +63,7 @@ impl Server {
             live: Live::default(),
             metrics: Metrics::new()?,
             verified: Verified::default(),
-            known: KnownTokens::default(),
+            known,
             failures: Failures::default(),
             settings: Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls },
             certificate,

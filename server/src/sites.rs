@@ -40,9 +40,9 @@ pub const LARGEST_IMPORT: usize = 4 * 1024 * 1024;
 #[utoipa::path(post, path = "/sites", tag = "sites", request_body = NewSite,
     responses((status = 201, body = CreatedSite, headers(("Location" = String, description = "path of the new site")))))]
 pub async fn create(State(app): State<App>, Extension(actor): Extension<Actor>, Body(new): Body<NewSite>) -> Result<Response> {
-    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
-    let wanted = [Wanted::of(check::Draft::of(new, tunnel_prefix)?)?];
-    let created = insert(&app, &actor, &wanted, tunnel_prefix, "site.create", wanted[0].id.to_string()).await;
+    let reserved = reserved(&app);
+    let wanted = [Wanted::of(check::Draft::of(new, &reserved)?)?];
+    let created = insert(&app, &actor, &wanted, reserved.tunnel_prefix, "site.create", wanted[0].id.to_string()).await;
     let created = created.map_err(|(_, error)| error)?.pop().ok_or(Error::Internal("a site was made and is not there"))?;
     let headers = [(header::LOCATION, format!("/sites/{}", created.site.id)), (header::CACHE_CONTROL, "no-store".to_owned())];
     let tagged = Tagged::new(created.site.clone())?.map(|_| created);
@@ -61,13 +61,12 @@ pub async fn import(
     if !(1..=Import::MOST_SITES).contains(&sites.len()) {
         return Err(error::invalid("too_many", "sites", format!("an import has 1 to {} sites", Import::MOST_SITES)).into());
     }
-    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
-    let drafts =
-        sites.into_iter().enumerate().map(|(index, new)| check::Draft::of(new, tunnel_prefix).map_err(|error| error.of_site(index)));
+    let reserved = reserved(&app);
+    let drafts = sites.into_iter().enumerate().map(|(index, new)| check::Draft::of(new, &reserved).map_err(|error| error.of_site(index)));
     let drafts: Vec<_> = drafts.collect::<Result<_>>()?;
     check::check_together(&drafts)?;
     let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
-    let sites = insert(&app, &actor, &wanted, tunnel_prefix, "site.import", format!("{} sites", wanted.len())).await;
+    let sites = insert(&app, &actor, &wanted, reserved.tunnel_prefix, "site.import", format!("{} sites", wanted.len())).await;
     let sites = sites.map_err(|(index, error)| match index {
         Some(index) => error.of_site(index),
         None => error,
@@ -157,15 +156,14 @@ pub async fn change(
     Path(name): Path<String>,
     Body(patch): Body<SitePatch>,
 ) -> Result<Tagged<Site>> {
-    let found = app.copy.read(|feed| Some((feed.directory().find_site(&name)?.clone(), feed.directory().mesh.tunnel_prefix)));
-    let (known, tunnel_prefix) = found.ok_or_else(|| error::not_found("site"))?;
-    let (site, wanted) = (known.id, &patch);
+    let known = app.copy.read(|feed| feed.directory().find_site(&name).cloned()).ok_or_else(|| error::not_found("site"))?;
+    let (site, wanted, reserved) = (known.id, &patch, &reserved(&app));
     let changed = app.mutate(&actor, |mut change| async move {
         queries::lock(&mut change).await?;
         let before = queries::find(&mut change, site).await?.ok_or_else(|| error::not_found("site"))?;
         let nodes = nodes::queries::of_site(&mut change, site).await?;
         change.found(&shown(&before, nodes))?;
-        let draft = check::Draft::of(check::patched(&before, wanted), tunnel_prefix)?;
+        let draft = check::Draft::of(check::patched(&before, wanted), reserved)?;
         if draft.equals(&before) {
             return Ok(change.not_needed(before));
         }
@@ -176,7 +174,7 @@ pub async fn change(
     match changed.await {
         Ok(record) => Tagged::new(app.copy.read(|feed| site_in(feed.directory(), &record))),
         Err(error) => {
-            let draft = check::Draft::of(check::patched(&known, &patch), tunnel_prefix)?;
+            let draft = check::Draft::of(check::patched(&known, &patch), reserved)?;
             Err(explain(&app, Some(known.id), &draft, error).await)
         }
     }
@@ -210,6 +208,11 @@ pub(crate) fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
 fn shown(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
     let SiteRecord { id, name, description, labels, endpoint, subnets, tunnel_address, created_at } = record.clone();
     Site { id, name, description, labels, endpoint, subnets, tunnel_address, nodes, created_at }
+}
+
+fn reserved(app: &App) -> check::Reserved {
+    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
+    check::Reserved { tunnel_prefix, coordinators: app.settings.addresses() }
 }
 
 fn refuse_clash(clash: Option<Problem>) -> Result<()> {

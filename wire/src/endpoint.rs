@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_reachable_unicast_address_with_a_port_parses() {
+    fn b9_only_a_reachable_unicast_address_with_a_port_parses() {
         for good in ["203.0.113.10:51820", "[2001:db8::1]:51820", "10.0.0.1:1"] {
             assert_eq!(good.parse::<Endpoint>().map(|e| e.to_string()), Ok(good.to_owned()));
         }

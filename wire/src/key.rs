@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn weak_and_non_canonical_keys_are_refused() {
+    fn b11_weak_and_non_canonical_keys_are_refused() {
         for low in LOW_ORDER {
             assert_eq!(parse(low), Err(InvalidKey::LowOrder));
         }

@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_host_labels() {
+    fn b3_names_are_host_labels() {
         for good in ["a", "new-york", "0", "a--b", &"x".repeat(63)] {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }

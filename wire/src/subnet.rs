@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_canonical_text_of_a_possible_lan_parses() {
+    fn b4_b5_b6_only_canonical_text_of_a_possible_lan_parses() {
         for good in ["10.10.0.0/24", "10.0.0.0/8", "192.168.1.1/32", "100.64.0.0/10", "fd00:1::/64", "2a00:1450::/32"] {
             assert_eq!(good.parse::<Subnet>().map(|s| s.to_string()), Ok(good.to_owned()));
         }

@@ -11,7 +11,7 @@ use wattle_wire::{
     subnet::{Subnet, overlap},
 };
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
     error::{self, Error, Result},
@@ -32,8 +32,16 @@ pub(crate) struct Draft {
     pub(crate) subnets: Vec<Subnet>,
 }
 
+/// What no site can have, because the mesh itself has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Reserved {
+    pub(crate) tunnel_prefix: Ipv4Net,
+    /// Gateways reach coordinators outside of the mesh.
+    pub(crate) coordinators: Vec<IpAddr>,
+}
+
 impl Draft {
-    pub(crate) fn of(new: NewSite, tunnel_prefix: Ipv4Net) -> Result<Self> {
+    pub(crate) fn of(new: NewSite, reserved: &Reserved) -> Result<Self> {
         let NewSite { name, description, labels, endpoint, subnets } = new;
         if Uuid::try_parse(name.as_str()).is_ok() {
             return Err(
@@ -42,9 +50,9 @@ impl Draft {
         }
         text::check("description", &description)?;
         check_labels(&labels)?;
-        check_subnets(&subnets, tunnel_prefix)?;
+        check_subnets(&subnets, reserved)?;
         if let Some(endpoint) = endpoint {
-            check_endpoint(endpoint, &subnets, tunnel_prefix)?;
+            check_endpoint(endpoint, &subnets, reserved.tunnel_prefix)?;
         }
         Ok(Self { name, description, labels, endpoint, subnets })
     }
@@ -90,7 +98,8 @@ fn check_labels(labels: &BTreeMap<Name, String>) -> Result<()> {
     labels.iter().try_for_each(|(label, value)| text::check(&format!("labels.{label}"), value))
 }
 
-fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
+fn check_subnets(subnets: &[Subnet], reserved: &Reserved) -> Result<()> {
+    let tunnel_prefix = reserved.tunnel_prefix;
     if subnets.len() > MOST_SUBNETS {
         return Err(error::invalid("too_many", "subnets", format!("a site has at most {MOST_SUBNETS} subnets")).into());
     }
@@ -100,6 +109,11 @@ fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
             let detail = format!("{subnet} overlaps with {tunnel_prefix}, from which the mesh takes its tunnel addresses");
             let holder = Holder { site: "mesh".to_owned(), holds: tunnel_prefix.to_string() };
             return Err(error::taken("subnet_taken", "The subnet is taken", &field, detail, Some(holder)).into());
+        }
+        if let Some(coordinator) = reserved.coordinators.iter().find(|address| subnet.overlaps(IpNet::from(**address))) {
+            let detail = format!("{subnet} holds {coordinator}, where gateways reach the coordinator, which must be outside of the mesh");
+            let holder = Holder { site: "mesh".to_owned(), holds: coordinator.to_string() };
+            return Err(error::taken("subnet_holds_coordinator", "The subnet holds a coordinator", &field, detail, Some(holder)).into());
         }
         if let Some(other) = subnets[..index].iter().find(|other| overlap(other.net(), subnet.net())) {
             return Err(error::invalid(
@@ -179,7 +193,11 @@ mod tests {
 
     fn problem_of(json: &str) -> Option<(u16, String, Option<String>)> {
         let new: NewSite = serde_json::from_str(json).unwrap();
-        let Err(Error::Refused(problem)) = Draft::of(new, "10.99.0.0/16".parse().unwrap()) else { return None };
+        let reserved = Reserved {
+            tunnel_prefix: "10.99.0.0/16".parse().unwrap(),
+            coordinators: vec!["10.50.0.1".parse().unwrap(), "fd50::1".parse().unwrap()],
+        };
+        let Err(Error::Refused(problem)) = Draft::of(new, &reserved) else { return None };
         Some((problem.status, problem.code, problem.field))
     }
 
@@ -191,6 +209,8 @@ mod tests {
         };
         expect(r#"{"name":"a","subnets":["10.10.0.0/24","10.10.0.0/25"]}"#, 422, "subnets_overlap", "subnets[1]");
         expect(r#"{"name":"a","subnets":["10.98.0.0/15"]}"#, 409, "subnet_taken", "subnets[0]");
+        expect(r#"{"name":"a","subnets":["10.51.0.0/16","10.50.0.0/16"]}"#, 409, "subnet_holds_coordinator", "subnets[1]");
+        expect(r#"{"name":"a","subnets":["fd50::/64"]}"#, 409, "subnet_holds_coordinator", "subnets[0]");
         expect(r#"{"name":"a","endpoint":"10.10.0.1:51820","subnets":["10.10.0.0/24"]}"#, 422, "endpoint_in_subnet", "endpoint");
         expect(r#"{"name":"a","endpoint":"10.99.3.4:51820"}"#, 422, "endpoint_in_subnet", "endpoint");
         expect(r#"{"name":"a","description":"a\u202eb"}"#, 422, "invalid_text", "description");

@@ -157,7 +157,7 @@ async fn a_revoked_api_token_ends_at_once() {
 }
 
 #[tokio::test]
-async fn forged_tokens_of_nodes_are_all_answered_alike() {
+async fn a10_a11_a13_forged_tokens_of_nodes_are_all_answered_alike() {
     let coordinator = Coordinator::start().await;
     let node = new_node(&coordinator, json!({"name": "dublin"})).await;
     let other = new_node(&coordinator, json!({"name": "frankfurt"})).await;
@@ -252,7 +252,7 @@ fn forgeries(node: &Node, other: &Node) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_token_that_was_verified_before_is_good_only_as_it_was_and_while_its_node_takes_part() {
+async fn a14_a_token_that_was_verified_before_is_good_only_as_it_was_and_while_its_node_takes_part() {
     let coordinator = Coordinator::start().await;
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let token = dublin.token();

@@ -43,7 +43,7 @@ async fn the_first_node_carries_the_site_and_further_ones_stand_by() {
 }
 
 #[tokio::test]
-async fn fifty_machines_with_one_token_give_exactly_one_node() {
+async fn a2_fifty_machines_with_one_token_give_exactly_one_node() {
     let coordinators = [Coordinator::start().await];
     let further = [coordinators[0].another().await, coordinators[0].another().await];
     let all: Vec<_> = coordinators.iter().chain(&further).collect();
@@ -58,7 +58,7 @@ async fn fifty_machines_with_one_token_give_exactly_one_node() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_given_again_and_no_second_use_is_taken() {
+async fn a3_a_lost_answer_is_given_again_and_no_second_use_is_taken() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
     let machine = Machine::new();
@@ -73,7 +73,7 @@ async fn a_lost_answer_is_given_again_and_no_second_use_is_taken() {
 }
 
 #[tokio::test]
-async fn whatever_is_wrong_with_a_token_is_answered_alike() {
+async fn a4_whatever_is_wrong_with_a_token_is_answered_alike() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
     let wrong_secret = JoinString { secret: Secret::new("A".repeat(43)), ..join.clone() };
@@ -100,7 +100,7 @@ async fn whatever_is_wrong_with_a_token_is_answered_alike() {
 }
 
 #[tokio::test]
-async fn forged_proofs_are_refused_and_take_no_use() {
+async fn b13_forged_proofs_are_refused_and_take_no_use() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
     let (mine, theirs) = (Machine::new(), Machine::new());
@@ -125,7 +125,7 @@ async fn forged_proofs_are_refused_and_take_no_use() {
 }
 
 #[tokio::test]
-async fn keys_of_others_and_of_revoked_nodes_do_not_enrol() {
+async fn a16_keys_of_others_and_of_revoked_nodes_do_not_enrol() {
     let coordinator = Coordinator::start().await;
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let join = new_site(&coordinator, json!({"name": "frankfurt"})).await;
@@ -140,7 +140,7 @@ async fn keys_of_others_and_of_revoked_nodes_do_not_enrol() {
 }
 
 #[tokio::test]
-async fn e7_a_malformed_claim_or_one_of_prefixes_names_its_field_and_repeats_no_secret() {
+async fn a5_a8_b11_e7_a_malformed_claim_or_one_of_prefixes_names_its_field_and_repeats_no_secret() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
     let honest = serde_json::to_value(Machine::new().finish(&coordinator, &join).await).unwrap();
@@ -174,7 +174,7 @@ async fn e7_a_malformed_claim_or_one_of_prefixes_names_its_field_and_repeats_no_
 }
 
 #[tokio::test]
-async fn e10_an_endpoint_of_another_gateway_is_refused() {
+async fn b10_e10_an_endpoint_of_another_gateway_is_refused() {
     let coordinator = Coordinator::start().await;
     new_site(&coordinator, json!({"name": "dublin", "endpoint": "203.0.113.10:51820", "subnets": ["10.10.0.0/24"]})).await;
     let join = new_site(&coordinator, json!({"name": "frankfurt"})).await;

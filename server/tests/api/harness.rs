@@ -222,7 +222,7 @@ pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
     Answer { status: response.status(), headers: response.headers().clone(), text: response.text().await.unwrap() }
 }
 
-async fn serve(database: &PgConnectOptions, data_dir: &Path, arguments: &[&str]) -> Server {
+pub(crate) async fn serve(database: &PgConnectOptions, data_dir: &Path, arguments: &[&str]) -> Server {
     let config = Config::parse_from(
         [PathBuf::from("wattle-server"), "--data-dir".into(), data_dir.into()].into_iter().chain(arguments.iter().map(PathBuf::from)),
     );

@@ -18,7 +18,7 @@ async fn unknown_paths_and_methods_are_problems() {
 }
 
 #[tokio::test]
-async fn bodies_of_the_wrong_kind_or_size_are_refused() {
+async fn b1_bodies_of_the_wrong_kind_or_size_are_refused() {
     let coordinator = Coordinator::start().await;
     let site = r#"{"name":"dublin"}"#;
     let post = |kind: &str, body: Vec<u8>| coordinator.request(Method::POST, "/sites").header("content-type", kind).body(body);
@@ -39,7 +39,7 @@ async fn bodies_of_the_wrong_kind_or_size_are_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_ends_before_its_time_stores_nothing() {
+async fn b1_a_body_that_ends_before_its_time_stores_nothing() {
     let coordinator = Coordinator::start().await;
     let token = &coordinator.token;
     let request = format!(
@@ -66,7 +66,7 @@ async fn every_answer_has_a_request_id() {
 }
 
 #[tokio::test]
-async fn lists_refuse_what_is_no_page() {
+async fn d2_lists_refuse_what_is_no_page() {
     let coordinator = Coordinator::start().await;
     for query in [
         "limit=0",

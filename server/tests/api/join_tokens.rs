@@ -37,7 +37,7 @@ async fn a_join_token_is_shown_once_listed_without_its_secret_and_revoked() {
 }
 
 #[tokio::test]
-async fn a_join_token_has_limits() {
+async fn a4_a_join_token_has_limits() {
     let coordinator = Coordinator::start().await;
     new_site(&coordinator, json!({"name": "dublin"})).await;
     for (field, value) in [

@@ -86,7 +86,7 @@ async fn e9_b15_a_report_speaks_for_its_own_node_and_its_own_links() {
 }
 
 #[tokio::test]
-async fn malformed_reports_are_refused() {
+async fn b15_malformed_reports_are_refused() {
     let coordinator = Coordinator::start().await;
     let (dublin, frankfurt) = two_nodes(&coordinator).await;
     let many: Vec<_> = (0..18).map(|_| said(frankfurt.id(), json!(1))).collect();
@@ -115,7 +115,7 @@ async fn malformed_reports_are_refused() {
 }
 
 #[tokio::test]
-async fn a_report_is_answered_while_the_database_is_busy_and_written_when_it_is_not() {
+async fn c7_a_report_is_answered_while_the_database_is_busy_and_written_when_it_is_not() {
     let coordinator = Coordinator::start().await;
     let (dublin, frankfurt) = two_nodes(&coordinator).await;
     let mut stream = dublin.follow(&coordinator, None).await;
@@ -149,7 +149,7 @@ async fn what_a_node_said_to_another_coordinator_meanwhile_is_overwritten_when_i
 }
 
 #[tokio::test]
-async fn a_report_of_three_thousand_links_is_read_and_one_of_many_megabytes_is_not() {
+async fn b15_a_report_of_three_thousand_links_is_read_and_one_of_many_megabytes_is_not() {
     let coordinator = Coordinator::start().await;
     let (dublin, frankfurt) = two_nodes(&coordinator).await;
     let links = |count: usize| report(&vec![said(frankfurt.id(), json!(1)); count]);

@@ -93,7 +93,7 @@ async fn who_comes_back_hears_only_what_is_new() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_the_token_that_opened_it() {
+async fn a15_a_stream_ends_with_the_token_that_opened_it() {
     let coordinator = Coordinator::start().await;
     let mut events = follow(&coordinator, None).await;
     next(&mut events).await;

@@ -5,6 +5,7 @@
 mod agents;
 mod auth;
 mod browser;
+mod cases;
 mod database;
 mod enrolment;
 mod events;

@@ -77,7 +77,7 @@ async fn e7_e10_what_a_compromised_node_says_of_prefixes_and_endpoints_reaches_n
 }
 
 #[tokio::test]
-async fn a_revoked_node_is_gone_for_every_coordinator() {
+async fn a14_a_revoked_node_is_gone_for_every_coordinator() {
     let coordinator = Coordinator::start().await;
     let another = coordinator.another().await;
     let node = new_node(&coordinator, json!({"name": "dublin"})).await;

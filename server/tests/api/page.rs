@@ -24,7 +24,7 @@ async fn report(coordinator: &Coordinator, from: &Node, peers: &[(NodeId, Value)
 }
 
 #[tokio::test]
-async fn the_page_may_load_what_the_coordinator_serves_and_nothing_else() {
+async fn d4_the_page_may_load_what_the_coordinator_serves_and_nothing_else() {
     let coordinator = Coordinator::start().await;
     for path in ["/", "/ui/main.js", "/ui/style.css", "/ui/nothing.js"] {
         let answer = send(coordinator.client.request(Method::GET, coordinator.url(path))).await;
@@ -229,7 +229,7 @@ const FAINT: &str = "
 const HOSTILE: &str = "<script>window.caught = 1</script><img src=x onerror='window.caught = 1'>{{7*7}}${7*7}";
 
 #[tokio::test]
-async fn text_is_shown_as_it_was_written_and_never_run() {
+async fn d4_text_is_shown_as_it_was_written_and_never_run() {
     let coordinator = Coordinator::start().await;
     let labels = json!({"note": HOSTILE});
     let dublin = new_node(&coordinator, json!({"name": "dublin", "description": HOSTILE, "labels": labels})).await;

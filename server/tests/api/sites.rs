@@ -44,7 +44,7 @@ async fn the_guides_three_sites_get_their_tunnel_addresses_in_order() {
 }
 
 #[tokio::test]
-async fn each_bad_field_is_named_and_nothing_is_stored() {
+async fn b3_b4_b5_b6_b9_d1_d6_each_bad_field_is_named_and_nothing_is_stored() {
     let coordinator = Coordinator::start().await;
     let site = |field: &str, value: Value| {
         let mut site = json!({"name": "dublin"});
@@ -66,8 +66,25 @@ async fn each_bad_field_is_named_and_nothing_is_stored() {
         (site("subnets", json!(["10.99.7.0/24"])), 409, "subnet_taken", Some("subnets[0]")),
         (json!({"name": "a", "endpoint": "10.1.0.1:51820", "subnets": ["10.1.0.0/16"]}), 422, "endpoint_in_subnet", Some("endpoint")),
     ];
-    for name in ["", ".", "..", "-x", "x-", "Dublin", "a b", "a\nb", "a\u{0}", "\u{1b}[31m", "dubl\u{456}n", "%41", "a/b", &"x".repeat(64)]
-    {
+    for name in [
+        "",
+        ".",
+        "..",
+        "-x",
+        "x-",
+        "Dublin",
+        "a b",
+        "a\nb",
+        "a\u{0}",
+        "\u{1b}[31m",
+        "dubl\u{456}n",
+        "dub\u{200b}lin",
+        "а",
+        "$(id)",
+        "%41",
+        "a/b",
+        &"x".repeat(64),
+    ] {
         cases.push((site("name", json!(name)), 422, "invalid_field", Some("name")));
     }
     for subnet in [
@@ -88,6 +105,11 @@ async fn each_bad_field_is_named_and_nothing_is_stored() {
         "127.0.0.0/8",
         "169.254.0.0/16",
         "224.0.0.0/4",
+        "fe80::/10",
+        "ff00::/8",
+        "0.0.0.0/8",
+        "240.0.0.0/4",
+        "10.0.0.0/8; reboot",
         "dublin",
     ] {
         cases.push((site("subnets", json!(["10.10.0.0/24", subnet])), 422, "invalid_field", Some("subnets[1]")));
@@ -104,6 +126,10 @@ async fn each_bad_field_is_named_and_nothing_is_stored() {
         "255.255.255.255:51820",
         "[::ffff:127.0.0.1]:51820",
         "host:1; rm -rf /",
+        "$(reboot):51820",
+        "`id`:51820",
+        "--config=x:51820",
+        "203.0.113.10:51820 | sh",
         &long,
     ] {
         cases.push((site("endpoint", json!(endpoint)), 422, "invalid_field", Some("endpoint")));
@@ -118,7 +144,7 @@ async fn each_bad_field_is_named_and_nothing_is_stored() {
 }
 
 #[tokio::test]
-async fn a_clash_says_who_holds_what() {
+async fn b7_b8_a_clash_says_who_holds_what() {
     let coordinator = Coordinator::start().await;
     let dublin = json!({"name": "dublin", "endpoint": "203.0.113.10:51820", "subnets": ["10.10.0.0/24"]});
     coordinator.post("/sites", dublin.clone()).await.expect(201);
@@ -149,7 +175,7 @@ async fn a_clash_says_who_holds_what() {
 }
 
 #[tokio::test]
-async fn of_two_parallel_sites_that_overlap_one_is_made() {
+async fn b7_of_two_parallel_sites_that_overlap_one_is_made() {
     let coordinator = Coordinator::start().await;
     for round in 0..5 {
         let body = |name: &str, length: u8| json!({"name": format!("{name}-{round}"), "subnets": [format!("10.{round}.0.0/{length}")]});
@@ -161,7 +187,7 @@ async fn of_two_parallel_sites_that_overlap_one_is_made() {
 }
 
 #[tokio::test]
-async fn overlapping_subnets_cannot_be_stored_whatever_code_writes_them() {
+async fn b7_overlapping_subnets_cannot_be_stored_whatever_code_writes_them() {
     let coordinator = Coordinator::start().await;
     coordinator.post("/sites", json!({"name": "dublin", "subnets": ["10.10.0.0/24"]})).await.expect(201);
     let insert = "INSERT INTO subnets (prefix, site) SELECT '10.10.0.128/25', id FROM sites";

@@ -72,7 +72,7 @@ async fn f3_a_node_that_has_seen_what_a_restored_database_lost_begins_a_new_epoc
 }
 
 #[tokio::test]
-async fn a_revoked_nodes_stream_ends_with_the_reason() {
+async fn a15_a_revoked_nodes_stream_ends_with_the_reason() {
     let coordinator = Coordinator::start().await;
     let another = coordinator.another().await;
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
@@ -84,7 +84,7 @@ async fn a_revoked_nodes_stream_ends_with_the_reason() {
 }
 
 #[tokio::test]
-async fn the_newest_stream_of_a_node_wins() {
+async fn c3_the_newest_stream_of_a_node_wins() {
     let coordinator = Coordinator::start().await;
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let mut older = dublin.follow(&coordinator, None).await;
