@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use wattle_wire::key::Bytes32;
 use zeroize::Zeroizing;
 
-use crate::{authority, config::Config, db::Db, secret};
+use crate::{authority, config::Config, db::Db, listen, secret};
 
 /// How often files and pins are looked at.
 const LOOK: Duration = Duration::from_secs(10);
@@ -78,7 +78,7 @@ impl Certificate {
     pub fn server_config(self: &Arc<Self>) -> anyhow::Result<Arc<ServerConfig>> {
         let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider())).with_protocol_versions(&[&TLS13])?;
         let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::clone(self) as _);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![listen::HTTP2.to_vec(), b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Arc::new(config))

@@ -3,24 +3,27 @@
 mod doors;
 mod turns;
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{Router, body::Body, http::Request};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+    server::graceful::GracefulConnection,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use wattle_wire::stream::SILENCE_S;
@@ -43,6 +46,8 @@ const BACKLOG: u32 = 65_535;
 const EXHAUSTED: Duration = Duration::from_millis(100);
 /// Open files that are kept for the database, logs and certificates.
 const FILES_OF_OUR_OWN: u64 = 128;
+/// What a client that wants HTTP/2 asks for in its handshake (RFC 9113, section 3.2).
+pub(crate) const HTTP2: &[u8] = b"h2";
 /// Streams of one HTTP/2 connection at a time.
 const MOST_STREAMS: u32 = 64;
 /// The largest headers of a request, in bytes.
@@ -64,7 +69,8 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until the coordinator stops.
 pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router: Router, stop: CancellationToken) -> anyhow::Result<()> {
-    let server = Arc::new(Server { tls: tls.map(TlsAcceptor::from), handshakes: Turns::new(), http: http(), router, stop });
+    let server =
+        Arc::new(Server { tls: tls.map(TlsAcceptor::from), handshakes: Turns::new(), http1: http1(), http2: http2(), router, stop });
     let doors = Doors::new(most_connections()?);
     let connections = TaskTracker::new();
     loop {
@@ -94,7 +100,8 @@ pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router
 struct Server {
     tls: Option<TlsAcceptor>,
     handshakes: Turns,
-    http: auto::Builder<TokioExecutor>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
     router: Router,
     stop: CancellationToken,
 }
@@ -109,22 +116,31 @@ impl Server {
     }
 
     async fn welcome(&self, connection: TcpStream, guest: &Arc<Guest>) {
-        match &self.tls {
-            None => self.converse(connection, guest).await,
-            Some(tls) => match self.handshakes.take(tls.accept(connection)).await {
-                Ok(connection) => self.converse(connection, guest).await,
-                Err(error) => tracing::debug!(%error, "no TLS came about"),
-            },
-        }
-    }
-
-    async fn converse<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, connection: I, guest: &Arc<Guest>) {
         let service = service_fn(|request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(Arc::clone(guest));
             self.router.clone().oneshot(request)
         });
-        let mut conversation = pin!(self.http.serve_connection(TokioIo::new(connection), service));
+        let Some(tls) = &self.tls else {
+            return self.converse(Box::pin(self.http1.serve_connection(TokioIo::new(connection), service))).await;
+        };
+        // What a handshake takes of memory it gives back: the connection that comes of it may idle for months.
+        let connection = match Box::pin(self.shake_hands(tls, connection)).await {
+            Ok(connection) => connection,
+            Err(error) => return tracing::debug!(%error, "no TLS came about"),
+        };
+        if connection.get_ref().1.alpn_protocol() == Some(HTTP2) {
+            self.converse(Box::pin(self.http2.serve_connection(TokioIo::new(connection), service))).await;
+        } else {
+            self.converse(Box::pin(self.http1.serve_connection(TokioIo::new(connection), service))).await;
+        }
+    }
+
+    async fn shake_hands(&self, tls: &TlsAcceptor, connection: TcpStream) -> io::Result<Box<TlsStream<TcpStream>>> {
+        self.handshakes.take(tls.accept(connection)).await.map(Box::new)
+    }
+
+    async fn converse<C: GracefulConnection<Error = hyper::Error>>(&self, mut conversation: Pin<Box<C>>) {
         tokio::select! {
             result = conversation.as_mut() => return log(result),
             () = self.stop.cancelled() => conversation.as_mut().graceful_shutdown(),
@@ -136,9 +152,9 @@ impl Server {
     }
 }
 
-fn log(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+fn log(result: hyper::Result<()>) {
     if let Err(error) = result {
-        tracing::debug!(error, "a connection broke");
+        tracing::debug!(%error, "a connection broke");
     }
 }
 
@@ -150,14 +166,18 @@ async fn unproven(guest: &Guest) {
     }
 }
 
-fn http() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LARGEST_HEADERS as usize);
-    let mut http2 = builder.http2();
-    http2.timer(TokioTimer::new()).max_concurrent_streams(MOST_STREAMS).max_header_list_size(LARGEST_HEADERS);
+fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LARGEST_HEADERS as usize);
+    builder
+}
+
+fn http2() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.timer(TokioTimer::new()).max_concurrent_streams(MOST_STREAMS).max_header_list_size(LARGEST_HEADERS);
     // h2 itself ends a connection on floods of resets and of empty frames; these are the bounds.
-    http2.max_pending_accept_reset_streams(20).max_local_error_reset_streams(64);
-    http2.initial_stream_window_size(WINDOW).initial_connection_window_size(4 * WINDOW).max_send_buf_size(WINDOW as usize);
+    builder.max_pending_accept_reset_streams(20).max_local_error_reset_streams(64);
+    builder.initial_stream_window_size(WINDOW).initial_connection_window_size(4 * WINDOW).max_send_buf_size(WINDOW as usize);
     builder
 }
 

@@ -40,14 +40,18 @@ use crate::{
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_S);
+/// Signs of life are due at multiples of this: of thousands of streams hundreds at one moment, so that the coordinator need not wake up for each.
+const BEAT: Duration = Duration::from_millis(250);
 /// How long to wait for this coordinator to catch up with a node that knows more; more than it takes to look at the database.
 const AHEAD: Duration = Duration::from_secs(5);
 
 /// The open streams: one per node, the newest wins.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Streams {
     open: Mutex<HashMap<NodeId, Open>>,
     texts: Texts,
+    /// From when on beats are counted.
+    began: Instant,
 }
 
 /// An open stream, as others see it.
@@ -93,7 +97,8 @@ pub async fn follow(
         ended: false,
         rest: Text::default(),
         opened: now,
-        heartbeat: now + HEARTBEAT,
+        // Until the greeting, which is at once.
+        heartbeat: now,
     };
     tracing::info!(%node, since = query.since.map(|since| since.to_string()), "stream opened");
     let pieces = stream::unfold(session, |mut session| async move {
@@ -152,7 +157,7 @@ impl Session {
         }
         self.rest = self.wait().await;
         self.greeted = true;
-        self.heartbeat = Instant::now() + HEARTBEAT;
+        self.heartbeat = self.app.streams.heartbeat_after(Instant::now());
         self.rest.next()
     }
 
@@ -230,7 +235,20 @@ impl Drop for Session {
     }
 }
 
+impl Default for Streams {
+    fn default() -> Self {
+        Self { open: Mutex::default(), texts: Texts::default(), began: Instant::now() }
+    }
+}
+
 impl Streams {
+    /// When a stream on which something is said now has to show its next sign of life: at the last beat before `HEARTBEAT` is over.
+    fn heartbeat_after(&self, now: Instant) -> Instant {
+        let limit = now + HEARTBEAT;
+        let since_beat = (limit - self.began).as_nanos() % BEAT.as_nanos();
+        limit - Duration::from_nanos(u64::try_from(since_beat).unwrap_or_default())
+    }
+
     /// Whether a node has an open stream with this coordinator.
     pub fn is_open(&self, node: NodeId) -> bool {
         self.lock().contains_key(&node)
@@ -262,5 +280,18 @@ impl Streams {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_of_life_are_due_together_and_never_late() {
+        let streams = Streams::default();
+        let spoke = |ms| streams.began + Duration::from_millis(ms);
+        let due: Vec<_> = [0, 249, 250, 499].map(|ms| streams.heartbeat_after(spoke(ms))).into();
+        assert_eq!(due, [spoke(10_000), spoke(10_000), spoke(10_250), spoke(10_250)]);
     }
 }

@@ -34,6 +34,9 @@ enum Kind {
 }
 
 const KINDS: [Kind; 5] = [Kind::Silent, Kind::UnfinishedClientHello, Kind::DribbledHeaders, Kind::SlowBody, Kind::BareHttp2];
+/// What a client asks for in its handshake.
+const HTTP1: &[u8] = b"http/1.1";
+const HTTP2: &[u8] = b"h2";
 /// The preface of HTTP/2 with empty settings.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
@@ -68,20 +71,21 @@ impl Attacker {
                     drop(hand);
                     self.until_closed(connection, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", false).await;
                 }
-                Kind::DribbledHeaders => self.over_tls(connection, hand, b"GET / HTTP/1.1\r\nx-long: ", true).await,
+                Kind::DribbledHeaders => self.over_tls(connection, hand, HTTP1, b"GET / HTTP/1.1\r\nx-long: ", true).await,
                 Kind::SlowBody => {
                     let head =
                         b"POST /agent/enrol/start HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{";
-                    self.over_tls(connection, hand, head, true).await;
+                    self.over_tls(connection, hand, HTTP1, head, true).await;
                 }
-                Kind::BareHttp2 => self.over_tls(connection, hand, PREFACE, false).await,
+                Kind::BareHttp2 => self.over_tls(connection, hand, HTTP2, PREFACE, false).await,
             }
         };
         (kind, timeout(SOON, lives).await.ok())
     }
 
-    async fn over_tls(&self, connection: TcpStream, hand: SemaphorePermit<'_>, first: &[u8], dribbles: bool) {
-        let connected = self.tls.connect("localhost".try_into().unwrap(), connection).await;
+    async fn over_tls(&self, connection: TcpStream, hand: SemaphorePermit<'_>, protocol: &[u8], first: &[u8], dribbles: bool) {
+        let tls = self.tls.with_alpn(vec![protocol.to_vec()]);
+        let connected = tls.connect("localhost".try_into().unwrap(), connection).await;
         drop(hand);
         match connected {
             Ok(connection) => self.until_closed(connection, first, dribbles).await,
@@ -163,7 +167,9 @@ const END_HEADERS: u8 = 4;
 
 impl Http2 {
     async fn open(coordinator: &Coordinator) -> Self {
-        let mut connection = coordinator.connect().await;
+        let connection = TcpStream::connect(coordinator.server.address).await.unwrap();
+        let tls = coordinator.tls();
+        let mut connection = tls.with_alpn(vec![HTTP2.to_vec()]).connect("localhost".try_into().unwrap(), connection).await.unwrap();
         connection.write_all(PREFACE).await.unwrap();
         let mut http2 = Self(connection);
         http2.send(HEADERS, END_HEADERS | END_STREAM, 1, &request(0x82, Some(&coordinator.token))).await.unwrap();
