@@ -93,7 +93,7 @@ async fn a14_a_revoked_node_is_gone_for_every_coordinator() {
 }
 
 /// What an operator signs of the nodes that the interface lists.
-async fn signed(coordinator: &Coordinator, operator: &Operator) -> Vec<SignedAdmission> {
+pub(crate) async fn signed(coordinator: &Coordinator, operator: &Operator) -> Vec<SignedAdmission> {
     let nodes: Vec<Node> = serde_json::from_value(coordinator.get("/nodes").await.json()["items"].clone()).unwrap();
     let sites: Vec<Site> = serde_json::from_value(coordinator.get("/sites").await.json()["items"].clone()).unwrap();
     let mesh = coordinator.server.app.settings.mesh;

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, time::Instant};
-use wattle_mesh::access::Action;
+use wattle_mesh::{access::Action, lock::Operator};
 use wattle_server::router;
 
 use crate::{
     agents::{Machine, new_node},
     harness::{Answer, Coordinator, SOON, send, send_head},
+    nodes::signed,
 };
 
 /// A digest of every row of every table, but for when api tokens were used.
@@ -42,6 +43,7 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
     let api_token = coordinator.post("/api-tokens", json!({"name": "x", "role": "viewer"})).await.expect(201).json();
     let join_token = coordinator.post("/sites/cork/join-tokens", json!({})).await.expect(201).json();
     let id = |token: &Value| token["id"].as_str().unwrap().to_owned();
+    let admissions = signed(&coordinator, &Operator::new(&[7; 32]).unwrap()).await;
     let site = json!({"name": "limerick", "subnets": ["10.40.0.0/24"]});
     let of_cork = links(&[["cork", "dublin"], ["cork", "galway"]]);
     let nothing = json!({"added": links(&[]), "removed": links(&[]), "changed": links(&[])});
@@ -59,6 +61,13 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
         ("DELETE /sites/{site}", "/sites/cork".to_owned(), json!({}), json!("site.remove"), with("removed", &of_cork)),
         ("DELETE /nodes/{node}", "/nodes/cork".to_owned(), json!({}), json!("node.revoke"), with("removed", &of_cork)),
         ("POST /nodes/{node}/rotate", "/nodes/cork/rotate".to_owned(), json!({}), json!("node.rotate"), nothing.clone()),
+        (
+            "POST /admissions",
+            "/admissions".to_owned(),
+            json!({"admissions": &admissions[..1]}),
+            json!("node.admit"),
+            with("changed", &of_cork),
+        ),
         ("POST /sites/{site}/join-tokens", "/sites/cork/join-tokens".to_owned(), json!({}), json!("join-token.create"), nothing.clone()),
         ("DELETE /join-tokens/{id}", format!("/join-tokens/{}", id(&join_token)), json!({}), json!("join-token.revoke"), nothing.clone()),
         ("POST /api-tokens", "/api-tokens".to_owned(), json!({"name": "y", "role": "viewer"}), json!("api-token.create"), nothing.clone()),
