@@ -14,6 +14,8 @@ pub mod directory;
 pub mod doctor;
 pub mod effect;
 pub mod feed;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod guard;
 pub mod health;
 pub mod interface;
@@ -30,5 +32,5 @@ pub mod state;
 pub mod verify;
 pub mod view;
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;

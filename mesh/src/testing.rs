@@ -1,4 +1,6 @@
 //! Keys and records for tests, the same at each run.
+#![expect(clippy::unwrap_used, reason = "these keys are good")]
+#![cfg_attr(fuzzing, expect(dead_code, reason = "fuzzers need few of them"))]
 
 use std::{collections::BTreeMap, sync::Arc};
 
