@@ -2,7 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
+use aws_lc_rs::rand;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc, oneshot},
@@ -22,7 +23,7 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     endpoint::Endpoint,
-    report::{LinkReport, Report},
+    report::{LinkReport, Report, Start},
     stream::{ByeReason, StreamMessage},
 };
 
@@ -45,6 +46,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const LOOK_SOON: Duration = Duration::from_secs(1);
 /// For how long after a change tunnels are expected to come up.
 const SETTLING: Duration = Duration::from_secs(30);
+/// How often an agent was started on the state directory.
+const STARTS: &str = "starts.json";
 /// How often a machine that is not a node looks whether it has become one.
 const WAIT_FOR_JOIN: Duration = Duration::from_millis(200);
 
@@ -104,6 +107,18 @@ impl Stop {
     }
 }
 
+/// Counts this start in the state directory. Without a count the agent runs all the same: only a copy of the directory would go unnoticed.
+fn noted_start(store: &Store) -> Option<Start> {
+    let noted = || {
+        let number = store.read::<i64>(STARTS)?.unwrap_or(0).saturating_add(1);
+        store.write(STARTS, &number)?;
+        let mut drawn = [0; 8];
+        rand::fill(&mut drawn).map_err(|_| anyhow!("the system has no random numbers"))?;
+        anyhow::Ok(Start { number, drawn: i64::from_be_bytes(drawn) })
+    };
+    noted().inspect_err(|error| warn!("cannot count the starts of the agent: {error:#}")).ok()
+}
+
 async fn wait_for_join(store: &Store) -> anyhow::Result<(Machine, Membership)> {
     let mut told = false;
     loop {
@@ -145,6 +160,7 @@ struct Agent {
     looked: Instant,
     last_change: Instant,
     started: Instant,
+    start: Option<Start>,
     correspondence: Correspondence,
     key_change: KeyChange,
     watch: Watch,
@@ -161,7 +177,7 @@ struct ToldReport {
 
 impl Agent {
     fn new(place: &Place, store: Store, machine: Machine, membership: Membership, metrics: Option<Arc<Metrics>>) -> anyhow::Result<Self> {
-        let now = Instant::now();
+        let (now, start) = (Instant::now(), noted_start(&store));
         let host = Host::new(place, &store, &membership.urls)?;
         Ok(Self {
             interface: place.interface.clone(),
@@ -183,6 +199,7 @@ impl Agent {
             looked: now,
             last_change: now,
             started: now,
+            start,
             reporting: Reporting::default(),
             report: None,
         })
@@ -448,7 +465,7 @@ impl Agent {
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
     fn tell(&mut self) {
         let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
-        let Some(full) = report(known, observed, self.problems(known)) else { return };
+        let Some(full) = report(known, observed, self.problems(known), self.start) else { return };
         let (links, due_at) = (full.links.len(), self.started.elapsed());
         let Some(report) = self.reporting.due(full, due_at) else { return };
         let (sender, receiver) = oneshot::channel();
@@ -513,7 +530,7 @@ async fn told(report: &mut Option<oneshot::Receiver<Option<ToldReport>>>) -> Opt
 }
 
 /// The whole account of this node; `None` while it has no interface.
-fn report(known: &Known, observed: &Observed, problems: impl Iterator<Item = String>) -> Option<Report> {
+fn report(known: &Known, observed: &Observed, problems: impl Iterator<Item = String>, start: Option<Start>) -> Option<Report> {
     let link = observed.link.as_ref()?;
     let none = ObservedPeer::default();
     let links = known.peers.values().map(|known @ KnownPeer { peer, .. }| {
@@ -532,5 +549,20 @@ fn report(known: &Known, observed: &Observed, problems: impl Iterator<Item = Str
         links: links.collect(),
         problems: fit_problems(problems),
         armed: armed(known, link),
+        start,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a18_each_start_has_the_next_number_and_draws_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let starts: Vec<_> = (0..3).map(|_| noted_start(&store).unwrap()).collect();
+        assert_eq!(starts.iter().map(|start| start.number).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(starts[0].drawn != starts[1].drawn && starts[1].drawn != starts[2].drawn);
+    }
 }

@@ -214,8 +214,14 @@ impl Agent {
 
     /// Reports that a position is applied, and some links; again until it arrives, as agents do.
     pub(crate) async fn report(&self, applied: Position, links: Vec<LinkReport>) -> anyhow::Result<()> {
-        let report =
-            serde_json::to_vec(&Report { applied, device: DeviceKind::Userspace, links, problems: Vec::new(), armed: Vec::new() })?;
+        let report = serde_json::to_vec(&Report {
+            applied,
+            device: DeviceKind::Userspace,
+            links,
+            problems: Vec::new(),
+            armed: Vec::new(),
+            start: None,
+        })?;
         let mut failures = 0;
         while let Err(error) = self.report_once(report.clone()).await {
             if failures == MOST_REPEATS {

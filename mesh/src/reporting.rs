@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use wattle_wire::{
     endpoint::Endpoint,
     ids::NodeId,
-    report::{LinkReport, Report, SUMMARY_S},
+    report::{LinkReport, Report, SUMMARY_S, Start},
 };
 
 use crate::health::is_fresh;
@@ -56,6 +56,11 @@ impl Reporting {
     }
 }
 
+/// Whether a start that a node reports shows that two machines have its keys: the node was started since then, or another start has its number.
+pub fn is_of_a_copy(known: Start, said: Start) -> bool {
+    said.number < known.number || said.number == known.number && said.drawn != known.drawn
+}
+
 /// Makes problems fit to be reported: they may hold the words of other programs, of any length and form.
 pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
     let plain = |character: char| if character.is_ascii_graphic() { character } else { ' ' };
@@ -91,6 +96,7 @@ mod tests {
             links: (1..).zip(ages).map(link).collect(),
             problems: vec![],
             armed: vec![],
+            start: None,
         }
     }
 
@@ -113,6 +119,20 @@ mod tests {
         assert_eq!(tell(moved.clone(), 15), Some(Report { links: vec![], ..moved.clone() }));
         assert_eq!(tell(moved.clone(), 59), None);
         assert_eq!(tell(moved.clone(), 60), Some(moved));
+    }
+
+    #[test]
+    fn a18_a_start_that_comes_again_after_a_later_one_or_beside_its_like_is_of_a_copy() {
+        let start = |number, drawn| Start { number, drawn };
+        for (known, said, is_copy) in [
+            (start(5, 1), start(5, 1), false),
+            (start(5, 1), start(6, 2), false),
+            (start(5, 1), start(9, 1), false),
+            (start(6, 2), start(5, 1), true),
+            (start(5, 1), start(5, 2), true),
+        ] {
+            assert_eq!(is_of_a_copy(known, said), is_copy, "{known:?} {said:?}");
+        }
     }
 
     #[test]

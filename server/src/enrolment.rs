@@ -27,6 +27,7 @@ use crate::{
     body::Body,
     db::Actor,
     error::{self, Error, Result},
+    events,
     listen::Guest,
     secret, text,
 };
@@ -82,7 +83,7 @@ pub async fn finish(
         if !queries::consume_token(&mut change, applicant.finish.token).await? {
             // Whoever has the secret had the join string, and is not who used it up. Said once, however often it is tried.
             let token = applicant.finish.token;
-            return match queries::was_refused(&mut change, token, REFUSED).await? {
+            return match events::queries::is_told(&mut change, REFUSED, &token.to_string()).await? {
                 true => Ok(change.not_needed(None)),
                 false => Ok(change.made(None, Vec::new(), REFUSED, token)),
             };

@@ -143,6 +143,7 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
     gauge("wattle_sites", "Sites of the mesh.", count(sites))?;
     let states = [("active", in_state(NodeState::Active)), ("standby", in_state(NodeState::Standby))];
     vector("wattle_nodes", "Nodes of the mesh, by state.", "state", &states)?;
+    gauge("wattle_copied_nodes", "Nodes whose keys are on two machines.", count(app.reports.count_copied()))?;
     let connected: Vec<_> = nodes.iter().map(|(node, _)| *node).filter(|node| app.streams.is_open(*node)).collect();
     gauge("wattle_agents_connected", "Agents whose stream this coordinator serves.", count(connected.len()))?;
     let applied = connected.iter().filter_map(|node| app.reports.last(*node)).map(|report| report.applied);

@@ -1,7 +1,7 @@
 //! `POST /agent/report`: what nodes say of themselves and their links.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -21,19 +21,22 @@ use wattle_mesh::view;
 use wattle_wire::{
     admin::NodeReport,
     ids::NodeId,
-    report::{LinkReport, Report},
+    report::{LinkReport, Report, Start},
 };
 
 use crate::{
     app::App,
     auth::CallingNode,
     body::Body,
-    db::Db,
+    db::{Actor, Db},
     error::{self, Result},
+    events,
     links::queries::{self, EndState, News},
     text,
 };
 
+/// The event of a node that reports from two machines.
+const COPIED: &str = "node.copied";
 /// The largest report, in bytes: 10,000 links of about 160 bytes each, and as much again.
 const LARGEST_REPORT: usize = 4 * 1024 * 1024;
 /// Reports may hold entries of peers that were removed a moment ago; so many more than there are peers.
@@ -62,11 +65,19 @@ pub struct Reports {
     /// Held while it is written, so that what was said first is written first.
     writing: tokio::sync::Mutex<()>,
     turns: Semaphore,
+    /// Nodes whose keys two machines have.
+    copied: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Default for Reports {
     fn default() -> Self {
-        Self { said: Mutex::default(), waiting: Mutex::default(), writing: tokio::sync::Mutex::default(), turns: Semaphore::new(AT_A_TIME) }
+        Self {
+            said: Mutex::default(),
+            waiting: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
+            turns: Semaphore::new(AT_A_TIME),
+            copied: Mutex::default(),
+        }
     }
 }
 
@@ -76,6 +87,7 @@ struct Said {
     links: BTreeMap<NodeId, LinkDetail>,
     /// When it was last noted as heard of.
     heard: Option<Instant>,
+    start: Option<Start>,
     /// Since when what it says of its links is compared with what it said before; absent means that all of it is news.
     trusted: Option<Instant>,
 }
@@ -136,6 +148,7 @@ impl Reports {
 
     /// Forgets nodes that do not take part any more.
     pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
+        self.copied().retain(|node| takes_part(*node));
         let mut said = self.lock();
         said.retain(|node, _| takes_part(*node));
         said.values_mut().for_each(|said| said.links.retain(|peer, _| takes_part(*peer)));
@@ -171,26 +184,57 @@ impl Reports {
         let news = mem::take(&mut *self.waiting());
         let written = async {
             let mut transaction = db.report().await?;
-            queries::store(&mut transaction, &news).await?;
-            Ok(transaction.commit().await?)
+            let copied = queries::store(&mut transaction, &news).await?;
+            transaction.commit().await?;
+            Ok(copied)
         };
-        let written = written.await;
-        if written.is_err() {
-            let mut waiting = self.waiting();
-            let overtaken = mem::replace(&mut *waiting, news);
-            waiting.extend(overtaken);
+        match written.await {
+            Ok(copied) => {
+                for node in copied {
+                    self.tell_copied(db, node).await?;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let mut waiting = self.waiting();
+                let overtaken = mem::replace(&mut *waiting, news);
+                waiting.extend(overtaken);
+                Err(error)
+            }
         }
-        written
+    }
+
+    /// Two machines have the keys of a node: says so in the audit log once, and in the metrics until it is revoked.
+    async fn tell_copied(&self, db: &Db, node: NodeId) -> Result<()> {
+        if self.copied().contains(&node) {
+            return Ok(());
+        }
+        let actor = Actor::new(format!("node:{node}"), None);
+        let told = db.mutate(&actor, |mut change| async move {
+            match events::queries::is_told(&mut change, COPIED, &node.to_string()).await? {
+                true => Ok(change.not_needed(())),
+                false => Ok(change.made((), Vec::new(), COPIED, node)),
+            }
+        });
+        told.await?;
+        tracing::warn!(%node, "two machines have the keys of this node, or its state directory is older than it was; revoke it and join again");
+        self.copied().insert(node);
+        Ok(())
+    }
+
+    /// How many nodes are known to have their keys on two machines.
+    pub fn count_copied(&self) -> usize {
+        self.copied().len()
     }
 
     fn keep(&self, node: NodeId, report: Report, links: BTreeMap<NodeId, LinkReport>) -> Result<()> {
-        let Report { applied, device, links: _, problems, armed } = report;
+        let Report { applied, device, links: _, problems, armed, start } = report;
         let (at, now) = (Utc::now(), Instant::now());
         let report = NodeReport { at, applied, device, problems };
         let mut all = self.lock();
         let before = all.get(&node);
         let trusted = before.and_then(|said| said.trusted).filter(|trusted| now - *trusted < TRUST);
-        let heard = before.and_then(|said| said.heard).filter(|heard| now - *heard < HEARD);
+        let heard = before.filter(|said| said.start == start).and_then(|said| said.heard).filter(|heard| now - *heard < HEARD);
         let known = |peer| before.filter(|_| trusted.is_some())?.links.get(&peer).map(|detail| EndState::of(&detail.said));
         let news = links.values().map(EndState::of).filter(|state| known(state.peer) != Some(*state));
         let news: Vec<_> = news.map(|state| ((node, state.peer), state)).collect();
@@ -201,11 +245,11 @@ impl Reports {
         waiting.ends.extend(news);
         waiting.armed.extend(armed.into_iter().map(|armed| (node, armed)));
         if heard.is_none() {
-            waiting.heard.insert(node);
+            waiting.heard.insert(node, start);
         }
         drop(waiting);
-        let said = all.entry(node).or_insert_with(|| Said { report: report.clone(), links: BTreeMap::new(), heard, trusted });
-        (said.report, said.heard, said.trusted) = (report, heard.or(Some(now)), trusted.or(Some(now)));
+        let said = all.entry(node).or_insert_with(|| Said { report: report.clone(), links: BTreeMap::new(), heard, start, trusted });
+        (said.report, said.heard, said.start, said.trusted) = (report, heard.or(Some(now)), start, trusted.or(Some(now)));
         said.links.extend(links.into_iter().map(|(peer, said)| {
             let age = said.handshake_age_s.map(|age| TimeDelta::seconds(age.min(LONGEST_AGE_S).cast_signed()));
             (peer, LinkDetail { at, last_handshake_at: age.map(|age| at - age), said })
@@ -215,6 +259,10 @@ impl Reports {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Said>> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copied(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn waiting(&self) -> MutexGuard<'_, News> {
@@ -240,7 +288,7 @@ mod tests {
             let link = |peer| LinkReport { peer, handshake_age_s: Some(1), received_bytes: 0, sent_bytes: 0, endpoint: None };
             let links = (1..=peers).map(|peer| (node(peer), link(node(peer)))).collect();
             let applied = "1.1".parse().unwrap();
-            let report = Report { applied, device: DeviceKind::Kernel, links: vec![], problems: vec![], armed: vec![] };
+            let report = Report { applied, device: DeviceKind::Kernel, links: vec![], problems: vec![], armed: vec![], start: None };
             reports.keep(node(from), report, links)
         };
         for from in 0..500 {

@@ -28,6 +28,19 @@ pub struct Report {
     /// Announced keys of peers for which the host is ready, at most as many as it has peers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub armed: Vec<Armed>,
+    /// Absent means that the agent could not write it down, or is older than this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
+}
+
+/// A start of the agent, by which two machines that run on copies of one state directory are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Start {
+    /// How often an agent was started on the state directory, kept there.
+    pub number: i64,
+    /// Drawn at the start, and not kept.
+    pub drawn: i64,
 }
 
 impl Report {

@@ -61,16 +61,6 @@ pub(super) async fn consume_token(connection: &mut PgConnection, token: TokenId)
     Ok(consumed.execute(connection).await?.rows_affected() == 1)
 }
 
-/// Whether it is in the audit log already that the token was refused.
-pub(super) async fn was_refused(connection: &mut PgConnection, token: TokenId, action: &str) -> Result<bool> {
-    let known = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM events WHERE object = $1 AND action = $2) AS "known!""#,
-        token.to_string(),
-        action
-    );
-    Ok(known.fetch_one(connection).await?)
-}
-
 /// The answer that this machine, with the same keys, already got for the same token.
 pub(super) async fn already_enrolled(connection: &mut PgConnection, applicant: &Applicant, mesh: MeshId) -> Result<Option<Enrolled>> {
     let row = sqlx::query!(

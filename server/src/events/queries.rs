@@ -58,6 +58,12 @@ pub(super) async fn after(connection: &mut PgConnection, number: i64, limit: usi
     rows.fetch_all(connection).await?.into_iter().map(Event::try_from).collect()
 }
 
+/// Whether it is in the audit log that this was done to the object.
+pub async fn is_told(connection: &mut PgConnection, action: &str, object: &str) -> Result<bool> {
+    let told = sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM events WHERE object = $1 AND action = $2) AS "told!""#, object, action);
+    Ok(told.fetch_one(connection).await?)
+}
+
 /// The end of the chain, as the mesh's own row has it.
 pub(super) async fn head(connection: &mut PgConnection) -> Result<Head> {
     let row = sqlx::query!("SELECT event_number, event_hash FROM mesh").fetch_one(connection).await?;

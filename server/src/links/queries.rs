@@ -5,8 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::health;
-use wattle_wire::{ids::NodeId, report::LinkReport, rotation::Armed};
+use wattle_mesh::{health, reporting};
+use wattle_wire::{
+    ids::NodeId,
+    report::{LinkReport, Start},
+    rotation::Armed,
+};
 
 use crate::{error::Result, rotation};
 
@@ -35,8 +39,8 @@ impl EndState {
 pub struct News {
     /// By the node that says it and its peer.
     pub ends: BTreeMap<(NodeId, NodeId), EndState>,
-    /// Nodes that were heard of.
-    pub heard: BTreeSet<NodeId>,
+    /// Nodes that were heard of, and the start of their agents.
+    pub heard: BTreeMap<NodeId, Option<Start>>,
     /// Peers' announced keys for which nodes are ready.
     pub armed: BTreeSet<(NodeId, Armed)>,
 }
@@ -67,11 +71,13 @@ pub struct LinkRow {
 
 /// Stores what nodes say of their links where it is new, and that they were heard of. Rows that are so already are not even locked.
 ///
+/// Returns nodes that report from two machines.
+///
 /// The order of the rows is the same for all who write, so that none waits for another in a circle.
-pub async fn store(connection: &mut PgConnection, news: &News) -> Result<()> {
+pub async fn store(connection: &mut PgConnection, news: &News) -> Result<Vec<NodeId>> {
     rotation::queries::arm(connection, news.armed.iter().copied()).await?;
     if news.ends.is_empty() && news.heard.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let ends: Vec<_> = news.ends.iter().collect();
     for ends in ends.chunks(MOST_ROWS) {
@@ -111,15 +117,35 @@ pub async fn store(connection: &mut PgConnection, news: &News) -> Result<()> {
         .execute(&mut *connection)
         .await?;
     }
-    let heard: Vec<_> = news.heard.iter().map(|node| node.0).collect();
+    hear(connection, &news.heard).await
+}
+
+/// Stores that nodes were heard of, and their newest start. Returns those that report from two machines.
+async fn hear(connection: &mut PgConnection, heard: &BTreeMap<NodeId, Option<Start>>) -> Result<Vec<NodeId>> {
+    let nodes: Vec<_> = heard.keys().map(|node| node.0).collect();
+    let known = sqlx::query!(
+        r#"SELECT node, start_number AS "number!", start_drawn AS "drawn!" FROM node_reports WHERE node = ANY($1) AND start_number IS NOT NULL"#,
+        &nodes
+    );
+    let known = known.fetch_all(&mut *connection).await?.into_iter();
+    let known: BTreeMap<_, _> = known.map(|row| (NodeId(row.node), Start { number: row.number, drawn: row.drawn })).collect();
+    let copied = |node, said| known.get(&node).is_some_and(|known| reporting::is_of_a_copy(*known, said));
+    let newest = heard.iter().map(|(node, said)| said.filter(|said| !copied(*node, *said)));
+    let (numbers, drawn): (Vec<_>, Vec<_>) = newest.map(|start| (start.map(|start| start.number), start.map(|start| start.drawn))).unzip();
     sqlx::query!(
-        "INSERT INTO node_reports AS stored (node, at) SELECT id, now() FROM nodes WHERE id = ANY($1) AND state <> 'revoked' ORDER BY id
-         ON CONFLICT (node) DO UPDATE SET at = excluded.at",
-        &heard
+        "INSERT INTO node_reports AS stored (node, at, start_number, start_drawn)
+         SELECT id, now(), number, drawn FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS said(id, number, drawn) JOIN nodes USING (id)
+         WHERE state <> 'revoked' ORDER BY id
+         ON CONFLICT (node) DO UPDATE SET at = excluded.at,
+             start_number = coalesce(excluded.start_number, stored.start_number),
+             start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
+        &nodes,
+        &numbers as &[Option<i64>],
+        &drawn as &[Option<i64>]
     )
     .execute(&mut *connection)
     .await?;
-    Ok(())
+    Ok(heard.iter().filter(|(node, said)| said.is_some_and(|said| copied(**node, said))).map(|(node, _)| *node).collect())
 }
 
 /// The stored health of some links.

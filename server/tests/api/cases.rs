@@ -156,6 +156,51 @@ async fn a17_what_is_captured_and_sent_again_changes_nothing_wherever_and_after_
 }
 
 #[tokio::test]
+async fn a18_a_state_directory_on_two_machines_is_noticed_once_whichever_coordinators_they_turn_to_and_a_restart_is_not() {
+    let coordinator = Coordinator::start().await;
+    let other = coordinator.another().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let report = async |at: &Coordinator, start: Value| {
+        let mut report = links(&[]);
+        report["start"] = start;
+        // As when its stream opens; else a coordinator notes it again after fifty seconds.
+        at.server.app.reports.distrust(dublin.id());
+        dublin.report(at, report).await.expect(204);
+        at.server.app.reports.write(&at.server.app.db).await.unwrap();
+    };
+    let start = |number: i64, drawn: i64| json!({"number": number, "drawn": drawn});
+    let told = "SELECT count(*) FROM events WHERE action = 'node.copied'";
+    for (number, drawn) in [(1, 11), (1, 11), (2, 22), (3, i64::MIN)] {
+        report(&coordinator, start(number, drawn)).await;
+        report(&other, start(number, drawn)).await;
+    }
+    assert_eq!(coordinator.count(told).await, 0, "restarts, and one machine that changes over");
+    // The copy starts, and counts on.
+    report(&other, start(4, 44)).await;
+    assert_eq!(coordinator.count(told).await, 0);
+    for _ in 0..3 {
+        report(&coordinator, start(3, i64::MIN)).await;
+        report(&other, start(4, 44)).await;
+    }
+    assert_eq!(coordinator.count(told).await, 1);
+    assert_eq!(coordinator.count("SELECT start_number FROM node_reports").await, 4);
+    let metrics = coordinator.get("/metrics").await.expect(200).text;
+    assert!(metrics.contains("\nwattle_copied_nodes 1\n"), "{metrics}");
+    // Both were started as often as each other.
+    let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
+    for (at, drawn) in [(&coordinator, 1), (&other, 2)] {
+        let mut report = links(&[]);
+        report["start"] = start(7, drawn);
+        frankfurt.report(at, report).await.expect(204);
+        at.server.app.reports.write(&at.server.app.db).await.unwrap();
+    }
+    assert_eq!(coordinator.count(told).await, 2);
+    let event = &coordinator.get("/events?limit=1").await.json()["items"][0];
+    assert_eq!((&event["action"], &event["object"]), (&json!("node.copied"), &json!(frankfurt.id())));
+    coordinator.delete("/nodes/dublin").await.expect(204);
+}
+
+#[tokio::test]
 async fn a20_a_first_start_makes_one_owner_known_to_its_own_disk_alone_however_many_start_at_once() {
     let database = empty_database().await;
     let folders: Vec<_> = (0..4).map(|_| reachable_folder()).collect();
