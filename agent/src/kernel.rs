@@ -5,6 +5,7 @@ mod link;
 mod made;
 mod nft;
 pub(crate) mod ping;
+pub(crate) mod probe;
 pub(crate) mod symptoms;
 #[cfg(test)]
 mod tests;

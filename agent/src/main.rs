@@ -11,6 +11,7 @@ mod kernel;
 mod lock;
 mod metrics;
 mod output;
+mod probe;
 mod psk;
 mod reconcile;
 mod rotation;

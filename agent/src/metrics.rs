@@ -1,6 +1,6 @@
 //! `wattle-agent run --metrics`: the tunnels of this gateway in Prometheus' text format, under the names that dashboards of WireGuard know.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use hyper::{
@@ -23,6 +23,7 @@ use wattle_mesh::{
     replica::{Known, KnownPeer},
     state::{Observed, ObservedPeer},
 };
+use wattle_wire::{ids::NodeId, report::ProbeReport};
 
 /// How long to wait when the system has no more connections to give.
 const EXHAUSTED: Duration = Duration::from_millis(100);
@@ -35,6 +36,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) interface: &'a InterfaceName,
     pub(crate) known: &'a Known,
     pub(crate) observed: &'a Observed,
+    pub(crate) probes: &'a BTreeMap<NodeId, ProbeReport>,
     pub(crate) connected: bool,
     pub(crate) problems: usize,
     /// Seconds since 1970.
@@ -103,7 +105,7 @@ fn respond(method: &Method, path: &str, text: String) -> Response<String> {
 /// and makes a series of its own each time it moves.
 fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
     const PEER: [&str; 5] = ["device", "public_key", "site", "peer", "peer_site"];
-    let Seen { interface, known, observed, connected, problems, now } = *seen;
+    let Seen { interface, known, observed, probes, connected, problems, now } = *seen;
     let registry = Registry::new();
     let gauges = |name, help, labels: &[&str]| {
         let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
@@ -140,12 +142,22 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
     registry.register(Box::new(handshakes.clone()))?;
     let received = counters("wireguard_peer_receive_bytes_total", "Bytes received from a peer.")?;
     let sent = counters("wireguard_peer_transmit_bytes_total", "Bytes sent to a peer.")?;
-    let fresh = gauges("wattle_peer_up", "Whether the last handshake with a peer is fresh enough for packets.", &PEER)?;
+    let fresh = gauges(
+        "wattle_peer_up",
+        "Whether packets get to a peer and back, by probes where it answers them, else by its last handshake.",
+        &PEER,
+    )?;
     let allowed = gauges(
         "wireguard_peer_allowed_ips_info",
         "A prefix that a peer may use.",
         &["device", "public_key", "allowed_ips", "site", "peer", "peer_site"],
     )?;
+    let probed = |name, help| {
+        let gauges = GaugeVec::new(Opts::new(name, help), &PEER)?;
+        registry.register(Box::new(gauges.clone())).map(|()| gauges)
+    };
+    let loss = probed("wattle_peer_loss_ratio", "Part of the last 60 probes of a peer that it did not answer.")?;
+    let round_trip = probed("wattle_peer_round_trip_seconds", "Time from a probe of a peer to its answer.")?;
     let none = ObservedPeer::default();
     for peer_known @ KnownPeer { peer, statement, .. } in known.peers.values() {
         let found = peer_known.entry(link).unwrap_or(&none);
@@ -156,7 +168,13 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         handshakes.with_label_values(&labels).set(age.map_or(0.0, |age| now.saturating_sub(age) as f64));
         received.with_label_values(&labels).inc_by(found.received_bytes);
         sent.with_label_values(&labels).inc_by(found.sent_bytes);
-        fresh.with_label_values(&labels).set(health::is_fresh(found.handshake_age_s).into());
+        let probe = probes.get(&peer.node);
+        let works = probe.map_or_else(|| health::is_fresh(found.handshake_age_s), |probe| probe.state.works());
+        fresh.with_label_values(&labels).set(works.into());
+        if let Some(probe) = probe {
+            loss.with_label_values(&labels).set(f64::from(probe.loss_percent) / 100.0);
+            round_trip.with_label_values(&labels).set(f64::from(probe.round_trip_us) / 1e6);
+        }
         for prefix in &found.allowed_ips {
             allowed.with_label_values(&[device, key.as_str(), prefix.to_string().as_str(), site, name, peer_site]).set(1);
         }

@@ -1,6 +1,6 @@
 //! `wattle-agent run`: the loop. A message, the clock or a signal comes; the replica takes it in, the host follows, the coordinator is told.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use aws_lc_rs::rand;
@@ -23,7 +23,8 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     endpoint::Endpoint,
-    report::{LinkReport, Report, Start},
+    ids::NodeId,
+    report::{LinkReport, ProbeReport, Report, Start},
     stream::{ByeReason, StreamMessage},
 };
 
@@ -34,6 +35,7 @@ use crate::{
     identity::{Membership, Slot, unix_s},
     metrics::{Metrics, Seen},
     output,
+    probe::Prober,
     psk::Correspondence,
     reconcile::{Host, Outcome},
     rotation::KeyChange,
@@ -164,6 +166,7 @@ struct Agent {
     correspondence: Correspondence,
     key_change: KeyChange,
     watch: Watch,
+    prober: Prober,
     reporting: Reporting,
     report: Option<oneshot::Receiver<Option<ToldReport>>>,
 }
@@ -190,6 +193,7 @@ impl Agent {
             correspondence: Correspondence::new(store.clone()),
             key_change: KeyChange::new(store.clone()),
             watch: Watch::default(),
+            prober: Prober::start(&place.interface),
             store,
             view_changed: false,
             view_unsaved: false,
@@ -253,6 +257,7 @@ impl Agent {
                 done = self.correspondence.done() => {
                     self.view_changed |= self.correspondence.take_in(done, self.replica.known(), &self.machine);
                 }
+                () = self.prober.news() => self.show_metrics(),
                 () = stop.asked() => break Ended::Stopped,
             }
             if std::mem::take(&mut self.view_changed) {
@@ -421,6 +426,7 @@ impl Agent {
             self.last_change = Instant::now();
         }
         self.outcome = outcome;
+        self.prober.follow(known);
         self.show_metrics();
     }
 
@@ -430,6 +436,7 @@ impl Agent {
             interface: &self.interface,
             known,
             observed,
+            probes: &self.prober.reports(),
             connected: self.disconnected.is_none(),
             problems: self.problems(known).count(),
             now: chrono::Utc::now().timestamp(),
@@ -465,7 +472,7 @@ impl Agent {
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
     fn tell(&mut self) {
         let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
-        let Some(full) = report(known, observed, self.problems(known), self.start) else { return };
+        let Some(full) = report(known, observed, &self.prober.reports(), self.problems(known), self.start) else { return };
         let (links, due_at) = (full.links.len(), self.started.elapsed());
         let Some(report) = self.reporting.due(full, due_at) else { return };
         let (sender, receiver) = oneshot::channel();
@@ -530,7 +537,13 @@ async fn told(report: &mut Option<oneshot::Receiver<Option<ToldReport>>>) -> Opt
 }
 
 /// The whole account of this node; `None` while it has no interface.
-fn report(known: &Known, observed: &Observed, problems: impl Iterator<Item = String>, start: Option<Start>) -> Option<Report> {
+fn report(
+    known: &Known,
+    observed: &Observed,
+    probes: &BTreeMap<NodeId, ProbeReport>,
+    problems: impl Iterator<Item = String>,
+    start: Option<Start>,
+) -> Option<Report> {
     let link = observed.link.as_ref()?;
     let none = ObservedPeer::default();
     let links = known.peers.values().map(|known @ KnownPeer { peer, .. }| {
@@ -541,11 +554,13 @@ fn report(known: &Known, observed: &Observed, problems: impl Iterator<Item = Str
             received_bytes: found.received_bytes,
             sent_bytes: found.sent_bytes,
             endpoint: found.endpoint.and_then(|endpoint| Endpoint::try_from(endpoint).ok()),
+            probe: probes.get(&peer.node).copied(),
         }
     });
     Some(Report {
         applied: known.position,
         device: link.device,
+        mtu: Some(link.mtu),
         links: links.collect(),
         problems: fit_problems(problems),
         armed: armed(known, link),

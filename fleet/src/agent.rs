@@ -217,6 +217,7 @@ impl Agent {
         let report = serde_json::to_vec(&Report {
             applied,
             device: DeviceKind::Userspace,
+            mtu: None,
             links,
             problems: Vec::new(),
             armed: Vec::new(),

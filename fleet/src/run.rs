@@ -205,7 +205,7 @@ async fn flap(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet,
     let (site, others) = fleet.agents.split_first().context("no agent")?;
     let link = |peer: &Agent, up: bool| {
         let handshake_age_s = Some(if up { 1 } else { 1_000 });
-        LinkReport { peer: peer.node(), handshake_age_s, received_bytes: 1, sent_bytes: 1, endpoint: None }
+        LinkReport { peer: peer.node(), handshake_age_s, received_bytes: 1, sent_bytes: 1, endpoint: None, probe: None }
     };
     for up in [true, false] {
         let begin = Instant::now();

@@ -19,6 +19,7 @@ use wattle_mesh::{
 use wattle_wire::{
     ids::{MeshId, NodeId, Position, SiteId},
     peer::{MeshSettings, Myself, Peer, View},
+    probe::HealthSettings,
     psk::PskPolicy,
     report::DeviceKind,
     stream::{StreamMessage, ViewChange},
@@ -71,6 +72,7 @@ fn replica(peers: u32) -> Replica {
             keepalive_s: 25,
             psk: PskPolicy::Prefer,
             rotate_days: 0,
+            health: HealthSettings::default(),
         },
         myself: Myself {
             node: NodeId(Uuid::nil()),

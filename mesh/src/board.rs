@@ -11,13 +11,22 @@ use wattle_wire::{
 /// Removals that are remembered; who has not heard of an older one is told everything.
 const REMEMBERED: usize = 10_000;
 
-/// All that can be seen at one moment.
+/// What can be seen at one moment.
 #[derive(Clone, Debug)]
 pub struct Sight {
     pub position: Position,
     pub sites: Vec<Site>,
     pub nodes: Vec<Node>,
-    pub links: Vec<LinkNews>,
+    pub links: SeenLinks,
+}
+
+/// Links that were looked at.
+#[derive(Clone, Debug)]
+pub enum SeenLinks {
+    /// All there are.
+    All(Vec<LinkNews>),
+    /// Some; the others are as they were.
+    Some(Vec<LinkNews>),
 }
 
 /// What was seen last, each part with the number of the look that found it so.
@@ -68,8 +77,18 @@ impl Board {
         let Sight { position, sites, nodes, links } = sight;
         let sites = settle(&mut self.sites, sites.into_iter().map(|site| (site.id, site)), look, PartialEq::eq);
         let nodes = settle(&mut self.nodes, nodes.into_iter().map(|node| (node.id, node)), look, same_node);
-        let links = settle(&mut self.links, links.into_iter().map(|link| (link.ends, link)), look, PartialEq::eq);
-        if position == self.position && !(sites.changed || nodes.changed || links.changed) {
+        let by_ends = |link: LinkNews| (link.ends, link);
+        let links_changed = match links {
+            SeenLinks::All(links) => settle(&mut self.links, links.into_iter().map(by_ends), look, PartialEq::eq).changed,
+            SeenLinks::Some(links) => {
+                let changed = |link: &LinkNews| self.links.get(&link.ends).is_none_or(|(_, known)| known != link);
+                let links: Vec<_> = links.into_iter().filter(changed).collect();
+                let any = !links.is_empty();
+                self.links.extend(links.into_iter().map(|link| (link.ends, (look, link))));
+                any
+            }
+        };
+        if position == self.position && !(sites.changed || nodes.changed || links_changed) {
             return;
         }
         (self.look, self.position) = (look, position);
@@ -178,11 +197,11 @@ mod tests {
     }
 
     fn link(state: LinkState) -> LinkNews {
-        LinkNews { ends: [NodeId(Uuid::from_u128(1)), NodeId(Uuid::from_u128(2))], state, since: None }
+        LinkNews { ends: [NodeId(Uuid::from_u128(1)), NodeId(Uuid::from_u128(2))], state, fault: None, since: None }
     }
 
     fn sight(revision: i64, sites: Vec<Site>, links: Vec<LinkNews>) -> Sight {
-        Sight { position: position(revision), sites, nodes: Vec::new(), links }
+        Sight { position: position(revision), sites, nodes: Vec::new(), links: SeenLinks::All(links) }
     }
 
     #[test]

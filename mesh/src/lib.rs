@@ -23,6 +23,7 @@ pub mod lock;
 pub mod machine;
 pub mod pin;
 pub mod plan;
+pub mod probe;
 pub mod psk;
 pub mod replica;
 pub mod reporting;
@@ -31,6 +32,7 @@ pub mod ruleset;
 pub mod state;
 pub mod verify;
 pub mod view;
+pub mod watch;
 
 #[cfg(any(test, fuzzing))]
 mod testing;

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use wattle_wire::{
     endpoint::Endpoint,
     ids::NodeId,
-    report::{LinkReport, Report, SUMMARY_S, Start},
+    report::{EndState, LinkReport, Report, SUMMARY_S, Start},
 };
 
-use crate::health::is_fresh;
+use crate::health::end_state;
 
 /// What the coordinator was told, and when.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +25,7 @@ struct Told {
 }
 
 /// What of a link is worth telling at once.
-type LinkState = (bool, Option<Endpoint>);
+type LinkState = (EndState, bool, Option<Endpoint>);
 
 impl Reporting {
     /// Forgets what the coordinator was told, because it may have forgotten: the next report is a summary.
@@ -68,7 +68,7 @@ pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 fn state(link: &LinkReport) -> LinkState {
-    (is_fresh(link.handshake_age_s), link.endpoint)
+    (end_state(link), link.probe.is_some(), link.endpoint)
 }
 
 #[cfg(test)]
@@ -89,10 +89,12 @@ mod tests {
             received_bytes: 0,
             sent_bytes: 0,
             endpoint: None,
+            probe: None,
         };
         Report {
             applied: Position { epoch: 1, revision: 1 },
             device: DeviceKind::Kernel,
+            mtu: None,
             links: (1..).zip(ages).map(link).collect(),
             problems: vec![],
             armed: vec![],

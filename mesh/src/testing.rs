@@ -17,6 +17,7 @@ use wattle_wire::{
     key::{IdentityKey, KemCiphertext, KemKey, WireguardKey},
     name::Name,
     peer::MeshSettings,
+    probe::HealthSettings,
     psk::PskPolicy,
     stream::StreamMessage,
 };
@@ -134,6 +135,7 @@ pub(crate) fn directory_of(count: u64) -> Directory {
         keepalive_s: 25,
         psk: PskPolicy::Require,
         rotate_days: 0,
+        health: HealthSettings::default(),
     };
     let mut directory = Directory::new(mesh);
     for (site, node) in (1..=count).map(node_record) {

@@ -4,24 +4,26 @@ pub mod queries;
 
 use std::ops::Bound;
 
-use axum::{Json, extract::State};
-use chrono::{DateTime, TimeDelta, Utc};
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use wattle_mesh::{
     directory::Directory,
-    health::{self, EndReport},
+    health::{self, EndReport, Heard, LinkRecord},
     view,
 };
 use wattle_wire::{
-    admin::{Link, LinkEnd, Page},
+    admin::{EndpointSource, Link, LinkChange, LinkEnd, Page},
     ids::NodeId,
 };
 
-use self::queries::{Heard, LinkRow, StoredEnd};
 use crate::{
     app::App,
     body::Query,
-    error::Result,
+    error::{self, Result},
     page::{self, PageQuery},
 };
 
@@ -54,6 +56,46 @@ pub async fn list(State(app): State<App>, Query(LinksQuery { node, limit, cursor
     Ok(Json(Page { items, next_cursor: page.next_cursor }))
 }
 
+/// Shows a link. Its nodes may be given in either order.
+#[utoipa::path(get, path = "/links/{node}/{other}", tag = "links",
+    params(("node" = String, Path, description = "id or name"), ("other" = String, Path, description = "id or name")),
+    responses((status = 200, body = Link)))]
+pub async fn show(State(app): State<App>, Path((node, other)): Path<(String, String)>) -> Result<Json<Link>> {
+    let pair = find(&app, &node, &other)?;
+    let mut transaction = app.db.begin().await?;
+    let stored = queries::of_pairs(&mut transaction, &[pair]).await?;
+    let heard = queries::heard(&mut transaction, &[pair]).await?;
+    drop(transaction);
+    let link = app.copy.read(|feed| link(&app, feed.directory(), pair, stored.get(&pair), &heard, Utc::now()));
+    link.map(Json).ok_or_else(|| error::not_found("link").into())
+}
+
+/// Lists the changes of a link's state in the last 30 days, newest first; at most 500 are remembered.
+///
+/// A state that lasted less than two seconds is not among them.
+#[utoipa::path(get, path = "/links/{node}/{other}/history", tag = "links",
+    params(("node" = String, Path, description = "id or name"), ("other" = String, Path, description = "id or name"), PageQuery),
+    responses((status = 200, body = Page<LinkChange>)))]
+pub async fn history(
+    State(app): State<App>,
+    Path((node, other)): Path<(String, String)>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<LinkChange>>> {
+    let (limit, before) = query.read::<i64>()?;
+    let pair = find(&app, &node, &other)?;
+    let rows = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+    let changes = queries::history(&mut *app.db.begin().await?, pair, before, rows).await?;
+    Ok(Json(page::cut(changes.into_iter(), limit, |change| change.at.timestamp_micros())))
+}
+
+/// The link that a path means.
+fn find(app: &App, node: &str, other: &str) -> Result<(NodeId, NodeId)> {
+    let (node, other) = (app.find_node(node)?, app.find_node(other)?);
+    let pair = (node.min(other), node.max(other));
+    let is_link = app.copy.read(|feed| view::linked(feed.directory(), pair.0, pair.1));
+    if is_link { Ok(pair) } else { Err(error::not_found("link").into()) }
+}
+
 /// All pairs that should have a tunnel, each with the lower id first, after a pair.
 pub(crate) fn pairs(directory: &Directory, after: Option<(NodeId, NodeId)>) -> impl Iterator<Item = (NodeId, NodeId)> {
     let first = after.map_or(Bound::Unbounded, |(a, _)| Bound::Included(a));
@@ -68,50 +110,46 @@ fn link(
     app: &App,
     directory: &Directory,
     (a, b): (NodeId, NodeId),
-    stored: Option<&LinkRow>,
+    stored: Option<&LinkRecord>,
     heard: &Heard,
     now: DateTime<Utc>,
 ) -> Option<Link> {
-    let (reports, since) = reports((a, b), stored, heard, now);
+    let (reports, since) = stored.copied().unwrap_or_default().reports([a, b], heard, now);
     let ends = [end(app, directory, a, b, reports[0])?, end(app, directory, b, a, reports[1])?];
-    Some(Link { ends, state: health::link_state(reports), since })
-}
-
-/// What the two ends of a link last said of it, and since when that is so.
-pub(crate) fn reports(
-    (a, b): (NodeId, NodeId),
-    stored: Option<&LinkRow>,
-    heard: &Heard,
-    now: DateTime<Utc>,
-) -> ([Option<EndReport>; 2], Option<DateTime<Utc>>) {
-    let reported = [stored.and_then(|row| row.a), stored.and_then(|row| row.b)];
-    let reports = [end_report(reported[0], heard.get(&a), now), end_report(reported[1], heard.get(&b), now)];
-    let since = reported.iter().zip(&reports).filter_map(|(stored, report)| {
-        let (stored, report) = (stored.as_ref()?, report.as_ref()?);
-        Some(health::silent_since_s(report).map_or(stored.since, |ago| now - TimeDelta::seconds(ago.cast_signed())))
-    });
-    (reports, since.max())
-}
-
-fn end_report(stored: Option<StoredEnd>, heard: Option<&DateTime<Utc>>, now: DateTime<Utc>) -> Option<EndReport> {
-    let stored = stored?;
-    let last = heard.map_or(stored.since, |heard| stored.since.max(*heard));
-    let age_s = (now - last).num_seconds().max(0).unsigned_abs();
-    Some(EndReport { up: stored.up, ever: stored.ever, age_s })
+    let (state, fault) = health::link_health(reports);
+    Some(Link { ends, state, fault, since })
 }
 
 fn end(app: &App, directory: &Directory, node: NodeId, peer: NodeId, report: Option<EndReport>) -> Option<LinkEnd> {
     let record = directory.nodes.get(&node)?;
     let detail = app.reports.link(node, peer);
+    let probe = detail.and_then(|detail| detail.said.probe);
+    let peer_endpoint = detail.and_then(|detail| detail.said.endpoint);
+    let configured = directory.nodes.get(&peer).and_then(|peer| view::endpoint(peer, directory.sites.get(&peer.site)?));
     Some(LinkEnd {
         node,
         name: record.name.clone(),
         site_name: directory.sites.get(&record.site)?.name.clone(),
         up: health::end_is_up(report),
+        state: report.map(|report| report.state),
+        loss_percent: probe.map(|probe| probe.loss_percent),
+        round_trip_ms: probe.map(|probe| milliseconds(probe.round_trip_us)),
         last_handshake_at: detail.and_then(|detail| detail.last_handshake_at),
         received_bytes: detail.map_or(0, |detail| detail.said.received_bytes),
         sent_bytes: detail.map_or(0, |detail| detail.said.sent_bytes),
-        peer_endpoint: detail.and_then(|detail| detail.said.endpoint),
+        peer_endpoint,
+        endpoint_source: peer_endpoint.map(|used| match configured {
+            Some(configured) if configured == used => EndpointSource::Configured,
+            _ => EndpointSource::Learned,
+        }),
+        mtu: app.reports.last(node).and_then(|report| report.mtu),
         reported_at: detail.map(|detail| detail.at),
     })
+}
+
+/// Milliseconds with the two digits after the point that say something.
+fn milliseconds(microseconds: u32) -> f32 {
+    #[expect(clippy::cast_precision_loss, reason = "a round trip of a minute has 27 bits, of which the last ones do not matter")]
+    let hundredths = (microseconds / 10) as f32;
+    hundredths / 100.0
 }

@@ -3,7 +3,12 @@
 //! Like an agent's stream it keeps no queue: it looks at the board, which the coordinator keeps while somebody watches, and a slow reader
 //! gets the newest state. The id of an event names the board and the look at it, so that who comes back hears of what is new only.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     extract::State,
@@ -22,12 +27,13 @@ use tokio::{
 use uuid::Uuid;
 use wattle_mesh::{
     access::Action,
-    board::{Board, Sight},
-    health, view,
+    board::{Board, SeenLinks, Sight},
+    view,
+    watch::{LinkWatch, Pair},
 };
 use wattle_wire::{
     admin::LinkState,
-    ids::{NodeId, Position},
+    ids::Position,
     news::{LinkNews, MeshNews},
     stream::HEARTBEAT_S,
 };
@@ -37,17 +43,19 @@ use crate::{
     auth,
     db::Db,
     error::{Error, Result},
-    links::{
-        self,
-        queries::{Heard, LinkRow},
-    },
-    nodes, sites,
+    links, nodes, sites,
 };
 
 /// Least time between two looks at the links; configuration is looked at when it changes.
 const PACE: Duration = Duration::from_secs(1);
 /// What was written within this time before the last look is read again: it may have been committed after it.
 const OVERLAP: TimeDelta = TimeDelta::seconds(30);
+/// How long a link is as it is before its history says so: its ends do not notice at the same moment.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Time without a look after which nothing is known of who was silent meanwhile.
+const BREAK: Duration = Duration::from_secs(10);
+/// How often what is too old is dropped from the history of links.
+const PRUNE: Duration = Duration::from_secs(3600);
 /// How often a stream shows a sign of life, and proves again that its credential is valid.
 const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_S);
 /// Streams at a time.
@@ -65,11 +73,14 @@ pub struct Live {
 #[derive(Debug, Default)]
 struct Shown {
     board: Board,
-    links: BTreeMap<(NodeId, NodeId), LinkRow>,
-    heard: Heard,
-    /// When links were read, by the clock of their rows.
+    links: LinkWatch,
+    /// Up to when links were read, by the clock of their rows.
     read: Option<DateTime<Utc>>,
     looked: Option<(Instant, Position)>,
+    /// Since when links are looked at without a break.
+    listening: Option<(DateTime<Utc>, Instant)>,
+    /// Links whose history does not say yet how they are, with when that was first seen.
+    unrecorded: BTreeMap<Pair, (LinkNews, Instant)>,
 }
 
 impl Default for Live {
@@ -164,6 +175,50 @@ impl Live {
     }
 }
 
+/// Looks at links, and keeps their history, until the coordinator stops.
+pub async fn keep_history(app: &App) {
+    let mut pruned: Option<Instant> = None;
+    loop {
+        sleep(PACE).await;
+        let kept = async {
+            app.live.record(app).await?;
+            if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
+                let mut transaction = app.db.report().await?;
+                links::queries::prune_history(&mut transaction).await?;
+                transaction.commit().await?;
+                pruned = Some(Instant::now());
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = kept.await {
+            tracing::debug!(%error, "the history of links is not written now");
+        }
+    }
+}
+
+impl Live {
+    /// Writes down what links are like that have been so for a moment.
+    async fn record(&self, app: &App) -> Result<()> {
+        let mut shown = self.shown.lock().await;
+        shown.refresh(app).await;
+        let settled: Vec<_> = shown.unrecorded.values().filter(|(_, seen)| seen.elapsed() >= SETTLE).map(|(link, _)| *link).collect();
+        drop(shown);
+        for links in settled.chunks(links::queries::MOST_ROWS) {
+            let mut transaction = app.db.report().await?;
+            links::queries::record(&mut transaction, links).await?;
+            transaction.commit().await?;
+        }
+        let mut shown = self.shown.lock().await;
+        for link in settled {
+            let pair = (link.ends[0], link.ends[1]);
+            if shown.unrecorded.get(&pair).is_some_and(|(now, _)| (now.state, now.fault) == (link.state, link.fault)) {
+                shown.unrecorded.remove(&pair);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Shown {
     /// Looks at the mesh, unless that was done a moment ago and no revision came since.
     async fn refresh(&mut self, app: &App) {
@@ -171,37 +226,59 @@ impl Shown {
         if self.looked.is_some_and(recent) {
             return;
         }
-        if let Err(error) = self.read(&app.db).await {
-            // Links are shown as they were; configuration is in memory.
-            tracing::debug!(%error, "cannot read the health of links");
-        }
         let now = Utc::now();
+        let changed = match self.read(&app.db, now).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                // Links are shown as they were; configuration is in memory.
+                tracing::debug!(%error, "cannot read the health of links");
+                BTreeSet::new()
+            }
+        };
+        let known = self.looked.map(|(_, position)| position);
         let sight = app.copy.read(|feed| {
             let directory = feed.directory();
-            self.links.retain(|(a, b), _| view::linked(directory, *a, *b));
-            let links = links::pairs(directory, None).map(|(a, b)| {
-                let (reports, since) = links::reports((a, b), self.links.get(&(a, b)), &self.heard, now);
-                LinkNews { ends: [a, b], state: health::link_state(reports), since }
-            });
+            let is_link = |(a, b): &Pair| view::linked(directory, *a, *b);
+            let links = if known == Some(feed.position()) {
+                SeenLinks::Some(changed.into_iter().filter(is_link).map(|pair| self.links.judge(pair, now)).collect())
+            } else {
+                self.links.retain(is_link);
+                self.unrecorded.retain(|pair, _| is_link(pair));
+                SeenLinks::All(links::pairs(directory, None).map(|pair| self.links.judge(pair, now)).collect())
+            };
             Sight {
                 position: feed.position(),
                 sites: directory.sites.values().map(|site| sites::site_in(directory, site)).collect(),
                 nodes: directory.nodes.values().filter_map(|node| nodes::node_in(app, directory, node)).collect(),
-                links: links.collect(),
+                links,
             }
         });
+        let (SeenLinks::All(links) | SeenLinks::Some(links)) = &sight.links;
+        links.iter().for_each(|link| note(&mut self.unrecorded, &self.links, link));
         self.looked = Some((Instant::now(), sight.position));
         self.board.see(sight);
     }
 
-    async fn read(&mut self, db: &Db) -> Result<()> {
-        let mut transaction = db.begin().await?;
-        let changed = links::queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP)).await?;
-        self.heard = links::queries::all_heard(&mut transaction).await?;
+    /// Reads what is new of links; those to be judged anew.
+    async fn read(&mut self, db: &Db, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
+        let mut transaction = db.follow().await?;
+        let (changed, newest) = links::queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP)).await?;
+        let heard = links::queries::all_heard(&mut transaction).await?;
         // The clock of the rows is the database's; the newest row is as far as it is known to have come.
-        let newest = changed.iter().flat_map(|(_, row)| [row.a, row.b]).flatten().map(|end| end.since).max();
         self.read = self.read.max(newest);
-        self.links.extend(changed);
-        Ok(())
+        let unbroken = self.listening.filter(|(_, last)| last.elapsed() < BREAK).map_or(now, |(since, _)| since);
+        self.listening = Some((unbroken, Instant::now()));
+        Ok(self.links.take(changed, heard, unbroken, now))
+    }
+}
+
+/// Notes that the history of a link does not say how it is, or that it does.
+fn note(unrecorded: &mut BTreeMap<Pair, (LinkNews, Instant)>, links: &LinkWatch, link: &LinkNews) {
+    let (pair, now) = ((link.ends[0], link.ends[1]), (link.state, link.fault));
+    let Some(record) = links.record(&pair) else { return };
+    if record.recorded == Some(now) {
+        unrecorded.remove(&pair);
+    } else if unrecorded.get(&pair).is_none_or(|(before, _)| (before.state, before.fault) != now) {
+        unrecorded.insert(pair, (*link, Instant::now()));
     }
 }

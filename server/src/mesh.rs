@@ -7,6 +7,7 @@ use wattle_mesh::directory::RecordChange;
 use wattle_wire::{
     admin::{Mesh, MeshPatch},
     peer::MeshSettings,
+    probe::HealthSettings,
 };
 
 use crate::{
@@ -30,18 +31,21 @@ pub async fn show(State(app): State<App>) -> Result<Tagged<Mesh>> {
 /// uses a WireGuard key; nodes change theirs one after another, each some time before it is that old.
 #[utoipa::path(patch, path = "/mesh", tag = "mesh", request_body = MeshPatch, responses((status = 200, body = Mesh)))]
 pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, Body(patch): Body<MeshPatch>) -> Result<Tagged<Mesh>> {
-    let longest = MeshPatch::LONGEST_ROTATE_DAYS;
-    if patch.rotate_days.is_some_and(|days| days > longest) {
-        return Err(error::invalid("out_of_range", "rotate_days", format!("0, or at most {longest} days")).into());
-    }
+    check(&patch)?;
     let patch = &patch;
     let settings = app.mutate(&actor, |mut change| async move {
         queries::lock(&mut change).await?;
         let (_, before) = copy::queries::settings(&mut change).await?;
         change.found(&mesh(&before))?;
+        let health = HealthSettings {
+            probes: patch.probes.unwrap_or(before.health.probes),
+            lossy_percent: patch.lossy_percent.unwrap_or(before.health.lossy_percent),
+            slow_ms: patch.slow_ms.unwrap_or(before.health.slow_ms),
+        };
         let after = MeshSettings {
             psk: patch.psk.unwrap_or(before.psk),
             rotate_days: patch.rotate_days.unwrap_or(before.rotate_days),
+            health,
             ..before.clone()
         };
         if after == before {
@@ -53,7 +57,22 @@ pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, 
     Tagged::new(mesh(&settings.await?))
 }
 
+fn check(patch: &MeshPatch) -> Result<()> {
+    let longest = MeshPatch::LONGEST_ROTATE_DAYS;
+    if patch.rotate_days.is_some_and(|days| days > longest) {
+        return Err(error::invalid("out_of_range", "rotate_days", format!("0, or at most {longest} days")).into());
+    }
+    if patch.lossy_percent.is_some_and(|percent| !(1..=100).contains(&percent)) {
+        return Err(error::invalid("out_of_range", "lossy_percent", "a link is lossy from 1 to 100 percent of lost probes on").into());
+    }
+    if patch.slow_ms.is_some_and(|ms| !(1..=HealthSettings::SLOWEST_MS).contains(&ms)) {
+        let detail = format!("a link is slow from 1 to {} milliseconds of round trip on", HealthSettings::SLOWEST_MS);
+        return Err(error::invalid("out_of_range", "slow_ms", detail).into());
+    }
+    Ok(())
+}
+
 fn mesh(settings: &MeshSettings) -> Mesh {
-    let MeshSettings { id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days } = settings.clone();
-    Mesh { id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days }
+    let MeshSettings { id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, health } = settings.clone();
+    Mesh { id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, health }
 }

@@ -31,7 +31,7 @@ use crate::{
     db::{Actor, Db},
     error::{self, Result},
     events,
-    links::queries::{self, EndState, News},
+    links::queries::{self, EndSaid, News},
     text,
 };
 
@@ -228,15 +228,15 @@ impl Reports {
     }
 
     fn keep(&self, node: NodeId, report: Report, links: BTreeMap<NodeId, LinkReport>) -> Result<()> {
-        let Report { applied, device, links: _, problems, armed, start } = report;
+        let Report { applied, device, mtu, links: _, problems, armed, start } = report;
         let (at, now) = (Utc::now(), Instant::now());
-        let report = NodeReport { at, applied, device, problems };
+        let report = NodeReport { at, applied, device, mtu, problems };
         let mut all = self.lock();
         let before = all.get(&node);
         let trusted = before.and_then(|said| said.trusted).filter(|trusted| now - *trusted < TRUST);
         let heard = before.filter(|said| said.start == start).and_then(|said| said.heard).filter(|heard| now - *heard < HEARD);
-        let known = |peer| before.filter(|_| trusted.is_some())?.links.get(&peer).map(|detail| EndState::of(&detail.said));
-        let news = links.values().map(EndState::of).filter(|state| known(state.peer) != Some(*state));
+        let known = |peer| before.filter(|_| trusted.is_some())?.links.get(&peer).map(|detail| EndSaid::of(&detail.said));
+        let news = links.values().map(EndSaid::of).filter(|state| known(state.peer) != Some(*state));
         let news: Vec<_> = news.map(|state| ((node, state.peer), state)).collect();
         let mut waiting = self.waiting();
         if waiting.ends.len() + news.len() > MOST_WAITING {
@@ -285,10 +285,11 @@ mod tests {
     fn c7_more_than_can_be_written_is_sent_away_and_what_is_no_news_is_not() {
         let reports = Reports::default();
         let keep = |from: u64, peers: u64| {
-            let link = |peer| LinkReport { peer, handshake_age_s: Some(1), received_bytes: 0, sent_bytes: 0, endpoint: None };
+            let link = |peer| LinkReport { peer, handshake_age_s: Some(1), received_bytes: 0, sent_bytes: 0, endpoint: None, probe: None };
             let links = (1..=peers).map(|peer| (node(peer), link(node(peer)))).collect();
             let applied = "1.1".parse().unwrap();
-            let report = Report { applied, device: DeviceKind::Kernel, links: vec![], problems: vec![], armed: vec![], start: None };
+            let report =
+                Report { applied, device: DeviceKind::Kernel, mtu: None, links: vec![], problems: vec![], armed: vec![], start: None };
             reports.keep(node(from), report, links)
         };
         for from in 0..500 {

@@ -58,6 +58,8 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(nodes::list))
             .routes(routes!(nodes::show))
             .routes(routes!(links::list))
+            .routes(routes!(links::show))
+            .routes(routes!(links::history))
             .routes(routes!(live::follow))
             .routes(routes!(metrics::show))
             .routes(routes!(mesh::show))

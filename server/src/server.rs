@@ -18,7 +18,7 @@ use crate::{
     error::Result,
     failures::Failures,
     first_start, listen,
-    live::Live,
+    live::{self, Live},
     mailbox,
     metrics::Metrics,
     postgres::Postgres,
@@ -116,6 +116,7 @@ async fn follow(app: App) {
         () = sweep => {}
         () = certificate => {}
         () = mailbox::follow(&app) => {}
+        () = live::keep_history(&app) => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {
         tracing::debug!(%error, "what nodes said last was not written");

@@ -14,8 +14,9 @@ use crate::{
     key::{Bytes32, IdentityKey, WireguardKey},
     lock::SignedAdmission,
     name::Name,
+    probe::HealthSettings,
     psk::PskPolicy,
-    report::DeviceKind,
+    report::{DeviceKind, EndState},
     secret::Secret,
     subnet::Subnet,
 };
@@ -311,15 +312,19 @@ pub struct NodeReport {
     pub at: DateTime<Utc>,
     pub applied: Position,
     pub device: DeviceKind,
+    /// MTU of its interface, in bytes; null when it did not say.
+    pub mtu: Option<u32>,
     pub problems: Vec<String>,
 }
 
 /// Health of the tunnel between two nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Link {
     /// The two ends, in order of their ids.
     pub ends: [LinkEnd; 2],
     pub state: LinkState,
+    /// What is wrong with a degraded link.
+    pub fault: Option<LinkFault>,
     /// Since when it is in this state; absent for a link that was never reported.
     pub since: Option<DateTime<Utc>>,
 }
@@ -328,31 +333,99 @@ pub struct Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
-    /// Both ends have a fresh handshake.
+    /// It works from both ends.
     Up,
-    /// One end has a fresh handshake, the other does not say so.
+    /// It works, but not as it should: see [`LinkFault`].
     Degraded,
-    /// It was up once and neither end has a fresh handshake.
+    /// It worked once and does not work from either end.
     Down,
     /// There was never a handshake.
     Never,
 }
 
-/// One end of a link, and what it says of it.
+impl LinkState {
+    pub const ALL: [Self; 4] = [Self::Up, Self::Degraded, Self::Down, Self::Never];
+
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Down => "down",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// What is wrong with a degraded link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkFault {
+    /// It works in one direction only, or one end alone says that it works.
+    Asymmetric,
+    /// Packets are lost.
+    Lossy,
+    /// Packets take long.
+    Slow,
+}
+
+impl LinkFault {
+    pub const ALL: [Self; 3] = [Self::Asymmetric, Self::Lossy, Self::Slow];
+
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Asymmetric => "asymmetric",
+            Self::Lossy => "lossy",
+            Self::Slow => "slow",
+        }
+    }
+}
+
+/// A change of a link's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkChange {
+    pub at: DateTime<Utc>,
+    /// The state from then on.
+    pub state: LinkState,
+    pub fault: Option<LinkFault>,
+}
+
+/// One end of a link, and what it says of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LinkEnd {
     pub node: NodeId,
     pub name: Name,
     pub site_name: Name,
-    /// Whether this end has a fresh handshake.
+    /// Whether the link works from this end.
     pub up: bool,
+    /// What this end last said; null means nothing yet.
+    pub state: Option<EndState>,
+    /// Percent of the last 60 probes that were not answered; null where nothing is known from probes.
+    pub loss_percent: Option<u8>,
+    /// Milliseconds; null where nothing is known from probes.
+    pub round_trip_ms: Option<f32>,
     pub last_handshake_at: Option<DateTime<Utc>>,
     pub received_bytes: u64,
     pub sent_bytes: u64,
     /// The other end's endpoint as this end uses it.
     pub peer_endpoint: Option<Endpoint>,
+    /// How this end knows that endpoint; null when it has none.
+    pub endpoint_source: Option<EndpointSource>,
+    /// MTU of this end's interface, in bytes.
+    pub mtu: Option<u32>,
     /// When this end last said so; absent means never.
     pub reported_at: Option<DateTime<Utc>>,
+}
+
+/// How a node knows where another answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointSource {
+    /// The other node or its site says so.
+    Configured,
+    /// Packets of the other node came from there.
+    Learned,
 }
 
 /// One page of a list.
@@ -377,6 +450,8 @@ pub struct Mesh {
     pub psk: PskPolicy,
     /// Days for which a node uses a WireGuard key; 0 means that it keeps it until somebody asks for a new one.
     pub rotate_days: u16,
+    #[serde(flatten)]
+    pub health: HealthSettings,
 }
 
 /// `PATCH /mesh`: absent fields stay as they are.
@@ -388,6 +463,14 @@ pub struct MeshPatch {
     /// 0, or 1 to [`MeshPatch::LONGEST_ROTATE_DAYS`].
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub rotate_days: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub probes: Option<bool>,
+    /// 1 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub lossy_percent: Option<u8>,
+    /// 1 to 60,000.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub slow_ms: Option<u16>,
 }
 
 impl MeshPatch {

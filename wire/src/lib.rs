@@ -12,6 +12,7 @@ pub mod lock;
 pub mod name;
 pub mod news;
 pub mod peer;
+pub mod probe;
 pub mod problem;
 pub mod psk;
 pub mod report;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    admin::{LinkState, Node, Site},
+    admin::{LinkFault, LinkState, Node, Site},
     ids::{NodeId, Position, SiteId},
 };
 
@@ -35,6 +35,9 @@ pub struct LinkNews {
     /// Its two nodes, in order of their ids.
     pub ends: [NodeId; 2],
     pub state: LinkState,
+    /// What is wrong with a degraded link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<LinkFault>,
     /// Since when it is in this state; absent for a link that was never reported.
     pub since: Option<DateTime<Utc>>,
 }

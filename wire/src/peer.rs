@@ -11,6 +11,7 @@ use crate::{
     ids::{MeshId, NodeId, SiteId},
     lock::SignedAdmission,
     name::Name,
+    probe::HealthSettings,
     psk::PskPolicy,
     rotation::OwnKeys,
     subnet::Subnet,
@@ -32,6 +33,9 @@ pub struct MeshSettings {
     /// Days for which a node uses a WireGuard key; 0 means that it keeps it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rotate_days: u16,
+    /// Absent means the defaults.
+    #[serde(default)]
+    pub health: HealthSettings,
 }
 
 /// What a node is told about itself.

@@ -19,6 +19,9 @@ pub struct Report {
     /// The position of the view that the host carries out now.
     pub applied: Position,
     pub device: DeviceKind,
+    /// MTU of the interface in bytes; absent means unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// Links whose state changed, or, in a summary, all links.
     pub links: Vec<LinkReport>,
     /// What could not be applied, in words, at most [`Report::MOST_PROBLEMS`] of at most [`Report::LONGEST_PROBLEM`] characters, none of
@@ -69,4 +72,55 @@ pub struct LinkReport {
     pub sent_bytes: u64,
     /// The peer's endpoint in use; absent means none is known.
     pub endpoint: Option<Endpoint>,
+    /// What probes found; absent where none run, or where the peer never answered one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<ProbeReport>,
+}
+
+/// What probes of a peer found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeReport {
+    pub state: EndState,
+    /// Percent of the last 60 probes that were not answered.
+    pub loss_percent: u8,
+    /// Microseconds, smoothed over some ten probes.
+    pub round_trip_us: u32,
+}
+
+/// A link as one of its ends finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndState {
+    Up,
+    /// It works, and probes are lost.
+    Lossy,
+    /// It works, and probes take long.
+    Slow,
+    /// The other end is heard and does not answer.
+    OneWay,
+    Down,
+}
+
+impl EndState {
+    pub const ALL: [Self; 5] = [Self::Up, Self::Lossy, Self::Slow, Self::OneWay, Self::Down];
+
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Lossy => "lossy",
+            Self::Slow => "slow",
+            Self::OneWay => "one_way",
+            Self::Down => "down",
+        }
+    }
+
+    /// Whether packets get there and back.
+    pub fn works(self) -> bool {
+        match self {
+            Self::Up | Self::Lossy | Self::Slow => true,
+            Self::OneWay | Self::Down => false,
+        }
+    }
 }

@@ -62,6 +62,7 @@ const INSIDE: &[(&str, Test)] = tests![
     rotation::without_the_coordinator_all_follow_to_a_new_key_and_an_agent_that_starts_meanwhile_does_too,
     see::verify_tells_whether_every_tunnel_and_every_lan_answers,
     see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
+    see::g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric,
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
     trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,
     trust::e8_packets_of_a_compromised_gateway_with_anothers_source_address_are_dropped,

@@ -5,7 +5,9 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use wattle_lab::{
-    Gateway, Lab, patience,
+    Gateway, Lab, Site,
+    lab::items,
+    patience,
     process::Daemon,
     site::{DUBLIN, FRANKFURT, GUIDE},
     wait::same,
@@ -99,6 +101,58 @@ pub(crate) fn verify_tells_whether_every_tunnel_and_every_lan_answers(folder: &P
     expect_failure(dublin, &host, "10.20.0.0/24", "no answer")?;
     lab.gateway(FRANKFURT)?.host.run("ip link set eth0 down")?;
     expect_failure(dublin, &host, "tunnel", "no answer")
+}
+
+pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let peers = lab.gateway(DUBLIN)?.by_peer("endpoints")?;
+    let is = |state: &str, fault: Option<&str>| {
+        let link: Value = api.get("/links/dublin/frankfurt")?;
+        same(&(&link["state"], &link["fault"]), &(&json!(state), &json!(fault)))?;
+        Ok(link)
+    };
+    let link = wait_for("both ends probe the link", patience(20.0), || {
+        let link = is("up", None)?;
+        let measured = link["ends"].as_array().into_iter().flatten().filter(|end| end["round_trip_ms"].is_number()).count();
+        same(&measured, &2)?;
+        Ok(link)
+    })?;
+    same(&link["ends"][0]["mtu"], &json!(1420))?;
+
+    // Only these two are cut off from each other.
+    let drop_from =
+        |site: Site| format!("table inet cut {{\nchain way {{ type filter hook input priority 0; ip saddr {} drop; }}\n}}", site.address);
+    lab.gateway(DUBLIN)?.host.run_with("nft -f -", &drop_from(FRANKFURT))?;
+    lab.gateway(FRANKFURT)?.host.run_with("nft -f -", &drop_from(DUBLIN))?;
+    wait_for("the link is down", patience(5.0), || is("down", None))?;
+    same(&lab.gateway(DUBLIN)?.by_peer("endpoints")?.len(), &peers.len())?;
+    let third: Value = api.get("/links/dublin/new-york")?;
+    same(&third["state"], &json!("up"))?;
+
+    // What Dublin sends arrives nowhere; it hears Frankfurt.
+    lab.gateway(DUBLIN)?.host.run("nft delete table inet cut")?;
+    wait_for("the link works one way", patience(20.0), || is("degraded", Some("asymmetric")))?;
+    lab.gateway(FRANKFURT)?.host.run("nft delete table inet cut")?;
+    wait_for("the link is up again", patience(30.0), || is("up", None))?;
+    wait_for("the history tells of it", patience(10.0), || {
+        let history: Value = api.get("/links/dublin/frankfurt/history")?;
+        let states: Vec<_> = items(&history).iter().map(|change| change["state"].as_str().unwrap_or_default()).collect();
+        same(&states[..3], &["up", "degraded", "down"][..])
+    })?;
+
+    // A gateway whose agent is gone still carries packets, and its host says so.
+    lab.gateway_mut(FRANKFURT)?.kill_agent()?;
+    let dublin = lab.gateway(DUBLIN)?;
+    let refused = || -> Result<u64> {
+        let text = dublin.host.run("cat /proc/net/snmp")?;
+        let mut lines = text.lines().filter(|line| line.starts_with("Icmp:")).map(|line| line.split_whitespace());
+        let (names, values) = (lines.next().context("no Icmp")?, lines.next().context("no Icmp")?);
+        names.zip(values).find(|(name, _)| *name == "InDestUnreachs").context("no such count")?.1.parse().context("a number")
+    };
+    let before = refused()?;
+    wait_for("the host refuses probes", patience(20.0), || if refused()? > before + 8 { Ok(()) } else { bail!("not yet") })?;
+    is("up", None).map(drop)
 }
 
 fn expect_failure(gateway: &Gateway, host: &str, what: &str, reason: &str) -> Result<()> {

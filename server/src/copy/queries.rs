@@ -8,6 +8,7 @@ use wattle_mesh::{
 use wattle_wire::{
     ids::{MeshId, NodeId, Position},
     peer::MeshSettings,
+    probe::HealthSettings,
 };
 
 use crate::{
@@ -69,9 +70,11 @@ pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
 }
 
 pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettings)> {
-    let row = sqlx::query!("SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, epoch, revision FROM mesh")
-        .fetch_one(connection)
-        .await?;
+    let row = sqlx::query!(
+        "SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, probes, lossy_percent, slow_ms, epoch, revision FROM mesh"
+    )
+    .fetch_one(connection)
+    .await?;
     let invalid = || Error::Internal("the settings of the mesh are not valid");
     let ipnet::IpNet::V4(tunnel_prefix) = row.tunnel_prefix else { return Err(invalid()) };
     let settings = MeshSettings {
@@ -81,6 +84,11 @@ pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSe
         keepalive_s: row.keepalive_s.try_into().map_err(|_| invalid())?,
         psk: mesh::queries::psk_policy(&row.psk)?,
         rotate_days: row.rotate_days.try_into().map_err(|_| invalid())?,
+        health: HealthSettings {
+            probes: row.probes,
+            lossy_percent: row.lossy_percent.try_into().map_err(|_| invalid())?,
+            slow_ms: row.slow_ms.try_into().map_err(|_| invalid())?,
+        },
     };
     Ok((Position { epoch: row.epoch, revision: row.revision }, settings))
 }

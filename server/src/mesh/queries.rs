@@ -1,7 +1,7 @@
 //! SQL of the settings of the mesh.
 
 use sqlx::PgConnection;
-use wattle_wire::{peer::MeshSettings, psk::PskPolicy};
+use wattle_wire::{peer::MeshSettings, probe::HealthSettings, psk::PskPolicy};
 
 use crate::error::{Error, Result};
 
@@ -16,7 +16,17 @@ pub(super) async fn update(connection: &mut PgConnection, settings: &MeshSetting
         PskPolicy::Require => "require",
         PskPolicy::Prefer => "prefer",
     };
-    sqlx::query!("UPDATE mesh SET psk = $1, rotate_days = $2", psk, i32::from(settings.rotate_days)).execute(connection).await?;
+    let HealthSettings { probes, lossy_percent, slow_ms } = settings.health;
+    sqlx::query!(
+        "UPDATE mesh SET psk = $1, rotate_days = $2, probes = $3, lossy_percent = $4, slow_ms = $5",
+        psk,
+        i32::from(settings.rotate_days),
+        probes,
+        i32::from(lossy_percent),
+        i32::from(slow_ms)
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

@@ -197,6 +197,7 @@ mod tests {
             keepalive_s: 25,
             psk: wattle_wire::psk::PskPolicy::Require,
             rotate_days: 0,
+            health: wattle_wire::probe::HealthSettings::default(),
         };
         let mut directory = Directory::new(mesh);
         for number in 1..=NODES {

@@ -51,6 +51,76 @@ async fn e9_a_link_is_up_when_both_ends_say_so() {
     assert_eq!(states(&coordinator).await, Vec::<String>::new());
 }
 
+fn probed(peer: NodeId, state: &str) -> Value {
+    let mut said = said(peer, json!(3));
+    said["probe"] = json!({"state": state, "loss_percent": 25, "round_trip_us": 12_345});
+    said
+}
+
+#[tokio::test]
+async fn probes_tell_more_than_handshakes_and_the_first_end_that_misses_them_speaks_for_both() {
+    let coordinator = Coordinator::start().await;
+    let (dublin, frankfurt) = two_nodes(&coordinator).await;
+    let tell = async |node: &Node, peer: &Node, state: &str| {
+        node.report(&coordinator, report(&[probed(peer.id(), state)])).await.expect(204);
+        let link = coordinator.get("/links/frankfurt/dublin").await.expect(200).json();
+        (link["state"].as_str().unwrap().to_owned(), link["fault"].as_str().unwrap_or("none").to_owned())
+    };
+    let is = |state: &str, fault: &str| (state.to_owned(), fault.to_owned());
+    assert_eq!(tell(&dublin, &frankfurt, "up").await, is("degraded", "asymmetric"));
+    assert_eq!(tell(&frankfurt, &dublin, "up").await, is("up", "none"));
+    assert_eq!(tell(&dublin, &frankfurt, "lossy").await, is("degraded", "lossy"));
+    assert_eq!(tell(&frankfurt, &dublin, "slow").await, is("degraded", "lossy"));
+    assert_eq!(tell(&dublin, &frankfurt, "up").await, is("degraded", "slow"));
+    assert_eq!(tell(&frankfurt, &dublin, "down").await, is("down", "none"));
+    assert_eq!(tell(&dublin, &frankfurt, "one_way").await, is("degraded", "asymmetric"));
+    let end = &coordinator.get("/links/dublin/frankfurt").await.json()["ends"][0];
+    assert_eq!((&end["state"], &end["up"], &end["loss_percent"]), (&json!("one_way"), &json!(false), &json!(25)));
+    assert_eq!((&end["round_trip_ms"], &end["endpoint_source"]), (&json!(12.34), &json!("learned")));
+    assert_eq!(coordinator.get("/links/dublin/dublin").await.problem().0, 404);
+}
+
+#[tokio::test]
+async fn the_history_of_a_link_is_written_once_by_all_coordinators_and_not_what_passes_at_once() {
+    let coordinator = Coordinator::start().await;
+    let another = coordinator.another().await;
+    let (dublin, frankfurt) = two_nodes(&coordinator).await;
+    let history = async |query: &str| coordinator.get(&format!("/links/dublin/frankfurt/history{query}")).await.expect(200).json();
+    let states = |page: &Value| -> Vec<String> {
+        page["items"].as_array().unwrap().iter().map(|change| change["state"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut expected = Vec::new();
+    for state in ["up", "down", "up"] {
+        // The ends do not notice at the same moment: between the two the link is neither.
+        dublin.report(&coordinator, report(&[probed(frankfurt.id(), state)])).await.expect(204);
+        frankfurt.report(&another, report(&[probed(dublin.id(), state)])).await.expect(204);
+        expected.insert(0, state.to_owned());
+        let deadline = Instant::now() + SOON;
+        while states(&history("").await) != expected {
+            assert!(Instant::now() < deadline, "{}", history("").await);
+        }
+    }
+    assert_eq!(coordinator.count("SELECT count(*) FROM link_history").await, 3);
+    let first = history("?limit=2").await;
+    let rest = history(&format!("?limit=2&cursor={}", first["next_cursor"].as_str().unwrap())).await;
+    assert_eq!((states(&first), states(&rest)), (expected[..2].to_vec(), expected[2..].to_vec()));
+    coordinator.delete("/nodes/dublin").await.expect(204);
+    assert_eq!(coordinator.count("SELECT count(*) FROM link_history").await, 0);
+}
+
+#[tokio::test]
+async fn thresholds_of_health_are_settings_of_the_mesh() {
+    let coordinator = Coordinator::start().await;
+    let mesh = coordinator.get("/mesh").await.json();
+    assert_eq!((&mesh["probes"], &mesh["lossy_percent"], &mesh["slow_ms"]), (&json!(true), &json!(10), &json!(500)));
+    let patched = coordinator.patch("/mesh", json!({"probes": false, "slow_ms": 60_000})).await.expect(200).json();
+    assert_eq!((&patched["probes"], &patched["lossy_percent"], &patched["slow_ms"]), (&json!(false), &json!(10), &json!(60_000)));
+    for (field, value) in [("lossy_percent", 0), ("lossy_percent", 101), ("slow_ms", 0), ("slow_ms", 60_001)] {
+        let (status, _, named) = coordinator.patch("/mesh", json!({field: value})).await.problem();
+        assert_eq!((status, named.as_deref()), (422, Some(field)));
+    }
+}
+
 #[tokio::test]
 async fn what_an_end_repeats_is_not_written_again() {
     let coordinator = Coordinator::start().await;

@@ -1,0 +1,141 @@
+//! Probes peers through their tunnels, and answers them, beside the loop: a host that takes long to follow a view answers all the same.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::debug;
+use wattle_mesh::{interface::InterfaceName, probe::Probes, replica::Known};
+use wattle_wire::{ids::NodeId, probe::Probe, report::ProbeReport};
+
+use crate::kernel::probe::{Arrived, ProbeSocket};
+
+/// How long to wait before the socket is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// Probes peers until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Prober {
+    shared: Arc<Shared>,
+    /// Where to probe from; `None` while nobody is to be probed.
+    address: watch::Sender<Option<Ipv4Addr>>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    probes: Mutex<Probes>,
+    started: Instant,
+    /// A peer's state changed.
+    news: Notify,
+    /// Whom to probe changed.
+    followed: Notify,
+}
+
+impl Prober {
+    /// Begins; nobody is probed before [`Prober::follow`].
+    pub(crate) fn start(interface: &InterfaceName) -> Self {
+        let shared = Arc::new(Shared { probes: Mutex::default(), started: Instant::now(), news: Notify::new(), followed: Notify::new() });
+        let (address, tunnel_address) = watch::channel(None);
+        let task = tokio::spawn(run(Arc::clone(&shared), interface.clone(), tunnel_address));
+        Self { shared, address, task }
+    }
+
+    /// Follows what is known of the mesh.
+    pub(crate) fn follow(&self, known: &Known) {
+        let mut probes = self.shared.probes();
+        probes.follow(known, self.shared.started.elapsed());
+        let address = probes.next_at().map(|_| known.myself.tunnel_address);
+        drop(probes);
+        self.address.send_if_modified(|before| std::mem::replace(before, address) != address);
+        self.shared.followed.notify_one();
+    }
+
+    /// Waits until the state of a peer changes.
+    pub(crate) async fn news(&self) {
+        self.shared.news.notified().await;
+    }
+
+    /// What is known of each peer that ever answered.
+    pub(crate) fn reports(&self) -> BTreeMap<NodeId, ProbeReport> {
+        self.shared.probes().reports()
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(shared: Arc<Shared>, interface: InterfaceName, mut address: watch::Receiver<Option<Ipv4Addr>>) {
+    loop {
+        let from = *address.borrow_and_update();
+        let exchange = async {
+            match from {
+                Some(from) => shared.exchange(&ProbeSocket::open(interface.as_str(), from)?).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Err::<(), io::Error>(error) = exchange => {
+                debug!("cannot probe peers now: {error}");
+                sleep(REOPEN).await;
+            }
+            changed = address.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+impl Shared {
+    /// Asks and answers until the socket fails.
+    async fn exchange(&self, socket: &ProbeSocket) -> io::Result<()> {
+        loop {
+            let due_at = self.probes().next_at();
+            let due = async {
+                match due_at {
+                    Some(at) => sleep_until(self.started + at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                arrived = socket.arrival() => self.take(socket, arrived?)?,
+                () = due => {
+                    let next = self.probes().next(self.started.elapsed());
+                    if let Some((to, number)) = next {
+                        socket.send(to, Probe::Request(number))?;
+                    }
+                }
+                () = self.followed.notified() => {}
+            }
+            if self.probes().take_news() {
+                self.news.notify_one();
+            }
+        }
+    }
+
+    fn take(&self, socket: &ProbeSocket, arrived: Arrived) -> io::Result<()> {
+        let now = self.started.elapsed();
+        match arrived {
+            Arrived::Probe(from, Probe::Request(number)) if self.probes().heard(from, now) => socket.send(from, Probe::Answer(number)),
+            Arrived::Probe(_, Probe::Request(_)) => Ok(()),
+            Arrived::Probe(from, Probe::Answer(number)) | Arrived::Refused(from, number) => {
+                self.probes().answered(from, number, now);
+                Ok(())
+            }
+        }
+    }
+
+    fn probes(&self) -> MutexGuard<'_, Probes> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
