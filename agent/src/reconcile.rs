@@ -13,7 +13,7 @@ use wattle_mesh::{
     plan::{Plan, Step, plan},
     psk::exchange::Exchange,
     replica::Known,
-    rotation::watch::{Turns, Watch},
+    rotation::canary::{Turns, Watch},
     state::{Change, Desired, Observed},
 };
 use wattle_wire::key::OperatorKey;

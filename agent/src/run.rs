@@ -17,7 +17,7 @@ use wattle_mesh::{
     reporting::{Reporting, fit_problems},
     rotation::{
         Situation,
-        watch::{Watch, armed},
+        canary::{Watch, armed},
     },
     state::{Observed, ObservedPeer},
 };

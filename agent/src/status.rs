@@ -12,7 +12,7 @@ use wattle_mesh::{
     plan::{Plan, plan},
     psk::exchange::Exchange,
     replica::{Known, KnownPeer, Replica},
-    rotation::watch::Watch,
+    rotation::canary::Watch,
     state::{Observed, ObservedPeer},
 };
 use wattle_wire::{ids::Position, key::IdentityKey, name::Name, report::DeviceKind};

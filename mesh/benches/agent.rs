@@ -13,7 +13,7 @@ use wattle_mesh::{
     plan::plan,
     psk::exchange::Exchange,
     replica::{Received, Replica},
-    rotation::watch::Turns,
+    rotation::canary::Turns,
     state::{Desired, Link, Observed, ObservedPeer, ObservedRuleset},
 };
 use wattle_wire::{

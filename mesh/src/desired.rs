@@ -14,7 +14,7 @@ use crate::{
     machine::Machine,
     psk::{Psk, exchange::Exchange},
     replica::{Known, KnownPeer, prefixes},
-    rotation::watch::Turns,
+    rotation::canary::Turns,
     ruleset::Ruleset,
     state::{Desired, DesiredPeer, DesiredPsk, Family},
 };

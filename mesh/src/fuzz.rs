@@ -17,7 +17,7 @@ use crate::{
     plan::{Plan, plan},
     psk::{Psk, exchange::Exchange},
     replica::{Known, Replica, prefixes},
-    rotation::watch::Turns,
+    rotation::canary::Turns,
     ruleset::Ruleset,
     state::{Desired, DesiredPeer, DesiredPsk, Family, Observed},
     testing::{Keys, MESH, machine_of},

@@ -282,7 +282,7 @@ mod tests {
         desired::{Local, desired},
         psk::exchange::Exchange,
         replica::Replica,
-        rotation::watch::Turns,
+        rotation::canary::Turns,
         state::Desired,
         testing::{Keys, MESH, directory_of, machine_of, node_id},
         view,

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod admit;
+pub mod alert;
 pub mod allocate;
 pub mod audit;
 pub mod backoff;

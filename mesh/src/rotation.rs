@@ -15,11 +15,11 @@
 //! While no handshake is complete, both ends keep their packets waiting; what the peers still send under the former key is received. That is
 //! why none is lost, and why the switch itself needs nobody but the two ends. A peer that was away learns of the key when it is back.
 //!
-//! The part of the peers is [`watch`].
+//! The part of the peers is [`canary`].
 
+pub mod canary;
 #[cfg(test)]
 mod model;
-pub mod watch;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, ops::Deref, sync::Arc};
 
 use axum::http::Uri;
+use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 use wattle_mesh::{directory::RecordChange, effect};
@@ -51,10 +52,12 @@ pub struct Parts {
 /// What stays as it is while the coordinator runs.
 pub struct Settings {
     pub mesh: MeshId,
-    /// What ephemeral keys of enrolment are derived from.
+    /// What ephemeral keys of enrolment and secrets of webhooks are derived from.
     pub challenge_secret: [u8; 32],
     /// Where agents reach the coordinators, for join strings.
     pub urls: Vec<String>,
+    /// Where webhooks may lead although that is refused by itself.
+    pub webhook_allow: Vec<IpNet>,
 }
 
 impl Settings {

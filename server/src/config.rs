@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::ensure;
 use clap::{Parser, Subcommand, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use wattle_mesh::audit::Head;
 use wattle_wire::{
     admin::{NewApiToken, Role},
@@ -60,6 +60,9 @@ pub struct Config {
     /// coordinators then arrive within two seconds instead of at once
     #[arg(long, env = "WATTLE_DATABASE_POOLER", global = true)]
     pub database_pooler: bool,
+    /// A prefix to which webhooks may lead although it is this host's own or link-local, such as 127.0.0.1/32 for a relay here; may be given several times
+    #[arg(long, env = "WATTLE_WEBHOOK_ALLOW", value_name = "PREFIX", value_delimiter = ',', global = true)]
+    pub webhook_allow: Vec<IpNet>,
     /// The prefix of the mesh's tunnel addresses; it is fixed at the first start
     #[arg(long, env = "WATTLE_TUNNEL_PREFIX", default_value = "10.99.0.0/16", value_name = "PREFIX", value_parser = tunnel_prefix, global = true)]
     pub tunnel_prefix: Ipv4Net,
@@ -198,8 +201,8 @@ fn base_url(text: &str) -> Result<String, String> {
 fn tunnel_prefix(text: &str) -> Result<Ipv4Net, String> {
     let subnet: wattle_wire::subnet::Subnet = text.parse().map_err(|error: wattle_wire::subnet::InvalidSubnet| error.to_string())?;
     match subnet.net() {
-        ipnet::IpNet::V4(net) if net.prefix_len() <= 29 => Ok(net),
-        ipnet::IpNet::V4(_) | ipnet::IpNet::V6(_) => {
+        IpNet::V4(net) if net.prefix_len() <= 29 => Ok(net),
+        IpNet::V4(_) | IpNet::V6(_) => {
             Err("the tunnel prefix is of IPv4 and has room for some gateways, for example 10.99.0.0/16".to_owned())
         }
     }

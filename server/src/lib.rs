@@ -36,3 +36,4 @@ pub mod terms;
 mod text;
 pub mod tokens;
 pub mod ui;
+pub mod webhooks;

@@ -27,6 +27,7 @@ use tokio::{
 use uuid::Uuid;
 use wattle_mesh::{
     access::Action,
+    alert::LinkMove,
     board::{Board, SeenLinks, Sight},
     view,
     watch::{LinkWatch, Pair},
@@ -43,7 +44,7 @@ use crate::{
     auth,
     db::Db,
     error::{Error, Result},
-    links, nodes, sites,
+    links, nodes, sites, webhooks,
 };
 
 /// Least time between two looks at the links; configuration is looked at when it changes.
@@ -205,7 +206,14 @@ impl Live {
         drop(shown);
         for links in settled.chunks(links::queries::MOST_ROWS) {
             let mut transaction = app.db.report().await?;
-            links::queries::record(&mut transaction, links).await?;
+            let news = links::queries::record(&mut transaction, links).await?;
+            // How a link is when it is first heard of is no change.
+            let moves =
+                news.into_iter().filter_map(|(link, before)| Some(LinkMove { ends: link.ends, before: before?.0, after: link.state }));
+            let moves: Vec<_> = moves.filter(|link| link.before != link.after).collect();
+            if !moves.is_empty() {
+                webhooks::queries::note(&mut transaction, &moves).await?;
+            }
             transaction.commit().await?;
         }
         let mut shown = self.shown.lock().await;

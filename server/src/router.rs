@@ -31,6 +31,7 @@ use crate::{
     app::App,
     auth::{self, RequestId},
     enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, terms, tokens, ui,
+    webhooks,
 };
 
 /// Position of the copy from which an answer was read.
@@ -74,7 +75,11 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(nodes::admit))
             .routes(routes!(rotation::request)),
         Action::Grant => routes.routes(routes!(api_tokens::create, api_tokens::list)).routes(routes!(api_tokens::show, api_tokens::revoke)),
-        Action::Configure => routes.routes(routes!(mesh::change)),
+        Action::Configure => routes
+            .routes(routes!(mesh::change))
+            .routes(routes!(webhooks::create, webhooks::list))
+            .routes(routes!(webhooks::remove))
+            .routes(routes!(webhooks::test)),
         Action::TakePart => routes
             .routes(routes!(stream::follow))
             .routes(routes!(stream::show))

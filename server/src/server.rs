@@ -25,6 +25,7 @@ use crate::{
     report::Reports,
     router,
     stream::Streams,
+    webhooks,
 };
 
 /// How often what nodes said is dropped that do not take part any more.
@@ -65,7 +66,12 @@ impl Server {
             verified: Verified::default(),
             known,
             failures: Failures::default(),
-            settings: Settings { mesh: mesh.id, challenge_secret: mesh.challenge_secret, urls },
+            settings: Settings {
+                mesh: mesh.id,
+                challenge_secret: mesh.challenge_secret,
+                urls,
+                webhook_allow: config.webhook_allow.clone(),
+            },
             certificate,
             stop: stop.clone(),
         });
@@ -117,6 +123,7 @@ async fn follow(app: App) {
         () = certificate => {}
         () = mailbox::follow(&app) => {}
         () = live::keep_history(&app) => {}
+        () = webhooks::follow(&app) => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {
         tracing::debug!(%error, "what nodes said last was not written");

@@ -14,7 +14,7 @@ use crate::{
     guard::{Guard, Refused, Surroundings},
     psk::exchange::Exchange,
     replica::{Received, Replica},
-    rotation::watch::Turns,
+    rotation::canary::Turns,
     testing::{Keys, MESH, directory_of, machine_of, next_message, node_id, node_record},
 };
 

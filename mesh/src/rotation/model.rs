@@ -14,7 +14,7 @@ use wattle_wire::{
 
 use super::{
     Act, Rotation, Situation, Told,
-    watch::{Watch, armed},
+    canary::{Watch, armed},
 };
 use crate::{
     admit::verify_statement,

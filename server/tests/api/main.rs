@@ -26,3 +26,4 @@ mod sites;
 mod stream;
 mod terms;
 mod tls;
+mod webhooks;

@@ -1,0 +1,152 @@
+//! `/webhooks`
+
+use std::sync::{Arc, Mutex};
+
+use aws_lc_rs::hmac;
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    agents::{Node, new_node},
+    harness::{Coordinator, SOON, empty_database},
+};
+
+type Received = mpsc::UnboundedReceiver<(String, String)>;
+
+#[derive(Clone)]
+struct Listener {
+    sender: mpsc::UnboundedSender<(String, String)>,
+    statuses: Arc<Mutex<Vec<u16>>>,
+    url: String,
+}
+
+/// Somebody who listens, and answers with the statuses in their order, and then with 200. A redirect leads to himself.
+async fn listener(statuses: &[u16]) -> (String, Received) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook?token=hush", listener.local_addr().unwrap());
+    let (sender, received) = mpsc::unbounded_channel();
+    let statuses = Arc::new(Mutex::new(statuses.to_vec()));
+    let take = async |State(listener): State<Listener>, headers: HeaderMap, body: String| -> Response {
+        listener.sender.send((headers["wattle-signature"].to_str().unwrap().to_owned(), body)).unwrap();
+        let mut statuses = listener.statuses.lock().unwrap();
+        let status = if statuses.is_empty() { 200 } else { statuses.remove(0) };
+        (StatusCode::from_u16(status).unwrap(), [(header::LOCATION, listener.url)]).into_response()
+    };
+    let router = Router::new().route("/hook", post(take)).with_state(Listener { sender, statuses, url: url.clone() });
+    tokio::spawn(axum::serve(listener, router).into_future());
+    (url, received)
+}
+
+async fn next(received: &mut Received, secret: &str) -> Value {
+    let (signature, body) = timeout(3 * SOON, received.recv()).await.expect("no message").unwrap();
+    let (at, signed) = signature.strip_prefix("t=").unwrap().split_once(",v1=").unwrap();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let expected = hmac::sign(&key, format!("{at}.{body}").as_bytes());
+    assert_eq!(signed, expected.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    serde_json::from_str(&body).unwrap()
+}
+
+async fn says(coordinator: &Coordinator, node: &Node, peers: &[&Node], state: &str) {
+    let link = |peer: &&Node| {
+        json!({"peer": peer.id(), "handshake_age_s": 3, "received_bytes": 0, "sent_bytes": 0, "endpoint": null,
+            "probe": {"state": state, "loss_percent": 0, "round_trip_us": 1000}})
+    };
+    let links: Vec<_> = peers.iter().map(link).collect();
+    node.report(coordinator, json!({"applied": "1.1", "device": "kernel", "links": links})).await.expect(204);
+}
+
+#[tokio::test]
+async fn a_site_that_loses_its_uplink_is_one_signed_message_from_one_of_two_coordinators_and_comes_again_until_it_is_taken() {
+    let coordinator = Coordinator::start_with(empty_database().await, &["--webhook-allow", "127.0.0.1/32"]).await;
+    let another = coordinator.another().await;
+    let (url, mut received) = listener(&[307, 200, 500]).await;
+    let created = coordinator.post("/webhooks", json!({"url": url})).await.expect(201).json();
+    let (id, secret) = (created["id"].as_str().unwrap(), created["secret"].as_str().unwrap());
+    let listed = coordinator.get("/webhooks").await.expect(200).json();
+    assert_eq!((&listed["items"][0]["url"], &listed["items"][0]["secret"]), (&json!(url), &Value::Null));
+
+    // A redirect is not followed.
+    let tested = coordinator.post(&format!("/webhooks/{id}/test"), json!({})).await.expect(200).json();
+    assert_eq!(next(&mut received, secret).await["alerts"], json!([]));
+    assert!(tested["error"].as_str().unwrap().contains("307") && !tested["error"].as_str().unwrap().contains("hush"), "{tested}");
+    let tested = coordinator.post(&format!("/webhooks/{id}/test"), json!({})).await.expect(200).json();
+    next(&mut received, secret).await;
+    assert!(tested["error"].is_null() && tested["delivered_at"].is_string(), "{tested}");
+
+    let mut nodes = Vec::new();
+    for name in ["dublin", "frankfurt", "new-york"] {
+        nodes.push(new_node(&coordinator, json!({"name": name})).await);
+    }
+    let [dublin, frankfurt, new_york] = &nodes[..] else { panic!("three nodes") };
+    let others = [frankfurt, new_york];
+    let written = async |changes: i64| {
+        let deadline = Instant::now() + SOON;
+        while coordinator.count("SELECT count(*) FROM link_history").await < changes {
+            assert!(Instant::now() < deadline, "no history");
+        }
+    };
+    for state in ["up", "down"] {
+        says(&coordinator, dublin, &others, state).await;
+        for other in others {
+            says(&another, other, &[dublin], state).await;
+        }
+        written(if state == "up" { 2 } else { 4 }).await;
+    }
+    let message = next(&mut received, secret).await;
+    assert_eq!(message["summary"], "2 of 2 links of dublin are down");
+    let [alert] = &message["alerts"].as_array().unwrap()[..] else { panic!("{message}") };
+    assert_eq!((&alert["kind"], &alert["name"], &alert["links"]), (&json!("node"), &json!("dublin"), &json!(2)));
+    // It was answered with 500, so it waits; and that need not be long for a test.
+    coordinator.count("WITH due AS (UPDATE webhook_deliveries SET next_at = now() RETURNING 1) SELECT count(*) FROM due").await;
+    assert_eq!(next(&mut received, secret).await["id"], message["id"]);
+    let deadline = Instant::now() + SOON;
+    while coordinator.count("SELECT count(*) FROM webhook_deliveries").await > 0 {
+        assert!(Instant::now() < deadline, "it is not taken");
+    }
+    assert!(received.try_recv().is_err(), "nobody else sent it");
+    coordinator.delete(&format!("/webhooks/{id}")).await.expect(204);
+    assert_eq!(coordinator.delete(&format!("/webhooks/{id}")).await.problem().0, 404);
+}
+
+#[tokio::test]
+async fn d10_a_webhook_leads_neither_to_the_coordinator_itself_nor_to_metadata() {
+    let coordinator = Coordinator::start().await;
+    for url in [
+        "http://127.0.0.1/",
+        "http://localhost:5432/",
+        "http://[::1]/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://0.0.0.0/",
+        "ftp://203.0.113.9/",
+        "file:///etc/passwd",
+        "https://user:word@203.0.113.9/",
+        "no url",
+    ] {
+        let (status, code, field) = coordinator.post("/webhooks", json!({"url": url})).await.problem();
+        assert_eq!((status, code.as_str(), field.as_deref()), (422, "invalid_url", Some("url")), "{url}");
+    }
+    // What was allowed once, or resolved to something else then, is refused when it is sent.
+    let id = "01900000-0000-7000-8000-000000000001";
+    coordinator
+        .count(
+            "WITH made AS (INSERT INTO webhooks (id, url) VALUES ('01900000-0000-7000-8000-000000000001', 'http://127.0.0.1:9/') RETURNING 1)
+             SELECT count(*) FROM made",
+        )
+        .await;
+    let tested = coordinator.post(&format!("/webhooks/{id}/test"), json!({})).await.expect(200).json();
+    assert!(tested["error"].as_str().unwrap().contains("nothing is sent there"), "{tested}");
+}
