@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
@@ -55,17 +56,17 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// The certificate that the settings ask for.
+    /// The certificate that the settings ask for, for where agents reach the coordinator and for other addresses that it listens on.
     ///
     /// # Errors
     ///
     /// When a file is missing or damaged, a key does not fit its certificate, or the authority is not that of the mesh.
-    pub async fn open(db: &Db, config: &Config, urls: &[String]) -> anyhow::Result<Arc<Self>> {
+    pub async fn open(db: &Db, config: &Config, urls: &[String], others: &[SocketAddr]) -> anyhow::Result<Arc<Self>> {
         let source = match config.tls_files() {
             Some((certificate, key)) => Source::Files { certificate: certificate.to_owned(), key: key.to_owned() },
             None => {
                 authority::ensure(db, &config.data_dir).await?;
-                Source::Authority { data_dir: config.data_dir.clone(), names: names(urls) }
+                Source::Authority { data_dir: config.data_dir.clone(), names: names(urls, others) }
             }
         };
         let shown = source.load()?;
@@ -173,9 +174,10 @@ impl Source {
 }
 
 /// What this coordinator is called: as its URLs say, and as it is reached from its own machine.
-fn names(urls: &[String]) -> Vec<String> {
+fn names(urls: &[String], others: &[SocketAddr]) -> Vec<String> {
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     names.extend(urls.iter().filter_map(|url| host(url)));
+    names.extend(others.iter().map(SocketAddr::ip).filter(|address| !address.is_unspecified()).map(|address| address.to_string()));
     names.sort();
     names.dedup();
     names
@@ -204,7 +206,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = folder.path().to_owned();
         Authority::fresh().unwrap().save(&authority::secret_file(&data_dir)).unwrap();
-        let certificate = open(Source::Authority { data_dir, names: names(&[]) });
+        let certificate = open(Source::Authority { data_dir, names: names(&[], &[]) });
         let (first, now) = (shown(&certificate), SystemTime::now());
         let days = |days: u64| Duration::from_secs(days * 86_400);
         assert!(!certificate.refresh(now + days(19)).unwrap());
@@ -238,6 +240,10 @@ mod tests {
     #[test]
     fn a_certificate_has_the_hosts_of_the_urls() {
         let urls = ["https://coordinator.example:8443", "https://[2001:db8::1]:8443", "https://192.0.2.1"].map(str::to_owned);
-        assert_eq!(names(&urls), ["127.0.0.1", "192.0.2.1", "2001:db8::1", "::1", "coordinator.example", "localhost"]);
+        let others = ["192.0.2.9:1", "0.0.0.0:2"].map(|address| address.parse().unwrap());
+        assert_eq!(
+            names(&urls, &others),
+            ["127.0.0.1", "192.0.2.1", "192.0.2.9", "2001:db8::1", "::1", "coordinator.example", "localhost"]
+        );
     }
 }

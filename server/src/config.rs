@@ -39,6 +39,12 @@ pub struct Config {
     /// The address to listen on
     #[arg(long, env = "WATTLE_LISTEN", default_value = "127.0.0.1:8443", value_name = "ADDRESS:PORT", global = true)]
     pub listen: SocketAddr,
+    /// Serves people and scripts, and the page, at this address and no longer at --listen; for a network that gateways do not reach
+    #[arg(long, env = "WATTLE_ADMIN_LISTEN", value_name = "ADDRESS:PORT", global = true)]
+    pub admin_listen: Option<SocketAddr>,
+    /// Serves metrics at this address, and nowhere else
+    #[arg(long, env = "WATTLE_METRICS_LISTEN", value_name = "ADDRESS:PORT", global = true)]
+    pub metrics_listen: Option<SocketAddr>,
     /// Where agents reach the coordinator, for join strings and its certificate; several with commas [default: https://<listen>]
     #[arg(long = "url", env = "WATTLE_URL", value_delimiter = ',', value_name = "URL", value_parser = base_url, global = true)]
     pub given_urls: Vec<String>,
@@ -158,25 +164,28 @@ impl Config {
         self.database_url.as_deref().filter(|url| !url.is_empty())
     }
 
-    /// Where agents reach the coordinator that listens on this address.
+    /// Where agents reach the coordinator that listens on these addresses, on the first of them for agents.
     ///
     /// # Errors
     ///
     /// When secrets would cross a network in the clear.
-    pub fn urls(&self, address: SocketAddr) -> anyhow::Result<Vec<String>> {
+    pub fn urls(&self, addresses: &[SocketAddr]) -> anyhow::Result<Vec<String>> {
         let is_tls = |url: &String| url.starts_with("https://");
         if self.insecure_http {
             let behind_proxy = !self.given_urls.is_empty() && self.given_urls.iter().all(is_tls);
-            ensure!(
-                address.ip().is_loopback() || behind_proxy,
-                "--insecure-http on {address} would show every token to the network: listen on a loopback address, or give the https:// \
-                 URL of the proxy in front with --url"
-            );
+            for address in addresses {
+                ensure!(
+                    address.ip().is_loopback() || behind_proxy,
+                    "--insecure-http on {address} would show every token to the network: listen on a loopback address, or give the \
+                     https:// URL of the proxy in front with --url"
+                );
+            }
         } else {
             ensure!(self.given_urls.iter().all(is_tls), "the coordinator speaks TLS: --url is written https://host:port");
         }
         let scheme = if self.insecure_http { "http" } else { "https" };
-        Ok(if self.given_urls.is_empty() { vec![format!("{scheme}://{address}")] } else { self.given_urls.clone() })
+        let own = || addresses.iter().take(1).map(|address| format!("{scheme}://{address}")).collect();
+        Ok(if self.given_urls.is_empty() { own() } else { self.given_urls.clone() })
     }
 
     /// Files of a certificate and its key, in place of one by an authority of our own.

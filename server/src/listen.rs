@@ -30,6 +30,7 @@ use wattle_wire::stream::SILENCE_S;
 
 pub use self::doors::Guest;
 use self::{doors::Doors, turns::Turns};
+use crate::{config::Config, router::Audience};
 
 /// How long requests that are under way may take once the coordinator stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -67,11 +68,58 @@ pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     listen().with_context(|| format!("cannot listen on {address}"))
 }
 
-/// Serves until the coordinator stops.
-pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, router: Router, stop: CancellationToken) -> anyhow::Result<()> {
+/// Where the coordinator is reached.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For agents, and for all that has no listener of its own.
+    pub agents: TcpListener,
+    /// For people and scripts alone.
+    pub admin: Option<TcpListener>,
+    /// For metrics alone.
+    pub metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds what the settings ask for.
+    pub fn bind(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            agents: bind(config.listen)?,
+            admin: config.admin_listen.map(bind).transpose()?,
+            metrics: config.metrics_listen.map(bind).transpose()?,
+        })
+    }
+
+    /// Each listener and what it is for, that of agents first.
+    pub(crate) fn each(self) -> Vec<(TcpListener, Vec<Audience>)> {
+        let mut all = vec![(self.agents, vec![Audience::Agents])];
+        for (listener, audience) in [(self.admin, Audience::Admin), (self.metrics, Audience::Metrics)] {
+            match listener {
+                Some(listener) => all.push((listener, vec![audience])),
+                None => all[0].1.push(audience),
+            }
+        }
+        all
+    }
+}
+
+impl From<TcpListener> for Listeners {
+    /// One for all.
+    fn from(agents: TcpListener) -> Self {
+        Self { agents, admin: None, metrics: None }
+    }
+}
+
+/// Serves until the coordinator stops. Of the connections that the system allows, this listener has its share, one of so many.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    shares: usize,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let server =
         Arc::new(Server { tls: tls.map(TlsAcceptor::from), handshakes: Turns::new(), http1: http1(), http2: http2(), router, stop });
-    let doors = Doors::new(most_connections()?);
+    let doors = Doors::new((most_connections()? / shares).max(1));
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {

@@ -15,7 +15,9 @@ use wattle_server::{
     api_tokens, authority,
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
     db::{Actor, Db},
-    events, first_start, listen, postgres, router, secret,
+    events, first_start,
+    listen::Listeners,
+    postgres, router, secret,
     server::{Database, Server},
 };
 use wattle_wire::admin::{ApiToken, NewApiToken};
@@ -48,12 +50,12 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     // First of all, so that a taken port is told before a database is made.
-    let listener = listen::bind(config.listen)?;
+    let listeners = Listeners::bind(config)?;
     first_start::make_data_dir(&config.data_dir)?;
     let database = Database::open(config.database_url(), &config.data_dir).await?;
     let kind = database.kind();
     let result = async {
-        let mut server = Server::start(database.options(), listener, config).await?;
+        let mut server = Server::start(database.options(), listeners, config).await?;
         if config.given_urls.is_empty() && server.address.ip().is_unspecified() {
             tracing::warn!(address = %server.address, "agents cannot reach this address, and join strings hold it: give --url (WATTLE_URL)");
         }

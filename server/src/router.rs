@@ -1,6 +1,6 @@
 //! Every route, and what it takes to call it.
 
-use std::{any::Any, time::Duration};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -89,8 +89,37 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
     }
 }
 
-/// The router with everything around it.
-pub fn router(app: App) -> Router {
+/// For whom a path is. Each may have a listener of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    Agents,
+    /// People and scripts.
+    Admin,
+    Metrics,
+}
+
+impl Audience {
+    /// For whom a path is; `None` means for everybody.
+    fn of(path: &str) -> Option<Self> {
+        match path {
+            "/healthz" | "/readyz" => None,
+            "/metrics" => Some(Self::Metrics),
+            path if path.starts_with("/agent/") => Some(Self::Agents),
+            _ => Some(Self::Admin),
+        }
+    }
+}
+
+/// What a listener is not for is not there.
+async fn only(State(audiences): State<Arc<[Audience]>>, request: Request, next: Next) -> Response {
+    match Audience::of(request.uri().path()) {
+        Some(audience) if !audiences.contains(&audience) => error::respond(&error::not_found("path")),
+        Some(_) | None => next.run(request).await,
+    }
+}
+
+/// The router of a listener, with everything around it.
+pub fn router(app: App, audiences: Vec<Audience>) -> Router {
     let mut all: Router<App> = ui::routes();
     for action in Action::ALL {
         let routes: Router<App> = routes_for(action).into();
@@ -104,6 +133,7 @@ pub fn router(app: App) -> Router {
     }
     all.fallback(async || error::respond(&error::not_found("path")))
         .method_not_allowed_fallback(async || error::respond(&error::method_not_allowed()))
+        .layer(from_fn_with_state(Arc::from(audiences), only))
         .layer(from_fn_with_state(app.clone(), metrics::counted))
         .layer(from_fn_with_state(app.clone(), with_position))
         .layer(CatchPanicLayer::custom(answer_panic))

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context;
 use sqlx::postgres::PgConnectOptions;
-use tokio::{net::TcpListener, task::JoinHandle, time::interval};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::interval,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -17,7 +20,8 @@ use crate::{
     db::Db,
     error::Result,
     failures::Failures,
-    first_start, listen,
+    first_start,
+    listen::{self, Listeners},
     live::{self, Live},
     mailbox,
     metrics::Metrics,
@@ -34,24 +38,27 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// A coordinator that serves.
 #[derive(Debug)]
 pub struct Server {
+    /// Where agents reach it.
     pub address: SocketAddr,
     pub app: App,
     stop: CancellationToken,
-    serving: JoinHandle<anyhow::Result<()>>,
+    serving: JoinSet<anyhow::Result<()>>,
     following: JoinHandle<()>,
 }
 
 impl Server {
-    /// Opens the database and serves on the listener.
-    pub async fn start(options: PgConnectOptions, listener: TcpListener, config: &Config) -> anyhow::Result<Self> {
-        let address = listener.local_addr().context("the listener has no address")?;
+    /// Opens the database and serves on the listeners.
+    pub async fn start(options: PgConnectOptions, listeners: impl Into<Listeners>, config: &Config) -> anyhow::Result<Self> {
+        let listeners = listeners.into().each();
+        let addresses = listeners.iter().map(|(listener, _)| listener.local_addr().context("a listener has no address"));
+        let addresses: Vec<_> = addresses.collect::<anyhow::Result<_>>()?;
         let db = Db::open(options, config.database_pooler).await?;
-        let urls = config.urls(address)?;
+        let urls = config.urls(&addresses)?;
         let mesh = first_start::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
         let copy = Copy::load(&db).await?;
         let certificate = match config.insecure_http {
             true => None,
-            false => Some(Certificate::open(&db, config, &urls).await?),
+            false => Some(Certificate::open(&db, config, &urls, &addresses[1..]).await?),
         };
         let tokens = api_tokens::queries::list(&mut *db.begin().await?, None, usize::MAX).await?;
         let known = KnownTokens::of(tokens.into_iter().filter(|token| token.last_used_at.is_some()).map(|token| token.id));
@@ -77,19 +84,25 @@ impl Server {
         });
         let following = tokio::spawn(follow(app.clone()));
         let tls = app.certificate.as_ref().map(Certificate::server_config).transpose()?;
-        let serving = tokio::spawn(listen::serve(listener, tls, router::router(app.clone()), stop.clone()));
-        Ok(Self { address, app, stop, serving, following })
+        let (mut serving, shares) = (JoinSet::new(), listeners.len());
+        for (listener, audiences) in listeners {
+            serving.spawn(listen::serve(listener, tls.clone(), router::router(app.clone(), audiences), shares, stop.clone()));
+        }
+        Ok(Self { address: addresses[0], app, stop, serving, following })
     }
 
     /// Waits until somebody stops it, or serving fails.
     pub async fn wait(&mut self) -> anyhow::Result<()> {
-        (&mut self.serving).await.context("the server broke down")?
+        self.serving.join_next().await.context("nothing is served")?.context("the server broke down")?
     }
 
     /// Ends all streams, lets requests finish that are under way, and closes the database.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    pub async fn stop(mut self) -> anyhow::Result<()> {
         self.stop.cancel();
-        let result = self.serving.await.context("the server broke down")?;
+        let mut result = Ok(());
+        while let Some(served) = self.serving.join_next().await {
+            result = result.and(served.context("the server broke down").flatten());
+        }
         let _ = self.following.await;
         self.app.db.close().await;
         result

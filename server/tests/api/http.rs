@@ -1,11 +1,19 @@
 //! What holds for every route: shapes of errors, limits, headers.
 
+use std::fs;
+
+use clap::Parser;
 use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use wattle_server::router;
+use wattle_server::{
+    config::Config,
+    listen::{self, Listeners},
+    router,
+    server::Server,
+};
 
-use crate::harness::{Coordinator, send};
+use crate::harness::{Coordinator, client, empty_database, reachable_folder, send};
 
 #[tokio::test]
 async fn unknown_paths_and_methods_are_problems() {
@@ -99,4 +107,51 @@ async fn health_and_the_description_need_no_token() {
 fn the_description_that_is_checked_in_is_that_of_the_code() {
     let checked_in = include_str!("../../../proto-docs/openapi.json");
     assert!(checked_in == router::openapi_json(), "refresh it: cargo run -p wattle-server -- openapi > proto-docs/openapi.json");
+}
+
+#[tokio::test]
+async fn each_listener_serves_what_it_is_for_and_knows_of_nothing_else() {
+    let data_dir = reachable_folder();
+    let bind = || listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listeners = Listeners { agents: bind(), admin: Some(bind()), metrics: Some(bind()) };
+    let [agents, admin, metrics] = [Some(&listeners.agents), listeners.admin.as_ref(), listeners.metrics.as_ref()]
+        .map(|listener| listener.unwrap().local_addr().unwrap());
+    let config = Config::parse_from(["wattle-server".into(), "--data-dir".into(), data_dir.path().to_owned()]);
+    let server = Server::start(empty_database().await, listeners, &config).await.unwrap();
+    let token = fs::read_to_string(data_dir.path().join("api-token")).unwrap();
+    let client = client(data_dir.path());
+    for (path, served) in
+        router::table().into_iter().map(|(_, path, _)| path).chain(["/".to_owned(), "/ui/main.js".to_owned()]).map(|path| {
+            let served = match path.as_str() {
+                "/healthz" | "/readyz" => vec![agents, admin, metrics],
+                "/metrics" => vec![metrics],
+                path if path.starts_with("/agent/") => vec![agents],
+                _ => vec![admin],
+            };
+            (path, served)
+        })
+    {
+        for address in [agents, admin, metrics] {
+            // No route takes this method: where there is one, it says so.
+            let request = client.request(Method::TRACE, format!("https://{address}{path}")).bearer_auth(token.trim());
+            let status = send(request).await.status.as_u16();
+            let expected = if served.contains(&address) { 405 } else { 404 };
+            assert_eq!(status, expected, "{path} at {address} of {agents} {admin} {metrics}");
+        }
+    }
+    assert_eq!(server.app.settings.urls, [format!("https://{agents}")], "join strings name the listener of agents");
+    let url = |address| format!("https://{address}/metrics");
+    send(client.get(url(metrics)).bearer_auth(token.trim())).await.expect(200);
+    send(client.get(url(metrics))).await.expect(401);
+    server.stop().await.unwrap();
+    assert!(client.get(format!("https://{admin}/healthz")).send().await.is_err());
+}
+
+#[test]
+fn insecure_http_is_refused_on_any_listener_that_others_reach() {
+    let config = Config::parse_from(["wattle-server", "--insecure-http"]);
+    let [loopback, open] = ["127.0.0.1:1", "192.0.2.1:2"].map(|address| address.parse().unwrap());
+    assert_eq!(config.urls(&[loopback, loopback]).unwrap(), ["http://127.0.0.1:1"]);
+    let error = config.urls(&[loopback, open]).unwrap_err().to_string();
+    assert!(error.contains("192.0.2.1:2"), "{error}");
 }
