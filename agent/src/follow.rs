@@ -43,15 +43,15 @@ pub(crate) struct Connection {
 }
 
 pub(crate) fn load_view(store: &Store) -> anyhow::Result<Option<Stored>> {
-    store.read(VIEW)
+    store.read_or_previous(VIEW)
 }
 
 pub(crate) fn save_view(store: &Store, stored: &Stored) -> anyhow::Result<()> {
-    store.write(VIEW, stored)
+    store.write_keeping_previous(VIEW, stored)
 }
 
 pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
-    store.remove(VIEW)
+    store.remove_with_previous(VIEW)
 }
 
 /// `wattle-agent confirm`.

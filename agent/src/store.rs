@@ -65,6 +65,36 @@ impl Store {
         self.replace(&path, &serde_json::to_vec(value)?).with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// As [`Store::read`]. If the file is damaged, the one before it takes its place, if [`Store::write_keeping_previous`] kept it.
+    pub(crate) fn read_or_previous<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+        match self.read(name) {
+            Err(error) if error.is::<serde_json::Error>() && fs::rename(self.previous(name), self.path(name)).is_ok() => {
+                tracing::warn!("{error:#}: the file of before takes its place");
+                self.read(name)
+            }
+            result => result,
+        }
+    }
+
+    /// As [`Store::write`]; the file of before stays beside it.
+    pub(crate) fn write_keeping_previous<T: Serialize>(&self, name: &str, value: &T) -> anyhow::Result<()> {
+        let previous = self.previous(name);
+        let _ = fs::remove_file(&previous);
+        // The first time there is none to keep.
+        let _ = fs::hard_link(self.path(name), previous);
+        self.write(name, value)
+    }
+
+    /// Removes a file and the one that was kept of before.
+    pub(crate) fn remove_with_previous(&self, name: &str) -> anyhow::Result<()> {
+        let _ = fs::remove_file(self.previous(name));
+        self.remove(name)
+    }
+
+    fn previous(&self, name: &str) -> PathBuf {
+        self.path(&format!("{name}.previous"))
+    }
+
     pub(crate) fn remove(&self, name: &str) -> anyhow::Result<()> {
         match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -147,6 +177,31 @@ mod tests {
         assert_eq!(store.read::<String>("x.json").unwrap(), None);
         fs::write(store.path("x.json"), "{").unwrap();
         assert!(format!("{:#}", store.read::<String>("x.json").unwrap_err()).contains("is damaged"));
+    }
+
+    #[test]
+    fn h3_a_damaged_file_gives_way_to_the_one_before_and_that_is_never_lost_to_a_damaged_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let read = || store.read_or_previous::<u32>("x.json");
+        assert_eq!(read().unwrap(), None);
+        for number in 1..=3 {
+            store.write_keeping_previous("x.json", &number).unwrap();
+        }
+        assert_eq!(read().unwrap(), Some(3));
+        for damage in ["", "{", "\"three\""] {
+            fs::write(store.path("x.json"), damage).unwrap();
+            assert_eq!(read().unwrap(), Some(2), "{damage:?}");
+            store.write_keeping_previous("x.json", &3).unwrap();
+        }
+        fs::write(store.path("x.json"), "").unwrap();
+        fs::remove_file(store.previous("x.json")).unwrap();
+        assert!(format!("{:#}", read().unwrap_err()).contains("is damaged"));
+        store.write_keeping_previous("x.json", &4).unwrap();
+        store.write_keeping_previous("x.json", &5).unwrap();
+        store.remove_with_previous("x.json").unwrap();
+        assert_eq!(read().unwrap(), None);
+        assert!(!store.previous("x.json").exists());
     }
 
     #[test]

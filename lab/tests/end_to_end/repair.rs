@@ -149,13 +149,15 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     })?;
     same(&host.run(&format!("cat {STATE_DIR}/node.json"))?, &kept)?;
 
-    // Damaged, open to others, and of another owner: the view is asked for anew, the key is private again.
+    // A damaged view gives way to the one before it, pins and all; a key that is open to others is private again.
     lab.gateway_mut(DUBLIN)?.kill_agent()?;
     let host = &lab.gateway(DUBLIN)?.host;
     host.run(&format!("truncate --size=100 {STATE_DIR}/view.json"))?;
     host.run(&format!("chmod 0644 {STATE_DIR}/node.json"))?;
     lab.gateway_mut(DUBLIN)?.start_agent()?;
     follows(&lab).context("with a damaged view")?;
+    let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
+    ensure!(log.contains("the file of before takes its place") && log.contains("took up the view kept on disk"), "{log}");
     same(&lab.gateway(DUBLIN)?.host.run(&format!("stat --format=%a {STATE_DIR}/node.json"))?.trim(), &"600")?;
 
     // A damaged key is said, and neither thrown away nor replaced.
@@ -173,7 +175,7 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     follows(&lab)?;
 
     // Gone while the agent runs, and after: the tunnels stay.
-    lab.gateway(DUBLIN)?.host.run(&format!("rm -r {STATE_DIR}/node.json {STATE_DIR}/view.json"))?;
+    lab.gateway(DUBLIN)?.host.run(&format!("rm -r {STATE_DIR}/node.json {STATE_DIR}/view.json {STATE_DIR}/view.json.previous"))?;
     follows(&lab).context("with the files gone")?;
     lab.gateway_mut(DUBLIN)?.kill_agent()?;
     lab.gateway_mut(DUBLIN)?.start_agent()?;
