@@ -3,12 +3,14 @@
 use futures_util::{StreamExt, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
+use wattle_mesh::lock::Operator;
 use wattle_wire::{ids::NodeId, join::JoinString};
 
 use crate::{
     agents::{Machine, Node, new_node},
     browser::Browser,
     harness::{Coordinator, send},
+    nodes::signed,
 };
 
 async fn signed_in(coordinator: &Coordinator) -> Browser {
@@ -224,6 +226,24 @@ const FAINT: &str = "
         if (contrast < 4.5) faint.push(`${contrast.toFixed(1)}: ${element.className} ${element.innerText}`);
     }
     return faint";
+
+#[tokio::test]
+async fn a_site_says_who_is_admitted_where_an_operator_admits_anybody() {
+    let coordinator = Coordinator::start().await;
+    for name in ["dublin", "frankfurt"] {
+        new_node(&coordinator, json!({ "name": name, "subnets": [] })).await;
+    }
+    let browser = signed_in(&coordinator).await;
+    browser.go("#/sites/dublin").await;
+    browser.see("table[aria-label=Gateways]", "active").await;
+    assert!(!browser.text("table[aria-label=Gateways]").await.contains("admitted"), "who does not use the lock does not read of it");
+    let admissions = signed(&coordinator, &Operator::new(&[7; 32]).unwrap()).await;
+    // The page follows without being loaded anew.
+    coordinator.post("/admissions", json!({ "admissions": [admissions[0]] })).await.expect(204);
+    browser.see("table[aria-label=Gateways]", "active, admitted").await;
+    browser.go("#/sites/frankfurt").await;
+    browser.see("table[aria-label=Gateways]", "active, not admitted by an operator").await;
+}
 
 /// What somebody might write where free text is taken.
 const HOSTILE: &str = "<script>window.caught = 1</script><img src=x onerror='window.caught = 1'>{{7*7}}${7*7}";
