@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::{
     net::TcpStream,
     sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Instant,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use uuid::Uuid;
@@ -202,6 +203,14 @@ impl Coordinator {
     }
 
     /// One number from the database.
+    /// Waits until a count is at least so much.
+    pub(crate) async fn until(&self, sql: &'static str, least: i64) {
+        let deadline = Instant::now() + SOON;
+        while self.count(sql).await < least {
+            assert!(Instant::now() < deadline, "{sql} never gave {least}");
+        }
+    }
+
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&mut self.connection().await).await.unwrap()
     }
