@@ -57,6 +57,13 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
     Ok(Json(page::cut(tokens.into_iter(), limit, |token| token.id)))
 }
 
+/// Shows the api token that asks, without its secret: who one is, and what one may do.
+#[utoipa::path(get, path = "/api-tokens/self", tag = "api tokens", responses((status = 200, body = ApiToken)))]
+pub async fn own(State(app): State<App>, Extension(caller): Extension<CallingToken>) -> Result<Json<ApiToken>> {
+    let found = queries::find(&mut *app.db.begin().await?, caller.0).await?;
+    found.map(Json).ok_or_else(|| error::unauthorized().into())
+}
+
 /// Shows an api token, without its secret.
 #[utoipa::path(get, path = "/api-tokens/{id}", tag = "api tokens", params(("id" = TokenId, Path)), responses((status = 200, body = ApiToken)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<ApiToken>> {

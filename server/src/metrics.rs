@@ -24,6 +24,7 @@ use wattle_wire::{
 use crate::{
     app::App,
     error::{Error, Result},
+    mailbox,
 };
 
 /// Revisions of which it is remembered when this coordinator saw them first.
@@ -149,6 +150,12 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
     let applied = connected.iter().filter_map(|node| app.reports.last(*node)).map(|report| report.applied);
     let lag = applied.filter(|applied| applied.epoch == position.epoch).map(|applied| position.revision - applied.revision).max();
     gauge("wattle_slowest_agent_lag_revisions", "Revisions by which the slowest connected agent is behind.", lag.unwrap_or(0))?;
+
+    let letters = async { mailbox::queries::count(&mut *app.db.follow().await?).await };
+    // Without the database nobody knows, and the rest is told all the same.
+    if let Ok::<_, Error>(letters) = letters.await {
+        gauge("wattle_mailbox_letters", "Letters that wait until their recipients take them.", letters)?;
+    }
 
     let links = app.live.link_states(app).await;
     let states = [("up", LinkState::Up), ("degraded", LinkState::Degraded), ("down", LinkState::Down), ("never", LinkState::Never)];

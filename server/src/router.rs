@@ -64,6 +64,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(live::follow))
             .routes(routes!(metrics::show))
             .routes(routes!(mesh::show))
+            .routes(routes!(api_tokens::own))
             .routes(routes!(events::list)),
         Action::Change => routes
             .routes(routes!(sites::create))

@@ -74,8 +74,8 @@ export function count(number, noun) {
 }
 
 /** The state of a link, told by its word and its shape as much as by its colour. */
-export function badge(state) {
-  return h("span", { class: `badge ${state}` }, state);
+export function badge(state, fault) {
+  return h("span", { class: `badge ${state}` }, fault ?? state);
 }
 
 /** A text with a button that copies it. */

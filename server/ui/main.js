@@ -1,6 +1,6 @@
 // Signs in, follows the mesh, and shows the page that the address names.
 
-import { Problem, send, token } from "./api.js";
+import { Problem, request, token } from "./api.js";
 import { h, refill, since } from "./dom.js";
 import { addSite } from "./form.js";
 import { Mesh } from "./mesh.js";
@@ -25,8 +25,7 @@ function signIn(error = "") {
     event.preventDefault();
     token.set(input.value.trim());
     try {
-      await send("GET", "/sites?limit=1");
-      start();
+      await start();
     } catch (problem) {
       token.clear();
       signIn(problem instanceof Problem && problem.status === 401 ? "This is not a valid api token." : "The coordinator cannot answer now; try again.");
@@ -41,7 +40,10 @@ function signIn(error = "") {
   input.focus();
 }
 
-function start() {
+/** Whoever may only look sees nothing that changes the mesh: the style sheet hides it. */
+async function start() {
+  const { role } = await request("GET", "/api-tokens/self");
+  document.documentElement.classList.toggle("viewer", role === "viewer");
   mesh = new Mesh();
   mesh.addEventListener("change", () => { showConnection(); draw(); });
   mesh.addEventListener("ended", () => { token.clear(); signIn("The api token is not valid any more."); });
@@ -84,7 +86,7 @@ function route() {
   const [kind = "", name = ""] = location.hash.slice(2).split("/").map(decodeURIComponent);
   if (kind === "sites" && name) page = sitePage(mesh, name);
   else if (kind === "sites") page = siteList(mesh);
-  else if (kind === "add") page = addSite();
+  else if (kind === "add" && !document.documentElement.classList.contains("viewer")) page = addSite();
   else page = overview(mesh);
   refill(main, page.element);
   document.title = page.title();
@@ -110,5 +112,5 @@ addEventListener("hashchange", () => {
 });
 signOut.addEventListener("click", () => { token.clear(); signIn(); });
 
-if (token.get()) start();
+if (token.get()) start().catch(() => signIn("The coordinator cannot answer now, or the api token is not valid any more."));
 else signIn();

@@ -207,7 +207,7 @@ export class Matrix {
     if (a === b) return `${a.name}, ${a.tunnel_address}`;
     const link = this.#mesh.link(a.id, b.id);
     if (!link) return `${a.name} – ${b.name}: same site, no link`;
-    return `${a.name} – ${b.name}: ${link.state}${link.since ? ` since ${moment(link.since)}` : ""}`;
+    return `${a.name} – ${b.name}: ${link.state}${link.fault ? ` (${link.fault})` : ""}${link.since ? ` since ${moment(link.since)}` : ""}`;
   }
 
   #key(event) {
@@ -311,5 +311,5 @@ function mark(context, state, x, y, size, colour) {
 
 function legend() {
   const entry = (state, words) => h("li", {}, h("span", { class: `swatch ${state}` }), words);
-  return h("ul", { class: "legend", "aria-label": "Colours" }, entry("up", "up"), entry("degraded", "degraded: one end says up"), entry("down", "down"), entry("never", "never up"));
+  return h("ul", { class: "legend", "aria-label": "Colours" }, entry("up", "up"), entry("degraded", "degraded: asymmetric, lossy or slow"), entry("down", "down"), entry("never", "never up"));
 }

@@ -83,7 +83,7 @@ function trouble(mesh) {
   links.sort((a, b) => order.indexOf(a.state) - order.indexOf(b.state) || ((b.since ?? "") < (a.since ?? "") ? -1 : 1));
   const rows = links.slice(0, MOST_ROWS).map((link) => {
     const [a, b] = link.ends.map((end) => mesh.nodes.get(end)).sort((a, b) => (a?.name < b?.name ? -1 : 1));
-    return [badge(link.state), h("span", {}, place(a?.site_name, a?.name), " – ", place(b?.site_name, b?.name)), since(link.since)];
+    return [badge(link.state, link.fault), h("span", {}, place(a?.site_name, a?.name), " – ", place(b?.site_name, b?.name)), since(link.since)];
   });
   if (links.length > MOST_ROWS) rows.push([h("span", {}), h("span", { class: "faint" }, `and ${links.length - MOST_ROWS} more`), h("span", {})]);
   return rows;
@@ -98,6 +98,6 @@ function list(rows) {
 }
 
 function nothing(mesh) {
-  if (!mesh.sites.size) return h("p", {}, "There is no site yet. ", h("a", { href: "#/add", class: "button" }, "Add the first"));
+  if (!mesh.sites.size) return h("p", {}, "There is no site yet. ", h("a", { href: "#/add", class: "button changes" }, "Add the first"));
   return h("p", { class: "faint" }, mesh.links.length ? "Nothing: every link is up." : "Nothing.");
 }

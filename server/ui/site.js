@@ -72,8 +72,8 @@ function about(mesh, site, change) {
   return [
     h("div", { class: "title" }, h("h1", {}, site.name, " ", health(mesh, site)),
       h("div", { class: "tools" },
-        h("button", { type: "button", id: "change", click: change }, "Change"),
-        h("button", { type: "button", id: "remove", class: "danger", click: () => remove(site) }, "Remove"))),
+        h("button", { type: "button", id: "change", class: "changes", click: change }, "Change"),
+        h("button", { type: "button", id: "remove", class: "danger changes", click: () => remove(site) }, "Remove"))),
     site.description ? h("p", { class: "free" }, site.description) : null,
     h("dl", { class: "facts" }, facts.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)))),
   ];
@@ -95,7 +95,7 @@ function gatewayTable(mesh, nodes) {
       h("td", {}, since(report?.at)),
       h("td", {}, node.agent_version),
       h("td", { class: "free" }, problems.length ? h("ul", { class: "problems" }, problems.map((problem) => h("li", {}, problem))) : h("span", { class: "faint" }, "none")),
-      h("td", {}, h("button", { type: "button", id: `revoke-${node.id}`, class: "danger", "aria-label": `Revoke ${node.name}`, click: () => revoke(node) }, "Revoke")));
+      h("td", {}, h("button", { type: "button", id: `revoke-${node.id}`, class: "danger changes", "aria-label": `Revoke ${node.name}`, click: () => revoke(node) }, "Revoke")));
   });
   return table("Gateways", ["Name", "State", "Tunnel address", "WireGuard", "Configuration", "Last report", "Agent", "Problems", ""], rows);
 }
@@ -112,15 +112,22 @@ function linkTable(mesh, nodes, details) {
     const end = (side) => (side?.reported_at ? since(side.last_handshake_at) : h("span", { class: "faint" }, side ? "no word" : "…"));
     return h("tr", {},
       h("th", { scope: "row" }, h("a", { id: `peer-${node.id}-${peer?.id}`, href: `#/sites/${encodeURIComponent(peer?.site_name ?? "")}` }, peer?.name ?? "?"), nodes.length > 1 ? h("span", { class: "faint" }, ` with ${node.name}`) : null),
-      h("td", {}, badge(link.state)),
+      h("td", {}, badge(link.state, link.fault)),
       h("td", {}, since(link.since)),
+      h("td", { class: "number" }, probes(here)),
       h("td", {}, end(here)),
       h("td", {}, end(there)),
       h("td", { class: "number" }, here ? bytes(here.received_bytes) : "…"),
       h("td", { class: "number" }, here ? bytes(here.sent_bytes) : "…"),
       h("td", { class: "mono" }, here?.peer_endpoint ?? "–"));
   });
-  return table("Links", ["Peer", "State", "Since", "Handshake here", "Handshake there", "#Received", "#Sent", "Peer's endpoint"], rows);
+  return table("Links", ["Peer", "State", "Since", "#Round trip", "Handshake here", "Handshake there", "#Received", "#Sent", "Peer's endpoint"], rows);
+}
+
+/** What probes of one end found. */
+function probes(end) {
+  if (end?.round_trip_ms == null) return "–";
+  return `${end.round_trip_ms.toFixed(1)} ms${end.loss_percent ? `, ${end.loss_percent} % lost` : ""}`;
 }
 
 /** A table; the name of a column of numbers begins with #. */
@@ -136,7 +143,7 @@ function joinTokens(site) {
   const fresh = h("div", { "aria-live": "polite" });
   const error = h("p", { class: "error", role: "alert" });
   const existing = h("div", {});
-  const form = h("form", { class: "inline", submit },
+  const form = h("form", { class: "inline changes", submit },
     h("label", { for: "uses" }, "For"), uses, h("label", { for: "lifetime" }, "machines, valid for"), lifetime, h("button", { id: "new-token" }, "New join token"));
 
   async function submit(event) {
@@ -158,7 +165,7 @@ function joinTokens(site) {
       h("th", { scope: "row", class: "mono" }, token.id.slice(0, 13)),
       h("td", {}, `${token.uses_left} left`),
       h("td", {}, `until ${moment(token.expires_at)}`),
-      h("td", {}, h("button", { type: "button", class: "danger", "aria-label": `Revoke the join token ${token.id}`, click: async () => { await request("DELETE", `/join-tokens/${token.id}`).catch(() => null); await list(); } }, "Revoke"))));
+      h("td", {}, h("button", { type: "button", class: "danger changes", "aria-label": `Revoke the join token ${token.id}`, click: async () => { await request("DELETE", `/join-tokens/${token.id}`).catch(() => null); await list(); } }, "Revoke"))));
     refill(existing, rows.length ? table("Join tokens", ["Token", "Machines", "Valid", ""], rows) : h("p", { class: "faint" }, "No join token is valid now."));
   }
 

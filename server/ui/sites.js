@@ -9,7 +9,7 @@ export function siteList(mesh) {
   const heading = h("h1");
   const head = ["Site", "Links", "Subnets", "Endpoint", "Tunnel address", "Description"];
   const element = h("div", {},
-    h("div", { class: "title" }, heading, h("div", { class: "tools" }, filter, h("a", { href: "#/add", class: "button" }, "Add a site"))),
+    h("div", { class: "title" }, heading, h("div", { class: "tools" }, filter, h("a", { href: "#/add", class: "button changes" }, "Add a site"))),
     h("div", { class: "wide" }, h("table", { "aria-label": "Sites" }, h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name)))), body)));
 
   function update() {

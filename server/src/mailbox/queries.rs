@@ -60,6 +60,11 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
     Ok(Mail { letters: letters.collect::<Result<_>>()?, more })
 }
 
+/// How many letters wait.
+pub async fn count(connection: &mut PgConnection) -> Result<i64> {
+    Ok(sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM psk_messages"#).fetch_one(connection).await?)
+}
+
 /// Who has letters, with the number of the newest.
 pub(super) async fn newest(connection: &mut PgConnection) -> Result<Vec<(NodeId, i64)>> {
     let rows = sqlx::query!(r#"SELECT recipient, max(id) AS "id!" FROM psk_messages GROUP BY recipient"#).fetch_all(connection).await?;

@@ -58,6 +58,7 @@ async fn metrics_say_how_the_coordinator_and_the_mesh_are_and_promtool_finds_no_
         (r#"wattle_nodes{state="active"}"#, 2.0),
         (r#"wattle_links{state="down"}"#, 0.0),
         ("wattle_agents_connected", 1.0),
+        ("wattle_mailbox_letters", 0.0),
         ("wattle_slowest_agent_lag_revisions", 0.0),
         ("wattle_propagation_seconds_count", 1.0),
         (r#"wattle_requests_total{method="POST",route="/agent/report",status="204"}"#, 3.0),

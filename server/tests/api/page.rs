@@ -109,6 +109,37 @@ async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
     assert_eq!(browser.run("return sessionStorage.length", json!([])).await, 0);
 }
 
+#[tokio::test]
+async fn a_viewer_sees_how_links_are_and_no_button_that_he_may_not_press() {
+    let coordinator = Coordinator::start().await;
+    let nodes = mesh_of(&coordinator, 3).await;
+    let probe = json!({"state": "lossy", "loss_percent": 25, "round_trip_us": 12_345});
+    for (from, to) in [(0, 2), (2, 0)] {
+        let link =
+            json!({"peer": nodes[to].id(), "handshake_age_s": 3, "received_bytes": 1, "sent_bytes": 1, "endpoint": null, "probe": probe});
+        nodes[from].report(&coordinator, json!({"applied": "1.6", "device": "kernel", "links": [link]})).await.expect(204);
+    }
+    let visible = "return [...document.querySelectorAll('main button, main form, nav a')].filter((each) => each.offsetParent).map((each) => each.id || each.textContent)";
+    let seen = async |token: &str| {
+        let browser = Browser::open(&coordinator).await;
+        browser.sign_in(token).await;
+        browser.see("#sentence", "3 sites, 3 links").await;
+        browser.go("#/sites/site-000").await;
+        browser.see("table[aria-label=Links]", "12.3 ms, 25 % lost").await;
+        browser.see("table[aria-label=Links]", "lossy").await;
+        browser.keep("viewer").await;
+        let seen = browser.run(visible, json!([])).await;
+        browser.go("#/add").await;
+        browser.see("main h1", if token == coordinator.token { "Add a site" } else { "3 sites" }).await;
+        seen.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let created = coordinator.post("/api-tokens", json!({"name": "looks", "role": "viewer"})).await.expect(201).json();
+    let viewer = seen(created["token"].as_str().unwrap()).await;
+    assert_eq!(viewer, ["Overview", "Sites"], "{viewer:?}");
+    let owner = seen(&coordinator.token).await;
+    assert!(["change", "remove", "new-token"].iter().all(|id| owner.contains(&(*id).to_owned())), "{owner:?}");
+}
+
 /// A mesh of so many sites whose links are up, but that between the first two, which is down, and the third's with the last, of which one end
 /// says nothing.
 async fn mesh_of(coordinator: &Coordinator, size: usize) -> Vec<Node> {
@@ -149,7 +180,7 @@ async fn three_hundred_sites_can_be_seen_searched_and_walked_through() {
 
     // The focus brings the first link; N goes on to the next that is not up, and round.
     browser.find("#matrix").await.send_keys("n").await.unwrap();
-    browser.see("#cell", "site-002 – site-299: degraded since").await;
+    browser.see("#cell", "site-002 – site-299: degraded (asymmetric) since").await;
     browser.find("#matrix").await.send_keys("n").await.unwrap();
     browser.see("#cell", "site-000 – site-001: down since").await;
     browser.find("#matrix").await.send_keys("++++++").await.unwrap();
