@@ -14,7 +14,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// Unproven connections from one address (of IPv6: one /64) at a time. Loopback is not counted: a proxy may stand there for everybody.
+/// Unproven connections from one address (of IPv6: one /64) at a time. Loopback is not counted.
 const MOST_UNPROVEN: usize = 256;
 
 /// Counts connections.
@@ -29,7 +29,7 @@ struct Inside {
     open: usize,
     entered: u64,
     /// In the order in which they came.
-    unproven: BTreeMap<u64, (IpAddr, CancellationToken)>,
+    unproven: BTreeMap<u64, (Option<IpAddr>, CancellationToken)>,
     by_network: HashMap<IpAddr, BTreeSet<u64>>,
 }
 
@@ -38,7 +38,7 @@ struct Inside {
 pub struct Guest {
     doors: Arc<Doors>,
     number: u64,
-    network: IpAddr,
+    network: Option<IpAddr>,
     proven: AtomicBool,
     gives_way: CancellationToken,
 }
@@ -57,9 +57,11 @@ impl Doors {
         inside.entered += 1;
         let number = inside.entered;
         inside.unproven.insert(number, (network, gives_way.clone()));
-        let from_there = inside.by_network.entry(network).or_default();
-        from_there.insert(number);
-        let oldest_there = from_there.first().copied().filter(|_| from_there.len() > MOST_UNPROVEN && !address.is_loopback());
+        let oldest_there = network.and_then(|network| {
+            let from_there = inside.by_network.entry(network).or_default();
+            from_there.insert(number);
+            from_there.first().copied().filter(|_| from_there.len() > MOST_UNPROVEN)
+        });
         let oldest = inside.unproven.keys().next().copied().filter(|_| inside.open > self.most);
         if let Some(gives_way) = oldest_there.or(oldest).and_then(|number| inside.remove(number)) {
             gives_way.cancel();
@@ -76,7 +78,9 @@ impl Inside {
     /// Takes a connection off the list of the unproven.
     fn remove(&mut self, number: u64) -> Option<CancellationToken> {
         let (network, gives_way) = self.unproven.remove(&number)?;
-        if let Some(from_there) = self.by_network.get_mut(&network) {
+        if let Some(network) = network
+            && let Some(from_there) = self.by_network.get_mut(&network)
+        {
             from_there.remove(&number);
             if from_there.is_empty() {
                 self.by_network.remove(&network);
@@ -96,7 +100,7 @@ impl Guest {
 
     /// Where it comes from: its address, of IPv6 its /64; `None` for loopback, where a proxy may stand for everybody.
     pub fn network(&self) -> Option<IpAddr> {
-        Some(self.network).filter(|network| !network.is_loopback() && *network != IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+        self.network
     }
 
     pub(super) fn is_proven(&self) -> bool {
@@ -117,10 +121,12 @@ impl Drop for Guest {
     }
 }
 
-fn network(address: IpAddr) -> IpAddr {
+/// See [`Guest::network`].
+fn network(address: IpAddr) -> Option<IpAddr> {
     match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address @ IpAddr::V4(_) => address,
+        address if address.is_loopback() => None,
+        IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
+        address @ IpAddr::V4(_) => Some(address),
     }
 }
 
@@ -165,6 +171,7 @@ mod tests {
         assert!(!local.iter().any(|guest| gave_way(guest)));
         assert_eq!(network("2001:db8::1".parse().unwrap()), network("2001:db8::2".parse().unwrap()));
         assert_ne!(network("2001:db8::1".parse().unwrap()), network("2001:db8:0:1::1".parse().unwrap()));
-        assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), HERE);
+        assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), Some(HERE));
+        assert!(["::1", "127.0.0.9", "::ffff:127.0.0.1"].iter().all(|local| network(local.parse().unwrap()).is_none()));
     }
 }
