@@ -116,6 +116,10 @@ impl Correspondence {
 
     /// Takes note of the handshakes. Whether a key may have changed.
     pub(crate) fn observe(&mut self, known: &Known, link: &Link) -> bool {
+        // Most looks find nothing on trial, and a copy of a thousand pairs is megabytes.
+        if !self.exchange.is_on_trial() {
+            return false;
+        }
         let mut next = self.exchange.clone();
         if !next.observe(known, link, unix_s()) {
             // Nothing that has to outlive a restart.

@@ -350,6 +350,11 @@ impl Pair {
         }
     }
 
+    /// Whether [`Pair::observe`] has anything to take note of.
+    pub fn is_on_trial(&self) -> bool {
+        matches!(self.phase, Phase::Confirmed { .. })
+    }
+
     /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to use is another one now.
     ///
     /// A device may take it for a handshake when it answers one that the other end then cannot read (gotatun does). So a handshake counts that

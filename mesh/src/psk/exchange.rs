@@ -85,6 +85,11 @@ impl Exchange {
         Ok(answer.map(|message| OutgoingLetter { to, message }))
     }
 
+    /// Whether [`Exchange::observe`] has anything to take note of.
+    pub fn is_on_trial(&self) -> bool {
+        self.0.values().any(Pair::is_on_trial)
+    }
+
     /// Takes note of the handshakes, at each look at the device. Whether a key to use is another one now.
     pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> bool {
         let mut changed = false;
