@@ -242,7 +242,11 @@ impl Peer {
             self.answers_needed = LEAST_ANSWERS;
         }
         let state = match self.state {
-            None if answers > 0 => Some(EndState::Up),
+            None if answers > 0 => {
+                // What was lost before there was a tunnel says nothing of how it is.
+                self.counted = answers;
+                Some(EndState::Up)
+            }
             None => None,
             Some(state) if state.works() => {
                 if missed >= MOST_MISSED {

@@ -25,7 +25,7 @@ struct Told {
 }
 
 /// What of a link is worth telling at once.
-type LinkState = (EndState, bool, Option<Endpoint>);
+type LinkState = (EndState, bool, bool, Option<Endpoint>);
 
 impl Reporting {
     /// Forgets what the coordinator was told, because it may have forgotten: the next report is a summary.
@@ -68,7 +68,7 @@ pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 fn state(link: &LinkReport) -> LinkState {
-    (end_state(link), link.probe.is_some(), link.endpoint)
+    (end_state(link), link.handshake_age_s.is_some(), link.probe.is_some(), link.endpoint)
 }
 
 #[cfg(test)]
