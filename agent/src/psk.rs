@@ -1,6 +1,10 @@
 //! Preshared keys: what of them is kept on disk, and the errands to the coordinator's mailbox on which nodes agree on them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use aws_lc_rs::kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768};
 use tokio::sync::oneshot;
@@ -50,7 +54,9 @@ pub(crate) struct Correspondence {
     outbox: BTreeMap<NodeId, SignedPskMessage>,
     /// Letters that were dealt with, and what came of them is kept on disk.
     taken: Vec<i64>,
-    /// Letters of nodes that the view does not hold yet: a letter may be faster than the view.
+    /// Peers of whose new WireGuard key no handshake has succeeded yet.
+    unsettled: BTreeSet<NodeId>,
+    /// Letters of nodes that the view does not hold yet, for a letter may be faster than the view, and of those that are unsettled.
     early: BTreeMap<NodeId, SignedPskMessage>,
     /// The coordinator said that there is mail.
     waiting: bool,
@@ -75,8 +81,8 @@ impl Correspondence {
         if let Some(problem) = &problem {
             warn!("{problem}");
         }
-        let (outbox, taken, early) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
-        Self { store, exchange, outbox, taken, early, waiting: false, errand: None, problem }
+        let (outbox, taken, unsettled, early) = (BTreeMap::new(), Vec::new(), BTreeSet::new(), BTreeMap::new());
+        Self { store, exchange, outbox, taken, unsettled, early, waiting: false, errand: None, problem }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
@@ -97,21 +103,28 @@ impl Correspondence {
         self.waiting = true;
     }
 
-    /// Does what is due by now, and reads the letters of nodes that have become known. Whether a key may have changed.
-    pub(crate) fn tick(&mut self, known: &Known, machine: &Machine) -> bool {
+    /// Does what is due by now, and reads the letters of nodes that have become known. With `unsettled` peers no key is changed.
+    pub(crate) fn tick(&mut self, known: &Known, machine: &Machine, unsettled: BTreeSet<NodeId>) {
+        self.unsettled = unsettled;
         // What could not be kept is still at the coordinator.
         self.waiting |= self.problem.is_some();
-        let is_known = self.early.keys().any(|node| known.peers.contains_key(node));
-        if !is_known && !self.exchange.is_due(known, machine, unix_s()) {
-            return false;
+        let (early, later): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut self.early).into_iter().partition(|(node, _)| self.is_readable(Some(known), node));
+        self.early = later;
+        if early.is_empty() && !self.exchange.is_due(known, machine, unix_s(), &self.unsettled) {
+            return;
         }
-        let (early, unknown) = std::mem::take(&mut self.early).into_iter().partition(|(node, _)| known.peers.contains_key(node));
-        self.early = unknown;
+        let unsettled = std::mem::take(&mut self.unsettled);
         self.change(|exchange| {
-            let mut letters = exchange.tick(known, machine, unix_s(), &SystemKem);
+            let mut letters = exchange.tick(known, machine, unix_s(), &SystemKem, &unsettled);
             letters.extend(read(exchange, known, machine, &early));
             letters
-        })
+        });
+        self.unsettled = unsettled;
+    }
+
+    fn is_readable(&self, known: Option<&Known>, from: &NodeId) -> bool {
+        known.is_some_and(|known| known.peers.contains_key(from)) && !self.unsettled.contains(from)
     }
 
     /// Takes note of the handshakes. Whether a key may have changed.
@@ -187,8 +200,7 @@ impl Correspondence {
         self.waiting |= mail.more;
         let ids: Vec<_> = new.iter().map(|letter| letter.id).collect();
         let letters: BTreeMap<_, _> = new.into_iter().map(|IncomingLetter { from, message, .. }| (from, message)).collect();
-        let is_known = |node: &NodeId| known.is_some_and(|known| known.peers.contains_key(node));
-        let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = letters.into_iter().partition(|(from, _)| is_known(from));
+        let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = letters.into_iter().partition(|(from, _)| self.is_readable(known, from));
         let kept = match known {
             Some(known) if !readable.is_empty() => self.change(|exchange| read(exchange, known, machine, &readable)),
             Some(_) | None => true,

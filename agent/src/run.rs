@@ -412,7 +412,7 @@ impl Agent {
         self.take_confirmation();
         self.key_change.look();
         let Some(known) = self.replica.known() else { return };
-        self.correspondence.tick(known, &self.machine);
+        self.correspondence.tick(known, &self.machine, self.watch.unsettled());
         let now = self.started.elapsed();
         let mut outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange(), &mut self.watch, now).await;
         let link = outcome.observed.as_ref().and_then(|observed| observed.link.as_ref());

@@ -1,6 +1,6 @@
 //! The preshared keys of all tunnels of a node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
@@ -49,21 +49,30 @@ impl Exchange {
     }
 
     /// Whether [`Exchange::tick`] has anything to do.
-    pub fn is_due(&self, known: &Known, machine: &Machine, now: u64) -> bool {
+    pub fn is_due(&self, known: &Known, machine: &Machine, now: u64, unsettled: &BTreeSet<NodeId>) -> bool {
         let fresh = Pair::default();
         let due = |(node, peer)| self.0.get(node).unwrap_or(&fresh).is_due(&ends(known, machine, peer), now);
-        self.0.keys().any(|node| !known.peers.contains_key(node)) || known.peers.iter().any(due)
+        let mut settled = known.peers.iter().filter(|(node, _)| !unsettled.contains(node));
+        self.0.keys().any(|node| !known.peers.contains_key(node)) || settled.any(due)
     }
 
     /// What to say because time has passed or peers have changed; the keys of peers that are gone are forgotten. `now` is in seconds since
-    /// 1970. The letters may be sent once this is kept on disk.
-    pub fn tick(&mut self, known: &Known, machine: &Machine, now: u64, kem: &impl Kem) -> Vec<OutgoingLetter> {
+    /// 1970. The letters may be sent once this is kept on disk. To peers that are `unsettled`, of whose new WireGuard key no handshake has
+    /// succeeded yet, nothing is said: both ends of it must have the same preshared key.
+    pub fn tick(
+        &mut self,
+        known: &Known,
+        machine: &Machine,
+        now: u64,
+        kem: &impl Kem,
+        unsettled: &BTreeSet<NodeId>,
+    ) -> Vec<OutgoingLetter> {
         self.0.retain(|node, _| known.peers.contains_key(node));
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
             let message = self.0.entry(*node).or_default().tick(&ends(known, machine, peer), now, kem)?;
             Some(OutgoingLetter { to: *node, message })
         };
-        known.peers.iter().filter_map(say).collect()
+        known.peers.iter().filter(|(node, _)| !unsettled.contains(node)).filter_map(say).collect()
     }
 
     /// Takes in a message of a peer. The answer may be sent once this is kept on disk.

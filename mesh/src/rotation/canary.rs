@@ -2,7 +2,7 @@
 
 use std::{
     cell::LazyCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -119,6 +119,11 @@ impl Watch {
                 (call.last, call.wait) = (now, LONGEST_CALL.min(call.wait * 2));
             }
         }
+    }
+
+    /// Peers of whose new key no handshake has succeeded yet.
+    pub fn unsettled(&self) -> BTreeSet<NodeId> {
+        self.calls.keys().copied().collect()
     }
 
     /// How soon the device is to be looked at again; absent means that there is no hurry.
