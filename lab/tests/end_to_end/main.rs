@@ -51,7 +51,6 @@ const INSIDE: &[(&str, Test)] = tests![
     outage::h1_a_killed_agent_leaves_its_tunnels_up,
     outage::an_agent_that_is_stopped_and_started_again_loses_no_packet,
     repair::h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds,
-    repair::h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key,
     repair::h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched,
     psk::e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had,
     psk::without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_one_the_tunnel_stays,
@@ -62,9 +61,7 @@ const INSIDE: &[(&str, Test)] = tests![
     rotation::without_the_coordinator_all_follow_to_a_new_key_and_an_agent_that_starts_meanwhile_does_too,
     see::verify_tells_whether_every_tunnel_and_every_lan_answers,
     see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
-    see::g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric,
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
-    trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,
     trust::e8_packets_of_a_compromised_gateway_with_anothers_source_address_are_dropped,
     trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
     input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
@@ -82,6 +79,9 @@ const OWN_MACHINE: &[(&str, Test)] = tests![
 
 /// Tests inside a lab that say little of a kernel, and would take long on an emulated one.
 const NOT_EMULATED: &[(&str, Test)] = tests![
+    trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,
+    see::g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric,
+    repair::h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key,
     rotation::a_peer_that_was_away_learns_the_key_when_it_is_back,
     rotation::a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost,
     rotation::handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up,
