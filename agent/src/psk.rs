@@ -103,8 +103,9 @@ impl Correspondence {
         self.waiting = true;
     }
 
-    /// Does what is due by now, and reads the letters of nodes that have become known. With `unsettled` peers no key is changed.
-    pub(crate) fn tick(&mut self, known: &Known, machine: &Machine, unsettled: BTreeSet<NodeId>) {
+    /// Does what is due by now, and reads the letters of nodes that have become known. With `unsettled` peers no key is changed. Whether a key
+    /// may have changed.
+    pub(crate) fn tick(&mut self, known: &Known, machine: &Machine, unsettled: BTreeSet<NodeId>) -> bool {
         self.unsettled = unsettled;
         // What could not be kept is still at the coordinator.
         self.waiting |= self.problem.is_some();
@@ -112,15 +113,16 @@ impl Correspondence {
             std::mem::take(&mut self.early).into_iter().partition(|(node, _)| self.is_readable(Some(known), node));
         self.early = later;
         if early.is_empty() && !self.exchange.is_due(known, machine, unix_s(), &self.unsettled) {
-            return;
+            return false;
         }
         let unsettled = std::mem::take(&mut self.unsettled);
-        self.change(|exchange| {
+        let kept = self.change(|exchange| {
             let mut letters = exchange.tick(known, machine, unix_s(), &SystemKem, &unsettled);
             letters.extend(read(exchange, known, machine, &early));
             letters
         });
         self.unsettled = unsettled;
+        kept && !early.is_empty()
     }
 
     fn is_readable(&self, known: Option<&Known>, from: &NodeId) -> bool {

@@ -412,11 +412,13 @@ impl Agent {
         self.take_confirmation();
         self.key_change.look();
         let Some(known) = self.replica.known() else { return };
-        self.correspondence.tick(known, &self.machine, self.watch.unsettled());
         let now = self.started.elapsed();
         let mut outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange(), &mut self.watch, now).await;
+        // After the look at the device, which tells whose WireGuard key is new: with those no preshared key is changed yet.
+        let mut may_differ = self.correspondence.tick(known, &self.machine, self.watch.unsettled());
         let link = outcome.observed.as_ref().and_then(|observed| observed.link.as_ref());
-        if link.is_some_and(|link| self.correspondence.observe(known, link)) {
+        may_differ |= link.is_some_and(|link| self.correspondence.observe(known, link));
+        if may_differ {
             outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange(), &mut self.watch, now).await;
         }
         for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {

@@ -107,8 +107,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        directory::{NodeRecord, RecordChange, SiteRecord},
         replica::Replica,
-        testing::{Keys, MESH, directory_of, machine_of, node_id},
+        testing::{Keys, MESH, directory_of, machine_of, node_id, node_record},
         view,
     };
 
@@ -137,5 +138,28 @@ mod tests {
         let source = Some("10.1.0.1".parse().unwrap());
         assert_eq!(desired.routes, [(net("10.2.0.0/24"), source), (net("10.3.0.0/24"), source)].into());
         assert_eq!(desired.forwarding, [Family::V4].into());
+    }
+
+    #[test]
+    fn d8_nothing_that_the_mesh_can_name_gets_into_the_ruleset() {
+        let mut directory = directory_of(3);
+        for (number, name) in [(1, "drop"), (2, "flush-ruleset"), (3, "accept")] {
+            let (site, node) = node_record(number);
+            let description = "\"; flush ruleset; add table inet x { }".to_owned();
+            directory.apply(&RecordChange::Site(SiteRecord { name: name.parse().unwrap(), description, ..site }));
+            directory.apply(&RecordChange::Node(NodeRecord { name: name.parse().unwrap(), ..node }));
+        }
+        let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
+        let view = view::view(&directory, node_id(1)).unwrap();
+        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine_of(1), addresses: vec![] };
+        let text = |desired: Desired| desired.ruleset.sets() + &desired.ruleset.chain();
+        let named = text(desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &Turns::default()));
+        let mut plain = Replica::new(MESH, Keys::of(1).wireguard_key());
+        let view = view::view(&directory_of(3), node_id(1)).unwrap();
+        plain.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        let unnamed = text(desired(plain.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &Turns::default()));
+        assert_eq!(named, unnamed, "names change nothing");
+        assert!(named.contains("10.2.0.0/24") && named.contains("wattle0"));
     }
 }

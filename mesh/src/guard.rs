@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn more_peers_than_the_host_takes_are_refused_the_last_ones() {
+    fn c9_more_peers_than_the_host_takes_are_refused_the_last_ones() {
         let known = known(|_| ());
         let refused = Guard { most_peers: 2, ..Guard::default() }.screen(&known, &surroundings(), NOW);
         let keys: Vec<WireguardKey> = carried_out(&known, &refused).peers.into_keys().collect();

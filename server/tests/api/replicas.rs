@@ -15,11 +15,12 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use wattle_wire::{
     ids::{NodeId, Position},
+    join::JoinString,
     stream::{StreamMessage, ViewChange},
 };
 
 use crate::{
-    agents::{Follower, new_node},
+    agents::{Follower, Machine, new_node},
     harness::{Coordinator, SOON, empty_database, reachable_folder},
 };
 
@@ -41,6 +42,32 @@ async fn a_change_that_was_not_notified_is_seen_within_seconds() {
     sqlx::raw_sql(silently).execute(&mut coordinator.connection().await).await.unwrap();
     let message = stream.news().await;
     assert!(matches!(message, Some(StreamMessage::Delta { position, .. }) if position.revision == 5), "{message:?}");
+}
+
+#[tokio::test]
+async fn c8_agents_that_all_come_back_at_once_are_current_soon_and_the_database_has_no_more_connections_than_before() {
+    const AGENTS: u64 = 200;
+    let coordinator = Coordinator::start().await;
+    let sites: Vec<_> = (0..AGENTS).map(|number| json!({"name": format!("site-{number}")})).collect();
+    let made = coordinator.post("/import", json!({ "sites": sites })).await.expect(201).json();
+    let joins = made["sites"].as_array().unwrap().iter().map(|made| made["join_token"]["join_string"].as_str().unwrap().parse().unwrap());
+    let joins: Vec<JoinString> = joins.collect();
+    let mut nodes = Vec::new();
+    for some in joins.chunks(20) {
+        nodes.extend(join_all(some.iter().map(|join| Machine::new().enrol(&coordinator, join))).await);
+    }
+    // They know all but the last change, and turn to a coordinator that has heard of none of them.
+    let another = coordinator.another().await;
+    coordinator.patch("/sites/site-0", json!({"subnets": ["10.10.0.0/24"]})).await.expect(200);
+    another.server.app.copy.refresh().await;
+    let now = coordinator.server.app.copy.position();
+    let since = Position { revision: now.revision - 1, ..now };
+    let first = join_all(nodes.iter().map(async |node| node.follow(&another, Some(since)).await.next().await)).await;
+    for message in first {
+        assert!(matches!(message, Some(StreamMessage::Delta { position, .. }) if position == now), "{message:?}");
+    }
+    let connections = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'wattle-server'";
+    assert!(coordinator.count(connections).await <= 2 * 21, "each coordinator has three pools of 20, and a listener");
 }
 
 #[tokio::test]
