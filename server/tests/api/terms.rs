@@ -42,6 +42,8 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
     }
     let api_token = coordinator.post("/api-tokens", json!({"name": "x", "role": "viewer"})).await.expect(201).json();
     let join_token = coordinator.post("/sites/cork/join-tokens", json!({})).await.expect(201).json();
+    let webhook = json!({"url": "http://192.0.2.1/hook"});
+    let made = coordinator.post("/webhooks", webhook.clone()).await.expect(201).json();
     let id = |token: &Value| token["id"].as_str().unwrap().to_owned();
     let admissions = signed(&coordinator, &Operator::new(&[7; 32]).unwrap()).await;
     let site = json!({"name": "limerick", "subnets": ["10.40.0.0/24"]});
@@ -71,6 +73,8 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
         ("POST /sites/{site}/join-tokens", "/sites/cork/join-tokens".to_owned(), json!({}), json!("join-token.create"), nothing.clone()),
         ("DELETE /join-tokens/{id}", format!("/join-tokens/{}", id(&join_token)), json!({}), json!("join-token.revoke"), nothing.clone()),
         ("POST /api-tokens", "/api-tokens".to_owned(), json!({"name": "y", "role": "viewer"}), json!("api-token.create"), nothing.clone()),
+        ("POST /webhooks", "/webhooks".to_owned(), webhook, json!("webhook.create"), nothing.clone()),
+        ("DELETE /webhooks/{id}", format!("/webhooks/{}", id(&made)), json!({}), json!("webhook.delete"), nothing.clone()),
         ("DELETE /api-tokens/{id}", format!("/api-tokens/{}", id(&api_token)), json!({}), json!("api-token.revoke"), nothing.clone()),
         (
             "PATCH /mesh",
@@ -93,6 +97,10 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
         }
         tried.insert(route.to_owned());
     }
+    // What is sent is sent: there is no dry run of it.
+    let sending = coordinator.post(&format!("/webhooks/{}/test?dry_run=true", id(&made)), json!({})).await;
+    assert_eq!(sending.problem().0, 422);
+    tried.insert("POST /webhooks/{id}/test".to_owned());
     assert_eq!(rows(&coordinator).await, before);
     let is_change = |method: &str, action: &Action| method != "GET" && ![Action::Ask, Action::TakePart].contains(action);
     let all = router::table().into_iter().filter(|(method, _, action)| is_change(method, action));
