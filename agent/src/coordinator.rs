@@ -150,8 +150,7 @@ impl Coordinator {
 
     async fn post<B: Serialize, A: DeserializeOwned>(&self, path: &str, body: &B) -> Result<A, RequestError> {
         let response = self.send(Method::POST, path, |builder| Ok(builder.timeout(REQUEST_TIMEOUT).json(body))).await?;
-        let url = response.url().to_string();
-        response.json().await.map_err(|source| RequestError::Unreachable { url, source })
+        read(response).await
     }
 
     async fn ask_signed<B: Serialize, A: DeserializeOwned>(
@@ -163,8 +162,7 @@ impl Coordinator {
     ) -> Result<A, RequestError> {
         let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(body);
         let response = self.send_signed(Method::POST, path, machine, membership, request).await?;
-        let url = response.url().to_string();
-        response.json().await.map_err(|source| RequestError::Unreachable { url, source })
+        read(response).await
     }
 
     /// Sends a request signed by the node. When the coordinator refuses the signature, the clocks may differ: it is tried once more by the
@@ -257,6 +255,11 @@ fn trusting(urls: &[String], pins: &Arc<Pins>) -> anyhow::Result<ClientBuilder> 
 
 fn is_unauthorized(result: &Result<Response, RequestError>) -> bool {
     matches!(result, Err(RequestError::Refused { status: StatusCode::UNAUTHORIZED, .. }))
+}
+
+async fn read<A: DeserializeOwned>(response: Response) -> Result<A, RequestError> {
+    let url = response.url().to_string();
+    response.json().await.map_err(|source| RequestError::Unreachable { url, source })
 }
 
 async fn refused(response: Response) -> RequestError {

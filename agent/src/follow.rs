@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::anyhow;
-use aws_lc_rs::rand;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -13,7 +12,7 @@ use wattle_wire::{
     stream::StreamMessage,
 };
 
-use crate::{config::Place, coordinator::Coordinator, identity::Membership, output, store::Store};
+use crate::{config::Place, coordinator::Coordinator, identity::Membership, output, random, store::Store};
 
 const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
@@ -123,7 +122,7 @@ pub(crate) async fn follow(
         if events.send(Event::Disconnected(reason)).await.is_err() {
             return;
         }
-        tokio::time::sleep(backoff(failures, random())).await;
+        tokio::time::sleep(backoff(failures, jitter())).await;
     }
 }
 
@@ -149,7 +148,6 @@ async fn once(
 }
 
 /// Without random numbers the wait is the longest: slower, never a storm.
-fn random() -> u32 {
-    let mut random = [0; 4];
-    rand::fill(&mut random).map_or(u32::MAX, |()| u32::from_be_bytes(random))
+fn jitter() -> u32 {
+    random::bytes().map_or(u32::MAX, |bytes| u32::from_be_bytes(*bytes))
 }

@@ -1,14 +1,13 @@
 //! The node's keys, which are made here and never leave, and what enrolment said, in one file of the state directory.
 
-use anyhow::{Context, anyhow};
-use aws_lc_rs::rand;
+use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use wattle_mesh::machine::{KeptKeys, Machine};
 use wattle_wire::{enrol::Enrolled, key::Bytes32, secret::Secret};
 use zeroize::Zeroizing;
 
-use crate::store::Store;
+use crate::{random, store::Store};
 
 /// Which of the machine's identities: the present one, or the one that `join --replace` is about to put in its place.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +72,7 @@ impl Slot {
         if let Some((machine, _)) = self.load(store)? {
             return Ok(machine);
         }
-        let machine = Machine::new(&*new_secret()?, &*new_secret()?, unix_s())?;
+        let machine = Machine::new(&*random::bytes()?, &*random::bytes()?, unix_s())?;
         self.save(store, &machine, None)?;
         Ok(machine)
     }
@@ -133,13 +132,6 @@ impl StoredKeys {
         };
         Ok(Machine::restore(&kept)?)
     }
-}
-
-/// 32 bytes for a key.
-pub(crate) fn new_secret() -> anyhow::Result<Zeroizing<[u8; 32]>> {
-    let mut secret = Zeroizing::new([0; 32]);
-    rand::fill(&mut *secret).map_err(|_| anyhow!("the system has no random numbers"))?;
-    Ok(secret)
 }
 
 pub(crate) fn unix_s() -> u64 {

@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use aws_lc_rs::rand;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::Utc;
 use reqwest::{Certificate, Client, Method, RequestBuilder, Response, redirect, tls};
@@ -24,7 +23,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::{Place, SignArguments},
-    output,
+    output, random,
     reconcile::load_guard,
 };
 
@@ -32,8 +31,7 @@ const DAY_S: i64 = 86_400;
 
 /// `wattle-agent lock init`.
 pub(crate) fn init(path: &Path) -> anyhow::Result<()> {
-    let mut private_key = Zeroizing::new([0; 32]);
-    rand::fill(private_key.as_mut_slice()).map_err(|_| anyhow::anyhow!("the system has no random numbers"))?;
+    let private_key = random::bytes()?;
     let operator = Operator::new(&private_key).context("the key is not usable")?;
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let mut file = file.with_context(|| format!("cannot make {}, which must not be there yet", path.display()))?;

@@ -13,6 +13,7 @@ mod metrics;
 mod output;
 mod probe;
 mod psk;
+mod random;
 mod reconcile;
 mod rotation;
 mod run;

@@ -16,8 +16,8 @@ use wattle_wire::rotation::RotationStep;
 use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
-    identity::{Membership, Slot, new_secret, unix_s},
-    output, status,
+    identity::{Membership, Slot, unix_s},
+    output, random, status,
     store::Store,
 };
 
@@ -82,7 +82,7 @@ impl KeyChange {
                 self.tell(step, coordinator, machine, membership);
                 return None;
             }
-            Act::MakeKey => new_secret().and_then(|secret| Ok(machine.preparing(&secret)?)),
+            Act::MakeKey => random::bytes().and_then(|secret| Ok(machine.preparing(&secret)?)),
             Act::TakeUp => machine.switched(unix_s()).map_err(Into::into),
             Act::GiveUp => machine.staying().map_err(Into::into),
         };

@@ -2,8 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::{Context, anyhow};
-use aws_lc_rs::rand;
+use anyhow::Context;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc, oneshot},
@@ -37,6 +36,7 @@ use crate::{
     output,
     probe::Prober,
     psk::Correspondence,
+    random,
     reconcile::{Host, Outcome},
     rotation::KeyChange,
     store::Store,
@@ -114,9 +114,7 @@ fn noted_start(store: &Store) -> Option<Start> {
     let noted = || {
         let number = store.read::<i64>(STARTS)?.unwrap_or(0).saturating_add(1);
         store.write(STARTS, &number)?;
-        let mut drawn = [0; 8];
-        rand::fill(&mut drawn).map_err(|_| anyhow!("the system has no random numbers"))?;
-        anyhow::Ok(Start { number, drawn: i64::from_be_bytes(drawn) })
+        anyhow::Ok(Start { number, drawn: i64::from_be_bytes(*random::bytes()?) })
     };
     noted().inspect_err(|error| warn!("cannot count the starts of the agent: {error:#}")).ok()
 }
@@ -390,7 +388,9 @@ impl Agent {
 
     /// Takes the steps to a new key that can be taken now.
     async fn change_key(&mut self) {
-        let (is_quiet, now) = (self.correspondence.is_quiet(), self.started.elapsed());
+        // Only a key that is about to be taken up waits for that, and it takes a look at all pairs.
+        let is_quiet = self.machine.next_key().is_some() && self.correspondence.is_quiet();
+        let now = self.started.elapsed();
         while let Some(situation) = situation(&self.replica, &self.outcome, &self.machine, is_quiet, now) {
             let Some(machine) = self.key_change.go(situation, &self.coordinator, &self.machine, &self.membership) else { return };
             let is_another = machine.wireguard_key() != self.machine.wireguard_key();
