@@ -12,7 +12,10 @@ mod tests;
 mod userspace;
 mod wireguard;
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
@@ -22,7 +25,7 @@ use nix::errno::Errno;
 use tracing::info;
 use wattle_mesh::{
     interface::InterfaceName,
-    state::{AllowedIps, Change, Link, Observed, ObservedPeer, PeerChange},
+    state::{AllowedIps, Change, Family, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange},
 };
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 use wireguard::{Dump, Write};
@@ -31,6 +34,13 @@ use zeroize::Zeroizing;
 use crate::store::Store;
 
 const NEEDS_NET_ADMIN: &str = "the agent needs CAP_NET_ADMIN: run it as root or by its systemd unit";
+
+/// What the host lets pass.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    forwarding: BTreeSet<Family>,
+    ruleset: ObservedRuleset,
+}
 
 /// The host's network as the agent drives it.
 #[derive(Clone, Debug)]
@@ -48,12 +58,19 @@ impl Kernel {
 
     /// The host as it is. An interface of our name that is not WireGuard, or behind which no device answers, counts as none.
     pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
+        self.observe_with(self.observe_policy().await?).await
+    }
+
+    /// What the host lets pass. This is the slow part of [`Kernel::observe`]: `nft` is started for it.
+    pub(crate) async fn observe_policy(&self) -> anyhow::Result<Policy> {
         let made = self.memory.recall()?;
-        Ok(Observed {
-            link: self.observe_link().await?,
-            forwarding: forwarding::observe()?,
-            ruleset: nft::observe(made.ruleset.as_ref()).await?,
-        })
+        Ok(Policy { forwarding: forwarding::observe()?, ruleset: nft::observe(made.ruleset.as_ref()).await? })
+    }
+
+    /// The quick part of [`Kernel::observe`].
+    pub(crate) async fn observe_with(&self, policy: Policy) -> anyhow::Result<Observed> {
+        let Policy { forwarding, ruleset } = policy;
+        Ok(Observed { link: self.observe_link().await?, forwarding, ruleset })
     }
 
     /// The peers alone, as they are; `None` without an interface. This costs a fraction of [`Kernel::observe`].

@@ -89,11 +89,6 @@ impl Correspondence {
         &self.exchange
     }
 
-    /// Whether no preshared key is just being changed.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.exchange.is_quiet(unix_s())
-    }
-
     /// What stands in the way of new keys, in words.
     pub(crate) fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
         self.problem.clone().into_iter().chain(self.exchange.problems(known))

@@ -1,9 +1,10 @@
 //! Makes the host what it should be: observe, plan, apply, observe.
 
-use std::{collections::BTreeSet, fs, io, mem, net::IpAddr, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, io, mem, net::IpAddr, path::Path, pin::pin, time::Duration};
 
 use anyhow::Context;
 use ipnet::IpNet;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 use wattle_mesh::{
     desired::{Local, desired},
@@ -20,6 +21,8 @@ use wattle_wire::key::OperatorKey;
 
 use crate::{config::Place, kernel::Kernel, store::Store};
 
+const UNREADABLE: &str = "cannot read the state of this host";
+
 /// The host, and what it lets the mesh do to it.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -27,6 +30,22 @@ pub(crate) struct Host {
     interface: InterfaceName,
     guard: Guard,
     coordinators: Vec<IpAddr>,
+}
+
+/// What the host is to be made to, and which peers are on the way to new keys.
+pub(crate) struct Aim<'a> {
+    pub(crate) known: &'a Known,
+    pub(crate) machine: &'a Machine,
+    pub(crate) psks: &'a Exchange,
+    pub(crate) watch: &'a mut Watch,
+    /// Where the clock of `watch` begins.
+    pub(crate) started: Instant,
+}
+
+impl Aim<'_> {
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
 }
 
 /// What one look at the host gave.
@@ -67,7 +86,7 @@ impl Host {
     }
 
     pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
-        self.kernel.observe().await.context("cannot read the state of this host")
+        self.kernel.observe().await.context(UNREADABLE)
     }
 
     /// What the host lets the mesh do to it now.
@@ -89,49 +108,62 @@ impl Host {
         self.kernel.down().await
     }
 
-    /// One round. Whatever fails is told and the rest goes on; the next round tries again. `now` is of a clock that only goes forward.
-    pub(crate) async fn reconcile(&self, known: &Known, machine: &Machine, psks: &Exchange, watch: &mut Watch, now: Duration) -> Outcome {
-        let looked = async { anyhow::Ok((self.observe().await?, self.limits(known).await?)) };
+    /// One round. Whatever fails is told and the rest goes on; the next round tries again. `last` is what the round before gave.
+    pub(crate) async fn reconcile(&self, aim: &mut Aim<'_>, last: &mut Outcome) -> Outcome {
+        let looked = async { anyhow::Ok((self.observe_and_follow(aim, last).await?, self.limits(aim.known).await?)) };
         let (observed, limits) = match looked.await {
             Ok(looked) => looked,
             Err(error) => return Outcome { problems: vec![format!("{error:#}")], ..Outcome::default() },
         };
-        let turns = observed.link.as_ref().map(|link| watch.look(known, link, now)).unwrap_or_default();
-        let plan = plan(&self.desired(known, machine, psks, &turns, &limits), &observed);
-        let mut outcome = if plan.steps.is_empty() {
-            Outcome { observed: Some(observed), ..Outcome::default() }
-        } else {
-            self.apply(plan, machine).await
-        };
-        watch.called(&turns, now);
-        outcome.problems.extend(limits.refused.problems());
-        outcome.limits = limits;
+        let now = aim.now();
+        let turns = observed.link.as_ref().map(|link| aim.watch.look(aim.known, link, now)).unwrap_or_default();
+        let plan = plan(&self.desired(aim.known, aim.machine, aim.psks, &turns, &limits), &observed);
+        let changed = !plan.steps.is_empty();
+        let mut outcome = Outcome { observed: Some(observed), changed, problems: limits.refused.problems().collect(), limits };
+        if changed {
+            outcome.problems.extend(self.apply(plan, aim.machine).await);
+            aim.watch.called(&turns, now);
+            let observed = self.observe_and_follow(aim, &mut outcome).await;
+            outcome.observed = observed.inspect_err(|error| warn!("{error:#}")).ok();
+        }
         outcome
+    }
+
+    /// The host as it is. Meanwhile peers are followed to their new keys: to list the rules of a firewall may take longer than packets wait.
+    async fn observe_and_follow(&self, aim: &mut Aim<'_>, last: &mut Outcome) -> anyhow::Result<Observed> {
+        let mut policy = pin!(self.kernel.observe_policy());
+        let policy = loop {
+            tokio::select! {
+                policy = &mut policy => break policy,
+                () = sleep(aim.watch.pace(aim.now()).unwrap_or(Duration::MAX)) => self.follow_keys(aim, last).await,
+            }
+        };
+        let observed = async { self.kernel.observe_with(policy?).await };
+        observed.await.context(UNREADABLE)
     }
 
     /// Looks at the peers alone, and follows those that have taken up the keys which they announced: packets wait for that, so nothing else is
     /// looked at meanwhile.
-    pub(crate) async fn follow_keys(
-        &self,
-        known: &Known,
-        machine: &Machine,
-        psks: &Exchange,
-        watch: &mut Watch,
-        outcome: &mut Outcome,
-        now: Duration,
-    ) -> anyhow::Result<()> {
-        let Outcome { observed: Some(observed), limits, .. } = outcome else { return Ok(()) };
+    pub(crate) async fn follow_keys(&self, aim: &mut Aim<'_>, last: &mut Outcome) {
+        if let Err(error) = self.try_follow_keys(aim, last).await {
+            warn!("{error:#}");
+        }
+    }
+
+    async fn try_follow_keys(&self, aim: &mut Aim<'_>, last: &mut Outcome) -> anyhow::Result<()> {
+        let Outcome { observed: Some(observed), limits, .. } = last else { return Ok(()) };
         let (Some(link), Some(peers)) = (&mut observed.link, self.kernel.observe_peers().await?) else { return Ok(()) };
         link.peers = peers;
-        let turns = watch.look(known, link, now);
+        let now = aim.now();
+        let turns = aim.watch.look(aim.known, link, now);
         if !turns.is_pressing() {
             return Ok(());
         }
-        let mut steps = plan(&self.desired(known, machine, psks, &turns, limits), observed).steps;
+        let mut steps = plan(&self.desired(aim.known, aim.machine, aim.psks, &turns, limits), observed).steps;
         steps.retain(|step| step.change.of_peer().is_some());
         let changes: Vec<_> = steps.iter().map(|step| &step.change).collect();
         self.kernel.apply_to_peers(&changes).await?;
-        watch.called(&turns, now);
+        aim.watch.called(&turns, now);
         for Step { change, reason } in &steps {
             info!(reason, "{change}");
             *observed = mem::take(observed).after(change);
@@ -139,9 +171,10 @@ impl Host {
         Ok(())
     }
 
-    async fn apply(&self, plan: Plan, machine: &Machine) -> Outcome {
+    /// What could not be done, in words.
+    async fn apply(&self, plan: Plan, machine: &Machine) -> Vec<String> {
         let private_key = machine.wireguard_private_key();
-        let mut outcome = Outcome { changed: true, ..Outcome::default() };
+        let mut problems = Vec::new();
         'plan: for steps in plan.steps.chunk_by(|one, next| one.change.of_peer().is_some() && next.change.of_peer().is_some()) {
             let at_once = self.apply_at_once(steps).await;
             for step in steps {
@@ -149,7 +182,7 @@ impl Host {
                 match applied {
                     Ok(()) => info!(reason = step.reason, "{}", step.change),
                     Err(error) => {
-                        outcome.problems.push(format!("cannot {}: {error:#}", step.change));
+                        problems.push(format!("cannot {}: {error:#}", step.change));
                         if step.change == Change::CreateLink {
                             // Nothing that follows can be done without the interface.
                             break 'plan;
@@ -158,11 +191,7 @@ impl Host {
                 }
             }
         }
-        match self.observe().await {
-            Ok(observed) => outcome.observed = Some(observed),
-            Err(error) => warn!("{error:#}"),
-        }
-        outcome
+        problems
     }
 
     /// Takes several steps of peers at once, which for a thousand of them takes a fiftieth of the time. If one is refused, each is to be

@@ -6,12 +6,13 @@ use anyhow::Context;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc, oneshot},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tracing::{info, warn};
 use wattle_mesh::{
     interface::InterfaceName,
     machine::Machine,
+    psk::exchange::Exchange,
     replica::{Known, KnownPeer, Received, Replica},
     reporting::{Reporting, fit_problems},
     rotation::{
@@ -37,7 +38,7 @@ use crate::{
     probe::Prober,
     psk::Correspondence,
     random,
-    reconcile::{Host, Outcome},
+    reconcile::{Aim, Host, Outcome},
     rotation::KeyChange,
     store::Store,
 };
@@ -129,7 +130,7 @@ async fn wait_for_join(store: &Store) -> anyhow::Result<(Machine, Membership)> {
             info!("this machine is not a node yet: waiting for `wattle-agent join`");
             told = true;
         }
-        tokio::time::sleep(WAIT_FOR_JOIN).await;
+        sleep(WAIT_FOR_JOIN).await;
     }
 }
 
@@ -248,8 +249,8 @@ impl Agent {
                     }
                 }
                 () = tokio::time::sleep_until(self.looked + self.until_next_look()) => self.reconcile().await,
-                () = sleep(self.watch.pace(self.started.elapsed())) => self.peek().await,
-                () = sleep(self.key_pace()) => {}
+                () = sleep(self.watch.pace(self.started.elapsed()).unwrap_or(Duration::MAX)) => self.peek().await,
+                () = sleep(self.key_pace().unwrap_or(Duration::MAX)) => {}
                 told = self.key_change.told() => self.key_change.take_in(told, self.started.elapsed()),
                 told = told(&mut self.report) => self.told(told),
                 done = self.correspondence.done() => {
@@ -376,22 +377,29 @@ impl Agent {
         self.reconnect.notify_one();
     }
 
+    /// What the host is to be made to, and what the last round gave; nothing before there is a view.
+    fn aim(&mut self) -> Option<(&Host, Aim<'_>, &mut Outcome)> {
+        let aim = Aim {
+            known: self.replica.known()?,
+            machine: &self.machine,
+            psks: self.correspondence.exchange(),
+            watch: &mut self.watch,
+            started: self.started,
+        };
+        Some((&self.host, aim, &mut self.outcome))
+    }
+
     /// Follows peers that have taken up the keys which they announced.
     async fn peek(&mut self) {
-        let Some(known) = self.replica.known() else { return };
-        let (psks, now) = (self.correspondence.exchange(), self.started.elapsed());
-        let followed = self.host.follow_keys(known, &self.machine, psks, &mut self.watch, &mut self.outcome, now).await;
-        if let Err(error) = followed {
-            warn!("{error:#}");
+        if let Some((host, mut aim, outcome)) = self.aim() {
+            host.follow_keys(&mut aim, outcome).await;
         }
     }
 
     /// Takes the steps to a new key that can be taken now.
     async fn change_key(&mut self) {
-        // Only a key that is about to be taken up waits for that, and it takes a look at all pairs.
-        let is_quiet = self.machine.next_key().is_some() && self.correspondence.is_quiet();
         let now = self.started.elapsed();
-        while let Some(situation) = situation(&self.replica, &self.outcome, &self.machine, is_quiet, now) {
+        while let Some(situation) = situation(&self.replica, &self.outcome, &self.machine, self.correspondence.exchange(), now) {
             let Some(machine) = self.key_change.go(situation, &self.coordinator, &self.machine, &self.membership) else { return };
             let is_another = machine.wireguard_key() != self.machine.wireguard_key();
             self.machine = Arc::new(machine);
@@ -404,23 +412,28 @@ impl Agent {
 
     /// How soon there may be something to do about this node's key.
     fn key_pace(&self) -> Option<Duration> {
-        self.key_change.pace(&situation(&self.replica, &self.outcome, &self.machine, false, self.started.elapsed())?)
+        let psks = self.correspondence.exchange();
+        self.key_change.pace(&situation(&self.replica, &self.outcome, &self.machine, psks, self.started.elapsed())?)
     }
 
     async fn reconcile(&mut self) {
         self.looked = Instant::now();
         self.take_confirmation();
         self.key_change.look();
-        let Some(known) = self.replica.known() else { return };
-        let now = self.started.elapsed();
-        let mut outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange(), &mut self.watch, now).await;
+        self.round().await;
         // After the look at the device, which tells whose WireGuard key is new: with those no preshared key is changed yet.
-        let mut may_differ = self.correspondence.tick(known, &self.machine, self.watch.unsettled());
-        let link = outcome.observed.as_ref().and_then(|observed| observed.link.as_ref());
-        may_differ |= link.is_some_and(|link| self.correspondence.observe(known, link));
-        if may_differ {
-            outcome = self.host.reconcile(known, &self.machine, self.correspondence.exchange(), &mut self.watch, now).await;
+        if self.tend_psks() {
+            self.round().await;
         }
+        if let Some(known) = self.replica.known() {
+            self.prober.follow(known);
+        }
+        self.show_metrics();
+    }
+
+    async fn round(&mut self) {
+        let Some((host, mut aim, last)) = self.aim() else { return };
+        let outcome = host.reconcile(&mut aim, last).await;
         for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {
             warn!("{problem}");
         }
@@ -428,8 +441,14 @@ impl Agent {
             self.last_change = Instant::now();
         }
         self.outcome = outcome;
-        self.prober.follow(known);
-        self.show_metrics();
+    }
+
+    /// Lets the preshared keys know the time and the device. Whether the device may have to have others now.
+    fn tend_psks(&mut self) -> bool {
+        let Some(known) = self.replica.known() else { return false };
+        let may_differ = self.correspondence.tick(known, &self.machine, self.watch.unsettled());
+        let link = self.outcome.observed.as_ref().and_then(|observed| observed.link.as_ref());
+        link.is_some_and(|link| self.correspondence.observe(known, link)) || may_differ
     }
 
     fn show_metrics(&self) {
@@ -474,7 +493,10 @@ impl Agent {
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
     fn tell(&mut self) {
         let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
-        let Some(full) = report(known, observed, &self.prober.reports(), self.problems(known), self.start) else { return };
+        let Some(full) = report(known, observed, &self.prober.reports(), self.correspondence.exchange(), self.problems(known), self.start)
+        else {
+            return;
+        };
         let (links, due_at) = (full.links.len(), self.started.elapsed());
         let Some(report) = self.reporting.due(full, due_at) else { return };
         let (sender, receiver) = oneshot::channel();
@@ -494,7 +516,7 @@ impl Agent {
             };
             if told.is_none() {
                 // The next one is due at once; a coordinator in trouble is not asked more often than the host is looked at.
-                tokio::time::sleep(LOOK).await;
+                sleep(LOOK).await;
             }
             let _ = sender.send(told);
         });
@@ -517,17 +539,15 @@ impl Agent {
 }
 
 /// What a change of the node's key depends on; `None` while nothing is known of the mesh or the host.
-fn situation<'a>(replica: &'a Replica, outcome: &'a Outcome, machine: &'a Machine, is_quiet: bool, now: Duration) -> Option<Situation<'a>> {
+fn situation<'a>(
+    replica: &'a Replica,
+    outcome: &'a Outcome,
+    machine: &'a Machine,
+    psks: &'a Exchange,
+    now: Duration,
+) -> Option<Situation<'a>> {
     let link = outcome.observed.as_ref()?.link.as_ref()?;
-    Some(Situation { known: replica.known()?, machine, link, is_asked: false, is_quiet, now, unix_s: unix_s() })
-}
-
-/// Waits for so long; for ever without an answer.
-async fn sleep(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
-        None => std::future::pending().await,
-    }
+    Some(Situation { known: replica.known()?, machine, link, psks, is_asked: false, now, unix_s: unix_s() })
 }
 
 /// Waits for the report that is on its way; for ever when none is.
@@ -543,6 +563,7 @@ fn report(
     known: &Known,
     observed: &Observed,
     probes: &BTreeMap<NodeId, ProbeReport>,
+    psks: &Exchange,
     problems: impl Iterator<Item = String>,
     start: Option<Start>,
 ) -> Option<Report> {
@@ -565,7 +586,7 @@ fn report(
         mtu: Some(link.mtu),
         links: links.collect(),
         problems: fit_problems(problems),
-        armed: armed(known, link),
+        armed: armed(known, link, psks),
         start,
     })
 }

@@ -51,8 +51,6 @@ const LONGEST_RETRY_S: u64 = 3600;
 const STALE_S: u64 = 130;
 /// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
 const TRIAL_S: u64 = 15;
-/// Seconds after which the peer surely has a key that was agreed on, if it hears of it at all.
-const SETTLED_S: u64 = 3;
 /// Seconds within which no second handshake follows one that succeeded, and after which one that none has followed did.
 const REPEATED_S: u64 = 60;
 const HELD_S: u64 = 12;
@@ -128,6 +126,8 @@ pub struct Ends<'a> {
     /// Who the peer is pinned to be.
     pub peer_identity: IdentityKey,
     pub peer_key: WireguardKey,
+    /// One of the two is about to take up another WireGuard key. Both ends must have the same preshared key at that moment.
+    pub is_turning: bool,
 }
 
 /// Why a message is not taken.
@@ -272,10 +272,10 @@ impl Pair {
         }
     }
 
-    /// Whether the key is not just being changed: of a key that was agreed on a moment ago the peer may not know yet.
-    fn is_quiet(&self, now: u64) -> bool {
-        let is_settled = self.current.as_ref().is_none_or(|agreed| now.abs_diff(agreed.since) >= SETTLED_S);
-        is_settled && !matches!(self.phase, Phase::Confirmed { .. } | Phase::Offered { .. })
+    /// Whether this end begins the rounds and is in the middle of one. When neither end is, both have the same key, or none: the initiator is
+    /// the first to know of a round and the last to use its key.
+    fn is_changing(&self) -> bool {
+        matches!(self.phase, Phase::Requested { .. } | Phase::Confirmed { .. })
     }
 
     /// What of it outlives a restart.
@@ -290,6 +290,8 @@ impl Pair {
     /// Whether [`Pair::tick`] has anything to do.
     pub fn is_due(&self, ends: &Ends<'_>, now: u64) -> bool {
         match &self.phase {
+            // A first key is not waited for: there is no tunnel yet, or one without.
+            Phase::Idle if ends.is_turning && self.current.is_some() => false,
             Phase::Idle if ends.is_initiator() => self.is_used_up(ends, now),
             Phase::Idle => self.current.is_none(),
             Phase::Requested { keys, retry, .. } => retry.is_due(now) || *keys != ends.keys(),
@@ -477,11 +479,13 @@ impl Pair {
             Phase::Confirmed { .. } if round == self.round => Ok(self.begin(ends, now, kem)),
             Phase::Requested { message, .. } => Ok(Some(message.clone())),
             // Somebody may have kept the message to send it again and again.
-            Phase::Idle if self.current.as_ref().is_none_or(|agreed| now.abs_diff(agreed.since) >= SHORTEST_RETRY_S) => {
-                Ok(self.begin(ends, now, kem))
-            }
+            Phase::Idle if self.may_begin_again(ends, now) => Ok(self.begin(ends, now, kem)),
             Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => Err(Ignored::Unexpected),
         }
+    }
+
+    fn may_begin_again(&self, ends: &Ends<'_>, now: u64) -> bool {
+        self.current.as_ref().is_none_or(|agreed| !ends.is_turning && now.abs_diff(agreed.since) >= SHORTEST_RETRY_S)
     }
 
     /// Both ends have the next key: there is no way back.

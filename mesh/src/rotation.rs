@@ -30,6 +30,7 @@ use wattle_wire::{
 
 use crate::{
     machine::Machine,
+    psk::exchange::Exchange,
     replica::{Known, KnownPeer},
     state::{Link, ObservedPeer},
 };
@@ -40,8 +41,6 @@ const ASK: Duration = Duration::from_millis(300);
 const FRESH: Duration = Duration::from_secs(2);
 /// How long the peers have to get ready.
 const READY: Duration = Duration::from_secs(30);
-/// How long a moment is waited for in which no preshared key is just being changed.
-const QUIET: Duration = Duration::from_secs(15);
 /// When another node is at it, when the coordinator cannot be reached, and after something was said, until the view shows it.
 const PAUSE: Duration = Duration::from_secs(3);
 /// When a rotation is tried again that had to be given up.
@@ -77,10 +76,9 @@ pub struct Situation<'a> {
     pub known: &'a Known,
     pub machine: &'a Machine,
     pub link: &'a Link,
+    pub psks: &'a Exchange,
     /// Somebody on this host asks for a new key.
     pub is_asked: bool,
-    /// No preshared key is just being changed.
-    pub is_quiet: bool,
     /// Of a clock that only goes forward.
     pub now: Duration,
     /// Seconds since 1970.
@@ -138,15 +136,17 @@ impl Rotation {
         let missing = known.peers.values().filter(|peer| waiting_for.contains(&peer.peer.node) && in_touch(peer));
         let missing: Vec<_> = missing.map(|peer| peer.peer.name.to_string()).collect();
         let is_fresh = now.saturating_sub(*heard) < FRESH;
-        let is_quiet = situation.is_quiet || now.saturating_sub(*since) > QUIET;
-        if missing.is_empty() && is_fresh && is_quiet {
+        let changing = || known.peers.values().find(|peer| situation.psks.is_changing(peer.peer.node) && in_touch(peer));
+        if missing.is_empty() && is_fresh && changing().is_none() {
             return Some(Act::TakeUp);
         }
         if now.saturating_sub(*since) > READY {
-            let why = if missing.is_empty() {
-                "the coordinator was not in reach for long enough".to_owned()
-            } else {
-                format!("the agents of {} are not ready for it: do they run, and do they reach the coordinator?", missing.join(", "))
+            let why = match changing() {
+                _ if !missing.is_empty() => {
+                    format!("the agents of {} are not ready for it: do they run, and do they reach the coordinator?", missing.join(", "))
+                }
+                Some(peer) => format!("the agent of {} does not end the change of the preshared key with it", peer.peer.name),
+                None => "the coordinator was not in reach for long enough".to_owned(),
             };
             self.put_off(now, &why);
             return Some(Act::GiveUp);

@@ -29,6 +29,17 @@ const NOTHING_DONE: &str = "
 CREATE FUNCTION refuse_done() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now' USING ERRCODE = 'lock_not_available'; END $$;
 CREATE TRIGGER refuse_done BEFORE UPDATE OF wireguard_key ON nodes FOR EACH ROW EXECUTE FUNCTION refuse_done();
 ";
+/// In the place of `nft`, one that says when it lists something, and is not done while there is a file `/run/hold`.
+const SLOW_NFT: &str = r#"
+cp /usr/sbin/nft /run/nft
+cat >/run/slow-nft <<'END'
+#!/bin/sh
+while [ -e /run/hold ]; do touch /run/listing; sleep 0.1; done
+exec /run/nft "$@"
+END
+chmod 755 /run/slow-nft
+mount --bind /run/slow-nft /usr/sbin/nft
+"#;
 
 pub(crate) fn a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_direction(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
@@ -39,6 +50,36 @@ pub(crate) fn a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_directio
     let after = taken_up(&lab, &before)?;
     everybody_goes_by(&lab, &api, &after)?;
     flows.iter().try_for_each(|flow| flow.more(200))?;
+    flows.into_iter().try_for_each(|flow| flow.expect_no_loss().map(drop))
+}
+
+pub(crate) fn peers_whose_firewalls_are_long_in_listing_their_rules_follow_to_a_new_key_all_the_same(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flows = flows(&lab)?;
+    let before = lab.gateway(FRANKFURT)?.public_key()?;
+    for site in [DUBLIN, NEW_YORK] {
+        lab.gateway(site)?.host.run_with("sh -eu", SLOW_NFT)?;
+    }
+    // The rotating node is stopped until both are ready, and in the middle of a look at their rules.
+    ask(&api)?;
+    wait_for("it is announced", patience(20.0), || count(&lab, "nodes WHERE announced IS NOT NULL", 1))?;
+    let pid = lab.gateway_mut(FRANKFURT)?.agent()?.pid();
+    lab.gateway(FRANKFURT)?.host.run(&format!("kill -STOP {pid}"))?;
+    wait_for("both are ready", patience(20.0), || count(&lab, "armed_peers", 2))?;
+    for site in [DUBLIN, NEW_YORK] {
+        lab.gateway(site)?.host.run("touch /run/hold")?;
+    }
+    for site in [DUBLIN, NEW_YORK] {
+        wait_for("it lists its rules", patience(10.0), || lab.gateway(site)?.host.run("cat /run/listing"))?;
+    }
+    lab.gateway(FRANKFURT)?.host.run(&format!("kill -CONT {pid}"))?;
+    let after = taken_up(&lab, &before)?;
+    wait_for("the peers have followed", patience(10.0), || have_followed(&lab, &after))?;
+    for site in [DUBLIN, NEW_YORK] {
+        lab.gateway(site)?.host.run("rm /run/hold")?;
+    }
+    everybody_goes_by(&lab, &api, &after)?;
     flows.into_iter().try_for_each(|flow| flow.expect_no_loss().map(drop))
 }
 
@@ -173,6 +214,13 @@ pub(crate) fn handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_t
 fn ask(api: &Api) -> Result<()> {
     let answer = api.request("POST", "/nodes/frankfurt/rotate", None)?;
     ensure!(answer.status == 202, "{answer:?}");
+    Ok(())
+}
+
+/// Whether the coordinator's database has so many rows.
+fn count(lab: &Lab, of: &str, rows: usize) -> Result<()> {
+    let found = lab.coordinator.sql(&format!("SELECT count(*) FROM {of}"))?;
+    ensure!(found.trim() == rows.to_string(), "{found} of {of}");
     Ok(())
 }
 

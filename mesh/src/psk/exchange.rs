@@ -31,9 +31,10 @@ impl Exchange {
         self.0.get(&peer)?.key(policy)
     }
 
-    /// Whether no key is just being changed. `now` is in seconds since 1970.
-    pub fn is_quiet(&self, now: u64) -> bool {
-        self.0.values().all(|pair| pair.is_quiet(now))
+    /// Whether this node is in the middle of changing the key with the peer, so that the two may use different ones. When neither of the two is
+    /// and one is about to take up another WireGuard key, it stays so until then.
+    pub fn is_changing(&self, peer: NodeId) -> bool {
+        self.0.get(&peer).is_some_and(Pair::is_changing)
     }
 
     /// Peers with which there is no key yet and that do not answer, in words.
@@ -118,5 +119,6 @@ fn ends<'a>(known: &Known, machine: &'a Machine, peer: &KnownPeer) -> Ends<'a> {
         peer: peer.peer.node,
         peer_identity: peer.statement.identity,
         peer_key: peer.statement.wireguard_key,
+        is_turning: peer.announced.is_some() || known.myself.keys.is_some_and(|keys| keys.announced.is_some()),
     }
 }

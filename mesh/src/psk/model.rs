@@ -53,6 +53,8 @@ struct World {
     gullible: bool,
     /// Whether each end ever had a key to use.
     keyed: [bool; 2],
+    /// One end is about to take up another WireGuard key.
+    is_turning: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +105,7 @@ impl World {
             caller: INITIATOR,
             gullible: false,
             keyed: [false; 2],
+            is_turning: false,
         }
     }
 
@@ -125,6 +128,7 @@ impl World {
             peer: peer.id,
             peer_identity: peer.machine.identity_key(),
             peer_key: peer.machine.wireguard_key(),
+            is_turning: self.is_turning,
         };
         let result = work(&mut pair, &ends, now);
         self.ends[end].pair = pair;
@@ -293,6 +297,26 @@ proptest! {
         world.settle();
         prop_assert_eq!(world.key(INITIATOR), world.key(RESPONDER));
         prop_assert!(world.ends.iter().all(|end| matches!(end.pair.phase, Phase::Idle)));
+    }
+
+    #[test]
+    fn before_a_new_wireguard_key_both_ends_have_one_preshared_key_once_the_initiator_is_through(
+        before in prop::collection::vec(happening(), 0..30),
+        after in prop::collection::vec(happening(), 1..30),
+    ) {
+        let mut world = World::agreed(PskPolicy::Require);
+        world.pass(LIFETIME_S);
+        before.into_iter().for_each(|happening| world.happen(happening));
+        world.is_turning = true;
+        let mut is_through = false;
+        for happening in after {
+            is_through |= !world.ends[INITIATOR].pair.is_changing();
+            if is_through {
+                prop_assert!(!world.ends[INITIATOR].pair.is_changing(), "it begins another round");
+                prop_assert_eq!(world.key(INITIATOR), world.key(RESPONDER));
+            }
+            world.happen(happening);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use wattle_wire::{ids::NodeId, key::WireguardKey, rotation::Armed};
 
 use crate::{
+    psk::exchange::Exchange,
     replica::{Known, KnownPeer},
     state::{Link, ObservedPeer},
 };
@@ -133,11 +134,11 @@ impl Watch {
     }
 }
 
-/// The announced keys for which the device is ready.
-pub fn armed(known: &Known, link: &Link) -> Vec<Armed> {
+/// The announced keys for which this node is ready: the device is, and both ends go by the same preshared key.
+pub fn armed(known: &Known, link: &Link, psks: &Exchange) -> Vec<Armed> {
     let ready = known.peers.values().filter_map(|KnownPeer { peer, announced, .. }| {
         let announced = announced.as_ref().filter(|announced| link.peers.contains_key(&announced.wireguard_key))?;
-        Some(Armed { peer: peer.node, sequence: announced.sequence })
+        (!psks.is_changing(peer.node)).then_some(Armed { peer: peer.node, sequence: announced.sequence })
     });
     ready.collect()
 }

@@ -163,7 +163,7 @@ impl World {
     fn report(&mut self, gateway: usize) {
         let gateway = &self.gateways[gateway];
         if let Some(known) = gateway.replica.known() {
-            self.armed.extend(armed(known, gateway.link()).into_iter().map(|armed| (gateway.id, armed.sequence)));
+            self.armed.extend(armed(known, gateway.link(), &Exchange::default()).into_iter().map(|armed| (gateway.id, armed.sequence)));
         }
     }
 
@@ -175,8 +175,8 @@ impl World {
             known,
             machine: &gateway.machine,
             link: gateway.host.link.as_ref().unwrap(),
+            psks: &Exchange::default(),
             is_asked: false,
-            is_quiet: true,
             now: self.now,
             unix_s: self.now.as_secs(),
         };
