@@ -18,6 +18,7 @@ use std::{
     env,
     fs::{self, File},
     io::{Write, stdout},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -43,6 +44,8 @@ const PATIENCE: f64 = 20.0;
 /// How long the machine may say nothing, where it gives a sign of life every ten seconds.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// Where Debian's packages of Postgres are, by their versions.
+const POSTGRES: &str = "/usr/lib/postgresql";
 /// Told to a machine that waits for a test, it says that there is none left.
 const DONE: &str = "done";
 /// More machines than this take more memory than they save time.
@@ -200,8 +203,18 @@ fn prepare() -> Result<Prepared> {
         let name = Path::new(path).file_name().context("a program without a name")?;
         fs::copy(path, programs.join(name)).with_context(|| format!("copying {path}"))?;
     }
+    initramfs::write_script(&programs.join("initdb"), include_str!("kernel/initdb"))?;
+    symlink(find_postgres()?, programs.join("postgres"))?;
     initramfs::build(&debian, &folder)?;
     Ok(Prepared { debian, folder, _lock: lock })
+}
+
+/// The server's program of the newest Postgres that Debian installed.
+fn find_postgres() -> Result<PathBuf> {
+    let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let installed = fs::read_dir(POSTGRES).with_context(|| format!("reading {POSTGRES}: install the package postgresql"))?;
+    let newest = installed.filter_map(|entry| Some(entry.ok()?.path())).max_by_key(version);
+    Ok(newest.with_context(|| format!("{POSTGRES} is empty"))?.join("bin/postgres"))
 }
 
 /// The test programs of the suites, by their names.

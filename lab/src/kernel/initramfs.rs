@@ -69,7 +69,7 @@ fn unpacked(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-fn write_script(path: &Path, text: &str) -> Result<()> {
+pub(super) fn write_script(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(Into::into)
 }
