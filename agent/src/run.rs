@@ -36,7 +36,7 @@ use crate::{
     metrics::{Metrics, Seen},
     output,
     probe::Prober,
-    psk::Correspondence,
+    psk::Correspondent,
     random,
     reconcile::{Aim, Host, Outcome},
     rotation::KeyChange,
@@ -162,7 +162,7 @@ struct Agent {
     last_change: Instant,
     started: Instant,
     start: Option<Start>,
-    correspondence: Correspondence,
+    correspondence: Correspondent,
     key_change: KeyChange,
     watch: Watch,
     prober: Prober,
@@ -189,7 +189,7 @@ impl Agent {
             host,
             machine: Arc::new(machine),
             membership,
-            correspondence: Correspondence::new(store.clone()),
+            correspondence: Correspondent::new(store.clone()),
             key_change: KeyChange::new(store.clone()),
             watch: Watch::default(),
             prober: Prober::start(&place.interface),
@@ -448,7 +448,7 @@ impl Agent {
         let Some(known) = self.replica.known() else { return false };
         let may_differ = self.correspondence.tick(known, &self.machine, self.watch.unsettled());
         let link = self.outcome.observed.as_ref().and_then(|observed| observed.link.as_ref());
-        link.is_some_and(|link| self.correspondence.observe(known, link)) || may_differ
+        link.is_some_and(|link| self.correspondence.observe(known, link, &self.machine)) || may_differ
     }
 
     fn show_metrics(&self) {

@@ -14,6 +14,7 @@
 //!
 //! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk later learns no earlier key.
 
+pub mod correspondence;
 pub mod exchange;
 #[cfg(test)]
 mod model;
@@ -26,7 +27,7 @@ use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     digest::{SHA256, digest},
     hkdf::{HKDF_SHA256, KeyType, Salt},
-    kem::{AlgorithmId, Ciphertext, DecapsulationKey},
+    kem::{AlgorithmId, Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768},
 };
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
@@ -113,6 +114,24 @@ impl KemSecret {
     fn decapsulate(&self, ciphertext: &KemCiphertext) -> Option<Zeroizing<[u8; 32]>> {
         let secret = self.0.decapsulate(Ciphertext::from(ciphertext.as_bytes().as_slice())).ok()?;
         <[u8; 32]>::try_from(secret.as_ref()).ok().map(Zeroizing::new)
+    }
+}
+
+/// ML-KEM-768 with the system's random numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemKem;
+
+impl Kem for SystemKem {
+    fn generate(&self) -> Option<(KemSecret, KemKey)> {
+        let secret = DecapsulationKey::generate(&ML_KEM_768).ok()?;
+        let key: [u8; 1184] = secret.encapsulation_key().ok()?.key_bytes().ok()?.as_ref().try_into().ok()?;
+        Some((KemSecret(Arc::new(secret)), key.into()))
+    }
+
+    fn encapsulate(&self, key: &KemKey) -> Option<(KemCiphertext, Zeroizing<[u8; 32]>)> {
+        let (ciphertext, secret) = EncapsulationKey::new(&ML_KEM_768, key.as_bytes()).ok()?.encapsulate().ok()?;
+        let ciphertext: [u8; 1088] = ciphertext.as_ref().try_into().ok()?;
+        Some((ciphertext.into(), Zeroizing::new(secret.as_ref().try_into().ok()?)))
     }
 }
 

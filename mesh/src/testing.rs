@@ -2,19 +2,16 @@
 #![expect(clippy::unwrap_used, reason = "these keys are good")]
 #![cfg_attr(fuzzing, expect(dead_code, reason = "fuzzers need few of them"))]
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
-use aws_lc_rs::{
-    kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768},
-    signature::{Ed25519KeyPair, KeyPair},
-};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use chrono::DateTime;
 use uuid::Uuid;
 use wattle_wire::{
     admin::NodeState,
     enrol::{SignedStatement, Statement},
     ids::{MeshId, NodeId, Position, SiteId},
-    key::{IdentityKey, KemCiphertext, KemKey, WireguardKey},
+    key::{IdentityKey, WireguardKey},
     name::Name,
     peer::MeshSettings,
     probe::HealthSettings,
@@ -29,7 +26,6 @@ use crate::{
     directory::{Directory, NodeRecord, RecordChange, SiteRecord},
     feed::{Feed, Next},
     machine::{KeptKeys, Machine},
-    psk::{Kem, KemSecret},
     view,
 };
 
@@ -69,23 +65,6 @@ pub(crate) fn machine_of(number: u64) -> Machine {
     let identity = Zeroizing::new(keys.identity.to_pkcs8().unwrap().as_ref().to_vec());
     let wireguard = Zeroizing::new(keys.wireguard.to_bytes());
     Machine::restore(&KeptKeys { identity, wireguard, sequence: 1, since: 0, next: None, issued: 1 }).unwrap()
-}
-
-/// ML-KEM with the system's random numbers: no test depends on which they are.
-pub(crate) struct SystemKem;
-
-impl Kem for SystemKem {
-    fn generate(&self) -> Option<(KemSecret, KemKey)> {
-        let secret = DecapsulationKey::generate(&ML_KEM_768).ok()?;
-        let key: [u8; 1184] = secret.encapsulation_key().ok()?.key_bytes().ok()?.as_ref().try_into().ok()?;
-        Some((KemSecret(Arc::new(secret)), key.into()))
-    }
-
-    fn encapsulate(&self, key: &KemKey) -> Option<(KemCiphertext, Zeroizing<[u8; 32]>)> {
-        let (ciphertext, secret) = EncapsulationKey::new(&ML_KEM_768, key.as_bytes()).ok()?.encapsulate().ok()?;
-        let ciphertext: [u8; 1088] = ciphertext.as_ref().try_into().ok()?;
-        Some((ciphertext.into(), Zeroizing::new(secret.as_ref().try_into().ok()?)))
-    }
 }
 
 pub(crate) fn node_id(number: u64) -> NodeId {

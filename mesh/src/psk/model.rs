@@ -7,7 +7,7 @@ use wattle_wire::{
 };
 
 use super::*;
-use crate::testing::{MESH, SystemKem, node_id};
+use crate::testing::{MESH, node_id};
 
 const INITIATOR: usize = 0;
 const RESPONDER: usize = 1;

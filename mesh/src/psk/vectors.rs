@@ -5,7 +5,6 @@ use ml_kem::{KeyExport, MlKem768, kem::Decapsulate};
 use shake::{ExtendableOutput, Shake128, Update, XofReader};
 
 use super::*;
-use crate::testing::SystemKem;
 
 /// SHAKE128 of what a hundred rounds give: the accumulated vectors for FIPS 203 of <https://c2sp.org/CCTV/ML-KEM>, without decapsulation keys,
 /// as `TestAccumulated` of Go's `crypto/mlkem` has them.

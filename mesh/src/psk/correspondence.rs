@@ -1,0 +1,304 @@
+//! The letters of a node about all of its preshared keys: what is to be sent, what was read, and when to ask the coordinator's mailbox.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
+
+use wattle_wire::{
+    ids::NodeId,
+    name::Name,
+    psk::{Errand, IncomingLetter, Mail, OutgoingLetter, SignedPskMessage},
+};
+
+use super::{Ignored, Kem, exchange::Exchange};
+use crate::{machine::Machine, replica::Known, state::Link};
+
+/// How many letters of nodes wait that the view does not hold yet: as many as a coordinator without malice could have.
+const MOST_EARLY: usize = 1024;
+
+/// The keys of a node's tunnels, and the letters about them. One errand to the mailbox is under way at a time.
+#[derive(Debug, Default)]
+pub struct Correspondence {
+    exchange: Exchange,
+    /// What is to be sent: a newer letter to the same node takes the place of an older one.
+    outbox: BTreeMap<NodeId, SignedPskMessage>,
+    /// Letters that were dealt with, and what came of them is kept on disk.
+    taken: Vec<i64>,
+    /// Peers of whose new WireGuard key no handshake has succeeded yet.
+    unsettled: BTreeSet<NodeId>,
+    /// Letters of nodes that the view does not hold yet, for a letter may be faster than the view, and of those that are unsettled.
+    early: BTreeMap<NodeId, SignedPskMessage>,
+    /// There is mail.
+    waiting: bool,
+    problem: Option<String>,
+}
+
+/// What the correspondence needs of the world.
+#[expect(missing_debug_implementations, reason = "it is for one call")]
+pub struct Means<'a, K> {
+    pub machine: &'a Machine,
+    /// Seconds since 1970.
+    pub now: u64,
+    pub kem: &'a K,
+    /// Keeps the keys for a restart, or says why it cannot.
+    pub keep: &'a dyn Fn(&Exchange) -> Result<(), String>,
+}
+
+/// What came of a step.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// A key may be another one now.
+    pub may_differ: bool,
+    /// Letters of these peers were passed over.
+    pub ignored: Vec<(Name, Ignored)>,
+}
+
+/// What came of an errand.
+#[derive(Debug)]
+pub enum Brought {
+    Mail(Mail),
+    /// The coordinator would not have it: a letter was for a node that has gone.
+    Refused,
+    Nothing,
+}
+
+impl Correspondence {
+    /// With what is on disk, and what is the matter with that.
+    pub fn new(exchange: Exchange, problem: Option<String>) -> Self {
+        Self { exchange, problem, ..Self::default() }
+    }
+
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// Why what was agreed on could not be kept, or is lost.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    pub fn mail_is_waiting(&mut self) {
+        self.waiting = true;
+    }
+
+    /// Does what is due by now, and reads the letters of nodes that have become known. With `unsettled` peers no key is changed.
+    pub fn tick<K: Kem>(&mut self, known: &Known, means: &Means<'_, K>, unsettled: BTreeSet<NodeId>) -> Progress {
+        self.unsettled = unsettled;
+        // What could not be kept is still at the coordinator.
+        self.waiting |= self.problem.is_some();
+        let (early, later): (BTreeMap<_, _>, _) =
+            mem::take(&mut self.early).into_iter().partition(|(node, _)| self.is_readable(Some(known), node));
+        self.early = later;
+        if early.is_empty() && !self.exchange.is_due(known, means.machine, means.now, &self.unsettled) {
+            return Progress::default();
+        }
+        let mut next = self.exchange.clone();
+        let mut letters = next.tick(known, means.machine, means.now, means.kem, &self.unsettled);
+        let ignored = read(&mut next, known, means, &early, &mut letters);
+        let kept = self.keep(next, letters, means);
+        Progress { may_differ: kept && !early.is_empty(), ignored }
+    }
+
+    /// Takes note of the handshakes. Whether a key may be another one now.
+    pub fn observe<K: Kem>(&mut self, known: &Known, link: &Link, means: &Means<'_, K>) -> bool {
+        // Most looks find nothing on trial, and a copy of a thousand pairs is megabytes.
+        if !self.exchange.is_on_trial() {
+            return false;
+        }
+        let mut next = self.exchange.clone();
+        if next.observe(known, link, means.now) {
+            return self.keep(next, Vec::new(), means);
+        }
+        // Nothing that has to outlive a restart.
+        self.exchange = next;
+        false
+    }
+
+    /// The errand to go on now, if there is reason to.
+    pub fn next_errand(&mut self) -> Option<Errand> {
+        if !(self.waiting || !self.outbox.is_empty() || !self.taken.is_empty()) {
+            return None;
+        }
+        self.waiting = false;
+        let leave = self.outbox.iter().take(Errand::MOST_LETTERS);
+        let leave = leave.map(|(to, message)| OutgoingLetter { to: *to, message: message.clone() }).collect();
+        Some(Errand { leave, taken: self.taken.iter().copied().take(Errand::MOST_LETTERS).collect() })
+    }
+
+    /// Reads what an errand has brought.
+    pub fn take_in<K: Kem>(&mut self, errand: &Errand, brought: Brought, known: Option<&Known>, means: &Means<'_, K>) -> Progress {
+        if !matches!(brought, Brought::Nothing) {
+            // What was refused and is still due is said again in time.
+            self.outbox.retain(|to, message| !errand.leave.iter().any(|left| left.to == *to && left.message == *message));
+        }
+        let Brought::Mail(mail) = brought else {
+            self.waiting |= matches!(brought, Brought::Nothing) || !errand.taken.is_empty();
+            return Progress::default();
+        };
+        self.taken.retain(|id| !errand.taken.contains(id));
+        let new: Vec<_> = mail.letters.into_iter().take(Errand::MOST_LETTERS).filter(|letter| !self.taken.contains(&letter.id)).collect();
+        if new.is_empty() {
+            return Progress::default();
+        }
+        self.waiting |= mail.more;
+        let ids: Vec<_> = new.iter().map(|letter| letter.id).collect();
+        let letters: BTreeMap<_, _> = new.into_iter().map(|IncomingLetter { from, message, .. }| (from, message)).collect();
+        let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = letters.into_iter().partition(|(from, _)| self.is_readable(known, from));
+        let (mut kept, mut ignored) = (true, Vec::new());
+        if let Some(known) = known.filter(|_| !readable.is_empty()) {
+            let (mut next, mut answers) = (self.exchange.clone(), Vec::new());
+            ignored = read(&mut next, known, means, &readable, &mut answers);
+            kept = self.keep(next, answers, means);
+        }
+        if kept {
+            self.early.extend(early.into_iter().take(MOST_EARLY.saturating_sub(self.early.len())));
+            self.taken.extend(ids);
+        } else {
+            // The disk is at fault: they wait at the coordinator.
+            self.waiting = false;
+        }
+        Progress { may_differ: kept && !readable.is_empty(), ignored }
+    }
+
+    fn is_readable(&self, known: Option<&Known>, from: &NodeId) -> bool {
+        known.is_some_and(|known| known.peers.contains_key(from)) && !self.unsettled.contains(from)
+    }
+
+    /// Keeps what is known now, and only then puts what it says into the outbox. Whether it could be kept.
+    fn keep<K>(&mut self, next: Exchange, letters: Vec<OutgoingLetter>, means: &Means<'_, K>) -> bool {
+        self.problem = (means.keep)(&next.kept()).err();
+        if self.problem.is_some() {
+            return false;
+        }
+        self.exchange = next;
+        self.outbox.extend(letters.into_iter().map(|letter| (letter.to, letter.message)));
+        true
+    }
+}
+
+fn read<K: Kem>(
+    exchange: &mut Exchange,
+    known: &Known,
+    means: &Means<'_, K>,
+    letters: &BTreeMap<NodeId, SignedPskMessage>,
+    answers: &mut Vec<OutgoingLetter>,
+) -> Vec<(Name, Ignored)> {
+    let mut ignored = Vec::new();
+    for (from, message) in letters {
+        let Some(peer) = known.peers.get(from) else { continue };
+        match exchange.receive(known, means.machine, peer, message, means.now, means.kem) {
+            Ok(answer) => answers.extend(answer),
+            Err(reason) => ignored.push((peer.peer.name.clone(), reason)),
+        }
+    }
+    ignored
+}
+
+#[cfg(test)]
+mod tests {
+    use wattle_wire::{ids::Position, psk::PskPolicy, stream::StreamMessage};
+
+    use super::*;
+    use crate::{
+        directory::Directory,
+        psk::SystemKem,
+        replica::Replica,
+        testing::{MESH, directory_of, machine_of, node_id},
+        view,
+    };
+
+    const NODES: u64 = 3;
+    const NOW: u64 = 1_800_000_000;
+
+    struct Node {
+        id: NodeId,
+        machine: Machine,
+        replica: Replica,
+        letters: Correspondence,
+        disk_is_full: bool,
+    }
+
+    impl Node {
+        fn new(number: u64, directory: &Directory) -> Self {
+            let (id, machine) = (node_id(number), machine_of(number));
+            let mut replica = Replica::new(MESH, machine.wireguard_key());
+            let view = view::view(directory, id).unwrap();
+            replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+            Self { id, machine, replica, letters: Correspondence::default(), disk_is_full: false }
+        }
+
+        fn step<T>(&mut self, step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> T) -> T {
+            let keep = |_: &Exchange| if self.disk_is_full { Err("it is full".to_owned()) } else { Ok(()) };
+            let means = Means { machine: &self.machine, now: NOW, kem: &SystemKem, keep: &keep };
+            step(&mut self.letters, self.replica.known().unwrap(), &means)
+        }
+    }
+
+    /// What waits, by the recipient and the sender; and how many letters there ever were.
+    #[derive(Default)]
+    struct Mailbox(BTreeMap<(NodeId, NodeId), IncomingLetter>, i64);
+
+    impl Mailbox {
+        fn serve(&mut self, node: NodeId, errand: &Errand) -> Mail {
+            self.0.retain(|(to, _), letter| *to != node || !errand.taken.contains(&letter.id));
+            for OutgoingLetter { to, message } in &errand.leave {
+                self.1 += 1;
+                self.0.insert((*to, node), IncomingLetter { id: self.1, from: node, message: message.clone() });
+            }
+            let mine = self.0.iter().filter(|((to, _), _)| *to == node);
+            Mail { letters: mine.map(|(_, letter)| letter.clone()).collect(), more: false }
+        }
+    }
+
+    /// Lets all do what they have to until nobody has anything left to do.
+    fn settle(nodes: &mut [Node], mailbox: &mut Mailbox) {
+        let mut is_quiet = false;
+        while !mem::replace(&mut is_quiet, true) {
+            for node in &mut *nodes {
+                node.step(|letters, known, means| letters.tick(known, means, BTreeSet::new()));
+                if mailbox.0.keys().any(|(to, _)| *to == node.id) {
+                    node.letters.mail_is_waiting();
+                }
+                let Some(errand) = node.letters.next_errand() else { continue };
+                let mail = mailbox.serve(node.id, &errand);
+                let progress = node.step(|letters, known, means| letters.take_in(&errand, Brought::Mail(mail), Some(known), means));
+                assert!(progress.ignored.is_empty(), "{:?}", progress.ignored);
+                is_quiet &= !progress.may_differ && errand.leave.is_empty() && errand.taken.is_empty();
+            }
+        }
+    }
+
+    #[test]
+    fn all_pairs_agree_with_four_letters_each_and_none_stays() {
+        let directory = directory_of(NODES);
+        let mut nodes: Vec<_> = (1..=NODES).map(|number| Node::new(number, &directory)).collect();
+        let mut mailbox = Mailbox::default();
+        settle(&mut nodes, &mut mailbox);
+        for (one, other) in [(0, 1), (1, 2), (2, 0)] {
+            let key = |of: usize, with: usize| nodes[of].letters.exchange().key(nodes[with].id, PskPolicy::Require).cloned();
+            assert!(key(one, other).is_some() && key(one, other) == key(other, one), "{one} and {other}");
+        }
+        assert!(mailbox.0.is_empty());
+        assert_eq!(mailbox.1, 4 * 3);
+    }
+
+    #[test]
+    fn what_cannot_be_kept_is_neither_used_nor_said_and_stays_at_the_coordinator() {
+        let directory = directory_of(2);
+        let mut nodes: Vec<_> = (1..=2).map(|number| Node::new(number, &directory)).collect();
+        let mut mailbox = Mailbox::default();
+        let initiator = usize::from(nodes[1].id > nodes[0].id);
+        nodes[1 - initiator].disk_is_full = true;
+        settle(&mut nodes, &mut mailbox);
+        assert!(nodes.iter().all(|node| !node.letters.exchange().is_on_trial()));
+        assert!(nodes[1 - initiator].letters.problem().is_some());
+        assert_eq!((mailbox.0.len(), mailbox.1), (1, 1), "the request waits");
+
+        nodes[1 - initiator].disk_is_full = false;
+        settle(&mut nodes, &mut mailbox);
+        assert!(nodes[1 - initiator].letters.problem().is_none());
+        assert!(nodes[0].letters.exchange().key(nodes[1].id, PskPolicy::Require).is_some());
+        assert!(mailbox.0.is_empty());
+    }
+}
