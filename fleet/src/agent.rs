@@ -1,16 +1,20 @@
-//! One simulated agent: real keys, real enrolment, real stream, the agents' own replica; no kernel.
+//! One simulated agent: real keys, real enrolment, real stream, the agents' own replica and letters; no kernel, no disk.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use chrono::Utc;
-use futures_util::StreamExt;
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, OptionFuture},
+};
 use reqwest::{Client, header};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -20,7 +24,11 @@ use wattle_mesh::{
     backoff::backoff,
     machine::{HeldToken, Machine},
     pin::Pins,
-    replica::{Received, Replica, Stored},
+    psk::{
+        SystemKem,
+        correspondence::{Brought, Correspondence, Means, Progress},
+    },
+    replica::{Known, Received, Replica, Stored},
 };
 use wattle_wire::{
     admin::CreatedSite,
@@ -29,12 +37,16 @@ use wattle_wire::{
     join::JoinString,
     key::Bytes32,
     peer::{MeshSettings, Myself, View},
+    psk::{Errand, Mail, PskPolicy},
     report::{DeviceKind, LinkReport, Report},
     stream::StreamMessage,
 };
 
 /// Reports on their way at the same time; more would only wait in the sockets of one machine.
 const REPORTS_AT_A_TIME: usize = 64;
+
+/// How long to wait after an errand to the mailbox that failed.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often a report is repeated before the agent begins anew with another stream.
 const MOST_REPEATS: u32 = 8;
@@ -58,6 +70,8 @@ pub(crate) struct Counters {
     pub(crate) messages: AtomicU64,
     /// Reports that did not arrive, and were sent again.
     pub(crate) repeated: AtomicU64,
+    /// Letters about preshared keys that were left in the mailbox.
+    pub(crate) letters: AtomicU64,
 }
 
 /// An agent reached a revision.
@@ -81,6 +95,11 @@ pub(crate) struct Agent {
     token: Mutex<HeldToken>,
     /// Which coordinator it turns to, of those that it knows.
     turns_to: AtomicU64,
+    letters: Mutex<Correspondence>,
+    /// With whom it agrees on preshared keys, as if it knew nobody else.
+    partners: Mutex<BTreeSet<NodeId>>,
+    /// With how many peers it has agreed on a preshared key.
+    agreed: AtomicUsize,
 }
 
 impl Shared {
@@ -106,7 +125,19 @@ impl Agent {
         let challenge: EnrolChallenge = post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
         let claim = machine.claim(&join, &challenge, None, "fleet")?;
         let enrolled: Enrolled = post(&client, &format!("{url}/agent/enrol/finish"), &claim).await?;
-        Ok(Self { shared, client, site, machine, enrolled, token: Mutex::default(), turns_to: AtomicU64::new(number.into()) })
+        let turns_to = AtomicU64::new(number.into());
+        let (token, letters, partners, agreed) = (Mutex::default(), Mutex::default(), Mutex::default(), AtomicUsize::default());
+        Ok(Self { shared, client, site, machine, enrolled, token, turns_to, letters, partners, agreed })
+    }
+
+    /// Lets it agree on preshared keys with some, once it knows them.
+    pub(crate) fn agree_with(&self, partners: BTreeSet<NodeId>) {
+        *locked(&self.partners) = partners;
+    }
+
+    /// With how many peers it has agreed on a preshared key.
+    pub(crate) fn agreed(&self) -> usize {
+        self.agreed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -172,8 +203,19 @@ impl Agent {
         }
         let mut chunks = response.bytes_stream();
         let mut buffer = Vec::new();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk?;
+        let (mut errand, mut is_away) = (OptionFuture::default(), false);
+        loop {
+            if !is_away && let Some(next) = self.next_errand() {
+                (errand, is_away) = (Some(self.go(next)).into(), true);
+            }
+            let chunk = tokio::select! {
+                chunk = chunks.next() => chunk.context("the stream ended")??,
+                Some((errand, brought)) = &mut errand, if is_away => {
+                    is_away = false;
+                    self.correspond(replica, |letters, known, means| letters.take_in(&errand, brought, Some(known), means));
+                    continue;
+                }
+            };
             self.shared.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             let fresh = buffer.len();
             buffer.extend_from_slice(&chunk);
@@ -188,7 +230,6 @@ impl Agent {
                 from = 0;
             }
         }
-        bail!("the stream ended")
     }
 
     async fn take(&self, replica: &mut Replica, message: StreamMessage, reached: &mpsc::UnboundedSender<Reached>) -> anyhow::Result<()> {
@@ -197,9 +238,14 @@ impl Agent {
         if matches!(message, StreamMessage::Snapshot { .. }) {
             counters.snapshots.fetch_add(1, Ordering::Relaxed);
         }
+        if message == StreamMessage::Mail {
+            locked(&self.letters).mail_is_waiting();
+        }
         let before = replica.position();
         match replica.receive(message) {
-            Received::Changed { refused } if refused.is_empty() => {}
+            Received::Changed { refused } if refused.is_empty() => {
+                self.correspond(replica, |letters, known, means| letters.tick(known, means, BTreeSet::new()));
+            }
             Received::Unchanged => {}
             other @ (Received::Changed { .. } | Received::Gap | Received::Rejected(_) | Received::Bye(_)) => {
                 bail!("the replica says {other:?}")
@@ -210,6 +256,46 @@ impl Agent {
         self.report(position, vec![]).await?;
         let _ = reached.send(Reached { revision: position.revision, applied, acknowledged: Instant::now() });
         Ok(())
+    }
+
+    fn next_errand(&self) -> Option<Errand> {
+        if locked(&self.partners).is_empty() { None } else { locked(&self.letters).next_errand() }
+    }
+
+    fn correspond(&self, replica: &Replica, step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> Progress) {
+        let (Some(known), partners) = (replica.known(), locked(&self.partners)) else { return };
+        let peers: BTreeMap<_, _> = partners.iter().filter_map(|node| Some((*node, known.peers.get(node)?.clone()))).collect();
+        if peers.is_empty() {
+            return;
+        }
+        let known = &Known { peers, ..known.clone() };
+        let now = u64::try_from(Utc::now().timestamp()).unwrap_or_default();
+        let mut letters = locked(&self.letters);
+        // There is no disk: an agent of the fleet is never restarted.
+        step(&mut letters, known, &Means { machine: &self.machine, now, kem: &SystemKem, keep: &|_| Ok(()) });
+        let agreed = known.peers.keys().filter(|peer| letters.exchange().key(**peer, PskPolicy::Prefer).is_some()).count();
+        self.agreed.store(agreed, Ordering::Relaxed);
+    }
+
+    fn go(&self, errand: Errand) -> BoxFuture<'_, (Errand, Brought)> {
+        Box::pin(async move {
+            let brought = match self.ask_mailbox(&errand).await {
+                Ok(mail) => {
+                    self.shared.counters.letters.fetch_add(errand.leave.len() as u64, Ordering::Relaxed);
+                    Brought::Mail(mail)
+                }
+                Err(_) => {
+                    sleep(PAUSE).await;
+                    Brought::Nothing
+                }
+            };
+            (errand, brought)
+        })
+    }
+
+    async fn ask_mailbox(&self, errand: &Errand) -> anyhow::Result<Mail> {
+        let request = self.client.post(format!("{}/agent/mailbox", self.url())).bearer_auth(self.bearer()?);
+        Ok(request.json(errand).send().await?.error_for_status()?.json().await?)
     }
 
     /// Reports that a position is applied, and some links; again until it arrives, as agents do.
@@ -249,9 +335,14 @@ impl Agent {
     }
 
     fn bearer(&self) -> anyhow::Result<String> {
-        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut token = locked(&self.token);
         Ok(token.at(Utc::now().timestamp(), &self.machine, &self.enrolled)?.reveal().to_owned())
     }
+}
+
+/// What a thread that failed left is still good.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Without random numbers the wait is the longest.

@@ -135,6 +135,14 @@ impl Coordinators {
         Ok(self.admin::<Readiness>(Method::GET, "/readyz", None).await?.position)
     }
 
+    /// How many letters wait in the mailbox.
+    pub(crate) async fn letters(&self) -> anyhow::Result<u64> {
+        let request = self.client.get(format!("{}/metrics", self.urls[0])).bearer_auth(&self.token);
+        let text = request.send().await?.error_for_status()?.text().await?;
+        let letters = text.lines().find_map(|line| line.strip_prefix("wattle_mailbox_letters ")?.parse().ok());
+        letters.context("the metrics tell of no mailbox")
+    }
+
     async fn wait_ready(&self, index: usize) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY;
         let url = format!("{}/readyz", self.urls[index]);

@@ -1,5 +1,5 @@
-//! `wattle-fleet`: many simulated agents against a real coordinator, to measure it. They enrol, follow and acknowledge as real agents do, with
-//! the same replica; only the kernel is missing.
+//! `wattle-fleet`: many simulated agents against a real coordinator, to measure it. They enrol, follow, acknowledge and agree on preshared
+//! keys as real agents do, with the same replica and the same letters; only the kernel is missing.
 
 mod agent;
 mod coordinator;
@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// Measures a coordinator with simulated agents.
 ///
 /// Without --url it starts the wattle-server beside it, with a private Postgres, on loopback, and takes everything away at the end.
-/// With --url it makes one site per agent on your coordinator, named fleet-N, and removes them at the end, also after a failure or Ctrl-C.
+/// With --url it makes one site per agent and one more on your coordinator, named fleet-N, and removes them at the end, also after a failure or Ctrl-C.
 #[derive(Debug, Parser)]
 #[command(name = "wattle-fleet", version, max_term_width = 100)]
 pub(crate) struct Options {

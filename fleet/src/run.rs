@@ -35,6 +35,8 @@ const PARALLEL: usize = 16;
 const IMPORT: usize = 500;
 /// How long all agents may take to reach a revision.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// With how many others a node that joins agrees on preshared keys.
+const MOST_PARTNERS: usize = 1_000;
 /// How long the fleet idles while idleness is measured: a heartbeat of each stream.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long a new connection may take to be part of the idle fleet.
@@ -47,7 +49,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<Table> {
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
     if !options.url.is_empty() {
-        remove(&coordinators, options.agents).await?;
+        // And the one that joined later.
+        remove(&coordinators, options.agents + 1).await?;
     }
     result
 }
@@ -73,6 +76,7 @@ async fn measure(options: &Options, coordinators: &mut Coordinators) -> anyhow::
     let mut fleet = open(options, coordinators, agents, &mut rows).await?;
     idle(coordinators, [&begin, &enrolled], options.agents, &mut rows).await;
     changes(options, coordinators, &mut fleet, &mut rows).await?;
+    join(options, coordinators, &mut fleet, &mut rows).await?;
     flap(options, coordinators, &mut fleet, &mut rows).await?;
     lose_one(coordinators, options, &mut fleet, &mut rows).await?;
     rows.add("reports that had to be sent again", fleet.shared.counters.repeated.load(Ordering::Relaxed).to_string());
@@ -195,6 +199,36 @@ async fn changes(options: &Options, coordinators: &Coordinators, fleet: &mut Fle
     if share > 0.5 {
         rows.add("bottleneck", format!("the fleet itself, with {:.0} % of the processor time of a change", share * 100.0));
     }
+    Ok(())
+}
+
+/// A node joins and agrees on a preshared key with each of many others, while changes go on.
+async fn join(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet, rows: &mut Rows) -> anyhow::Result<()> {
+    let partners = &fleet.agents[..fleet.agents.len().min(MOST_PARTNERS)];
+    progress(&format!("a node joins, and agrees on preshared keys with {}", partners.len()));
+    let created = coordinators.admin(Method::POST, "/sites", Some(&site(options.agents))).await?;
+    let node = Arc::new(Agent::enrol(Arc::clone(&fleet.shared), options.agents, created).await?);
+    partners.iter().for_each(|agent| agent.agree_with([node.node()].into()));
+    node.agree_with(partners.iter().map(|agent| agent.node()).collect());
+    let letters = || fleet.shared.counters.letters.load(Ordering::Relaxed);
+    let (_stop, stopped) = watch::channel(false);
+    let (sender, _reached) = mpsc::unbounded_channel();
+    let (begin, mut applied, mut most) = (Instant::now(), vec![], 0);
+    tokio::spawn(Arc::clone(&node).follow(node.blank(), sender, stopped));
+    while node.agreed() < partners.len() {
+        anyhow::ensure!(begin.elapsed() < PATIENCE, "it agreed with {} of {} only", node.agreed(), partners.len());
+        let newest = coordinators.position().await?.revision;
+        let change = Instant::now();
+        let body = json!({ "description": format!("while keys are agreed on, after {newest}") });
+        coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body)).await?;
+        let all = all(&mut fleet.reached, fleet.agents.len(), newest).await?;
+        applied.extend(all.iter().map(|reached| reached.applied - change));
+        most = most.max(coordinators.letters().await?);
+    }
+    let count = u32::try_from(partners.len())?;
+    rows.add(&format!("a node joins → preshared keys with {count} others"), rate(count, begin.elapsed()));
+    rows.add("changes meanwhile → applied by an agent", spread(applied));
+    rows.add("letters for each of them, in the mailbox at one time at most", format!("{}, {most}", letters() / u64::from(count)));
     Ok(())
 }
 
