@@ -23,7 +23,7 @@ use wattle_wire::{
 use crate::{
     app::App,
     body::{Body, Query},
-    db::Actor,
+    db::{Actor, Change},
     error::{self, Error, Result},
     page::{self, PageQuery},
     sites,
@@ -65,9 +65,7 @@ pub async fn revoke(State(app): State<App>, Extension(actor): Extension<Actor>, 
     let id = app.find_node(&node)?;
     app.mutate(&actor, |mut change| async move {
         sites::queries::lock(&mut change).await?;
-        let node = queries::find(&mut change, id).await?.ok_or_else(|| error::not_found("node"))?;
-        let at = sites::queries::find(&mut change, node.site).await?.ok_or(Error::Internal("a node without its site"))?;
-        change.found(&configured(&node, &at))?;
+        is_as_seen(&mut change, id).await?;
         let site = queries::revoke(&mut change, id).await?.ok_or_else(|| error::not_found("node"))?;
         let mut records = vec![RecordChange::NodeRevoked(id)];
         records.extend(queries::promote(&mut change, site).await?.map(RecordChange::Node));
@@ -75,6 +73,13 @@ pub async fn revoke(State(app): State<App>, Extension(actor): Extension<Actor>, 
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Compares a node that is about to change with what the caller has seen of it. The caller holds the lock.
+pub(crate) async fn is_as_seen(change: &mut Change, id: NodeId) -> Result<()> {
+    let node = queries::find(change, id).await?.ok_or_else(|| error::not_found("node"))?;
+    let site = sites::queries::find(change, node.site).await?.ok_or(Error::Internal("a node without its site"))?;
+    change.found(&configured(&node, &site))
 }
 
 /// Keeps what an operator signed: which nodes may be in the mesh, and with which prefixes.

@@ -42,6 +42,7 @@ pub async fn request(
 ) -> Result<(StatusCode, Json<Node>)> {
     let id = app.find_node(&node)?;
     app.mutate(&actor, |mut change| async move {
+        nodes::is_as_seen(&mut change, id).await?;
         if !queries::request(&mut change, id).await? {
             return Ok(change.not_needed(()));
         }

@@ -184,6 +184,11 @@ async fn a_change_with_if_match_is_made_only_to_what_its_caller_saw() {
     assert_eq!(if_match(&coordinator, Method::DELETE, "/nodes/dublin", &seen, json!({})).await.problem().0, 412);
     let dry = if_match(&coordinator, Method::DELETE, "/nodes/dublin?dry_run=true", &seen, json!({})).await;
     assert_eq!(dry.problem().0, 412, "a dry run, too");
+    let rotate = async |tags: &str| if_match(&coordinator, Method::POST, "/nodes/dublin/rotate", tags, json!({})).await;
+    assert_eq!(rotate(&seen).await.problem().0, 412);
+    let seen = tag(&coordinator.get("/nodes/dublin").await);
+    rotate(&seen).await.expect(202);
+    assert_eq!(rotate(&seen).await.problem().0, 412, "it was asked for a key meanwhile");
     let seen = tag(&coordinator.get("/nodes/dublin").await);
     if_match(&coordinator, Method::DELETE, "/nodes/dublin", &seen, json!({})).await.expect(204);
     let seen = tag(&coordinator.get("/sites/dublin").await);
