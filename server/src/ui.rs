@@ -31,12 +31,14 @@ macro_rules! asset {
 
 const INDEX: Asset = asset!("index.html", "text/html; charset=utf-8");
 
-const ASSETS: [Asset; 12] = [
+const ASSETS: [Asset; 15] = [
     asset!("icon.svg", "image/svg+xml"),
     asset!("style.css", "text/css; charset=utf-8"),
     asset!("api.js", "text/javascript; charset=utf-8"),
     asset!("dom.js", "text/javascript; charset=utf-8"),
+    asset!("events.js", "text/javascript; charset=utf-8"),
     asset!("form.js", "text/javascript; charset=utf-8"),
+    asset!("link.js", "text/javascript; charset=utf-8"),
     asset!("main.js", "text/javascript; charset=utf-8"),
     asset!("matrix.js", "text/javascript; charset=utf-8"),
     asset!("mesh.js", "text/javascript; charset=utf-8"),
@@ -44,6 +46,7 @@ const ASSETS: [Asset; 12] = [
     asset!("ring.js", "text/javascript; charset=utf-8"),
     asset!("site.js", "text/javascript; charset=utf-8"),
     asset!("sites.js", "text/javascript; charset=utf-8"),
+    asset!("tokens.js", "text/javascript; charset=utf-8"),
 ];
 
 /// The page, for anybody: there is nothing of the mesh in it.

@@ -38,13 +38,18 @@ export function moment(text) {
   return (then.toDateString() === new Date().toDateString() ? clock : dayAndClock).format(then);
 }
 
-/** How long ago, in words that need no seconds hand. */
+/** How long from one moment to another, in words that need no seconds hand. */
+export function span(from, to) {
+  const seconds = Math.max(0, Math.round((new Date(to) - new Date(from)) / 1000));
+  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h`;
+  return `${Math.floor(seconds / 86400)} d`;
+}
+
+/** How long ago. */
 export function ago(text) {
-  const seconds = Math.max(0, Math.round((Date.now() - new Date(text)) / 1000));
-  if (seconds < 60) return `${seconds} s ago`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
-  return `${Math.floor(seconds / 86400)} d ago`;
+  return `${span(text, Date.now())} ago`;
 }
 
 /** A <time> that says how long ago it was, and goes on saying so. */
@@ -68,6 +73,16 @@ export function bytes(count) {
   return `${unit ? count.toFixed(1) : count} ${units[unit]}`;
 }
 
+/** The round trip of probes from one end of a link. */
+export function milliseconds(end) {
+  return end?.round_trip_ms == null ? "–" : `${end.round_trip_ms.toFixed(1)} ms`;
+}
+
+/** How many probes from one end of a link were lost. */
+export function percent(end) {
+  return end?.loss_percent == null ? "–" : `${end.loss_percent} %`;
+}
+
 /** `1 site`, `2,000 sites`. */
 export function count(number, noun) {
   return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
@@ -76,6 +91,19 @@ export function count(number, noun) {
 /** The state of a link, told by its word and its shape as much as by its colour. */
 export function badge(state, fault) {
   return h("span", { class: `badge ${state}` }, fault ?? state);
+}
+
+/** A table; the name of a column of numbers begins with #. */
+export function table(name, head, rows, style = "") {
+  const cell = (text) => (text.startsWith("#") ? h("th", { scope: "col", class: "number" }, text.slice(1)) : text ? h("th", { scope: "col" }, text) : h("td", {}));
+  return h("div", { class: "wide" }, h("table", { "aria-label": name, class: style || null }, h("thead", {}, h("tr", {}, head.map(cell))), h("tbody", {}, rows)));
+}
+
+/** Says for a while what could not be done. */
+export function complain(problem) {
+  const bar = h("p", { class: "error toast", role: "alert" }, problem.title ? problem.message : "The coordinator cannot be reached.");
+  document.getElementById("main").prepend(bar);
+  setTimeout(() => bar.remove(), 10_000);
 }
 
 /** A text with a button that copies it. */

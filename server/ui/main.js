@@ -2,11 +2,14 @@
 
 import { Problem, request, token } from "./api.js";
 import { h, refill, since } from "./dom.js";
+import { eventPage } from "./events.js";
 import { addSite } from "./form.js";
+import { linkPage } from "./link.js";
 import { Mesh } from "./mesh.js";
 import { overview } from "./overview.js";
 import { sitePage } from "./site.js";
 import { siteList } from "./sites.js";
+import { tokenPage } from "./tokens.js";
 
 const main = document.getElementById("main");
 const connection = document.getElementById("connection");
@@ -14,6 +17,8 @@ const nav = document.getElementById("nav");
 const signOut = document.getElementById("sign-out");
 
 let mesh = null;
+/** The api token of this tab, as the coordinator knows it. */
+let own = null;
 let page = null;
 let drawing = false;
 
@@ -42,8 +47,8 @@ function signIn(error = "") {
 
 /** Whoever may only look sees nothing that changes the mesh: the style sheet hides it. */
 async function start() {
-  const { role } = await request("GET", "/api-tokens/self");
-  document.documentElement.classList.toggle("viewer", role === "viewer");
+  own = await request("GET", "/api-tokens/self");
+  document.documentElement.classList.toggle("viewer", own.role === "viewer");
   mesh = new Mesh();
   mesh.addEventListener("change", () => { showConnection(); draw(); });
   mesh.addEventListener("ended", () => { token.clear(); signIn("The api token is not valid any more."); });
@@ -83,10 +88,14 @@ function draw() {
 function route() {
   if (!mesh?.position) return;
   leave();
-  const [kind = "", name = ""] = location.hash.slice(2).split("/").map(decodeURIComponent);
+  const mayChange = own.role !== "viewer";
+  const [kind = "", name = "", other = ""] = location.hash.slice(2).split("/").map(decodeURIComponent);
   if (kind === "sites" && name) page = sitePage(mesh, name);
   else if (kind === "sites") page = siteList(mesh);
-  else if (kind === "add" && !document.documentElement.classList.contains("viewer")) page = addSite();
+  else if (kind === "links" && other) page = linkPage(mesh, name, other);
+  else if (kind === "events") page = eventPage(mesh);
+  else if (kind === "tokens" && mayChange) page = tokenPage(own);
+  else if (kind === "add" && mayChange) page = addSite();
   else page = overview(mesh);
   refill(main, page.element);
   document.title = page.title();

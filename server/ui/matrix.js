@@ -1,6 +1,7 @@
 // The matrix of all links, drawn on a canvas: of 300 nodes it has 90,000 cells, and only those in sight are drawn.
 
-import { h, moment } from "./dom.js";
+import { request } from "./api.js";
+import { h, milliseconds, moment, percent } from "./dom.js";
 
 /** Sizes of a cell, in pixels. */
 const ZOOMS = [2, 3, 4, 6, 8, 11, 14, 18, 23, 29, 36];
@@ -12,6 +13,8 @@ const LONGEST_NAME = 130;
 const HEIGHT = 640;
 /** A link that is not up is drawn at least so large, in pixels, over its neighbours if need be. */
 const SEEN = 5;
+/** How long the cursor rests on a link before it is asked what probes found there. */
+const REST_MS = 200;
 
 export class Matrix {
   #mesh;
@@ -23,6 +26,7 @@ export class Matrix {
   #scroll;
   #readout;
   #sizes;
+  #rest = null;
   #dark = matchMedia("(prefers-color-scheme: dark)");
   #redraw = () => this.#draw();
 
@@ -48,7 +52,7 @@ export class Matrix {
     this.tools = h("span", { class: "zoom" }, zoom(-1, "Zoom out", "−"), zoom(1, "Zoom in", "+"), h("button", { type: "button", click: () => { this.#zoom = null; this.#layout(); } }, "Fit"));
     this.element = h("div", {}, this.#scroll,
       h("div", { class: "under" }, this.#readout, legend()),
-      h("p", { id: "matrix-help", class: "visually-hidden" }, "Arrow keys move from link to link, N goes to the next one that is not up, Enter opens its site, plus and minus zoom."));
+      h("p", { id: "matrix-help", class: "visually-hidden" }, "Arrow keys move from link to link, N goes to the next one that is not up, Enter opens it, plus and minus zoom."));
     this.#sizes = new ResizeObserver(() => this.#layout());
     this.#sizes.observe(this.#scroll);
     this.#dark.addEventListener("change", this.#redraw);
@@ -67,6 +71,7 @@ export class Matrix {
   }
 
   leave() {
+    clearTimeout(this.#rest);
     this.#sizes.disconnect();
     this.#dark.removeEventListener("change", this.#redraw);
   }
@@ -199,13 +204,32 @@ export class Matrix {
   /** Says what is under the cursor. */
   #tell() {
     this.#readout.textContent = this.#cursor ? this.#words(...this.#cursor) : this.#nodes.length < 2 ? "Fewer than two gateways: no link to show." : "";
+    clearTimeout(this.#rest);
+    if (this.#cursor && this.#link(...this.#cursor)?.since) this.#rest = setTimeout(() => this.#tellProbes(), REST_MS);
+  }
+
+  /** Says what probes found of the link under the cursor; with all links that would be too much to be told all the time. */
+  async #tellProbes() {
+    const cursor = this.#cursor;
+    const [a, b] = cursor.map((index) => this.#nodes[index]);
+    const link = await request("GET", `/links/${a.id}/${b.id}`).catch(() => null);
+    const measured = (link?.ends ?? []).filter((end) => end.round_trip_ms !== null);
+    if (this.#cursor !== cursor || !measured.length) return;
+    const found = measured.map((end) => `${milliseconds(end)}, ${percent(end)} lost`);
+    const same = new Set(found).size === 1 ? [found[0]] : measured.map((end, index) => `${found[index]} from ${end.name}`);
+    this.#readout.textContent = `${this.#words(...cursor)}; ${same.join("; ")}`;
+  }
+
+  #link(row, column) {
+    const [a, b] = [this.#nodes[row], this.#nodes[column]];
+    return a && b && a !== b ? this.#mesh.link(a.id, b.id) : null;
   }
 
   #words(row, column) {
     const [a, b] = [this.#nodes[row], this.#nodes[column]];
     if (!a || !b) return "";
     if (a === b) return `${a.name}, ${a.tunnel_address}`;
-    const link = this.#mesh.link(a.id, b.id);
+    const link = this.#link(row, column);
     if (!link) return `${a.name} – ${b.name}: same site, no link`;
     return `${a.name} – ${b.name}: ${link.state}${link.fault ? ` (${link.fault})` : ""}${link.since ? ` since ${moment(link.since)}` : ""}`;
   }
@@ -270,8 +294,10 @@ export class Matrix {
   }
 
   #open() {
+    const link = this.#cursor && this.#link(...this.#cursor);
     const node = this.#cursor && this.#nodes[this.#cursor[0]];
-    if (node) location.hash = `#/sites/${encodeURIComponent(node.site_name)}`;
+    if (link) location.hash = this.#mesh.href(link);
+    else if (node) location.hash = `#/sites/${encodeURIComponent(node.site_name)}`;
   }
 }
 

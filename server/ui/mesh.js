@@ -38,6 +38,16 @@ export class Mesh extends EventTarget {
     return [...this.sites.values()].find((site) => site.name === name);
   }
 
+  node(name) {
+    return [...this.nodes.values()].find((node) => node.name === name);
+  }
+
+  /** The page of a link. */
+  href(link) {
+    const names = link.ends.map((end) => this.nodes.get(end)?.name ?? "?").sort();
+    return `#/links/${names.map(encodeURIComponent).join("/")}`;
+  }
+
   nodesOf(site) {
     return this.nodesInOrder.filter((node) => node.site === site.id);
   }

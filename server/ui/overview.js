@@ -83,7 +83,8 @@ function trouble(mesh) {
   links.sort((a, b) => order.indexOf(a.state) - order.indexOf(b.state) || ((b.since ?? "") < (a.since ?? "") ? -1 : 1));
   const rows = links.slice(0, MOST_ROWS).map((link) => {
     const [a, b] = link.ends.map((end) => mesh.nodes.get(end)).sort((a, b) => (a?.name < b?.name ? -1 : 1));
-    return [badge(link.state, link.fault), h("span", {}, place(a?.site_name, a?.name), " – ", place(b?.site_name, b?.name)), since(link.since)];
+    const state = h("a", { id: `attention-${link.ends.join("")}`, href: mesh.href(link), "aria-label": `${link.fault ?? link.state}, the link ${a?.name} – ${b?.name}` }, badge(link.state, link.fault));
+    return [state, h("span", {}, place(a?.site_name, a?.name), " – ", place(b?.site_name, b?.name)), since(link.since)];
   });
   if (links.length > MOST_ROWS) rows.push([h("span", {}), h("span", { class: "faint" }, `and ${links.length - MOST_ROWS} more`), h("span", {})]);
   return rows;

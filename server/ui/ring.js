@@ -22,9 +22,12 @@ export function ring(mesh) {
     if (!a || !b) return null;
     return s("line", { x1: a.x, y1: a.y, x2: b.x, y2: b.y, class: `chord ${link.state}` });
   });
-  const gateways = nodes.map((node) => gateway(mesh, node, places.get(node.id), nodes.length <= MOST_NAMES));
+  const named = nodes.length <= MOST_NAMES;
+  const gateways = nodes.map((node) => gateway(mesh, node, places.get(node.id), named));
+  // Where they lie on each other, the worst is on top.
+  if (!named) gateways.sort((a, b) => order.indexOf(a.worst) - order.indexOf(b.worst));
   const label = `${nodes.length} gateways on a ring, each a link to its site`;
-  const drawing = s("svg", { viewBox: "-245 -180 490 360", role: "group", "aria-label": label }, s("g", {}, chords), s("g", {}, gateways));
+  const drawing = s("svg", { viewBox: "-245 -180 490 360", role: "group", "aria-label": label }, s("g", {}, chords), s("g", {}, gateways.map(({ element }) => element)));
   return h("figure", {}, drawing, all ? null : h("figcaption", { class: "faint" }, "Links that are up are not drawn: they are too many."));
 }
 
@@ -43,10 +46,11 @@ function gateway(mesh, node, { x, y, angle }, named) {
     y: y + (right || left ? 4 : y < 0 ? -11 : 20),
     "text-anchor": right ? "start" : left ? "end" : "middle",
   }, node.name);
-  return s("a", { href: `#/sites/${encodeURIComponent(node.site_name)}`, "aria-label": `${node.name}, ${words(states)}` },
+  const element = s("a", { href: `#/sites/${encodeURIComponent(node.site_name)}`, "aria-label": `${node.name}, ${words(states)}` },
     s("title", {}, `${node.name}: ${words(states)}`),
     s("circle", { cx: x, cy: y, r: named || worst !== "up" ? 5 : 3, class: worst }),
     named ? label : null);
+  return { worst, element };
 }
 
 function words(states) {

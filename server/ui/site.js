@@ -1,7 +1,7 @@
 // The page of one site: what it is, its gateways, its links, and the way to join it.
 
 import { all, Problem, request } from "./api.js";
-import { badge, bytes, confirmed, copyable, h, moment, refill, since } from "./dom.js";
+import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
 import { siteForm } from "./form.js";
 import { health } from "./sites.js";
 
@@ -88,7 +88,7 @@ function gatewayTable(mesh, nodes) {
     const problems = report?.problems ?? [];
     return h("tr", {},
       h("th", { scope: "row" }, node.name),
-      h("td", {}, node.state, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
+      h("td", {}, node.state, node.rotation ? h("span", { class: "faint" }, `, new key ${node.rotation.phase}`) : null, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
       h("td", { class: "mono" }, node.tunnel_address),
       h("td", {}, report ? (report.device === "kernel" ? "kernel" : "userspace") : "–"),
       h("td", {}, report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),
@@ -112,28 +112,17 @@ function linkTable(mesh, nodes, details) {
     const end = (side) => (side?.reported_at ? since(side.last_handshake_at) : h("span", { class: "faint" }, side ? "no word" : "…"));
     return h("tr", {},
       h("th", { scope: "row" }, h("a", { id: `peer-${node.id}-${peer?.id}`, href: `#/sites/${encodeURIComponent(peer?.site_name ?? "")}` }, peer?.name ?? "?"), nodes.length > 1 ? h("span", { class: "faint" }, ` with ${node.name}`) : null),
-      h("td", {}, badge(link.state, link.fault)),
+      h("td", {}, h("a", { id: `link-${node.id}-${peer?.id}`, href: mesh.href(link), "aria-label": `${link.fault ?? link.state}, the link with ${peer?.name}` }, badge(link.state, link.fault))),
       h("td", {}, since(link.since)),
-      h("td", { class: "number" }, probes(here)),
+      h("td", { class: "number" }, milliseconds(here)),
+      h("td", { class: here?.loss_percent ? "number degraded" : "number" }, percent(here)),
       h("td", {}, end(here)),
       h("td", {}, end(there)),
       h("td", { class: "number" }, here ? bytes(here.received_bytes) : "…"),
       h("td", { class: "number" }, here ? bytes(here.sent_bytes) : "…"),
-      h("td", { class: "mono" }, here?.peer_endpoint ?? "–"));
+      h("td", { class: "mono" }, here?.peer_endpoint ?? "–", here?.endpoint_source === "learned" ? h("span", { class: "faint" }, " learned") : null));
   });
-  return table("Links", ["Peer", "State", "Since", "#Round trip", "Handshake here", "Handshake there", "#Received", "#Sent", "Peer's endpoint"], rows);
-}
-
-/** What probes of one end found. */
-function probes(end) {
-  if (end?.round_trip_ms == null) return "–";
-  return `${end.round_trip_ms.toFixed(1)} ms${end.loss_percent ? `, ${end.loss_percent} % lost` : ""}`;
-}
-
-/** A table; the name of a column of numbers begins with #. */
-function table(name, head, rows) {
-  const cell = (text) => (text.startsWith("#") ? h("th", { scope: "col", class: "number" }, text.slice(1)) : h("th", { scope: "col" }, text));
-  return h("div", { class: "wide" }, h("table", { "aria-label": name }, h("thead", {}, h("tr", {}, head.map(cell))), h("tbody", {}, rows)));
+  return table("Links", ["Peer", "State", "Since", "#Round trip", "#Lost", "Handshake here", "Handshake there", "#Received", "#Sent", "Peer's endpoint"], rows);
 }
 
 /** The join tokens of a site, and the way to a new one. */
@@ -181,11 +170,4 @@ async function remove(site) {
 async function revoke(node) {
   if (!await confirmed(`Revoke ${node.name}?`, "Its keys never join again. A further gateway of its site takes its place.", "Revoke the gateway")) return;
   await request("DELETE", `/nodes/${node.id}`).catch(complain);
-}
-
-function complain(problem) {
-  const text = problem instanceof Problem ? problem.message : "The coordinator cannot be reached.";
-  const bar = h("p", { class: "error toast", role: "alert" }, text);
-  document.getElementById("main").prepend(bar);
-  setTimeout(() => bar.remove(), 10_000);
 }

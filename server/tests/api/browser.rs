@@ -14,8 +14,6 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::Coordinator;
-
 /// How long a page may take to show what it should; a browser that starts beside a build is slow.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,8 +49,8 @@ impl Driver {
 }
 
 impl Browser {
-    /// Opens the page of a coordinator.
-    pub(crate) async fn open(coordinator: &Coordinator) -> Self {
+    /// Opens the page of a coordinator at a URL.
+    pub(crate) async fn open(url: &str) -> Self {
         let driver = Driver::start();
         let profile = TempDir::new().unwrap();
         let arguments = [
@@ -78,7 +76,7 @@ impl Browser {
         });
         let Value::Object(capabilities) = capabilities else { unreachable!("it is an object") };
         let client = ClientBuilder::new(HttpConnector::new()).capabilities(capabilities).connect(&driver.url).await.unwrap();
-        client.goto(&coordinator.url("/")).await.unwrap();
+        client.goto(url).await.unwrap();
         Self { client, driver, _profile: profile }
     }
 
@@ -115,17 +113,14 @@ impl Browser {
 
     /// Waits until the text of an element holds a phrase.
     pub(crate) async fn see(&self, css: &str, phrase: &str) {
+        self.until(&format!("{css} says {phrase:?}"), async || self.text(css).await.contains(phrase)).await;
+    }
+
+    /// Waits until something holds.
+    pub(crate) async fn until(&self, what: &str, holds: impl AsyncFn() -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let text = self.text(css).await;
-            if text.contains(phrase) {
-                return;
-            }
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "{css} does not say {phrase:?} but {text:?}; the page: {}",
-                self.text("body").await
-            );
+        while !holds().await {
+            assert!(tokio::time::Instant::now() < deadline, "not in time: {what}; the page: {}", self.text("body").await);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 async fn signed_in(coordinator: &Coordinator) -> Browser {
-    let browser = Browser::open(coordinator).await;
+    let browser = Browser::open(&coordinator.url("/")).await;
     browser.sign_in(&coordinator.token).await;
     browser
 }
@@ -45,7 +45,7 @@ async fn d4_the_page_may_load_what_the_coordinator_serves_and_nothing_else() {
 #[tokio::test]
 async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
     let coordinator = Coordinator::start().await;
-    let browser = Browser::open(&coordinator).await;
+    let browser = Browser::open(&coordinator.url("/")).await;
     browser.keep("sign-in").await;
     browser.sign_in("wattle-nonsense").await;
     browser.see("#token-error", "not a valid api token").await;
@@ -87,6 +87,12 @@ async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
     browser.run("document.getElementById('matrix').focus()", json!([])).await;
     browser.see("#cell", "dublin – frankfurt: down since").await;
     browser.find("#matrix").await.send_keys("\u{e007}").await.unwrap();
+    browser.see("main h1", "dublin – frankfurt down").await;
+    browser.see("table[aria-label='Both ends']", "117.7 MiB").await;
+    browser.see("table[aria-label='Both ends']", "198.51.100.20:51820 learned").await;
+    browser.see("table[aria-label=History]", "down").await;
+    browser.keep("link").await;
+    browser.click("main h1 a").await;
     browser.see("main h1", "dublin").await;
     browser.see("table[aria-label=Links]", "117.7 MiB").await;
     browser.click("#new-token").await;
@@ -110,6 +116,49 @@ async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
 }
 
 #[tokio::test]
+async fn an_operator_makes_api_tokens_as_far_as_his_own_goes_and_everybody_reads_of_it() {
+    let coordinator = Coordinator::start().await;
+    let created = coordinator.post("/api-tokens", json!({"name": "carol", "role": "operator", "expires_in_s": 172_800})).await;
+    let browser = Browser::open(&coordinator.url("/")).await;
+    browser.sign_in(created.expect(201).json()["token"].as_str().unwrap()).await;
+    browser.see("#sentence", "0 sites").await;
+    browser.click("nav a[href='#/tokens']").await;
+    browser.see("table[aria-label='Api tokens']", "carol (this tab's)").await;
+    let choices =
+        "return ['role', 'lifetime'].map((name) => [...document.getElementById(`token-${name}`).options].map((option) => option.text))";
+    assert_eq!(browser.run(choices, json!([])).await, json!([["viewer", "operator"], ["a day"]]));
+    let buttons = "return document.querySelectorAll('main td button').length";
+    assert_eq!(browser.run(buttons, json!([])).await, 0, "neither his own nor an owner's");
+
+    browser.click("#make-token").await;
+    browser.see("#token-error", "say what the token is for").await;
+    browser.fill("#token-name", HOSTILE).await;
+    browser.click("#make-token").await;
+    browser.see(".copyable code", "wattle").await;
+    let secret = browser.text(".copyable code").await;
+    let with = async |token: &str| send(coordinator.client.get(coordinator.url("/sites")).bearer_auth(token)).await.status;
+    assert_eq!(with(&secret).await, 200);
+    browser.see("table[aria-label='Api tokens']", HOSTILE).await;
+    browser.keep("tokens").await;
+    browser.go("#/events").await;
+    browser.see("table[aria-label=Events]", "api-token.create").await;
+    browser.go("#/tokens").await;
+    browser.click("main td button").await;
+    browser.click("dialog button.danger").await;
+    browser.until("it is revoked", async || with(&secret).await == 401).await;
+    assert!(!browser.text("main").await.contains(&secret), "it is shown once");
+
+    // Events come by themselves.
+    browser.go("#/events").await;
+    browser.see("table[aria-label=Events]", "api-token.revoke").await;
+    coordinator.post("/sites", json!({"name": "oslo"})).await.expect(201);
+    browser.see("table[aria-label=Events] tbody tr", "site.create").await;
+    browser.see("table[aria-label=Events] tbody tr", "oslo").await;
+    browser.keep("events").await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_viewer_sees_how_links_are_and_no_button_that_he_may_not_press() {
     let coordinator = Coordinator::start().await;
     let nodes = mesh_of(&coordinator, 3).await;
@@ -121,21 +170,28 @@ async fn a_viewer_sees_how_links_are_and_no_button_that_he_may_not_press() {
     }
     let visible = "return [...document.querySelectorAll('main button, main form, nav a')].filter((each) => each.offsetParent).map((each) => each.id || each.textContent)";
     let seen = async |token: &str| {
-        let browser = Browser::open(&coordinator).await;
+        let browser = Browser::open(&coordinator.url("/")).await;
         browser.sign_in(token).await;
         browser.see("#sentence", "3 sites, 3 links").await;
+        browser.run("document.getElementById('matrix').focus()", json!([])).await;
+        browser.find("#matrix").await.send_keys("\u{e014}").await.unwrap();
+        browser.see("#cell", "site-000 – site-002: degraded (lossy)").await;
+        browser.see("#cell", "; 12.3 ms, 25 % lost").await;
         browser.go("#/sites/site-000").await;
-        browser.see("table[aria-label=Links]", "12.3 ms, 25 % lost").await;
+        browser.see("table[aria-label=Links]", "12.3 ms").await;
+        browser.see("table[aria-label=Links]", "25 %").await;
         browser.see("table[aria-label=Links]", "lossy").await;
         browser.keep("viewer").await;
         let seen = browser.run(visible, json!([])).await;
-        browser.go("#/add").await;
-        browser.see("main h1", if token == coordinator.token { "Add a site" } else { "3 sites" }).await;
+        for (hash, heading) in [("#/add", "Add a site"), ("#/tokens", "Api tokens")] {
+            browser.go(hash).await;
+            browser.see("main h1", if token == coordinator.token { heading } else { "3 sites" }).await;
+        }
         seen.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let created = coordinator.post("/api-tokens", json!({"name": "looks", "role": "viewer"})).await.expect(201).json();
     let viewer = seen(created["token"].as_str().unwrap()).await;
-    assert_eq!(viewer, ["Overview", "Sites"], "{viewer:?}");
+    assert_eq!(viewer, ["Overview", "Sites", "Events"], "{viewer:?}");
     let owner = seen(&coordinator.token).await;
     assert!(["change", "remove", "new-token"].iter().all(|id| owner.contains(&(*id).to_owned())), "{owner:?}");
 }
@@ -207,12 +263,18 @@ async fn the_page_is_for_light_and_dark_wide_and_narrow_eyes_and_ears() {
     browser.see("#sentence", "13 sites, 66 links, 1 down since").await;
     for (scheme, width) in [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)] {
         browser.become_(scheme, width).await;
-        for (name, hash) in [("overview", "#/"), ("sites", "#/sites"), ("site", "#/sites/site-000"), ("add", "#/add")] {
+        for (name, hash, place, text) in [
+            ("overview", "#/", ".ring svg", ""),
+            ("sites", "#/sites", "main h1", "13 sites"),
+            ("site", "#/sites/site-000", "table[aria-label=Links]", "MiB"),
+            ("link", "#/links/site-000/site-001", "table[aria-label=History]", "down"),
+            ("tokens", "#/tokens", "table[aria-label='Api tokens']", "owner"),
+            ("events", "#/events", "table[aria-label=Events]", "site.create"),
+            ("add", "#/add", "main h1", "Add"),
+        ] {
             browser.go(hash).await;
-            browser.see("main h1", if name == "add" { "Add" } else { "site" }).await;
-            if name == "overview" {
-                browser.find(".ring svg").await;
-            }
+            browser.find(place).await;
+            browser.see(place, text).await;
             assert_eq!(
                 browser.run("return document.documentElement.scrollWidth > innerWidth", json!([])).await,
                 false,
