@@ -67,7 +67,7 @@ pub(crate) fn join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_ge
     refused(gateway, revoked.join_string.reveal(), "token")?;
     let expired: CreatedJoinToken = api.post("/sites/frankfurt/join-tokens", &json!({ "expires_in_s": 1 }))?;
     wait_for("the token expires", patience(5.0), || {
-        if SystemTime::now() > expired.expires_at.into() { Ok(()) } else { bail!("it expires at {}", expired.expires_at) }
+        if SystemTime::now() > SystemTime::from(expired.expires_at) { Ok(()) } else { bail!("it expires at {}", expired.expires_at) }
     })?;
     refused(gateway, expired.join_string.reveal(), "token")?;
 

@@ -2,6 +2,10 @@
 //!
 //! Logs of each are kept in `target/lab/<test>/`. `cargo test -p wattle-lab --test end_to_end -- --list` shows them; a word filters.
 
+// The server's tests look at the same page.
+#[path = "../../../server/tests/api/browser.rs"]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+mod browser;
 mod change;
 mod guide;
 mod input;
@@ -86,6 +90,7 @@ const NOT_EMULATED: &[(&str, Test)] = tests![
     rotation::a_peer_that_was_away_learns_the_key_when_it_is_back,
     rotation::a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost,
     rotation::handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up,
+    see::the_page_shows_three_sites_whose_links_are_up_and_within_seconds_one_that_is_cut,
     see::a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault,
 ];
 

@@ -1,6 +1,10 @@
 //! What operators see of a mesh: metrics, and what the agent says of it on the terminal.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -15,7 +19,11 @@ use wattle_lab::{
 };
 use wattle_wire::admin::CreatedSite;
 
+use crate::browser::Browser;
+
 const AGENT_METRICS: &str = "127.0.0.1:9586";
+/// A link that is cut is down within five seconds; a second each goes by until the coordinator looks and until the page is drawn.
+const SEEN_WITHIN: Duration = Duration::from_secs(7);
 
 pub(crate) fn a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
@@ -120,11 +128,7 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
     })?;
     same(&link["ends"][0]["mtu"], &json!(1420))?;
 
-    // Only these two are cut off from each other.
-    let drop_from =
-        |site: Site| format!("table inet cut {{\nchain way {{ type filter hook input priority 0; ip saddr {} drop; }}\n}}", site.address);
-    lab.gateway(DUBLIN)?.host.run_with("nft -f -", &drop_from(FRANKFURT))?;
-    lab.gateway(FRANKFURT)?.host.run_with("nft -f -", &drop_from(DUBLIN))?;
+    cut(&lab, DUBLIN, FRANKFURT)?;
     wait_for("the link is down", patience(5.0), || is("down", None))?;
     same(&lab.gateway(DUBLIN)?.by_peer("endpoints")?.len(), &peers.len())?;
     let third: Value = api.get("/links/dublin/new-york")?;
@@ -153,6 +157,49 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
     let before = refused()?;
     wait_for("the host refuses probes", patience(20.0), || if refused()? > before + 8 { Ok(()) } else { bail!("not yet") })?;
     is("up", None).map(drop)
+}
+
+/// Cuts two sites off from each other, and from nobody else.
+fn cut(lab: &Lab, one: Site, other: Site) -> Result<()> {
+    for (at, from) in [(one, other), (other, one)] {
+        let rules = format!("table inet cut {{\nchain way {{ type filter hook input priority 0; ip saddr {} drop; }}\n}}", from.address);
+        lab.gateway(at)?.host.run_with("nft -f -", &rules)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn the_page_shows_three_sites_whose_links_are_up_and_within_seconds_one_that_is_cut(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let browser = Browser::open(&api.url).await;
+        browser.sign_in(&api.token).await;
+        browser.see("#sentence", "3 sites, 3 links, all up").await;
+        browser.keep("lab-up").await;
+        browser.go("#/links/dublin/frankfurt").await;
+        browser.see("table[aria-label='Both ends']", "ms").await;
+        browser.see("table[aria-label='Both ends']", "1420 bytes").await;
+        browser.see("table[aria-label='Both ends']", "203.0.113.10:51820 configured").await;
+        browser.keep("lab-link").await;
+
+        browser.go("#/").await;
+        browser.see("#sentence", "all up").await;
+        let start = Instant::now();
+        cut(&lab, DUBLIN, FRANKFURT)?;
+        browser.see("#sentence", "3 sites, 3 links, 1 down since").await;
+        let took = start.elapsed();
+        ensure!(took < SEEN_WITHIN, "seen after {took:?}");
+        browser.see(".attention", "dublin – frankfurt").await;
+        browser.keep("lab-down").await;
+        browser.become_("dark", 390).await;
+        browser.keep("lab-down-phone").await;
+        browser.go("#/links/dublin/frankfurt").await;
+        browser.see("table[aria-label=History]", "down").await;
+        browser.see("table[aria-label=History]", "up").await;
+        browser.keep("lab-history-phone").await;
+        same(&browser.complaints().await, &Vec::new())
+    })
 }
 
 fn expect_failure(gateway: &Gateway, host: &str, what: &str, reason: &str) -> Result<()> {
