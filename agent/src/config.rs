@@ -88,6 +88,9 @@ pub(crate) enum Command {
     /// Pings every tunnel address and an address in every LAN, and checks that the way there is direct. Exits with 1 when something is wrong.
     ///
     /// In a LAN the first and the last address are asked, where its gateway usually is, unless a host in it is named with --host.
+    ///
+    /// With --throughput it also sends to each peer that answers, one after the other, as fast as the tunnel takes it for two seconds or 1 GiB,
+    /// and tells what arrived. That is what this gateway can send; what it can receive is measured at the other one.
     Verify {
         /// A host in a LAN of another site that answers pings; may be given several times.
         #[arg(long = "host", value_name = "ADDRESS")]
@@ -95,6 +98,9 @@ pub(crate) enum Command {
         /// Pings for each address.
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
         count: u16,
+        /// Measures how much each tunnel carries. It takes all the tunnel has.
+        #[arg(long)]
+        throughput: bool,
         /// Prints JSON.
         #[arg(long)]
         json: bool,

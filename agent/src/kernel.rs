@@ -9,6 +9,7 @@ pub(crate) mod probe;
 pub(crate) mod symptoms;
 #[cfg(test)]
 mod tests;
+pub(crate) mod throughput;
 mod userspace;
 mod wireguard;
 

@@ -51,7 +51,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             Command::Run { metrics } => run::run(&place, metrics).await,
             Command::Status { json } => return status::status(&place, json).await,
-            Command::Verify { hosts, count, json } => return verify::verify(&place, &hosts, count, json).await,
+            Command::Verify { hosts, count, throughput, json } => return verify::verify(&place, &hosts, count, throughput, json).await,
             Command::Doctor { json } => return doctor::doctor(&place, json).await,
             Command::Plan { json } => status::plan_command(&place, json).await,
             Command::Rotate => rotation::rotate(&place).await,

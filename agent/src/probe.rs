@@ -1,4 +1,4 @@
-//! Probes peers through their tunnels, and answers them, beside the loop: a host that takes long to follow a view answers all the same.
+//! Probes peers through their tunnels, answers them, and counts bytes for them, beside the loop: a host that takes long to follow a view answers all the same.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,10 @@ use tracing::debug;
 use wattle_mesh::{interface::InterfaceName, probe::Probes, replica::Known};
 use wattle_wire::{ids::NodeId, probe::Probe, report::ProbeReport};
 
-use crate::kernel::probe::{Arrived, ProbeSocket};
+use crate::kernel::{
+    probe::{Arrived, ProbeSocket},
+    throughput,
+};
 
 /// How long to wait before the socket is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
@@ -82,7 +85,13 @@ async fn run(shared: Arc<Shared>, interface: InterfaceName, mut address: watch::
         let from = *address.borrow_and_update();
         let exchange = async {
             match from {
-                Some(from) => shared.exchange(&ProbeSocket::open(interface.as_str(), from)?).await,
+                Some(from) => {
+                    let socket = ProbeSocket::open(interface.as_str(), from)?;
+                    tokio::select! {
+                        failed = shared.exchange(&socket) => failed,
+                        never = throughput::count_for(interface.as_str(), from, |peer| shared.probes().is_peer(peer)) => match never {},
+                    }
+                }
                 None => std::future::pending().await,
             }
         };

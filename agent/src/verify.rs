@@ -1,15 +1,22 @@
 //! `wattle-agent verify`: whether packets really get from this gateway to the others and the LANs behind them.
 
-use std::{net::IpAddr, process::ExitCode};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    process::ExitCode,
+};
 
 use anyhow::Context;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use wattle_mesh::verify::{self, Answers, Fault, Target, What};
 use wattle_wire::name::Name;
 
-use crate::{config::Place, kernel::ping, output, status};
+use crate::{
+    config::Place,
+    kernel::{ping, throughput},
+    output, status,
+};
 
 /// Addresses that are pinged at a time.
 const AT_A_TIME: usize = 64;
@@ -24,6 +31,9 @@ struct Check {
     answered: usize,
     /// Milliseconds, the median; absent when nobody answered.
     round_trip_ms: Option<f64>,
+    /// Megabits per second that arrived there; only of tunnels, and only when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mbit_per_s: Option<f64>,
     /// Absent when all is well.
     fault: Option<Fault>,
     /// The fault in words, with what to do.
@@ -36,7 +46,7 @@ struct Verified {
     checks: Vec<Check>,
 }
 
-pub(crate) async fn verify(place: &Place, hosts: &[IpAddr], count: u16, json: bool) -> anyhow::Result<ExitCode> {
+pub(crate) async fn verify(place: &Place, hosts: &[IpAddr], count: u16, throughput: bool, json: bool) -> anyhow::Result<ExitCode> {
     let found = status::find(place)?;
     let mut known = found.known.clone().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
     let refused = found.host.limits(&known).await?.refused;
@@ -50,13 +60,17 @@ pub(crate) async fn verify(place: &Place, hosts: &[IpAddr], count: u16, json: bo
     );
     let targets = verify::targets(&known, hosts);
     let checks = stream::iter(targets.into_iter().zip(0..)).map(|(target, number)| check(target, number, count));
-    let checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
+    let mut checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
+    if throughput {
+        anyhow::ensure!(known.mesh.health.probes, "gateways of this mesh do not probe each other, and do not count for each other either");
+        measure(&mut checks, known.myself.tunnel_address).await;
+    }
 
     let wrong = checks.iter().filter(|check| check.fault.is_some()).count();
     if json {
         output::json(&Verified { ok: wrong == 0, checks })?;
     } else {
-        print(&checks);
+        print(&checks, throughput);
     }
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -78,7 +92,29 @@ async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check>
     let (answers, fault) = best.context("a target without addresses")?;
     let reason = fault.map(|fault| reason(fault, what, &answers));
     let Answers { address, sent, round_trips_ms, .. } = answers;
-    Ok(Check { peer, what, address, sent, answered: round_trips_ms.len(), round_trip_ms: median(round_trips_ms), fault, reason })
+    let (answered, round_trip_ms) = (round_trips_ms.len(), median(round_trips_ms));
+    Ok(Check { peer, what, address, sent, answered, round_trip_ms, mbit_per_s: None, fault, reason })
+}
+
+/// Measures the tunnels that answer, one after the other: two at a time would share this gateway's uplink.
+async fn measure(checks: &mut [Check], from: Ipv4Addr) {
+    for check in checks.iter_mut().filter(|check| check.what == What::Tunnel && check.fault != Some(Fault::Silent)) {
+        let IpAddr::V4(to) = check.address else { continue };
+        output::progress(format_args!("measuring {}", check.peer));
+        match throughput::measure(from, to).await.map(verify::mbit_per_s) {
+            Ok(Some(rate)) => check.mbit_per_s = Some((rate * 10.0).round() / 10.0),
+            Ok(None) => check.fail(Fault::Unmeasured, "throughput: nothing arrived".to_owned()),
+            Err(error) => check.fail(Fault::Unmeasured, format!("throughput: {error:#}")),
+        }
+    }
+}
+
+impl Check {
+    /// Notes what is wrong, unless something worse is known.
+    fn fail(&mut self, fault: Fault, reason: String) {
+        self.fault.get_or_insert(fault);
+        self.reason.get_or_insert(reason);
+    }
 }
 
 fn reason(fault: Fault, what: What, answers: &Answers) -> String {
@@ -88,6 +124,7 @@ fn reason(fault: Fault, what: What, answers: &Answers) -> String {
         }
         (Fault::Silent, What::Lan(_)) => "no answer; if no host has this address, name one that answers pings with --host".to_owned(),
         (Fault::Lossy, _) => format!("{} of {} pings were lost", answers.sent - answers.round_trips_ms.len(), answers.sent),
+        (Fault::Unmeasured, _) => "its throughput could not be measured".to_owned(),
         (Fault::NotDirect, _) => "the way is not direct: another router stands between the gateways; `traceroute` shows it".to_owned(),
     }
 }
@@ -97,13 +134,13 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn print(checks: &[Check]) {
+fn print(checks: &[Check], with_throughput: bool) {
     if checks.is_empty() {
         return output::line("no peers: there is nothing to ping");
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["peer", "what", "address", "answered", "round trip", "result"]);
+    table.set_header(["peer", "what", "address", "answered", "round trip", "throughput", "result"]);
     for check in checks {
         table.add_row([
             check.peer.to_string(),
@@ -114,14 +151,20 @@ fn print(checks: &[Check]) {
             check.address.to_string(),
             format!("{}/{}", check.answered, check.sent),
             check.round_trip_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
+            check.mbit_per_s.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1} Mbit/s")),
             check.reason.clone().unwrap_or_else(|| "ok".to_owned()),
         ]);
     }
     if let Some(column) = table.column_mut(0) {
         column.set_padding((0, 1));
     }
-    if let Some(column) = table.column_mut(4) {
-        column.set_cell_alignment(CellAlignment::Right);
+    for number in [4, 5] {
+        if let Some(column) = table.column_mut(number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    if let Some(column) = table.column_mut(5).filter(|_| !with_throughput) {
+        column.set_constraint(ColumnConstraint::Hidden);
     }
     output::line(table);
     let wrong = checks.iter().filter(|check| check.fault.is_some()).count();

@@ -143,6 +143,11 @@ impl Probes {
         answer
     }
 
+    /// Whether a tunnel address is that of a peer that is probed.
+    pub fn is_peer(&self, address: Ipv4Addr) -> bool {
+        self.by_address.contains_key(&address)
+    }
+
     /// What probes found of each peer that ever answered.
     pub fn reports(&self) -> BTreeMap<NodeId, ProbeReport> {
         self.peers.iter().filter_map(|(node, peer)| Some((*node, peer.report()?))).collect()

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::Serialize;
-use wattle_wire::name::Name;
+use wattle_wire::{name::Name, probe::Throughput};
 
 use crate::replica::Known;
 
@@ -51,6 +51,8 @@ pub enum Fault {
     Lossy,
     /// Another router stands between the two gateways.
     NotDirect,
+    /// Its throughput was asked for, and could not be measured.
+    Unmeasured,
 }
 
 /// All there is to ping: each peer's tunnel address, and in each LAN behind it the hosts that were named, else the addresses where a LAN
@@ -95,6 +97,14 @@ pub fn fault(what: What, answers: &Answers) -> Option<Fault> {
     }
 }
 
+/// Megabits in a second; `None` when nothing was counted.
+pub fn mbit_per_s(counted: Throughput) -> Option<f64> {
+    // A bit in a microsecond is a megabit in a second.
+    #[expect(clippy::cast_precision_loss, reason = "bytes and microseconds of some seconds fit into 53 bits")]
+    let rate = (counted.bytes * 8) as f64 / counted.microseconds as f64;
+    (counted.bytes > 0 && counted.microseconds > 0).then_some(rate)
+}
+
 /// How many routers an answer passed, judged by the time to live that is left.
 fn routers(ttl: u8) -> u8 {
     INITIAL_TTLS.into_iter().find(|initial| *initial >= ttl).map_or(0, |initial| initial - ttl)
@@ -123,6 +133,13 @@ mod tests {
         ] {
             assert_eq!(fault(what, &given), expected, "{what:?} {given:?}");
         }
+    }
+
+    #[test]
+    fn a_throughput_is_told_in_megabits_per_second() {
+        assert_eq!(mbit_per_s(Throughput { bytes: 25_000_000, microseconds: 2_000_000 }), Some(100.0));
+        assert_eq!(mbit_per_s(Throughput { bytes: 0, microseconds: 2_000_000 }), None);
+        assert_eq!(mbit_per_s(Throughput { bytes: 1, microseconds: 0 }), None);
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! A probe: the small datagram with which one gateway asks another, through their tunnel, whether it is there.
+//! A probe: the small datagram with which one gateway asks another, through their tunnel, whether it is there. And what one says who counts
+//! bytes for another.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// UDP port on its tunnel address at which each agent answers probes.
+/// UDP port on its tunnel address at which each agent answers probes, and TCP port at which it counts bytes for peers.
 pub const PROBE_PORT: u16 = 9587;
 
 /// What a probe begins with; an answer has [`ANSWER`] instead.
@@ -43,11 +44,36 @@ impl Probe {
     }
 }
 
+/// What a gateway counted of the bytes that another sent to it over TCP. It says [`Throughput::TURN`] when it begins to count, and this when
+/// it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throughput {
+    pub bytes: u64,
+    /// From the first of them on.
+    pub microseconds: u64,
+}
+
+impl Throughput {
+    /// "Your turn": from now on it is counted.
+    pub const TURN: u8 = b'!';
+    /// Bytes of an answer.
+    pub const LENGTH: usize = 16;
+
+    pub fn to_bytes(self) -> [u8; Self::LENGTH] {
+        (u128::from(self.bytes) << 64 | u128::from(self.microseconds)).to_be_bytes()
+    }
+
+    pub fn from_bytes(bytes: [u8; Self::LENGTH]) -> Self {
+        let both = u128::from_be_bytes(bytes);
+        Self { bytes: (both >> 64) as u64, microseconds: both as u64 }
+    }
+}
+
 /// How the health of links is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct HealthSettings {
-    /// Whether gateways probe each other through their tunnels. Without probes a link is down 180 s after its last handshake, and nothing is
+    /// Whether gateways probe each other through their tunnels, and count bytes for each other when throughput is measured. Without probes a link is down 180 s after its last handshake, and nothing is
     /// known of loss and round trips.
     pub probes: bool,
     /// Percent of unanswered probes, 1 to 100, from which on a link is lossy; it is not any more at half of that.
@@ -80,5 +106,12 @@ mod tests {
         for other in [&b""[..], b"WTP?\0\0\0", b"WTP?\0\0\0\0\0", b"WTP.\0\0\0\0"] {
             assert_eq!(Probe::from_bytes(other), None);
         }
+    }
+
+    #[test]
+    fn a_throughput_is_read_as_it_was_written() {
+        let throughput = Throughput { bytes: 0x0102_0304_0506_0708, microseconds: 2_000_000 };
+        assert_eq!(throughput.to_bytes(), *b"\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\x1e\x84\x80");
+        assert_eq!(Throughput::from_bytes(throughput.to_bytes()), throughput);
     }
 }

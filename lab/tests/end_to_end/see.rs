@@ -101,6 +101,10 @@ pub(crate) fn verify_tells_whether_every_tunnel_and_every_lan_answers(folder: &P
     let host = FRANKFURT.lan_host().to_string();
     let table = dublin.agent_says(&["verify", "--host", &host])?;
     ensure!(table.contains(&host) && table.contains("all 4 answer, directly"), "{table}");
+    let measured: Value = serde_json::from_str(&dublin.agent_says(&["verify", "--throughput", "--json"])?)?;
+    let checks = measured["checks"].as_array().into_iter().flatten();
+    let rates: Vec<_> = checks.filter(|check| check["what"] == "tunnel").map(|check| &check["mbit_per_s"]).collect();
+    ensure!(rates.len() == 2 && rates.iter().all(|rate| rate.as_f64() > Some(1.0)), "{measured}");
     let foreign = dublin.try_agent(&["verify", "--host", "10.77.0.1"])?;
     ensure!(!foreign.status.success() && String::from_utf8_lossy(&foreign.stderr).contains("10.77.0.1"), "{foreign:?}");
 
