@@ -46,6 +46,7 @@ pub(crate) async fn doctor(place: &Place, json: bool) -> anyhow::Result<ExitCode
         runs: found.store.is_locked()?,
         device: link.map(|link| Device { kind: link.device, up: link.up, port: link.listen_port, mtu: link.mtu }),
         port: found.known.as_ref().map_or(USUAL_PORT, |known| known.mesh.listen_port),
+        probes: found.known.as_ref().is_some_and(|known| known.mesh.health.probes),
         forwards: observed.forwarding.contains(&Family::V4),
         rp_filter: symptoms::rp_filter(&place.interface),
         underlay: symptoms::underlay(),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use wattle_wire::{name::Name, report::DeviceKind};
+use wattle_wire::{name::Name, probe::PROBE_PORT, report::DeviceKind};
 
 use crate::{health, interface::InterfaceName};
 
@@ -23,6 +23,8 @@ pub struct Symptoms {
     pub device: Option<Device>,
     /// The UDP port that the mesh wants.
     pub port: u16,
+    /// Whether the mesh wants its gateways to probe each other.
+    pub probes: bool,
     pub forwards: bool,
     /// `rp_filter` as it works on the interface: the larger of its own and that of all. Absent when it cannot be read.
     pub rp_filter: Option<u8>,
@@ -216,6 +218,10 @@ fn firewall(symptoms: &Symptoms) -> Vec<Finding> {
     let drops = rules.of("chain").filter(|chain| chain["table"] != "wattle" && chain["policy"] == "drop");
     for chain in drops {
         findings.extend(barrier(symptoms, &rules, chain));
+        findings.extend(deaf_to_probes(symptoms, &rules, chain));
+    }
+    if symptoms.probes {
+        findings.extend(rules.of("rule").filter(|rule| is_against_probes(rule)).map(against_probes));
     }
     let firewalld = rules.of("table").find(|table| table["name"] == "firewalld");
     if let Some(table) = firewalld.filter(|table| !rules.name(table["family"].as_str(), "firewalld", symptoms.interface.as_str())) {
@@ -277,6 +283,45 @@ fn barrier(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Find
         }
         _ => None,
     }
+}
+
+/// A chain that drops probes because it drops all that comes by the tunnel and is not known.
+fn deaf_to_probes(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Finding> {
+    let interface = symptoms.interface.as_str();
+    let [family, table, name] = ["family", "table", "name"].map(|field| chain[field].as_str().unwrap_or_default());
+    let is_known = |word| rules.name(Some(family), table, word);
+    if !symptoms.probes || chain["hook"] != "input" || is_known(interface) || is_known(&PROBE_PORT.to_string()) {
+        return None;
+    }
+    let is_ufw =
+        rules.of("chain").any(|other| other["table"] == table && other["name"].as_str().is_some_and(|name| name.starts_with("ufw-")));
+    let fix = if is_ufw {
+        format!("ufw allow in on {interface} to any port {PROBE_PORT}")
+    } else {
+        format!(
+            "nft insert rule {family} {table} {name} iifname {interface} udp dport {PROBE_PORT} accept; \
+             nft insert rule {family} {table} {name} iifname {interface} tcp dport {PROBE_PORT} accept"
+        )
+    };
+    let detail = format!(
+        "the chain {family} {table} {name} drops what it does not know, and no rule there knows port {PROBE_PORT} on {interface}: \
+         peers do not learn within seconds that a link is down, nor its loss and round trip"
+    );
+    Some(notice("probes", detail, fix))
+}
+
+fn is_against_probes(rule: &Value) -> bool {
+    let ends = |verdict| rule["expr"].as_array().into_iter().flatten().any(|part| part.get(verdict).is_some());
+    rule["table"] != "wattle" && mentions(&rule["expr"], &PROBE_PORT.to_string()) && (ends("drop") || ends("reject"))
+}
+
+fn against_probes(rule: &Value) -> Finding {
+    let [family, table, chain] = ["family", "table", "chain"].map(|field| rule[field].as_str().unwrap_or_default());
+    notice(
+        "probes",
+        format!("a rule of the chain {family} {table} {chain} drops port {PROBE_PORT}, at which gateways probe each other"),
+        format!("nft delete rule {family} {table} {chain} handle {}", rule["handle"]),
+    )
 }
 
 /// What nft lists.
@@ -368,6 +413,7 @@ mod tests {
             runs: true,
             device: Some(Device { kind: DeviceKind::Kernel, up: true, port: 51820, mtu: 1420 }),
             port: 51820,
+            probes: true,
             forwards: true,
             rp_filter: Some(2),
             underlay: Some(("eth0".to_owned(), 1500)),
@@ -445,20 +491,46 @@ mod tests {
         let firewalld = [json!({"table": {"family": "inet", "name": "firewalld"}})];
         for (rules, expected) in [
             (&docker[..], vec!["iptables -I DOCKER-USER -i wattle0 -j ACCEPT"]),
-            (&ufw[..], vec!["ufw route allow in on wattle0", "ufw allow 51820/udp"]),
+            (&ufw[..], vec!["ufw route allow in on wattle0", "ufw allow 51820/udp", "ufw allow in on wattle0 to any port 9587"]),
             (&own[..], vec!["nft insert rule inet mine fwd iifname wattle0 accept"]),
             (&firewalld[..], vec!["firewall-cmd --permanent --zone=trusted --add-interface=wattle0"]),
         ] {
             let told = told(&with_rules(rules));
             assert_eq!(told.len(), expected.len(), "{told:?}");
             for ((check, _, fix), expected) in told.iter().zip(expected) {
-                assert!(*check == "firewall" && fix.starts_with(expected), "{fix}");
+                assert!(["firewall", "probes"].contains(check) && fix.starts_with(expected), "{fix}");
             }
         }
         // One that was told of us is not in the way.
         let rule = json!({"rule": {"family": "inet", "table": "mine", "chain": "fwd",
             "expr": [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "wattle0"}}, {"accept": null}]}});
         assert_eq!(told(&with_rules(&[own[0].clone(), rule])), []);
+    }
+
+    #[test]
+    fn a_firewall_that_drops_probes_is_named_unless_the_mesh_wants_none() {
+        let input = chain("inet", "mine", "in", "input", "drop");
+        let rule =
+            |handle: u64, expr: Value| json!({"rule": {"family": "inet", "table": "mine", "chain": "in", "handle": handle, "expr": expr}});
+        let port =
+            |number: u64| json!({"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": number}});
+        let tunnel = rule(1, json!([port(51820), {"accept": null}]));
+        let told_of_probes = |rules: &[Value], probes: bool| {
+            let told = told(&Symptoms { probes, ..with_rules(rules) });
+            assert!(told.iter().all(|(check, severity, _)| *check == "probes" && *severity == Severity::Notice), "{told:?}");
+            told.into_iter().map(|(.., fix)| fix).collect::<Vec<_>>()
+        };
+        let deaf = [input.clone(), tunnel.clone()];
+        let fix = "nft insert rule inet mine in iifname wattle0 udp dport 9587 accept; \
+                   nft insert rule inet mine in iifname wattle0 tcp dport 9587 accept";
+        assert_eq!(told_of_probes(&deaf, true), [fix]);
+        assert_eq!(told_of_probes(&deaf, false), [""; 0]);
+        assert_eq!(told_of_probes(&[input.clone(), tunnel.clone(), rule(2, json!([port(9587), {"accept": null}]))], true), [""; 0]);
+        // A rule of its own against them, whatever the chain does with the rest.
+        let against = rule(7, json!([port(9587), {"drop": null}]));
+        let open = chain("inet", "mine", "in", "input", "accept");
+        assert_eq!(told_of_probes(&[open.clone(), against.clone()], true), ["nft delete rule inet mine in handle 7"]);
+        assert_eq!(told_of_probes(&[open, against], false), [""; 0]);
     }
 
     #[test]

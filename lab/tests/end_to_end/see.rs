@@ -77,6 +77,8 @@ pub(crate) fn a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_f
         ("sum(wattle_links{state=%22up%22})", "3"),
         ("wattle_agents_connected", "3"),
         ("count(time()-wireguard_peer_last_handshake_seconds<180)", "2"),
+        ("count(wattle_peer_round_trip_seconds>0)", "2"),
+        ("count(wattle_peer_loss_ratio<0.5)", "2"),
     ] {
         wait_for(query, patience(30.0), || {
             let answer =
@@ -235,6 +237,16 @@ pub(crate) fn doctor_names_what_is_in_the_way_and_the_remedy_helps(folder: &Path
     fix.split("; ").try_for_each(|command| dublin.host.run(command).map(drop))?;
     dublin.lan_host.ping(FRANKFURT.lan_host())?;
     ensure!(faults(dublin)?.is_empty(), "the remedy does not count");
+
+    // One that lets nothing in by the tunnel but answers: probes of others are not among those.
+    let deaf = "table inet deaf {\nchain way { type filter hook input priority 0; policy drop; ct state established,related accept\n\
+                icmp type echo-request accept\nudp dport 51820 accept\niifname lo accept\n}\n}";
+    dublin.host.run_with("nft -f -", deaf)?;
+    let said = dublin.agent_says(&["doctor"])?;
+    let fix = said.lines().skip_while(|line| !line.contains("probes: ")).nth(1).context("it is not named")?;
+    fix.trim().trim_start_matches("do: ").split("; ").try_for_each(|command| dublin.host.run(command).map(drop))?;
+    let said = dublin.agent_says(&["doctor"])?;
+    ensure!(!said.contains("probes: "), "the remedy does not count: {said}");
 
     lab.coordinator.kill()?;
     let dublin = lab.gateway(DUBLIN)?;
