@@ -1,6 +1,6 @@
 //! A coordinator from its start to its end.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context;
 use sqlx::postgres::PgConnectOptions;
@@ -114,9 +114,10 @@ async fn follow(app: App) {
         let mut ticks = interval(SWEEP);
         loop {
             ticks.tick().await;
-            let takes_part = |node| app.copy.read(|feed| feed.directory().nodes.contains_key(&node));
-            app.reports.retain(takes_part);
-            app.verified.retain(takes_part);
+            // Not asked of the copy one by one: whoever reads the copy may wait for the reports meanwhile.
+            let nodes: BTreeSet<_> = app.copy.read(|feed| feed.directory().nodes.keys().copied().collect());
+            app.reports.retain(|node| nodes.contains(&node));
+            app.verified.retain(|node| nodes.contains(&node));
             if let Err(error) = forget_answers(&app).await {
                 tracing::debug!(%error, "old answers are not forgotten yet");
             }
