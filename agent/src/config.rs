@@ -55,7 +55,7 @@ pub(crate) enum Command {
         /// The word that begins with wattle1.; `-` reads it from standard input.
         #[arg(value_name = "JOIN_STRING", env = "WATTLE_JOIN_STRING", hide_env_values = true)]
         join_string: String,
-        /// Where this gateway answers WireGuard packets, if the site does not say so already.
+        /// Where this gateway answers WireGuard packets, if the site does not say so already. One peer tries it before all are told.
         #[arg(long, value_name = "ADDRESS:PORT")]
         endpoint: Option<Endpoint>,
         /// Gives up the present identity of this machine and makes new keys.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use wattle_wire::{peer::Peer, psk::PskPolicy};
+use wattle_wire::{endpoint::Endpoint, peer::Peer, psk::PskPolicy};
 
 use crate::{
     guard::Refused,
@@ -58,7 +58,7 @@ pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Excha
         }
         let desired = DesiredPeer {
             name: peer.name.clone(),
-            endpoint: turn.and_then(|turn| turn.endpoint).or_else(|| peer.endpoint.map(|endpoint| endpoint.socket())),
+            endpoint: turn.and_then(|turn| turn.endpoint).or_else(|| peer.endpoint_for(known.myself.node).map(Endpoint::socket)),
             keepalive_s: known.mesh.keepalive_s,
             allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).flat_map(carried_out).collect(),
             psk,

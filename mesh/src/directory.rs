@@ -20,6 +20,8 @@ use wattle_wire::{
     subnet::Subnet,
 };
 
+use crate::trial::Trial;
+
 /// A site as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteRecord {
@@ -57,6 +59,9 @@ pub struct NodeRecord {
     pub admission: Option<SignedAdmission>,
     /// What the node said at enrolment; absent means: as the site says.
     pub endpoint: Option<Endpoint>,
+    /// Nobody has met the node at its endpoint yet; absent means that somebody has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Trial>,
     pub agent_version: String,
     pub generation: i32,
     pub enrolled_at: DateTime<Utc>,

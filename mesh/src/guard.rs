@@ -148,7 +148,8 @@ impl Guard {
             }
         }
         let peers = known.peers.values().filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node));
-        let endpoints: Vec<_> = peers.filter_map(|KnownPeer { peer, .. }| Some((peer.endpoint?.socket().ip(), &peer.name))).collect();
+        let endpoints: Vec<_> =
+            peers.filter_map(|KnownPeer { peer, .. }| Some((peer.endpoint_for(known.myself.node)?.socket().ip(), &peer.name))).collect();
         for (address, name) in endpoints {
             // No two claims overlap, so the one before the address is the only one that may hold it.
             if let Some((part, (prefix, peer))) = claims.range(..=IpNet::from(address)).next_back()

@@ -31,6 +31,7 @@ pub mod reporting;
 pub mod rotation;
 pub mod ruleset;
 pub mod state;
+pub mod trial;
 pub mod verify;
 pub mod view;
 pub mod watch;

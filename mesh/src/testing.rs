@@ -98,6 +98,7 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
         rotate_since: None,
         admission: None,
         endpoint: None,
+        trial: None,
         agent_version: "0".to_owned(),
         generation: 1,
         enrolled_at: DateTime::UNIX_EPOCH,

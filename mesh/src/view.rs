@@ -4,7 +4,7 @@ use wattle_wire::{
     admin::NodeState,
     endpoint::Endpoint,
     ids::NodeId,
-    peer::{Myself, Peer, View},
+    peer::{EndpointTrial, Myself, Peer, View},
     rotation::OwnKeys,
     subnet::Subnet,
 };
@@ -58,7 +58,8 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
         announced: node.announced.as_ref().map(|announced| announced.statement.clone()),
         tunnel_address: node.tunnel_address,
         subnets: subnets(node, site).iter().map(|subnet| subnet.net()).collect(),
-        endpoint: endpoint(node, site),
+        endpoint: known_endpoint(node, site),
+        trial: node.endpoint.zip(node.trial.as_ref()).and_then(|(endpoint, trial)| Some(EndpointTrial { endpoint, by: trial.by? })),
         admission: node.admission.clone(),
     })
 }
@@ -75,6 +76,15 @@ fn subnets(node: &NodeRecord, site: &SiteRecord) -> Vec<Subnet> {
     match node.state {
         NodeState::Active => site.subnets.clone(),
         NodeState::Standby => Vec::new(),
+    }
+}
+
+/// Where all peers look for the node: not where nobody has met it.
+fn known_endpoint(node: &NodeRecord, site: &SiteRecord) -> Option<Endpoint> {
+    match (&node.trial, node.state) {
+        (None, _) => endpoint(node, site),
+        (Some(_), NodeState::Active) => site.endpoint,
+        (Some(_), NodeState::Standby) => None,
     }
 }
 

@@ -35,5 +35,6 @@ pub mod stream;
 pub mod terms;
 mod text;
 pub mod tokens;
+pub mod trials;
 pub mod ui;
 pub mod webhooks;

@@ -152,6 +152,7 @@ fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         wireguard_key: record.wireguard_key,
         identity_key: record.identity_key,
         endpoint: view::endpoint(record, site),
+        endpoint_verified: record.trial.is_none(),
         admission: record.admission.clone(),
         admitted: lock::is_admitted(record, site, Utc::now().timestamp()),
         agent_version: record.agent_version.clone(),

@@ -17,9 +17,10 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},
 };
-use wattle_mesh::view;
+use wattle_mesh::{trial, view};
 use wattle_wire::{
     admin::NodeReport,
+    endpoint::Endpoint,
     ids::NodeId,
     report::{LinkReport, Report, Start},
 };
@@ -144,6 +145,17 @@ impl Reports {
     /// What a node last said of its link with another.
     pub fn link(&self, node: NodeId, peer: NodeId) -> Option<LinkDetail> {
         self.lock().get(&node)?.links.get(&peer).copied()
+    }
+
+    /// Whether a node was heard of here within such a time.
+    pub fn is_heard(&self, node: NodeId, within: Duration) -> bool {
+        let age = |said: &Said| (Utc::now() - said.report.at).to_std().unwrap_or_default();
+        self.lock().get(&node).is_some_and(|said| age(said) <= within)
+    }
+
+    /// Whether a peer says that it has met a node at this endpoint.
+    pub fn is_met(&self, node: NodeId, endpoint: Endpoint) -> bool {
+        self.lock().values().filter_map(|said| said.links.get(&node)).any(|link| trial::is_met(endpoint, &link.said))
     }
 
     /// Forgets nodes that do not take part any more.

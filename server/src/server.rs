@@ -29,7 +29,7 @@ use crate::{
     report::Reports,
     router,
     stream::Streams,
-    webhooks,
+    trials, webhooks,
 };
 
 /// How often what nodes said is dropped that do not take part any more.
@@ -137,6 +137,7 @@ async fn follow(app: App) {
         () = certificate => {}
         () = mailbox::follow(&app) => {}
         () = live::keep_history(&app) => {}
+        () = trials::follow(&app) => {}
         () = webhooks::follow(&app) => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {

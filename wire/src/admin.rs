@@ -276,6 +276,8 @@ pub struct Node {
     pub wireguard_key: WireguardKey,
     pub identity_key: IdentityKey,
     pub endpoint: Option<Endpoint>,
+    /// Whether peers are sent there: not all are to an endpoint that the node names itself, before one has met it there.
+    pub endpoint_verified: bool,
     /// An operator's word that the node may be in the mesh; null when nobody gave it.
     pub admission: Option<SignedAdmission>,
     /// Whether the admission holds now and covers all prefixes that the node has. Hosts that require the lock judge for themselves.

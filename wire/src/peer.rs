@@ -70,9 +70,26 @@ pub struct Peer {
     pub subnets: Vec<IpNet>,
     /// Where to send the first packet; absent means: wait for the peer's.
     pub endpoint: Option<Endpoint>,
+    /// Absent means that the peer is where it says it is, as far as anybody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<EndpointTrial>,
     /// An operator's word that the peer may be in the mesh; absent means: the last one that was told, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admission: Option<SignedAdmission>,
+}
+
+/// An endpoint that a node names itself and at which nobody has met it yet. One of its peers tries it; no other may send anything there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointTrial {
+    pub endpoint: Endpoint,
+    pub by: NodeId,
+}
+
+impl Peer {
+    /// Where this node is to look for the peer.
+    pub fn endpoint_for(&self, node: NodeId) -> Option<Endpoint> {
+        self.trial.filter(|trial| trial.by == node).map(|trial| trial.endpoint).or(self.endpoint)
+    }
 }
 
 /// All that one node must know.

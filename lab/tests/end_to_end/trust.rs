@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use wattle_lab::{
-    Flow, Host, Lab,
+    Flow, Host, Lab, Site,
     api::Api,
     coordinator,
     gateway::GUARD,
@@ -173,4 +174,35 @@ pub(crate) fn e8_packets_of_a_compromised_gateway_with_anothers_source_address_a
     };
     same(&(packets(&frankfurt.host, FOREIGN)?, packets(&dublin.host, FOREIGN)?), &(5, 0))?;
     same(&(packets(&frankfurt.host, OWN)?, packets(&dublin.host, OWN)?), &(5, 5))
+}
+
+pub(crate) fn e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there(
+    folder: &Path,
+) -> Result<()> {
+    const VICTIM: &str = "203.0.113.66:51820";
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.start_coordinator()?;
+    let join = |lab: &mut Lab, site: Site, endpoint: &str| -> Result<()> {
+        let created: CreatedSite = api.post("/sites", &json!({ "name": site.name, "subnets": [site.lan] }))?;
+        lab.gateway_mut(site)?.start_agent()?;
+        lab.gateway(site)?.agent_says(&["join", "--endpoint", endpoint, created.join_token.join_string.reveal()]).map(drop)
+    };
+    join(&mut lab, DUBLIN, &DUBLIN.endpoint())?;
+    join(&mut lab, FRANKFURT, &FRANKFURT.endpoint())?;
+    // No operator said where either is, and neither was there before the other.
+    wait_for("both LANs ping", patience(10.0), || lab.ping_all_of(&[DUBLIN, FRANKFURT]))?;
+    let is_verified = |site: Site| -> Result<bool> { Ok(api.get::<Node>(&format!("/nodes/{}", site.name))?.endpoint_verified) };
+    wait_for("both were met where they are", patience(10.0), || {
+        ensure!(is_verified(DUBLIN)? && is_verified(FRANKFURT)?);
+        Ok(())
+    })?;
+
+    join(&mut lab, NEW_YORK, VICTIM)?;
+    wait_for("its own packets bring it in", patience(15.0), || lab.ping_all())?;
+    ensure!(!is_verified(NEW_YORK)?);
+    for site in [DUBLIN, FRANKFURT] {
+        let endpoints = lab.gateway(site)?.by_peer("endpoints")?;
+        ensure!(endpoints.values().all(|endpoint| endpoint != VICTIM), "{} has {endpoints:?}", site.name);
+    }
+    Ok(())
 }

@@ -332,6 +332,7 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
         wireguard_key: record.wireguard_key,
         identity_key: record.identity_key,
         endpoint: None,
+        endpoint_verified: true,
         admission,
         admitted: true,
         agent_version: String::new(),

@@ -81,6 +81,7 @@ fn view_change(claim: Claim, known: &Known) -> ViewChange {
                 tunnel_address: record.tunnel_address,
                 subnets: subnets_of(&subnets),
                 endpoint: None,
+                trial: None,
                 admission: None,
             })
         }

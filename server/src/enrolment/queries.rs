@@ -119,9 +119,9 @@ pub(super) async fn insert(
     let name = free_name(connection, &site_row.name).await?;
     sqlx::query!(
         "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, statement_signature, endpoint_address,
-                            endpoint_port, agent_version, generation, join_token)
+                            endpoint_port, endpoint_verified, agent_version, generation, join_token)
          VALUES ($1, $2, $3, CASE WHEN EXISTS (SELECT FROM nodes WHERE site = $2 AND state = 'active') THEN 'standby' ELSE 'active' END,
-                 $4, $5, $6, $7, $8, $9, $10, 1, $11)",
+                 $4, $5, $6, $7, $8, $9, $12, $10, 1, $11)",
         applicant.id.0,
         site.0,
         name.as_str(),
@@ -132,7 +132,8 @@ pub(super) async fn insert(
         endpoint.map(|endpoint| IpNet::from(endpoint.socket().ip())),
         endpoint.map(|endpoint| i32::from(endpoint.socket().port())),
         applicant.finish.agent_version,
-        applicant.finish.token.0
+        applicant.finish.token.0,
+        endpoint.is_none()
     )
     .execute(&mut *connection)
     .await?;

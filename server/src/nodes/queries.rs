@@ -6,7 +6,10 @@ use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::directory::{Announced, NodeRecord};
+use wattle_mesh::{
+    directory::{Announced, NodeRecord},
+    trial::Trial,
+};
 use wattle_wire::{
     admin::{NodeState, SiteNode},
     enrol::SignedStatement,
@@ -38,6 +41,10 @@ struct NodeRow {
     admission_signature: Option<Vec<u8>>,
     endpoint_address: Option<IpNet>,
     endpoint_port: Option<i32>,
+    endpoint_verified: bool,
+    endpoint_tried_by: Option<Uuid>,
+    endpoint_tried_at: Option<DateTime<Utc>>,
+    endpoint_tries: i32,
     agent_version: String,
     generation: i32,
     enrolled_at: DateTime<Utc>,
@@ -64,7 +71,7 @@ async fn select(connection: &mut PgConnection, node: Option<NodeId>, site: Optio
         NodeRow,
         r#"SELECT id, nodes.site AS "site!", name, state, tunnel_addresses.address AS tunnel_address, identity_key, wireguard_key, statement,
                   statement_signature, announced, announced_signature, announced_at, rotate_since, admission, admission_signature,
-                  endpoint_address, endpoint_port, agent_version, generation, enrolled_at
+                  endpoint_address, endpoint_port, endpoint_verified, endpoint_tried_by, endpoint_tried_at, endpoint_tries, agent_version, generation, enrolled_at
            FROM nodes JOIN tunnel_addresses ON tunnel_addresses.node = nodes.id
            WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1) AND ($2::uuid IS NULL OR nodes.site = $2)"#,
         node.map(|node| node.0),
@@ -177,6 +184,11 @@ impl TryFrom<NodeRow> for NodeRecord {
             (Some(statement), Some(signature), Some(at)) => Some(Announced { statement: signed(statement, signature)?, at }),
             _ => None,
         };
+        let trial = (!row.endpoint_verified).then(|| Trial {
+            by: row.endpoint_tried_by.map(NodeId),
+            since: row.endpoint_tried_at,
+            tries: row.endpoint_tries.unsigned_abs(),
+        });
         Ok(Self {
             id: NodeId(row.id),
             site: SiteId(row.site),
@@ -194,6 +206,7 @@ impl TryFrom<NodeRow> for NodeRecord {
             rotate_since: row.rotate_since,
             admission,
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
+            trial,
             agent_version: row.agent_version,
             generation: row.generation,
             enrolled_at: row.enrolled_at,

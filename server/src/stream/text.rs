@@ -226,6 +226,7 @@ mod tests {
                 announced: None,
                 rotate_since: None,
                 admission: None,
+                trial: None,
                 endpoint: None,
                 agent_version: String::new(),
                 generation: 1,

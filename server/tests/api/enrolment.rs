@@ -3,12 +3,18 @@
 use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
 use wattle_mesh::admit;
-use wattle_wire::{enrol::Statement, join::JoinString, secret::Secret};
+use wattle_wire::{
+    enrol::{Enrolled, Statement},
+    join::JoinString,
+    peer::{EndpointTrial, Peer},
+    secret::Secret,
+    stream::{StreamMessage, ViewChange},
+};
 
 use crate::{
-    agents::{Machine, enrol, new_node, new_site, start},
+    agents::{Follower, Machine, enrol, new_node, new_site, start},
     harness::Coordinator,
 };
 
@@ -189,6 +195,65 @@ async fn b10_e10_an_endpoint_of_another_gateway_is_refused() {
     finish.endpoint = Some("198.51.100.20:51820".parse().unwrap());
     enrol(&coordinator, &finish).await.expect(200);
     assert_eq!(coordinator.get("/nodes/frankfurt").await.json()["endpoint"], "198.51.100.20:51820");
+}
+
+#[tokio::test]
+async fn e10_an_endpoint_that_a_node_names_is_tried_by_one_peer_and_by_all_once_one_has_met_it_there() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let cork = new_node(&coordinator, json!({"name": "cork"})).await;
+    let seen = |links: Value| json!({"applied": "1.1", "device": "kernel", "links": links});
+    for node in [&dublin, &cork] {
+        node.report(&coordinator, seen(json!([]))).await.expect(204);
+    }
+    let mut streams = [dublin.follow(&coordinator, None).await, cork.follow(&coordinator, None).await];
+    let join = new_site(&coordinator, json!({"name": "frankfurt"})).await;
+    let machine = Machine::new();
+    let mut finish = machine.finish(&coordinator, &join).await;
+    let endpoint = "198.51.100.20:51820".parse().unwrap();
+    finish.endpoint = Some(endpoint);
+    let frankfurt: Enrolled = serde_json::from_value(enrol(&coordinator, &finish).await.expect(200).json()).unwrap();
+
+    // Both are told the same: that the one alone tries it.
+    for stream in &mut streams {
+        let tried = told_of(stream, |peer| peer.trial.is_some()).await;
+        assert_eq!((tried.node, tried.endpoint), (frankfurt.node, None));
+        assert_eq!(tried.trial, Some(EndpointTrial { endpoint, by: dublin.id() }));
+        assert_eq!((tried.endpoint_for(dublin.id()), tried.endpoint_for(cork.id())), (Some(endpoint), None));
+    }
+    let shown = coordinator.get("/nodes/frankfurt").await.json();
+    assert_eq!((&shown["endpoint"], &shown["endpoint_verified"]), (&json!(endpoint), &json!(false)));
+
+    // Where its packets come from elsewhere, it has shown nothing.
+    let link = |from: &str| json!([{"peer": frankfurt.node, "handshake_age_s": 1, "received_bytes": 1, "sent_bytes": 1, "endpoint": from}]);
+    dublin.report(&coordinator, seen(link("192.0.2.66:51820"))).await.expect(204);
+    coordinator.patch("/sites/frankfurt", json!({"endpoint": "203.0.113.9:51820"})).await.expect(200);
+    let hinted = told_of(&mut streams[1], |peer| peer.endpoint.is_some()).await;
+    assert_eq!(hinted.endpoint, Some("203.0.113.9:51820".parse().unwrap()), "where the operator says, all look");
+    assert!(hinted.trial.is_some());
+    cork.report(&coordinator, seen(link("198.51.100.20:40000"))).await.expect(204);
+    for stream in &mut streams {
+        let met = told_of(stream, |peer| peer.trial.is_none() && peer.endpoint.is_some()).await;
+        assert_eq!(met.endpoint, Some(endpoint));
+    }
+    assert_eq!(coordinator.get("/nodes/frankfurt").await.json()["endpoint_verified"], true);
+    let actions = "SELECT count(*) FROM events WHERE object = (SELECT id::text FROM nodes WHERE name = 'frankfurt') AND action LIKE 'node.endpoint.%'";
+    assert_eq!(coordinator.count(actions).await, 2, "it was tried and met");
+}
+
+/// The next that a stream tells of a peer of which this holds.
+async fn told_of(stream: &mut Follower, holds: impl Fn(&Peer) -> bool) -> Peer {
+    loop {
+        let (peers, changes) = match stream.news().await {
+            Some(StreamMessage::Snapshot { view, .. }) => (view.peers, Vec::new()),
+            Some(StreamMessage::Delta { changes, .. }) => (Vec::new(), changes),
+            other => panic!("{other:?}"),
+        };
+        let changed = changes.into_iter().filter_map(|change| if let ViewChange::Peer(peer) = change { Some(peer) } else { None });
+        if let Some(peer) = peers.into_iter().chain(changed).find(&holds) {
+            return peer;
+        }
+    }
 }
 
 #[tokio::test]
