@@ -14,7 +14,7 @@ use wattle_wire::{
 use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
-    follow,
+    follow, history,
     identity::{Membership, Slot},
     output, psk,
     store::Store,
@@ -41,6 +41,7 @@ pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endp
     let (name, site) = (enrolled.name.clone(), enrolled.site.clone());
     if replace {
         follow::forget_view(&store)?;
+        history::forget(&store)?;
         psk::forget(&store)?;
     }
     Slot::Present.save(&store, &machine, Some(Membership { enrolled, urls: join.urls, pins: join.pins }))?;

@@ -5,6 +5,7 @@ mod coordinator;
 mod device;
 mod doctor;
 mod follow;
+mod history;
 mod identity;
 mod join;
 mod kernel;
@@ -53,6 +54,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Status { json } => return status::status(&place, json).await,
             Command::Verify { hosts, count, throughput, json } => return verify::verify(&place, &hosts, count, throughput, json).await,
             Command::Doctor { json } => return doctor::doctor(&place, json).await,
+            Command::History { json } => history::show(&place, json),
             Command::Plan { json } => status::plan_command(&place, json).await,
             Command::Rotate => rotation::rotate(&place).await,
             Command::Confirm => follow::confirm(&place),

@@ -32,6 +32,7 @@ use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
     follow::{self, Connection, Event},
+    history::Record,
     identity::{Membership, Slot, unix_s},
     metrics::{Metrics, Seen},
     output,
@@ -154,6 +155,8 @@ struct Agent {
     view_changed: bool,
     /// The view on disk is older.
     view_unsaved: bool,
+    /// What was told of the peers until now.
+    record: Record,
     reconnect: Arc<Notify>,
     /// Why there is no stream; absent while there is one.
     disconnected: Option<String>,
@@ -193,6 +196,7 @@ impl Agent {
             key_change: KeyChange::new(store.clone()),
             watch: Watch::default(),
             prober: Prober::start(&place.interface),
+            record: Record::open(store.clone()),
             store,
             view_changed: false,
             view_unsaved: false,
@@ -364,7 +368,10 @@ impl Agent {
     }
 
     /// Keeps the view on disk.
-    fn save_view(&self) {
+    fn save_view(&mut self) {
+        if let Some(known) = self.replica.known() {
+            self.record.note(known);
+        }
         if let Some(stored) = self.replica.stored()
             && let Err(error) = follow::save_view(&self.store, &stored)
         {

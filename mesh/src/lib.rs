@@ -19,6 +19,7 @@ pub mod feed;
 pub mod fuzz;
 pub mod guard;
 pub mod health;
+pub mod history;
 pub mod interface;
 pub mod lock;
 pub mod machine;

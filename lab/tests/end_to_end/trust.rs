@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use wattle_lab::{
     Flow, Host, Lab, Site,
     api::Api,
@@ -204,5 +204,38 @@ pub(crate) fn e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_tha
         let endpoints = lab.gateway(site)?.by_peer("endpoints")?;
         ensure!(endpoints.values().all(|endpoint| endpoint != VICTIM), "{} has {endpoints:?}", site.name);
     }
+    Ok(())
+}
+
+pub(crate) fn e12_without_a_lock_each_gateway_tells_what_a_thief_of_the_coordinator_changed_and_changed_back(folder: &Path) -> Result<()> {
+    const VICTIM: &str = "203.0.113.66:51820";
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    lab.weave()?;
+    let history = |lab: &Lab| -> Result<Value> {
+        let peers: Value = serde_json::from_str(&lab.gateway(DUBLIN)?.agent_says(&["history", "--json"])?)?;
+        let frankfurt = peers.as_object().and_then(|peers| peers.values().find(|peer| peer["name"] == "frankfurt"));
+        Ok(frankfurt.with_context(|| format!("{peers}"))?.clone())
+    };
+    let move_to = |lab: &Lab, endpoint: &str| -> Result<()> {
+        let (address, _) = endpoint.split_once(':').context("no port")?;
+        lab.coordinator.sql(&format!("UPDATE sites SET endpoint_address = '{address}' WHERE name = 'frankfurt'; {TELL_ALL}"))?;
+        wait_for("the gateway heard of it", patience(10.0), || same(&history(lab)?["now"]["endpoint"], &json!(endpoint)))
+    };
+    let first = FRANKFURT.endpoint();
+    ensure!(history(&lab)?["at_first"]["endpoint"] == first.as_str() && history(&lab)?["changes"] == json!([]));
+    move_to(&lab, VICTIM)?;
+    move_to(&lab, &first)?;
+
+    // It outlives the agent, and what the coordinator remembers.
+    lab.gateway_mut(DUBLIN)?.kill_agent()?;
+    lab.coordinator.sql("DELETE FROM changes;")?;
+    let told = history(&lab)?;
+    let changes = told["changes"].as_array().context("no changes")?;
+    let moves: Vec<_> = changes.iter().map(|change| (&change["from"]["endpoint"], &change["to"]["endpoint"])).collect();
+    same(&moves[..], &[(&json!(first), &json!(VICTIM)), (&json!(VICTIM), &json!(first))])?;
+    ensure!(told["first_seen"]["at"].is_string() && changes[0]["from"]["wireguard_key"] == told["now"]["wireguard_key"], "{told}");
+    let words = lab.gateway(DUBLIN)?.agent_says(&["history"])?;
+    ensure!(words.contains(&format!("frankfurt endpoint {first} -> {VICTIM}\n")), "{words}");
+    ensure!(words.contains("new-york appeared: key "), "{words}");
     Ok(())
 }
