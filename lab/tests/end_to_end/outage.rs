@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use wattle_lab::{
     Api, Flow, Gateway, Lab, patience,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK},
+    wait::same,
     wait_for,
 };
 
@@ -123,6 +124,67 @@ pub(crate) fn an_agent_that_is_stopped_and_started_again_loses_no_packet(folder:
         wait_for("the agent is in charge again", patience(10.0), || is_in_charge(gateway))?;
         flow.more(50)?;
     }
+    flow.expect_no_loss().map(drop)
+}
+
+pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flow = flow(&lab, 0, 1)?;
+    let agent = lab.gateway_mut(DUBLIN)?.agent()?.pid();
+    let server = lab.coordinator.server()?.pid();
+    let descriptors = |lab: &Lab, pid: u32, most: u32| lab.coordinator.host.run(&format!("prlimit --pid {pid} --nofile={most}:"));
+    let change = |subnet: &str| -> Result<()> {
+        let patch = api.request("PATCH", "/sites/new-york", Some(&json!({ "subnets": ["10.30.0.0/24", subnet] }).to_string()))?;
+        ensure!(patch.status == 200, "{patch:?}");
+        Ok(())
+    };
+    let arrives = |lab: &Lab, subnet: &str| {
+        wait_for("the change arrives", patience(20.0), || {
+            let routes = lab.gateway(DUBLIN)?.host.run("ip -4 route show")?;
+            ensure!(routes.contains(subnet), "{routes}");
+            Ok(())
+        })
+    };
+
+    // Fewer than it has open: it gets no more.
+    descriptors(&lab, agent, 3)?;
+    change("10.31.0.0/24")?;
+    wait_for("the agent has run out of descriptors", patience(20.0), || {
+        let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
+        ensure!(log.contains("Too many open files"), "{log}");
+        Ok(())
+    })?;
+    descriptors(&lab, agent, 1024)?;
+    arrives(&lab, "10.31.0.0/24").context("to an agent that had no descriptors")?;
+
+    descriptors(&lab, server, 3)?;
+    wait_for("the coordinator has run out of descriptors", patience(20.0), || {
+        ensure!(api.get::<Value>("/nodes").is_err(), "it answers");
+        Ok(())
+    })?;
+    flow.more(50)?;
+    descriptors(&lab, server, 1024)?;
+    wait_for("the coordinator answers again", patience(20.0), || change("10.32.0.0/24"))?;
+    arrives(&lab, "10.32.0.0/24").context("from a coordinator that had no descriptors")?;
+
+    // A machine that gives them no time, and then some.
+    for pid in [agent, server] {
+        lab.coordinator.host.run(&format!("kill -STOP {pid}"))?;
+    }
+    flow.more(300)?;
+    for pid in [agent, server] {
+        lab.coordinator.host.run(&format!("kill -CONT {pid}"))?;
+    }
+    wait_for("the coordinator answers again", patience(20.0), || change("10.33.0.0/24"))?;
+    arrives(&lab, "10.33.0.0/24").context("between two programs that stood still")?;
+    same(&[lab.gateway_mut(DUBLIN)?.agent()?.pid(), lab.coordinator.server()?.pid()], &[agent, server])?;
+    // Nothing half written is left: the next start goes on from what the last one kept.
+    let dublin = lab.gateway_mut(DUBLIN)?;
+    dublin.kill_agent()?;
+    leave_work(dublin)?;
+    dublin.start_agent()?;
+    wait_for("the agent is in charge again", patience(10.0), || is_in_charge(lab.gateway(DUBLIN)?))?;
     flow.expect_no_loss().map(drop)
 }
 
