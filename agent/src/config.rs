@@ -126,7 +126,12 @@ pub(crate) enum Command {
     /// Gives this node a new WireGuard key, and waits until it has it. Exits with 1 when nothing comes of it.
     ///
     /// The running agent makes the key, waits until the peers are ready for it, and changes over without losing a packet.
-    Rotate,
+    Rotate {
+        /// Another identity instead, for which the present one signs: with it the node signs what it says, and its requests. No tunnel takes note of it,
+        /// and an operator's admission holds for it.
+        #[arg(long)]
+        identity: bool,
+    },
     /// Removes the peers whose removal waits to be confirmed: the coordinator asked for more than half of all at once, or they were there before
     /// the lock and no operator has admitted them.
     ///

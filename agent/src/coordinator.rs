@@ -23,7 +23,7 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
-    enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
+    enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled, NewIdentity},
     ids::Position,
     key::Bytes32,
     problem::Problem,
@@ -119,6 +119,12 @@ impl Coordinator {
         step: &RotationStep,
     ) -> Result<RotationAnswer, RequestError> {
         self.ask_signed("/agent/rotation", machine, membership, step).await
+    }
+
+    /// Says that this node takes up another identity.
+    pub(crate) async fn succeed(&self, identity: &NewIdentity) -> Result<(), RequestError> {
+        let request = |builder: RequestBuilder| Ok(builder.timeout(REQUEST_TIMEOUT).json(identity));
+        self.send(Method::POST, "/agent/identity", request).await.map(drop)
     }
 
     /// Opens the stream of changes since a position. It ends with an error when the coordinator is silent for too long.

@@ -12,7 +12,13 @@ use wattle_wire::{
     stream::StreamMessage,
 };
 
-use crate::{config::Place, coordinator::Coordinator, identity::Membership, output, random, store::Store};
+use crate::{
+    config::Place,
+    coordinator::{Coordinator, RequestError},
+    identity::Membership,
+    output, random,
+    store::Store,
+};
 
 const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
@@ -26,7 +32,11 @@ pub(crate) enum Event {
     WhereFrom(oneshot::Sender<Option<Position>>),
     Connected,
     Message(StreamMessage),
-    Disconnected(String),
+    Disconnected {
+        reason: String,
+        /// Whether the coordinator does not know the node as who it says it is.
+        is_stranger: bool,
+    },
 }
 
 /// How the agent stands with the coordinator, for `status`.
@@ -109,17 +119,17 @@ pub(crate) async fn follow(
             // A coordinator whose snapshots are rejected is asked less and less often.
             () = reconnect.notified() => Err((false, anyhow!("a snapshot is needed"))),
         };
-        let reason = match ended {
+        let (reason, is_stranger) = match ended {
             Ok(()) => {
                 failures = 0;
-                "the stream ended".to_owned()
+                ("the stream ended".to_owned(), false)
             }
             Err((was_open, error)) => {
                 failures = if was_open { 0 } else { failures + 1 };
-                format!("{error:#}")
+                (format!("{error:#}"), matches!(error.downcast_ref(), Some(RequestError::NotAMember)))
             }
         };
-        if events.send(Event::Disconnected(reason)).await.is_err() {
+        if events.send(Event::Disconnected { reason, is_stranger }).await.is_err() {
             return;
         }
         tokio::time::sleep(backoff(failures, jitter())).await;

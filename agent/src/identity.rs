@@ -4,7 +4,11 @@ use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use wattle_mesh::machine::{KeptKeys, Machine};
-use wattle_wire::{enrol::Enrolled, key::Bytes32, secret::Secret};
+use wattle_wire::{
+    enrol::{Enrolled, Predecessor},
+    key::Bytes32,
+    secret::Secret,
+};
 use zeroize::Zeroizing;
 
 use crate::{random, store::Store};
@@ -38,6 +42,11 @@ struct StoredKeys {
     next_wireguard: Option<Secret>,
     #[serde(default)]
     issued: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    predecessors: Vec<Predecessor>,
+    /// PKCS#8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_identity: Option<Secret>,
 }
 
 /// Of which mesh the machine is a node, and where its coordinators are.
@@ -116,6 +125,8 @@ impl StoredKeys {
             since: kept.since,
             next_wireguard: kept.next.as_ref().map(|next| secret(&**next)),
             issued: kept.issued,
+            next_identity: kept.successor.as_ref().map(|successor| secret(successor)),
+            predecessors: kept.predecessors,
         })
     }
 
@@ -129,6 +140,8 @@ impl StoredKeys {
             since: self.since,
             next: self.next_wireguard.as_ref().map(key).transpose()?,
             issued: self.issued,
+            predecessors: self.predecessors.clone(),
+            successor: self.next_identity.as_ref().map(bytes).transpose()?,
         };
         Ok(Machine::restore(&kept)?)
     }

@@ -1,4 +1,4 @@
-//! Taking up a new WireGuard key: what of it is kept on disk, what is said to the coordinator, and `wattle-agent rotate`.
+//! Taking up a new WireGuard key or another identity: what of it is kept on disk, what is said to the coordinator, and `wattle-agent rotate`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,8 +10,9 @@ use tracing::{info, warn};
 use wattle_mesh::{
     machine::Machine,
     rotation::{Act, Rotation, Situation, Told},
+    succession::{self, Succession},
 };
-use wattle_wire::rotation::RotationStep;
+use wattle_wire::{enrol::NewIdentity, rotation::RotationStep};
 
 use crate::{
     config::Place,
@@ -29,33 +30,58 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A request of `wattle-agent rotate`, and what stands in its way.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Asked {
+    #[serde(default)]
+    what: What,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
 
-/// The change of this node's WireGuard key.
+/// Which key is to be another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum What {
+    #[default]
+    WireguardKey,
+    Identity,
+}
+
+/// The changes of this node's WireGuard key and of its identity.
 #[derive(Debug)]
 pub(crate) struct KeyChange {
     store: Store,
     rotation: Rotation,
-    is_asked: bool,
-    telling: Option<oneshot::Receiver<(RotationStep, Told)>>,
+    succession: Succession,
+    asked: Option<What>,
+    telling: Option<oneshot::Receiver<Heard>>,
+}
+
+/// What came of telling the coordinator.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    OfKey(RotationStep, Told),
+    OfIdentity(succession::Told),
 }
 
 impl KeyChange {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, rotation: Rotation::default(), is_asked: false, telling: None }
+        Self { store, rotation: Rotation::default(), succession: Succession::default(), asked: None, telling: None }
     }
 
-    /// What stands in the way of a new key, in words.
-    pub(crate) fn problem(&self) -> Option<String> {
-        self.rotation.problem().map(str::to_owned)
+    /// What stands in the way of new keys, in words.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
+        self.rotation.problem().into_iter().chain(self.succession.problem()).map(str::to_owned)
     }
 
     /// Looks whether somebody on this host asks for a new key.
     pub(crate) fn look(&mut self) {
         match self.store.read::<Asked>(ASKED) {
-            Ok(asked) => self.is_asked = asked.is_some_and(|asked| asked.problem.is_none()),
+            Ok(asked) => {
+                let asked = asked.filter(|asked| asked.problem.is_none()).map(|asked| asked.what);
+                if asked == Some(What::Identity) && self.asked != asked {
+                    self.succession.hurry();
+                }
+                self.asked = asked;
+            }
             Err(error) => warn!("{error:#}"),
         }
     }
@@ -76,7 +102,7 @@ impl KeyChange {
         if self.telling.is_some() {
             return None;
         }
-        let situation = Situation { is_asked: self.is_asked, ..situation };
+        let situation = Situation { is_asked: self.asked == Some(What::WireguardKey), ..situation };
         let changed = match self.rotation.next(&situation)? {
             Act::Tell(step) => {
                 self.tell(step, coordinator, machine, membership);
@@ -94,7 +120,44 @@ impl KeyChange {
             }
             Err(error) => {
                 self.rotation.failed(&format!("{error:#}"), situation.now);
-                self.answer();
+                self.answer(What::WireguardKey);
+                None
+            }
+        }
+    }
+
+    /// Does what is to be done next for another identity, without waiting for the coordinator. The machine, when it is another now.
+    pub(crate) fn succeed(
+        &mut self,
+        coordinator: &Arc<Coordinator>,
+        machine: &Machine,
+        membership: &Membership,
+        is_known: bool,
+        now: Duration,
+    ) -> Option<Machine> {
+        if self.telling.is_some() {
+            return None;
+        }
+        let mesh = membership.enrolled.mesh;
+        let changed = match self.succession.next(machine, mesh, self.asked == Some(What::Identity), is_known, now)? {
+            succession::Act::Tell(statement) => {
+                self.tell_identity(NewIdentity { node: membership.enrolled.node, statement }, coordinator);
+                return None;
+            }
+            succession::Act::MakeIdentity => random::bytes().and_then(|seed| Ok(machine.succeeding(&seed)?)),
+            succession::Act::TakeUp => machine.succeeded(mesh).map_err(Into::into),
+        };
+        match changed.and_then(|changed| Slot::Present.save_keys(&self.store, &changed).map(|()| changed)) {
+            Ok(changed) => {
+                if changed.identity_key() != machine.identity_key() {
+                    info!(identity = %changed.identity_key(), "took up another identity");
+                    self.done();
+                }
+                Some(changed)
+            }
+            Err(error) => {
+                self.succession.failed(&format!("{error:#}"), now);
+                self.answer(What::Identity);
                 None
             }
         }
@@ -103,23 +166,34 @@ impl KeyChange {
     fn note(&mut self, before: &Machine, after: &Machine) {
         if after.wireguard_key() != before.wireguard_key() {
             info!(key = %after.wireguard_key(), "took up a new WireGuard key");
-            self.is_asked = false;
-            if let Err(error) = self.store.remove(ASKED) {
-                warn!("{error:#}");
-            }
+            self.done();
         } else if let Some(next) = after.next_key() {
             info!(key = %next, "made a new WireGuard key; the peers are to get ready for it");
         } else {
             warn!("{}", self.rotation.problem().unwrap_or("the WireGuard key is not changed"));
-            self.answer();
+            self.answer(What::WireguardKey);
+        }
+    }
+
+    /// What was asked for is done.
+    fn done(&mut self) {
+        self.asked = None;
+        if let Err(error) = self.store.remove(ASKED) {
+            warn!("{error:#}");
         }
     }
 
     /// Tells `wattle-agent rotate` that nothing came of it.
-    fn answer(&mut self) {
-        if std::mem::take(&mut self.is_asked)
-            && let Err(error) = self.store.write(ASKED, &Asked { problem: Some(self.problem().unwrap_or_default()) })
-        {
+    fn answer(&mut self, what: What) {
+        if self.asked != Some(what) {
+            return;
+        }
+        self.asked = None;
+        let problem = match what {
+            What::WireguardKey => self.rotation.problem(),
+            What::Identity => self.succession.problem(),
+        };
+        if let Err(error) = self.store.write(ASKED, &Asked { what, problem: Some(problem.unwrap_or_default().to_owned()) }) {
             warn!("{error:#}");
         }
     }
@@ -138,22 +212,48 @@ impl KeyChange {
                     Told::Unreachable
                 }
             };
-            let _ = sender.send((step, told));
+            let _ = sender.send(Heard::OfKey(step, told));
+        });
+    }
+
+    fn tell_identity(&mut self, identity: NewIdentity, coordinator: &Arc<Coordinator>) {
+        let (sender, receiver) = oneshot::channel();
+        self.telling = Some(receiver);
+        let coordinator = Arc::clone(coordinator);
+        tokio::spawn(async move {
+            let told = match coordinator.succeed(&identity).await {
+                Ok(()) => succession::Told::Taken,
+                Err(error @ RequestError::Refused { status, .. }) if is_final(status) => succession::Told::Refused(format!("{error:#}")),
+                Err(error) => {
+                    tracing::debug!("the coordinator was not told of the identity: {error:#}");
+                    succession::Told::Unreachable
+                }
+            };
+            let _ = sender.send(Heard::OfIdentity(told));
         });
     }
 
     /// Waits until the coordinator was told; for ever when nothing is on its way.
-    pub(crate) async fn told(&mut self) -> Option<(RotationStep, Told)> {
+    pub(crate) async fn told(&mut self) -> Option<Heard> {
         match &mut self.telling {
             Some(receiver) => receiver.await.ok(),
             None => std::future::pending().await,
         }
     }
 
-    pub(crate) fn take_in(&mut self, told: Option<(RotationStep, Told)>, now: Duration) {
+    pub(crate) fn take_in(&mut self, heard: Option<Heard>, now: Duration) {
         self.telling = None;
-        if let Some((step, told)) = told {
-            self.rotation.told(&step, told, now);
+        match heard {
+            Some(Heard::OfKey(step, told)) => self.rotation.told(&step, told, now),
+            Some(Heard::OfIdentity(told)) => {
+                let is_refused = matches!(told, succession::Told::Refused(_));
+                self.succession.told(told, now);
+                if is_refused {
+                    warn!("{}", self.succession.problem().unwrap_or_default());
+                    self.answer(What::Identity);
+                }
+            }
+            None => {}
         }
     }
 }
@@ -166,11 +266,8 @@ fn is_final(status: StatusCode) -> bool {
 /// `wattle-agent rotate`.
 pub(crate) async fn rotate(place: &Place) -> anyhow::Result<()> {
     let found = status::find(place)?;
-    let (host, store, before) = (&found.host, &found.store, found.machine.wireguard_key());
-    if !store.is_locked()? {
-        bail!("no agent runs here, which would change the key: start `wattle-agent run`");
-    }
-    store.write(ASKED, &Asked::default())?;
+    let (host, before) = (&found.host, found.machine.wireguard_key());
+    ask(&found.store, What::WireguardKey)?;
     output::line("asked the running agent for a new WireGuard key; its peers get ready for it first");
     loop {
         let key = host.observe().await?.link.and_then(|link| link.public_key);
@@ -178,10 +275,43 @@ pub(crate) async fn rotate(place: &Place) -> anyhow::Result<()> {
             output::line(format!("the WireGuard key is {after} now; it was {before}"));
             return Ok(());
         }
-        if let Some(problem) = store.read::<Asked>(ASKED)?.and_then(|asked| asked.problem) {
-            store.remove(ASKED)?;
-            bail!(problem);
-        }
-        tokio::time::sleep(LOOK).await;
+        look_again(&found.store).await?;
     }
+}
+
+/// `wattle-agent rotate --identity`.
+pub(crate) async fn succeed(place: &Place) -> anyhow::Result<()> {
+    let found = status::find(place)?;
+    let before = found.machine.identity_key();
+    ask(&found.store, What::Identity)?;
+    output::line("asked the running agent for another identity; the coordinator is told of it first");
+    loop {
+        let after = Slot::Present.load(&found.store)?.map(|(machine, _)| machine.identity_key());
+        if let Some(after) = after.filter(|after| *after != before) {
+            output::line(format!("the identity is {after} now; it was {before}"));
+            return Ok(());
+        }
+        look_again(&found.store).await?;
+    }
+}
+
+fn ask(store: &Store, what: What) -> anyhow::Result<()> {
+    if !store.is_locked()? {
+        bail!("no agent runs here, which would change the key: start `wattle-agent run`");
+    }
+    store.write(ASKED, &Asked { what, problem: None })
+}
+
+/// Waits a moment.
+///
+/// # Errors
+///
+/// What the agent says when nothing comes of it.
+async fn look_again(store: &Store) -> anyhow::Result<()> {
+    if let Some(problem) = store.read::<Asked>(ASKED)?.and_then(|asked| asked.problem) {
+        store.remove(ASKED)?;
+        bail!(problem);
+    }
+    tokio::time::sleep(LOOK).await;
+    Ok(())
 }

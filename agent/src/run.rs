@@ -72,7 +72,7 @@ pub(crate) async fn run(place: &Place, metrics: Option<SocketAddr>) -> anyhow::R
         agent.start_from_disk().await;
         match agent.run(&mut stop).await {
             Ended::Stopped => break,
-            Ended::Rejoined(with_machine, as_node) => (machine, membership) = (with_machine, as_node),
+            Ended::Anew(with_machine, as_node) => (machine, membership) = (with_machine, as_node),
         }
     }
     info!("stopped; the tunnels stay up");
@@ -138,8 +138,8 @@ async fn wait_for_join(store: &Store) -> anyhow::Result<(Machine, Membership)> {
 /// Why the loop ended.
 enum Ended {
     Stopped,
-    /// `join` said where else the coordinators are; the loop begins anew with that.
-    Rejoined(Machine, Membership),
+    /// `join` said where else the coordinators are, or the node has another identity; the loop begins anew with that.
+    Anew(Machine, Membership),
 }
 
 struct Agent {
@@ -160,6 +160,8 @@ struct Agent {
     reconnect: Arc<Notify>,
     /// Why there is no stream; absent while there is one.
     disconnected: Option<String>,
+    /// The coordinator does not know the node as who it is.
+    is_stranger: bool,
     outcome: Outcome,
     looked: Instant,
     last_change: Instant,
@@ -202,6 +204,7 @@ impl Agent {
             view_unsaved: false,
             reconnect: Arc::new(Notify::new()),
             disconnected: None,
+            is_stranger: false,
             outcome: Outcome::default(),
             looked: now,
             last_change: now,
@@ -276,6 +279,9 @@ impl Agent {
             {
                 break ended;
             }
+            if let Some(ended) = self.change_identity() {
+                break ended;
+            }
             if self.disconnected.is_none() {
                 self.correspondence.go(&self.coordinator, &self.machine, &self.membership);
                 self.change_key().await;
@@ -302,7 +308,7 @@ impl Agent {
     /// Whether `join` left a new account of where the coordinators are.
     fn rejoined(&self) -> Option<Ended> {
         match Slot::Present.load(&self.store) {
-            Ok(Some((machine, Some(membership)))) if membership != self.membership => Some(Ended::Rejoined(machine, membership)),
+            Ok(Some((machine, Some(membership)))) if membership != self.membership => Some(Ended::Anew(machine, membership)),
             Ok(_) => None,
             Err(error) => {
                 tracing::debug!("{error:#}");
@@ -318,18 +324,18 @@ impl Agent {
             }
             Event::Connected => {
                 info!(url = self.coordinator.url(), "connected to the coordinator");
-                self.disconnected = None;
+                (self.disconnected, self.is_stranger) = (None, false);
                 self.save_connection(None);
                 // It may be another coordinator than before, or a new process: it gets the whole account.
                 self.reporting.forget();
             }
-            Event::Disconnected(reason) => {
+            Event::Disconnected { reason, is_stranger } => {
                 // Once for each reason: a coordinator may be away for days.
                 if self.disconnected.as_ref() != Some(&reason) {
                     warn!(reason, "not connected to the coordinator; the tunnels stay as they are");
                     self.save_connection(Some(reason.clone()));
                 }
-                self.disconnected = Some(reason);
+                (self.disconnected, self.is_stranger) = (Some(reason), is_stranger);
             }
             Event::Message(message) => self.receive(message),
         }
@@ -417,6 +423,18 @@ impl Agent {
         }
     }
 
+    /// Takes the steps to another identity that can be taken now, with a coordinator that may know the node by either.
+    fn change_identity(&mut self) -> Option<Ended> {
+        let now = self.started.elapsed();
+        while let Some(machine) = self.key_change.succeed(&self.coordinator, &self.machine, &self.membership, !self.is_stranger, now) {
+            if machine.identity_key() != self.machine.identity_key() {
+                return Some(Ended::Anew(machine, self.membership.clone()));
+            }
+            self.machine = Arc::new(machine);
+        }
+        None
+    }
+
     /// How soon there may be something to do about this node's key.
     fn key_pace(&self) -> Option<Duration> {
         let psks = self.correspondence.exchange();
@@ -494,7 +512,7 @@ impl Agent {
 
     fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
         let host = self.replica.problems().chain(self.outcome.problems.iter().cloned());
-        host.chain(self.correspondence.problems(known)).chain(self.key_change.problem())
+        host.chain(self.correspondence.problems(known)).chain(self.key_change.problems())
     }
 
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.

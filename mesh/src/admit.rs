@@ -9,7 +9,7 @@ use aws_lc_rs::{
 };
 use thiserror::Error;
 use wattle_wire::{
-    enrol::{EnrolFinish, SignedStatement, Statement},
+    enrol::{EnrolFinish, Predecessor, SignedStatement, Statement},
     ids::{MeshId, TokenId},
     key::{Bytes32, IdentityKey, Signature, WireguardKey},
 };
@@ -20,6 +20,7 @@ pub const CHALLENGE_LIFETIME_S: u64 = 120;
 
 // What a key signs or authenticates begins with its purpose, so that nothing made for one purpose serves another.
 const STATEMENT: &[u8] = b"wattle statement v1\0";
+const SUCCESSOR: &[u8] = b"wattle successor v1\0";
 const CHALLENGE: &[u8] = b"wattle enrol challenge v1\0";
 const WIREGUARD_PROOF: &[u8] = b"wattle enrol wireguard v1\0";
 const IDENTITY_PROOF: &[u8] = b"wattle enrol identity v1\0";
@@ -33,6 +34,8 @@ pub enum InvalidStatement {
     Signature,
     #[error("the statement was made for another mesh")]
     Mesh,
+    #[error("the statement names a former identity that did not sign for the one that followed it")]
+    Predecessor,
 }
 
 /// Why an enrolment is refused.
@@ -40,6 +43,8 @@ pub enum InvalidStatement {
 pub enum Denied {
     #[error(transparent)]
     Statement(#[from] InvalidStatement),
+    #[error("a new node has no former identities")]
+    Predecessors,
     #[error("the challenge has expired; start again")]
     Expired,
     #[error("the proof of the WireGuard key is wrong")]
@@ -55,11 +60,16 @@ pub fn sign_statement(statement: &Statement, identity: &Ed25519KeyPair) -> Resul
     Ok(SignedStatement { statement: text, signature })
 }
 
-/// Reads a statement that its identity has signed.
+/// An identity's word for the one that is to follow it.
+pub(crate) fn sign_successor(mesh: MeshId, successor: IdentityKey, identity: &Ed25519KeyPair) -> Signature {
+    sign(identity, &successor_message(mesh, successor))
+}
+
+/// Reads a statement that its identity has signed, and each of its predecessors for the one that followed.
 ///
 /// # Errors
 ///
-/// [`InvalidStatement`] when it cannot be read, is of another mesh, or the signature is not that of the identity which it names.
+/// [`InvalidStatement`] when it cannot be read, is of another mesh, or a signature is not that of the identity which it names.
 pub fn verify_statement(signed: &SignedStatement, mesh: MeshId) -> Result<Statement, InvalidStatement> {
     let statement: Statement = serde_json::from_str(&signed.statement).map_err(|_| InvalidStatement::Unreadable)?;
     let message = [STATEMENT, signed.statement.as_bytes()].concat();
@@ -69,7 +79,17 @@ pub fn verify_statement(signed: &SignedStatement, mesh: MeshId) -> Result<Statem
     if statement.mesh != mesh {
         return Err(InvalidStatement::Mesh);
     }
-    Ok(statement)
+    let successors = statement.predecessors.iter().skip(1).map(|predecessor| predecessor.identity).chain([statement.identity]);
+    let signed = |(Predecessor { identity, signature }, successor): (&Predecessor, IdentityKey)| {
+        verify(*identity, &successor_message(mesh, successor), signature)
+    };
+    let is_short = statement.predecessors.len() <= Statement::MOST_PREDECESSORS;
+    if is_short && statement.predecessors.iter().zip(successors).all(signed) { Ok(statement) } else { Err(InvalidStatement::Predecessor) }
+}
+
+/// Whether the node of a statement, which was verified, is or was this identity.
+pub fn is_or_was(statement: &Statement, identity: IdentityKey) -> bool {
+    statement.identity == identity || statement.predecessors.iter().any(|predecessor| predecessor.identity == identity)
 }
 
 /// The number of a statement that was verified before.
@@ -117,6 +137,9 @@ pub fn check(finish: &EnrolFinish, mesh: MeshId, challenge_secret: &[u8; 32], no
         return Err(Denied::Expired);
     }
     let statement = verify_statement(&finish.statement, mesh)?;
+    if !statement.predecessors.is_empty() {
+        return Err(Denied::Predecessors);
+    }
     let shared =
         challenge_private_key(challenge_secret, finish.nonce).diffie_hellman(&PublicKey::from(*statement.wireguard_key.as_bytes()));
     let key = hmac::Key::new(hmac::HMAC_SHA256, shared.as_bytes());
@@ -131,6 +154,10 @@ pub fn check(finish: &EnrolFinish, mesh: MeshId, challenge_secret: &[u8; 32], no
 
 fn challenge_private_key(challenge_secret: &[u8; 32], nonce: Bytes32) -> StaticSecret {
     StaticSecret::from(authenticate(challenge_secret, &[CHALLENGE, nonce.as_bytes()].concat()))
+}
+
+fn successor_message(mesh: MeshId, successor: IdentityKey) -> Vec<u8> {
+    [SUCCESSOR, mesh.0.as_bytes(), successor.as_bytes()].concat()
 }
 
 fn wireguard_message(nonce: Bytes32, statement: &SignedStatement) -> Vec<u8> {
@@ -212,7 +239,13 @@ mod tests {
     fn somebody_elses_wireguard_key_is_refused_without_its_private_half() {
         let (mine, theirs) = (Keys::of(1), Keys::of(2));
         let mut forged = finish(&mine);
-        let claim = Statement { mesh: MESH, identity: mine.identity_key(), wireguard_key: theirs.wireguard_key(), sequence: 1 };
+        let claim = Statement {
+            mesh: MESH,
+            identity: mine.identity_key(),
+            wireguard_key: theirs.wireguard_key(),
+            sequence: 1,
+            predecessors: vec![],
+        };
         forged.statement = sign_statement(&claim, &mine.identity).unwrap();
         assert_eq!(check_at(&forged, NOW), Err(Denied::WireguardProof));
     }

@@ -32,6 +32,7 @@ pub mod reporting;
 pub mod rotation;
 pub mod ruleset;
 pub mod state;
+pub mod succession;
 pub mod trial;
 pub mod verify;
 pub mod view;

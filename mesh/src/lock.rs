@@ -136,7 +136,9 @@ pub fn is_admitted(node: &NodeRecord, site: &SiteRecord, now: i64) -> bool {
     };
     let lans: Vec<IpNet> = site.subnets.iter().map(|subnet| subnet.net()).collect();
     let covers = |prefix: IpNet| admission.prefixes.iter().any(|admitted| admitted.contains(&prefix));
-    let holds = admission.identity == node.identity_key && admission.ends_at.is_none_or(|end| end > now);
+    let is_its = admission.identity == node.identity_key
+        || serde_json::from_str(&node.statement.statement).is_ok_and(|statement| admit::is_or_was(&statement, admission.identity));
+    let holds = is_its && admission.ends_at.is_none_or(|end| end > now);
     holds && prefixes(node.tunnel_address, &lans).all(covers)
 }
 
@@ -210,10 +212,21 @@ impl Admitted {
         let identity = known.statement.identity;
         let newest = self.admissions.get(&identity).map(|admission| admission.signed_at);
         let is_newer = |than: Option<i64>| than.is_none_or(|than| admission.signed_at > than);
-        let is_known = self.operators.contains(&admission.operator) && admission.identity == identity;
-        if is_known && is_newer(newest) && is_newer(self.spent.get(&identity).copied()) {
+        let is_known = self.operators.contains(&admission.operator) && admit::is_or_was(&known.statement, admission.identity);
+        let spent = [identity, admission.identity].map(|identity| self.spent.get(&identity).copied());
+        if is_known && is_newer(newest) && spent.into_iter().all(is_newer) {
             self.tolerated.remove(&known.peer.node);
             self.admissions.insert(identity, admission);
+        }
+    }
+
+    /// A peer has another identity, for which the one before has signed: what an operator said of that holds for it, and for nobody else.
+    pub fn follow(&mut self, before: IdentityKey, identity: IdentityKey) {
+        if before != identity
+            && let Some(admission) = self.admissions.remove(&before)
+        {
+            self.spent.insert(before, admission.signed_at);
+            self.admissions.entry(identity).or_insert(admission);
         }
     }
 

@@ -1,4 +1,4 @@
-//! A machine with its two key pairs: what it signs and proves, as a node or on its way to become one.
+//! A machine with its key pairs: what it signs and proves, as a node or on its way to become one.
 
 use std::fmt;
 
@@ -11,7 +11,9 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use thiserror::Error;
 use wattle_wire::{
     endpoint::Endpoint,
-    enrol::{EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims, SignedStatement, Statement},
+    enrol::{
+        EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims, Predecessor, SignedStatement, Statement,
+    },
     ids::MeshId,
     join::JoinString,
     key::{IdentityKey, InvalidKey, Signature, WireguardKey},
@@ -26,8 +28,7 @@ const CANARY: &[u8] = b"wattle canary v1\0";
 
 /// The keys of a machine. `Debug` shows the public WireGuard key only.
 pub struct Machine {
-    identity: Ed25519KeyPair,
-    identity_key: IdentityKey,
+    identity: Identity,
     wireguard: StaticSecret,
     wireguard_key: WireguardKey,
     /// Number of its statement.
@@ -37,6 +38,15 @@ pub struct Machine {
     next: Option<NextKey>,
     /// The highest number of a statement that it may have signed.
     issued: u64,
+    /// Identities that it had before, the oldest first.
+    predecessors: Vec<Predecessor>,
+    /// The identity that it is going to take up.
+    successor: Option<Identity>,
+}
+
+struct Identity {
+    pair: Ed25519KeyPair,
+    key: IdentityKey,
 }
 
 /// The WireGuard key that a machine is going to take up.
@@ -54,6 +64,9 @@ pub struct KeptKeys {
     pub since: u64,
     pub next: Option<Zeroizing<[u8; 32]>>,
     pub issued: u64,
+    pub predecessors: Vec<Predecessor>,
+    /// PKCS#8.
+    pub successor: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl fmt::Debug for KeptKeys {
@@ -76,37 +89,45 @@ pub enum InvalidMachine {
 impl Machine {
     /// A machine with the keys that come of these random bytes. `now` is in seconds since 1970.
     pub fn new(identity_seed: &[u8; 32], wireguard: &[u8; 32], now: u64) -> Result<Self, InvalidMachine> {
-        let identity = Ed25519KeyPair::from_seed_unchecked(identity_seed)?;
-        let identity = Zeroizing::new(identity.to_pkcs8()?.as_ref().to_vec());
-        Self::restore(&KeptKeys { identity, wireguard: Zeroizing::new(*wireguard), sequence: 1, since: now, next: None, issued: 1 })
+        Self::restore(&KeptKeys {
+            identity: Identity::encoded(identity_seed)?,
+            wireguard: Zeroizing::new(*wireguard),
+            sequence: 1,
+            since: now,
+            next: None,
+            issued: 1,
+            predecessors: Vec::new(),
+            successor: None,
+        })
     }
 
     /// A machine with keys that were kept.
     pub fn restore(kept: &KeptKeys) -> Result<Self, InvalidMachine> {
-        let identity = Ed25519KeyPair::from_pkcs8(&kept.identity)?;
-        let identity_key: [u8; 32] = identity.public_key().as_ref().try_into().map_err(|_| InvalidMachine::Encoding(Unspecified))?;
         let NextKey { secret: wireguard, key: wireguard_key } = NextKey::of(&kept.wireguard)?;
         Ok(Self {
-            identity,
-            identity_key: IdentityKey::from(identity_key),
+            identity: Identity::of(&kept.identity)?,
             wireguard,
             wireguard_key,
             sequence: kept.sequence,
             since: kept.since,
             next: kept.next.as_ref().map(|secret| NextKey::of(secret)).transpose()?,
             issued: kept.issued.max(kept.sequence),
+            predecessors: kept.predecessors.clone(),
+            successor: kept.successor.as_ref().map(|kept| Identity::of(kept)).transpose()?,
         })
     }
 
     /// The keys as they are to be kept.
     pub fn kept(&self) -> Result<KeptKeys, InvalidMachine> {
         Ok(KeptKeys {
-            identity: Zeroizing::new(self.identity.to_pkcs8()?.as_ref().to_vec()),
+            identity: self.identity.kept()?,
             wireguard: self.wireguard_private_key(),
             sequence: self.sequence,
             since: self.since,
             next: self.next.as_ref().map(|next| Zeroizing::new(next.secret.to_bytes())),
             issued: self.issued,
+            predecessors: self.predecessors.clone(),
+            successor: self.successor.as_ref().map(Identity::kept).transpose()?,
         })
     }
 
@@ -129,8 +150,33 @@ impl Machine {
         })
     }
 
+    /// The machine, about to take up the identity that comes of these random bytes. Its statement has a number that none had before.
+    pub fn succeeding(&self, identity_seed: &[u8; 32]) -> Result<Self, InvalidMachine> {
+        Self::restore(&KeptKeys { successor: Some(Identity::encoded(identity_seed)?), issued: self.issued + 1, ..self.kept()? })
+    }
+
+    /// The machine with the identity that it was going to take up, if there is one, as the present one.
+    pub fn succeeded(&self, mesh: MeshId) -> Result<Self, InvalidMachine> {
+        let kept = self.kept()?;
+        let predecessors = self.and_predecessors(mesh);
+        Self::restore(&match (kept.successor, predecessors) {
+            (Some(identity), Some(predecessors)) => KeptKeys { identity, predecessors, sequence: kept.issued, successor: None, ..kept },
+            (successor, _) => KeptKeys { successor, ..kept },
+        })
+    }
+
     pub fn identity_key(&self) -> IdentityKey {
-        self.identity_key
+        self.identity.key
+    }
+
+    /// The identity that it is going to take up.
+    pub fn successor(&self) -> Option<IdentityKey> {
+        self.successor.as_ref().map(|successor| successor.key)
+    }
+
+    /// Whether it had another identity before.
+    pub fn has_predecessors(&self) -> bool {
+        !self.predecessors.is_empty()
     }
 
     pub fn wireguard_key(&self) -> WireguardKey {
@@ -158,7 +204,7 @@ impl Machine {
 
     /// The identity's signature. What is signed begins with its purpose.
     pub(crate) fn sign(&self, message: &[u8]) -> Signature {
-        admit::sign(&self.identity, message)
+        admit::sign(&self.identity.pair, message)
     }
 
     /// What other nodes rely on, signed.
@@ -172,8 +218,24 @@ impl Machine {
     }
 
     fn state(&self, mesh: MeshId, wireguard_key: WireguardKey, sequence: u64) -> Result<SignedStatement, serde_json::Error> {
-        let statement = Statement { mesh, identity: self.identity_key, wireguard_key, sequence };
-        admit::sign_statement(&statement, &self.identity)
+        let (identity, predecessors) = (self.identity.key, self.predecessors.clone());
+        admit::sign_statement(&Statement { mesh, identity, wireguard_key, sequence, predecessors }, &self.identity.pair)
+    }
+
+    /// What other nodes will rely on once it has taken up its next identity, signed by that; `None` when it has none.
+    pub fn succession(&self, mesh: MeshId) -> Result<Option<SignedStatement>, serde_json::Error> {
+        let (Some(Identity { pair, key }), Some(predecessors)) = (&self.successor, self.and_predecessors(mesh)) else { return Ok(None) };
+        let statement = Statement { mesh, identity: *key, wireguard_key: self.wireguard_key, sequence: self.issued, predecessors };
+        admit::sign_statement(&statement, pair).map(Some)
+    }
+
+    /// The newest identities up to the present one, which signs for the one that it is going to take up; `None` when there is none.
+    fn and_predecessors(&self, mesh: MeshId) -> Option<Vec<Predecessor>> {
+        let signature = admit::sign_successor(mesh, self.successor.as_ref()?.key, &self.identity.pair);
+        let mut predecessors = self.predecessors.clone();
+        predecessors.push(Predecessor { identity: self.identity.key, signature });
+        predecessors.drain(..predecessors.len().saturating_sub(Statement::MOST_PREDECESSORS));
+        Some(predecessors)
     }
 
     /// The preshared key of the entry that stands ready for a peer's announced key. Nobody else knows it, so that no handshake with that
@@ -196,7 +258,7 @@ impl Machine {
     ) -> Result<EnrolFinish, serde_json::Error> {
         let statement = self.statement(join.mesh)?;
         let (wireguard_proof, identity_proof) =
-            admit::prove(challenge.nonce, challenge.server_key, join.token, &statement, &self.wireguard, &self.identity);
+            admit::prove(challenge.nonce, challenge.server_key, join.token, &statement, &self.wireguard, &self.identity.pair);
         Ok(EnrolFinish {
             token: join.token,
             secret: join.secret.clone(),
@@ -220,7 +282,7 @@ impl Machine {
             exp: now + NODE_TOKEN_LIFETIME_S,
             generation: enrolled.generation,
         };
-        let key = self.identity.to_pkcs8().map_err(|_| jsonwebtoken::errors::ErrorKind::InvalidKeyFormat)?;
+        let key = self.identity.pair.to_pkcs8().map_err(|_| jsonwebtoken::errors::ErrorKind::InvalidKeyFormat)?;
         jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(key.as_ref())).map(Secret::new)
     }
 }
@@ -244,6 +306,23 @@ impl HeldToken {
         let token = machine.token(enrolled, now)?;
         self.0 = Some((now, token.clone()));
         Ok(token)
+    }
+}
+
+impl Identity {
+    /// The identity that comes of these random bytes, as PKCS#8.
+    fn encoded(seed: &[u8; 32]) -> Result<Zeroizing<Vec<u8>>, InvalidMachine> {
+        Ok(Zeroizing::new(Ed25519KeyPair::from_seed_unchecked(seed)?.to_pkcs8()?.as_ref().to_vec()))
+    }
+
+    fn of(kept: &[u8]) -> Result<Self, InvalidMachine> {
+        let pair = Ed25519KeyPair::from_pkcs8(kept)?;
+        let key: [u8; 32] = pair.public_key().as_ref().try_into().map_err(|_| InvalidMachine::Encoding(Unspecified))?;
+        Ok(Self { pair, key: IdentityKey::from(key) })
+    }
+
+    fn kept(&self) -> Result<Zeroizing<Vec<u8>>, InvalidMachine> {
+        Ok(Zeroizing::new(self.pair.to_pkcs8()?.as_ref().to_vec()))
     }
 }
 
@@ -297,6 +376,53 @@ mod tests {
         assert_eq!((Some(after.wireguard_key()), after.next_key(), after.since()), (again.next_key(), None, 9));
         assert_eq!(after.statement(MESH).unwrap(), announced);
         assert_ne!(before.canary_psk(after.wireguard_key()), after.canary_psk(after.wireguard_key()));
+    }
+
+    #[test]
+    fn the_next_identity_is_signed_for_by_the_present_one_and_taken_up_whole_or_not_at_all() {
+        let before = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+        assert_eq!((before.succession(MESH).unwrap(), before.successor()), (None, None));
+        let succeeding = Machine::restore(&before.succeeding(&[3; 32]).unwrap().kept().unwrap()).unwrap();
+        assert_eq!((succeeding.identity_key(), succeeding.sequence()), (before.identity_key(), 1));
+        let told = succeeding.succession(MESH).unwrap().unwrap();
+        let after = Machine::restore(&succeeding.succeeded(MESH).unwrap().kept().unwrap()).unwrap();
+        assert_eq!(after.statement(MESH).unwrap(), told, "it is what was told, after a restart, too");
+        assert_eq!((Some(after.identity_key()), after.wireguard_key()), (succeeding.successor(), before.wireguard_key()));
+        let statement = admit::verify_statement(&told, MESH).unwrap();
+        assert_eq!((statement.identity, statement.sequence), (after.identity_key(), 2));
+        assert!(admit::is_or_was(&statement, before.identity_key()) && after.has_predecessors() && after.successor().is_none());
+    }
+
+    #[test]
+    fn a_former_identity_counts_only_where_each_signed_for_the_next_and_the_oldest_are_dropped() {
+        let mut machine = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+        let mut identities = vec![machine.identity_key()];
+        for number in 0..Statement::MOST_PREDECESSORS + 2 {
+            machine = machine.succeeding(&[u8::try_from(number).unwrap() + 10; 32]).unwrap().succeeded(MESH).unwrap();
+            identities.push(machine.identity_key());
+        }
+        let statement = admit::verify_statement(&machine.statement(MESH).unwrap(), MESH).unwrap();
+        let counts: Vec<_> = identities.iter().map(|identity| admit::is_or_was(&statement, *identity)).collect();
+        assert_eq!(counts.iter().position(|counts| *counts), Some(2), "{counts:?}");
+        assert!(counts[2..].iter().all(|counts| *counts));
+
+        let resigned = |change: &dyn Fn(&mut Vec<Predecessor>)| {
+            let mut statement = statement.clone();
+            change(&mut statement.predecessors);
+            admit::verify_statement(&admit::sign_statement(&statement, &machine.identity.pair).unwrap(), MESH).map(drop)
+        };
+        assert_eq!(resigned(&|_| ()), Ok(()));
+        for (change, what) in [
+            ((&|all: &mut Vec<_>| all.swap(3, 4)) as &dyn Fn(&mut Vec<Predecessor>), "another order"),
+            (&|all| all.truncate(15), "no word of the last one"),
+            (&|all| all.insert(0, all[0].clone()), "too many"),
+        ] {
+            assert_eq!(resigned(change), Err(admit::InvalidStatement::Predecessor), "{what}");
+        }
+        let stranger = Machine::new(&[99; 32], &[2; 32], 5).unwrap();
+        let forged = Statement { identity: stranger.identity_key(), ..statement.clone() };
+        let forged = admit::sign_statement(&forged, &stranger.identity.pair).unwrap();
+        assert_eq!(admit::verify_statement(&forged, MESH), Err(admit::InvalidStatement::Predecessor));
     }
 
     #[test]

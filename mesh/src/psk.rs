@@ -197,7 +197,14 @@ enum Phase {
     Idle,
     /// Initiator: asked. Lost in a restart, which begins a new round.
     #[serde(skip)]
-    Requested { secret: KemSecret, keys: [WireguardKey; 2], message: SignedPskMessage, retry: Retry },
+    Requested {
+        secret: KemSecret,
+        keys: [WireguardKey; 2],
+        /// Who asked whom. The key depends on the signatures, so another identity of either is another round.
+        identities: [IdentityKey; 2],
+        message: SignedPskMessage,
+        retry: Retry,
+    },
     /// Initiator: has the key, and the responder may use it already.
     Confirmed {
         next: Derived,
@@ -252,11 +259,20 @@ impl Ends<'_> {
         if self.is_initiator() { [mine, self.peer_key] } else { [self.peer_key, mine] }
     }
 
+    fn identities(&self) -> [IdentityKey; 2] {
+        [self.machine.identity_key(), self.peer_identity]
+    }
+
     fn sign(&self, round: u64, step: PskStep) -> Option<SignedPskMessage> {
         let message = PskMessage { mesh: self.mesh, from: self.me, to: self.peer, round, step };
-        let message = serde_json::to_string(&message).ok()?;
+        Some(self.signed(serde_json::to_string(&message).ok()?))
+    }
+
+    /// A message under the present identity. It is what it was unless the machine has taken up another identity since, whose word alone the
+    /// peer believes.
+    fn signed(&self, message: String) -> SignedPskMessage {
         let signature = self.machine.sign(&[PURPOSE, message.as_bytes()].concat());
-        Some(SignedPskMessage { message, signature })
+        SignedPskMessage { message, signature }
     }
 
     /// Reads a message that the peer signed for this node.
@@ -313,7 +329,9 @@ impl Pair {
             Phase::Idle if ends.is_turning && self.current.is_some() => false,
             Phase::Idle if ends.is_initiator() => self.is_used_up(ends, now),
             Phase::Idle => self.current.is_none(),
-            Phase::Requested { keys, retry, .. } => retry.is_due(now) || *keys != ends.keys(),
+            Phase::Requested { keys, identities, retry, .. } => {
+                retry.is_due(now) || *keys != ends.keys() || *identities != ends.identities()
+            }
             Phase::Confirmed { retry, .. } | Phase::Waiting { retry } => retry.is_due(now),
             Phase::Offered { .. } => false,
         }
@@ -326,14 +344,17 @@ impl Pair {
         }
         let keys_now = ends.keys();
         match &mut self.phase {
-            Phase::Requested { keys, message, retry, .. } if *keys == keys_now => {
+            // The number of the round is when it was begun. What nobody answers for a day is wiped.
+            Phase::Requested { keys, identities, message, retry, .. }
+                if *keys == keys_now && *identities == ends.identities() && now < self.round.saturating_add(LIFETIME_S) =>
+            {
                 retry.again(now);
                 Some(message.clone())
             }
             Phase::Idle | Phase::Requested { .. } if ends.is_initiator() => self.begin(ends, now, kem),
             Phase::Confirmed { message, retry, .. } => {
                 retry.again(now);
-                Some(message.clone())
+                Some(ends.signed(message.message.clone()))
             }
             Phase::Waiting { retry } => {
                 retry.again(now);
@@ -411,7 +432,7 @@ impl Pair {
         let keys = ends.keys();
         let [initiator_key, responder_key] = keys;
         let message = ends.sign(self.round, PskStep::Request { initiator_key, responder_key, kem_key })?;
-        self.phase = Phase::Requested { secret, keys, message: message.clone(), retry: Retry::new(now) };
+        self.phase = Phase::Requested { secret, keys, identities: ends.identities(), message: message.clone(), retry: Retry::new(now) };
         Some(message)
     }
 
@@ -461,7 +482,7 @@ impl Pair {
                 self.phase = Phase::Confirmed { next, keys, message: message.clone(), retry: Retry::new(now), trial };
                 Ok(Some(message))
             }
-            Phase::Confirmed { message, .. } if round == self.round => Ok(Some(message.clone())),
+            Phase::Confirmed { message, .. } if round == self.round => Ok(Some(ends.signed(message.message.clone()))),
             Phase::Idle | Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => {
                 Err(Ignored::Unexpected)
             }

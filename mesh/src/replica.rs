@@ -27,7 +27,7 @@ use wattle_wire::{
 pub(crate) use self::claims::prefixes;
 use self::claims::{Claims, Contradiction};
 use crate::{
-    admit::{InvalidStatement, verify_statement},
+    admit::{InvalidStatement, is_or_was, verify_statement},
     lock::Admitted,
     state::{Link, ObservedPeer},
 };
@@ -144,7 +144,7 @@ impl fmt::Display for Refusal {
 pub enum RefusalReason {
     #[error(transparent)]
     Statement(#[from] InvalidStatement),
-    #[error("it is signed by another identity than the one known")]
+    #[error("it is signed by another identity than the one known, which has not signed for it")]
     Identity,
     #[error("its statement is older than the one known")]
     Older,
@@ -445,7 +445,10 @@ impl Replica {
         if let Some(admitted) = &mut known.admitted {
             for (node, touched) in &peers {
                 match (touched, known.peers.get(node)) {
-                    (Some(peer), _) => admitted.learn(self.mesh, peer),
+                    (Some(peer), before) => {
+                        before.iter().for_each(|before| admitted.follow(before.statement.identity, peer.statement.identity));
+                        admitted.learn(self.mesh, peer);
+                    }
                     (None, Some(gone)) => admitted.forget(gone),
                     (None, None) => {}
                 }
@@ -535,7 +538,7 @@ fn believe_statement(
     // Nobody signs two statements of one number; who was removed may come back with his last one.
     let is_old = |sequence| if known.is_some() { statement.sequence <= sequence } else { statement.sequence < sequence };
     match known.map(Pin::of).or(pin) {
-        Some(pin) if pin.identity != statement.identity => Err(RefusalReason::Identity),
+        Some(pin) if !is_or_was(&statement, pin.identity) => Err(RefusalReason::Identity),
         Some(pin) if is_old(pin.sequence) => Err(RefusalReason::Older),
         Some(_) | None => Ok(statement),
     }

@@ -125,8 +125,9 @@ impl Rotation {
                 return Some(Act::Tell(RotationStep::Withdraw {}));
             }
             let is_due = (own.rotate || is_used_up(situation)) && now >= self.put_off_until;
-            // Whoever asks on this host waits for an answer.
-            return (situation.is_asked || is_due).then_some(Act::MakeKey);
+            // A next identity speaks of the present key. Whoever asks on this host waits for an answer.
+            let is_free = machine.successor().is_none();
+            return (is_free && (situation.is_asked || is_due)).then_some(Act::MakeKey);
         }
         let announce = || machine.announcement(known.mesh.id).ok().flatten().map(|statement| Act::Tell(RotationStep::Announce(statement)));
         let Some(Announced { since, heard, waiting_for }) = &self.announced else {

@@ -54,7 +54,8 @@ impl Keys {
     }
 
     pub(crate) fn statement(&self, sequence: u64) -> SignedStatement {
-        let statement = Statement { mesh: MESH, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence };
+        let statement =
+            Statement { mesh: MESH, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence, predecessors: vec![] };
         admit::sign_statement(&statement, &self.identity).unwrap()
     }
 }
@@ -64,7 +65,8 @@ pub(crate) fn machine_of(number: u64) -> Machine {
     let keys = Keys::of(number);
     let identity = Zeroizing::new(keys.identity.to_pkcs8().unwrap().as_ref().to_vec());
     let wireguard = Zeroizing::new(keys.wireguard.to_bytes());
-    Machine::restore(&KeptKeys { identity, wireguard, sequence: 1, since: 0, next: None, issued: 1 }).unwrap()
+    Machine::restore(&KeptKeys { identity, wireguard, sequence: 1, since: 0, next: None, issued: 1, predecessors: vec![], successor: None })
+        .unwrap()
 }
 
 pub(crate) fn node_id(number: u64) -> NodeId {

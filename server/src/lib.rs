@@ -32,6 +32,7 @@ pub mod secret;
 pub mod server;
 pub mod sites;
 pub mod stream;
+pub mod succession;
 pub mod terms;
 mod text;
 pub mod tokens;

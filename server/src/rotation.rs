@@ -7,6 +7,7 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
+use sqlx::PgConnection;
 use wattle_mesh::{
     admit,
     directory::{NodeRecord, RecordChange},
@@ -15,6 +16,7 @@ use wattle_wire::{
     admin::Node,
     enrol::{SignedStatement, Statement},
     ids::NodeId,
+    key::WireguardKey,
     problem::Problem,
     rotation::{RotationAnswer, RotationStep},
 };
@@ -78,13 +80,11 @@ async fn announce(app: &App, actor: &Actor, node: NodeId, signed: &SignedStateme
         let announced = app.mutate(actor, |mut change| async move {
             sites::queries::lock(&mut change).await?;
             let record = found(nodes::queries::find(&mut change, node).await?)?;
-            follows(&record, statement)?;
+            follows_of_same(&record, statement)?;
             if let Some(other) = queries::under_way(&mut change, node).await? {
                 return Err(under_way(&other).into());
             }
-            if queries::is_known_key(&mut change, node, statement.wireguard_key).await? {
-                return Err(enrolment::queries::key_taken().into());
-            }
+            refuse_known_key(&mut change, node, statement.wireguard_key).await?;
             let record = found(queries::announce(&mut change, node, signed, statement).await?)?;
             Ok(change.made((), vec![RecordChange::Node(record)], "node.key.announce", node))
         });
@@ -102,10 +102,8 @@ async fn done(app: &App, actor: &Actor, node: NodeId, signed: &SignedStatement) 
         if record.statement == *signed {
             return Ok(change.not_needed(()));
         }
-        follows(&record, statement)?;
-        if queries::is_known_key(&mut change, node, statement.wireguard_key).await? {
-            return Err(enrolment::queries::key_taken().into());
-        }
+        follows_of_same(&record, statement)?;
+        refuse_known_key(&mut change, node, statement.wireguard_key).await?;
         let record = found(queries::take_up(&mut change, node, signed, statement).await?)?;
         Ok(change.made((), vec![RecordChange::Node(record)], "node.key.change", node))
     })
@@ -129,16 +127,26 @@ fn verified(app: &App, signed: &SignedStatement) -> Result<Statement> {
         .map_err(|invalid| error::invalid("statement", "statement", invalid.to_string()).into())
 }
 
-/// Refuses a statement that cannot follow the node's present one.
-fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> {
-    let present = admit::sequence(&record.statement).ok_or(Error::Internal("a statement in the database is not valid"))?;
+/// Refuses a statement that cannot follow the node's present one, or that is of another identity.
+fn follows_of_same(record: &NodeRecord, statement: &Statement) -> Result<()> {
     if statement.identity != record.identity_key {
         return Err(error::invalid("statement", "statement", "it is signed by another identity than the node's").into());
     }
+    follows(record, statement)
+}
+
+/// Refuses a statement whose number cannot follow that of the node's present one.
+pub(crate) fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> {
+    let present = admit::sequence(&record.statement).ok_or(Error::Internal("a statement in the database is not valid"))?;
     if statement.sequence <= present || i64::try_from(statement.sequence).is_err() {
         return Err(error::invalid("statement", "statement", format!("its number must be above {present}")).into());
     }
     Ok(())
+}
+
+/// Refuses a key that is or was another node's, or is what this node has already.
+pub(crate) async fn refuse_known_key(connection: &mut PgConnection, node: NodeId, key: WireguardKey) -> Result<()> {
+    if queries::is_known_key(connection, node, key).await? { Err(enrolment::queries::key_taken().into()) } else { Ok(()) }
 }
 
 fn under_way(node: &str) -> Problem {

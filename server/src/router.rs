@@ -30,8 +30,8 @@ use crate::{
     api_tokens,
     app::App,
     auth::{self, RequestId},
-    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, terms, tokens, ui,
-    webhooks,
+    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, succession, terms,
+    tokens, ui, webhooks,
 };
 
 /// Position of the copy from which an answer was read.
@@ -50,7 +50,8 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(health::readyz))
             .routes(routes!(health::openapi))
             .routes(routes!(enrolment::start))
-            .routes(routes!(enrolment::finish)),
+            .routes(routes!(enrolment::finish))
+            .routes(routes!(succession::succeed)),
         Action::Read => routes
             .routes(routes!(sites::list))
             .routes(routes!(sites::show))

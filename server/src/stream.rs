@@ -25,9 +25,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use wattle_mesh::{feed::Next, view};
+use wattle_mesh::{
+    feed::{Feed, Next},
+    view,
+};
 use wattle_wire::{
     ids::{NodeId, Position},
+    key::IdentityKey,
     stream::{ByeReason, HEARTBEAT_S, StreamMessage},
 };
 
@@ -86,12 +90,14 @@ pub async fn follow(
     let now = Instant::now();
     app.reports.distrust(node);
     let Open { superseded, mail, .. } = app.streams.open(node);
+    let identity = app.copy.read(|feed| identity(feed, node));
     let session = Session {
         superseded,
         mail,
         position: app.copy.subscribe(),
         app,
         node,
+        identity,
         since: query.since,
         greeted: false,
         ended: false,
@@ -131,6 +137,8 @@ pub async fn show(State(app): State<App>, Extension(CallingNode(node)): Extensio
 struct Session {
     app: App,
     node: NodeId,
+    /// As which it opened the stream; absent when it was removed meanwhile.
+    identity: Option<IdentityKey>,
     /// The position up to which the node knows the mesh.
     since: Option<Position>,
     position: watch::Receiver<Position>,
@@ -179,6 +187,7 @@ impl Session {
                     continue;
                 }
                 Look::Revoked => return self.bye(ByeReason::Revoked),
+                Look::Succeeded => return self.bye(ByeReason::Superseded),
             };
             tokio::select! {
                 biased;
@@ -196,6 +205,10 @@ impl Session {
         self.app.copy.read(|feed| {
             let snapshot = || texts.snapshot(feed, self.node).map_or(Look::Revoked, |text| Look::Say(feed.position(), text));
             let now = Instant::now();
+            let known = identity(feed, self.node);
+            if known.is_some() && known != self.identity {
+                return Look::Succeeded;
+            }
             match feed.next(self.node, self.since) {
                 Next::Delta(since) => Look::Say(feed.position(), texts.delta(feed, self.node, since)),
                 Next::Snapshot => snapshot(),
@@ -227,6 +240,12 @@ enum Look {
     /// The node has seen this, and the copy has had time to catch up with it.
     Ahead(Position),
     Revoked,
+    /// The node has another identity than the one that opened the stream.
+    Succeeded,
+}
+
+fn identity(feed: &Feed, node: NodeId) -> Option<IdentityKey> {
+    feed.directory().nodes.get(&node).map(|record| record.identity_key)
 }
 
 impl Drop for Session {

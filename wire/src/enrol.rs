@@ -33,8 +33,23 @@ pub struct Statement {
     pub mesh: MeshId,
     pub identity: IdentityKey,
     pub wireguard_key: WireguardKey,
-    /// Grows with each statement of the same identity, from 1; an older statement never replaces a newer one.
+    /// Grows with each statement of the same node, from 1; an older statement never replaces a newer one.
     pub sequence: u64,
+    /// Identities that the node had before, the oldest first, at most [`Statement::MOST_PREDECESSORS`]; absent means none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub predecessors: Vec<Predecessor>,
+}
+
+impl Statement {
+    pub const MOST_PREDECESSORS: usize = 16;
+}
+
+/// An identity that a node had before, with its word for the one that followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Predecessor {
+    pub identity: IdentityKey,
+    /// Over the identity that followed: see `mesh::admit`.
+    pub signature: Signature,
 }
 
 /// A [`Statement`] as its node wrote it, with the node's signature over those bytes.
@@ -43,6 +58,15 @@ pub struct SignedStatement {
     /// The statement's JSON, verbatim.
     pub statement: String,
     pub signature: Signature,
+}
+
+/// `POST /agent/identity`: the node takes up another identity. It may be repeated.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewIdentity {
+    pub node: NodeId,
+    /// Signed by the new identity, with the one before as its last predecessor.
+    pub statement: SignedStatement,
 }
 
 /// `POST /agent/enrol/finish`: the machine's keys with their proofs. Repeated with the same token and identity, it gets the same answer.

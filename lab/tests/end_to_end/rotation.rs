@@ -24,6 +24,12 @@ const NOBODY_READY: &str = "
 CREATE FUNCTION refuse_ready() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 CREATE TRIGGER refuse_ready BEFORE INSERT ON armed_peers FOR EACH ROW EXECUTE FUNCTION refuse_ready();
 ";
+/// The coordinator cannot take another identity.
+const NO_IDENTITY: &str = "
+CREATE FUNCTION refuse_identity() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF NEW.identity_key <> OLD.identity_key THEN RAISE 'not now' USING ERRCODE = 'lock_not_available'; END IF; RETURN NEW; END $$;
+CREATE TRIGGER refuse_identity BEFORE UPDATE ON nodes FOR EACH ROW EXECUTE FUNCTION refuse_identity();
+";
 /// The coordinator cannot take note that a key was taken up.
 const NOTHING_DONE: &str = "
 CREATE FUNCTION refuse_done() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now' USING ERRCODE = 'lock_not_available'; END $$;
@@ -208,6 +214,88 @@ pub(crate) fn handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_t
         ensure!(lost.len() <= MOST_LOST, "{} of {sent} were lost", lost.len());
     }
     Ok(())
+}
+
+pub(crate) fn h2_another_identity_is_taken_up_whoever_dies_at_whatever_step_and_no_packet_is_lost(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flows = flows(&lab)?;
+    let first = identity(&lab, &api)?;
+    lab.coordinator.sql(NO_IDENTITY)?;
+    lab.gateway(FRANKFURT)?.host.run_with(&format!("tee {STATE_DIR}/rotate.json"), r#"{"what":"identity"}"#)?;
+    let next = wait_for("it has another identity on disk", patience(20.0), || {
+        let kept = kept(&lab)?;
+        ensure!(kept["next_identity"].is_string(), "it has one alone");
+        Ok(kept["next_identity"].clone())
+    })?;
+    // Both die before the coordinator could take it.
+    lab.gateway_mut(FRANKFURT)?.kill_agent()?;
+    lab.coordinator.kill()?;
+    lab.coordinator.start_server()?;
+    lab.coordinator.wait_ready()?;
+    let before = kept(&lab)?;
+    ensure!(before["next_identity"] == next, "it has yet another");
+    lab.gateway_mut(FRANKFURT)?.start_agent()?;
+    flows[0].more(100)?;
+    lab.coordinator.sql("CREATE TABLE backup AS SELECT * FROM nodes; DROP TRIGGER refuse_identity ON nodes")?;
+    let second = succeeded(&lab, &api, &first)?;
+    ensure!(kept(&lab)?["identity"] == next, "it is another than was made");
+
+    // The agent dies between the coordinator's word and its own disk: the coordinator knows it as somebody whom it is yet to become.
+    lab.gateway_mut(FRANKFURT)?.kill_agent()?;
+    lab.gateway(FRANKFURT)?.host.run_with(&format!("tee {STATE_DIR}/node.json"), &before.to_string())?;
+    lab.gateway_mut(FRANKFURT)?.start_agent()?;
+    wait_for("it is who the coordinator says it is", patience(20.0), || {
+        ensure!(kept(&lab)?["next_identity"].is_null() && identity(&lab, &api)? == second, "it is not");
+        Ok(())
+    })?;
+
+    // A database that was restored knows it as who it was.
+    lab.coordinator.sql(
+        "UPDATE nodes SET identity_key = backup.identity_key, statement = backup.statement, statement_signature = backup.statement_signature
+         FROM backup WHERE backup.id = nodes.id; UPDATE mesh SET epoch = epoch + 1",
+    )?;
+    lab.coordinator.kill()?;
+    lab.coordinator.start_server()?;
+    lab.coordinator.wait_ready()?;
+    wait_for("the coordinator knows it again", patience(20.0), || {
+        ensure!(identity(&lab, &api)? == second, "it does not");
+        Ok(())
+    })?;
+
+    let said = lab.gateway(FRANKFURT)?.agent_says(&["rotate", "--identity"])?;
+    let third = succeeded(&lab, &api, &second)?;
+    ensure!(said.contains(&second) && said.contains(&third), "{said}");
+    // The peers believe what it signs now, and nothing of this touched a tunnel.
+    let key = lab.gateway(FRANKFURT)?.public_key()?;
+    lab.gateway(FRANKFURT)?.agent_says(&["rotate"])?;
+    let after = taken_up(&lab, &key)?;
+    everybody_goes_by(&lab, &api, &after)?;
+    flows.iter().try_for_each(|flow| flow.more(100))?;
+    flows.into_iter().try_for_each(|flow| flow.expect_no_loss().map(drop))
+}
+
+/// What Frankfurt has on disk of its keys.
+fn kept(lab: &Lab) -> Result<Value> {
+    Ok(serde_json::from_str(&lab.gateway(FRANKFURT)?.host.run(&format!("cat {STATE_DIR}/node.json"))?)?)
+}
+
+/// Frankfurt's identity, of which its agent and the coordinator say the same.
+fn identity(lab: &Lab, api: &Api) -> Result<String> {
+    let node: Value = api.get("/nodes/frankfurt")?;
+    let status = lab.gateway(FRANKFURT)?.status()?;
+    ensure!(status["identity"] == node["identity_key"], "{} {}", status["identity"], node["identity_key"]);
+    ensure!(status["coordinator"]["connected"] == true, "{}", status["coordinator"]);
+    Ok(node["identity_key"].as_str().context("no identity")?.to_owned())
+}
+
+/// Waits until Frankfurt has another identity, and gives it.
+fn succeeded(lab: &Lab, api: &Api, before: &str) -> Result<String> {
+    wait_for("the identity is another one", patience(20.0), || {
+        let after = identity(lab, api)?;
+        ensure!(after != before, "it is the old one");
+        Ok(after)
+    })
 }
 
 /// Asks for a new key of Frankfurt.

@@ -12,6 +12,7 @@ use crate::{
     directory::{NodeRecord, RecordChange},
     feed::Feed,
     guard::{Guard, Refused, Surroundings},
+    machine::Machine,
     psk::exchange::Exchange,
     replica::{Received, Replica},
     rotation::canary::Turns,
@@ -194,6 +195,46 @@ fn e2_a_new_key_of_the_same_identity_needs_no_new_admission_and_another_identity
     let thief = directory_record_of(&second, &Keys::of(66));
     world.change(&[RecordChange::NodeRevoked(node_id(2)), RecordChange::Node(thief)]);
     world.change(&[RecordChange::Admission(node_id(7), just(&operator(1), 2, NOW))]);
+    assert_eq!(world.carried_out(), [peer(3, &["10.3.0.0/24"])]);
+}
+
+#[test]
+fn an_admission_holds_for_the_identity_that_the_admitted_one_signed_for_and_then_for_no_other() {
+    let mut world = World::new(3, &[2, 3]);
+    let before = world.carried_out();
+    let old = machine_of(2);
+    let successor = old.succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap();
+    let record = |machine: &Machine, id| {
+        let statement = machine.statement(MESH).unwrap();
+        NodeRecord { id, identity_key: machine.identity_key(), statement, admission: Some(just(&operator(1), 2, NOW)), ..node_record(2).1 }
+    };
+    world.change(&[RecordChange::Node(record(&successor, node_id(2)))]);
+    assert_eq!(world.carried_out(), before);
+    world.restart(Some(operators(&[1])));
+    assert_eq!(world.carried_out(), before);
+    let (site, node) = (node_record(2).0, record(&successor, node_id(2)));
+    assert!(is_admitted(&node, &site, NOW));
+    // Somebody who has the former key comes as another node with the word that was given for it.
+    let thief = old.succeeding(&[67; 32]).unwrap().succeeded(MESH).unwrap().preparing(&[68; 32]).unwrap().switched(0).unwrap();
+    for (number, machine) in [(7, &thief), (8, &old.preparing(&[69; 32]).unwrap().switched(0).unwrap())] {
+        let (elsewhere, other) = node_record(number);
+        let node = NodeRecord { wireguard_key: machine.wireguard_key(), identity_key: machine.identity_key(), ..other };
+        let node = NodeRecord { statement: machine.statement(MESH).unwrap(), admission: Some(just(&operator(1), 2, NOW)), ..node };
+        world.change(&[RecordChange::Site(elsewhere), RecordChange::Node(node)]);
+        assert_eq!(world.carried_out(), before);
+        assert!(world.refused_at(NOW).is_unsigned(node_id(number)));
+    }
+}
+
+#[test]
+fn e12_a_node_that_was_removed_does_not_come_back_under_another_identity_with_the_old_admission() {
+    let mut world = World::new(3, &[2, 3]);
+    let gone = world.replica.known().unwrap().peers[&node_id(2)].peer.clone();
+    world.change(&[RecordChange::NodeRevoked(node_id(2))]);
+    let statement = machine_of(2).succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap().statement(MESH).unwrap();
+    let since = world.replica.position().unwrap();
+    let changes = vec![ViewChange::Peer(Peer { statement, ..gone })];
+    assert_eq!(world.replica.receive(StreamMessage::Delta { since, position: since, changes }), Received::Changed { refused: vec![] });
     assert_eq!(world.carried_out(), [peer(3, &["10.3.0.0/24"])]);
 }
 

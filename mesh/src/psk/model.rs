@@ -73,6 +73,8 @@ enum Happening {
     Lose(usize),
     Restart(usize),
     Tick(usize),
+    /// The end takes up another identity, which the other learns of at once.
+    Succeed(usize),
     /// Time passes, with the tunnel up.
     Pass(u64),
 }
@@ -88,6 +90,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => end().prop_map(Happening::Lose),
         1 => end().prop_map(Happening::Restart),
         4 => end().prop_map(Happening::Tick),
+        1 => end().prop_map(Happening::Succeed),
         2 => prop_oneof![1..60u64, Just(200), Just(25 * 3600)].prop_map(Happening::Pass),
     ]
 }
@@ -162,6 +165,13 @@ impl World {
 
     fn restart(&mut self, end: usize) {
         self.ends[end].pair = self.ends[end].disk.clone();
+    }
+
+    fn succeed(&mut self, end: usize) {
+        let machine = &mut self.ends[end].machine;
+        let mut seed = [7; 32];
+        seed[..8].copy_from_slice(&machine.sequence().to_be_bytes());
+        *machine = machine.succeeding(&seed).unwrap().succeeded(MESH).unwrap();
     }
 
     fn key(&self, end: usize) -> Option<&Psk> {
@@ -253,6 +263,7 @@ impl World {
             Happening::Lose(end) => self.mailbox[end] = None,
             Happening::Restart(end) => self.restart(end),
             Happening::Tick(end) => self.tick(end),
+            Happening::Succeed(end) => self.succeed(end),
             Happening::Pass(seconds) => drop(self.pass(seconds)),
         }
     }
@@ -398,6 +409,23 @@ fn a_peer_that_never_answers_is_told_of_and_one_that_does_is_not() {
 }
 
 #[test]
+fn the_ml_kem_key_of_a_request_that_nobody_answers_lives_for_a_day_and_an_hour_at_most() {
+    let mut world = World::new(PskPolicy::Require);
+    world.tick(INITIATOR);
+    let first = world.mailbox[RESPONDER].take().unwrap();
+    for minute in 1..26 * 60 {
+        world.now += 60;
+        world.tick(INITIATOR);
+        if world.mailbox[RESPONDER].take().is_some_and(|message| message != first) {
+            assert!((24 * 60..=25 * 60).contains(&minute), "after {minute} minutes");
+            world.settle();
+            return assert!(world.tunnel_works());
+        }
+    }
+    panic!("it asks with the first key still");
+}
+
+#[test]
 fn a_key_is_replaced_within_a_day_and_not_all_at_once() {
     let mut world = World::agreed(PskPolicy::Require);
     let mut dues = Vec::new();
@@ -422,6 +450,25 @@ fn a_new_wireguard_key_of_either_end_brings_a_new_round() {
         world.ends[end].machine = Machine::new(&[number; 32], &[number + 40; 32], 0).unwrap();
         world.settle();
         assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref(), "end {end}");
+    }
+}
+
+#[test]
+fn a_new_identity_of_either_end_costs_no_key_whatever_was_on_its_way() {
+    for (end, letters) in [INITIATOR, RESPONDER].into_iter().flat_map(|end| (0..5).map(move |letters| (end, letters))) {
+        let mut world = World::agreed(PskPolicy::Require);
+        let before = world.key(INITIATOR).cloned();
+        world.pass(LIFETIME_S);
+        world.tick(INITIATOR);
+        for letter in 0..letters {
+            world.deliver([RESPONDER, INITIATOR][letter % 2]);
+        }
+        world.succeed(end);
+        world.check().unwrap();
+        world.pass(SHORTEST_RETRY_S);
+        world.settle();
+        assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref(), "end {end} after {letters} letters");
+        assert!(world.ends.iter().all(|end| matches!(end.pair.phase, Phase::Idle)), "end {end} after {letters} letters");
     }
 }
 

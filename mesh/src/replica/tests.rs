@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     directory::RecordChange,
     feed::Feed,
-    testing::{Keys, MESH, directory_of, next_message, node_id},
+    testing::{Keys, MESH, directory_of, machine_of, next_message, node_id},
     view,
 };
 
@@ -268,7 +268,13 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
     let (mut replica, feed) = world();
     let second = peers(&replica)[0].clone();
     let announcing = |keys: &Keys, wireguard: &Keys, sequence: u64| {
-        let statement = Statement { mesh: MESH, identity: keys.identity_key(), wireguard_key: wireguard.wireguard_key(), sequence };
+        let statement = Statement {
+            mesh: MESH,
+            identity: keys.identity_key(),
+            wireguard_key: wireguard.wireguard_key(),
+            sequence,
+            predecessors: vec![],
+        };
         Peer { announced: Some(crate::admit::sign_statement(&statement, &keys.identity).unwrap()), ..second.clone() }
     };
     let mut receive = |peer: Peer| {
@@ -293,4 +299,43 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
     let known = &replica.known().unwrap().peers[&node_id(2)];
     assert_eq!(known.announced.as_ref().map(|statement| statement.wireguard_key), Some(next.wireguard_key()));
     assert_eq!(known.statement.wireguard_key, own.wireguard_key());
+}
+
+#[test]
+fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no_way_back() {
+    let (mut replica, feed) = world();
+    let before = peers(&replica);
+    let old = machine_of(2);
+    let successor = old.succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap();
+    let further = successor.succeeding(&[67; 32]).unwrap().succeeded(MESH).unwrap();
+    let fork = old.succeeding(&[68; 32]).unwrap().succeeded(MESH).unwrap();
+    let late = fork.preparing(&[69; 32]).unwrap().preparing(&[69; 32]).unwrap().preparing(&[69; 32]).unwrap().switched(0).unwrap();
+    let tell = |replica: &mut Replica, statement: SignedStatement| {
+        let peer = Peer { statement, ..before[0].clone() };
+        let since = feed.position();
+        let delta = StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] };
+        let Received::Changed { refused } = replica.receive(delta) else { panic!("nothing was told") };
+        refused.first().map(|refusal| refusal.reason)
+    };
+    // Who missed the one in between follows, too.
+    let mut away = replica.clone();
+    assert_eq!(tell(&mut away, further.statement(MESH).unwrap()), None);
+    for machine in [&successor, &further] {
+        assert_eq!(tell(&mut replica, machine.statement(MESH).unwrap()), None);
+    }
+    let pinned = |replica: &Replica| replica.known().unwrap().peers[&node_id(2)].statement.identity;
+    assert_eq!([pinned(&replica), pinned(&away)], [further.identity_key(); 2]);
+    // Whoever has a former key, and whatever he signs with it, is nobody any more.
+    let stale = old.preparing(&[70; 32]).unwrap().switched(0).unwrap();
+    for machine in [&late, &stale] {
+        assert_eq!(tell(&mut replica, machine.statement(MESH).unwrap()), Some(RefusalReason::Identity));
+        assert_eq!(pinned(&replica), further.identity_key());
+    }
+    // After its removal, too.
+    replica.receive(StreamMessage::Delta {
+        since: feed.position(),
+        position: feed.position(),
+        changes: vec![ViewChange::PeerRemoved(node_id(2))],
+    });
+    assert_eq!(tell(&mut replica, late.statement(MESH).unwrap()), Some(RefusalReason::Identity));
 }

@@ -14,7 +14,7 @@ use wattle_wire::{
 
 use crate::{
     error::{self, Error, Result},
-    nodes, sites,
+    nodes, sites, succession,
 };
 
 /// Names that are asked for together; few sites have as many gateways.
@@ -82,11 +82,12 @@ pub(super) async fn refuse_known_keys(connection: &mut PgConnection, applicant: 
         applicant.statement.identity.as_bytes(),
         applicant.statement.wireguard_key.as_bytes()
     );
-    let states = states.fetch_all(connection).await?;
+    let states = states.fetch_all(&mut *connection).await?;
     if states.iter().any(|state| state == "revoked") {
         return Err(error::key_revoked().into());
     }
-    if states.is_empty() { Ok(()) } else { Err(key_taken().into()) }
+    let is_former = succession::queries::is_former(connection, applicant.statement.identity).await?;
+    if states.is_empty() && !is_former { Ok(()) } else { Err(key_taken().into()) }
 }
 
 /// Refuses an endpoint that lies in a subnet or is somebody else's.

@@ -68,20 +68,23 @@ pub(super) async fn announce(
     nodes::queries::find(connection, node).await
 }
 
-pub(super) async fn take_up(
+/// Puts a statement in the place of the node's present one, be it of another WireGuard key or another identity.
+pub(crate) async fn take_up(
     connection: &mut PgConnection,
     node: NodeId,
     signed: &SignedStatement,
     statement: &Statement,
 ) -> Result<Option<NodeRecord>> {
     sqlx::query!(
-        "UPDATE nodes SET statement = $2, statement_signature = $3, wireguard_key = $4, announced = NULL, announced_signature = NULL,
-             announced_key = NULL, announced_at = NULL, rotate_since = NULL
+        "UPDATE nodes SET statement = $2, statement_signature = $3, wireguard_key = $4, identity_key = $5, announced = NULL,
+             announced_signature = NULL, announced_key = NULL, announced_at = NULL,
+             rotate_since = CASE WHEN wireguard_key = $4 THEN rotate_since END
          WHERE id = $1 AND state <> 'revoked'",
         node.0,
         signed.statement,
         signed.signature.as_bytes(),
-        statement.wireguard_key.as_bytes()
+        statement.wireguard_key.as_bytes(),
+        statement.identity.as_bytes()
     )
     .execute(&mut *connection)
     .await?;

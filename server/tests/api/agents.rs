@@ -52,7 +52,7 @@ impl Machine {
     }
 
     pub(crate) fn statement(&self, join: &JoinString) -> Statement {
-        Statement { mesh: join.mesh, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence: 1 }
+        Statement { mesh: join.mesh, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence: 1, predecessors: vec![] }
     }
 
     /// A proven claim to become a node.

@@ -58,7 +58,8 @@ async fn a6_a7_every_route_lets_in_whom_the_rules_let_in_and_nobody_else() {
             }
         }
     }
-    let expected = ["GET /healthz", "GET /openapi.json", "GET /readyz", "POST /agent/enrol/finish", "POST /agent/enrol/start"];
+    let expected =
+        ["GET /healthz", "GET /openapi.json", "GET /readyz", "POST /agent/enrol/finish", "POST /agent/enrol/start", "POST /agent/identity"];
     assert_eq!(open, expected.map(str::to_owned).into());
 }
 

@@ -24,6 +24,7 @@ mod replicas;
 mod rotation;
 mod sites;
 mod stream;
+mod succession;
 mod terms;
 mod tls;
 mod webhooks;
