@@ -131,6 +131,9 @@ pub(crate) enum Command {
         /// and an operator's admission holds for it.
         #[arg(long)]
         identity: bool,
+        /// New preshared keys with all peers instead, as each day brings them.
+        #[arg(long, conflicts_with = "identity")]
+        psk: bool,
     },
     /// Removes the peers whose removal waits to be confirmed: the coordinator asked for more than half of all at once, or they were there before
     /// the lock and no operator has admitted them.

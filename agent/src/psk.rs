@@ -73,6 +73,11 @@ impl Correspondent {
         self.correspondence.problem().map(str::to_owned).into_iter().chain(self.exchange().problems(known))
     }
 
+    /// Wants another key with each peer.
+    pub(crate) fn want_others(&mut self) {
+        self.correspondence.want_others();
+    }
+
     pub(crate) fn mail_is_waiting(&mut self) {
         self.correspondence.mail_is_waiting();
     }

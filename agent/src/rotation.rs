@@ -1,6 +1,9 @@
 //! Taking up a new WireGuard key or another identity: what of it is kept on disk, what is said to the coordinator, and `wattle-agent rotate`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::bail;
 use reqwest::StatusCode;
@@ -18,12 +21,14 @@ use crate::{
     config::Place,
     coordinator::{Coordinator, RequestError},
     identity::{Membership, Slot, unix_s},
-    output, random, status,
+    output, psk, random, status,
     store::Store,
 };
 
 /// Somebody asks the running agent for a new key.
 const ASKED: &str = "rotate.json";
+/// How long `wattle-agent rotate --psk` waits for peers that do not answer: a key that was just agreed on is replaced at the second time of asking.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// How often `wattle-agent rotate` looks whether it is done.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -43,6 +48,7 @@ enum What {
     #[default]
     WireguardKey,
     Identity,
+    PresharedKeys,
 }
 
 /// The changes of this node's WireGuard key and of its identity.
@@ -84,6 +90,15 @@ impl KeyChange {
             }
             Err(error) => warn!("{error:#}"),
         }
+    }
+
+    /// Whether somebody on this host has asked for new preshared keys since the last call.
+    pub(crate) fn psks_are_asked_for(&mut self) -> bool {
+        let asked = self.asked == Some(What::PresharedKeys);
+        if asked {
+            self.done();
+        }
+        asked
     }
 
     /// How soon there may be something to do.
@@ -192,6 +207,7 @@ impl KeyChange {
         let problem = match what {
             What::WireguardKey => self.rotation.problem(),
             What::Identity => self.succession.problem(),
+            What::PresharedKeys => None,
         };
         if let Err(error) = self.store.write(ASKED, &Asked { what, problem: Some(problem.unwrap_or_default().to_owned()) }) {
             warn!("{error:#}");
@@ -290,6 +306,33 @@ pub(crate) async fn succeed(place: &Place) -> anyhow::Result<()> {
         if let Some(after) = after.filter(|after| *after != before) {
             output::line(format!("the identity is {after} now; it was {before}"));
             return Ok(());
+        }
+        look_again(&found.store).await?;
+    }
+}
+
+/// `wattle-agent rotate --psk`.
+pub(crate) async fn renew_psks(place: &Place) -> anyhow::Result<()> {
+    let found = status::find(place)?;
+    let before = psk::load(&found.store)?;
+    let peers = found.known.as_ref().into_iter().flat_map(|known| known.peers.values()).map(|known| &known.peer);
+    let peers: Vec<_> = peers.filter(|peer| before.since(peer.node).is_some()).collect();
+    ask(&found.store, What::PresharedKeys)?;
+    output::line(format!("asked the running agent for new preshared keys with {} peers", peers.len()));
+    let asked = Instant::now();
+    loop {
+        let now = psk::load(&found.store)?;
+        let old = peers.iter().filter(|peer| now.since(peer.node) == before.since(peer.node));
+        let old: Vec<_> = old.map(|peer| peer.name.to_string()).collect();
+        if old.is_empty() {
+            output::line("all preshared keys are new");
+            return Ok(());
+        }
+        if asked.elapsed() > PATIENCE {
+            let (old, all) = (old.join(", "), peers.len());
+            bail!(
+                "of {all} peers these have not answered: {old}; their tunnels keep the keys that they have, and the agent goes on asking until it is restarted"
+            );
         }
         look_again(&found.store).await?;
     }

@@ -445,6 +445,9 @@ impl Agent {
         self.looked = Instant::now();
         self.take_confirmation();
         self.key_change.look();
+        if self.key_change.psks_are_asked_for() {
+            self.correspondence.want_others();
+        }
         self.round().await;
         // After the look at the device, which tells whose WireGuard key is new: with those no preshared key is changed yet.
         if self.tend_psks() {

@@ -56,6 +56,9 @@ const TRIAL_S: u64 = 15;
 const REPEATED_S: u64 = 60;
 const HELD_S: u64 = 12;
 
+/// The round of a `renew` that is about none: the responder has a key, and wants another.
+const NO_ROUND: u64 = 0;
+
 const PURPOSE: &[u8] = b"wattle psk v1\0";
 
 /// A preshared key. Nothing shows it, `Serialize` included; [`on_disk`] alone writes it.
@@ -175,6 +178,9 @@ pub struct Pair {
     round: u64,
     current: Option<Agreed>,
     phase: Phase,
+    /// Somebody wants another key than the one that there is.
+    #[serde(skip)]
+    wanted: Option<Retry>,
 }
 
 /// A key that both ends have.
@@ -299,6 +305,17 @@ impl Pair {
         }
     }
 
+    /// When the key to use was agreed on, in seconds since 1970.
+    pub fn since(&self) -> Option<u64> {
+        self.current.as_ref().map(|agreed| agreed.since)
+    }
+
+    /// Wants another key than the one that there is. It is forgotten in a restart.
+    pub fn want_another(&mut self) {
+        // The initiator does not listen within the first seconds of a key, so the second time is soon.
+        self.wanted = self.current.is_some().then_some(Retry { said: 0, wait: SHORTEST_RETRY_S / 2 });
+    }
+
     /// Whether the peer has left the first word about a first key unanswered.
     pub fn is_unanswered(&self) -> bool {
         match &self.phase {
@@ -327,8 +344,8 @@ impl Pair {
         match &self.phase {
             // A first key is not waited for: there is no tunnel yet, or one without.
             Phase::Idle if ends.is_turning && self.current.is_some() => false,
-            Phase::Idle if ends.is_initiator() => self.is_used_up(ends, now),
-            Phase::Idle => self.current.is_none(),
+            Phase::Idle if ends.is_initiator() => self.wanted.is_some() || self.is_used_up(ends, now),
+            Phase::Idle => self.current.is_none() || self.wanted.is_some_and(|retry| retry.is_due(now)),
             Phase::Requested { keys, identities, retry, .. } => {
                 retry.is_due(now) || *keys != ends.keys() || *identities != ends.identities()
             }
@@ -359,6 +376,10 @@ impl Pair {
             Phase::Waiting { retry } => {
                 retry.again(now);
                 ends.sign(self.round, PskStep::Renew {})
+            }
+            Phase::Idle if self.current.is_some() => {
+                self.wanted.iter_mut().for_each(|retry| retry.again(now));
+                ends.sign(NO_ROUND, PskStep::Renew {})
             }
             Phase::Idle | Phase::Requested { .. } | Phase::Offered { .. } => {
                 self.phase = Phase::Waiting { retry: Retry::new(now) };
@@ -427,6 +448,7 @@ impl Pair {
 
     fn begin(&mut self, ends: &Ends<'_>, now: u64, kem: &impl Kem) -> Option<SignedPskMessage> {
         let (secret, kem_key) = kem.generate()?;
+        self.wanted = None;
         // The time makes it grow even when what was kept on disk is lost.
         self.round = now.max(self.round.saturating_add(1));
         let keys = ends.keys();
@@ -532,6 +554,7 @@ impl Pair {
     fn agree(&mut self, now: u64) {
         if let Phase::Confirmed { next, keys, .. } | Phase::Offered { next, keys, .. } = std::mem::take(&mut self.phase) {
             let [a, b, c, d, ..] = *next.proof.as_bytes();
+            self.wanted = None;
             let jitter = u64::from(u32::from_be_bytes([a, b, c, d]) % JITTER_S);
             self.current = Some(Agreed { psk: next.psk, keys, since: now, due: now.saturating_add(LIFETIME_S - jitter) });
         }

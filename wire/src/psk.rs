@@ -31,7 +31,7 @@ pub enum PskStep {
     Confirm { proof: Bytes32 },
     /// Responder: I use the key.
     Commit {},
-    /// Responder: I have no key of this round; begin a new one.
+    /// Responder: I have no key of this round, or, with round 0, somebody here wants another than the one that I have; begin a new one.
     Renew {},
 }
 

@@ -92,6 +92,7 @@ const NOT_EMULATED: &[(&str, Test)] = tests![
     rotation::peers_whose_firewalls_are_long_in_listing_their_rules_follow_to_a_new_key_all_the_same,
     rotation::a_peer_that_was_away_learns_the_key_when_it_is_back,
     rotation::a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost,
+    psk::whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named,
     rotation::h2_another_identity_is_taken_up_whoever_dies_at_whatever_step_and_no_packet_is_lost,
     rotation::handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up,
     see::the_page_shows_three_sites_whose_links_are_up_and_within_seconds_one_that_is_cut,

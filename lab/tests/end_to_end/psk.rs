@@ -105,6 +105,34 @@ pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_on
     flow.expect_no_loss().map(drop)
 }
 
+pub(crate) fn whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    lab.weave()?;
+    let flow = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
+    let all = |lab: &Lab| -> Result<Vec<String>> { lab.pairs().map(|(one, other)| key(one, other)).collect() };
+    let before = wait_for("each pair has a key", patience(10.0), || all(&lab))?;
+    // The second of three to enrol: it begins the rounds with one peer, and asks the other to.
+    let said = lab.gateway(FRANKFURT)?.agent_says(&["rotate", "--psk"])?;
+    ensure!(said.contains("with 2 peers") && said.contains("all preshared keys are new"), "{said}");
+    let after = wait_for("both ends of each pair have one key", patience(10.0), || all(&lab))?;
+    for ((one, other), (before, after)) in lab.pairs().zip(before.iter().zip(&after)) {
+        let is_asked = [one, other].iter().any(|gateway| gateway.site.name == FRANKFURT.name);
+        ensure!((before != after) == is_asked, "{} and {}", one.site.name, other.site.name);
+    }
+    lab.gateway_mut(NEW_YORK)?.stop_agent()?;
+    let refused = lab.gateway(FRANKFURT)?.try_agent(&["rotate", "--psk"])?;
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(1) && error.contains("new-york") && !error.contains("dublin"), "{error}");
+    lab.gateway_mut(NEW_YORK)?.start_agent()?;
+    let key = || key(lab.gateway(FRANKFURT)?, lab.gateway(NEW_YORK)?);
+    wait_for("it gets its new key when it is back", patience(20.0), || {
+        ensure!(!after.contains(&key()?), "it has the old one");
+        Ok(())
+    })?;
+    flow.more(50)?;
+    flow.expect_no_loss().map(drop)
+}
+
 fn set_policy(api: &Api, policy: &str) -> Result<()> {
     let answer = api.request("PATCH", "/mesh", Some(&json!({ "psk": policy }).to_string()))?;
     ensure!(answer.status == 200, "{answer:?}");

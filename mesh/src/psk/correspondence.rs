@@ -78,6 +78,11 @@ impl Correspondence {
         self.problem.as_deref()
     }
 
+    /// As [`Exchange::want_others`].
+    pub fn want_others(&mut self) {
+        self.exchange.want_others();
+    }
+
     pub fn mail_is_waiting(&mut self) {
         self.waiting = true;
     }

@@ -31,6 +31,16 @@ impl Exchange {
         self.0.get(&peer)?.key(policy)
     }
 
+    /// When the key that is used with a peer was agreed on, in seconds since 1970.
+    pub fn since(&self, peer: NodeId) -> Option<u64> {
+        self.0.get(&peer)?.since()
+    }
+
+    /// Wants another key with each peer. It is forgotten in a restart.
+    pub fn want_others(&mut self) {
+        self.0.values_mut().for_each(Pair::want_another);
+    }
+
     /// Whether this node is in the middle of changing the key with the peer, so that the two may use different ones. When neither of the two is
     /// and one is about to take up another WireGuard key, it stays so until then.
     pub fn is_changing(&self, peer: NodeId) -> bool {

@@ -73,6 +73,8 @@ enum Happening {
     Lose(usize),
     Restart(usize),
     Tick(usize),
+    /// Somebody at the end wants another key.
+    Want(usize),
     /// The end takes up another identity, which the other learns of at once.
     Succeed(usize),
     /// Time passes, with the tunnel up.
@@ -90,6 +92,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => end().prop_map(Happening::Lose),
         1 => end().prop_map(Happening::Restart),
         4 => end().prop_map(Happening::Tick),
+        1 => end().prop_map(Happening::Want),
         1 => end().prop_map(Happening::Succeed),
         2 => prop_oneof![1..60u64, Just(200), Just(25 * 3600)].prop_map(Happening::Pass),
     ]
@@ -263,6 +266,7 @@ impl World {
             Happening::Lose(end) => self.mailbox[end] = None,
             Happening::Restart(end) => self.restart(end),
             Happening::Tick(end) => self.tick(end),
+            Happening::Want(end) => self.ends[end].pair.want_another(),
             Happening::Succeed(end) => self.succeed(end),
             Happening::Pass(seconds) => drop(self.pass(seconds)),
         }
@@ -423,6 +427,20 @@ fn the_ml_kem_key_of_a_request_that_nobody_answers_lives_for_a_day_and_an_hour_a
         }
     }
     panic!("it asks with the first key still");
+}
+
+#[test]
+fn either_end_gets_another_key_when_somebody_wants_one_and_one_for_each_time() {
+    for end in [INITIATOR, RESPONDER] {
+        let mut world = World::agreed(PskPolicy::Require);
+        let before = world.key(INITIATOR).cloned();
+        world.ends[end].pair.want_another();
+        world.settle();
+        let after = world.key(INITIATOR).cloned();
+        assert!(world.tunnel_works() && after != before, "end {end}");
+        world.settle();
+        assert_eq!(world.key(INITIATOR), after.as_ref(), "end {end}");
+    }
 }
 
 #[test]
