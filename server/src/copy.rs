@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use wattle_mesh::feed::{Feed, Gap};
-use wattle_wire::ids::Position;
+use wattle_wire::ids::{NodeId, Position};
 
 use crate::{db::Db, error::Error};
 
@@ -93,8 +93,8 @@ impl Copy {
     /// A node has seen a position that this copy does not have. If the database does not have it either, it was restored while no coordinator
     /// that remembers ran, and begins a new epoch: no node goes back within one.
     ///
-    /// What a node says may be a lie, and a new epoch costs each node a snapshot: one begins once an hour at most.
-    pub async fn begin_epoch_after(&self, db: &Db, seen: Position) -> Result<(), Error> {
+    /// What a node says may be a lie, and a new epoch costs each node a snapshot: one begins once an hour at most, and the log names the node.
+    pub async fn begin_epoch_after(&self, db: &Db, node: NodeId, seen: Position) -> Result<(), Error> {
         let now = Instant::now();
         let is_due = |last: &Option<Instant>| last.is_none_or(|last| now.duration_since(last) >= EPOCHS);
         let is_plausible = seen.epoch.saturating_sub(self.position().epoch) <= MOST_EPOCHS;
@@ -105,7 +105,7 @@ impl Copy {
         if queries::begin_epoch(&mut transaction, seen).await? {
             transaction.commit().await?;
             *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-            tracing::warn!(%seen, "a node has seen revisions that the database lost, as after a restore; begins a new epoch");
+            tracing::warn!(%node, %seen, "a node says that it has seen revisions that the database does not have, as after a restore; begins a new epoch");
             self.refresh().await;
         }
         Ok(())

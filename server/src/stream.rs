@@ -180,7 +180,7 @@ impl Session {
                 }
                 Look::Wait(until) => until,
                 Look::Ahead(seen) => {
-                    if let Err(error) = self.app.copy.begin_epoch_after(&self.app.db, seen).await {
+                    if let Err(error) = self.app.copy.begin_epoch_after(&self.app.db, self.node, seen).await {
                         tracing::debug!(%error, "cannot ask whether the database was restored");
                     }
                     self.opened = Instant::now();

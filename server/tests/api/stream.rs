@@ -64,7 +64,7 @@ async fn f3_a_node_that_has_seen_what_a_restored_database_lost_begins_a_new_epoc
     drop(stream);
     // What a liar claims is looked at, and refused, when he has waited long enough; nobody else notices.
     for lie in [Position { epoch: 5, revision: 1 }, Position { epoch: i64::MAX, revision: i64::MAX }] {
-        coordinator.server.app.copy.begin_epoch_after(&coordinator.server.app.db, lie).await.unwrap();
+        coordinator.server.app.copy.begin_epoch_after(&coordinator.server.app.db, dublin.id(), lie).await.unwrap();
     }
     assert_eq!(coordinator.count("SELECT epoch FROM mesh").await, 4);
     let mut stream = dublin.follow(&coordinator, Some(position)).await;
