@@ -236,7 +236,7 @@ async fn addresses(url: &Url, allow: &[IpNet]) -> anyhow::Result<Vec<SocketAddr>
     refused.map_or(Ok(addresses), |ip| Err(Refused(ip).into()))
 }
 
-/// What signs the messages of a webhook: derived, so that the database does not hold it.
+/// What signs the messages of a webhook: derived from the secret of the mesh, so that all coordinators know it and nobody has to keep it.
 fn secret(app: &App, webhook: WebhookId) -> Secret {
     let key = hmac::Key::new(hmac::HMAC_SHA256, &app.settings.challenge_secret);
     Secret::new(hex(hmac::sign(&key, format!("wattle webhook v1 {webhook}").as_bytes()).as_ref()))
