@@ -79,7 +79,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Lists what this gateway was told of its peers, and when: the key, the prefixes and the endpoint of each, from first sight on, and every change.
+    /// Lists what this gateway was told of its peers, and when: the identity, the key, the prefixes and the endpoint of each, from first sight on, and every change.
     ///
     /// It is kept here, where no coordinator can take it back: after one was in the wrong hands, it says what was changed. Of each peer the first
     /// sight and the last 32 changes stay.

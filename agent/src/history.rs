@@ -80,6 +80,9 @@ fn change_in_words(PeerChange { from, to, .. }: &PeerChange) -> String {
         (_, None) => return "was removed".to_owned(),
     };
     let mut parts = Vec::new();
+    if from.identity != to.identity {
+        parts.push(format!("identity {} -> {}", from.identity, to.identity));
+    }
     if from.wireguard_key != to.wireguard_key {
         parts.push(format!("key {} -> {}", from.wireguard_key, to.wireguard_key));
     }
@@ -92,8 +95,8 @@ fn change_in_words(PeerChange { from, to, .. }: &PeerChange) -> String {
     parts.join(", ")
 }
 
-fn in_words(Told { wireguard_key, prefixes, endpoint }: &Told) -> String {
-    format!("key {wireguard_key}, prefixes {}, endpoint {}", list(prefixes), or_none(*endpoint))
+fn in_words(Told { identity, wireguard_key, prefixes, endpoint }: &Told) -> String {
+    format!("identity {identity}, key {wireguard_key}, prefixes {}, endpoint {}", list(prefixes), or_none(*endpoint))
 }
 
 fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {

@@ -28,7 +28,6 @@ pub struct History(BTreeMap<NodeId, PeerHistory>);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerHistory {
     pub name: Name,
-    pub identity: IdentityKey,
     pub first_seen: Seen,
     /// What it was at first sight.
     pub at_first: Told,
@@ -48,9 +47,10 @@ pub struct Seen {
     pub position: Position,
 }
 
-/// What says where a peer's packets go.
+/// What says who a peer is and where its packets go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
+    pub identity: IdentityKey,
     pub wireguard_key: WireguardKey,
     pub prefixes: BTreeSet<IpNet>,
     pub endpoint: Option<Endpoint>,
@@ -80,9 +80,8 @@ impl History {
                     changed = true;
                 }
                 None => {
-                    let (name, identity) = (peer.peer.name.clone(), peer.statement.identity);
-                    let (changes, now) = (VecDeque::new(), Some(told.clone()));
-                    self.0.insert(*node, PeerHistory { name, identity, first_seen: seen, at_first: told, changes, dropped: 0, now });
+                    let (name, changes, now) = (peer.peer.name.clone(), VecDeque::new(), Some(told.clone()));
+                    self.0.insert(*node, PeerHistory { name, first_seen: seen, at_first: told, changes, dropped: 0, now });
                     changed = true;
                 }
             }
@@ -125,6 +124,7 @@ impl PeerHistory {
 fn told(known: &KnownPeer, myself: NodeId) -> Told {
     let KnownPeer { peer, statement, .. } = known;
     Told {
+        identity: statement.identity,
         wireguard_key: statement.wireguard_key,
         prefixes: prefixes(peer.tunnel_address, &peer.subnets).collect(),
         endpoint: peer.endpoint_for(myself),
