@@ -525,7 +525,7 @@ mod tests {
                    nft insert rule inet mine in iifname wattle0 tcp dport 9587 accept";
         assert_eq!(told_of_probes(&deaf, true), [fix]);
         assert_eq!(told_of_probes(&deaf, false), [""; 0]);
-        assert_eq!(told_of_probes(&[input.clone(), tunnel.clone(), rule(2, json!([port(9587), {"accept": null}]))], true), [""; 0]);
+        assert_eq!(told_of_probes(&[input, tunnel, rule(2, json!([port(9587), {"accept": null}]))], true), [""; 0]);
         // A rule of its own against them, whatever the chain does with the rest.
         let against = rule(7, json!([port(9587), {"drop": null}]));
         let open = chain("inet", "mine", "in", "input", "accept");
