@@ -1,14 +1,21 @@
-//! What to tell of links that changed, and whom one may tell: a site that loses its uplink is one alert, not one for each of its links.
+//! What to tell of links and nodes that changed, and whom one may tell: a site that loses its uplink is one alert, not one for each of its links.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use wattle_wire::{admin::LinkState, ids::NodeId, name::Name, webhook::Alert};
+use wattle_wire::{
+    admin::LinkState,
+    ids::NodeId,
+    name::Name,
+    webhook::{Alert, AlertNode, NodeChange},
+};
 
 /// Links of a node that make it worth an alert of its own.
 const LEAST_LINKS: usize = 2;
+/// Nodes that one alert names.
+const MOST_NAMED: usize = 100;
 /// Metadata services of clouds that are not link-local: Alibaba's, Oracle's, and Amazon's on IPv6.
 const METADATA: [IpAddr; 3] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
@@ -22,6 +29,32 @@ pub struct LinkMove {
     pub ends: [NodeId; 2],
     pub before: LinkState,
     pub after: LinkState,
+}
+
+/// A node that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeMove {
+    pub node: NodeId,
+    pub name: Name,
+    pub change: NodeChange,
+}
+
+/// The alerts of changes of nodes, in the order in which they came: one for all of which the same became. A node that was silent for a moment
+/// only is left out.
+pub fn group_nodes(moves: &[NodeMove]) -> Vec<Alert> {
+    let mut net: BTreeMap<NodeId, (NodeChange, &NodeMove)> = BTreeMap::new();
+    for change in moves {
+        net.entry(change.node).and_modify(|(_, last)| *last = change).or_insert((change.change, change));
+    }
+    let is_nothing = |first, last| matches!((first, last), (NodeChange::Silent, NodeChange::Back) | (NodeChange::Back, NodeChange::Silent));
+    net.retain(|_, (first, last)| !is_nothing(*first, last.change));
+    let of = |change| {
+        let changed = || net.values().filter(move |(_, last)| last.change == change);
+        let nodes = changed().take(MOST_NAMED).map(|(_, last)| AlertNode { node: last.node, name: last.name.clone() });
+        Alert::Nodes { change, nodes: nodes.collect(), count: changed().count() }
+    };
+    let concerns_any = |alert: &Alert| matches!(alert, Alert::Nodes { count, .. } if *count > 0);
+    NodeChange::ALL.into_iter().map(of).filter(concerns_any).collect()
 }
 
 /// The alerts of moves that belong together, in the order in which they came. `about` gives a node's name and the number of its links; what
@@ -64,6 +97,19 @@ fn most_concerned(
 /// Alerts in a sentence.
 pub fn summary(alerts: &[Alert]) -> String {
     let one = |alert: &Alert| match alert {
+        Alert::Nodes { change, nodes, count } => {
+            let who = match (nodes.first(), count.saturating_sub(1)) {
+                (None, _) => "nobody".to_owned(),
+                (Some(node), 0) => node.name.to_string(),
+                (Some(node), more) => format!("{} and {more} more", node.name),
+            };
+            match change {
+                NodeChange::Joined => format!("joined: {who}"),
+                NodeChange::Revoked => format!("revoked: {who}"),
+                NodeChange::Silent => format!("no word from {who}"),
+                NodeChange::Back => format!("word again from {who}"),
+            }
+        }
         Alert::Node { name, state, links, of, .. } => format!("{links} of {of} links of {name} are {}", state.name()),
         Alert::Link { names: [a, b], before, state, .. } => format!("the link {a} – {b} is {}, it was {}", state.name(), before.name()),
     };
@@ -142,6 +188,23 @@ mod tests {
         let moves = [goes(1, 2, LinkState::Up, LinkState::Down), goes(1, 3, LinkState::Up, LinkState::Down)];
         assert!(matches!(&group(&moves, of_mesh(3))[..], [Alert::Node { links: 2, of: 2, .. }]));
         assert_eq!(group(&moves, |_| None), []);
+    }
+
+    #[test]
+    fn nodes_of_which_the_same_became_are_one_alert_and_one_that_was_silent_for_a_moment_none() {
+        use NodeChange::{Back, Joined, Revoked, Silent};
+        let change = |number: u128, change| NodeMove { node: node(number), name: format!("site-{number}").parse().unwrap(), change };
+        let moves: Vec<_> = (0..1_000).map(|number| change(number, Silent)).collect();
+        let alerts = group_nodes(&moves);
+        let [Alert::Nodes { change: Silent, nodes, count: 1_000 }] = &alerts[..] else { panic!("{alerts:?}") };
+        assert_eq!(nodes.len(), MOST_NAMED);
+        assert_eq!(summary(&alerts), "no word from site-0 and 999 more");
+        assert_eq!(group_nodes(&[change(1, Silent), change(1, Back)]), []);
+        assert_eq!(group_nodes(&[change(1, Back), change(1, Silent)]), []);
+        let alerts =
+            group_nodes(&[change(3, Silent), change(1, Joined), change(2, Joined), change(1, Revoked), change(3, Back), change(3, Silent)]);
+        let told: Vec<_> = alerts.iter().map(|alert| summary(std::slice::from_ref(alert))).collect();
+        assert_eq!(told, ["joined: site-2", "revoked: site-1", "no word from site-3"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use wattle_wire::{
 use crate::state::SESSION_S;
 
 /// Seconds after which an end that has not reported counts as silent: two summaries and a half.
-pub(crate) const SILENT_S: u64 = SUMMARY_S * 5 / 2;
+pub const SILENT_S: u64 = SUMMARY_S * 5 / 2;
 /// Milliseconds that an end may take to notice what the other one noticed.
 const NOTICE_MS: u64 = 10_000;
 

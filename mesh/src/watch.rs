@@ -44,6 +44,11 @@ impl LinkWatch {
         anew
     }
 
+    /// Nodes that are silent.
+    pub fn silent(&self) -> &BTreeSet<NodeId> {
+        &self.silent
+    }
+
     /// Forgets links that are none any more.
     pub fn retain(&mut self, is_link: impl Fn(&Pair) -> bool) {
         self.records.retain(|pair, _| is_link(pair));

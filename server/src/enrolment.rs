@@ -18,6 +18,7 @@ use wattle_mesh::{admit, directory::RecordChange};
 use wattle_wire::{
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
     ids::NodeId,
+    webhook::NodeChange,
 };
 
 use self::queries::Applicant;
@@ -29,7 +30,7 @@ use crate::{
     error::{self, Error, Result},
     events,
     listen::Guest,
-    secret, text,
+    secret, text, webhooks,
 };
 
 /// The event of a join token that was good once, and that somebody else tries.
@@ -91,6 +92,7 @@ pub async fn finish(
         queries::refuse_known_keys(&mut change, applicant).await?;
         queries::refuse_endpoint_clash(&mut change, applicant, token.site).await?;
         let record = queries::insert(&mut change, applicant, token.site, tunnel_prefix).await?;
+        webhooks::queries::note_nodes(&mut change, &[record.id.0], NodeChange::Joined).await?;
         let enrolled = Enrolled { mesh, node: record.id, name: record.name.clone(), site: token.site_name, generation: record.generation };
         Ok(change.made(Some(enrolled), vec![RecordChange::Node(record)], "node.enrol", applicant.id))
     });

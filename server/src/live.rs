@@ -29,6 +29,7 @@ use wattle_mesh::{
     access::Action,
     alert::LinkMove,
     board::{Board, SeenLinks, Sight},
+    health::SILENT_S,
     view,
     watch::{LinkWatch, Pair},
 };
@@ -198,12 +199,16 @@ pub async fn keep_history(app: &App) {
 }
 
 impl Live {
-    /// Writes down what links are like that have been so for a moment.
+    /// Writes down what links are like that have been so for a moment, and who is silent.
     async fn record(&self, app: &App) -> Result<()> {
         let mut shown = self.shown.lock().await;
         shown.refresh(app).await;
+        let silent: Vec<_> = shown.links.silent().iter().map(|node| node.0).collect();
         let settled: Vec<_> = shown.unrecorded.values().filter(|(_, seen)| seen.elapsed() >= SETTLE).map(|(link, _)| *link).collect();
         drop(shown);
+        let mut transaction = app.db.report().await?;
+        webhooks::queries::note_silence(&mut transaction, &silent, SILENT_S.cast_signed()).await?;
+        transaction.commit().await?;
         for links in settled.chunks(links::queries::MOST_ROWS) {
             let mut transaction = app.db.report().await?;
             let news = links::queries::record(&mut transaction, links).await?;

@@ -1,6 +1,6 @@
-//! `/webhooks`: who is told by HTTP of links that change their state, and the telling.
+//! `/webhooks`: who is told by HTTP of links and nodes that change their state, and the telling.
 //!
-//! What changes is noted in the transaction that writes the history of links, so it is noted once however many coordinators there are. Once
+//! What changes is noted in the transaction that changes a node or writes the history of links, so it is noted once however many coordinators there are. Once
 //! nothing more comes, or after half a minute, it becomes one message to each webhook; whichever coordinator is first sends it.
 
 pub mod queries;
@@ -35,7 +35,7 @@ use wattle_wire::{
     webhook::{Alert, CreatedWebhook, Message, NewWebhook, SIGNATURE_HEADER, Webhook},
 };
 
-use self::queries::Delivery;
+use self::queries::{Delivery, News};
 use crate::{
     app::App,
     body::{Body, Query},
@@ -57,7 +57,7 @@ const LONGEST_URL: usize = 2_048;
 /// Characters of an error that are kept.
 const LONGEST_ERROR: usize = 200;
 
-/// Makes a webhook: messages of links that change their state are posted to its URL, signed with the secret that is shown this once.
+/// Makes a webhook: messages of links and nodes that change their state are posted to its URL, signed with the secret that is shown this once.
 #[utoipa::path(post, path = "/webhooks", tag = "webhooks", request_body = NewWebhook, responses((status = 201, body = CreatedWebhook)))]
 pub async fn create(State(app): State<App>, Extension(actor): Extension<Actor>, Body(wanted): Body<NewWebhook>) -> Result<Response> {
     let refused = |detail: String| error::invalid("invalid_url", "url", detail);
@@ -142,11 +142,12 @@ pub async fn follow(app: &App) {
 /// Makes messages of what changed.
 async fn tell(app: &App) -> Result<()> {
     let mut transaction = app.db.follow().await?;
-    let moves = queries::take_news(&mut transaction).await?;
-    if moves.is_empty() {
+    let News { links, nodes } = queries::take_news(&mut transaction).await?;
+    if links.is_empty() && nodes.is_empty() {
         return Ok(());
     }
-    let alerts = grouped(app, &moves);
+    let mut alerts = grouped(app, &links);
+    alerts.extend(alert::group_nodes(&nodes));
     if !alerts.is_empty() {
         let message = message(app, alerts);
         let body = serde_json::to_string(&message).map_err(|_| Error::Internal("a message cannot be written"))?;

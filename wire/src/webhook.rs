@@ -1,4 +1,4 @@
-//! Webhooks: who is told of links that change their state, and what he is told.
+//! Webhooks: who is told of links and nodes that change their state, and what he is told.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -75,4 +75,46 @@ pub enum Alert {
     },
     /// A link changed by itself.
     Link { ends: [NodeId; 2], names: [Name; 2], before: LinkState, state: LinkState },
+    /// The same became of these nodes.
+    Nodes {
+        change: NodeChange,
+        /// At most 100.
+        nodes: Vec<AlertNode>,
+        /// How many they are in all.
+        count: usize,
+    },
+}
+
+/// A node of an alert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AlertNode {
+    pub node: NodeId,
+    pub name: Name,
+}
+
+/// What became of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeChange {
+    Joined,
+    /// By itself or with its site.
+    Revoked,
+    /// Its agent has not reported for 150 s. Its tunnels may be up.
+    Silent,
+    /// Its agent reports again.
+    Back,
+}
+
+impl NodeChange {
+    pub const ALL: [Self; 4] = [Self::Joined, Self::Revoked, Self::Silent, Self::Back];
+
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Joined => "joined",
+            Self::Revoked => "revoked",
+            Self::Silent => "silent",
+            Self::Back => "back",
+        }
+    }
 }

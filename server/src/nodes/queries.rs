@@ -16,11 +16,13 @@ use wattle_wire::{
     ids::{NodeId, SiteId},
     key::{IdentityKey, Signature, WireguardKey},
     lock::SignedAdmission,
+    webhook::NodeChange,
 };
 
 use crate::{
     error::{Error, Result},
     sites::queries::{endpoint, v4},
+    webhooks,
 };
 
 struct NodeRow {
@@ -151,15 +153,15 @@ pub async fn admit(connection: &mut PgConnection, admissions: &[(NodeId, &Signed
     Ok(())
 }
 
-/// Gives back the tunnel addresses of revoked nodes, and drops what they and their peers said of their links and to each other.
+/// Notes that nodes are revoked, gives back their tunnel addresses, and drops what they and their peers said of their links and to each other.
 async fn forget(connection: &mut PgConnection, nodes: &[Uuid]) -> Result<()> {
     sqlx::query!("DELETE FROM tunnel_addresses WHERE node = ANY($1) AND NOT own", nodes).execute(&mut *connection).await?;
     sqlx::query!("UPDATE tunnel_addresses SET node = NULL WHERE node = ANY($1)", nodes).execute(&mut *connection).await?;
     sqlx::query!("DELETE FROM links WHERE a = ANY($1) OR b = ANY($1)", nodes).execute(&mut *connection).await?;
     sqlx::query!("DELETE FROM psk_messages WHERE sender = ANY($1) OR recipient = ANY($1)", nodes).execute(&mut *connection).await?;
     sqlx::query!("DELETE FROM armed_peers WHERE node = ANY($1) OR peer = ANY($1)", nodes).execute(&mut *connection).await?;
-    sqlx::query!("DELETE FROM node_reports WHERE node = ANY($1)", nodes).execute(connection).await?;
-    Ok(())
+    sqlx::query!("DELETE FROM node_reports WHERE node = ANY($1)", nodes).execute(&mut *connection).await?;
+    webhooks::queries::note_nodes(connection, nodes, NodeChange::Revoked).await
 }
 
 impl TryFrom<NodeRow> for NodeRecord {

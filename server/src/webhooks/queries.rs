@@ -3,11 +3,11 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::alert::LinkMove;
+use wattle_mesh::alert::{LinkMove, NodeMove};
 use wattle_wire::{
     admin::LinkState,
     ids::{NodeId, WebhookId},
-    webhook::Webhook,
+    webhook::{NodeChange, Webhook},
 };
 
 use crate::error::{Error, Result};
@@ -90,18 +90,75 @@ pub async fn note(connection: &mut PgConnection, moves: &[LinkMove]) -> Result<(
     Ok(())
 }
 
-/// Takes what changed, in its order, once nothing more came for five seconds or after half a minute. Nothing while another coordinator does.
-pub(super) async fn take_news(connection: &mut PgConnection) -> Result<Vec<LinkMove>> {
+/// Notes what became of nodes, if there is anybody to tell.
+pub async fn note_nodes(connection: &mut PgConnection, nodes: &[Uuid], change: NodeChange) -> Result<()> {
+    sqlx::query!(
+        "INSERT INTO webhook_news (a, name, after)
+         SELECT id, name, $2 FROM nodes WHERE id = ANY($1) AND EXISTS (SELECT FROM webhooks) ORDER BY id",
+        nodes,
+        change.name()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes which nodes became silent, that is, for so many seconds, and which are back; of several coordinators one does. `silent` are those that
+/// may be: nobody is who was not listened to.
+pub async fn note_silence(connection: &mut PgConnection, silent: &[Uuid], after_s: i64) -> Result<()> {
+    let turned = sqlx::query!(
+        "WITH turned AS (
+             SELECT node FROM node_reports
+             WHERE CASE WHEN silent THEN at >= now() - interval '1 second' * $2::bigint
+                        ELSE node = ANY($1) AND at < now() - interval '1 second' * $2::bigint END
+             ORDER BY node FOR UPDATE SKIP LOCKED)
+         UPDATE node_reports SET silent = NOT silent FROM turned WHERE node_reports.node = turned.node
+         RETURNING node_reports.node, silent",
+        silent,
+        after_s
+    );
+    let turned = turned.fetch_all(&mut *connection).await?;
+    for (change, is_silent) in [(NodeChange::Silent, true), (NodeChange::Back, false)] {
+        let nodes: Vec<_> = turned.iter().filter(|row| row.silent == is_silent).map(|row| row.node).collect();
+        if !nodes.is_empty() {
+            note_nodes(connection, &nodes, change).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What changed, in its order.
+#[derive(Debug, Default)]
+pub struct News {
+    pub links: Vec<LinkMove>,
+    pub nodes: Vec<NodeMove>,
+}
+
+/// Takes what changed, once nothing more came for five seconds or after half a minute. Nothing while another coordinator does.
+pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
     let rows = sqlx::query!(
         r#"WITH due AS (
                SELECT number FROM webhook_news
                WHERE (SELECT max(at) < now() - interval '5 seconds' OR min(at) < now() - interval '30 seconds' FROM webhook_news)
                FOR UPDATE SKIP LOCKED),
            taken AS (DELETE FROM webhook_news USING due WHERE webhook_news.number = due.number RETURNING webhook_news.*)
-           SELECT a AS "a!", b AS "b!", before AS "before!", after AS "after!" FROM taken ORDER BY number"#
+           SELECT a AS "a!", b, before, after AS "after!", name FROM taken ORDER BY number"#
     );
-    let rows = rows.fetch_all(connection).await?.into_iter();
-    rows.map(|row| Ok(LinkMove { ends: [NodeId(row.a), NodeId(row.b)], before: state(&row.before)?, after: state(&row.after)? })).collect()
+    let mut news = News::default();
+    for row in rows.fetch_all(connection).await? {
+        match (row.name, row.b, row.before) {
+            (Some(name), ..) => news.nodes.push(NodeMove {
+                node: NodeId(row.a),
+                name: name.parse().map_err(|_| Error::Internal("the name of a node in the database is not valid"))?,
+                change: node_change(&row.after)?,
+            }),
+            (None, Some(b), Some(before)) => {
+                news.links.push(LinkMove { ends: [NodeId(row.a), NodeId(b)], before: state(&before)?, after: state(&row.after)? });
+            }
+            (None, ..) => return Err(Error::Internal("news in the database are not valid")),
+        }
+    }
+    Ok(news)
 }
 
 /// Leaves a message for each webhook.
@@ -159,6 +216,11 @@ pub(super) async fn attempted(connection: &mut PgConnection, id: WebhookId, erro
     .execute(connection)
     .await?;
     Ok(())
+}
+
+fn node_change(name: &str) -> Result<NodeChange> {
+    let found = NodeChange::ALL.into_iter().find(|change| change.name() == name);
+    found.ok_or(Error::Internal("what became of a node in the database is not valid"))
 }
 
 fn state(name: &str) -> Result<LinkState> {

@@ -16,6 +16,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
 };
+use wattle_server::webhooks;
 
 use crate::{
     agents::{Node, new_node},
@@ -70,7 +71,7 @@ async fn says(coordinator: &Coordinator, node: &Node, peers: &[&Node], state: &s
 async fn a_site_that_loses_its_uplink_is_one_signed_message_from_one_of_two_coordinators_and_comes_again_until_it_is_taken() {
     let coordinator = Coordinator::start_with(empty_database().await, &["--webhook-allow", "127.0.0.1/32"]).await;
     let another = coordinator.another().await;
-    let (url, mut received) = listener(&[307, 200, 500]).await;
+    let (url, mut received) = listener(&[307, 200, 200, 500]).await;
     let created = coordinator.post("/webhooks", json!({"url": url})).await.expect(201).json();
     let (id, secret) = (created["id"].as_str().unwrap(), created["secret"].as_str().unwrap());
     let listed = coordinator.get("/webhooks").await.expect(200).json();
@@ -89,6 +90,9 @@ async fn a_site_that_loses_its_uplink_is_one_signed_message_from_one_of_two_coor
         nodes.push(new_node(&coordinator, json!({"name": name})).await);
     }
     let [dublin, frankfurt, new_york] = &nodes[..] else { panic!("three nodes") };
+    let message = next(&mut received, secret).await;
+    assert_eq!(message["summary"], "joined: dublin and 2 more");
+    assert_eq!(message["alerts"][0]["nodes"][2]["name"], "new-york");
     let others = [frankfurt, new_york];
     for state in ["up", "down"] {
         says(&coordinator, dublin, &others, state).await;
@@ -111,6 +115,36 @@ async fn a_site_that_loses_its_uplink_is_one_signed_message_from_one_of_two_coor
     assert!(received.try_recv().is_err(), "nobody else sent it");
     coordinator.delete(&format!("/webhooks/{id}")).await.expect(204);
     assert_eq!(coordinator.delete(&format!("/webhooks/{id}")).await.problem().0, 404);
+}
+
+#[tokio::test]
+async fn nodes_that_fall_silent_come_back_and_are_revoked_are_told_of_once() {
+    let coordinator = Coordinator::start_with(empty_database().await, &["--webhook-allow", "127.0.0.1/32"]).await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
+    let (url, mut received) = listener(&[]).await;
+    let created = coordinator.post("/webhooks", json!({"url": url})).await.expect(201).json();
+    let secret = created["secret"].as_str().unwrap();
+    for (node, other) in [(&dublin, &frankfurt), (&frankfurt, &dublin)] {
+        says(&coordinator, node, &[other], "up").await;
+    }
+    coordinator.until("SELECT count(*) FROM node_reports", 2).await;
+
+    // As if Dublin had said nothing for long: one look notes it, the next one nothing more, nor that of one who does not miss it.
+    coordinator.count("WITH aged AS (UPDATE node_reports SET at = now() - interval '1 hour' WHERE node = (SELECT id FROM nodes WHERE name = 'dublin') RETURNING 1) SELECT count(*) FROM aged").await;
+    let mut connection = coordinator.connection().await;
+    for missed in [vec![], vec![dublin.id().0, frankfurt.id().0], vec![dublin.id().0], vec![]] {
+        webhooks::queries::note_silence(&mut connection, &missed, 150).await.unwrap();
+    }
+    assert_eq!(coordinator.count("SELECT count(*) FROM webhook_news").await, 1);
+    assert_eq!(next(&mut received, secret).await["summary"], "no word from dublin");
+    // The coordinator itself sees that it is back.
+    coordinator.count("WITH heard AS (UPDATE node_reports SET at = now() RETURNING 1) SELECT count(*) FROM heard").await;
+    assert_eq!(next(&mut received, secret).await["summary"], "word again from dublin");
+    coordinator.delete("/sites/dublin").await.expect(204);
+    coordinator.delete("/nodes/frankfurt").await.expect(204);
+    let message = next(&mut received, secret).await;
+    assert_eq!((&message["summary"], &message["alerts"][0]["count"]), (&json!("revoked: dublin and 1 more"), &json!(2)));
 }
 
 #[tokio::test]
