@@ -15,7 +15,7 @@ use wattle_mesh::{
     rotation::canary::Watch,
     state::{Observed, ObservedPeer},
 };
-use wattle_wire::{ids::Position, key::IdentityKey, name::Name, report::DeviceKind};
+use wattle_wire::{admin::EndpointSource, ids::Position, key::IdentityKey, name::Name, report::DeviceKind};
 
 use crate::{
     config::Place,
@@ -49,6 +49,8 @@ struct Status {
     interface: String,
     /// Absent when there is no interface.
     device: Option<DeviceKind>,
+    /// Bytes; absent when there is no interface.
+    mtu: Option<u32>,
     tunnel_address: Option<String>,
     position: Option<Position>,
     agent_running: bool,
@@ -63,6 +65,8 @@ struct PeerStatus {
     name: Name,
     state: PeerState,
     endpoint: Option<String>,
+    /// How this node knows the endpoint.
+    endpoint_source: Option<EndpointSource>,
     handshake_age_s: Option<u64>,
     /// Whether the tunnel has a preshared key.
     preshared_key: bool,
@@ -149,6 +153,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused
             name: peer.name.clone(),
             state,
             endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
+            endpoint_source: entry.endpoint.map(|used| health::endpoint_source(used, peer.endpoint)),
             handshake_age_s: entry.handshake_age_s,
             preshared_key: entry.psk.is_some(),
             received_bytes: entry.received_bytes,
@@ -163,6 +168,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused
         locked: found.host.operators().is_some(),
         interface: place.interface.to_string(),
         device: observed.link.as_ref().map(|link| link.device),
+        mtu: observed.link.as_ref().map(|link| link.mtu),
         tunnel_address: found.known.as_ref().map(|known| known.myself.tunnel_address.to_string()),
         position: found.known.as_ref().map(|known| known.position),
         agent_running: found.store.is_locked()?,
@@ -185,7 +191,8 @@ fn print(status: &Status) {
         status.identity,
         if status.locked { ", takes only peers that an operator has admitted" } else { "" }
     ));
-    output::line(format!("interface {}: {device}, {}", status.interface, status.tunnel_address.as_deref().unwrap_or("no address")));
+    let mtu = status.mtu.map(|mtu| format!(", MTU {mtu}")).unwrap_or_default();
+    output::line(format!("interface {}: {device}, {}{mtu}", status.interface, status.tunnel_address.as_deref().unwrap_or("no address")));
     output::line(coordinator(status));
     for problem in &status.problems {
         output::line(format!("PROBLEM: {problem}"));
@@ -210,7 +217,7 @@ fn print(status: &Status) {
             Cell::new(&peer.name),
             state,
             Cell::new(peer.handshake_age_s.map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age)))),
-            Cell::new(peer.endpoint.as_deref().unwrap_or("-")),
+            Cell::new(endpoint(peer)),
             Cell::new(output::bytes(peer.received_bytes)),
             Cell::new(output::bytes(peer.sent_bytes)),
             Cell::new(peer.prefixes.join(" ")),
@@ -225,6 +232,14 @@ fn print(status: &Status) {
         }
     }
     output::line(table);
+}
+
+fn endpoint(peer: &PeerStatus) -> String {
+    match (&peer.endpoint, peer.endpoint_source) {
+        (Some(endpoint), Some(EndpointSource::Learned)) => format!("{endpoint} learned"),
+        (Some(endpoint), _) => endpoint.clone(),
+        (None, _) => "-".to_owned(),
+    }
 }
 
 fn coordinator(status: &Status) -> String {

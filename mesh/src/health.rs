@@ -1,10 +1,11 @@
 //! Whether a link is up, from what its two ends say.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use wattle_wire::{
-    admin::{LinkFault, LinkState},
+    admin::{EndpointSource, LinkFault, LinkState},
+    endpoint::Endpoint,
     ids::NodeId,
     report::{EndState, LinkReport, SUMMARY_S},
 };
@@ -19,6 +20,14 @@ const NOTICE_MS: u64 = 10_000;
 /// Whether a handshake of this age makes one end of a link up.
 pub fn is_fresh(handshake_age_s: Option<u64>) -> bool {
     handshake_age_s.is_some_and(|age| age <= SESSION_S)
+}
+
+/// How a node knows the endpoint that it uses for another, of which the mesh says that it is `configured`.
+pub fn endpoint_source(used: SocketAddr, configured: Option<Endpoint>) -> EndpointSource {
+    match configured {
+        Some(configured) if configured.socket() == used => EndpointSource::Configured,
+        _ => EndpointSource::Learned,
+    }
 }
 
 /// A link as one end of it says: by probes where it has them, else by its last handshake.

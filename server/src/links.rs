@@ -16,7 +16,7 @@ use wattle_mesh::{
     view,
 };
 use wattle_wire::{
-    admin::{EndpointSource, Link, LinkChange, LinkEnd, Page},
+    admin::{Link, LinkChange, LinkEnd, Page},
     ids::NodeId,
 };
 
@@ -138,10 +138,7 @@ fn end(app: &App, directory: &Directory, node: NodeId, peer: NodeId, report: Opt
         received_bytes: detail.map_or(0, |detail| detail.said.received_bytes),
         sent_bytes: detail.map_or(0, |detail| detail.said.sent_bytes),
         peer_endpoint,
-        endpoint_source: peer_endpoint.map(|used| match configured {
-            Some(configured) if configured == used => EndpointSource::Configured,
-            _ => EndpointSource::Learned,
-        }),
+        endpoint_source: peer_endpoint.map(|used| health::endpoint_source(used.socket(), configured)),
         mtu: app.reports.last(node).and_then(|report| report.mtu),
         reported_at: detail.map(|detail| detail.at),
     })

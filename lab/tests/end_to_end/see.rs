@@ -103,6 +103,12 @@ pub(crate) fn verify_tells_whether_every_tunnel_and_every_lan_answers(folder: &P
     let host = FRANKFURT.lan_host().to_string();
     let table = dublin.agent_says(&["verify", "--host", &host])?;
     ensure!(table.contains(&host) && table.contains("all 4 answer, directly"), "{table}");
+    let status = dublin.status()?;
+    let peer = &status["peers"][0];
+    same(
+        &(&status["mtu"], &peer["endpoint"], &peer["endpoint_source"]),
+        &(&json!(1420), &json!("198.51.100.20:51820"), &json!("configured")),
+    )?;
     let measured: Value = serde_json::from_str(&dublin.agent_says(&["verify", "--throughput", "--json"])?)?;
     let checks = measured["checks"].as_array().into_iter().flatten();
     let rates: Vec<_> = checks.filter(|check| check["what"] == "tunnel").map(|check| &check["mbit_per_s"]).collect();
