@@ -219,8 +219,10 @@ fn an_admission_holds_for_the_identity_that_the_admitted_one_signed_for_and_then
     for (number, machine) in [(7, &thief), (8, &old.preparing(&[69; 32]).unwrap().switched(0).unwrap())] {
         let (elsewhere, other) = node_record(number);
         let node = NodeRecord { wireguard_key: machine.wireguard_key(), identity_key: machine.identity_key(), ..other };
-        let node = NodeRecord { statement: machine.statement(MESH).unwrap(), admission: Some(just(&operator(1), 2, NOW)), ..node };
+        let node = NodeRecord { statement: machine.statement(MESH).unwrap(), ..node };
         world.change(&[RecordChange::Site(elsewhere), RecordChange::Node(node)]);
+        world.change(&[RecordChange::Admission(node_id(number), just(&operator(1), 2, NOW))]);
+        assert!(world.replica.known().unwrap().peers[&node_id(number)].peer.admission.is_some());
         assert_eq!(world.carried_out(), before);
         assert!(world.refused_at(NOW).is_unsigned(node_id(number)));
     }
