@@ -48,6 +48,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(5);
 /// The same while tunnels are coming up, so that the coordinator hears of their first handshakes soon.
 const LOOK_SOON: Duration = Duration::from_secs(1);
+/// For so many times as long as a look took, none follows unasked: where rules are long in listing, looks leave the processor to others.
+const REST: u32 = 3;
 /// For how long after a change tunnels are expected to come up.
 const SETTLING: Duration = Duration::from_secs(30);
 /// How often an agent was started on the state directory.
@@ -163,7 +165,8 @@ struct Agent {
     /// The coordinator does not know the node as who it is.
     is_stranger: bool,
     outcome: Outcome,
-    looked: Instant,
+    /// When the last look ended, and how long it took.
+    looked: (Instant, Duration),
     last_change: Instant,
     started: Instant,
     start: Option<Start>,
@@ -206,7 +209,7 @@ impl Agent {
             disconnected: None,
             is_stranger: false,
             outcome: Outcome::default(),
-            looked: now,
+            looked: (now, Duration::ZERO),
             last_change: now,
             started: now,
             start,
@@ -255,7 +258,7 @@ impl Agent {
                         self.handle(event);
                     }
                 }
-                () = tokio::time::sleep_until(self.looked + self.until_next_look()) => self.reconcile().await,
+                () = tokio::time::sleep_until(self.next_look()) => self.reconcile().await,
                 () = sleep(self.watch.pace(self.started.elapsed()).unwrap_or(Duration::MAX)) => self.peek().await,
                 () = sleep(self.key_pace().unwrap_or(Duration::MAX)) => {}
                 told = self.key_change.told() => self.key_change.take_in(told, self.started.elapsed()),
@@ -442,7 +445,7 @@ impl Agent {
     }
 
     async fn reconcile(&mut self) {
-        self.looked = Instant::now();
+        let begin = Instant::now();
         self.take_confirmation();
         self.key_change.look();
         if self.key_change.psks_are_asked_for() {
@@ -457,6 +460,7 @@ impl Agent {
             self.prober.follow(known);
         }
         self.show_metrics();
+        self.looked = (Instant::now(), begin.elapsed());
     }
 
     async fn round(&mut self) {
@@ -507,10 +511,12 @@ impl Agent {
         }
     }
 
-    fn until_next_look(&self) -> Duration {
+    fn next_look(&self) -> Instant {
         let mut peers = self.outcome.observed.iter().flat_map(|observed| &observed.link).flat_map(|link| link.peers.values());
         let settled = self.last_change.elapsed() > SETTLING || peers.all(ObservedPeer::is_live);
-        if settled { LOOK } else { LOOK_SOON }
+        let interval = if settled { LOOK } else { LOOK_SOON };
+        let (ended, took) = self.looked;
+        ended + interval.max(took * REST)
     }
 
     fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
