@@ -80,12 +80,17 @@ impl Flow {
         lock(&self.progress).source.context("nothing came back")
     }
 
+    /// How many datagrams were sent so far.
+    pub fn sent(&self) -> usize {
+        lock(&self.progress).sent
+    }
+
     /// Lets the stream run for so many more datagrams.
     pub fn more(&self, datagrams: usize) -> Result<()> {
-        let goal = lock(&self.progress).sent + datagrams;
+        let goal = self.sent() + datagrams;
         let time = PACE * u32::try_from(datagrams)?;
         wait_for("more datagrams are sent", time * 2 + patience(5.0), || {
-            let sent = lock(&self.progress).sent;
+            let sent = self.sent();
             if sent >= goal { Ok(()) } else { bail!("{sent} of {goal}") }
         })
     }
@@ -100,6 +105,14 @@ impl Flow {
     pub fn expect_no_loss(self) -> Result<usize> {
         let Outcome { sent, lost } = self.finish()?;
         if lost.is_empty() { Ok(sent) } else { bail!("{} of {sent} datagrams were lost: {}", lost.len(), ranges(&lost)) }
+    }
+}
+
+impl Outcome {
+    /// For how long after so many had been sent datagrams still came back.
+    pub fn came_back_after(&self, sent: usize) -> Result<Duration> {
+        let last = (sent..self.sent).rev().find(|number| !self.lost.contains(number));
+        Ok(PACE * u32::try_from(last.map_or(0, |last| last + 1 - sent))?)
     }
 }
 
