@@ -203,8 +203,10 @@ fn prepare() -> Result<Prepared> {
         let name = Path::new(path).file_name().context("a program without a name")?;
         fs::copy(path, programs.join(name)).with_context(|| format!("copying {path}"))?;
     }
-    initramfs::write_script(&programs.join("initdb"), include_str!("kernel/initdb"))?;
-    symlink(find_postgres()?, programs.join("postgres"))?;
+    let postgres = folder.join("postgres");
+    fs::create_dir(&postgres)?;
+    initramfs::write_script(&postgres.join("initdb"), include_str!("kernel/initdb"))?;
+    symlink(find_postgres()?, postgres.join("postgres"))?;
     initramfs::build(&debian, &folder)?;
     Ok(Prepared { debian, folder, _lock: lock })
 }
@@ -256,7 +258,7 @@ fn list(folder: &Path, filter: Option<&str>) -> Result<Vec<Test>> {
 fn environment(folder: &Path) -> String {
     let programs = folder.join("programs").display().to_string();
     let path = quoted(&programs);
-    let own = format!("export WATTLE_BIN_DIR={path} PATH={path}:$PATH {OWN_MACHINE}=1 WATTLE_LAB_PATIENCE={PATIENCE}\n");
+    let own = format!("export WATTLE_BIN_DIR={path} PATH=/opt/lab:{path}:$PATH {OWN_MACHINE}=1 WATTLE_LAB_PATIENCE={PATIENCE}\n");
     let passed =
         ["RUST_LOG", "RUST_BACKTRACE", "WATTLE_LAB_UNPRIVILEGED"].into_iter().filter_map(|name| Some((name, env::var(name).ok()?)));
     passed.fold(own, |lines, (name, value)| format!("{lines}export {name}={}\n", quoted(&value)))
