@@ -172,7 +172,8 @@ impl Kernel {
         self.memory.change(|memory| memory.ruleset = Some(made))
     }
 
-    async fn observe_link(&self) -> anyhow::Result<Option<Link>> {
+    /// The interface of our name alone; `None` where there is none that counts.
+    pub(crate) async fn observe_link(&self) -> anyhow::Result<Option<Link>> {
         let tables = Tables::open()?;
         let Some(found) = tables.find(&self.interface).await? else { return Ok(None) };
         let Some((device, Dump { public_key, listen_port, peers })) = self.dump(&found).await? else { return Ok(None) };

@@ -17,7 +17,7 @@ use wattle_mesh::{
     rotation::canary::{Turns, Watch},
     state::{Change, Desired, Observed},
 };
-use wattle_wire::key::OperatorKey;
+use wattle_wire::key::{OperatorKey, WireguardKey};
 
 use crate::{config::Place, kernel::Kernel, store::Store};
 
@@ -87,6 +87,11 @@ impl Host {
 
     pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
         self.kernel.observe().await.context(UNREADABLE)
+    }
+
+    /// The key that the interface has now.
+    pub(crate) async fn wireguard_key(&self) -> anyhow::Result<Option<WireguardKey>> {
+        Ok(self.kernel.observe_link().await.context(UNREADABLE)?.and_then(|link| link.public_key))
     }
 
     /// What the host lets the mesh do to it now.

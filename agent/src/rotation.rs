@@ -286,8 +286,7 @@ pub(crate) async fn rotate(place: &Place) -> anyhow::Result<()> {
     ask(&found.store, What::WireguardKey)?;
     output::line("asked the running agent for a new WireGuard key; its peers get ready for it first");
     loop {
-        let key = host.observe().await?.link.and_then(|link| link.public_key);
-        if let Some(after) = key.filter(|after| *after != before) {
+        if let Some(after) = host.wireguard_key().await?.filter(|after| *after != before) {
             output::line(format!("the WireGuard key is {after} now; it was {before}"));
             return Ok(());
         }

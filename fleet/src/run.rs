@@ -174,11 +174,8 @@ async fn changes(options: &Options, coordinators: &Coordinators, fleet: &mut Fle
     let (bytes, messages) = counted();
     let agents = fleet.agents.len();
     for number in 0..options.changes {
-        let newest = coordinators.position().await?.revision;
         let body = json!({ "description": format!("change {number}"), "subnets": [subnet(0), subnet(options.agents + number)] });
-        let begin = Instant::now();
-        coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body)).await?;
-        let all = all(&mut fleet.reached, agents, newest).await?;
+        let (begin, all) = change(coordinators, &mut fleet.reached, agents, &body).await?;
         applied.extend(all.iter().map(|reached| reached.applied - begin));
         acknowledged.extend(all.iter().map(|reached| reached.acknowledged - begin));
         last.extend(all.iter().map(|reached| reached.acknowledged - begin).max());
@@ -217,12 +214,9 @@ async fn join(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet,
     tokio::spawn(Arc::clone(&node).follow(node.blank(), sender, stopped));
     while node.agreed() < partners.len() {
         anyhow::ensure!(begin.elapsed() < PATIENCE, "it agreed with {} of {} only", node.agreed(), partners.len());
-        let newest = coordinators.position().await?.revision;
-        let change = Instant::now();
-        let body = json!({ "description": format!("while keys are agreed on, after {newest}") });
-        coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body)).await?;
-        let all = all(&mut fleet.reached, fleet.agents.len(), newest).await?;
-        applied.extend(all.iter().map(|reached| reached.applied - change));
+        let body = json!({ "description": format!("while keys are agreed on, {}", applied.len()) });
+        let (changed, all) = change(coordinators, &mut fleet.reached, fleet.agents.len(), &body).await?;
+        applied.extend(all.iter().map(|reached| reached.applied - changed));
         most = most.max(coordinators.letters().await?);
     }
     let count = u32::try_from(partners.len())?;
@@ -278,9 +272,7 @@ async fn lose_one(coordinators: &mut Coordinators, options: &Options, fleet: &mu
     let begin = Instant::now();
     let ready = coordinators.kill_one().await?.context("the coordinator is not ours")?;
     // What changes now reaches those that are back.
-    let newest = coordinators.position().await?.revision;
-    coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&json!({ "description": "after the end of one" }))).await?;
-    all(&mut fleet.reached, options.agents as usize, newest).await?;
+    change(coordinators, &mut fleet.reached, options.agents as usize, &json!({ "description": "after the end of one" })).await?;
     rows.add("kill -9 → a coordinator is ready", format!("{:.1} s", ready.as_secs_f64()));
     rows.add("kill -9 → all back and current", format!("{:.1} s", begin.elapsed().as_secs_f64()));
     rows.add("snapshots sent after that", (fleet.shared.counters.snapshots.load(Ordering::Relaxed) - snapshots).to_string());
@@ -297,6 +289,19 @@ async fn remove(coordinators: &Coordinators, count: u32) -> anyhow::Result<()> {
         }
     };
     stream::iter(0..count).map(remove).buffer_unordered(PARALLEL).try_collect().await
+}
+
+/// Changes a site, and waits until so many agents have that. Gives when it was asked for, and when each had it.
+async fn change(
+    coordinators: &Coordinators,
+    reached: &mut mpsc::UnboundedReceiver<Reached>,
+    agents: usize,
+    body: &Value,
+) -> anyhow::Result<(Instant, Vec<Reached>)> {
+    let newest = coordinators.position().await?.revision;
+    let begin = Instant::now();
+    coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(body)).await?;
+    Ok((begin, all(reached, agents, newest).await?))
 }
 
 /// Waits until so many agents have reached a revision after `than`, each once.
