@@ -245,6 +245,7 @@ mod tests {
             wireguard_key: theirs.wireguard_key(),
             sequence: 1,
             predecessors: vec![],
+            unmanaged: false,
         };
         forged.statement = sign_statement(&claim, &mine.identity).unwrap();
         assert_eq!(check_at(&forged, NOW), Err(Denied::WireguardProof));

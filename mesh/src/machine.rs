@@ -219,13 +219,14 @@ impl Machine {
 
     fn state(&self, mesh: MeshId, wireguard_key: WireguardKey, sequence: u64) -> Result<SignedStatement, serde_json::Error> {
         let (identity, predecessors) = (self.identity.key, self.predecessors.clone());
-        admit::sign_statement(&Statement { mesh, identity, wireguard_key, sequence, predecessors }, &self.identity.pair)
+        admit::sign_statement(&Statement { mesh, identity, wireguard_key, sequence, predecessors, unmanaged: false }, &self.identity.pair)
     }
 
     /// What other nodes will rely on once it has taken up its next identity, signed by that; `None` when it has none.
     pub fn succession(&self, mesh: MeshId) -> Result<Option<SignedStatement>, serde_json::Error> {
         let (Some(Identity { pair, key }), Some(predecessors)) = (&self.successor, self.and_predecessors(mesh)) else { return Ok(None) };
-        let statement = Statement { mesh, identity: *key, wireguard_key: self.wireguard_key, sequence: self.issued, predecessors };
+        let statement =
+            Statement { mesh, identity: *key, wireguard_key: self.wireguard_key, sequence: self.issued, predecessors, unmanaged: false };
         admit::sign_statement(&statement, pair).map(Some)
     }
 

@@ -16,6 +16,7 @@
 
 pub mod correspondence;
 pub mod exchange;
+pub mod given;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

@@ -54,8 +54,14 @@ impl Keys {
     }
 
     pub(crate) fn statement(&self, sequence: u64) -> SignedStatement {
-        let statement =
-            Statement { mesh: MESH, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence, predecessors: vec![] };
+        let statement = Statement {
+            mesh: MESH,
+            identity: self.identity_key(),
+            wireguard_key: self.wireguard_key(),
+            sequence,
+            predecessors: vec![],
+            unmanaged: false,
+        };
         admit::sign_statement(&statement, &self.identity).unwrap()
     }
 }

@@ -38,6 +38,9 @@ pub struct Statement {
     /// Identities that the node had before, the oldest first, at most [`Statement::MOST_PREDECESSORS`]; absent means none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub predecessors: Vec<Predecessor>,
+    /// Whether no agent runs on the node: nobody there follows what changes, answers letters or probes, or ever signs anything again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unmanaged: bool,
 }
 
 impl Statement {

@@ -93,13 +93,25 @@ pub struct KemKey(Box<[u8; 1184]>);
 #[derive(Clone, PartialEq, Eq)]
 pub struct KemCiphertext(Box<[u8; 1088]>);
 
+/// A preshared key that only the holder of one WireGuard key can read: see `mesh::psk::given`.
+#[derive(Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(value_type = String)]
+pub struct SealedPsk([u8; 80]);
+
 bytes_as_base64!(WireguardKey, 32);
 bytes_as_base64!(IdentityKey, 32);
 bytes_as_base64!(OperatorKey, 32);
 bytes_as_base64!(Bytes32, 32);
 bytes_as_base64!(Signature, 64);
+bytes_as_base64!(SealedPsk, 80);
 bytes_as_base64!(KemKey, 1184);
 bytes_as_base64!(KemCiphertext, 1088);
+
+impl From<[u8; 80]> for SealedPsk {
+    fn from(bytes: [u8; 80]) -> Self {
+        Self(bytes)
+    }
+}
 
 impl From<[u8; 32]> for IdentityKey {
     fn from(bytes: [u8; 32]) -> Self {

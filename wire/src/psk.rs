@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use crate::{
     ids::{MeshId, NodeId},
-    key::{Bytes32, KemCiphertext, KemKey, Signature, WireguardKey},
+    key::{Bytes32, KemCiphertext, KemKey, SealedPsk, Signature, WireguardKey},
 };
 
 /// A message from one end of a tunnel to the other.
@@ -75,6 +75,9 @@ pub struct OutgoingLetter {
 pub struct Mail {
     /// The oldest, at most [`Errand::MOST_LETTERS`].
     pub letters: Vec<IncomingLetter>,
+    /// Of tunnels with unmanaged nodes, at most [`Errand::MOST_LETTERS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given: Vec<GivenPsk>,
     /// Whether still more are waiting.
     pub more: bool,
 }
@@ -85,6 +88,18 @@ pub struct IncomingLetter {
     pub id: i64,
     pub from: NodeId,
     pub message: SignedPskMessage,
+}
+
+/// A preshared key that the coordinator made for the tunnel with an unmanaged node, when it made that node's file. It is nobody's letter, and has
+/// its number among theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GivenPsk {
+    pub id: i64,
+    /// The unmanaged node.
+    pub from: NodeId,
+    /// When the file was made, in milliseconds since 1970: the newest counts.
+    pub made_ms: u64,
+    pub sealed: SealedPsk,
 }
 
 /// Whether packets may pass between two nodes that have not agreed on a preshared key.

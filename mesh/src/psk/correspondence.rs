@@ -252,7 +252,7 @@ mod tests {
                 self.0.insert((*to, node), IncomingLetter { id: self.1, from: node, message: message.clone() });
             }
             let mine = self.0.iter().filter(|((to, _), _)| *to == node);
-            Mail { letters: mine.map(|(_, letter)| letter.clone()).collect(), more: false }
+            Mail { letters: mine.map(|(_, letter)| letter.clone()).collect(), given: vec![], more: false }
         }
     }
 

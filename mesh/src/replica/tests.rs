@@ -274,6 +274,7 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
             wireguard_key: wireguard.wireguard_key(),
             sequence,
             predecessors: vec![],
+            unmanaged: false,
         };
         Peer { announced: Some(crate::admit::sign_statement(&statement, &keys.identity).unwrap()), ..second.clone() }
     };

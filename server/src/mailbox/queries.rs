@@ -57,7 +57,7 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
         let message = SignedPskMessage { message: row.message, signature: Signature::from(signature) };
         Ok(IncomingLetter { id: row.id, from: NodeId(row.sender), message })
     });
-    Ok(Mail { letters: letters.collect::<Result<_>>()?, more })
+    Ok(Mail { letters: letters.collect::<Result<_>>()?, given: Vec::new(), more })
 }
 
 /// How many letters wait.

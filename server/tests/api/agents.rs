@@ -52,7 +52,14 @@ impl Machine {
     }
 
     pub(crate) fn statement(&self, join: &JoinString) -> Statement {
-        Statement { mesh: join.mesh, identity: self.identity_key(), wireguard_key: self.wireguard_key(), sequence: 1, predecessors: vec![] }
+        Statement {
+            mesh: join.mesh,
+            identity: self.identity_key(),
+            wireguard_key: self.wireguard_key(),
+            sequence: 1,
+            predecessors: vec![],
+            unmanaged: false,
+        }
     }
 
     /// A proven claim to become a node.

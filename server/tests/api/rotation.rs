@@ -20,7 +20,14 @@ fn new_key() -> WireguardKey {
 }
 
 fn signed(node: &Node, by: &Machine, key: WireguardKey, sequence: u64) -> SignedStatement {
-    let statement = Statement { mesh: node.enrolled.mesh, identity: by.identity_key(), wireguard_key: key, sequence, predecessors: vec![] };
+    let statement = Statement {
+        mesh: node.enrolled.mesh,
+        identity: by.identity_key(),
+        wireguard_key: key,
+        sequence,
+        predecessors: vec![],
+        unmanaged: false,
+    };
     admit::sign_statement(&statement, &by.identity).unwrap()
 }
 
