@@ -17,16 +17,8 @@ pub struct Sight {
     pub position: Position,
     pub sites: Vec<Site>,
     pub nodes: Vec<Node>,
-    pub links: SeenLinks,
-}
-
-/// Links that were looked at.
-#[derive(Clone, Debug)]
-pub enum SeenLinks {
-    /// All there are.
-    All(Vec<LinkNews>),
-    /// Some; the others are as they were.
-    Some(Vec<LinkNews>),
+    /// Links that may be another way than they were, and those of nodes that the board does not know yet. A link goes with either of its nodes.
+    pub links: Vec<LinkNews>,
 }
 
 /// What was seen last, each part with the number of the look that found it so.
@@ -66,9 +58,9 @@ impl Board {
         self.look
     }
 
-    /// All links, as they were seen last.
-    pub fn links(&self) -> impl Iterator<Item = &LinkNews> {
-        self.links.values().map(|(_, link)| link)
+    /// Whether a node was seen.
+    pub fn knows(&self, node: NodeId) -> bool {
+        self.nodes.contains_key(&node)
     }
 
     /// Takes in what is to be seen now.
@@ -77,17 +69,13 @@ impl Board {
         let Sight { position, sites, nodes, links } = sight;
         let sites = settle(&mut self.sites, sites.into_iter().map(|site| (site.id, site)), look, PartialEq::eq);
         let nodes = settle(&mut self.nodes, nodes.into_iter().map(|node| (node.id, node)), look, same_node);
-        let by_ends = |link: LinkNews| (link.ends, link);
-        let links_changed = match links {
-            SeenLinks::All(links) => settle(&mut self.links, links.into_iter().map(by_ends), look, PartialEq::eq).changed,
-            SeenLinks::Some(links) => {
-                let changed = |link: &LinkNews| self.links.get(&link.ends).is_none_or(|(_, known)| known != link);
-                let links: Vec<_> = links.into_iter().filter(changed).collect();
-                let any = !links.is_empty();
-                self.links.extend(links.into_iter().map(|link| (link.ends, (look, link))));
-                any
-            }
-        };
+        let changed = |link: &LinkNews| self.links.get(&link.ends).is_none_or(|(_, known)| known != link);
+        let links: Vec<_> = links.into_iter().filter(changed).collect();
+        let links_changed = !links.is_empty();
+        self.links.extend(links.into_iter().map(|link| (link.ends, (look, link))));
+        if !nodes.gone.is_empty() {
+            self.links.retain(|ends, _| ends.iter().all(|end| self.nodes.contains_key(end)));
+        }
         if position == self.position && !(sites.changed || nodes.changed || links_changed) {
             return;
         }
@@ -174,9 +162,10 @@ fn removed<K: Copy>(board: &BTreeMap<K, u64>, since: u64) -> Vec<K> {
 mod tests {
     use chrono::DateTime;
     use uuid::Uuid;
-    use wattle_wire::admin::LinkState;
+    use wattle_wire::admin::{LinkState, NodeState};
 
     use super::*;
+    use crate::testing::machine_of;
 
     fn position(revision: i64) -> Position {
         Position { epoch: 1, revision }
@@ -196,12 +185,33 @@ mod tests {
         }
     }
 
+    fn node(number: u128) -> Node {
+        Node {
+            id: NodeId(Uuid::from_u128(number)),
+            name: format!("node-{number}").parse().unwrap(),
+            site: SiteId(Uuid::from_u128(number)),
+            site_name: format!("site-{number}").parse().unwrap(),
+            state: NodeState::Active,
+            tunnel_address: [10, 99, 0, 1].into(),
+            wireguard_key: machine_of(1).wireguard_key(),
+            identity_key: machine_of(1).identity_key(),
+            endpoint: None,
+            endpoint_verified: true,
+            admission: None,
+            admitted: false,
+            agent_version: String::new(),
+            enrolled_at: DateTime::UNIX_EPOCH,
+            last_report: None,
+            rotation: None,
+        }
+    }
+
     fn link(state: LinkState) -> LinkNews {
         LinkNews { ends: [NodeId(Uuid::from_u128(1)), NodeId(Uuid::from_u128(2))], state, fault: None, since: None }
     }
 
     fn sight(revision: i64, sites: Vec<Site>, links: Vec<LinkNews>) -> Sight {
-        Sight { position: position(revision), sites, nodes: Vec::new(), links: SeenLinks::All(links) }
+        Sight { position: position(revision), sites, nodes: Vec::new(), links }
     }
 
     #[test]
@@ -240,6 +250,20 @@ mod tests {
         let news = board.news(Some(told)).unwrap();
         assert_eq!((news.complete, news.position, news.sites), (false, position(3), vec![site(2, ""), site(3, "")]));
         assert!(board.news(Some(board.look() + 1)).unwrap().complete, "a look of another board counts as none");
+    }
+
+    #[test]
+    fn a_link_stays_as_it_was_seen_and_goes_with_either_of_its_nodes() {
+        let mut board = Board::new();
+        let see = |board: &mut Board, nodes: &[u128], links| {
+            board.see(Sight { nodes: nodes.iter().map(|number| node(*number)).collect(), ..sight(1, vec![], links) });
+        };
+        see(&mut board, &[1, 2], vec![link(LinkState::Up)]);
+        see(&mut board, &[1, 2, 3], vec![]);
+        assert_eq!(board.news(None).unwrap().links, [link(LinkState::Up)]);
+        see(&mut board, &[1, 3], vec![]);
+        assert_eq!(board.news(None).unwrap().links, []);
+        assert!(board.knows(node(3).id) && !board.knows(node(2).id));
     }
 
     #[test]

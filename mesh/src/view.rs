@@ -72,6 +72,13 @@ pub fn linked(directory: &Directory, a: NodeId, b: NodeId) -> bool {
     }
 }
 
+/// How many pairs of nodes are [`linked`].
+pub fn count_links(directory: &Directory) -> usize {
+    let pairs = |nodes: usize| nodes * nodes.saturating_sub(1) / 2;
+    let within_sites: usize = directory.sites.keys().map(|site| pairs(directory.nodes_of(*site).count())).sum();
+    pairs(directory.nodes.len()) - within_sites
+}
+
 fn subnets(node: &NodeRecord, site: &SiteRecord) -> Vec<Subnet> {
     match node.state {
         NodeState::Active => site.subnets.clone(),
@@ -93,5 +100,26 @@ pub fn endpoint(node: &NodeRecord, site: &SiteRecord) -> Option<Endpoint> {
     match node.state {
         NodeState::Active => node.endpoint.or(site.endpoint),
         NodeState::Standby => node.endpoint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        directory::RecordChange,
+        testing::{directory_of, node_record},
+    };
+
+    #[test]
+    fn links_are_counted_as_if_each_pair_was_looked_at() {
+        let mut directory = directory_of(4);
+        let (_, standby) = node_record(9);
+        let site = directory.nodes.values().next().unwrap().site;
+        directory.apply(&RecordChange::Node(NodeRecord { site, state: NodeState::Standby, ..standby }));
+        let nodes: Vec<_> = directory.nodes.keys().copied().collect();
+        let pairs = nodes.iter().flat_map(|a| nodes.iter().map(move |b| (*a, *b))).filter(|(a, b)| a < b);
+        let links = pairs.filter(|(a, b)| linked(&directory, *a, *b)).count();
+        assert_eq!((links, count_links(&directory)), (9, 9));
     }
 }

@@ -16,6 +16,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
     process_collector::ProcessCollector,
 };
+use wattle_mesh::view;
 use wattle_wire::{
     admin::{LinkState, NodeState},
     ids::Position,
@@ -157,9 +158,12 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         gauge("wattle_mailbox_letters", "Letters that wait until their recipients take them.", letters)?;
     }
 
-    let links = app.live.link_states(app).await;
-    let states = [("up", LinkState::Up), ("degraded", LinkState::Degraded), ("down", LinkState::Down), ("never", LinkState::Never)];
-    let links = states.map(|(name, wanted)| (name, count(links.iter().filter(|state| **state == wanted).count())));
+    let seen = app.live.link_states(app).await;
+    let links = app.copy.read(|feed| view::count_links(feed.directory()));
+    let states = [("up", LinkState::Up), ("degraded", LinkState::Degraded), ("down", LinkState::Down)];
+    let states = states.map(|(name, wanted)| (name, count(seen.iter().filter(|state| **state == wanted).count())));
+    let never = count(links) - states.iter().map(|(_, links)| links).sum::<i64>();
+    let links: Vec<_> = states.into_iter().chain([("never", never.max(0))]).collect();
     vector("wattle_links", "Links of the mesh, by state.", "state", &links)?;
 
     let connections = IntGaugeVec::new(
