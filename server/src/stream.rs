@@ -180,7 +180,8 @@ impl Session {
                 }
                 Look::Wait(until) => until,
                 Look::Ahead(seen) => {
-                    if let Err(error) = self.app.copy.begin_epoch_after(&self.app.db, self.node, seen).await {
+                    // On its own heap: it is rare, and would take kilobytes of each stream.
+                    if let Err(error) = Box::pin(self.app.copy.begin_epoch_after(&self.app.db, self.node, seen)).await {
                         tracing::debug!(%error, "cannot ask whether the database was restored");
                     }
                     self.opened = Instant::now();
