@@ -57,6 +57,8 @@ impl Pins {
         let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider)).with_protocol_versions(&[&TLS13])?;
         let mut config = config.dangerous().with_custom_certificate_verifier(Arc::clone(self) as _).with_no_client_auth();
         config.resumption = Resumption::disabled();
+        // One connection for the stream and all requests beside it.
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }
 

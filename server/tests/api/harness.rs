@@ -163,9 +163,11 @@ impl Coordinator {
         Self { client: client_builder(self.data_dir.path()).http1_only().build().unwrap(), ..self }
     }
 
-    /// How to open a connection that believes this coordinator.
+    /// How to open a connection that believes this coordinator and asks for no protocol.
     pub(crate) fn tls(&self) -> TlsConnector {
-        TlsConnector::from(Arc::new(Pins::new(self.server.app.pins()).client_config().unwrap()))
+        let mut config = Pins::new(self.server.app.pins()).client_config().unwrap();
+        config.alpn_protocols.clear();
+        TlsConnector::from(Arc::new(config))
     }
 
     /// A connection on which nothing was said yet.
