@@ -20,6 +20,7 @@ mod rotation;
 mod run;
 mod status;
 mod store;
+mod supervisor;
 mod verify;
 
 use std::process::ExitCode;

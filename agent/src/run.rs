@@ -42,6 +42,7 @@ use crate::{
     reconcile::{Aim, Host, Outcome},
     rotation::KeyChange,
     store::Store,
+    supervisor::Supervisor,
 };
 
 /// How often the host is compared with what it should be: what other tools change is repaired within this time.
@@ -65,14 +66,15 @@ pub(crate) async fn run(place: &Place, metrics: Option<SocketAddr>) -> anyhow::R
         Some(address) => Some(Arc::new(Metrics::serve(address).await?)),
         None => None,
     };
+    let mut supervisor = Supervisor::ready();
     let (mut machine, mut membership) = tokio::select! {
-        joined = wait_for_join(&store) => joined?,
+        joined = wait_for_join(&store, &mut supervisor) => joined?,
         () = stop.asked() => return Ok(()),
     };
     loop {
         let mut agent = Agent::new(place, store.clone(), machine, membership, metrics.clone())?;
         agent.start_from_disk().await;
-        match agent.run(&mut stop).await {
+        match agent.run(&mut stop, &mut supervisor).await {
             Ended::Stopped => break,
             Ended::Anew(with_machine, as_node) => (machine, membership) = (with_machine, as_node),
         }
@@ -123,9 +125,10 @@ fn noted_start(store: &Store) -> Option<Start> {
     noted().inspect_err(|error| warn!("cannot count the starts of the agent: {error:#}")).ok()
 }
 
-async fn wait_for_join(store: &Store) -> anyhow::Result<(Machine, Membership)> {
+async fn wait_for_join(store: &Store, supervisor: &mut Supervisor) -> anyhow::Result<(Machine, Membership)> {
     let mut told = false;
     loop {
+        supervisor.alive();
         if let Some((machine, Some(membership))) = Slot::Present.load(store)? {
             return Ok((machine, membership));
         }
@@ -238,7 +241,7 @@ impl Agent {
         }
     }
 
-    async fn run(&mut self, stop: &mut Stop) -> Ended {
+    async fn run(&mut self, stop: &mut Stop, supervisor: &mut Supervisor) -> Ended {
         let (sender, mut events) = mpsc::channel(16);
         let follower = follow::follow(
             Arc::clone(&self.coordinator),
@@ -249,6 +252,7 @@ impl Agent {
         );
         let follower = tokio::spawn(follower);
         let ended = loop {
+            supervisor.alive();
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { break Ended::Stopped };

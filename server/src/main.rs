@@ -8,11 +8,14 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wattle_mesh::audit::Head;
 use wattle_server::{
-    api_tokens, authority,
+    api_tokens,
+    app::App,
+    authority,
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
     db::{Actor, Db},
     events, first_start,
@@ -69,8 +72,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             api_token = %first_start::token_file(&config.data_dir).display(),
             "serves"
         );
+        tell_supervisor(NotifyState::Ready);
+        let app = server.app.clone();
         tokio::select! {
             result = server.wait() => return result,
+            () = show_life(&app) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
@@ -80,6 +86,26 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     .await;
     database.close().await;
     result
+}
+
+/// Tells systemd again and again that the coordinator lives, where it asks for that.
+async fn show_life(app: &App) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    // Half of the time, as the manual of `sd_watchdog_enabled` recommends.
+    let mut ticks = tokio::time::interval(limit / 2);
+    loop {
+        ticks.tick().await;
+        // Everything waits for the lock of the copy sooner or later: a coordinator that is stuck does not get it.
+        app.copy.read(|_| ());
+        tell_supervisor(NotifyState::Watchdog);
+    }
+}
+
+/// Does nothing where nobody listens.
+fn tell_supervisor(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "cannot tell systemd");
+    }
 }
 
 /// Does something with the database, which the coordinator may be using.

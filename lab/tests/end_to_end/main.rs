@@ -84,6 +84,7 @@ const OWN_MACHINE: &[(&str, Test)] = tests![
 /// Tests inside a lab that say little of a kernel, and would take long on an emulated one.
 const NOT_EMULATED: &[(&str, Test)] = tests![
     trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,
+    outage::h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on,
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
     trust::e12_without_a_lock_each_gateway_tells_what_a_thief_of_the_coordinator_changed_and_changed_back,
     trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,

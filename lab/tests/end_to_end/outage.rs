@@ -1,6 +1,6 @@
 //! Programs die; packets go on.
 
-use std::path::Path;
+use std::{os::unix::net::UnixDatagram, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use wattle_lab::{
     wait::same,
     wait_for,
 };
+use wattle_wire::admin::CreatedSite;
 
 pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot(folder: &Path) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
@@ -186,6 +187,32 @@ pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_los
     dublin.start_agent()?;
     wait_for("the agent is in charge again", patience(10.0), || is_in_charge(lab.gateway(DUBLIN)?))?;
     flow.expect_no_loss().map(drop)
+}
+
+pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let socket = folder.join("notify");
+    let systemd = UnixDatagram::bind(&socket)?;
+    systemd.set_read_timeout(Some(patience(20.0)))?;
+    let hears = || -> Result<String> {
+        let mut buffer = [0; 100];
+        let length = systemd.recv(&mut buffer).context("nothing is heard")?;
+        Ok(String::from_utf8(buffer[..length].to_vec())?.trim().to_owned())
+    };
+    let notify = format!("NOTIFY_SOCKET={}", socket.display());
+    lab.gateway_mut(DUBLIN)?.start_agent_under(&["env", &notify, "WATCHDOG_USEC=1000000"])?;
+    // Before it has joined, and after.
+    same(&hears()?.as_str(), &"READY=1")?;
+    same(&hears()?.as_str(), &"WATCHDOG=1")?;
+    let api = lab.start_coordinator()?;
+    let dublin = lab.gateway(DUBLIN)?;
+    let created: CreatedSite = api.post("/sites", &dublin.site.body())?;
+    dublin.join(created.join_token.join_string.reveal())?;
+    wait_for("the agent is in charge", patience(20.0), || is_in_charge(lab.gateway(DUBLIN)?))?;
+    systemd.set_nonblocking(true)?;
+    while hears().is_ok() {}
+    systemd.set_nonblocking(false)?;
+    same(&hears()?.as_str(), &"WATCHDOG=1")
 }
 
 /// A stream from the LAN of one gateway to that of another.

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -120,6 +120,38 @@ async fn a_second_start_finds_everything_even_after_a_kill() {
     assert_eq!(third.call(&token, None).await, 200);
     third.end(Signal::SIGKILL);
     wait_until_gone(data_dir);
+}
+
+#[tokio::test]
+async fn h7_systemd_is_told_that_the_coordinator_is_ready_and_lives_and_not_when_it_stands_still() {
+    let _company = among_others().await;
+    let data_dir = reachable_folder();
+    let path = data_dir.path().join("notify");
+    let systemd = UnixDatagram::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    systemd.set_read_timeout(Some(SOON)).unwrap();
+    let hears = || {
+        let mut buffer = [0; 100];
+        let length = systemd.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    let mut command = program(data_dir.path());
+    let child = command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000").stderr(Stdio::null());
+    let child = child.spawn().unwrap();
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    assert_eq!(hears().trim(), "READY=1");
+    let program = Program { child, url: String::new(), client: client(data_dir.path()) };
+    for _ in 0..3 {
+        assert_eq!(hears().trim(), "WATCHDOG=1");
+    }
+    kill(pid, Signal::SIGSTOP).unwrap();
+    // What was on its way is heard yet.
+    systemd.set_read_timeout(Some(Duration::from_millis(1000))).unwrap();
+    let mut buffer = [0; 100];
+    let silent = (0..100).any(|_| systemd.recv(&mut buffer).is_err());
+    assert!(silent, "it says that it lives while it stands still");
+    kill(pid, Signal::SIGCONT).unwrap();
+    program.end(Signal::SIGTERM);
 }
 
 #[tokio::test]
