@@ -13,7 +13,7 @@ use wattle_wire::{
     endpoint::Endpoint,
     enrol::SignedStatement,
     ids::{NodeId, SiteId},
-    key::{IdentityKey, WireguardKey},
+    key::{Bytes32, IdentityKey, WireguardKey},
     lock::SignedAdmission,
     name::Name,
     peer::MeshSettings,
@@ -62,9 +62,22 @@ pub struct NodeRecord {
     /// Nobody has met the node at its endpoint yet; absent means that somebody has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<Trial>,
-    pub agent_version: String,
+    /// Absent for an unmanaged node, and for no other.
+    pub agent_version: Option<String>,
+    /// The file of an unmanaged node; absent for one with an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmanaged: Option<Unmanaged>,
     pub generation: i32,
     pub enrolled_at: DateTime<Utc>,
+}
+
+/// What is kept of the last file that was made for a node without an agent: nothing secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmanaged {
+    /// To the millisecond, and later than that of every file before.
+    pub file_made_at: DateTime<Utc>,
+    /// See [`crate::wg_quick::WgQuick::digest`].
+    pub file_digest: Bytes32,
 }
 
 /// A statement that is about to take the place of the node's present one.

@@ -4,21 +4,21 @@ use std::collections::BTreeSet;
 
 use wattle_wire::{
     admin::{LinkEffects, SomeLinks},
-    ids::{NodeId, SiteId},
+    ids::NodeId,
     name::Name,
 };
 
 use crate::{
-    directory::{Directory, RecordChange},
+    directory::{Directory, NodeRecord, RecordChange},
     view,
 };
 
 /// A node before and after the change.
 struct End<'a> {
     name: &'a Name,
-    /// Its site, while it takes part.
-    before: Option<SiteId>,
-    after: Option<SiteId>,
+    /// `None` while it does not take part.
+    before: Option<&'a NodeRecord>,
+    after: Option<&'a NodeRecord>,
     /// Whether its peers are told something else of it, or all of the mesh.
     told: bool,
 }
@@ -33,7 +33,7 @@ pub fn effect(before: &Directory, changes: &[RecordChange]) -> (Directory, LinkE
     let mut links = LinkEffects::default();
     for (position, a) in ends.iter().enumerate() {
         for b in &ends[position + 1..] {
-            let linked = |a: Option<SiteId>, b: Option<SiteId>| a.is_some() && b.is_some() && a != b;
+            let linked = |a: Option<&NodeRecord>, b| a.zip(b).is_some_and(|(a, b)| view::should_have_tunnel(a, b));
             let effect = match (linked(a.before, b.before), linked(a.after, b.after)) {
                 (false, true) => &mut links.added,
                 (true, false) => &mut links.removed,
@@ -50,8 +50,8 @@ fn end<'a>(before: &'a Directory, after: &'a Directory, node: NodeId) -> Option<
     let (was, is) = (before.nodes.get(&node), after.nodes.get(&node));
     Some(End {
         name: &is.or(was)?.name,
-        before: was.map(|record| record.site),
-        after: is.map(|record| record.site),
+        before: was,
+        after: is,
         told: before.mesh != after.mesh || view::as_peer(before, node) != view::as_peer(after, node),
     })
 }

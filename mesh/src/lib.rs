@@ -37,6 +37,7 @@ pub mod trial;
 pub mod verify;
 pub mod view;
 pub mod watch;
+pub mod wg_quick;
 
 #[cfg(any(test, fuzzing))]
 mod testing;

@@ -107,7 +107,8 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
         admission: None,
         endpoint: None,
         trial: None,
-        agent_version: "0".to_owned(),
+        agent_version: Some("0".to_owned()),
+        unmanaged: None,
         generation: 1,
         enrolled_at: DateTime::UNIX_EPOCH,
     };

@@ -64,19 +64,22 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
     })
 }
 
-/// Whether two nodes should have a tunnel: all do that are of different sites.
+/// Whether two nodes should have a tunnel: see [`should_have_tunnel`].
 pub fn linked(directory: &Directory, a: NodeId, b: NodeId) -> bool {
-    match (directory.nodes.get(&a), directory.nodes.get(&b)) {
-        (Some(a), Some(b)) => a.site != b.site,
-        _ => false,
-    }
+    directory.nodes.get(&a).zip(directory.nodes.get(&b)).is_some_and(|(a, b)| should_have_tunnel(a, b))
 }
 
-/// How many pairs of nodes are [`linked`].
+/// All nodes should have a tunnel that are of different sites, but for two that are unmanaged: nobody there could learn the preshared key.
+pub fn should_have_tunnel(a: &NodeRecord, b: &NodeRecord) -> bool {
+    a.site != b.site && (a.unmanaged.is_none() || b.unmanaged.is_none())
+}
+
+/// How many pairs of nodes are [`linked`]. No site has two unmanaged nodes.
 pub fn count_links(directory: &Directory) -> usize {
     let pairs = |nodes: usize| nodes * nodes.saturating_sub(1) / 2;
     let within_sites: usize = directory.sites.keys().map(|site| pairs(directory.nodes_of(*site).count())).sum();
-    pairs(directory.nodes.len()) - within_sites
+    let unmanaged = directory.nodes.values().filter(|node| node.unmanaged.is_some()).count();
+    pairs(directory.nodes.len()) - within_sites - pairs(unmanaged)
 }
 
 fn subnets(node: &NodeRecord, site: &SiteRecord) -> Vec<Subnet> {
@@ -105,21 +108,27 @@ pub fn endpoint(node: &NodeRecord, site: &SiteRecord) -> Option<Endpoint> {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
+
     use super::*;
     use crate::{
-        directory::RecordChange,
+        directory::{RecordChange, Unmanaged},
         testing::{directory_of, node_record},
     };
 
     #[test]
     fn links_are_counted_as_if_each_pair_was_looked_at() {
-        let mut directory = directory_of(4);
+        let mut directory = directory_of(7);
+        for number in [5, 6, 7] {
+            let made = Unmanaged { file_made_at: DateTime::UNIX_EPOCH, file_digest: [0; 32].into() };
+            directory.apply(&RecordChange::Node(NodeRecord { unmanaged: Some(made), ..node_record(number).1 }));
+        }
         let (_, standby) = node_record(9);
         let site = directory.nodes.values().next().unwrap().site;
         directory.apply(&RecordChange::Node(NodeRecord { site, state: NodeState::Standby, ..standby }));
         let nodes: Vec<_> = directory.nodes.keys().copied().collect();
         let pairs = nodes.iter().flat_map(|a| nodes.iter().map(move |b| (*a, *b))).filter(|(a, b)| a < b);
         let links = pairs.filter(|(a, b)| linked(&directory, *a, *b)).count();
-        assert_eq!((links, count_links(&directory)), (9, 9));
+        assert_eq!((links, count_links(&directory)), (9 + 5 * 3, 9 + 5 * 3));
     }
 }

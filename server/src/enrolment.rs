@@ -21,7 +21,7 @@ use wattle_wire::{
     webhook::NodeChange,
 };
 
-use self::queries::Applicant;
+use self::queries::{Applicant, Kind, NewNode};
 use crate::{
     app::App,
     auth::{self, RequestId},
@@ -89,9 +89,17 @@ pub async fn finish(
                 false => Ok(change.made(None, Vec::new(), REFUSED, token)),
             };
         }
-        queries::refuse_known_keys(&mut change, applicant).await?;
+        queries::refuse_known_keys(&mut change, &applicant.statement).await?;
         queries::refuse_endpoint_clash(&mut change, applicant, token.site).await?;
-        let record = queries::insert(&mut change, applicant, token.site, tunnel_prefix).await?;
+        let new = NewNode {
+            id: applicant.id,
+            site: token.site,
+            statement: &applicant.statement,
+            signed: &applicant.finish.statement,
+            endpoint: applicant.finish.endpoint,
+            kind: Kind::Managed { agent_version: &applicant.finish.agent_version, join_token: applicant.finish.token },
+        };
+        let record = queries::insert(&mut change, &new, tunnel_prefix).await?;
         webhooks::queries::note_nodes(&mut change, &[record.id.0], NodeChange::Joined).await?;
         let enrolled = Enrolled { mesh, node: record.id, name: record.name.clone(), site: token.site_name, generation: record.generation };
         Ok(change.made(Some(enrolled), vec![RecordChange::Node(record)], "node.enrol", applicant.id))

@@ -39,3 +39,4 @@ pub mod tokens;
 pub mod trials;
 pub mod ui;
 pub mod webhooks;
+pub mod wg_quick;

@@ -1,4 +1,5 @@
-//! `/agent/mailbox`: letters with which nodes agree on preshared keys. The coordinator carries them and can read none.
+//! `/agent/mailbox`: letters with which nodes agree on preshared keys, and keys that the coordinator gave for tunnels with unmanaged nodes. It
+//! can read none of them.
 
 pub mod queries;
 
@@ -65,11 +66,16 @@ fn check(app: &App, node: NodeId, letter: &OutgoingLetter, index: usize) -> Resu
 /// Tells nodes of their letters for as long as the coordinator runs.
 pub async fn follow(app: &App) {
     loop {
-        let newest = async { queries::newest(&mut *app.db.follow().await?).await };
-        match newest.await {
-            Ok(newest) => newest.into_iter().for_each(|(recipient, id)| app.streams.tell_of_mail(recipient, id)),
-            Err(error) => tracing::debug!(%error, "does not see who has letters; asks again"),
-        }
+        tell(app).await;
         sleep(POLL).await;
+    }
+}
+
+/// Tells each node that follows this coordinator of what waits for it.
+pub(crate) async fn tell(app: &App) {
+    let newest = async { queries::newest(&mut *app.db.follow().await?).await };
+    match newest.await {
+        Ok(newest) => newest.into_iter().for_each(|(recipient, id)| app.streams.tell_of_mail(recipient, id)),
+        Err(error) => tracing::debug!(%error, "does not see who has letters; asks again"),
     }
 }

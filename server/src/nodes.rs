@@ -12,10 +12,10 @@ use axum::{
 use chrono::Utc;
 use wattle_mesh::{
     directory::{Directory, NodeRecord, RecordChange, SiteRecord},
-    lock, view,
+    lock, view, wg_quick,
 };
 use wattle_wire::{
-    admin::{Node, NodeRotation, Page, RotationPhase},
+    admin::{Node, NodeRotation, Page, RotationPhase, UnmanagedNode},
     ids::NodeId,
     lock::{NewAdmissions, SignedAdmission},
 };
@@ -53,7 +53,7 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
 pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Tagged<Node>> {
     let found = app.copy.read(|feed| configured_in(feed.directory(), feed.directory().find_node(&node)?));
     let node = Tagged::new(found.ok_or_else(|| error::not_found("node"))?)?;
-    Ok(node.map(|node| Node { last_report: app.reports.last(node.id), ..node }))
+    Ok(node.map(|node| app.copy.read(|feed| with_news(&app, feed.directory(), node))))
 }
 
 /// Revokes a node for good: its stream ends, its peers remove it, its keys never enrol again.
@@ -133,14 +133,21 @@ pub async fn admit(
 }
 
 pub(crate) fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> Option<Node> {
-    Some(Node { last_report: app.reports.last(record.id), ..configured_in(directory, record)? })
+    Some(with_news(app, directory, configured_in(directory, record)?))
+}
+
+/// A node with what it reports, and whether its file is what the mesh is now: neither is its own configuration.
+fn with_news(app: &App, directory: &Directory, node: Node) -> Node {
+    let file_is_current = directory.nodes.get(&node.id).and_then(|record| wg_quick::is_current(directory, record)).unwrap_or_default();
+    let unmanaged = node.unmanaged.map(|unmanaged| UnmanagedNode { file_is_current, ..unmanaged });
+    Node { last_report: app.reports.last(node.id), unmanaged, ..node }
 }
 
 fn configured_in(directory: &Directory, record: &NodeRecord) -> Option<Node> {
     Some(configured(record, directory.sites.get(&record.site)?))
 }
 
-/// A node without what it reports.
+/// A node as it is configured, for its tag.
 fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
     Node {
         id: record.id,
@@ -156,6 +163,7 @@ fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         admission: record.admission.clone(),
         admitted: lock::is_admitted(record, site, Utc::now().timestamp()),
         agent_version: record.agent_version.clone(),
+        unmanaged: record.unmanaged.as_ref().map(|file| UnmanagedNode { file_made_at: file.file_made_at, file_is_current: true }),
         enrolled_at: record.enrolled_at,
         last_report: None,
         rotation: rotation(record),

@@ -31,7 +31,7 @@ use crate::{
     app::App,
     auth::{self, RequestId},
     enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, succession, terms,
-    tokens, ui, webhooks,
+    tokens, ui, webhooks, wg_quick,
 };
 
 /// Position of the copy from which an answer was read.
@@ -71,6 +71,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(sites::create))
             .routes(routes!(sites::change, sites::remove))
             .routes(routes!(sites::import))
+            .routes(routes!(wg_quick::create))
             .routes(routes!(tokens::create))
             .routes(routes!(tokens::revoke))
             .routes(routes!(nodes::revoke))

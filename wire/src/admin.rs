@@ -282,13 +282,44 @@ pub struct Node {
     pub admission: Option<SignedAdmission>,
     /// Whether the admission holds now and covers all prefixes that the node has. Hosts that require the lock judge for themselves.
     pub admitted: bool,
-    pub agent_version: String,
+    /// Null for an unmanaged node.
+    pub agent_version: Option<String>,
+    /// Present for a gateway without an agent, which has a wg-quick file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmanaged: Option<UnmanagedNode>,
     pub enrolled_at: DateTime<Utc>,
     /// What the node last reported; absent means nothing yet.
     pub last_report: Option<NodeReport>,
     /// A change of its WireGuard key that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<NodeRotation>,
+}
+
+/// What is known of a gateway without an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnmanagedNode {
+    /// When its last file was made.
+    pub file_made_at: DateTime<Utc>,
+    /// Whether what that file says of the mesh is so: if not, its gateway needs another.
+    pub file_is_current: bool,
+}
+
+/// `POST /sites/{site}/wg-quick`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewWgQuick {
+    /// The public key of the gateway, which keeps the private half to itself; absent means that a pair is made, or stays as it is.
+    #[serde(default)]
+    pub wireguard_key: Option<WireguardKey>,
+}
+
+/// A new wg-quick file, which is shown this once, and the unmanaged node that it is for.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CreatedWgQuick {
+    pub node: Node,
+    pub made_at: DateTime<Utc>,
+    /// As wg-quick and WireGuard's apps take it.
+    pub file: Secret,
 }
 
 /// A change of a node's WireGuard key that is under way.

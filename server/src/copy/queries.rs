@@ -46,8 +46,8 @@ pub async fn changes_since(connection: &mut PgConnection, revision: i64) -> Resu
     Ok(changes.fetch_all(connection).await?)
 }
 
-/// Reads all of the mesh, in a transaction that sees one moment.
-pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
+/// Reads the configuration as it is now, but for nodes that once took part.
+pub async fn directory(connection: &mut PgConnection) -> Result<(Position, Directory)> {
     let (position, mesh) = settings(connection).await?;
     let mut directory = Directory::new(mesh);
     for site in sites::queries::all(connection).await? {
@@ -56,6 +56,12 @@ pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
     for node in nodes::queries::all(connection).await? {
         directory.apply(&RecordChange::Node(node));
     }
+    Ok((position, directory))
+}
+
+/// Reads all of the mesh, in a transaction that sees one moment.
+pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
+    let (position, mut directory) = directory(connection).await?;
     let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'").fetch_all(&mut *connection).await?;
     directory.revoked.extend(revoked.into_iter().map(NodeId));
     let history = sqlx::query_as!(

@@ -4,9 +4,13 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::PgConnection;
-use wattle_mesh::{allocate, directory::NodeRecord};
+use wattle_mesh::{
+    allocate,
+    directory::{NodeRecord, Unmanaged},
+};
 use wattle_wire::{
-    enrol::{EnrolFinish, Enrolled, Statement},
+    endpoint::Endpoint,
+    enrol::{EnrolFinish, Enrolled, SignedStatement, Statement},
     ids::{MeshId, NodeId, SiteId, TokenId},
     name::Name,
     problem::{Holder, Problem},
@@ -19,6 +23,24 @@ use crate::{
 
 /// Names that are asked for together; few sites have as many gateways.
 const NAMES_AT_A_TIME: usize = 16;
+
+/// A node that is about to be, of the site in which it will be.
+#[derive(Debug)]
+pub(crate) struct NewNode<'n> {
+    pub(crate) id: NodeId,
+    pub(crate) site: SiteId,
+    pub(crate) statement: &'n Statement,
+    pub(crate) signed: &'n SignedStatement,
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) kind: Kind<'n>,
+}
+
+/// What is known of a node beside its keys.
+#[derive(Debug)]
+pub(crate) enum Kind<'n> {
+    Managed { agent_version: &'n str, join_token: TokenId },
+    Unmanaged(&'n Unmanaged),
+}
 
 /// A machine whose proofs hold, and the id it gets should it become a node.
 #[derive(Debug)]
@@ -76,17 +98,17 @@ pub(super) async fn already_enrolled(connection: &mut PgConnection, applicant: &
 }
 
 /// Refuses keys of other nodes, and of nodes that were revoked.
-pub(super) async fn refuse_known_keys(connection: &mut PgConnection, applicant: &Applicant) -> Result<()> {
+pub(crate) async fn refuse_known_keys(connection: &mut PgConnection, statement: &Statement) -> Result<()> {
     let states = sqlx::query_scalar!(
         "SELECT state FROM nodes WHERE identity_key = $1 OR $2 IN (wireguard_key, announced_key)",
-        applicant.statement.identity.as_bytes(),
-        applicant.statement.wireguard_key.as_bytes()
+        statement.identity.as_bytes(),
+        statement.wireguard_key.as_bytes()
     );
     let states = states.fetch_all(&mut *connection).await?;
     if states.iter().any(|state| state == "revoked") {
         return Err(error::key_revoked().into());
     }
-    let is_former = succession::queries::is_former(connection, applicant.statement.identity).await?;
+    let is_former = succession::queries::is_former(connection, statement.identity).await?;
     if states.is_empty() && !is_former { Ok(()) } else { Err(key_taken().into()) }
 }
 
@@ -109,36 +131,37 @@ pub(super) async fn refuse_endpoint_clash(connection: &mut PgConnection, applica
     }
 }
 
-pub(super) async fn insert(
-    connection: &mut PgConnection,
-    applicant: &Applicant,
-    site: SiteId,
-    tunnel_prefix: Ipv4Net,
-) -> Result<NodeRecord> {
-    let site_row = sites::queries::find(connection, site).await?.ok_or(Error::Internal("a join token without its site"))?;
-    let endpoint = applicant.finish.endpoint;
+pub(crate) async fn insert(connection: &mut PgConnection, new: &NewNode<'_>, tunnel_prefix: Ipv4Net) -> Result<NodeRecord> {
+    let NewNode { id, site, statement, signed, endpoint, ref kind } = *new;
+    let site_row = sites::queries::find(connection, site).await?.ok_or(Error::Internal("a new node without its site"))?;
     let name = free_name(connection, &site_row.name).await?;
+    let (agent, file) = match *kind {
+        Kind::Managed { agent_version, join_token } => (Some((agent_version, join_token)), None),
+        Kind::Unmanaged(file) => (None, Some(file)),
+    };
     sqlx::query!(
         "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, statement_signature, endpoint_address,
-                            endpoint_port, endpoint_verified, agent_version, generation, join_token)
+                            endpoint_port, endpoint_verified, generation, agent_version, join_token, file_made_at, file_digest)
          VALUES ($1, $2, $3, CASE WHEN EXISTS (SELECT FROM nodes WHERE site = $2 AND state = 'active') THEN 'standby' ELSE 'active' END,
-                 $4, $5, $6, $7, $8, $9, $12, $10, 1, $11)",
-        applicant.id.0,
+                 $4, $5, $6, $7, $8, $9, $10, 1, $11, $12, $13, $14)",
+        id.0,
         site.0,
         name.as_str(),
-        applicant.statement.identity.as_bytes(),
-        applicant.statement.wireguard_key.as_bytes(),
-        applicant.finish.statement.statement,
-        applicant.finish.statement.signature.as_bytes(),
+        statement.identity.as_bytes(),
+        statement.wireguard_key.as_bytes(),
+        signed.statement,
+        signed.signature.as_bytes(),
         endpoint.map(|endpoint| IpNet::from(endpoint.socket().ip())),
         endpoint.map(|endpoint| i32::from(endpoint.socket().port())),
-        applicant.finish.agent_version,
-        applicant.finish.token.0,
-        endpoint.is_none()
+        endpoint.is_none(),
+        agent.map(|(version, _)| version),
+        agent.map(|(_, token)| token.0),
+        file.map(|file| file.file_made_at),
+        file.map(|file| file.file_digest.as_bytes().as_slice())
     )
     .execute(&mut *connection)
     .await?;
-    let own = sqlx::query!("UPDATE tunnel_addresses SET node = $1 WHERE site = $2 AND own AND node IS NULL", applicant.id.0, site.0);
+    let own = sqlx::query!("UPDATE tunnel_addresses SET node = $1 WHERE site = $2 AND own AND node IS NULL", id.0, site.0);
     if own.execute(&mut *connection).await?.rows_affected() == 0 {
         sites::queries::lock(connection).await?;
         let address = sites::queries::free_addresses(connection, tunnel_prefix, 1).await?[0];
@@ -146,12 +169,12 @@ pub(super) async fn insert(
             "INSERT INTO tunnel_addresses (address, site, node, own) VALUES ($1, $2, $3, false)",
             IpNet::from(IpAddr::V4(address)),
             site.0,
-            applicant.id.0
+            id.0
         )
         .execute(&mut *connection)
         .await?;
     }
-    nodes::queries::find(connection, applicant.id).await?.ok_or(Error::Internal("a node that was just inserted is not there"))
+    nodes::queries::find(connection, id).await?.ok_or(Error::Internal("a node that was just inserted is not there"))
 }
 
 /// The first name for a node of a site that no node has.

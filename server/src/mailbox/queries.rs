@@ -6,8 +6,8 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_wire::{
     ids::NodeId,
-    key::Signature,
-    psk::{Errand, IncomingLetter, Mail, SignedPskMessage},
+    key::{SealedPsk, Signature},
+    psk::{Errand, GivenPsk, IncomingLetter, Mail, SignedPskMessage},
 };
 
 use crate::error::{Error, Result};
@@ -41,23 +41,53 @@ pub(super) async fn leave(
     Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (NodeId(row.recipient), row.id)).collect())
 }
 
-/// The oldest letters for a node.
+/// Leaves preshared keys of the tunnels of an unmanaged node, each in the place of an earlier one for the same node.
+pub(crate) async fn give(connection: &mut PgConnection, sender: NodeId, made_ms: u64, sealed: &[(NodeId, SealedPsk)]) -> Result<()> {
+    let (recipients, sealed): (Vec<_>, Vec<_>) = sealed.iter().map(|(to, sealed)| (to.0, sealed.as_bytes().to_vec())).unzip();
+    sqlx::query!(
+        "INSERT INTO psk_messages (sender, recipient, sealed, made_ms)
+         SELECT $1, recipient, sealed, $4 FROM unnest($2::uuid[], $3::bytea[]) AS given(recipient, sealed)
+         JOIN nodes ON nodes.id = recipient AND state <> 'revoked' ORDER BY recipient
+         ON CONFLICT (sender, recipient) DO UPDATE
+         SET id = DEFAULT, sealed = excluded.sealed, made_ms = excluded.made_ms, posted_at = now()",
+        sender.0,
+        &recipients,
+        &sealed,
+        made_ms.cast_signed()
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The oldest letters and given keys for a node.
 pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) -> Result<Mail> {
     let most = i64::try_from(Errand::MOST_LETTERS).unwrap_or(i64::MAX);
     let rows = sqlx::query!(
-        "SELECT id, sender, message, signature FROM psk_messages WHERE recipient = $1 ORDER BY id LIMIT $2",
+        "SELECT id, sender, message, signature, sealed, made_ms FROM psk_messages WHERE recipient = $1 ORDER BY id LIMIT $2",
         recipient.0,
         most + 1
     );
     let mut rows = rows.fetch_all(connection).await?;
     let more = rows.len() > Errand::MOST_LETTERS;
     rows.truncate(Errand::MOST_LETTERS);
-    let letters = rows.into_iter().map(|row| {
-        let signature: [u8; 64] = row.signature.try_into().map_err(|_| Error::Internal("a signature in the database is not valid"))?;
-        let message = SignedPskMessage { message: row.message, signature: Signature::from(signature) };
-        Ok(IncomingLetter { id: row.id, from: NodeId(row.sender), message })
-    });
-    Ok(Mail { letters: letters.collect::<Result<_>>()?, given: Vec::new(), more })
+    let mut mail = Mail { more, ..Mail::default() };
+    for row in rows {
+        let (id, from, invalid) = (row.id, NodeId(row.sender), || Error::Internal("a letter in the database is not valid"));
+        match (row.message, row.signature, row.sealed, row.made_ms) {
+            (Some(message), Some(signature), None, None) => {
+                let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
+                let message = SignedPskMessage { message, signature: Signature::from(signature) };
+                mail.letters.push(IncomingLetter { id, from, message });
+            }
+            (None, None, Some(sealed), Some(made_ms)) => {
+                let sealed: [u8; 80] = sealed.try_into().map_err(|_| invalid())?;
+                mail.given.push(GivenPsk { id, from, made_ms: made_ms.cast_unsigned(), sealed: SealedPsk::from(sealed) });
+            }
+            _ => return Err(invalid()),
+        }
+    }
+    Ok(mail)
 }
 
 /// How many letters wait.

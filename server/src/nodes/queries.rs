@@ -7,14 +7,14 @@ use ipnet::IpNet;
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::{
-    directory::{Announced, NodeRecord},
+    directory::{Announced, NodeRecord, Unmanaged},
     trial::Trial,
 };
 use wattle_wire::{
     admin::{NodeState, SiteNode},
     enrol::SignedStatement,
     ids::{NodeId, SiteId},
-    key::{IdentityKey, Signature, WireguardKey},
+    key::{Bytes32, IdentityKey, Signature, WireguardKey},
     lock::SignedAdmission,
     webhook::NodeChange,
 };
@@ -47,7 +47,9 @@ struct NodeRow {
     endpoint_tried_by: Option<Uuid>,
     endpoint_tried_at: Option<DateTime<Utc>>,
     endpoint_tries: i32,
-    agent_version: String,
+    agent_version: Option<String>,
+    file_made_at: Option<DateTime<Utc>>,
+    file_digest: Option<Vec<u8>>,
     generation: i32,
     enrolled_at: DateTime<Utc>,
 }
@@ -73,7 +75,8 @@ async fn select(connection: &mut PgConnection, node: Option<NodeId>, site: Optio
         NodeRow,
         r#"SELECT id, nodes.site AS "site!", name, state, tunnel_addresses.address AS tunnel_address, identity_key, wireguard_key, statement,
                   statement_signature, announced, announced_signature, announced_at, rotate_since, admission, admission_signature,
-                  endpoint_address, endpoint_port, endpoint_verified, endpoint_tried_by, endpoint_tried_at, endpoint_tries, agent_version, generation, enrolled_at
+                  endpoint_address, endpoint_port, endpoint_verified, endpoint_tried_by, endpoint_tried_at, endpoint_tries, agent_version, file_made_at, file_digest,
+                  generation, enrolled_at
            FROM nodes JOIN tunnel_addresses ON tunnel_addresses.node = nodes.id
            WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1) AND ($2::uuid IS NULL OR nodes.site = $2)"#,
         node.map(|node| node.0),
@@ -186,6 +189,13 @@ impl TryFrom<NodeRow> for NodeRecord {
             (Some(statement), Some(signature), Some(at)) => Some(Announced { statement: signed(statement, signature)?, at }),
             _ => None,
         };
+        let unmanaged = match (row.file_made_at, row.file_digest) {
+            (Some(file_made_at), Some(digest)) => {
+                let digest: [u8; 32] = digest.try_into().map_err(|_| invalid())?;
+                Some(Unmanaged { file_made_at, file_digest: Bytes32::from(digest) })
+            }
+            _ => None,
+        };
         let trial = (!row.endpoint_verified).then(|| Trial {
             by: row.endpoint_tried_by.map(NodeId),
             since: row.endpoint_tried_at,
@@ -210,6 +220,7 @@ impl TryFrom<NodeRow> for NodeRecord {
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
             trial,
             agent_version: row.agent_version,
+            unmanaged,
             generation: row.generation,
             enrolled_at: row.enrolled_at,
         })

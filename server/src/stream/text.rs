@@ -228,7 +228,8 @@ mod tests {
                 admission: None,
                 trial: None,
                 endpoint: None,
-                agent_version: String::new(),
+                agent_version: Some(String::new()),
+                unmanaged: None,
                 generation: 1,
                 enrolled_at: DateTime::UNIX_EPOCH,
             }));

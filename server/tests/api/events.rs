@@ -144,6 +144,13 @@ async fn e11_no_secret_is_in_a_dump_of_the_database_nor_in_any_log() {
     let kept: JoinString = kept["join_string"].as_str().unwrap().parse().unwrap();
     assert_eq!(coordinator.count("SELECT count(*) FROM answers WHERE sealed IS NOT NULL").await, 2);
     let made = made["token"].as_str().unwrap();
+    new_site(&coordinator, json!({"name": "cork"})).await;
+    let again = coordinator.request(Method::POST, "/sites/cork/wg-quick").header("idempotency-key", "another");
+    let file = send(again.json(&json!({}))).await.expect(201).json()["file"].as_str().unwrap().to_owned();
+    for (line, what) in [("PrivateKey = ", "the private key of a file"), ("PresharedKey = ", "a preshared key of a file")] {
+        let key = file.lines().find_map(|found| found.strip_prefix(line)).unwrap();
+        secrets.push((what, general_purpose::STANDARD.decode(key).unwrap()));
+    }
     for (what, text) in [
         ("the join token", join.secret.reveal()),
         ("the join string", &join.to_string()),

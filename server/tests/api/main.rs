@@ -28,3 +28,4 @@ mod succession;
 mod terms;
 mod tls;
 mod webhooks;
+mod wg_quick;
