@@ -154,6 +154,11 @@ impl Directory {
         ids.filter_map(|(_, node)| self.nodes.get(node))
     }
 
+    /// Which of these nodes are unmanaged.
+    pub fn unmanaged(&self, nodes: [NodeId; 2]) -> [bool; 2] {
+        nodes.map(|node| self.nodes.get(&node).is_some_and(|node| node.unmanaged.is_some()))
+    }
+
     /// The site with this id or name.
     pub fn find_site(&self, id_or_name: &str) -> Option<&SiteRecord> {
         match id_or_name.parse() {

@@ -122,7 +122,16 @@ pub fn silent_since_s(end: &EndReport) -> Option<u64> {
     end.age_s.checked_sub(SILENT_S).filter(|ago| end.state.works() && *ago > 0)
 }
 
-/// How a link is, from both ends together.
+/// What the two ends say, of which an unmanaged one never says anything: there the other's word is all there is, and stands for both.
+pub fn spoken_for(ends: [Option<EndReport>; 2], unmanaged: [bool; 2]) -> [Option<EndReport>; 2] {
+    match unmanaged {
+        [true, _] => [ends[1]; 2],
+        [_, true] => [ends[0]; 2],
+        [false, false] => ends,
+    }
+}
+
+/// How a link is, from both ends together: see [`spoken_for`].
 ///
 /// "Up" needs both. Where they disagree, a probe that is newer than what the other end says speaks for it: it went there and back, and the
 /// other end, if it still can, will say the same.
@@ -216,6 +225,24 @@ mod tests {
         assert_eq!(link_health([probed(EndState::Up, 0, 0), probed(EndState::Down, 60, 60)]), up);
         // A handshake says nothing of the other direction.
         assert_eq!(link_health([UP, probed(EndState::Down, 60, 60)]), ASYMMETRIC);
+    }
+
+    #[test]
+    fn of_a_link_with_an_unmanaged_node_the_other_end_says_how_it_is() {
+        let asymmetric = said(EndState::OneWay);
+        for (end, expected) in [
+            (UP, (LinkState::Up, None)),
+            (said(EndState::Lossy), (LinkState::Degraded, Some(LinkFault::Lossy))),
+            (DOWN, (LinkState::Down, None)),
+            (SILENT, (LinkState::Down, None)),
+            (NEVER, (LinkState::Never, None)),
+            (asymmetric, ASYMMETRIC),
+            (None, (LinkState::Never, None)),
+        ] {
+            assert_eq!(link_health(spoken_for([end, None], [false, true])), expected, "{end:?}");
+            assert_eq!(link_health(spoken_for([None, end], [true, false])), expected, "{end:?}");
+        }
+        assert_eq!(spoken_for([UP, None], [false, false]), [UP, None]);
     }
 
     #[test]

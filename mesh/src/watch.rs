@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, TimeDelta, Utc};
 use wattle_wire::{admin::LinkState, ids::NodeId, news::LinkNews};
 
-use crate::health::{Heard, LinkRecord, SILENT_S, end_is_up, link_health};
+use crate::health::{Heard, LinkRecord, SILENT_S, end_is_up, link_health, spoken_for};
 
 /// The two ends of a link, the lower id first.
 pub type Pair = (NodeId, NodeId);
@@ -77,10 +77,11 @@ impl LinkWatch {
         self.links.values().map(|link| link.state)
     }
 
-    /// How a link is now.
-    pub fn judge(&mut self, pair: Pair, now: DateTime<Utc>) -> LinkNews {
+    /// How a link is now, of whose ends these are unmanaged.
+    pub fn judge(&mut self, pair: Pair, unmanaged: [bool; 2], now: DateTime<Utc>) -> LinkNews {
         let ends = [pair.0, pair.1];
         let (reports, since) = self.record(&pair).copied().unwrap_or_default().reports(ends, &self.heard, now);
+        let reports = spoken_for(reports, unmanaged);
         let says_up = reports.map(|report| report.is_some_and(|report| report.state.works()));
         // An end's own word may be younger than the last sign of its node that was noted.
         let lingers = (0..2).any(|end| self.silent.contains(&ends[end]) && end_is_up(reports[end]));
@@ -105,6 +106,8 @@ mod tests {
     use super::*;
     use crate::health::EndRecord;
 
+    const NONE: [bool; 2] = [false; 2];
+
     fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
     }
@@ -125,19 +128,19 @@ mod tests {
         let heard = |one, two, three| Heard::from([(node(1), at(one)), (node(2), at(two)), (node(3), at(three))]);
         let all = watch.take(pairs.map(|pair| (pair, up_since(0))).to_vec(), Some(heard(0, 0, 0)), at(0), at(0));
         assert_eq!(all, pairs.into());
-        assert!(all.iter().all(|pair| watch.judge(*pair, at(0)).state == LinkState::Up));
+        assert!(all.iter().all(|pair| watch.judge(*pair, NONE, at(0)).state == LinkState::Up));
         assert_eq!(watch.take(vec![], Some(heard(50, 50, 50)), at(0), at(60)), [].into(), "a sign of life changes nothing");
         assert_eq!(watch.take(vec![], None, at(0), at(61)), [].into());
 
         // Node 3 falls silent.
         let anew = watch.take(vec![], Some(heard(200, 200, 50)), at(0), at(201));
         assert_eq!(anew, [pairs[1], pairs[2]].into());
-        assert!(anew.iter().all(|pair| watch.judge(*pair, at(201)).state == LinkState::Degraded));
+        assert!(anew.iter().all(|pair| watch.judge(*pair, NONE, at(201)).state == LinkState::Degraded));
         let degraded = watch.states().filter(|state| *state == LinkState::Degraded).count();
         assert_eq!((watch.states().count(), degraded), (3, 2));
         // Time may still change what is to be thought of links whose ends disagree; here they do not, the one is silent.
         assert_eq!(watch.take(vec![], Some(heard(250, 250, 250)), at(0), at(251)), [pairs[1], pairs[2]].into());
-        assert_eq!(watch.judge(pairs[1], at(251)).state, LinkState::Up);
+        assert_eq!(watch.judge(pairs[1], NONE, at(251)).state, LinkState::Up);
     }
 
     #[test]
@@ -146,8 +149,22 @@ mod tests {
         let mut watch = LinkWatch::default();
         let heard = Heard::from([(node(1), at(0)), (node(2), at(0))]);
         watch.take(vec![(pair, up_since(0))], Some(heard), at(1000), at(1000));
-        assert_eq!(watch.judge(pair, at(1000)).state, LinkState::Up);
+        assert_eq!(watch.judge(pair, NONE, at(1000)).state, LinkState::Up);
         assert_eq!(watch.take(vec![], None, at(1000), at(1151)), [pair].into(), "silence is noticed without a word");
-        assert_eq!(watch.judge(pair, at(1151)).state, LinkState::Down);
+        assert_eq!(watch.judge(pair, NONE, at(1151)).state, LinkState::Down);
+    }
+
+    #[test]
+    fn a_link_with_an_unmanaged_node_is_up_and_settled_by_the_word_of_the_other_end_alone() {
+        let pair = (node(1), node(2));
+        let mut watch = LinkWatch::default();
+        let LinkRecord { ends: [end, _], .. } = up_since(0);
+        let record = LinkRecord { ends: [end, None], recorded: None };
+        watch.take(vec![(pair, record)], Some(Heard::from([(node(1), at(0))])), at(0), at(0));
+        assert_eq!(watch.judge(pair, [false, true], at(0)).state, LinkState::Up);
+        assert_eq!(watch.take(vec![], Some(Heard::from([(node(1), at(50))])), at(0), at(60)), [].into(), "the ends do not disagree");
+        assert_eq!(watch.take(vec![], Some(Heard::from([(node(1), at(50))])), at(0), at(201)), [pair].into());
+        assert_eq!(watch.judge(pair, [false, true], at(201)).state, LinkState::Down);
+        assert_eq!(watch.silent(), &[node(1)].into());
     }
 }

@@ -16,7 +16,7 @@ use wattle_mesh::{
     view,
 };
 use wattle_wire::{
-    admin::{Link, LinkChange, LinkEnd, Page},
+    admin::{Link, LinkChange, LinkEnd, Page, PskMaker},
     ids::NodeId,
 };
 
@@ -115,9 +115,12 @@ fn link(
     now: DateTime<Utc>,
 ) -> Option<Link> {
     let (reports, since) = stored.copied().unwrap_or_default().reports([a, b], heard, now);
+    let unmanaged = directory.unmanaged([a, b]);
+    let reports = health::spoken_for(reports, unmanaged);
     let ends = [end(app, directory, a, b, reports[0])?, end(app, directory, b, a, reports[1])?];
     let (state, fault) = health::link_health(reports);
-    Some(Link { ends, state, fault, since })
+    let psk_made_by = if unmanaged.contains(&true) { PskMaker::Coordinator } else { PskMaker::Nodes };
+    Some(Link { ends, state, fault, since, psk_made_by })
 }
 
 fn end(app: &App, directory: &Directory, node: NodeId, peer: NodeId, report: Option<EndReport>) -> Option<LinkEnd> {
@@ -131,7 +134,7 @@ fn end(app: &App, directory: &Directory, node: NodeId, peer: NodeId, report: Opt
         name: record.name.clone(),
         site_name: directory.sites.get(&record.site)?.name.clone(),
         up: health::end_is_up(report),
-        state: report.map(|report| report.state),
+        state: report.filter(|_| record.unmanaged.is_none()).map(|report| report.state),
         loss_percent: probe.map(|probe| probe.loss_percent),
         round_trip_ms: probe.map(|probe| milliseconds(probe.round_trip_us)),
         last_handshake_at: detail.and_then(|detail| detail.last_handshake_at),

@@ -306,9 +306,10 @@ impl Seen {
                 let nodes: Vec<_> = directory.nodes.values().filter_map(|node| nodes::node_in(app, directory, node)).collect();
                 (sites, nodes)
             });
+            let anew: Vec<_> = anew.into_iter().map(|pair| (pair, directory.unmanaged([pair.0, pair.1]))).collect();
             (feed.position(), anew, seen)
         });
-        let links: Vec<_> = anew.into_iter().map(|pair| self.links.judge(pair, now)).collect();
+        let links: Vec<_> = anew.into_iter().map(|(pair, unmanaged)| self.links.judge(pair, unmanaged, now)).collect();
         links.iter().for_each(|link| note(&mut self.unrecorded, &self.links, link));
         self.looked = Some((Instant::now(), position));
         if let Some((shown, (sites, nodes))) = self.shown.as_mut().zip(seen) {

@@ -360,6 +360,18 @@ pub struct Link {
     pub fault: Option<LinkFault>,
     /// Since when it is in this state; absent for a link that was never reported.
     pub since: Option<DateTime<Utc>>,
+    /// Who makes its preshared key.
+    pub psk_made_by: PskMaker,
+}
+
+/// Who makes the preshared key of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PskMaker {
+    /// The nodes at its two ends, and nobody else knows it.
+    Nodes,
+    /// The coordinator, with the file of the unmanaged node at one end. It forgets the key.
+    Coordinator,
 }
 
 /// State of a link, from both ends together.
@@ -430,7 +442,7 @@ pub struct LinkEnd {
     pub node: NodeId,
     pub name: Name,
     pub site_name: Name,
-    /// Whether the link works from this end.
+    /// Whether the link works from this end. An unmanaged node says nothing: there it is as the other end says.
     pub up: bool,
     /// What this end last said; null means nothing yet.
     pub state: Option<EndState>,

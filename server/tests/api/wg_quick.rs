@@ -275,3 +275,38 @@ async fn wg_and_wg_quick_take_a_file() {
         assert!(said.starts_with("Unable to modify interface: ") && said.lines().count() == 1, "{said}");
     }
 }
+
+#[tokio::test]
+async fn a_link_with_a_gateway_without_an_agent_is_as_the_other_end_says_and_nobody_waits_for_its_word() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let cork = new_file(&coordinator, json!({"name": "cork"}), json!({})).await.node.id;
+    let link = async || coordinator.get("/links/dublin/cork").await.expect(200).json();
+    let states = async |expected: &str| {
+        let listed = coordinator.get("/links").await.json()["items"][0]["state"].clone();
+        assert_eq!((link().await["state"].clone(), listed), (json!(expected), json!(expected)));
+        let metrics = coordinator.get("/metrics").await.text;
+        assert!(metrics.contains(&format!("wattle_links{{state=\"{expected}\"}} 1")), "{expected}");
+    };
+    assert_eq!(link().await["psk_made_by"], "coordinator");
+    states("never").await;
+    for (age, expected) in [(json!(3), "up"), (json!(181), "down"), (json!(5), "up")] {
+        let said = json!([{"peer": cork, "handshake_age_s": age, "received_bytes": 0, "sent_bytes": 0, "endpoint": null}]);
+        dublin.report(&coordinator, json!({"applied": "1.4", "device": "kernel", "links": said})).await.expect(204);
+        // What metrics say is looked at once a second.
+        coordinator.until(if expected == "up" { UP } else { DOWN }, 1).await;
+        states(expected).await;
+    }
+    let shown = link().await;
+    let end = |node: NodeId| shown["ends"].as_array().unwrap().iter().find(|end| end["node"] == json!(node)).unwrap().clone();
+    assert_eq!((&end(dublin.id())["state"], &end(dublin.id())["up"]), (&json!("up"), &json!(true)));
+    assert_eq!((&end(cork)["state"], &end(cork)["up"], &end(cork)["reported_at"]), (&Value::Null, &json!(true), &Value::Null));
+    // Whoever looks for the silent looks among those that were heard of.
+    assert_eq!(coordinator.count("SELECT count(*) FROM node_reports").await, 1);
+    new_node(&coordinator, json!({"name": "galway"})).await;
+    assert_eq!(coordinator.get("/links/dublin/galway").await.json()["psk_made_by"], "nodes");
+}
+
+/// Whether the history of a link says that it is so.
+const UP: &str = "SELECT count(*) FROM links WHERE state = 'up'";
+const DOWN: &str = "SELECT count(*) FROM links WHERE state = 'down'";
