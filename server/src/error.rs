@@ -231,7 +231,7 @@ pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) 
 
 /// 422: the query of a change.
 pub fn invalid_change_query() -> Problem {
-    invalid("invalid_query", "", "a change takes `dry_run=true` or `dry_run=false`, and nothing else")
+    invalid("invalid_query", "", "a change takes `dry_run=true` or `dry_run=false`, that of a key also `force=true`, and nothing else")
 }
 
 /// 422: an `Idempotency-Key` that is none, or where none is taken.

@@ -10,7 +10,8 @@ use axum::{
 use sqlx::PgConnection;
 use wattle_mesh::{
     admit,
-    directory::{NodeRecord, RecordChange},
+    directory::{Directory, NodeRecord, RecordChange},
+    view,
 };
 use wattle_wire::{
     admin::Node,
@@ -35,16 +36,22 @@ use crate::{
 ///
 /// Its agent makes one and changes over without losing a packet, as soon as no other node is doing so; `rotation` of the node shows how far it
 /// is. Asked again, it is still one new key. The answer is the node as it is now.
-#[utoipa::path(post, path = "/nodes/{node}/rotate", tag = "nodes", params(("node" = String, Path, description = "id or name")),
+///
+/// Files of unmanaged nodes name its present key: 409 `unmanaged_sites` while there are any that it has a link with, unless it is forced. Then it has
+/// no tunnel with them until they have new files.
+#[utoipa::path(post, path = "/nodes/{node}/rotate", tag = "nodes",
+    params(("node" = String, Path, description = "id or name"),
+        ("force" = Option<bool>, Query, description = "cut the node off from unmanaged sites, until they have new files")),
     responses((status = 202, body = Node)))]
 pub async fn request(
     State(app): State<App>,
     Extension(actor): Extension<Actor>,
     Path(node): Path<String>,
 ) -> Result<(StatusCode, Json<Node>)> {
-    let id = app.find_node(&node)?;
-    app.mutate(&actor, |mut change| async move {
+    let (app, actor, id) = (&app, &actor, app.find_node(&node)?);
+    app.mutate(actor, |mut change| async move {
         nodes::is_as_seen(&mut change, id).await?;
+        app.copy.read(|feed| refuse_to_cut_off(feed.directory(), id, actor.terms.force))?;
         if !queries::request(&mut change, id).await? {
             return Ok(change.not_needed(()));
         }
@@ -52,8 +59,31 @@ pub async fn request(
         Ok(change.made((), vec![RecordChange::Node(record)], "node.rotate", id))
     })
     .await?;
-    let node = app.copy.read(|feed| nodes::node_in(&app, feed.directory(), feed.directory().nodes.get(&id)?));
+    let node = app.copy.read(|feed| nodes::node_in(app, feed.directory(), feed.directory().nodes.get(&id)?));
     Ok((StatusCode::ACCEPTED, Json(node.ok_or_else(|| error::not_found("node"))?)))
+}
+
+/// Refuses a new key of a node whose present one is in files, and of a node that has no agent to make one.
+fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result<()> {
+    let refused = |code, title, detail: String| Err(Problem { field: None, ..error::taken(code, title, "", detail, None) }.into());
+    let Some(record) = directory.nodes.get(&node) else { return Ok(()) };
+    if record.unmanaged.is_some() {
+        let detail = format!(
+            "no agent runs there that could make one; for another key, remove the node (`DELETE /nodes/{}`) and make a file anew",
+            record.name
+        );
+        return refused("unmanaged_node", "The node has no agent", detail);
+    }
+    let cut_off = directory.nodes.values().filter(|peer| peer.unmanaged.is_some() && view::should_have_tunnel(record, peer));
+    let names: Vec<_> = cut_off.map(|peer| peer.name.as_str()).collect();
+    if names.is_empty() || force {
+        return Ok(());
+    }
+    let detail = format!(
+        "with `?force=true` it gets one all the same, and has no tunnel with these sites without an agent until they have new files, because          theirs name its present key: {}",
+        names.join(", ")
+    );
+    refused("unmanaged_sites", "The key is in files", detail)
 }
 
 /// Takes what a node says of its next WireGuard key, and says which of its peers are not ready for it yet.
@@ -137,6 +167,9 @@ fn follows_of_same(record: &NodeRecord, statement: &Statement) -> Result<()> {
 
 /// Refuses a statement whose number cannot follow that of the node's present one.
 pub(crate) fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> {
+    if statement.unmanaged {
+        return Err(error::invalid("statement", "statement", "a node with an agent does not become one without").into());
+    }
     let present = admit::sequence(&record.statement).ok_or(Error::Internal("a statement in the database is not valid"))?;
     if statement.sequence <= present || i64::try_from(statement.sequence).is_err() {
         return Err(error::invalid("statement", "statement", format!("its number must be above {present}")).into());

@@ -1,11 +1,11 @@
-//! On which terms a change is asked for: to be told only what it would do, only if its object is as the caller last saw it, or once however
-//! often it is sent.
+//! On which terms a change is asked for: to be told only what it would do, in spite of what it does to others, only if its object is as the
+//! caller last saw it, or once however often it is sent.
 
 use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderValue, Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -24,12 +24,16 @@ use crate::{
 
 /// Bytes of a hash that are enough to tell two states of one object apart.
 const TAG: usize = 16;
+/// The route that can be asked to do what it would refuse.
+const FORCED: &str = "/nodes/{node}/rotate";
 
 /// On which terms a change is asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Terms {
     /// Whether it is not to be made, but to be told what it would do.
     pub dry_run: bool,
+    /// Whether it is to be made in spite of what it does to others.
+    pub force: bool,
     /// The tags of which the object has to have one.
     pub if_match: Option<String>,
     /// By what it is known should it be sent again.
@@ -42,6 +46,7 @@ pub struct Terms {
 struct ChangeQuery {
     #[serde(default)]
     dry_run: bool,
+    force: Option<bool>,
 }
 
 /// Reads the terms of a request that has come in, and refuses those that its route knows nothing of.
@@ -63,8 +68,11 @@ async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
         let takes_none = query.split('&').any(|parameter| parameter.split('=').next() == Some("dry_run"));
         return if takes_none { Err(error::no_dry_run().into()) } else { Ok(request) };
     }
-    let ChangeQuery { dry_run } = body::query(request.uri()).map_err(|_| error::invalid_change_query())?;
-    let mut terms = Terms { dry_run, if_match: if_match(request.headers()), ticket: None };
+    let ChangeQuery { dry_run, force } = body::query(request.uri()).map_err(|_| error::invalid_change_query())?;
+    if force.is_some() && request.extensions().get::<MatchedPath>().is_none_or(|path| path.as_str() != FORCED) {
+        return Err(error::invalid_change_query().into());
+    }
+    let mut terms = Terms { dry_run, force: force.unwrap_or_default(), if_match: if_match(request.headers()), ticket: None };
     // A dry run leaves nothing that a second one could do again.
     if !dry_run && answers::named(request.headers())?.is_some() {
         (request, terms.ticket) = with_ticket(request).await?;

@@ -106,11 +106,11 @@ pub(super) async fn withdraw(connection: &mut PgConnection, node: NodeId) -> Res
     nodes::queries::find(connection, node).await
 }
 
-/// Nodes of other sites that have not said that they are ready for what a node announced, in order.
+/// Nodes of other sites that have not said that they are ready for what a node announced, in order. One without an agent never will.
 pub(super) async fn not_ready(connection: &mut PgConnection, node: NodeId, sequence: u64) -> Result<Vec<NodeId>> {
     let waiting = sqlx::query_scalar!(
         "SELECT peers.id FROM nodes AS peers JOIN nodes AS own ON own.id = $1 AND own.site <> peers.site
-         WHERE peers.state <> 'revoked'
+         WHERE peers.state <> 'revoked' AND peers.file_made_at IS NULL
            AND NOT EXISTS (SELECT FROM armed_peers WHERE node = $1 AND sequence = $2 AND peer = peers.id)
          ORDER BY peers.id",
         node.0,

@@ -11,7 +11,7 @@ use wattle_wire::{
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
-    agents::{Machine, Node, new_node},
+    agents::{Machine, Node, new_node, new_site},
     harness::{Answer, Coordinator, send},
 };
 
@@ -159,4 +159,51 @@ async fn how_long_keys_are_used_is_a_setting_of_the_mesh() {
     assert_eq!(patch(json!(30)).await.expect(200).json()["rotate_days"], 30);
     assert_eq!(coordinator.get("/mesh").await.json()["rotate_days"], 30);
     assert_eq!(patch(json!(3651)).await.problem(), (422, "out_of_range".to_owned(), Some("rotate_days".to_owned())));
+}
+
+#[tokio::test]
+async fn a_new_key_of_a_node_that_files_name_is_refused_unless_it_is_forced_and_then_waits_for_nobody_without_an_agent() {
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, _] = three(&coordinator).await;
+    for site in ["cork", "galway"] {
+        new_site(&coordinator, json!({"name": site})).await;
+        coordinator.post(&format!("/sites/{site}/wg-quick"), json!({})).await.expect(201);
+    }
+    for query in ["", "?force=false", "?dry_run=true"] {
+        let refused = coordinator.post(&format!("/nodes/dublin/rotate{query}"), json!({})).await;
+        assert_eq!(refused.problem(), (409, "unmanaged_sites".to_owned(), None), "{query}");
+        assert!(refused.text.contains("?force=true") && refused.text.contains("cork, galway"), "{}", refused.text);
+    }
+    for query in ["", "?force=true"] {
+        let refused = coordinator.post(&format!("/nodes/cork/rotate{query}"), json!({})).await;
+        assert_eq!(refused.problem(), (409, "unmanaged_node".to_owned(), None), "{query}");
+    }
+    for (path, body) in [("/sites?force=true", json!({"name": "sligo"})), ("/nodes/dublin/rotate?force=yes", json!({}))] {
+        assert_eq!(coordinator.post(path, body).await.problem().1, "invalid_query", "{path}");
+    }
+    let asked = coordinator.post("/nodes/dublin/rotate?force=true", json!({})).await.expect(202).json();
+    assert_eq!(asked["rotation"]["phase"], "requested");
+
+    let statement = signed(&dublin, &dublin.machine, new_key(), 2);
+    let waiting_for = announce(&coordinator, &dublin, &statement).await.expect(200).json()["waiting_for"].clone();
+    assert_eq!(waiting_for.as_array().map(Vec::len), Some(2), "both with an agent: {waiting_for}");
+    let file_is_current = async || coordinator.get("/nodes/cork").await.json()["unmanaged"]["file_is_current"].clone();
+    assert_eq!(file_is_current().await, true);
+    step(&coordinator, &dublin, json!({"done": statement})).await.expect(200);
+    assert_eq!(file_is_current().await, false);
+
+    // A node with an agent stays one.
+    let claim = Statement {
+        mesh: frankfurt.enrolled.mesh,
+        identity: frankfurt.machine.identity_key(),
+        wireguard_key: new_key(),
+        sequence: 2,
+        predecessors: vec![],
+        unmanaged: true,
+    };
+    let claim = admit::sign_statement(&claim, &frankfurt.machine.identity).unwrap();
+    for step_of_it in ["announce", "done"] {
+        let refused = step(&coordinator, &frankfurt, json!({step_of_it: claim})).await;
+        assert_eq!(refused.problem(), (422, "statement".to_owned(), Some("statement".to_owned())), "{step_of_it}");
+    }
 }
