@@ -57,7 +57,7 @@ function endTable(ends, rates) {
   const words = { up: "up", lossy: "lossy", slow: "slow", one_way: "hears, and is not answered", down: "down" };
   const flow = (count, rate) => `${bytes(count)}${rate === null ? "" : `, ${bytes(rate)}/s`}`;
   const facts = [
-    ["It finds the link", (end) => words[end.state] ?? "–"],
+    ["It finds the link", (end) => words[end.state] ?? (end.up ? "no agent: as the other end says" : "–")],
     ["Round trip", milliseconds],
     ["Lost", percent],
     ["Last handshake", (end) => since(end.last_handshake_at)],

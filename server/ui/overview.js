@@ -49,7 +49,7 @@ export function overview(mesh) {
   function update() {
     headline.textContent = sentence(mesh);
     headline.className = mood(mesh);
-    const rows = [...waiting(mesh), ...trouble(mesh)];
+    const rows = [...waiting(mesh), ...stale(mesh), ...trouble(mesh)];
     refill(attention, h("h2", { id: "attention-title" }, "Needs attention"), rows.length ? list(rows) : nothing(mesh));
     show();
     refill(topology, h("h2", { id: "ring-title" }, "Topology"), ring(mesh));
@@ -74,6 +74,14 @@ function waiting(mesh) {
     h("span", { class: "badge waiting" }, "no gateway"),
     h("span", {}, place(site.name), " has no gateway yet: make a join token and run its command there"),
     since(site.created_at),
+  ]);
+}
+
+function stale(mesh) {
+  return mesh.nodesInOrder.filter((node) => node.unmanaged && !node.unmanaged.file_is_current).map((node) => [
+    h("span", { class: "badge degraded" }, "old file"),
+    h("span", {}, "the mesh is not what the file of ", place(node.site_name), " says any more: make another and put it on the gateway"),
+    since(node.unmanaged.file_made_at),
   ]);
 }
 

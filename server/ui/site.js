@@ -1,4 +1,4 @@
-// The page of one site: what it is, its gateways, its links, and the way to join it.
+// The page of one site: what it is, its gateways, its links, and the ways to join it.
 
 import { all, Problem, request } from "./api.js";
 import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
@@ -14,7 +14,8 @@ export function sitePage(mesh, name) {
   const gateways = h("section", { "aria-labelledby": "gateways-title" });
   const links = h("section", { "aria-labelledby": "links-title" });
   const join = h("section", { "aria-labelledby": "join-title" });
-  const element = h("div", {}, head, edit, gateways, links, join);
+  const file = h("section", { class: "changes", "aria-labelledby": "file-title" });
+  const element = h("div", {}, head, edit, gateways, links, join, file);
   let details = new Map();
   let told = "";
 
@@ -26,7 +27,10 @@ export function sitePage(mesh, name) {
     }
     const nodes = mesh.nodesOf(site);
     refill(head, ...about(mesh, site, () => change(site)));
-    refill(gateways, h("h2", { id: "gateways-title" }, "Gateways"), nodes.length ? gatewayTable(mesh, nodes) : h("p", { class: "faint" }, "None yet. Make a join token and run its command on the gateway."));
+    refill(gateways, h("h2", { id: "gateways-title" }, "Gateways"), nodes.length ? gatewayTable(mesh, nodes) : h("p", { class: "faint" }, "None yet. Make a join token and run its command on the gateway, or a file for one that takes no agent."));
+    const unmanaged = nodes.some((node) => node.unmanaged);
+    file.hidden = nodes.length > 0 && !unmanaged;
+    file.classList.toggle("made", unmanaged);
     refill(links, h("h2", { id: "links-title" }, "Links"), linkTable(mesh, nodes, details));
     const states = nodes.flatMap((node) => mesh.linksOf(node.id)).map((link) => link.state).join();
     if (states !== told) {
@@ -56,7 +60,10 @@ export function sitePage(mesh, name) {
 
   update();
   const site = mesh.site(name);
-  if (site) refill(join, ...joinTokens(site));
+  if (site) {
+    refill(join, ...joinTokens(site));
+    refill(file, ...wgQuick(site));
+  }
   const timer = setInterval(read, NUMBERS_MS);
   return { title: () => `${name} – Wattle`, element, update, leave: () => clearInterval(timer) };
 }
@@ -88,16 +95,22 @@ function gatewayTable(mesh, nodes) {
     const problems = report?.problems ?? [];
     return h("tr", {},
       h("th", { scope: "row" }, node.name),
-      h("td", {}, node.state, node.rotation ? h("span", { class: "faint" }, `, new key ${node.rotation.phase}`) : null, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
+      h("td", {}, node.state, node.unmanaged ? h("span", { class: "faint" }, ", no agent") : null, node.rotation ? h("span", { class: "faint" }, `, new key ${node.rotation.phase}`) : null, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
       h("td", { class: "mono" }, node.tunnel_address),
       h("td", {}, report ? (report.device === "kernel" ? "kernel" : "userspace") : "–"),
-      h("td", {}, report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),
-      h("td", {}, since(report?.at)),
-      h("td", {}, node.agent_version),
+      h("td", {}, node.unmanaged ? fileState(node.unmanaged) : report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),
+      h("td", {}, node.unmanaged ? "–" : since(report?.at)),
+      h("td", {}, node.agent_version ?? "none"),
       h("td", { class: "free" }, problems.length ? h("ul", { class: "problems" }, problems.map((problem) => h("li", {}, problem))) : h("span", { class: "faint" }, "none")),
       h("td", {}, h("button", { type: "button", id: `revoke-${node.id}`, class: "danger changes", "aria-label": `Revoke ${node.name}`, click: () => revoke(node) }, "Revoke")));
   });
   return table("Gateways", ["Name", "State", "Tunnel address", "WireGuard", "Configuration", "Last report", "Agent", "Problems", ""], rows);
+}
+
+/** Whether the file of a gateway without an agent says what the mesh is now. */
+function fileState({ file_made_at, file_is_current }) {
+  if (file_is_current) return h("span", {}, `file of ${moment(file_made_at)}`);
+  return [h("span", { class: "badge degraded" }, "file out of date"), h("span", { class: "faint" }, ` of ${moment(file_made_at)}: make another`)];
 }
 
 function linkTable(mesh, nodes, details) {
@@ -160,6 +173,30 @@ function joinTokens(site) {
 
   list();
   return [h("h2", { id: "join-title" }, "Join a gateway"), form, error, fresh, existing];
+}
+
+/** The way to a file for a gateway that takes no agent. */
+function wgQuick(site) {
+  const key = h("input", { id: "file-key", class: "mono", autocomplete: "off", spellcheck: "false", placeholder: "made for it if empty", "aria-describedby": "file-error" });
+  const fresh = h("div", { "aria-live": "polite" });
+  const error = h("p", { class: "error", id: "file-error", role: "alert" });
+  const form = h("form", { class: "inline changes", submit },
+    h("span", { class: "key" }, h("label", { for: key.id }, "Its public key"), key), h("button", { id: "new-file" }, "New wg-quick file"));
+
+  async function submit(event) {
+    event.preventDefault();
+    error.textContent = "";
+    try {
+      const created = await request("POST", `/sites/${site.id}/wg-quick`, { wireguard_key: key.value.trim() || null });
+      key.value = "";
+      refill(fresh, h("p", {}, `Put this in place of the file that the gateway of ${site.name} has, if any. It holds secrets and is shown this once.`), copyable(created.file, "the wg-quick file"));
+    } catch (problem) {
+      error.textContent = problem instanceof Problem ? problem.message : "The coordinator cannot be reached.";
+    }
+  }
+
+  return [h("h2", { id: "file-title" }, "Without an agent"),
+    h("p", { class: "faint" }, "For a router, a phone or a cloud appliance that takes a wg-quick file. Nothing updates it there: when it is out of date, make another."), form, error, fresh];
 }
 
 async function remove(site) {

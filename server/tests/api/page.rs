@@ -338,6 +338,51 @@ async fn a_site_says_who_is_admitted_where_an_operator_admits_anybody() {
     browser.see("table[aria-label=Gateways]", "active, not admitted by an operator").await;
 }
 
+#[tokio::test]
+async fn a_gateway_without_an_agent_gets_its_file_on_the_page_of_its_site_which_says_when_that_is_old() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin", "subnets": ["10.10.0.0/24"]})).await;
+    coordinator.post("/sites", json!({"name": "cork"})).await.expect(201);
+    let browser = signed_in(&coordinator).await;
+    let shown = async |css: &str| browser.run("return document.querySelector(arguments[0]).checkVisibility()", json!([css])).await;
+    browser.go("#/sites/dublin").await;
+    browser.see("table[aria-label=Gateways]", "active").await;
+    assert_eq!(shown("#new-file").await, false, "an agent needs no file");
+
+    browser.go("#/sites/cork").await;
+    browser.fill("#file-key", "no key").await;
+    browser.click("#new-file").await;
+    browser.see("#file-error", "base64").await;
+    browser.fill("#file-key", "").await;
+    browser.click("#new-file").await;
+    browser.see("section .copyable code", "[Interface]\nAddress = 10.99.0.2/32\nPrivateKey = ").await;
+    browser.see("table[aria-label=Gateways]", "active, no agent").await;
+    browser.see("table[aria-label=Gateways]", "file of ").await;
+    assert_eq!((shown("#file-key").await, shown("#new-file").await), (json!(false), json!(true)), "it has its key");
+    browser.keep("wg-quick").await;
+    let cork: NodeId = serde_json::from_value(coordinator.get("/nodes/cork").await.json()["id"].clone()).unwrap();
+    report(&coordinator, &dublin, &[(cork, json!(3))]).await;
+    browser.go("#/links/cork/dublin").await;
+    browser.see("table[aria-label='Both ends']", "no agent: as the other end says").await;
+
+    coordinator.patch("/sites/dublin", json!({"subnets": ["10.11.0.0/24"]})).await.expect(200);
+    browser.go("#/").await;
+    browser.see(".attention", "the mesh is not what the file of cork says any more").await;
+    browser.click(".attention a").await;
+    browser.see("table[aria-label=Gateways]", "file out of date").await;
+    browser.keep("wg-quick-old").await;
+    assert!(!browser.text("main").await.contains("PrivateKey"), "it is shown once");
+    for scheme in ["light", "dark"] {
+        browser.become_(scheme, 390).await;
+        assert_eq!(browser.run("return document.documentElement.scrollWidth > innerWidth", json!([])).await, false);
+        assert_eq!((browser.run(UNNAMED, json!([])).await, browser.run(FAINT, json!([])).await), (json!([]), json!([])), "{scheme}");
+    }
+    browser.click("#new-file").await;
+    browser.see("section .copyable code", "# PrivateKey = (put here the one that the gateway has").await;
+    browser.see("table[aria-label=Gateways]", "file of ").await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+}
+
 /// What somebody might write where free text is taken.
 const HOSTILE: &str = "<script>window.caught = 1</script><img src=x onerror='window.caught = 1'>{{7*7}}${7*7}";
 
