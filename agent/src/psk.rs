@@ -141,7 +141,7 @@ impl Correspondent {
             step(&mut self.correspondence, &Means { machine, now: unix_s(), kem: &SystemKem, keep: &keep });
         for (name, reason) in ignored {
             match reason {
-                Ignored::Signature | Ignored::Address | Ignored::Unreadable | Ignored::Kem => {
+                Ignored::Signature | Ignored::Address | Ignored::Unreadable | Ignored::Kem | Ignored::Managed | Ignored::Sealed => {
                     warn!(%name, "a letter about the preshared key is not believed: {reason}");
                 }
                 Ignored::Old | Ignored::Unexpected | Ignored::Keys => {

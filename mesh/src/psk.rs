@@ -16,20 +16,15 @@
 
 pub mod correspondence;
 pub mod exchange;
+mod files;
 pub mod given;
+mod kem;
 #[cfg(test)]
 mod model;
-#[cfg(test)]
-mod vectors;
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
-use aws_lc_rs::{
-    constant_time::verify_slices_are_equal,
-    digest::{SHA256, digest},
-    hkdf::{HKDF_SHA256, KeyType, Salt},
-    kem::{AlgorithmId, Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768},
-};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 use wattle_wire::{
@@ -39,6 +34,8 @@ use wattle_wire::{
 };
 use zeroize::Zeroizing;
 
+use self::kem::{Derived, derive};
+pub use self::kem::{Kem, KemSecret, SystemKem};
 use crate::{admit, machine::Machine};
 
 /// Seconds for which a key is used: a day, less up to two hours that differ from round to round, so that a mesh does not renew all at once.
@@ -97,48 +94,6 @@ impl Serialize for Psk {
     }
 }
 
-/// The two operations of ML-KEM-768 that need random numbers. `None` when there are none, or the key is not one.
-pub trait Kem {
-    fn generate(&self) -> Option<(KemSecret, KemKey)>;
-    /// A new secret, and what carries it to the holder of the key.
-    fn encapsulate(&self, key: &KemKey) -> Option<(KemCiphertext, Zeroizing<[u8; 32]>)>;
-}
-
-/// The private half of a [`KemKey`].
-#[derive(Clone)]
-pub struct KemSecret(pub Arc<DecapsulationKey<AlgorithmId>>);
-
-impl fmt::Debug for KemSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KemSecret(…)")
-    }
-}
-
-impl KemSecret {
-    fn decapsulate(&self, ciphertext: &KemCiphertext) -> Option<Zeroizing<[u8; 32]>> {
-        let secret = self.0.decapsulate(Ciphertext::from(ciphertext.as_bytes().as_slice())).ok()?;
-        <[u8; 32]>::try_from(secret.as_ref()).ok().map(Zeroizing::new)
-    }
-}
-
-/// ML-KEM-768 with the system's random numbers.
-#[derive(Clone, Copy, Debug)]
-pub struct SystemKem;
-
-impl Kem for SystemKem {
-    fn generate(&self) -> Option<(KemSecret, KemKey)> {
-        let secret = DecapsulationKey::generate(&ML_KEM_768).ok()?;
-        let key: [u8; 1184] = secret.encapsulation_key().ok()?.key_bytes().ok()?.as_ref().try_into().ok()?;
-        Some((KemSecret(Arc::new(secret)), key.into()))
-    }
-
-    fn encapsulate(&self, key: &KemKey) -> Option<(KemCiphertext, Zeroizing<[u8; 32]>)> {
-        let (ciphertext, secret) = EncapsulationKey::new(&ML_KEM_768, key.as_bytes()).ok()?.encapsulate().ok()?;
-        let ciphertext: [u8; 1088] = ciphertext.as_ref().try_into().ok()?;
-        Some((ciphertext.into(), Zeroizing::new(secret.as_ref().try_into().ok()?)))
-    }
-}
-
 /// The two ends of a tunnel, from one of them.
 #[derive(Debug)]
 pub struct Ends<'a> {
@@ -162,7 +117,7 @@ pub enum Ignored {
     Signature,
     #[error("the message is for another node or of another mesh")]
     Address,
-    #[error("the message is of an earlier round")]
+    #[error("the message is of an earlier round, or the key of an earlier file")]
     Old,
     #[error("the message answers nothing that was said")]
     Unexpected,
@@ -170,6 +125,12 @@ pub enum Ignored {
     Keys,
     #[error("the key in the message is none")]
     Kem,
+    #[error("the coordinator gives a key for a tunnel whose ends agree on theirs")]
+    Managed,
+    #[error(
+        "the key that the coordinator gives cannot be opened: the file that it belongs to was made for another WireGuard key, or it is spoilt"
+    )]
+    Sealed,
 }
 
 /// What one node knows of the preshared key of one tunnel. As it is kept on disk, it is [`Pair::kept`] first.
@@ -244,15 +205,6 @@ struct Trial {
     handshake: u64,
     /// It followed another too soon for that to have succeeded.
     doubtful: bool,
-}
-
-/// What both ends compute of the secret.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Derived {
-    #[serde(with = "on_disk")]
-    psk: Psk,
-    /// Shows to whoever has the key that one has it, too, and tells nothing about it.
-    proof: Bytes32,
 }
 
 impl Ends<'_> {
@@ -581,23 +533,6 @@ impl Retry {
     fn again(&mut self, now: u64) {
         *self = Self { said: now, wait: LONGEST_RETRY_S.min(self.wait * 2) };
     }
-}
-
-/// The key and its proof, by HKDF-SHA256 (RFC 5869) of the secret, bound to both WireGuard keys and to the whole of both signed messages.
-fn derive(secret: &[u8; 32], keys: [WireguardKey; 2], request: &SignedPskMessage, offer: &SignedPskMessage) -> Option<Derived> {
-    struct Length;
-    impl KeyType for Length {
-        fn len(&self) -> usize {
-            64
-        }
-    }
-    let whole = |signed: &SignedPskMessage| digest(&SHA256, &[signed.message.as_bytes(), signed.signature.as_bytes()].concat());
-    let (request, offer) = (whole(request), whole(offer));
-    let info = [PURPOSE, keys[0].as_bytes(), keys[1].as_bytes(), request.as_ref(), offer.as_ref()];
-    let mut okm = Zeroizing::new([0; 64]);
-    Salt::new(HKDF_SHA256, PURPOSE).extract(secret).expand(&info, Length).ok()?.fill(&mut *okm).ok()?;
-    let (psk, proof) = okm.split_at(32);
-    Some(Derived { psk: Psk::new(psk.try_into().ok()?), proof: Bytes32::from(<[u8; 32]>::try_from(proof).ok()?) })
 }
 
 /// A [`Psk`] in base64.

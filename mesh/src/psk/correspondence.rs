@@ -8,11 +8,15 @@ use std::{
 use wattle_wire::{
     ids::NodeId,
     name::Name,
-    psk::{Errand, IncomingLetter, Mail, OutgoingLetter, SignedPskMessage},
+    psk::{Errand, GivenPsk, IncomingLetter, Mail, OutgoingLetter, SignedPskMessage},
 };
 
-use super::{Ignored, Kem, exchange::Exchange};
-use crate::{machine::Machine, replica::Known, state::Link};
+use super::{Ignored, Kem, exchange::Exchange, files::Moved};
+use crate::{
+    machine::Machine,
+    replica::{Known, KnownPeer},
+    state::Link,
+};
 
 /// How many letters of nodes wait that the view does not hold yet: as many as a coordinator without malice could have.
 const MOST_EARLY: usize = 1024;
@@ -29,6 +33,9 @@ pub struct Correspondence {
     unsettled: BTreeSet<NodeId>,
     /// Letters of nodes that the view does not hold yet, for a letter may be faster than the view, and of those that are unsettled.
     early: BTreeMap<NodeId, SignedPskMessage>,
+    /// Keys that the coordinator gave, by their numbers, until the view holds the unmanaged node and they are kept on disk. Nobody would give them
+    /// again, so they stay at the coordinator as well.
+    given: BTreeMap<i64, GivenPsk>,
     /// There is mail.
     waiting: bool,
     problem: Option<String>,
@@ -95,29 +102,29 @@ impl Correspondence {
         let (early, later): (BTreeMap<_, _>, _) =
             mem::take(&mut self.early).into_iter().partition(|(node, _)| self.is_readable(Some(known), node));
         self.early = later;
-        if early.is_empty() && !self.exchange.is_due(known, means.machine, means.now, &self.unsettled) {
+        let is_due = self.exchange.is_due(known, means.machine, means.now, &self.unsettled);
+        if early.is_empty() && !self.is_given_for(known) && !is_due {
             return Progress::default();
         }
         let mut next = self.exchange.clone();
-        let mut letters = next.tick(known, means.machine, means.now, means.kem, &self.unsettled);
-        let ignored = read(&mut next, known, means, &early, &mut letters);
-        let kept = self.keep(next, letters, means);
-        Progress { may_differ: kept && !early.is_empty(), ignored }
+        let letters = next.tick(known, means.machine, means.now, means.kem, &self.unsettled);
+        let (progress, _) = self.read(next, known, &early, letters, means);
+        progress
     }
 
-    /// Takes note of the handshakes. Whether a key may be another one now.
+    /// Takes note of what the device shows. Whether a key may be another one now.
     pub fn observe<K: Kem>(&mut self, known: &Known, link: &Link, means: &Means<'_, K>) -> bool {
         // Most looks find nothing on trial, and a copy of a thousand pairs is megabytes.
         if !self.exchange.is_on_trial() {
             return false;
         }
         let mut next = self.exchange.clone();
-        if next.observe(known, link, means.now) {
+        let moved = next.observe(known, link, means.now);
+        if moved == Moved::OnDisk {
             return self.keep(next, Vec::new(), means);
         }
-        // Nothing that has to outlive a restart.
         self.exchange = next;
-        false
+        moved == Moved::InMemory
     }
 
     /// The errand to go on now, if there is reason to.
@@ -143,19 +150,21 @@ impl Correspondence {
         };
         self.taken.retain(|id| !errand.taken.contains(id));
         let new: Vec<_> = mail.letters.into_iter().take(Errand::MOST_LETTERS).filter(|letter| !self.taken.contains(&letter.id)).collect();
-        if new.is_empty() {
+        let is_new = |given: &GivenPsk| !self.taken.contains(&given.id) && !self.given.contains_key(&given.id);
+        let given: Vec<_> = mail.given.into_iter().take(Errand::MOST_LETTERS).filter(is_new).collect();
+        if new.is_empty() && given.is_empty() {
             return Progress::default();
         }
         self.waiting |= mail.more;
         let ids: Vec<_> = new.iter().map(|letter| letter.id).collect();
         let letters: BTreeMap<_, _> = new.into_iter().map(|IncomingLetter { from, message, .. }| (from, message)).collect();
         let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = letters.into_iter().partition(|(from, _)| self.is_readable(known, from));
-        let (mut kept, mut ignored) = (true, Vec::new());
-        if let Some(known) = known.filter(|_| !readable.is_empty()) {
-            let (mut next, mut answers) = (self.exchange.clone(), Vec::new());
-            ignored = read(&mut next, known, means, &readable, &mut answers);
-            kept = self.keep(next, answers, means);
-        }
+        let room = MOST_EARLY.saturating_sub(self.given.len());
+        self.given.extend(given.into_iter().take(room).map(|given| (given.id, given)));
+        let (progress, kept) = match known.filter(|known| !readable.is_empty() || self.is_given_for(known)) {
+            Some(known) => self.read(self.exchange.clone(), known, &readable, Vec::new(), means),
+            None => (Progress::default(), true),
+        };
         if kept {
             self.early.extend(early.into_iter().take(MOST_EARLY.saturating_sub(self.early.len())));
             self.taken.extend(ids);
@@ -163,11 +172,50 @@ impl Correspondence {
             // The disk is at fault: they wait at the coordinator.
             self.waiting = false;
         }
-        Progress { may_differ: kept && !readable.is_empty(), ignored }
+        progress
+    }
+
+    fn is_given_for(&self, known: &Known) -> bool {
+        self.given.values().any(|given| known.peers.contains_key(&given.from))
     }
 
     fn is_readable(&self, known: Option<&Known>, from: &NodeId) -> bool {
         known.is_some_and(|known| known.peers.contains_key(from)) && !self.unsettled.contains(from)
+    }
+
+    /// Reads letters and all given keys of known peers, keeps what is known then, and says what there is to say. Whether it could be kept.
+    fn read<K: Kem>(
+        &mut self,
+        mut next: Exchange,
+        known: &Known,
+        letters: &BTreeMap<NodeId, SignedPskMessage>,
+        mut said: Vec<OutgoingLetter>,
+        means: &Means<'_, K>,
+    ) -> (Progress, bool) {
+        let mut ignored = Vec::new();
+        let mut pass_over = |peer: &KnownPeer, reason| ignored.push((peer.peer.name.clone(), reason));
+        for (from, message) in letters {
+            let Some(peer) = known.peers.get(from) else { continue };
+            match next.receive(known, means.machine, peer, message, means.now, means.kem) {
+                Ok(answer) => said.extend(answer),
+                Err(reason) => pass_over(peer, reason),
+            }
+        }
+        let mut taken = Vec::new();
+        for (id, given) in &self.given {
+            let Some(peer) = known.peers.get(&given.from) else { continue };
+            if let Err(reason) = next.take(known, means.machine, peer, given, means.now) {
+                pass_over(peer, reason);
+            }
+            taken.push(*id);
+        }
+        let kept = self.keep(next, said, means);
+        let may_differ = kept && !(letters.is_empty() && taken.is_empty());
+        if kept {
+            self.given.retain(|id, _| !taken.contains(id));
+            self.taken.extend(taken);
+        }
+        (Progress { may_differ, ignored }, kept)
     }
 
     /// Keeps what is known now, and only then puts what it says into the outbox. Whether it could be kept.
@@ -180,24 +228,6 @@ impl Correspondence {
         self.outbox.extend(letters.into_iter().map(|letter| (letter.to, letter.message)));
         true
     }
-}
-
-fn read<K: Kem>(
-    exchange: &mut Exchange,
-    known: &Known,
-    means: &Means<'_, K>,
-    letters: &BTreeMap<NodeId, SignedPskMessage>,
-    answers: &mut Vec<OutgoingLetter>,
-) -> Vec<(Name, Ignored)> {
-    let mut ignored = Vec::new();
-    for (from, message) in letters {
-        let Some(peer) = known.peers.get(from) else { continue };
-        match exchange.receive(known, means.machine, peer, message, means.now, means.kem) {
-            Ok(answer) => answers.extend(answer),
-            Err(reason) => ignored.push((peer.peer.name.clone(), reason)),
-        }
-    }
-    ignored
 }
 
 #[cfg(test)]

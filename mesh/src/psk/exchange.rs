@@ -5,10 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
     ids::NodeId,
-    psk::{OutgoingLetter, PskPolicy, SignedPskMessage},
+    psk::{GivenPsk, OutgoingLetter, PskPolicy, SignedPskMessage},
 };
 
-use super::{Ends, Ignored, Kem, Pair, Psk};
+use super::{
+    Ends, Ignored, Kem, Pair, Psk,
+    files::{Files, Moved},
+    given::Given,
+};
 use crate::{
     machine::Machine,
     replica::{Known, KnownPeer},
@@ -17,54 +21,72 @@ use crate::{
 
 /// The preshared keys of all tunnels of a node, with what is under way. As it is kept on disk, it is [`Exchange::kept`] first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Exchange(BTreeMap<NodeId, Pair>);
+pub struct Exchange {
+    /// Those that are agreed on with the peer.
+    #[serde(flatten)]
+    pairs: BTreeMap<NodeId, Pair>,
+    /// Those of unmanaged peers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    given: BTreeMap<NodeId, Files>,
+}
 
 impl Exchange {
     /// What of it outlives a restart.
     pub fn kept(&self) -> Self {
-        Self(self.0.iter().map(|(peer, pair)| (*peer, pair.kept())).collect())
+        Self { pairs: self.pairs.iter().map(|(peer, pair)| (*peer, pair.kept())).collect(), given: self.given.clone() }
     }
 
     /// The key to use with a peer.
     pub fn key(&self, peer: NodeId, policy: PskPolicy) -> Option<&Psk> {
-        self.0.get(&peer)?.key(policy)
+        match self.pairs.get(&peer) {
+            Some(pair) => pair.key(policy),
+            None => self.given.get(&peer)?.key(),
+        }
     }
 
     /// When the key that is used with a peer was agreed on, in seconds since 1970.
     pub fn since(&self, peer: NodeId) -> Option<u64> {
-        self.0.get(&peer)?.since()
+        self.pairs.get(&peer)?.since()
     }
 
-    /// Wants another key with each peer. It is forgotten in a restart.
+    /// Wants another key with each peer with which one is agreed on. It is forgotten in a restart.
     pub fn want_others(&mut self) {
-        self.0.values_mut().for_each(Pair::want_another);
+        self.pairs.values_mut().for_each(Pair::want_another);
     }
 
     /// Whether this node is in the middle of changing the key with the peer, so that the two may use different ones. When neither of the two is
     /// and one is about to take up another WireGuard key, it stays so until then.
     pub fn is_changing(&self, peer: NodeId) -> bool {
-        self.0.get(&peer).is_some_and(Pair::is_changing)
+        self.pairs.get(&peer).is_some_and(Pair::is_changing)
     }
 
-    /// Peers with which there is no key yet and that do not answer, in words.
+    /// Peers with which there is no key yet and that do not answer, or cannot, in words.
     pub fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
-        let peers = self.0.iter().filter(|(_, pair)| pair.is_unanswered()).filter_map(|(node, _)| known.peers.get(node));
         let require = known.mesh.psk == PskPolicy::Require;
-        peers.filter(move |_| require).map(|KnownPeer { peer, .. }| {
-            format!(
-                "no packet passes to {} yet: its agent does not answer about a preshared key; is it connected, and new enough?",
-                peer.name
-            )
+        known.peers.iter().filter(move |_| require).filter_map(|(node, KnownPeer { peer, statement, .. })| {
+            if statement.unmanaged {
+                return (!self.given.contains_key(node)).then(|| {
+                    format!(
+                        "no packet passes to {} yet: its file was made before this node was there, or for another key of it; make another for its site",
+                        peer.name
+                    )
+                });
+            }
+            self.pairs.get(node).is_some_and(Pair::is_unanswered).then(|| {
+                format!(
+                    "no packet passes to {} yet: its agent does not answer about a preshared key; is it connected, and new enough?",
+                    peer.name
+                )
+            })
         })
     }
 
     /// Whether [`Exchange::tick`] has anything to do.
     pub fn is_due(&self, known: &Known, machine: &Machine, now: u64, unsettled: &BTreeSet<NodeId>) -> bool {
         let fresh = Pair::default();
-        let due = |(node, peer)| self.0.get(node).unwrap_or(&fresh).is_due(&ends(known, machine, peer), now);
-        let mut settled = known.peers.iter().filter(|(node, _)| !unsettled.contains(node));
-        self.0.keys().any(|node| !known.peers.contains_key(node)) || settled.any(due)
+        let due = |(node, peer)| self.pairs.get(node).unwrap_or(&fresh).is_due(&ends(known, machine, peer), now);
+        let is_gone = |node| !known.peers.contains_key(node);
+        self.pairs.keys().chain(self.given.keys()).any(is_gone) || correspondents(known, unsettled).any(due)
     }
 
     /// What to say because time has passed or peers have changed; the keys of peers that are gone are forgotten. `now` is in seconds since
@@ -78,12 +100,13 @@ impl Exchange {
         kem: &impl Kem,
         unsettled: &BTreeSet<NodeId>,
     ) -> Vec<OutgoingLetter> {
-        self.0.retain(|node, _| known.peers.contains_key(node));
+        self.pairs.retain(|node, _| known.peers.contains_key(node));
+        self.given.retain(|node, _| known.peers.contains_key(node));
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
-            let message = self.0.entry(*node).or_default().tick(&ends(known, machine, peer), now, kem)?;
+            let message = self.pairs.entry(*node).or_default().tick(&ends(known, machine, peer), now, kem)?;
             Some(OutgoingLetter { to: *node, message })
         };
-        known.peers.iter().filter(|(node, _)| !unsettled.contains(node)).filter_map(say).collect()
+        correspondents(known, unsettled).filter_map(say).collect()
     }
 
     /// Takes in a message of a peer. The answer may be sent once this is kept on disk.
@@ -100,25 +123,48 @@ impl Exchange {
         now: u64,
         kem: &impl Kem,
     ) -> Result<Option<OutgoingLetter>, Ignored> {
+        if peer.statement.unmanaged {
+            return Err(Ignored::Unexpected);
+        }
         let to = peer.peer.node;
-        let answer = self.0.entry(to).or_default().receive(&ends(known, machine, peer), message, now, kem)?;
+        let answer = self.pairs.entry(to).or_default().receive(&ends(known, machine, peer), message, now, kem)?;
         Ok(answer.map(|message| OutgoingLetter { to, message }))
+    }
+
+    /// Takes in a key that the coordinator gave. It may be used once this is kept on disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Ignored`]; everything is as it was.
+    pub fn take(&mut self, known: &Known, machine: &Machine, peer: &KnownPeer, given: &GivenPsk, now: u64) -> Result<(), Ignored> {
+        if !peer.statement.unmanaged {
+            return Err(Ignored::Managed);
+        }
+        let from = peer.peer.node;
+        let to = (known.myself.node, machine.wireguard_key());
+        let tunnel = Given { mesh: known.mesh.id, from: (from, peer.statement.wireguard_key), to, made_ms: given.made_ms };
+        let psk = tunnel.open(&given.sealed, &machine.wireguard_private_key()).ok_or(Ignored::Sealed)?;
+        self.given.entry(from).or_default().take(psk, given.made_ms, now)
     }
 
     /// Whether [`Exchange::observe`] has anything to take note of.
     pub fn is_on_trial(&self) -> bool {
-        self.0.values().any(Pair::is_on_trial)
+        self.pairs.values().any(Pair::is_on_trial) || self.given.values().any(Files::is_on_trial)
     }
 
-    /// Takes note of the handshakes, at each look at the device. Whether a key to use is another one now.
-    pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> bool {
-        let mut changed = false;
-        for (node, pair) in &mut self.0 {
-            let found = known.peers.get(node).and_then(|peer| peer.entry(link));
-            changed |= found.is_some_and(|found| pair.observe(found.handshake_age_s, now));
-        }
-        changed
+    /// Takes note of what the device shows of the tunnels, at each look at it.
+    pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> Moved {
+        let entry = |node| known.peers.get(node)?.entry(link);
+        let pairs = self.pairs.iter_mut().filter_map(|(node, pair)| Some(pair.observe(entry(node)?.handshake_age_s, now)));
+        let turned = pairs.filter(|turned| *turned).count() > 0;
+        let given = self.given.iter_mut().filter_map(|(node, files)| Some(files.observe(entry(node)?, now)));
+        given.max().unwrap_or_default().max(if turned { Moved::OnDisk } else { Moved::No })
     }
+}
+
+/// The peers with which keys are agreed on, but for the `unsettled` ones.
+fn correspondents<'a>(known: &'a Known, unsettled: &BTreeSet<NodeId>) -> impl Iterator<Item = (&'a NodeId, &'a KnownPeer)> {
+    known.peers.iter().filter(|(node, peer)| !peer.statement.unmanaged && !unsettled.contains(node))
 }
 
 fn ends<'a>(known: &Known, machine: &'a Machine, peer: &KnownPeer) -> Ends<'a> {
