@@ -16,11 +16,13 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ignored, Psk, TRIAL_S};
+use super::{Ignored, Psk};
 use crate::state::{ObservedPeer, SESSION_S};
 
-/// How many files the node may have: each makes the wait longer for its turn, and a session outlives 60 s of failed renewals.
+/// How many files the node may have. A session that a keepalive renews, 25 s late, outlives 35 s in which that fails: two turns of others.
 const MOST: usize = 3;
+/// Seconds of a turn: at least one of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
+const TURN_S: u64 = 10;
 /// Ages of a session in seconds at which it is due to be renewed: WireGuard does so with the first packet that is sent after 120 s
 /// (`REKEY_AFTER_TIME` of its paper, section 6.1), a keepalive comes within another 25, and a second attempt 5 s later. Fifteen come before,
 /// because the device is looked at every five.
@@ -105,6 +107,10 @@ impl Files {
         if !self.is_on_trial() {
             return Moved::No;
         }
+        if self.trial.since == 0 {
+            // It is not known what was before a restart.
+            self.trial.since = now;
+        }
         if let Some(shown) = self.note(seen, now).filter(|shown| *shown > 0) {
             (0..shown).for_each(|_| self.forget(0));
             return Moved::OnDisk;
@@ -113,7 +119,7 @@ impl Files {
         let is_due = seen.handshake_age_s.is_some_and(|age| RENEWAL_S.contains(&age));
         let turns_to = match session.filter(|_| is_due) {
             Some(session) => session,
-            None if now.abs_diff(since) >= TRIAL_S => (turn + 1) % self.keys.len(),
+            None if now.abs_diff(since) >= TURN_S => (turn + 1) % self.keys.len(),
             None => turn,
         };
         if turns_to == turn {
