@@ -131,9 +131,12 @@ pub(crate) enum Command {
         /// and an operator's admission holds for it.
         #[arg(long)]
         identity: bool,
-        /// New preshared keys with all peers instead, as each day brings them.
+        /// New preshared keys with all peers instead, as each day brings them. An unmanaged site gets others with each new file.
         #[arg(long, conflicts_with = "identity")]
         psk: bool,
+        /// Although unmanaged sites will be cut off from this gateway until their new files are made and installed.
+        #[arg(long, conflicts_with_all = ["identity", "psk"])]
+        force: bool,
     },
     /// Removes the peers whose removal waits to be confirmed: the coordinator asked for more than half of all at once, or they were there before
     /// the lock and no operator has admitted them.

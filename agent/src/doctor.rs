@@ -31,10 +31,11 @@ pub(crate) async fn doctor(place: &Place, json: bool) -> anyhow::Result<ExitCode
     let (unresolved, answer, ruleset) = tokio::join!(unresolved(&found.membership.urls), coordinator.clock_ahead(), symptoms::ruleset());
     let link = observed.link.as_ref();
     let none = ObservedPeer::default();
-    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, .. }| {
+    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, statement, .. }| {
         let seen = link.and_then(|link| known.entry(link)).unwrap_or(&none);
         PeerSymptoms {
             name: peer.name.clone(),
+            unmanaged: statement.unmanaged,
             handshake_age_s: seen.handshake_age_s,
             endpoint: seen.endpoint.map(|endpoint| endpoint.to_string()),
             sent_bytes: seen.sent_bytes,

@@ -59,7 +59,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Plan { json } => status::plan_command(&place, json).await,
             Command::Rotate { identity: true, .. } => rotation::succeed(&place).await,
             Command::Rotate { psk: true, .. } => rotation::renew_psks(&place).await,
-            Command::Rotate { .. } => rotation::rotate(&place).await,
+            Command::Rotate { force, .. } => rotation::rotate(&place, force).await,
             Command::Confirm => follow::confirm(&place),
             Command::Lock(LockCommand::Init { key }) => lock::init(&key),
             Command::Lock(LockCommand::Sign(arguments)) => lock::sign(&arguments).await,

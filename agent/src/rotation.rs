@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 use wattle_mesh::{
     machine::Machine,
-    rotation::{Act, Rotation, Situation, Told},
+    replica::Known,
+    rotation::{Act, Rotation, Situation, Told, kept_for_unmanaged, unmanaged},
     succession::{self, Succession},
 };
 use wattle_wire::{enrol::NewIdentity, rotation::RotationStep};
@@ -74,8 +75,9 @@ impl KeyChange {
     }
 
     /// What stands in the way of new keys, in words.
-    pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
-        self.rotation.problem().into_iter().chain(self.succession.problem()).map(str::to_owned)
+    pub(crate) fn problems(&self, known: &Known, machine: &Machine) -> impl Iterator<Item = String> {
+        let own = self.rotation.problem().into_iter().chain(self.succession.problem()).map(str::to_owned);
+        own.chain(kept_for_unmanaged(known, machine, unix_s()))
     }
 
     /// Looks whether somebody on this host asks for a new key.
@@ -280,8 +282,16 @@ fn is_final(status: StatusCode) -> bool {
 }
 
 /// `wattle-agent rotate`.
-pub(crate) async fn rotate(place: &Place) -> anyhow::Result<()> {
+pub(crate) async fn rotate(place: &Place, force: bool) -> anyhow::Result<()> {
     let found = status::find(place)?;
+    let cut_off: Vec<_> = found.known.iter().flat_map(unmanaged).map(ToString::to_string).collect();
+    if !cut_off.is_empty() && !force {
+        let cut_off = cut_off.join(", ");
+        bail!(
+            "no agent at {cut_off} would follow: a new key cuts this gateway off from there until new files are made and installed; to do so all the \
+             same, add --force"
+        );
+    }
     let (host, before) = (&found.host, found.machine.wireguard_key());
     ask(&found.store, What::WireguardKey)?;
     output::line("asked the running agent for a new WireGuard key; its peers get ready for it first");

@@ -525,7 +525,7 @@ impl Agent {
 
     fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
         let host = self.replica.problems().chain(self.outcome.problems.iter().cloned());
-        host.chain(self.correspondence.problems(known)).chain(self.key_change.problems())
+        host.chain(self.correspondence.problems(known)).chain(self.key_change.problems(known, &self.machine))
     }
 
     /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.

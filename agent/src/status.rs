@@ -12,7 +12,7 @@ use wattle_mesh::{
     plan::{Plan, plan},
     psk::exchange::Exchange,
     replica::{Known, KnownPeer, Replica},
-    rotation::canary::Watch,
+    rotation::{self, canary::Watch},
     state::{Observed, ObservedPeer},
 };
 use wattle_wire::{admin::EndpointSource, ids::Position, key::IdentityKey, name::Name, report::DeviceKind};
@@ -20,7 +20,7 @@ use wattle_wire::{admin::EndpointSource, ids::Position, key::IdentityKey, name::
 use crate::{
     config::Place,
     follow::{self, Connection},
-    identity::{Membership, Slot},
+    identity::{Membership, Slot, unix_s},
     output, psk,
     reconcile::Host,
     store::Store,
@@ -63,6 +63,8 @@ struct Status {
 #[derive(Serialize)]
 struct PeerStatus {
     name: Name,
+    /// Whether no agent runs there.
+    unmanaged: bool,
     state: PeerState,
     endpoint: Option<String>,
     /// How this node knows the endpoint.
@@ -141,7 +143,7 @@ pub(crate) fn find(place: &Place) -> anyhow::Result<Found> {
 
 fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused) -> anyhow::Result<Status> {
     let none = ObservedPeer::default();
-    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, .. }| {
+    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, statement, .. }| {
         let entry = observed.link.as_ref().and_then(|link| known.entry(link)).unwrap_or(&none);
         let state = match entry.handshake_age_s {
             _ if refused.is_unsigned(peer.node) => PeerState::Unsigned,
@@ -151,6 +153,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused
         };
         PeerStatus {
             name: peer.name.clone(),
+            unmanaged: statement.unmanaged,
             state,
             endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
             endpoint_source: entry.endpoint.map(|used| health::endpoint_source(used, peer.endpoint)),
@@ -161,6 +164,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused
             prefixes: entry.allowed_ips.iter().map(ToString::to_string).collect(),
         }
     });
+    let kept = found.known.as_ref().and_then(|known| rotation::kept_for_unmanaged(known, &found.machine, unix_s()));
     Ok(Status {
         node: found.membership.enrolled.name.clone(),
         site: found.membership.enrolled.site.clone(),
@@ -173,7 +177,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused
         position: found.known.as_ref().map(|known| known.position),
         agent_running: found.store.is_locked()?,
         coordinator: follow::load_connection(&found.store)?,
-        problems: found.problems.iter().cloned().chain(refused.problems()).collect(),
+        problems: found.problems.iter().cloned().chain(refused.problems()).chain(kept).collect(),
         peers: peers.collect(),
     })
 }
@@ -214,7 +218,7 @@ fn print(status: &Status) {
             PeerState::Unsigned => Cell::new("unsigned").fg(Color::Red),
         };
         table.add_row([
-            Cell::new(&peer.name),
+            Cell::new(if peer.unmanaged { format!("{} (unmanaged)", peer.name) } else { peer.name.to_string() }),
             state,
             Cell::new(peer.handshake_age_s.map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age)))),
             Cell::new(endpoint(peer)),

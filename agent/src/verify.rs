@@ -25,6 +25,8 @@ const AT_A_TIME: usize = 64;
 #[derive(Serialize)]
 struct Check {
     peer: Name,
+    /// Whether no agent runs there: nobody counts for a measurement, and maybe nobody lets pings in.
+    unmanaged: bool,
     what: What,
     address: IpAddr,
     sent: usize,
@@ -77,7 +79,7 @@ pub(crate) async fn verify(place: &Place, hosts: &[IpAddr], count: u16, throughp
 
 /// Pings the addresses of a target until one of them is as it should be.
 async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check> {
-    let Target { peer, what, addresses } = target;
+    let Target { peer, unmanaged, what, addresses } = target;
     let mut best: Option<(Answers, Option<Fault>)> = None;
     for address in addresses {
         let answers = ping::ping(address, number, count).await?;
@@ -90,15 +92,16 @@ async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check>
         }
     }
     let (answers, fault) = best.context("a target without addresses")?;
-    let reason = fault.map(|fault| reason(fault, what, &answers));
+    let reason = fault.map(|fault| reason(fault, what, unmanaged, &answers));
     let Answers { address, sent, round_trips_ms, .. } = answers;
     let (answered, round_trip_ms) = (round_trips_ms.len(), median(round_trips_ms));
-    Ok(Check { peer, what, address, sent, answered, round_trip_ms, mbit_per_s: None, fault, reason })
+    Ok(Check { peer, unmanaged, what, address, sent, answered, round_trip_ms, mbit_per_s: None, fault, reason })
 }
 
 /// Measures the tunnels that answer, one after the other: two at a time would share this gateway's uplink.
 async fn measure(checks: &mut [Check], from: Ipv4Addr) {
-    for check in checks.iter_mut().filter(|check| check.what == What::Tunnel && check.fault != Some(Fault::Silent)) {
+    let is_measured = |check: &&mut Check| check.what == What::Tunnel && !check.unmanaged && check.fault != Some(Fault::Silent);
+    for check in checks.iter_mut().filter(is_measured) {
         let IpAddr::V4(to) = check.address else { continue };
         output::progress(format_args!("measuring {}", check.peer));
         match throughput::measure(from, to).await.map(verify::mbit_per_s) {
@@ -117,8 +120,11 @@ impl Check {
     }
 }
 
-fn reason(fault: Fault, what: What, answers: &Answers) -> String {
+fn reason(fault: Fault, what: What, unmanaged: bool, answers: &Answers) -> String {
     match (fault, what) {
+        (Fault::Silent, What::Tunnel) if unmanaged => {
+            "no answer: it is unmanaged; does it answer pings, and has it its newest file? `wattle-agent status` tells whether there is a handshake".to_owned()
+        }
         (Fault::Silent, What::Tunnel) => {
             "no answer: `wattle-agent status` tells whether there is a handshake, `wattle-agent doctor` what is in its way".to_owned()
         }

@@ -45,6 +45,8 @@ pub enum Denied {
     Statement(#[from] InvalidStatement),
     #[error("a new node has no former identities")]
     Predecessors,
+    #[error("a node that enrols has an agent, and its statement says that it is unmanaged")]
+    Unmanaged,
     #[error("the challenge has expired; start again")]
     Expired,
     #[error("the proof of the WireGuard key is wrong")]
@@ -139,6 +141,9 @@ pub fn check(finish: &EnrolFinish, mesh: MeshId, challenge_secret: &[u8; 32], no
     let statement = verify_statement(&finish.statement, mesh)?;
     if !statement.predecessors.is_empty() {
         return Err(Denied::Predecessors);
+    }
+    if statement.unmanaged {
+        return Err(Denied::Unmanaged);
     }
     let shared =
         challenge_private_key(challenge_secret, finish.nonce).diffie_hellman(&PublicKey::from(*statement.wireguard_key.as_bytes()));
@@ -249,6 +254,14 @@ mod tests {
         };
         forged.statement = sign_statement(&claim, &mine.identity).unwrap();
         assert_eq!(check_at(&forged, NOW), Err(Denied::WireguardProof));
+    }
+
+    #[test]
+    fn who_enrols_cannot_say_that_it_is_unmanaged() {
+        let keys = Keys::of(1);
+        let mut alone = finish(&keys);
+        alone.statement = keys.unmanaged();
+        assert_eq!(check_at(&alone, NOW), Err(Denied::Unmanaged));
     }
 
     #[test]

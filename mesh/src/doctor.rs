@@ -55,6 +55,8 @@ pub struct Device {
 #[derive(Clone, Debug)]
 pub struct PeerSymptoms {
     pub name: Name,
+    /// Whether no agent runs there.
+    pub unmanaged: bool,
     /// Seconds; absent means that there was no handshake.
     pub handshake_age_s: Option<u64>,
     /// Where packets to it are sent; absent means nowhere yet.
@@ -384,6 +386,11 @@ fn peers(symptoms: &Symptoms) -> Vec<Finding> {
             let state = peer.handshake_age_s.map_or_else(|| "never".to_owned(), |age| format!("{age} s ago"));
             let detail = format!("{}: the last handshake was {state}", peer.name);
             match &peer.endpoint {
+                _ if peer.unmanaged => notice(
+                    "tunnel",
+                    format!("{detail}, and it is unmanaged: no agent there follows changes"),
+                    "let who looks after it see that it is up and has its newest file; the coordinator's page of its site tells whether that is still current",
+                ),
                 None => notice("tunnel", detail, "it has no known endpoint: it has to speak first, so this gateway needs one that it reaches"),
                 Some(endpoint) if peer.sent_bytes > 0 => fault(
                     "tunnel",
@@ -423,7 +430,13 @@ mod tests {
             has_legacy_rules: false,
             unresolved: Vec::new(),
             coordinator: Ok(1),
-            peers: vec![PeerSymptoms { name: "frankfurt".parse().unwrap(), handshake_age_s: Some(5), endpoint: None, sent_bytes: 1 }],
+            peers: vec![PeerSymptoms {
+                name: "frankfurt".parse().unwrap(),
+                unmanaged: false,
+                handshake_age_s: Some(5),
+                endpoint: None,
+                sent_bytes: 1,
+            }],
         }
     }
 
@@ -546,9 +559,18 @@ mod tests {
     fn a_tunnel_without_answers_says_where_the_packets_go() {
         let mut symptoms = healthy();
         let name = "frankfurt".parse().unwrap();
-        symptoms.peers =
-            vec![PeerSymptoms { name, handshake_age_s: None, endpoint: Some("198.51.100.20:51820".to_owned()), sent_bytes: 148 }];
+        symptoms.peers = vec![PeerSymptoms {
+            name,
+            unmanaged: false,
+            handshake_age_s: None,
+            endpoint: Some("198.51.100.20:51820".to_owned()),
+            sent_bytes: 148,
+        }];
         let told = told(&symptoms);
         assert!(told[0].1 == Severity::Fault && told[0].2.contains("198.51.100.20:51820"), "{told:?}");
+        // What would be said of an agent there leads nowhere.
+        symptoms.peers[0].unmanaged = true;
+        let told = self::told(&symptoms);
+        assert!(told[0].1 == Severity::Notice && told[0].2.contains("newest file"), "{told:?}");
     }
 }

@@ -81,11 +81,11 @@ struct Peer {
 }
 
 impl Probes {
-    /// Follows what is known of the mesh: whom to probe, and how to judge.
+    /// Follows what is known of the mesh: whom to probe, and how to judge. On an unmanaged peer nobody would answer.
     pub fn follow(&mut self, known: &Known, now: Duration) {
         self.settings = known.mesh.health;
-        let peers: BTreeMap<_, _> =
-            known.peers.values().map(|known| (known.peer.node, known.peer.tunnel_address)).filter(|_| self.settings.probes).collect();
+        let managed = known.peers.values().filter(|known| self.settings.probes && !known.statement.unmanaged);
+        let peers: BTreeMap<_, _> = managed.map(|known| (known.peer.node, known.peer.tunnel_address)).collect();
         self.peers.retain(|node, peer| peers.get(node) == Some(&peer.address));
         let count = u32::try_from(peers.len()).unwrap_or(u32::MAX);
         for (place, (node, address)) in (0..).zip(&peers) {

@@ -89,6 +89,9 @@ pub struct Pin {
     pub identity: IdentityKey,
     /// Number of the newest statement seen.
     pub sequence: u64,
+    /// Whether no agent runs there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unmanaged: bool,
 }
 
 /// A node's copy of its view.
@@ -148,6 +151,8 @@ pub enum RefusalReason {
     Identity,
     #[error("its statement is older than the one known")]
     Older,
+    #[error("it says otherwise than before whether an agent runs there, which never changes: remove the node and make another")]
+    Unmanaged,
     #[error("it announces a key that cannot follow the present one")]
     Announced,
     #[error("it claims a prefix that no site can have: {0}")]
@@ -520,7 +525,8 @@ fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>, pin: Option<Pin
         (None, _) => None,
     };
     let follows = |next: &Statement| {
-        next.identity == statement.identity && next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key
+        let is_another = next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key;
+        is_another && next.identity == statement.identity && !next.unmanaged && !statement.unmanaged
     };
     if announced.as_ref().is_some_and(|next| !follows(next)) {
         return Err(RefusalReason::Announced);
@@ -540,12 +546,14 @@ fn believe_statement(
     match known.map(Pin::of).or(pin) {
         Some(pin) if !is_or_was(&statement, pin.identity) => Err(RefusalReason::Identity),
         Some(pin) if is_old(pin.sequence) => Err(RefusalReason::Older),
+        Some(pin) if statement.unmanaged != pin.unmanaged => Err(RefusalReason::Unmanaged),
         Some(_) | None => Ok(statement),
     }
 }
 
 impl Pin {
     fn of(known: &KnownPeer) -> Self {
-        Self { identity: known.statement.identity, sequence: known.statement.sequence }
+        let Statement { identity, sequence, unmanaged, .. } = known.statement;
+        Self { identity, sequence, unmanaged }
     }
 }

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! While no handshake is complete, both ends keep their packets waiting; what the peers still send under the former key is received. That is
-//! why none is lost, and why the switch itself needs nobody but the two ends. A peer that was away learns of the key when it is back.
+//! why none is lost, and why the switch itself needs nobody but the two ends. A peer that was away learns of the key when it is back. An unmanaged
+//! peer learns of it by a new file alone, so no schedule begins a rotation while there is one.
 //!
 //! The part of the peers is [`canary`].
 
@@ -25,6 +26,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use wattle_wire::{
     ids::NodeId,
+    name::Name,
     rotation::{RotationAnswer, RotationStep},
 };
 
@@ -124,7 +126,8 @@ impl Rotation {
             if own.announced.is_some() {
                 return Some(Act::Tell(RotationStep::Withdraw {}));
             }
-            let is_due = (own.rotate || is_used_up(situation)) && now >= self.put_off_until;
+            let is_due = own.rotate || (is_used_up(known, machine, situation.unix_s) && unmanaged(known).next().is_none());
+            let is_due = is_due && now >= self.put_off_until;
             // A next identity speaks of the present key. Whoever asks on this host waits for an answer.
             let is_free = machine.successor().is_none();
             return (is_free && (situation.is_asked || is_due)).then_some(Act::MakeKey);
@@ -134,7 +137,8 @@ impl Rotation {
             return if self.is_refused { Some(Act::GiveUp) } else { announce() };
         };
         let in_touch = |peer: &KnownPeer| peer.entry(situation.link).is_some_and(ObservedPeer::is_live);
-        let missing = known.peers.values().filter(|peer| waiting_for.contains(&peer.peer.node) && in_touch(peer));
+        let missing =
+            known.peers.values().filter(|peer| waiting_for.contains(&peer.peer.node) && !peer.statement.unmanaged && in_touch(peer));
         let missing: Vec<_> = missing.map(|peer| peer.peer.name.to_string()).collect();
         let is_fresh = now.saturating_sub(*heard) < FRESH;
         let changing = || known.peers.values().find(|peer| situation.psks.is_changing(peer.peer.node) && in_touch(peer));
@@ -207,9 +211,25 @@ impl Rotation {
     }
 }
 
+/// Why the key is kept although it is older than the mesh lets keys become, in words: the files of unmanaged peers name it.
+pub fn kept_for_unmanaged(known: &Known, machine: &Machine, unix_s: u64) -> Option<String> {
+    let names: Vec<_> = unmanaged(known).map(|name| name.to_string()).collect();
+    (!names.is_empty() && is_used_up(known, machine, unix_s)).then(|| {
+        format!(
+            "the WireGuard key is due to be changed and stays, for the files of {} name it: change it by `wattle-agent rotate --force`, then make and \
+             install new files",
+            names.join(", ")
+        )
+    })
+}
+
+/// The peers that would lose their tunnel with this node if it changed its WireGuard key, until they have new files.
+pub fn unmanaged(known: &Known) -> impl Iterator<Item = &Name> {
+    known.peers.values().filter(|peer| peer.statement.unmanaged).map(|peer| &peer.peer.name)
+}
+
 /// Whether the key is older than the mesh lets keys become. Each key has a lifetime of its own, up to an eighth shorter.
-fn is_used_up(situation: &Situation<'_>) -> bool {
-    let Situation { known, machine, unix_s, .. } = *situation;
+fn is_used_up(known: &Known, machine: &Machine, unix_s: u64) -> bool {
     let lifetime_s = u64::from(known.mesh.rotate_days) * DAY_S;
     if lifetime_s == 0 {
         return false;

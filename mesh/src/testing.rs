@@ -54,14 +54,17 @@ impl Keys {
     }
 
     pub(crate) fn statement(&self, sequence: u64) -> SignedStatement {
-        let statement = Statement {
-            mesh: MESH,
-            identity: self.identity_key(),
-            wireguard_key: self.wireguard_key(),
-            sequence,
-            predecessors: vec![],
-            unmanaged: false,
-        };
+        self.stating(sequence, false)
+    }
+
+    /// The statement of a node without an agent.
+    pub(crate) fn unmanaged(&self) -> SignedStatement {
+        self.stating(1, true)
+    }
+
+    pub(crate) fn stating(&self, sequence: u64, unmanaged: bool) -> SignedStatement {
+        let (identity, wireguard_key) = (self.identity_key(), self.wireguard_key());
+        let statement = Statement { mesh: MESH, identity, wireguard_key, sequence, predecessors: vec![], unmanaged };
         admit::sign_statement(&statement, &self.identity).unwrap()
     }
 }

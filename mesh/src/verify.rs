@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wattle_wire::{name::Name, probe::Throughput};
 
-use crate::replica::Known;
+use crate::replica::{Known, KnownPeer};
 
 /// What the first router of a packet puts into its time to live: RFC 1700's 64 and what other systems took.
 const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
@@ -15,6 +15,8 @@ const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub peer: Name,
+    /// Whether no agent runs there, which would count for a measurement.
+    pub unmanaged: bool,
     pub what: What,
     /// Any of them will do: of a LAN it is not known which hosts there are.
     pub addresses: Vec<IpAddr>,
@@ -58,13 +60,13 @@ pub enum Fault {
 /// All there is to ping: each peer's tunnel address, and in each LAN behind it the hosts that were named, else the addresses where a LAN
 /// usually has its gateway.
 pub fn targets(known: &Known, hosts: &[IpAddr]) -> Vec<Target> {
-    let peers = known.peers.values().map(|known| &known.peer);
-    let of_peer = peers.flat_map(|peer| {
-        let tunnel = Target { peer: peer.name.clone(), what: What::Tunnel, addresses: vec![peer.tunnel_address.into()] };
-        let lans = peer.subnets.iter().map(|lan| {
+    let of_peer = known.peers.values().flat_map(|KnownPeer { peer, statement, .. }| {
+        let target = |what, addresses| Target { peer: peer.name.clone(), unmanaged: statement.unmanaged, what, addresses };
+        let tunnel = target(What::Tunnel, vec![peer.tunnel_address.into()]);
+        let lans = peer.subnets.iter().map(move |lan| {
             let named: Vec<_> = hosts.iter().copied().filter(|host| lan.contains(host)).collect();
             let addresses = if named.is_empty() { usual_gateways(*lan) } else { named };
-            Target { peer: peer.name.clone(), what: What::Lan(*lan), addresses }
+            target(What::Lan(*lan), addresses)
         });
         std::iter::once(tunnel).chain(lans)
     });

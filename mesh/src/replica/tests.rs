@@ -303,6 +303,40 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
 }
 
 #[test]
+fn whether_an_agent_runs_on_a_node_never_changes_and_one_without_announces_no_key() {
+    let (mut replica, feed) = world();
+    let before = peers(&replica);
+    let removal =
+        StreamMessage::Delta { since: feed.position(), position: feed.position(), changes: vec![ViewChange::PeerRemoved(node_id(2))] };
+    let tell = |replica: &mut Replica, peer: Peer| {
+        let since = feed.position();
+        let delta = StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] };
+        let Received::Changed { refused } = replica.receive(delta) else { panic!("nothing was told") };
+        refused.first().map(|refusal| refusal.reason)
+    };
+    let keys = Keys::of(2);
+    let turned = Peer { statement: keys.stating(2, true), ..before[0].clone() };
+    assert_eq!(tell(&mut replica, turned.clone()), Some(RefusalReason::Unmanaged));
+    assert_eq!(peers(&replica), before);
+    // After its removal and a restart, too.
+    replica.receive(removal);
+    let stored = serde_json::from_str(&serde_json::to_string(&replica.stored().unwrap()).unwrap()).unwrap();
+    let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
+    replica.restore(stored).unwrap();
+    assert_eq!(tell(&mut replica, turned), Some(RefusalReason::Unmanaged));
+
+    let (alone, next) = (Keys::of(9), Keys { identity: Keys::of(9).identity, wireguard: Keys::of(90).wireguard });
+    let address = "10.99.0.9".parse().unwrap();
+    let peer = Peer { node: node_id(9), statement: alone.unmanaged(), tunnel_address: address, subnets: vec![], ..before[0].clone() };
+    assert_eq!(tell(&mut replica, peer.clone()), None);
+    for unmanaged in [true, false] {
+        let announcing = Peer { announced: Some(next.stating(2, unmanaged)), ..peer.clone() };
+        assert_eq!(tell(&mut replica, announcing), Some(RefusalReason::Announced));
+    }
+    assert_eq!(tell(&mut replica, Peer { statement: next.stating(2, false), ..peer }), Some(RefusalReason::Unmanaged));
+}
+
+#[test]
 fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no_way_back() {
     let (mut replica, feed) = world();
     let before = peers(&replica);
