@@ -283,6 +283,16 @@ impl Pair {
         matches!(self.phase, Phase::Requested { .. } | Phase::Confirmed { .. })
     }
 
+    /// Whether the next thing that this end has to say would begin a round.
+    fn would_begin(&self, ends: &Ends<'_>) -> bool {
+        ends.is_initiator() && matches!(self.phase, Phase::Idle)
+    }
+
+    /// Whether this end has asked for a secret a moment ago.
+    fn is_asking(&self, now: u64) -> bool {
+        matches!(&self.phase, Phase::Requested { retry, .. } if now.abs_diff(retry.said) < SHORTEST_RETRY_S)
+    }
+
     /// What of it outlives a restart.
     pub fn kept(&self) -> Self {
         let phase = match &self.phase {

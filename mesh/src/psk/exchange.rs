@@ -19,6 +19,10 @@ use crate::{
     state::Link,
 };
 
+/// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers; a peer that leaves its request unanswered for as long
+/// as it takes until it is said again keeps no other waiting.
+const ASKED_AT_ONCE: usize = 128;
+
 /// The preshared keys of all tunnels of a node, with what is under way. As it is kept on disk, it is [`Exchange::kept`] first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Exchange {
@@ -84,7 +88,11 @@ impl Exchange {
     /// Whether [`Exchange::tick`] has anything to do.
     pub fn is_due(&self, known: &Known, machine: &Machine, now: u64, unsettled: &BTreeSet<NodeId>) -> bool {
         let fresh = Pair::default();
-        let due = |(node, peer)| self.pairs.get(node).unwrap_or(&fresh).is_due(&ends(known, machine, peer), now);
+        let may_ask = self.may_ask(now) > 0;
+        let due = |(node, peer)| {
+            let (pair, ends) = (self.pairs.get(node).unwrap_or(&fresh), ends(known, machine, peer));
+            pair.is_due(&ends, now) && (may_ask || !pair.would_begin(&ends))
+        };
         let is_gone = |node| !known.peers.contains_key(node);
         self.pairs.keys().chain(self.given.keys()).any(is_gone) || correspondents(known, unsettled).any(due)
     }
@@ -102,11 +110,23 @@ impl Exchange {
     ) -> Vec<OutgoingLetter> {
         self.pairs.retain(|node, _| known.peers.contains_key(node));
         self.given.retain(|node, _| known.peers.contains_key(node));
+        let mut may_ask = self.may_ask(now);
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
-            let message = self.pairs.entry(*node).or_default().tick(&ends(known, machine, peer), now, kem)?;
+            let (pair, ends) = (self.pairs.entry(*node).or_default(), ends(known, machine, peer));
+            let begins = pair.would_begin(&ends);
+            if begins && may_ask == 0 {
+                return None;
+            }
+            let message = pair.tick(&ends, now, kem)?;
+            may_ask -= usize::from(begins);
             Some(OutgoingLetter { to: *node, message })
         };
         correspondents(known, unsettled).filter_map(say).collect()
+    }
+
+    /// How many more peers may be asked for a secret now.
+    fn may_ask(&self, now: u64) -> usize {
+        ASKED_AT_ONCE.saturating_sub(self.pairs.values().filter(|pair| pair.is_asking(now)).count())
     }
 
     /// Takes in a message of a peer. The answer may be sent once this is kept on disk.
@@ -176,5 +196,44 @@ fn ends<'a>(known: &Known, machine: &'a Machine, peer: &KnownPeer) -> Ends<'a> {
         peer_identity: peer.statement.identity,
         peer_key: peer.statement.wireguard_key,
         is_turning: peer.announced.is_some() || known.myself.keys.is_some_and(|keys| keys.announced.is_some()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wattle_wire::{ids::Position, stream::StreamMessage};
+
+    use super::*;
+    use crate::{
+        psk::SystemKem,
+        replica::Replica,
+        testing::{MESH, directory_of, machine_of, node_id},
+        view,
+    };
+
+    const NOW: u64 = 1_800_000_000;
+    const MORE: usize = 4;
+
+    #[test]
+    fn a_node_asks_so_many_peers_at_a_time_and_one_that_does_not_answer_keeps_nobody_waiting() {
+        let nodes = u64::try_from(ASKED_AT_ONCE + MORE + 1).unwrap();
+        let (directory, last) = (directory_of(nodes), machine_of(nodes));
+        let mut replica = Replica::new(MESH, last.wireguard_key());
+        let view = view::view(&directory, node_id(nodes)).unwrap();
+        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        let (known, none) = (replica.known().unwrap(), BTreeSet::new());
+        let mut exchange = Exchange::default();
+        let mut ask = |now| {
+            let letters = exchange.tick(known, &last, now, &SystemKem, &none);
+            assert!(!exchange.is_due(known, &last, now, &none));
+            letters.into_iter().map(|letter| letter.to).collect::<Vec<_>>()
+        };
+        let first = ask(NOW);
+        assert_eq!(first.len(), ASKED_AT_ONCE);
+        assert_eq!(ask(NOW + 29), []);
+        // All are asked again, and those that had to wait.
+        let second = ask(NOW + 30);
+        let new: Vec<_> = second.iter().filter(|node| !first.contains(node)).collect();
+        assert_eq!((second.len(), new.len()), (ASKED_AT_ONCE + MORE, MORE));
     }
 }
