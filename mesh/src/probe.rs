@@ -301,8 +301,15 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use wattle_wire::{ids::Position, stream::StreamMessage};
 
     use super::*;
+    use crate::{
+        directory::RecordChange,
+        replica::Replica,
+        testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
+        view,
+    };
 
     const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
@@ -402,6 +409,18 @@ mod tests {
         let lived = lives(every(6, 100).chain(every(14, 200)).chain(every(50, 200)), ms(20));
         assert_eq!(states(&lived), [EndState::Up, EndState::Lossy, EndState::Up]);
         assert!(lived[2].0 > Duration::from_secs(250), "{lived:?}");
+    }
+
+    #[test]
+    fn nobody_is_asked_where_no_agent_would_answer() {
+        let mut directory = directory_of(3);
+        directory.apply(&RecordChange::Node(unmanaged_record(2)));
+        let mut replica = Replica::new(MESH, machine_of(1).wireguard_key());
+        let view = view::view(&directory, node_id(1)).unwrap();
+        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        let mut probes = Probes::default();
+        probes.follow(replica.known().unwrap(), ms(0));
+        assert_eq!(probes.peers.keys().collect::<Vec<_>>(), [&node_id(3)]);
     }
 
     #[test]

@@ -118,6 +118,11 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
     (site, node)
 }
 
+/// The same node without an agent.
+pub(crate) fn unmanaged_record(number: u64) -> NodeRecord {
+    NodeRecord { statement: Keys::of(number).unmanaged(), ..node_record(number).1 }
+}
+
 /// A mesh of the nodes 1 to `count`, each of its own site.
 pub(crate) fn directory_of(count: u64) -> Directory {
     let mesh = MeshSettings {

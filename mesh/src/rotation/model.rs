@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use proptest::prelude::*;
 use wattle_wire::{
     ids::{NodeId, Position},
+    peer::MeshSettings,
     psk::PskPolicy,
     report::DeviceKind,
     rotation::{RotationAnswer, RotationStep},
@@ -15,6 +16,7 @@ use wattle_wire::{
 use super::{
     Act, Rotation, Situation, Told,
     canary::{Watch, armed},
+    kept_for_unmanaged,
 };
 use crate::{
     admit::verify_statement,
@@ -26,7 +28,7 @@ use crate::{
     psk::exchange::Exchange,
     replica::Replica,
     state::{Link, Observed},
-    testing::{MESH, directory_of, machine_of, node_id},
+    testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
     view,
 };
 
@@ -425,6 +427,40 @@ fn nothing_is_taken_up_while_somebody_in_touch_is_not_ready_and_the_old_key_stay
     assert!(world.directory.nodes[&node_id(ROTATING)].announced.is_none(), "it is withdrawn");
     let problem = world.gateways[0].rotation.problem().unwrap();
     assert!(problem.contains("site-3") && !problem.contains("site-2"), "{problem}");
+}
+
+/// The first node, whose key is as old as a key may become, and a peer without an agent.
+fn due_beside_an_unmanaged_peer() -> (Gateway, Link) {
+    let mut directory = directory_of(2);
+    let mesh = MeshSettings { rotate_days: 30, ..directory.mesh.clone() };
+    directory.apply(&RecordChange::Mesh(mesh));
+    directory.apply(&RecordChange::Node(unmanaged_record(2)));
+    let mut gateway = Gateway::new(ROTATING);
+    let view = view::view(&directory, gateway.id).unwrap();
+    gateway.replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+    gateway.reconcile(Duration::ZERO, usize::MAX);
+    let mut link = gateway.link().clone();
+    link.peers.entry(machine_of(2).wireguard_key()).or_default().handshake_age_s = Some(0);
+    (gateway, link)
+}
+
+#[test]
+fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoever_asks_does_not_wait_for_it() {
+    let (gateway, link) = due_beside_an_unmanaged_peer();
+    let Gateway { machine, replica, mut rotation, .. } = gateway;
+    let (known, psks) = (replica.known().unwrap(), Exchange::default());
+    let unix_s = 31 * 24 * 3600;
+    let situation = Situation { known, machine: &machine, link: &link, psks: &psks, is_asked: false, now: Duration::from_secs(1), unix_s };
+    assert_eq!(rotation.next(&situation), None);
+    assert!(kept_for_unmanaged(known, &machine, unix_s).is_some_and(|why| why.contains("site-2")));
+    assert_eq!(kept_for_unmanaged(known, &machine, 0), None);
+
+    assert_eq!(rotation.next(&Situation { is_asked: true, ..situation }), Some(Act::MakeKey));
+    let machine = machine.preparing(&[66; 32]).unwrap();
+    let situation = Situation { machine: &machine, ..situation };
+    let Some(Act::Tell(announce @ RotationStep::Announce(_))) = rotation.next(&situation) else { panic!("nothing is announced") };
+    rotation.told(&announce, Told::Taken(RotationAnswer { waiting_for: vec![node_id(2)] }), situation.now);
+    assert_eq!(rotation.next(&situation), Some(Act::TakeUp));
 }
 
 proptest! {
