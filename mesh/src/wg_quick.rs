@@ -1,6 +1,6 @@
 //! The wg-quick file of an unmanaged node: a gateway without an agent, which knows of the mesh what this file says.
 
-use std::{fmt, iter, net::IpAddr};
+use std::{cell::OnceCell, collections::BTreeMap, fmt, iter, net::IpAddr};
 
 use chrono::SecondsFormat;
 use ipnet::IpNet;
@@ -40,18 +40,22 @@ impl fmt::Debug for PrivateKey {
 }
 
 /// What a file says, but for its secrets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WgQuick {
+    interface: Interface,
+    /// In order of their ids.
+    pub peers: Vec<FilePeer>,
+    /// Nodes of other sites without a tunnel: nobody could tell the two gateways their preshared key.
+    unreachable: Vec<Name>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Interface {
     address: IpNet,
     /// `None` for a gateway that speaks first, from whatever port.
     listen_port: Option<u16>,
     /// Seconds; 0 means none.
     keepalive_s: u16,
-    /// In order of their ids.
-    pub peers: Vec<FilePeer>,
-    /// Nodes of other sites without a tunnel: nobody could tell the two gateways their preshared key.
-    #[serde(skip)]
-    unreachable: Vec<Name>,
 }
 
 /// A peer in a file.
@@ -68,28 +72,21 @@ pub struct FilePeer {
 impl WgQuick {
     /// What the file of a node has to say now; `None` if the node does not take part.
     pub fn of(directory: &Directory, node: NodeId) -> Option<Self> {
-        let myself = view::myself(directory, node)?;
-        let mut unreachable = Vec::new();
-        let mut peers = Vec::new();
-        for other in directory.nodes.values().filter(|other| other.site != myself.site) {
-            if view::linked(directory, node, other.id) {
+        let node = directory.nodes.get(&node)?;
+        let (mut peers, mut unreachable) = (Vec::new(), Vec::new());
+        for other in directory.nodes.values().filter(|other| other.site != node.site) {
+            if view::should_have_tunnel(node, other) {
                 peers.push(FilePeer::of(directory, other)?);
             } else {
                 unreachable.push(other.name.clone());
             }
         }
-        Some(Self {
-            address: IpNet::from(IpAddr::V4(myself.tunnel_address)),
-            listen_port: myself.endpoint.map(|endpoint| endpoint.socket().port()),
-            keepalive_s: directory.mesh.keepalive_s,
-            peers,
-            unreachable,
-        })
+        Some(Self { interface: Interface::of(directory, node)?, peers, unreachable })
     }
 
     /// Stands for all that the file says: it is out of date when this is another. Names are comments, and have no part in it.
-    pub fn digest(&self) -> serde_json::Result<Bytes32> {
-        Ok(audit::digest(&serde_json::to_vec(self)?))
+    pub fn digest(&self) -> Option<Bytes32> {
+        digest(&self.interface, self.peers.iter().map(FilePeer::digest))
     }
 
     /// The file with its secrets, one preshared key for each peer. Without a private key it says where that has to be put.
@@ -103,22 +100,34 @@ impl WgQuick {
             "# Nothing updates it: the coordinator says when the mesh is not what it says any more. Then make another.".to_owned(),
         ];
         lines.extend(self.unreachable.iter().map(|name| format!("# There is no tunnel with {name}, which has no agent either.")));
-        lines.extend([String::new(), "[Interface]".to_owned(), format!("Address = {}", self.address)]);
+        lines.extend([String::new(), "[Interface]".to_owned(), format!("Address = {}", self.interface.address)]);
         lines.push(match private_key {
             Some(PrivateKey(secret)) => format!("PrivateKey = {}", Bytes32::from(secret.to_bytes())),
             None => format!("# PrivateKey = (put here the one that the gateway has: its public key is {})", node.wireguard_key),
         });
-        lines.extend(self.listen_port.map(|port| format!("ListenPort = {port}")));
+        lines.extend(self.interface.listen_port.map(|port| format!("ListenPort = {port}")));
         for (peer, psk) in self.peers.iter().zip(psks) {
             let allowed_ips: Vec<_> = peer.allowed_ips.iter().map(ToString::to_string).collect();
             lines.extend([String::new(), "[Peer]".to_owned(), format!("# {}", peer.name), format!("PublicKey = {}", peer.wireguard_key)]);
             lines.push(format!("PresharedKey = {}", Bytes32::from(*psk.reveal())));
             lines.push(format!("AllowedIPs = {}", allowed_ips.join(", ")));
             lines.extend(peer.endpoint.map(|endpoint| format!("Endpoint = {endpoint}")));
-            lines.extend((self.keepalive_s > 0).then(|| format!("PersistentKeepalive = {}", self.keepalive_s)));
+            let keepalive_s = self.interface.keepalive_s;
+            lines.extend((keepalive_s > 0).then(|| format!("PersistentKeepalive = {keepalive_s}")));
         }
         lines.push(String::new());
         Secret::new(lines.join("\n"))
+    }
+}
+
+impl Interface {
+    fn of(directory: &Directory, node: &NodeRecord) -> Option<Self> {
+        let endpoint = view::endpoint(node, directory.sites.get(&node.site)?);
+        Some(Self {
+            address: IpNet::from(IpAddr::V4(node.tunnel_address)),
+            listen_port: endpoint.map(|endpoint| endpoint.socket().port()),
+            keepalive_s: directory.mesh.keepalive_s,
+        })
     }
 }
 
@@ -134,13 +143,42 @@ impl FilePeer {
             endpoint: peer.endpoint,
         })
     }
+
+    fn digest(&self) -> Option<Bytes32> {
+        Some(audit::digest(&serde_json::to_vec(self).ok()?))
+    }
 }
 
-/// Whether the last file of an unmanaged node says what the mesh is now; `None` for a node with an agent.
-pub fn is_current(directory: &Directory, node: &NodeRecord) -> Option<bool> {
-    let made = node.unmanaged.as_ref()?;
-    let digest = WgQuick::of(directory, node.id).and_then(|file| file.digest().ok());
-    Some(digest == Some(made.file_digest))
+fn digest(interface: &Interface, peers: impl Iterator<Item = Option<Bytes32>>) -> Option<Bytes32> {
+    let mut bytes = serde_json::to_vec(interface).ok()?;
+    for peer in peers {
+        bytes.extend(peer?.as_bytes());
+    }
+    Some(audit::digest(&bytes))
+}
+
+/// Tells which files of a mesh are current. Each peer is looked at once, in however many files it is.
+#[derive(Debug)]
+pub struct Files<'d> {
+    pub directory: &'d Directory,
+    peers: OnceCell<BTreeMap<NodeId, Option<Bytes32>>>,
+}
+
+impl<'d> Files<'d> {
+    pub fn of(directory: &'d Directory) -> Self {
+        Self { directory, peers: OnceCell::new() }
+    }
+
+    /// Whether the last file of an unmanaged node says what the mesh is now; `None` for a node with an agent.
+    pub fn is_current(&self, node: &NodeRecord) -> Option<bool> {
+        let made = node.unmanaged.as_ref()?;
+        let peer = |node: &NodeRecord| FilePeer::of(self.directory, node).and_then(|peer| peer.digest());
+        let peers = self.peers.get_or_init(|| self.directory.nodes.values().map(|node| (node.id, peer(node))).collect());
+        let others = self.directory.nodes.values().filter(|other| view::should_have_tunnel(node, other));
+        let others = others.map(|other| peers.get(&other.id).copied().flatten());
+        let now = Interface::of(self.directory, node).and_then(|interface| digest(&interface, others));
+        Some(now == Some(made.file_digest))
+    }
 }
 
 #[cfg(test)]
@@ -208,12 +246,12 @@ mod tests {
             NodeRecord { unmanaged: Some(made), ..directory.nodes[&node_id(3)].clone() }
         };
         let node = made(&current);
-        assert_eq!(is_current(&current, &node), Some(true));
-        assert_eq!(is_current(&current, &current.nodes[&node_id(1)]), None);
+        assert_eq!(Files::of(&current).is_current(&node), Some(true));
+        assert_eq!(Files::of(&current).is_current(&current.nodes[&node_id(1)]), None);
         let after = |change: RecordChange| {
             let mut directory = current.clone();
             directory.apply(&change);
-            is_current(&directory, &node)
+            Files::of(&directory).is_current(&node)
         };
         let (first, own, fifth) = (node_record(1), node_record(3), node_record(5));
         for new in [

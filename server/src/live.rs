@@ -35,6 +35,7 @@ use wattle_mesh::{
     health::SILENT_S,
     view,
     watch::{LinkWatch, Pair},
+    wg_quick::Files,
 };
 use wattle_wire::{
     admin::LinkState,
@@ -303,7 +304,8 @@ impl Seen {
             let seen = board.map(|board| {
                 anew.extend(links_of_new_nodes(directory, board));
                 let sites: Vec<_> = directory.sites.values().map(|site| sites::site_in(directory, site)).collect();
-                let nodes: Vec<_> = directory.nodes.values().filter_map(|node| nodes::node_in(app, directory, node)).collect();
+                let files = Files::of(directory);
+                let nodes: Vec<_> = directory.nodes.values().filter_map(|node| nodes::node_in(app, &files, node)).collect();
                 (sites, nodes)
             });
             let anew: Vec<_> = anew.into_iter().map(|pair| (pair, directory.unmanaged([pair.0, pair.1]))).collect();

@@ -12,7 +12,8 @@ use axum::{
 use chrono::Utc;
 use wattle_mesh::{
     directory::{Directory, NodeRecord, RecordChange, SiteRecord},
-    lock, view, wg_quick,
+    lock, view,
+    wg_quick::Files,
 };
 use wattle_wire::{
     admin::{Node, NodeRotation, Page, RotationPhase, UnmanagedNode},
@@ -39,7 +40,8 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
     let (limit, after) = query.read::<NodeId>()?;
     let page = app.copy.read(|feed| {
         let directory = feed.directory();
-        let nodes = directory.nodes.range(page::after(after)).filter_map(|(_, record)| node_in(&app, directory, record));
+        let files = Files::of(directory);
+        let nodes = directory.nodes.range(page::after(after)).filter_map(|(_, record)| node_in(&app, &files, record));
         page::cut(nodes, limit, |node| node.id)
     });
     Ok(Json(page))
@@ -53,7 +55,7 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
 pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Tagged<Node>> {
     let found = app.copy.read(|feed| configured_in(feed.directory(), feed.directory().find_node(&node)?));
     let node = Tagged::new(found.ok_or_else(|| error::not_found("node"))?)?;
-    Ok(node.map(|node| app.copy.read(|feed| with_news(&app, feed.directory(), node))))
+    Ok(node.map(|node| app.copy.read(|feed| with_news(&app, &Files::of(feed.directory()), node))))
 }
 
 /// Revokes a node for good: its stream ends, its peers remove it, its keys never enrol again.
@@ -132,13 +134,13 @@ pub async fn admit(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(crate) fn node_in(app: &App, directory: &Directory, record: &NodeRecord) -> Option<Node> {
-    Some(with_news(app, directory, configured_in(directory, record)?))
+pub(crate) fn node_in(app: &App, files: &Files<'_>, record: &NodeRecord) -> Option<Node> {
+    Some(with_news(app, files, configured_in(files.directory, record)?))
 }
 
 /// A node with what it reports, and whether its file is what the mesh is now: neither is its own configuration.
-fn with_news(app: &App, directory: &Directory, node: Node) -> Node {
-    let file_is_current = directory.nodes.get(&node.id).and_then(|record| wg_quick::is_current(directory, record)).unwrap_or_default();
+fn with_news(app: &App, files: &Files<'_>, node: Node) -> Node {
+    let file_is_current = files.directory.nodes.get(&node.id).and_then(|record| files.is_current(record)).unwrap_or_default();
     let unmanaged = node.unmanaged.map(|unmanaged| UnmanagedNode { file_is_current, ..unmanaged });
     Node { last_report: app.reports.last(node.id), unmanaged, ..node }
 }

@@ -12,6 +12,7 @@ use wattle_mesh::{
     admit,
     directory::{Directory, NodeRecord, RecordChange},
     view,
+    wg_quick::Files,
 };
 use wattle_wire::{
     admin::Node,
@@ -59,7 +60,7 @@ pub async fn request(
         Ok(change.made((), vec![RecordChange::Node(record)], "node.rotate", id))
     })
     .await?;
-    let node = app.copy.read(|feed| nodes::node_in(app, feed.directory(), feed.directory().nodes.get(&id)?));
+    let node = app.copy.read(|feed| nodes::node_in(app, &Files::of(feed.directory()), feed.directory().nodes.get(&id)?));
     Ok((StatusCode::ACCEPTED, Json(node.ok_or_else(|| error::not_found("node"))?)))
 }
 

@@ -16,7 +16,7 @@ use wattle_mesh::{
     admit,
     directory::{Directory, NodeRecord, RecordChange, Unmanaged},
     psk::{Psk, given::Given},
-    wg_quick::{PrivateKey, WgQuick},
+    wg_quick::{Files, PrivateKey, WgQuick},
 };
 use wattle_wire::{
     admin::{CreatedWgQuick, NewWgQuick},
@@ -64,14 +64,14 @@ pub async fn create(
         let file = WgQuick::of(&directory, node.id).ok_or(Error::Internal("an unmanaged node has no file"))?;
         let made = Unmanaged {
             file_made_at: later_than(node.unmanaged.as_ref()),
-            file_digest: file.digest().map_err(|_| Error::Internal("a file cannot be written"))?,
+            file_digest: file.digest().ok_or(Error::Internal("a file cannot be written"))?,
         };
         queries::update(&mut change, node.id, &made).await?;
         let psks = give(&mut change, app, &node, &made, &file).await?;
         let written = file.write(&node, &made, private_key.as_ref(), &psks);
         let (made_at, node) = (made.file_made_at, NodeRecord { unmanaged: Some(made), ..node });
         directory.apply(&RecordChange::Node(node.clone()));
-        let shown = nodes::node_in(app, &directory, &node).ok_or(Error::Internal("an unmanaged node without its site"))?;
+        let shown = nodes::node_in(app, &Files::of(&directory), &node).ok_or(Error::Internal("an unmanaged node without its site"))?;
         let (created, id) = (CreatedWgQuick { node: shown, made_at, file: written }, node.id);
         Ok(change.made(created, vec![RecordChange::Node(node)], "wg-quick.create", id))
     });
