@@ -17,6 +17,7 @@ mod repair;
 mod rotation;
 mod see;
 mod trust;
+mod unmanaged;
 
 use std::{
     env,
@@ -65,6 +66,7 @@ const INSIDE: &[(&str, Test)] = tests![
     rotation::without_the_coordinator_all_follow_to_a_new_key_and_an_agent_that_starts_meanwhile_does_too,
     see::verify_tells_whether_every_tunnel_and_every_lan_answers,
     see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
+    unmanaged::a_site_with_a_file_reaches_all_and_gets_through_with_the_old_file_until_it_has_the_new_one,
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
     trust::e8_packets_of_a_compromised_gateway_with_anothers_source_address_are_dropped,
     trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
