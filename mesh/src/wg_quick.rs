@@ -26,6 +26,10 @@ pub struct PrivateKey(StaticSecret);
 
 impl PrivateKey {
     /// The key that comes of these random bytes, and its public half.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`] in the one case of 2^252 in which no exchange is possible with it.
     pub fn of(random: [u8; 32]) -> Result<(Self, WireguardKey), InvalidKey> {
         let secret = StaticSecret::from(random);
         let key = WireguardKey::try_from(PublicKey::from(&secret).to_bytes())?;

@@ -81,7 +81,8 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
         return Ok(());
     }
     let detail = format!(
-        "with `?force=true` it gets one all the same, and has no tunnel with these sites without an agent until they have new files, because          theirs name its present key: {}",
+        "with `?force=true` it gets one all the same, and has no tunnel with these sites without an agent until they have new files, because \
+         theirs name its present key: {}",
         names.join(", ")
     );
     refused("unmanaged_sites", "The key is in files", detail)
