@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, io, mem, net::IpAddr, path::Path, pin::pin,
 use anyhow::Context;
 use ipnet::IpNet;
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use wattle_mesh::{
     desired::{Local, desired},
     guard::{Guard, Lock, Refused, Surroundings},
@@ -53,7 +53,7 @@ impl Aim<'_> {
 pub(crate) struct Outcome {
     /// The host after all steps; absent when it cannot be observed.
     pub(crate) observed: Option<Observed>,
-    /// Whether anything was to be done.
+    /// Whether anything was to be done that packets may take note of.
     pub(crate) changed: bool,
     /// What could not be done or was refused, in words.
     pub(crate) problems: Vec<String>,
@@ -123,9 +123,9 @@ impl Host {
         let now = aim.now();
         let turns = observed.link.as_ref().map(|link| aim.watch.look(aim.known, link, now)).unwrap_or_default();
         let plan = plan(&self.desired(aim.known, aim.machine, aim.psks, &turns, &limits), &observed);
-        let changed = !plan.steps.is_empty();
+        let changed = plan.steps.iter().any(|step| !step.change.is_unnoticed());
         let mut outcome = Outcome { observed: Some(observed), changed, problems: limits.refused.problems().collect(), limits };
-        if changed {
+        if !plan.steps.is_empty() {
             outcome.problems.extend(self.apply(plan, aim.machine).await);
             aim.watch.called(&turns, now);
             let observed = self.observe_and_follow(aim, &mut outcome).await;
@@ -185,6 +185,7 @@ impl Host {
             for step in steps {
                 let applied = if at_once { Ok(()) } else { self.kernel.apply(&step.change, &private_key).await };
                 match applied {
+                    Ok(()) if step.change.is_unnoticed() => debug!(reason = step.reason, "{}", step.change),
                     Ok(()) => info!(reason = step.reason, "{}", step.change),
                     Err(error) => {
                         problems.push(format!("cannot {}: {error:#}", step.change));

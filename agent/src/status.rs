@@ -104,9 +104,10 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
 }
 
 pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()> {
-    let found = find(place)?;
+    let mut found = find(place)?;
     let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
     let observed = found.host.observe().await?;
+    observed.link.iter().for_each(|link| found.psks.resume(known, link));
     let turns = observed.link.as_ref().map(|link| Watch::default().look(known, link, Duration::ZERO)).unwrap_or_default();
     let desired = found.host.desired(known, &found.machine, &found.psks, &turns, &found.host.limits(known).await?);
     let Plan { steps } = plan(&desired, &observed);

@@ -182,6 +182,12 @@ pub enum Change {
 }
 
 impl Change {
+    /// Whether it gives a peer another preshared key and does nothing else: no packet takes note of it, and it may happen every few seconds.
+    pub fn is_unnoticed(&self) -> bool {
+        let Some((_, Some(change))) = self.of_peer() else { return false };
+        change.psk.is_some() && *change == PeerChange { psk: change.psk.clone(), ..PeerChange::default() }
+    }
+
     /// The peer that this is about, with what to write of it; nothing if it is to go.
     pub fn of_peer(&self) -> Option<(&WireguardKey, Option<&PeerChange>)> {
         match self {

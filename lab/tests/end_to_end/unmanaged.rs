@@ -53,6 +53,8 @@ pub(crate) fn a_site_with_a_file_reaches_all_and_gets_through_with_the_old_file_
     };
     for site in [DUBLIN, FRANKFURT] {
         wait_for("the new key has its turn", patience(20.0), || is_in_turn(lab.gateway(site)?))?;
+        let plan = lab.gateway(site)?.agent_says(&["plan"])?;
+        ensure!(plan.contains("nothing to do"), "{plan}");
     }
     flows.iter().try_for_each(|flow| flow.more(100))?;
     flows.into_iter().try_for_each(|flow| flow.expect_no_loss().map(drop))?;
@@ -130,7 +132,9 @@ fn nothing_shows_a_secret(lab: &mut Lab, files: &[String]) -> Result<()> {
     public += &lab.coordinator.server()?.log();
     for site in [DUBLIN, FRANKFURT] {
         let gateway = lab.gateway_mut(site)?;
-        public += &gateway.agent()?.log();
+        let log = gateway.agent()?.log();
+        ensure!(!log.contains("preshared key differs"), "each turn of a key is told");
+        public += &log;
         for words in [&["status"][..], &["status", "--json"], &["plan", "--json"], &["doctor"], &["history"]] {
             public += &String::from_utf8_lossy(&gateway.try_agent(words)?.stdout);
         }

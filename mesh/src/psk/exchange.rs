@@ -167,6 +167,13 @@ impl Exchange {
         self.given.entry(from).or_default().take(psk, given.made_ms, now)
     }
 
+    /// Lets keys that are tried in turn go on with their turns. To be said once, of keys as they were kept.
+    pub fn resume(&mut self, known: &Known, link: &Link) {
+        for (node, files) in &mut self.given {
+            known.peers.get(node).and_then(|peer| peer.entry(link)).into_iter().for_each(|seen| files.resume(seen));
+        }
+    }
+
     /// Whether [`Exchange::observe`] has anything to take note of.
     pub fn is_on_trial(&self) -> bool {
         self.pairs.values().any(Pair::is_on_trial) || self.given.values().any(Files::is_on_trial)

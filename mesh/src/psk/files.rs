@@ -80,6 +80,12 @@ impl Files {
         self.keys.get(self.trial.turn).map(|key| &key.psk)
     }
 
+    /// Lets the key that the device has go on with its turn. To be said before anything is observed.
+    pub(super) fn resume(&mut self, seen: &ObservedPeer) {
+        let on_device = self.keys.iter().position(|key| Some(&key.psk) == seen.psk.as_ref());
+        self.trial.turn = on_device.unwrap_or(self.trial.turn);
+    }
+
     /// Takes the key of a file. Of several the newest files count.
     ///
     /// # Errors

@@ -352,6 +352,16 @@ fn of_many_files_the_newest_count_and_the_one_in_use() {
 }
 
 #[test]
+fn the_key_that_the_device_has_goes_on_with_its_turn() {
+    let mut files = Files::default();
+    [1, 2].iter().for_each(|file| files.take(psk(*file), (*file).into(), 0).unwrap());
+    for (on_device, expected) in [(Some(2), 2), (Some(9), 2), (None, 2), (Some(1), 1)] {
+        files.resume(&ObservedPeer { psk: on_device.map(psk), ..ObservedPeer::default() });
+        assert!(files.key() == Some(&psk(expected)), "{on_device:?}");
+    }
+}
+
+#[test]
 fn what_is_kept_is_the_keys_alone() {
     let mut files = Files::default();
     files.take(psk(7), 7, 0).unwrap();
