@@ -82,18 +82,20 @@ pub(crate) fn node_id(number: u64) -> NodeId {
     NodeId(Uuid::from_u128(u128::from(number)))
 }
 
-/// Site and node of a number: LAN `10.<number>.0.0/24`, tunnel address `10.99.0.<number>`.
+/// Site and node of a number: LAN `10.<number>.0.0/24` (from 99 on elsewhere), tunnel address `10.99.0.<number>`.
 pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
     let keys = Keys::of(number);
+    let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
+    let subnet = if number < 99 { format!("10.{number}.0.0/24") } else { format!("172.{}.{low}.0/24", 16 + high) };
     let name: Name = format!("site-{number}").parse().unwrap();
     let site = SiteRecord {
         id: SiteId(Uuid::from_u128(u128::from(number) << 64)),
         name: name.clone(),
         description: String::new(),
         labels: BTreeMap::new(),
-        endpoint: Some(format!("203.0.113.{number}:51820").parse().unwrap()),
-        subnets: vec![format!("10.{number}.0.0/24").parse().unwrap()],
-        tunnel_address: format!("10.99.0.{number}").parse().unwrap(),
+        endpoint: Some(format!("203.0.{}.{low}:51820", 113 + u32::from(high)).parse().unwrap()),
+        subnets: vec![subnet.parse().unwrap()],
+        tunnel_address: format!("10.99.{high}.{low}").parse().unwrap(),
         created_at: DateTime::UNIX_EPOCH,
     };
     let node = NodeRecord {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
     ids::NodeId,
-    psk::{Errand, GivenPsk, OutgoingLetter, PskPolicy, SignedPskMessage},
+    psk::{GivenPsk, OutgoingLetter, PskPolicy, SignedPskMessage},
 };
 
 use super::{
@@ -19,9 +19,9 @@ use crate::{
     state::Link,
 };
 
-/// How many peers are asked for a secret at a time, as many as go with one errand. Each takes 9 KB of memory until it answers; a peer that leaves its
-/// request unanswered until it is said again keeps no other waiting.
-const ASKED_AT_ONCE: usize = Errand::MOST_LETTERS;
+/// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers, which may take two seconds where the two follow
+/// different coordinators. A peer that leaves its request unanswered until it is said again keeps no other waiting.
+const ASKED_AT_ONCE: usize = 256;
 
 /// The preshared keys of all tunnels of a node, with what is under way. As it is kept on disk, it is [`Exchange::kept`] first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
