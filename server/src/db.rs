@@ -38,8 +38,10 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 /// The channel on which coordinators tell each other of new revisions.
 const CHANNEL: &str = "wattle";
 /// Begins every transaction, with limits for one that hangs. Not as options of the connection, which poolers refuse.
+///
+/// A plan is made each time: one that was kept since a table had few rows still reads all of it when it has thousands.
 const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '3s'; \
-    SET LOCAL idle_in_transaction_session_timeout = '10s'";
+    SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL plan_cache_mode = 'force_custom_plan'";
 /// How often a transaction is tried that lost against another.
 const TRIES: u32 = 5;
 /// How long a request may wait for a connection.
