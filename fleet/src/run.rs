@@ -19,6 +19,7 @@ use wattle_wire::{
     admin::{CreatedSite, Imported},
     ids::Position,
     report::LinkReport,
+    stream::HEARTBEAT_S,
 };
 
 use crate::{
@@ -38,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// With how many others a node that joins agrees on preshared keys.
 const MOST_PARTNERS: usize = 1_000;
 /// How long the fleet idles while idleness is measured: a heartbeat of each stream.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(HEARTBEAT_S);
 /// How long a new connection may take to be part of the idle fleet.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -98,10 +99,11 @@ async fn enrol(options: &Options, coordinators: &Coordinators, rows: &mut Rows) 
 
     progress("enrolling");
     let shared = Arc::new(Shared::new(&coordinators.client, coordinators.urls.clone()));
-    let begin = Instant::now();
+    let (begin, before) = (Instant::now(), Usages::of(&coordinators.pids()));
     let enrol = |(number, site)| Agent::enrol(Arc::clone(&shared), number, site);
     let agents = stream::iter((0..).zip(sites)).map(enrol).buffered(PARALLEL).map_ok(Arc::new).try_collect::<Vec<_>>().await?;
     rows.add("enrolments (both requests, fsync)", rate(count, begin.elapsed()));
+    rows.add_processor_time("enrolment", &before, coordinators, count);
     Ok((shared, agents))
 }
 
@@ -187,15 +189,7 @@ async fn changes(options: &Options, coordinators: &Coordinators, fleet: &mut Fle
     rows.add("bytes for each agent and change, heartbeats included", ((now.0 - bytes) / total).to_string());
     #[expect(clippy::cast_precision_loss, reason = "two digits after the point are shown")]
     rows.add("messages for each agent and change, heartbeats included", format!("{:.2}", (now.1 - messages) as f64 / total as f64));
-    let after = Usages::of(&coordinators.pids());
-    if coordinators.pids().is_empty() {
-        return Ok(());
-    }
-    rows.add("processor time for each change: coordinators / Postgres / fleet", after.cpu_since(&before, options.changes));
-    let share = after.fleets_share_since(&before);
-    if share > 0.5 {
-        rows.add("bottleneck", format!("the fleet itself, with {:.0} % of the processor time of a change", share * 100.0));
-    }
+    rows.add_processor_time("change", &before, coordinators, options.changes);
     Ok(())
 }
 
@@ -347,6 +341,20 @@ struct Rows(Vec<[String; 2]>);
 impl Rows {
     fn add(&mut self, what: &str, figure: String) {
         self.0.push([what.to_owned(), figure]);
+    }
+
+    /// What each of some things took of the processors since `before`, and whether the fleet itself was in the way of more.
+    fn add_processor_time(&mut self, of: &str, before: &Usages, coordinators: &Coordinators, count: u32) {
+        let pids = coordinators.pids();
+        if pids.is_empty() {
+            return;
+        }
+        let after = Usages::of(&pids);
+        self.add(&format!("processor time for each {of}: coordinators / Postgres / fleet"), after.cpu_since(before, count));
+        let share = after.fleets_share_since(before);
+        if share > 0.5 {
+            self.add("bottleneck", format!("the fleet itself, with {:.0} % of the processor time of this", share * 100.0));
+        }
     }
 
     fn table(self) -> Table {

@@ -41,7 +41,6 @@ use wattle_wire::{
     admin::LinkState,
     ids::{NodeId, Position},
     news::{LinkNews, MeshNews},
-    stream::HEARTBEAT_S,
 };
 
 use crate::{
@@ -67,7 +66,7 @@ const BREAK: Duration = Duration::from_secs(10);
 /// How often what is too old is dropped from the history of links.
 const PRUNE: Duration = Duration::from_secs(3600);
 /// How often a stream shows a sign of life, and proves again that its credential is valid.
-const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_S);
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Streams at a time.
 const MOST: usize = 256;
 

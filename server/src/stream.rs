@@ -78,7 +78,7 @@ pub struct StreamQuery {
 /// Follows what concerns the calling node.
 ///
 /// Server-sent events; the data of each is one message in JSON: first a snapshot, a delta or a heartbeat, then deltas as they come, a
-/// heartbeat every ten seconds, and `bye` before the coordinator ends the stream.
+/// heartbeat every 15 seconds, and `bye` before the coordinator ends the stream.
 #[utoipa::path(get, path = "/agent/stream", tag = "agents",
     params(("since" = Option<Position>, Query, description = "position up to which the node knows the mesh; absent: it knows nothing")),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
@@ -312,6 +312,6 @@ mod tests {
         let streams = Streams::default();
         let spoke = |ms| streams.began + Duration::from_millis(ms);
         let due: Vec<_> = [0, 249, 250, 499].map(|ms| streams.heartbeat_after(spoke(ms))).into();
-        assert_eq!(due, [spoke(10_000), spoke(10_000), spoke(10_250), spoke(10_250)]);
+        assert_eq!(due, [spoke(15_000), spoke(15_000), spoke(15_250), spoke(15_250)]);
     }
 }

@@ -7,8 +7,8 @@ use crate::{
     peer::{MeshSettings, Myself, Peer, View},
 };
 
-/// Seconds between two heartbeats of a stream.
-pub const HEARTBEAT_S: u64 = 10;
+/// Seconds between two heartbeats of a stream: half of [`SILENCE_S`], for each costs both ends a wake-up.
+pub const HEARTBEAT_S: u64 = 15;
 /// Seconds of silence after which either side hangs up.
 pub const SILENCE_S: u64 = 30;
 
