@@ -48,7 +48,7 @@ impl Usages {
     pub(crate) fn cpu_since(&self, before: &Self, count: u32) -> String {
         let each = |now: Usage, then: Usage| (now.cpu_s - then.cpu_s) / f64::from(count) * 1e3;
         format!(
-            "{:.0} / {:.0} / {:.0} ms",
+            "{:.1} / {:.1} / {:.1} ms",
             each(self.coordinators, before.coordinators),
             each(self.postgres, before.postgres),
             each(self.fleet, before.fleet)
