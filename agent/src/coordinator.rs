@@ -1,6 +1,7 @@
 //! Requests to the coordinator.
 
 use std::{
+    mem,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicUsize, Ordering},
@@ -13,6 +14,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, header::DATE, redirect, tls};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
+use tokio::io::AsyncRead;
 use tokio_util::{
     codec::{FramedRead, LinesCodec},
     io::StreamReader,
@@ -30,7 +32,7 @@ use wattle_wire::{
     psk::{Errand, Mail},
     report::Report,
     rotation::{RotationAnswer, RotationStep},
-    stream::{SILENCE_S, StreamMessage},
+    stream::{HEARTBEAT_S, SILENCE_S, StreamMessage},
 };
 
 use crate::identity::Membership;
@@ -38,9 +40,13 @@ use crate::identity::Membership;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long nothing may come on a connection before it is asked for a sign of life; more than a stream's heartbeat.
-const PING: Duration = Duration::from_secs(15);
+const PING: Duration = Duration::from_secs(HEARTBEAT_S + 5);
+/// How long that may take: the connection is given up when the stream is.
+const PONG: Duration = Duration::from_secs(SILENCE_S - HEARTBEAT_S - 5);
 /// The longest line of a stream, in bytes: the snapshot of a mesh far larger than any that fits a kernel.
 const LONGEST_LINE: usize = 64 << 20;
+/// The memory of a longer line, in bytes, is not kept for the next one.
+const LONG_LINE: usize = 64 << 10;
 
 /// Why a request failed.
 #[derive(Debug, Error)]
@@ -78,7 +84,7 @@ impl Coordinator {
             .connect_timeout(CONNECT_TIMEOUT)
             // A dead connection must not outlive the stream that died with it: the next one would be asked for on it.
             .http2_keep_alive_interval(PING)
-            .http2_keep_alive_timeout(PING)
+            .http2_keep_alive_timeout(PONG)
             .http2_keep_alive_while_idle(true)
             .redirect(redirect::Policy::none())
             .user_agent(concat!("wattle-agent/", env!("CARGO_PKG_VERSION")))
@@ -139,8 +145,7 @@ impl Coordinator {
         let response =
             tokio::time::timeout(REQUEST_TIMEOUT, opened).await.map_err(|_| anyhow!("the coordinator did not answer in time"))??;
         let bytes = response.bytes_stream().map_err(std::io::Error::other);
-        let lines = FramedRead::new(StreamReader::new(bytes), LinesCodec::new_with_max_length(LONGEST_LINE));
-        Ok(messages(lines))
+        Ok(messages(StreamReader::new(bytes)))
     }
 
     /// Asks a coordinator whether it is there. Seconds by which this host's clock is ahead of its clock.
@@ -277,10 +282,8 @@ async fn refused(response: Response) -> RequestError {
 }
 
 /// Server-sent events as the coordinator writes them: each message one `data:` line; other lines (comments, blanks) are signs of life.
-fn messages<S>(lines: S) -> impl Stream<Item = anyhow::Result<StreamMessage>>
-where
-    S: Stream<Item = Result<String, tokio_util::codec::LinesCodecError>> + Unpin,
-{
+fn messages(bytes: impl AsyncRead + Unpin) -> impl Stream<Item = anyhow::Result<StreamMessage>> {
+    let lines = FramedRead::new(bytes, LinesCodec::new_with_max_length(LONGEST_LINE));
     futures_util::stream::try_unfold(lines, |mut lines| async move {
         loop {
             let silence = Duration::from_secs(SILENCE_S);
@@ -288,6 +291,10 @@ where
                 tokio::time::timeout(silence, lines.next()).await.map_err(|_| anyhow!("the coordinator was silent for {SILENCE_S} s"))?;
             let Some(line) = line else { return Ok(None) };
             let line = line.context("the stream broke")?;
+            if line.len() > LONG_LINE {
+                let rest = mem::take(lines.read_buffer_mut());
+                lines.read_buffer_mut().extend_from_slice(&rest);
+            }
             if let Some(data) = line.strip_prefix("data:") {
                 let message = serde_json::from_str(data.trim_start()).context("the coordinator sent a message that cannot be read")?;
                 return Ok(Some((message, lines)));
@@ -298,29 +305,30 @@ where
 
 #[cfg(test)]
 mod tests {
-    use futures_util::stream;
     use wattle_wire::stream::ByeReason;
 
     use super::*;
 
     #[tokio::test]
     async fn messages_are_the_data_lines_of_the_stream() {
+        let long = format!(": {}", "x".repeat(LONG_LINE));
         let lines = [
-            ": hello",
+            &long,
             "",
             "event: message",
             r#"data: {"type":"heartbeat","position":"1.2"}"#,
             "",
             r#"data:{"type":"bye","reason":"shutdown"}"#,
         ];
-        let messages: Vec<_> = messages(stream::iter(lines.map(|line| Ok(line.to_owned())))).map(Result::unwrap).collect().await;
+        let messages: Vec<_> = messages(lines.join("\n").as_bytes()).map(Result::unwrap).collect().await;
         let position = Position { epoch: 1, revision: 2 };
         assert_eq!(messages, [StreamMessage::Heartbeat { position }, StreamMessage::Bye { reason: ByeReason::Shutdown }]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_coordinator_is_hung_up_on() {
-        let mut messages = Box::pin(messages(stream::pending()));
+        let (_coordinator, silent) = tokio::io::duplex(1);
+        let mut messages = Box::pin(messages(silent));
         let error = messages.next().await.unwrap().unwrap_err();
         assert!(error.to_string().contains("silent for 30 s"), "{error}");
     }

@@ -41,10 +41,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// How many threads work beside the first. Each has a heap of its own, which a small gateway pays for.
+fn threads(command: &Command) -> usize {
+    // The loop that follows the mesh is on the first thread, and calls into the kernel are beside it. A device takes what it gets.
+    if matches!(command, Command::Device { .. }) { 2 } else { 1 }
+}
+
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { place, command, .. } = cli;
-    // Two threads: the loop that follows the mesh, and the calls into the kernel beside it.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads(&command)).enable_all().build()?;
     runtime.block_on(async {
         match command {
             Command::Join { join_string, endpoint, replace, operator_keys } => {

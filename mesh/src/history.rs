@@ -1,6 +1,9 @@
 //! What a gateway was told of its peers over time: kept by the gateway itself, so that who had the coordinator for an hour cannot take it back.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
@@ -24,20 +27,20 @@ const MOST_GONE: usize = 1_000;
 #[serde(transparent)]
 pub struct History(BTreeMap<NodeId, PeerHistory>);
 
-/// What was told of one peer.
+/// What was told of one peer. Most peers are what they were at first: that is held once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerHistory {
     pub name: Name,
     pub first_seen: Seen,
     /// What it was at first sight.
-    pub at_first: Told,
+    pub at_first: Arc<Told>,
     /// Oldest first.
     pub changes: VecDeque<PeerChange>,
     /// How many changes there were before the oldest of `changes`.
     #[serde(default)]
     pub dropped: u64,
     /// What it is; absent when it was removed.
-    pub now: Option<Told>,
+    pub now: Option<Arc<Told>>,
 }
 
 /// When something was taken up, and from which position.
@@ -61,30 +64,35 @@ pub struct Told {
 pub struct PeerChange {
     pub seen: Seen,
     /// Absent when it had been removed.
-    pub from: Option<Told>,
+    pub from: Option<Arc<Told>>,
     /// Absent when it is removed.
-    pub to: Option<Told>,
+    pub to: Option<Arc<Told>>,
 }
 
 impl History {
     /// Takes note of what is known now. Whether anything changed.
     pub fn note(&mut self, known: &Known, at: DateTime<Utc>) -> bool {
         let seen = Seen { at, position: known.position };
-        let mut changed = false;
+        let (mut changed, mut new) = (false, Vec::new());
         for (node, peer) in &known.peers {
             let told = told(peer, known.myself.node);
             match self.0.get_mut(node) {
-                Some(history) if history.now.as_ref() == Some(&told) => {}
+                Some(history) if history.now.as_deref() == Some(&told) => {}
                 Some(history) => {
-                    history.change(seen, Some(told));
+                    history.change(seen, Some(Arc::new(told)));
                     changed = true;
                 }
                 None => {
-                    let (name, changes, now) = (peer.peer.name.clone(), VecDeque::new(), Some(told.clone()));
-                    self.0.insert(*node, PeerHistory { name, first_seen: seen, at_first: told, changes, dropped: 0, now });
-                    changed = true;
+                    let (name, told) = (peer.peer.name.clone(), Arc::new(told));
+                    let (at_first, changes, now) = (Arc::clone(&told), VecDeque::new(), Some(told));
+                    new.push((*node, PeerHistory { name, first_seen: seen, at_first, changes, dropped: 0, now }));
                 }
             }
+        }
+        if !new.is_empty() {
+            // All at once: a map that grows in order takes twice the memory.
+            self.0.append(&mut new.into_iter().collect());
+            changed = true;
         }
         for history in self.0.iter_mut().filter(|(node, history)| history.now.is_some() && !known.peers.contains_key(node)) {
             history.1.change(seen, None);
@@ -111,7 +119,7 @@ impl History {
 }
 
 impl PeerHistory {
-    fn change(&mut self, seen: Seen, to: Option<Told>) {
+    fn change(&mut self, seen: Seen, to: Option<Arc<Told>>) {
         self.changes.push_back(PeerChange { seen, from: self.now.take(), to: to.clone() });
         self.now = to;
         while self.changes.len() > MOST_CHANGES {
@@ -171,7 +179,7 @@ mod tests {
         let (mut replica, mut history) = (replica(3), History::default());
         assert!(history.note(replica.known().unwrap(), at(1)));
         assert!(!history.note(replica.known().unwrap(), at(2)), "nothing is new");
-        let before = history.0[&node_id(2)].at_first.clone();
+        let before = Told::clone(&history.0[&node_id(2)].at_first);
         move_peer(&mut replica, 2, "192.0.2.66:51820", 2);
         assert!(history.note(replica.known().unwrap(), at(3)));
         move_peer(&mut replica, 2, "203.0.113.2:51820", 3);
@@ -181,8 +189,8 @@ mod tests {
         assert_eq!(told.first_seen, Seen { at: at(1), position: position(1) });
         let change = |second, revision, from: &Told, to: &Told| PeerChange {
             seen: Seen { at: at(second), position: position(revision) },
-            from: Some(from.clone()),
-            to: Some(to.clone()),
+            from: Some(Arc::new(from.clone())),
+            to: Some(Arc::new(to.clone())),
         };
         assert_eq!(told.changes, [change(3, 2, &before, &thief), change(4, 3, &thief, &before)]);
         assert!(history.0[&node_id(3)].changes.is_empty());

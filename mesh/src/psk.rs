@@ -22,7 +22,7 @@ mod kem;
 #[cfg(test)]
 mod model;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use serde::{Deserialize, Serialize, Serializer};
@@ -224,12 +224,12 @@ impl Ends<'_> {
 
     fn sign(&self, round: u64, step: PskStep) -> Option<SignedPskMessage> {
         let message = PskMessage { mesh: self.mesh, from: self.me, to: self.peer, round, step };
-        Some(self.signed(serde_json::to_string(&message).ok()?))
+        Some(self.signed(serde_json::to_string(&message).ok()?.into()))
     }
 
     /// A message under the present identity. It is what it was unless the machine has taken up another identity since, whose word alone the
     /// peer believes.
-    fn signed(&self, message: String) -> SignedPskMessage {
+    fn signed(&self, message: Arc<str>) -> SignedPskMessage {
         let signature = self.machine.sign(&[PURPOSE, message.as_bytes()].concat());
         SignedPskMessage { message, signature }
     }
@@ -293,12 +293,14 @@ impl Pair {
         matches!(&self.phase, Phase::Requested { retry, .. } if now.abs_diff(retry.said) < SHORTEST_RETRY_S)
     }
 
+    /// Whether all of it outlives a restart.
+    fn is_kept(&self) -> bool {
+        matches!(self.phase, Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. })
+    }
+
     /// What of it outlives a restart.
     pub fn kept(&self) -> Self {
-        let phase = match &self.phase {
-            Phase::Confirmed { .. } | Phase::Offered { .. } => self.phase.clone(),
-            Phase::Idle | Phase::Requested { .. } | Phase::Waiting { .. } => Phase::Idle,
-        };
+        let phase = if self.is_kept() { self.phase.clone() } else { Phase::Idle };
         Self { phase, ..self.clone() }
     }
 
@@ -334,7 +336,7 @@ impl Pair {
             Phase::Idle | Phase::Requested { .. } if ends.is_initiator() => self.begin(ends, now, kem),
             Phase::Confirmed { message, retry, .. } => {
                 retry.again(now);
-                Some(ends.signed(message.message.clone()))
+                Some(ends.signed(Arc::clone(&message.message)))
             }
             Phase::Waiting { retry } => {
                 retry.again(now);
@@ -467,7 +469,7 @@ impl Pair {
                 self.phase = Phase::Confirmed { next, keys, message: message.clone(), retry: Retry::new(now), trial };
                 Ok(Some(message))
             }
-            Phase::Confirmed { message, .. } if round == self.round => Ok(Some(ends.signed(message.message.clone()))),
+            Phase::Confirmed { message, .. } if round == self.round => Ok(Some(ends.signed(Arc::clone(&message.message)))),
             Phase::Idle | Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => {
                 Err(Ignored::Unexpected)
             }

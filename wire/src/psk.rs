@@ -1,5 +1,7 @@
 //! How two nodes agree on the preshared key of their tunnel, with the coordinator as a mailbox that cannot read it: see `mesh::psk`.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -39,8 +41,9 @@ pub enum PskStep {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignedPskMessage {
-    /// The message's JSON, verbatim, at most [`SignedPskMessage::LONGEST`] bytes.
-    pub message: String,
+    /// The message's JSON, verbatim, at most [`SignedPskMessage::LONGEST`] bytes. It is held until the peer has answered, and while it is sent.
+    #[schema(value_type = String)]
+    pub message: Arc<str>,
     pub signature: Signature,
 }
 

@@ -1,6 +1,9 @@
 //! The preshared keys of all tunnels of a node.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
@@ -26,9 +29,9 @@ const ASKED_AT_ONCE: usize = 256;
 /// The preshared keys of all tunnels of a node, with what is under way. As it is kept on disk, it is [`Exchange::kept`] first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Exchange {
-    /// Those that are agreed on with the peer.
+    /// Those that are agreed on with the peer. Each step is taken on a copy until it is on disk, and most change one pair of a thousand.
     #[serde(flatten)]
-    pairs: BTreeMap<NodeId, Pair>,
+    pairs: BTreeMap<NodeId, Arc<Pair>>,
     /// Those of unmanaged peers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     given: BTreeMap<NodeId, Files>,
@@ -37,7 +40,8 @@ pub struct Exchange {
 impl Exchange {
     /// What of it outlives a restart.
     pub fn kept(&self) -> Self {
-        Self { pairs: self.pairs.iter().map(|(peer, pair)| (*peer, pair.kept())).collect(), given: self.given.clone() }
+        let kept = |pair: &Arc<Pair>| if pair.is_kept() { Arc::clone(pair) } else { Arc::new(pair.kept()) };
+        Self { pairs: self.pairs.iter().map(|(peer, pair)| (*peer, kept(pair))).collect(), given: self.given.clone() }
     }
 
     /// The key to use with a peer.
@@ -55,13 +59,13 @@ impl Exchange {
 
     /// Wants another key with each peer with which one is agreed on. It is forgotten in a restart.
     pub fn want_others(&mut self) {
-        self.pairs.values_mut().for_each(Pair::want_another);
+        self.pairs.values_mut().for_each(|pair| Arc::make_mut(pair).want_another());
     }
 
     /// Whether this node is in the middle of changing the key with the peer, so that the two may use different ones. When neither of the two is
     /// and one is about to take up another WireGuard key, it stays so until then.
     pub fn is_changing(&self, peer: NodeId) -> bool {
-        self.pairs.get(&peer).is_some_and(Pair::is_changing)
+        self.pairs.get(&peer).is_some_and(|pair| pair.is_changing())
     }
 
     /// Peers with which there is no key yet and that do not answer, or cannot, in words.
@@ -76,7 +80,7 @@ impl Exchange {
                     )
                 });
             }
-            self.pairs.get(node).is_some_and(Pair::is_unanswered).then(|| {
+            self.pairs.get(node).is_some_and(|pair| pair.is_unanswered()).then(|| {
                 format!(
                     "no packet passes to {} yet: its agent does not answer about a preshared key; is it connected, and new enough?",
                     peer.name
@@ -90,7 +94,7 @@ impl Exchange {
         let fresh = Pair::default();
         let may_ask = self.may_ask(now) > 0;
         let due = |(node, peer)| {
-            let (pair, ends) = (self.pairs.get(node).unwrap_or(&fresh), ends(known, machine, peer));
+            let (pair, ends) = (self.pairs.get(node).map_or(&fresh, Arc::as_ref), ends(known, machine, peer));
             pair.is_due(&ends, now) && (may_ask || !pair.would_begin(&ends))
         };
         let is_gone = |node| !known.peers.contains_key(node);
@@ -114,10 +118,10 @@ impl Exchange {
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
             let (pair, ends) = (self.pairs.entry(*node).or_default(), ends(known, machine, peer));
             let begins = pair.would_begin(&ends);
-            if begins && may_ask == 0 {
+            if (begins && may_ask == 0) || !pair.is_due(&ends, now) {
                 return None;
             }
-            let message = pair.tick(&ends, now, kem)?;
+            let message = Arc::make_mut(pair).tick(&ends, now, kem)?;
             may_ask -= usize::from(begins);
             Some(OutgoingLetter { to: *node, message })
         };
@@ -147,7 +151,7 @@ impl Exchange {
             return Err(Ignored::Unexpected);
         }
         let to = peer.peer.node;
-        let answer = self.pairs.entry(to).or_default().receive(&ends(known, machine, peer), message, now, kem)?;
+        let answer = Arc::make_mut(self.pairs.entry(to).or_default()).receive(&ends(known, machine, peer), message, now, kem)?;
         Ok(answer.map(|message| OutgoingLetter { to, message }))
     }
 
@@ -176,13 +180,14 @@ impl Exchange {
 
     /// Whether [`Exchange::observe`] has anything to take note of.
     pub fn is_on_trial(&self) -> bool {
-        self.pairs.values().any(Pair::is_on_trial) || self.given.values().any(Files::is_on_trial)
+        self.pairs.values().any(|pair| pair.is_on_trial()) || self.given.values().any(Files::is_on_trial)
     }
 
     /// Takes note of what the device shows of the tunnels, at each look at it.
     pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> Moved {
         let entry = |node| known.peers.get(node)?.entry(link);
-        let pairs = self.pairs.iter_mut().filter_map(|(node, pair)| Some(pair.observe(entry(node)?.handshake_age_s, now)));
+        let on_trial = self.pairs.iter_mut().filter(|(_, pair)| pair.is_on_trial());
+        let pairs = on_trial.filter_map(|(node, pair)| Some(Arc::make_mut(pair).observe(entry(node)?.handshake_age_s, now)));
         let turned = pairs.filter(|turned| *turned).count() > 0;
         let given = self.given.iter_mut().filter_map(|(node, files)| Some(files.observe(entry(node)?, now)));
         given.max().unwrap_or_default().max(if turned { Moved::OnDisk } else { Moved::No })

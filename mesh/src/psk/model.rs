@@ -508,7 +508,7 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
     let content: PskMessage = serde_json::from_str(&request.message).unwrap();
     let signed_by = |machine: &Machine, content: &PskMessage| {
         let message = serde_json::to_string(content).unwrap();
-        SignedPskMessage { signature: machine.sign(&[PURPOSE, message.as_bytes()].concat()), message }
+        SignedPskMessage { signature: machine.sign(&[PURPOSE, message.as_bytes()].concat()), message: message.into() }
     };
     let mut take =
         |message: SignedPskMessage| world.act(RESPONDER, |pair, ends, now| pair.receive(ends, &message, now, &SystemKem)).map(drop);
@@ -517,7 +517,7 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
     let stranger = End::new(3).machine;
     assert_eq!(take(signed_by(&stranger, &content)), Err(Ignored::Signature));
     let mut altered = request.clone();
-    altered.message = altered.message.replace("\"round\":1", "\"round\":2");
+    altered.message = altered.message.replace("\"round\":1", "\"round\":2").into();
     assert_eq!(take(altered), Err(Ignored::Signature));
     for other in [
         PskMessage { to: node_id(9), ..content.clone() },
@@ -533,7 +533,7 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
     for step in [PskStep::Commit {}, PskStep::Renew {}] {
         assert_eq!(take(signed_by(&initiator, &PskMessage { step, ..content })), Err(Ignored::Unexpected));
     }
-    assert_eq!(take(SignedPskMessage { message: "{}".to_owned(), ..request }), Err(Ignored::Unreadable));
+    assert_eq!(take(SignedPskMessage { message: "{}".into(), ..request }), Err(Ignored::Unreadable));
     assert_eq!(take(request), Ok(()));
 }
 

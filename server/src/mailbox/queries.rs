@@ -25,7 +25,7 @@ pub(super) async fn leave(
     letters: &BTreeMap<NodeId, SignedPskMessage>,
 ) -> Result<Vec<(NodeId, i64)>> {
     let recipients: Vec<Uuid> = letters.keys().map(|recipient| recipient.0).collect();
-    let messages: Vec<_> = letters.values().map(|signed| signed.message.clone()).collect();
+    let messages: Vec<_> = letters.values().map(|signed| signed.message.to_string()).collect();
     let signatures: Vec<_> = letters.values().map(|signed| signed.signature.as_bytes().to_vec()).collect();
     let rows = sqlx::query!(
         "INSERT INTO psk_messages (sender, recipient, message, signature)
@@ -77,7 +77,7 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
         match (row.message, row.signature, row.sealed, row.made_ms) {
             (Some(message), Some(signature), None, None) => {
                 let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
-                let message = SignedPskMessage { message, signature: Signature::from(signature) };
+                let message = SignedPskMessage { message: message.into(), signature: Signature::from(signature) };
                 mail.letters.push(IncomingLetter { id, from, message });
             }
             (None, None, Some(sealed), Some(made_ms)) => {
