@@ -7,8 +7,9 @@ COPY . .
 ENV SQLX_OFFLINE=true
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --package wattle-server --package wattle-agent \
-    && install -D --target-directory=/out target/release/wattle-server target/release/wattle-agent
+    cargo build --release --locked --package wattle-server \
+    && cargo build --profile gateway --locked --package wattle-agent \
+    && install -D --target-directory=/out target/release/wattle-server target/gateway/wattle-agent
 
 FROM debian:bookworm-slim AS server
 RUN apt-get update \
