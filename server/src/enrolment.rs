@@ -21,7 +21,7 @@ use wattle_wire::{
     webhook::NodeChange,
 };
 
-use self::queries::{Applicant, Kind, NewNode};
+use self::queries::{Applicant, KeyHolders, Kind, NewNode};
 use crate::{
     app::App,
     auth::{self, RequestId},
@@ -78,7 +78,8 @@ pub async fn finish(
         if !secret::matches(applicant.finish.secret.reveal(), &token.secret_hash) {
             return Err(error::join_token_refused().into());
         }
-        if let Some(enrolled) = queries::already_enrolled(&mut change, applicant, mesh).await? {
+        let holders = KeyHolders::of(&mut change, &applicant.statement).await?;
+        if let Some(enrolled) = holders.enrolled_by(applicant.finish.token, &token, mesh)? {
             return Ok(change.not_needed(Some(enrolled)));
         }
         if !queries::consume_token(&mut change, applicant.finish.token).await? {
@@ -89,11 +90,12 @@ pub async fn finish(
                 false => Ok(change.made(None, Vec::new(), REFUSED, token)),
             };
         }
-        queries::refuse_known_keys(&mut change, &applicant.statement).await?;
+        holders.refuse()?;
         queries::refuse_endpoint_clash(&mut change, applicant, token.site).await?;
         let new = NewNode {
             id: applicant.id,
             site: token.site,
+            site_name: &token.site_name,
             statement: &applicant.statement,
             signed: &applicant.finish.statement,
             endpoint: applicant.finish.endpoint,

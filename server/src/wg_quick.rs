@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::{
     admit,
-    directory::{Directory, NodeRecord, RecordChange, Unmanaged},
+    directory::{Directory, NodeRecord, RecordChange, SiteRecord, Unmanaged},
     psk::{Psk, given::Given},
     wg_quick::{Files, PrivateKey, WgQuick},
 };
@@ -32,7 +32,7 @@ use crate::{
     body::Body,
     copy,
     db::Actor,
-    enrolment::queries::{self as enrolment, Kind, NewNode},
+    enrolment::queries::{self as enrolment, KeyHolders, Kind, NewNode},
     error::{self, Error, Result},
     mailbox, nodes, secret, sites, webhooks,
 };
@@ -58,7 +58,7 @@ pub async fn create(
         change.found(&sites::site_in(&directory, record))?;
         let (node, private_key) = match gateway(&directory, site, wireguard_key)? {
             Some(node) => (node, None),
-            None => insert(&mut change, &directory, site, wireguard_key).await?,
+            None => insert(&mut change, &directory, record, wireguard_key).await?,
         };
         directory.apply(&RecordChange::Node(node.clone()));
         let file = WgQuick::of(&directory, node.id).ok_or(Error::Internal("an unmanaged node has no file"))?;
@@ -108,7 +108,7 @@ fn gateway(directory: &Directory, site: SiteId, wanted: Option<WireguardKey>) ->
 async fn insert(
     connection: &mut PgConnection,
     directory: &Directory,
-    site: SiteId,
+    site: &SiteRecord,
     wireguard_key: Option<WireguardKey>,
 ) -> Result<(NodeRecord, Option<PrivateKey>)> {
     let unusable = || Error::Internal("a key cannot be made");
@@ -124,11 +124,12 @@ async fn insert(
     let identity = IdentityKey::from(identity);
     let statement = Statement { mesh: directory.mesh.id, identity, wireguard_key, sequence: 1, predecessors: vec![], unmanaged: true };
     let signed = &admit::sign_statement(&statement, &pair).map_err(|_| unusable())?;
-    enrolment::refuse_known_keys(connection, &statement).await.map_err(key_of_another)?;
+    KeyHolders::of(connection, &statement).await?.refuse().map_err(key_of_another)?;
     // What its file says is known only once the node has its place.
     let file = Unmanaged { file_made_at: DateTime::UNIX_EPOCH, file_digest: Bytes32::from([0; 32]) };
     let id = NodeId(Uuid::now_v7());
-    let new = NewNode { id, site, statement: &statement, signed, endpoint: None, kind: Kind::Unmanaged(&file) };
+    let new =
+        NewNode { id, site: site.id, site_name: &site.name, statement: &statement, signed, endpoint: None, kind: Kind::Unmanaged(&file) };
     let node = enrolment::insert(connection, &new, directory.mesh.tunnel_prefix).await?;
     webhooks::queries::note_nodes(connection, &[id.0], NodeChange::Joined).await?;
     Ok((node, private_key))

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::PgConnection;
+use uuid::Uuid;
 use wattle_mesh::{
     allocate,
     directory::{NodeRecord, Unmanaged},
@@ -18,7 +19,7 @@ use wattle_wire::{
 
 use crate::{
     error::{self, Error, Result},
-    nodes, sites, succession,
+    nodes, sites,
 };
 
 /// Names that are asked for together; few sites have as many gateways.
@@ -29,6 +30,7 @@ const NAMES_AT_A_TIME: usize = 16;
 pub(crate) struct NewNode<'n> {
     pub(crate) id: NodeId,
     pub(crate) site: SiteId,
+    pub(crate) site_name: &'n Name,
     pub(crate) statement: &'n Statement,
     pub(crate) signed: &'n SignedStatement,
     pub(crate) endpoint: Option<Endpoint>,
@@ -83,33 +85,48 @@ pub(super) async fn consume_token(connection: &mut PgConnection, token: TokenId)
     Ok(consumed.execute(connection).await?.rows_affected() == 1)
 }
 
-/// The answer that this machine, with the same keys, already got for the same token.
-pub(super) async fn already_enrolled(connection: &mut PgConnection, applicant: &Applicant, mesh: MeshId) -> Result<Option<Enrolled>> {
-    let row = sqlx::query!(
-        "SELECT nodes.id, nodes.name, sites.name AS site, generation FROM nodes JOIN sites ON sites.id = nodes.site
-         WHERE identity_key = $1 AND wireguard_key = $2 AND join_token = $3 AND state <> 'revoked'",
-        applicant.statement.identity.as_bytes(),
-        applicant.statement.wireguard_key.as_bytes(),
-        applicant.finish.token.0
-    );
-    let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
-    let name = |text: String| text.parse().map_err(|_| Error::Internal("a name in the database is not valid"));
-    Ok(Some(Enrolled { mesh, node: NodeId(row.id), name: name(row.name)?, site: name(row.site)?, generation: row.generation }))
+/// The nodes that have or had a key of a statement, revoked ones among them.
+pub(crate) struct KeyHolders(Vec<KeyHolder>);
+
+struct KeyHolder {
+    id: Uuid,
+    name: String,
+    state: String,
+    generation: i32,
+    join_token: Option<Uuid>,
+    /// It has both keys now, and not only one of them.
+    has_both: bool,
 }
 
-/// Refuses keys of other nodes, and of nodes that were revoked.
-pub(crate) async fn refuse_known_keys(connection: &mut PgConnection, statement: &Statement) -> Result<()> {
-    let states = sqlx::query_scalar!(
-        "SELECT state FROM nodes WHERE identity_key = $1 OR $2 IN (wireguard_key, announced_key)",
-        statement.identity.as_bytes(),
-        statement.wireguard_key.as_bytes()
-    );
-    let states = states.fetch_all(&mut *connection).await?;
-    if states.iter().any(|state| state == "revoked") {
-        return Err(error::key_revoked().into());
+impl KeyHolders {
+    pub(crate) async fn of(connection: &mut PgConnection, statement: &Statement) -> Result<Self> {
+        let nodes = sqlx::query_as!(
+            KeyHolder,
+            r#"SELECT id, name, state, generation, join_token, identity_key = $1 AND wireguard_key = $2 AS "has_both!" FROM nodes
+               WHERE identity_key = $1 OR $2 IN (wireguard_key, announced_key)
+                   OR id = (SELECT node FROM former_identities WHERE identity_key = $1)"#,
+            statement.identity.as_bytes(),
+            statement.wireguard_key.as_bytes()
+        );
+        Ok(Self(nodes.fetch_all(connection).await?))
     }
-    let is_former = succession::queries::is_former(connection, statement.identity).await?;
-    if states.is_empty() && !is_former { Ok(()) } else { Err(key_taken().into()) }
+
+    /// The answer that a machine with these keys already got for this token.
+    pub(super) fn enrolled_by(&self, id: TokenId, token: &Token, mesh: MeshId) -> Result<Option<Enrolled>> {
+        let node = self.0.iter().find(|node| node.has_both && node.state != "revoked" && node.join_token == Some(id.0));
+        let Some(node) = node else { return Ok(None) };
+        let name = node.name.parse().map_err(|_| Error::Internal("a name in the database is not valid"))?;
+        Ok(Some(Enrolled { mesh, node: NodeId(node.id), name, site: token.site_name.clone(), generation: node.generation }))
+    }
+
+    /// Refuses the keys of other nodes, and of nodes that were revoked.
+    pub(crate) fn refuse(&self) -> Result<()> {
+        match &self.0[..] {
+            [] => Ok(()),
+            nodes if nodes.iter().any(|node| node.state == "revoked") => Err(error::key_revoked().into()),
+            _ => Err(key_taken().into()),
+        }
+    }
 }
 
 /// Refuses an endpoint that lies in a subnet or is somebody else's.
@@ -132,9 +149,8 @@ pub(super) async fn refuse_endpoint_clash(connection: &mut PgConnection, applica
 }
 
 pub(crate) async fn insert(connection: &mut PgConnection, new: &NewNode<'_>, tunnel_prefix: Ipv4Net) -> Result<NodeRecord> {
-    let NewNode { id, site, statement, signed, endpoint, ref kind } = *new;
-    let site_row = sites::queries::find(connection, site).await?.ok_or(Error::Internal("a new node without its site"))?;
-    let name = free_name(connection, &site_row.name).await?;
+    let NewNode { id, site, site_name, statement, signed, endpoint, ref kind } = *new;
+    let name = free_name(connection, site_name).await?;
     let (agent, file) = match *kind {
         Kind::Managed { agent_version, join_token } => (Some((agent_version, join_token)), None),
         Kind::Unmanaged(file) => (None, Some(file)),

@@ -6,7 +6,7 @@ use wattle_wire::{enrol::Statement, ids::NodeId, key::IdentityKey};
 use crate::error::Result;
 
 /// Whether a node had this identity before the one that it has now.
-pub(crate) async fn is_former(connection: &mut PgConnection, identity: IdentityKey) -> Result<bool> {
+pub(super) async fn is_former(connection: &mut PgConnection, identity: IdentityKey) -> Result<bool> {
     let found =
         sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM former_identities WHERE identity_key = $1) AS "found!""#, identity.as_bytes());
     Ok(found.fetch_one(connection).await?)
