@@ -176,7 +176,7 @@ async fn changes(options: &Options, coordinators: &Coordinators, fleet: &mut Fle
     let (bytes, messages) = counted();
     let agents = fleet.agents.len();
     for number in 0..options.changes {
-        let body = json!({ "description": format!("change {number}"), "subnets": [subnet(0), subnet(options.agents + number)] });
+        let body = json!({ "description": format!("change {number}"), "subnets": [subnet(0), subnet(options.agents + 1 + number)] });
         let (begin, all) = change(coordinators, &mut fleet.reached, agents, &body).await?;
         applied.extend(all.iter().map(|reached| reached.applied - begin));
         acknowledged.extend(all.iter().map(|reached| reached.acknowledged - begin));
