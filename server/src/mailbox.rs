@@ -6,7 +6,7 @@ pub mod queries;
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::{Extension, Json, extract::State};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use wattle_mesh::view;
 use wattle_wire::{
     ids::NodeId,
@@ -23,6 +23,10 @@ use crate::{
 
 /// How often nodes are told of letters that another coordinator took, or that came before their stream.
 const POLL: Duration = Duration::from_secs(2);
+/// How often, for some time after there were such letters: two nodes that follow different coordinators agree on a key in four.
+const POLL_WHILE_BUSY: Duration = Duration::from_millis(100);
+/// Longer than another coordinator that is not busy yet takes to see an answer.
+const BUSY: Duration = Duration::from_secs(3);
 
 /// Leaves letters for other nodes, takes away those that were dealt with, and gives what is waiting: all of it or nothing.
 ///
@@ -48,7 +52,7 @@ pub async fn exchange(
     let left = if letters.is_empty() { Vec::new() } else { queries::leave(&mut transaction, node, &letters).await? };
     let mail = queries::waiting(&mut transaction, node).await?;
     transaction.commit().await?;
-    left.into_iter().for_each(|(recipient, id)| app.streams.tell_of_mail(recipient, id));
+    app.streams.tell_of_mail(left);
     Ok(Json(mail))
 }
 
@@ -65,17 +69,24 @@ fn check(app: &App, node: NodeId, letter: &OutgoingLetter, index: usize) -> Resu
 
 /// Tells nodes of their letters for as long as the coordinator runs.
 pub async fn follow(app: &App) {
+    let mut busy_since = None;
     loop {
-        tell(app).await;
-        sleep(POLL).await;
+        if tell(app).await {
+            busy_since = Some(Instant::now());
+        }
+        let is_busy = busy_since.is_some_and(|since| since.elapsed() < BUSY);
+        sleep(if is_busy { POLL_WHILE_BUSY } else { POLL }).await;
     }
 }
 
-/// Tells each node that follows this coordinator of what waits for it.
-pub(crate) async fn tell(app: &App) {
+/// Tells each node that follows this coordinator of what waits for it, and whether there was anybody to tell.
+pub(crate) async fn tell(app: &App) -> bool {
     let newest = async { queries::newest(&mut *app.db.follow().await?).await };
     match newest.await {
-        Ok(newest) => newest.into_iter().for_each(|(recipient, id)| app.streams.tell_of_mail(recipient, id)),
-        Err(error) => tracing::debug!(%error, "does not see who has letters; asks again"),
+        Ok(newest) => app.streams.tell_of_mail(newest),
+        Err(error) => {
+            tracing::debug!(%error, "does not see who has letters; asks again");
+            false
+        }
     }
 }

@@ -274,12 +274,17 @@ impl Streams {
         self.lock().contains_key(&node)
     }
 
-    /// Tells a node that a letter waits for it, if it has an open stream here and was not told of this one.
-    pub fn tell_of_mail(&self, node: NodeId, letter: i64) {
-        if let Some(open) = self.lock().get_mut(&node).filter(|open| open.told < letter) {
-            open.told = letter;
-            open.mail.notify_one();
+    /// Tells nodes of the newest letter that waits for each, if it has an open stream here and was not told of this one. Whether any was told.
+    pub fn tell_of_mail(&self, newest: Vec<(NodeId, i64)>) -> bool {
+        let (mut streams, mut told_any) = (self.lock(), false);
+        for (node, letter) in newest {
+            if let Some(open) = streams.get_mut(&node).filter(|open| open.told < letter) {
+                open.told = letter;
+                open.mail.notify_one();
+                told_any = true;
+            }
         }
+        told_any
     }
 
     /// Registers a stream and ends the one that the node had before.
