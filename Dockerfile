@@ -19,6 +19,8 @@ RUN apt-get update \
 COPY --from=build /out/wattle-server /usr/local/bin/
 USER wattle
 ENV WATTLE_DATA_DIR=/var/lib/wattle-server WATTLE_LISTEN=0.0.0.0:8443
+# Memory is given back as it empties: 200 agents that were told the whole mesh at once leave up to 75 MB behind without.
+ENV MALLOC_TRIM_THRESHOLD_=131072
 VOLUME /var/lib/wattle-server
 EXPOSE 8443
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \

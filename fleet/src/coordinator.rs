@@ -197,6 +197,8 @@ fn start(arguments: &[String], log: &Path) -> anyhow::Result<Child> {
     let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
     let mut command = Command::new(&program);
     command.args(arguments).env_remove("DATABASE_URL").env("RUST_LOG", "warn");
+    // As its unit for systemd starts it.
+    command.env("MALLOC_TRIM_THRESHOLD_", "131072");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command.spawn().with_context(|| format!("cannot start {}: build the workspace first", program.display()))
 }
