@@ -23,7 +23,7 @@ use crate::{
 
 /// How often nodes are told of letters that another coordinator took, or that came before their stream.
 const POLL: Duration = Duration::from_secs(2);
-/// How often, for some time after there were such letters: two nodes that follow different coordinators agree on a key in four.
+/// How often, for some time after there were such letters: two nodes that follow different coordinators agree on a key in four letters.
 const POLL_WHILE_BUSY: Duration = Duration::from_millis(100);
 /// Longer than another coordinator that is not busy yet takes to see an answer.
 const BUSY: Duration = Duration::from_secs(3);
