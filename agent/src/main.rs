@@ -16,6 +16,7 @@ mod probe;
 mod psk;
 mod random;
 mod reconcile;
+mod report;
 mod rotation;
 mod run;
 mod status;

@@ -1,11 +1,11 @@
 //! `wattle-agent run`: the loop. A message, the clock or a signal comes; the replica takes it in, the host follows, the coordinator is told.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc},
     time::{Instant, sleep},
 };
 use tracing::{info, warn};
@@ -13,24 +13,15 @@ use wattle_mesh::{
     interface::InterfaceName,
     machine::Machine,
     psk::exchange::Exchange,
-    replica::{Known, KnownPeer, Received, Replica},
-    reporting::{Reporting, fit_problems},
-    rotation::{
-        Situation,
-        canary::{Watch, armed},
-    },
-    state::{Observed, ObservedPeer},
+    replica::{Known, Received, Replica},
+    rotation::{Situation, canary::Watch},
+    state::ObservedPeer,
 };
-use wattle_wire::{
-    endpoint::Endpoint,
-    ids::NodeId,
-    report::{LinkReport, ProbeReport, Report, Start},
-    stream::{ByeReason, StreamMessage},
-};
+use wattle_wire::stream::{ByeReason, StreamMessage};
 
 use crate::{
     config::Place,
-    coordinator::{Coordinator, RequestError},
+    coordinator::Coordinator,
     follow::{self, Connection, Event},
     history::Record,
     identity::{Membership, Slot, unix_s},
@@ -38,23 +29,21 @@ use crate::{
     output,
     probe::Prober,
     psk::Correspondent,
-    random,
     reconcile::{Aim, Host, Outcome},
+    report::Reporter,
     rotation::KeyChange,
     store::Store,
     supervisor::Supervisor,
 };
 
 /// How often the host is compared with what it should be: what other tools change is repaired within this time.
-const LOOK: Duration = Duration::from_secs(5);
+pub(crate) const LOOK: Duration = Duration::from_secs(5);
 /// The same while tunnels are coming up, so that the coordinator hears of their first handshakes soon.
 const LOOK_SOON: Duration = Duration::from_secs(1);
 /// For so many times as long as a look took, none follows unasked: where rules are long in listing, looks leave the processor to others.
 const REST: u32 = 3;
 /// For how long after a change tunnels are expected to come up.
 const SETTLING: Duration = Duration::from_secs(30);
-/// How often an agent was started on the state directory.
-const STARTS: &str = "starts.json";
 /// How often a machine that is not a node looks whether it has become one.
 const WAIT_FOR_JOIN: Duration = Duration::from_millis(200);
 
@@ -115,16 +104,6 @@ impl Stop {
     }
 }
 
-/// Counts this start in the state directory. Without a count the agent runs all the same: only a copy of the directory would go unnoticed.
-fn noted_start(store: &Store) -> Option<Start> {
-    let noted = || {
-        let number = store.read::<i64>(STARTS)?.unwrap_or(0).saturating_add(1);
-        store.write(STARTS, &number)?;
-        anyhow::Ok(Start { number, drawn: i64::from_be_bytes(*random::bytes()?) })
-    };
-    noted().inspect_err(|error| warn!("cannot count the starts of the agent: {error:#}")).ok()
-}
-
 async fn wait_for_join(store: &Store, supervisor: &mut Supervisor) -> anyhow::Result<(Machine, Membership)> {
     let mut told = false;
     loop {
@@ -172,25 +151,16 @@ struct Agent {
     looked: (Instant, Duration),
     last_change: Instant,
     started: Instant,
-    start: Option<Start>,
     correspondence: Correspondent,
     key_change: KeyChange,
     watch: Watch,
     prober: Prober,
-    reporting: Reporting,
-    report: Option<oneshot::Receiver<Option<ToldReport>>>,
-}
-
-/// A report that arrived.
-struct ToldReport {
-    report: Report,
-    links: usize,
-    due_at: Duration,
+    reporter: Reporter,
 }
 
 impl Agent {
     fn new(place: &Place, store: Store, machine: Machine, membership: Membership, metrics: Option<Arc<Metrics>>) -> anyhow::Result<Self> {
-        let (now, start) = (Instant::now(), noted_start(&store));
+        let (now, reporter) = (Instant::now(), Reporter::new(&store));
         let host = Host::new(place, &store, &membership.urls)?;
         Ok(Self {
             interface: place.interface.clone(),
@@ -215,9 +185,7 @@ impl Agent {
             looked: (now, Duration::ZERO),
             last_change: now,
             started: now,
-            start,
-            reporting: Reporting::default(),
-            report: None,
+            reporter,
         })
     }
 
@@ -266,7 +234,7 @@ impl Agent {
                 () = sleep(self.watch.pace(self.started.elapsed()).unwrap_or(Duration::MAX)) => self.peek().await,
                 () = sleep(self.key_pace().unwrap_or(Duration::MAX)) => {}
                 told = self.key_change.told() => self.key_change.take_in(told, self.started.elapsed()),
-                told = told(&mut self.report) => self.told(told),
+                told = self.reporter.told() => self.reporter.take_in(told),
                 done = self.correspondence.done() => {
                     self.view_changed |= self.correspondence.take_in(done, self.replica.known(), &self.machine);
                 }
@@ -334,7 +302,7 @@ impl Agent {
                 (self.disconnected, self.is_stranger) = (None, false);
                 self.save_connection(None);
                 // It may be another coordinator than before, or a new process: it gets the whole account.
-                self.reporting.forget();
+                self.reporter.forget();
             }
             Event::Disconnected { reason, is_stranger } => {
                 // Once for each reason: a coordinator may be away for days.
@@ -528,43 +496,12 @@ impl Agent {
         host.chain(self.correspondence.problems(known)).chain(self.key_change.problems(known, &self.machine))
     }
 
-    /// Sends the report that is due, if any, without waiting for it. One is on its way at a time.
+    /// Sends the report that is due, if any, without waiting for it.
     fn tell(&mut self) {
-        let (None, Some(known), Some(observed)) = (&self.report, self.replica.known(), &self.outcome.observed) else { return };
-        let Some(full) = report(known, observed, &self.prober.reports(), self.correspondence.exchange(), self.problems(known), self.start)
-        else {
-            return;
-        };
-        let (links, due_at) = (full.links.len(), self.started.elapsed());
-        let Some(report) = self.reporting.due(full, due_at) else { return };
-        let (sender, receiver) = oneshot::channel();
-        self.report = Some(receiver);
-        let (coordinator, machine, membership) = (Arc::clone(&self.coordinator), Arc::clone(&self.machine), self.membership.clone());
-        tokio::spawn(async move {
-            let told = match coordinator.report(&machine, &membership, &report).await {
-                Ok(()) => Some(ToldReport { report, links, due_at }),
-                Err(error @ RequestError::Unreachable { .. }) => {
-                    tracing::debug!("the report did not arrive: {error:#}");
-                    None
-                }
-                Err(error) => {
-                    warn!("the report was not taken: {error:#}");
-                    None
-                }
-            };
-            if told.is_none() {
-                // The next one is due at once; a coordinator in trouble is not asked more often than the host is looked at.
-                sleep(LOOK).await;
-            }
-            let _ = sender.send(told);
-        });
-    }
-
-    fn told(&mut self, told: Option<ToldReport>) {
-        self.report = None;
-        if let Some(ToldReport { report, links, due_at }) = told {
-            self.reporting.told(&report, links, due_at);
-        }
+        let (false, Some(known), Some(observed)) = (self.reporter.is_busy(), self.replica.known(), &self.outcome.observed) else { return };
+        let (probes, psks) = (self.prober.reports(), self.correspondence.exchange());
+        let Some(full) = self.reporter.account(known, observed, &probes, psks, self.problems(known)) else { return };
+        self.reporter.go(full, self.started.elapsed(), &self.coordinator, &self.machine, &self.membership);
     }
 
     fn save_connection(&self, error: Option<String>) {
@@ -586,59 +523,4 @@ fn situation<'a>(
 ) -> Option<Situation<'a>> {
     let link = outcome.observed.as_ref()?.link.as_ref()?;
     Some(Situation { known: replica.known()?, machine, link, psks, is_asked: false, now, unix_s: unix_s() })
-}
-
-/// Waits for the report that is on its way; for ever when none is.
-async fn told(report: &mut Option<oneshot::Receiver<Option<ToldReport>>>) -> Option<ToldReport> {
-    match report {
-        Some(receiver) => receiver.await.ok().flatten(),
-        None => std::future::pending().await,
-    }
-}
-
-/// The whole account of this node; `None` while it has no interface.
-fn report(
-    known: &Known,
-    observed: &Observed,
-    probes: &BTreeMap<NodeId, ProbeReport>,
-    psks: &Exchange,
-    problems: impl Iterator<Item = String>,
-    start: Option<Start>,
-) -> Option<Report> {
-    let link = observed.link.as_ref()?;
-    let none = ObservedPeer::default();
-    let links = known.peers.values().map(|known @ KnownPeer { peer, .. }| {
-        let found = known.entry(link).unwrap_or(&none);
-        LinkReport {
-            peer: peer.node,
-            handshake_age_s: found.handshake_age_s,
-            received_bytes: found.received_bytes,
-            sent_bytes: found.sent_bytes,
-            endpoint: found.endpoint.and_then(|endpoint| Endpoint::try_from(endpoint).ok()),
-            probe: probes.get(&peer.node).copied(),
-        }
-    });
-    Some(Report {
-        applied: known.position,
-        device: link.device,
-        mtu: Some(link.mtu),
-        links: links.collect(),
-        problems: fit_problems(problems),
-        armed: armed(known, link, psks),
-        start,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a18_each_start_has_the_next_number_and_draws_another() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let starts: Vec<_> = (0..3).map(|_| noted_start(&store).unwrap()).collect();
-        assert_eq!(starts.iter().map(|start| start.number).collect::<Vec<_>>(), [1, 2, 3]);
-        assert!(starts[0].drawn != starts[1].drawn && starts[1].drawn != starts[2].drawn);
-    }
 }

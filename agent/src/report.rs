@@ -1,0 +1,170 @@
+//! Reports to the coordinator: how this node, its host and its links are. One is on its way at a time.
+
+use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
+
+use tokio::{sync::oneshot, time::sleep};
+use tracing::warn;
+use wattle_mesh::{
+    machine::Machine,
+    psk::exchange::Exchange,
+    replica::{Known, KnownPeer},
+    reporting::{Reporting, fit_problems},
+    rotation::canary::armed,
+    state::{Observed, ObservedPeer},
+};
+use wattle_wire::{
+    endpoint::Endpoint,
+    ids::NodeId,
+    report::{LinkReport, ProbeReport, Report, Start},
+};
+
+use crate::{
+    coordinator::{Coordinator, RequestError},
+    identity::Membership,
+    random,
+    run::LOOK,
+    store::Store,
+};
+
+/// How often an agent was started on the state directory.
+const STARTS: &str = "starts.json";
+
+/// What the coordinator was told, and what it is being told.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    start: Option<Start>,
+    reporting: Reporting,
+    on_its_way: Option<oneshot::Receiver<Option<ToldReport>>>,
+}
+
+/// A report that arrived.
+#[derive(Debug)]
+pub(crate) struct ToldReport {
+    report: Report,
+    links: usize,
+    due_at: Duration,
+}
+
+impl Reporter {
+    /// Of an agent that has just been started, which is noted in the state directory.
+    pub(crate) fn new(store: &Store) -> Self {
+        Self { start: noted_start(store), reporting: Reporting::default(), on_its_way: None }
+    }
+
+    /// The coordinator may have forgotten what it was told: the next report is of all.
+    pub(crate) fn forget(&mut self) {
+        self.reporting.forget();
+    }
+
+    /// Whether a report is on its way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.on_its_way.is_some()
+    }
+
+    /// The whole account of this node; `None` while it has no interface.
+    pub(crate) fn account(
+        &self,
+        known: &Known,
+        observed: &Observed,
+        probes: &BTreeMap<NodeId, ProbeReport>,
+        psks: &Exchange,
+        problems: impl Iterator<Item = String>,
+    ) -> Option<Report> {
+        let link = observed.link.as_ref()?;
+        let none = ObservedPeer::default();
+        let links = known.peers.values().map(|known @ KnownPeer { peer, .. }| {
+            let found = known.entry(link).unwrap_or(&none);
+            LinkReport {
+                peer: peer.node,
+                handshake_age_s: found.handshake_age_s,
+                received_bytes: found.received_bytes,
+                sent_bytes: found.sent_bytes,
+                endpoint: found.endpoint.and_then(|endpoint| Endpoint::try_from(endpoint).ok()),
+                probe: probes.get(&peer.node).copied(),
+            }
+        });
+        Some(Report {
+            applied: known.position,
+            device: link.device,
+            mtu: Some(link.mtu),
+            links: links.collect(),
+            problems: fit_problems(problems),
+            armed: armed(known, link, psks),
+            start: self.start,
+        })
+    }
+
+    /// Sends what of an account is due at `now`, if anything, without waiting for it. `now` is of a clock that only goes forward.
+    pub(crate) fn go(
+        &mut self,
+        full: Report,
+        now: Duration,
+        coordinator: &Arc<Coordinator>,
+        machine: &Arc<Machine>,
+        membership: &Membership,
+    ) {
+        let links = full.links.len();
+        let Some(report) = self.reporting.due(full, now) else { return };
+        let (sender, receiver) = oneshot::channel();
+        self.on_its_way = Some(receiver);
+        let (coordinator, machine, membership) = (Arc::clone(coordinator), Arc::clone(machine), membership.clone());
+        tokio::spawn(async move {
+            let told = match coordinator.report(&machine, &membership, &report).await {
+                Ok(()) => Some(ToldReport { report, links, due_at: now }),
+                Err(error @ RequestError::Unreachable { .. }) => {
+                    tracing::debug!("the report did not arrive: {error:#}");
+                    None
+                }
+                Err(error) => {
+                    warn!("the report was not taken: {error:#}");
+                    None
+                }
+            };
+            if told.is_none() {
+                // The next one is due at once; a coordinator in trouble is not asked more often than the host is looked at.
+                sleep(LOOK).await;
+            }
+            let _ = sender.send(told);
+        });
+    }
+
+    /// Waits for the report that is on its way; for ever when none is.
+    pub(crate) async fn told(&mut self) -> Option<ToldReport> {
+        match &mut self.on_its_way {
+            Some(receiver) => receiver.await.ok().flatten(),
+            None => pending().await,
+        }
+    }
+
+    /// Takes note of what [`Reporter::told`] waited for.
+    pub(crate) fn take_in(&mut self, told: Option<ToldReport>) {
+        self.on_its_way = None;
+        if let Some(ToldReport { report, links, due_at }) = told {
+            self.reporting.told(&report, links, due_at);
+        }
+    }
+}
+
+/// Counts this start in the state directory. Without a count the agent runs all the same: only a copy of the directory would go unnoticed.
+fn noted_start(store: &Store) -> Option<Start> {
+    let noted = || {
+        let number = store.read::<i64>(STARTS)?.unwrap_or(0).saturating_add(1);
+        store.write(STARTS, &number)?;
+        anyhow::Ok(Start { number, drawn: i64::from_be_bytes(*random::bytes()?) })
+    };
+    noted().inspect_err(|error| warn!("cannot count the starts of the agent: {error:#}")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a18_each_start_has_the_next_number_and_draws_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let starts: Vec<_> = (0..3).map(|_| noted_start(&store).unwrap()).collect();
+        assert_eq!(starts.iter().map(|start| start.number).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(starts[0].drawn != starts[1].drawn && starts[1].drawn != starts[2].drawn);
+    }
+}
