@@ -295,7 +295,10 @@ impl Pair {
 
     /// Whether all of it outlives a restart.
     fn is_kept(&self) -> bool {
-        matches!(self.phase, Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. })
+        match self.phase {
+            Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } => true,
+            Phase::Requested { .. } | Phase::Waiting { .. } => false,
+        }
     }
 
     /// What of it outlives a restart.

@@ -95,7 +95,7 @@ impl Exchange {
         let may_ask = self.may_ask(now) > 0;
         let due = |(node, peer)| {
             let (pair, ends) = (self.pairs.get(node).map_or(&fresh, Arc::as_ref), ends(known, machine, peer));
-            pair.is_due(&ends, now) && (may_ask || !pair.would_begin(&ends))
+            is_next(pair, &ends, now, may_ask)
         };
         let is_gone = |node| !known.peers.contains_key(node);
         self.pairs.keys().chain(self.given.keys()).any(is_gone) || correspondents(known, unsettled).any(due)
@@ -117,10 +117,11 @@ impl Exchange {
         let mut may_ask = self.may_ask(now);
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
             let (pair, ends) = (self.pairs.entry(*node).or_default(), ends(known, machine, peer));
-            let begins = pair.would_begin(&ends);
-            if (begins && may_ask == 0) || !pair.is_due(&ends, now) {
+            // Asked first: a pair that has nothing to do is not copied.
+            if !is_next(pair, &ends, now, may_ask > 0) {
                 return None;
             }
+            let begins = pair.would_begin(&ends);
             let message = Arc::make_mut(pair).tick(&ends, now, kem)?;
             may_ask -= usize::from(begins);
             Some(OutgoingLetter { to: *node, message })
@@ -197,6 +198,11 @@ impl Exchange {
 /// The peers with which keys are agreed on, but for the `unsettled` ones.
 fn correspondents<'a>(known: &'a Known, unsettled: &BTreeSet<NodeId>) -> impl Iterator<Item = (&'a NodeId, &'a KnownPeer)> {
     known.peers.iter().filter(|(node, peer)| !peer.statement.unmanaged && !unsettled.contains(node))
+}
+
+/// Whether something is to be said to a peer now: nothing is that would ask one peer too many.
+fn is_next(pair: &Pair, ends: &Ends<'_>, now: u64, may_ask: bool) -> bool {
+    pair.is_due(ends, now) && (may_ask || !pair.would_begin(ends))
 }
 
 fn ends<'a>(known: &Known, machine: &'a Machine, peer: &KnownPeer) -> Ends<'a> {
