@@ -42,7 +42,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long nothing may come on a connection before it is asked for a sign of life; more than a stream's heartbeat.
 const PING: Duration = Duration::from_secs(HEARTBEAT_S + 5);
 /// How long that may take: the connection is given up when the stream is.
-const PONG: Duration = Duration::from_secs(SILENCE_S - HEARTBEAT_S - 5);
+const PONG: Duration = Duration::from_secs(SILENCE_S).saturating_sub(PING);
 /// The longest line of a stream, in bytes: the snapshot of a mesh far larger than any that fits a kernel.
 const LONGEST_LINE: usize = 64 << 20;
 /// The memory of a longer line, in bytes, is not kept for the next one.

@@ -79,7 +79,7 @@ pub async fn finish(
             return Err(error::join_token_refused().into());
         }
         let holders = KeyHolders::of(&mut change, &applicant.statement).await?;
-        if let Some(enrolled) = holders.enrolled_by(applicant.finish.token, &token, mesh)? {
+        if let Some(enrolled) = holders.enrolled_by(&token, mesh)? {
             return Ok(change.not_needed(Some(enrolled)));
         }
         if !queries::consume_token(&mut change, applicant.finish.token).await? {

@@ -69,13 +69,12 @@ fn check(app: &App, node: NodeId, letter: &OutgoingLetter, index: usize) -> Resu
 
 /// Tells nodes of their letters for as long as the coordinator runs.
 pub async fn follow(app: &App) {
-    let mut busy_since = None;
+    let mut busy_until = Instant::now();
     loop {
         if tell(app).await {
-            busy_since = Some(Instant::now());
+            busy_until = Instant::now() + BUSY;
         }
-        let is_busy = busy_since.is_some_and(|since| since.elapsed() < BUSY);
-        sleep(if is_busy { POLL_WHILE_BUSY } else { POLL }).await;
+        sleep(if Instant::now() < busy_until { POLL_WHILE_BUSY } else { POLL }).await;
     }
 }
 

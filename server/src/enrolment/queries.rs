@@ -54,6 +54,7 @@ pub(super) struct Applicant {
 
 /// A join token that was not revoked.
 pub(super) struct Token {
+    id: TokenId,
     pub(super) secret_hash: Vec<u8>,
     pub(super) site: SiteId,
     pub(super) site_name: Name,
@@ -73,7 +74,7 @@ pub(super) async fn lock_token(connection: &mut PgConnection, token: TokenId) ->
     );
     let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
     let site_name = row.site_name.parse().map_err(|_| Error::Internal("a site in the database is not valid"))?;
-    Ok(Some(Token { secret_hash: row.secret_hash, site: SiteId(row.site), site_name }))
+    Ok(Some(Token { id: token, secret_hash: row.secret_hash, site: SiteId(row.site), site_name }))
 }
 
 /// Takes one use of a token; `false` when there is none left or it has expired, by the database's clock.
@@ -112,8 +113,8 @@ impl KeyHolders {
     }
 
     /// The answer that a machine with these keys already got for this token.
-    pub(super) fn enrolled_by(&self, id: TokenId, token: &Token, mesh: MeshId) -> Result<Option<Enrolled>> {
-        let node = self.0.iter().find(|node| node.has_both && node.state != "revoked" && node.join_token == Some(id.0));
+    pub(super) fn enrolled_by(&self, token: &Token, mesh: MeshId) -> Result<Option<Enrolled>> {
+        let node = self.0.iter().find(|node| node.has_both && node.state != "revoked" && node.join_token == Some(token.id.0));
         let Some(node) = node else { return Ok(None) };
         let name = node.name.parse().map_err(|_| Error::Internal("a name in the database is not valid"))?;
         Ok(Some(Enrolled { mesh, node: NodeId(node.id), name, site: token.site_name.clone(), generation: node.generation }))
