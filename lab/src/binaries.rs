@@ -1,12 +1,14 @@
 //! Where the two real programs are.
 
 use std::{
+    collections::BTreeMap,
     env,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 /// A directory that holds the two programs; absent, they are taken from the build that this program is from.
 const DIRECTORY: &str = "WATTLE_BIN_DIR";
@@ -40,28 +42,32 @@ impl Binaries {
     }
 }
 
-/// Builds the two programs as this test program was built, so that the tests never run yesterday's.
+/// Builds the programs as this test program was built, so that the tests never run yesterday's; gives the workspace's test programs by
+/// their names. None where it is not cargo who runs this: there, all programs have to be at hand.
 ///
-/// Cargo builds only the programs of the package under test by itself. Where it is not cargo who runs this, they have to be there.
-pub fn build() -> Result<()> {
-    let Some(mut command) = cargo("build")? else { return Ok(()) };
-    command.arg("--bins");
-    let status = command.status().context("starting cargo")?;
-    if status.success() { Ok(()) } else { bail!("building the two programs: {status}") }
-}
-
-/// Cargo for the whole workspace, built as this program was; nothing where it is not cargo who runs this.
-pub(crate) fn cargo(subcommand: &str) -> Result<Option<Command>> {
-    let (None, Some(cargo)) = (env::var_os(DIRECTORY), env::var_os("CARGO")) else { return Ok(None) };
+/// Cargo builds only the programs of the package under test by itself. With `--tests`, dependencies have the features that tests have, so
+/// that none is built twice.
+pub fn build() -> Result<BTreeMap<String, PathBuf>> {
+    let mut tests = BTreeMap::new();
+    let (None, Some(cargo)) = (env::var_os(DIRECTORY), env::var_os("CARGO")) else { return Ok(tests) };
     let directory = directory()?;
     let target = directory.parent().context("the build directory has no parent")?;
     let mut command = Command::new(cargo);
-    command.args([subcommand, "--quiet", "--workspace", "--target-dir"]).arg(target);
-    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command.args(["build", "--quiet", "--workspace", "--bins", "--tests", "--message-format", "json-render-diagnostics"]);
+    command.arg("--target-dir").arg(target).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
     if directory.ends_with("release") {
         command.arg("--release");
     }
-    Ok(Some(command))
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
+    ensure!(output.status.success(), "building the programs: {}", output.status);
+    for message in String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+        if let (Some(name), Some(path), true) =
+            (message["target"]["name"].as_str(), message["executable"].as_str(), message["profile"]["test"] == true)
+        {
+            tests.insert(name.to_owned(), path.into());
+        }
+    }
+    Ok(tests)
 }
 
 /// A folder for logs and state below the build's: `target/lab/<name>`.

@@ -1,276 +1,207 @@
-//! The second ground: a virtual machine with Debian's kernel, in which the same tests run on the kernel's own WireGuard.
+//! The kernel ground: machines of User-Mode Linux, in which the same tests run on the kernel's own WireGuard.
 //!
 //! ```text
-//!   wattle-lab kernel test ══ qemu ── init (initramfs) ── guest (PID 1, on the host's files) ── job ── the test programs
-//!        ▲                                                                                                   │
-//!        └─────────── the second serial port: what they print, and at last how the job ended ◀───────────────┘
+//!   end_to_end ══ linux ── init (PID 1, on the host's files) ── job ── the same test program
+//!        ▲                                                       │
+//!        └───────── machines/<name>/{output,code,console.log} ◀──┘
 //! ```
 //!
-//! `docs/kernel.md` tells how to work in it.
-
-mod debian;
-mod initramfs;
-mod machine;
-mod tally;
+//! A machine is an ordinary process of an ordinary user, boots in half a second, and does one job. `docs/kernel.md` tells how to work
+//! in it.
 
 use std::{
-    collections::BTreeMap,
+    borrow::Cow,
     env,
     fs::{self, File},
-    io::{Write, stdout},
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-    thread,
-    time::{Duration, Instant},
+    process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
 
 use crate::{
-    binaries::{self, Binaries, scratch},
-    process,
+    binaries::{Binaries, scratch},
+    wait::wait_for,
 };
-use debian::Debian;
-use machine::{Machine, PORT, Talk};
-use tally::{BEGINS, ENDS, Heard, Tally, Transcript};
 
-/// Set, it says to the tests that they have a machine to themselves, and may unload its modules.
+/// Set, it says to the tests that they are in a machine of their own, and may unload its modules.
 pub const OWN_MACHINE: &str = "WATTLE_LAB_OWN_MACHINE";
-/// By how much the deadlines are longer in an emulated machine.
-const PATIENCE: f64 = 20.0;
-/// How long the machine may say nothing, where it gives a sign of life every ten seconds.
-const SILENCE: Duration = Duration::from_secs(120);
 
-/// Where Debian's packages of Postgres are, by their versions.
-const POSTGRES: &str = "/usr/lib/postgresql";
-/// Told to a machine that waits for a test, it says that there is none left.
-const DONE: &str = "done";
-/// More machines than this take more memory than they save time.
-const MOST_MACHINES: usize = 4;
+/// Of each machine. What it does not touch costs nothing.
+const MEMORY: &str = "2G";
+/// Where a machine finds what is lent to it: the programs, and the folders of the machines.
+const INSIDE: &str = "/opt/wattle";
+/// Passed on to the job, if they are set.
+const PASSED: [&str; 3] = ["RUST_LOG", "RUST_BACKTRACE", "WATTLE_LAB_UNPRIVILEGED"];
 
-/// A test program that runs in a machine.
-struct Suite {
-    /// Of cargo's target.
-    name: &'static str,
-    /// The word that its tests have in their names, if not all are for here.
-    only: Option<&'static str>,
+/// Whether this program runs in a machine.
+pub fn is_inside() -> bool {
+    env::var_os(OWN_MACHINE).is_some()
 }
 
-/// The end-to-end tests, and the agent's own of what it does to a kernel.
-const SUITES: [Suite; 2] = [Suite { name: "end_to_end", only: None }, Suite { name: "wattle-agent", only: Some("kernel::") }];
-
-/// One test of a suite.
+/// What machines are made of: a kernel, and a folder that is theirs, too.
 #[derive(Debug)]
-struct Test {
-    suite: &'static str,
-    name: String,
-}
-
-/// Runs the tests whose names contain `filter`; without one, all. `limit` ends the machines, whatever they do.
-///
-/// Each machine has one processor, and there are as many as the host has: two that emulate one each get more done than one with two, and
-/// tests that unload modules are alone.
-pub fn test(filter: Option<&str>, limit: Duration) -> Result<()> {
-    let Prepared { debian, folder, .. } = prepare()?;
-    let tests = list(&folder, filter)?;
-    ensure!(!tests.is_empty(), "no test has {:?} in its name", filter.unwrap_or_default());
-    let machines = thread::available_parallelism().map_or(1, usize::from).min(MOST_MACHINES).min(tests.len());
-    say(&format!("ground: kernel module, {debian}; {} tests on {machines} machines", tests.len()))?;
-
-    let start = Instant::now();
-    let (queue, tally) = (Mutex::new(tests.iter()), Mutex::new(Tally::new(tests.len())));
-    let ends: Vec<Result<()>> = thread::scope(|scope| {
-        let (debian, folder, queue, tally) = (&debian, &folder, &queue, &tally);
-        let run = |number| {
-            let next = || lock(queue).next();
-            scope.spawn(move || run_tests(debian, folder, &format!("{number}"), next, limit, tally))
-        };
-        let running: Vec<_> = (1..=machines).map(run).collect();
-        running.into_iter().map(|machine| machine.join().unwrap_or_else(|_| bail!("the lab itself failed"))).collect()
-    });
-    let tally = lock(&tally);
-    say(&format!("\n{tally}; {:.0} s; logs: {}", start.elapsed().as_secs_f64(), folder.join("lab").display()))?;
-    ends.into_iter().collect::<Result<()>>()?;
-    tally.judge()
-}
-
-/// Runs tests on a machine of their own, one after the other, as long as `next` gives one.
-fn run_tests<'t>(
-    debian: &Debian,
-    folder: &Path,
-    name: &str,
-    mut next: impl FnMut() -> Option<&'t Test>,
-    limit: Duration,
-    tally: &Mutex<Tally>,
-) -> Result<()> {
-    // Each, whatever becomes of the one before.
-    let job = format!(
-        "while read -r suite name && [ $suite != {DONE} ]; do\n\
-         echo \"{BEGINS}$name\"\n\
-         ./programs/test-$suite --exact \"$name\" --test-threads=1 --color=never </dev/null\n\
-         echo \"{ENDS}$?\"\n\
-         done\n"
-    );
-    let start = Instant::now();
-    let mut machine = Machine::start(debian, folder, name, &(environment(folder) + &job), Talk::Listen)?;
-    let mut input = machine.input()?;
-    let mut give_next = move || match next() {
-        Some(Test { suite, name }) => writeln!(input, "{suite} {name}"),
-        None => writeln!(input, "{DONE}"),
-    };
-    let mut transcript = Transcript::default();
-    let ended = machine.listen(SILENCE, limit, |line| match line {
-        machine::UP => {
-            give_next()?;
-            say(&format!("machine {name}: up after {:.1} s", start.elapsed().as_secs_f64()))
-        }
-        line => match transcript.hear(line, Instant::now()) {
-            Heard::Nothing => Ok(()),
-            Heard::Stray(line) => say(&format!("machine {name}: {line}")),
-            Heard::Ended(ended) => {
-                give_next()?;
-                let line = lock(tally).count(ended);
-                say(&line)
-            }
-        },
-    });
-    let running = || transcript.last_words().unwrap_or_else(|| "no test was running".to_owned());
-    ended.map(drop).with_context(|| format!("machine {name}; {}", running()))
-}
-
-/// What a thread that failed left is still good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs a command of a shell in the machine, which has to succeed.
-pub fn run(command: &str, limit: Duration) -> Result<()> {
-    let Prepared { debian, folder, .. } = prepare()?;
-    let job = format!("{}exec </dev/null\n{command}\n", environment(&folder));
-    let mut machine = Machine::start(&debian, &folder, "1", &job, Talk::Listen)?;
-    match machine.listen(SILENCE, limit, |line| if line == machine::UP { Ok(()) } else { say(line) })? {
-        0 => Ok(()),
-        code => bail!("the command ended with {code}"),
-    }
-}
-
-/// A shell in the machine, with the programs in its path.
-pub fn shell() -> Result<()> {
-    let Prepared { debian, folder, .. } = prepare()?;
-    let job = format!("stty -F {PORT} sane\nexec setsid --ctty bash -i <{PORT} >{PORT} 2>&1\n");
-    say(&format!("machine: {debian}; `exit` switches it off, Ctrl-A X pulls the plug"))?;
-    Machine::start(&debian, &folder, "1", &(environment(&folder) + &job), Talk::Person)?.wait()
-}
-
-/// What machines are made of.
-struct Prepared {
-    debian: Debian,
+pub struct Machines {
+    kernel: PathBuf,
     folder: PathBuf,
     /// Who has it has the folder.
     _lock: File,
 }
 
-/// Builds everything, and gathers it in a folder that is the machine's too.
-fn prepare() -> Result<Prepared> {
-    let debian = Debian::find()?;
-    let folder = scratch("kernel")?;
-    let lock = folder.with_extension("lock");
-    fs::create_dir_all(lock.parent().unwrap_or(&lock))?;
-    let lock = File::create(&lock).with_context(|| format!("making {}", lock.display()))?;
-    if lock.try_lock().is_err() {
-        say("waiting until another run has ended")?;
-        lock.lock()?;
-    }
-    if folder.exists() {
-        fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
-    }
-    let programs = folder.join("programs");
-    // The second one is for logs: machines do not see at once what others make.
-    for folder in [&programs, &folder.join("lab")] {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-
-    // Copies: whoever builds meanwhile does not change what runs.
-    for (name, path) in build_tests()? {
-        fs::copy(&path, programs.join(format!("test-{name}"))).with_context(|| format!("copying {}", path.display()))?;
-    }
-    binaries::build()?;
-    let binaries = Binaries::find()?;
-    for path in [binaries.server(), binaries.agent()] {
-        let name = Path::new(path).file_name().context("a program without a name")?;
-        fs::copy(path, programs.join(name)).with_context(|| format!("copying {path}"))?;
-    }
-    let postgres = folder.join("postgres");
-    fs::create_dir(&postgres)?;
-    initramfs::write_script(&postgres.join("initdb"), include_str!("kernel/initdb"))?;
-    symlink(find_postgres()?, postgres.join("postgres"))?;
-    initramfs::build(&debian, &folder)?;
-    Ok(Prepared { debian, folder, _lock: lock })
+/// How a job ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub success: bool,
+    pub output: String,
 }
 
-/// The server's program of the newest Postgres that Debian installed.
-fn find_postgres() -> Result<PathBuf> {
-    let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
-    let installed = fs::read_dir(POSTGRES).with_context(|| format!("reading {POSTGRES}: install the package postgresql"))?;
-    let newest = installed.filter_map(|entry| Some(entry.ok()?.path())).max_by_key(version);
-    Ok(newest.with_context(|| format!("{POSTGRES} is empty"))?.join("bin/postgres"))
-}
-
-/// The test programs of the suites, by their names.
-fn build_tests() -> Result<BTreeMap<String, PathBuf>> {
-    let mut cargo = binaries::cargo("test")?.context("the tests are built by cargo: use `cargo run --bin wattle-lab -- kernel test`")?;
-    cargo.args(["--no-run", "--message-format", "json"]);
-    let messages = process::run(cargo, None)?;
-    let mut found = BTreeMap::new();
-    for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-        let name = message["target"]["name"].as_str().unwrap_or_default();
-        if let Some(path) = message["executable"].as_str()
-            && message["profile"]["test"] == true
-            && SUITES.iter().any(|suite| suite.name == name)
-        {
-            found.insert(name.to_owned(), PathBuf::from(path));
+impl Machines {
+    /// Builds what is missing, the kernel included, and gathers it in a folder: the two programs, and as `test-<name>` the test programs
+    /// `tests`.
+    pub fn prepare<'t>(tests: impl IntoIterator<Item = (&'t str, PathBuf)>) -> Result<Self> {
+        let kernel = build_kernel()?;
+        let folder = scratch("kernel")?;
+        let lock = folder.with_extension("lock");
+        fs::create_dir_all(lock.parent().unwrap_or(&lock))?;
+        let lock = File::create(&lock).with_context(|| format!("making {}", lock.display()))?;
+        lock.try_lock().context("another run of the kernel ground is under way in this checkout")?;
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
         }
+        for folder in [folder.join("programs"), folder.join("machines")] {
+            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        }
+
+        // Copies: whoever builds meanwhile does not change what runs.
+        let copy = |from: &Path, to: PathBuf| fs::copy(from, to).map(drop).with_context(|| format!("copying {}", from.display()));
+        let programs = folder.join("programs");
+        for (name, path) in tests {
+            copy(&path, programs.join(format!("test-{name}")))?;
+        }
+        let binaries = Binaries::find()?;
+        for path in [binaries.server(), binaries.agent()] {
+            let path = Path::new(path);
+            copy(path, programs.join(path.file_name().context("a program without a name")?))?;
+        }
+        copy(&repository().join("lab/kernel/init"), folder.join("init"))?;
+        Ok(Self { kernel, folder, _lock: lock })
     }
-    if found.len() != SUITES.len() {
-        bail!("cargo built {found:?} only");
+
+    /// The name of the kernel, by its version.
+    pub fn kernel(&self) -> Cow<'_, str> {
+        self.kernel.file_name().unwrap_or_default().to_string_lossy()
     }
-    Ok(found)
+
+    /// The folder of the machines, where their logs are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Starts the machine `name`, which does `job`, lines of a shell, and switches itself off. After `limit` it is ended.
+    pub fn run(&self, name: &str, job: &str, limit: Duration) -> Result<Ended> {
+        let mut machine = self.start(name, job, Console::Nobody)?;
+        wait_for("the machine ends", limit, || machine.linux.try_wait()?.context("it runs")).with_context(|| machine.last_words())?;
+        let code = fs::read_to_string(machine.folder.join("code")).with_context(|| machine.last_words())?;
+        Ok(Ended { success: code.trim() == "0", output: machine.output() })
+    }
+
+    /// A shell in a machine, at this terminal, with the programs in its path.
+    pub fn shell(&self) -> Result<()> {
+        let mut machine = self.start("shell", "exec bash -i", Console::Person)?;
+        let status = machine.linux.wait()?;
+        if status.success() { Ok(()) } else { bail!("the machine ended with {status}; {}", machine.last_words()) }
+    }
+
+    fn start(&self, name: &str, job: &str, console: Console) -> Result<Machine> {
+        let folder = self.folder.join("machines").join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::write(folder.join("job"), environment() + job + "\n")?;
+        let mut linux = self.command(&folder)?;
+        match console {
+            Console::Nobody => {
+                linux.arg("con=null").stdin(Stdio::null()).stdout(Stdio::null());
+            }
+            Console::Person => {
+                fs::write(folder.join("talk"), "")?;
+                linux.args(["con1=fd:0,fd:1", "con=null"]);
+            }
+        }
+        let linux = linux.stderr(File::create(folder.join("console.log"))?).spawn().context("starting User-Mode Linux")?;
+        Ok(Machine { linux, folder })
+    }
+
+    /// The kernel as a command; where its consoles lead is still to be said. It ends with this program, however that ends.
+    fn command(&self, folder: &Path) -> Result<Command> {
+        let name = folder.file_name().context("a machine without a name")?;
+        let [name, own, shared, kernel] =
+            [Path::new(name), folder, &self.folder, &self.kernel].map(|path| path.to_str().filter(|path| !path.contains(['"', ','])));
+        let (Some(name), Some(own), Some(shared), Some(kernel)) = (name, own, shared, kernel) else {
+            bail!("{} cannot be told to a machine: its path has a quote or a comma, or is not UTF-8", folder.display());
+        };
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(self.kernel.join("linux"));
+        command.args([&format!("mem={MEMORY}"), &format!("uml_dir={own}"), "con0=null,fd:2"]);
+        command.args(["rootfstype=hostfs", "rootflags=/", "ro", "quiet", "panic=-1"]);
+        // The kernel takes the quotes away.
+        command.args([format!("init=\"{shared}/init\""), format!("MACHINE={name}"), format!("MODULES=\"{kernel}/lib/modules\"")]);
+        Ok(command)
+    }
 }
 
-/// The tests whose names contain `filter`, in the order of their programs.
-fn list(folder: &Path, filter: Option<&str>) -> Result<Vec<Test>> {
-    let mut tests = Vec::new();
-    for Suite { name: suite, only } in SUITES {
-        let mut program = Command::new(folder.join(format!("programs/test-{suite}")));
-        program.arg("--list").env(OWN_MACHINE, "1");
-        let output = process::run(program, None)?;
-        let names = output.lines().filter_map(|line| line.strip_suffix(": test"));
-        let wanted = |name: &&str| only.is_none_or(|word| name.contains(word)) && filter.is_none_or(|word| name.contains(word));
-        tests.extend(names.filter(wanted).map(|name| Test { suite, name: name.to_owned() }));
+/// Who has the second console.
+enum Console {
+    Nobody,
+    Person,
+}
+
+/// A machine that runs, at the latest until this value goes.
+struct Machine {
+    linux: Child,
+    folder: PathBuf,
+}
+
+impl Machine {
+    fn output(&self) -> String {
+        fs::read(self.folder.join("output")).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     }
-    Ok(tests)
+
+    /// For who wonders why it did not end well.
+    fn last_words(&self) -> String {
+        let console = self.folder.join("console.log");
+        let text = fs::read(&console).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let end = lines[lines.len().saturating_sub(30)..].join("\n");
+        format!("its job said:\n{}\n{} ends:\n{end}\n", self.output().trim(), console.display())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as good.
+        let _ = self.linux.kill();
+        let _ = self.linux.wait();
+    }
+}
+
+/// The kernel's folder, as `scripts/kernel` builds it where it is missing.
+fn build_kernel() -> Result<PathBuf> {
+    let mut script = Command::new(repository().join("scripts/kernel"));
+    let output = script.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting scripts/kernel")?;
+    ensure!(output.status.success(), "the kernel ground is missing: scripts/kernel failed");
+    let text = String::from_utf8(output.stdout).context("the path of the kernel is not UTF-8")?;
+    Ok(text.trim_end().into())
 }
 
 /// The first lines of every job.
-fn environment(folder: &Path) -> String {
-    let programs = folder.join("programs").display().to_string();
-    let path = quoted(&programs);
-    let own = format!("export WATTLE_BIN_DIR={path} PATH=/opt/lab:{path}:$PATH {OWN_MACHINE}=1 WATTLE_LAB_PATIENCE={PATIENCE}\n");
-    let passed =
-        ["RUST_LOG", "RUST_BACKTRACE", "WATTLE_LAB_UNPRIVILEGED"].into_iter().filter_map(|name| Some((name, env::var(name).ok()?)));
-    passed.fold(own, |lines, (name, value)| format!("{lines}export {name}={}\n", quoted(&value)))
+fn environment() -> String {
+    let programs = format!("{INSIDE}/programs");
+    let own = format!("export WATTLE_BIN_DIR={programs} PATH={programs}:$PATH {OWN_MACHINE}=1\n");
+    let passed = PASSED.into_iter().filter_map(|name| Some((name, env::var(name).ok()?)));
+    passed.fold(own, |lines, (name, value)| format!("{lines}export {name}='{}'\n", value.replace('\'', r"'\''")))
 }
 
-/// As one word of a shell.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-fn say(line: &str) -> Result<()> {
-    let mut out = stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush().map_err(Into::into)
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

@@ -4,7 +4,10 @@ use std::{io::Write, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use wattle_lab::{demo, enter, exec, ground, kernel};
+use wattle_lab::{demo, enter, exec, ground, kernel::Machines};
+
+/// How long a command of a machine may take.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Sites in network namespaces, with the two real programs of Wattle in them.
 #[derive(Debug, Parser)]
@@ -25,7 +28,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
     },
-    /// A virtual machine with Debian's kernel, for the kernel's own WireGuard.
+    /// A machine of User-Mode Linux, with the kernel's own WireGuard.
     Kernel {
         #[command(subcommand)]
         command: KernelCommand,
@@ -34,14 +37,6 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum KernelCommand {
-    /// Runs the end-to-end tests in it.
-    Test {
-        /// Only tests with this word in their names.
-        filter: Option<String>,
-        /// Minutes after which it is switched off, whatever it does.
-        #[arg(long, default_value_t = 30)]
-        limit: u64,
-    },
     /// Runs one line of a shell in it.
     Run { line: String },
     /// Gives a shell in it.
@@ -53,11 +48,7 @@ fn main() -> ExitCode {
         let result = match Arguments::parse().command {
             Command::Demo => demo::outside(),
             Command::Exec { host, command } => exec::exec(&host, &command),
-            Command::Kernel { command: KernelCommand::Test { filter, limit } } => {
-                kernel::test(filter.as_deref(), Duration::from_secs(limit * 60))
-            }
-            Command::Kernel { command: KernelCommand::Run { line } } => kernel::run(&line, Duration::from_secs(15 * 60)),
-            Command::Kernel { command: KernelCommand::Shell } => kernel::shell(),
+            Command::Kernel { command } => kernel(command),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -68,6 +59,19 @@ fn main() -> ExitCode {
             }
         }
     })
+}
+
+/// The commands of `wattle-lab kernel`.
+fn kernel(command: KernelCommand) -> Result<()> {
+    let machines = Machines::prepare([])?;
+    match command {
+        KernelCommand::Shell => machines.shell(),
+        KernelCommand::Run { line } => {
+            let ended = machines.run("run", &line, PATIENCE)?;
+            write!(std::io::stdout(), "{}", ended.output)?;
+            if ended.success { Ok(()) } else { bail!("the command failed") }
+        }
+    }
 }
 
 fn inside(job: &str) -> Result<()> {

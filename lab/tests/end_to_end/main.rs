@@ -1,5 +1,8 @@
 //! End-to-end tests on real packets, each in a lab of its own, with the two real programs.
 //!
+//! Each runs where it says something: on this machine, with the device that it has (the kernel's WireGuard or, without the module, the
+//! userspace device), in a machine of the kernel ground, or on both. Which and why stands above each list.
+//!
 //! Logs of each are kept in `target/lab/<test>/`. `cargo test -p wattle-lab --test end_to_end -- --list` shows them; a word filters.
 
 // The server's tests look at the same page.
@@ -25,11 +28,17 @@ use std::{
     io::Write,
     path::Path,
     process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use wattle_lab::{Ground, Site, binaries, enter, ground, kernel::OWN_MACHINE as OWN_MACHINE_VARIABLE};
+use wattle_lab::{
+    Ground, Site, binaries, enter, ground,
+    kernel::{self as machine, Machines},
+    patience,
+};
 use wattle_wire::admin::Node;
 
 /// A test, which gets a folder of its own for logs.
@@ -40,95 +49,187 @@ macro_rules! tests {
     ($($module:ident::$name:ident),* $(,)?) => { &[$((stringify!($name), $module::$name as Test)),*] };
 }
 
-/// Tests that run inside a lab's namespaces.
-const INSIDE: &[(&str, Test)] = tests![
-    laboratory::sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans,
+/// What waits for a real rekeying, more than two minutes: begun first, it is done when the others are. On both grounds: how a session
+/// is renewed is the device's own affair.
+const LONG: &[(&str, Test)] = tests![psk::the_session_that_is_renewed_with_another_key_loses_no_packet_even_when_one_end_missed_the_commit];
+
+/// What passes packets through a device, sets it or repairs it: on both grounds, since each has a device of its own.
+const ON_BOTH: &[(&str, Test)] = tests![
     laboratory::a_stream_notices_a_cable_that_is_pulled_for_a_moment,
     guide::every_tunnel_address_and_every_lan_host_pings_every_other,
     guide::a_lan_host_reaches_another_by_the_direct_path_under_its_own_address,
     guide::each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is_up_from_both_ends,
     change::a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_two_seconds_after_its_removal,
-    change::a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed,
     change::a_hundred_changes_of_one_site_lose_no_packet_of_another,
-    change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
-    outage::without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot,
-    outage::agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet,
     outage::h1_a_killed_agent_leaves_its_tunnels_up,
     outage::an_agent_that_is_stopped_and_started_again_loses_no_packet,
     repair::h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds,
     repair::h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched,
-    psk::e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had,
     psk::without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_one_the_tunnel_stays,
     psk::h2_a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_with_a_new_key_and_loses_no_packet,
-    psk::the_session_that_is_renewed_with_another_key_loses_no_packet_even_when_one_end_missed_the_commit,
     rotation::a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_direction,
     rotation::h2_a_node_that_dies_before_and_after_it_took_up_a_key_loses_no_packet,
     rotation::without_the_coordinator_all_follow_to_a_new_key_and_an_agent_that_starts_meanwhile_does_too,
-    see::verify_tells_whether_every_tunnel_and_every_lan_answers,
-    see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
     unmanaged::a_site_with_a_file_reaches_all_and_gets_through_with_the_old_file_until_it_has_the_new_one,
-    trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
-    trust::e8_packets_of_a_compromised_gateway_with_anothers_source_address_are_dropped,
-    trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
-    input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
-    input::c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is,
-    input::a_bad_request_gets_a_problem_that_says_why_and_changes_nothing,
 ];
 
-/// Tests for a virtual machine of [`wattle_lab::kernel`], which may be treated as no host of anybody's.
-const OWN_MACHINE: &[(&str, Test)] = tests![
+/// What is decided above the device and shown by packets or by the device's settings: on the kernel's alone, which most gateways have.
+const ON_KERNEL: &[(&str, Test)] = tests![
+    outage::without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot,
+    psk::e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had,
+    see::verify_tells_whether_every_tunnel_and_every_lan_answers,
+    see::doctor_names_what_is_in_the_way_and_the_remedy_helps,
+    trust::e8_packets_of_a_compromised_gateway_with_anothers_source_address_are_dropped,
+    trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
+    trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
+    trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,
+    // These treat the machine as no host of anybody's: they unload modules, or need a root that is real.
     kernel::h6_a_taken_port_is_named_and_the_tunnels_come_up_when_it_is_free,
     kernel::h6_an_agent_that_may_not_make_interfaces_says_what_it_needs_and_goes_on_trying,
     kernel::an_ordinary_user_with_cap_net_admin_alone_weaves_repairs_and_takes_down,
     kernel::h6_a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel,
 ];
 
-/// Tests inside a lab that say little of a kernel, and would take long on an emulated one.
-const NOT_EMULATED: &[(&str, Test)] = tests![
-    trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,
+/// What says nothing of a device: the agent's and the coordinator's own conduct, the page, the command line. It is quickest here.
+const ON_HOST: &[(&str, Test)] = tests![
+    laboratory::sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans,
+    change::a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed,
+    change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
+    outage::agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet,
     outage::h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on,
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
+    trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,
     trust::e12_without_a_lock_each_gateway_tells_what_a_thief_of_the_coordinator_changed_and_changed_back,
-    trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,
     see::g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric,
+    see::the_page_shows_three_sites_whose_links_are_up_and_within_seconds_one_that_is_cut,
+    see::a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault,
     repair::h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key,
     rotation::peers_whose_firewalls_are_long_in_listing_their_rules_follow_to_a_new_key_all_the_same,
     rotation::a_peer_that_was_away_learns_the_key_when_it_is_back,
     rotation::a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost,
-    psk::whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named,
     rotation::h2_another_identity_is_taken_up_whoever_dies_at_whatever_step_and_no_packet_is_lost,
     rotation::handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up,
-    see::the_page_shows_three_sites_whose_links_are_up_and_within_seconds_one_that_is_cut,
-    see::a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault,
+    psk::whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named,
+    input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
+    input::c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is,
+    input::a_bad_request_gets_a_problem_that_says_why_and_changes_nothing,
 ];
 
 /// Tests that make labs and look at them from outside.
 const OUTSIDE: &[(&str, Test)] =
     tests![laboratory::a_killed_lab_leaves_nothing_behind, laboratory::the_demo_serves_whoever_started_it_and_ends_with_ctrl_c,];
 
+/// Stands before the name of a test on the kernel ground.
+const KERNEL: &str = "kernel::";
+/// The agent's own tests of what it does to a kernel, as one test, and the program that has them.
+const AGENTS_OWN: &str = "kernel::the_agents_own";
+const AGENT_TESTS: &str = "wattle-agent";
+/// How many tests run side by side. Most wait for most of their time.
+const SIDE_BY_SIDE: usize = 3;
+/// How long a test on the kernel ground may take, whatever it waits for.
+const LIMIT: f64 = 400.0;
+/// How many of the slowest tests are told.
+const SLOWEST: usize = 10;
+
 fn main() -> ExitCode {
-    enter::main(inside, outside)
+    enter::main(inside, || if machine::is_inside() { here() } else { outside() })
+}
+
+/// In a machine of the kernel ground: runs one test.
+fn here() -> ExitCode {
+    let tests = [LONG, ON_BOTH, ON_KERNEL].into_iter().flatten();
+    let trials = tests.map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
 fn outside() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Labs do not meet, but their deadlines are for one at a time.
-    arguments.test_threads.get_or_insert(1);
-    if !arguments.list {
-        match binaries::build().and_then(|()| Ground::find()) {
-            Ok(ground) => say(&format!("ground: {ground}")),
-            Err(error) => {
-                say(&format!("{error:#}"));
-                return ExitCode::FAILURE;
-            }
+    arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
+    let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|word| name.contains(word));
+    let on_kernel: Vec<String> = [LONG, ON_BOTH, ON_KERNEL]
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| format!("{KERNEL}{name}"))
+        .chain([AGENTS_OWN.to_owned()])
+        .collect();
+    let prepared = if arguments.list { Ok(None) } else { prepare(on_kernel.iter().any(|name| wanted(name))) };
+    let machines = match prepared {
+        Ok(machines) => Arc::new(machines),
+        Err(error) => {
+            say(&format!("{error:#}"));
+            return ExitCode::FAILURE;
         }
+    };
+
+    let on_kernel = on_kernel.into_iter().map(|name| {
+        let machines = Arc::clone(&machines);
+        timed(name, move |name| in_a_machine(machines.as_ref().as_ref().context("no machines were prepared")?, name))
+    });
+    let on_host = [LONG, ON_BOTH, ON_HOST].into_iter().flatten().map(|(name, _)| timed((*name).to_owned(), in_a_lab));
+    let outside = OUTSIDE.iter().map(|(name, test)| timed((*name).to_owned(), |name| test(&fresh(name)?)));
+    // The long ones first, and what is heavy and what waits mixed: a kernel test, then one of this machine.
+    let mut on_host = on_host.chain(outside);
+    let mut trials = Vec::new();
+    for trial in on_kernel {
+        trials.push(trial);
+        trials.extend(on_host.next());
     }
-    let by_ground = if env::var_os(OWN_MACHINE_VARIABLE).is_some() { OWN_MACHINE } else { NOT_EMULATED };
-    let inside = INSIDE.iter().chain(by_ground).map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
-    let outside = OUTSIDE
-        .iter()
-        .map(|(name, test)| Trial::test(*name, move || fresh(name).and_then(|folder| test(folder.as_path())).map_err(failed)));
-    libtest_mimic::run(&arguments, inside.chain(outside).collect()).exit_code()
+    trials.extend(on_host);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    tell_the_slowest();
+    conclusion.exit_code()
+}
+
+/// Builds the programs, and for the kernel ground its machines.
+fn prepare(machines: bool) -> Result<Option<Machines>> {
+    let mut tests = binaries::build()?;
+    say(&format!("ground: {}", Ground::find()?));
+    if !machines {
+        return Ok(None);
+    }
+    let agents = tests.remove(AGENT_TESTS).context("no agent's tests: use `cargo test`")?;
+    let machines = Machines::prepare([("end_to_end", env::current_exe()?), (AGENT_TESTS, agents)])?;
+    say(&format!("kernel ground: {}; logs: {}", machines.kernel(), machines.folder().display()));
+    Ok(Some(machines))
+}
+
+/// How long each test took that has ended.
+static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+
+/// A test that is told the time.
+fn timed(name: String, test: impl FnOnce(&str) -> Result<()> + Send + 'static) -> Trial {
+    Trial::test(name.clone(), move || {
+        let begin = Instant::now();
+        let result = test(&name);
+        TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((begin.elapsed(), name));
+        result.map_err(failed)
+    })
+}
+
+fn tell_the_slowest() {
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    times.sort_by(|one, other| other.cmp(one));
+    for (time, name) in times.iter().take(SLOWEST) {
+        say(&format!("slow: {:>6.1} s {name}", time.as_secs_f64()));
+    }
+}
+
+/// Runs a test of the kernel ground in a machine of its own.
+fn in_a_machine(machines: &Machines, name: &str) -> Result<()> {
+    let test = name.strip_prefix(KERNEL).context("not a test of the kernel ground")?;
+    let (program, arguments, passed) = if name == AGENTS_OWN {
+        (AGENT_TESTS, "kernel::".to_owned(), "passed; 0 failed; 0 ignored")
+    } else {
+        ("end_to_end", format!("--exact {test}"), "1 passed; 0 failed; 0 ignored")
+    };
+    let job = format!("exec test-{program} {arguments} --test-threads=1 --color=never");
+    let ended = machines.run(test, &job, patience(LIMIT))?;
+    // A program that ran nothing ends well, too.
+    let ran = ended.output.lines().any(|line| {
+        line.strip_prefix("test result: ok. ").is_some_and(|result| result.contains(passed) && !result.starts_with("0 passed"))
+    });
+    ensure!(ended.success && ran, "{}\nlogs: {}", ended.output.trim(), machines.folder().display());
+    Ok(())
 }
 
 /// Runs the test `name` in new namespaces.
@@ -152,12 +253,8 @@ fn inside(job: &str) -> Result<()> {
     if job == laboratory::HOLD {
         return laboratory::hold();
     }
-    let (name, test) = INSIDE
-        .iter()
-        .chain(OWN_MACHINE)
-        .chain(NOT_EMULATED)
-        .find(|(name, _)| *name == job)
-        .with_context(|| format!("no test is called {job}"))?;
+    let mut tests = [LONG, ON_BOTH, ON_KERNEL, ON_HOST].into_iter().flatten();
+    let (name, test) = tests.find(|(name, _)| *name == job).with_context(|| format!("no test is called {job}"))?;
     test(&binaries::scratch(name)?)
 }
 
