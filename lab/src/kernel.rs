@@ -22,6 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     binaries::{Binaries, scratch},
+    process,
     wait::wait_for,
 };
 
@@ -32,6 +33,8 @@ pub const OWN_MACHINE: &str = "WATTLE_LAB_OWN_MACHINE";
 const MEMORY: &str = "2G";
 /// Where a machine finds what is lent to it: the programs, and the folders of the machines.
 const INSIDE: &str = "/opt/wattle";
+/// By how much deadlines are longer there: a system call takes 18 µs, a process 10 ms to start, and a machine has one processor.
+const PATIENCE: f64 = 3.0;
 /// Passed on to the job, if they are set.
 const PASSED: [&str; 3] = ["RUST_LOG", "RUST_BACKTRACE", "WATTLE_LAB_UNPRIVILEGED"];
 
@@ -85,6 +88,9 @@ impl Machines {
             copy(path, programs.join(path.file_name().context("a program without a name")?))?;
         }
         copy(&repository().join("lab/kernel/init"), folder.join("init"))?;
+        let mut cluster = Command::new(repository().join("lab/kernel/cluster"));
+        cluster.arg(folder.join("postgres"));
+        process::run(cluster, None)?;
         Ok(Self { kernel, folder, _lock: lock })
     }
 
@@ -197,7 +203,9 @@ fn build_kernel() -> Result<PathBuf> {
 /// The first lines of every job.
 fn environment() -> String {
     let programs = format!("{INSIDE}/programs");
-    let own = format!("export WATTLE_BIN_DIR={programs} PATH={programs}:$PATH {OWN_MACHINE}=1\n");
+    let own = format!(
+        "export WATTLE_BIN_DIR={programs} PATH={programs}:{INSIDE}/postgres:$PATH {OWN_MACHINE}=1 WATTLE_LAB_PATIENCE={PATIENCE}\n"
+    );
     let passed = PASSED.into_iter().filter_map(|name| Some((name, env::var(name).ok()?)));
     passed.fold(own, |lines, (name, value)| format!("{lines}export {name}='{}'\n", value.replace('\'', r"'\''")))
 }

@@ -28,7 +28,7 @@ use std::{
     io::Write,
     path::Path,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -53,13 +53,16 @@ macro_rules! tests {
 /// is renewed is the device's own affair.
 const LONG: &[(&str, Test)] = tests![psk::the_session_that_is_renewed_with_another_key_loses_no_packet_even_when_one_end_missed_the_commit];
 
+/// What promises a time, which takes a processor that nobody else has: on both grounds, and alone.
+const ALONE: &[(&str, Test)] =
+    tests![change::a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_two_seconds_after_its_removal,];
+
 /// What passes packets through a device, sets it or repairs it: on both grounds, since each has a device of its own.
 const ON_BOTH: &[(&str, Test)] = tests![
     laboratory::a_stream_notices_a_cable_that_is_pulled_for_a_moment,
     guide::every_tunnel_address_and_every_lan_host_pings_every_other,
     guide::a_lan_host_reaches_another_by_the_direct_path_under_its_own_address,
     guide::each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is_up_from_both_ends,
-    change::a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_two_seconds_after_its_removal,
     change::a_hundred_changes_of_one_site_lose_no_packet_of_another,
     outage::h1_a_killed_agent_leaves_its_tunnels_up,
     outage::an_agent_that_is_stopped_and_started_again_loses_no_packet,
@@ -137,7 +140,7 @@ fn main() -> ExitCode {
 
 /// In a machine of the kernel ground: runs one test.
 fn here() -> ExitCode {
-    let tests = [LONG, ON_BOTH, ON_KERNEL].into_iter().flatten();
+    let tests = [LONG, ON_BOTH, ON_KERNEL, ALONE].into_iter().flatten();
     let trials = tests.map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
@@ -146,7 +149,7 @@ fn outside() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
     let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|word| name.contains(word));
-    let on_kernel: Vec<String> = [LONG, ON_BOTH, ON_KERNEL]
+    let on_kernel: Vec<String> = [LONG, ON_BOTH, ON_KERNEL, ALONE]
         .into_iter()
         .flatten()
         .map(|(name, _)| format!("{KERNEL}{name}"))
@@ -165,7 +168,7 @@ fn outside() -> ExitCode {
         let machines = Arc::clone(&machines);
         timed(name, move |name| in_a_machine(machines.as_ref().as_ref().context("no machines were prepared")?, name))
     });
-    let on_host = [LONG, ON_BOTH, ON_HOST].into_iter().flatten().map(|(name, _)| timed((*name).to_owned(), in_a_lab));
+    let on_host = [LONG, ON_BOTH, ON_HOST, ALONE].into_iter().flatten().map(|(name, _)| timed((*name).to_owned(), in_a_lab));
     let outside = OUTSIDE.iter().map(|(name, test)| timed((*name).to_owned(), |name| test(&fresh(name)?)));
     // The long ones first, and what is heavy and what waits mixed: a kernel test, then one of this machine.
     let mut on_host = on_host.chain(outside);
@@ -195,10 +198,16 @@ fn prepare(machines: bool) -> Result<Option<Machines>> {
 
 /// How long each test took that has ended.
 static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
+/// Held by tests: by one of [`ALONE`] as its only one, by those of [`LONG`], which do nothing most of the time, not at all.
+static COMPANY: RwLock<()> = RwLock::new(());
 
-/// A test that is told the time.
+/// A test that is told the time, and runs beside others or alone.
 fn timed(name: String, test: impl FnOnce(&str) -> Result<()> + Send + 'static) -> Trial {
+    let is_of = |list: &[(&str, Test)]| list.iter().any(|(listed, _)| name.strip_prefix(KERNEL).unwrap_or(&name) == *listed);
+    let (alone, long) = (is_of(ALONE), is_of(LONG));
     Trial::test(name.clone(), move || {
+        let _alone = alone.then(|| COMPANY.write().unwrap_or_else(PoisonError::into_inner));
+        let _beside_others = (!alone && !long).then(|| COMPANY.read().unwrap_or_else(PoisonError::into_inner));
         let begin = Instant::now();
         let result = test(&name);
         TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((begin.elapsed(), name));
@@ -253,7 +262,7 @@ fn inside(job: &str) -> Result<()> {
     if job == laboratory::HOLD {
         return laboratory::hold();
     }
-    let mut tests = [LONG, ON_BOTH, ON_KERNEL, ON_HOST].into_iter().flatten();
+    let mut tests = [LONG, ALONE, ON_BOTH, ON_KERNEL, ON_HOST].into_iter().flatten();
     let (name, test) = tests.find(|(name, _)| *name == job).with_context(|| format!("no test is called {job}"))?;
     test(&binaries::scratch(name)?)
 }
