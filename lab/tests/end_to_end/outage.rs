@@ -1,6 +1,6 @@
 //! Programs die; packets go on.
 
-use std::{os::unix::net::UnixDatagram, path::Path};
+use std::{os::unix::net::UnixDatagram, path::Path, sync::mpsc, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -193,12 +193,17 @@ pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_o
     let mut lab = Lab::build(folder, &GUIDE)?;
     let socket = folder.join("notify");
     let systemd = UnixDatagram::bind(&socket)?;
-    systemd.set_read_timeout(Some(patience(20.0)))?;
-    let hears = || -> Result<String> {
+    let (told, tells) = mpsc::channel();
+    // Read at once, as systemd does: whoever tells waits while nobody reads.
+    thread::spawn(move || {
         let mut buffer = [0; 100];
-        let length = systemd.recv(&mut buffer).context("nothing is heard")?;
-        Ok(String::from_utf8(buffer[..length].to_vec())?.trim().to_owned())
-    };
+        while let Ok(length) = systemd.recv(&mut buffer) {
+            if told.send(String::from_utf8_lossy(&buffer[..length]).trim().to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let hears = || tells.recv_timeout(patience(20.0)).context("nothing is heard");
     let notify = format!("NOTIFY_SOCKET={}", socket.display());
     lab.gateway_mut(DUBLIN)?.start_agent_under(&["env", &notify, "WATCHDOG_USEC=1000000"])?;
     // Before it has joined, and after.
@@ -209,9 +214,7 @@ pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_o
     let created: CreatedSite = api.post("/sites", &dublin.site.body())?;
     dublin.join(created.join_token.join_string.reveal())?;
     wait_for("the agent is in charge", patience(20.0), || is_in_charge(lab.gateway(DUBLIN)?))?;
-    systemd.set_nonblocking(true)?;
-    while hears().is_ok() {}
-    systemd.set_nonblocking(false)?;
+    while tells.try_recv().is_ok() {}
     same(&hears()?.as_str(), &"WATCHDOG=1")
 }
 
