@@ -55,7 +55,8 @@ pub(crate) async fn run(place: &Place, metrics: Option<SocketAddr>) -> anyhow::R
         Some(address) => Some(Arc::new(Metrics::serve(address).await?)),
         None => None,
     };
-    let mut supervisor = Supervisor::ready();
+    // Ready means that the tunnels known on disk are up: the unit is ordered before the network, which waits for that.
+    let mut supervisor = Supervisor::new();
     let (mut machine, mut membership) = tokio::select! {
         joined = wait_for_join(&store, &mut supervisor) => joined?,
         () = stop.asked() => return Ok(()),
@@ -107,10 +108,10 @@ impl Stop {
 async fn wait_for_join(store: &Store, supervisor: &mut Supervisor) -> anyhow::Result<(Machine, Membership)> {
     let mut told = false;
     loop {
-        supervisor.alive();
         if let Some((machine, Some(membership))) = Slot::Present.load(store)? {
             return Ok((machine, membership));
         }
+        supervisor.alive();
         if !told {
             info!("this machine is not a node yet: waiting for `wattle-agent join`");
             told = true;

@@ -6,26 +6,32 @@ use sd_notify::{NotifyState, notify, watchdog_enabled};
 use tokio::time::Instant;
 use tracing::debug;
 
-/// Who started the agent, if he wants to hear of it.
+/// Who started the agent, if anybody wants to hear of it.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    /// How often he wants to hear; absent means never.
+    /// How often to tell that the loop goes on; absent means never.
     pace: Option<Duration>,
+    /// When that was last told; absent before the agent is ready.
     told: Option<Instant>,
 }
 
 impl Supervisor {
-    /// Tells that the agent has started.
-    pub(crate) fn ready() -> Self {
-        tell(NotifyState::Ready);
+    pub(crate) fn new() -> Self {
         // What is left of the limit is for one pass of the loop.
         Self { pace: watchdog_enabled().map(|limit| limit / 10), told: None }
     }
 
-    /// Tells that the loop goes on, if it is time to. To be called at each of its passes.
+    /// Tells that the loop goes on, if it is time to, and the first time that the agent is ready. To be called at each of its passes.
     pub(crate) fn alive(&mut self) {
-        let Some(pace) = self.pace else { return };
-        if self.told.is_none_or(|told| told.elapsed() >= pace) {
+        let Some(told) = self.told else {
+            tell(NotifyState::Ready);
+            if self.pace.is_some() {
+                tell(NotifyState::Watchdog);
+            }
+            self.told = Some(Instant::now());
+            return;
+        };
+        if self.pace.is_some_and(|pace| told.elapsed() >= pace) {
             tell(NotifyState::Watchdog);
             self.told = Some(Instant::now());
         }

@@ -9,6 +9,8 @@
 //! A machine is an ordinary process of an ordinary user, boots in half a second, and does one job. `docs/kernel.md` tells how to work
 //! in it.
 
+mod root;
+
 use std::{
     borrow::Cow,
     env,
@@ -25,6 +27,8 @@ use crate::{
     process,
     wait::wait_for,
 };
+
+pub use root::Debian;
 
 /// Set, it says to the tests that they are in a machine of their own, and may unload its modules.
 pub const OWN_MACHINE: &str = "WATTLE_LAB_OWN_MACHINE";
@@ -63,12 +67,17 @@ impl Machines {
     /// Builds what is missing, the kernel included, and gathers it in a folder: the two programs, and as `test-<name>` the test programs
     /// `tests`.
     pub fn prepare<'t>(tests: impl IntoIterator<Item = (&'t str, PathBuf)>) -> Result<Self> {
+        Self::gather("kernel", tests)
+    }
+
+    /// As [`Machines::prepare`], in the build's folder of this name.
+    fn gather<'t>(name: &str, tests: impl IntoIterator<Item = (&'t str, PathBuf)>) -> Result<Self> {
         let kernel = build_kernel()?;
-        let folder = scratch("kernel")?;
+        let folder = scratch(name)?;
         let lock = folder.with_extension("lock");
         fs::create_dir_all(lock.parent().unwrap_or(&lock))?;
         let lock = File::create(&lock).with_context(|| format!("making {}", lock.display()))?;
-        lock.try_lock().context("another run of the kernel ground is under way in this checkout")?;
+        lock.try_lock().with_context(|| format!("another run of the {name} ground is under way in this checkout"))?;
         if folder.exists() {
             fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
         }
@@ -123,7 +132,7 @@ impl Machines {
         let folder = self.folder.join("machines").join(name);
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         fs::write(folder.join("job"), environment() + job + "\n")?;
-        let mut linux = self.command(&folder)?;
+        let mut linux = self.command(&folder, "init")?;
         match console {
             Console::Nobody => {
                 linux.arg("con=null").stdin(Stdio::null()).stdout(Stdio::null());
@@ -137,8 +146,9 @@ impl Machines {
         Ok(Machine { linux, folder })
     }
 
-    /// The kernel as a command; where its consoles lead is still to be said. It ends with this program, however that ends.
-    fn command(&self, folder: &Path) -> Result<Command> {
+    /// The kernel as a command, whose first program is `init` of the shared folder; where its consoles lead is still to be
+    /// said. It ends with this program, however that ends.
+    fn command(&self, folder: &Path, init: &str) -> Result<Command> {
         let name = folder.file_name().context("a machine without a name")?;
         let [name, own, shared, kernel] =
             [Path::new(name), folder, &self.folder, &self.kernel].map(|path| path.to_str().filter(|path| !path.contains(['"', ','])));
@@ -150,7 +160,7 @@ impl Machines {
         command.args([&format!("mem={MEMORY}"), &format!("uml_dir={own}"), "con0=null,fd:2"]);
         command.args(["rootfstype=hostfs", "rootflags=/", "ro", "quiet", "panic=-1"]);
         // The kernel takes the quotes away.
-        command.args([format!("init=\"{shared}/init\""), format!("MACHINE={name}"), format!("MODULES=\"{kernel}/lib/modules\"")]);
+        command.args([format!("init=\"{shared}/{init}\""), format!("MACHINE={name}"), format!("MODULES=\"{kernel}/lib/modules\"")]);
         Ok(command)
     }
 }
@@ -193,11 +203,16 @@ impl Drop for Machine {
 
 /// The kernel's folder, as `scripts/kernel` builds it where it is missing.
 fn build_kernel() -> Result<PathBuf> {
-    let mut script = Command::new(repository().join("scripts/kernel"));
-    let output = script.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting scripts/kernel")?;
-    ensure!(output.status.success(), "the kernel ground is missing: scripts/kernel failed");
-    let text = String::from_utf8(output.stdout).context("the path of the kernel is not UTF-8")?;
-    Ok(text.trim_end().into())
+    made_by("scripts/kernel").context("the kernel ground is missing")
+}
+
+/// The folder that a script of the repository makes where it is missing, and says with its last line.
+fn made_by(script: &str) -> Result<PathBuf> {
+    let output = Command::new(repository().join(script)).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("starting {script}"))?;
+    ensure!(output.status.success(), "{script} failed");
+    let text = String::from_utf8(output.stdout).with_context(|| format!("what {script} says is not UTF-8"))?;
+    Ok(text.lines().last().with_context(|| format!("{script} says nothing"))?.into())
 }
 
 /// The first lines of every job.

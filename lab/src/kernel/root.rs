@@ -1,0 +1,95 @@
+//! Machines with a systemd: the same kernel below a Debian of their own, so that units start and reboots are real.
+//!
+//! ```text
+//!   systemd ══ linux ── root/init ── /sbin/init ── lab-job.service ── root/run ── job
+//!                           │
+//!                  /: the files of scripts/root below the machine's disk, which keeps what is written over a reboot
+//! ```
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::geteuid;
+
+use super::{Ended, Machine, Machines, made_by, repository};
+use crate::{process, wait::wait_for};
+
+/// How much a machine may write. It takes as much of the host's disk as it does write.
+const DISK: u64 = 2 << 30;
+/// No interfaces but those that somebody makes: the kernel makes some of each kind unasked.
+const NO_INTERFACES: [&str; 4] = ["fb_tunnels=none", "bonding.max_bonds=0", "dummy.numdummies=0", "ifb.numifbs=0"];
+
+/// Machines with a systemd.
+#[derive(Debug)]
+pub struct Debian {
+    machines: Machines,
+    root: PathBuf,
+}
+
+impl Debian {
+    /// Builds what is missing, and gathers it in a folder: the two programs and the packaged units.
+    pub fn prepare() -> Result<Self> {
+        ensure!(geteuid().is_root(), "machines with a systemd have files of many users: run this as root");
+        let root = made_by("scripts/root").context("the systemd ground is missing")?;
+        let machines = Machines::gather("systemd", [])?;
+        for (from, to) in [("lab/kernel/root", "root"), ("packaging/systemd", "packaging")] {
+            copy_files(&repository().join(from), &machines.folder.join(to))?;
+        }
+        Ok(Self { machines, root })
+    }
+
+    /// The folder of the machines, where what they said is.
+    pub fn folder(&self) -> &Path {
+        &self.machines.folder
+    }
+
+    /// Starts the machine `name`, which does `job`, lines of a shell, anew at each boot, and switches itself off when one of
+    /// them ends. After `limit` it is ended.
+    pub fn run(&self, name: &str, job: &str, limit: Duration) -> Result<Ended> {
+        let folder = self.machines.folder.join("machines").join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::write(folder.join("job"), job)?;
+        let disk = folder.join("disk");
+        make_disk(&disk)?;
+
+        let mut command = self.machines.command(&folder, "root/init")?;
+        let (Some(disk_path), Some(root)) = (disk.to_str(), self.root.to_str().filter(|root| !root.contains([':', '"']))) else {
+            bail!("{} cannot be told to a machine: its path has a colon or a quote, or is not UTF-8", self.root.display());
+        };
+        command.args([format!("ubd0={disk_path}"), format!("ROOT=\"{root}\""), "con=null".to_owned()]).args(NO_INTERFACES);
+        let console = File::create(folder.join("console.log"))?;
+        let linux = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(console).spawn().context("starting User-Mode Linux")?;
+        let mut machine = Machine { linux, folder };
+        wait_for("the machine ends", limit, || machine.linux.try_wait()?.context("it runs")).with_context(|| machine.last_words())?;
+        let code = fs::read_to_string(machine.folder.join("code")).with_context(|| machine.last_words())?;
+        // Nobody looks at it any more, and it is large.
+        fs::remove_file(disk)?;
+        Ok(Ended { success: code.trim() == "0", output: machine.output() })
+    }
+}
+
+/// An empty disk with a file system.
+fn make_disk(path: &Path) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
+    file.set_len(DISK)?;
+    // In a folder that an ordinary path does not have.
+    let mut command = Command::new("/sbin/mkfs.ext4");
+    command.args(["-q", "-E", "lazy_itable_init=1,lazy_journal_init=1"]).arg(path);
+    process::run(command, None).map(drop)
+}
+
+/// Copies the files of a folder to another, which is new.
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+    for entry in fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().context("a file without a name")?;
+        fs::copy(&path, to.join(name)).with_context(|| format!("copying {}", path.display()))?;
+    }
+    Ok(())
+}

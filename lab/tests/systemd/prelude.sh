@@ -1,0 +1,123 @@
+# Stands before each of the tests beside it, which are jobs of a machine with a systemd (lab/kernel/root): this machine is the
+# gateway of Dublin and has the coordinator; a network namespace is the gateway of Cork.
+#
+#   this machine                     the namespace cork
+#   wan0 198.18.0.1 ───────────────── wan0 198.18.0.2
+#   lan0 10.10.0.1                    lan0 10.20.0.1
+set -eu
+url=https://198.18.0.1:8443
+packaged=/opt/wattle/packaging
+
+# The test fails, for this reason.
+fail() {
+    echo "FAILED: $*"
+    journalctl --no-pager --output=short-monotonic --lines=60 --unit='wattle-*' --unit=cork-agent
+    exit 1
+}
+
+# Looks until a command succeeds, for so many seconds.
+wait_for() {
+    until=$(($(date +%s) + $1))
+    shift
+    while ! said=$("$@" 2>&1); do
+        [ "$(date +%s)" -lt $until ] || fail "did not come to be: $*; last: $said"
+        sleep 0.1
+    done
+}
+
+# What a property of a unit is.
+property() {
+    systemctl show --value --property="$2" "$1"
+}
+
+# The unit is up, with another process than this one.
+is_another() {
+    [ "$(property "$1" ActiveState)" = active ] && [ "$(property "$1" MainPID)" != "$2" ]
+}
+
+api() {
+    path=$1
+    shift
+    curl --silent --show-error --fail-with-body --max-time 10 --cacert /var/lib/wattle-server/ca.crt \
+        --header "Authorization: Bearer $(cat /var/lib/wattle-server/api-token)" "$url$path" "$@"
+}
+
+reboot() {
+    echo "reboots"
+    systemctl reboot
+    # The machine goes down while this waits.
+    sleep infinity
+}
+
+# The packages' part: programs, users and units.
+install_wattle() {
+    ln -sf /opt/wattle/programs/wattle-agent /opt/wattle/programs/wattle-server /usr/local/bin/
+    install -D -m 644 "$packaged/wattle.sysusers.conf" /etc/sysusers.d/wattle.conf
+    install -m 644 "$packaged"/*.service /etc/systemd/system/
+    install -d /etc/wattle
+    echo "WATTLE_URL=$url" >/etc/wattle/server.env
+    systemd-sysusers
+    systemctl daemon-reload
+}
+
+# The networks of both gateways, and Cork's agent: here at once, and at each boot from now on.
+install_networks() {
+    cat >/usr/local/sbin/make-networks <<'END'
+#!/bin/sh -e
+ip netns add cork
+ip link add wan0 type veth peer name wan0 netns cork
+ip link add lan0 type dummy
+ip -n cork link set lo up
+ip -n cork address add 198.18.0.2/24 dev wan0
+ip -n cork link set wan0 up
+ip -n cork link add lan0 type dummy
+ip -n cork address add 10.20.0.1/24 dev lan0
+ip -n cork link set lan0 up
+END
+    chmod +x /usr/local/sbin/make-networks
+    # Cables and cards are there before anybody sets addresses.
+    cat >/etc/systemd/system/networks.service <<'END'
+[Unit]
+DefaultDependencies=no
+After=local-fs.target systemd-udevd.service
+Before=network-pre.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/local/sbin/make-networks
+[Install]
+WantedBy=sysinit.target
+END
+    cat >/etc/systemd/system/cork-agent.service <<'END'
+[Unit]
+After=networks.service
+[Service]
+NetworkNamespacePath=/run/netns/cork
+StateDirectory=cork
+ExecStart=/usr/local/bin/wattle-agent --state-dir /var/lib/cork run
+[Install]
+WantedBy=multi-user.target
+END
+    install -d /etc/systemd/network
+    printf '[Match]\nName=%s\n[Network]\nAddress=%s\nConfigureWithoutCarrier=yes\n' wan0 198.18.0.1/24 \
+        >/etc/systemd/network/wan0.network
+    printf '[Match]\nName=%s\n[Network]\nAddress=%s\nConfigureWithoutCarrier=yes\n' lan0 10.10.0.1/24 \
+        >/etc/systemd/network/lan0.network
+    systemctl daemon-reload
+    systemctl enable --quiet --now networks.service systemd-networkd.service cork-agent.service
+}
+
+# Both sites, each with a gateway that has joined and a tunnel that is up.
+join_both() {
+    systemctl enable --quiet --now wattle-server.service wattle-agent.service
+    wait_for 60 api /readyz
+    for site in dublin:198.18.0.1:10.10.0.0/24 cork:198.18.0.2:10.20.0.0/24; do
+        name=${site%%:*} address=${site#*:} lan=${site##*:}
+        api /sites --data "{\"name\": \"$name\", \"endpoint\": \"${address%:*}:51820\", \"subnets\": [\"$lan\"]}" |
+            jq --raw-output .join_token.join_string >"/run/$name"
+    done
+    chmod 644 /run/dublin
+    setpriv --reuid=wattle --regid=wattle --clear-groups sh -c 'wattle-agent join - </run/dublin'
+    ip netns exec cork wattle-agent --state-dir /var/lib/cork join - </run/cork
+    wait_for 30 ping -c 1 -W 1 10.20.0.1
+}
