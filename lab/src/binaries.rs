@@ -42,9 +42,9 @@ impl Binaries {
     }
 }
 
-/// Builds the programs as this test program was built, so that the tests never run yesterday's; gives the workspace's test programs by
-/// their names. None where it is not cargo who runs this: there, all programs have to be at hand.
+/// Builds the programs as this test program was built, so that the tests never run yesterday's.
 ///
+/// Gives the workspace's test programs by their names; none where it is not cargo who runs this: there, all programs have to be at hand.
 /// Cargo builds only the programs of the package under test by itself. With `--tests`, dependencies have the features that tests have, so
 /// that none is built twice.
 pub fn build() -> Result<BTreeMap<String, PathBuf>> {

@@ -21,8 +21,6 @@ use crate::{process, wait::wait_for};
 
 /// How much a machine may write. It takes as much of the host's disk as it does write.
 const DISK: u64 = 2 << 30;
-/// No interfaces but those that somebody makes: the kernel makes some of each kind unasked.
-const NO_INTERFACES: [&str; 4] = ["fb_tunnels=none", "bonding.max_bonds=0", "dummy.numdummies=0", "ifb.numifbs=0"];
 
 /// Machines with a systemd.
 #[derive(Debug)]
@@ -61,7 +59,7 @@ impl Debian {
         let (Some(disk_path), Some(root)) = (disk.to_str(), self.root.to_str().filter(|root| !root.contains([':', '"']))) else {
             bail!("{} cannot be told to a machine: its path has a colon or a quote, or is not UTF-8", self.root.display());
         };
-        command.args([format!("ubd0={disk_path}"), format!("ROOT=\"{root}\""), "con=null".to_owned()]).args(NO_INTERFACES);
+        command.args([format!("ubd0={disk_path}"), format!("ROOT=\"{root}\""), "con=null".to_owned()]);
         let console = File::create(folder.join("console.log"))?;
         let linux = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(console).spawn().context("starting User-Mode Linux")?;
         let mut machine = Machine { linux, folder };
