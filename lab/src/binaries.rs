@@ -54,7 +54,7 @@ pub fn build() -> Result<BTreeMap<String, PathBuf>> {
     let target = directory.parent().context("the build directory has no parent")?;
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--workspace", "--bins", "--tests", "--message-format", "json-render-diagnostics"]);
-    command.arg("--target-dir").arg(target).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    command.arg("--target-dir").arg(target).current_dir(repository());
     if directory.ends_with("release") {
         command.arg("--release");
     }
@@ -86,4 +86,9 @@ fn directory() -> Result<PathBuf> {
     let directory = exe.parent().context("this program is in no directory")?;
     let directory = if directory.ends_with("deps") { directory.parent() } else { Some(directory) };
     Ok(directory.context("this program is in no build directory")?.to_owned())
+}
+
+/// The checkout.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

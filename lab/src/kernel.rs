@@ -23,8 +23,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    binaries::{Binaries, scratch},
-    process,
+    binaries::{Binaries, repository, scratch},
+    coordinator,
     wait::wait_for,
 };
 
@@ -47,6 +47,11 @@ const PASSED: [&str; 3] = ["RUST_LOG", "RUST_BACKTRACE", "WATTLE_LAB_UNPRIVILEGE
 /// Whether this program runs in a machine.
 pub fn is_inside() -> bool {
     env::var_os(OWN_MACHINE).is_some()
+}
+
+/// Why there can be no machines here, if there can be none.
+pub fn missing() -> Option<String> {
+    (env::consts::ARCH != "x86_64").then(|| format!("User-Mode Linux is for x86-64, and this is {}", env::consts::ARCH))
 }
 
 /// What machines are made of: a kernel, and a folder that is theirs, too.
@@ -99,9 +104,7 @@ impl Machines {
             copy(path, programs.join(path.file_name().context("a program without a name")?))?;
         }
         copy(&repository().join("lab/kernel/init"), folder.join("init"))?;
-        let mut cluster = Command::new(repository().join("lab/kernel/cluster"));
-        cluster.arg(folder.join("postgres"));
-        process::run(cluster, None)?;
+        coordinator::make_cluster(&folder.join("postgres"))?;
         Ok(Self { kernel, folder, _lock: lock })
     }
 
@@ -225,8 +228,4 @@ fn environment() -> String {
     );
     let passed = PASSED.into_iter().filter_map(|name| Some((name, env::var(name).ok()?)));
     passed.fold(own, |lines, (name, value)| format!("{lines}export {name}='{}'\n", value.replace('\'', r"'\''")))
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

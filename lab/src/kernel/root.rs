@@ -16,8 +16,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::geteuid;
 
-use super::{Ended, Machine, Machines, made_by, repository};
-use crate::{process, wait::wait_for};
+use super::{Ended, Machine, Machines, made_by};
+use crate::{binaries::repository, process, wait::wait_for};
 
 /// How much a machine may write. It takes as much of the host's disk as it does write.
 const DISK: u64 = 2 << 30;

@@ -24,8 +24,11 @@ mod unmanaged;
 
 use std::{
     env,
-    fs::{self, File},
+    ffi::OsStr,
+    fs::{self, File, Permissions},
     io::Write,
+    iter,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -34,8 +37,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use tempfile::TempDir;
 use wattle_lab::{
-    Ground, Site, binaries, enter, ground,
+    Ground, Site, binaries,
+    coordinator::make_cluster,
+    enter, ground,
     kernel::{self as machine, Machines},
     patience,
 };
@@ -141,7 +147,8 @@ fn main() -> ExitCode {
 /// In a machine of the kernel ground: runs one test.
 fn here() -> ExitCode {
     let tests = [LONG, ON_BOTH, ON_KERNEL, ALONE].into_iter().flatten();
-    let trials = tests.map(|(name, _)| Trial::test(*name, move || in_a_lab(name).map_err(failed)));
+    let trials =
+        tests.map(|(name, _)| Trial::test(*name, move || in_a_lab(name, &env::var_os("PATH").unwrap_or_default()).map_err(failed)));
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
@@ -149,26 +156,35 @@ fn outside() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
     let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|word| name.contains(word));
-    let on_kernel: Vec<String> = [LONG, ON_BOTH, ON_KERNEL, ALONE]
+    let mut on_kernel: Vec<String> = [LONG, ON_BOTH, ON_KERNEL, ALONE]
         .into_iter()
         .flatten()
         .map(|(name, _)| format!("{KERNEL}{name}"))
         .chain([AGENTS_OWN.to_owned()])
         .collect();
-    let prepared = if arguments.list { Ok(None) } else { prepare(on_kernel.iter().any(|name| wanted(name))) };
-    let machines = match prepared {
-        Ok(machines) => Arc::new(machines),
+    if let Some(why) = machine::missing() {
+        say(&format!("kernel ground: missing: {why}"));
+        if env::var_os("CI").is_some() {
+            return ExitCode::FAILURE;
+        }
+        on_kernel.clear();
+    }
+    let prepared = if arguments.list { Ok(None) } else { prepare(on_kernel.iter().any(|name| wanted(name))).map(Some) };
+    let grounds = match prepared {
+        Ok(grounds) => Arc::new(grounds),
         Err(error) => {
             say(&format!("{error:#}"));
             return ExitCode::FAILURE;
         }
     };
 
-    let on_kernel = on_kernel.into_iter().map(|name| {
-        let machines = Arc::clone(&machines);
-        timed(name, move |name| in_a_machine(machines.as_ref().as_ref().context("no machines were prepared")?, name))
-    });
-    let on_host = [LONG, ON_BOTH, ON_HOST, ALONE].into_iter().flatten().map(|(name, _)| timed((*name).to_owned(), in_a_lab));
+    let on_grounds = |name: String, test: fn(&Grounds, &str) -> Result<()>| {
+        let grounds = Arc::clone(&grounds);
+        timed(name, move |name| test(grounds.as_ref().as_ref().context("nothing was prepared")?, name))
+    };
+    let on_kernel = on_kernel.into_iter().map(|name| on_grounds(name, in_a_machine));
+    let on_host = [LONG, ON_BOTH, ON_HOST, ALONE].into_iter().flatten();
+    let on_host = on_host.map(|(name, _)| on_grounds((*name).to_owned(), in_a_lab_beside));
     let outside = OUTSIDE.iter().map(|(name, test)| timed((*name).to_owned(), |name| test(&fresh(name)?)));
     // The long ones first, and what is heavy and what waits mixed: a kernel test, then one of this machine.
     let mut on_host = on_host.chain(outside);
@@ -183,17 +199,28 @@ fn outside() -> ExitCode {
     conclusion.exit_code()
 }
 
+/// What the tests of both grounds stand on.
+struct Grounds {
+    /// Before all others in the path: see [`make_cluster`].
+    postgres: TempDir,
+    /// Absent if no test is for the kernel ground.
+    machines: Option<Machines>,
+}
+
 /// Builds the programs, and for the kernel ground its machines.
-fn prepare(machines: bool) -> Result<Option<Machines>> {
+fn prepare(machines: bool) -> Result<Grounds> {
     let mut tests = binaries::build()?;
     say(&format!("ground: {}", Ground::find()?));
+    // Where the account of Postgres can reach it.
+    let postgres = tempfile::Builder::new().prefix("wattle-lab-").permissions(Permissions::from_mode(0o755)).tempdir_in("/tmp")?;
+    make_cluster(postgres.path())?;
     if !machines {
-        return Ok(None);
+        return Ok(Grounds { postgres, machines: None });
     }
     let agents = tests.remove(AGENT_TESTS).context("no agent's tests: use `cargo test`")?;
     let machines = Machines::prepare([("end_to_end", env::current_exe()?), (AGENT_TESTS, agents)])?;
     say(&format!("kernel ground: {}; logs: {}", machines.kernel(), machines.folder().display()));
-    Ok(Some(machines))
+    Ok(Grounds { postgres, machines: Some(machines) })
 }
 
 /// How long each test took that has ended.
@@ -224,7 +251,8 @@ fn tell_the_slowest() {
 }
 
 /// Runs a test of the kernel ground in a machine of its own.
-fn in_a_machine(machines: &Machines, name: &str) -> Result<()> {
+fn in_a_machine(grounds: &Grounds, name: &str) -> Result<()> {
+    let machines = grounds.machines.as_ref().context("no machines were prepared")?;
     let test = name.strip_prefix(KERNEL).context("not a test of the kernel ground")?;
     let (program, arguments, passed) = if name == AGENTS_OWN {
         (AGENT_TESTS, "kernel::".to_owned(), "passed; 0 failed; 0 ignored")
@@ -241,16 +269,23 @@ fn in_a_machine(machines: &Machines, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs the test `name` in new namespaces.
-fn in_a_lab(name: &str) -> Result<()> {
+/// Runs a test on this machine, beside those of other grounds.
+fn in_a_lab_beside(grounds: &Grounds, name: &str) -> Result<()> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = iter::once(grounds.postgres.path().to_owned()).chain(env::split_paths(&path)).chain(["/usr/sbin".into(), "/sbin".into()]);
+    in_a_lab(name, &env::join_paths(path)?)
+}
+
+/// Runs the test `name` in new namespaces, where programs are found by `path`.
+fn in_a_lab(name: &str, path: &OsStr) -> Result<()> {
     let folder = fresh(name)?;
-    let path = folder.join("test.log");
-    let log = File::create(&path)?;
-    let status = enter::command(name)?.stdout(log.try_clone()?).stderr(log).status().context("starting setpriv")?;
+    let said = folder.join("test.log");
+    let log = File::create(&said)?;
+    let status = enter::command(name)?.env("PATH", path).stdout(log.try_clone()?).stderr(log).status().context("starting setpriv")?;
     if status.success() {
         return Ok(());
     }
-    let log = fs::read_to_string(&path)?;
+    let log = fs::read_to_string(&said)?;
     let why = enter::explain(&log).unwrap_or("it failed");
     bail!("{why} ({status}): {}\nlogs: {}", log.trim(), folder.display())
 }
