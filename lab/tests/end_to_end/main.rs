@@ -101,6 +101,8 @@ const ON_KERNEL: &[(&str, Test)] = tests![
 
 /// What says nothing of a device: the agent's and the coordinator's own conduct, the page, the command line. It is quickest here.
 const ON_HOST: &[(&str, Test)] = tests![
+    // Waits for two minutes, so it begins early.
+    psk::whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named,
     laboratory::sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans,
     change::a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed,
     change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
@@ -118,7 +120,6 @@ const ON_HOST: &[(&str, Test)] = tests![
     rotation::a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost,
     rotation::h2_another_identity_is_taken_up_whoever_dies_at_whatever_step_and_no_packet_is_lost,
     rotation::handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up,
-    psk::whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named,
     input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
     input::c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is,
     input::a_bad_request_gets_a_problem_that_says_why_and_changes_nothing,
@@ -183,7 +184,7 @@ fn outside() -> ExitCode {
         timed(name, move |name| test(grounds.as_ref().as_ref().context("nothing was prepared")?, name))
     };
     let on_kernel = on_kernel.into_iter().map(|name| on_grounds(name, in_a_machine));
-    let on_host = [LONG, ON_BOTH, ON_HOST, ALONE].into_iter().flatten();
+    let on_host = [LONG, ON_HOST, ON_BOTH, ALONE].into_iter().flatten();
     let on_host = on_host.map(|(name, _)| on_grounds((*name).to_owned(), in_a_lab_beside));
     let outside = OUTSIDE.iter().map(|(name, test)| timed((*name).to_owned(), |name| test(&fresh(name)?)));
     // The long ones first, and what is heavy and what waits mixed: a kernel test, then one of this machine.

@@ -8,6 +8,7 @@ use wattle_lab::{
     Flow, Gateway, Host, Lab,
     gateway::{INTERFACE, STATE_DIR},
     patience,
+    process::Daemon,
     site::{DUBLIN, FRANKFURT, GUIDE},
     wait::same,
     wait_for,
@@ -129,11 +130,18 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     let host = &lab.gateway(DUBLIN)?.host;
     let kept = host.run(&format!("cat {STATE_DIR}/node.json"))?;
     let view = |host: &Host| host.run(&format!("cat {STATE_DIR}/view.json"));
-    // It cannot be filled with nothing left behind: `dd` ends when there is no room.
-    host.output(&format!("dd if=/dev/zero of={STATE_DIR}/ballast bs=4096"))?;
+    // It is filled again and again: a file of the agent's that takes the place of another makes room for the next.
+    let mut fill = host.command("sh");
+    fill.args(["-c", &format!("while :; do cat /dev/zero >>{STATE_DIR}/ballast; sleep 0.02; done")]);
+    let fill = Daemon::start(fill, &folder.join("fill.log"))?;
+    wait_for("the disk is full", patience(5.0), || {
+        let free = host.run(&format!("df --output=avail {STATE_DIR}"))?;
+        same(&free.split_whitespace().last(), &Some("0"))
+    })?;
     let before = view(host)?;
     follows(&lab).context("on a full disk")?;
     same(&view(&lab.gateway(DUBLIN)?.host)?, &before)?;
+    fill.kill()?;
     let host = &lab.gateway(DUBLIN)?.host;
     host.run(&format!("rm {STATE_DIR}/ballast"))?;
     host.run(&format!("mount --bind {STATE_DIR} {STATE_DIR}"))?;
