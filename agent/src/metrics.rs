@@ -1,6 +1,6 @@
 //! `wattle-agent run --metrics`: the tunnels of this gateway in Prometheus' text format, under the names that dashboards of WireGuard know.
 
-use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, io::ErrorKind, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use hyper::{
@@ -27,6 +27,8 @@ use wattle_wire::{ids::NodeId, report::ProbeReport};
 
 /// How long to wait when the system has no more connections to give.
 const EXHAUSTED: Duration = Duration::from_millis(100);
+/// How often to look whether this host has the address by now.
+const NO_ADDRESS: Duration = Duration::from_secs(1);
 /// How long a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,12 +50,17 @@ pub(crate) struct Seen<'a> {
 pub(crate) struct Metrics(watch::Sender<String>);
 
 impl Metrics {
-    /// Listens on the address.
+    /// Listens on the address, as soon as this host has it: at boot the agent is there before the network.
     pub(crate) async fn serve(address: SocketAddr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot serve metrics on {address}"))?;
         let (sender, text) = watch::channel(String::new());
-        tracing::info!(url = format!("http://{}/metrics", listener.local_addr()?), "serves metrics");
-        tokio::spawn(accept(listener, text));
+        match TcpListener::bind(address).await {
+            Ok(listener) => drop(tokio::spawn(accept(listener, text))),
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+                tracing::warn!("{address} is no address of this host yet: serves metrics when it is");
+                tokio::spawn(wait_for_address(address, text));
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot serve metrics on {address}")),
+        }
         Ok(Self(sender))
     }
 
@@ -65,7 +72,19 @@ impl Metrics {
     }
 }
 
+async fn wait_for_address(address: SocketAddr, text: watch::Receiver<String>) {
+    loop {
+        sleep(NO_ADDRESS).await;
+        if let Ok(listener) = TcpListener::bind(address).await {
+            return accept(listener, text).await;
+        }
+    }
+}
+
 async fn accept(listener: TcpListener, text: watch::Receiver<String>) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(url = format!("http://{address}/metrics"), "serves metrics");
+    }
     loop {
         match listener.accept().await {
             Ok((connection, _)) => drop(tokio::spawn(answer(connection, text.clone()))),

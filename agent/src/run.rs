@@ -55,7 +55,8 @@ pub(crate) async fn run(place: &Place, metrics: Option<SocketAddr>) -> anyhow::R
         Some(address) => Some(Arc::new(Metrics::serve(address).await?)),
         None => None,
     };
-    // Ready means that the tunnels known on disk are up: the unit is ordered before the network, which waits for that.
+    // The agent is ready when the tunnels that it knows from disk are up: at boot, the network waits
+    // for that (packaging/systemd).
     let mut supervisor = Supervisor::new();
     let (mut machine, mut membership) = tokio::select! {
         joined = wait_for_join(&store, &mut supervisor) => joined?,

@@ -21,7 +21,8 @@ impl Supervisor {
         Self { pace: watchdog_enabled().map(|limit| limit / 10), told: None }
     }
 
-    /// Tells that the loop goes on, if it is time to, and the first time that the agent is ready. To be called at each of its passes.
+    /// To be called at each pass of the loop: tells that it goes on, if it is time to, and the first
+    /// time that the agent is ready.
     pub(crate) fn alive(&mut self) {
         let Some(told) = self.told else {
             tell(NotifyState::Ready);

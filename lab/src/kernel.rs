@@ -120,35 +120,19 @@ impl Machines {
 
     /// Starts the machine `name`, which does `job`, lines of a shell, and switches itself off. After `limit` it is ended.
     pub fn run(&self, name: &str, job: &str, limit: Duration) -> Result<Ended> {
-        let mut machine = self.start(name, job, Console::Nobody)?;
-        wait_for("the machine ends", limit, || machine.linux.try_wait()?.context("it runs")).with_context(|| machine.last_words())?;
-        let code = fs::read_to_string(machine.folder.join("code")).with_context(|| machine.last_words())?;
-        Ok(Ended { success: code.trim() == "0", output: machine.output() })
+        self.start(name, job, Console::Nobody)?.ended(limit)
     }
 
     /// A shell in a machine, at this terminal, with the programs in its path.
     pub fn shell(&self) -> Result<()> {
-        let mut machine = self.start("shell", "exec bash -i", Console::Person)?;
-        let status = machine.linux.wait()?;
-        if status.success() { Ok(()) } else { bail!("the machine ended with {status}; {}", machine.last_words()) }
+        self.start("shell", "exec bash -i", Console::Person)?.left()
     }
 
     fn start(&self, name: &str, job: &str, console: Console) -> Result<Machine> {
         let folder = self.folder.join("machines").join(name);
         fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         fs::write(folder.join("job"), environment() + job + "\n")?;
-        let mut linux = self.command(&folder, "init")?;
-        match console {
-            Console::Nobody => {
-                linux.arg("con=null").stdin(Stdio::null()).stdout(Stdio::null());
-            }
-            Console::Person => {
-                fs::write(folder.join("talk"), "")?;
-                linux.args(["con1=fd:0,fd:1", "con=null"]);
-            }
-        }
-        let linux = linux.stderr(File::create(folder.join("console.log"))?).spawn().context("starting User-Mode Linux")?;
-        Ok(Machine { linux, folder })
+        Machine::start(self.command(&folder, "init")?, folder, console)
     }
 
     /// The kernel as a command, whose first program is `init` of the shared folder; where its consoles lead is still to be
@@ -183,6 +167,34 @@ struct Machine {
 }
 
 impl Machine {
+    /// `linux` is as [`Machines::command`] gives it.
+    fn start(mut linux: Command, folder: PathBuf, console: Console) -> Result<Self> {
+        match console {
+            Console::Nobody => {
+                linux.arg("con=null").stdin(Stdio::null()).stdout(Stdio::null());
+            }
+            Console::Person => {
+                fs::write(folder.join("talk"), "")?;
+                linux.args(["con1=fd:0,fd:1", "con=null"]);
+            }
+        }
+        let linux = linux.stderr(File::create(folder.join("console.log"))?).spawn().context("starting User-Mode Linux")?;
+        Ok(Self { linux, folder })
+    }
+
+    /// Waits until its job has switched it off.
+    fn ended(mut self, limit: Duration) -> Result<Ended> {
+        wait_for("the machine ends", limit, || self.linux.try_wait()?.context("it runs")).with_context(|| self.last_words())?;
+        let code = fs::read_to_string(self.folder.join("code")).with_context(|| self.last_words())?;
+        Ok(Ended { success: code.trim() == "0", output: self.output() })
+    }
+
+    /// Waits until the person at its console has switched it off.
+    fn left(mut self) -> Result<()> {
+        let status = self.linux.wait()?;
+        if status.success() { Ok(()) } else { bail!("the machine ended with {status}; {}", self.last_words()) }
+    }
+
     fn output(&self) -> String {
         fs::read(self.folder.join("output")).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     }

@@ -4,7 +4,10 @@ use std::{io::Write, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use wattle_lab::{demo, enter, exec, ground, kernel::Machines};
+use wattle_lab::{
+    demo, enter, exec, ground,
+    kernel::{Debian, Ended, Machines},
+};
 
 /// How long a command of a machine may take.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -33,6 +36,11 @@ enum Command {
         #[command(subcommand)]
         command: KernelCommand,
     },
+    /// The same below a Debian with its own systemd, as root.
+    Systemd {
+        #[command(subcommand)]
+        command: KernelCommand,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +57,7 @@ fn main() -> ExitCode {
             Command::Demo => demo::outside(),
             Command::Exec { host, command } => exec::exec(&host, &command),
             Command::Kernel { command } => kernel(command),
+            Command::Systemd { command } => systemd(command),
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
@@ -66,12 +75,23 @@ fn kernel(command: KernelCommand) -> Result<()> {
     let machines = Machines::prepare([])?;
     match command {
         KernelCommand::Shell => machines.shell(),
-        KernelCommand::Run { line } => {
-            let ended = machines.run("run", &line, PATIENCE)?;
-            write!(std::io::stdout(), "{}", ended.output)?;
-            if ended.success { Ok(()) } else { bail!("the command failed") }
-        }
+        KernelCommand::Run { line } => tell(&machines.run("run", &line, PATIENCE)?),
     }
+}
+
+/// The commands of `wattle-lab systemd`.
+fn systemd(command: KernelCommand) -> Result<()> {
+    let debian = Debian::prepare()?;
+    match command {
+        KernelCommand::Shell => debian.shell(),
+        KernelCommand::Run { line } => tell(&debian.run("run", &line, PATIENCE)?),
+    }
+}
+
+/// Prints what a machine's command printed; it has to have succeeded.
+fn tell(ended: &Ended) -> Result<()> {
+    write!(std::io::stdout(), "{}", ended.output)?;
+    if ended.success { Ok(()) } else { bail!("the command failed") }
 }
 
 fn inside(job: &str) -> Result<()> {

@@ -19,6 +19,7 @@ const PRELUDE: &str = include_str!("systemd/prelude.sh");
 const TESTS: &[(&str, &str, &str)] = &[
     ("both_units_start_and_come_back_when_they_hang", "units", include_str!("systemd/units.sh")),
     ("after_a_reboot_the_tunnels_are_up_before_the_network_is", "reboot", include_str!("systemd/reboot.sh")),
+    ("power_that_fails_right_after_a_site_joined_takes_nothing", "power", include_str!("systemd/power.sh")),
     ("an_agent_that_cannot_start_does_not_keep_the_network_away", "stuck", include_str!("systemd/stuck.sh")),
 ];
 /// How many machines run side by side, of one processor each.

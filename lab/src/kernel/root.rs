@@ -9,15 +9,15 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::geteuid;
 
-use super::{Ended, Machine, Machines, made_by};
-use crate::{binaries::repository, process, wait::wait_for};
+use super::{Console, Ended, Machine, Machines, made_by};
+use crate::{binaries::repository, process};
 
 /// How much a machine may write. It takes as much of the host's disk as it does write.
 const DISK: u64 = 2 << 30;
@@ -49,25 +49,31 @@ impl Debian {
     /// Starts the machine `name`, which does `job`, lines of a shell, anew at each boot, and switches itself off when one of
     /// them ends. After `limit` it is ended.
     pub fn run(&self, name: &str, job: &str, limit: Duration) -> Result<Ended> {
-        let folder = self.machines.folder.join("machines").join(name);
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        fs::write(folder.join("job"), job)?;
-        let disk = folder.join("disk");
-        make_disk(&disk)?;
-
-        let mut command = self.machines.command(&folder, "root/init")?;
-        let (Some(disk_path), Some(root)) = (disk.to_str(), self.root.to_str().filter(|root| !root.contains([':', '"']))) else {
-            bail!("{} cannot be told to a machine: its path has a colon or a quote, or is not UTF-8", self.root.display());
-        };
-        command.args([format!("ubd0={disk_path}"), format!("ROOT=\"{root}\""), "con=null".to_owned()]);
-        let console = File::create(folder.join("console.log"))?;
-        let linux = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(console).spawn().context("starting User-Mode Linux")?;
-        let mut machine = Machine { linux, folder };
-        wait_for("the machine ends", limit, || machine.linux.try_wait()?.context("it runs")).with_context(|| machine.last_words())?;
-        let code = fs::read_to_string(machine.folder.join("code")).with_context(|| machine.last_words())?;
+        let machine = self.start(name, job, Console::Nobody)?;
+        let disk = machine.folder.join("disk");
+        let ended = machine.ended(limit)?;
         // Nobody looks at it any more, and it is large.
         fs::remove_file(disk)?;
-        Ok(Ended { success: code.trim() == "0", output: machine.output() })
+        Ok(ended)
+    }
+
+    /// A shell in a machine, at this terminal.
+    pub fn shell(&self) -> Result<()> {
+        self.start("shell", "exec bash -i", Console::Person)?.left()
+    }
+
+    fn start(&self, name: &str, job: &str, console: Console) -> Result<Machine> {
+        let folder = self.machines.folder.join("machines").join(name);
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::write(folder.join("job"), format!("{job}\n"))?;
+        let disk = folder.join("disk");
+        make_disk(&disk)?;
+        let mut command = self.machines.command(&folder, "root/init")?;
+        let (Some(disk), Some(root)) = (disk.to_str(), self.root.to_str().filter(|root| !root.contains([':', '"']))) else {
+            bail!("{} cannot be told to a machine: its path has a colon or a quote, or is not UTF-8", self.root.display());
+        };
+        command.args([format!("ubd0={disk}"), format!("ROOT=\"{root}\"")]);
+        Machine::start(command, folder, console)
     }
 }
 

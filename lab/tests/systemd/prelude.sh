@@ -1,5 +1,6 @@
-# Stands before each of the tests beside it, which are jobs of a machine with a systemd (lab/kernel/root): this machine is the
-# gateway of Dublin and has the coordinator; a network namespace is the gateway of Cork.
+# The first part of each test beside it. A test is the job of a machine with a systemd
+# (lab/kernel/root). The machine is the gateway of Dublin and runs the coordinator. A network
+# namespace in it is the gateway of Cork.
 #
 #   this machine                     the namespace cork
 #   wan0 198.18.0.1 ───────────────── wan0 198.18.0.2
@@ -38,7 +39,8 @@ is_another() {
 api() {
     path=$1
     shift
-    curl --silent --show-error --fail-with-body --max-time 10 --cacert /var/lib/wattle-server/ca.crt \
+    curl --silent --show-error --fail-with-body --max-time 10 \
+        --cacert /var/lib/wattle-server/ca.crt \
         --header "Authorization: Bearer $(cat /var/lib/wattle-server/api-token)" "$url$path" "$@"
 }
 
@@ -49,7 +51,14 @@ reboot() {
     sleep infinity
 }
 
-# The packages' part: programs, users and units.
+# As if the power failed: what was not written to the disk is lost.
+cut_power() {
+    echo "loses its power"
+    echo b >/proc/sysrq-trigger
+    sleep infinity
+}
+
+# What a package would install: programs, users and units.
 install_wattle() {
     ln -sf /opt/wattle/programs/wattle-agent /opt/wattle/programs/wattle-server /usr/local/bin/
     install -D -m 644 "$packaged/wattle.sysusers.conf" /etc/sysusers.d/wattle.conf
@@ -99,10 +108,10 @@ ExecStart=/usr/local/bin/wattle-agent --state-dir /var/lib/cork run
 WantedBy=multi-user.target
 END
     install -d /etc/systemd/network
-    printf '[Match]\nName=%s\n[Network]\nAddress=%s\nConfigureWithoutCarrier=yes\n' wan0 198.18.0.1/24 \
-        >/etc/systemd/network/wan0.network
-    printf '[Match]\nName=%s\n[Network]\nAddress=%s\nConfigureWithoutCarrier=yes\n' lan0 10.10.0.1/24 \
-        >/etc/systemd/network/lan0.network
+    for network in wan0:198.18.0.1/24 lan0:10.10.0.1/24; do
+        printf '[Match]\nName=%s\n[Network]\nAddress=%s\nConfigureWithoutCarrier=yes\n' \
+            "${network%:*}" "${network#*:}" >"/etc/systemd/network/${network%:*}.network"
+    done
     systemctl daemon-reload
     systemctl enable --quiet --now networks.service systemd-networkd.service cork-agent.service
 }
@@ -113,8 +122,8 @@ join_both() {
     wait_for 60 api /readyz
     for site in dublin:198.18.0.1:10.10.0.0/24 cork:198.18.0.2:10.20.0.0/24; do
         name=${site%%:*} address=${site#*:} lan=${site##*:}
-        api /sites --data "{\"name\": \"$name\", \"endpoint\": \"${address%:*}:51820\", \"subnets\": [\"$lan\"]}" |
-            jq --raw-output .join_token.join_string >"/run/$name"
+        site="{\"name\": \"$name\", \"endpoint\": \"${address%:*}:51820\", \"subnets\": [\"$lan\"]}"
+        api /sites --data "$site" | jq --raw-output .join_token.join_string >"/run/$name"
     done
     chmod 644 /run/dublin
     setpriv --reuid=wattle --regid=wattle --clear-groups sh -c 'wattle-agent join - </run/dublin'

@@ -2,6 +2,8 @@
 if [ "$BOOT" = 1 ]; then
     install_wattle
     install_networks
+    # An address that the network brings.
+    echo WATTLE_METRICS=10.10.0.1:9586 >/etc/wattle/agent.env
     join_both
     systemctl disable --quiet wattle-server
     # Debian's nftables.service begins with `flush ruleset`.
@@ -14,8 +16,8 @@ After=network-pre.target
 Before=systemd-networkd.service network.target
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c 'ip address; ip route show dev wattle0; wg show wattle0 allowed-ips; nft list tables; \
-    echo online: $(systemctl is-active network-online.target)'
+ExecStart=/bin/sh -c 'ip address; ip route show dev wattle0; wg show wattle0 allowed-ips; \
+    nft list tables; echo online: $(systemctl is-active network-online.target)'
 StandardOutput=truncate:/var/lib/witness
 [Install]
 WantedBy=multi-user.target
@@ -43,11 +45,16 @@ systemctl is-system-running --wait >/dev/null || systemctl --failed --no-legend
 cat /var/lib/witness
 grep --quiet '^online: inactive' /var/lib/witness || fail "the witness came too late"
 ! grep --quiet 198.18.0.1 /var/lib/witness || fail "the witness came too late"
-grep --quiet 'inet .* scope global wattle0' /var/lib/witness || fail "the interface has no address before the network"
-grep --quiet '^10.20.0.0/24' /var/lib/witness || fail "there is no route to the other site before the network"
-grep --quiet '=.*10.20.0.0/24' /var/lib/witness || fail "the tunnel is not set before the network"
-grep --quiet '^table inet wattle' /var/lib/witness || fail "the rules are not there before the network"
+has() {
+    grep --quiet "$1" /var/lib/witness || fail "before the network, there is no $2"
+}
+has 'inet .* scope global wattle0' "address of the interface"
+has '^10.20.0.0/24' "route to the other site"
+has '=.*10.20.0.0/24' "peer"
+has '^table inet wattle' "table of rules"
 [ "$(systemctl is-active wattle-server)" = inactive ] || fail "the coordinator is there"
 wait_for 10 ping -c 1 -W 1 10.20.0.1
-# The address on the LAN came after the tunnel: packets of the gateway's own have it as theirs from the next look on.
+# The LAN's address came after the tunnel. The gateway's own packets take it as their source from the
+# agent's next look on.
 wait_for 15 sh -c "ip route show dev wattle0 | grep '^10.20.0.0/24 .*src 10.10.0.1'"
+wait_for 10 curl --silent --show-error --fail --output /dev/null http://10.10.0.1:9586/metrics

@@ -1,5 +1,5 @@
-# An agent that hangs as it starts holds the network up for its time, and no longer. One that ends at once does not hold it up,
-# and is tried for ever.
+# An agent that hangs at its start delays the network for the unit's time, and no longer. One that
+# fails at once does not delay it, and is started again however often it fails.
 stuck() {
     # As packaged but for the time, which is half a minute.
     install -d /etc/systemd/system/wattle-agent.service.d
@@ -16,7 +16,7 @@ head_start() {
 
 # systemd itself gives up what fails five times in ten seconds.
 is_tried_on() {
-    [ "$(property wattle-agent NRestarts)" -ge 7 ]
+    [ "$(property wattle-agent NRestarts)" -ge 6 ]
 }
 
 case $BOOT in
@@ -29,7 +29,7 @@ case $BOOT in
         ;;
     2)
         wait_for 20 systemctl is-active network-online.target
-        [ "$(head_start)" -ge 4000 ] || fail "the network came $(head_start) ms after the agent was started"
+        [ "$(head_start)" -ge 4000 ] || fail "the network came $(head_start) ms after the agent"
         [ "$(property wattle-agent ActiveState)" = activating ] || fail "the agent is given up"
         stuck /bin/false
         ;;
