@@ -31,6 +31,7 @@ pub mod kernel;
 pub mod lab;
 pub mod process;
 pub mod site;
+pub mod times;
 pub mod wait;
 
 pub use api::{Answer, Api};

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Trial};
-use wattle_lab::{binaries, kernel::Debian, patience};
+use wattle_lab::{binaries, kernel::Debian, patience, times};
 
 /// Stands before each job.
 const PRELUDE: &str = include_str!("systemd/prelude.sh");
@@ -40,9 +40,13 @@ fn main() -> ExitCode {
     };
     let trials = TESTS.iter().map(|(test, machine, job)| {
         let debian = Arc::clone(&debian);
-        Trial::test(*test, move || run(debian.as_ref().as_ref(), machine, job).map_err(|error| format!("{error:#}").into()))
+        Trial::test(*test, move || {
+            times::timed(test, || run(debian.as_ref().as_ref(), machine, job)).map_err(|error| format!("{error:#}").into())
+        })
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    say(&times::slowest());
+    conclusion.exit_code()
 }
 
 fn prepare() -> Result<Debian> {

@@ -31,8 +31,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError, RwLock},
-    time::{Duration, Instant},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -43,7 +42,7 @@ use wattle_lab::{
     coordinator::make_cluster,
     enter, ground,
     kernel::{self as machine, Machines},
-    patience,
+    patience, times,
 };
 use wattle_wire::admin::Node;
 
@@ -138,8 +137,6 @@ const AGENT_TESTS: &str = "wattle-agent";
 const SIDE_BY_SIDE: usize = 3;
 /// How long a test on the kernel ground may take, whatever it waits for.
 const LIMIT: f64 = 400.0;
-/// How many of the slowest tests are told.
-const SLOWEST: usize = 10;
 
 fn main() -> ExitCode {
     enter::main(inside, || if machine::is_inside() { here() } else { outside() })
@@ -181,12 +178,12 @@ fn outside() -> ExitCode {
 
     let on_grounds = |name: String, test: fn(&Grounds, &str) -> Result<()>| {
         let grounds = Arc::clone(&grounds);
-        timed(name, move |name| test(grounds.as_ref().as_ref().context("nothing was prepared")?, name))
+        trial(name, move |name| test(grounds.as_ref().as_ref().context("nothing was prepared")?, name))
     };
     let on_kernel = on_kernel.into_iter().map(|name| on_grounds(name, in_a_machine));
     let on_host = [LONG, ON_HOST, ON_BOTH, ALONE].into_iter().flatten();
     let on_host = on_host.map(|(name, _)| on_grounds((*name).to_owned(), in_a_lab_beside));
-    let outside = OUTSIDE.iter().map(|(name, test)| timed((*name).to_owned(), |name| test(&fresh(name)?)));
+    let outside = OUTSIDE.iter().map(|(name, test)| trial((*name).to_owned(), |name| test(&fresh(name)?)));
     // The long ones first, and what is heavy and what waits mixed: a kernel test, then one of this machine.
     let mut on_host = on_host.chain(outside);
     let mut trials = Vec::new();
@@ -196,7 +193,7 @@ fn outside() -> ExitCode {
     }
     trials.extend(on_host);
     let conclusion = libtest_mimic::run(&arguments, trials);
-    tell_the_slowest();
+    say(&times::slowest());
     conclusion.exit_code()
 }
 
@@ -224,31 +221,18 @@ fn prepare(machines: bool) -> Result<Grounds> {
     Ok(Grounds { postgres, machines: Some(machines) })
 }
 
-/// How long each test took that has ended.
-static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 /// Held by tests: by one of [`ALONE`] as its only one, by those of [`LONG`], which do nothing most of the time, not at all.
 static COMPANY: RwLock<()> = RwLock::new(());
 
-/// A test that is told the time, and runs beside others or alone.
-fn timed(name: String, test: impl FnOnce(&str) -> Result<()> + Send + 'static) -> Trial {
+/// A test that runs beside others or alone.
+fn trial(name: String, test: impl FnOnce(&str) -> Result<()> + Send + 'static) -> Trial {
     let is_of = |list: &[(&str, Test)]| list.iter().any(|(listed, _)| name.strip_prefix(KERNEL).unwrap_or(&name) == *listed);
     let (alone, long) = (is_of(ALONE), is_of(LONG));
     Trial::test(name.clone(), move || {
         let _alone = alone.then(|| COMPANY.write().unwrap_or_else(PoisonError::into_inner));
         let _beside_others = (!alone && !long).then(|| COMPANY.read().unwrap_or_else(PoisonError::into_inner));
-        let begin = Instant::now();
-        let result = test(&name);
-        TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((begin.elapsed(), name));
-        result.map_err(failed)
+        times::timed(&name, || test(&name)).map_err(failed)
     })
-}
-
-fn tell_the_slowest() {
-    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
-    times.sort_by(|one, other| other.cmp(one));
-    for (time, name) in times.iter().take(SLOWEST) {
-        say(&format!("slow: {:>6.1} s {name}", time.as_secs_f64()));
-    }
 }
 
 /// Runs a test of the kernel ground in a machine of its own.
