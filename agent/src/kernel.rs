@@ -24,7 +24,7 @@ use link::{Found, Kind, Tables};
 use made::{MadeInterface, MadeRuleset, Memory};
 use nix::errno::Errno;
 use tracing::info;
-use wattle_mesh::{
+use wattle_mesh::host::{
     interface::InterfaceName,
     state::{AllowedIps, Change, Family, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange},
 };

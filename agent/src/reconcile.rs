@@ -7,15 +7,21 @@ use ipnet::IpNet;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 use wattle_mesh::{
-    desired::{Local, desired},
-    guard::{Guard, Lock, Refused, Surroundings},
-    interface::InterfaceName,
-    machine::Machine,
-    plan::{Plan, Step, plan},
-    psk::exchange::Exchange,
-    replica::Known,
-    rotation::canary::{Turns, Watch},
-    state::{Change, Desired, Observed},
+    agent::{
+        guard::{Guard, Lock, Refused, Surroundings},
+        replica::Known,
+    },
+    host::{
+        desired::{Local, desired},
+        interface::InterfaceName,
+        plan::{Plan, Step, plan},
+        state::{Change, Desired, Observed},
+    },
+    keys::{
+        node_keys::Machine,
+        psk::exchange::Exchange,
+        rotation::canary::{Turns, Watch},
+    },
 };
 use wattle_wire::key::{OperatorKey, WireguardKey};
 

@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::sleep};
 use tracing::warn;
 use wattle_mesh::{
-    machine::Machine,
-    psk::exchange::Exchange,
-    replica::{Known, KnownPeer},
-    reporting::{Reporting, fit_problems},
-    rotation::canary::armed,
-    state::{Observed, ObservedPeer},
+    agent::{
+        replica::{Known, KnownPeer},
+        reporting::{Reporting, fit_problems},
+    },
+    host::state::{Observed, ObservedPeer},
+    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::armed},
 };
 use wattle_wire::{
     endpoint::Endpoint,

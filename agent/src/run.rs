@@ -10,12 +10,13 @@ use tokio::{
 };
 use tracing::{info, warn};
 use wattle_mesh::{
-    interface::InterfaceName,
-    machine::Machine,
-    psk::exchange::Exchange,
-    replica::{Known, Received, Replica},
-    rotation::{Situation, canary::Watch},
-    state::ObservedPeer,
+    agent::replica::{Known, Received, Replica},
+    host::{interface::InterfaceName, state::ObservedPeer},
+    keys::{
+        node_keys::Machine,
+        psk::exchange::Exchange,
+        rotation::{Situation, canary::Watch},
+    },
 };
 use wattle_wire::stream::{ByeReason, StreamMessage};
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use anyhow::{Context, bail};
-use wattle_mesh::state::Family;
+use wattle_mesh::host::state::Family;
 
 use super::made::{MadeSysctl, Memory};
 

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
-use wattle_mesh::ruleset::Ruleset;
+use wattle_mesh::host::ruleset::Ruleset;
 
 use super::userspace::namespace_of;
 use crate::store::Store;

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use tracing::debug;
-use wattle_mesh::{ruleset::Ruleset, state::ObservedRuleset};
+use wattle_mesh::host::{ruleset::Ruleset, state::ObservedRuleset};
 
 use super::made::MadeRuleset;
 

@@ -11,9 +11,11 @@ use std::{
 };
 
 use wattle_mesh::{
-    psk::Psk,
-    ruleset::Ruleset,
-    state::{Family, ObservedPeer, ObservedRuleset},
+    host::{
+        ruleset::Ruleset,
+        state::{Family, ObservedPeer, ObservedRuleset},
+    },
+    keys::psk::Psk,
 };
 use wattle_wire::key::WireguardKey;
 

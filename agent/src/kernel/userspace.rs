@@ -26,9 +26,11 @@ use tokio::{
 };
 use tracing::info;
 use wattle_mesh::{
-    interface::InterfaceName,
-    psk::Psk,
-    state::{AllowedIps, PeerChange},
+    host::{
+        interface::InterfaceName,
+        state::{AllowedIps, PeerChange},
+    },
+    keys::psk::Psk,
 };
 use zeroize::Zeroizing;
 
@@ -281,7 +283,7 @@ fn unhex(text: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
 
 #[cfg(test)]
 mod tests {
-    use wattle_mesh::state::ObservedPeer;
+    use wattle_mesh::host::state::ObservedPeer;
 
     use super::*;
 

@@ -9,9 +9,11 @@ use std::{
 use anyhow::Context;
 use ipnet::IpNet;
 use wattle_mesh::{
-    interface::InterfaceName,
-    psk::Psk,
-    state::{AllowedIps, ObservedPeer, PeerChange},
+    host::{
+        interface::InterfaceName,
+        state::{AllowedIps, ObservedPeer, PeerChange},
+    },
+    keys::psk::Psk,
 };
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder, PeerInfo};
