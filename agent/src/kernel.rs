@@ -1,5 +1,6 @@
 //! The host's network as the agent drives it: one WireGuard interface, its addresses and routes, forwarding, one nftables table.
 
+mod device_state;
 mod forwarding;
 mod link;
 mod made;
@@ -19,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use device_state::{Dump, Write};
 use ipnet::IpNet;
 use link::{Found, Kind, Tables};
 use made::{MadeInterface, MadeRuleset, Memory};
@@ -29,7 +31,7 @@ use wattle_mesh::host::{
     state::{AllowedIps, Change, Family, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange},
 };
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
-use wireguard::{Dump, Write};
+
 use zeroize::Zeroizing;
 
 use crate::store::Store;
@@ -88,7 +90,7 @@ impl Kernel {
             Change::UpdateRuleset { from, to } => self.remember(nft::update(from, to).await),
             Change::CreateLink => self.create_link().await.with_context(|| format!("cannot make the interface {interface}")),
             Change::SetPrivateKey(public_key) => {
-                if wireguard::public_half(private_key) != Some(*public_key) {
+                if device_state::public_half(private_key) != Some(*public_key) {
                     bail!("the private key at hand is not that of {public_key}");
                 }
                 self.write(&Write::PrivateKey(private_key)).await.with_context(|| format!("cannot set the private key of {interface}"))

@@ -27,6 +27,9 @@ use wattle_wire::key::{OperatorKey, WireguardKey};
 
 use crate::{config::Place, kernel::Kernel, store::Store};
 
+/// How often the host is compared with what it should be: what other tools change is repaired within this time.
+pub(crate) const OBSERVE_INTERVAL: Duration = Duration::from_secs(5);
+
 const UNREADABLE: &str = "cannot read the state of this host";
 
 /// The host, and what it lets the mesh do to it.

@@ -22,7 +22,7 @@ use crate::{
     coordinator::{Coordinator, RequestError},
     identity::Membership,
     random,
-    run::LOOK,
+    reconcile::OBSERVE_INTERVAL,
     store::Store,
 };
 
@@ -122,7 +122,7 @@ impl Reporter {
             };
             if told.is_none() {
                 // The next one is due at once; a coordinator in trouble is not asked more often than the host is looked at.
-                sleep(LOOK).await;
+                sleep(OBSERVE_INTERVAL).await;
             }
             let _ = sender.send(told);
         });

@@ -3,5 +3,6 @@
 pub mod admission;
 pub mod guard;
 pub mod history;
+pub mod known_peer;
 pub mod replica;
 pub mod reporting;

@@ -3,5 +3,6 @@
 pub mod enrolment;
 pub mod identity_rotation;
 pub mod node_keys;
+pub mod preshared_key;
 pub mod psk;
 pub mod rotation;

@@ -21,7 +21,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    agent::replica::{KnownPeer, prefixes},
+    agent::known_peer::{KnownPeer, prefixes},
     config::directory::{NodeRecord, SiteRecord},
     keys::enrolment,
 };

@@ -24,11 +24,11 @@ use wattle_wire::{
     subnet::{InvalidSubnet, Subnet},
 };
 
-pub(crate) use self::ownership::prefixes;
 use self::ownership::{Claims, Contradiction};
+pub use crate::agent::known_peer::KnownPeer;
+pub(crate) use crate::agent::known_peer::prefixes;
 use crate::{
     agent::admission::Admitted,
-    host::state::{Link, ObservedPeer},
     keys::enrolment::{InvalidStatement, is_or_was, verify_statement},
 };
 
@@ -41,23 +41,6 @@ pub struct Known {
     pub peers: BTreeMap<NodeId, KnownPeer>,
     /// Absent where the host does not require the lock.
     pub admitted: Option<Admitted>,
-}
-
-/// A peer with what it signed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KnownPeer {
-    pub peer: Peer,
-    pub statement: Statement,
-    /// What is to take the place of the statement.
-    pub announced: Option<Statement>,
-}
-
-impl KnownPeer {
-    /// The peer's entry on the device: the one that has its prefixes, be it of the announced key.
-    pub fn entry<'a>(&self, link: &'a Link) -> Option<&'a ObservedPeer> {
-        let announced = self.announced.as_ref().and_then(|announced| link.peers.get(&announced.wireguard_key));
-        announced.filter(|entry| !entry.allowed_ips.is_empty()).or_else(|| link.peers.get(&self.statement.wireguard_key))
-    }
 }
 
 /// [`Known`] as it is kept on disk, with all that must outlive a restart.

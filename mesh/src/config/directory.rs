@@ -20,7 +20,16 @@ use wattle_wire::{
     subnet::Subnet,
 };
 
-use crate::config::endpoint_check::Trial;
+/// How far an endpoint is known at which nobody has met its node yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Who tries it; absent means that nobody was there to do so.
+    pub by: Option<NodeId>,
+    /// Since when; absent with `by`.
+    pub since: Option<DateTime<Utc>>,
+    /// How many have tried it.
+    pub tries: u32,
+}
 
 /// A site as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,11 +5,13 @@
 use std::ops::Bound;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::{Deserialize, Serialize};
 use wattle_wire::{endpoint::Endpoint, ids::NodeId, report::LinkReport};
 
 use crate::{
-    config::{directory::Directory, view},
+    config::{
+        directory::{Directory, Trial},
+        view,
+    },
     host::state::SESSION_S,
 };
 
@@ -17,17 +19,6 @@ use crate::{
 const MOST: u32 = 3;
 /// For how long a peer tries before another does.
 const PATIENCE: TimeDelta = TimeDelta::seconds(60);
-
-/// How far an endpoint is known at which nobody has met its node yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trial {
-    /// Who tries it; absent means that nobody was there to do so.
-    pub by: Option<NodeId>,
-    /// Since when; absent with `by`.
-    pub since: Option<DateTime<Utc>>,
-    /// How many have tried it.
-    pub tries: u32,
-}
 
 /// The trial that is to follow: by the next of the node's peers, in order of their ids, that was heard of lately.
 ///

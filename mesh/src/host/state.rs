@@ -11,7 +11,7 @@ use wattle_wire::{key::WireguardKey, name::Name, report::DeviceKind};
 
 use crate::{
     host::{interface::InterfaceName, ruleset::Ruleset},
-    keys::psk::Psk,
+    keys::preshared_key::Psk,
 };
 
 /// Seconds after a handshake during which its session may still carry packets: `REJECT_AFTER_TIME` of the WireGuard paper, section 6.1.

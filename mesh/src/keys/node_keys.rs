@@ -22,7 +22,7 @@ use wattle_wire::{
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
-use crate::keys::{enrolment, psk::Psk};
+use crate::keys::{enrolment, preshared_key::Psk};
 
 const CANARY: &[u8] = b"wattle canary v1\0";
 

@@ -22,21 +22,20 @@ mod kem;
 #[cfg(test)]
 mod model;
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wattle_wire::{
     ids::{MeshId, NodeId},
     key::{Bytes32, IdentityKey, KemCiphertext, KemKey, WireguardKey},
     psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
 };
-use zeroize::Zeroizing;
 
 use self::kem::{Derived, derive};
 pub use self::kem::{Kem, KemSecret, SystemKem};
-use crate::keys::{enrolment, node_keys::Machine};
+pub use crate::keys::preshared_key::Psk;
+use crate::keys::{enrolment, node_keys::Machine, preshared_key::on_disk};
 
 /// Seconds for which a key is used: a day, less up to two hours that differ from round to round, so that a mesh does not renew all at once.
 const LIFETIME_S: u64 = 24 * 3600;
@@ -58,41 +57,6 @@ const HELD_S: u64 = 12;
 const NO_ROUND: u64 = 0;
 
 const PURPOSE: &[u8] = b"wattle psk v1\0";
-
-/// A preshared key. Nothing shows it, `Serialize` included; [`on_disk`] alone writes it.
-#[derive(Clone)]
-pub struct Psk(Zeroizing<[u8; 32]>);
-
-impl Psk {
-    pub fn new(bytes: [u8; 32]) -> Self {
-        Self(Zeroizing::new(bytes))
-    }
-
-    /// The key itself. Whoever calls this answers for where it goes.
-    pub fn reveal(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl PartialEq for Psk {
-    fn eq(&self, other: &Self) -> bool {
-        verify_slices_are_equal(&*self.0, &*other.0).is_ok()
-    }
-}
-
-impl Eq for Psk {}
-
-impl fmt::Debug for Psk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Psk(…)")
-    }
-}
-
-impl Serialize for Psk {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("hidden")
-    }
-}
 
 /// The two ends of a tunnel, from one of them.
 #[derive(Debug)]
@@ -547,21 +511,5 @@ impl Retry {
 
     fn again(&mut self, now: u64) {
         *self = Self { said: now, wait: LONGEST_RETRY_S.min(self.wait * 2) };
-    }
-}
-
-/// A [`Psk`] in base64.
-mod on_disk {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use wattle_wire::key::Bytes32;
-
-    use super::Psk;
-
-    pub(super) fn serialize<S: Serializer>(psk: &Psk, serializer: S) -> Result<S::Ok, S::Error> {
-        Bytes32::from(*psk.reveal()).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Psk, D::Error> {
-        Bytes32::deserialize(deserializer).map(|bytes| Psk::new(*bytes.as_bytes()))
     }
 }

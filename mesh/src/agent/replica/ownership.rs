@@ -1,10 +1,6 @@
 //! Who holds which key and which prefix. Each belongs to one; what comes is compared with its neighbours, not with all.
 
-use std::{
-    collections::BTreeMap,
-    iter,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, iter};
 
 use ipnet::IpNet;
 use wattle_wire::{
@@ -14,7 +10,7 @@ use wattle_wire::{
     subnet::overlap,
 };
 
-use super::{Known, KnownPeer};
+use super::{Known, KnownPeer, prefixes};
 
 /// The keys of the peers, and the prefixes of the peers and of the node itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,9 +95,4 @@ fn of_peer(peer: &Peer) -> impl Iterator<Item = IpNet> {
 
 fn of_myself(myself: &Myself) -> impl Iterator<Item = IpNet> {
     prefixes(myself.tunnel_address, &[]).chain(myself.subnets.iter().map(|subnet| subnet.net()))
-}
-
-/// All prefixes of a node: its tunnel address and its LANs.
-pub(crate) fn prefixes(tunnel_address: Ipv4Addr, subnets: &[IpNet]) -> impl Iterator<Item = IpNet> {
-    iter::once(IpNet::from(IpAddr::V4(tunnel_address))).chain(subnets.iter().copied())
 }

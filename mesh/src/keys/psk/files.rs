@@ -41,7 +41,7 @@ pub(super) struct Files {
 /// The key of one file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct FileKey {
-    #[serde(with = "super::on_disk")]
+    #[serde(with = "crate::keys::preshared_key::on_disk")]
     psk: Psk,
     /// When the file was made, in milliseconds since 1970.
     made_ms: u64,

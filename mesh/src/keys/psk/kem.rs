@@ -64,7 +64,7 @@ impl Kem for SystemKem {
 /// What both ends compute of the secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Derived {
-    #[serde(with = "super::on_disk")]
+    #[serde(with = "crate::keys::preshared_key::on_disk")]
     pub(super) psk: Psk,
     /// Shows to whoever has the key that one has it, too, and tells nothing about it.
     pub(super) proof: Bytes32,
