@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter, prelude::*};
-use wattle_mesh::interface::InterfaceName;
+use wattle_mesh::host::interface::InterfaceName;
 use wattle_wire::{endpoint::Endpoint, key::OperatorKey};
 
 /// Makes this Linux gateway a node of a Wattle mesh, and keeps its WireGuard interface as the mesh wants it.

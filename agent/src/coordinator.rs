@@ -19,10 +19,8 @@ use tokio_util::{
     codec::{FramedRead, LinesCodec},
     io::StreamReader,
 };
-use wattle_mesh::{
-    machine::{HeldToken, Machine},
-    pin::Pins,
-};
+use wattle_client::pin::Pins;
+use wattle_mesh::keys::node_keys::{HeldToken, Machine};
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled, NewIdentity},

@@ -31,7 +31,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 use tracing::{info, warn};
-use wattle_mesh::interface::InterfaceName;
+use wattle_mesh::host::interface::InterfaceName;
 use zeroize::Zeroizing;
 
 /// Where `wg` and everybody else looks for the sockets of userspace devices.

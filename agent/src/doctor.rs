@@ -5,9 +5,9 @@ use std::{process::ExitCode, time::Duration};
 use serde::Serialize;
 use tokio::{net::lookup_host, time::timeout};
 use wattle_mesh::{
-    doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms},
-    replica::KnownPeer,
-    state::{Family, ObservedPeer},
+    agent::replica::KnownPeer,
+    diagnose::doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms},
+    host::state::{Family, ObservedPeer},
 };
 
 use crate::{config::Place, coordinator::Coordinator, kernel::symptoms, output, status};

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
-use wattle_mesh::{backoff::backoff, machine::Machine, replica::Stored};
+use wattle_mesh::{agent::replica::Stored, backoff::backoff, keys::node_keys::Machine};
 use wattle_wire::{
     ids::{NodeId, Position},
     stream::StreamMessage,

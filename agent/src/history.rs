@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use chrono::{SecondsFormat, Utc};
-use wattle_mesh::{
+use wattle_mesh::agent::{
     history::{History, PeerChange, PeerHistory, Seen, Told},
     replica::Known,
 };

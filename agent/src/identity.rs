@@ -3,7 +3,7 @@
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use wattle_mesh::machine::{KeptKeys, Machine};
+use wattle_mesh::keys::node_keys::{KeptKeys, Machine};
 use wattle_wire::{
     enrol::{Enrolled, Predecessor},
     key::Bytes32,

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use anyhow::{Context, bail};
 use reqwest::StatusCode;
-use wattle_mesh::machine::Machine;
+use wattle_mesh::keys::node_keys::Machine;
 use wattle_wire::{
     endpoint::Endpoint,
     enrol::{EnrolStart, Enrolled},

@@ -1,9 +1,10 @@
 //! The host's network as the agent drives it: one WireGuard interface, its addresses and routes, forwarding, one nftables table.
 
+mod device_state;
 mod forwarding;
 mod link;
-mod made;
 mod nft;
+mod owned;
 pub(crate) mod ping;
 pub(crate) mod probe;
 pub(crate) mod symptoms;
@@ -19,17 +20,18 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use device_state::{Dump, Write};
 use ipnet::IpNet;
 use link::{Found, Kind, Tables};
-use made::{MadeInterface, MadeRuleset, Memory};
 use nix::errno::Errno;
+use owned::{OwnedInterface, OwnedRuleset, OwnedStore};
 use tracing::info;
-use wattle_mesh::{
+use wattle_mesh::host::{
     interface::InterfaceName,
     state::{AllowedIps, Change, Family, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange},
 };
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
-use wireguard::{Dump, Write};
+
 use zeroize::Zeroizing;
 
 use crate::store::Store;
@@ -48,13 +50,13 @@ pub(crate) struct Policy {
 pub(crate) struct Kernel {
     interface: InterfaceName,
     store: Store,
-    memory: Memory,
+    owned: OwnedStore,
 }
 
 impl Kernel {
     /// `store` holds what the agent made on this host, and `device.log`, the last userspace device's words.
     pub(crate) fn new(interface: InterfaceName, store: &Store) -> anyhow::Result<Self> {
-        Ok(Self { interface, store: store.clone(), memory: Memory::new(store)? })
+        Ok(Self { interface, store: store.clone(), owned: OwnedStore::new(store)? })
     }
 
     /// The host as it is. An interface of our name that is not WireGuard, or behind which no device answers, counts as none.
@@ -64,7 +66,7 @@ impl Kernel {
 
     /// What the host lets pass. This is the slow part of [`Kernel::observe`]: `nft` is started for it.
     pub(crate) async fn observe_policy(&self) -> anyhow::Result<Policy> {
-        let made = self.memory.recall()?;
+        let made = self.owned.load()?;
         Ok(Policy { forwarding: forwarding::observe()?, ruleset: nft::observe(made.ruleset.as_ref()).await? })
     }
 
@@ -88,7 +90,7 @@ impl Kernel {
             Change::UpdateRuleset { from, to } => self.remember(nft::update(from, to).await),
             Change::CreateLink => self.create_link().await.with_context(|| format!("cannot make the interface {interface}")),
             Change::SetPrivateKey(public_key) => {
-                if wireguard::public_half(private_key) != Some(*public_key) {
+                if device_state::public_half(private_key) != Some(*public_key) {
                     bail!("the private key at hand is not that of {public_key}");
                 }
                 self.write(&Write::PrivateKey(private_key)).await.with_context(|| format!("cannot set the private key of {interface}"))
@@ -115,12 +117,12 @@ impl Kernel {
             }
             Change::SetUp => {
                 let (tables, index) = self.link_index().await?;
-                if self.memory.recall()?.interface == Some(MadeInterface::Kernel) {
-                    forwarding::remember_redirects(&self.memory)?;
+                if self.owned.load()?.interface == Some(OwnedInterface::Kernel) {
+                    forwarding::remember_redirects(&self.owned)?;
                 }
                 tables.set_up(index).await.map_err(explained).with_context(|| format!("cannot bring {interface} up"))
             }
-            Change::EnableForwarding(family) => forwarding::enable(*family, &self.memory).context("cannot switch forwarding on"),
+            Change::EnableForwarding(family) => forwarding::enable(*family, &self.owned).context("cannot switch forwarding on"),
             Change::SetRoute(prefix, source) => {
                 let (tables, index) = self.link_index().await?;
                 tables.set_route(index, *prefix, *source).await.with_context(|| format!("cannot route {prefix} over {interface}"))
@@ -154,7 +156,7 @@ impl Kernel {
 
     /// Takes away what the agent made and nothing else, and says in words what that was. A second call finds nothing to do.
     pub(crate) async fn down(&self) -> anyhow::Result<Vec<String>> {
-        let made = self.memory.recall()?;
+        let made = self.owned.load()?;
         let mut done = Vec::new();
         if made.interface.is_some() && self.remove_link(made.interface.as_ref()).await? {
             done.push(format!("removed the interface {}", self.interface));
@@ -163,13 +165,13 @@ impl Kernel {
             done.push("removed the nftables table inet wattle".to_owned());
         }
         done.extend(forwarding::restore(&made.sysctls)?);
-        self.memory.forget()?;
+        self.owned.forget()?;
         Ok(done)
     }
 
-    fn remember(&self, made: anyhow::Result<MadeRuleset>) -> anyhow::Result<()> {
+    fn remember(&self, made: anyhow::Result<OwnedRuleset>) -> anyhow::Result<()> {
         let made = made.context("cannot set the table inet wattle")?;
-        self.memory.change(|memory| memory.ruleset = Some(made))
+        self.owned.change(|owned| owned.ruleset = Some(made))
     }
 
     /// The interface of our name alone; `None` where there is none that counts.
@@ -210,7 +212,7 @@ impl Kernel {
             bail!("there is an interface {} already, {what}, which Wattle did not make: remove it, or choose another name", self.interface);
         }
 
-        self.memory.change(|made| made.interface = Some(MadeInterface::Kernel))?;
+        self.owned.change(|made| made.interface = Some(OwnedInterface::Kernel))?;
         match tables.add_wireguard(&self.interface).await {
             Ok(()) => {
                 info!(interface = %self.interface, "made a WireGuard interface of the kernel");
@@ -218,22 +220,22 @@ impl Kernel {
             }
             Err(error) if has_no_wireguard(&error) => {}
             Err(error) => {
-                self.memory.change(|made| made.interface = None)?;
+                self.owned.change(|made| made.interface = None)?;
                 return Err(explained(error));
             }
         }
-        self.memory.change(|made| made.interface = Some(MadeInterface::Userspace { process: None }))?;
+        self.owned.change(|made| made.interface = Some(OwnedInterface::Userspace { process: None }))?;
         let process = userspace::start(&self.interface, self.store.dir()).await?;
-        self.memory.change(|made| made.interface = Some(MadeInterface::Userspace { process: Some(process) }))?;
+        self.owned.change(|made| made.interface = Some(OwnedInterface::Userspace { process: Some(process) }))?;
         info!(interface = %self.interface, process, "made a userspace WireGuard interface: this kernel has no WireGuard");
         Ok(())
     }
 
-    /// Ends the userspace device, whether its interface is still there or not. The memory may have been written before the process was
+    /// Ends the userspace device, whether its interface is still there or not. The record may have been written before the process was
     /// known, so who answers on the socket counts too; either must prove to be a device of this interface.
     async fn end_device(&self) -> anyhow::Result<()> {
-        let made = self.memory.recall()?;
-        let Some(MadeInterface::Userspace { process }) = made.interface else { return Ok(()) };
+        let made = self.owned.load()?;
+        let Some(OwnedInterface::Userspace { process }) = made.interface else { return Ok(()) };
         for process in process.into_iter().chain(userspace::process_id(&self.interface).await) {
             userspace::end(&self.interface, process).await?;
         }
@@ -241,11 +243,11 @@ impl Kernel {
     }
 
     /// Whether there was one.
-    async fn remove_link(&self, made: Option<&MadeInterface>) -> anyhow::Result<bool> {
+    async fn remove_link(&self, made: Option<&OwnedInterface>) -> anyhow::Result<bool> {
         let tables = Tables::open()?;
         let found = tables.find(&self.interface).await?;
         self.end_device().await?;
-        if let (Some(MadeInterface::Kernel), Some(Found { kind: Kind::Wireguard, index, .. })) = (made, &found) {
+        if let (Some(OwnedInterface::Kernel), Some(Found { kind: Kind::Wireguard, index, .. })) = (made, &found) {
             let removed = tables.remove(*index).await.map_err(explained);
             removed.with_context(|| format!("cannot remove the interface {}", self.interface))?;
         }

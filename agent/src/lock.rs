@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::Utc;
 use reqwest::{Certificate, Client, Method, RequestBuilder, Response, redirect, tls};
 use serde::de::DeserializeOwned;
-use wattle_mesh::lock::{Candidate, Operator};
+use wattle_mesh::agent::admission::{Candidate, Operator};
 use wattle_wire::{
     admin::{Mesh, Node, Page, Site},
     key::OperatorKey,

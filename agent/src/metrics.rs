@@ -18,10 +18,12 @@ use tokio::{
     time::sleep,
 };
 use wattle_mesh::{
-    health,
-    interface::InterfaceName,
-    replica::{Known, KnownPeer},
-    state::{Observed, ObservedPeer},
+    agent::replica::{Known, KnownPeer},
+    health::link,
+    host::{
+        interface::InterfaceName,
+        state::{Observed, ObservedPeer},
+    },
 };
 use wattle_wire::{ids::NodeId, report::ProbeReport};
 
@@ -188,7 +190,7 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         received.with_label_values(&labels).inc_by(found.received_bytes);
         sent.with_label_values(&labels).inc_by(found.sent_bytes);
         let probe = probes.get(&peer.node);
-        let works = probe.map_or_else(|| health::is_fresh(found.handshake_age_s), |probe| probe.state.works());
+        let works = probe.map_or_else(|| link::is_fresh(found.handshake_age_s), |probe| probe.state.works());
         fresh.with_label_values(&labels).set(works.into());
         if let Some(probe) = probe {
             loss.with_label_values(&labels).set(f64::from(probe.loss_percent) / 100.0);

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tracing::debug;
-use wattle_mesh::{interface::InterfaceName, probe::Probes, replica::Known};
+use wattle_mesh::{agent::replica::Known, health::probe::Probes, host::interface::InterfaceName};
 use wattle_wire::{ids::NodeId, probe::Probe, report::ProbeReport};
 
 use crate::kernel::{

@@ -5,14 +5,16 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use wattle_mesh::{
-    machine::Machine,
-    psk::{
-        Ignored, SystemKem,
-        correspondence::{Brought, Correspondence, Means, Progress},
-        exchange::Exchange,
+    agent::replica::Known,
+    host::state::Link,
+    keys::{
+        node_keys::Machine,
+        psk::{
+            Ignored, SystemKem,
+            correspondence::{Brought, Correspondence, Means, Progress},
+            exchange::Exchange,
+        },
     },
-    replica::Known,
-    state::Link,
 };
 use wattle_wire::{ids::NodeId, psk::Errand};
 

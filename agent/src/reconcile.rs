@@ -7,19 +7,28 @@ use ipnet::IpNet;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 use wattle_mesh::{
-    desired::{Local, desired},
-    guard::{Guard, Lock, Refused, Surroundings},
-    interface::InterfaceName,
-    machine::Machine,
-    plan::{Plan, Step, plan},
-    psk::exchange::Exchange,
-    replica::Known,
-    rotation::canary::{Turns, Watch},
-    state::{Change, Desired, Observed},
+    agent::{
+        guard::{Guard, Lock, Refused, Surroundings},
+        replica::Known,
+    },
+    host::{
+        desired::{Local, desired},
+        interface::InterfaceName,
+        plan::{Plan, Step, plan},
+        state::{Change, Desired, Observed},
+    },
+    keys::{
+        node_keys::Machine,
+        psk::exchange::Exchange,
+        rotation::canary::{Turns, Watch},
+    },
 };
 use wattle_wire::key::{OperatorKey, WireguardKey};
 
 use crate::{config::Place, kernel::Kernel, store::Store};
+
+/// How often the host is compared with what it should be: what other tools change is repaired within this time.
+pub(crate) const OBSERVE_INTERVAL: Duration = Duration::from_secs(5);
 
 const UNREADABLE: &str = "cannot read the state of this host";
 

@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::sleep};
 use tracing::warn;
 use wattle_mesh::{
-    machine::Machine,
-    psk::exchange::Exchange,
-    replica::{Known, KnownPeer},
-    reporting::{Reporting, fit_problems},
-    rotation::canary::armed,
-    state::{Observed, ObservedPeer},
+    agent::{
+        replica::{Known, KnownPeer},
+        reporting::{Reporting, fit_problems},
+    },
+    host::state::{Observed, ObservedPeer},
+    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::armed},
 };
 use wattle_wire::{
     endpoint::Endpoint,
@@ -22,7 +22,7 @@ use crate::{
     coordinator::{Coordinator, RequestError},
     identity::Membership,
     random,
-    run::LOOK,
+    reconcile::OBSERVE_INTERVAL,
     store::Store,
 };
 
@@ -122,7 +122,7 @@ impl Reporter {
             };
             if told.is_none() {
                 // The next one is due at once; a coordinator in trouble is not asked more often than the host is looked at.
-                sleep(LOOK).await;
+                sleep(OBSERVE_INTERVAL).await;
             }
             let _ = sender.send(told);
         });

@@ -11,10 +11,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 use wattle_mesh::{
-    machine::Machine,
-    replica::Known,
-    rotation::{Act, Rotation, Situation, Told, kept_for_unmanaged, unmanaged},
-    succession::{self, Succession},
+    agent::replica::Known,
+    keys::{
+        identity_rotation::{self, Succession},
+        node_keys::Machine,
+        rotation::{Act, Rotation, Situation, Told, kept_for_unmanaged, unmanaged},
+    },
 };
 use wattle_wire::{enrol::NewIdentity, rotation::RotationStep};
 
@@ -66,7 +68,7 @@ pub(crate) struct KeyChange {
 #[derive(Debug)]
 pub(crate) enum Heard {
     OfKey(RotationStep, Told),
-    OfIdentity(succession::Told),
+    OfIdentity(identity_rotation::Told),
 }
 
 impl KeyChange {
@@ -157,12 +159,12 @@ impl KeyChange {
         }
         let mesh = membership.enrolled.mesh;
         let changed = match self.succession.next(machine, mesh, self.asked == Some(What::Identity), is_known, now)? {
-            succession::Act::Tell(statement) => {
+            identity_rotation::Act::Tell(statement) => {
                 self.tell_identity(NewIdentity { node: membership.enrolled.node, statement }, coordinator);
                 return None;
             }
-            succession::Act::MakeIdentity => random::bytes().and_then(|seed| Ok(machine.succeeding(&seed)?)),
-            succession::Act::TakeUp => machine.succeeded(mesh).map_err(Into::into),
+            identity_rotation::Act::MakeIdentity => random::bytes().and_then(|seed| Ok(machine.succeeding(&seed)?)),
+            identity_rotation::Act::TakeUp => machine.succeeded(mesh).map_err(Into::into),
         };
         match changed.and_then(|changed| Slot::Present.save_keys(&self.store, &changed).map(|()| changed)) {
             Ok(changed) => {
@@ -240,11 +242,13 @@ impl KeyChange {
         let coordinator = Arc::clone(coordinator);
         tokio::spawn(async move {
             let told = match coordinator.succeed(&identity).await {
-                Ok(()) => succession::Told::Taken,
-                Err(error @ RequestError::Refused { status, .. }) if is_final(status) => succession::Told::Refused(format!("{error:#}")),
+                Ok(()) => identity_rotation::Told::Taken,
+                Err(error @ RequestError::Refused { status, .. }) if is_final(status) => {
+                    identity_rotation::Told::Refused(format!("{error:#}"))
+                }
                 Err(error) => {
                     tracing::debug!("the coordinator was not told of the identity: {error:#}");
-                    succession::Told::Unreachable
+                    identity_rotation::Told::Unreachable
                 }
             };
             let _ = sender.send(Heard::OfIdentity(told));
@@ -264,7 +268,7 @@ impl KeyChange {
         match heard {
             Some(Heard::OfKey(step, told)) => self.rotation.told(&step, told, now),
             Some(Heard::OfIdentity(told)) => {
-                let is_refused = matches!(told, succession::Told::Refused(_));
+                let is_refused = matches!(told, identity_rotation::Told::Refused(_));
                 self.succession.told(told, now);
                 if is_refused {
                     warn!("{}", self.succession.problem().unwrap_or_default());

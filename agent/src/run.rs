@@ -10,12 +10,13 @@ use tokio::{
 };
 use tracing::{info, warn};
 use wattle_mesh::{
-    interface::InterfaceName,
-    machine::Machine,
-    psk::exchange::Exchange,
-    replica::{Known, Received, Replica},
-    rotation::{Situation, canary::Watch},
-    state::ObservedPeer,
+    agent::replica::{Known, Received, Replica},
+    host::{interface::InterfaceName, state::ObservedPeer},
+    keys::{
+        node_keys::Machine,
+        psk::exchange::Exchange,
+        rotation::{Situation, canary::Watch},
+    },
 };
 use wattle_wire::stream::{ByeReason, StreamMessage};
 
@@ -29,17 +30,15 @@ use crate::{
     output,
     probe::Prober,
     psk::Correspondent,
-    reconcile::{Aim, Host, Outcome},
+    reconcile::{Aim, Host, OBSERVE_INTERVAL, Outcome},
     report::Reporter,
     rotation::KeyChange,
     store::Store,
     supervisor::Supervisor,
 };
 
-/// How often the host is compared with what it should be: what other tools change is repaired within this time.
-pub(crate) const LOOK: Duration = Duration::from_secs(5);
 /// The same while tunnels are coming up, so that the coordinator hears of their first handshakes soon.
-const LOOK_SOON: Duration = Duration::from_secs(1);
+const OBSERVE_SOON_INTERVAL: Duration = Duration::from_secs(1);
 /// For so many times as long as a look took, none follows unasked: where rules are long in listing, looks leave the processor to others.
 const REST: u32 = 3;
 /// For how long after a change tunnels are expected to come up.
@@ -488,7 +487,7 @@ impl Agent {
     fn next_look(&self) -> Instant {
         let mut peers = self.outcome.observed.iter().flat_map(|observed| &observed.link).flat_map(|link| link.peers.values());
         let settled = self.last_change.elapsed() > SETTLING || peers.all(ObservedPeer::is_live);
-        let interval = if settled { LOOK } else { LOOK_SOON };
+        let interval = if settled { OBSERVE_INTERVAL } else { OBSERVE_SOON_INTERVAL };
         let (ended, took) = self.looked;
         ended + interval.max(took * REST)
     }

@@ -6,14 +6,20 @@ use anyhow::{Context, bail};
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use serde::Serialize;
 use wattle_mesh::{
-    guard::Refused,
-    health,
-    machine::Machine,
-    plan::{Plan, plan},
-    psk::exchange::Exchange,
-    replica::{Known, KnownPeer, Replica},
-    rotation::{self, canary::Watch},
-    state::{Observed, ObservedPeer},
+    agent::{
+        guard::Refused,
+        replica::{Known, KnownPeer, Replica},
+    },
+    health::link,
+    host::{
+        plan::{Plan, plan},
+        state::{Observed, ObservedPeer},
+    },
+    keys::{
+        node_keys::Machine,
+        psk::exchange::Exchange,
+        rotation::{self, canary::Watch},
+    },
 };
 use wattle_wire::{admin::EndpointSource, ids::Position, key::IdentityKey, name::Name, report::DeviceKind};
 
@@ -149,7 +155,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused
         let state = match entry.handshake_age_s {
             _ if refused.is_unsigned(peer.node) => PeerState::Unsigned,
             None => PeerState::Never,
-            age if health::is_fresh(age) => PeerState::Up,
+            age if link::is_fresh(age) => PeerState::Up,
             Some(_) => PeerState::Down,
         };
         PeerStatus {
@@ -157,7 +163,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused
             unmanaged: statement.unmanaged,
             state,
             endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
-            endpoint_source: entry.endpoint.map(|used| health::endpoint_source(used, peer.endpoint)),
+            endpoint_source: entry.endpoint.map(|used| link::endpoint_source(used, peer.endpoint)),
             handshake_age_s: entry.handshake_age_s,
             preshared_key: entry.psk.is_some(),
             received_bytes: entry.received_bytes,

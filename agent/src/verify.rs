@@ -9,7 +9,7 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use wattle_mesh::verify::{self, Answers, Fault, Target, What};
+use wattle_mesh::diagnose::verify::{self, Answers, Fault, Target, What};
 use wattle_wire::name::Name;
 
 use crate::{

@@ -20,15 +20,17 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::sleep,
 };
+use wattle_client::pin::Pins;
 use wattle_mesh::{
+    agent::replica::{Known, Received, Replica, Stored},
     backoff::backoff,
-    machine::{HeldToken, Machine},
-    pin::Pins,
-    psk::{
-        SystemKem,
-        correspondence::{Brought, Correspondence, Means, Progress},
+    keys::{
+        node_keys::{HeldToken, Machine},
+        psk::{
+            SystemKem,
+            correspondence::{Brought, Correspondence, Means, Progress},
+        },
     },
-    replica::{Known, Received, Replica, Stored},
 };
 use wattle_wire::{
     admin::CreatedSite,

@@ -7,14 +7,16 @@ use std::collections::BTreeMap;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use uuid::Uuid;
 use wattle_mesh::{
-    desired::{Local, desired},
-    guard::Refused,
-    machine::Machine,
-    plan::plan,
-    psk::exchange::Exchange,
-    replica::{Received, Replica},
-    rotation::canary::Turns,
-    state::{Desired, Link, Observed, ObservedPeer, ObservedRuleset},
+    agent::{
+        guard::Refused,
+        replica::{Received, Replica},
+    },
+    host::{
+        desired::{Local, desired},
+        plan::plan,
+        state::{Desired, Link, Observed, ObservedPeer, ObservedRuleset},
+    },
+    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::Turns},
 };
 use wattle_wire::{
     ids::{MeshId, NodeId, Position, SiteId},

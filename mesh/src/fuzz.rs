@@ -10,16 +10,22 @@ use ipnet::IpNet;
 use wattle_wire::{endpoint::Endpoint, ids::NodeId, join::JoinString, key::WireguardKey, stream::StreamMessage, subnet::Subnet};
 
 use crate::{
-    desired::{Local, desired},
-    guard::{Guard, Surroundings},
-    interface::InterfaceName,
-    lock::Operator,
-    plan::{Plan, plan},
-    psk::{Psk, exchange::Exchange},
-    replica::{Known, Replica, prefixes},
-    rotation::canary::Turns,
-    ruleset::Ruleset,
-    state::{Desired, DesiredPeer, DesiredPsk, Family, Observed},
+    agent::{
+        admission::Operator,
+        guard::{Guard, Surroundings},
+        replica::{Known, Replica, prefixes},
+    },
+    host::{
+        desired::{Local, desired},
+        interface::InterfaceName,
+        plan::{Plan, plan},
+        ruleset::Ruleset,
+        state::{Desired, DesiredPeer, DesiredPsk, Family, Observed},
+    },
+    keys::{
+        psk::{Psk, exchange::Exchange},
+        rotation::canary::Turns,
+    },
     testing::{Keys, MESH, machine_of},
 };
 

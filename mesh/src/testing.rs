@@ -22,11 +22,15 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
 use crate::{
-    admit,
-    directory::{Directory, NodeRecord, RecordChange, SiteRecord},
-    feed::{Feed, Next},
-    machine::{KeptKeys, Machine},
-    view,
+    config::{
+        directory::{Directory, NodeRecord, RecordChange, SiteRecord},
+        feed::{Feed, Next},
+        view,
+    },
+    keys::{
+        enrolment,
+        node_keys::{KeptKeys, Machine},
+    },
 };
 
 pub(crate) const MESH: MeshId = MeshId(Uuid::from_u128(0xa1));
@@ -65,7 +69,7 @@ impl Keys {
     pub(crate) fn stating(&self, sequence: u64, unmanaged: bool) -> SignedStatement {
         let (identity, wireguard_key) = (self.identity_key(), self.wireguard_key());
         let statement = Statement { mesh: MESH, identity, wireguard_key, sequence, predecessors: vec![], unmanaged };
-        admit::sign_statement(&statement, &self.identity).unwrap()
+        enrolment::sign_statement(&statement, &self.identity).unwrap()
     }
 }
 

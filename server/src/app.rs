@@ -6,7 +6,7 @@ use axum::http::Uri;
 use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
-use wattle_mesh::{directory::RecordChange, effect};
+use wattle_mesh::config::{directory::RecordChange, impact};
 use wattle_wire::{
     admin::{DryRun, LinkEffects},
     ids::{MeshId, NodeId, SiteId},
@@ -110,7 +110,7 @@ impl App {
             return DryRun { would: None, sites: Vec::new(), links: LinkEffects::default() };
         };
         let before = self.copy.read(|feed| feed.directory().clone());
-        let (after, links) = effect::effect(&before, &records);
+        let (after, links) = impact::effect(&before, &records);
         let sites = records.iter().filter_map(|record| match record {
             RecordChange::Site(site) => Some(sites::site_in(&after, site)),
             RecordChange::Mesh(_)

@@ -20,7 +20,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 use wattle_mesh::{
     access::{self, Action, Grant, Object},
-    feed::Feed,
+    config::feed::Feed,
 };
 use wattle_wire::{
     PINS_HEADER,

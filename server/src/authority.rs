@@ -21,7 +21,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
-use wattle_mesh::pin::pin;
+use wattle_client::pin::pin;
 use wattle_wire::key::Bytes32;
 use zeroize::Zeroizing;
 

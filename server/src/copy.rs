@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use wattle_mesh::feed::{Feed, Gap};
+use wattle_mesh::config::feed::{Feed, Gap};
 use wattle_wire::ids::{NodeId, Position};
 
 use crate::{db::Db, error::Error};

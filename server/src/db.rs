@@ -17,7 +17,7 @@ use sqlx::{
 };
 use wattle_mesh::{
     audit::{self, Content},
-    directory::RecordChange,
+    config::directory::RecordChange,
 };
 use wattle_wire::{ids::Position, key::Bytes32};
 

@@ -14,7 +14,7 @@ use axum::{
 };
 use chrono::Utc;
 use uuid::Uuid;
-use wattle_mesh::{admit, directory::RecordChange};
+use wattle_mesh::{config::directory::RecordChange, keys::enrolment};
 use wattle_wire::{
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
     ids::NodeId,
@@ -51,8 +51,8 @@ pub async fn start(State(app): State<App>, extensions: Extensions, Body(start): 
         guest.prove();
     }
     let (nonce, server_key) = loop {
-        let nonce = admit::challenge_nonce(now_unix_s(), secret::random()?);
-        if let Some(server_key) = admit::challenge_key(&app.settings.challenge_secret, nonce) {
+        let nonce = enrolment::challenge_nonce(now_unix_s(), secret::random()?);
+        if let Some(server_key) = enrolment::challenge_key(&app.settings.challenge_secret, nonce) {
             break (nonce, server_key);
         }
     };
@@ -67,7 +67,7 @@ pub async fn finish(
     Body(finish): Body<EnrolFinish>,
 ) -> Result<Json<Enrolled>> {
     text::check("agent_version", &finish.agent_version)?;
-    let statement = admit::check(&finish, app.settings.mesh, &app.settings.challenge_secret, now_unix_s())
+    let statement = enrolment::check(&finish, app.settings.mesh, &app.settings.challenge_secret, now_unix_s())
         .map_err(|denied| error::proof_refused(denied.to_string()))?;
     let applicant = Applicant { id: NodeId(Uuid::now_v7()), finish, statement };
     let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);

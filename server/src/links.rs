@@ -11,9 +11,8 @@ use axum::{
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use wattle_mesh::{
-    directory::Directory,
-    health::{self, EndReport, Heard, LinkRecord},
-    view,
+    config::{directory::Directory, view},
+    health::link::{self, EndReport, Heard, LinkRecord},
 };
 use wattle_wire::{
     admin::{Link, LinkChange, LinkEnd, Page, PskMaker},
@@ -116,9 +115,9 @@ fn link(
 ) -> Option<Link> {
     let (reports, since) = stored.copied().unwrap_or_default().reports([a, b], heard, now);
     let unmanaged = directory.unmanaged([a, b]);
-    let reports = health::spoken_for(reports, unmanaged);
+    let reports = link::spoken_for(reports, unmanaged);
     let ends = [end(app, directory, a, b, reports[0])?, end(app, directory, b, a, reports[1])?];
-    let (state, fault) = health::link_health(reports);
+    let (state, fault) = link::link_health(reports);
     let psk_made_by = if unmanaged.contains(&true) { PskMaker::Coordinator } else { PskMaker::Nodes };
     Some(Link { ends, state, fault, since, psk_made_by })
 }
@@ -133,7 +132,7 @@ fn end(app: &App, directory: &Directory, node: NodeId, peer: NodeId, report: Opt
         node,
         name: record.name.clone(),
         site_name: directory.sites.get(&record.site)?.name.clone(),
-        up: health::end_is_up(report),
+        up: link::end_is_up(report),
         state: report.filter(|_| record.unmanaged.is_none()).map(|report| report.state),
         loss_percent: probe.map(|probe| probe.loss_percent),
         round_trip_ms: probe.map(|probe| milliseconds(probe.round_trip_us)),
@@ -141,7 +140,7 @@ fn end(app: &App, directory: &Directory, node: NodeId, peer: NodeId, report: Opt
         received_bytes: detail.map_or(0, |detail| detail.said.received_bytes),
         sent_bytes: detail.map_or(0, |detail| detail.said.sent_bytes),
         peer_endpoint,
-        endpoint_source: peer_endpoint.map(|used| health::endpoint_source(used.socket(), configured)),
+        endpoint_source: peer_endpoint.map(|used| link::endpoint_source(used.socket(), configured)),
         mtu: app.reports.last(node).and_then(|report| report.mtu),
         reported_at: detail.map(|detail| detail.at),
     })

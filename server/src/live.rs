@@ -29,13 +29,13 @@ use tokio::{
 use uuid::Uuid;
 use wattle_mesh::{
     access::Action,
-    alert::LinkMove,
-    board::{Board, Sight},
-    directory::Directory,
-    health::SILENT_S,
-    view,
-    watch::{LinkWatch, Pair},
-    wg_quick::Files,
+    config::{directory::Directory, view, wg_quick::Files},
+    health::{
+        alert::LinkMove,
+        link::SILENT_S,
+        tracker::{LinkWatch, Pair},
+        watch_cache::{Board, Sight},
+    },
 };
 use wattle_wire::{
     admin::LinkState,

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use axum::{Extension, Json, extract::State};
 use tokio::time::{Instant, sleep};
-use wattle_mesh::view;
+use wattle_mesh::config::view;
 use wattle_wire::{
     ids::NodeId,
     problem::Problem,

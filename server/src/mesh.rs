@@ -3,7 +3,7 @@
 pub mod queries;
 
 use axum::{Extension, extract::State};
-use wattle_mesh::directory::RecordChange;
+use wattle_mesh::config::directory::RecordChange;
 use wattle_wire::{
     admin::{Mesh, MeshPatch},
     peer::MeshSettings,

@@ -16,7 +16,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
     process_collector::ProcessCollector,
 };
-use wattle_mesh::view;
+use wattle_mesh::config::view;
 use wattle_wire::{
     admin::{LinkState, NodeState},
     ids::Position,

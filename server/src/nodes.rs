@@ -11,9 +11,12 @@ use axum::{
 };
 use chrono::Utc;
 use wattle_mesh::{
-    directory::{Directory, NodeRecord, RecordChange, SiteRecord},
-    lock, view,
-    wg_quick::Files,
+    agent::admission,
+    config::{
+        directory::{Directory, NodeRecord, RecordChange, SiteRecord},
+        view,
+        wg_quick::Files,
+    },
 };
 use wattle_wire::{
     admin::{Node, NodeRotation, Page, RotationPhase, UnmanagedNode},
@@ -103,7 +106,7 @@ pub async fn admit(
         if signed.admission.len() > SignedAdmission::LONGEST {
             return Err(invalid(index, "the admission is too long"));
         }
-        let admission = lock::verify_admission(signed, app.settings.mesh).map_err(|error| invalid(index, &error.to_string()))?;
+        let admission = admission::verify_admission(signed, app.settings.mesh).map_err(|error| invalid(index, &error.to_string()))?;
         identities.push(admission.identity);
     }
     if identities.iter().collect::<BTreeSet<_>>().len() < identities.len() {
@@ -163,7 +166,7 @@ fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         endpoint: view::endpoint(record, site),
         endpoint_verified: record.trial.is_none(),
         admission: record.admission.clone(),
-        admitted: lock::is_admitted(record, site, Utc::now().timestamp()),
+        admitted: admission::is_admitted(record, site, Utc::now().timestamp()),
         agent_version: record.agent_version.clone(),
         unmanaged: record.unmanaged.as_ref().map(|file| UnmanagedNode { file_made_at: file.file_made_at, file_is_current: true }),
         enrolled_at: record.enrolled_at,

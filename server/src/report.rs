@@ -17,7 +17,7 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},
 };
-use wattle_mesh::{trial, view};
+use wattle_mesh::config::{endpoint_check, view};
 use wattle_wire::{
     admin::NodeReport,
     endpoint::Endpoint,
@@ -155,7 +155,7 @@ impl Reports {
 
     /// Whether a peer says that it has met a node at this endpoint.
     pub fn is_met(&self, node: NodeId, endpoint: Endpoint) -> bool {
-        self.lock().values().filter_map(|said| said.links.get(&node)).any(|link| trial::is_met(endpoint, &link.said))
+        self.lock().values().filter_map(|said| said.links.get(&node)).any(|link| endpoint_check::is_met(endpoint, &link.said))
     }
 
     /// Forgets nodes that do not take part any more.

@@ -9,10 +9,12 @@ use axum::{
 };
 use sqlx::PgConnection;
 use wattle_mesh::{
-    admit,
-    directory::{Directory, NodeRecord, RecordChange},
-    view,
-    wg_quick::Files,
+    config::{
+        directory::{Directory, NodeRecord, RecordChange},
+        view,
+        wg_quick::Files,
+    },
+    keys::enrolment::{sequence, verify_statement},
 };
 use wattle_wire::{
     admin::Node,
@@ -155,8 +157,7 @@ async fn withdraw(app: &App, actor: &Actor, node: NodeId) -> Result<RotationAnsw
 }
 
 fn verified(app: &App, signed: &SignedStatement) -> Result<Statement> {
-    admit::verify_statement(signed, app.settings.mesh)
-        .map_err(|invalid| error::invalid("statement", "statement", invalid.to_string()).into())
+    verify_statement(signed, app.settings.mesh).map_err(|invalid| error::invalid("statement", "statement", invalid.to_string()).into())
 }
 
 /// Refuses a statement that cannot follow the node's present one, or that is of another identity.
@@ -172,7 +173,7 @@ pub(crate) fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> 
     if statement.unmanaged {
         return Err(error::invalid("statement", "statement", "a node with an agent does not become one without").into());
     }
-    let present = admit::sequence(&record.statement).ok_or(Error::Internal("a statement in the database is not valid"))?;
+    let present = sequence(&record.statement).ok_or(Error::Internal("a statement in the database is not valid"))?;
     if statement.sequence <= present || i64::try_from(statement.sequence).is_err() {
         return Err(error::invalid("statement", "statement", format!("its number must be above {present}")).into());
     }

@@ -13,7 +13,7 @@ use axum::{
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
-use wattle_mesh::directory::{Directory, RecordChange, SiteRecord};
+use wattle_mesh::config::directory::{Directory, RecordChange, SiteRecord};
 use wattle_wire::{
     admin::{CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SiteNode, SitePatch},
     ids::SiteId,

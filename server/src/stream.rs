@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use wattle_mesh::{
+use wattle_mesh::config::{
     feed::{Feed, Next},
     view,
 };

@@ -7,7 +7,10 @@ use axum::{
     extract::State,
     http::{Extensions, StatusCode},
 };
-use wattle_mesh::{admit, directory::RecordChange};
+use wattle_mesh::{
+    config::directory::RecordChange,
+    keys::enrolment::{is_or_was, verify_statement},
+};
 use wattle_wire::{enrol::NewIdentity, key::IdentityKey};
 
 use crate::{
@@ -32,8 +35,8 @@ pub async fn succeed(
     Body(NewIdentity { node, statement: signed }): Body<NewIdentity>,
 ) -> Result<StatusCode> {
     let may_follow = |identity: IdentityKey| {
-        let statement = admit::verify_statement(&signed, app.settings.mesh).ok()?;
-        admit::is_or_was(&statement, identity).then_some(statement)
+        let statement = verify_statement(&signed, app.settings.mesh).ok()?;
+        is_or_was(&statement, identity).then_some(statement)
     };
     let verified = async {
         let present = app.copy.read(|feed| feed.directory().nodes.get(&node).map(|record| record.identity_key));
@@ -48,7 +51,7 @@ pub async fn succeed(
             return Ok(change.not_needed(()));
         }
         // The copy may be older than the database.
-        if !admit::is_or_was(statement, record.identity_key) {
+        if !is_or_was(statement, record.identity_key) {
             return Err(error::unauthorized().into());
         }
         rotation::follows(&record, statement)?;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use chrono::Utc;
 use tokio::time::interval;
-use wattle_mesh::{
+use wattle_mesh::config::{
     directory::RecordChange,
-    trial::{self, Trial},
+    endpoint_check::{self, Trial},
 };
 use wattle_wire::{endpoint::Endpoint, ids::NodeId};
 
@@ -41,7 +41,7 @@ fn under_way(app: &App) -> Vec<(NodeId, Endpoint, Trial)> {
 
 async fn advance(app: &App, node: NodeId, endpoint: Endpoint, seen: &Trial) -> Result<()> {
     let is_heard = |peer| app.reports.is_heard(peer, HEARD);
-    let next = app.copy.read(|feed| trial::next(feed.directory(), node, seen, Utc::now(), is_heard));
+    let next = app.copy.read(|feed| endpoint_check::next(feed.directory(), node, seen, Utc::now(), is_heard));
     let (next, action) = match (app.reports.is_met(node, endpoint), &next) {
         (true, _) => (None, "node.endpoint.meet"),
         (false, Some(next)) => (Some(next), "node.endpoint.try"),

@@ -24,8 +24,8 @@ use reqwest::{Client, Url, redirect};
 use tokio::{net::lookup_host, time::timeout};
 use uuid::Uuid;
 use wattle_mesh::{
-    alert::{self, LinkMove},
-    view,
+    config::view,
+    health::alert::{self, LinkMove},
 };
 use wattle_wire::{
     admin::Page,

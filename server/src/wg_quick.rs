@@ -13,10 +13,14 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::{
-    admit,
-    directory::{Directory, NodeRecord, RecordChange, SiteRecord, Unmanaged},
-    psk::{Psk, given::Given},
-    wg_quick::{Files, PrivateKey, WgQuick},
+    config::{
+        directory::{Directory, NodeRecord, RecordChange, SiteRecord, Unmanaged},
+        wg_quick::{Files, PrivateKey, WgQuick},
+    },
+    keys::{
+        enrolment::sign_statement,
+        psk::{Psk, given::Given},
+    },
 };
 use wattle_wire::{
     admin::{CreatedWgQuick, NewWgQuick},
@@ -123,7 +127,7 @@ async fn insert(
     let identity: [u8; 32] = pair.public_key().as_ref().try_into().map_err(|_| unusable())?;
     let identity = IdentityKey::from(identity);
     let statement = Statement { mesh: directory.mesh.id, identity, wireguard_key, sequence: 1, predecessors: vec![], unmanaged: true };
-    let signed = &admit::sign_statement(&statement, &pair).map_err(|_| unusable())?;
+    let signed = &sign_statement(&statement, &pair).map_err(|_| unusable())?;
     KeyHolders::of(connection, &statement).await?.refuse().map_err(key_of_another)?;
     // What its file says is known only once the node has its place.
     let file = Unmanaged { file_made_at: DateTime::UNIX_EPOCH, file_digest: Bytes32::from([0; 32]) };

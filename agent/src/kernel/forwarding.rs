@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use anyhow::{Context, bail};
-use wattle_mesh::state::Family;
+use wattle_mesh::host::state::Family;
 
-use super::made::{MadeSysctl, Memory};
+use super::owned::{OwnedStore, OwnedSysctl};
 
 /// Families that the host forwards.
 pub(super) fn observe() -> anyhow::Result<BTreeSet<Family>> {
@@ -19,29 +19,29 @@ pub(super) fn observe() -> anyhow::Result<BTreeSet<Family>> {
 }
 
 /// Switches forwarding on, and remembers what it was.
-pub(super) fn enable(family: Family, memory: &Memory) -> anyhow::Result<()> {
+pub(super) fn enable(family: Family, owned: &OwnedStore) -> anyhow::Result<()> {
     if family == Family::V6 {
-        keep_router_advertisements(memory)?;
+        keep_router_advertisements(owned)?;
     }
     match read(switch(family))? {
         Some(value) if value != "0" => Ok(()),
-        Some(value) => set(switch(family), &value, "1", memory),
+        Some(value) => set(switch(family), &value, "1", owned),
         None => bail!("this host has no such family: there is no {}", file(switch(family)).display()),
     }
 }
 
 /// To be called before an interface of the kernel's WireGuard goes up: as it does, the kernel switches ICMP redirects off on the whole host
 /// (`wg_open` in `drivers/net/wireguard/device.c`), so that is of the agent's making too.
-pub(super) fn remember_redirects(memory: &Memory) -> anyhow::Result<()> {
+pub(super) fn remember_redirects(owned: &OwnedStore) -> anyhow::Result<()> {
     let path = "net/ipv4/conf/all/send_redirects";
     match read(path)? {
-        Some(value) if value != "0" => remember(path, &value, "0", memory),
+        Some(value) if value != "0" => remember(path, &value, "0", owned),
         _ => Ok(()),
     }
 }
 
 /// Sets back what the agent set and nobody has changed since, last first. Says in words what.
-pub(super) fn restore(made: &[MadeSysctl]) -> anyhow::Result<Vec<String>> {
+pub(super) fn restore(made: &[OwnedSysctl]) -> anyhow::Result<Vec<String>> {
     let mut done = Vec::new();
     for sysctl in made.iter().rev() {
         if read(&sysctl.path)?.is_some_and(|value| value == sysctl.set_to) {
@@ -54,14 +54,14 @@ pub(super) fn restore(made: &[MadeSysctl]) -> anyhow::Result<Vec<String>> {
 
 /// A host that forwards IPv6 drops the default routes that routers advertised to it and takes no more of them, unless `accept_ra` is 2
 /// (Documentation/networking/ip-sysctl.rst): a host that has its way to the internet from them would lose it.
-fn keep_router_advertisements(memory: &Memory) -> anyhow::Result<()> {
+fn keep_router_advertisements(owned: &OwnedStore) -> anyhow::Result<()> {
     let Ok(interfaces) = fs::read_dir(file("net/ipv6/conf")) else { return Ok(()) };
     for interface in interfaces.flatten() {
         let name = interface.file_name();
         let Some(name) = name.to_str().filter(|name| !["all", "default", "lo"].contains(name)) else { continue };
         let path = format!("net/ipv6/conf/{name}/accept_ra");
         if read(&path)?.as_deref() == Some("1") {
-            set(&path, "1", "2", memory)?;
+            set(&path, "1", "2", owned)?;
         }
     }
     Ok(())
@@ -75,16 +75,16 @@ fn switch(family: Family) -> &'static str {
 }
 
 /// Remembers first: a crash in between restores what is still so.
-fn set(path: &str, before: &str, to: &str, memory: &Memory) -> anyhow::Result<()> {
-    remember(path, before, to, memory)?;
+fn set(path: &str, before: &str, to: &str, owned: &OwnedStore) -> anyhow::Result<()> {
+    remember(path, before, to, owned)?;
     write(path, to)
 }
 
-fn remember(path: &str, before: &str, to: &str, memory: &Memory) -> anyhow::Result<()> {
-    memory.change(|made| {
+fn remember(path: &str, before: &str, to: &str, owned: &OwnedStore) -> anyhow::Result<()> {
+    owned.change(|made| {
         // A second time keeps what it was before the first.
         if !made.sysctls.iter().any(|known| known.path == path) {
-            made.sysctls.push(MadeSysctl { path: path.to_owned(), before: before.to_owned(), set_to: to.to_owned() });
+            made.sysctls.push(OwnedSysctl { path: path.to_owned(), before: before.to_owned(), set_to: to.to_owned() });
         }
     })
 }

@@ -19,7 +19,7 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
-use wattle_mesh::{interface::InterfaceName, state::Family};
+use wattle_mesh::host::{interface::InterfaceName, state::Family};
 
 /// Marks the routes that Wattle made (`ip route show proto 87`). The number is free in iproute2's `rt_protos`; routes of other protocols,
 /// even over Wattle's interface, are somebody else's.

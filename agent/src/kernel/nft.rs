@@ -6,9 +6,9 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use tracing::debug;
-use wattle_mesh::{ruleset::Ruleset, state::ObservedRuleset};
+use wattle_mesh::host::{ruleset::Ruleset, state::ObservedRuleset};
 
-use super::made::MadeRuleset;
+use super::owned::OwnedRuleset;
 
 /// Where `nft` is; the PATH of a person who is not root has no `sbin`.
 const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 const START_AFRESH: &str = "table inet wattle\ndelete table inet wattle\n";
 
 /// Compares the table with what it was right after it was made.
-pub(super) async fn observe(made: Option<&MadeRuleset>) -> anyhow::Result<ObservedRuleset> {
+pub(super) async fn observe(made: Option<&OwnedRuleset>) -> anyhow::Result<ObservedRuleset> {
     let listing = match list().await {
         Ok(listing) => listing,
         // Where there is no nft, there is no table of ours; making one will say what is missing.
@@ -37,7 +37,7 @@ pub(super) async fn observe(made: Option<&MadeRuleset>) -> anyhow::Result<Observ
 ///
 /// Where there is none, the sets come first and the chain after them, so that no packet meets a chain whose sets are still empty. One that is
 /// there is replaced in one transaction: there is never a moment without rules.
-pub(super) async fn set(ruleset: &Ruleset) -> anyhow::Result<MadeRuleset> {
+pub(super) async fn set(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
     let transactions = match list().await? {
         None => vec![ruleset.sets(), ruleset.chain()],
         Some(_) => vec![format!("{START_AFRESH}{}", text(ruleset))],
@@ -49,7 +49,7 @@ pub(super) async fn set(ruleset: &Ruleset) -> anyhow::Result<MadeRuleset> {
 }
 
 /// Takes and gives the table only what differs. Gives what to remember of it.
-pub(super) async fn update(from: &Ruleset, to: &Ruleset) -> anyhow::Result<MadeRuleset> {
+pub(super) async fn update(from: &Ruleset, to: &Ruleset) -> anyhow::Result<OwnedRuleset> {
     match run(&["-f", "-"], &to.update_from(from)).await? {
         Ok(_) => made(to).await,
         Err(complaint) => {
@@ -74,9 +74,9 @@ pub(super) async fn remove() -> anyhow::Result<bool> {
     Ok(true)
 }
 
-async fn made(ruleset: &Ruleset) -> anyhow::Result<MadeRuleset> {
+async fn made(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
     let listing = list().await?.context("the table inet wattle is gone right after it was made")?;
-    Ok(MadeRuleset { ruleset: ruleset.clone(), text: text(ruleset), listing })
+    Ok(OwnedRuleset { ruleset: ruleset.clone(), text: text(ruleset), listing })
 }
 
 fn text(ruleset: &Ruleset) -> String {

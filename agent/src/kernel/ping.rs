@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::Context;
 use surge_ping::{Client, Config, ICMP, IcmpPacket, PingIdentifier, PingSequence};
-use wattle_mesh::verify::Answers;
+use wattle_mesh::diagnose::verify::Answers;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use wattle_mesh::interface::InterfaceName;
+use wattle_mesh::host::interface::InterfaceName;
 
 use super::nft;
 

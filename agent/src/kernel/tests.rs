@@ -11,9 +11,11 @@ use std::{
 };
 
 use wattle_mesh::{
-    psk::Psk,
-    ruleset::Ruleset,
-    state::{Family, ObservedPeer, ObservedRuleset},
+    host::{
+        ruleset::Ruleset,
+        state::{Family, ObservedPeer, ObservedRuleset},
+    },
+    keys::psk::Psk,
 };
 use wattle_wire::key::WireguardKey;
 
@@ -55,7 +57,7 @@ fn prefixes(text: &str) -> BTreeSet<IpNet> {
 }
 
 fn public_key(seed: u8) -> WireguardKey {
-    wireguard::public_half(&[seed; 32]).unwrap()
+    device_state::public_half(&[seed; 32]).unwrap()
 }
 
 async fn kind(interface: &InterfaceName) -> DeviceKind {
@@ -307,7 +309,7 @@ fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
             secret[1..3].copy_from_slice(&[high, low]);
             let endpoint = format!("198.18.{high}.{low}:51820");
             let change = peer(Some(&endpoint), 25, &format!("10.{}.{low}.0/24 10.99.{high}.{low}/32 fd99::{number:x}/128", 100 + high));
-            (wireguard::public_half(&secret).unwrap(), change)
+            (device_state::public_half(&secret).unwrap(), change)
         };
 
         // A device that runs sends in vain, and counts it.

@@ -26,13 +26,15 @@ use tokio::{
 };
 use tracing::info;
 use wattle_mesh::{
-    interface::InterfaceName,
-    psk::Psk,
-    state::{AllowedIps, PeerChange},
+    host::{
+        interface::InterfaceName,
+        state::{AllowedIps, PeerChange},
+    },
+    keys::psk::Psk,
 };
 use zeroize::Zeroizing;
 
-use super::wireguard::{Dump, Write};
+use super::device_state::{Dump, Write};
 use crate::device::socket_path;
 
 /// How long a device may take to answer. It answers in less than a millisecond; a busy host gets time.
@@ -241,7 +243,7 @@ fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
         }
         let peer = current.as_ref().and_then(|key| dump.peers.get_mut(key));
         match (name, peer) {
-            ("private_key", _) => dump.public_key = super::wireguard::public_half(&*unhex(value)?),
+            ("private_key", _) => dump.public_key = super::device_state::public_half(&*unhex(value)?),
             ("listen_port", _) => dump.listen_port = value.parse()?,
             ("errno", _) if value != "0" => bail!("error number {value}"),
             ("preshared_key", Some(peer)) => peer.psk = Some(unhex(value)?).filter(|psk| **psk != [0; 32]).map(|psk| Psk::new(*psk)),
@@ -281,7 +283,7 @@ fn unhex(text: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
 
 #[cfg(test)]
 mod tests {
-    use wattle_mesh::state::ObservedPeer;
+    use wattle_mesh::host::state::ObservedPeer;
 
     use super::*;
 
@@ -335,7 +337,7 @@ mod tests {
             received_bytes: 1,
             sent_bytes: 2,
         };
-        let public_key = super::super::wireguard::public_half(&[7; 32]);
+        let public_key = super::super::device_state::public_half(&[7; 32]);
         assert_eq!(parse_dump(&text, 100).unwrap(), Dump { public_key, listen_port: 51820, peers: [(key(), peer)].into() });
     }
 

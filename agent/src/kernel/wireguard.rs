@@ -9,35 +9,22 @@ use std::{
 use anyhow::Context;
 use ipnet::IpNet;
 use wattle_mesh::{
-    interface::InterfaceName,
-    psk::Psk,
-    state::{AllowedIps, ObservedPeer, PeerChange},
+    host::{
+        interface::InterfaceName,
+        state::{AllowedIps, ObservedPeer, PeerChange},
+    },
+    keys::psk::Psk,
 };
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder, PeerInfo};
-use x25519_dalek::{PublicKey, StaticSecret};
-use zeroize::Zeroizing;
 
-use super::userspace;
+use super::{
+    device_state::{Dump, Write},
+    userspace,
+};
 
 /// Prefixes in one netlink message. A peer must fit into 8 KiB whole, and a prefix takes up to 44 bytes of it.
 const PREFIXES_PER_MESSAGE: usize = 128;
-
-/// State of a WireGuard device.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Dump {
-    pub(super) public_key: Option<WireguardKey>,
-    pub(super) listen_port: u16,
-    pub(super) peers: BTreeMap<WireguardKey, ObservedPeer>,
-}
-
-/// What to write to a WireGuard device at once.
-pub(super) enum Write<'a> {
-    PrivateKey(&'a Zeroizing<[u8; 32]>),
-    ListenPort(u16),
-    /// In this order; a peer without a change is removed.
-    Peers(Vec<(&'a WireguardKey, Option<&'a PeerChange>)>),
-}
 
 /// Everything that the device knows, or nothing if it does not answer.
 pub(super) async fn dump(interface: &InterfaceName, kind: DeviceKind) -> anyhow::Result<Option<Dump>> {
@@ -63,12 +50,6 @@ pub(super) async fn write(interface: &InterfaceName, kind: DeviceKind, what: &Wr
         }
     };
     written.map_err(super::explained)
-}
-
-/// The public half of a private key, if it is one that WireGuard can use.
-pub(super) fn public_half(private_key: &[u8; 32]) -> Option<WireguardKey> {
-    let secret = StaticSecret::from(*private_key);
-    WireguardKey::try_from(PublicKey::from(&secret).to_bytes()).ok()
 }
 
 /// `wireguard-control` blocks.
@@ -161,9 +142,10 @@ fn peer_messages(key: &WireguardKey, change: &PeerChange) -> Vec<PeerConfigBuild
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::device_state;
 
     fn key(seed: u8) -> WireguardKey {
-        public_half(&[seed; 32]).unwrap()
+        device_state::public_half(&[seed; 32]).unwrap()
     }
 
     fn prefixes(count: u8) -> BTreeSet<IpNet> {

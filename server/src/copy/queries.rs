@@ -1,7 +1,7 @@
 //! SQL of the copy in memory.
 
 use sqlx::{PgConnection, types::Json};
-use wattle_mesh::{
+use wattle_mesh::config::{
     directory::{Directory, RecordChange},
     feed::Feed,
 };

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::{
+use wattle_mesh::config::{
     allocate,
     directory::{NodeRecord, Unmanaged},
 };

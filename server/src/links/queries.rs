@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::{
-    health::{self, EndRecord, Heard, LinkRecord},
-    reporting,
+    agent::reporting,
+    health::link::{self, EndRecord, Heard, LinkRecord},
 };
 use wattle_wire::{
     admin::{LinkChange, LinkFault, LinkState},
@@ -40,7 +40,7 @@ pub struct EndSaid {
 impl EndSaid {
     pub fn of(said: &LinkReport) -> Self {
         let ever = said.handshake_age_s.is_some() || said.probe.is_some();
-        Self { peer: said.peer, state: health::end_state(said), probed: said.probe.is_some(), ever }
+        Self { peer: said.peer, state: link::end_state(said), probed: said.probe.is_some(), ever }
     }
 }
 

@@ -6,9 +6,9 @@ use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::{
+use wattle_mesh::config::{
     directory::{Announced, NodeRecord, Unmanaged},
-    trial::Trial,
+    endpoint_check::Trial,
 };
 use wattle_wire::{
     admin::{NodeState, SiteNode},

@@ -1,7 +1,7 @@
 //! SQL of changes of WireGuard keys.
 
 use sqlx::PgConnection;
-use wattle_mesh::directory::NodeRecord;
+use wattle_mesh::config::directory::NodeRecord;
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
     ids::NodeId,

@@ -2,7 +2,7 @@
 
 use ipnet::{IpNet, Ipv4Net};
 use uuid::Uuid;
-use wattle_mesh::directory::SiteRecord;
+use wattle_mesh::config::directory::SiteRecord;
 use wattle_wire::{
     admin::{NewSite, SitePatch},
     endpoint::Endpoint,

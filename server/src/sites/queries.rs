@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
-use wattle_mesh::{allocate, directory::SiteRecord};
+use wattle_mesh::config::{allocate, directory::SiteRecord};
 use wattle_wire::{
     endpoint::Endpoint,
     ids::SiteId,

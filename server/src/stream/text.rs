@@ -7,7 +7,7 @@ use std::{
 
 use axum::body::Bytes;
 use serde::Serialize;
-use wattle_mesh::{
+use wattle_mesh::config::{
     feed::{Audience, Changed, Feed},
     view,
 };
@@ -174,8 +174,8 @@ mod tests {
     use chrono::DateTime;
     use uuid::Uuid;
     use wattle_mesh::{
-        directory::{Directory, NodeRecord, RecordChange, SiteRecord},
-        machine::Machine,
+        config::directory::{Directory, NodeRecord, RecordChange, SiteRecord},
+        keys::node_keys::Machine,
     };
     use wattle_wire::{admin::NodeState, ids::MeshId, ids::SiteId, peer::MeshSettings};
 

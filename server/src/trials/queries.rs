@@ -1,7 +1,7 @@
 //! SQL of trials of endpoints.
 
 use sqlx::PgConnection;
-use wattle_mesh::trial::Trial;
+use wattle_mesh::config::endpoint_check::Trial;
 use wattle_wire::ids::NodeId;
 
 use crate::error::Result;

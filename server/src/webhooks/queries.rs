@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::alert::{LinkMove, NodeMove};
+use wattle_mesh::health::alert::{LinkMove, NodeMove};
 use wattle_wire::{
     admin::LinkState,
     ids::{NodeId, WebhookId},

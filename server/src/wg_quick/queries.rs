@@ -1,7 +1,7 @@
 //! SQL of unmanaged nodes.
 
 use sqlx::PgConnection;
-use wattle_mesh::directory::Unmanaged;
+use wattle_mesh::config::directory::Unmanaged;
 use wattle_wire::ids::{NodeId, SiteId};
 
 use crate::{error::Result, sites};

@@ -10,7 +10,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use wattle_mesh::admit;
+use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_TYPE, NodeClaims, Statement},
     ids::{NodeId, Position},
@@ -65,9 +65,9 @@ impl Machine {
     /// A proven claim to become a node.
     pub(crate) async fn finish(&self, coordinator: &Coordinator, join: &JoinString) -> EnrolFinish {
         let challenge: EnrolChallenge = serde_json::from_value(start(coordinator, join).await.expect(200).json()).unwrap();
-        let statement = admit::sign_statement(&self.statement(join), &self.identity).unwrap();
+        let statement = enrolment::sign_statement(&self.statement(join), &self.identity).unwrap();
         let (wireguard_proof, identity_proof) =
-            admit::prove(challenge.nonce, challenge.server_key, join.token, &statement, &self.wireguard, &self.identity);
+            enrolment::prove(challenge.nonce, challenge.server_key, join.token, &statement, &self.wireguard, &self.identity);
         EnrolFinish {
             token: join.token,
             secret: join.secret.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use wattle_mesh::admit;
+use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{Enrolled, Statement},
     join::JoinString,
@@ -114,16 +114,16 @@ async fn b13_forged_proofs_are_refused_and_take_no_use() {
 
     let claim = Statement { wireguard_key: theirs.wireguard_key(), ..mine.statement(&join) };
     let mut foreign_wireguard = honest.clone();
-    foreign_wireguard.statement = admit::sign_statement(&claim, &mine.identity).unwrap();
+    foreign_wireguard.statement = enrolment::sign_statement(&claim, &mine.identity).unwrap();
     let claim = Statement { identity: theirs.identity_key(), ..mine.statement(&join) };
     let mut foreign_identity = honest.clone();
-    foreign_identity.statement = admit::sign_statement(&claim, &mine.identity).unwrap();
+    foreign_identity.statement = enrolment::sign_statement(&claim, &mine.identity).unwrap();
     let mut other_nonce = honest.clone();
     other_nonce.nonce = theirs.finish(&coordinator, &join).await.nonce;
     let mut altered = honest.clone();
     altered.statement.statement.push(' ');
     let mut old = honest.clone();
-    old.nonce = admit::challenge_nonce(1, [0; 24]);
+    old.nonce = enrolment::challenge_nonce(1, [0; 24]);
     for forged in [foreign_wireguard, foreign_identity, other_nonce, altered, old] {
         assert_eq!(enrol(&coordinator, &forged).await.problem(), (401, "proof_refused".to_owned(), None));
     }

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_mesh::lock::Operator;
+use wattle_mesh::agent::admission::Operator;
 use wattle_wire::{
     admin::{Node, Site},
     lock::SignedAdmission,
@@ -157,7 +157,8 @@ async fn an_admission_that_is_not_signed_of_another_mesh_or_of_nobody_is_refused
     let mesh = coordinator.server.app.settings.mesh;
     let wattle_wire::lock::Admission { prefixes, .. } = serde_json::from_str(&other.admission).unwrap();
     let name: wattle_wire::name::Name = "nobody".parse().unwrap();
-    let nobody = wattle_mesh::lock::Candidate { name: name.clone(), site: name, identity: [3; 32].into(), prefixes, before: None };
+    let nobody =
+        wattle_mesh::agent::admission::Candidate { name: name.clone(), site: name, identity: [3; 32].into(), prefixes, before: None };
     for bad in [
         with("10.99.0.2/32", "0.0.0.0/0"),
         SignedAdmission { admission: String::new(), ..other.clone() },

@@ -3,7 +3,7 @@
 use futures_util::{StreamExt, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_mesh::lock::Operator;
+use wattle_mesh::agent::admission::Operator;
 use wattle_wire::{ids::NodeId, join::JoinString};
 
 use crate::{

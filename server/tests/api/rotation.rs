@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_mesh::admit;
+use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
     key::WireguardKey,
@@ -28,7 +28,7 @@ fn signed(node: &Node, by: &Machine, key: WireguardKey, sequence: u64) -> Signed
         predecessors: vec![],
         unmanaged: false,
     };
-    admit::sign_statement(&statement, &by.identity).unwrap()
+    enrolment::sign_statement(&statement, &by.identity).unwrap()
 }
 
 async fn step(coordinator: &Coordinator, node: &Node, body: Value) -> Answer {
@@ -205,7 +205,7 @@ async fn a_new_key_of_a_node_that_files_name_is_refused_unless_it_is_forced_and_
         predecessors: vec![],
         unmanaged: true,
     };
-    let claim = admit::sign_statement(&claim, &frankfurt.machine.identity).unwrap();
+    let claim = enrolment::sign_statement(&claim, &frankfurt.machine.identity).unwrap();
     for step_of_it in ["announce", "done"] {
         let refused = step(&coordinator, &frankfurt, json!({step_of_it: claim})).await;
         assert_eq!(refused.problem(), (422, "statement".to_owned(), Some("statement".to_owned())), "{step_of_it}");

@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_mesh::machine::{KeptKeys, Machine};
+use wattle_mesh::keys::node_keys::{KeptKeys, Machine};
 use wattle_wire::{
     enrol::SignedStatement,
     ids::NodeId,
@@ -143,6 +143,6 @@ async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_aro
     let older = serde_json::from_value(statement).unwrap();
     let kept = after.kept().unwrap();
     let pair = aws_lc_rs::signature::Ed25519KeyPair::from_pkcs8(&kept.identity).unwrap();
-    let older = wattle_mesh::admit::sign_statement(&older, &pair).unwrap();
+    let older = wattle_mesh::keys::enrolment::sign_statement(&older, &pair).unwrap();
     assert_eq!(succeed(&coordinator, dublin.id(), &older).await.problem().0, 422);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, time::Instant};
-use wattle_mesh::{access::Action, lock::Operator};
+use wattle_mesh::{access::Action, agent::admission::Operator};
 use wattle_server::router;
 
 use crate::{

@@ -7,7 +7,7 @@ use reqwest::{Certificate, Client, Method};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
-use wattle_mesh::pin::{Pins, pin};
+use wattle_client::pin::{Pins, pin};
 use wattle_server::{
     authority,
     config::Config,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, process::Comm
 
 use reqwest::{Method, header};
 use serde_json::{Value, json};
-use wattle_mesh::{admit, psk::given::Given};
+use wattle_mesh::keys::{enrolment, psk::given::Given};
 use wattle_wire::{
     admin::CreatedWgQuick,
     ids::NodeId,
@@ -114,7 +114,7 @@ async fn a_file_makes_an_unmanaged_node_whose_preshared_keys_wait_sealed_for_its
     // Its peers hear of it, and that nobody can speak for it.
     let Some(StreamMessage::Delta { changes, .. }) = stream.news().await else { panic!("no delta") };
     let [ViewChange::Peer(peer)] = &changes[..] else { panic!("{changes:?}") };
-    let statement = admit::verify_statement(&peer.statement, dublin.enrolled.mesh).unwrap();
+    let statement = enrolment::verify_statement(&peer.statement, dublin.enrolled.mesh).unwrap();
     assert!(statement.unmanaged && statement.identity == file.node.identity_key && statement.wireguard_key == file.node.wireguard_key);
     assert_eq!(stream.news().await, Some(StreamMessage::Mail));
 

@@ -1,0 +1,8 @@
+//! What an agent believes, what its host allows, and what it reports.
+
+pub mod admission;
+pub mod guard;
+pub mod history;
+pub mod known_peer;
+pub mod replica;
+pub mod reporting;

@@ -1,0 +1,33 @@
+//! A peer as a node knows it.
+
+use std::{
+    iter,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+use wattle_wire::{enrol::Statement, peer::Peer};
+
+use crate::host::state::{Link, ObservedPeer};
+
+/// A peer with what it signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    pub peer: Peer,
+    pub statement: Statement,
+    /// What is to take the place of the statement.
+    pub announced: Option<Statement>,
+}
+
+impl KnownPeer {
+    /// The peer's entry on the device: the one that has its prefixes, be it of the announced key.
+    pub fn entry<'a>(&self, link: &'a Link) -> Option<&'a ObservedPeer> {
+        let announced = self.announced.as_ref().and_then(|announced| link.peers.get(&announced.wireguard_key));
+        announced.filter(|entry| !entry.allowed_ips.is_empty()).or_else(|| link.peers.get(&self.statement.wireguard_key))
+    }
+}
+
+/// All prefixes of a node: its tunnel address and its LANs.
+pub(crate) fn prefixes(tunnel_address: Ipv4Addr, subnets: &[IpNet]) -> impl Iterator<Item = IpNet> {
+    iter::once(IpNet::from(IpAddr::V4(tunnel_address))).chain(subnets.iter().copied())
+}

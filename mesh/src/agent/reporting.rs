@@ -1,0 +1,157 @@
+//! When a node reports, and what: changes at once, everything in a summary from time to time, never all links at each look.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use wattle_wire::{
+    endpoint::Endpoint,
+    ids::NodeId,
+    report::{EndState, LinkReport, Report, SUMMARY_S, Start},
+};
+
+use crate::health::link::end_state;
+
+/// What the coordinator was told, and when.
+#[derive(Clone, Debug, Default)]
+pub struct Reporting {
+    told: Option<Told>,
+}
+
+#[derive(Clone, Debug)]
+struct Told {
+    summary_at: Duration,
+    /// The last report, without its links.
+    host: Report,
+    links: BTreeMap<NodeId, LinkState>,
+}
+
+/// What of a link is worth telling at once.
+type LinkState = (EndState, bool, bool, Option<Endpoint>);
+
+impl Reporting {
+    /// Forgets what the coordinator was told, because it may have forgotten: the next report is a summary.
+    pub fn forget(&mut self) {
+        self.told = None;
+    }
+
+    /// The report that is due at `now`, if any. `full` is the state of the node with all its links; `now` is of a clock that only goes forward.
+    pub fn due(&self, full: Report, now: Duration) -> Option<Report> {
+        let Some(told) = &self.told else { return Some(full) };
+        if now.saturating_sub(told.summary_at) >= Duration::from_secs(SUMMARY_S) {
+            return Some(full);
+        }
+        let changed: Vec<_> = full.links.iter().filter(|link| told.links.get(&link.peer) != Some(&state(link))).copied().collect();
+        let report = Report { links: changed, ..full };
+        let host = Report { links: Vec::new(), ..report.clone() };
+        (!report.links.is_empty() || host != told.host).then_some(report)
+    }
+
+    /// Takes note that a report which was due at `now` has arrived. `links` is how many links the node has.
+    pub fn told(&mut self, report: &Report, links: usize, now: Duration) {
+        let is_summary = report.links.len() == links;
+        let before = self.told.take();
+        let mut known = before.as_ref().map(|told| told.links.clone()).unwrap_or_default();
+        known.extend(report.links.iter().map(|link| (link.peer, state(link))));
+        let summary_at = before.filter(|_| !is_summary).map_or(now, |told| told.summary_at);
+        self.told = Some(Told { summary_at, host: Report { links: Vec::new(), ..report.clone() }, links: known });
+    }
+}
+
+/// Whether a start that a node reports shows that two machines have its keys: the node was started since then, or another start has its number.
+pub fn is_of_a_copy(known: Start, said: Start) -> bool {
+    said.number < known.number || said.number == known.number && said.drawn != known.drawn
+}
+
+/// Makes problems fit to be reported: they may hold the words of other programs, of any length and form.
+pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
+    let plain = |character: char| if character.is_ascii_graphic() { character } else { ' ' };
+    problems.take(Report::MOST_PROBLEMS).map(|problem| problem.chars().take(Report::LONGEST_PROBLEM).map(plain).collect()).collect()
+}
+
+fn state(link: &LinkReport) -> LinkState {
+    (end_state(link), link.handshake_age_s.is_some(), link.probe.is_some(), link.endpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use wattle_wire::{ids::Position, report::DeviceKind};
+
+    use super::*;
+    use crate::testing::node_id;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn full(ages: &[Option<u64>]) -> Report {
+        let link = |(number, age): (u64, &Option<u64>)| LinkReport {
+            peer: node_id(number),
+            handshake_age_s: *age,
+            received_bytes: 0,
+            sent_bytes: 0,
+            endpoint: None,
+            probe: None,
+        };
+        Report {
+            applied: Position { epoch: 1, revision: 1 },
+            device: DeviceKind::Kernel,
+            mtu: None,
+            links: (1..).zip(ages).map(link).collect(),
+            problems: vec![],
+            armed: vec![],
+            start: None,
+        }
+    }
+
+    #[test]
+    fn changes_are_told_at_once_and_everything_each_minute() {
+        let mut reporting = Reporting::default();
+        let mut tell = |report: Report, now: u64| {
+            let due = reporting.due(report.clone(), at(now));
+            if let Some(due) = &due {
+                reporting.told(due, report.links.len(), at(now));
+            }
+            due
+        };
+        let first = full(&[Some(1), None]);
+        assert_eq!(tell(first.clone(), 0), Some(first));
+        assert_eq!(tell(full(&[Some(6), None]), 5), None, "an older handshake that still lives is no news");
+        let news = tell(full(&[Some(11), Some(0)]), 10).unwrap();
+        assert_eq!(news.links.iter().map(|link| link.peer).collect::<Vec<_>>(), [node_id(2)]);
+        let moved = Report { applied: Position { epoch: 1, revision: 2 }, ..full(&[Some(16), Some(5)]) };
+        assert_eq!(tell(moved.clone(), 15), Some(Report { links: vec![], ..moved.clone() }));
+        assert_eq!(tell(moved.clone(), 59), None);
+        assert_eq!(tell(moved.clone(), 60), Some(moved));
+    }
+
+    #[test]
+    fn a18_a_start_that_comes_again_after_a_later_one_or_beside_its_like_is_of_a_copy() {
+        let start = |number, drawn| Start { number, drawn };
+        for (known, said, is_copy) in [
+            (start(5, 1), start(5, 1), false),
+            (start(5, 1), start(6, 2), false),
+            (start(5, 1), start(9, 1), false),
+            (start(6, 2), start(5, 1), true),
+            (start(5, 1), start(5, 2), true),
+        ] {
+            assert_eq!(is_of_a_copy(known, said), is_copy, "{known:?} {said:?}");
+        }
+    }
+
+    #[test]
+    fn the_words_of_other_programs_are_made_to_fit() {
+        let long = "x".repeat(1000);
+        let problems = fit_problems(std::iter::repeat_n(format!("nft:\n\terror\u{202e}{long}"), 100));
+        assert_eq!(problems.len(), Report::MOST_PROBLEMS);
+        assert!(problems.iter().all(|problem| problem.starts_with("nft:  error x") && problem.chars().count() == Report::LONGEST_PROBLEM));
+    }
+
+    #[test]
+    fn a_coordinator_that_may_have_forgotten_is_told_everything() {
+        let mut reporting = Reporting::default();
+        let report = full(&[Some(1)]);
+        reporting.told(&report, 1, at(0));
+        assert_eq!(reporting.due(report.clone(), at(1)), None);
+        reporting.forget();
+        assert_eq!(reporting.due(report.clone(), at(1)), Some(report));
+    }
+}

@@ -1,0 +1,4 @@
+//! What is wrong, and with what: the comparisons and findings behind `verify` and `doctor`.
+
+pub mod doctor;
+pub mod verify;

@@ -1,0 +1,8 @@
+//! A node's keys: how it makes, proves, agrees on and changes them.
+
+pub mod enrolment;
+pub mod identity_rotation;
+pub mod node_keys;
+pub mod preshared_key;
+pub mod psk;
+pub mod rotation;

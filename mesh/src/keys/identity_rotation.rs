@@ -1,0 +1,258 @@
+//! How a node takes up another identity, which the one before has signed for.
+//!
+//! ```text
+//!   the node                                            coordinator                  each peer
+//!   makes an identity, keeps it beside the present one
+//!   its statement, with the former one's word ────────▶ takes it for this node ────▶ pins the new identity in the place of the former
+//!   keeps it as its own, forgets the former  ◀───────── says so
+//! ```
+//!
+//! The statement proves itself: whoever has the former identity made it. So it is sent without a token, as often as it takes, whichever of the two
+//! identities the coordinator knows the node by. Both stay on disk until the coordinator has said that it took the new one; one that was told is
+//! never thrown away, for peers may have pinned it. No tunnel knows of any of this.
+
+use std::time::Duration;
+
+use wattle_wire::{enrol::SignedStatement, ids::MeshId};
+
+use crate::keys::node_keys::Machine;
+
+/// When the coordinator is told again that did not answer.
+const PAUSE: Duration = Duration::from_secs(3);
+/// The same when it refused: an older one cannot take another identity.
+const PUT_OFF: Duration = Duration::from_secs(600);
+
+/// A change of the node's identity, as far as it has come. What has to outlive a restart is part of the [`Machine`].
+#[derive(Clone, Debug, Default)]
+pub struct Succession {
+    /// The coordinator took the statement of the next identity.
+    is_taken: bool,
+    silent_until: Duration,
+    problem: Option<String>,
+}
+
+/// What is to be done next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Make an identity and keep it on disk: [`Machine::succeeding`].
+    MakeIdentity,
+    Tell(SignedStatement),
+    /// Keep the next identity as the present one on disk: [`Machine::succeeded`].
+    TakeUp,
+}
+
+/// What came of telling the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    Taken,
+    Unreachable,
+    /// In words.
+    Refused(String),
+}
+
+impl Succession {
+    /// What is to be done next, if anything. `is_asked`: somebody on this host asks for another identity. `is_known`: the coordinator lets the
+    /// node in as who it is; one whose database was restored may know it as who it was. `now` is of a clock that only goes forward.
+    pub fn next(&mut self, machine: &Machine, mesh: MeshId, is_asked: bool, is_known: bool, now: Duration) -> Option<Act> {
+        if self.is_taken {
+            self.is_taken = false;
+            return machine.successor().map(|_| Act::TakeUp);
+        }
+        if now < self.silent_until {
+            return None;
+        }
+        match machine.successor() {
+            Some(_) => machine.succession(mesh).ok().flatten().map(Act::Tell),
+            // A WireGuard key that is being announced bears the present identity's signature.
+            None if is_asked && machine.next_key().is_none() => Some(Act::MakeIdentity),
+            None if !is_known && machine.has_predecessors() => machine.statement(mesh).ok().map(Act::Tell),
+            None => None,
+        }
+    }
+
+    /// Takes note of what came of [`Act::Tell`].
+    pub fn told(&mut self, told: Told, now: Duration) {
+        (self.is_taken, self.silent_until) = match &told {
+            Told::Taken => (true, now),
+            Told::Unreachable => (false, now + PAUSE),
+            Told::Refused(_) => (false, now + PUT_OFF),
+        };
+        match told {
+            Told::Taken => self.problem = None,
+            Told::Unreachable => {}
+            Told::Refused(why) => self.problem = Some(format!("the coordinator does not take this node's new identity: {why}")),
+        }
+    }
+
+    /// Somebody on this host asks, and waits for an answer.
+    pub fn hurry(&mut self) {
+        self.silent_until = Duration::ZERO;
+    }
+
+    /// A step could not be carried out on this host.
+    pub fn failed(&mut self, why: &str, now: Duration) {
+        self.silent_until = now + PAUSE;
+        self.problem = Some(format!("the identity is not changed: {why}"));
+    }
+
+    /// What stands in the way, in words.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        keys::enrolment::{is_or_was, verify_statement},
+        testing::{MESH, machine_of},
+    };
+
+    #[derive(Clone, Copy, Debug)]
+    enum Happening {
+        Ask,
+        /// The agent takes its next step, and the answer arrives.
+        Step,
+        /// It takes it, and the answer is lost.
+        LoseAnswer,
+        /// It takes it, and is killed before it has kept what it did.
+        Die,
+        Restart,
+        /// The coordinator refuses whatever it is asked once.
+        Refuse,
+        /// The coordinator's database is restored to what it was in the beginning.
+        RestoreDatabase,
+    }
+
+    struct World {
+        disk: Machine,
+        succession: Succession,
+        is_asked: bool,
+        now: Duration,
+        seed: u8,
+        /// The statement by which the coordinator knows the node, and its peers.
+        coordinator: SignedStatement,
+        peer: SignedStatement,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let disk = machine_of(1);
+            let statement = disk.statement(MESH).unwrap();
+            Self {
+                disk,
+                succession: Succession::default(),
+                is_asked: false,
+                now: Duration::ZERO,
+                seed: 100,
+                coordinator: statement.clone(),
+                peer: statement,
+            }
+        }
+
+        /// As the coordinator and a peer's pin do: by the present identity or one that it signed for.
+        fn take(stored: &mut SignedStatement, told: &SignedStatement) -> bool {
+            let [before, after] = [&*stored, told].map(|signed| verify_statement(signed, MESH).unwrap());
+            let is_next = is_or_was(&after, before.identity) && after.sequence > before.sequence;
+            if is_next {
+                *stored = told.clone();
+            }
+            is_next || stored == told
+        }
+
+        fn step(&mut self, answer_arrives: bool, is_kept: bool) {
+            let known_as = verify_statement(&self.coordinator, MESH).unwrap().identity;
+            let is_known = known_as == self.disk.identity_key();
+            let Some(act) = self.succession.next(&self.disk, MESH, self.is_asked, is_known, self.now) else { return };
+            match act {
+                Act::MakeIdentity => {
+                    self.seed = self.seed.wrapping_add(1);
+                    let next = self.disk.succeeding(&[self.seed; 32]).unwrap();
+                    if is_kept {
+                        (self.disk, self.is_asked) = (next, false);
+                    }
+                }
+                Act::TakeUp => {
+                    let next = self.disk.succeeded(MESH).unwrap();
+                    if is_kept {
+                        self.disk = next;
+                    }
+                }
+                Act::Tell(statement) => {
+                    let taken = Self::take(&mut self.coordinator, &statement);
+                    if taken {
+                        assert!(Self::take(&mut self.peer, &statement) || self.coordinator != self.peer, "a peer is left behind");
+                    }
+                    let told = if taken { Told::Taken } else { Told::Refused("no".to_owned()) };
+                    self.succession.told(if answer_arrives { told } else { Told::Unreachable }, self.now);
+                }
+            }
+            if !is_kept {
+                self.succession = Succession::default();
+            }
+        }
+
+        fn happen(&mut self, happening: Happening) {
+            match happening {
+                Happening::Ask => self.is_asked = true,
+                Happening::Step => self.step(true, true),
+                Happening::LoseAnswer => self.step(false, true),
+                Happening::Die => self.step(true, false),
+                Happening::Restart => self.succession = Succession::default(),
+                Happening::Refuse => self.succession.told(Told::Refused("not now".to_owned()), self.now),
+                Happening::RestoreDatabase => self.coordinator = machine_of(1).statement(MESH).unwrap(),
+            }
+            self.now += PAUSE;
+        }
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        prop_oneof![
+            2 => Just(Happening::Ask),
+            6 => Just(Happening::Step),
+            1 => Just(Happening::LoseAnswer),
+            1 => Just(Happening::Die),
+            1 => Just(Happening::Restart),
+            1 => Just(Happening::Refuse),
+            1 => Just(Happening::RestoreDatabase),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happened_the_node_its_coordinator_and_its_peers_come_to_one_identity(history in prop::collection::vec(happening(), 0..60)) {
+            let mut world = World::new();
+            let mut was_asked = false;
+            for happening in history {
+                world.happen(happening);
+                was_asked |= matches!(happening, Happening::Ask);
+            }
+            for _ in 0..8 {
+                world.now += PUT_OFF;
+                world.happen(Happening::Step);
+            }
+            prop_assert!(world.disk.successor().is_none() && !world.is_asked);
+            prop_assert_eq!(world.disk.has_predecessors(), was_asked);
+            let own = world.disk.statement(MESH).unwrap();
+            prop_assert_eq!([&world.coordinator, &world.peer], [&own, &own]);
+        }
+    }
+
+    #[test]
+    fn nothing_is_begun_unless_asked_nor_while_a_wireguard_key_is_announced_and_a_refusal_is_told() {
+        let (machine, now) = (machine_of(1), Duration::from_secs(100));
+        let mut succession = Succession::default();
+        assert_eq!(succession.next(&machine, MESH, false, false, now), None);
+        assert_eq!(succession.next(&machine.preparing(&[9; 32]).unwrap(), MESH, true, true, now), None);
+        assert_eq!(succession.next(&machine, MESH, true, true, now), Some(Act::MakeIdentity));
+        let next = machine.succeeding(&[9; 32]).unwrap();
+        assert!(matches!(succession.next(&next, MESH, false, true, now), Some(Act::Tell(_))));
+        succession.told(Told::Refused("it is full".to_owned()), now);
+        assert_eq!(succession.problem(), Some("the coordinator does not take this node's new identity: it is full"));
+        assert_eq!(succession.next(&next, MESH, true, true, now + PUT_OFF - PAUSE), None);
+        assert!(matches!(succession.next(&next, MESH, true, true, now + PUT_OFF), Some(Act::Tell(_))));
+    }
+}

@@ -1,0 +1,515 @@
+//! How two nodes agree on the preshared key of their tunnel, so that only they know it: the rounds of one pair.
+//!
+//! ```text
+//!   initiator (higher id)                                responder (lower id)
+//!   makes an ML-KEM key    ──── request(kem key) ────▶   makes a secret under it, keeps the key as offered
+//!   keeps the key as next  ◀─── offer(ciphertext) ───
+//!                          ──── confirm(proof) ──────▶   checks the proof, uses the key from now on
+//!   uses the key           ◀─── commit ──────────────
+//! ```
+//!
+//! Each message is signed by its node's identity, and what a node answers it has kept on disk before. From `confirm` on the responder may
+//! use the new key while the initiator still uses the old one. That takes nothing from a live session, which knows nothing of the preshared
+//! key until it is renewed. Should `commit` not arrive in time, the initiator tries both in turn whenever handshakes fail.
+//!
+//! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk later learns no earlier key.
+
+pub mod correspondence;
+pub mod exchange;
+mod files;
+pub mod given;
+mod kem;
+#[cfg(test)]
+mod model;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use wattle_wire::{
+    ids::{MeshId, NodeId},
+    key::{Bytes32, IdentityKey, KemCiphertext, KemKey, WireguardKey},
+    psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
+};
+
+use self::kem::{Derived, derive};
+pub use self::kem::{Kem, KemSecret, SystemKem};
+pub use crate::keys::preshared_key::Psk;
+use crate::keys::{enrolment, node_keys::Machine, preshared_key::on_disk};
+
+/// Seconds for which a key is used: a day, less up to two hours that differ from round to round, so that a mesh does not renew all at once.
+const LIFETIME_S: u64 = 24 * 3600;
+const JITTER_S: u32 = 2 * 3600;
+/// Seconds after which a message is sent again that nobody has answered; they double up to an hour. The mailbox keeps letters, so this is for
+/// those that it lost.
+const SHORTEST_RETRY_S: u64 = 30;
+const LONGEST_RETRY_S: u64 = 3600;
+/// Age of a handshake in seconds from which on its renewal seems to fail. WireGuard renews after 120 s (`REKEY_AFTER_TIME` of its paper,
+/// section 6.1) with the next packet that is sent, and the session ends after 180.
+const STALE_S: u64 = 130;
+/// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
+const TRIAL_S: u64 = 15;
+/// Seconds within which no second handshake follows one that succeeded, and after which one that none has followed did.
+const REPEATED_S: u64 = 60;
+const HELD_S: u64 = 12;
+
+/// The round of a `renew` that is about none: the responder has a key, and wants another.
+const NO_ROUND: u64 = 0;
+
+const PURPOSE: &[u8] = b"wattle psk v1\0";
+
+/// The two ends of a tunnel, from one of them.
+#[derive(Debug)]
+pub struct Ends<'a> {
+    pub mesh: MeshId,
+    pub machine: &'a Machine,
+    pub me: NodeId,
+    pub peer: NodeId,
+    /// Who the peer is pinned to be.
+    pub peer_identity: IdentityKey,
+    pub peer_key: WireguardKey,
+    /// One of the two is about to take up another WireGuard key. Both ends must have the same preshared key at that moment.
+    pub is_turning: bool,
+}
+
+/// Why a message is not taken.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Ignored {
+    #[error("the message cannot be read")]
+    Unreadable,
+    #[error("the message is not signed by the peer")]
+    Signature,
+    #[error("the message is for another node or of another mesh")]
+    Address,
+    #[error("the message is of an earlier round, or the key of an earlier file")]
+    Old,
+    #[error("the message answers nothing that was said")]
+    Unexpected,
+    #[error("the message is about other WireGuard keys")]
+    Keys,
+    #[error("the key in the message is none")]
+    Kem,
+    #[error("the coordinator gives a key for a tunnel whose ends agree on theirs")]
+    Managed,
+    #[error(
+        "the key that the coordinator gives cannot be opened: the file that it belongs to was made for another WireGuard key, or it is spoilt"
+    )]
+    Sealed,
+}
+
+/// What one node knows of the preshared key of one tunnel. As it is kept on disk, it is [`Pair::kept`] first.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Pair {
+    /// Number of the newest round that was begun or joined.
+    round: u64,
+    current: Option<Agreed>,
+    phase: Phase,
+    /// Somebody wants another key than the one that there is.
+    #[serde(skip)]
+    wanted: Option<Retry>,
+}
+
+/// A key that both ends have.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Agreed {
+    #[serde(with = "on_disk")]
+    psk: Psk,
+    /// The initiator's and the responder's WireGuard key for which it was made.
+    keys: [WireguardKey; 2],
+    /// Seconds since 1970.
+    since: u64,
+    /// Seconds since 1970 at which it is to be replaced.
+    due: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Phase {
+    #[default]
+    Idle,
+    /// Initiator: asked. Lost in a restart, which begins a new round.
+    #[serde(skip)]
+    Requested {
+        secret: KemSecret,
+        keys: [WireguardKey; 2],
+        /// Who asked whom. The key depends on the signatures, so another identity of either is another round.
+        identities: [IdentityKey; 2],
+        message: SignedPskMessage,
+        retry: Retry,
+    },
+    /// Initiator: has the key, and the responder may use it already.
+    Confirmed {
+        next: Derived,
+        keys: [WireguardKey; 2],
+        message: SignedPskMessage,
+        #[serde(skip)]
+        retry: Retry,
+        trial: Trial,
+    },
+    /// Responder: has the key, and the initiator may have it.
+    Offered { next: Derived, keys: [WireguardKey; 2], message: SignedPskMessage },
+    /// Responder: waits for a request since it knows the peer.
+    #[serde(skip)]
+    Waiting { retry: Retry },
+}
+
+/// When to say something again.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    said: u64,
+    wait: u64,
+}
+
+/// Which key the initiator has in use while it cannot know which one the responder has.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Trial {
+    next: bool,
+    since: u64,
+    /// When the newest handshake was, in seconds since 1970; 0 if none was seen.
+    handshake: u64,
+    /// It followed another too soon for that to have succeeded.
+    doubtful: bool,
+}
+
+impl Ends<'_> {
+    fn is_initiator(&self) -> bool {
+        self.me > self.peer
+    }
+
+    /// The initiator's and the responder's WireGuard key.
+    fn keys(&self) -> [WireguardKey; 2] {
+        let mine = self.machine.wireguard_key();
+        if self.is_initiator() { [mine, self.peer_key] } else { [self.peer_key, mine] }
+    }
+
+    fn identities(&self) -> [IdentityKey; 2] {
+        [self.machine.identity_key(), self.peer_identity]
+    }
+
+    fn sign(&self, round: u64, step: PskStep) -> Option<SignedPskMessage> {
+        let message = PskMessage { mesh: self.mesh, from: self.me, to: self.peer, round, step };
+        Some(self.signed(serde_json::to_string(&message).ok()?.into()))
+    }
+
+    /// A message under the present identity. It is what it was unless the machine has taken up another identity since, whose word alone the
+    /// peer believes.
+    fn signed(&self, message: Arc<str>) -> SignedPskMessage {
+        let signature = self.machine.sign(&[PURPOSE, message.as_bytes()].concat());
+        SignedPskMessage { message, signature }
+    }
+
+    /// Reads a message that the peer signed for this node.
+    fn open(&self, signed: &SignedPskMessage) -> Result<PskMessage, Ignored> {
+        let message: PskMessage = serde_json::from_str(&signed.message).map_err(|_| Ignored::Unreadable)?;
+        if !enrolment::verify(self.peer_identity, &[PURPOSE, signed.message.as_bytes()].concat(), &signed.signature) {
+            return Err(Ignored::Signature);
+        }
+        if (message.mesh, message.from, message.to) != (self.mesh, self.peer, self.me) {
+            return Err(Ignored::Address);
+        }
+        Ok(message)
+    }
+}
+
+impl Pair {
+    /// The key to use now. Under `require` a first key is used as soon as it is there, for there is nothing to lose.
+    pub fn key(&self, policy: PskPolicy) -> Option<&Psk> {
+        let current = self.current.as_ref().map(|agreed| &agreed.psk);
+        match &self.phase {
+            Phase::Confirmed { next, trial, .. } if trial.next => Some(&next.psk),
+            Phase::Confirmed { next, .. } | Phase::Offered { next, .. } if policy == PskPolicy::Require => current.or(Some(&next.psk)),
+            Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Idle | Phase::Requested { .. } | Phase::Waiting { .. } => current,
+        }
+    }
+
+    /// When the key to use was agreed on, in seconds since 1970.
+    pub fn since(&self) -> Option<u64> {
+        self.current.as_ref().map(|agreed| agreed.since)
+    }
+
+    /// Wants another key than the one that there is. It is forgotten in a restart.
+    pub fn want_another(&mut self) {
+        // The initiator does not listen within the first seconds of a key, so the second time is soon.
+        self.wanted = self.current.is_some().then_some(Retry { said: 0, wait: SHORTEST_RETRY_S / 2 });
+    }
+
+    /// Whether the peer has left the first word about a first key unanswered.
+    pub fn is_unanswered(&self) -> bool {
+        match &self.phase {
+            Phase::Requested { retry, .. } | Phase::Waiting { retry } => self.current.is_none() && retry.wait > SHORTEST_RETRY_S,
+            Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } => false,
+        }
+    }
+
+    /// Whether this end begins the rounds and is in the middle of one. When neither end is, both have the same key, or none: the initiator is
+    /// the first to know of a round and the last to use its key.
+    fn is_changing(&self) -> bool {
+        matches!(self.phase, Phase::Requested { .. } | Phase::Confirmed { .. })
+    }
+
+    /// Whether the next thing that this end has to say would begin a round.
+    fn would_begin(&self, ends: &Ends<'_>) -> bool {
+        ends.is_initiator() && matches!(self.phase, Phase::Idle)
+    }
+
+    /// Whether this end has asked for a secret a moment ago.
+    fn is_asking(&self, now: u64) -> bool {
+        matches!(&self.phase, Phase::Requested { retry, .. } if now.abs_diff(retry.said) < SHORTEST_RETRY_S)
+    }
+
+    /// Whether all of it outlives a restart.
+    fn is_kept(&self) -> bool {
+        match self.phase {
+            Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } => true,
+            Phase::Requested { .. } | Phase::Waiting { .. } => false,
+        }
+    }
+
+    /// What of it outlives a restart.
+    pub fn kept(&self) -> Self {
+        let phase = if self.is_kept() { self.phase.clone() } else { Phase::Idle };
+        Self { phase, ..self.clone() }
+    }
+
+    /// Whether [`Pair::tick`] has anything to do.
+    pub fn is_due(&self, ends: &Ends<'_>, now: u64) -> bool {
+        match &self.phase {
+            // A first key is not waited for: there is no tunnel yet, or one without.
+            Phase::Idle if ends.is_turning && self.current.is_some() => false,
+            Phase::Idle if ends.is_initiator() => self.wanted.is_some() || self.is_used_up(ends, now),
+            Phase::Idle => self.current.is_none() || self.wanted.is_some_and(|retry| retry.is_due(now)),
+            Phase::Requested { keys, identities, retry, .. } => {
+                retry.is_due(now) || *keys != ends.keys() || *identities != ends.identities()
+            }
+            Phase::Confirmed { retry, .. } | Phase::Waiting { retry } => retry.is_due(now),
+            Phase::Offered { .. } => false,
+        }
+    }
+
+    /// What to say because time has passed. `now` is in seconds since 1970.
+    pub fn tick(&mut self, ends: &Ends<'_>, now: u64, kem: &impl Kem) -> Option<SignedPskMessage> {
+        if !self.is_due(ends, now) {
+            return None;
+        }
+        let keys_now = ends.keys();
+        match &mut self.phase {
+            // The number of the round is when it was begun. What nobody answers for a day is wiped.
+            Phase::Requested { keys, identities, message, retry, .. }
+                if *keys == keys_now && *identities == ends.identities() && now < self.round.saturating_add(LIFETIME_S) =>
+            {
+                retry.again(now);
+                Some(message.clone())
+            }
+            Phase::Idle | Phase::Requested { .. } if ends.is_initiator() => self.begin(ends, now, kem),
+            Phase::Confirmed { message, retry, .. } => {
+                retry.again(now);
+                Some(ends.signed(Arc::clone(&message.message)))
+            }
+            Phase::Waiting { retry } => {
+                retry.again(now);
+                ends.sign(self.round, PskStep::Renew {})
+            }
+            Phase::Idle if self.current.is_some() => {
+                self.wanted.iter_mut().for_each(|retry| retry.again(now));
+                ends.sign(NO_ROUND, PskStep::Renew {})
+            }
+            Phase::Idle | Phase::Requested { .. } | Phase::Offered { .. } => {
+                self.phase = Phase::Waiting { retry: Retry::new(now) };
+                None
+            }
+        }
+    }
+
+    /// Takes in a message of the peer. What it answers may be sent once this is kept on disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Ignored`]; everything is as it was.
+    pub fn receive(
+        &mut self,
+        ends: &Ends<'_>,
+        signed: &SignedPskMessage,
+        now: u64,
+        kem: &impl Kem,
+    ) -> Result<Option<SignedPskMessage>, Ignored> {
+        let PskMessage { round, step, .. } = ends.open(signed)?;
+        match (step, ends.is_initiator()) {
+            (PskStep::Request { initiator_key, responder_key, kem_key }, false) => {
+                self.requested(ends, signed, round, [initiator_key, responder_key], &kem_key, kem)
+            }
+            (PskStep::Offer { ciphertext }, true) => self.offered(ends, signed, round, &ciphertext, now),
+            (PskStep::Confirm { proof }, false) => self.confirmed(ends, round, proof, now),
+            (PskStep::Commit {}, true) => self.committed(round, now),
+            (PskStep::Renew {}, true) => self.renew(ends, round, now, kem),
+            _ => Err(Ignored::Unexpected),
+        }
+    }
+
+    /// Whether [`Pair::observe`] has anything to take note of.
+    pub fn is_on_trial(&self) -> bool {
+        matches!(self.phase, Phase::Confirmed { .. })
+    }
+
+    /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to use is another one now.
+    ///
+    /// A device may take it for a handshake when it answers one that the other end then cannot read (gotatun does). So a handshake counts that
+    /// is not followed by another at once: it proves nothing, but gives reason to try no other key.
+    pub fn observe(&mut self, handshake_age_s: Option<u64>, now: u64) -> bool {
+        let Phase::Confirmed { trial, .. } = &mut self.phase else { return false };
+        let at = handshake_age_s.map(|age| now.saturating_sub(age));
+        if let Some(at) = at.filter(|at| *at > trial.handshake + 1) {
+            trial.doubtful = at < trial.handshake + REPEATED_S;
+            trial.handshake = at;
+        } else if now >= trial.handshake + HELD_S {
+            trial.doubtful = false;
+        }
+        let is_stale = trial.doubtful || handshake_age_s.is_none_or(|age| age > STALE_S);
+        // Without a key of before there is nothing to go back to.
+        let may_turn = !trial.next || self.current.is_some();
+        let turns = is_stale && may_turn && now.abs_diff(trial.since) >= TRIAL_S;
+        if turns {
+            (trial.next, trial.since) = (!trial.next, now);
+        }
+        turns
+    }
+
+    fn is_used_up(&self, ends: &Ends<'_>, now: u64) -> bool {
+        // A clock that went back by more than a day does not keep a key for longer.
+        self.current.as_ref().is_none_or(|agreed| agreed.keys != ends.keys() || now >= agreed.due || now + LIFETIME_S < agreed.since)
+    }
+
+    fn begin(&mut self, ends: &Ends<'_>, now: u64, kem: &impl Kem) -> Option<SignedPskMessage> {
+        let (secret, kem_key) = kem.generate()?;
+        self.wanted = None;
+        // The time makes it grow even when what was kept on disk is lost.
+        self.round = now.max(self.round.saturating_add(1));
+        let keys = ends.keys();
+        let [initiator_key, responder_key] = keys;
+        let message = ends.sign(self.round, PskStep::Request { initiator_key, responder_key, kem_key })?;
+        self.phase = Phase::Requested { secret, keys, identities: ends.identities(), message: message.clone(), retry: Retry::new(now) };
+        Some(message)
+    }
+
+    fn requested(
+        &mut self,
+        ends: &Ends<'_>,
+        request: &SignedPskMessage,
+        round: u64,
+        keys: [WireguardKey; 2],
+        kem_key: &KemKey,
+        kem: &impl Kem,
+    ) -> Result<Option<SignedPskMessage>, Ignored> {
+        if let Phase::Offered { message, .. } = &self.phase
+            && round == self.round
+        {
+            return Ok(Some(message.clone()));
+        }
+        if round <= self.round {
+            return Err(Ignored::Old);
+        }
+        if keys != ends.keys() {
+            return Err(Ignored::Keys);
+        }
+        let (ciphertext, secret) = kem.encapsulate(kem_key).ok_or(Ignored::Kem)?;
+        let message = ends.sign(round, PskStep::Offer { ciphertext }).ok_or(Ignored::Unreadable)?;
+        let next = derive(&secret, keys, request, &message).ok_or(Ignored::Kem)?;
+        self.round = round;
+        self.phase = Phase::Offered { next, keys, message: message.clone() };
+        Ok(Some(message))
+    }
+
+    fn offered(
+        &mut self,
+        ends: &Ends<'_>,
+        offer: &SignedPskMessage,
+        round: u64,
+        ciphertext: &KemCiphertext,
+        now: u64,
+    ) -> Result<Option<SignedPskMessage>, Ignored> {
+        match &self.phase {
+            Phase::Requested { secret, keys, message: request, .. } if round == self.round => {
+                let keys = *keys;
+                let secret = secret.decapsulate(ciphertext).ok_or(Ignored::Kem)?;
+                let next = derive(&secret, keys, request, offer).ok_or(Ignored::Kem)?;
+                let message = ends.sign(round, PskStep::Confirm { proof: next.proof }).ok_or(Ignored::Unreadable)?;
+                let trial = Trial { next: false, since: now, handshake: 0, doubtful: false };
+                self.phase = Phase::Confirmed { next, keys, message: message.clone(), retry: Retry::new(now), trial };
+                Ok(Some(message))
+            }
+            Phase::Confirmed { message, .. } if round == self.round => Ok(Some(ends.signed(Arc::clone(&message.message)))),
+            Phase::Idle | Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => {
+                Err(Ignored::Unexpected)
+            }
+        }
+    }
+
+    fn confirmed(&mut self, ends: &Ends<'_>, round: u64, proof: Bytes32, now: u64) -> Result<Option<SignedPskMessage>, Ignored> {
+        if round < self.round {
+            return Err(Ignored::Old);
+        }
+        match &self.phase {
+            Phase::Offered { next, .. } if round == self.round && next.proof == proof => {
+                self.agree(now);
+                Ok(ends.sign(round, PskStep::Commit {}))
+            }
+            Phase::Idle if round == self.round && self.current.is_some() => Ok(ends.sign(round, PskStep::Commit {})),
+            Phase::Idle | Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => {
+                Ok(ends.sign(round, PskStep::Renew {}))
+            }
+        }
+    }
+
+    fn committed(&mut self, round: u64, now: u64) -> Result<Option<SignedPskMessage>, Ignored> {
+        if round != self.round || !matches!(self.phase, Phase::Confirmed { .. }) {
+            return Err(Ignored::Unexpected);
+        }
+        self.agree(now);
+        Ok(None)
+    }
+
+    /// The responder has no key: of this round, so that the next one is not to be waited for, or none at all.
+    fn renew(&mut self, ends: &Ends<'_>, round: u64, now: u64, kem: &impl Kem) -> Result<Option<SignedPskMessage>, Ignored> {
+        match &self.phase {
+            Phase::Confirmed { .. } if round == self.round => Ok(self.begin(ends, now, kem)),
+            Phase::Requested { message, .. } => Ok(Some(message.clone())),
+            // Somebody may have kept the message to send it again and again.
+            Phase::Idle if self.may_begin_again(ends, now) => Ok(self.begin(ends, now, kem)),
+            Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => Err(Ignored::Unexpected),
+        }
+    }
+
+    fn may_begin_again(&self, ends: &Ends<'_>, now: u64) -> bool {
+        self.current.as_ref().is_none_or(|agreed| !ends.is_turning && now.abs_diff(agreed.since) >= SHORTEST_RETRY_S)
+    }
+
+    /// Both ends have the next key: there is no way back.
+    fn agree(&mut self, now: u64) {
+        if let Phase::Confirmed { next, keys, .. } | Phase::Offered { next, keys, .. } = std::mem::take(&mut self.phase) {
+            let [a, b, c, d, ..] = *next.proof.as_bytes();
+            self.wanted = None;
+            let jitter = u64::from(u32::from_be_bytes([a, b, c, d]) % JITTER_S);
+            self.current = Some(Agreed { psk: next.psk, keys, since: now, due: now.saturating_add(LIFETIME_S - jitter) });
+        }
+    }
+}
+
+impl Default for Retry {
+    /// Due at once.
+    fn default() -> Self {
+        Self { said: 0, wait: SHORTEST_RETRY_S }
+    }
+}
+
+impl Retry {
+    fn new(now: u64) -> Self {
+        Self { said: now, wait: SHORTEST_RETRY_S }
+    }
+
+    fn is_due(self, now: u64) -> bool {
+        now.abs_diff(self.said) >= self.wait
+    }
+
+    fn again(&mut self, now: u64) {
+        *self = Self { said: now, wait: LONGEST_RETRY_S.min(self.wait * 2) };
+    }
+}

@@ -1,0 +1,500 @@
+//! One node changes its key while messages are lost, repeated and late, programs die and the coordinator is away: in the end all go by one
+//! key, and the tunnels are up.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use proptest::prelude::*;
+use wattle_wire::{
+    ids::{NodeId, Position},
+    peer::MeshSettings,
+    psk::PskPolicy,
+    report::DeviceKind,
+    rotation::{RotationAnswer, RotationStep},
+    stream::StreamMessage,
+};
+
+use super::{
+    Act, Rotation, Situation, Told,
+    canary::{Watch, armed},
+    kept_for_unmanaged,
+};
+use crate::{
+    agent::{guard::Refused, replica::Replica},
+    config::{
+        directory::{Announced, Directory, NodeRecord, RecordChange},
+        view,
+    },
+    host::{
+        desired::{Local, desired},
+        plan::plan,
+        state::{Link, Observed},
+    },
+    keys::{
+        enrolment::verify_statement,
+        node_keys::{KeptKeys, Machine},
+        psk::exchange::Exchange,
+    },
+    testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
+};
+
+/// The node that changes its key; the others are its peers.
+const ROTATING: u64 = 1;
+const NODES: u64 = 3;
+
+/// A gateway: what outlives its agent, and what does not.
+struct Gateway {
+    id: NodeId,
+    disk: KeptKeys,
+    host: Observed,
+    machine: Machine,
+    replica: Replica,
+    rotation: Rotation,
+    watch: Watch,
+}
+
+impl Gateway {
+    fn new(number: u64) -> Self {
+        let machine = machine_of(number);
+        let replica = Replica::new(MESH, machine.wireguard_key());
+        let host = Observed { link: Some(Link::new(DeviceKind::Kernel)), ..Observed::default() };
+        let disk = machine.kept().unwrap();
+        Self { id: node_id(number), disk, host, machine, replica, rotation: Rotation::default(), watch: Watch::default() }
+    }
+
+    /// The agent dies and comes back, with the view that it has kept.
+    fn restart(&mut self) {
+        let stored = self.replica.stored();
+        self.machine = Machine::restore(&self.disk).unwrap();
+        self.replica = Replica::new(MESH, self.machine.wireguard_key());
+        if let Some(stored) = stored {
+            self.replica.restore(stored).unwrap();
+        }
+        (self.rotation, self.watch) = (Rotation::default(), Watch::default());
+    }
+
+    fn link(&self) -> &Link {
+        self.host.link.as_ref().unwrap()
+    }
+
+    /// Looks at the host and makes it what it should be, or dies after so many steps.
+    fn reconcile(&mut self, now: Duration, steps: usize) {
+        let Some(known) = self.replica.known() else { return };
+        let turns = self.watch.look(known, self.host.link.as_ref().unwrap(), now);
+        let local = Local { interface: "wattle0".parse().unwrap(), machine: &self.machine, addresses: vec![] };
+        let wanted = desired(known, &local, &Refused::default(), &Exchange::default(), &turns);
+        let plan = plan(&wanted, &self.host);
+        let all = plan.steps.len() <= steps;
+        for step in plan.steps.iter().take(steps) {
+            self.host = std::mem::take(&mut self.host).after(&step.change);
+        }
+        if all {
+            self.watch.called(&turns, now);
+        } else {
+            self.restart();
+        }
+    }
+}
+
+struct World {
+    directory: Directory,
+    revision: i64,
+    armed: BTreeSet<(NodeId, u64)>,
+    gateways: Vec<Gateway>,
+    now: Duration,
+}
+
+/// What happens; a gateway is named by its place.
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    /// The coordinator's newest word arrives.
+    Hear(usize),
+    /// What a gateway is ready for arrives.
+    Report(usize),
+    /// The rotating node does what is next; the coordinator does not answer, or its answer is lost, or neither.
+    Rotate {
+        asked: bool,
+        answered: bool,
+    },
+    Reconcile(usize),
+    /// The agent dies after so many steps.
+    DieIn(usize, usize),
+    Die(usize),
+    /// One gateway calls another.
+    Call(usize, usize),
+    Time(u64),
+    /// Another is first.
+    Busy,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let gateway = || 0..usize::try_from(NODES).unwrap();
+    prop_oneof![
+        3 => gateway().prop_map(Happens::Hear),
+        3 => gateway().prop_map(Happens::Report),
+        6 => (any::<bool>(), any::<bool>()).prop_map(|(asked, answered)| Happens::Rotate { asked: asked || answered, answered }),
+        4 => gateway().prop_map(Happens::Reconcile),
+        1 => (gateway(), 0..4usize).prop_map(|(gateway, steps)| Happens::DieIn(gateway, steps)),
+        1 => gateway().prop_map(Happens::Die),
+        6 => (gateway(), gateway()).prop_map(|(from, to)| Happens::Call(from, to)),
+        3 => (1..2_000u64).prop_map(Happens::Time),
+        1 => Just(Happens::Busy),
+    ]
+}
+
+impl World {
+    fn new() -> Self {
+        let mut directory = directory_of(NODES);
+        directory.mesh.psk = PskPolicy::Prefer;
+        let gateways = (1..=NODES).map(Gateway::new).collect();
+        let mut world = Self { directory, revision: 1, armed: BTreeSet::new(), gateways, now: Duration::ZERO };
+        world.settle();
+        world.change(|node| node.rotate_since = Some(chrono::DateTime::UNIX_EPOCH));
+        world
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut NodeRecord)) {
+        let mut node = self.directory.nodes[&node_id(ROTATING)].clone();
+        change(&mut node);
+        self.directory.apply(&RecordChange::Node(node));
+        self.revision += 1;
+    }
+
+    fn hear(&mut self, gateway: usize) {
+        let Gateway { id, replica, .. } = &mut self.gateways[gateway];
+        let view = view::view(&self.directory, *id).unwrap();
+        let position = Position { epoch: 1, revision: self.revision };
+        let received = replica.receive(StreamMessage::Snapshot { position, view, removed: vec![] });
+        assert!(matches!(received, crate::agent::replica::Received::Changed { refused } if refused.is_empty()));
+    }
+
+    fn report(&mut self, gateway: usize) {
+        let gateway = &self.gateways[gateway];
+        if let Some(known) = gateway.replica.known() {
+            self.armed.extend(armed(known, gateway.link(), &Exchange::default()).into_iter().map(|armed| (gateway.id, armed.sequence)));
+        }
+    }
+
+    /// Whether anything was done.
+    fn rotate(&mut self, asked: bool, answered: bool, busy: bool) -> bool {
+        let gateway = &mut self.gateways[0];
+        let Some(known) = gateway.replica.known() else { return false };
+        let situation = Situation {
+            known,
+            machine: &gateway.machine,
+            link: gateway.host.link.as_ref().unwrap(),
+            psks: &Exchange::default(),
+            is_asked: false,
+            now: self.now,
+            unix_s: self.now.as_secs(),
+        };
+        let Some(act) = gateway.rotation.next(&situation) else { return false };
+        let machine = match act {
+            Act::MakeKey => {
+                let mut secret = [77; 32];
+                secret[..8].copy_from_slice(&self.revision.to_be_bytes());
+                secret[8..24].copy_from_slice(&self.now.as_nanos().to_be_bytes());
+                gateway.machine.preparing(&secret).unwrap()
+            }
+            Act::TakeUp => {
+                // The one moment of which packets depend: nobody in touch is unprepared, as far as he was heard of.
+                gateway.machine.switched(self.now.as_secs()).unwrap()
+            }
+            Act::GiveUp => gateway.machine.staying().unwrap(),
+            Act::Tell(step) => {
+                let told = if !asked {
+                    Told::Unreachable
+                } else if busy {
+                    Told::Busy
+                } else {
+                    let answer = self.coordinator(&step);
+                    if answered { Told::Taken(answer) } else { Told::Unreachable }
+                };
+                self.gateways[0].rotation.told(&step, told, self.now);
+                return true;
+            }
+        };
+        gateway.disk = machine.kept().unwrap();
+        gateway.replica.set_own_key(machine.wireguard_key());
+        gateway.machine = machine;
+        true
+    }
+
+    /// What the coordinator does with a step.
+    fn coordinator(&mut self, step: &RotationStep) -> RotationAnswer {
+        match step {
+            RotationStep::Announce(statement) => {
+                let announced = Announced { statement: statement.clone(), at: chrono::DateTime::UNIX_EPOCH };
+                if self.directory.nodes[&node_id(ROTATING)].announced.as_ref() != Some(&announced) {
+                    self.change(|node| node.announced = Some(announced));
+                }
+                let sequence = verify_statement(statement, MESH).unwrap().sequence;
+                let peers = (2..=NODES).map(node_id);
+                RotationAnswer { waiting_for: peers.filter(|peer| !self.armed.contains(&(*peer, sequence))).collect() }
+            }
+            RotationStep::Done(statement) => {
+                let wireguard_key = verify_statement(statement, MESH).unwrap().wireguard_key;
+                if self.directory.nodes[&node_id(ROTATING)].statement != *statement {
+                    self.change(|node| {
+                        (node.statement, node.wireguard_key) = (statement.clone(), wireguard_key);
+                        (node.announced, node.rotate_since) = (None, None);
+                    });
+                }
+                RotationAnswer::default()
+            }
+            RotationStep::Withdraw {} => {
+                self.change(|node| node.announced = None);
+                RotationAnswer::default()
+            }
+        }
+    }
+
+    /// A first handshake message, and its answer if there is one, as WireGuard does it.
+    fn call(&mut self, from: usize, to: usize) {
+        let caller = self.gateways[from].link().public_key;
+        let callee = self.gateways[to].link().public_key;
+        let (Some(caller), Some(callee)) = (caller, callee) else { return };
+        let calls = self.gateways[from].link().peers.get(&callee).is_some_and(|entry| !entry.allowed_ips.is_empty());
+        let Some(entry) = self.gateways[to].host.link.as_mut().unwrap().peers.get_mut(&caller).filter(|_| calls) else { return };
+        entry.received_bytes += 148;
+        // The entry that waits for an announced key has a preshared key of its own; no other has one here.
+        if entry.psk.is_none() {
+            entry.handshake_age_s = Some(0);
+            let entry = self.gateways[from].host.link.as_mut().unwrap().peers.get_mut(&callee).unwrap();
+            (entry.handshake_age_s, entry.received_bytes) = (Some(0), entry.received_bytes + 92);
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let before = self.now.as_secs();
+        self.now += time;
+        let passed = self.now.as_secs() - before;
+        for gateway in &mut self.gateways {
+            for entry in gateway.host.link.as_mut().unwrap().peers.values_mut() {
+                entry.handshake_age_s = entry.handshake_age_s.map(|age| age + passed);
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Happens) {
+        match event {
+            Happens::Hear(gateway) => self.hear(gateway),
+            Happens::Report(gateway) => self.report(gateway),
+            Happens::Rotate { asked, answered } => drop(self.rotate(asked, answered, false)),
+            Happens::Busy => drop(self.rotate(true, true, true)),
+            Happens::Reconcile(gateway) => self.gateways[gateway].reconcile(self.now, usize::MAX),
+            Happens::DieIn(gateway, steps) => self.gateways[gateway].reconcile(self.now, steps),
+            Happens::Die(gateway) => self.gateways[gateway].restart(),
+            Happens::Call(from, to) => self.call(from, to),
+            Happens::Time(ms) => self.pass(Duration::from_millis(ms)),
+        }
+        self.nobody_loses_what_is_his();
+    }
+
+    /// A prefix has one holder at most, and each gateway that had an entry for another still has one.
+    fn nobody_loses_what_is_his(&self) {
+        for gateway in &self.gateways {
+            let held: Vec<_> = gateway.link().peers.values().flat_map(|entry| &entry.allowed_ips).collect();
+            assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), held.len());
+        }
+    }
+
+    /// Everything works from now on.
+    fn settle(&mut self) {
+        for _ in 0..40 {
+            let gateways = 0..self.gateways.len();
+            while self.rotate(true, true, false) {
+                if self.gateways[0].rotation.silent_until > self.now {
+                    break;
+                }
+            }
+            for gateway in gateways.clone() {
+                self.hear(gateway);
+                self.gateways[gateway].reconcile(self.now, usize::MAX);
+                self.report(gateway);
+                gateways.clone().for_each(|other| self.call(gateway, other));
+            }
+            self.pass(Duration::from_secs(1));
+        }
+    }
+
+    /// All go by the rotating node's key, and all tunnels are up.
+    fn agrees(&self) -> Result<(), TestCaseError> {
+        let key = self.gateways[0].machine.wireguard_key();
+        prop_assert_eq!(self.gateways[0].link().public_key, Some(key));
+        prop_assert_eq!(self.directory.nodes[&node_id(ROTATING)].wireguard_key, key);
+        for gateway in &self.gateways {
+            prop_assert_eq!(gateway.link().peers.len(), 2, "{:?}", gateway.link().peers);
+            for entry in gateway.link().peers.values() {
+                prop_assert!(entry.is_live() && entry.psk.is_none() && !entry.allowed_ips.is_empty(), "{:?}", entry);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_key_that_somebody_asked_for_is_taken_up_once() {
+    let mut world = World::new();
+    let before = world.gateways[0].machine.wireguard_key();
+    world.agrees().unwrap();
+    world.settle();
+    world.agrees().unwrap();
+    let after = world.gateways[0].machine.wireguard_key();
+    assert_ne!(before, after);
+    assert_eq!(world.directory.nodes[&node_id(ROTATING)].rotate_since, None);
+    world.settle();
+    assert_eq!(world.gateways[0].machine.wireguard_key(), after);
+}
+
+/// Goes on until the key is taken up, and is not on the device yet.
+fn until_taken_up(world: &mut World) {
+    let before = world.gateways[0].machine.wireguard_key();
+    while world.gateways[0].machine.wireguard_key() == before {
+        for gateway in 0..world.gateways.len() {
+            world.hear(gateway);
+            world.gateways[gateway].reconcile(world.now, usize::MAX);
+            world.report(gateway);
+        }
+        world.rotate(true, true, false);
+        world.pass(Duration::from_millis(100));
+        assert!(world.now < Duration::from_secs(100), "it is never taken up");
+    }
+}
+
+#[test]
+fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_that_has_died_in_between() {
+    for dies in [false, true] {
+        let mut world = World::new();
+        until_taken_up(&mut world);
+        if dies {
+            world.gateways[0].restart();
+        }
+        world.gateways[0].reconcile(world.now, usize::MAX);
+        let key = world.gateways[0].machine.wireguard_key();
+        for peer in [1, 2] {
+            world.call(0, peer);
+            world.gateways[peer].reconcile(world.now, usize::MAX);
+            world.call(peer, 0);
+            let entry = &world.gateways[peer].link().peers[&key];
+            assert!(entry.psk.is_none() && entry.allowed_ips.len() == 2 && entry.handshake_age_s == Some(0), "{entry:?}");
+            assert_eq!(world.gateways[peer].link().peers.len(), 2, "the former key is forgotten");
+        }
+        world.settle();
+        world.agrees().unwrap();
+    }
+}
+
+#[test]
+fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_anew_until_it_is_heard() {
+    let mut world = World::new();
+    until_taken_up(&mut world);
+    world.gateways[0].reconcile(world.now, usize::MAX);
+    while world.directory.nodes[&node_id(ROTATING)].announced.is_some() {
+        world.rotate(true, true, false);
+        world.pass(Duration::from_millis(100));
+    }
+    world.hear(1);
+    let (key, peer) = (world.gateways[0].machine.wireguard_key(), &mut world.gateways[1]);
+    peer.reconcile(world.now, usize::MAX);
+    let (known, link) = (peer.replica.known().unwrap(), peer.host.link.as_ref().unwrap());
+    assert_eq!(link.peers[&key].allowed_ips.len(), 2);
+    let began = world.now;
+    let mut calls = vec![];
+    for ms in (0..20_000).step_by(50) {
+        let now = began + Duration::from_millis(ms);
+        let turns = peer.watch.look(known, link, now);
+        if turns.is_pressing() {
+            calls.push(ms);
+            peer.watch.called(&turns, now);
+        }
+        assert!(peer.watch.pace(now).is_some());
+    }
+    assert_eq!(calls, [300, 900, 2_100, 4_500, 9_300, 14_300, 19_300]);
+    let late = began + Duration::from_secs(70);
+    peer.watch.look(known, link, late);
+    assert_eq!(peer.watch.pace(late), None, "WireGuard goes on by itself");
+}
+
+#[test]
+fn nothing_is_taken_up_while_somebody_in_touch_is_not_ready_and_the_old_key_stays() {
+    let mut world = World::new();
+    let before = world.gateways[0].machine.wireguard_key();
+    for _ in 0..120 {
+        world.hear(0);
+        world.hear(1);
+        world.gateways[1].reconcile(world.now, usize::MAX);
+        world.report(1);
+        world.rotate(true, true, false);
+        assert_eq!(world.gateways[0].machine.wireguard_key(), before);
+        world.pass(Duration::from_millis(500));
+    }
+    assert_eq!(world.gateways[0].machine.next_key(), None);
+    assert!(world.directory.nodes[&node_id(ROTATING)].announced.is_none(), "it is withdrawn");
+    let problem = world.gateways[0].rotation.problem().unwrap();
+    assert!(problem.contains("site-3") && !problem.contains("site-2"), "{problem}");
+}
+
+/// The first node, whose key is as old as a key may become, and a peer without an agent.
+fn due_beside_an_unmanaged_peer() -> (Gateway, Link) {
+    let mut directory = directory_of(2);
+    let mesh = MeshSettings { rotate_days: 30, ..directory.mesh.clone() };
+    directory.apply(&RecordChange::Mesh(mesh));
+    directory.apply(&RecordChange::Node(unmanaged_record(2)));
+    let mut gateway = Gateway::new(ROTATING);
+    let view = view::view(&directory, gateway.id).unwrap();
+    gateway.replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+    gateway.reconcile(Duration::ZERO, usize::MAX);
+    let mut link = gateway.link().clone();
+    link.peers.entry(machine_of(2).wireguard_key()).or_default().handshake_age_s = Some(0);
+    (gateway, link)
+}
+
+#[test]
+fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoever_asks_does_not_wait_for_it() {
+    let (gateway, link) = due_beside_an_unmanaged_peer();
+    let Gateway { machine, replica, mut rotation, .. } = gateway;
+    let (known, psks) = (replica.known().unwrap(), Exchange::default());
+    let unix_s = 31 * 24 * 3600;
+    let situation = Situation { known, machine: &machine, link: &link, psks: &psks, is_asked: false, now: Duration::from_secs(1), unix_s };
+    assert_eq!(rotation.next(&situation), None);
+    assert!(kept_for_unmanaged(known, &machine, unix_s).is_some_and(|why| why.contains("site-2")));
+    assert_eq!(kept_for_unmanaged(known, &machine, 0), None);
+
+    assert_eq!(rotation.next(&Situation { is_asked: true, ..situation }), Some(Act::MakeKey));
+    let machine = machine.preparing(&[66; 32]).unwrap();
+    let situation = Situation { machine: &machine, ..situation };
+    let Some(Act::Tell(announce @ RotationStep::Announce(_))) = rotation.next(&situation) else { panic!("nothing is announced") };
+    rotation.told(&announce, Told::Taken(RotationAnswer { waiting_for: vec![node_id(2)] }), situation.now);
+    assert_eq!(rotation.next(&situation), Some(Act::TakeUp));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_all_end_up_with_one_key_and_every_tunnel_up(events in prop::collection::vec(happens(), 0..120)) {
+        let mut world = World::new();
+        for event in events {
+            world.happen(event);
+        }
+        // What was put off is tried again after ten minutes, and sessions do not last that long on their own.
+        world.settle();
+        world.agrees()?;
+    }
+
+    #[test]
+    fn a_key_is_taken_up_only_when_all_in_touch_stand_ready(events in prop::collection::vec(happens(), 0..120)) {
+        let mut world = World::new();
+        for event in events {
+            let before = world.gateways[0].machine.wireguard_key();
+            world.happen(event);
+            let after = world.gateways[0].machine.wireguard_key();
+            if before != after {
+                for peer in &world.gateways[1..] {
+                    let live = world.gateways[0].link().peers.get(&peer.machine.wireguard_key()).is_some_and(|entry| entry.is_live());
+                    prop_assert!(!live || peer.link().peers.contains_key(&after), "{:?} is not ready", peer.id);
+                }
+            }
+        }
+    }
+}
