@@ -25,7 +25,7 @@ use wattle_mesh::{
 };
 use wattle_wire::key::{OperatorKey, WireguardKey};
 
-use crate::{config::Place, kernel::Kernel, store::Store};
+use crate::{config::Paths, kernel::Kernel, store::Store};
 
 /// How often the host is compared with what it should be: what other tools change is repaired within this time.
 pub(crate) const OBSERVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -78,13 +78,13 @@ pub(crate) struct Limits {
 
 impl Host {
     /// The host of a node whose coordinators have these URLs.
-    pub(crate) fn new(place: &Place, store: &Store, coordinators: &[String]) -> anyhow::Result<Self> {
+    pub(crate) fn new(paths: &Paths, store: &Store, coordinators: &[String]) -> anyhow::Result<Self> {
         let coordinators =
             coordinators.iter().filter_map(|url| reqwest::Url::parse(url).ok()?.host_str()?.trim_matches(['[', ']']).parse().ok());
         Ok(Self {
-            kernel: Kernel::new(place.interface.clone(), store)?,
-            interface: place.interface.clone(),
-            guard: load_guard(&place.guard)?,
+            kernel: Kernel::new(paths.interface.clone(), store)?,
+            interface: paths.interface.clone(),
+            guard: load_guard(&paths.guard)?,
             coordinators: coordinators.collect(),
         })
     }
