@@ -19,7 +19,7 @@ use wattle_wire::{endpoint::Endpoint, key::OperatorKey};
 #[command(name = "wattle-agent", version, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) place: Place,
+    pub(crate) paths: Paths,
 
     /// How log lines look.
     #[arg(long, global = true, env = "WATTLE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
@@ -31,7 +31,7 @@ pub(crate) struct Cli {
 
 /// Where this agent keeps its state, and which interface it drives.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Place {
+pub(crate) struct Paths {
     /// Folder of the keys and of the last known view of the mesh.
     #[arg(long, global = true, env = "WATTLE_STATE_DIR", default_value = "/var/lib/wattle")]
     pub(crate) state_dir: PathBuf,

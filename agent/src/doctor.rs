@@ -10,7 +10,7 @@ use wattle_mesh::{
     host::state::{Family, ObservedPeer},
 };
 
-use crate::{config::Place, coordinator::Coordinator, kernel::symptoms, output, status};
+use crate::{config::Paths, coordinator::Coordinator, kernel::symptoms, output, status};
 
 /// How long a name may take to be resolved.
 const DNS: Duration = Duration::from_secs(5);
@@ -23,8 +23,8 @@ struct Examined {
     findings: Vec<Finding>,
 }
 
-pub(crate) async fn doctor(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
-    let found = status::find(place)?;
+pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode> {
+    let found = status::find(paths)?;
     // Without rights much cannot be seen, which is a finding itself.
     let observed = found.host.observe().await.unwrap_or_default();
     let coordinator = Coordinator::new(found.membership.urls.clone(), found.membership.pins.clone())?;
@@ -42,14 +42,14 @@ pub(crate) async fn doctor(place: &Place, json: bool) -> anyhow::Result<ExitCode
         }
     });
     let findings = doctor::diagnose(&Symptoms {
-        interface: place.interface.clone(),
+        interface: paths.interface.clone(),
         may_administer: symptoms::may_administer(),
         runs: found.store.is_locked()?,
         device: link.map(|link| Device { kind: link.device, up: link.up, port: link.listen_port, mtu: link.mtu }),
         port: found.known.as_ref().map_or(USUAL_PORT, |known| known.mesh.listen_port),
         probes: found.known.as_ref().is_some_and(|known| known.mesh.health.probes),
         forwards: observed.forwarding.contains(&Family::V4),
-        rp_filter: symptoms::rp_filter(&place.interface),
+        rp_filter: symptoms::rp_filter(&paths.interface),
         underlay: symptoms::underlay(),
         ruleset,
         has_legacy_rules: symptoms::has_legacy_rules(),

@@ -13,7 +13,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    config::Place,
+    config::Paths,
     coordinator::{Coordinator, RequestError},
     identity::Membership,
     output, random,
@@ -64,8 +64,8 @@ pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent confirm`.
-pub(crate) fn confirm(place: &Place) -> anyhow::Result<()> {
-    let store = Store::open(&place.state_dir)?;
+pub(crate) fn confirm(paths: &Paths) -> anyhow::Result<()> {
+    let store = Store::open(&paths.state_dir)?;
     let Some(stored) = load_view(&store)?.filter(|stored| !stored.awaiting_confirmation().is_empty()) else {
         output::line("no removal waits to be confirmed");
         return Ok(());

@@ -8,7 +8,7 @@ use wattle_mesh::agent::{
     replica::Known,
 };
 
-use crate::{config::Place, output, store::Store};
+use crate::{config::Paths, output, store::Store};
 
 const HISTORY: &str = "history.json";
 
@@ -43,8 +43,8 @@ pub(crate) fn forget(store: &Store) -> anyhow::Result<()> {
     store.remove_with_previous(HISTORY)
 }
 
-pub(crate) fn show(place: &Place, json: bool) -> anyhow::Result<()> {
-    let history = load(&Store::open(&place.state_dir)?)?;
+pub(crate) fn show(paths: &Paths, json: bool) -> anyhow::Result<()> {
+    let history = load(&Store::open(&paths.state_dir)?)?;
     if json {
         return output::json(&history);
     }

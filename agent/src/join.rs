@@ -12,7 +12,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    config::Place,
+    config::Paths,
     coordinator::{Coordinator, RequestError},
     follow, history,
     identity::{Membership, Slot},
@@ -20,9 +20,9 @@ use crate::{
     store::Store,
 };
 
-pub(crate) async fn join(place: &Place, join_string: &str, endpoint: Option<Endpoint>, replace: bool) -> anyhow::Result<()> {
+pub(crate) async fn join(paths: &Paths, join_string: &str, endpoint: Option<Endpoint>, replace: bool) -> anyhow::Result<()> {
     let join: JoinString = read(join_string)?.parse()?;
-    let store = Store::open(&place.state_dir)?;
+    let store = Store::open(&paths.state_dir)?;
     let slot = if replace { Slot::Next } else { Slot::Present };
     // Whoever follows the mesh with the old keys must not meet the new ones.
     let _stopped = if replace { Some(store.lock()?) } else { None };

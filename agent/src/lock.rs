@@ -22,7 +22,7 @@ use wattle_wire::{
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{Place, SignArguments},
+    config::{Paths, SignArguments},
     output, random,
     reconcile::load_guard,
 };
@@ -83,11 +83,11 @@ pub(crate) async fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
 }
 
 /// Sees to it that this host requires the lock of these operators, if there are any: by its guard's file, which is made if it is not there.
-pub(crate) fn require(place: &Place, operator_keys: &[OperatorKey]) -> anyhow::Result<()> {
+pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::Result<()> {
     if operator_keys.is_empty() {
         return Ok(());
     }
-    let path = &place.guard;
+    let path = &paths.guard;
     let rules = rules(operator_keys);
     let guard = load_guard(path)?;
     if guard.operators().is_some_and(|operators| operator_keys.iter().all(|key| operators.contains(key))) {
@@ -227,14 +227,14 @@ mod tests {
     fn a_machine_that_joins_locked_writes_the_rules_that_the_agent_reads_and_never_over_others() {
         let dir = tempfile::tempdir().unwrap();
         let guard = dir.path().join("etc/guard.toml");
-        let place = Place { state_dir: dir.path().into(), interface: "wattle0".parse().unwrap(), guard: guard.clone() };
+        let paths = Paths { state_dir: dir.path().into(), interface: "wattle0".parse().unwrap(), guard: guard.clone() };
         let keys = [OperatorKey::from([1; 32]), OperatorKey::from([2; 32])];
-        require(&place, &[]).unwrap();
+        require(&paths, &[]).unwrap();
         assert!(!guard.exists());
-        require(&place, &keys).unwrap();
+        require(&paths, &keys).unwrap();
         assert_eq!(load_guard(&guard).unwrap().operators(), Some(keys.into()));
-        require(&place, &keys[..1]).unwrap();
-        let error = require(&place, &[OperatorKey::from([3; 32])]).unwrap_err().to_string();
+        require(&paths, &keys[..1]).unwrap();
+        let error = require(&paths, &[OperatorKey::from([3; 32])]).unwrap_err().to_string();
         assert!(error.contains("operator_keys = [\"AwMDAwMD"), "{error}");
         assert_eq!(load_guard(&guard).unwrap().operators(), Some(keys.into()));
     }

@@ -49,27 +49,27 @@ fn threads(command: &Command) -> usize {
 }
 
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
-    let Cli { place, command, .. } = cli;
+    let Cli { paths, command, .. } = cli;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads(&command)).enable_all().build()?;
     runtime.block_on(async {
         match command {
             Command::Join { join_string, endpoint, replace, operator_keys } => {
-                lock::require(&place, &operator_keys)?;
-                join::join(&place, &join_string, endpoint, replace).await
+                lock::require(&paths, &operator_keys)?;
+                join::join(&paths, &join_string, endpoint, replace).await
             }
-            Command::Run { metrics } => run::run(&place, metrics).await,
-            Command::Status { json } => return status::status(&place, json).await,
-            Command::Verify { hosts, count, throughput, json } => return verify::verify(&place, &hosts, count, throughput, json).await,
-            Command::Doctor { json } => return doctor::doctor(&place, json).await,
-            Command::History { json } => history::show(&place, json),
-            Command::Plan { json } => status::plan_command(&place, json).await,
-            Command::Rotate { identity: true, .. } => rotation::succeed(&place).await,
-            Command::Rotate { psk: true, .. } => rotation::renew_psks(&place).await,
-            Command::Rotate { force, .. } => rotation::rotate(&place, force).await,
-            Command::Confirm => follow::confirm(&place),
+            Command::Run { metrics } => run::run(&paths, metrics).await,
+            Command::Status { json } => return status::status(&paths, json).await,
+            Command::Verify { hosts, count, throughput, json } => return verify::verify(&paths, &hosts, count, throughput, json).await,
+            Command::Doctor { json } => return doctor::doctor(&paths, json).await,
+            Command::History { json } => history::show(&paths, json),
+            Command::Plan { json } => status::plan_command(&paths, json).await,
+            Command::Rotate { identity: true, .. } => rotation::succeed(&paths).await,
+            Command::Rotate { psk: true, .. } => rotation::renew_psks(&paths).await,
+            Command::Rotate { force, .. } => rotation::rotate(&paths, force).await,
+            Command::Confirm => follow::confirm(&paths),
             Command::Lock(LockCommand::Init { key }) => lock::init(&key),
             Command::Lock(LockCommand::Sign(arguments)) => lock::sign(&arguments).await,
-            Command::Down => run::down(&place).await,
+            Command::Down => run::down(&paths).await,
             Command::Device { interface } => device::run(&interface).await,
         }?;
         Ok(ExitCode::SUCCESS)

@@ -40,7 +40,7 @@ pub(crate) fn forget(store: &Store) -> anyhow::Result<()> {
 
 /// The keys of this node's tunnels, kept on disk, and the errands about them to the coordinator's mailbox.
 #[derive(Debug)]
-pub(crate) struct Correspondent {
+pub(crate) struct PskClient {
     store: Store,
     correspondence: Correspondence,
     errand: Option<oneshot::Receiver<Done>>,
@@ -53,7 +53,7 @@ pub(crate) struct Done {
     brought: Brought,
 }
 
-impl Correspondent {
+impl PskClient {
     pub(crate) fn new(store: Store) -> Self {
         let (exchange, problem) = match load(&store) {
             Ok(exchange) => (exchange, None),

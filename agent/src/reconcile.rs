@@ -20,12 +20,12 @@ use wattle_mesh::{
     keys::{
         node_keys::Machine,
         psk::exchange::Exchange,
-        rotation::canary::{Turns, Watch},
+        rotation::canary::{PeerKeys, Watch},
     },
 };
 use wattle_wire::key::{OperatorKey, WireguardKey};
 
-use crate::{config::Place, kernel::Kernel, store::Store};
+use crate::{config::Paths, kernel::Kernel, store::Store};
 
 /// How often the host is compared with what it should be: what other tools change is repaired within this time.
 pub(crate) const OBSERVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -78,13 +78,13 @@ pub(crate) struct Limits {
 
 impl Host {
     /// The host of a node whose coordinators have these URLs.
-    pub(crate) fn new(place: &Place, store: &Store, coordinators: &[String]) -> anyhow::Result<Self> {
+    pub(crate) fn new(paths: &Paths, store: &Store, coordinators: &[String]) -> anyhow::Result<Self> {
         let coordinators =
             coordinators.iter().filter_map(|url| reqwest::Url::parse(url).ok()?.host_str()?.trim_matches(['[', ']']).parse().ok());
         Ok(Self {
-            kernel: Kernel::new(place.interface.clone(), store)?,
-            interface: place.interface.clone(),
-            guard: load_guard(&place.guard)?,
+            kernel: Kernel::new(paths.interface.clone(), store)?,
+            interface: paths.interface.clone(),
+            guard: load_guard(&paths.guard)?,
             coordinators: coordinators.collect(),
         })
     }
@@ -112,9 +112,9 @@ impl Host {
     }
 
     /// What the host should be within its limits.
-    pub(crate) fn desired(&self, known: &Known, machine: &Machine, psks: &Exchange, turns: &Turns, limits: &Limits) -> Desired {
+    pub(crate) fn desired(&self, known: &Known, machine: &Machine, psks: &Exchange, peer_keys: &PeerKeys, limits: &Limits) -> Desired {
         let local = Local { interface: self.interface.clone(), machine, addresses: limits.addresses.clone() };
-        desired(known, &local, &limits.refused, psks, turns)
+        desired(known, &local, &limits.refused, psks, peer_keys)
     }
 
     /// Takes away what the agent made. Returns it in words.
@@ -130,13 +130,13 @@ impl Host {
             Err(error) => return Outcome { problems: vec![format!("{error:#}")], ..Outcome::default() },
         };
         let now = aim.now();
-        let turns = observed.link.as_ref().map(|link| aim.watch.look(aim.known, link, now)).unwrap_or_default();
-        let plan = plan(&self.desired(aim.known, aim.machine, aim.psks, &turns, &limits), &observed);
+        let peer_keys = observed.link.as_ref().map(|link| aim.watch.look(aim.known, link, now)).unwrap_or_default();
+        let plan = plan(&self.desired(aim.known, aim.machine, aim.psks, &peer_keys, &limits), &observed);
         let changed = plan.steps.iter().any(|step| !step.change.is_unnoticed());
         let mut outcome = Outcome { observed: Some(observed), changed, problems: limits.refused.problems().collect(), limits };
         if !plan.steps.is_empty() {
             outcome.problems.extend(self.apply(plan, aim.machine).await);
-            aim.watch.called(&turns, now);
+            aim.watch.probed(&peer_keys, now);
             let observed = self.observe_and_follow(aim, &mut outcome).await;
             outcome.observed = observed.inspect_err(|error| warn!("{error:#}")).ok();
         }
@@ -169,15 +169,15 @@ impl Host {
         let (Some(link), Some(peers)) = (&mut observed.link, self.kernel.observe_peers().await?) else { return Ok(()) };
         link.peers = peers;
         let now = aim.now();
-        let turns = aim.watch.look(aim.known, link, now);
-        if !turns.is_pressing() {
+        let peer_keys = aim.watch.look(aim.known, link, now);
+        if !peer_keys.is_pressing() {
             return Ok(());
         }
-        let mut steps = plan(&self.desired(aim.known, aim.machine, aim.psks, &turns, limits), observed).steps;
+        let mut steps = plan(&self.desired(aim.known, aim.machine, aim.psks, &peer_keys, limits), observed).steps;
         steps.retain(|step| step.change.of_peer().is_some());
         let changes: Vec<_> = steps.iter().map(|step| &step.change).collect();
         self.kernel.apply_to_peers(&changes).await?;
-        aim.watch.called(&turns, now);
+        aim.watch.probed(&peer_keys, now);
         for Step { change, reason } in &steps {
             info!(reason, "{change}");
             *observed = mem::take(observed).after(change);

@@ -21,7 +21,7 @@ use wattle_mesh::{
 use wattle_wire::{enrol::NewIdentity, rotation::RotationStep};
 
 use crate::{
-    config::Place,
+    config::Paths,
     coordinator::{Coordinator, RequestError},
     identity::{Membership, Slot, unix_s},
     output, psk, random, status,
@@ -286,8 +286,8 @@ fn is_final(status: StatusCode) -> bool {
 }
 
 /// `wattle-agent rotate`.
-pub(crate) async fn rotate(place: &Place, force: bool) -> anyhow::Result<()> {
-    let found = status::find(place)?;
+pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
+    let found = status::find(paths)?;
     let cut_off: Vec<_> = found.known.iter().flat_map(unmanaged).map(ToString::to_string).collect();
     if !cut_off.is_empty() && !force {
         let cut_off = cut_off.join(", ");
@@ -309,8 +309,8 @@ pub(crate) async fn rotate(place: &Place, force: bool) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent rotate --identity`.
-pub(crate) async fn succeed(place: &Place) -> anyhow::Result<()> {
-    let found = status::find(place)?;
+pub(crate) async fn succeed(paths: &Paths) -> anyhow::Result<()> {
+    let found = status::find(paths)?;
     let before = found.machine.identity_key();
     ask(&found.store, What::Identity)?;
     output::line("asked the running agent for another identity; the coordinator is told of it first");
@@ -325,8 +325,8 @@ pub(crate) async fn succeed(place: &Place) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent rotate --psk`.
-pub(crate) async fn renew_psks(place: &Place) -> anyhow::Result<()> {
-    let found = status::find(place)?;
+pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
+    let found = status::find(paths)?;
     let before = psk::load(&found.store)?;
     let peers = found.known.as_ref().into_iter().flat_map(|known| known.peers.values()).map(|known| &known.peer);
     let peers: Vec<_> = peers.filter(|peer| before.since(peer.node).is_some()).collect();

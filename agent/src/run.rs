@@ -21,7 +21,7 @@ use wattle_mesh::{
 use wattle_wire::stream::{ByeReason, StreamMessage};
 
 use crate::{
-    config::Place,
+    config::Paths,
     coordinator::Coordinator,
     follow::{self, Connection, Event},
     history::Record,
@@ -29,7 +29,7 @@ use crate::{
     metrics::{Metrics, Seen},
     output,
     probe::Prober,
-    psk::Correspondent,
+    psk::PskClient,
     reconcile::{Aim, Host, OBSERVE_INTERVAL, Outcome},
     report::Reporter,
     rotation::KeyChange,
@@ -46,8 +46,8 @@ const SETTLING: Duration = Duration::from_secs(30);
 /// How often a machine that is not a node looks whether it has become one.
 const WAIT_FOR_JOIN: Duration = Duration::from_millis(200);
 
-pub(crate) async fn run(place: &Place, metrics: Option<SocketAddr>) -> anyhow::Result<()> {
-    let store = Store::open(&place.state_dir)?;
+pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::Result<()> {
+    let store = Store::open(&paths.state_dir)?;
     let _alone = store.lock()?;
     let mut stop = Stop::new()?;
     let metrics = match metrics {
@@ -62,7 +62,7 @@ pub(crate) async fn run(place: &Place, metrics: Option<SocketAddr>) -> anyhow::R
         () = stop.asked() => return Ok(()),
     };
     loop {
-        let mut agent = Agent::new(place, store.clone(), machine, membership, metrics.clone())?;
+        let mut agent = Agent::new(paths, store.clone(), machine, membership, metrics.clone())?;
         agent.start_from_disk().await;
         match agent.run(&mut stop, &mut supervisor).await {
             Ended::Stopped => break,
@@ -73,10 +73,10 @@ pub(crate) async fn run(place: &Place, metrics: Option<SocketAddr>) -> anyhow::R
     Ok(())
 }
 
-pub(crate) async fn down(place: &Place) -> anyhow::Result<()> {
-    let store = Store::open(&place.state_dir)?;
+pub(crate) async fn down(paths: &Paths) -> anyhow::Result<()> {
+    let store = Store::open(&paths.state_dir)?;
     let _alone = store.lock().context("the running agent would put everything back")?;
-    let gone = Host::new(place, &store, &[])?.down().await?;
+    let gone = Host::new(paths, &store, &[])?.down().await?;
     if gone.is_empty() {
         output::line("nothing to take away");
     }
@@ -152,7 +152,7 @@ struct Agent {
     looked: (Instant, Duration),
     last_change: Instant,
     started: Instant,
-    correspondence: Correspondent,
+    correspondence: PskClient,
     key_change: KeyChange,
     watch: Watch,
     prober: Prober,
@@ -160,21 +160,21 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(place: &Place, store: Store, machine: Machine, membership: Membership, metrics: Option<Arc<Metrics>>) -> anyhow::Result<Self> {
+    fn new(paths: &Paths, store: Store, machine: Machine, membership: Membership, metrics: Option<Arc<Metrics>>) -> anyhow::Result<Self> {
         let (now, reporter) = (Instant::now(), Reporter::new(&store));
-        let host = Host::new(place, &store, &membership.urls)?;
+        let host = Host::new(paths, &store, &membership.urls)?;
         Ok(Self {
-            interface: place.interface.clone(),
+            interface: paths.interface.clone(),
             metrics,
             coordinator: Arc::new(Coordinator::new(membership.urls.clone(), membership.pins.clone())?),
             replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()).locked_by(host.operators()),
             host,
             machine: Arc::new(machine),
             membership,
-            correspondence: Correspondent::new(store.clone()),
+            correspondence: PskClient::new(store.clone()),
             key_change: KeyChange::new(store.clone()),
             watch: Watch::default(),
-            prober: Prober::start(&place.interface),
+            prober: Prober::start(&paths.interface),
             record: Record::open(store.clone()),
             store,
             view_changed: false,

@@ -24,7 +24,7 @@ use wattle_mesh::{
 use wattle_wire::{admin::EndpointSource, ids::Position, key::IdentityKey, name::Name, report::DeviceKind};
 
 use crate::{
-    config::Place,
+    config::Paths,
     follow::{self, Connection},
     identity::{Membership, Slot, unix_s},
     output, psk,
@@ -93,14 +93,14 @@ enum PeerState {
     Unsigned,
 }
 
-pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode> {
-    let found = find(place)?;
+pub(crate) async fn status(paths: &Paths, json: bool) -> anyhow::Result<ExitCode> {
+    let found = find(paths)?;
     let observed = found.host.observe().await?;
     let refused = match &found.known {
         Some(known) => found.host.limits(known).await?.refused,
         None => Refused::default(),
     };
-    let status = describe(place, &found, &observed, &refused)?;
+    let status = describe(paths, &found, &observed, &refused)?;
     if json {
         output::json(&status)?;
     } else {
@@ -109,8 +109,8 @@ pub(crate) async fn status(place: &Place, json: bool) -> anyhow::Result<ExitCode
     Ok(if status.device.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()> {
-    let mut found = find(place)?;
+pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()> {
+    let mut found = find(paths)?;
     let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
     let observed = found.host.observe().await?;
     observed.link.iter().for_each(|link| found.psks.resume(known, link));
@@ -129,12 +129,12 @@ pub(crate) async fn plan_command(place: &Place, json: bool) -> anyhow::Result<()
     Ok(())
 }
 
-pub(crate) fn find(place: &Place) -> anyhow::Result<Found> {
-    let store = Store::open(&place.state_dir)?;
+pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
+    let store = Store::open(&paths.state_dir)?;
     let Some((machine, Some(membership))) = Slot::Present.load(&store)? else {
         bail!("this machine is not a node yet: run `wattle-agent join` with the join string of its site");
     };
-    let host = Host::new(place, &store, &membership.urls)?;
+    let host = Host::new(paths, &store, &membership.urls)?;
     let mut replica = Replica::new(membership.enrolled.mesh, machine.wireguard_key()).locked_by(host.operators());
     if let Some(stored) = follow::load_view(&store)? {
         replica.restore(stored).context("the view kept on disk is not usable")?;
@@ -148,7 +148,7 @@ pub(crate) fn find(place: &Place) -> anyhow::Result<Found> {
     Ok(Found { membership, machine, known, problems, psks, host, store })
 }
 
-fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused) -> anyhow::Result<Status> {
+fn describe(paths: &Paths, found: &Found, observed: &Observed, refused: &Refused) -> anyhow::Result<Status> {
     let none = ObservedPeer::default();
     let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, statement, .. }| {
         let entry = observed.link.as_ref().and_then(|link| known.entry(link)).unwrap_or(&none);
@@ -177,7 +177,7 @@ fn describe(place: &Place, found: &Found, observed: &Observed, refused: &Refused
         site: found.membership.enrolled.site.clone(),
         identity: found.machine.identity_key(),
         locked: found.host.operators().is_some(),
-        interface: place.interface.to_string(),
+        interface: paths.interface.to_string(),
         device: observed.link.as_ref().map(|link| link.device),
         mtu: observed.link.as_ref().map(|link| link.mtu),
         tunnel_address: found.known.as_ref().map(|known| known.myself.tunnel_address.to_string()),

@@ -13,7 +13,7 @@ use wattle_mesh::diagnose::verify::{self, Answers, Fault, Target, What};
 use wattle_wire::name::Name;
 
 use crate::{
-    config::Place,
+    config::Paths,
     kernel::{ping, throughput},
     output, status,
 };
@@ -48,8 +48,8 @@ struct Verified {
     checks: Vec<Check>,
 }
 
-pub(crate) async fn verify(place: &Place, hosts: &[IpAddr], count: u16, throughput: bool, json: bool) -> anyhow::Result<ExitCode> {
-    let found = status::find(place)?;
+pub(crate) async fn verify(paths: &Paths, hosts: &[IpAddr], count: u16, throughput: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let found = status::find(paths)?;
     let mut known = found.known.clone().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
     let refused = found.host.limits(&known).await?.refused;
     // There is no tunnel to them, and there is to be none.

@@ -16,7 +16,7 @@ use wattle_mesh::{
         plan::plan,
         state::{Desired, Link, Observed, ObservedPeer, ObservedRuleset},
     },
-    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::Turns},
+    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::PeerKeys},
 };
 use wattle_wire::{
     ids::{MeshId, NodeId, Position, SiteId},
@@ -105,7 +105,7 @@ fn delta(peer: Peer) -> StreamMessage {
 
 fn wanted(replica: &Replica) -> Desired {
     let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine(0), addresses: vec![] };
-    desired(replica.known().expect("it has a view"), &local, &Refused::default(), &Exchange::default(), &Turns::default())
+    desired(replica.known().expect("it has a view"), &local, &Refused::default(), &Exchange::default(), &PeerKeys::default())
 }
 
 /// A host that is as it should be.

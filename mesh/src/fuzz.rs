@@ -24,7 +24,7 @@ use crate::{
     },
     keys::{
         psk::{Psk, exchange::Exchange},
-        rotation::canary::Turns,
+        rotation::canary::PeerKeys,
     },
     testing::{Keys, MESH, machine_of},
 };
@@ -113,7 +113,7 @@ fn is_within_limits(known: &Known) {
     let refused = Guard::default().screen(known, &surroundings, 1_800_000_000);
     let Ok(interface) = "wattle0".parse() else { return };
     let local = Local { interface, machine: &machine_of(1), addresses: vec![network] };
-    let wanted = desired(known, &local, &refused, &Exchange::default(), &Turns::default());
+    let wanted = desired(known, &local, &refused, &Exchange::default(), &PeerKeys::default());
     for prefix in wanted.peers.values().flat_map(|peer| &peer.allowed_ips) {
         assert!(prefix.prefix_len() == 32 || Subnet::try_from(*prefix).is_ok(), "{prefix}");
         assert!(!prefix.contains(&network) && surroundings.coordinators.iter().all(|address| !prefix.contains(address)), "{prefix}");

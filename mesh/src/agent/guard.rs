@@ -286,7 +286,7 @@ mod tests {
             desired::{Local, desired},
             state::Desired,
         },
-        keys::{psk::exchange::Exchange, rotation::canary::Turns},
+        keys::{psk::exchange::Exchange, rotation::canary::PeerKeys},
         testing::{Keys, MESH, directory_of, machine_of, node_id},
     };
 
@@ -312,7 +312,7 @@ mod tests {
 
     fn carried_out(known: &Known, refused: &Refused) -> Desired {
         let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine_of(1), addresses: surroundings().networks };
-        desired(known, &local, refused, &Exchange::default(), &Turns::default())
+        desired(known, &local, refused, &Exchange::default(), &PeerKeys::default())
     }
 
     fn problems(refused: &Refused) -> Vec<String> {

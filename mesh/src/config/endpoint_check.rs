@@ -7,11 +7,9 @@ use std::ops::Bound;
 use chrono::{DateTime, TimeDelta, Utc};
 use wattle_wire::{endpoint::Endpoint, ids::NodeId, report::LinkReport};
 
+pub use crate::config::directory::Trial;
 use crate::{
-    config::{
-        directory::{Directory, Trial},
-        view,
-    },
+    config::{directory::Directory, view},
     host::state::SESSION_S,
 };
 

@@ -21,7 +21,7 @@ use crate::{
     keys::{
         node_keys::Machine,
         psk::{Psk, exchange::Exchange},
-        rotation::canary::Turns,
+        rotation::canary::PeerKeys,
     },
 };
 
@@ -37,9 +37,9 @@ pub struct Local<'a> {
     pub addresses: Vec<IpNet>,
 }
 
-/// What the host should be, of what the guard does not refuse, with the preshared keys that are agreed on. `turns` says which peers have
+/// What the host should be, of what the guard does not refuse, with the preshared keys that are agreed on. `peer_keys` says which peers have
 /// taken up the keys that they announced.
-pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Exchange, turns: &Turns) -> Desired {
+pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Exchange, peer_keys: &PeerKeys) -> Desired {
     let subnets: Vec<IpNet> = known.myself.subnets.iter().map(|subnet| subnet.net()).collect();
     let lan_source = |prefix: IpNet| {
         let mut addresses = local.addresses.iter().map(IpNet::addr);
@@ -51,24 +51,24 @@ pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Excha
     let routes = remote_subnets.map(|prefix| (prefix, lan_source(prefix))).collect();
     let mut peers = BTreeMap::new();
     for KnownPeer { peer, statement, announced } in known_peers() {
-        let turn = turns.of(peer.node);
+        let key = peer_keys.of(peer.node);
         let psk = match (psks.key(peer.node, known.mesh.psk), known.mesh.psk) {
             (Some(psk), _) => DesiredPsk::Key(psk.clone()),
             (None, PskPolicy::Require) => DesiredPsk::Required,
             (None, PskPolicy::Prefer) => DesiredPsk::Any,
         };
         let announced = announced.as_ref().map(|announced| announced.wireguard_key);
-        let taken_up = announced.filter(|_| turn.is_some_and(|turn| turn.taken_up));
+        let taken_up = announced.filter(|_| key.is_some_and(|key| key.taken_up));
         if let Some(key) = announced.filter(|_| taken_up.is_none() && psk != DesiredPsk::Required) {
             peers.insert(key, canary(peer, local.machine.canary_psk(key)));
         }
         let desired = DesiredPeer {
             name: peer.name.clone(),
-            endpoint: turn.and_then(|turn| turn.endpoint).or_else(|| peer.endpoint_for(known.myself.node).map(Endpoint::socket)),
+            endpoint: key.and_then(|key| key.endpoint).or_else(|| peer.endpoint_for(known.myself.node).map(Endpoint::socket)),
             keepalive_s: known.mesh.keepalive_s,
             allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).flat_map(carried_out).collect(),
             psk,
-            anew: turn.is_some_and(|turn| turn.anew),
+            anew: key.is_some_and(|key| key.anew),
         };
         peers.insert(taken_up.unwrap_or(statement.wireguard_key), desired);
     }
@@ -135,7 +135,7 @@ mod tests {
             machine: &machine_of(1),
             addresses: vec![net("203.0.113.1/24"), net("10.1.0.1/24"), net("fd00::1/64")],
         };
-        let desired = desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &Turns::default());
+        let desired = desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &PeerKeys::default());
         let allowed: BTreeMap<_, _> = desired.peers.values().map(|peer| (peer.name.to_string(), peer.allowed_ips.clone())).collect();
         let expected = [
             ("site-2".to_owned(), [net("10.99.0.2/32"), net("10.2.0.0/24")].into()),
@@ -162,11 +162,11 @@ mod tests {
         replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
         let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine_of(1), addresses: vec![] };
         let text = |desired: Desired| desired.ruleset.sets() + &desired.ruleset.chain();
-        let named = text(desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &Turns::default()));
+        let named = text(desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &PeerKeys::default()));
         let mut plain = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(3), node_id(1)).unwrap();
         plain.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
-        let unnamed = text(desired(plain.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &Turns::default()));
+        let unnamed = text(desired(plain.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &PeerKeys::default()));
         assert_eq!(named, unnamed, "names change nothing");
         assert!(named.contains("10.2.0.0/24") && named.contains("wattle0"));
     }

@@ -17,7 +17,7 @@ use crate::{
         feed::Feed,
     },
     host::desired::{Local, desired},
-    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::Turns},
+    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::PeerKeys},
     testing::{Keys, MESH, directory_of, machine_of, next_message, node_id, node_record},
 };
 
@@ -102,7 +102,7 @@ impl World {
     fn carried_out_at(&self, now: i64) -> Vec<(String, Vec<IpNet>)> {
         let machine = machine_of(1);
         let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine, addresses: vec![] };
-        let desired = desired(self.replica.known().unwrap(), &local, &self.refused_at(now), &Exchange::default(), &Turns::default());
+        let desired = desired(self.replica.known().unwrap(), &local, &self.refused_at(now), &Exchange::default(), &PeerKeys::default());
         let mut routed: Vec<_> = desired.routes.keys().copied().collect();
         routed.sort();
         let mut lans: Vec<_> = desired.peers.values().flat_map(|peer| &peer.allowed_ips).copied().collect();

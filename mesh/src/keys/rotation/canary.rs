@@ -22,72 +22,72 @@ const PACE: Duration = Duration::from_millis(50);
 const ATTENTIVE: Duration = Duration::from_secs(60);
 /// How long an entry that was made anew has for its handshake before it is made anew once more: one that makes a new entry sends its first
 /// handshake at once, while WireGuard itself waits 5 s after one that was lost (`REKEY_TIMEOUT` of its paper, section 6.1).
-const FIRST_CALL: Duration = Duration::from_millis(300);
-const LONGEST_CALL: Duration = Duration::from_secs(5);
+const FIRST_PROBE: Duration = Duration::from_millis(300);
+const LONGEST_PROBE: Duration = Duration::from_secs(5);
 /// After this time WireGuard goes on by itself.
-const LAST_CALL: Duration = Duration::from_secs(60);
+const LAST_PROBE: Duration = Duration::from_secs(60);
 
-/// Since when peers are about to change their keys, and whom the node calls at new ones.
+/// Since when peers are about to change their keys, and whose new ones it probes.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
     announced: BTreeMap<NodeId, (WireguardKey, Duration)>,
-    calls: BTreeMap<NodeId, Call>,
+    probes: BTreeMap<NodeId, KeyProbe>,
 }
 
 /// Handshakes with a key of which none has succeeded yet.
 #[derive(Clone, Copy, Debug)]
-struct Call {
+struct KeyProbe {
     key: WireguardKey,
     since: Duration,
     last: Duration,
     wait: Duration,
 }
 
-/// Prefixes, and where the entries call that have them.
+/// Prefixes, and the endpoints of the entries that have them.
 type Holders = BTreeMap<IpNet, Option<SocketAddr>>;
 
 /// What is special about the entries of some peers now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Turns(BTreeMap<NodeId, Turn>);
+pub struct PeerKeys(BTreeMap<NodeId, PeerKey>);
 
 /// What is special about the entry of one peer now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Turn {
+pub(crate) struct PeerKey {
     /// The announced key is the one to use.
     pub(crate) taken_up: bool,
     /// The entry is to be made anew, whatever it is.
     pub(crate) anew: bool,
-    /// Where to call.
+    /// Where to send the handshake.
     pub(crate) endpoint: Option<SocketAddr>,
 }
 
-impl Turns {
-    pub(crate) fn of(&self, peer: NodeId) -> Option<&Turn> {
+impl PeerKeys {
+    pub(crate) fn of(&self, peer: NodeId) -> Option<&PeerKey> {
         self.0.get(&peer)
     }
 
     /// Whether the device is to be written.
     pub fn is_pressing(&self) -> bool {
-        self.0.values().any(|turn| turn.anew)
+        self.0.values().any(|entry| entry.anew)
     }
 }
 
 impl Watch {
     /// Looks at the device. `now` is of a clock that only goes forward.
-    pub fn look(&mut self, known: &Known, link: &Link, now: Duration) -> Turns {
+    pub fn look(&mut self, known: &Known, link: &Link, now: Duration) -> PeerKeys {
         let pending = |(node, peer): (&NodeId, &KnownPeer)| {
             let announced = peer.announced.as_ref().filter(|announced| !is_taken_up(link, announced.wireguard_key))?;
             let before = self.announced.get(node).filter(|(key, _)| *key == announced.wireguard_key);
             Some((*node, *before.unwrap_or(&(announced.wireguard_key, now))))
         };
         self.announced = known.peers.iter().filter_map(pending).collect();
-        self.calls.retain(|node, call| known.peers.contains_key(node) && now.saturating_sub(call.since) < LAST_CALL);
+        self.probes.retain(|node, probe| known.peers.contains_key(node) && now.saturating_sub(probe.since) < LAST_PROBE);
         // Of a mesh that is at rest nobody needs it.
         let holders = LazyCell::new(|| holders(link));
-        Turns(known.peers.iter().filter_map(|(node, peer)| Some((*node, self.turn(*node, peer, link, &holders, now)?))).collect())
+        PeerKeys(known.peers.iter().filter_map(|(node, peer)| Some((*node, self.peer_key(*node, peer, link, &holders, now)?))).collect())
     }
 
-    fn turn<F>(&mut self, node: NodeId, peer: &KnownPeer, link: &Link, holders: &LazyCell<Holders, F>, now: Duration) -> Option<Turn>
+    fn peer_key<F>(&mut self, node: NodeId, peer: &KnownPeer, link: &Link, holders: &LazyCell<Holders, F>, now: Duration) -> Option<PeerKey>
     where
         F: FnOnce() -> Holders,
     {
@@ -99,38 +99,38 @@ impl Watch {
         let configured = peer.peer.endpoint.map(|endpoint| endpoint.socket());
         let address = IpNet::from(IpAddr::V4(peer.peer.tunnel_address));
         if is_bare && let Some(former) = holders.get(&address).copied() {
-            let call = Call { key, since: now, last: now, wait: FIRST_CALL };
-            self.calls.entry(node).and_modify(|known| *known = if known.key == key { *known } else { call }).or_insert(call);
+            let probe = KeyProbe { key, since: now, last: now, wait: FIRST_PROBE };
+            self.probes.entry(node).and_modify(|known| *known = if known.key == key { *known } else { probe }).or_insert(probe);
             let endpoint = entry.and_then(|entry| entry.endpoint).or(configured).or(former);
-            return Some(Turn { taken_up: taken_up.is_some(), anew: entry.is_some(), endpoint });
+            return Some(PeerKey { taken_up: taken_up.is_some(), anew: entry.is_some(), endpoint });
         }
-        let call = self.calls.get(&node).filter(|call| call.key == key && entry.is_none_or(|entry| entry.handshake_age_s.is_none()));
-        let Some(call) = call else {
-            self.calls.remove(&node);
-            return taken_up.map(|_| Turn { taken_up: true, anew: false, endpoint: None });
+        let probe = self.probes.get(&node).filter(|probe| probe.key == key && entry.is_none_or(|entry| entry.handshake_age_s.is_none()));
+        let Some(probe) = probe else {
+            self.probes.remove(&node);
+            return taken_up.map(|_| PeerKey { taken_up: true, anew: false, endpoint: None });
         };
-        let anew = entry.is_some() && now.saturating_sub(call.last) >= call.wait;
-        Some(Turn { taken_up: taken_up.is_some(), anew, endpoint: entry.and_then(|entry| entry.endpoint).or(configured) })
+        let anew = entry.is_some() && now.saturating_sub(probe.last) >= probe.wait;
+        Some(PeerKey { taken_up: taken_up.is_some(), anew, endpoint: entry.and_then(|entry| entry.endpoint).or(configured) })
     }
 
     /// Takes note that the entries were made anew.
-    pub fn called(&mut self, turns: &Turns, now: Duration) {
-        for (node, _) in turns.0.iter().filter(|(_, turn)| turn.anew) {
-            if let Some(call) = self.calls.get_mut(node).filter(|call| call.last < now) {
-                (call.last, call.wait) = (now, LONGEST_CALL.min(call.wait * 2));
+    pub fn probed(&mut self, peer_keys: &PeerKeys, now: Duration) {
+        for (node, _) in peer_keys.0.iter().filter(|(_, entry)| entry.anew) {
+            if let Some(probe) = self.probes.get_mut(node).filter(|probe| probe.last < now) {
+                (probe.last, probe.wait) = (now, LONGEST_PROBE.min(probe.wait * 2));
             }
         }
     }
 
     /// Peers of whose new key no handshake has succeeded yet.
     pub fn unsettled(&self) -> BTreeSet<NodeId> {
-        self.calls.keys().copied().collect()
+        self.probes.keys().copied().collect()
     }
 
     /// How soon the device is to be looked at again; absent means that there is no hurry.
     pub fn pace(&self, now: Duration) -> Option<Duration> {
         let is_near = self.announced.values().any(|(_, since)| now.saturating_sub(*since) < ATTENTIVE);
-        (is_near || !self.calls.is_empty()).then_some(PACE)
+        (is_near || !self.probes.is_empty()).then_some(PACE)
     }
 }
 
@@ -149,7 +149,7 @@ fn is_taken_up(link: &Link, announced: WireguardKey) -> bool {
     link.peers.get(&announced).is_some_and(sign)
 }
 
-/// Where the entry calls that has a prefix now.
+/// The endpoint of the entry that has a prefix now.
 fn holders(link: &Link) -> Holders {
     link.peers.values().flat_map(|entry| entry.allowed_ips.iter().map(|prefix| (*prefix, entry.endpoint))).collect()
 }

@@ -79,16 +79,16 @@ impl Gateway {
     /// Looks at the host and makes it what it should be, or dies after so many steps.
     fn reconcile(&mut self, now: Duration, steps: usize) {
         let Some(known) = self.replica.known() else { return };
-        let turns = self.watch.look(known, self.host.link.as_ref().unwrap(), now);
+        let peer_keys = self.watch.look(known, self.host.link.as_ref().unwrap(), now);
         let local = Local { interface: "wattle0".parse().unwrap(), machine: &self.machine, addresses: vec![] };
-        let wanted = desired(known, &local, &Refused::default(), &Exchange::default(), &turns);
+        let wanted = desired(known, &local, &Refused::default(), &Exchange::default(), &peer_keys);
         let plan = plan(&wanted, &self.host);
         let all = plan.steps.len() <= steps;
         for step in plan.steps.iter().take(steps) {
             self.host = std::mem::take(&mut self.host).after(&step.change);
         }
         if all {
-            self.watch.called(&turns, now);
+            self.watch.probed(&peer_keys, now);
         } else {
             self.restart();
         }
@@ -402,10 +402,10 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
     let mut calls = vec![];
     for ms in (0..20_000).step_by(50) {
         let now = began + Duration::from_millis(ms);
-        let turns = peer.watch.look(known, link, now);
-        if turns.is_pressing() {
+        let peer_keys = peer.watch.look(known, link, now);
+        if peer_keys.is_pressing() {
             calls.push(ms);
-            peer.watch.called(&turns, now);
+            peer.watch.probed(&peer_keys, now);
         }
         assert!(peer.watch.pace(now).is_some());
     }
