@@ -21,7 +21,7 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) paths: Paths,
 
-    /// How log lines look.
+    /// Format of log lines. `RUST_LOG` sets which are written.
     #[arg(long, global = true, env = "WATTLE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
 
@@ -32,7 +32,7 @@ pub(crate) struct Cli {
 /// Where this agent keeps its state, and which interface it drives.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Paths {
-    /// Folder of the keys and of the last known view of the mesh.
+    /// Folder of the keys and of the last view of the mesh.
     #[arg(long, global = true, env = "WATTLE_STATE_DIR", default_value = "/var/lib/wattle")]
     pub(crate) state_dir: PathBuf,
 
@@ -52,24 +52,24 @@ pub(crate) enum Command {
     ///
     /// The keys are made here and their private halves never leave. Repeating the command is safe.
     Join {
-        /// The word that begins with wattle1.; `-` reads it from standard input.
+        /// The join string, which begins with `wattle1.`; `-` reads it from standard input.
         #[arg(value_name = "JOIN_STRING", env = "WATTLE_JOIN_STRING", hide_env_values = true)]
         join_string: String,
-        /// Where this gateway answers WireGuard packets, if the site does not say so already. One peer tries it before all are told.
+        /// Address and port at which this gateway receives WireGuard packets, if the site has no endpoint. One peer checks it before all are told.
         #[arg(long, value_name = "ADDRESS:PORT")]
         endpoint: Option<Endpoint>,
         /// Gives up the present identity of this machine and makes new keys.
         #[arg(long)]
         replace: bool,
-        /// Takes only peers that an operator with this public key has admitted, from the first on; may be given several times.
+        /// Accepts only peers that the operator with this public key has admitted, from the first peer on. May be repeated.
         ///
-        /// It is written to the file of --guard, if that is not there yet.
+        /// Writes the key to the file of --guard, if that file does not exist.
         #[arg(long = "lock", value_name = "PUBLIC_KEY")]
         operator_keys: Vec<OperatorKey>,
     },
     /// Follows the mesh until it is stopped. Waits for `join` if this machine is not a node yet.
     Run {
-        /// Serves metrics for Prometheus at http://<address>/metrics; without an address on the loopback one.
+        /// Serves metrics for Prometheus at http://<address>/metrics; without an address, on 127.0.0.1:9586.
         #[arg(long, value_name = "ADDRESS:PORT", env = "WATTLE_METRICS", num_args = 0..=1, default_missing_value = "127.0.0.1:9586")]
         metrics: Option<SocketAddr>,
     },
@@ -79,7 +79,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Lists what this gateway was told of its peers, and when: the identity, the key, the prefixes and the endpoint of each, from first sight on, and every change.
+    /// Lists what this gateway was told of each peer, and when: identity, key, prefixes and endpoint, from first sight on.
     ///
     /// It is kept here, where no coordinator can take it back: after one was in the wrong hands, it says what was changed. Of each peer the first
     /// sight and the last 32 changes stay.
@@ -94,9 +94,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Pings every tunnel address and an address in every LAN, and checks that the way there is direct. Exits with 1 when something is wrong.
+    /// Pings every tunnel address and an address in every LAN, and checks that the path is direct. Exits with 1 if something is wrong.
     ///
-    /// In a LAN the first and the last address are asked, where its gateway usually is, unless a host in it is named with --host.
+    /// In each LAN it pings the first and the last address, where the LAN's gateway usually is. Name another host with --host.
     ///
     /// With --throughput it also sends to each peer that answers, one after the other, as fast as the tunnel takes it for two seconds or 1 GiB,
     /// and tells what arrived. That is what this gateway can send; what it can receive is measured at the other one.
@@ -107,14 +107,14 @@ pub(crate) enum Command {
         /// Pings for each address.
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
         count: u16,
-        /// Measures how much each tunnel carries. It takes all the tunnel has.
+        /// Measures how much each tunnel carries. This uses the whole tunnel.
         #[arg(long)]
         throughput: bool,
         /// Prints JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Looks for what stands in the way of packets, and says what to do about it. Exits with 1 when something is broken.
+    /// Finds what stops packets, and says how to fix it. Exits with 1 if something is broken.
     ///
     /// It looks at the device, the port, forwarding, reverse path filters, the MTU, firewalls (nftables, iptables, firewalld, ufw, Docker), the clock,
     /// DNS, the coordinator, and each tunnel. It changes nothing.
@@ -123,7 +123,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Gives this node a new WireGuard key, and waits until it has it. Exits with 1 when nothing comes of it.
+    /// Gives this node a new WireGuard key, and waits until it is in use. Exits with 1 if that fails.
     ///
     /// The running agent makes the key, waits until the peers are ready for it, and changes over without losing a packet.
     Rotate {
@@ -131,25 +131,25 @@ pub(crate) enum Command {
         /// and an operator's admission holds for it.
         #[arg(long)]
         identity: bool,
-        /// New preshared keys with all peers instead, as each day brings them. An unmanaged site gets others with each new file.
+        /// Replaces the preshared keys with all peers instead, as happens daily anyway. A site without an agent gets new ones with each new file.
         #[arg(long, conflicts_with = "identity")]
         psk: bool,
-        /// Although unmanaged sites will be cut off from this gateway until their new files are made and installed.
+        /// Rotates even if that cuts off sites without an agent, until their new files are installed.
         #[arg(long, conflicts_with_all = ["identity", "psk"])]
         force: bool,
     },
     /// Removes the peers whose removal waits to be confirmed: the coordinator asked for more than half of all at once, or they were there before
     /// the lock and no operator has admitted them.
     ///
-    /// The running agent follows within seconds. If it was a mistake, put the nodes back at the coordinator instead.
+    /// The running agent removes them within seconds. If the removal was a mistake, restore the nodes at the coordinator instead.
     Confirm,
-    /// Says with a key that no coordinator has who may be in the mesh, for gateways that require the lock.
+    /// Decides who may be in the mesh, with a key that is on no coordinator; for gateways that require the lock.
     ///
     /// On the machine of an operator, which need not be a gateway. A gateway requires the lock when it joins with --lock, or by `lock = "required"` and
     /// `operator_keys` in its /etc/wattle/guard.toml.
     #[command(subcommand)]
     Lock(LockCommand),
-    /// Takes away the interface, its routes and the firewall table, and nothing that the agent did not make. The identity stays.
+    /// Removes the interface, its routes and the firewall table, and nothing that the agent did not make. The identity stays.
     Down,
     /// Moves the packets where the kernel has no WireGuard; started by the agent itself.
     #[command(hide = true)]
@@ -158,13 +158,13 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LockCommand {
-    /// Makes an operator's key, and says what to write on each gateway. Keep the file where no coordinator is.
+    /// Makes an operator's key, and prints what to write on each gateway. Do not keep the file on a coordinator.
     Init {
-        /// File of the private key, which must not be there yet.
+        /// File for the new private key. It must not exist.
         #[arg(long, value_name = "FILE", default_value = "wattle-operator.key")]
         key: PathBuf,
     },
-    /// Shows which nodes are new or changed since they were last signed, asks, signs them and gives that to the coordinator.
+    /// Shows the nodes that are new or changed since the last signing, asks, signs them, and sends the signatures to the coordinator.
     Sign(SignArguments),
 }
 
@@ -173,22 +173,22 @@ pub(crate) struct SignArguments {
     /// The coordinator.
     #[arg(long)]
     pub(crate) url: String,
-    /// File with an api token of the coordinator, of an operator at least.
+    /// File with an api token that has the role operator or owner.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: PathBuf,
-    /// File with the certificate of the coordinator's own authority, its ca.crt; without it the certificate has to be publicly valid.
+    /// File with the certificate of the mesh's authority (ca.crt). Without it the coordinator's certificate has to be publicly valid.
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
     /// File of the private key.
     #[arg(long, value_name = "FILE", default_value = "wattle-operator.key")]
     pub(crate) key: PathBuf,
-    /// Days for which the signatures are good; without it they do not end.
+    /// Days for which the signatures are valid; without this they never expire.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) days: Option<u16>,
-    /// Signs all nodes anew, those that are signed already, too.
+    /// Signs all nodes again, also those that are signed already.
     #[arg(long)]
     pub(crate) again: bool,
-    /// Does not ask. What is signed is shown all the same.
+    /// Does not ask. Still shows what it signs.
     #[arg(long)]
     pub(crate) yes: bool,
     /// Prints what is signed as JSON; needs --yes.

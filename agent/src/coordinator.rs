@@ -53,7 +53,7 @@ pub(crate) enum RequestError {
     Unreachable { url: String, source: reqwest::Error },
     #[error("the coordinator answered {status}: {}", problem.detail.as_deref().unwrap_or(&problem.title))]
     Refused { status: StatusCode, problem: Box<Problem> },
-    #[error("the coordinator does not accept this node: it was removed from the mesh, or the coordinator has another database")]
+    #[error("the coordinator does not know this node: the node was removed from the mesh, or the coordinator uses another database")]
     NotAMember,
     #[error("what answers at {url} is not a Wattle coordinator (status {status})")]
     NotWattle { url: String, status: StatusCode },
@@ -208,7 +208,7 @@ impl Coordinator {
         request: impl Fn(RequestBuilder) -> anyhow::Result<RequestBuilder>,
     ) -> Result<Response, RequestError> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let mut failure = RequestError::Other(anyhow!("no coordinator is known"));
+        let mut failure = RequestError::Other(anyhow!("the join string names no coordinator"));
         for index in (0..self.urls.len()).map(|step| (first + step) % self.urls.len()) {
             let url = format!("{}{path}", self.urls[index].trim_end_matches('/'));
             let builder = self.client.request(method.clone(), &url).header(PROTOCOL_HEADER, PROTOCOL_VERSION);
@@ -252,7 +252,7 @@ fn trusting(urls: &[String], pins: &Arc<Pins>) -> anyhow::Result<ClientBuilder> 
     if !pins.get().is_empty() {
         anyhow::ensure!(
             urls.iter().all(|url| url.starts_with("https://")),
-            "the join string pins a certificate authority and has a URL without https://"
+            "the join string pins a certificate authority, but has a URL that is not https://"
         );
         let tls = pins.client_config().context("cannot speak TLS")?;
         return Ok(Client::builder().tls_backend_preconfigured(tls).https_only(true));
@@ -286,7 +286,7 @@ fn messages(bytes: impl AsyncRead + Unpin) -> impl Stream<Item = anyhow::Result<
         loop {
             let silence = Duration::from_secs(SILENCE_S);
             let line =
-                tokio::time::timeout(silence, lines.next()).await.map_err(|_| anyhow!("the coordinator was silent for {SILENCE_S} s"))?;
+                tokio::time::timeout(silence, lines.next()).await.map_err(|_| anyhow!("the coordinator sent nothing for {SILENCE_S} s"))?;
             let Some(line) = line else { return Ok(None) };
             let line = line.context("the stream broke")?;
             if line.len() > LONG_LINE {

@@ -76,7 +76,7 @@ pub(crate) fn confirm(paths: &Paths) -> anyhow::Result<()> {
         output::line(format!("confirmed the removal of {}", peer.name));
     }
     if !store.is_locked()? {
-        output::line("no agent runs here: it follows when it is started");
+        output::line("no agent runs here: it removes them when it is started");
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ impl Record {
     /// Goes on from what is on disk. What cannot be read is told and begun anew: tunnels do not depend on it.
     pub(crate) fn open(store: Store) -> Self {
         let history = load(&store).unwrap_or_else(|error| {
-            tracing::warn!("the history of the peers begins anew: {error:#}");
+            tracing::warn!("cannot read the history of the peers, and begins a new one: {error:#}");
             History::default()
         });
         Self { store, history }
@@ -52,7 +52,7 @@ pub(crate) fn show(paths: &Paths, json: bool) -> anyhow::Result<()> {
     // Of what was taken up at one moment, in the order in which it was told.
     lines.sort_by_key(|(seen, _)| (seen.at, seen.position));
     if lines.is_empty() {
-        output::line("nothing was told of any peer yet");
+        output::line("this gateway has not been told of any peer yet");
     }
     for (Seen { at, position }, line) in lines {
         output::line(format!("{} revision {position} {line}", at.to_rfc3339_opts(SecondsFormat::Secs, true)));

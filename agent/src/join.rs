@@ -57,7 +57,10 @@ pub(crate) async fn join(paths: &Paths, join_string: &str, endpoint: Option<Endp
 fn reach(store: &Store, slot: Slot, membership: Membership, join: JoinString) -> anyhow::Result<()> {
     let Membership { enrolled, urls, pins } = membership;
     if enrolled.mesh != join.mesh {
-        bail!("this machine is node {} of another mesh; give that up with `wattle-agent down` and `join --replace`", enrolled.name);
+        bail!(
+            "this machine is node {} of another mesh. To leave that mesh, run `wattle-agent down` and then `join --replace`",
+            enrolled.name
+        );
     }
     let (name, site) = (enrolled.name.clone(), enrolled.site.clone());
     if (&urls, &pins) == (&join.urls, &join.pins) {
@@ -65,7 +68,7 @@ fn reach(store: &Store, slot: Slot, membership: Membership, join: JoinString) ->
         return Ok(());
     }
     slot.save_membership(store, Membership { enrolled, urls: join.urls, pins: join.pins })?;
-    output::line(format!("already node {name} of site {site}: reaches the coordinators as this join string says"));
+    output::line(format!("already node {name} of site {site}: now uses the coordinators of this join string"));
     Ok(())
 }
 
@@ -83,6 +86,6 @@ async fn enrol(join: &JoinString, machine: &Machine, endpoint: Option<Endpoint>)
     let coordinator = Coordinator::new(join.urls.clone(), join.pins.clone())?;
     let start = EnrolStart { token: join.token, secret: join.secret.clone() };
     let challenge = coordinator.enrol_start(&start).await?;
-    let claim = machine.claim(join, &challenge, endpoint, env!("CARGO_PKG_VERSION")).context("cannot write the claim")?;
+    let claim = machine.claim(join, &challenge, endpoint, env!("CARGO_PKG_VERSION")).context("cannot encode the join request")?;
     coordinator.enrol_finish(&claim).await
 }

@@ -91,7 +91,7 @@ impl Kernel {
             Change::CreateLink => self.create_link().await.with_context(|| format!("cannot make the interface {interface}")),
             Change::SetPrivateKey(public_key) => {
                 if device_state::public_half(private_key) != Some(*public_key) {
-                    bail!("the private key at hand is not that of {public_key}");
+                    bail!("the node's private key does not belong to {public_key}");
                 }
                 self.write(&Write::PrivateKey(private_key)).await.with_context(|| format!("cannot set the private key of {interface}"))
             }
@@ -209,7 +209,10 @@ impl Kernel {
         if let Some(found) = tables.find(&self.interface).await? {
             let what =
                 if let Kind::Other(kind) = found.kind { format!("of kind {kind}") } else { "behind which no device answers".to_owned() };
-            bail!("there is an interface {} already, {what}, which Wattle did not make: remove it, or choose another name", self.interface);
+            bail!(
+                "the interface {} exists already, {what}, and Wattle did not make it: remove it, or set another --interface",
+                self.interface
+            );
         }
 
         self.owned.change(|made| made.interface = Some(OwnedInterface::Kernel))?;

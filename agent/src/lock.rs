@@ -37,8 +37,10 @@ pub(crate) fn init(path: &Path) -> anyhow::Result<()> {
     let mut file = file.with_context(|| format!("cannot make {}, which must not be there yet", path.display()))?;
     file.write_all(Zeroizing::new(STANDARD.encode(*private_key) + "\n").as_bytes())?;
     file.sync_all()?;
-    output::line(format!("wrote the private key to {}: keep it, and a copy of it, where no coordinator is", path.display()));
-    output::line("\nThis is how a gateway requires it: `wattle-agent join --lock` with the public key, or in its /etc/wattle/guard.toml\n");
+    output::line(format!("wrote the private key to {}: back it up, and keep it off the coordinators", path.display()));
+    output::line(
+        "\nTo require the lock on a gateway, run `wattle-agent join --lock` with the public key there, or write this to its /etc/wattle/guard.toml:\n",
+    );
     output::line(rules(&[operator.key()]));
     output::line("\nSign the nodes first: `wattle-agent lock sign`");
     Ok(())
@@ -93,12 +95,12 @@ pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::R
     if guard.operators().is_some_and(|operators| operator_keys.iter().all(|key| operators.contains(key))) {
         return Ok(());
     }
-    ensure!(!path.exists(), "{} is there already and does not say so: write these lines to it, then join again\n{rules}", path.display());
+    ensure!(!path.exists(), "{} exists already without these lines: add them, then join again\n{rules}", path.display());
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     fs::write(path, format!("{rules}\n")).with_context(|| format!("cannot write {}", path.display()))?;
-    output::line(format!("wrote {}: this host takes only peers that an operator has admitted", path.display()));
+    output::line(format!("wrote {}: this host accepts only peers that an operator has admitted", path.display()));
     Ok(())
 }
 
@@ -113,7 +115,7 @@ fn load(path: &Path) -> anyhow::Result<Operator> {
     let text = text.with_context(|| format!("cannot read {}; `wattle-agent lock init` makes one", path.display()))?;
     let bytes = STANDARD.decode(text.trim()).ok().map(Zeroizing::new);
     let private_key = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok()).map(Zeroizing::new);
-    let private_key = private_key.with_context(|| format!("{} is not what `wattle-agent lock init` wrote", path.display()))?;
+    let private_key = private_key.with_context(|| format!("{} is not a key file of `wattle-agent lock init`", path.display()))?;
     Operator::new(&private_key).context("the key is not usable")
 }
 
@@ -131,9 +133,12 @@ fn show(candidate: &Candidate) {
 }
 
 fn agree(count: usize) -> anyhow::Result<()> {
-    ensure!(io::stdin().is_terminal(), "nobody is here to ask: look at what is shown, and say --yes if it is right");
+    ensure!(
+        io::stdin().is_terminal(),
+        "cannot ask, because standard input is not a terminal: check what is shown, and pass --yes if it is right"
+    );
     output::line(format!(
-        "The coordinator says that these {count} are in the mesh. Are they? An identity is what `wattle-agent status` shows on its gateway. [y/N]"
+        "The coordinator says that these {count} nodes are in the mesh. Compare each identity with `wattle-agent status` on its gateway. Sign them? [y/N]"
     ));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
@@ -168,7 +173,7 @@ impl Coordinator {
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let response = self.send(self.client.request(Method::GET, format!("{}{path}", self.url))).await?;
-        response.json().await.with_context(|| format!("{} did not answer as a coordinator does", self.url))
+        response.json().await.with_context(|| format!("{} did not answer like a coordinator", self.url))
     }
 
     /// All pages of a list.

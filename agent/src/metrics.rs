@@ -106,7 +106,7 @@ async fn answer(connection: TcpStream, text: watch::Receiver<String>) {
     let mut http = http1::Builder::new();
     let conversation = http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).serve_connection(TokioIo::new(connection), service);
     if let Err(error) = conversation.await {
-        tracing::debug!("a scrape broke off: {error}");
+        tracing::debug!("a scrape failed: {error}");
     }
 }
 
@@ -137,12 +137,12 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         registry.register(Box::new(counters.clone())).map(|()| counters)
     };
     let site = known.myself.site_name.as_str();
-    gauges("wattle_agent_connected", "Whether the agent hears the coordinator.", &["site"])?
+    gauges("wattle_agent_connected", "Whether the agent is connected to the coordinator.", &["site"])?
         .with_label_values(&[site])
         .set(connected.into());
     let revision = gauges("wattle_agent_revision", "The revision of the mesh that the agent follows.", &["site"])?;
     revision.with_label_values(&[site]).set(known.position.revision);
-    let found = gauges("wattle_agent_problems", "What keeps this host from being as the mesh wants it.", &["site"])?;
+    let found = gauges("wattle_agent_problems", "Number of problems that keep this host from what the mesh wants.", &["site"])?;
     found.with_label_values(&[site]).set(i64::try_from(problems).unwrap_or(i64::MAX));
 
     let device = interface.as_str();

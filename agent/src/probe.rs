@@ -97,7 +97,7 @@ async fn run(shared: Arc<Shared>, interface: InterfaceName, mut address: watch::
         };
         tokio::select! {
             Err::<(), io::Error>(error) = exchange => {
-                debug!("cannot probe peers now: {error}");
+                debug!("cannot probe peers: {error}");
                 sleep(REOPEN).await;
             }
             changed = address.changed() => if changed.is_err() { return },

@@ -58,7 +58,7 @@ impl PskClient {
         let (exchange, problem) = match load(&store) {
             Ok(exchange) => (exchange, None),
             // The keys on the device stay, and new ones are agreed on.
-            Err(error) => (Exchange::default(), Some(format!("the preshared keys are lost, new ones are made: {error:#}"))),
+            Err(error) => (Exchange::default(), Some(format!("cannot read the preshared keys, and makes new ones: {error:#}"))),
         };
         if let Some(problem) = &problem {
             warn!("{problem}");
@@ -110,7 +110,7 @@ impl PskClient {
             let brought = match coordinator.mailbox(&machine, &membership, &errand).await {
                 Ok(mail) => Brought::Mail(mail),
                 Err(error) => {
-                    debug!("an errand to the mailbox failed: {error:#}");
+                    debug!("a request to the mailbox failed: {error:#}");
                     tokio::time::sleep(PAUSE).await;
                     let is_refused = matches!(error, RequestError::Refused { status, .. } if status.is_client_error());
                     if is_refused { Brought::Refused } else { Brought::Nothing }
@@ -138,16 +138,16 @@ impl PskClient {
     fn go_on(&mut self, machine: &Machine, step: impl FnOnce(&mut Correspondence, &Means<'_, SystemKem>) -> Progress) -> bool {
         let before = self.correspondence.problem().map(str::to_owned);
         let keep =
-            |exchange: &Exchange| self.store.write(PSKS, exchange).map_err(|error| format!("preshared keys are not changed: {error:#}"));
+            |exchange: &Exchange| self.store.write(PSKS, exchange).map_err(|error| format!("cannot change preshared keys: {error:#}"));
         let Progress { may_differ, ignored } =
             step(&mut self.correspondence, &Means { machine, now: unix_s(), kem: &SystemKem, keep: &keep });
         for (name, reason) in ignored {
             match reason {
                 Ignored::Signature | Ignored::Address | Ignored::Unreadable | Ignored::Kem | Ignored::Managed | Ignored::Sealed => {
-                    warn!(%name, "a letter about the preshared key is not believed: {reason}");
+                    warn!(%name, "refused a message about the preshared key: {reason}");
                 }
                 Ignored::Old | Ignored::Unexpected | Ignored::Keys => {
-                    info!(%name, "a letter about the preshared key is passed over: {reason}");
+                    info!(%name, "ignored a message about the preshared key: {reason}");
                 }
             }
         }

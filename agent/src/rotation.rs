@@ -169,7 +169,7 @@ impl KeyChange {
         match changed.and_then(|changed| Slot::Present.save_keys(&self.store, &changed).map(|()| changed)) {
             Ok(changed) => {
                 if changed.identity_key() != machine.identity_key() {
-                    info!(identity = %changed.identity_key(), "took up another identity");
+                    info!(identity = %changed.identity_key(), "uses a new identity");
                     self.done();
                 }
                 Some(changed)
@@ -184,12 +184,12 @@ impl KeyChange {
 
     fn note(&mut self, before: &Machine, after: &Machine) {
         if after.wireguard_key() != before.wireguard_key() {
-            info!(key = %after.wireguard_key(), "took up a new WireGuard key");
+            info!(key = %after.wireguard_key(), "uses a new WireGuard key");
             self.done();
         } else if let Some(next) = after.next_key() {
-            info!(key = %next, "made a new WireGuard key; the peers are to get ready for it");
+            info!(key = %next, "made a new WireGuard key; waiting until the peers are ready for it");
         } else {
-            warn!("{}", self.rotation.problem().unwrap_or("the WireGuard key is not changed"));
+            warn!("{}", self.rotation.problem().unwrap_or("the WireGuard key stays as it is"));
             self.answer(What::WireguardKey);
         }
     }
@@ -344,7 +344,7 @@ pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
         if asked.elapsed() > PATIENCE {
             let (old, all) = (old.join(", "), peers.len());
             bail!(
-                "of {all} peers these have not answered: {old}; their tunnels keep the keys that they have, and the agent goes on asking until it is restarted"
+                "of {all} peers, these have not answered: {old}. Their tunnels keep their present keys, and the running agent keeps asking until it is restarted"
             );
         }
         look_again(&found.store).await?;
@@ -353,7 +353,7 @@ pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
 
 fn ask(store: &Store, what: What) -> anyhow::Result<()> {
     if !store.is_locked()? {
-        bail!("no agent runs here, which would change the key: start `wattle-agent run`");
+        bail!("no agent runs here to change the key: start `wattle-agent run`");
     }
     store.write(ASKED, &Asked { what, problem: None })
 }

@@ -75,13 +75,13 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
 
 pub(crate) async fn down(paths: &Paths) -> anyhow::Result<()> {
     let store = Store::open(&paths.state_dir)?;
-    let _alone = store.lock().context("the running agent would put everything back")?;
+    let _alone = store.lock().context("an agent is running here and would restore everything: stop it first")?;
     let gone = Host::new(paths, &store, &[])?.down().await?;
     if gone.is_empty() {
-        output::line("nothing to take away");
+        output::line("nothing to remove");
     }
     for what in gone {
-        output::line(format!("took away {what}"));
+        output::line(format!("removed {what}"));
     }
     Ok(())
 }
@@ -197,12 +197,12 @@ impl Agent {
                 let position = stored.position;
                 match self.replica.restore(stored) {
                     Ok(refused) => {
-                        info!(%position, refused = refused.len(), "took up the view kept on disk");
+                        info!(%position, refused = refused.len(), "loaded the view from disk");
                         self.reconcile().await;
                         // Who was there when the lock was turned on is known from now on.
                         self.save_view();
                     }
-                    Err(rejection) => warn!("the view kept on disk is not usable: {rejection}"),
+                    Err(rejection) => warn!("cannot use the view on disk: {rejection}"),
                 }
             }
             Ok(None) => {}
@@ -276,7 +276,7 @@ impl Agent {
         }
         self.membership.pins = pins;
         match Slot::Present.save_membership(&self.store, self.membership.clone()) {
-            Ok(()) => info!("the coordinator named the certificate authorities to trust from now on"),
+            Ok(()) => info!("the coordinator changed the certificate authorities to trust"),
             Err(error) => warn!("{error:#}"),
         }
     }
@@ -334,14 +334,12 @@ impl Agent {
                 self.last_change = Instant::now();
                 self.view_changed = true;
             }
-            Received::Gap => self.ask_for_snapshot("a message does not follow what is known"),
+            Received::Gap => self.ask_for_snapshot("a message does not follow the position that this node has"),
             Received::Rejected(rejection) => {
-                self.ask_for_snapshot(&format!("the newest revision was rejected: {rejection}"));
+                self.ask_for_snapshot(&format!("rejected the newest revision: {rejection}"));
             }
             Received::Bye(ByeReason::Revoked) => {
-                warn!(
-                    "the coordinator says that this node was removed from the mesh; `wattle-agent down` takes away what is left of it here"
-                );
+                warn!("the coordinator says that this node was removed from the mesh. `wattle-agent down` removes what is left here");
                 (self.view_changed, self.view_unsaved) = (true, true);
             }
             Received::Bye(reason) => info!(?reason, "the coordinator ended the stream"),
@@ -476,7 +474,7 @@ impl Agent {
         }
         match follow::take_confirmed(&self.store) {
             Ok(Some(confirmed)) if self.replica.confirm(&confirmed) => {
-                info!("the removal of peers is confirmed");
+                info!("the removal of peers was confirmed");
                 self.save_view();
             }
             Ok(_) => {}

@@ -111,7 +111,7 @@ pub(crate) async fn status(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
 
 pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()> {
     let mut found = find(paths)?;
-    let known = found.known.as_ref().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
+    let known = found.known.as_ref().context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
     let observed = found.host.observe().await?;
     observed.link.iter().for_each(|link| found.psks.resume(known, link));
     let turns = observed.link.as_ref().map(|link| Watch::default().look(known, link, Duration::ZERO)).unwrap_or_default();
@@ -142,7 +142,7 @@ pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
     let known = replica.known().cloned();
     let mut problems: Vec<_> = replica.problems().collect();
     let psks = psk::load(&store).unwrap_or_else(|error| {
-        problems.push(format!("the preshared keys that were kept are lost: {error:#}"));
+        problems.push(format!("cannot read the preshared keys: {error:#}"));
         Exchange::default()
     });
     Ok(Found { membership, machine, known, problems, psks, host, store })
@@ -200,7 +200,7 @@ fn print(status: &Status) {
     output::line(format!(
         "identity {}{}",
         status.identity,
-        if status.locked { ", takes only peers that an operator has admitted" } else { "" }
+        if status.locked { ", accepts only peers that an operator has admitted" } else { "" }
     ));
     let mtu = status.mtu.map(|mtu| format!(", MTU {mtu}")).unwrap_or_default();
     output::line(format!("interface {}: {device}, {}{mtu}", status.interface, status.tunnel_address.as_deref().unwrap_or("no address")));
@@ -259,7 +259,7 @@ fn coordinator(status: &Status) -> String {
         output::age(u64::try_from(now - connection.since).unwrap_or_default())
     };
     match &status.coordinator {
-        _ if !status.agent_running => "the agent does not run: start `wattle-agent run`; the tunnels are as it left them".to_owned(),
+        _ if !status.agent_running => "the agent does not run: start `wattle-agent run`. The tunnels are as it left them".to_owned(),
         None => "not yet connected to the coordinator".to_owned(),
         Some(connection) if connection.connected => format!("connected to {} for {}", connection.url, since(connection)),
         Some(connection) => {

@@ -51,7 +51,7 @@ impl Store {
         };
         let mode = fs::metadata(&path)?.permissions().mode();
         if mode & 0o077 != 0 {
-            tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "the file was open to others; it is private again");
+            tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others could read this file; it is private again");
             fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         }
         // The error names a line and column, never the content.
@@ -69,7 +69,7 @@ impl Store {
     pub(crate) fn read_or_previous<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
         match self.read(name) {
             Err(error) if error.is::<serde_json::Error>() && fs::rename(self.previous(name), self.path(name)).is_ok() => {
-                tracing::warn!("{error:#}: the file of before takes its place");
+                tracing::warn!("{error:#}: using the previous version of the file");
                 self.read(name)
             }
             result => result,

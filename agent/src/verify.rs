@@ -50,21 +50,21 @@ struct Verified {
 
 pub(crate) async fn verify(paths: &Paths, hosts: &[IpAddr], count: u16, throughput: bool, json: bool) -> anyhow::Result<ExitCode> {
     let found = status::find(paths)?;
-    let mut known = found.known.clone().context("nothing is known of the mesh yet: start `wattle-agent run` first")?;
+    let mut known = found.known.clone().context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
     let refused = found.host.limits(&known).await?.refused;
     // There is no tunnel to them, and there is to be none.
     known.peers.retain(|node, _| !refused.is_unsigned(*node));
     let strangers: Vec<_> =
         hosts.iter().filter(|host| !known.peers.values().any(|known| known.peer.subnets.iter().any(|lan| lan.contains(*host)))).collect();
-    anyhow::ensure!(
-        strangers.is_empty(),
-        "no other site has a LAN with {strangers:?}: give an address out of those that `wattle-agent status` lists"
-    );
+    anyhow::ensure!(strangers.is_empty(), "{strangers:?} is in no LAN of another site: see the LANs in `wattle-agent status`");
     let targets = verify::targets(&known, hosts);
     let checks = stream::iter(targets.into_iter().zip(0..)).map(|(target, number)| check(target, number, count));
     let mut checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
     if throughput {
-        anyhow::ensure!(known.mesh.health.probes, "gateways of this mesh do not probe each other, and do not count for each other either");
+        anyhow::ensure!(
+            known.mesh.health.probes,
+            "probes are off in this mesh, and throughput cannot be measured without them (`PATCH /mesh`, `probes`)"
+        );
         measure(&mut checks, known.myself.tunnel_address).await;
     }
 
@@ -123,15 +123,15 @@ impl Check {
 fn reason(fault: Fault, what: What, unmanaged: bool, answers: &Answers) -> String {
     match (fault, what) {
         (Fault::Silent, What::Tunnel) if unmanaged => {
-            "no answer: it is unmanaged; does it answer pings, and has it its newest file? `wattle-agent status` tells whether there is a handshake".to_owned()
+            "no answer. This site has no agent: check that its gateway answers pings and has its newest file. `wattle-agent status` shows whether there is a handshake".to_owned()
         }
         (Fault::Silent, What::Tunnel) => {
-            "no answer: `wattle-agent status` tells whether there is a handshake, `wattle-agent doctor` what is in its way".to_owned()
+            "no answer: `wattle-agent status` shows whether there is a handshake, `wattle-agent doctor` what stops it".to_owned()
         }
-        (Fault::Silent, What::Lan(_)) => "no answer; if no host has this address, name one that answers pings with --host".to_owned(),
+        (Fault::Silent, What::Lan(_)) => "no answer. If no host has this address, name another with --host".to_owned(),
         (Fault::Lossy, _) => format!("{} of {} pings were lost", answers.sent - answers.round_trips_ms.len(), answers.sent),
         (Fault::Unmeasured, _) => "its throughput could not be measured".to_owned(),
-        (Fault::NotDirect, _) => "the way is not direct: another router stands between the gateways; `traceroute` shows it".to_owned(),
+        (Fault::NotDirect, _) => "the path is not direct: there is another router between the gateways; `traceroute` shows it".to_owned(),
     }
 }
 
@@ -176,6 +176,6 @@ fn print(checks: &[Check], with_throughput: bool) {
     let wrong = checks.iter().filter(|check| check.fault.is_some()).count();
     output::line(match wrong {
         0 => format!("all {} answer, directly", checks.len()),
-        _ => format!("{wrong} of {} are not as they should be", checks.len()),
+        _ => format!("{wrong} of {} failed", checks.len()),
     });
 }

@@ -25,7 +25,7 @@ pub fn pin(certificate: &CertificateDer<'_>) -> Bytes32 {
 
 /// No certificate of the chain is that of a pinned authority.
 #[derive(Debug, ThisError)]
-#[error("its certificate is of another authority than the one that this machine was told to trust")]
+#[error("its certificate is not from the authority that the join string pins")]
 struct Unpinned;
 
 /// The pinned authorities. They may change while connections are made: each new connection is held against those of its moment.
@@ -152,9 +152,9 @@ mod tests {
             check(&both, &good, name, 0).unwrap();
         }
         let refused = [
-            (&[pin(theirs.der())][..], &good[..], "coordinator.example", 0, "another authority"),
-            (&[], &good, "coordinator.example", 0, "another authority"),
-            (&both[1..], &good[..1], "coordinator.example", 0, "another authority"),
+            (&[pin(theirs.der())][..], &good[..], "coordinator.example", 0, "not from the authority"),
+            (&[], &good, "coordinator.example", 0, "not from the authority"),
+            (&both[1..], &good[..1], "coordinator.example", 0, "not from the authority"),
             // The authority itself is shown, but did not sign.
             (&both[1..], &[issue(&theirs), ours.der().clone()], "coordinator.example", 0, "signature"),
             // A pinned certificate is an authority, not whoever shows it.

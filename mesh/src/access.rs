@@ -56,13 +56,13 @@ pub enum Object {
 pub enum Denied {
     #[error("no credential")]
     Unknown,
-    #[error("this route is for api tokens; a node has its own under /agent")]
+    #[error("this route takes an api token; nodes use the routes under /agent")]
     NotForNodes,
-    #[error("this route is for nodes, which sign their own tokens")]
+    #[error("this route takes a token that a node signed")]
     ForNodesAlone,
     #[error("this takes an api token with the role {}", .0.name())]
     Role(Role),
-    #[error("nobody makes or revokes an api token that may do more, or that lasts longer, than his own")]
+    #[error("you cannot make or revoke an api token that may do more or lasts longer than yours")]
     MoreThanOwn,
 }
 

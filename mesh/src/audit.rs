@@ -118,7 +118,7 @@ fn finish(context: Context) -> Bytes32 {
 
 /// The text is not of the form `number.hash`.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("a place in the audit log is written as `wattle-server audit verify` prints it: number.hash")]
+#[error("an end of the audit log is number.hash, as `wattle-server audit verify` prints it")]
 pub struct InvalidHead;
 
 impl fmt::Display for Head {

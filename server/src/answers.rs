@@ -53,9 +53,10 @@ pub fn named(headers: &HeaderMap) -> Result<Option<&str>> {
     let Some(first) = first else { return Ok(None) };
     match first.to_str().ok().filter(|key| second.is_none() && (1..=LONGEST_KEY).contains(&key.len())) {
         Some(key) => Ok(Some(key)),
-        None => {
-            Err(error::invalid_idempotency_key(format!("send one, of 1 to {LONGEST_KEY} plain characters, drawn for this request")).into())
-        }
+        None => Err(error::invalid_idempotency_key(format!(
+            "an Idempotency-Key has 1 to {LONGEST_KEY} printable ASCII characters; draw a new one for each request"
+        ))
+        .into()),
     }
 }
 

@@ -57,7 +57,7 @@ pub async fn list(State(app): State<App>, Query(query): Query<PageQuery>) -> Res
     Ok(Json(page::cut(tokens.into_iter(), limit, |token| token.id)))
 }
 
-/// Shows the api token that asks, without its secret: who one is, and what one may do.
+/// Shows the calling api token, without its secret: its name, role and expiry.
 #[utoipa::path(get, path = "/api-tokens/self", tag = "api tokens", responses((status = 200, body = ApiToken)))]
 pub async fn own(State(app): State<App>, Extension(caller): Extension<CallingToken>) -> Result<Json<ApiToken>> {
     let found = queries::find(&mut *app.db.begin().await?, caller.0).await?;
@@ -107,8 +107,10 @@ fn check(wanted: &NewApiToken) -> Result<()> {
         return Err(error::invalid("invalid_text", "name", "say what the token is for").into());
     }
     if wanted.expires_in_s.is_some_and(|seconds| !(1..=NewApiToken::LONGEST_S).contains(&seconds)) {
-        let detail =
-            format!("an api token lives for 1 to {} seconds (10 years), or without an end when this is absent", NewApiToken::LONGEST_S);
+        let detail = format!(
+            "an api token is valid for 1 to {} seconds (10 years); leave this field out for a token that never expires",
+            NewApiToken::LONGEST_S
+        );
         return Err(error::invalid("invalid_field", "expires_in_s", detail).into());
     }
     Ok(())

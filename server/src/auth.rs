@@ -231,7 +231,7 @@ async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId>
         unless_guessing(app, network, refreshed).await?;
     }
     if !app.copy.is_fresh() {
-        return Err(Error::Unavailable("the copy in memory is too old to say who takes part"));
+        return Err(Error::Unavailable("the copy of the mesh in memory is too old to check credentials"));
     }
     let found = app.copy.read(|feed| feed.directory().nodes.get(&claimed.sub).map(|node| (node.identity_key, node.generation)));
     let (key, generation) = found.ok_or_else(unauthorized)?;

@@ -109,7 +109,7 @@ impl Authority {
 
     /// A certificate for a coordinator that is reached under these names and addresses, with a key that no file ever holds.
     pub fn issue(&self, names: &[String]) -> anyhow::Result<CertifiedKey> {
-        let mut params = CertificateParams::new(names).context("a name of this coordinator cannot stand in a certificate")?;
+        let mut params = CertificateParams::new(names).context("a host name of --url cannot be in a certificate")?;
         let now = SystemTime::now();
         (params.not_before, params.not_after) = ((now - SLOW_CLOCKS).into(), (now + LIFETIME).into());
         params.distinguished_name = named("Wattle coordinator");
@@ -148,7 +148,7 @@ pub async fn ensure(db: &Db, data_dir: &Path) -> anyhow::Result<Authority> {
         None if trusted.is_empty() => {
             let authority = Authority::fresh()?;
             authority.save(&file)?;
-            tracing::info!(file = %file.display(), "made the mesh's certificate authority; keep a copy of the file, and no other");
+            tracing::info!(file = %file.display(), "made the mesh's certificate authority; back up this file and keep it secret");
             authority
         }
         None => bail!(
@@ -181,7 +181,7 @@ pub async fn pins(db: &Db) -> anyhow::Result<Vec<Bytes32>> {
 
 /// Reads the authority again, for a coordinator that runs.
 pub fn reload(data_dir: &Path) -> anyhow::Result<Authority> {
-    let authority = Authority::load(&secret_file(data_dir))?.context("the certificate authority is gone")?;
+    let authority = Authority::load(&secret_file(data_dir))?.context("ca.pem is missing from the data directory")?;
     publish(&authority, data_dir)?;
     Ok(authority)
 }
@@ -236,7 +236,10 @@ pub async fn make_next(db: &Db, actor: &Actor, data_dir: &Path) -> anyhow::Resul
 pub async fn switch(db: &Db, data_dir: &Path) -> anyhow::Result<Bytes32> {
     let next = next_file(data_dir);
     let authority = Authority::load(&next)?.with_context(|| format!("there is no {}: `wattle-server ca next` makes it", next.display()))?;
-    ensure!(pins(db).await?.contains(&authority.pin()), "agents do not know the next authority yet: run `wattle-server ca next`, and wait");
+    ensure!(
+        pins(db).await?.contains(&authority.pin()),
+        "agents do not know the next authority yet: run `wattle-server ca next`, and wait a minute"
+    );
     fs::rename(&next, secret_file(data_dir)).with_context(|| format!("cannot rename {}", next.display()))?;
     publish(&authority, data_dir)?;
     Ok(authority.pin())
@@ -245,14 +248,14 @@ pub async fn switch(db: &Db, data_dir: &Path) -> anyhow::Result<Bytes32> {
 /// Ends the trust in an authority.
 pub async fn forget(db: &Db, actor: &Actor, data_dir: &Path, pin: Bytes32) -> anyhow::Result<()> {
     let present = Authority::load(&secret_file(data_dir))?.map(|authority| authority.pin());
-    ensure!(present != Some(pin), "this is the authority that signs here; put another in its place first, with `ca next` and `ca switch`");
+    ensure!(present != Some(pin), "this authority still signs here: replace it first with `ca next` and `ca switch`");
     let forgotten = db.mutate(actor, |mut change| async move {
         match queries::delete(&mut change, pin).await? {
             true => Ok(change.made(true, Vec::new(), "authority.forget", fingerprint(pin))),
             false => Ok(change.not_needed(false)),
         }
     });
-    ensure!(forgotten.await?.value, "no agent is told to trust such an authority; `wattle-server ca list` shows them");
+    ensure!(forgotten.await?.value, "agents trust no authority with this fingerprint: see `wattle-server ca list`");
     Ok(())
 }
 
@@ -269,7 +272,7 @@ fn fingerprints(pins: &[Bytes32]) -> String {
 pub fn parse_fingerprint(text: &str) -> Result<Bytes32, String> {
     let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect();
     let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-    bytes.map(Bytes32::from).ok_or_else(|| "a fingerprint is written as `wattle-server ca list` prints it".to_owned())
+    bytes.map(Bytes32::from).ok_or_else(|| "this is not a fingerprint as `wattle-server ca list` prints it".to_owned())
 }
 
 #[cfg(test)]

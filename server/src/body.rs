@@ -42,7 +42,7 @@ pub async fn read(body: axum::body::Body, largest: usize) -> Result<Vec<u8>> {
     let mut chunks = body.into_data_stream();
     let (mut bytes, mut length) = (Vec::new(), 0);
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| error::invalid_json("the body ended before its time"))?;
+        let chunk = chunk.map_err(|_| error::invalid_json("the body ended too early"))?;
         length += chunk.len();
         if length > MOST_THROWN_AWAY {
             break;
@@ -107,8 +107,8 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
             let what = message.strip_suffix(&place).unwrap_or(&message);
             let path = if path == "." { "" } else { path };
             for (start, code, advice) in [
-                ("unknown field `", "unknown_field", "this field is not known here"),
-                ("missing field `", "missing_field", "this field has to be given"),
+                ("unknown field `", "unknown_field", "unknown field"),
+                ("missing field `", "missing_field", "this field is required"),
                 ("duplicate field `", "duplicate_field", "this field is given twice"),
             ] {
                 let Some((name, rest)) = what.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };

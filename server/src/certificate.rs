@@ -99,9 +99,9 @@ impl Certificate {
                 _ = ticks.tick() => {}
             }
             match self.refresh(SystemTime::now()) {
-                Ok(true) => tracing::info!("shows a new certificate"),
+                Ok(true) => tracing::info!("serves a new certificate"),
                 Ok(false) => {}
-                Err(error) => tracing::warn!("keeps its certificate, for there is no new one: {error:#}"),
+                Err(error) => tracing::warn!("cannot make a new certificate, and keeps the present one: {error:#}"),
             }
             if let Err(error) = self.read_pins(db).await {
                 tracing::debug!("cannot read the pins: {error:#}");
@@ -164,8 +164,9 @@ impl Source {
                     CertificateDer::pem_file_iter(certificate).with_context(|| unreadable(certificate))?.collect();
                 let chain = chain.with_context(|| unreadable(certificate))?;
                 let private = PrivateKeyDer::from_pem_file(key).with_context(|| unreadable(key))?;
-                let both = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider())
-                    .with_context(|| format!("{} and {} do not fit each other", certificate.display(), key.display()))?;
+                let both = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider()).with_context(|| {
+                    format!("the certificate in {} does not belong to the key in {}", certificate.display(), key.display())
+                })?;
                 (both, None)
             }
         };

@@ -33,19 +33,19 @@ pub struct Arguments {
 /// Settings of the coordinator.
 #[derive(Clone, Parser)]
 pub struct Config {
-    /// Where the api token of the first start and the private database are kept
+    /// Folder of the api token of the first start, of the certificate authority (ca.pem), and of the private database
     #[arg(long, env = "WATTLE_DATA_DIR", default_value = "/var/lib/wattle-server", value_name = "FOLDER", global = true)]
     pub data_dir: PathBuf,
     /// The address to listen on
     #[arg(long, env = "WATTLE_LISTEN", default_value = "127.0.0.1:8443", value_name = "ADDRESS:PORT", global = true)]
     pub listen: SocketAddr,
-    /// Serves people and scripts, and the page, at this address and no longer at --listen; for a network that gateways do not reach
+    /// Serves the API and the web page at this address instead of --listen, to keep them off the network of the gateways
     #[arg(long, env = "WATTLE_ADMIN_LISTEN", value_name = "ADDRESS:PORT", global = true)]
     pub admin_listen: Option<SocketAddr>,
-    /// Serves metrics at this address, and nowhere else
+    /// Serves /metrics at this address instead of --listen
     #[arg(long, env = "WATTLE_METRICS_LISTEN", value_name = "ADDRESS:PORT", global = true)]
     pub metrics_listen: Option<SocketAddr>,
-    /// Where agents reach the coordinator, for join strings and its certificate; several with commas [default: https://<listen>]
+    /// URL at which agents reach this coordinator; join strings and the certificate contain it. Separate several by commas [default: https://<listen>]
     #[arg(long = "url", env = "WATTLE_URL", value_delimiter = ',', value_name = "URL", value_parser = base_url, global = true)]
     pub given_urls: Vec<String>,
     /// A publicly valid certificate with its chain, in PEM; without it the coordinator makes its own authority, which agents know by its
@@ -59,25 +59,25 @@ pub struct Config {
     /// each --url
     #[arg(long, env = "WATTLE_INSECURE_HTTP", conflicts_with = "tls_cert", global = true)]
     pub insecure_http: bool,
-    /// A Postgres 15 or later to use in place of a private one, postgres://user:password@host:port/database
+    /// Uses this Postgres (15 or later) instead of a private one: postgres://user:password@host:port/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", global = true)]
     database_url: Option<String>,
     /// The database URL is that of a pooler that shares connections, such as pgbouncer in transaction mode; changes through other
     /// coordinators then arrive within two seconds instead of at once
     #[arg(long, env = "WATTLE_DATABASE_POOLER", global = true)]
     pub database_pooler: bool,
-    /// A prefix to which webhooks may lead although it is this host's own or link-local, such as 127.0.0.1/32 for a relay here; may be given several times
+    /// Allows webhooks to addresses of this host and link-local ones in this prefix, for example 127.0.0.1/32 for a relay here. May be repeated
     #[arg(long, env = "WATTLE_WEBHOOK_ALLOW", value_name = "PREFIX", value_delimiter = ',', global = true)]
     pub webhook_allow: Vec<IpNet>,
-    /// The prefix of the mesh's tunnel addresses; it is fixed at the first start
+    /// Prefix of the mesh's tunnel addresses. It cannot be changed after the first start
     #[arg(long, env = "WATTLE_TUNNEL_PREFIX", default_value = "10.99.0.0/16", value_name = "PREFIX", value_parser = tunnel_prefix, global = true)]
     pub tunnel_prefix: Ipv4Net,
-    /// How log lines look; `RUST_LOG` says which are written
+    /// Format of log lines. `RUST_LOG` sets which are written
     #[arg(long, env = "WATTLE_LOG_FORMAT", default_value = "text", value_name = "FORMAT", global = true)]
     pub log_format: LogFormat,
 }
 
-/// How log lines look.
+/// Format of log lines. `RUST_LOG` sets which are written.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
     Text,
@@ -92,7 +92,7 @@ pub enum Command {
     /// Makes, lists and revokes api tokens, also while the coordinator runs
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Replaces the certificate authority by which agents know the coordinators, also while they run
+    /// Replaces the certificate authority of the mesh, also while coordinators run
     ///
     /// First `next` on one coordinator; copy ca.next.pem to the data directories of the others. Wait until every agent has reported, which
     /// takes it a minute, then `switch` on each, and last `forget` the old one. An agent that was away all the time joins again with a new
@@ -109,15 +109,15 @@ pub enum Command {
 /// What to do with api tokens.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
-    /// Makes an api token and prints it, this once
+    /// Makes an api token and prints it. It cannot be shown again
     Create {
-        /// What the token is for, for people to read
+        /// Name of the token: what it is for
         #[arg(long, value_parser = token_name)]
         name: String,
         /// What it may do: viewer, operator or owner
         #[arg(long, default_value = "owner")]
         role: Role,
-        /// Seconds until it expires; it does not when this is absent
+        /// Seconds until it expires; without this it never does
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(1..=NewApiToken::LONGEST_S))]
         expires_in_s: Option<i64>,
     },
@@ -133,11 +133,11 @@ pub enum TokenCommand {
 /// What to do with certificate authorities.
 #[derive(Debug, Subcommand)]
 pub enum CaCommand {
-    /// Lists the fingerprints of the authorities that agents are to trust
+    /// Lists the fingerprints of the authorities that agents trust
     List,
-    /// Makes the authority that is to follow, and lets agents know
+    /// Makes the next authority, and tells the agents
     Next,
-    /// Puts the next authority in the place of the present one, on this coordinator
+    /// Replaces the present authority by the next one, on this coordinator
     Switch,
     /// Ends the trust in an authority
     Forget {
@@ -150,9 +150,9 @@ pub enum CaCommand {
 /// What to do with the audit log.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// Follows its chain from the first event to the last, and prints the end; fails where an event is missing or altered
+    /// Checks the chain of hashes from the first event to the last, and prints its end. Fails if an event is missing or altered
     Verify {
-        /// The end that an earlier check printed: fails unless it is still in the chain, which nobody can rewrite without it
+        /// The end that an earlier check printed. Fails if it is no longer in the chain, as after somebody rewrote the log
         #[arg(long, value_name = "NUMBER.HASH")]
         seen: Option<Head>,
     },
@@ -181,7 +181,7 @@ impl Config {
                 );
             }
         } else {
-            ensure!(self.given_urls.iter().all(is_tls), "the coordinator speaks TLS: --url is written https://host:port");
+            ensure!(self.given_urls.iter().all(is_tls), "the coordinator serves TLS: write --url as https://host:port");
         }
         let scheme = if self.insecure_http { "http" } else { "https" };
         let own = || addresses.iter().take(1).map(|address| format!("{scheme}://{address}")).collect();
@@ -212,7 +212,7 @@ fn tunnel_prefix(text: &str) -> Result<Ipv4Net, String> {
     match subnet.net() {
         IpNet::V4(net) if net.prefix_len() <= 29 => Ok(net),
         IpNet::V4(_) | IpNet::V6(_) => {
-            Err("the tunnel prefix is of IPv4 and has room for some gateways, for example 10.99.0.0/16".to_owned())
+            Err("the tunnel prefix must be IPv4 and large enough for the gateways, for example 10.99.0.0/16".to_owned())
         }
     }
 }

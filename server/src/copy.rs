@@ -78,7 +78,7 @@ impl Copy {
         self.news.notify_one();
         let has_it = |have: &Position| have.epoch != wanted.epoch || have.revision >= wanted.revision;
         if timeout(CATCH_UP, position.wait_for(has_it)).await.is_err() {
-            tracing::warn!(%wanted, "the copy in memory lags behind");
+            tracing::warn!(%wanted, "the copy of the mesh in memory is behind the database");
         }
     }
 
@@ -105,7 +105,7 @@ impl Copy {
         if queries::begin_epoch(&mut transaction, seen).await? {
             transaction.commit().await?;
             *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-            tracing::warn!(%node, %seen, "a node says that it has seen revisions that the database does not have, as after a restore; begins a new epoch");
+            tracing::warn!(%node, %seen, "a node has seen revisions that the database does not have, as after a restore: beginning a new epoch");
             self.refresh().await;
         }
         Ok(())
@@ -123,7 +123,7 @@ impl Copy {
     async fn listen(&self, db: &Db) {
         loop {
             if let Err(error) = self.listen_once(db).await {
-                tracing::debug!(%error, "does not hear notifications; polls");
+                tracing::debug!(%error, "cannot listen for notifications of the database; asks every two seconds");
             }
             sleep(POLL).await;
         }
@@ -146,7 +146,7 @@ impl Copy {
                 Ok(()) => {
                     self.confirmed.send_replace(began);
                     if away {
-                        tracing::info!(position = %self.position(), "the database is back");
+                        tracing::info!(position = %self.position(), "the database answers again");
                     }
                     away = false;
                 }
@@ -154,7 +154,7 @@ impl Copy {
                     if !away {
                         tracing::warn!(
                             error = &error as &dyn std::error::Error,
-                            "the database is away; streams go on, changes have to wait"
+                            "cannot reach the database: streams go on, changes have to wait"
                         );
                     }
                     away = true;
@@ -172,13 +172,13 @@ impl Copy {
             return Ok(());
         }
         if stored < have {
-            tracing::warn!(%have, %stored, "the database lost revisions, as after a restore; begins a new epoch");
+            tracing::warn!(%have, %stored, "the database has lost revisions, as after a restore: beginning a new epoch");
             queries::begin_epoch(&mut transaction, have).await?;
             transaction.commit().await?;
             return self.reload(db).await;
         }
         if stored.epoch != have.epoch {
-            tracing::warn!(%have, %stored, "the database is of another epoch; reads all of it");
+            tracing::warn!(%have, %stored, "another coordinator began a new epoch: reading the whole mesh");
             return self.reload(db).await;
         }
         while self.position().revision < stored.revision {
@@ -186,7 +186,7 @@ impl Copy {
             let pruned = changes.is_empty();
             let gap = self.advance(changes).err();
             if pruned || gap.is_some() {
-                tracing::warn!(%have, %stored, ?gap, "revisions are missing; reads all of the database");
+                tracing::warn!(%have, %stored, ?gap, "revisions are missing in the database: reading the whole mesh");
                 return self.reload(db).await;
             }
         }

@@ -321,8 +321,8 @@ where
         match attempt().await {
             Err(error) if error.is_transient() && tries < TRIES => tokio::time::sleep(jitter(tries)?).await,
             Err(error) if error.is_transient() => {
-                tracing::warn!(%error, "a transaction lost against others {TRIES} times");
-                return Err(Error::Unavailable("a transaction lost against others too often"));
+                tracing::warn!(%error, "a transaction failed {TRIES} times because of concurrent ones");
+                return Err(Error::Unavailable("the database is too busy with concurrent changes"));
             }
             result => return result,
         }

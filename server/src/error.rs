@@ -16,7 +16,7 @@ use wattle_wire::{
 
 /// The longest text of an error that may hold input, in bytes.
 const LONGEST_ECHO: usize = 200;
-/// Seconds after which a client may try again when the database is away, or when there were too many reports or failures.
+/// Seconds after which a client may try again when cannot reach the database, or when there were too many reports or failures.
 const RETRY_AFTER_S: &str = "2";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -74,7 +74,7 @@ impl Error {
         }
     }
 
-    /// Whether the database is away or busy, rather than at odds with what it was asked.
+    /// Whether cannot reach the database or busy, rather than at odds with what it was asked.
     fn is_outage(&self) -> bool {
         let Self::Database(error) = self else { return false };
         let is_lost =
@@ -91,8 +91,8 @@ impl Error {
             Self::Refused(problem) => tracing::debug!(code = problem.code, "refused"),
             Self::DryRun(dry_run) => tracing::debug!(would = dry_run.would, "a dry run"),
             Self::Unavailable(why) => tracing::warn!(why, "cannot answer now"),
-            Self::Database(error) if self.is_outage() => tracing::warn!(%error, "the database is away"),
-            Self::Database(error) => tracing::error!(%error, "the database refused what should have worked"),
+            Self::Database(error) if self.is_outage() => tracing::warn!(%error, "cannot reach the database"),
+            Self::Database(error) => tracing::error!(%error, "the database refused a statement: this is a bug"),
             Self::Internal(why) => tracing::error!(why, "internal error"),
         }
     }
@@ -150,13 +150,13 @@ pub fn unauthorized() -> Problem {
 
 /// 401, the same for whatever is wrong with a join token.
 pub fn join_token_refused() -> Problem {
-    let detail = "it is unknown, used up, expired or revoked; ask for a new one with `POST /sites/{site}/join-tokens`";
+    let detail = "it is unknown, used, expired or revoked; make a new one with `POST /sites/{site}/join-tokens`";
     problem(StatusCode::UNAUTHORIZED, "join_token_refused", "The join token is not valid", detail)
 }
 
 /// 401: a key that the machine cannot prove to hold.
 pub fn proof_refused(detail: impl Into<String>) -> Problem {
-    problem(StatusCode::UNAUTHORIZED, "proof_refused", "The proof of a key is wrong", detail)
+    problem(StatusCode::UNAUTHORIZED, "proof_refused", "A proof is wrong", detail)
 }
 
 /// 403: who calls is known, and may not.
@@ -175,7 +175,7 @@ pub fn denied(denied: Denied) -> Error {
 
 /// 403: a key that was revoked.
 pub fn key_revoked() -> Problem {
-    let detail = "a node with this key was revoked, and a revoked key never enrols again; make new keys";
+    let detail = "a node with this key was revoked, and a revoked key cannot enrol again: make new keys (`wattle-agent join --replace`)";
     problem(StatusCode::FORBIDDEN, "key_revoked", "The key was revoked", detail)
 }
 
@@ -202,13 +202,13 @@ pub fn taken(code: &str, title: &str, field: &str, detail: impl Into<String>, ho
 
 /// 409: the key stands for another request.
 pub fn idempotency_key_reused() -> Problem {
-    let detail = "this Idempotency-Key came with another request within the last day; draw a new one for each request";
+    let detail = "another request of the last day had this Idempotency-Key; draw a new one for each request";
     problem(StatusCode::CONFLICT, "idempotency_key_reused", "The Idempotency-Key was used", detail)
 }
 
 /// 412: the object is not as the caller saw it.
 pub fn changed_meanwhile() -> Problem {
-    let detail = "it is not as you saw it, or has no ETag at all; read it again, and send its ETag in If-Match";
+    let detail = "it changed since you read it, or has no ETag. Read it again, and send the new ETag in If-Match";
     problem(StatusCode::PRECONDITION_FAILED, "changed_meanwhile", "Changed in the meantime", detail)
 }
 
@@ -231,7 +231,11 @@ pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) 
 
 /// 422: the query of a change.
 pub fn invalid_change_query() -> Problem {
-    invalid("invalid_query", "", "a change takes `dry_run=true` or `dry_run=false`, that of a key also `force=true`, and nothing else")
+    invalid(
+        "invalid_query",
+        "",
+        "the query of a change may have `dry_run=true` or `dry_run=false`, that of `/rotate` also `force=true`, and nothing else",
+    )
 }
 
 /// 422: an `Idempotency-Key` that is none, or where none is taken.
@@ -241,30 +245,30 @@ pub fn invalid_idempotency_key(detail: impl Into<String>) -> Problem {
 
 /// 422: somebody asks what something would do that changes nothing of the mesh, or that cannot tell.
 pub fn no_dry_run() -> Problem {
-    invalid("invalid_query", "dry_run", "only changes of the mesh by people and scripts can be asked for as a dry run")
+    invalid("invalid_query", "dry_run", "this route has no dry run: only changes of the mesh with an api token have")
 }
 
 /// 429: more is said than can be taken in now.
 pub fn busy() -> Problem {
-    let detail = "the coordinator has more reports than it can write down; try again after the seconds in Retry-After";
+    let detail = "the coordinator is overloaded with reports; try again after the seconds in Retry-After";
     problem(StatusCode::TOO_MANY_REQUESTS, "busy", "Too many reports at a time", detail)
 }
 
 /// 429: too many credentials from this address were wrong.
 pub fn too_many_failures() -> Problem {
-    let detail = "too many credentials from your address were wrong; try again after the seconds in Retry-After";
+    let detail = "too many wrong credentials came from your address; try again after the seconds in Retry-After";
     problem(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many failures", detail)
 }
 
 /// 500.
 pub fn internal() -> Problem {
-    let detail = "this is a fault of the coordinator; its log has the details under the value of X-Request-Id";
+    let detail = "this is a fault of the coordinator. Search its log for the value of X-Request-Id";
     problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail)
 }
 
 /// 503.
 pub fn unavailable() -> Problem {
-    let detail = "the database is away or busy; try again after the seconds in Retry-After";
+    let detail = "the coordinator cannot reach its database, or it is busy; try again after the seconds in Retry-After";
     problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not available now", detail)
 }
 

@@ -44,16 +44,16 @@ pub async fn verify(db: &Db, seen: Option<Head>) -> anyhow::Result<Head> {
             seen_again |= seen == Some(head);
             ensure!(
                 head.number != end.number || head == end,
-                "the audit log is broken: event {} is not the one that the mesh knows",
+                "the audit log is broken: event {} is not the last one that the mesh recorded",
                 head.number
             );
         }
         tracing::debug!(last, "followed");
     }
-    ensure!(head.number >= end.number, "the audit log is broken: it ends at event {}, and there were {}", head.number, end.number);
+    ensure!(head.number >= end.number, "the audit log is broken: it ends at event {}, but {} events were written", head.number, end.number);
     ensure!(
         seen_again,
-        "the audit log was rewritten: it is whole, and event {} is another than it was",
+        "the audit log was rewritten: the chain is complete, but event {} is not the one that was there",
         seen.map_or(0, |seen| seen.number)
     );
     Ok(head)

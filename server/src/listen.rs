@@ -158,8 +158,8 @@ impl Server {
     async fn attend(self: Arc<Self>, connection: TcpStream, guest: Arc<Guest>) {
         tokio::select! {
             () = self.welcome(connection, &guest) => {}
-            () = guest.gave_way() => tracing::debug!("a connection without a proof gave way"),
-            () = unproven(&guest) => tracing::debug!("a connection proved nothing in time"),
+            () = guest.gave_way() => tracing::debug!("closed the oldest connection without a credential: there are too many"),
+            () = unproven(&guest) => tracing::debug!("closed a connection that showed no credential in time"),
         }
     }
 
@@ -175,7 +175,7 @@ impl Server {
         // What a handshake takes of memory it gives back: the connection that comes of it may idle for months.
         let connection = match Box::pin(self.shake_hands(tls, connection)).await {
             Ok(connection) => connection,
-            Err(error) => return tracing::debug!(%error, "no TLS came about"),
+            Err(error) => return tracing::debug!(%error, "the TLS handshake failed"),
         };
         if connection.get_ref().1.alpn_protocol() == Some(HTTP2) {
             self.converse(Box::pin(self.http2.serve_connection(TokioIo::new(connection), service))).await;
@@ -195,7 +195,7 @@ impl Server {
         }
         match timeout(GRACE, conversation).await {
             Ok(result) => log(result),
-            Err(_) => tracing::warn!("requests that are still under way are cut off"),
+            Err(_) => tracing::warn!("stopping: requests that are still running are cut off"),
         }
     }
 }

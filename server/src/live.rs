@@ -229,7 +229,7 @@ pub async fn keep_history(app: &App) {
             Ok::<_, Error>(())
         };
         if let Err(error) = kept.await {
-            tracing::debug!(%error, "the history of links is not written now");
+            tracing::debug!(%error, "cannot write the history of links");
         }
     }
 }

@@ -28,7 +28,7 @@ const POLL_WHILE_BUSY: Duration = Duration::from_millis(100);
 /// Longer than another coordinator that is not busy yet takes to see an answer.
 const BUSY: Duration = Duration::from_secs(3);
 
-/// Leaves letters for other nodes, takes away those that were dealt with, and gives what is waiting: all of it or nothing.
+/// Leaves messages for other nodes, deletes those that were handled, and returns what is waiting, in one transaction.
 ///
 /// A node has one letter at a time in the mailbox of another; a new one takes the place of the old. Nobody but the recipient sees it.
 #[utoipa::path(post, path = "/agent/mailbox", tag = "agents", request_body = Errand, responses((status = 200, body = Mail)))]
@@ -39,7 +39,7 @@ pub async fn exchange(
 ) -> Result<Json<Mail>> {
     for (field, count) in [("leave", errand.leave.len()), ("taken", errand.taken.len())] {
         if count > Errand::MOST_LETTERS {
-            return Err(error::invalid("too_many", field, format!("at most {} letters at a time", Errand::MOST_LETTERS)).into());
+            return Err(error::invalid("too_many", field, format!("at most {} messages at a time", Errand::MOST_LETTERS)).into());
         }
     }
     errand.leave.iter().enumerate().try_for_each(|(index, letter)| check(&app, node, letter, index))?;
@@ -84,7 +84,7 @@ pub(crate) async fn tell(app: &App) -> bool {
     match newest.await {
         Ok(newest) => app.streams.tell_of_mail(newest),
         Err(error) => {
-            tracing::debug!(%error, "does not see who has letters; asks again");
+            tracing::debug!(%error, "cannot ask the database for new messages; tries again");
             false
         }
     }

@@ -60,10 +60,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let result = async {
         let mut server = Server::start(database.options(), listeners, config).await?;
         if config.given_urls.is_empty() && server.address.ip().is_unspecified() {
-            tracing::warn!(address = %server.address, "agents cannot reach this address, and join strings hold it: give --url (WATTLE_URL)");
+            tracing::warn!(address = %server.address, "join strings contain this address, and agents cannot reach it: set --url (WATTLE_URL)");
         }
         if config.insecure_http {
-            tracing::warn!("INSECURE: speaks HTTP without TLS; whoever is on the way reads every token");
+            tracing::warn!("INSECURE: serves HTTP without TLS; everybody on the way can read every token");
         }
         tracing::info!(
             address = %server.address,
@@ -161,7 +161,7 @@ async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()
 
 async fn verify(db: Db, seen: Option<Head>) -> anyhow::Result<()> {
     let head = events::verify(&db, seen).await?;
-    say(&format!("the audit log is whole; keep its end elsewhere, and ask for it next time with --seen\n{head}"))
+    say(&format!("the audit log is complete. Keep this end elsewhere, and pass it to the next check with --seen:\n{head}"))
 }
 
 async fn authority(db: Db, actor: Actor, data_dir: &Path, command: CaCommand) -> anyhow::Result<()> {

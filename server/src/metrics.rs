@@ -50,13 +50,13 @@ impl Metrics {
         let requests =
             IntCounterVec::new(Opts::new("wattle_requests_total", "Requests that were answered."), &["method", "route", "status"])?;
         let durations = HistogramVec::new(
-            HistogramOpts::new("wattle_request_duration_seconds", "Time until the answer to a request began; streams go on after it."),
+            HistogramOpts::new("wattle_request_duration_seconds", "Time until the answer to a request began. Streams last longer."),
             &["route"],
         )?;
         let propagation = Histogram::with_opts(
             HistogramOpts::new(
                 "wattle_propagation_seconds",
-                "Time from when this coordinator saw a revision until an agent reported that its host follows it.",
+                "Time from when this coordinator saw a revision until an agent reported that its host applied it.",
             )
             .buckets(PROPAGATION_S.to_vec()),
         )?;
@@ -133,9 +133,13 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         registry.register(Box::new(gauges))
     };
     let position = app.copy.position();
-    gauge("wattle_epoch", "The epoch of the mesh's revisions; it goes up when the database lost some.", position.epoch)?;
+    gauge("wattle_epoch", "The epoch of the mesh's revisions. It grows when the database has lost revisions.", position.epoch)?;
     gauge("wattle_revision", "The revision of the mesh that this coordinator has.", position.revision)?;
-    gauge("wattle_copy_fresh", "Whether this coordinator compared its copy with the database a moment ago.", app.copy.is_fresh().into())?;
+    gauge(
+        "wattle_copy_fresh",
+        "Whether this coordinator compared its copy with the database in the last ten seconds.",
+        app.copy.is_fresh().into(),
+    )?;
 
     let (sites, nodes) = app.copy.read(|feed| {
         let nodes: Vec<_> = feed.directory().nodes.values().map(|node| (node.id, node.state)).collect();
@@ -150,12 +154,12 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
     gauge("wattle_agents_connected", "Agents whose stream this coordinator serves.", count(connected.len()))?;
     let applied = connected.iter().filter_map(|node| app.reports.last(*node)).map(|report| report.applied);
     let lag = applied.filter(|applied| applied.epoch == position.epoch).map(|applied| position.revision - applied.revision).max();
-    gauge("wattle_slowest_agent_lag_revisions", "Revisions by which the slowest connected agent is behind.", lag.unwrap_or(0))?;
+    gauge("wattle_slowest_agent_lag_revisions", "How many revisions the slowest connected agent is behind.", lag.unwrap_or(0))?;
 
     let letters = async { mailbox::queries::count(&mut *app.db.follow().await?).await };
     // Without the database nobody knows, and the rest is told all the same.
     if let Ok::<_, Error>(letters) = letters.await {
-        gauge("wattle_mailbox_letters", "Letters that wait until their recipients take them.", letters)?;
+        gauge("wattle_mailbox_letters", "Messages in the mailbox that wait for their recipients.", letters)?;
     }
 
     let seen = app.live.link_states(app).await;

@@ -87,7 +87,7 @@ pub(crate) async fn is_as_seen(change: &mut Change, id: NodeId) -> Result<()> {
     change.found(&configured(&node, &site))
 }
 
-/// Keeps what an operator signed: which nodes may be in the mesh, and with which prefixes.
+/// Stores admissions that an operator signed: which nodes may be in the mesh, and with which prefixes.
 ///
 /// All or none. A signature has to be that of the operator which the admission names; whether he may say so, each gateway decides by the keys that
 /// its own file names. Peers are told at once. `wattle-agent lock sign` makes and sends admissions.
@@ -110,7 +110,7 @@ pub async fn admit(
         identities.push(admission.identity);
     }
     if identities.iter().collect::<BTreeSet<_>>().len() < identities.len() {
-        return Err(error::invalid("invalid_admission", "admissions", "a node is admitted twice").into());
+        return Err(error::invalid("invalid_admission", "admissions", "two admissions are for the same node").into());
     }
     let (admissions, identities) = (&admissions, &identities);
     app.mutate(&actor, |mut change| async move {

@@ -33,13 +33,13 @@ impl PageQuery {
     pub fn read<K: DeserializeOwned>(&self) -> Result<(usize, Option<K>)> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=LARGEST_LIMIT).contains(&limit) {
-            return Err(error::invalid("invalid_query", "limit", format!("a limit is 1 to {LARGEST_LIMIT}")).into());
+            return Err(error::invalid("invalid_query", "limit", format!("`limit` is 1 to {LARGEST_LIMIT}")).into());
         }
         let Some(cursor) = &self.cursor else { return Ok((limit, None)) };
         let key = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|json| serde_json::from_slice(&json).ok());
         match key {
             Some(key) => Ok((limit, Some(key))),
-            None => Err(error::invalid("invalid_query", "cursor", "give `next_cursor` of the page before, as it is").into()),
+            None => Err(error::invalid("invalid_query", "cursor", "`cursor` must be the `next_cursor` of the page before").into()),
         }
     }
 }

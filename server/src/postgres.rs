@@ -44,7 +44,7 @@ impl Postgres {
         let lock_path = data_dir.join("lock");
         let file = fs::File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
         let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
-            bail!("another wattle-server uses {}; give this one a --data-dir of its own", data_dir.display());
+            bail!("another wattle-server uses {}: give this one another --data-dir", data_dir.display());
         };
         let binaries = binaries::find(folder.major_version()?)?;
         folder.initialise(&binaries)?;

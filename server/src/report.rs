@@ -183,7 +183,7 @@ impl Reports {
                 Ok(()) => away = false,
                 Err(error) => {
                     if !mem::replace(&mut away, true) {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot write what nodes report; it is kept");
+                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot write reports to the database; trying again");
                     }
                 }
             }
@@ -229,7 +229,7 @@ impl Reports {
             }
         });
         told.await?;
-        tracing::warn!(%node, "two machines have the keys of this node, or its state directory is older than it was; revoke it and join again");
+        tracing::warn!(%node, "two machines have the keys of this node, or an older state directory was restored. Revoke the node and join it again");
         self.copied().insert(node);
         Ok(())
     }

@@ -72,7 +72,7 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
     let Some(record) = directory.nodes.get(&node) else { return Ok(()) };
     if record.unmanaged.is_some() {
         let detail = format!(
-            "no agent runs there that could make one; for another key, remove the node (`DELETE /nodes/{}`) and make a file anew",
+            "no agent runs there that could make a key. For another key, remove the node (`DELETE /nodes/{}`) and make a new file",
             record.name
         );
         return refused("unmanaged_node", "The node has no agent", detail);
@@ -87,10 +87,10 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
          theirs name its present key: {}",
         names.join(", ")
     );
-    refused("unmanaged_sites", "The key is in files", detail)
+    refused("unmanaged_sites", "Installed files name this key", detail)
 }
 
-/// Takes what a node says of its next WireGuard key, and says which of its peers are not ready for it yet.
+/// Takes a step of a node's WireGuard key rotation, and answers which peers are not ready yet.
 ///
 /// One node at a time changes its key: 409 `rotation_under_way` while another does. Each step may be repeated.
 #[utoipa::path(post, path = "/agent/rotation", tag = "agents", request_body = RotationStep, responses((status = 200, body = RotationAnswer)))]
@@ -163,7 +163,7 @@ fn verified(app: &App, signed: &SignedStatement) -> Result<Statement> {
 /// Refuses a statement that cannot follow the node's present one, or that is of another identity.
 fn follows_of_same(record: &NodeRecord, statement: &Statement) -> Result<()> {
     if statement.identity != record.identity_key {
-        return Err(error::invalid("statement", "statement", "it is signed by another identity than the node's").into());
+        return Err(error::invalid("statement", "statement", "the statement is not signed by the node's identity").into());
     }
     follows(record, statement)
 }
@@ -171,7 +171,7 @@ fn follows_of_same(record: &NodeRecord, statement: &Statement) -> Result<()> {
 /// Refuses a statement whose number cannot follow that of the node's present one.
 pub(crate) fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> {
     if statement.unmanaged {
-        return Err(error::invalid("statement", "statement", "a node with an agent does not become one without").into());
+        return Err(error::invalid("statement", "statement", "the statement says `unmanaged`, but this node has an agent").into());
     }
     let present = sequence(&record.statement).ok_or(Error::Internal("a statement in the database is not valid"))?;
     if statement.sequence <= present || i64::try_from(statement.sequence).is_err() {
@@ -186,8 +186,8 @@ pub(crate) async fn refuse_known_key(connection: &mut PgConnection, node: NodeId
 }
 
 fn under_way(node: &str) -> Problem {
-    let detail = format!("{node} is changing its WireGuard key; one node at a time does");
-    error::taken("rotation_under_way", "Another node changes its key", "statement", detail, None)
+    let detail = format!("{node} is changing its WireGuard key; only one node at a time may");
+    error::taken("rotation_under_way", "Another node is changing its key", "statement", detail, None)
 }
 
 fn found(record: Option<NodeRecord>) -> Result<NodeRecord> {

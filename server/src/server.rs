@@ -93,7 +93,7 @@ impl Server {
 
     /// Waits until somebody stops it, or serving fails.
     pub async fn wait(&mut self) -> anyhow::Result<()> {
-        self.serving.join_next().await.context("nothing is served")?.context("the server broke down")?
+        self.serving.join_next().await.context("nothing is served")?.context("the server failed")?
     }
 
     /// Ends all streams, lets requests finish that are under way, and closes the database.
@@ -101,7 +101,7 @@ impl Server {
         self.stop.cancel();
         let mut result = Ok(());
         while let Some(served) = self.serving.join_next().await {
-            result = result.and(served.context("the server broke down").flatten());
+            result = result.and(served.context("the server failed").flatten());
         }
         let _ = self.following.await;
         self.app.db.close().await;
@@ -119,7 +119,7 @@ async fn follow(app: App) {
             app.reports.retain(|node| nodes.contains(&node));
             app.verified.retain(|node| nodes.contains(&node));
             if let Err(error) = forget_answers(&app).await {
-                tracing::debug!(%error, "old answers are not forgotten yet");
+                tracing::debug!(%error, "cannot delete old answers to idempotency keys");
             }
         }
     };
@@ -141,7 +141,7 @@ async fn follow(app: App) {
         () = webhooks::follow(&app) => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {
-        tracing::debug!(%error, "what nodes said last was not written");
+        tracing::debug!(%error, "the last reports of nodes were not written");
     }
 }
 
@@ -168,7 +168,7 @@ impl Database {
         // The error repeats nothing of the URL, which holds a password.
         let options = url
             .parse()
-            .map_err(|_| anyhow::anyhow!("the database URL is not valid; it is written postgres://user:password@host:port/database"))?;
+            .map_err(|_| anyhow::anyhow!("the database URL is not valid: write it as postgres://user:password@host:port/database"))?;
         Ok(Self::Given(Box::new(options)))
     }
 

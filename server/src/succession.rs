@@ -23,7 +23,7 @@ use crate::{
     nodes, rotation, sites,
 };
 
-/// Takes another identity of a node, which the one before has signed for.
+/// Replaces a node's identity. The former identity has signed for the new one.
 ///
 /// The statement is the credential: only who has the present identity can make it. Tokens of the one before are refused from then on, and its stream
 /// ends. It may be repeated. A WireGuard key that the node has announced is not any more.

@@ -86,7 +86,7 @@ async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
 /// Reads the body of a request that is to be known again.
 async fn with_ticket(request: Request) -> Result<(Request, Option<Arc<Ticket>>)> {
     if request.method() != Method::POST {
-        return Err(error::invalid_idempotency_key("only POST takes one; what PATCH and DELETE do, they do once anyway").into());
+        return Err(error::invalid_idempotency_key("only POST takes an Idempotency-Key; PATCH and DELETE can be repeated anyway").into());
     }
     let (parts, body) = request.into_parts();
     let body = body::read(body, sites::LARGEST_IMPORT).await?;

@@ -9,7 +9,7 @@ pub(crate) fn check(field: &str, text: &str) -> Result<()> {
         return Err(error::invalid("invalid_text", field, format!("at most {LONGEST} characters")).into());
     }
     if text.chars().any(|c| c.is_control() || is_format(c)) {
-        return Err(error::invalid("invalid_text", field, "no line breaks, control characters, or characters that are not seen").into());
+        return Err(error::invalid("invalid_text", field, "no line breaks, control characters or invisible characters").into());
     }
     Ok(())
 }

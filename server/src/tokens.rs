@@ -121,12 +121,10 @@ fn parse(id: &str) -> Result<TokenId> {
 
 fn check(wanted: &NewJoinToken) -> Result<()> {
     if !(1..=NewJoinToken::MOST_USES).contains(&wanted.uses) {
-        return Err(
-            error::invalid("invalid_field", "uses", format!("a join token is good for 1 to {} machines", NewJoinToken::MOST_USES)).into()
-        );
+        return Err(error::invalid("invalid_field", "uses", format!("a join token has 1 to {} uses", NewJoinToken::MOST_USES)).into());
     }
     if !(1..=NewJoinToken::LONGEST_S).contains(&wanted.expires_in_s) {
-        let detail = format!("a join token lives for 1 to {} seconds (7 days)", NewJoinToken::LONGEST_S);
+        let detail = format!("a join token is valid for 1 to {} seconds (7 days)", NewJoinToken::LONGEST_S);
         return Err(error::invalid("invalid_field", "expires_in_s", detail).into());
     }
     Ok(())

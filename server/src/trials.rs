@@ -26,7 +26,7 @@ pub async fn follow(app: &App) {
         ticks.tick().await;
         for (node, endpoint, trial) in under_way(app) {
             if let Err(error) = advance(app, node, endpoint, &trial).await {
-                tracing::debug!(%node, %error, "the trial of an endpoint is not taken further yet");
+                tracing::debug!(%node, %error, "cannot continue the checks of endpoints now");
             }
         }
     }

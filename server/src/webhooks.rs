@@ -106,7 +106,7 @@ pub async fn remove(State(app): State<App>, Extension(actor): Extension<Actor>, 
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Sends a message without alerts to a webhook now, and says what came of it: `error` is null when it was taken.
+/// Sends a test message to a webhook now. `error` is null if it was taken.
 #[utoipa::path(post, path = "/webhooks/{id}/test", tag = "webhooks", params(("id" = WebhookId, Path)), responses((status = 200, body = Webhook)))]
 pub async fn test(State(app): State<App>, Extension(actor): Extension<Actor>, Path(id): Path<String>) -> Result<Json<Webhook>> {
     if actor.terms.dry_run {
@@ -131,10 +131,10 @@ pub async fn follow(app: &App) {
     loop {
         tokio::time::sleep(PACE).await;
         if let Err(error) = tell(app).await {
-            tracing::debug!(%error, "does not tell webhooks of anything now");
+            tracing::debug!(%error, "cannot prepare messages to webhooks now");
         }
         if let Err(error) = deliver(app).await {
-            tracing::debug!(%error, "does not send to webhooks now");
+            tracing::debug!(%error, "cannot send to webhooks now");
         }
     }
 }
@@ -187,7 +187,7 @@ async fn deliver(app: &App) -> Result<()> {
         match sent {
             Ok(()) => queries::done(&mut transaction, id).await?,
             Err(error) if attempts >= queries::MOST_ATTEMPTS => {
-                tracing::warn!(%webhook, "a message to a webhook is given up: {}", words(&error));
+                tracing::warn!(%webhook, "gave up a message to a webhook: {}", words(&error));
                 queries::done(&mut transaction, id).await?;
             }
             Err(_) => {}
@@ -214,15 +214,15 @@ async fn send(app: &App, url: &str, webhook: WebhookId, body: &str) -> anyhow::R
 
 /// Where a URL must not lead.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} is an address of the coordinator's own host, or one that only answers who is near: nothing is sent there")]
+#[error("{0} is an address of the coordinator's own host, or link-local: nothing is sent there (see --webhook-allow)")]
 struct Refused(IpAddr);
 
 fn parse(text: &str) -> anyhow::Result<Url> {
     ensure!(text.len() <= LONGEST_URL, "at most {LONGEST_URL} bytes");
     let url = Url::parse(text).ok().context("not a URL; it is written https://host/path")?;
-    ensure!(["https", "http"].contains(&url.scheme()), "it begins with https:// or http://");
-    ensure!(url.username().is_empty() && url.password().is_none(), "it has no user and no password");
-    ensure!(url.host_str().is_some(), "it names a host");
+    ensure!(["https", "http"].contains(&url.scheme()), "it must begin with https:// or http://");
+    ensure!(url.username().is_empty() && url.password().is_none(), "it must not contain a user or a password");
+    ensure!(url.host_str().is_some(), "it must name a host");
     Ok(url)
 }
 
@@ -230,9 +230,9 @@ fn parse(text: &str) -> anyhow::Result<Url> {
 async fn addresses(url: &Url, allow: &[IpNet]) -> anyhow::Result<Vec<SocketAddr>> {
     let (host, port) = (url.host_str().context("the URL names no host")?, url.port_or_known_default().context("the URL names no port")?);
     let resolved =
-        timeout(RESOLVE, lookup_host((host.trim_matches(['[', ']']), port))).await.context("its name is not resolved in time")?;
-    let addresses: Vec<_> = resolved.context("its name is not known")?.collect();
-    ensure!(!addresses.is_empty(), "its name leads nowhere");
+        timeout(RESOLVE, lookup_host((host.trim_matches(['[', ']']), port))).await.context("its name could not be resolved in time")?;
+    let addresses: Vec<_> = resolved.context("its name could not be resolved")?.collect();
+    ensure!(!addresses.is_empty(), "its name has no addresses");
     let refused = addresses.iter().map(SocketAddr::ip).find(|ip| !alert::may_send_to(*ip) && !allow.iter().any(|net| net.contains(ip)));
     refused.map_or(Ok(addresses), |ip| Err(Refused(ip).into()))
 }

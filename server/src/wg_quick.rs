@@ -95,12 +95,12 @@ fn gateway(directory: &Directory, site: SiteId, wanted: Option<WireguardKey>) ->
         return Ok(None);
     }
     let Some(node) = nodes.find(|node| node.unmanaged.is_some()) else {
-        let detail = "an agent runs on its gateway, and needs no file; to be without, remove its nodes first";
-        return Err(error::taken("has_gateway", "The site has a gateway", "site", detail, None).into());
+        let detail = "an agent runs on the gateway of this site, so it needs no file. To use a file instead, remove the site's nodes first";
+        return Err(error::taken("has_gateway", "The site has a gateway with an agent", "site", detail, None).into());
     };
     if wanted.is_some_and(|wanted| wanted != node.wireguard_key) {
         let detail = format!(
-            "{} has the key {}, and all others know it by that; to change it, remove the node (`DELETE /nodes/{}`) and ask again",
+            "{} has the key {}, and its peers know it by that key. To change it, remove the node (`DELETE /nodes/{}`) and ask again",
             node.name, node.wireguard_key, node.name
         );
         return Err(error::taken("has_gateway", "The site's gateway has another key", "wireguard_key", detail, None).into());

@@ -19,16 +19,13 @@ struct Version {
 /// All versions in order. Each has a file of rows, `tests/schema/<number>.sql`.
 fn versions() -> Vec<Version> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut names: Vec<_> = fs::read_dir(root.join("../migrations"))
-        .unwrap()
-        .map(|file| file.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(root.join("../migrations")).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     let version = |name: String| {
         let number = name.split('_').next().unwrap();
         let rows = root.join(format!("tests/schema/{number}.sql"));
-        let rows = fs::read_to_string(&rows)
-            .unwrap_or_else(|error| panic!("{name} needs rows in {}: {error}", rows.display()));
+        let rows = fs::read_to_string(&rows).unwrap_or_else(|error| panic!("{name} needs rows in {}: {error}", rows.display()));
         let migration = fs::read_to_string(root.join("../migrations").join(&name)).unwrap();
         Version { name, migration, rows }
     };
@@ -75,9 +72,7 @@ async fn lost(cluster: &PgConnectOptions, database: &str, old: &[Version], new: 
         sqlx::raw_sql(AssertSqlSafe(migration.clone())).execute(&mut connection).await.unwrap();
     }
     let after = read(&mut connection).await;
-    let is_kept = |table: &str, row: &Value| {
-        after.get(table).is_some_and(|rows| rows.iter().any(|now| holds(now, row)))
-    };
+    let is_kept = |table: &str, row: &Value| after.get(table).is_some_and(|rows| rows.iter().any(|now| holds(now, row)));
     let rows = before.iter().flat_map(|(table, rows)| rows.iter().map(move |row| (table, row)));
     rows.filter(|(table, row)| !is_kept(table, row)).map(|(table, _)| table.clone()).collect()
 }
@@ -118,11 +113,7 @@ fn migrations_after_the_first_only_add() {
 
 #[tokio::test]
 async fn every_row_of_every_version_outlives_the_migrations_after_it() {
-    let folder = tempfile::Builder::new()
-        .prefix("wattle-test-")
-        .permissions(fs::Permissions::from_mode(0o711))
-        .tempdir_in("/tmp")
-        .unwrap();
+    let folder = tempfile::Builder::new().prefix("wattle-test-").permissions(fs::Permissions::from_mode(0o711)).tempdir_in("/tmp").unwrap();
     let path = folder.path().to_owned();
     let postgres = tokio::task::spawn_blocking(move || Postgres::start(&path)).await.unwrap().unwrap();
     let cluster = postgres.options();

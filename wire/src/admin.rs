@@ -276,9 +276,9 @@ pub struct Node {
     pub wireguard_key: WireguardKey,
     pub identity_key: IdentityKey,
     pub endpoint: Option<Endpoint>,
-    /// Whether peers are sent there: not all are to an endpoint that the node names itself, before one has met it there.
+    /// Whether all peers use this endpoint. An endpoint that the node names itself is checked by one peer first.
     pub endpoint_verified: bool,
-    /// An operator's word that the node may be in the mesh; null when nobody gave it.
+    /// An operator's admission of the node; null if there is none.
     pub admission: Option<SignedAdmission>,
     /// Whether the admission holds now and covers all prefixes that the node has. Hosts that require the lock judge for themselves.
     pub admitted: bool,
@@ -300,7 +300,7 @@ pub struct Node {
 pub struct UnmanagedNode {
     /// When its last file was made.
     pub file_made_at: DateTime<Utc>,
-    /// Whether what that file says of the mesh is so: if not, its gateway needs another.
+    /// Whether the last file still fits the mesh. If not, the gateway needs a new one.
     pub file_is_current: bool,
 }
 
@@ -308,7 +308,7 @@ pub struct UnmanagedNode {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewWgQuick {
-    /// The public key of the gateway, which keeps the private half to itself; absent means that a pair is made, or stays as it is.
+    /// The gateway's own public key. Absent: the coordinator makes a pair for a new node, and keeps the present key of an old one.
     #[serde(default)]
     pub wireguard_key: Option<WireguardKey>,
 }
@@ -527,7 +527,7 @@ impl MeshPatch {
 pub struct DryRun {
     /// The action as the audit log would name it, for example `site.change`; null when all is already as it should be.
     pub would: Option<String>,
-    /// The sites it makes or changes, as they would be; what is drawn for a new one, such as its id, is drawn anew when it is made.
+    /// The sites it would make or change, as they would be. A new site gets another id when it is really made.
     pub sites: Vec<Site>,
     /// What would become of links.
     pub links: LinkEffects,
@@ -538,11 +538,11 @@ pub struct DryRun {
 pub struct LinkEffects {
     pub added: SomeLinks,
     pub removed: SomeLinks,
-    /// Links whose ends are told something else of each other, or of the mesh.
+    /// Links for which an end gets a different configuration.
     pub changed: SomeLinks,
 }
 
-/// Links, of which not more are named than somebody would read.
+/// Links; only the first 1,000 are named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SomeLinks {
     pub count: usize,

@@ -21,7 +21,7 @@ pub struct Endpoint(SocketAddr);
 pub enum InvalidEndpoint {
     #[error("an endpoint is written address:port, for example 203.0.113.10:51820 or [2001:db8::1]:51820; host names are not resolved")]
     Syntax,
-    #[error("port 0 cannot be an endpoint; WireGuard's usual port is 51820")]
+    #[error("port 0 is not allowed; WireGuard's usual port is 51820")]
     PortZero,
     #[error("{0} is {1} and cannot be reached from another site")]
     NotUnicast(IpAddr, &'static str),

@@ -46,7 +46,7 @@ macro_rules! id {
 id!(MeshId, "The mesh: all sites under one coordinator.");
 id!(SiteId, "A place with a name and LAN subnets.");
 id!(NodeId, "One enrolled machine, a gateway of its site.");
-id!(WebhookId, "Somebody who is told of changes by HTTP.");
+id!(WebhookId, "A webhook.");
 id!(TokenId, "The public half of a join token or an api token.");
 
 /// How far a copy of the mesh has come: written `epoch.revision`, for example `1.42`.

@@ -38,11 +38,11 @@ pub struct JoinString {
 /// Why a text is not a join string.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum InvalidJoinString {
-    #[error("a join string has three parts, wattle1.….…; copy it whole, as `POST /sites` gave it")]
+    #[error("a join string has three parts, wattle1.….…: copy all of it, as `POST /sites` returned it")]
     Parts,
-    #[error("the join string is of another version than wattle1: use an agent as new as the coordinator")]
+    #[error("the version of the join string is not wattle1: use an agent as new as the coordinator")]
     Version,
-    #[error("the join string was changed on its way (its checksum differs): copy it whole, as `POST /sites` gave it")]
+    #[error("the checksum of the join string is wrong: copy all of it, as `POST /sites` returned it")]
     Checksum,
     #[error("the join string is damaged: ask for a new one with `POST /sites/{{site}}/join-tokens`")]
     Content,

@@ -15,7 +15,7 @@ pub enum InvalidKey {
     Encoding(usize),
     #[error("not a canonical X25519 public key")]
     NotCanonical,
-    #[error("a low-order X25519 public key, with which every exchange gives the same known secret")]
+    #[error("a low-order X25519 public key: every exchange with it gives the same secret")]
     LowOrder,
 }
 

@@ -14,7 +14,7 @@ use crate::{
 pub struct MeshNews {
     /// How far the configuration is told.
     pub position: Position,
-    /// Whether this is all there is, so that whatever is not in it is gone.
+    /// Whether this is a full snapshot: what is not in it does not exist any more.
     pub complete: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sites: Vec<Site>,

@@ -76,9 +76,9 @@ pub struct HealthSettings {
     /// Whether gateways probe each other through their tunnels, and count bytes for each other when throughput is measured. Without probes a link is down 180 s after its last handshake, and nothing is
     /// known of loss and round trips.
     pub probes: bool,
-    /// Percent of unanswered probes, 1 to 100, from which on a link is lossy; it is not any more at half of that.
+    /// A link becomes lossy at this percentage of unanswered probes (1 to 100), and stops being lossy at half of it.
     pub lossy_percent: u8,
-    /// Milliseconds of round trip, 1 to 60,000, from which on a link is slow; it is not any more at four fifths of that.
+    /// A link becomes slow at this round trip in milliseconds (1 to 60,000), and stops being slow at four fifths of it.
     pub slow_ms: u16,
 }
 

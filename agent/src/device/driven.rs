@@ -198,11 +198,11 @@ impl Driven {
     /// Goes on after gotatun gave up, which it does when a single packet cannot be sent while it is under load.
     pub(super) async fn recover(&mut self) -> anyhow::Result<()> {
         if self.recovered.replace(Instant::now()).is_some_and(|last| last.elapsed() < INTERFACE_CHECK) {
-            bail!("the device fails again and again");
+            bail!("the device keeps failing");
         }
-        warn!("the device failed and is made anew");
+        warn!("the device failed; making it again");
         let settings = self.settings().await;
-        self.remake(&settings, false).await.context("cannot make the device anew")
+        self.remake(&settings, false).await.context("cannot make the device again")
     }
 
     /// Shakes hands with the peers that a keepalive should keep in touch with, where gotatun does not.

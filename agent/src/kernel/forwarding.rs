@@ -26,7 +26,7 @@ pub(super) fn enable(family: Family, owned: &OwnedStore) -> anyhow::Result<()> {
     match read(switch(family))? {
         Some(value) if value != "0" => Ok(()),
         Some(value) => set(switch(family), &value, "1", owned),
-        None => bail!("this host has no such family: there is no {}", file(switch(family)).display()),
+        None => bail!("this host does not have this address family: there is no {}", file(switch(family)).display()),
     }
 }
 

@@ -142,10 +142,10 @@ impl Tables {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let names = same_prefix.iter().filter_map(output).filter_map(|index| nix::net::if_::if_indextoname(index).ok());
                 let over: String = names.map(|name| format!(" over {}", name.to_string_lossy())).collect();
-                bail!("somebody else has a route to {prefix} already{over}: see `ip route show {prefix}`");
+                bail!("there is already another route to {prefix}{over}: see `ip route show {prefix}`");
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput && source.is_some() => {
-                Err(error).with_context(|| format!("the source {} is perhaps not an address of this host", source.unwrap_or(prefix.addr())))
+                Err(error).with_context(|| format!("{} may not be an address of this host", source.unwrap_or(prefix.addr())))
             }
             Err(error) if error.raw_os_error() == Some(Errno::ENETDOWN as i32) => Err(error).context("the interface is down"),
             other => other.map_err(super::explained),

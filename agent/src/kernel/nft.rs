@@ -53,7 +53,7 @@ pub(super) async fn update(from: &Ruleset, to: &Ruleset) -> anyhow::Result<Owned
     match run(&["-f", "-"], &to.update_from(from)).await? {
         Ok(_) => made(to).await,
         Err(complaint) => {
-            debug!(%complaint, "nft does not take the difference; the table is made anew");
+            debug!(%complaint, "nft refused the difference; making the table again");
             set(to).await
         }
     }
@@ -75,7 +75,7 @@ pub(super) async fn remove() -> anyhow::Result<bool> {
 }
 
 async fn made(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
-    let listing = list().await?.context("the table inet wattle is gone right after it was made")?;
+    let listing = list().await?.context("the table inet wattle was removed right after it was made")?;
     Ok(OwnedRuleset { ruleset: ruleset.clone(), text: text(ruleset), listing })
 }
 

@@ -75,7 +75,7 @@ impl OwnedStore {
             Ok(Some(made)) if made.host == self.host => Ok(made),
             Ok(_) => Ok(nothing),
             Err(error) if error.is::<serde_json::Error>() => {
-                warn!("what was made on this host is not remembered: {error:#}");
+                warn!("cannot read the list of what the agent made on this host: {error:#}");
                 Ok(nothing)
             }
             Err(error) => Err(error),

@@ -45,7 +45,7 @@ pub(crate) async fn count_for(interface: &str, address: Ipv4Addr, is_peer: impl 
                 if matches!(from, SocketAddr::V4(from) if is_peer(*from.ip()))
                     && let Err(error) = count(stream).await
                 {
-                    debug!(%from, "a measurement broke off: {error}");
+                    debug!(%from, "a measurement failed: {error}");
                 }
             }
         };
@@ -100,14 +100,14 @@ pub(crate) async fn measure(from: Ipv4Addr, to: Ipv4Addr) -> anyhow::Result<Thro
             bail!("its agent does not run, or is older than this one")
         }
         Ok(Err(error)) => return Err(error).context("cannot connect to it"),
-        Err(_) => bail!("TCP port {PROBE_PORT} does not answer: let it in on the tunnel's interface there"),
+        Err(_) => bail!("TCP port {PROBE_PORT} does not answer: allow it on the tunnel's interface there"),
     };
     // What is left to send when the answer is there is thrown away: a slow link would carry it for a while yet.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     let (mut incoming, mut outgoing) = stream.into_split();
-    let turn = timeout(TURN, incoming.read_u8()).await.context("it counts for others now: try again")?;
+    let turn = timeout(TURN, incoming.read_u8()).await.context("it is busy with another measurement: try again")?;
     anyhow::ensure!(
-        turn.context("it does not count for this gateway")? == Throughput::TURN,
+        turn.context("it refuses to measure with this gateway")? == Throughput::TURN,
         "something else answers on its port {PROBE_PORT}"
     );
     let zeros = vec![0; CHUNK];
@@ -123,7 +123,7 @@ pub(crate) async fn measure(from: Ipv4Addr, to: Ipv4Addr) -> anyhow::Result<Thro
             Err::<Infallible, io::Error>(error) = send => Err(error),
         }
     };
-    timeout(COUNTED + PATIENCE, measured).await.context("it did not say what it counted")?.context("the connection broke")?;
+    timeout(COUNTED + PATIENCE, measured).await.context("it did not say how much arrived")?.context("the connection broke")?;
     Ok(Throughput::from_bytes(answer))
 }
 
@@ -144,7 +144,7 @@ mod tests {
                     break error;
                 }
             };
-            assert!(error.starts_with("it does not count for this gateway"), "{error}");
+            assert!(error.starts_with("it refuses to measure with this gateway"), "{error}");
             let socket = TcpSocket::new_v4().unwrap();
             socket.bind(SocketAddrV4::new(one, 0).into()).unwrap();
             let mut silent = socket.connect(address).await.unwrap();

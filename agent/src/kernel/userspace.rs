@@ -50,9 +50,9 @@ pub(super) async fn dump(interface: &InterfaceName, now_s: u64) -> anyhow::Resul
     let answer = match ask(interface, "get=1\n\n").await {
         Ok(answer) => answer,
         Err(error) if nobody_answers(&error) => return Ok(None),
-        Err(error) => return Err(error).context("the userspace device does not tell its state"),
+        Err(error) => return Err(error).context("cannot read the state of the userspace device"),
     };
-    parse_dump(&answer, now_s).map(Some).context("the userspace device tells its state in words that make no sense")
+    parse_dump(&answer, now_s).map(Some).context("the userspace device reported a state that cannot be parsed")
 }
 
 /// Writes what it is told to and nothing else.

@@ -33,7 +33,7 @@ pub(super) async fn dump(interface: &InterfaceName, kind: DeviceKind) -> anyhow:
         DeviceKind::Kernel => {
             let name = kernel_name(interface)?;
             let device = off_thread(move || Device::get(&name, Backend::Kernel)).await;
-            Ok(Some(kernel_dump(device.context("the kernel does not tell the state of the WireGuard device")?, now())))
+            Ok(Some(kernel_dump(device.context("cannot read the state of the WireGuard device from the kernel")?, now())))
         }
     }
 }

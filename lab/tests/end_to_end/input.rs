@@ -53,7 +53,7 @@ pub(crate) fn join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_ge
     // E6: the right place with another authority than the one that is pinned, with public ones, and without TLS.
     let mut mispinned: JoinString = good.parse()?;
     mispinned.pins = vec![[7; 32].into()];
-    refused(gateway, &mispinned.to_string(), "another authority")?;
+    refused(gateway, &mispinned.to_string(), "not from the authority")?;
     mispinned.pins = Vec::new();
     refused(gateway, &mispinned.to_string(), "certificate")?;
     let mut in_the_clear: JoinString = good.parse()?;

@@ -215,7 +215,7 @@ impl Refused {
         let tolerated = (!tolerated.is_empty()).then(|| {
             let peers = some_of(&tolerated);
             format!(
-                "no operator has admitted {peers}: there before the lock, they stay as they were until they are signed, or until `wattle-agent confirm` removes them"
+                "no operator has admitted {peers}. They were there before the lock, and stay until they are signed or until `wattle-agent confirm` removes them"
             )
         });
         tunnel.chain(tolerated).chain(peers).chain(prefixes)
@@ -242,7 +242,7 @@ fn some_of(peers: &[&Name]) -> String {
     match peers {
         [] => "nobody".to_owned(),
         [peer] => format!("peer {peer}"),
-        [peer, ..] => format!("{} peers, of which {peer} is one", peers.len()),
+        [peer, ..] => format!("{} peers, {peer} among them", peers.len()),
     }
 }
 
@@ -262,13 +262,13 @@ impl fmt::Display for PeerReason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAdmitted => f.write_str("no operator has admitted more"),
+            Self::NotAdmitted => f.write_str("its admission does not cover it"),
             Self::HostNetwork(network) => write!(f, "this host has the network {network} on another interface"),
             Self::Endpoint(address, peer) => {
-                write!(f, "it holds {address}, the endpoint of peer {peer}, which is reached outside of the tunnel")
+                write!(f, "it contains {address}, the endpoint of peer {peer}, which must be reached outside of the tunnel")
             }
-            Self::Coordinator(address) => write!(f, "it holds {address}, the address of a coordinator"),
-            Self::NotAllowed => f.write_str("it lies in no prefix that `allow` names"),
+            Self::Coordinator(address) => write!(f, "it contains {address}, the address of a coordinator"),
+            Self::NotAllowed => f.write_str("it is in no prefix of `allow`"),
             Self::Listed(prefix) => write!(f, "`refuse` names {prefix}"),
         }
     }
@@ -349,7 +349,7 @@ mod tests {
         let known = known(|view| view.peers[0].subnets.push(net("172.20.0.0/24")));
         let expected = [
             "the guard refused 10.3.0.0/24 of peer site-3: `refuse` names 10.3.0.128/25",
-            "the guard refused 172.20.0.0/24 of peer site-2: it lies in no prefix that `allow` names",
+            "the guard refused 172.20.0.0/24 of peer site-2: it is in no prefix of `allow`",
         ];
         assert_eq!(problems(&guard.screen(&known, &surroundings(), NOW)), expected);
     }

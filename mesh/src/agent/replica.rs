@@ -130,30 +130,32 @@ impl fmt::Display for Refusal {
 pub enum RefusalReason {
     #[error(transparent)]
     Statement(#[from] InvalidStatement),
-    #[error("it is signed by another identity than the one known, which has not signed for it")]
+    #[error("its statement is signed by an identity that the known one has not signed for")]
     Identity,
     #[error("its statement is older than the one known")]
     Older,
-    #[error("it says otherwise than before whether an agent runs there, which never changes: remove the node and make another")]
+    #[error("its statement changes whether the node has an agent, which is never allowed: remove the node and make another")]
     Unmanaged,
     #[error("it announces a key that cannot follow the present one")]
     Announced,
-    #[error("it claims a prefix that no site can have: {0}")]
+    #[error("it has a prefix that no site can have: {0}")]
     Prefix(#[from] InvalidSubnet),
 }
 
 /// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to the wrong peer.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Rejection {
-    #[error("the coordinator offers revision {offered}, and this node has seen {have}: its database was restored, or it turns time back")]
+    #[error(
+        "the coordinator offers revision {offered}, but this node has seen {have}: either its database was restored, or somebody replays an old state"
+    )]
     RolledBack { have: Position, offered: Position },
-    #[error("the view is of another mesh")]
+    #[error("the view belongs to another mesh")]
     Mesh,
     #[error("peer {0} has this node's own key")]
     OwnKey(Name),
     #[error("peers {0} and {1} have the same key")]
     SameKey(Name, Name),
-    #[error("{0} is claimed by {1} and lies in {2} of {3}")]
+    #[error("{0} of {1} overlaps with {2} of {3}")]
     Overlap(IpNet, Name, IpNet, Name),
 }
 
@@ -218,10 +220,10 @@ impl Replica {
 
     /// What of the coordinator's newest word is not carried out, in words.
     pub fn problems(&self) -> impl Iterator<Item = String> {
-        let rejected = self.rejected.iter().map(|rejection| format!("the newest revision was rejected: {rejection}"));
+        let rejected = self.rejected.iter().map(|rejection| format!("rejected the newest revision: {rejection}"));
         let held = (!self.held.is_empty()).then(|| {
             let (held, all) = (self.held.len(), self.known.as_ref().map_or(0, |known| known.peers.len()));
-            format!("{held} of {all} peers are to be removed at once, and stay until `wattle-agent confirm` is run on the gateway")
+            format!("the coordinator removed {held} of {all} peers at once. They stay until you run `wattle-agent confirm` on this gateway")
         });
         rejected.chain(held).chain(self.refused.values().map(ToString::to_string))
     }

@@ -100,16 +100,16 @@ impl WgQuick {
         let made_at = made.file_made_at.to_rfc3339_opts(SecondsFormat::Secs, true);
         let mut lines = vec![
             format!("# Wattle: {}, a gateway without an agent, as of {made_at}.", node.name),
-            "# This file holds secrets and is shown once. On Linux, as root: keep it as /etc/wireguard/wattle.conf with mode 600, and run"
+            "# This file contains secrets and is shown once. On Linux, as root: save it as /etc/wireguard/wattle.conf with mode 600, and run"
                 .to_owned(),
             "# `wg-quick up wattle`. The gateway has to forward packets between its LAN and the tunnel.".to_owned(),
-            "# Nothing updates it: the coordinator says when the mesh is not what it says any more. Then make another.".to_owned(),
+            "# This file does not update itself. The coordinator shows when it is outdated; make a new one then.".to_owned(),
         ];
         lines.extend(self.unreachable.iter().map(|name| format!("# There is no tunnel with {name}, which has no agent either.")));
         lines.extend([String::new(), "[Interface]".to_owned(), format!("Address = {}", self.interface.address)]);
         lines.push(match private_key {
             Some(PrivateKey(secret)) => format!("PrivateKey = {}", Bytes32::from(secret.to_bytes())),
-            None => format!("# PrivateKey = (put here the one that the gateway has: its public key is {})", node.wireguard_key),
+            None => format!("# PrivateKey = (insert the private key of this gateway; its public key is {})", node.wireguard_key),
         });
         lines.extend(self.interface.listen_port.map(|port| format!("ListenPort = {port}")));
         for (peer, psk) in self.peers.iter().zip(psks) {
@@ -238,7 +238,7 @@ mod tests {
         assert!(
             keyless
                 .reveal()
-                .contains(&format!("# PrivateKey = (put here the one that the gateway has: its public key is {}", node.wireguard_key))
+                .contains(&format!("# PrivateKey = (insert the private key of this gateway; its public key is {}", node.wireguard_key))
         );
         assert!(!format!("{private_key:?}{text:?}{file:?}").contains(&Bytes32::from([7; 32]).to_string()));
     }

@@ -147,8 +147,8 @@ fn device(symptoms: &Symptoms) -> Vec<Finding> {
         true => fine("port", format!("listens on UDP port {}", device.port)),
         false => fault(
             "port",
-            format!("listens on UDP port {}, where the others send to {}", device.port, symptoms.port),
-            format!("`ss -lunp sport = :{}` tells which program has it: stop that", symptoms.port),
+            format!("listens on UDP port {}, but the others send to port {}", device.port, symptoms.port),
+            format!("find the program that has the port with `ss -lunp sport = :{}`, and stop it", symptoms.port),
         ),
     };
     vec![kind, up, port]
@@ -159,7 +159,7 @@ fn forwarding(symptoms: &Symptoms) -> Finding {
         true => fine("forwarding", "net.ipv4.ip_forward is 1"),
         false => fault(
             "forwarding",
-            "net.ipv4.ip_forward is 0: the LAN's packets end here",
+            "net.ipv4.ip_forward is 0: this host drops the packets of its LAN",
             "the running agent switches it on; look for another program that switches it off (`grep -r ip_forward /etc/sysctl*`)",
         ),
     }
@@ -169,14 +169,14 @@ fn rp_filter(symptoms: &Symptoms) -> Finding {
     match symptoms.rp_filter {
         Some(1) => notice(
             "rp_filter",
-            "is strict: fits as long as the LANs of other sites are routed over the tunnel only",
+            "is strict: this works only while the LANs of other sites are routed over the tunnel",
             format!(
-                "with other routes to them: `sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{}.rp_filter=2`",
+                "if you add other routes to them, run `sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{}.rp_filter=2`",
                 symptoms.interface
             ),
         ),
-        Some(_) => fine("rp_filter", "lets the packets of other sites in"),
-        None => fine("rp_filter", "is not known here"),
+        Some(_) => fine("rp_filter", "accepts the packets of other sites"),
+        None => fine("rp_filter", "does not exist on this host"),
     }
 }
 
@@ -189,7 +189,7 @@ fn mtu(symptoms: &Symptoms) -> Finding {
         false => notice(
             "mtu",
             format!(
-                "{} and {OVERHEAD} of WireGuard do not fit into the {underlay} of {name}: large packets are cut in pieces or lost",
+                "{} plus {OVERHEAD} of WireGuard is more than the {underlay} of {name}: large packets are fragmented or lost",
                 device.mtu
             ),
             format!("raise the MTU of {name}, or find what makes it small (PPPoE, another tunnel)"),
@@ -211,11 +211,8 @@ fn firewall(symptoms: &Symptoms) -> Vec<Finding> {
         findings.push(fault(CHECK, "the table inet wattle is missing", "the running agent makes it; if not, its log says why"));
     }
     if symptoms.has_legacy_rules {
-        let fix = format!(
-            "look through `iptables-legacy -S`: UDP port {} has to come in, {} has to be forwarded",
-            symptoms.port, symptoms.interface
-        );
-        findings.push(notice(CHECK, "there are rules of iptables-legacy, which cannot be seen here", fix));
+        let fix = format!("check `iptables-legacy -S`: it must accept UDP port {} and forward {}", symptoms.port, symptoms.interface);
+        findings.push(notice(CHECK, "there are rules of iptables-legacy, and this check cannot read them", fix));
     }
     let drops = rules.of("chain").filter(|chain| chain["table"] != "wattle" && chain["policy"] == "drop");
     for chain in drops {
@@ -231,7 +228,7 @@ fn firewall(symptoms: &Symptoms) -> Vec<Finding> {
         let family = table["family"].as_str().unwrap_or_default();
         findings.push(fault(
             CHECK,
-            format!("firewalld (table {family} firewalld) does not know {interface}, and rejects what it does not know"),
+            format!("firewalld (table {family} firewalld) rejects packets of interfaces in no zone, and {interface} is in none"),
             format!(
                 "firewall-cmd --permanent --zone=trusted --add-interface={interface}; firewall-cmd --permanent --add-port={port}/udp; \
                  firewall-cmd --reload"
@@ -268,7 +265,7 @@ fn barrier(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Find
             } else {
                 ""
             };
-            Some(fault("firewall", format!("{place}{who} drops what it does not know, and no rule there knows {interface}"), fix))
+            Some(fault("firewall", format!("{place}{who} drops by default, and no rule there accepts {interface}"), fix))
         }
         "input" if !rules.name(Some(family), table, &port.to_string()) => {
             let fix = if has_chain("ufw-") {
@@ -279,7 +276,7 @@ fn barrier(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Find
             // A gateway that speaks first gets its answers all the same.
             Some(notice(
                 "firewall",
-                format!("{place} drops what it does not know, and no rule there names UDP port {port}: others cannot speak first"),
+                format!("{place} drops by default, and no rule there accepts UDP port {port}: peers cannot start a handshake"),
                 fix,
             ))
         }
@@ -363,15 +360,15 @@ fn coordinator(symptoms: &Symptoms) -> Vec<Finding> {
         findings.push(fine("dns", "the coordinators' names have addresses"));
     }
     match &symptoms.coordinator {
-        Err(error) => findings.push(fault("coordinator", error, "tunnels stay as they are; see that its address can be reached from here")),
+        Err(error) => findings.push(fault("coordinator", error, "tunnels stay as they are. Check that this host can reach its address")),
         Ok(ahead) => {
             findings.push(fine("coordinator", "answers"));
             findings.push(match ahead.unsigned_abs() <= MOST_OFF_S {
-                true => fine("clock", format!("agrees with the coordinator's to {} s", ahead.unsigned_abs())),
+                true => fine("clock", format!("differs from the coordinator's by {} s", ahead.unsigned_abs())),
                 false => notice(
                     "clock",
                     format!("is {} s {} the coordinator's", ahead.unsigned_abs(), if *ahead > 0 { "ahead of" } else { "behind" }),
-                    "let it be set: `timedatectl set-ntp true`. A clock that jumps back can keep tunnels down until it has caught up",
+                    "synchronise it: `timedatectl set-ntp true`. If the clock jumps back, tunnels can stay down until it has caught up",
                 ),
             });
         }
@@ -388,21 +385,28 @@ fn peers(symptoms: &Symptoms) -> Vec<Finding> {
             match &peer.endpoint {
                 _ if peer.unmanaged => notice(
                     "tunnel",
-                    format!("{detail}, and it is unmanaged: no agent there follows changes"),
-                    "let who looks after it see that it is up and has its newest file; the coordinator's page of its site tells whether that is still current",
+                    format!("{detail}. It has no agent that follows changes"),
+                    "check that it is up and has its newest file; the site's page at the coordinator shows whether the file is current",
                 ),
-                None => notice("tunnel", detail, "it has no known endpoint: it has to speak first, so this gateway needs one that it reaches"),
+                None => notice(
+                    "tunnel",
+                    detail,
+                    "it has no endpoint, so it has to start the handshake: give this gateway's site an endpoint that it reaches",
+                ),
                 Some(endpoint) if peer.sent_bytes > 0 => fault(
                     "tunnel",
                     detail,
-                    format!("packets go to {endpoint} and nothing comes back: let UDP in there, in its firewall and its provider's, and here UDP port {}", symptoms.port),
+                    format!(
+                        "packets go to {endpoint} and nothing comes back: allow this UDP port in the firewalls there, and UDP port {} here",
+                        symptoms.port
+                    ),
                 ),
                 Some(endpoint) => notice("tunnel", detail, format!("nothing was sent to {endpoint} yet: ping its tunnel address")),
             }
         })
         .collect();
     if findings.is_empty() {
-        findings.push(fine("tunnel", format!("all {} peers had a handshake lately", symptoms.peers.len())));
+        findings.push(fine("tunnel", format!("all {} peers had a recent handshake", symptoms.peers.len())));
     }
     findings
 }

@@ -106,15 +106,15 @@ pub fn summary(alerts: &[Alert]) -> String {
             match change {
                 NodeChange::Joined => format!("joined: {who}"),
                 NodeChange::Revoked => format!("revoked: {who}"),
-                NodeChange::Silent => format!("no word from {who}"),
-                NodeChange::Back => format!("word again from {who}"),
+                NodeChange::Silent => format!("{who} stopped reporting"),
+                NodeChange::Back => format!("{who} reports again"),
             }
         }
         Alert::Node { name, state, links, of, .. } => format!("{links} of {of} links of {name} are {}", state.name()),
         Alert::Link { names: [a, b], before, state, .. } => format!("the link {a} – {b} is {}, it was {}", state.name(), before.name()),
     };
     match alerts {
-        [] => "nothing changed: this is a test".to_owned(),
+        [] => "this is a test: nothing changed".to_owned(),
         [alert] => one(alert),
         [alert, more @ ..] => format!("{}, and {} more", one(alert), more.len()),
     }

@@ -53,7 +53,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     }
     for (key, ..) in peers.iter().filter(|(key, wanted, found)| wanted.is_none() && found.is_some() && **key != desired.public_key) {
         let is_known = desired.peers.contains_key(key);
-        let reason = if is_known { "it has no preshared key yet, and the mesh requires one" } else { "the mesh has no such peer or key" };
+        let reason = if is_known { "it has no preshared key yet, and the mesh requires one" } else { "the mesh has no peer with this key" };
         plan.push(Change::RemovePeer(**key), reason);
     }
     for (prefix, ..) in routes.iter().filter(|(_, wanted, _)| wanted.is_none()) {
@@ -83,7 +83,7 @@ impl Plan {
             ObservedRuleset::Altered => self.push(set(), "the table was altered"),
         }
         for family in desired.forwarding.difference(&observed.forwarding) {
-            self.push(Change::EnableForwarding(*family), "the LAN's packets are to pass");
+            self.push(Change::EnableForwarding(*family), "packets of the LAN must be forwarded");
         }
     }
 
@@ -150,7 +150,7 @@ impl Plan {
 
     fn peer(&mut self, key: WireguardKey, desired: &DesiredPeer, observed: Option<&ObservedPeer>) {
         if observed.is_some() && desired.anew {
-            self.push(Change::RemovePeer(key), format!("{}: its entry is made anew", desired.name));
+            self.push(Change::RemovePeer(key), format!("{}: its entry is made again", desired.name));
         }
         let Some(observed) = observed.filter(|_| !desired.anew) else {
             let change = PeerChange {
@@ -166,7 +166,7 @@ impl Plan {
         let mut reasons = Vec::new();
         if !desired.endpoint_is_met_by(observed) {
             change.endpoint = desired.endpoint;
-            reasons.push("it is not heard from, and its endpoint differs");
+            reasons.push("nothing is heard from it, and its endpoint differs");
         }
         if desired.keepalive_s != observed.keepalive_s {
             change.keepalive_s = Some(desired.keepalive_s);

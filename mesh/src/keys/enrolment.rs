@@ -34,7 +34,7 @@ pub enum InvalidStatement {
     Signature,
     #[error("the statement was made for another mesh")]
     Mesh,
-    #[error("the statement names a former identity that did not sign for the one that followed it")]
+    #[error("the statement names a former identity that did not sign for the next one")]
     Predecessor,
 }
 
@@ -45,7 +45,7 @@ pub enum Denied {
     Statement(#[from] InvalidStatement),
     #[error("a new node has no former identities")]
     Predecessors,
-    #[error("a node that enrols has an agent, and its statement says that it is unmanaged")]
+    #[error("the statement says `unmanaged`, but a node that enrols has an agent")]
     Unmanaged,
     #[error("the challenge has expired; start again")]
     Expired,

@@ -92,7 +92,7 @@ impl Succession {
     /// A step could not be carried out on this host.
     pub fn failed(&mut self, why: &str, now: Duration) {
         self.silent_until = now + PAUSE;
-        self.problem = Some(format!("the identity is not changed: {why}"));
+        self.problem = Some(format!("the identity was not changed: {why}"));
     }
 
     /// What stands in the way, in words.

@@ -83,17 +83,15 @@ pub enum Ignored {
     Address,
     #[error("the message is of an earlier round, or the key of an earlier file")]
     Old,
-    #[error("the message answers nothing that was said")]
+    #[error("the message answers no message of this node")]
     Unexpected,
     #[error("the message is about other WireGuard keys")]
     Keys,
-    #[error("the key in the message is none")]
+    #[error("the key in the message is not a valid key")]
     Kem,
-    #[error("the coordinator gives a key for a tunnel whose ends agree on theirs")]
+    #[error("the coordinator sent a preshared key for a tunnel whose two gateways agree on their own")]
     Managed,
-    #[error(
-        "the key that the coordinator gives cannot be opened: the file that it belongs to was made for another WireGuard key, or it is spoilt"
-    )]
+    #[error("cannot open the preshared key from the coordinator: it was made for another WireGuard key, or is damaged")]
     Sealed,
 }
 

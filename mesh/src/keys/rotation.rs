@@ -149,8 +149,8 @@ impl Rotation {
                 _ if !missing.is_empty() => {
                     format!("the agents of {} are not ready for it: do they run, and do they reach the coordinator?", missing.join(", "))
                 }
-                Some(peer) => format!("the agent of {} does not end the change of the preshared key with it", peer.peer.name),
-                None => "the coordinator was not in reach for long enough".to_owned(),
+                Some(peer) => format!("the agent of {} does not finish its change of the preshared key", peer.peer.name),
+                None => "the coordinator could not be reached for long enough".to_owned(),
             };
             self.put_off(now, &why);
             return Some(Act::GiveUp);
@@ -205,7 +205,7 @@ impl Rotation {
     }
 
     fn put_off(&mut self, now: Duration, why: &str) {
-        self.problem = Some(format!("the WireGuard key is not changed: {why}"));
+        self.problem = Some(format!("the WireGuard key was not changed: {why}"));
         self.put_off_until = now + PUT_OFF;
     }
 }

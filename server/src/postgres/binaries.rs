@@ -54,7 +54,7 @@ fn choose(candidates: &[PathBuf], cluster: Option<u32>) -> anyhow::Result<Binari
         );
     }
     bail!(
-        "no Postgres {OLDEST} or newer found: install it (Debian, Ubuntu: apt-get install postgresql; Fedora, RHEL: dnf install postgresql-server), or give --database-url (DATABASE_URL) of one that runs already"
+        "found no Postgres {OLDEST} or newer. Install it (Debian, Ubuntu: apt-get install postgresql; Fedora, RHEL: dnf install postgresql-server), or set --database-url (DATABASE_URL) to one that runs already"
     );
 }
 

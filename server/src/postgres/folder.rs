@@ -71,7 +71,7 @@ impl Folder {
         if self.data.exists() {
             return Ok(());
         }
-        tracing::info!(folder = %self.data.display(), postgres = binaries.major, "makes a private Postgres cluster");
+        tracing::info!(folder = %self.data.display(), postgres = binaries.major, "creating a private Postgres cluster");
         let unfinished = self.home.join("data.tmp");
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished)?;
@@ -113,7 +113,7 @@ impl Folder {
                     break;
                 }
                 Process::Runs if !told => {
-                    tracing::info!(pid = postmaster.pid, "waits for the Postgres that a former coordinator left behind");
+                    tracing::info!(pid = postmaster.pid, "waiting for the Postgres of a former coordinator to end");
                     let _ = kill(Pid::from_raw(postmaster.pid), Signal::SIGINT);
                     told = true;
                 }

@@ -111,7 +111,7 @@ impl Supervisor {
             if state.stopping {
                 break;
             }
-            tracing::warn!(error, "the private Postgres is down; starts it again");
+            tracing::warn!(error, "the private Postgres stopped; starting it again");
             let _ = exits.send(error);
             drop(self.changed.wait_timeout_while(state, PAUSE, |state| !state.stopping));
         }

@@ -44,9 +44,7 @@ impl Draft {
     pub(crate) fn of(new: NewSite, reserved: &Reserved) -> Result<Self> {
         let NewSite { name, description, labels, endpoint, subnets } = new;
         if Uuid::try_parse(name.as_str()).is_ok() {
-            return Err(
-                error::invalid("invalid_field", "name", "a name that reads as an id could not be told from one; choose another").into()
-            );
+            return Err(error::invalid("invalid_field", "name", "this name looks like an id; choose another").into());
         }
         text::check("description", &description)?;
         check_labels(&labels)?;

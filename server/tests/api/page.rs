@@ -378,7 +378,7 @@ async fn a_gateway_without_an_agent_gets_its_file_on_the_page_of_its_site_which_
         assert_eq!((browser.run(UNNAMED, json!([])).await, browser.run(FAINT, json!([])).await), (json!([]), json!([])), "{scheme}");
     }
     browser.click("#new-file").await;
-    browser.see("section .copyable code", "# PrivateKey = (put here the one that the gateway has").await;
+    browser.see("section .copyable code", "# PrivateKey = (insert the private key of this gateway").await;
     browser.see("table[aria-label=Gateways]", "file of ").await;
     assert_eq!(browser.complaints().await, Vec::<String>::new());
 }

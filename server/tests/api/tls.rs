@@ -100,7 +100,7 @@ async fn tokens_never_cross_a_network_in_the_clear() {
     let refused = [
         (&["--insecure-http"][..], "0.0.0.0:0", "--insecure-http on 0.0.0.0"),
         (&["--insecure-http", "--url", "http://coordinator.example"], "0.0.0.0:0", "--insecure-http on 0.0.0.0"),
-        (&["--url", "http://coordinator.example"], "127.0.0.1:0", "--url is written https://"),
+        (&["--url", "http://coordinator.example"], "127.0.0.1:0", "write --url as https://"),
     ];
     for (arguments, address, why) in refused {
         let listener = listen::bind(address.parse().unwrap()).unwrap();
@@ -132,7 +132,7 @@ async fn a_certificate_from_files_is_shown_and_agents_get_no_pin_for_it() {
     fs::write(&certificate, made.cert.pem()).unwrap();
     fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
     let error = start(&coordinator, &config(&folder, &arguments)).await.unwrap_err().to_string();
-    assert!(error.contains("do not fit each other"), "{error}");
+    assert!(error.contains("does not belong to the key"), "{error}");
 
     fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let server = start(&coordinator, &config(&folder, &arguments)).await.unwrap();

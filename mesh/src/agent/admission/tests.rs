@@ -171,8 +171,8 @@ fn e1_a_prefix_beyond_the_admitted_ones_is_left_out_and_those_stay() {
     world.lie(2, |peer| peer.subnets = vec![net("10.2.0.0/16"), net("172.16.0.0/12")]);
     assert_eq!(world.carried_out(), [peer(2, &["10.2.0.0/24"]), peer(3, &["10.3.0.0/24"])]);
     let expected = [
-        "the guard refused 10.2.0.0/16 of peer site-2 but 10.2.0.0/24: no operator has admitted more",
-        "the guard refused 172.16.0.0/12 of peer site-2: no operator has admitted more",
+        "the guard refused 10.2.0.0/16 of peer site-2 but 10.2.0.0/24: its admission does not cover it",
+        "the guard refused 172.16.0.0/12 of peer site-2: its admission does not cover it",
     ];
     assert_eq!(world.problems(), expected);
     // A part of what is admitted is admitted.

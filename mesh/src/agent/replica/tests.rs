@@ -283,7 +283,7 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
     };
     let (own, next) = (Keys::of(2), Keys::of(20));
     for (peer, why) in [
-        (announcing(&Keys::of(3), &next, 2), "another identity"),
+        (announcing(&Keys::of(3), &next, 2), "not signed by the node's identity"),
         (announcing(&own, &next, 1), "not a later number"),
         (announcing(&own, &own, 2), "the same key"),
     ] {

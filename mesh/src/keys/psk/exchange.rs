@@ -75,14 +75,14 @@ impl Exchange {
             if statement.unmanaged {
                 return (!self.given.contains_key(node)).then(|| {
                     format!(
-                        "no packet passes to {} yet: its file was made before this node was there, or for another key of it; make another for its site",
+                        "no packets to {} yet: its wg-quick file is older than this node or its key. Make a new file for that site",
                         peer.name
                     )
                 });
             }
             self.pairs.get(node).is_some_and(|pair| pair.is_unanswered()).then(|| {
                 format!(
-                    "no packet passes to {} yet: its agent does not answer about a preshared key; is it connected, and new enough?",
+                    "no packets to {} yet: its agent has not agreed on a preshared key. Check that it is connected and up to date",
                     peer.name
                 )
             })
