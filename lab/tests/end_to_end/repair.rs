@@ -130,7 +130,8 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     let host = &lab.gateway(DUBLIN)?.host;
     let kept = host.run(&format!("cat {STATE_DIR}/node.json"))?;
     let view = |host: &Host| host.run(&format!("cat {STATE_DIR}/view.json"));
-    // It is filled again and again: a file of the agent's that takes the place of another makes room for the next.
+    // The view before the last one would make room for the next. What else takes the place of another does so, too, and is filled up.
+    host.run(&format!("rm -f {STATE_DIR}/view.json.previous"))?;
     let mut fill = host.command("sh");
     fill.args(["-c", &format!("while :; do cat /dev/zero >>{STATE_DIR}/ballast; sleep 0.02; done")]);
     let fill = Daemon::start(fill, &folder.join("fill.log"))?;
