@@ -11,10 +11,11 @@ use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter, prelude::*};
 use wattle_mesh::host::interface::InterfaceName;
 use wattle_wire::{endpoint::Endpoint, key::OperatorKey};
 
-/// Makes this Linux gateway a node of a Wattle mesh, and keeps its WireGuard interface as the mesh wants it.
+/// Makes this Linux gateway a node of a Wattle mesh, and keeps its WireGuard interface as the mesh
+/// wants it.
 ///
-/// `join` makes the keys and enrols, `run` follows the mesh and is what the system starts at boot, `status` shows the tunnels. Tunnels stay
-/// up when the agent stops; `down` takes them away.
+/// `join` makes the keys and enrols, `run` follows the mesh and is what the system starts at boot,
+/// `status` shows the tunnels. Tunnels stay up when the agent stops; `down` takes them away.
 #[derive(Debug, Parser)]
 #[command(name = "wattle-agent", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -33,16 +34,32 @@ pub(crate) struct Cli {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Paths {
     /// Folder of the keys and of the last view of the mesh.
-    #[arg(long, global = true, env = "WATTLE_STATE_DIR", default_value = "/var/lib/wattle")]
+    #[arg(
+        long,
+        global = true,
+        env = "WATTLE_STATE_DIR",
+        default_value = "/var/lib/wattle"
+    )]
     pub(crate) state_dir: PathBuf,
 
     /// Name of the WireGuard interface.
-    #[arg(long, global = true, env = "WATTLE_INTERFACE", default_value = "wattle0")]
+    #[arg(
+        long,
+        global = true,
+        env = "WATTLE_INTERFACE",
+        default_value = "wattle0"
+    )]
     pub(crate) interface: InterfaceName,
 
-    /// What this host lets the mesh do to it: `allow` and `refuse`, lists of prefixes, `most_peers`, `lock` and `operator_keys`. Without the
-    /// file, peers still get no default route and nothing that the host itself reaches elsewhere.
-    #[arg(long, global = true, env = "WATTLE_GUARD", default_value = "/etc/wattle/guard.toml")]
+    /// What this host lets the mesh do to it: `allow` and `refuse`, lists of prefixes,
+    /// `most_peers`, `lock` and `operator_keys`. Without the file, peers still get no default route
+    /// and nothing that the host itself reaches elsewhere.
+    #[arg(
+        long,
+        global = true,
+        env = "WATTLE_GUARD",
+        default_value = "/etc/wattle/guard.toml"
+    )]
     pub(crate) guard: PathBuf,
 }
 
@@ -53,15 +70,21 @@ pub(crate) enum Command {
     /// The keys are made here and their private halves never leave. Repeating the command is safe.
     Join {
         /// The join string, which begins with `wattle1.`; `-` reads it from standard input.
-        #[arg(value_name = "JOIN_STRING", env = "WATTLE_JOIN_STRING", hide_env_values = true)]
+        #[arg(
+            value_name = "JOIN_STRING",
+            env = "WATTLE_JOIN_STRING",
+            hide_env_values = true
+        )]
         join_string: String,
-        /// Address and port at which this gateway receives WireGuard packets, if the site has no endpoint. One peer checks it before all are told.
+        /// Address and port at which this gateway receives WireGuard packets, if the site has no
+        /// endpoint. One peer checks it before all are told.
         #[arg(long, value_name = "ADDRESS:PORT")]
         endpoint: Option<Endpoint>,
         /// Gives up the present identity of this machine and makes new keys.
         #[arg(long)]
         replace: bool,
-        /// Accepts only peers that the operator with this public key has admitted, from the first peer on. May be repeated.
+        /// Accepts only peers that the operator with this public key has admitted, from the first
+        /// peer on. May be repeated.
         ///
         /// Writes the key to the file of --guard, if that file does not exist.
         #[arg(long = "lock", value_name = "PUBLIC_KEY")]
@@ -69,20 +92,23 @@ pub(crate) enum Command {
     },
     /// Follows the mesh until it is stopped. Waits for `join` if this machine is not a node yet.
     Run {
-        /// Serves metrics for Prometheus at http://<address>/metrics; without an address, on 127.0.0.1:9586.
+        /// Serves metrics for Prometheus at http://<address>/metrics; without an address, on
+        /// 127.0.0.1:9586.
         #[arg(long, value_name = "ADDRESS:PORT", env = "WATTLE_METRICS", num_args = 0..=1, default_missing_value = "127.0.0.1:9586")]
         metrics: Option<SocketAddr>,
     },
-    /// Shows this node, its interface and its tunnels. Exits with 1 when the node has not joined or the interface is missing.
+    /// Shows this node, its interface and its tunnels. Exits with 1 when the node has not joined or
+    /// the interface is missing.
     Status {
         /// Prints JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Lists what this gateway was told of each peer, and when: identity, key, prefixes and endpoint, from first sight on.
+    /// Lists what this gateway was told of each peer, and when: identity, key, prefixes and
+    /// endpoint, from first sight on.
     ///
-    /// It is kept here, where no coordinator can take it back: after one was in the wrong hands, it says what was changed. Of each peer the first
-    /// sight and the last 32 changes stay.
+    /// It is kept here, where no coordinator can take it back: after one was in the wrong hands, it
+    /// says what was changed. Of each peer the first sight and the last 32 changes stay.
     History {
         /// Prints JSON.
         #[arg(long)]
@@ -94,12 +120,15 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Pings every tunnel address and an address in every LAN, and checks that the path is direct. Exits with 1 if something is wrong.
+    /// Pings every tunnel address and an address in every LAN, and checks that the path is direct.
+    /// Exits with 1 if something is wrong.
     ///
-    /// In each LAN it pings the first and the last address, where the LAN's gateway usually is. Name another host with --host.
+    /// In each LAN it pings the first and the last address, where the LAN's gateway usually is.
+    /// Name another host with --host.
     ///
-    /// With --throughput it also sends to each peer that answers, one after the other, as fast as the tunnel takes it for two seconds or 1 GiB,
-    /// and tells what arrived. That is what this gateway can send; what it can receive is measured at the other one.
+    /// With --throughput it also sends to each peer that answers, one after the other, as fast as
+    /// the tunnel takes it for two seconds or 1 GiB, and tells what arrived. That is what this
+    /// gateway can send; what it can receive is measured at the other one.
     Verify {
         /// A host in a LAN of another site that answers pings; may be given several times.
         #[arg(long = "host", value_name = "ADDRESS")]
@@ -116,40 +145,50 @@ pub(crate) enum Command {
     },
     /// Finds what stops packets, and says how to fix it. Exits with 1 if something is broken.
     ///
-    /// It looks at the device, the port, forwarding, reverse path filters, the MTU, firewalls (nftables, iptables, firewalld, ufw, Docker), the clock,
-    /// DNS, the coordinator, and each tunnel. It changes nothing.
+    /// It looks at the device, the port, forwarding, reverse path filters, the MTU, firewalls
+    /// (nftables, iptables, firewalld, ufw, Docker), the clock, DNS, the coordinator, and each
+    /// tunnel. It changes nothing.
     Doctor {
         /// Prints JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Gives this node a new WireGuard key, and waits until it is in use. Exits with 1 if that fails.
+    /// Gives this node a new WireGuard key, and waits until it is in use. Exits with 1 if that
+    /// fails.
     ///
-    /// The running agent makes the key, waits until the peers are ready for it, and changes over without losing a packet.
+    /// The running agent makes the key, waits until the peers are ready for it, and changes over
+    /// without losing a packet.
     Rotate {
-        /// Another identity instead, for which the present one signs: with it the node signs what it says, and its requests. No tunnel takes note of it,
-        /// and an operator's admission holds for it.
+        /// Another identity instead, for which the present one signs: with it the node signs what
+        /// it says, and its requests. No tunnel takes note of it, and an operator's admission holds
+        /// for it.
         #[arg(long)]
         identity: bool,
-        /// Replaces the preshared keys with all peers instead, as happens daily anyway. A site without an agent gets new ones with each new file.
+        /// Replaces the preshared keys with all peers instead, as happens daily anyway. A site
+        /// without an agent gets new ones with each new file.
         #[arg(long, conflicts_with = "identity")]
         psk: bool,
-        /// Rotates even if that cuts off sites without an agent, until their new files are installed.
+        /// Rotates even if that cuts off sites without an agent, until their new files are
+        /// installed.
         #[arg(long, conflicts_with_all = ["identity", "psk"])]
         force: bool,
     },
-    /// Removes the peers whose removal waits to be confirmed: the coordinator asked for more than half of all at once, or they were there before
-    /// the lock and no operator has admitted them.
+    /// Removes the peers whose removal waits to be confirmed: the coordinator asked for more than
+    /// half of all at once, or they were there before the lock and no operator has admitted them.
     ///
-    /// The running agent removes them within seconds. If the removal was a mistake, restore the nodes at the coordinator instead.
+    /// The running agent removes them within seconds. If the removal was a mistake, restore the
+    /// nodes at the coordinator instead.
     Confirm,
-    /// Decides who may be in the mesh, with a key that is on no coordinator; for gateways that require the lock.
+    /// Decides who may be in the mesh, with a key that is on no coordinator; for gateways that
+    /// require the lock.
     ///
-    /// On the machine of an operator, which need not be a gateway. A gateway requires the lock when it joins with --lock, or by `lock = "required"` and
-    /// `operator_keys` in its /etc/wattle/guard.toml.
+    /// On the machine of an operator, which need not be a gateway. A gateway requires the lock when
+    /// it joins with --lock, or by `lock = "required"` and `operator_keys` in its
+    /// /etc/wattle/guard.toml.
     #[command(subcommand)]
     Lock(LockCommand),
-    /// Removes the interface, its routes and the firewall table, and nothing that the agent did not make. The identity stays.
+    /// Removes the interface, its routes and the firewall table, and nothing that the agent did not
+    /// make. The identity stays.
     Down,
     /// Moves the packets where the kernel has no WireGuard; started by the agent itself.
     #[command(hide = true)]
@@ -158,13 +197,15 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LockCommand {
-    /// Makes an operator's key, and prints what to write on each gateway. Do not keep the file on a coordinator.
+    /// Makes an operator's key, and prints what to write on each gateway. Do not keep the file on a
+    /// coordinator.
     Init {
         /// File for the new private key. It must not exist.
         #[arg(long, value_name = "FILE", default_value = "wattle-operator.key")]
         key: PathBuf,
     },
-    /// Shows the nodes that are new or changed since the last signing, asks, signs them, and sends the signatures to the coordinator.
+    /// Shows the nodes that are new or changed since the last signing, asks, signs them, and sends
+    /// the signatures to the coordinator.
     Sign(SignArguments),
 }
 
@@ -176,7 +217,8 @@ pub(crate) struct SignArguments {
     /// File with an api token that has the role operator or owner.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: PathBuf,
-    /// File with the certificate of the mesh's authority (ca.crt). Without it the coordinator's certificate has to be publicly valid.
+    /// File with the certificate of the mesh's authority (ca.crt). Without it the coordinator's
+    /// certificate has to be publicly valid.
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
     /// File of the private key.
@@ -204,11 +246,15 @@ pub(crate) enum LogFormat {
 
 /// Logs go to standard error: `RUST_LOG` says which, all from `info` on if it says nothing.
 pub(crate) fn start_logging(format: LogFormat) {
-    // rtnetlink warns of each attribute that is newer than it is; wireguard-control of each message that it cannot read.
+    // rtnetlink warns of each attribute that is newer than it is; wireguard-control of each message
+    // that it cannot read.
     let quiet = "info,netlink_packet_route=error,netlink_packet_core=error,netlink_proto=error,gotatun=warn";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
     let stderr = BoxMakeWriter::new(io::stderr);
-    let layer = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false);
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Text => registry.with(layer).init(),

@@ -1,4 +1,5 @@
-//! The userspace WireGuard device: a process of its own, so that its tunnels outlive the agent that started it.
+//! The userspace WireGuard device: a process of its own, so that its tunnels outlive the agent that
+//! started it.
 //!
 //! ```text
 //!   agent ──┐                                  ┌── TUN interface
@@ -6,9 +7,9 @@
 //!   wg(8) ──┘   (WireGuard's UAPI protocol)    └── UDP socket
 //! ```
 //!
-//! The socket is served here and not by gotatun's own server, because that one replaces a peer whenever it is written to: its session, its
-//! counters and its learned endpoint would go with every change of a keepalive (gotatun 0.10.2, `on_api_set`). Its parser and its dump
-//! are used.
+//! The socket is served here and not by gotatun's own server, because that one replaces a peer
+//! whenever it is written to: its session, its counters and its learned endpoint would go with
+//! every change of a keepalive (gotatun 0.10.2, `on_api_set`). Its parser and its dump are used.
 
 mod driven;
 mod turn;
@@ -37,7 +38,8 @@ use zeroize::Zeroizing;
 /// Where `wg` and everybody else looks for the sockets of userspace devices.
 const SOCKETS: &str = "/var/run/wireguard";
 
-/// How often the device looks whether its interface is still there. Before it has a key it does not read from it, so it would not notice.
+/// How often the device looks whether its interface is still there. Before it has a key it does not
+/// read from it, so it would not notice.
 const INTERFACE_CHECK: Duration = Duration::from_secs(1);
 
 /// How often the device looks for peers to shake hands with.
@@ -54,7 +56,8 @@ pub(crate) fn socket_path(interface: &InterfaceName) -> PathBuf {
 ///
 /// It leaves its parent's session first, so that no signal to the agent's terminal reaches it.
 pub(crate) async fn run(interface: &InterfaceName) -> anyhow::Result<()> {
-    // Fails for the leader of a process group, as when a shell started this: then it has a group of its own already.
+    // Fails for the leader of a process group, as when a shell started this: then it has a group of
+    // its own already.
     let _ = nix::unistd::setsid();
     // Whoever may write to the socket may read the private key.
     nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
@@ -65,12 +68,17 @@ pub(crate) async fn run(interface: &InterfaceName) -> anyhow::Result<()> {
 async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let socket = Socket::bind(interface).await?;
-    let tun = TunDevice::from_name(interface.as_str())
-        .with_context(|| format!("cannot make the TUN interface {interface}: it takes CAP_NET_ADMIN and /dev/net/tun"))?;
-    let index =
-        nix::net::if_::if_nametoindex(interface.as_str()).with_context(|| format!("no interface {interface} after its creation"))?;
+    let tun = TunDevice::from_name(interface.as_str()).with_context(|| {
+        format!(
+            "cannot make the TUN interface {interface}: it takes CAP_NET_ADMIN and /dev/net/tun"
+        )
+    })?;
+    let index = nix::net::if_::if_nametoindex(interface.as_str())
+        .with_context(|| format!("no interface {interface} after its creation"))?;
     let is_there = || nix::net::if_::if_nametoindex(interface.as_str()) == Ok(index);
-    let mut device = Driven::new(tun).await.with_context(|| format!("cannot start the device of {interface}"))?;
+    let mut device = Driven::new(tun)
+        .await
+        .with_context(|| format!("cannot start the device of {interface}"))?;
 
     let (requests, mut received) = mpsc::channel(16);
     let mut check = tokio::time::interval(INTERFACE_CHECK);
@@ -102,7 +110,8 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A device one of whose tasks panicked looks alive and moves nothing; once it is gone, the agent makes another.
+/// A device one of whose tasks panicked looks alive and moves nothing; once it is gone, the agent
+/// makes another.
 fn end_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -128,13 +137,21 @@ impl Socket {
         }
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove the stale socket {}", path.display()));
+                return Err(error)
+                    .with_context(|| format!("cannot remove the stale socket {}", path.display()));
             }
             _ => {}
         }
-        let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        let inode = fs::metadata(&path).with_context(|| format!("cannot look at {}", path.display()))?.ino();
-        Ok(Self { listener, path, inode })
+        let listener = UnixListener::bind(&path)
+            .with_context(|| format!("cannot listen on {}", path.display()))?;
+        let inode = fs::metadata(&path)
+            .with_context(|| format!("cannot look at {}", path.display()))?
+            .ino();
+        Ok(Self {
+            listener,
+            path,
+            inode,
+        })
     }
 }
 
@@ -171,7 +188,14 @@ async fn converse(stream: UnixStream, requests: mpsc::Sender<Asked>) {
             continue;
         }
         let (answer, answered) = oneshot::channel();
-        if requests.send(Asked { request: std::mem::take(&mut request), answer }).await.is_err() {
+        if requests
+            .send(Asked {
+                request: std::mem::take(&mut request),
+                answer,
+            })
+            .await
+            .is_err()
+        {
             return;
         }
         let Ok(answer) = answered.await else { return };

@@ -1,4 +1,5 @@
-//! `wattle-agent doctor`: what stands in the way of this gateway's packets, and what to do about it.
+//! `wattle-agent doctor`: what stands in the way of this gateway's packets, and what to do about
+//! it.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -27,27 +28,51 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
     let found = status::find(paths)?;
     // Without rights much cannot be seen, which is a finding itself.
     let observed = found.host.observe().await.unwrap_or_default();
-    let coordinator = Coordinator::new(found.membership.urls.clone(), found.membership.pins.clone())?;
-    let (unresolved, answer, ruleset) = tokio::join!(unresolved(&found.membership.urls), coordinator.clock_ahead(), symptoms::ruleset());
+    let coordinator =
+        Coordinator::new(found.membership.urls.clone(), found.membership.pins.clone())?;
+    let (unresolved, answer, ruleset) = tokio::join!(
+        unresolved(&found.membership.urls),
+        coordinator.clock_ahead(),
+        symptoms::ruleset()
+    );
     let link = observed.link.as_ref();
     let none = ObservedPeer::default();
-    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, statement, .. }| {
-        let seen = link.and_then(|link| known.entry(link)).unwrap_or(&none);
-        PeerSymptoms {
-            name: peer.name.clone(),
-            unmanaged: statement.unmanaged,
-            handshake_age_s: seen.handshake_age_s,
-            endpoint: seen.endpoint.map(|endpoint| endpoint.to_string()),
-            sent_bytes: seen.sent_bytes,
-        }
-    });
+    let peers = found
+        .known
+        .iter()
+        .flat_map(|known| known.peers.values())
+        .map(
+            |known @ KnownPeer {
+                 peer, statement, ..
+             }| {
+                let seen = link.and_then(|link| known.entry(link)).unwrap_or(&none);
+                PeerSymptoms {
+                    name: peer.name.clone(),
+                    unmanaged: statement.unmanaged,
+                    handshake_age_s: seen.handshake_age_s,
+                    endpoint: seen.endpoint.map(|endpoint| endpoint.to_string()),
+                    sent_bytes: seen.sent_bytes,
+                }
+            },
+        );
     let findings = doctor::diagnose(&Symptoms {
         interface: paths.interface.clone(),
         may_administer: symptoms::may_administer(),
         runs: found.store.is_locked()?,
-        device: link.map(|link| Device { kind: link.device, up: link.up, port: link.listen_port, mtu: link.mtu }),
-        port: found.known.as_ref().map_or(USUAL_PORT, |known| known.mesh.listen_port),
-        probes: found.known.as_ref().is_some_and(|known| known.mesh.health.probes),
+        device: link.map(|link| Device {
+            kind: link.device,
+            up: link.up,
+            port: link.listen_port,
+            mtu: link.mtu,
+        }),
+        port: found
+            .known
+            .as_ref()
+            .map_or(USUAL_PORT, |known| known.mesh.listen_port),
+        probes: found
+            .known
+            .as_ref()
+            .is_some_and(|known| known.mesh.health.probes),
         forwards: observed.forwarding.contains(&Family::V4),
         rp_filter: symptoms::rp_filter(&paths.interface),
         underlay: symptoms::underlay(),
@@ -57,21 +82,28 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
         coordinator: answer.map_err(|error| format!("{error:#}")),
         peers: peers.collect(),
     });
-    let ok = !findings.iter().any(|finding| finding.severity == Severity::Fault);
+    let ok = !findings
+        .iter()
+        .any(|finding| finding.severity == Severity::Fault);
     if json {
         output::json(&Examined { ok, findings })?;
     } else {
         print(&findings);
     }
-    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Host names of URLs that have no address, with the error.
 async fn unresolved(urls: &[String]) -> Vec<(String, String)> {
     let mut unresolved = Vec::new();
     for url in urls {
-        let Some((host, port)) =
-            reqwest::Url::parse(url).ok().and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?)))
+        let Some((host, port)) = reqwest::Url::parse(url)
+            .ok()
+            .and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?)))
         else {
             continue;
         };
@@ -86,7 +118,13 @@ async fn unresolved(urls: &[String]) -> Vec<(String, String)> {
 }
 
 fn print(findings: &[Finding]) {
-    for Finding { check, severity, detail, fix } in findings {
+    for Finding {
+        check,
+        severity,
+        detail,
+        fix,
+    } in findings
+    {
         let mark = match severity {
             Severity::Fine => output::green("ok    "),
             Severity::Notice => output::yellow("notice"),
@@ -97,7 +135,12 @@ fn print(findings: &[Finding]) {
             output::line(format!("        do: {fix}"));
         }
     }
-    let count = |wanted| findings.iter().filter(|finding| finding.severity == wanted).count();
+    let count = |wanted| {
+        findings
+            .iter()
+            .filter(|finding| finding.severity == wanted)
+            .count()
+    };
     output::line(match (count(Severity::Fault), count(Severity::Notice)) {
         (0, 0) => "all is well".to_owned(),
         (0, notices) => format!("nothing is broken; {notices} to look at"),

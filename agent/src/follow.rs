@@ -28,7 +28,8 @@ const CONFIRMED: &str = "confirmed.json";
 /// What the follower tells the loop.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The follower is about to connect, and asks from which position. All earlier messages were handled when this is.
+    /// The follower is about to connect, and asks from which position. All earlier messages were
+    /// handled when this is.
     WhereFrom(oneshot::Sender<Option<Position>>),
     Connected,
     Message(StreamMessage),
@@ -66,13 +67,20 @@ pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
 /// `wattle-agent confirm`.
 pub(crate) fn confirm(paths: &Paths) -> anyhow::Result<()> {
     let store = Store::open(&paths.state_dir)?;
-    let Some(stored) = load_view(&store)?.filter(|stored| !stored.awaiting_confirmation().is_empty()) else {
+    let Some(stored) =
+        load_view(&store)?.filter(|stored| !stored.awaiting_confirmation().is_empty())
+    else {
         output::line("no removal waits to be confirmed");
         return Ok(());
     };
     let confirmed = stored.awaiting_confirmation();
     store.write(CONFIRMED, &confirmed)?;
-    for peer in stored.view.peers.iter().filter(|peer| confirmed.contains(&peer.node)) {
+    for peer in stored
+        .view
+        .peers
+        .iter()
+        .filter(|peer| confirmed.contains(&peer.node))
+    {
         output::line(format!("confirmed the removal of {}", peer.name));
     }
     if !store.is_locked()? {
@@ -98,7 +106,8 @@ pub(crate) fn save_connection(store: &Store, connection: &Connection) -> anyhow:
     store.write(CONNECTION, connection)
 }
 
-/// Follows the stream until the loop is gone. `reconnect` makes it leave a stream and come back at once.
+/// Follows the stream until the loop is gone. `reconnect` makes it leave a stream and come back at
+/// once.
 pub(crate) async fn follow(
     coordinator: Arc<Coordinator>,
     machine: Arc<Machine>,
@@ -126,10 +135,20 @@ pub(crate) async fn follow(
             }
             Err((was_open, error)) => {
                 failures = if was_open { 0 } else { failures + 1 };
-                (format!("{error:#}"), matches!(error.downcast_ref(), Some(RequestError::NotAMember)))
+                (
+                    format!("{error:#}"),
+                    matches!(error.downcast_ref(), Some(RequestError::NotAMember)),
+                )
             }
         };
-        if events.send(Event::Disconnected { reason, is_stranger }).await.is_err() {
+        if events
+            .send(Event::Disconnected {
+                reason,
+                is_stranger,
+            })
+            .await
+            .is_err()
+        {
             return;
         }
         tokio::time::sleep(backoff(failures, jitter())).await;
@@ -144,7 +163,10 @@ async fn once(
     since: Option<Position>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), (bool, anyhow::Error)> {
-    let stream = coordinator.stream(machine, membership, since).await.map_err(|error| (false, error.into()))?;
+    let stream = coordinator
+        .stream(machine, membership, since)
+        .await
+        .map_err(|error| (false, error.into()))?;
     let mut stream = std::pin::pin!(stream);
     let _ = events.send(Event::Connected).await;
     while let Some(message) = stream.next().await {

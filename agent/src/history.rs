@@ -20,7 +20,8 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Goes on from what is on disk. What cannot be read is told and begun anew: tunnels do not depend on it.
+    /// Goes on from what is on disk. What cannot be read is told and begun anew: tunnels do not
+    /// depend on it.
     pub(crate) fn open(store: Store) -> Self {
         let history = load(&store).unwrap_or_else(|error| {
             tracing::warn!("cannot read the history of the peers, and begins a new one: {error:#}");
@@ -48,14 +49,20 @@ pub(crate) fn show(paths: &Paths, json: bool) -> anyhow::Result<()> {
     if json {
         return output::json(&history);
     }
-    let mut lines: Vec<_> = history.peers().flat_map(|(_, peer)| lines_of(peer)).collect();
+    let mut lines: Vec<_> = history
+        .peers()
+        .flat_map(|(_, peer)| lines_of(peer))
+        .collect();
     // Of what was taken up at one moment, in the order in which it was told.
     lines.sort_by_key(|(seen, _)| (seen.at, seen.position));
     if lines.is_empty() {
         output::line("this gateway has not been told of any peer yet");
     }
     for (Seen { at, position }, line) in lines {
-        output::line(format!("{} revision {position} {line}", at.to_rfc3339_opts(SecondsFormat::Secs, true)));
+        output::line(format!(
+            "{} revision {position} {line}",
+            at.to_rfc3339_opts(SecondsFormat::Secs, true)
+        ));
     }
     Ok(())
 }
@@ -66,10 +73,24 @@ fn load(store: &Store) -> anyhow::Result<History> {
 
 fn lines_of(peer: &PeerHistory) -> Vec<(Seen, String)> {
     let name = &peer.name;
-    let first = (peer.first_seen, format!("{name} appeared: {}", in_words(&peer.at_first)));
+    let first = (
+        peer.first_seen,
+        format!("{name} appeared: {}", in_words(&peer.at_first)),
+    );
     let oldest = peer.changes.front().filter(|_| peer.dropped > 0);
-    let dropped = oldest.map(|change| (change.seen, format!("{name} changed {} times before this, which is not kept", peer.dropped)));
-    let changes = peer.changes.iter().map(|change| (change.seen, format!("{name} {}", change_in_words(change))));
+    let dropped = oldest.map(|change| {
+        (
+            change.seen,
+            format!(
+                "{name} changed {} times before this, which is not kept",
+                peer.dropped
+            ),
+        )
+    });
+    let changes = peer
+        .changes
+        .iter()
+        .map(|change| (change.seen, format!("{name} {}", change_in_words(change))));
     [first].into_iter().chain(dropped).chain(changes).collect()
 }
 
@@ -84,23 +105,49 @@ fn change_in_words(PeerChange { from, to, .. }: &PeerChange) -> String {
         parts.push(format!("identity {} -> {}", from.identity, to.identity));
     }
     if from.wireguard_key != to.wireguard_key {
-        parts.push(format!("key {} -> {}", from.wireguard_key, to.wireguard_key));
+        parts.push(format!(
+            "key {} -> {}",
+            from.wireguard_key, to.wireguard_key
+        ));
     }
     if from.prefixes != to.prefixes {
-        parts.push(format!("prefixes {} -> {}", list(&from.prefixes), list(&to.prefixes)));
+        parts.push(format!(
+            "prefixes {} -> {}",
+            list(&from.prefixes),
+            list(&to.prefixes)
+        ));
     }
     if from.endpoint != to.endpoint {
-        parts.push(format!("endpoint {} -> {}", or_none(from.endpoint), or_none(to.endpoint)));
+        parts.push(format!(
+            "endpoint {} -> {}",
+            or_none(from.endpoint),
+            or_none(to.endpoint)
+        ));
     }
     parts.join(", ")
 }
 
-fn in_words(Told { identity, wireguard_key, prefixes, endpoint }: &Told) -> String {
-    format!("identity {identity}, key {wireguard_key}, prefixes {}, endpoint {}", list(prefixes), or_none(*endpoint))
+fn in_words(
+    Told {
+        identity,
+        wireguard_key,
+        prefixes,
+        endpoint,
+    }: &Told,
+) -> String {
+    format!(
+        "identity {identity}, key {wireguard_key}, prefixes {}, endpoint {}",
+        list(prefixes),
+        or_none(*endpoint)
+    )
 }
 
 fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
-    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(" ")
+    items
+        .into_iter()
+        .map(|item| item.to_string())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn or_none<T: Display>(value: Option<T>) -> String {

@@ -1,4 +1,5 @@
-//! The node's keys, which are made here and never leave, and what enrolment said, in one file of the state directory.
+//! The node's keys, which are made here and never leave, and what enrolment said, in one file of
+//! the state directory.
 
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -13,14 +14,16 @@ use zeroize::Zeroizing;
 
 use crate::{random, store::Store};
 
-/// Which of the machine's identities: the present one, or the one that `join --replace` is about to put in its place.
+/// Which of the machine's identities: the present one, or the one that `join --replace` is about to
+/// put in its place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Slot {
     Present,
     Next,
 }
 
-/// [`Machine`] and [`Membership`] as they are kept, in one file, so that they change together: private halves in base64.
+/// [`Machine`] and [`Membership`] as they are kept, in one file, so that they change together:
+/// private halves in base64.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     #[serde(flatten)]
@@ -66,13 +69,21 @@ impl Slot {
         }
     }
 
-    /// Reads the keys, and the membership if the machine is a node; `None` if there are no keys yet.
-    pub(crate) fn load(self, store: &Store) -> anyhow::Result<Option<(Machine, Option<Membership>)>> {
-        let Some(stored) = store.read::<Stored>(self.file())? else { return Ok(None) };
-        let machine = stored
-            .keys
-            .machine()
-            .with_context(|| format!("{} is damaged; restore it, or join again with --replace", store.path(self.file()).display()))?;
+    /// Reads the keys, and the membership if the machine is a node; `None` if there are no keys
+    /// yet.
+    pub(crate) fn load(
+        self,
+        store: &Store,
+    ) -> anyhow::Result<Option<(Machine, Option<Membership>)>> {
+        let Some(stored) = store.read::<Stored>(self.file())? else {
+            return Ok(None);
+        };
+        let machine = stored.keys.machine().with_context(|| {
+            format!(
+                "{} is damaged; restore it, or join again with --replace",
+                store.path(self.file()).display()
+            )
+        })?;
         Ok(Some((machine, stored.membership)))
     }
 
@@ -86,24 +97,42 @@ impl Slot {
         Ok(machine)
     }
 
-    pub(crate) fn save(self, store: &Store, machine: &Machine, membership: Option<Membership>) -> anyhow::Result<()> {
-        store.write(self.file(), &Stored { keys: StoredKeys::of(machine)?, membership })
+    pub(crate) fn save(
+        self,
+        store: &Store,
+        machine: &Machine,
+        membership: Option<Membership>,
+    ) -> anyhow::Result<()> {
+        store.write(
+            self.file(),
+            &Stored {
+                keys: StoredKeys::of(machine)?,
+                membership,
+            },
+        )
     }
 
-    /// Keeps other keys of the same machine. What somebody else has changed of the membership stays.
+    /// Keeps other keys of the same machine. What somebody else has changed of the membership
+    /// stays.
     pub(crate) fn save_keys(self, store: &Store, machine: &Machine) -> anyhow::Result<()> {
         let keys = StoredKeys::of(machine)?;
         self.change(store, |stored| stored.keys = keys)
     }
 
     /// Keeps another membership. What the running agent has changed of the keys stays.
-    pub(crate) fn save_membership(self, store: &Store, membership: Membership) -> anyhow::Result<()> {
+    pub(crate) fn save_membership(
+        self,
+        store: &Store,
+        membership: Membership,
+    ) -> anyhow::Result<()> {
         self.change(store, |stored| stored.membership = Some(membership))
     }
 
     fn change(self, store: &Store, change: impl FnOnce(&mut Stored)) -> anyhow::Result<()> {
         let _alone = store.wait_for("node.lock")?;
-        let mut stored: Stored = store.read(self.file())?.with_context(|| format!("{} is gone", store.path(self.file()).display()))?;
+        let mut stored: Stored = store
+            .read(self.file())?
+            .with_context(|| format!("{} is gone", store.path(self.file()).display()))?;
         change(&mut stored);
         store.write(self.file(), &stored)
     }
@@ -131,8 +160,17 @@ impl StoredKeys {
     }
 
     fn machine(&self) -> anyhow::Result<Machine> {
-        let bytes = |secret: &Secret| STANDARD.decode(secret.reveal()).map(Zeroizing::new).context("not base64");
-        let key = |secret: &Secret| <[u8; 32]>::try_from(bytes(secret)?.as_slice()).map(Zeroizing::new).context("not a key");
+        let bytes = |secret: &Secret| {
+            STANDARD
+                .decode(secret.reveal())
+                .map(Zeroizing::new)
+                .context("not base64")
+        };
+        let key = |secret: &Secret| {
+            <[u8; 32]>::try_from(bytes(secret)?.as_slice())
+                .map(Zeroizing::new)
+                .context("not a key")
+        };
         let kept = KeptKeys {
             identity: bytes(&self.identity)?,
             wireguard: key(&self.wireguard)?,
@@ -165,10 +203,19 @@ mod tests {
         assert!(membership.is_none());
         assert_eq!(made.wireguard_key(), read.wireguard_key());
         assert_eq!(made.identity_key(), read.identity_key());
-        assert_eq!(Slot::Present.load_or_make(&store).unwrap().wireguard_key(), made.wireguard_key());
+        assert_eq!(
+            Slot::Present.load_or_make(&store).unwrap().wireguard_key(),
+            made.wireguard_key()
+        );
         let switched = made.preparing(&[9; 32]).unwrap().switched(7).unwrap();
         Slot::Present.save_keys(&store, &switched).unwrap();
-        assert_eq!(Slot::Present.load_or_make(&store).unwrap().wireguard_key(), switched.wireguard_key());
-        assert_ne!(Slot::Next.load_or_make(&store).unwrap().wireguard_key(), made.wireguard_key());
+        assert_eq!(
+            Slot::Present.load_or_make(&store).unwrap().wireguard_key(),
+            switched.wireguard_key()
+        );
+        assert_ne!(
+            Slot::Next.load_or_make(&store).unwrap().wireguard_key(),
+            made.wireguard_key()
+        );
     }
 }

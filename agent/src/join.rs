@@ -20,7 +20,12 @@ use crate::{
     store::Store,
 };
 
-pub(crate) async fn join(paths: &Paths, join_string: &str, endpoint: Option<Endpoint>, replace: bool) -> anyhow::Result<()> {
+pub(crate) async fn join(
+    paths: &Paths,
+    join_string: &str,
+    endpoint: Option<Endpoint>,
+    replace: bool,
+) -> anyhow::Result<()> {
     let join: JoinString = read(join_string)?.parse()?;
     let store = Store::open(&paths.state_dir)?;
     let slot = if replace { Slot::Next } else { Slot::Present };
@@ -32,9 +37,15 @@ pub(crate) async fn join(paths: &Paths, join_string: &str, endpoint: Option<Endp
     let machine = slot.load_or_make(&store)?;
     let enrolled = match enrol(&join, &machine, endpoint).await {
         // These keys were enrolled before, and the answer was lost or the node revoked.
-        Err(error @ RequestError::Refused { status: StatusCode::CONFLICT | StatusCode::FORBIDDEN, .. }) => {
+        Err(
+            error @ RequestError::Refused {
+                status: StatusCode::CONFLICT | StatusCode::FORBIDDEN,
+                ..
+            },
+        ) => {
             Slot::Next.clear(&store)?;
-            return Err(error).context("this machine did not join; `join --replace` tries with new keys");
+            return Err(error)
+                .context("this machine did not join; `join --replace` tries with new keys");
         }
         result => result.context("this machine did not join")?,
     };
@@ -44,7 +55,15 @@ pub(crate) async fn join(paths: &Paths, join_string: &str, endpoint: Option<Endp
         history::forget(&store)?;
         psk::forget(&store)?;
     }
-    Slot::Present.save(&store, &machine, Some(Membership { enrolled, urls: join.urls, pins: join.pins }))?;
+    Slot::Present.save(
+        &store,
+        &machine,
+        Some(Membership {
+            enrolled,
+            urls: join.urls,
+            pins: join.pins,
+        }),
+    )?;
     Slot::Next.clear(&store)?;
     output::line(format!("joined as node {name} of site {site}"));
     if replace || !store.is_locked()? {
@@ -53,12 +72,23 @@ pub(crate) async fn join(paths: &Paths, join_string: &str, endpoint: Option<Endp
     Ok(())
 }
 
-/// A machine that is a node already takes over where the coordinators are and by which authority it knows them.
-fn reach(store: &Store, slot: Slot, membership: Membership, join: JoinString) -> anyhow::Result<()> {
-    let Membership { enrolled, urls, pins } = membership;
+/// A machine that is a node already takes over where the coordinators are and by which authority it
+/// knows them.
+fn reach(
+    store: &Store,
+    slot: Slot,
+    membership: Membership,
+    join: JoinString,
+) -> anyhow::Result<()> {
+    let Membership {
+        enrolled,
+        urls,
+        pins,
+    } = membership;
     if enrolled.mesh != join.mesh {
         bail!(
-            "this machine is node {} of another mesh. To leave that mesh, run `wattle-agent down` and then `join --replace`",
+            "this machine is node {} of another mesh. To leave that mesh, run `wattle-agent down` \
+             and then `join --replace`",
             enrolled.name
         );
     }
@@ -67,25 +97,46 @@ fn reach(store: &Store, slot: Slot, membership: Membership, join: JoinString) ->
         output::line(format!("already node {name} of site {site}: nothing to do"));
         return Ok(());
     }
-    slot.save_membership(store, Membership { enrolled, urls: join.urls, pins: join.pins })?;
-    output::line(format!("already node {name} of site {site}: now uses the coordinators of this join string"));
+    slot.save_membership(
+        store,
+        Membership {
+            enrolled,
+            urls: join.urls,
+            pins: join.pins,
+        },
+    )?;
+    output::line(format!(
+        "already node {name} of site {site}: now uses the coordinators of this join string"
+    ));
     Ok(())
 }
 
-/// The join string itself, or what standard input holds for `-`, so that it need not stand in the shell's history.
+/// The join string itself, or what standard input holds for `-`, so that it need not stand in the
+/// shell's history.
 fn read(join_string: &str) -> anyhow::Result<String> {
     if join_string != "-" {
         return Ok(join_string.to_owned());
     }
     let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("cannot read the join string from standard input")?;
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("cannot read the join string from standard input")?;
     Ok(text)
 }
 
-async fn enrol(join: &JoinString, machine: &Machine, endpoint: Option<Endpoint>) -> Result<Enrolled, RequestError> {
+async fn enrol(
+    join: &JoinString,
+    machine: &Machine,
+    endpoint: Option<Endpoint>,
+) -> Result<Enrolled, RequestError> {
     let coordinator = Coordinator::new(join.urls.clone(), join.pins.clone())?;
-    let start = EnrolStart { token: join.token, secret: join.secret.clone() };
+    let start = EnrolStart {
+        token: join.token,
+        secret: join.secret.clone(),
+    };
     let challenge = coordinator.enrol_start(&start).await?;
-    let claim = machine.claim(join, &challenge, endpoint, env!("CARGO_PKG_VERSION")).context("cannot encode the join request")?;
+    let claim = machine
+        .claim(join, &challenge, endpoint, env!("CARGO_PKG_VERSION"))
+        .context("cannot encode the join request")?;
     coordinator.enrol_finish(&claim).await
 }

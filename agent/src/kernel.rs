@@ -1,4 +1,5 @@
-//! The host's network as the agent drives it: one WireGuard interface, its addresses and routes, forwarding, one nftables table.
+//! The host's network as the agent drives it: one WireGuard interface, its addresses and routes,
+//! forwarding, one nftables table.
 
 mod device_state;
 mod forwarding;
@@ -28,7 +29,9 @@ use owned::{OwnedInterface, OwnedRuleset, OwnedStore};
 use tracing::info;
 use wattle_mesh::host::{
     interface::InterfaceName,
-    state::{AllowedIps, Change, Family, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange},
+    state::{
+        AllowedIps, Change, Family, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange,
+    },
 };
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 
@@ -36,7 +39,8 @@ use zeroize::Zeroizing;
 
 use crate::store::Store;
 
-const NEEDS_NET_ADMIN: &str = "the agent needs CAP_NET_ADMIN: run it as root or by its systemd unit";
+const NEEDS_NET_ADMIN: &str =
+    "the agent needs CAP_NET_ADMIN: run it as root or by its systemd unit";
 
 /// What the host lets pass.
 #[derive(Debug)]
@@ -54,58 +58,94 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// `store` holds what the agent made on this host, and `device.log`, the last userspace device's words.
+    /// `store` holds what the agent made on this host, and `device.log`, the last userspace
+    /// device's words.
     pub(crate) fn new(interface: InterfaceName, store: &Store) -> anyhow::Result<Self> {
-        Ok(Self { interface, store: store.clone(), owned: OwnedStore::new(store)? })
+        Ok(Self {
+            interface,
+            store: store.clone(),
+            owned: OwnedStore::new(store)?,
+        })
     }
 
-    /// The host as it is. An interface of our name that is not WireGuard, or behind which no device answers, counts as none.
+    /// The host as it is. An interface of our name that is not WireGuard, or behind which no device
+    /// answers, counts as none.
     pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
         self.observe_with(self.observe_policy().await?).await
     }
 
-    /// What the host lets pass. This is the slow part of [`Kernel::observe`]: `nft` is started for it.
+    /// What the host lets pass. This is the slow part of [`Kernel::observe`]: `nft` is started for
+    /// it.
     pub(crate) async fn observe_policy(&self) -> anyhow::Result<Policy> {
         let made = self.owned.load()?;
-        Ok(Policy { forwarding: forwarding::observe()?, ruleset: nft::observe(made.ruleset.as_ref()).await? })
+        Ok(Policy {
+            forwarding: forwarding::observe()?,
+            ruleset: nft::observe(made.ruleset.as_ref()).await?,
+        })
     }
 
     /// The quick part of [`Kernel::observe`].
     pub(crate) async fn observe_with(&self, policy: Policy) -> anyhow::Result<Observed> {
-        let Policy { forwarding, ruleset } = policy;
-        Ok(Observed { link: self.observe_link().await?, forwarding, ruleset })
+        let Policy {
+            forwarding,
+            ruleset,
+        } = policy;
+        Ok(Observed {
+            link: self.observe_link().await?,
+            forwarding,
+            ruleset,
+        })
     }
 
-    /// The peers alone, as they are; `None` without an interface. This costs a fraction of [`Kernel::observe`].
-    pub(crate) async fn observe_peers(&self) -> anyhow::Result<Option<BTreeMap<WireguardKey, ObservedPeer>>> {
-        let Some(found) = Tables::open()?.find(&self.interface).await? else { return Ok(None) };
+    /// The peers alone, as they are; `None` without an interface. This costs a fraction of
+    /// [`Kernel::observe`].
+    pub(crate) async fn observe_peers(
+        &self,
+    ) -> anyhow::Result<Option<BTreeMap<WireguardKey, ObservedPeer>>> {
+        let Some(found) = Tables::open()?.find(&self.interface).await? else {
+            return Ok(None);
+        };
         Ok(self.dump(&found).await?.map(|(_, dump)| dump.peers))
     }
 
     /// Takes one step. `private_key` is read for [`Change::SetPrivateKey`] only.
-    pub(crate) async fn apply(&self, change: &Change, private_key: &Zeroizing<[u8; 32]>) -> anyhow::Result<()> {
+    pub(crate) async fn apply(
+        &self,
+        change: &Change,
+        private_key: &Zeroizing<[u8; 32]>,
+    ) -> anyhow::Result<()> {
         let interface = &self.interface;
         match change {
             Change::SetRuleset(ruleset) => self.remember(nft::set(ruleset).await),
             Change::UpdateRuleset { from, to } => self.remember(nft::update(from, to).await),
-            Change::CreateLink => self.create_link().await.with_context(|| format!("cannot make the interface {interface}")),
+            Change::CreateLink => self
+                .create_link()
+                .await
+                .with_context(|| format!("cannot make the interface {interface}")),
             Change::SetPrivateKey(public_key) => {
                 if device_state::public_half(private_key) != Some(*public_key) {
                     bail!("the node's private key does not belong to {public_key}");
                 }
-                self.write(&Write::PrivateKey(private_key)).await.with_context(|| format!("cannot set the private key of {interface}"))
+                self.write(&Write::PrivateKey(private_key))
+                    .await
+                    .with_context(|| format!("cannot set the private key of {interface}"))
             }
-            Change::SetListenPort(port) => {
-                self.write(&Write::ListenPort(*port)).await.with_context(|| format!("cannot let {interface} listen on UDP port {port}"))
-            }
+            Change::SetListenPort(port) => self
+                .write(&Write::ListenPort(*port))
+                .await
+                .with_context(|| format!("cannot let {interface} listen on UDP port {port}")),
             Change::SetMtu(bytes) => {
                 let (tables, index) = self.link_index().await?;
                 let set = tables.set_mtu(index, *bytes).await;
-                set.map_err(explained).with_context(|| format!("cannot set the MTU of {interface} to {bytes}"))
+                set.map_err(explained)
+                    .with_context(|| format!("cannot set the MTU of {interface} to {bytes}"))
             }
             Change::AddAddress(address) => {
                 let (tables, index) = self.link_index().await?;
-                let added = tables.add_address(index, *address).await.map_err(|error| explained_for(error, *address));
+                let added = tables
+                    .add_address(index, *address)
+                    .await
+                    .map_err(|error| explained_for(error, *address));
                 added.with_context(|| format!("cannot add the address {address} to {interface}"))
             }
             Change::RemoveAddress(address) => {
@@ -113,48 +153,73 @@ impl Kernel {
                 tables
                     .remove_address(index, *address)
                     .await
-                    .with_context(|| format!("cannot remove the address {address} from {interface}"))
+                    .with_context(|| {
+                        format!("cannot remove the address {address} from {interface}")
+                    })
             }
             Change::SetUp => {
                 let (tables, index) = self.link_index().await?;
                 if self.owned.load()?.interface == Some(OwnedInterface::Kernel) {
                     forwarding::remember_redirects(&self.owned)?;
                 }
-                tables.set_up(index).await.map_err(explained).with_context(|| format!("cannot bring {interface} up"))
+                tables
+                    .set_up(index)
+                    .await
+                    .map_err(explained)
+                    .with_context(|| format!("cannot bring {interface} up"))
             }
-            Change::EnableForwarding(family) => forwarding::enable(*family, &self.owned).context("cannot switch forwarding on"),
+            Change::EnableForwarding(family) => {
+                forwarding::enable(*family, &self.owned).context("cannot switch forwarding on")
+            }
             Change::SetRoute(prefix, source) => {
                 let (tables, index) = self.link_index().await?;
-                tables.set_route(index, *prefix, *source).await.with_context(|| format!("cannot route {prefix} over {interface}"))
+                tables
+                    .set_route(index, *prefix, *source)
+                    .await
+                    .with_context(|| format!("cannot route {prefix} over {interface}"))
             }
             Change::RemoveRoute(prefix) => {
                 let (tables, index) = self.link_index().await?;
-                tables.remove_route(index, *prefix).await.with_context(|| format!("cannot remove the route to {prefix} over {interface}"))
+                tables.remove_route(index, *prefix).await.with_context(|| {
+                    format!("cannot remove the route to {prefix} over {interface}")
+                })
             }
             Change::SetPeer(key, peer) => {
                 let written = self.apply_to_peers(&[change]).await;
-                written.with_context(|| format!("cannot set {} of the peer {key} on {interface}", named(peer)))
+                written.with_context(|| {
+                    format!(
+                        "cannot set {} of the peer {key} on {interface}",
+                        named(peer)
+                    )
+                })
             }
-            Change::RemovePeer(key) => {
-                self.apply_to_peers(&[change]).await.with_context(|| format!("cannot remove the peer {key} from {interface}"))
-            }
+            Change::RemovePeer(key) => self
+                .apply_to_peers(&[change])
+                .await
+                .with_context(|| format!("cannot remove the peer {key} from {interface}")),
         }
     }
 
-    /// Takes steps at once that are all of a peer, in their order. On an error some may have been taken; each may be taken again.
+    /// Takes steps at once that are all of a peer, in their order. On an error some may have been
+    /// taken; each may be taken again.
     pub(crate) async fn apply_to_peers(&self, changes: &[&Change]) -> anyhow::Result<()> {
-        let peers = changes.iter().filter_map(|change| change.of_peer()).collect();
+        let peers = changes
+            .iter()
+            .filter_map(|change| change.of_peer())
+            .collect();
         self.write(&Write::Peers(peers)).await
     }
 
-    /// Addresses of the host's other interfaces, to choose route sources from: neither loopback nor link-local ones.
+    /// Addresses of the host's other interfaces, to choose route sources from: neither loopback nor
+    /// link-local ones.
     pub(crate) async fn host_addresses(&self) -> anyhow::Result<Vec<IpNet>> {
         let tables = Tables::open()?;
         let but = tables.find(&self.interface).await?.map(|found| found.index);
         tables.addresses_elsewhere(but).await
     }
 
-    /// Takes away what the agent made and nothing else, and says in words what that was. A second call finds nothing to do.
+    /// Takes away what the agent made and nothing else, and says in words what that was. A second
+    /// call finds nothing to do.
     pub(crate) async fn down(&self) -> anyhow::Result<Vec<String>> {
         let made = self.owned.load()?;
         let mut done = Vec::new();
@@ -177,8 +242,20 @@ impl Kernel {
     /// The interface of our name alone; `None` where there is none that counts.
     pub(crate) async fn observe_link(&self) -> anyhow::Result<Option<Link>> {
         let tables = Tables::open()?;
-        let Some(found) = tables.find(&self.interface).await? else { return Ok(None) };
-        let Some((device, Dump { public_key, listen_port, peers })) = self.dump(&found).await? else { return Ok(None) };
+        let Some(found) = tables.find(&self.interface).await? else {
+            return Ok(None);
+        };
+        let Some((
+            device,
+            Dump {
+                public_key,
+                listen_port,
+                peers,
+            },
+        )) = self.dump(&found).await?
+        else {
+            return Ok(None);
+        };
         Ok(Some(Link {
             device,
             up: found.up,
@@ -193,8 +270,12 @@ impl Kernel {
 
     /// The WireGuard device of an interface, if it is one.
     async fn dump(&self, found: &Found) -> anyhow::Result<Option<(DeviceKind, Dump)>> {
-        let Some(kind) = device_kind(found) else { return Ok(None) };
-        Ok(wireguard::dump(&self.interface, kind).await?.map(|dump| (kind, dump)))
+        let Some(kind) = device_kind(found) else {
+            return Ok(None);
+        };
+        Ok(wireguard::dump(&self.interface, kind)
+            .await?
+            .map(|dump| (kind, dump)))
     }
 
     async fn create_link(&self) -> anyhow::Result<()> {
@@ -204,18 +285,24 @@ impl Kernel {
         {
             return Ok(());
         }
-        // One that does not answer, or one whose interface was deleted and which is about to end: the new one needs its socket.
+        // One that does not answer, or one whose interface was deleted and which is about to end:
+        // the new one needs its socket.
         self.end_device().await?;
         if let Some(found) = tables.find(&self.interface).await? {
-            let what =
-                if let Kind::Other(kind) = found.kind { format!("of kind {kind}") } else { "behind which no device answers".to_owned() };
+            let what = if let Kind::Other(kind) = found.kind {
+                format!("of kind {kind}")
+            } else {
+                "behind which no device answers".to_owned()
+            };
             bail!(
-                "the interface {} exists already, {what}, and Wattle did not make it: remove it, or set another --interface",
+                "the interface {} exists already, {what}, and Wattle did not make it: remove it, \
+                 or set another --interface",
                 self.interface
             );
         }
 
-        self.owned.change(|made| made.interface = Some(OwnedInterface::Kernel))?;
+        self.owned
+            .change(|made| made.interface = Some(OwnedInterface::Kernel))?;
         match tables.add_wireguard(&self.interface).await {
             Ok(()) => {
                 info!(interface = %self.interface, "made a WireGuard interface of the kernel");
@@ -227,19 +314,31 @@ impl Kernel {
                 return Err(explained(error));
             }
         }
-        self.owned.change(|made| made.interface = Some(OwnedInterface::Userspace { process: None }))?;
+        self.owned
+            .change(|made| made.interface = Some(OwnedInterface::Userspace { process: None }))?;
         let process = userspace::start(&self.interface, self.store.dir()).await?;
-        self.owned.change(|made| made.interface = Some(OwnedInterface::Userspace { process: Some(process) }))?;
-        info!(interface = %self.interface, process, "made a userspace WireGuard interface: this kernel has no WireGuard");
+        self.owned.change(|made| {
+            made.interface = Some(OwnedInterface::Userspace {
+                process: Some(process),
+            })
+        })?;
+        info!(interface = %self.interface, process, "made a userspace WireGuard interface: this \
+            kernel has no WireGuard");
         Ok(())
     }
 
-    /// Ends the userspace device, whether its interface is still there or not. The record may have been written before the process was
-    /// known, so who answers on the socket counts too; either must prove to be a device of this interface.
+    /// Ends the userspace device, whether its interface is still there or not. The record may have
+    /// been written before the process was known, so who answers on the socket counts too; either
+    /// must prove to be a device of this interface.
     async fn end_device(&self) -> anyhow::Result<()> {
         let made = self.owned.load()?;
-        let Some(OwnedInterface::Userspace { process }) = made.interface else { return Ok(()) };
-        for process in process.into_iter().chain(userspace::process_id(&self.interface).await) {
+        let Some(OwnedInterface::Userspace { process }) = made.interface else {
+            return Ok(());
+        };
+        for process in process
+            .into_iter()
+            .chain(userspace::process_id(&self.interface).await)
+        {
             userspace::end(&self.interface, process).await?;
         }
         Ok(())
@@ -250,7 +349,15 @@ impl Kernel {
         let tables = Tables::open()?;
         let found = tables.find(&self.interface).await?;
         self.end_device().await?;
-        if let (Some(OwnedInterface::Kernel), Some(Found { kind: Kind::Wireguard, index, .. })) = (made, &found) {
+        if let (
+            Some(OwnedInterface::Kernel),
+            Some(Found {
+                kind: Kind::Wireguard,
+                index,
+                ..
+            }),
+        ) = (made, &found)
+        {
             let removed = tables.remove(*index).await.map_err(explained);
             removed.with_context(|| format!("cannot remove the interface {}", self.interface))?;
         }
@@ -259,8 +366,12 @@ impl Kernel {
 
     async fn write(&self, what: &Write<'_>) -> anyhow::Result<()> {
         let tables = Tables::open()?;
-        let found = tables.find(&self.interface).await?.with_context(|| format!("there is no interface {}", self.interface))?;
-        let kind = device_kind(&found).with_context(|| format!("the interface {} is not WireGuard", self.interface))?;
+        let found = tables
+            .find(&self.interface)
+            .await?
+            .with_context(|| format!("there is no interface {}", self.interface))?;
+        let kind = device_kind(&found)
+            .with_context(|| format!("the interface {} is not WireGuard", self.interface))?;
         wireguard::write(&self.interface, kind, what).await
     }
 
@@ -279,11 +390,19 @@ fn device_kind(found: &Found) -> Option<DeviceKind> {
     }
 }
 
-/// Whether the error of making a WireGuard interface means that the kernel knows no such kind. `EPERM` is not of them: a process that may
-/// not make interfaces may not make a TUN interface either, and its error says what to do.
+/// Whether the error of making a WireGuard interface means that the kernel knows no such kind.
+/// `EPERM` is not of them: a process that may not make interfaces may not make a TUN interface
+/// either, and its error says what to do.
 fn has_no_wireguard(error: &io::Error) -> bool {
-    let codes = [Errno::EOPNOTSUPP, Errno::ENODEV, Errno::EAFNOSUPPORT, Errno::EPROTONOSUPPORT];
-    codes.into_iter().any(|code| error.raw_os_error() == Some(code as i32))
+    let codes = [
+        Errno::EOPNOTSUPP,
+        Errno::ENODEV,
+        Errno::EAFNOSUPPORT,
+        Errno::EPROTONOSUPPORT,
+    ];
+    codes
+        .into_iter()
+        .any(|code| error.raw_os_error() == Some(code as i32))
 }
 
 /// What a change of a peer is about, in words.
@@ -301,7 +420,11 @@ fn named(peer: &PeerChange) -> String {
     if peer.psk.is_some() {
         parts.push("the preshared key".to_owned());
     }
-    if parts.is_empty() { "the presence".to_owned() } else { parts.join(" and ") }
+    if parts.is_empty() {
+        "the presence".to_owned()
+    } else {
+        parts.join(" and ")
+    }
 }
 
 /// The error, with what to do about it where that is known.
@@ -312,15 +435,19 @@ fn explained(error: io::Error) -> anyhow::Error {
     }
     // The kernel opens the socket only as the interface goes up, so this comes of that too.
     if is(Errno::EADDRINUSE) {
-        return anyhow::Error::new(error).context("another program has the UDP port: `ss -lunp` tells which");
+        return anyhow::Error::new(error)
+            .context("another program has the UDP port: `ss -lunp` tells which");
     }
     error.into()
 }
 
 fn explained_for(error: io::Error, address: IpNet) -> anyhow::Error {
-    let refused = [Errno::EACCES, Errno::EOPNOTSUPP].into_iter().any(|code| error.raw_os_error() == Some(code as i32));
+    let refused = [Errno::EACCES, Errno::EOPNOTSUPP]
+        .into_iter()
+        .any(|code| error.raw_os_error() == Some(code as i32));
     if refused && address.addr().is_ipv6() {
-        return anyhow::Error::new(error).context("IPv6 is switched off here: see net.ipv6.conf.all.disable_ipv6");
+        return anyhow::Error::new(error)
+            .context("IPv6 is switched off here: see net.ipv6.conf.all.disable_ipv6");
     }
     explained(error)
 }

@@ -1,4 +1,5 @@
-//! `wattle-agent lock`: an operator says who may be in the mesh, with a key that no coordinator has.
+//! `wattle-agent lock`: an operator says who may be in the mesh, with a key that no coordinator
+//! has.
 
 use std::{
     fs::{self, OpenOptions},
@@ -33,13 +34,26 @@ const DAY_S: i64 = 86_400;
 pub(crate) fn init(path: &Path) -> anyhow::Result<()> {
     let private_key = random::bytes()?;
     let operator = Operator::new(&private_key).context("the key is not usable")?;
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut file = file.with_context(|| format!("cannot make {}, which must not be there yet", path.display()))?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    let mut file = file.with_context(|| {
+        format!(
+            "cannot make {}, which must not be there yet",
+            path.display()
+        )
+    })?;
     file.write_all(Zeroizing::new(STANDARD.encode(*private_key) + "\n").as_bytes())?;
     file.sync_all()?;
-    output::line(format!("wrote the private key to {}: back it up, and keep it off the coordinators", path.display()));
+    output::line(format!(
+        "wrote the private key to {}: back it up, and keep it off the coordinators",
+        path.display()
+    ));
     output::line(
-        "\nTo require the lock on a gateway, run `wattle-agent join --lock` with the public key there, or write this to its /etc/wattle/guard.toml:\n",
+        "\nTo require the lock on a gateway, run `wattle-agent join --lock` with the public key \
+         there, or write this to its /etc/wattle/guard.toml:\n",
     );
     output::line(rules(&[operator.key()]));
     output::line("\nSign the nodes first: `wattle-agent lock sign`");
@@ -51,11 +65,19 @@ pub(crate) async fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
     let operator = load(&arguments.key)?;
     let coordinator = Coordinator::new(arguments)?;
     let mesh: Mesh = coordinator.get("/mesh").await?;
-    let (nodes, sites): (Vec<Node>, Vec<Site>) = (coordinator.all("/nodes").await?, coordinator.all("/sites").await?);
-    let ends_at = arguments.days.map(|days| Utc::now().timestamp() + i64::from(days) * DAY_S);
+    let (nodes, sites): (Vec<Node>, Vec<Site>) = (
+        coordinator.all("/nodes").await?,
+        coordinator.all("/sites").await?,
+    );
+    let ends_at = arguments
+        .days
+        .map(|days| Utc::now().timestamp() + i64::from(days) * DAY_S);
     let mut candidates = Vec::new();
     for mut node in nodes {
-        let site = sites.iter().find(|site| site.id == node.site).with_context(|| format!("node {} has no site", node.name))?;
+        let site = sites
+            .iter()
+            .find(|site| site.id == node.site)
+            .with_context(|| format!("node {} has no site", node.name))?;
         node.admission = node.admission.filter(|_| !arguments.again);
         candidates.extend(operator.candidate(mesh.id, &node, site, ends_at));
     }
@@ -74,9 +96,19 @@ pub(crate) async fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
         agree(candidates.len())?;
     }
     let now = Utc::now().timestamp();
-    let signed = candidates.iter().map(|candidate| operator.sign(mesh.id, candidate, now, ends_at)).collect::<Result<Vec<_>, _>>()?;
+    let signed = candidates
+        .iter()
+        .map(|candidate| operator.sign(mesh.id, candidate, now, ends_at))
+        .collect::<Result<Vec<_>, _>>()?;
     for admissions in signed.chunks(NewAdmissions::MOST) {
-        coordinator.post("/admissions", &NewAdmissions { admissions: admissions.to_vec() }).await?;
+        coordinator
+            .post(
+                "/admissions",
+                &NewAdmissions {
+                    admissions: admissions.to_vec(),
+                },
+            )
+            .await?;
     }
     if !arguments.json {
         output::line(format!("signed {}", candidates.len()));
@@ -84,7 +116,8 @@ pub(crate) async fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sees to it that this host requires the lock of these operators, if there are any: by its guard's file, which is made if it is not there.
+/// Sees to it that this host requires the lock of these operators, if there are any: by its guard's
+/// file, which is made if it is not there.
 pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::Result<()> {
     if operator_keys.is_empty() {
         return Ok(());
@@ -92,42 +125,85 @@ pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::R
     let path = &paths.guard;
     let rules = rules(operator_keys);
     let guard = load_guard(path)?;
-    if guard.operators().is_some_and(|operators| operator_keys.iter().all(|key| operators.contains(key))) {
+    if guard
+        .operators()
+        .is_some_and(|operators| operator_keys.iter().all(|key| operators.contains(key)))
+    {
         return Ok(());
     }
-    ensure!(!path.exists(), "{} exists already without these lines: add them, then join again\n{rules}", path.display());
+    ensure!(
+        !path.exists(),
+        "{} exists already without these lines: add them, then join again\n{rules}",
+        path.display()
+    );
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    fs::write(path, format!("{rules}\n")).with_context(|| format!("cannot write {}", path.display()))?;
-    output::line(format!("wrote {}: this host accepts only peers that an operator has admitted", path.display()));
+    fs::write(path, format!("{rules}\n"))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    output::line(format!(
+        "wrote {}: this host accepts only peers that an operator has admitted",
+        path.display()
+    ));
     Ok(())
 }
 
 /// What a guard's file says of the lock.
 fn rules(operator_keys: &[OperatorKey]) -> String {
-    let keys: Vec<_> = operator_keys.iter().map(|key| format!("\"{key}\"")).collect();
+    let keys: Vec<_> = operator_keys
+        .iter()
+        .map(|key| format!("\"{key}\""))
+        .collect();
     format!("lock = \"required\"\noperator_keys = [{}]", keys.join(", "))
 }
 
 fn load(path: &Path) -> anyhow::Result<Operator> {
     let text = fs::read_to_string(path).map(Zeroizing::new);
-    let text = text.with_context(|| format!("cannot read {}; `wattle-agent lock init` makes one", path.display()))?;
+    let text = text.with_context(|| {
+        format!(
+            "cannot read {}; `wattle-agent lock init` makes one",
+            path.display()
+        )
+    })?;
     let bytes = STANDARD.decode(text.trim()).ok().map(Zeroizing::new);
-    let private_key = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok()).map(Zeroizing::new);
-    let private_key = private_key.with_context(|| format!("{} is not a key file of `wattle-agent lock init`", path.display()))?;
+    let private_key = bytes
+        .and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok())
+        .map(Zeroizing::new);
+    let private_key = private_key.with_context(|| {
+        format!(
+            "{} is not a key file of `wattle-agent lock init`",
+            path.display()
+        )
+    })?;
     Operator::new(&private_key).context("the key is not usable")
 }
 
 fn show(candidate: &Candidate) {
-    let Candidate { name, site, identity, prefixes, before } = candidate;
-    output::line(format!("{} {name} of site {site}, identity {identity}", if before.is_some() { "changed:" } else { "new:" }));
+    let Candidate {
+        name,
+        site,
+        identity,
+        prefixes,
+        before,
+    } = candidate;
+    output::line(format!(
+        "{} {name} of site {site}, identity {identity}",
+        if before.is_some() { "changed:" } else { "new:" }
+    ));
     let old = before.as_ref().map(|before| &before.prefixes);
     for prefix in prefixes {
         let is_old = old.is_some_and(|old| old.contains(prefix));
-        output::line(if is_old { format!("    {prefix}") } else { output::green(&format!("  + {prefix}")) });
+        output::line(if is_old {
+            format!("    {prefix}")
+        } else {
+            output::green(&format!("  + {prefix}"))
+        });
     }
-    for prefix in old.into_iter().flatten().filter(|prefix| !prefixes.contains(prefix)) {
+    for prefix in old
+        .into_iter()
+        .flatten()
+        .filter(|prefix| !prefixes.contains(prefix))
+    {
         output::line(output::red(&format!("  - {prefix}")));
     }
 }
@@ -135,14 +211,20 @@ fn show(candidate: &Candidate) {
 fn agree(count: usize) -> anyhow::Result<()> {
     ensure!(
         io::stdin().is_terminal(),
-        "cannot ask, because standard input is not a terminal: check what is shown, and pass --yes if it is right"
+        "cannot ask, because standard input is not a terminal: check what is shown, and pass --yes \
+         if it is right"
     );
     output::line(format!(
-        "The coordinator says that these {count} nodes are in the mesh. Compare each identity with `wattle-agent status` on its gateway. Sign them? [y/N]"
+        "The coordinator says that these {count} nodes are in the mesh. Compare each identity with \
+         `wattle-agent status` on its gateway. Sign them? [y/N]"
     ));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
-    if answer.trim().eq_ignore_ascii_case("y") { Ok(()) } else { bail!("nothing was signed") }
+    if answer.trim().eq_ignore_ascii_case("y") {
+        Ok(())
+    } else {
+        bail!("nothing was signed")
+    }
 }
 
 /// The interface for people and scripts.
@@ -154,26 +236,47 @@ struct Coordinator {
 
 impl Coordinator {
     fn new(arguments: &SignArguments) -> anyhow::Result<Self> {
-        let SignArguments { url, token_file, ca_file, .. } = arguments;
+        let SignArguments {
+            url,
+            token_file,
+            ca_file,
+            ..
+        } = arguments;
         let token = fs::read_to_string(token_file).map(Zeroizing::new);
         let token = token.with_context(|| format!("cannot read {}", token_file.display()))?;
         let builder = Client::builder().redirect(redirect::Policy::none());
         let builder = match ca_file {
             Some(path) => {
-                let authority = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-                builder
-                    .tls_certs_only([Certificate::from_pem(&authority).with_context(|| format!("{} is no certificate", path.display()))?])
+                let authority =
+                    fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+                builder.tls_certs_only([Certificate::from_pem(&authority)
+                    .with_context(|| format!("{} is no certificate", path.display()))?])
             }
             None if url.starts_with("https://") => builder,
             None => builder.tls_certs_only([]),
         };
-        let client = builder.tls_version_min(tls::Version::TLS_1_3).build().context("cannot make an HTTP client")?;
-        Ok(Self { client, url: url.trim_end_matches('/').to_owned(), token })
+        let client = builder
+            .tls_version_min(tls::Version::TLS_1_3)
+            .build()
+            .context("cannot make an HTTP client")?;
+        Ok(Self {
+            client,
+            url: url.trim_end_matches('/').to_owned(),
+            token,
+        })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let response = self.send(self.client.request(Method::GET, format!("{}{path}", self.url))).await?;
-        response.json().await.with_context(|| format!("{} did not answer like a coordinator", self.url))
+        let response = self
+            .send(
+                self.client
+                    .request(Method::GET, format!("{}{path}", self.url)),
+            )
+            .await?;
+        response
+            .json()
+            .await
+            .with_context(|| format!("{} did not answer like a coordinator", self.url))
     }
 
     /// All pages of a list.
@@ -191,19 +294,36 @@ impl Coordinator {
     }
 
     async fn post(&self, path: &str, body: &impl serde::Serialize) -> anyhow::Result<()> {
-        self.send(self.client.request(Method::POST, format!("{}{path}", self.url)).json(body)).await.map(drop)
+        self.send(
+            self.client
+                .request(Method::POST, format!("{}{path}", self.url))
+                .json(body),
+        )
+        .await
+        .map(drop)
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let response = request.bearer_auth(self.token.trim()).send().await.map_err(reqwest::Error::without_url);
-        let response = response.with_context(|| format!("cannot reach the coordinator at {}", self.url))?;
+        let response = request
+            .bearer_auth(self.token.trim())
+            .send()
+            .await
+            .map_err(reqwest::Error::without_url);
+        let response =
+            response.with_context(|| format!("cannot reach the coordinator at {}", self.url))?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
         match response.json::<Problem>().await {
-            Ok(problem) => bail!("the coordinator answered {status}: {}", problem.detail.unwrap_or(problem.title)),
-            Err(_) => bail!("what answers at {} is not a Wattle coordinator (status {status})", self.url),
+            Ok(problem) => bail!(
+                "the coordinator answered {status}: {}",
+                problem.detail.unwrap_or(problem.title)
+            ),
+            Err(_) => bail!(
+                "what answers at {} is not a Wattle coordinator (status {status})",
+                self.url
+            ),
         }
     }
 }
@@ -220,10 +340,22 @@ mod tests {
         let path = dir.path().join("operator.key");
         assert!(format!("{:#}", load(&path).unwrap_err()).contains("lock init"));
         init(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let (key, text) = (load(&path).unwrap().key(), fs::read_to_string(&path).unwrap());
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let (key, text) = (
+            load(&path).unwrap().key(),
+            fs::read_to_string(&path).unwrap(),
+        );
         assert!(init(&path).is_err());
-        assert_eq!((load(&path).unwrap().key(), fs::read_to_string(&path).unwrap()), (key, text));
+        assert_eq!(
+            (
+                load(&path).unwrap().key(),
+                fs::read_to_string(&path).unwrap()
+            ),
+            (key, text)
+        );
         fs::write(&path, "AAAA").unwrap();
         assert!(load(&path).is_err());
     }
@@ -232,14 +364,20 @@ mod tests {
     fn a_machine_that_joins_locked_writes_the_rules_that_the_agent_reads_and_never_over_others() {
         let dir = tempfile::tempdir().unwrap();
         let guard = dir.path().join("etc/guard.toml");
-        let paths = Paths { state_dir: dir.path().into(), interface: "wattle0".parse().unwrap(), guard: guard.clone() };
+        let paths = Paths {
+            state_dir: dir.path().into(),
+            interface: "wattle0".parse().unwrap(),
+            guard: guard.clone(),
+        };
         let keys = [OperatorKey::from([1; 32]), OperatorKey::from([2; 32])];
         require(&paths, &[]).unwrap();
         assert!(!guard.exists());
         require(&paths, &keys).unwrap();
         assert_eq!(load_guard(&guard).unwrap().operators(), Some(keys.into()));
         require(&paths, &keys[..1]).unwrap();
-        let error = require(&paths, &[OperatorKey::from([3; 32])]).unwrap_err().to_string();
+        let error = require(&paths, &[OperatorKey::from([3; 32])])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("operator_keys = [\"AwMDAwMD"), "{error}");
         assert_eq!(load_guard(&guard).unwrap().operators(), Some(keys.into()));
     }

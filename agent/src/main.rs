@@ -1,4 +1,5 @@
-//! `wattle-agent`: makes a Linux gateway a node of the mesh, and keeps its WireGuard interface as the mesh wants it.
+//! `wattle-agent`: makes a Linux gateway a node of the mesh, and keeps its WireGuard interface as
+//! the mesh wants it.
 
 mod config;
 mod coordinator;
@@ -42,24 +43,43 @@ fn main() -> ExitCode {
     }
 }
 
-/// How many threads work beside the first. Each has a heap of its own, which a small gateway pays for.
+/// How many threads work beside the first. Each has a heap of its own, which a small gateway pays
+/// for.
 fn threads(command: &Command) -> usize {
-    // The loop that follows the mesh is on the first thread, and calls into the kernel are beside it. A device takes what it gets.
-    if matches!(command, Command::Device { .. }) { 2 } else { 1 }
+    // The loop that follows the mesh is on the first thread, and calls into the kernel are beside
+    // it. A device takes what it gets.
+    if matches!(command, Command::Device { .. }) {
+        2
+    } else {
+        1
+    }
 }
 
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { paths, command, .. } = cli;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads(&command)).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads(&command))
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         match command {
-            Command::Join { join_string, endpoint, replace, operator_keys } => {
+            Command::Join {
+                join_string,
+                endpoint,
+                replace,
+                operator_keys,
+            } => {
                 lock::require(&paths, &operator_keys)?;
                 join::join(&paths, &join_string, endpoint, replace).await
             }
             Command::Run { metrics } => run::run(&paths, metrics).await,
             Command::Status { json } => return status::status(&paths, json).await,
-            Command::Verify { hosts, count, throughput, json } => return verify::verify(&paths, &hosts, count, throughput, json).await,
+            Command::Verify {
+                hosts,
+                count,
+                throughput,
+                json,
+            } => return verify::verify(&paths, &hosts, count, throughput, json).await,
             Command::Doctor { json } => return doctor::doctor(&paths, json).await,
             Command::History { json } => history::show(&paths, json),
             Command::Plan { json } => status::plan_command(&paths, json).await,

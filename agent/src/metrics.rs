@@ -1,6 +1,9 @@
-//! `wattle-agent run --metrics`: the tunnels of this gateway in Prometheus' text format, under the names that dashboards of WireGuard know.
+//! `wattle-agent run --metrics`: the tunnels of this gateway in Prometheus' text format, under the
+//! names that dashboards of WireGuard know.
 
-use std::{collections::BTreeMap, convert::Infallible, io::ErrorKind, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, io::ErrorKind, net::SocketAddr, time::Duration,
+};
 
 use anyhow::Context;
 use hyper::{
@@ -52,16 +55,21 @@ pub(crate) struct Seen<'a> {
 pub(crate) struct Metrics(watch::Sender<String>);
 
 impl Metrics {
-    /// Listens on the address, as soon as this host has it: at boot the agent is there before the network.
+    /// Listens on the address, as soon as this host has it: at boot the agent is there before the
+    /// network.
     pub(crate) async fn serve(address: SocketAddr) -> anyhow::Result<Self> {
         let (sender, text) = watch::channel(String::new());
         match TcpListener::bind(address).await {
             Ok(listener) => drop(tokio::spawn(accept(listener, text))),
             Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
-                tracing::warn!("{address} is no address of this host yet: serves metrics when it is");
+                tracing::warn!(
+                    "{address} is no address of this host yet: serves metrics when it is"
+                );
                 tokio::spawn(wait_for_address(address, text));
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot serve metrics on {address}")),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot serve metrics on {address}"));
+            }
         }
         Ok(Self(sender))
     }
@@ -104,7 +112,10 @@ async fn answer(connection: TcpStream, text: watch::Receiver<String>) {
         async move { Ok::<_, Infallible>(respond(request.method(), request.uri().path(), text)) }
     });
     let mut http = http1::Builder::new();
-    let conversation = http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).serve_connection(TokioIo::new(connection), service);
+    let conversation = http
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(connection), service);
     if let Err(error) = conversation.await {
         tracing::debug!("a scrape failed: {error}");
     }
@@ -113,20 +124,37 @@ async fn answer(connection: TcpStream, text: watch::Receiver<String>) {
 fn respond(method: &Method, path: &str, text: String) -> Response<String> {
     let (status, body) = match (method, path) {
         (&Method::GET, "/metrics") => (StatusCode::OK, text),
-        (&Method::GET, _) => (StatusCode::NOT_FOUND, "metrics are at /metrics\n".to_owned()),
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "metrics are read with GET\n".to_owned()),
+        (&Method::GET, _) => (
+            StatusCode::NOT_FOUND,
+            "metrics are at /metrics\n".to_owned(),
+        ),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "metrics are read with GET\n".to_owned(),
+        ),
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+    );
     response
 }
 
-/// The names are those of the exporters for `wg show` that were there before; no endpoint is in a label, since it may tell where somebody lives
-/// and makes a series of its own each time it moves.
+/// The names are those of the exporters for `wg show` that were there before; no endpoint is in a
+/// label, since it may tell where somebody lives and makes a series of its own each time it moves.
 fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
     const PEER: [&str; 5] = ["device", "public_key", "site", "peer", "peer_site"];
-    let Seen { interface, known, observed, probes, connected, problems, now } = *seen;
+    let Seen {
+        interface,
+        known,
+        observed,
+        probes,
+        connected,
+        problems,
+        now,
+    } = *seen;
     let registry = Registry::new();
     let gauges = |name, help, labels: &[&str]| {
         let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
@@ -134,24 +162,54 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
     };
     let counters = |name, help| {
         let counters = IntCounterVec::new(Opts::new(name, help), &PEER)?;
-        registry.register(Box::new(counters.clone())).map(|()| counters)
+        registry
+            .register(Box::new(counters.clone()))
+            .map(|()| counters)
     };
     let site = known.myself.site_name.as_str();
-    gauges("wattle_agent_connected", "Whether the agent is connected to the coordinator.", &["site"])?
+    gauges(
+        "wattle_agent_connected",
+        "Whether the agent is connected to the coordinator.",
+        &["site"],
+    )?
+    .with_label_values(&[site])
+    .set(connected.into());
+    let revision = gauges(
+        "wattle_agent_revision",
+        "The revision of the mesh that the agent follows.",
+        &["site"],
+    )?;
+    revision
         .with_label_values(&[site])
-        .set(connected.into());
-    let revision = gauges("wattle_agent_revision", "The revision of the mesh that the agent follows.", &["site"])?;
-    revision.with_label_values(&[site]).set(known.position.revision);
-    let found = gauges("wattle_agent_problems", "Number of problems that keep this host from what the mesh wants.", &["site"])?;
-    found.with_label_values(&[site]).set(i64::try_from(problems).unwrap_or(i64::MAX));
+        .set(known.position.revision);
+    let found = gauges(
+        "wattle_agent_problems",
+        "Number of problems that keep this host from what the mesh wants.",
+        &["site"],
+    )?;
+    found
+        .with_label_values(&[site])
+        .set(i64::try_from(problems).unwrap_or(i64::MAX));
 
     let device = interface.as_str();
-    let up = gauges("wattle_interface_up", "Whether the WireGuard interface is there and up.", &["device", "site"])?;
-    up.with_label_values(&[device, site]).set(observed.link.as_ref().is_some_and(|link| link.up).into());
-    let Some(link) = &observed.link else { return encode(&registry) };
+    let up = gauges(
+        "wattle_interface_up",
+        "Whether the WireGuard interface is there and up.",
+        &["device", "site"],
+    )?;
+    up.with_label_values(&[device, site])
+        .set(observed.link.as_ref().is_some_and(|link| link.up).into());
+    let Some(link) = &observed.link else {
+        return encode(&registry);
+    };
     if let Some(key) = link.public_key {
-        let info = gauges("wireguard_device_info", "The WireGuard device.", &["device", "public_key", "site"])?;
-        info.with_label_values(&[device, &key.to_string(), site]).set(1);
+        let info = gauges(
+            "wireguard_device_info",
+            "The WireGuard device.",
+            &["device", "public_key", "site"],
+        )?;
+        info.with_label_values(&[device, &key.to_string(), site])
+            .set(1);
     }
     let handshakes = GaugeVec::new(
         Opts::new(
@@ -161,43 +219,94 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         &PEER,
     )?;
     registry.register(Box::new(handshakes.clone()))?;
-    let received = counters("wireguard_peer_receive_bytes_total", "Bytes received from a peer.")?;
-    let sent = counters("wireguard_peer_transmit_bytes_total", "Bytes sent to a peer.")?;
+    let received = counters(
+        "wireguard_peer_receive_bytes_total",
+        "Bytes received from a peer.",
+    )?;
+    let sent = counters(
+        "wireguard_peer_transmit_bytes_total",
+        "Bytes sent to a peer.",
+    )?;
     let fresh = gauges(
         "wattle_peer_up",
-        "Whether packets get to a peer and back, by probes where it answers them, else by its last handshake.",
+        "Whether packets get to a peer and back, by probes where it answers them, else by its last \
+         handshake.",
         &PEER,
     )?;
     let allowed = gauges(
         "wireguard_peer_allowed_ips_info",
         "A prefix that a peer may use.",
-        &["device", "public_key", "allowed_ips", "site", "peer", "peer_site"],
+        &[
+            "device",
+            "public_key",
+            "allowed_ips",
+            "site",
+            "peer",
+            "peer_site",
+        ],
     )?;
     let probed = |name, help| {
         let gauges = GaugeVec::new(Opts::new(name, help), &PEER)?;
         registry.register(Box::new(gauges.clone())).map(|()| gauges)
     };
-    let loss = probed("wattle_peer_loss_ratio", "Part of the last 60 probes of a peer that it did not answer.")?;
-    let round_trip = probed("wattle_peer_round_trip_seconds", "Time from a probe of a peer to its answer.")?;
+    let loss = probed(
+        "wattle_peer_loss_ratio",
+        "Part of the last 60 probes of a peer that it did not answer.",
+    )?;
+    let round_trip = probed(
+        "wattle_peer_round_trip_seconds",
+        "Time from a probe of a peer to its answer.",
+    )?;
     let none = ObservedPeer::default();
-    for peer_known @ KnownPeer { peer, statement, .. } in known.peers.values() {
+    for peer_known @ KnownPeer {
+        peer, statement, ..
+    } in known.peers.values()
+    {
         let found = peer_known.entry(link).unwrap_or(&none);
-        let (key, name, peer_site) = (statement.wireguard_key.to_string(), peer.name.as_str(), peer.site_name.as_str());
+        let (key, name, peer_site) = (
+            statement.wireguard_key.to_string(),
+            peer.name.as_str(),
+            peer.site_name.as_str(),
+        );
         let labels = [device, key.as_str(), site, name, peer_site];
-        let age = found.handshake_age_s.map(|age| i64::try_from(age).unwrap_or(i64::MAX));
-        #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 fit into 53 bits")]
-        handshakes.with_label_values(&labels).set(age.map_or(0.0, |age| now.saturating_sub(age) as f64));
-        received.with_label_values(&labels).inc_by(found.received_bytes);
+        let age = found
+            .handshake_age_s
+            .map(|age| i64::try_from(age).unwrap_or(i64::MAX));
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "seconds since 1970 fit into 53 bits"
+        )]
+        handshakes
+            .with_label_values(&labels)
+            .set(age.map_or(0.0, |age| now.saturating_sub(age) as f64));
+        received
+            .with_label_values(&labels)
+            .inc_by(found.received_bytes);
         sent.with_label_values(&labels).inc_by(found.sent_bytes);
         let probe = probes.get(&peer.node);
-        let works = probe.map_or_else(|| link::is_fresh(found.handshake_age_s), |probe| probe.state.works());
+        let works = probe.map_or_else(
+            || link::is_fresh(found.handshake_age_s),
+            |probe| probe.state.works(),
+        );
         fresh.with_label_values(&labels).set(works.into());
         if let Some(probe) = probe {
-            loss.with_label_values(&labels).set(f64::from(probe.loss_percent) / 100.0);
-            round_trip.with_label_values(&labels).set(f64::from(probe.round_trip_us) / 1e6);
+            loss.with_label_values(&labels)
+                .set(f64::from(probe.loss_percent) / 100.0);
+            round_trip
+                .with_label_values(&labels)
+                .set(f64::from(probe.round_trip_us) / 1e6);
         }
         for prefix in &found.allowed_ips {
-            allowed.with_label_values(&[device, key.as_str(), prefix.to_string().as_str(), site, name, peer_site]).set(1);
+            allowed
+                .with_label_values(&[
+                    device,
+                    key.as_str(),
+                    prefix.to_string().as_str(),
+                    site,
+                    name,
+                    peer_site,
+                ])
+                .set(1);
         }
     }
     encode(&registry)

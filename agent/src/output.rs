@@ -5,7 +5,8 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
-/// Prints a line on standard output. A reader that has gone away is no error: `wattle-agent status | head` is fine.
+/// Prints a line on standard output. A reader that has gone away is no error: `wattle-agent status
+/// | head` is fine.
 pub(crate) fn line(text: impl Display) {
     let _ = writeln!(io::stdout().lock(), "{text}");
 }
@@ -15,7 +16,8 @@ pub(crate) fn error(error: &anyhow::Error) {
     let _ = writeln!(io::stderr().lock(), "error: {error:#}");
 }
 
-/// Tells a person who waits what is being done, where one looks: on standard error, if it is a terminal.
+/// Tells a person who waits what is being done, where one looks: on standard error, if it is a
+/// terminal.
 pub(crate) fn progress(text: impl Display) {
     let mut stderr = io::stderr().lock();
     if stderr.is_terminal() {
@@ -46,7 +48,11 @@ pub(crate) fn red(text: &str) -> String {
 
 /// By the colours that ECMA-48 numbers. Who sets `NO_COLOR` wants none: no-color.org.
 fn coloured(number: u8, text: &str) -> String {
-    if has_colour() { format!("\u{1b}[{number}m{text}\u{1b}[0m") } else { text.to_owned() }
+    if has_colour() {
+        format!("\u{1b}[{number}m{text}\u{1b}[0m")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Whether colours are wanted on standard output.
@@ -60,7 +66,10 @@ pub(crate) fn bytes(count: u64) -> String {
     if count < 1024 {
         return format!("{count} B");
     }
-    #[expect(clippy::cast_precision_loss, reason = "one digit after the point is shown")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "one digit after the point is shown"
+    )]
     let mut value = count as f64 / 1024.0;
     let mut unit = UNITS[0];
     for larger in &UNITS[1..] {
@@ -89,7 +98,13 @@ mod tests {
 
     #[test]
     fn numbers_are_for_people() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1024), bytes(1_500_000)], ["0 B", "1023 B", "1.0 KiB", "1.4 MiB"]);
-        assert_eq!([age(59), age(65), age(3700), age(90_000)], ["59 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]);
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1024), bytes(1_500_000)],
+            ["0 B", "1023 B", "1.0 KiB", "1.4 MiB"]
+        );
+        assert_eq!(
+            [age(59), age(65), age(3700), age(90_000)],
+            ["59 s", "1 min 5 s", "1 h 1 min", "1 d 1 h"]
+        );
     }
 }

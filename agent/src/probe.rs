@@ -1,4 +1,5 @@
-//! Probes peers through their tunnels, answers them, and counts bytes for them, beside the loop: a host that takes long to follow a view answers all the same.
+//! Probes peers through their tunnels, answers them, and counts bytes for them, beside the loop: a
+//! host that takes long to follow a view answers all the same.
 
 use std::{
     collections::BTreeMap,
@@ -47,10 +48,19 @@ struct Shared {
 impl Prober {
     /// Begins; nobody is probed before [`Prober::follow`].
     pub(crate) fn start(interface: &InterfaceName) -> Self {
-        let shared = Arc::new(Shared { probes: Mutex::default(), started: Instant::now(), news: Notify::new(), followed: Notify::new() });
+        let shared = Arc::new(Shared {
+            probes: Mutex::default(),
+            started: Instant::now(),
+            news: Notify::new(),
+            followed: Notify::new(),
+        });
         let (address, tunnel_address) = watch::channel(None);
         let task = tokio::spawn(run(Arc::clone(&shared), interface.clone(), tunnel_address));
-        Self { shared, address, task }
+        Self {
+            shared,
+            address,
+            task,
+        }
     }
 
     /// Follows what is known of the mesh.
@@ -59,7 +69,8 @@ impl Prober {
         probes.follow(known, self.shared.started.elapsed());
         let address = probes.next_at().map(|_| known.myself.tunnel_address);
         drop(probes);
-        self.address.send_if_modified(|before| std::mem::replace(before, address) != address);
+        self.address
+            .send_if_modified(|before| std::mem::replace(before, address) != address);
         self.shared.followed.notify_one();
     }
 
@@ -80,7 +91,11 @@ impl Drop for Prober {
     }
 }
 
-async fn run(shared: Arc<Shared>, interface: InterfaceName, mut address: watch::Receiver<Option<Ipv4Addr>>) {
+async fn run(
+    shared: Arc<Shared>,
+    interface: InterfaceName,
+    mut address: watch::Receiver<Option<Ipv4Addr>>,
+) {
     loop {
         let from = *address.borrow_and_update();
         let exchange = async {
@@ -135,7 +150,9 @@ impl Shared {
     fn take(&self, socket: &ProbeSocket, arrived: Arrived) -> io::Result<()> {
         let now = self.started.elapsed();
         match arrived {
-            Arrived::Probe(from, Probe::Request(number)) if self.probes().heard(from, now) => socket.send(from, Probe::Answer(number)),
+            Arrived::Probe(from, Probe::Request(number)) if self.probes().heard(from, now) => {
+                socket.send(from, Probe::Answer(number))
+            }
             Arrived::Probe(_, Probe::Request(_)) => Ok(()),
             Arrived::Probe(from, Probe::Answer(number)) | Arrived::Refused(from, number) => {
                 self.probes().answered(from, number, now);

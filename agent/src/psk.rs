@@ -1,4 +1,5 @@
-//! Preshared keys: what of them is kept on disk, and the errands to the coordinator's mailbox on which nodes agree on them.
+//! Preshared keys: what of them is kept on disk, and the errands to the coordinator's mailbox on
+//! which nodes agree on them.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -38,7 +39,8 @@ pub(crate) fn forget(store: &Store) -> anyhow::Result<()> {
     store.remove(PSKS)
 }
 
-/// The keys of this node's tunnels, kept on disk, and the errands about them to the coordinator's mailbox.
+/// The keys of this node's tunnels, kept on disk, and the errands about them to the coordinator's
+/// mailbox.
 #[derive(Debug)]
 pub(crate) struct PskClient {
     store: Store,
@@ -58,12 +60,21 @@ impl PskClient {
         let (exchange, problem) = match load(&store) {
             Ok(exchange) => (exchange, None),
             // The keys on the device stay, and new ones are agreed on.
-            Err(error) => (Exchange::default(), Some(format!("cannot read the preshared keys, and makes new ones: {error:#}"))),
+            Err(error) => (
+                Exchange::default(),
+                Some(format!(
+                    "cannot read the preshared keys, and makes new ones: {error:#}"
+                )),
+            ),
         };
         if let Some(problem) = &problem {
             warn!("{problem}");
         }
-        Self { store, correspondence: Correspondence::new(exchange, problem), errand: None }
+        Self {
+            store,
+            correspondence: Correspondence::new(exchange, problem),
+            errand: None,
+        }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
@@ -72,7 +83,11 @@ impl PskClient {
 
     /// What stands in the way of new keys, in words.
     pub(crate) fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
-        self.correspondence.problem().map(str::to_owned).into_iter().chain(self.exchange().problems(known))
+        self.correspondence
+            .problem()
+            .map(str::to_owned)
+            .into_iter()
+            .chain(self.exchange().problems(known))
     }
 
     /// Wants another key with each peer.
@@ -84,9 +99,17 @@ impl PskClient {
         self.correspondence.mail_is_waiting();
     }
 
-    /// Does what is due by now; with `unsettled` peers no key is changed. Whether a key may be another one now.
-    pub(crate) fn tick(&mut self, known: &Known, machine: &Machine, unsettled: BTreeSet<NodeId>) -> bool {
-        self.go_on(machine, |correspondence, means| correspondence.tick(known, means, unsettled))
+    /// Does what is due by now; with `unsettled` peers no key is changed. Whether a key may be
+    /// another one now.
+    pub(crate) fn tick(
+        &mut self,
+        known: &Known,
+        machine: &Machine,
+        unsettled: BTreeSet<NodeId>,
+    ) -> bool {
+        self.go_on(machine, |correspondence, means| {
+            correspondence.tick(known, means, unsettled)
+        })
     }
 
     /// Takes note of the handshakes. Whether a key may be another one now.
@@ -97,15 +120,27 @@ impl PskClient {
         })
     }
 
-    /// Goes on an errand to the mailbox if there is reason to, without waiting for it. One is under way at a time.
-    pub(crate) fn go(&mut self, coordinator: &Arc<Coordinator>, machine: &Arc<Machine>, membership: &Membership) {
+    /// Goes on an errand to the mailbox if there is reason to, without waiting for it. One is under
+    /// way at a time.
+    pub(crate) fn go(
+        &mut self,
+        coordinator: &Arc<Coordinator>,
+        machine: &Arc<Machine>,
+        membership: &Membership,
+    ) {
         if self.errand.is_some() {
             return;
         }
-        let Some(errand) = self.correspondence.next_errand() else { return };
+        let Some(errand) = self.correspondence.next_errand() else {
+            return;
+        };
         let (sender, receiver) = oneshot::channel();
         self.errand = Some(receiver);
-        let (coordinator, machine, membership) = (Arc::clone(coordinator), Arc::clone(machine), membership.clone());
+        let (coordinator, machine, membership) = (
+            Arc::clone(coordinator),
+            Arc::clone(machine),
+            membership.clone(),
+        );
         tokio::spawn(async move {
             let brought = match coordinator.mailbox(&machine, &membership, &errand).await {
                 Ok(mail) => Brought::Mail(mail),
@@ -113,7 +148,11 @@ impl PskClient {
                     debug!("a request to the mailbox failed: {error:#}");
                     tokio::time::sleep(PAUSE).await;
                     let is_refused = matches!(error, RequestError::Refused { status, .. } if status.is_client_error());
-                    if is_refused { Brought::Refused } else { Brought::Nothing }
+                    if is_refused {
+                        Brought::Refused
+                    } else {
+                        Brought::Nothing
+                    }
                 }
             };
             let _ = sender.send(Done { errand, brought });
@@ -129,21 +168,52 @@ impl PskClient {
     }
 
     /// Reads what an errand has brought. Whether a key may be another one now.
-    pub(crate) fn take_in(&mut self, done: Option<Done>, known: Option<&Known>, machine: &Machine) -> bool {
+    pub(crate) fn take_in(
+        &mut self,
+        done: Option<Done>,
+        known: Option<&Known>,
+        machine: &Machine,
+    ) -> bool {
         self.errand = None;
-        let Some(Done { errand, brought }) = done else { return false };
-        self.go_on(machine, |correspondence, means| correspondence.take_in(&errand, brought, known, means))
+        let Some(Done { errand, brought }) = done else {
+            return false;
+        };
+        self.go_on(machine, |correspondence, means| {
+            correspondence.take_in(&errand, brought, known, means)
+        })
     }
 
-    fn go_on(&mut self, machine: &Machine, step: impl FnOnce(&mut Correspondence, &Means<'_, SystemKem>) -> Progress) -> bool {
+    fn go_on(
+        &mut self,
+        machine: &Machine,
+        step: impl FnOnce(&mut Correspondence, &Means<'_, SystemKem>) -> Progress,
+    ) -> bool {
         let before = self.correspondence.problem().map(str::to_owned);
-        let keep =
-            |exchange: &Exchange| self.store.write(PSKS, exchange).map_err(|error| format!("cannot change preshared keys: {error:#}"));
-        let Progress { may_differ, ignored } =
-            step(&mut self.correspondence, &Means { machine, now: unix_s(), kem: &SystemKem, keep: &keep });
+        let keep = |exchange: &Exchange| {
+            self.store
+                .write(PSKS, exchange)
+                .map_err(|error| format!("cannot change preshared keys: {error:#}"))
+        };
+        let Progress {
+            may_differ,
+            ignored,
+        } = step(
+            &mut self.correspondence,
+            &Means {
+                machine,
+                now: unix_s(),
+                kem: &SystemKem,
+                keep: &keep,
+            },
+        );
         for (name, reason) in ignored {
             match reason {
-                Ignored::Signature | Ignored::Address | Ignored::Unreadable | Ignored::Kem | Ignored::Managed | Ignored::Sealed => {
+                Ignored::Signature
+                | Ignored::Address
+                | Ignored::Unreadable
+                | Ignored::Kem
+                | Ignored::Managed
+                | Ignored::Sealed => {
                     warn!(%name, "refused a message about the preshared key: {reason}");
                 }
                 Ignored::Old | Ignored::Unexpected | Ignored::Keys => {

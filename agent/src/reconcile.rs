@@ -27,7 +27,8 @@ use wattle_wire::key::{OperatorKey, WireguardKey};
 
 use crate::{config::Paths, kernel::Kernel, store::Store};
 
-/// How often the host is compared with what it should be: what other tools change is repaired within this time.
+/// How often the host is compared with what it should be: what other tools change is repaired
+/// within this time.
 pub(crate) const OBSERVE_INTERVAL: Duration = Duration::from_secs(5);
 
 const UNREADABLE: &str = "cannot read the state of this host";
@@ -78,9 +79,19 @@ pub(crate) struct Limits {
 
 impl Host {
     /// The host of a node whose coordinators have these URLs.
-    pub(crate) fn new(paths: &Paths, store: &Store, coordinators: &[String]) -> anyhow::Result<Self> {
-        let coordinators =
-            coordinators.iter().filter_map(|url| reqwest::Url::parse(url).ok()?.host_str()?.trim_matches(['[', ']']).parse().ok());
+    pub(crate) fn new(
+        paths: &Paths,
+        store: &Store,
+        coordinators: &[String],
+    ) -> anyhow::Result<Self> {
+        let coordinators = coordinators.iter().filter_map(|url| {
+            reqwest::Url::parse(url)
+                .ok()?
+                .host_str()?
+                .trim_matches(['[', ']'])
+                .parse()
+                .ok()
+        });
         Ok(Self {
             kernel: Kernel::new(paths.interface.clone(), store)?,
             interface: paths.interface.clone(),
@@ -100,20 +111,45 @@ impl Host {
 
     /// The key that the interface has now.
     pub(crate) async fn wireguard_key(&self) -> anyhow::Result<Option<WireguardKey>> {
-        Ok(self.kernel.observe_link().await.context(UNREADABLE)?.and_then(|link| link.public_key))
+        Ok(self
+            .kernel
+            .observe_link()
+            .await
+            .context(UNREADABLE)?
+            .and_then(|link| link.public_key))
     }
 
     /// What the host lets the mesh do to it now.
     pub(crate) async fn limits(&self, known: &Known) -> anyhow::Result<Limits> {
-        let addresses = self.kernel.host_addresses().await.context("cannot read the addresses of this host")?;
-        let surroundings = Surroundings { networks: addresses.clone(), coordinators: self.coordinators.clone() };
-        let refused = self.guard.screen(known, &surroundings, chrono::Utc::now().timestamp());
+        let addresses = self
+            .kernel
+            .host_addresses()
+            .await
+            .context("cannot read the addresses of this host")?;
+        let surroundings = Surroundings {
+            networks: addresses.clone(),
+            coordinators: self.coordinators.clone(),
+        };
+        let refused = self
+            .guard
+            .screen(known, &surroundings, chrono::Utc::now().timestamp());
         Ok(Limits { refused, addresses })
     }
 
     /// What the host should be within its limits.
-    pub(crate) fn desired(&self, known: &Known, machine: &Machine, psks: &Exchange, peer_keys: &PeerKeys, limits: &Limits) -> Desired {
-        let local = Local { interface: self.interface.clone(), machine, addresses: limits.addresses.clone() };
+    pub(crate) fn desired(
+        &self,
+        known: &Known,
+        machine: &Machine,
+        psks: &Exchange,
+        peer_keys: &PeerKeys,
+        limits: &Limits,
+    ) -> Desired {
+        let local = Local {
+            interface: self.interface.clone(),
+            machine,
+            addresses: limits.addresses.clone(),
+        };
         desired(known, &local, &limits.refused, psks, peer_keys)
     }
 
@@ -122,18 +158,41 @@ impl Host {
         self.kernel.down().await
     }
 
-    /// One round. Whatever fails is told and the rest goes on; the next round tries again. `last` is what the round before gave.
+    /// One round. Whatever fails is told and the rest goes on; the next round tries again. `last`
+    /// is what the round before gave.
     pub(crate) async fn reconcile(&self, aim: &mut Aim<'_>, last: &mut Outcome) -> Outcome {
-        let looked = async { anyhow::Ok((self.observe_and_follow(aim, last).await?, self.limits(aim.known).await?)) };
+        let looked = async {
+            anyhow::Ok((
+                self.observe_and_follow(aim, last).await?,
+                self.limits(aim.known).await?,
+            ))
+        };
         let (observed, limits) = match looked.await {
             Ok(looked) => looked,
-            Err(error) => return Outcome { problems: vec![format!("{error:#}")], ..Outcome::default() },
+            Err(error) => {
+                return Outcome {
+                    problems: vec![format!("{error:#}")],
+                    ..Outcome::default()
+                };
+            }
         };
         let now = aim.now();
-        let peer_keys = observed.link.as_ref().map(|link| aim.watch.look(aim.known, link, now)).unwrap_or_default();
-        let plan = plan(&self.desired(aim.known, aim.machine, aim.psks, &peer_keys, &limits), &observed);
+        let peer_keys = observed
+            .link
+            .as_ref()
+            .map(|link| aim.watch.look(aim.known, link, now))
+            .unwrap_or_default();
+        let plan = plan(
+            &self.desired(aim.known, aim.machine, aim.psks, &peer_keys, &limits),
+            &observed,
+        );
         let changed = plan.steps.iter().any(|step| !step.change.is_unnoticed());
-        let mut outcome = Outcome { observed: Some(observed), changed, problems: limits.refused.problems().collect(), limits };
+        let mut outcome = Outcome {
+            observed: Some(observed),
+            changed,
+            problems: limits.refused.problems().collect(),
+            limits,
+        };
         if !plan.steps.is_empty() {
             outcome.problems.extend(self.apply(plan, aim.machine).await);
             aim.watch.probed(&peer_keys, now);
@@ -143,8 +202,13 @@ impl Host {
         outcome
     }
 
-    /// The host as it is. Meanwhile peers are followed to their new keys: to list the rules of a firewall may take longer than packets wait.
-    async fn observe_and_follow(&self, aim: &mut Aim<'_>, last: &mut Outcome) -> anyhow::Result<Observed> {
+    /// The host as it is. Meanwhile peers are followed to their new keys: to list the rules of a
+    /// firewall may take longer than packets wait.
+    async fn observe_and_follow(
+        &self,
+        aim: &mut Aim<'_>,
+        last: &mut Outcome,
+    ) -> anyhow::Result<Observed> {
         let mut policy = pin!(self.kernel.observe_policy());
         let policy = loop {
             tokio::select! {
@@ -156,8 +220,8 @@ impl Host {
         observed.await.context(UNREADABLE)
     }
 
-    /// Looks at the peers alone, and follows those that have taken up the keys which they announced: packets wait for that, so nothing else is
-    /// looked at meanwhile.
+    /// Looks at the peers alone, and follows those that have taken up the keys which they
+    /// announced: packets wait for that, so nothing else is looked at meanwhile.
     pub(crate) async fn follow_keys(&self, aim: &mut Aim<'_>, last: &mut Outcome) {
         if let Err(error) = self.try_follow_keys(aim, last).await {
             warn!("{error:#}");
@@ -165,15 +229,29 @@ impl Host {
     }
 
     async fn try_follow_keys(&self, aim: &mut Aim<'_>, last: &mut Outcome) -> anyhow::Result<()> {
-        let Outcome { observed: Some(observed), limits, .. } = last else { return Ok(()) };
-        let (Some(link), Some(peers)) = (&mut observed.link, self.kernel.observe_peers().await?) else { return Ok(()) };
+        let Outcome {
+            observed: Some(observed),
+            limits,
+            ..
+        } = last
+        else {
+            return Ok(());
+        };
+        let (Some(link), Some(peers)) = (&mut observed.link, self.kernel.observe_peers().await?)
+        else {
+            return Ok(());
+        };
         link.peers = peers;
         let now = aim.now();
         let peer_keys = aim.watch.look(aim.known, link, now);
         if !peer_keys.is_pressing() {
             return Ok(());
         }
-        let mut steps = plan(&self.desired(aim.known, aim.machine, aim.psks, &peer_keys, limits), observed).steps;
+        let mut steps = plan(
+            &self.desired(aim.known, aim.machine, aim.psks, &peer_keys, limits),
+            observed,
+        )
+        .steps;
         steps.retain(|step| step.change.of_peer().is_some());
         let changes: Vec<_> = steps.iter().map(|step| &step.change).collect();
         self.kernel.apply_to_peers(&changes).await?;
@@ -189,12 +267,21 @@ impl Host {
     async fn apply(&self, plan: Plan, machine: &Machine) -> Vec<String> {
         let private_key = machine.wireguard_private_key();
         let mut problems = Vec::new();
-        'plan: for steps in plan.steps.chunk_by(|one, next| one.change.of_peer().is_some() && next.change.of_peer().is_some()) {
+        'plan: for steps in plan
+            .steps
+            .chunk_by(|one, next| one.change.of_peer().is_some() && next.change.of_peer().is_some())
+        {
             let at_once = self.apply_at_once(steps).await;
             for step in steps {
-                let applied = if at_once { Ok(()) } else { self.kernel.apply(&step.change, &private_key).await };
+                let applied = if at_once {
+                    Ok(())
+                } else {
+                    self.kernel.apply(&step.change, &private_key).await
+                };
                 match applied {
-                    Ok(()) if step.change.is_unnoticed() => debug!(reason = step.reason, "{}", step.change),
+                    Ok(()) if step.change.is_unnoticed() => {
+                        debug!(reason = step.reason, "{}", step.change)
+                    }
                     Ok(()) => info!(reason = step.reason, "{}", step.change),
                     Err(error) => {
                         problems.push(format!("cannot {}: {error:#}", step.change));
@@ -209,25 +296,34 @@ impl Host {
         problems
     }
 
-    /// Takes several steps of peers at once, which for a thousand of them takes a fiftieth of the time. If one is refused, each is to be
-    /// taken by itself, so that the rest is done and the error names its peer.
+    /// Takes several steps of peers at once, which for a thousand of them takes a fiftieth of the
+    /// time. If one is refused, each is to be taken by itself, so that the rest is done and the
+    /// error names its peer.
     async fn apply_at_once(&self, steps: &[Step]) -> bool {
         let changes: Vec<&Change> = steps.iter().map(|step| &step.change).collect();
         changes.len() > 1 && self.kernel.apply_to_peers(&changes).await.is_ok()
     }
 }
 
-/// The guard's rules: those that need no file, when there is none. A file that cannot be read is an error; what it forbids is not known.
+/// The guard's rules: those that need no file, when there is none. A file that cannot be read is an
+/// error; what it forbids is not known.
 pub(crate) fn load_guard(path: &Path) -> anyhow::Result<Guard> {
     match fs::read_to_string(path) {
         Ok(text) => {
-            let guard: Guard = toml::from_str(&text).with_context(|| format!("the guard's rules in {} are not valid", path.display()))?;
+            let guard: Guard = toml::from_str(&text).with_context(|| {
+                format!("the guard's rules in {} are not valid", path.display())
+            })?;
             let locks_all_out = guard.lock == Lock::Required && guard.operator_keys.is_empty();
-            anyhow::ensure!(!locks_all_out, "{} requires the lock and names no `operator_keys`: nobody could be admitted", path.display());
+            anyhow::ensure!(
+                !locks_all_out,
+                "{} requires the lock and names no `operator_keys`: nobody could be admitted",
+                path.display()
+            );
             Ok(guard)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Guard::default()),
-        Err(error) => Err(error).with_context(|| format!("cannot read the guard's rules in {}", path.display())),
+        Err(error) => Err(error)
+            .with_context(|| format!("cannot read the guard's rules in {}", path.display())),
     }
 }
 
@@ -240,12 +336,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("guard.toml");
         assert_eq!(load_guard(&path).unwrap(), Guard::default());
-        fs::write(&path, "allow = [\"10.0.0.0/8\"]\nrefuse = [\"10.9.0.0/16\"]\n").unwrap();
+        fs::write(
+            &path,
+            "allow = [\"10.0.0.0/8\"]\nrefuse = [\"10.9.0.0/16\"]\n",
+        )
+        .unwrap();
         let [allow, refuse] = ["10.0.0.0/8", "10.9.0.0/16"].map(|text| vec![text.parse().unwrap()]);
-        assert_eq!(load_guard(&path).unwrap(), Guard { allow: Some(allow), refuse, ..Guard::default() });
+        assert_eq!(
+            load_guard(&path).unwrap(),
+            Guard {
+                allow: Some(allow),
+                refuse,
+                ..Guard::default()
+            }
+        );
         let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
-        fs::write(&path, format!("lock = \"required\"\noperator_keys = [\"{key}\"]\n")).unwrap();
-        assert_eq!(load_guard(&path).unwrap().operators(), Some([key.parse().unwrap()].into()));
+        fs::write(
+            &path,
+            format!("lock = \"required\"\noperator_keys = [\"{key}\"]\n"),
+        )
+        .unwrap();
+        assert_eq!(
+            load_guard(&path).unwrap().operators(),
+            Some([key.parse().unwrap()].into())
+        );
         // A lock that is misspelt, or that nobody could open, is an error and not an open door.
         for bad in [
             "lock = \"required\"",

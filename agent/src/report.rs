@@ -1,4 +1,5 @@
-//! Reports to the coordinator: how this node, its host and its links are. One is on its way at a time.
+//! Reports to the coordinator: how this node, its host and its links are. One is on its way at a
+//! time.
 
 use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
@@ -48,7 +49,11 @@ pub(crate) struct ToldReport {
 impl Reporter {
     /// Of an agent that has just been started, which is noted in the state directory.
     pub(crate) fn new(store: &Store) -> Self {
-        Self { start: noted_start(store), reporting: Reporting::default(), on_its_way: None }
+        Self {
+            start: noted_start(store),
+            reporting: Reporting::default(),
+            on_its_way: None,
+        }
     }
 
     /// The coordinator may have forgotten what it was told: the next report is of all.
@@ -79,7 +84,9 @@ impl Reporter {
                 handshake_age_s: found.handshake_age_s,
                 received_bytes: found.received_bytes,
                 sent_bytes: found.sent_bytes,
-                endpoint: found.endpoint.and_then(|endpoint| Endpoint::try_from(endpoint).ok()),
+                endpoint: found
+                    .endpoint
+                    .and_then(|endpoint| Endpoint::try_from(endpoint).ok()),
                 probe: probes.get(&peer.node).copied(),
             }
         });
@@ -94,7 +101,8 @@ impl Reporter {
         })
     }
 
-    /// Sends what of an account is due at `now`, if anything, without waiting for it. `now` is of a clock that only goes forward.
+    /// Sends what of an account is due at `now`, if anything, without waiting for it. `now` is of a
+    /// clock that only goes forward.
     pub(crate) fn go(
         &mut self,
         full: Report,
@@ -104,13 +112,23 @@ impl Reporter {
         membership: &Membership,
     ) {
         let links = full.links.len();
-        let Some(report) = self.reporting.due(full, now) else { return };
+        let Some(report) = self.reporting.due(full, now) else {
+            return;
+        };
         let (sender, receiver) = oneshot::channel();
         self.on_its_way = Some(receiver);
-        let (coordinator, machine, membership) = (Arc::clone(coordinator), Arc::clone(machine), membership.clone());
+        let (coordinator, machine, membership) = (
+            Arc::clone(coordinator),
+            Arc::clone(machine),
+            membership.clone(),
+        );
         tokio::spawn(async move {
             let told = match coordinator.report(&machine, &membership, &report).await {
-                Ok(()) => Some(ToldReport { report, links, due_at: now }),
+                Ok(()) => Some(ToldReport {
+                    report,
+                    links,
+                    due_at: now,
+                }),
                 Err(error @ RequestError::Unreachable { .. }) => {
                     tracing::debug!("the report did not arrive: {error:#}");
                     None
@@ -121,7 +139,8 @@ impl Reporter {
                 }
             };
             if told.is_none() {
-                // The next one is due at once; a coordinator in trouble is not asked more often than the host is looked at.
+                // The next one is due at once; a coordinator in trouble is not asked more often
+                // than the host is looked at.
                 sleep(OBSERVE_INTERVAL).await;
             }
             let _ = sender.send(told);
@@ -139,20 +158,31 @@ impl Reporter {
     /// Takes note of what [`Reporter::told`] waited for.
     pub(crate) fn take_in(&mut self, told: Option<ToldReport>) {
         self.on_its_way = None;
-        if let Some(ToldReport { report, links, due_at }) = told {
+        if let Some(ToldReport {
+            report,
+            links,
+            due_at,
+        }) = told
+        {
             self.reporting.told(&report, links, due_at);
         }
     }
 }
 
-/// Counts this start in the state directory. Without a count the agent runs all the same: only a copy of the directory would go unnoticed.
+/// Counts this start in the state directory. Without a count the agent runs all the same: only a
+/// copy of the directory would go unnoticed.
 fn noted_start(store: &Store) -> Option<Start> {
     let noted = || {
         let number = store.read::<i64>(STARTS)?.unwrap_or(0).saturating_add(1);
         store.write(STARTS, &number)?;
-        anyhow::Ok(Start { number, drawn: i64::from_be_bytes(*random::bytes()?) })
+        anyhow::Ok(Start {
+            number,
+            drawn: i64::from_be_bytes(*random::bytes()?),
+        })
     };
-    noted().inspect_err(|error| warn!("cannot count the starts of the agent: {error:#}")).ok()
+    noted()
+        .inspect_err(|error| warn!("cannot count the starts of the agent: {error:#}"))
+        .ok()
 }
 
 #[cfg(test)]
@@ -164,7 +194,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let starts: Vec<_> = (0..3).map(|_| noted_start(&store).unwrap()).collect();
-        assert_eq!(starts.iter().map(|start| start.number).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(
+            starts.iter().map(|start| start.number).collect::<Vec<_>>(),
+            [1, 2, 3]
+        );
         assert!(starts[0].drawn != starts[1].drawn && starts[1].drawn != starts[2].drawn);
     }
 }

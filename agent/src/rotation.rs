@@ -1,4 +1,5 @@
-//! Taking up a new WireGuard key or another identity: what of it is kept on disk, what is said to the coordinator, and `wattle-agent rotate`.
+//! Taking up a new WireGuard key or another identity: what of it is kept on disk, what is said to
+//! the coordinator, and `wattle-agent rotate`.
 
 use std::{
     sync::Arc,
@@ -30,7 +31,8 @@ use crate::{
 
 /// Somebody asks the running agent for a new key.
 const ASKED: &str = "rotate.json";
-/// How long `wattle-agent rotate --psk` waits for peers that do not answer: a key that was just agreed on is replaced at the second time of asking.
+/// How long `wattle-agent rotate --psk` waits for peers that do not answer: a key that was just
+/// agreed on is replaced at the second time of asking.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How often `wattle-agent rotate` looks whether it is done.
 const LOOK: Duration = Duration::from_millis(250);
@@ -73,12 +75,27 @@ pub(crate) enum Heard {
 
 impl KeyChange {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, rotation: Rotation::default(), succession: Succession::default(), asked: None, telling: None }
+        Self {
+            store,
+            rotation: Rotation::default(),
+            succession: Succession::default(),
+            asked: None,
+            telling: None,
+        }
     }
 
     /// What stands in the way of new keys, in words.
-    pub(crate) fn problems(&self, known: &Known, machine: &Machine) -> impl Iterator<Item = String> {
-        let own = self.rotation.problem().into_iter().chain(self.succession.problem()).map(str::to_owned);
+    pub(crate) fn problems(
+        &self,
+        known: &Known,
+        machine: &Machine,
+    ) -> impl Iterator<Item = String> {
+        let own = self
+            .rotation
+            .problem()
+            .into_iter()
+            .chain(self.succession.problem())
+            .map(str::to_owned);
         own.chain(kept_for_unmanaged(known, machine, unix_s()))
     }
 
@@ -86,7 +103,9 @@ impl KeyChange {
     pub(crate) fn look(&mut self) {
         match self.store.read::<Asked>(ASKED) {
             Ok(asked) => {
-                let asked = asked.filter(|asked| asked.problem.is_none()).map(|asked| asked.what);
+                let asked = asked
+                    .filter(|asked| asked.problem.is_none())
+                    .map(|asked| asked.what);
                 if asked == Some(What::Identity) && self.asked != asked {
                     self.succession.hurry();
                 }
@@ -107,10 +126,15 @@ impl KeyChange {
 
     /// How soon there may be something to do.
     pub(crate) fn pace(&self, situation: &Situation<'_>) -> Option<Duration> {
-        if self.telling.is_some() { None } else { self.rotation.pace(situation) }
+        if self.telling.is_some() {
+            None
+        } else {
+            self.rotation.pace(situation)
+        }
     }
 
-    /// Does what is to be done next, without waiting for the coordinator. The machine, when its keys are others now.
+    /// Does what is to be done next, without waiting for the coordinator. The machine, when its
+    /// keys are others now.
     pub(crate) fn go(
         &mut self,
         situation: Situation<'_>,
@@ -121,7 +145,10 @@ impl KeyChange {
         if self.telling.is_some() {
             return None;
         }
-        let situation = Situation { is_asked: self.asked == Some(What::WireguardKey), ..situation };
+        let situation = Situation {
+            is_asked: self.asked == Some(What::WireguardKey),
+            ..situation
+        };
         let changed = match self.rotation.next(&situation)? {
             Act::Tell(step) => {
                 self.tell(step, coordinator, machine, membership);
@@ -131,7 +158,11 @@ impl KeyChange {
             Act::TakeUp => machine.switched(unix_s()).map_err(Into::into),
             Act::GiveUp => machine.staying().map_err(Into::into),
         };
-        let kept = changed.and_then(|changed| Slot::Present.save_keys(&self.store, &changed).map(|()| changed));
+        let kept = changed.and_then(|changed| {
+            Slot::Present
+                .save_keys(&self.store, &changed)
+                .map(|()| changed)
+        });
         match kept {
             Ok(changed) => {
                 self.note(machine, &changed);
@@ -145,7 +176,8 @@ impl KeyChange {
         }
     }
 
-    /// Does what is to be done next for another identity, without waiting for the coordinator. The machine, when it is another now.
+    /// Does what is to be done next for another identity, without waiting for the coordinator. The
+    /// machine, when it is another now.
     pub(crate) fn succeed(
         &mut self,
         coordinator: &Arc<Coordinator>,
@@ -158,15 +190,33 @@ impl KeyChange {
             return None;
         }
         let mesh = membership.enrolled.mesh;
-        let changed = match self.succession.next(machine, mesh, self.asked == Some(What::Identity), is_known, now)? {
+        let changed = match self.succession.next(
+            machine,
+            mesh,
+            self.asked == Some(What::Identity),
+            is_known,
+            now,
+        )? {
             identity_rotation::Act::Tell(statement) => {
-                self.tell_identity(NewIdentity { node: membership.enrolled.node, statement }, coordinator);
+                self.tell_identity(
+                    NewIdentity {
+                        node: membership.enrolled.node,
+                        statement,
+                    },
+                    coordinator,
+                );
                 return None;
             }
-            identity_rotation::Act::MakeIdentity => random::bytes().and_then(|seed| Ok(machine.succeeding(&seed)?)),
+            identity_rotation::Act::MakeIdentity => {
+                random::bytes().and_then(|seed| Ok(machine.succeeding(&seed)?))
+            }
             identity_rotation::Act::TakeUp => machine.succeeded(mesh).map_err(Into::into),
         };
-        match changed.and_then(|changed| Slot::Present.save_keys(&self.store, &changed).map(|()| changed)) {
+        match changed.and_then(|changed| {
+            Slot::Present
+                .save_keys(&self.store, &changed)
+                .map(|()| changed)
+        }) {
             Ok(changed) => {
                 if changed.identity_key() != machine.identity_key() {
                     info!(identity = %changed.identity_key(), "uses a new identity");
@@ -187,9 +237,15 @@ impl KeyChange {
             info!(key = %after.wireguard_key(), "uses a new WireGuard key");
             self.done();
         } else if let Some(next) = after.next_key() {
-            info!(key = %next, "made a new WireGuard key; waiting until the peers are ready for it");
+            info!(key = %next, "made a new WireGuard key; waiting until the peers are ready for \
+                it");
         } else {
-            warn!("{}", self.rotation.problem().unwrap_or("the WireGuard key stays as it is"));
+            warn!(
+                "{}",
+                self.rotation
+                    .problem()
+                    .unwrap_or("the WireGuard key stays as it is")
+            );
             self.answer(What::WireguardKey);
         }
     }
@@ -213,20 +269,41 @@ impl KeyChange {
             What::Identity => self.succession.problem(),
             What::PresharedKeys => None,
         };
-        if let Err(error) = self.store.write(ASKED, &Asked { what, problem: Some(problem.unwrap_or_default().to_owned()) }) {
+        if let Err(error) = self.store.write(
+            ASKED,
+            &Asked {
+                what,
+                problem: Some(problem.unwrap_or_default().to_owned()),
+            },
+        ) {
             warn!("{error:#}");
         }
     }
 
-    fn tell(&mut self, step: RotationStep, coordinator: &Arc<Coordinator>, machine: &Arc<Machine>, membership: &Membership) {
+    fn tell(
+        &mut self,
+        step: RotationStep,
+        coordinator: &Arc<Coordinator>,
+        machine: &Arc<Machine>,
+        membership: &Membership,
+    ) {
         let (sender, receiver) = oneshot::channel();
         self.telling = Some(receiver);
-        let (coordinator, machine, membership) = (Arc::clone(coordinator), Arc::clone(machine), membership.clone());
+        let (coordinator, machine, membership) = (
+            Arc::clone(coordinator),
+            Arc::clone(machine),
+            membership.clone(),
+        );
         tokio::spawn(async move {
             let told = match coordinator.rotation(&machine, &membership, &step).await {
                 Ok(answer) => Told::Taken(answer),
-                Err(RequestError::Refused { status: StatusCode::CONFLICT, problem }) if problem.code == "rotation_under_way" => Told::Busy,
-                Err(error @ RequestError::Refused { status, .. }) if is_final(status) => Told::Refused(format!("{error:#}")),
+                Err(RequestError::Refused {
+                    status: StatusCode::CONFLICT,
+                    problem,
+                }) if problem.code == "rotation_under_way" => Told::Busy,
+                Err(error @ RequestError::Refused { status, .. }) if is_final(status) => {
+                    Told::Refused(format!("{error:#}"))
+                }
                 Err(error) => {
                     tracing::debug!("the coordinator was not told of the WireGuard key: {error:#}");
                     Told::Unreachable
@@ -288,17 +365,25 @@ fn is_final(status: StatusCode) -> bool {
 /// `wattle-agent rotate`.
 pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
     let found = status::find(paths)?;
-    let cut_off: Vec<_> = found.known.iter().flat_map(unmanaged).map(ToString::to_string).collect();
+    let cut_off: Vec<_> = found
+        .known
+        .iter()
+        .flat_map(unmanaged)
+        .map(ToString::to_string)
+        .collect();
     if !cut_off.is_empty() && !force {
         let cut_off = cut_off.join(", ");
         bail!(
-            "no agent at {cut_off} would follow: a new key cuts this gateway off from there until new files are made and installed; to do so all the \
+            "no agent at {cut_off} would follow: a new key cuts this gateway off from there until \
+             new files are made and installed; to do so all the \
              same, add --force"
         );
     }
     let (host, before) = (&found.host, found.machine.wireguard_key());
     ask(&found.store, What::WireguardKey)?;
-    output::line("asked the running agent for a new WireGuard key; its peers get ready for it first");
+    output::line(
+        "asked the running agent for a new WireGuard key; its peers get ready for it first",
+    );
     loop {
         if let Some(after) = host.wireguard_key().await?.filter(|after| *after != before) {
             output::line(format!("the WireGuard key is {after} now; it was {before}"));
@@ -313,9 +398,13 @@ pub(crate) async fn succeed(paths: &Paths) -> anyhow::Result<()> {
     let found = status::find(paths)?;
     let before = found.machine.identity_key();
     ask(&found.store, What::Identity)?;
-    output::line("asked the running agent for another identity; the coordinator is told of it first");
+    output::line(
+        "asked the running agent for another identity; the coordinator is told of it first",
+    );
     loop {
-        let after = Slot::Present.load(&found.store)?.map(|(machine, _)| machine.identity_key());
+        let after = Slot::Present
+            .load(&found.store)?
+            .map(|(machine, _)| machine.identity_key());
         if let Some(after) = after.filter(|after| *after != before) {
             output::line(format!("the identity is {after} now; it was {before}"));
             return Ok(());
@@ -328,14 +417,26 @@ pub(crate) async fn succeed(paths: &Paths) -> anyhow::Result<()> {
 pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
     let found = status::find(paths)?;
     let before = psk::load(&found.store)?;
-    let peers = found.known.as_ref().into_iter().flat_map(|known| known.peers.values()).map(|known| &known.peer);
-    let peers: Vec<_> = peers.filter(|peer| before.since(peer.node).is_some()).collect();
+    let peers = found
+        .known
+        .as_ref()
+        .into_iter()
+        .flat_map(|known| known.peers.values())
+        .map(|known| &known.peer);
+    let peers: Vec<_> = peers
+        .filter(|peer| before.since(peer.node).is_some())
+        .collect();
     ask(&found.store, What::PresharedKeys)?;
-    output::line(format!("asked the running agent for new preshared keys with {} peers", peers.len()));
+    output::line(format!(
+        "asked the running agent for new preshared keys with {} peers",
+        peers.len()
+    ));
     let asked = Instant::now();
     loop {
         let now = psk::load(&found.store)?;
-        let old = peers.iter().filter(|peer| now.since(peer.node) == before.since(peer.node));
+        let old = peers
+            .iter()
+            .filter(|peer| now.since(peer.node) == before.since(peer.node));
         let old: Vec<_> = old.map(|peer| peer.name.to_string()).collect();
         if old.is_empty() {
             output::line("all preshared keys are new");
@@ -344,7 +445,8 @@ pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
         if asked.elapsed() > PATIENCE {
             let (old, all) = (old.join(", "), peers.len());
             bail!(
-                "of {all} peers, these have not answered: {old}. Their tunnels keep their present keys, and the running agent keeps asking until it is restarted"
+                "of {all} peers, these have not answered: {old}. Their tunnels keep their present \
+                 keys, and the running agent keeps asking until it is restarted"
             );
         }
         look_again(&found.store).await?;
@@ -355,7 +457,13 @@ fn ask(store: &Store, what: What) -> anyhow::Result<()> {
     if !store.is_locked()? {
         bail!("no agent runs here to change the key: start `wattle-agent run`");
     }
-    store.write(ASKED, &Asked { what, problem: None })
+    store.write(
+        ASKED,
+        &Asked {
+            what,
+            problem: None,
+        },
+    )
 }
 
 /// Waits a moment.

@@ -1,4 +1,5 @@
-//! `wattle-agent run`: the loop. A message, the clock or a signal comes; the replica takes it in, the host follows, the coordinator is told.
+//! `wattle-agent run`: the loop. A message, the clock or a signal comes; the replica takes it in,
+//! the host follows, the coordinator is told.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -37,9 +38,11 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// The same while tunnels are coming up, so that the coordinator hears of their first handshakes soon.
+/// The same while tunnels are coming up, so that the coordinator hears of their first handshakes
+/// soon.
 const OBSERVE_SOON_INTERVAL: Duration = Duration::from_secs(1);
-/// For so many times as long as a look took, none follows unasked: where rules are long in listing, looks leave the processor to others.
+/// For so many times as long as a look took, none follows unasked: where rules are long in listing,
+/// looks leave the processor to others.
 const REST: u32 = 3;
 /// For how long after a change tunnels are expected to come up.
 const SETTLING: Duration = Duration::from_secs(30);
@@ -54,8 +57,8 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
         Some(address) => Some(Arc::new(Metrics::serve(address).await?)),
         None => None,
     };
-    // The agent is ready when the tunnels that it knows from disk are up: at boot, the network waits
-    // for that (packaging/systemd).
+    // The agent is ready when the tunnels that it knows from disk are up: at boot, the network
+    // waits for that (packaging/systemd).
     let mut supervisor = Supervisor::new();
     let (mut machine, mut membership) = tokio::select! {
         joined = wait_for_join(&store, &mut supervisor) => joined?,
@@ -75,7 +78,9 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
 
 pub(crate) async fn down(paths: &Paths) -> anyhow::Result<()> {
     let store = Store::open(&paths.state_dir)?;
-    let _alone = store.lock().context("an agent is running here and would restore everything: stop it first")?;
+    let _alone = store
+        .lock()
+        .context("an agent is running here and would restore everything: stop it first")?;
     let gone = Host::new(paths, &store, &[])?.down().await?;
     if gone.is_empty() {
         output::line("nothing to remove");
@@ -94,7 +99,10 @@ struct Stop {
 
 impl Stop {
     fn new() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn asked(&mut self) {
@@ -105,7 +113,10 @@ impl Stop {
     }
 }
 
-async fn wait_for_join(store: &Store, supervisor: &mut Supervisor) -> anyhow::Result<(Machine, Membership)> {
+async fn wait_for_join(
+    store: &Store,
+    supervisor: &mut Supervisor,
+) -> anyhow::Result<(Machine, Membership)> {
     let mut told = false;
     loop {
         if let Some((machine, Some(membership))) = Slot::Present.load(store)? {
@@ -123,7 +134,8 @@ async fn wait_for_join(store: &Store, supervisor: &mut Supervisor) -> anyhow::Re
 /// Why the loop ended.
 enum Ended {
     Stopped,
-    /// `join` said where else the coordinators are, or the node has another identity; the loop begins anew with that.
+    /// `join` said where else the coordinators are, or the node has another identity; the loop
+    /// begins anew with that.
     Anew(Machine, Membership),
 }
 
@@ -160,14 +172,24 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(paths: &Paths, store: Store, machine: Machine, membership: Membership, metrics: Option<Arc<Metrics>>) -> anyhow::Result<Self> {
+    fn new(
+        paths: &Paths,
+        store: Store,
+        machine: Machine,
+        membership: Membership,
+        metrics: Option<Arc<Metrics>>,
+    ) -> anyhow::Result<Self> {
         let (now, reporter) = (Instant::now(), Reporter::new(&store));
         let host = Host::new(paths, &store, &membership.urls)?;
         Ok(Self {
             interface: paths.interface.clone(),
             metrics,
-            coordinator: Arc::new(Coordinator::new(membership.urls.clone(), membership.pins.clone())?),
-            replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key()).locked_by(host.operators()),
+            coordinator: Arc::new(Coordinator::new(
+                membership.urls.clone(),
+                membership.pins.clone(),
+            )?),
+            replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key())
+                .locked_by(host.operators()),
             host,
             machine: Arc::new(machine),
             membership,
@@ -190,7 +212,8 @@ impl Agent {
         })
     }
 
-    /// Carries out the last good view before the first network call, so that tunnels come up with the coordinator away.
+    /// Carries out the last good view before the first network call, so that tunnels come up with
+    /// the coordinator away.
     async fn start_from_disk(&mut self) {
         match follow::load_view(&self.store) {
             Ok(Some(stored)) => {
@@ -245,7 +268,8 @@ impl Agent {
             if std::mem::take(&mut self.view_changed) {
                 self.reconcile().await;
             }
-            // After the host has followed: a view that makes the agent crash is not what it starts from.
+            // After the host has followed: a view that makes the agent crash is not what it starts
+            // from.
             if std::mem::take(&mut self.view_unsaved) {
                 self.save_view();
             }
@@ -259,7 +283,8 @@ impl Agent {
                 break ended;
             }
             if self.disconnected.is_none() {
-                self.correspondence.go(&self.coordinator, &self.machine, &self.membership);
+                self.correspondence
+                    .go(&self.coordinator, &self.machine, &self.membership);
                 self.change_key().await;
             }
             self.tell();
@@ -284,7 +309,9 @@ impl Agent {
     /// Whether `join` left a new account of where the coordinators are.
     fn rejoined(&self) -> Option<Ended> {
         match Slot::Present.load(&self.store) {
-            Ok(Some((machine, Some(membership)))) if membership != self.membership => Some(Ended::Anew(machine, membership)),
+            Ok(Some((machine, Some(membership)))) if membership != self.membership => {
+                Some(Ended::Anew(machine, membership))
+            }
             Ok(_) => None,
             Err(error) => {
                 tracing::debug!("{error:#}");
@@ -302,13 +329,20 @@ impl Agent {
                 info!(url = self.coordinator.url(), "connected to the coordinator");
                 (self.disconnected, self.is_stranger) = (None, false);
                 self.save_connection(None);
-                // It may be another coordinator than before, or a new process: it gets the whole account.
+                // It may be another coordinator than before, or a new process: it gets the whole
+                // account.
                 self.reporter.forget();
             }
-            Event::Disconnected { reason, is_stranger } => {
+            Event::Disconnected {
+                reason,
+                is_stranger,
+            } => {
                 // Once for each reason: a coordinator may be away for days.
                 if self.disconnected.as_ref() != Some(&reason) {
-                    warn!(reason, "not connected to the coordinator; the tunnels stay as they are");
+                    warn!(
+                        reason,
+                        "not connected to the coordinator; the tunnels stay as they are"
+                    );
                     self.save_connection(Some(reason.clone()));
                 }
                 (self.disconnected, self.is_stranger) = (Some(reason), is_stranger);
@@ -334,12 +368,17 @@ impl Agent {
                 self.last_change = Instant::now();
                 self.view_changed = true;
             }
-            Received::Gap => self.ask_for_snapshot("a message does not follow the position that this node has"),
+            Received::Gap => {
+                self.ask_for_snapshot("a message does not follow the position that this node has")
+            }
             Received::Rejected(rejection) => {
                 self.ask_for_snapshot(&format!("rejected the newest revision: {rejection}"));
             }
             Received::Bye(ByeReason::Revoked) => {
-                warn!("the coordinator says that this node was removed from the mesh. `wattle-agent down` removes what is left here");
+                warn!(
+                    "the coordinator says that this node was removed from the mesh. `wattle-agent \
+                     down` removes what is left here"
+                );
                 (self.view_changed, self.view_unsaved) = (true, true);
             }
             Received::Bye(reason) => info!(?reason, "the coordinator ended the stream"),
@@ -364,7 +403,8 @@ impl Agent {
         self.reconnect.notify_one();
     }
 
-    /// What the host is to be made to, and what the last round gave; nothing before there is a view.
+    /// What the host is to be made to, and what the last round gave; nothing before there is a
+    /// view.
     fn aim(&mut self) -> Option<(&Host, Aim<'_>, &mut Outcome)> {
         let aim = Aim {
             known: self.replica.known()?,
@@ -386,8 +426,21 @@ impl Agent {
     /// Takes the steps to a new key that can be taken now.
     async fn change_key(&mut self) {
         let now = self.started.elapsed();
-        while let Some(situation) = situation(&self.replica, &self.outcome, &self.machine, self.correspondence.exchange(), now) {
-            let Some(machine) = self.key_change.go(situation, &self.coordinator, &self.machine, &self.membership) else { return };
+        while let Some(situation) = situation(
+            &self.replica,
+            &self.outcome,
+            &self.machine,
+            self.correspondence.exchange(),
+            now,
+        ) {
+            let Some(machine) = self.key_change.go(
+                situation,
+                &self.coordinator,
+                &self.machine,
+                &self.membership,
+            ) else {
+                return;
+            };
             let is_another = machine.wireguard_key() != self.machine.wireguard_key();
             self.machine = Arc::new(machine);
             if is_another {
@@ -397,10 +450,17 @@ impl Agent {
         }
     }
 
-    /// Takes the steps to another identity that can be taken now, with a coordinator that may know the node by either.
+    /// Takes the steps to another identity that can be taken now, with a coordinator that may know
+    /// the node by either.
     fn change_identity(&mut self) -> Option<Ended> {
         let now = self.started.elapsed();
-        while let Some(machine) = self.key_change.succeed(&self.coordinator, &self.machine, &self.membership, !self.is_stranger, now) {
+        while let Some(machine) = self.key_change.succeed(
+            &self.coordinator,
+            &self.machine,
+            &self.membership,
+            !self.is_stranger,
+            now,
+        ) {
             if machine.identity_key() != self.machine.identity_key() {
                 return Some(Ended::Anew(machine, self.membership.clone()));
             }
@@ -412,7 +472,13 @@ impl Agent {
     /// How soon there may be something to do about this node's key.
     fn key_pace(&self) -> Option<Duration> {
         let psks = self.correspondence.exchange();
-        self.key_change.pace(&situation(&self.replica, &self.outcome, &self.machine, psks, self.started.elapsed())?)
+        self.key_change.pace(&situation(
+            &self.replica,
+            &self.outcome,
+            &self.machine,
+            psks,
+            self.started.elapsed(),
+        )?)
     }
 
     async fn reconcile(&mut self) {
@@ -423,7 +489,8 @@ impl Agent {
             self.correspondence.want_others();
         }
         self.round().await;
-        // After the look at the device, which tells whose WireGuard key is new: with those no preshared key is changed yet.
+        // After the look at the device, which tells whose WireGuard key is new: with those no
+        // preshared key is changed yet.
         if self.tend_psks() {
             self.round().await;
         }
@@ -435,9 +502,15 @@ impl Agent {
     }
 
     async fn round(&mut self) {
-        let Some((host, mut aim, last)) = self.aim() else { return };
+        let Some((host, mut aim, last)) = self.aim() else {
+            return;
+        };
         let outcome = host.reconcile(&mut aim, last).await;
-        for problem in outcome.problems.iter().filter(|problem| !self.outcome.problems.contains(problem)) {
+        for problem in outcome
+            .problems
+            .iter()
+            .filter(|problem| !self.outcome.problems.contains(problem))
+        {
             warn!("{problem}");
         }
         if outcome.changed && outcome.problems.is_empty() {
@@ -446,16 +519,30 @@ impl Agent {
         self.outcome = outcome;
     }
 
-    /// Lets the preshared keys know the time and the device. Whether the device may have to have others now.
+    /// Lets the preshared keys know the time and the device. Whether the device may have to have
+    /// others now.
     fn tend_psks(&mut self) -> bool {
-        let Some(known) = self.replica.known() else { return false };
-        let may_differ = self.correspondence.tick(known, &self.machine, self.watch.unsettled());
-        let link = self.outcome.observed.as_ref().and_then(|observed| observed.link.as_ref());
-        link.is_some_and(|link| self.correspondence.observe(known, link, &self.machine)) || may_differ
+        let Some(known) = self.replica.known() else {
+            return false;
+        };
+        let may_differ = self
+            .correspondence
+            .tick(known, &self.machine, self.watch.unsettled());
+        let link = self
+            .outcome
+            .observed
+            .as_ref()
+            .and_then(|observed| observed.link.as_ref());
+        link.is_some_and(|link| self.correspondence.observe(known, link, &self.machine))
+            || may_differ
     }
 
     fn show_metrics(&self) {
-        let (Some(metrics), Some(known), Some(observed)) = (&self.metrics, self.replica.known(), &self.outcome.observed) else { return };
+        let (Some(metrics), Some(known), Some(observed)) =
+            (&self.metrics, self.replica.known(), &self.outcome.observed)
+        else {
+            return;
+        };
         metrics.show(&Seen {
             interface: &self.interface,
             known,
@@ -483,36 +570,71 @@ impl Agent {
     }
 
     fn next_look(&self) -> Instant {
-        let mut peers = self.outcome.observed.iter().flat_map(|observed| &observed.link).flat_map(|link| link.peers.values());
+        let mut peers = self
+            .outcome
+            .observed
+            .iter()
+            .flat_map(|observed| &observed.link)
+            .flat_map(|link| link.peers.values());
         let settled = self.last_change.elapsed() > SETTLING || peers.all(ObservedPeer::is_live);
-        let interval = if settled { OBSERVE_INTERVAL } else { OBSERVE_SOON_INTERVAL };
+        let interval = if settled {
+            OBSERVE_INTERVAL
+        } else {
+            OBSERVE_SOON_INTERVAL
+        };
         let (ended, took) = self.looked;
         ended + interval.max(took * REST)
     }
 
     fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
-        let host = self.replica.problems().chain(self.outcome.problems.iter().cloned());
-        host.chain(self.correspondence.problems(known)).chain(self.key_change.problems(known, &self.machine))
+        let host = self
+            .replica
+            .problems()
+            .chain(self.outcome.problems.iter().cloned());
+        host.chain(self.correspondence.problems(known))
+            .chain(self.key_change.problems(known, &self.machine))
     }
 
     /// Sends the report that is due, if any, without waiting for it.
     fn tell(&mut self) {
-        let (false, Some(known), Some(observed)) = (self.reporter.is_busy(), self.replica.known(), &self.outcome.observed) else { return };
+        let (false, Some(known), Some(observed)) = (
+            self.reporter.is_busy(),
+            self.replica.known(),
+            &self.outcome.observed,
+        ) else {
+            return;
+        };
         let (probes, psks) = (self.prober.reports(), self.correspondence.exchange());
-        let Some(full) = self.reporter.account(known, observed, &probes, psks, self.problems(known)) else { return };
-        self.reporter.go(full, self.started.elapsed(), &self.coordinator, &self.machine, &self.membership);
+        let Some(full) =
+            self.reporter
+                .account(known, observed, &probes, psks, self.problems(known))
+        else {
+            return;
+        };
+        self.reporter.go(
+            full,
+            self.started.elapsed(),
+            &self.coordinator,
+            &self.machine,
+            &self.membership,
+        );
     }
 
     fn save_connection(&self, error: Option<String>) {
-        let connection =
-            Connection { connected: error.is_none(), url: self.coordinator.url().to_owned(), since: chrono::Utc::now().timestamp(), error };
+        let connection = Connection {
+            connected: error.is_none(),
+            url: self.coordinator.url().to_owned(),
+            since: chrono::Utc::now().timestamp(),
+            error,
+        };
         if let Err(error) = follow::save_connection(&self.store, &connection) {
             warn!("{error:#}");
         }
     }
 }
 
-/// What a change of the node's key depends on; `None` while nothing is known of the mesh or the host.
+/// What a change of the node's key depends on; `None` while nothing is known of the mesh or the
+/// host.
 fn situation<'a>(
     replica: &'a Replica,
     outcome: &'a Outcome,
@@ -521,5 +643,13 @@ fn situation<'a>(
     now: Duration,
 ) -> Option<Situation<'a>> {
     let link = outcome.observed.as_ref()?.link.as_ref()?;
-    Some(Situation { known: replica.known()?, machine, link, psks, is_asked: false, now, unix_s: unix_s() })
+    Some(Situation {
+        known: replica.known()?,
+        machine,
+        link,
+        psks,
+        is_asked: false,
+        now,
+        unix_s: unix_s(),
+    })
 }

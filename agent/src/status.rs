@@ -21,7 +21,9 @@ use wattle_mesh::{
         rotation::{self, canary::Watch},
     },
 };
-use wattle_wire::{admin::EndpointSource, ids::Position, key::IdentityKey, name::Name, report::DeviceKind};
+use wattle_wire::{
+    admin::EndpointSource, ids::Position, key::IdentityKey, name::Name, report::DeviceKind,
+};
 
 use crate::{
     config::Paths,
@@ -106,16 +108,36 @@ pub(crate) async fn status(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
     } else {
         print(&status);
     }
-    Ok(if status.device.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.device.is_some() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()> {
     let mut found = find(paths)?;
-    let known = found.known.as_ref().context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
+    let known = found
+        .known
+        .as_ref()
+        .context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
     let observed = found.host.observe().await?;
-    observed.link.iter().for_each(|link| found.psks.resume(known, link));
-    let turns = observed.link.as_ref().map(|link| Watch::default().look(known, link, Duration::ZERO)).unwrap_or_default();
-    let desired = found.host.desired(known, &found.machine, &found.psks, &turns, &found.host.limits(known).await?);
+    observed
+        .link
+        .iter()
+        .for_each(|link| found.psks.resume(known, link));
+    let turns = observed
+        .link
+        .as_ref()
+        .map(|link| Watch::default().look(known, link, Duration::ZERO))
+        .unwrap_or_default();
+    let desired = found.host.desired(
+        known,
+        &found.machine,
+        &found.psks,
+        &turns,
+        &found.host.limits(known).await?,
+    );
     let Plan { steps } = plan(&desired, &observed);
     if json {
         return output::json(&Plan { steps });
@@ -132,12 +154,18 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
 pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
     let store = Store::open(&paths.state_dir)?;
     let Some((machine, Some(membership))) = Slot::Present.load(&store)? else {
-        bail!("this machine is not a node yet: run `wattle-agent join` with the join string of its site");
+        bail!(
+            "this machine is not a node yet: run `wattle-agent join` with the join string of its \
+             site"
+        );
     };
     let host = Host::new(paths, &store, &membership.urls)?;
-    let mut replica = Replica::new(membership.enrolled.mesh, machine.wireguard_key()).locked_by(host.operators());
+    let mut replica =
+        Replica::new(membership.enrolled.mesh, machine.wireguard_key()).locked_by(host.operators());
     if let Some(stored) = follow::load_view(&store)? {
-        replica.restore(stored).context("the view kept on disk is not usable")?;
+        replica
+            .restore(stored)
+            .context("the view kept on disk is not usable")?;
     }
     let known = replica.known().cloned();
     let mut problems: Vec<_> = replica.problems().collect();
@@ -145,33 +173,63 @@ pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
         problems.push(format!("cannot read the preshared keys: {error:#}"));
         Exchange::default()
     });
-    Ok(Found { membership, machine, known, problems, psks, host, store })
+    Ok(Found {
+        membership,
+        machine,
+        known,
+        problems,
+        psks,
+        host,
+        store,
+    })
 }
 
-fn describe(paths: &Paths, found: &Found, observed: &Observed, refused: &Refused) -> anyhow::Result<Status> {
+fn describe(
+    paths: &Paths,
+    found: &Found,
+    observed: &Observed,
+    refused: &Refused,
+) -> anyhow::Result<Status> {
     let none = ObservedPeer::default();
-    let peers = found.known.iter().flat_map(|known| known.peers.values()).map(|known @ KnownPeer { peer, statement, .. }| {
-        let entry = observed.link.as_ref().and_then(|link| known.entry(link)).unwrap_or(&none);
-        let state = match entry.handshake_age_s {
-            _ if refused.is_unsigned(peer.node) => PeerState::Unsigned,
-            None => PeerState::Never,
-            age if link::is_fresh(age) => PeerState::Up,
-            Some(_) => PeerState::Down,
-        };
-        PeerStatus {
-            name: peer.name.clone(),
-            unmanaged: statement.unmanaged,
-            state,
-            endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
-            endpoint_source: entry.endpoint.map(|used| link::endpoint_source(used, peer.endpoint)),
-            handshake_age_s: entry.handshake_age_s,
-            preshared_key: entry.psk.is_some(),
-            received_bytes: entry.received_bytes,
-            sent_bytes: entry.sent_bytes,
-            prefixes: entry.allowed_ips.iter().map(ToString::to_string).collect(),
-        }
-    });
-    let kept = found.known.as_ref().and_then(|known| rotation::kept_for_unmanaged(known, &found.machine, unix_s()));
+    let peers = found
+        .known
+        .iter()
+        .flat_map(|known| known.peers.values())
+        .map(
+            |known @ KnownPeer {
+                 peer, statement, ..
+             }| {
+                let entry = observed
+                    .link
+                    .as_ref()
+                    .and_then(|link| known.entry(link))
+                    .unwrap_or(&none);
+                let state = match entry.handshake_age_s {
+                    _ if refused.is_unsigned(peer.node) => PeerState::Unsigned,
+                    None => PeerState::Never,
+                    age if link::is_fresh(age) => PeerState::Up,
+                    Some(_) => PeerState::Down,
+                };
+                PeerStatus {
+                    name: peer.name.clone(),
+                    unmanaged: statement.unmanaged,
+                    state,
+                    endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
+                    endpoint_source: entry
+                        .endpoint
+                        .map(|used| link::endpoint_source(used, peer.endpoint)),
+                    handshake_age_s: entry.handshake_age_s,
+                    preshared_key: entry.psk.is_some(),
+                    received_bytes: entry.received_bytes,
+                    sent_bytes: entry.sent_bytes,
+                    prefixes: entry.allowed_ips.iter().map(ToString::to_string).collect(),
+                }
+            },
+        );
+    let kept = found
+        .known
+        .as_ref()
+        .and_then(|known| rotation::kept_for_unmanaged(known, &found.machine, unix_s()));
     Ok(Status {
         node: found.membership.enrolled.name.clone(),
         site: found.membership.enrolled.site.clone(),
@@ -180,11 +238,20 @@ fn describe(paths: &Paths, found: &Found, observed: &Observed, refused: &Refused
         interface: paths.interface.to_string(),
         device: observed.link.as_ref().map(|link| link.device),
         mtu: observed.link.as_ref().map(|link| link.mtu),
-        tunnel_address: found.known.as_ref().map(|known| known.myself.tunnel_address.to_string()),
+        tunnel_address: found
+            .known
+            .as_ref()
+            .map(|known| known.myself.tunnel_address.to_string()),
         position: found.known.as_ref().map(|known| known.position),
         agent_running: found.store.is_locked()?,
         coordinator: follow::load_connection(&found.store)?,
-        problems: found.problems.iter().cloned().chain(refused.problems()).chain(kept).collect(),
+        problems: found
+            .problems
+            .iter()
+            .cloned()
+            .chain(refused.problems())
+            .chain(kept)
+            .collect(),
         peers: peers.collect(),
     })
 }
@@ -195,15 +262,32 @@ fn print(status: &Status) {
         Some(DeviceKind::Userspace) => "a userspace device",
         None => "MISSING",
     };
-    let position = status.position.map_or_else(|| "nothing known yet".to_owned(), |position| format!("revision {position}"));
-    output::line(format!("node {} of site {}, {position}", status.node, status.site));
+    let position = status.position.map_or_else(
+        || "nothing known yet".to_owned(),
+        |position| format!("revision {position}"),
+    );
+    output::line(format!(
+        "node {} of site {}, {position}",
+        status.node, status.site
+    ));
     output::line(format!(
         "identity {}{}",
         status.identity,
-        if status.locked { ", accepts only peers that an operator has admitted" } else { "" }
+        if status.locked {
+            ", accepts only peers that an operator has admitted"
+        } else {
+            ""
+        }
     ));
-    let mtu = status.mtu.map(|mtu| format!(", MTU {mtu}")).unwrap_or_default();
-    output::line(format!("interface {}: {device}, {}{mtu}", status.interface, status.tunnel_address.as_deref().unwrap_or("no address")));
+    let mtu = status
+        .mtu
+        .map(|mtu| format!(", MTU {mtu}"))
+        .unwrap_or_default();
+    output::line(format!(
+        "interface {}: {device}, {}{mtu}",
+        status.interface,
+        status.tunnel_address.as_deref().unwrap_or("no address")
+    ));
     output::line(coordinator(status));
     for problem in &status.problems {
         output::line(format!("PROBLEM: {problem}"));
@@ -216,7 +300,15 @@ fn print(status: &Status) {
     if !output::has_colour() {
         table.force_no_tty();
     }
-    table.set_header(["peer", "state", "handshake", "endpoint", "received", "sent", "prefixes"]);
+    table.set_header([
+        "peer",
+        "state",
+        "handshake",
+        "endpoint",
+        "received",
+        "sent",
+        "prefixes",
+    ]);
     for peer in &status.peers {
         let state = match peer.state {
             PeerState::Up => Cell::new("up").fg(Color::Green),
@@ -225,9 +317,16 @@ fn print(status: &Status) {
             PeerState::Unsigned => Cell::new("unsigned").fg(Color::Red),
         };
         table.add_row([
-            Cell::new(if peer.unmanaged { format!("{} (unmanaged)", peer.name) } else { peer.name.to_string() }),
+            Cell::new(if peer.unmanaged {
+                format!("{} (unmanaged)", peer.name)
+            } else {
+                peer.name.to_string()
+            }),
             state,
-            Cell::new(peer.handshake_age_s.map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age)))),
+            Cell::new(
+                peer.handshake_age_s
+                    .map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age))),
+            ),
             Cell::new(endpoint(peer)),
             Cell::new(output::bytes(peer.received_bytes)),
             Cell::new(output::bytes(peer.sent_bytes)),
@@ -259,11 +358,20 @@ fn coordinator(status: &Status) -> String {
         output::age(u64::try_from(now - connection.since).unwrap_or_default())
     };
     match &status.coordinator {
-        _ if !status.agent_running => "the agent does not run: start `wattle-agent run`. The tunnels are as it left them".to_owned(),
+        _ if !status.agent_running => {
+            "the agent does not run: start `wattle-agent run`. The tunnels are as it left them"
+                .to_owned()
+        }
         None => "not yet connected to the coordinator".to_owned(),
-        Some(connection) if connection.connected => format!("connected to {} for {}", connection.url, since(connection)),
+        Some(connection) if connection.connected => {
+            format!("connected to {} for {}", connection.url, since(connection))
+        }
         Some(connection) => {
-            format!("not connected for {}: {}", since(connection), connection.error.as_deref().unwrap_or("no reason known"))
+            format!(
+                "not connected for {}: {}",
+                since(connection),
+                connection.error.as_deref().unwrap_or("no reason known")
+            )
         }
     }
 }

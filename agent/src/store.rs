@@ -29,8 +29,16 @@ impl Store {
             .recursive(true)
             .mode(0o700)
             .create(dir)
-            .with_context(|| format!("cannot make the state directory {}; run as root, or name another with --state-dir", dir.display()))?;
-        Ok(Self { dir: dir.to_owned() })
+            .with_context(|| {
+                format!(
+                    "cannot make the state directory {}; run as root, or name \
+                another with --state-dir",
+                    dir.display()
+                )
+            })?;
+        Ok(Self {
+            dir: dir.to_owned(),
+        })
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -41,34 +49,48 @@ impl Store {
         self.dir.join(name)
     }
 
-    /// Reads a file; `None` if there is none. A file that others may read is made private first: it may hold a key.
+    /// Reads a file; `None` if there is none. A file that others may read is made private first: it
+    /// may hold a key.
     pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
         let path = self.path(name);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
         let mode = fs::metadata(&path)?.permissions().mode();
         if mode & 0o077 != 0 {
-            tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others could read this file; it is private again");
+            tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "others \
+                could read this file; it is private again");
             fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         }
         // The error names a line and column, never the content.
-        let value = serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        let value = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged", path.display()))?;
         Ok(Some(value))
     }
 
-    /// Replaces a file: written beside it, synced, renamed over it, and the directory synced, so that a crash leaves the old or the new.
+    /// Replaces a file: written beside it, synced, renamed over it, and the directory synced, so
+    /// that a crash leaves the old or the new.
     pub(crate) fn write<T: Serialize>(&self, name: &str, value: &T) -> anyhow::Result<()> {
         let path = self.path(name);
-        self.replace(&path, &serde_json::to_vec(value)?).with_context(|| format!("cannot write {}", path.display()))
+        self.replace(&path, &serde_json::to_vec(value)?)
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// As [`Store::read`]. If the file is damaged, the one before it takes its place, if [`Store::write_keeping_previous`] kept it.
-    pub(crate) fn read_or_previous<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+    /// As [`Store::read`]. If the file is damaged, the one before it takes its place, if
+    /// [`Store::write_keeping_previous`] kept it.
+    pub(crate) fn read_or_previous<T: DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> anyhow::Result<Option<T>> {
         match self.read(name) {
-            Err(error) if error.is::<serde_json::Error>() && fs::rename(self.previous(name), self.path(name)).is_ok() => {
+            Err(error)
+                if error.is::<serde_json::Error>()
+                    && fs::rename(self.previous(name), self.path(name)).is_ok() =>
+            {
                 tracing::warn!("{error:#}: using the previous version of the file");
                 self.read(name)
             }
@@ -77,7 +99,11 @@ impl Store {
     }
 
     /// As [`Store::write`]; the file of before stays beside it.
-    pub(crate) fn write_keeping_previous<T: Serialize>(&self, name: &str, value: &T) -> anyhow::Result<()> {
+    pub(crate) fn write_keeping_previous<T: Serialize>(
+        &self,
+        name: &str,
+        value: &T,
+    ) -> anyhow::Result<()> {
         let previous = self.previous(name);
         let _ = fs::remove_file(&previous);
         // The first time there is none to keep.
@@ -109,7 +135,10 @@ impl Store {
         match self.try_lock()? {
             Some(lock) => Ok(lock),
             None => {
-                bail!("another wattle-agent runs on {}; stop it first", self.dir.display())
+                bail!(
+                    "another wattle-agent runs on {}; stop it first",
+                    self.dir.display()
+                )
             }
         }
     }
@@ -122,7 +151,8 @@ impl Store {
     /// Waits for a lock that is held for moments only.
     pub(crate) fn wait_for(&self, name: &str) -> anyhow::Result<File> {
         let file = self.open_lock(name)?;
-        file.lock().with_context(|| format!("cannot lock {}", self.path(name).display()))?;
+        file.lock()
+            .with_context(|| format!("cannot lock {}", self.path(name).display()))?;
         Ok(file)
     }
 
@@ -132,13 +162,20 @@ impl Store {
         match file.try_lock() {
             Ok(()) => Ok(Some(RunLock { _file: file })),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
-            Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", self.path(name).display())),
+            Err(fs::TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", self.path(name).display()))
+            }
         }
     }
 
     fn open_lock(&self, name: &str) -> anyhow::Result<File> {
         let path = self.path(name);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
         file.with_context(|| format!("cannot open {}", path.display()))
     }
 
@@ -165,9 +202,15 @@ mod tests {
         let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(), 0o600);
         fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(store.read::<String>("x.json").unwrap(), Some("value".to_owned()));
+        assert_eq!(
+            store.read::<String>("x.json").unwrap(),
+            Some("value".to_owned())
+        );
         assert_eq!(mode(), 0o600);
-        assert_eq!(fs::metadata(store.dir()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(store.dir()).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 
     #[test]
@@ -176,7 +219,9 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.read::<String>("x.json").unwrap(), None);
         fs::write(store.path("x.json"), "{").unwrap();
-        assert!(format!("{:#}", store.read::<String>("x.json").unwrap_err()).contains("is damaged"));
+        assert!(
+            format!("{:#}", store.read::<String>("x.json").unwrap_err()).contains("is damaged")
+        );
     }
 
     #[test]

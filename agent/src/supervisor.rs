@@ -18,11 +18,14 @@ pub(crate) struct Supervisor {
 impl Supervisor {
     pub(crate) fn new() -> Self {
         // What is left of the limit is for one pass of the loop.
-        Self { pace: watchdog_enabled().map(|limit| limit / 10), told: None }
+        Self {
+            pace: watchdog_enabled().map(|limit| limit / 10),
+            told: None,
+        }
     }
 
-    /// To be called at each pass of the loop: tells that it goes on, if it is time to, and the first
-    /// time that the agent is ready.
+    /// To be called at each pass of the loop: tells that it goes on, if it is time to, and the
+    /// first time that the agent is ready.
     pub(crate) fn alive(&mut self) {
         let Some(told) = self.told else {
             tell(NotifyState::Ready);

@@ -1,4 +1,5 @@
-//! `wattle-agent verify`: whether packets really get from this gateway to the others and the LANs behind them.
+//! `wattle-agent verify`: whether packets really get from this gateway to the others and the LANs
+//! behind them.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -25,7 +26,8 @@ const AT_A_TIME: usize = 64;
 #[derive(Serialize)]
 struct Check {
     peer: Name,
-    /// Whether no agent runs there: nobody counts for a measurement, and maybe nobody lets pings in.
+    /// Whether no agent runs there: nobody counts for a measurement, and maybe nobody lets pings
+    /// in.
     unmanaged: bool,
     what: What,
     address: IpAddr,
@@ -48,43 +50,79 @@ struct Verified {
     checks: Vec<Check>,
 }
 
-pub(crate) async fn verify(paths: &Paths, hosts: &[IpAddr], count: u16, throughput: bool, json: bool) -> anyhow::Result<ExitCode> {
+pub(crate) async fn verify(
+    paths: &Paths,
+    hosts: &[IpAddr],
+    count: u16,
+    throughput: bool,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
     let found = status::find(paths)?;
-    let mut known = found.known.clone().context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
+    let mut known = found
+        .known
+        .clone()
+        .context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
     let refused = found.host.limits(&known).await?.refused;
     // There is no tunnel to them, and there is to be none.
     known.peers.retain(|node, _| !refused.is_unsigned(*node));
-    let strangers: Vec<_> =
-        hosts.iter().filter(|host| !known.peers.values().any(|known| known.peer.subnets.iter().any(|lan| lan.contains(*host)))).collect();
-    anyhow::ensure!(strangers.is_empty(), "{strangers:?} is in no LAN of another site: see the LANs in `wattle-agent status`");
+    let strangers: Vec<_> = hosts
+        .iter()
+        .filter(|host| {
+            !known
+                .peers
+                .values()
+                .any(|known| known.peer.subnets.iter().any(|lan| lan.contains(*host)))
+        })
+        .collect();
+    anyhow::ensure!(
+        strangers.is_empty(),
+        "{strangers:?} is in no LAN of another site: see the LANs in `wattle-agent status`"
+    );
     let targets = verify::targets(&known, hosts);
-    let checks = stream::iter(targets.into_iter().zip(0..)).map(|(target, number)| check(target, number, count));
+    let checks = stream::iter(targets.into_iter().zip(0..))
+        .map(|(target, number)| check(target, number, count));
     let mut checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
     if throughput {
         anyhow::ensure!(
             known.mesh.health.probes,
-            "probes are off in this mesh, and throughput cannot be measured without them (`PATCH /mesh`, `probes`)"
+            "probes are off in this mesh, and throughput cannot be measured without them (`PATCH \
+             /mesh`, `probes`)"
         );
         measure(&mut checks, known.myself.tunnel_address).await;
     }
 
     let wrong = checks.iter().filter(|check| check.fault.is_some()).count();
     if json {
-        output::json(&Verified { ok: wrong == 0, checks })?;
+        output::json(&Verified {
+            ok: wrong == 0,
+            checks,
+        })?;
     } else {
         print(&checks, throughput);
     }
-    Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if wrong == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Pings the addresses of a target until one of them is as it should be.
 async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check> {
-    let Target { peer, unmanaged, what, addresses } = target;
+    let Target {
+        peer,
+        unmanaged,
+        what,
+        addresses,
+    } = target;
     let mut best: Option<(Answers, Option<Fault>)> = None;
     for address in addresses {
         let answers = ping::ping(address, number, count).await?;
         let fault = verify::fault(what, &answers);
-        if best.as_ref().is_none_or(|(before, _)| answers.round_trips_ms.len() > before.round_trips_ms.len()) {
+        if best
+            .as_ref()
+            .is_none_or(|(before, _)| answers.round_trips_ms.len() > before.round_trips_ms.len())
+        {
             best = Some((answers, fault));
         }
         if fault.is_none() {
@@ -93,16 +131,37 @@ async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check>
     }
     let (answers, fault) = best.context("a target without addresses")?;
     let reason = fault.map(|fault| reason(fault, what, unmanaged, &answers));
-    let Answers { address, sent, round_trips_ms, .. } = answers;
+    let Answers {
+        address,
+        sent,
+        round_trips_ms,
+        ..
+    } = answers;
     let (answered, round_trip_ms) = (round_trips_ms.len(), median(round_trips_ms));
-    Ok(Check { peer, unmanaged, what, address, sent, answered, round_trip_ms, mbit_per_s: None, fault, reason })
+    Ok(Check {
+        peer,
+        unmanaged,
+        what,
+        address,
+        sent,
+        answered,
+        round_trip_ms,
+        mbit_per_s: None,
+        fault,
+        reason,
+    })
 }
 
-/// Measures the tunnels that answer, one after the other: two at a time would share this gateway's uplink.
+/// Measures the tunnels that answer, one after the other: two at a time would share this gateway's
+/// uplink.
 async fn measure(checks: &mut [Check], from: Ipv4Addr) {
-    let is_measured = |check: &&mut Check| check.what == What::Tunnel && !check.unmanaged && check.fault != Some(Fault::Silent);
+    let is_measured = |check: &&mut Check| {
+        check.what == What::Tunnel && !check.unmanaged && check.fault != Some(Fault::Silent)
+    };
     for check in checks.iter_mut().filter(is_measured) {
-        let IpAddr::V4(to) = check.address else { continue };
+        let IpAddr::V4(to) = check.address else {
+            continue;
+        };
         output::progress(format_args!("measuring {}", check.peer));
         match throughput::measure(from, to).await.map(verify::mbit_per_s) {
             Ok(Some(rate)) => check.mbit_per_s = Some((rate * 10.0).round() / 10.0),
@@ -123,15 +182,28 @@ impl Check {
 fn reason(fault: Fault, what: What, unmanaged: bool, answers: &Answers) -> String {
     match (fault, what) {
         (Fault::Silent, What::Tunnel) if unmanaged => {
-            "no answer. This site has no agent: check that its gateway answers pings and has its newest file. `wattle-agent status` shows whether there is a handshake".to_owned()
+            "no answer. This site has no agent: check that its gateway answers pings and has its \
+             newest file. `wattle-agent status` shows whether there is a handshake"
+                .to_owned()
         }
         (Fault::Silent, What::Tunnel) => {
-            "no answer: `wattle-agent status` shows whether there is a handshake, `wattle-agent doctor` what stops it".to_owned()
+            "no answer: `wattle-agent status` shows whether there is a handshake, `wattle-agent \
+             doctor` what stops it"
+                .to_owned()
         }
-        (Fault::Silent, What::Lan(_)) => "no answer. If no host has this address, name another with --host".to_owned(),
-        (Fault::Lossy, _) => format!("{} of {} pings were lost", answers.sent - answers.round_trips_ms.len(), answers.sent),
+        (Fault::Silent, What::Lan(_)) => "no answer. If no host has this address, name another \
+            with --host"
+            .to_owned(),
+        (Fault::Lossy, _) => format!(
+            "{} of {} pings were \
+            lost",
+            answers.sent - answers.round_trips_ms.len(),
+            answers.sent
+        ),
         (Fault::Unmeasured, _) => "its throughput could not be measured".to_owned(),
-        (Fault::NotDirect, _) => "the path is not direct: there is another router between the gateways; `traceroute` shows it".to_owned(),
+        (Fault::NotDirect, _) => "the path is not direct: there is another router between the \
+            gateways; `traceroute` shows it"
+            .to_owned(),
     }
 }
 
@@ -146,7 +218,15 @@ fn print(checks: &[Check], with_throughput: bool) {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["peer", "what", "address", "answered", "round trip", "throughput", "result"]);
+    table.set_header([
+        "peer",
+        "what",
+        "address",
+        "answered",
+        "round trip",
+        "throughput",
+        "result",
+    ]);
     for check in checks {
         table.add_row([
             check.peer.to_string(),
@@ -156,8 +236,12 @@ fn print(checks: &[Check], with_throughput: bool) {
             },
             check.address.to_string(),
             format!("{}/{}", check.answered, check.sent),
-            check.round_trip_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
-            check.mbit_per_s.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1} Mbit/s")),
+            check
+                .round_trip_ms
+                .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
+            check
+                .mbit_per_s
+                .map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1} Mbit/s")),
             check.reason.clone().unwrap_or_else(|| "ok".to_owned()),
         ]);
     }

@@ -1,4 +1,5 @@
-//! One simulated agent: real keys, real enrolment, real stream, the agents' own replica and letters; no kernel, no disk.
+//! One simulated agent: real keys, real enrolment, real stream, the agents' own replica and
+//! letters; no kernel, no disk.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -107,13 +108,23 @@ pub(crate) struct Agent {
 impl Shared {
     pub(crate) fn new(client: &Client, urls: Vec<String>) -> Self {
         let is_plain = urls.iter().all(|url| url.starts_with("http://"));
-        Self { client: is_plain.then(|| client.clone()), urls, reports: Semaphore::new(REPORTS_AT_A_TIME), counters: Counters::default() }
+        Self {
+            client: is_plain.then(|| client.clone()),
+            urls,
+            reports: Semaphore::new(REPORTS_AT_A_TIME),
+            counters: Counters::default(),
+        }
     }
 }
 
 impl Agent {
-    /// Makes keys and enrols. With TLS it has a connection of its own for its stream and its reports, as real agents have.
-    pub(crate) async fn enrol(shared: Arc<Shared>, number: u32, site: CreatedSite) -> anyhow::Result<Self> {
+    /// Makes keys and enrols. With TLS it has a connection of its own for its stream and its
+    /// reports, as real agents have.
+    pub(crate) async fn enrol(
+        shared: Arc<Shared>,
+        number: u32,
+        site: CreatedSite,
+    ) -> anyhow::Result<Self> {
         let join: JoinString = site.join_token.join_string.reveal().parse()?;
         let client = match &shared.client {
             Some(client) => client.clone(),
@@ -121,15 +132,38 @@ impl Agent {
         };
         let url = &shared.urls[number as usize % shared.urls.len()];
         let mut seeds = [[0; 32]; 2];
-        aws_lc_rs::rand::fill(seeds.as_flattened_mut()).ok().context("no random numbers")?;
+        aws_lc_rs::rand::fill(seeds.as_flattened_mut())
+            .ok()
+            .context("no random numbers")?;
         let machine = Machine::new(&seeds[0], &seeds[1], 0)?;
-        let start = EnrolStart { token: join.token, secret: join.secret.clone() };
-        let challenge: EnrolChallenge = post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
+        let start = EnrolStart {
+            token: join.token,
+            secret: join.secret.clone(),
+        };
+        let challenge: EnrolChallenge =
+            post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
         let claim = machine.claim(&join, &challenge, None, "fleet")?;
-        let enrolled: Enrolled = post(&client, &format!("{url}/agent/enrol/finish"), &claim).await?;
+        let enrolled: Enrolled =
+            post(&client, &format!("{url}/agent/enrol/finish"), &claim).await?;
         let turns_to = AtomicU64::new(number.into());
-        let (token, letters, partners, agreed) = (Mutex::default(), Mutex::default(), Mutex::default(), AtomicUsize::default());
-        Ok(Self { shared, client, site, machine, enrolled, token, turns_to, letters, partners, agreed })
+        let (token, letters, partners, agreed) = (
+            Mutex::default(),
+            Mutex::default(),
+            Mutex::default(),
+            AtomicUsize::default(),
+        );
+        Ok(Self {
+            shared,
+            client,
+            site,
+            machine,
+            enrolled,
+            token,
+            turns_to,
+            letters,
+            partners,
+            agreed,
+        })
     }
 
     /// Lets it agree on preshared keys with some, once it knows them.
@@ -148,7 +182,10 @@ impl Agent {
 
     /// What this node may know; each agent gets the settings of the mesh in it.
     pub(crate) async fn view(&self) -> anyhow::Result<View> {
-        let request = self.client.get(format!("{}/agent/view", self.url())).bearer_auth(self.bearer()?);
+        let request = self
+            .client
+            .get(format!("{}/agent/view", self.url()))
+            .bearer_auth(self.bearer()?);
         Ok(request.send().await?.error_for_status()?.json().await?)
     }
 
@@ -157,8 +194,13 @@ impl Agent {
         Replica::new(self.enrolled.mesh, self.machine.wireguard_key())
     }
 
-    /// A replica that is at a position. To save the fleet's memory it has none of the peers; what changes of them it takes in as every other does.
-    pub(crate) fn resumed(&self, position: Position, mesh: &MeshSettings) -> anyhow::Result<Replica> {
+    /// A replica that is at a position. To save the fleet's memory it has none of the peers; what
+    /// changes of them it takes in as every other does.
+    pub(crate) fn resumed(
+        &self,
+        position: Position,
+        mesh: &MeshSettings,
+    ) -> anyhow::Result<Replica> {
         let site = &self.site.site;
         let myself = Myself {
             node: self.enrolled.node,
@@ -171,8 +213,18 @@ impl Agent {
             keys: None,
         };
         let mut replica = self.blank();
-        let view = View { mesh: mesh.clone(), myself, peers: vec![] };
-        replica.restore(Stored { position, view, departed: Default::default(), held: Default::default(), admitted: None })?;
+        let view = View {
+            mesh: mesh.clone(),
+            myself,
+            peers: vec![],
+        };
+        replica.restore(Stored {
+            position,
+            view,
+            departed: Default::default(),
+            held: Default::default(),
+            admitted: None,
+        })?;
         Ok(replica)
     }
 
@@ -196,9 +248,19 @@ impl Agent {
         }
     }
 
-    async fn follow_once(&self, replica: &mut Replica, reached: &mpsc::UnboundedSender<Reached>) -> anyhow::Result<()> {
-        let since = replica.resume_from().map(|since| format!("?since={since}")).unwrap_or_default();
-        let request = self.client.get(format!("{}/agent/stream{since}", self.url())).bearer_auth(self.bearer()?);
+    async fn follow_once(
+        &self,
+        replica: &mut Replica,
+        reached: &mpsc::UnboundedSender<Reached>,
+    ) -> anyhow::Result<()> {
+        let since = replica
+            .resume_from()
+            .map(|since| format!("?since={since}"))
+            .unwrap_or_default();
+        let request = self
+            .client
+            .get(format!("{}/agent/stream{since}", self.url()))
+            .bearer_auth(self.bearer()?);
         let response = request.send().await?;
         if !response.status().is_success() {
             bail!("the stream answered {}", response.status());
@@ -218,12 +280,19 @@ impl Agent {
                     continue;
                 }
             };
-            self.shared.counters.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            self.shared
+                .counters
+                .bytes
+                .fetch_add(chunk.len() as u64, Ordering::Relaxed);
             let fresh = buffer.len();
             buffer.extend_from_slice(&chunk);
             // Only what is new can hold the end of the line.
             let mut from = fresh;
-            while let Some(end) = buffer[from..].iter().position(|byte| *byte == b'\n').map(|end| from + end) {
+            while let Some(end) = buffer[from..]
+                .iter()
+                .position(|byte| *byte == b'\n')
+                .map(|end| from + end)
+            {
                 if let Some(data) = buffer[..end].strip_prefix(b"data:") {
                     let message = serde_json::from_slice(data)?;
                     self.take(replica, message, reached).await?;
@@ -234,7 +303,12 @@ impl Agent {
         }
     }
 
-    async fn take(&self, replica: &mut Replica, message: StreamMessage, reached: &mpsc::UnboundedSender<Reached>) -> anyhow::Result<()> {
+    async fn take(
+        &self,
+        replica: &mut Replica,
+        message: StreamMessage,
+        reached: &mpsc::UnboundedSender<Reached>,
+    ) -> anyhow::Result<()> {
         let counters = &self.shared.counters;
         counters.messages.fetch_add(1, Ordering::Relaxed);
         if matches!(message, StreamMessage::Snapshot { .. }) {
@@ -246,36 +320,79 @@ impl Agent {
         let before = replica.position();
         match replica.receive(message) {
             Received::Changed { refused } if refused.is_empty() => {
-                self.correspond(replica, |letters, known, means| letters.tick(known, means, BTreeSet::new()));
+                self.correspond(replica, |letters, known, means| {
+                    letters.tick(known, means, BTreeSet::new())
+                });
             }
             Received::Unchanged => {}
-            other @ (Received::Changed { .. } | Received::Gap | Received::Rejected(_) | Received::Bye(_)) => {
+            other @ (Received::Changed { .. }
+            | Received::Gap
+            | Received::Rejected(_)
+            | Received::Bye(_)) => {
                 bail!("the replica says {other:?}")
             }
         }
-        let Some(position) = replica.position().filter(|position| Some(*position) != before) else { return Ok(()) };
+        let Some(position) = replica
+            .position()
+            .filter(|position| Some(*position) != before)
+        else {
+            return Ok(());
+        };
         let applied = Instant::now();
         self.report(position, vec![]).await?;
-        let _ = reached.send(Reached { revision: position.revision, applied, acknowledged: Instant::now() });
+        let _ = reached.send(Reached {
+            revision: position.revision,
+            applied,
+            acknowledged: Instant::now(),
+        });
         Ok(())
     }
 
     fn next_errand(&self) -> Option<Errand> {
-        if locked(&self.partners).is_empty() { None } else { locked(&self.letters).next_errand() }
+        if locked(&self.partners).is_empty() {
+            None
+        } else {
+            locked(&self.letters).next_errand()
+        }
     }
 
-    fn correspond(&self, replica: &Replica, step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> Progress) {
-        let (Some(known), partners) = (replica.known(), locked(&self.partners)) else { return };
-        let peers: BTreeMap<_, _> = partners.iter().filter_map(|node| Some((*node, known.peers.get(node)?.clone()))).collect();
+    fn correspond(
+        &self,
+        replica: &Replica,
+        step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> Progress,
+    ) {
+        let (Some(known), partners) = (replica.known(), locked(&self.partners)) else {
+            return;
+        };
+        let peers: BTreeMap<_, _> = partners
+            .iter()
+            .filter_map(|node| Some((*node, known.peers.get(node)?.clone())))
+            .collect();
         if peers.is_empty() {
             return;
         }
-        let known = &Known { peers, ..known.clone() };
+        let known = &Known {
+            peers,
+            ..known.clone()
+        };
         let now = u64::try_from(Utc::now().timestamp()).unwrap_or_default();
         let mut letters = locked(&self.letters);
         // There is no disk: an agent of the fleet is never restarted.
-        step(&mut letters, known, &Means { machine: &self.machine, now, kem: &SystemKem, keep: &|_| Ok(()) });
-        let agreed = known.peers.keys().filter(|peer| letters.exchange().key(**peer, PskPolicy::Prefer).is_some()).count();
+        step(
+            &mut letters,
+            known,
+            &Means {
+                machine: &self.machine,
+                now,
+                kem: &SystemKem,
+                keep: &|_| Ok(()),
+            },
+        );
+        let agreed = known
+            .peers
+            .keys()
+            .filter(|peer| letters.exchange().key(**peer, PskPolicy::Prefer).is_some())
+            .count();
         self.agreed.store(agreed, Ordering::Relaxed);
     }
 
@@ -283,7 +400,10 @@ impl Agent {
         Box::pin(async move {
             let brought = match self.ask_mailbox(&errand).await {
                 Ok(mail) => {
-                    self.shared.counters.letters.fetch_add(errand.leave.len() as u64, Ordering::Relaxed);
+                    self.shared
+                        .counters
+                        .letters
+                        .fetch_add(errand.leave.len() as u64, Ordering::Relaxed);
                     Brought::Mail(mail)
                 }
                 Err(_) => {
@@ -296,12 +416,25 @@ impl Agent {
     }
 
     async fn ask_mailbox(&self, errand: &Errand) -> anyhow::Result<Mail> {
-        let request = self.client.post(format!("{}/agent/mailbox", self.url())).bearer_auth(self.bearer()?);
-        Ok(request.json(errand).send().await?.error_for_status()?.json().await?)
+        let request = self
+            .client
+            .post(format!("{}/agent/mailbox", self.url()))
+            .bearer_auth(self.bearer()?);
+        Ok(request
+            .json(errand)
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?)
     }
 
     /// Reports that a position is applied, and some links; again until it arrives, as agents do.
-    pub(crate) async fn report(&self, applied: Position, links: Vec<LinkReport>) -> anyhow::Result<()> {
+    pub(crate) async fn report(
+        &self,
+        applied: Position,
+        links: Vec<LinkReport>,
+    ) -> anyhow::Result<()> {
         let report = serde_json::to_vec(&Report {
             applied,
             device: DeviceKind::Userspace,
@@ -316,7 +449,10 @@ impl Agent {
             if failures == MOST_REPEATS {
                 return Err(error);
             }
-            self.shared.counters.repeated.fetch_add(1, Ordering::Relaxed);
+            self.shared
+                .counters
+                .repeated
+                .fetch_add(1, Ordering::Relaxed);
             sleep(backoff(failures, random())).await;
             failures += 1;
         }
@@ -325,20 +461,32 @@ impl Agent {
 
     async fn report_once(&self, report: Vec<u8>) -> anyhow::Result<()> {
         let _turn = self.shared.reports.acquire().await?;
-        let request = self.client.post(format!("{}/agent/report", self.url())).bearer_auth(self.bearer()?);
-        request.header(header::CONTENT_TYPE, "application/json").body(report).send().await?.error_for_status()?;
+        let request = self
+            .client
+            .post(format!("{}/agent/report", self.url()))
+            .bearer_auth(self.bearer()?);
+        request
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(report)
+            .send()
+            .await?
+            .error_for_status()?;
         Ok(())
     }
 
     fn url(&self) -> &str {
         let count = self.shared.urls.len() as u64;
-        let index = usize::try_from(self.turns_to.load(Ordering::Relaxed) % count).unwrap_or_default();
+        let index =
+            usize::try_from(self.turns_to.load(Ordering::Relaxed) % count).unwrap_or_default();
         &self.shared.urls[index]
     }
 
     fn bearer(&self) -> anyhow::Result<String> {
         let mut token = locked(&self.token);
-        Ok(token.at(Utc::now().timestamp(), &self.machine, &self.enrolled)?.reveal().to_owned())
+        Ok(token
+            .at(Utc::now().timestamp(), &self.machine, &self.enrolled)?
+            .reveal()
+            .to_owned())
     }
 }
 
@@ -357,15 +505,25 @@ fn random() -> u32 {
 fn client(pins: &[Bytes32]) -> anyhow::Result<Client> {
     let builder = match pins {
         [] => Client::builder(),
-        pins => Client::builder().tls_backend_preconfigured(Pins::new(pins.to_vec()).client_config()?),
+        pins => {
+            Client::builder().tls_backend_preconfigured(Pins::new(pins.to_vec()).client_config()?)
+        }
     };
     builder.build().context("cannot make an HTTP client")
 }
 
-async fn post<A: for<'a> serde::Deserialize<'a>>(client: &Client, url: &str, body: &impl serde::Serialize) -> anyhow::Result<A> {
+async fn post<A: for<'a> serde::Deserialize<'a>>(
+    client: &Client,
+    url: &str,
+    body: &impl serde::Serialize,
+) -> anyhow::Result<A> {
     let response = client.post(url).json(body).send().await?;
     if !response.status().is_success() {
-        bail!("{url} answered {}: {}", response.status(), response.text().await?);
+        bail!(
+            "{url} answered {}: {}",
+            response.status(),
+            response.text().await?
+        );
     }
     Ok(response.json().await?)
 }

@@ -13,7 +13,9 @@ pub(crate) fn spread(mut times: Vec<Duration>) -> String {
             reason = "an index of a short list"
         )]
         let index = ((times.len() as f64 * share).ceil() as usize).saturating_sub(1);
-        times.get(index).map_or(0.0, |time| time.as_secs_f64() * 1e3)
+        times
+            .get(index)
+            .map_or(0.0, |time| time.as_secs_f64() * 1e3)
     };
     format!("{:.1} / {:.1} / {:.1} ms", at(0.5), at(0.99), at(1.0))
 }
@@ -69,32 +71,65 @@ impl Usages {
 fn together(pids: &[u32]) -> Usage {
     pids.iter()
         .map(|pid| usage(*pid))
-        .fold(Usage::default(), |sum, one| Usage { memory: sum.memory + one.memory, cpu_s: sum.cpu_s + one.cpu_s })
+        .fold(Usage::default(), |sum, one| Usage {
+            memory: sum.memory + one.memory,
+            cpu_s: sum.cpu_s + one.cpu_s,
+        })
 }
 
 fn usage(pid: u32) -> Usage {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let memory = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let memory = status.lines().find_map(|line| {
+        line.strip_prefix("RssAnon:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()
+    });
     let stat = fields(pid);
     // Fields 14 to 17 of proc(5): its own time, and that of children that have ended.
-    let ticks = |index: usize| stat.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-    Usage { memory: memory.unwrap_or(0) * 1024, cpu_s: (ticks(11) + ticks(12) + ticks(13) + ticks(14)) / 100.0 }
+    let ticks = |index: usize| {
+        stat.get(index)
+            .and_then(|field| field.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    Usage {
+        memory: memory.unwrap_or(0) * 1024,
+        cpu_s: (ticks(11) + ticks(12) + ticks(13) + ticks(14)) / 100.0,
+    }
 }
 
-/// The fields of `/proc/<pid>/stat` from the third on, counted after the name, which may hold anything.
+/// The fields of `/proc/<pid>/stat` from the third on, counted after the name, which may hold
+/// anything.
 fn fields(pid: u32) -> Vec<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().unwrap_or_default().split(' ').map(str::to_owned).collect()
+    stat.rsplit(") ")
+        .next()
+        .unwrap_or_default()
+        .split(' ')
+        .map(str::to_owned)
+        .collect()
 }
 
 /// All processes below some.
 fn descendants(of: &[u32]) -> Vec<u32> {
-    let all = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let parents: Vec<(u32, u32)> = all.filter_map(|pid| Some((pid, fields(pid).get(1)?.parse().ok()?))).collect();
+    let all = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let parents: Vec<(u32, u32)> = all
+        .filter_map(|pid| Some((pid, fields(pid).get(1)?.parse().ok()?)))
+        .collect();
     let mut found = of.to_vec();
     let mut next = 0;
     while let Some(parent) = found.get(next).copied() {
-        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, of)| *of == parent)
+                .map(|(pid, _)| *pid),
+        );
         next += 1;
     }
     found.split_off(of.len())
@@ -102,7 +137,10 @@ fn descendants(of: &[u32]) -> Vec<u32> {
 
 /// Mebibytes.
 pub(crate) fn mib(bytes: u64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "one digit after the point is shown")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "one digit after the point is shown"
+    )]
     let value = bytes as f64 / f64::from(1 << 20);
     format!("{value:.1} MiB")
 }

@@ -1,5 +1,6 @@
-//! `wattle-fleet`: many simulated agents against a real coordinator, to measure it. They enrol, follow, acknowledge and agree on preshared
-//! keys as real agents do, with the same replica and the same letters; only the kernel is missing.
+//! `wattle-fleet`: many simulated agents against a real coordinator, to measure it. They enrol,
+//! follow, acknowledge and agree on preshared keys as real agents do, with the same replica and the
+//! same letters; only the kernel is missing.
 
 mod agent;
 mod coordinator;
@@ -14,8 +15,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Measures a coordinator with simulated agents.
 ///
-/// Without --url it starts the wattle-server beside it, with a private Postgres, on loopback, and takes everything away at the end.
-/// With --url it makes one site per agent and one more on your coordinator, named fleet-N, and removes them at the end, also after a failure or Ctrl-C.
+/// Without --url it starts the wattle-server beside it, with a private Postgres, on loopback, and
+/// takes everything away at the end. With --url it makes one site per agent and one more on your
+/// coordinator, named fleet-N, and removes them at the end, also after a failure or Ctrl-C.
 #[derive(Debug, Parser)]
 #[command(name = "wattle-fleet", version, max_term_width = 100)]
 pub(crate) struct Options {
@@ -23,8 +25,9 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=20_000))]
     agents: u32,
 
-    /// How many agents begin with nothing and get a snapshot, and hold the whole view. The others begin as agents that were away for a
-    /// moment; each whole view of 10,000 peers would take the fleet some megabytes of memory and half a second to verify.
+    /// How many agents begin with nothing and get a snapshot, and hold the whole view. The others
+    /// begin as agents that were away for a moment; each whole view of 10,000 peers would take the
+    /// fleet some megabytes of memory and half a second to verify.
     #[arg(long, default_value_t = 200)]
     whole: u32,
 
@@ -36,15 +39,18 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=5), conflicts_with = "url")]
     replicas: u32,
 
-    /// Let the coordinators of its own speak plain HTTP, as behind a proxy, and the agents share connections for their reports.
+    /// Let the coordinators of its own speak plain HTTP, as behind a proxy, and the agents share
+    /// connections for their reports.
     #[arg(long, conflicts_with = "url")]
     insecure_http: bool,
 
-    /// A running coordinator to measure in place of one of its own; several with commas, all of one mesh.
+    /// A running coordinator to measure in place of one of its own; several with commas, all of one
+    /// mesh.
     #[arg(long, requires = "token_file", value_delimiter = ',')]
     url: Vec<String>,
 
-    /// File with the certificate of that coordinator's own authority, its ca.crt; without it the certificate has to be publicly valid.
+    /// File with the certificate of that coordinator's own authority, its ca.crt; without it the
+    /// certificate has to be publicly valid.
     #[arg(long, requires = "url")]
     ca_file: Option<PathBuf>,
 
@@ -56,7 +62,10 @@ pub(crate) struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     let result = allow_open_files().and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
         runtime.block_on(run::run(&options))
     });
     match result {
@@ -71,9 +80,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Each agent is a connection: raises the limit of open files, which the coordinators inherit, as far as it may.
+/// Each agent is a connection: raises the limit of open files, which the coordinators inherit, as
+/// far as it may.
 fn allow_open_files() -> anyhow::Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+    let (_, most) =
+        getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot raise the limit of open files")
 }
 

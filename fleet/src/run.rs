@@ -1,4 +1,5 @@
-//! One measurement from beginning to end: sites, enrolments, streams, changes, a flap of links, the end of a coordinator.
+//! One measurement from beginning to end: sites, enrolments, streams, changes, a flap of links, the
+//! end of a coordinator.
 
 use std::{
     net::Ipv4Addr,
@@ -69,7 +70,10 @@ struct Fleet {
 
 async fn measure(options: &Options, coordinators: &mut Coordinators) -> anyhow::Result<Table> {
     let mut rows = Rows(vec![]);
-    rows.add("agents, of which hold the whole view", format!("{}, {}", options.agents, options.whole.min(options.agents)));
+    rows.add(
+        "agents, of which hold the whole view",
+        format!("{}, {}", options.agents, options.whole.min(options.agents)),
+    );
     rows.add("coordinators", coordinators.urls.len().to_string());
     let begin = Usages::of(&coordinators.pids());
     let agents = enrol(options, coordinators, &mut rows).await?;
@@ -80,67 +84,124 @@ async fn measure(options: &Options, coordinators: &mut Coordinators) -> anyhow::
     join(options, coordinators, &mut fleet, &mut rows).await?;
     flap(options, coordinators, &mut fleet, &mut rows).await?;
     lose_one(coordinators, options, &mut fleet, &mut rows).await?;
-    rows.add("reports that had to be sent again", fleet.shared.counters.repeated.load(Ordering::Relaxed).to_string());
+    rows.add(
+        "reports that had to be sent again",
+        fleet
+            .shared
+            .counters
+            .repeated
+            .load(Ordering::Relaxed)
+            .to_string(),
+    );
     Ok(rows.table())
 }
 
 /// Makes the sites and enrols an agent for each.
-async fn enrol(options: &Options, coordinators: &Coordinators, rows: &mut Rows) -> anyhow::Result<Agents> {
+async fn enrol(
+    options: &Options,
+    coordinators: &Coordinators,
+    rows: &mut Rows,
+) -> anyhow::Result<Agents> {
     let count = options.agents;
     progress(&format!("making {count} sites"));
     let begin = Instant::now();
     let numbers: Vec<_> = (0..count).collect();
     let mut sites: Vec<CreatedSite> = Vec::new();
     for numbers in numbers.chunks(IMPORT) {
-        let body = json!({ "sites": numbers.iter().map(|number| site(*number)).collect::<Vec<_>>() });
-        sites.extend(coordinators.admin::<Imported>(Method::POST, "/import", Some(&body)).await?.sites);
+        let body =
+            json!({ "sites": numbers.iter().map(|number| site(*number)).collect::<Vec<_>>() });
+        sites.extend(
+            coordinators
+                .admin::<Imported>(Method::POST, "/import", Some(&body))
+                .await?
+                .sites,
+        );
     }
-    rows.add(&format!("sites made, imported by {IMPORT}"), rate(count, begin.elapsed()));
+    rows.add(
+        &format!("sites made, imported by {IMPORT}"),
+        rate(count, begin.elapsed()),
+    );
 
     progress("enrolling");
     let shared = Arc::new(Shared::new(&coordinators.client, coordinators.urls.clone()));
     let (begin, before) = (Instant::now(), Usages::of(&coordinators.pids()));
     let enrol = |(number, site)| Agent::enrol(Arc::clone(&shared), number, site);
-    let agents = stream::iter((0..).zip(sites)).map(enrol).buffered(PARALLEL).map_ok(Arc::new).try_collect::<Vec<_>>().await?;
-    rows.add("enrolments (both requests, fsync)", rate(count, begin.elapsed()));
+    let agents = stream::iter((0..).zip(sites))
+        .map(enrol)
+        .buffered(PARALLEL)
+        .map_ok(Arc::new)
+        .try_collect::<Vec<_>>()
+        .await?;
+    rows.add(
+        "enrolments (both requests, fsync)",
+        rate(count, begin.elapsed()),
+    );
     rows.add_processor_time("enrolment", &before, coordinators, count);
     Ok((shared, agents))
 }
 
 /// Opens the streams of all agents.
-async fn open(options: &Options, coordinators: &Coordinators, (shared, agents): Agents, rows: &mut Rows) -> anyhow::Result<Fleet> {
+async fn open(
+    options: &Options,
+    coordinators: &Coordinators,
+    (shared, agents): Agents,
+    rows: &mut Rows,
+) -> anyhow::Result<Fleet> {
     progress("opening the streams");
     let (stop, stopped) = watch::channel(false);
     let (sender, reached) = mpsc::unbounded_channel();
-    let mut fleet = Fleet { shared, agents, reached, _stop: stop };
+    let mut fleet = Fleet {
+        shared,
+        agents,
+        reached,
+        _stop: stop,
+    };
     let mesh = fleet.agents[0].view().await?.mesh;
-    let (whole, resumed) = fleet.agents.split_at(fleet.agents.len().min(options.whole as usize));
+    let (whole, resumed) = fleet
+        .agents
+        .split_at(fleet.agents.len().min(options.whole as usize));
     let begin = Instant::now();
-    let follow = |agent: &Arc<Agent>, replica| tokio::spawn(Arc::clone(agent).follow(replica, sender.clone(), stopped.clone()));
+    let follow = |agent: &Arc<Agent>, replica| {
+        tokio::spawn(Arc::clone(agent).follow(replica, sender.clone(), stopped.clone()))
+    };
     for agent in whole {
         follow(agent, agent.blank());
     }
     let expected = whole.len();
     all(&mut fleet.reached, expected, 0).await?;
     if expected > 0 {
-        rows.add(&format!("{expected} streams open, each with a snapshot"), format!("{:.1} s", begin.elapsed().as_secs_f64()));
+        rows.add(
+            &format!("{expected} streams open, each with a snapshot"),
+            format!("{:.1} s", begin.elapsed().as_secs_f64()),
+        );
         let bytes = fleet.shared.counters.bytes.load(Ordering::Relaxed) / expected as u64;
         rows.add("bytes of a snapshot", mib(bytes));
     }
     // They know all up to the change before the newest, and hear of that one first.
     let position = coordinators.position().await?;
-    let since = Position { revision: position.revision - 1, ..position };
+    let since = Position {
+        revision: position.revision - 1,
+        ..position
+    };
     for agent in resumed {
         follow(agent, agent.resumed(since, &mesh)?);
     }
     let expected = resumed.len();
     let begin = Instant::now();
     all(&mut fleet.reached, expected, since.revision).await?;
-    rows.add("the other streams open and current", rate(u32::try_from(expected)?, begin.elapsed()));
+    rows.add(
+        "the other streams open and current",
+        rate(u32::try_from(expected)?, begin.elapsed()),
+    );
     Ok(fleet)
 }
 
-async fn idle(coordinators: &Coordinators, [begin, enrolled]: [&Usages; 2], count: u32, rows: &mut Rows) {
+async fn idle(
+    coordinators: &Coordinators,
+    [begin, enrolled]: [&Usages; 2],
+    count: u32,
+    rows: &mut Rows,
+) {
     let pids = coordinators.pids();
     if pids.is_empty() {
         return;
@@ -152,54 +213,113 @@ async fn idle(coordinators: &Coordinators, [begin, enrolled]: [&Usages; 2], coun
     let end = Usages::of(&pids);
     rows.add(
         "memory: coordinators / Postgres / fleet",
-        [end.coordinators, end.postgres, end.fleet].map(|usage| mib(usage.memory)).join(" / "),
+        [end.coordinators, end.postgres, end.fleet]
+            .map(|usage| mib(usage.memory))
+            .join(" / "),
     );
     let each = |from: &Usages, to: &Usages| {
-        format!("{} KiB", to.coordinators.memory.saturating_sub(from.coordinators.memory) / u64::from(count) / 1024)
+        format!(
+            "{} KiB",
+            to.coordinators
+                .memory
+                .saturating_sub(from.coordinators.memory)
+                / u64::from(count)
+                / 1024
+        )
     };
-    rows.add("coordinators: memory for each site and node", each(begin, enrolled));
-    rows.add("coordinators: memory for each open stream", each(enrolled, &end));
+    rows.add(
+        "coordinators: memory for each site and node",
+        each(begin, enrolled),
+    );
+    rows.add(
+        "coordinators: memory for each open stream",
+        each(enrolled, &end),
+    );
     let share = |now: f64, then: f64| (now - then) / IDLE.as_secs_f64() * 100.0;
     let coordinator = share(end.coordinators.cpu_s, start.coordinators.cpu_s);
     rows.add(
         "idle: coordinators / Postgres, of a core",
-        format!("{coordinator:.1} / {:.1} %", share(end.postgres.cpu_s, start.postgres.cpu_s)),
+        format!(
+            "{coordinator:.1} / {:.1} %",
+            share(end.postgres.cpu_s, start.postgres.cpu_s)
+        ),
     );
 }
 
-async fn changes(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet, rows: &mut Rows) -> anyhow::Result<()> {
-    progress(&format!("{} changes of one site, one after the other", options.changes));
+async fn changes(
+    options: &Options,
+    coordinators: &Coordinators,
+    fleet: &mut Fleet,
+    rows: &mut Rows,
+) -> anyhow::Result<()> {
+    progress(&format!(
+        "{} changes of one site, one after the other",
+        options.changes
+    ));
     let (mut applied, mut acknowledged, mut last) = (vec![], vec![], vec![]);
     let before = Usages::of(&coordinators.pids());
     let counters = &fleet.shared.counters;
-    let counted = || (counters.bytes.load(Ordering::Relaxed), counters.messages.load(Ordering::Relaxed));
+    let counted = || {
+        (
+            counters.bytes.load(Ordering::Relaxed),
+            counters.messages.load(Ordering::Relaxed),
+        )
+    };
     let (bytes, messages) = counted();
     let agents = fleet.agents.len();
     for number in 0..options.changes {
-        let body = json!({ "description": format!("change {number}"), "subnets": [subnet(0), subnet(options.agents + 1 + number)] });
+        let body = json!({ "description": format!("change \
+            {number}"), "subnets": [subnet(0), subnet(options.agents + 1 + number)] });
         let (begin, all) = change(coordinators, &mut fleet.reached, agents, &body).await?;
         applied.extend(all.iter().map(|reached| reached.applied - begin));
         acknowledged.extend(all.iter().map(|reached| reached.acknowledged - begin));
         last.extend(all.iter().map(|reached| reached.acknowledged - begin).max());
     }
-    rows.add("change → applied by an agent, p50 / p99 / max", spread(applied));
+    rows.add(
+        "change → applied by an agent, p50 / p99 / max",
+        spread(applied),
+    );
     rows.add("change → acknowledged by an agent", spread(acknowledged));
     rows.add("change → acknowledged by all", spread(last));
-    let (now, total) = (counted(), u64::from(options.agents) * u64::from(options.changes));
-    rows.add("bytes for each agent and change, heartbeats included", ((now.0 - bytes) / total).to_string());
-    #[expect(clippy::cast_precision_loss, reason = "two digits after the point are shown")]
-    rows.add("messages for each agent and change, heartbeats included", format!("{:.2}", (now.1 - messages) as f64 / total as f64));
+    let (now, total) = (
+        counted(),
+        u64::from(options.agents) * u64::from(options.changes),
+    );
+    rows.add(
+        "bytes for each agent and change, heartbeats included",
+        ((now.0 - bytes) / total).to_string(),
+    );
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "two digits after the point are shown"
+    )]
+    rows.add(
+        "messages for each agent and change, heartbeats included",
+        format!("{:.2}", (now.1 - messages) as f64 / total as f64),
+    );
     rows.add_processor_time("change", &before, coordinators, options.changes);
     Ok(())
 }
 
 /// A node joins and agrees on a preshared key with each of many others, while changes go on.
-async fn join(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet, rows: &mut Rows) -> anyhow::Result<()> {
+async fn join(
+    options: &Options,
+    coordinators: &Coordinators,
+    fleet: &mut Fleet,
+    rows: &mut Rows,
+) -> anyhow::Result<()> {
     let partners = &fleet.agents[..fleet.agents.len().min(MOST_PARTNERS)];
-    progress(&format!("a node joins, and agrees on preshared keys with {}", partners.len()));
-    let created = coordinators.admin(Method::POST, "/sites", Some(&site(options.agents))).await?;
+    progress(&format!(
+        "a node joins, and agrees on preshared keys with {}",
+        partners.len()
+    ));
+    let created = coordinators
+        .admin(Method::POST, "/sites", Some(&site(options.agents)))
+        .await?;
     let node = Arc::new(Agent::enrol(Arc::clone(&fleet.shared), options.agents, created).await?);
-    partners.iter().for_each(|agent| agent.agree_with([node.node()].into()));
+    partners
+        .iter()
+        .for_each(|agent| agent.agree_with([node.node()].into()));
     node.agree_with(partners.iter().map(|agent| agent.node()).collect());
     let letters = || fleet.shared.counters.letters.load(Ordering::Relaxed);
     let (_stop, stopped) = watch::channel(false);
@@ -207,69 +327,141 @@ async fn join(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet,
     let (begin, mut applied, mut most) = (Instant::now(), vec![], 0);
     tokio::spawn(Arc::clone(&node).follow(node.blank(), sender, stopped));
     while node.agreed() < partners.len() {
-        anyhow::ensure!(begin.elapsed() < PATIENCE, "it agreed with {} of {} only", node.agreed(), partners.len());
+        anyhow::ensure!(
+            begin.elapsed() < PATIENCE,
+            "it agreed with {} of {} only",
+            node.agreed(),
+            partners.len()
+        );
         let body = json!({ "description": format!("while keys are agreed on, {}", applied.len()) });
-        let (changed, all) = change(coordinators, &mut fleet.reached, fleet.agents.len(), &body).await?;
+        let (changed, all) =
+            change(coordinators, &mut fleet.reached, fleet.agents.len(), &body).await?;
         applied.extend(all.iter().map(|reached| reached.applied - changed));
         most = most.max(coordinators.letters().await?);
     }
     let count = u32::try_from(partners.len())?;
-    rows.add(&format!("a node joins → preshared keys with {count} others"), rate(count, begin.elapsed()));
+    rows.add(
+        &format!("a node joins → preshared keys with {count} others"),
+        rate(count, begin.elapsed()),
+    );
     rows.add("changes meanwhile → applied by an agent", spread(applied));
-    rows.add("letters for each of them, in the mailbox at one time at most", format!("{}, {most}", letters() / u64::from(count)));
+    rows.add(
+        "letters for each of them, in the mailbox at one time at most",
+        format!("{}, {most}", letters() / u64::from(count)),
+    );
     Ok(())
 }
 
-/// One site loses its uplink: both ends of all its links say so at one moment, while a change is on its way.
-async fn flap(options: &Options, coordinators: &Coordinators, fleet: &mut Fleet, rows: &mut Rows) -> anyhow::Result<()> {
+/// One site loses its uplink: both ends of all its links say so at one moment, while a change is on
+/// its way.
+async fn flap(
+    options: &Options,
+    coordinators: &Coordinators,
+    fleet: &mut Fleet,
+    rows: &mut Rows,
+) -> anyhow::Result<()> {
     progress("all links of one site go up, and then down");
     let position = coordinators.position().await?;
     let (site, others) = fleet.agents.split_first().context("no agent")?;
     let link = |peer: &Agent, up: bool| {
         let handshake_age_s = Some(if up { 1 } else { 1_000 });
-        LinkReport { peer: peer.node(), handshake_age_s, received_bytes: 1, sent_bytes: 1, endpoint: None, probe: None }
+        LinkReport {
+            peer: peer.node(),
+            handshake_age_s,
+            received_bytes: 1,
+            sent_bytes: 1,
+            endpoint: None,
+            probe: None,
+        }
     };
     for up in [true, false] {
         let begin = Instant::now();
         let tell_others = async {
-            let reports = stream::iter(others).map(|agent| agent.report(position, vec![link(site, up)]));
-            reports.buffer_unordered(others.len()).try_collect::<()>().await?;
-            site.report(position, others.iter().map(|agent| link(agent, up)).collect()).await?;
+            let reports =
+                stream::iter(others).map(|agent| agent.report(position, vec![link(site, up)]));
+            reports
+                .buffer_unordered(others.len())
+                .try_collect::<()>()
+                .await?;
+            site.report(
+                position,
+                others.iter().map(|agent| link(agent, up)).collect(),
+            )
+            .await?;
             Ok::<_, anyhow::Error>(begin.elapsed())
         };
         let change = async {
-            let body = json!({ "description": format!("while links go {}", if up { "up" } else { "down" }) });
-            coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body)).await?;
-            all(&mut fleet.reached, options.agents as usize, coordinators.position().await?.revision - 1).await
+            let body = json!({ "description": format!("while links go \
+                {}", if up { "up" } else { "down" }) });
+            coordinators
+                .admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body))
+                .await?;
+            all(
+                &mut fleet.reached,
+                options.agents as usize,
+                coordinators.position().await?.revision - 1,
+            )
+            .await
         };
         let (told, reached) = tokio::try_join!(tell_others, change)?;
         if !up {
             rows.add(
-                &format!("{} links down at both ends: all reports taken", others.len()),
+                &format!(
+                    "{} links down at both ends: all reports taken",
+                    others.len()
+                ),
                 format!("{:.0} ms", told.as_secs_f64() * 1e3),
             );
             rows.add(
                 "a change at that moment → applied by an agent",
-                spread(reached.iter().map(|reached| reached.applied - begin).collect()),
+                spread(
+                    reached
+                        .iter()
+                        .map(|reached| reached.applied - begin)
+                        .collect(),
+                ),
             );
         }
     }
     Ok(())
 }
 
-async fn lose_one(coordinators: &mut Coordinators, options: &Options, fleet: &mut Fleet, rows: &mut Rows) -> anyhow::Result<()> {
+async fn lose_one(
+    coordinators: &mut Coordinators,
+    options: &Options,
+    fleet: &mut Fleet,
+    rows: &mut Rows,
+) -> anyhow::Result<()> {
     if coordinators.pids().is_empty() {
         return Ok(());
     }
     progress("kill -9 of a coordinator");
     let snapshots = fleet.shared.counters.snapshots.load(Ordering::Relaxed);
     let begin = Instant::now();
-    let ready = coordinators.kill_one().await?.context("the coordinator is not ours")?;
+    let ready = coordinators
+        .kill_one()
+        .await?
+        .context("the coordinator is not ours")?;
     // What changes now reaches those that are back.
-    change(coordinators, &mut fleet.reached, options.agents as usize, &json!({ "description": "after the end of one" })).await?;
-    rows.add("kill -9 → a coordinator is ready", format!("{:.1} s", ready.as_secs_f64()));
-    rows.add("kill -9 → all back and current", format!("{:.1} s", begin.elapsed().as_secs_f64()));
-    rows.add("snapshots sent after that", (fleet.shared.counters.snapshots.load(Ordering::Relaxed) - snapshots).to_string());
+    change(
+        coordinators,
+        &mut fleet.reached,
+        options.agents as usize,
+        &json!({ "description": "after the end of one" }),
+    )
+    .await?;
+    rows.add(
+        "kill -9 → a coordinator is ready",
+        format!("{:.1} s", ready.as_secs_f64()),
+    );
+    rows.add(
+        "kill -9 → all back and current",
+        format!("{:.1} s", begin.elapsed().as_secs_f64()),
+    );
+    rows.add(
+        "snapshots sent after that",
+        (fleet.shared.counters.snapshots.load(Ordering::Relaxed) - snapshots).to_string(),
+    );
     Ok(())
 }
 
@@ -277,15 +469,23 @@ async fn lose_one(coordinators: &mut Coordinators, options: &Options, fleet: &mu
 async fn remove(coordinators: &Coordinators, count: u32) -> anyhow::Result<()> {
     progress("removing the sites");
     let remove = |number| async move {
-        match coordinators.admin::<Value>(Method::DELETE, &format!("/sites/fleet-{number}"), None).await {
+        match coordinators
+            .admin::<Value>(Method::DELETE, &format!("/sites/fleet-{number}"), None)
+            .await
+        {
             Err(error) if !error.to_string().contains("404") => Err(error),
             _ => Ok(()),
         }
     };
-    stream::iter(0..count).map(remove).buffer_unordered(PARALLEL).try_collect().await
+    stream::iter(0..count)
+        .map(remove)
+        .buffer_unordered(PARALLEL)
+        .try_collect()
+        .await
 }
 
-/// Changes a site, and waits until so many agents have that. Gives when it was asked for, and when each had it.
+/// Changes a site, and waits until so many agents have that. Gives when it was asked for, and when
+/// each had it.
 async fn change(
     coordinators: &Coordinators,
     reached: &mut mpsc::UnboundedReceiver<Reached>,
@@ -294,12 +494,18 @@ async fn change(
 ) -> anyhow::Result<(Instant, Vec<Reached>)> {
     let newest = coordinators.position().await?.revision;
     let begin = Instant::now();
-    coordinators.admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(body)).await?;
+    coordinators
+        .admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(body))
+        .await?;
     Ok((begin, all(reached, agents, newest).await?))
 }
 
 /// Waits until so many agents have reached a revision after `than`, each once.
-async fn all(reached: &mut mpsc::UnboundedReceiver<Reached>, count: usize, than: i64) -> anyhow::Result<Vec<Reached>> {
+async fn all(
+    reached: &mut mpsc::UnboundedReceiver<Reached>,
+    count: usize,
+    than: i64,
+) -> anyhow::Result<Vec<Reached>> {
     let mut all = Vec::new();
     let collect = async {
         while all.len() < count {
@@ -313,7 +519,11 @@ async fn all(reached: &mut mpsc::UnboundedReceiver<Reached>, count: usize, than:
     };
     match timeout(PATIENCE, collect).await {
         Ok(result) => result?,
-        Err(_) => bail!("only {} of {count} agents reached the revision after {than} within {} s", all.len(), PATIENCE.as_secs()),
+        Err(_) => bail!(
+            "only {} of {count} agents reached the revision after {than} within {} s",
+            all.len(),
+            PATIENCE.as_secs()
+        ),
     }
     Ok(all)
 }
@@ -324,16 +534,26 @@ fn site(number: u32) -> Value {
 
 /// 10.128.0.0/24 and on: the upper half of 10.0.0.0/8, clear of the tunnel prefix.
 fn subnet(number: u32) -> String {
-    format!("{}/24", Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + number * 256))
+    format!(
+        "{}/24",
+        Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + number * 256)
+    )
 }
 
 /// Of the range for benchmarks, RFC 2544; nothing is ever sent there.
 fn endpoint(number: u32) -> String {
-    format!("{}:51820", Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 1)) + number))
+    format!(
+        "{}:51820",
+        Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 1)) + number)
+    )
 }
 
 fn rate(count: u32, time: Duration) -> String {
-    format!("{:.1} s, {:.0}/s", time.as_secs_f64(), f64::from(count) / time.as_secs_f64())
+    format!(
+        "{:.1} s, {:.0}/s",
+        time.as_secs_f64(),
+        f64::from(count) / time.as_secs_f64()
+    )
 }
 
 struct Rows(Vec<[String; 2]>);
@@ -343,17 +563,33 @@ impl Rows {
         self.0.push([what.to_owned(), figure]);
     }
 
-    /// What each of some things took of the processors since `before`, and whether the fleet itself was in the way of more.
-    fn add_processor_time(&mut self, of: &str, before: &Usages, coordinators: &Coordinators, count: u32) {
+    /// What each of some things took of the processors since `before`, and whether the fleet itself
+    /// was in the way of more.
+    fn add_processor_time(
+        &mut self,
+        of: &str,
+        before: &Usages,
+        coordinators: &Coordinators,
+        count: u32,
+    ) {
         let pids = coordinators.pids();
         if pids.is_empty() {
             return;
         }
         let after = Usages::of(&pids);
-        self.add(&format!("processor time for each {of}: coordinators / Postgres / fleet"), after.cpu_since(before, count));
+        self.add(
+            &format!("processor time for each {of}: coordinators / Postgres / fleet"),
+            after.cpu_since(before, count),
+        );
         let share = after.fleets_share_since(before);
         if share > 0.5 {
-            self.add("bottleneck", format!("the fleet itself, with {:.0} % of the processor time of this", share * 100.0));
+            self.add(
+                "bottleneck",
+                format!(
+                    "the fleet itself, with {:.0} % of the processor time of this",
+                    share * 100.0
+                ),
+            );
         }
     }
 

@@ -31,12 +31,17 @@ impl Api {
     }
 
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T> {
-        self.request("POST", path, Some(&body.to_string()))?.expect(201)
+        self.request("POST", path, Some(&body.to_string()))?
+            .expect(201)
     }
 
     pub fn delete(&self, path: &str) -> Result<()> {
         let answer = self.request("DELETE", path, None)?;
-        if answer.status == 204 { Ok(()) } else { bail!("DELETE {path}: {answer:?}") }
+        if answer.status == 204 {
+            Ok(())
+        } else {
+            bail!("DELETE {path}: {answer:?}")
+        }
     }
 
     /// `curl`, as the README has it: it believes this coordinator.
@@ -49,19 +54,43 @@ impl Api {
     /// One request; a body is sent as JSON, whatever is in it.
     pub fn request(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
         let mut command = self.curl();
-        command.args(["--silent", "--show-error", "--max-time", "10", "--noproxy", "*", "--request", method]);
+        command.args([
+            "--silent",
+            "--show-error",
+            "--max-time",
+            "10",
+            "--noproxy",
+            "*",
+            "--request",
+            method,
+        ]);
         command.args(["--header", &format!("Authorization: Bearer {}", self.token)]);
         if body.is_some() {
-            command.args(["--header", "Content-Type: application/json", "--data-binary", "@-"]);
+            command.args([
+                "--header",
+                "Content-Type: application/json",
+                "--data-binary",
+                "@-",
+            ]);
         }
         // The status and the type on lines of their own after the body.
-        command.args(["--write-out", "\n%{http_code}\n%{content_type}", &format!("{}{path}", self.url)]);
+        command.args([
+            "--write-out",
+            "\n%{http_code}\n%{content_type}",
+            &format!("{}{path}", self.url),
+        ]);
         let text = process::run(command, body)?;
         let mut parts = text.rsplitn(3, '\n');
-        let (Some(content_type), Some(status), Some(body)) = (parts.next(), parts.next(), parts.next()) else {
+        let (Some(content_type), Some(status), Some(body)) =
+            (parts.next(), parts.next(), parts.next())
+        else {
             bail!("curl printed {text:?}");
         };
-        Ok(Answer { status: status.parse()?, content_type: content_type.to_owned(), body: body.to_owned() })
+        Ok(Answer {
+            status: status.parse()?,
+            content_type: content_type.to_owned(),
+            body: body.to_owned(),
+        })
     }
 }
 
@@ -69,7 +98,11 @@ impl Answer {
     /// The body, if the status is the expected one.
     pub fn expect<T: DeserializeOwned>(self, status: u16) -> Result<T> {
         if self.status != status {
-            bail!("status {} where {status} was expected: {}", self.status, self.body);
+            bail!(
+                "status {} where {status} was expected: {}",
+                self.status,
+                self.body
+            );
         }
         serde_json::from_str(&self.body).with_context(|| format!("reading {}", self.body))
     }

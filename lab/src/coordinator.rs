@@ -41,7 +41,14 @@ pub struct Coordinator {
 
 impl Coordinator {
     pub(crate) fn start(binaries: Binaries, log: PathBuf) -> Result<Self> {
-        Ok(Self { host: Host::start("coordinator")?, binaries, log, server: None, others: BTreeMap::new(), urls: url(PORT) })
+        Ok(Self {
+            host: Host::start("coordinator")?,
+            binaries,
+            log,
+            server: None,
+            others: BTreeMap::new(),
+            urls: url(PORT),
+        })
     }
 
     /// `wattle-server` with its own Postgres, in the background.
@@ -54,17 +61,33 @@ impl Coordinator {
 
     /// Lets join strings name coordinators on these ports, from the next start of a server on.
     pub fn announce(&mut self, ports: &[u16]) {
-        self.urls = ports.iter().map(|port| url(*port)).collect::<Vec<_>>().join(",");
+        self.urls = ports
+            .iter()
+            .map(|port| url(*port))
+            .collect::<Vec<_>>()
+            .join(",");
     }
 
-    /// A further coordinator, on the Postgres of the first one, which ends with that. Gives its interface once it is ready.
+    /// A further coordinator, on the Postgres of the first one, which ends with that. Gives its
+    /// interface once it is ready.
     pub fn start_another(&mut self, port: u16) -> Result<Api> {
         let data_dir = format!("{DATA_DIR}-{port}");
-        self.host.run(&format!("install -D -m 600 {DATA_DIR}/ca.pem {data_dir}/ca.pem"))?;
+        self.host.run(&format!(
+            "install -D -m 600 {DATA_DIR}/ca.pem {data_dir}/ca.pem"
+        ))?;
         let mut command = self.serve(&data_dir, port)?;
-        command.env("DATABASE_URL", format!("postgres:///postgres?host={DATA_DIR}/postgres/run&user=wattle"));
-        let mut another = Daemon::start(command, &self.log.with_file_name(format!("coordinator-{port}.log")))?;
-        let api = Api { url: url(port), ..self.api()? };
+        command.env(
+            "DATABASE_URL",
+            format!("postgres:///postgres?host={DATA_DIR}/postgres/run&user=wattle"),
+        );
+        let mut another = Daemon::start(
+            command,
+            &self.log.with_file_name(format!("coordinator-{port}.log")),
+        )?;
+        let api = Api {
+            url: url(port),
+            ..self.api()?
+        };
         wait_until_ready(&mut another, &api, || Ok(()))?;
         self.others.insert(port, another);
         Ok(api)
@@ -72,13 +95,24 @@ impl Coordinator {
 
     /// Ends a further coordinator with `kill -9`.
     pub fn kill_another(&mut self, port: u16) -> Result<()> {
-        self.others.remove(&port).context("no coordinator runs there")?.kill()
+        self.others
+            .remove(&port)
+            .context("no coordinator runs there")?
+            .kill()
     }
 
     fn serve(&self, data_dir: &str, port: u16) -> Result<Command> {
         let mut command = self.as_its_user()?;
-        command.args([self.binaries.server(), "--data-dir", data_dir, "--listen", &format!("{ADDRESS}:{port}")]);
-        command.args(["--url", &self.urls]).env("RUST_BACKTRACE", "1");
+        command.args([
+            self.binaries.server(),
+            "--data-dir",
+            data_dir,
+            "--listen",
+            &format!("{ADDRESS}:{port}"),
+        ]);
+        command
+            .args(["--url", &self.urls])
+            .env("RUST_BACKTRACE", "1");
         Ok(command)
     }
 
@@ -86,7 +120,11 @@ impl Coordinator {
     pub fn wait_ready(&mut self) -> Result<()> {
         let (host, ca) = (&self.host, self.log.with_file_name("ca.crt"));
         let server = self.server.as_mut().context("no coordinator runs")?;
-        let anonymous = Api { url: url(PORT), token: String::new(), ca: ca.clone() };
+        let anonymous = Api {
+            url: url(PORT),
+            token: String::new(),
+            ca: ca.clone(),
+        };
         wait_until_ready(server, &anonymous, || {
             // It is made before the server listens, and where curl cannot see it.
             fs::write(&ca, host.run(&format!("cat {DATA_DIR}/ca.crt"))?).map_err(Into::into)
@@ -95,13 +133,24 @@ impl Coordinator {
 
     /// The interface, with the token of the first start.
     pub fn api(&self) -> Result<Api> {
-        let token = self.host.run(&format!("cat {DATA_DIR}/api-token")).context("reading the api token of the first start")?;
-        Ok(Api { url: url(PORT), token: token.trim().to_owned(), ca: self.log.with_file_name("ca.crt") })
+        let token = self
+            .host
+            .run(&format!("cat {DATA_DIR}/api-token"))
+            .context("reading the api token of the first start")?;
+        Ok(Api {
+            url: url(PORT),
+            token: token.trim().to_owned(),
+            ca: self.log.with_file_name("ca.crt"),
+        })
     }
 
-    /// What its database says to statements of SQL, as a thief of the coordinator could ask it: one line for each row.
+    /// What its database says to statements of SQL, as a thief of the coordinator could ask it: one
+    /// line for each row.
     pub fn sql(&self, statements: &str) -> Result<String> {
-        self.host.run_with(&format!("psql {} -v ON_ERROR_STOP=1 -qAt -f -", self.database()), statements)
+        self.host.run_with(
+            &format!("psql {} -v ON_ERROR_STOP=1 -qAt -f -", self.database()),
+            statements,
+        )
     }
 
     /// All that its database holds, as a thief would carry it away.
@@ -125,13 +174,17 @@ impl Coordinator {
     /// Asks the server to end; it has to end well.
     pub fn stop(&mut self) -> Result<()> {
         let status = self.server.take().context("no coordinator runs")?.stop()?;
-        if status.success() { Ok(()) } else { bail!("the coordinator ended with {status}") }
+        if status.success() {
+            Ok(())
+        } else {
+            bail!("the coordinator ended with {status}")
+        }
     }
 
     /// What goes before a command that runs as the server does.
     ///
-    /// Postgres does not run as root. The server steps down to another user for it, which only real root can; root of a user namespace
-    /// is called something else in one more namespace instead.
+    /// Postgres does not run as root. The server steps down to another user for it, which only real
+    /// root can; root of a user namespace is called something else in one more namespace instead.
     fn as_its_user(&self) -> Result<Command> {
         let mut command = self.host.enter();
         if !enter::is_real_root()? {
@@ -141,15 +194,24 @@ impl Coordinator {
     }
 }
 
-/// Waits until a coordinator answers that it is ready; before each look, `prepare` does what the look needs.
-fn wait_until_ready(server: &mut Daemon, api: &Api, mut prepare: impl FnMut() -> Result<()>) -> Result<()> {
+/// Waits until a coordinator answers that it is ready; before each look, `prepare` does what the
+/// look needs.
+fn wait_until_ready(
+    server: &mut Daemon,
+    api: &Api,
+    mut prepare: impl FnMut() -> Result<()>,
+) -> Result<()> {
     wait_for("the coordinator is ready", patience(60.0), || {
         if let Err(ended) = server.expect_running() {
             return Ok(Err(ended));
         }
         prepare()?;
         let answer = api.request("GET", "/readyz", None)?;
-        if answer.status == 200 { Ok(Ok(())) } else { bail!("{answer:?}") }
+        if answer.status == 200 {
+            Ok(Ok(()))
+        } else {
+            bail!("{answer:?}")
+        }
     })?
 }
 
@@ -158,7 +220,8 @@ pub fn url(port: u16) -> String {
     format!("https://{ADDRESS}:{port}")
 }
 
-/// Makes a folder which, before all others in the path, spares coordinators the making of a cluster.
+/// Makes a folder which, before all others in the path, spares coordinators the making of a
+/// cluster.
 pub fn make_cluster(folder: &Path) -> Result<()> {
     let mut script = Command::new(repository().join("lab/cluster"));
     script.arg(folder);

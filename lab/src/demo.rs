@@ -45,13 +45,16 @@ const PORT: u16 = 8443;
 /// Tells the inside which port it became.
 const OUTER_PORT: &str = "WATTLE_LAB_DEMO_PORT";
 
-/// The part in the namespaces of whoever started the demo: it lends the inside a listening socket, and waits for Ctrl-C.
+/// The part in the namespaces of whoever started the demo: it lends the inside a listening socket,
+/// and waits for Ctrl-C.
 ///
-/// A socket stays in the network namespace in which it was made, wherever the process goes that accepts on it. So people reach the
-/// coordinator at this machine's loopback although it is on another network.
+/// A socket stays in the network namespace in which it was made, wherever the process goes that
+/// accepts on it. So people reach the coordinator at this machine's loopback although it is on
+/// another network.
 pub fn outside() -> Result<()> {
     Binaries::find()?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT))
+        .or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     let port = listener.local_addr()?.port();
 
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
@@ -81,7 +84,10 @@ pub fn outside() -> Result<()> {
         let _ = fs::remove_file(scratch(JOB)?.join("api-token"));
         return say("\nEverything is gone again. The logs are kept.");
     }
-    bail!("the demo ended by itself ({status}); logs: {}", scratch(JOB)?.display())
+    bail!(
+        "the demo ended by itself ({status}); logs: {}",
+        scratch(JOB)?.display()
+    )
 }
 
 /// The part in the lab.
@@ -101,7 +107,12 @@ pub fn inside() -> Result<()> {
     done(start)?;
 
     for site in GUIDE {
-        step(&format!("POST /sites {:<10} {:<20} LAN {:<13} and wattle-agent join", site.name, site.endpoint(), site.lan))?;
+        step(&format!(
+            "POST /sites {:<10} {:<20} LAN {:<13} and wattle-agent join",
+            site.name,
+            site.endpoint(),
+            site.lan
+        ))?;
         let created: CreatedSite = api.post("/sites", &site.body())?;
         let gateway = lab.gateway_mut(site)?;
         gateway.start_agent()?;
@@ -112,13 +123,30 @@ pub fn inside() -> Result<()> {
     lab.gateway_mut(SAO_PAULO)?.start_agent()?;
 
     say("\nPings between the LANs:")?;
-    for (from, to) in
-        [(DUBLIN, FRANKFURT), (FRANKFURT, DUBLIN), (DUBLIN, NEW_YORK), (NEW_YORK, DUBLIN), (FRANKFURT, NEW_YORK), (NEW_YORK, FRANKFURT)]
-    {
-        step(&format!("{:<9} {} → {:<9} {}", from.name, from.lan_host(), to.name, to.lan_host()))?;
+    for (from, to) in [
+        (DUBLIN, FRANKFURT),
+        (FRANKFURT, DUBLIN),
+        (DUBLIN, NEW_YORK),
+        (NEW_YORK, DUBLIN),
+        (FRANKFURT, NEW_YORK),
+        (NEW_YORK, FRANKFURT),
+    ] {
+        step(&format!(
+            "{:<9} {} → {:<9} {}",
+            from.name,
+            from.lan_host(),
+            to.name,
+            to.lan_host()
+        ))?;
         let time = wait_for("an answer", patience(20.0), || {
-            let text = lab.gateway(from)?.lan_host.run(&format!("ping -n -c 1 -W 0.5 {}", to.lan_host()))?;
-            let time = text.split_once("time=").and_then(|(_, rest)| rest.split_once('\n')).map(|(time, _)| time.to_owned());
+            let text = lab
+                .gateway(from)?
+                .lan_host
+                .run(&format!("ping -n -c 1 -W 0.5 {}", to.lan_host()))?;
+            let time = text
+                .split_once("time=")
+                .and_then(|(_, rest)| rest.split_once('\n'))
+                .map(|(time, _)| time.to_owned());
             time.with_context(|| format!("no time in {text}"))
         })?;
         say(&time)?;
@@ -150,7 +178,8 @@ The REST interface is at {url}. In another terminal:
   curl -H \"Authorization: Bearer $TOKEN\" {url}/sites
   curl -H \"Authorization: Bearer $TOKEN\" {url}/links
 
-A fourth gateway, sao-paulo, waits to be let in. Create its site, then join with the join_string of the answer:
+A fourth gateway, sao-paulo, waits to be let in. Create its site, then join with the join_string \
+of the answer:
 
   curl -H \"Authorization: Bearer $TOKEN\" -d '{body}' {url}/sites
   {lab} exec sao-paulo wattle-agent join wattle1.…
@@ -169,7 +198,8 @@ Ctrl-C ends everything and leaves nothing behind.",
     ))
 }
 
-/// Says of each program that ends that it did, and goes on: to end one and see the packets pass is part of the demo.
+/// Says of each program that ends that it did, and goes on: to end one and see the packets pass is
+/// part of the demo.
 fn watch(mut lab: Lab) -> Result<()> {
     let mut ended = BTreeSet::new();
     loop {
@@ -179,20 +209,28 @@ fn watch(mut lab: Lab) -> Result<()> {
         }
         for gateway in &mut lab.gateways {
             if gateway.agent().is_err() && ended.insert(gateway.site.name) {
-                say(&format!("The agent of {} ended. Its tunnels stay up.", gateway.site.name))?;
+                say(&format!(
+                    "The agent of {} ended. Its tunnels stay up.",
+                    gateway.site.name
+                ))?;
             }
         }
     }
 }
 
-/// Carries connections from the socket that the outside lent, which is standard input, to the coordinator.
+/// Carries connections from the socket that the outside lent, which is standard input, to the
+/// coordinator.
 fn relay() -> Result<()> {
     let listener = TcpListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     thread::spawn(move || {
         for connection in listener.incoming() {
             let Ok(near) = connection else { continue };
-            let Ok(far) = TcpStream::connect((coordinator::ADDRESS, coordinator::PORT)) else { continue };
-            let (Ok(near_too), Ok(far_too)) = (near.try_clone(), far.try_clone()) else { continue };
+            let Ok(far) = TcpStream::connect((coordinator::ADDRESS, coordinator::PORT)) else {
+                continue;
+            };
+            let (Ok(near_too), Ok(far_too)) = (near.try_clone(), far.try_clone()) else {
+                continue;
+            };
             thread::spawn(move || carry(near, far));
             thread::spawn(move || carry(far_too, near_too));
         }
@@ -215,7 +253,11 @@ fn fresh(folder: &Path) -> Result<()> {
 }
 
 fn keep_secret(path: &Path, secret: &str) -> Result<()> {
-    let mut file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+    let mut file = fs::OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
     writeln!(file, "{secret}").with_context(|| format!("writing {}", path.display()))
 }
 

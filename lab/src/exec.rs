@@ -23,8 +23,13 @@ pub fn exec(name: &str, command: &[String]) -> Result<()> {
         bail!("no host is called {name}; there are {}", names.join(", "));
     };
     let binaries = Binaries::find()?;
-    let folder = std::path::Path::new(binaries.agent()).parent().context("the agent is in no folder")?;
-    let path = env::join_paths(std::iter::once(folder.to_owned()).chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())))?;
+    let folder = std::path::Path::new(binaries.agent())
+        .parent()
+        .context("the agent is in no folder")?;
+    let path = env::join_paths(
+        std::iter::once(folder.to_owned())
+            .chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
+    )?;
 
     let mut nsenter = Command::new("nsenter");
     nsenter.args(["--target", &pid.to_string(), "--net", "--mount", "--pid"]);
@@ -32,7 +37,11 @@ pub fn exec(name: &str, command: &[String]) -> Result<()> {
         nsenter.args(["--user", "--preserve-credentials"]);
     }
     nsenter.arg("--").arg(program).args(arguments);
-    nsenter.env("PATH", path).env("WATTLE_STATE_DIR", STATE_DIR).env("WATTLE_INTERFACE", INTERFACE).env("WATTLE_GUARD", GUARD);
+    nsenter
+        .env("PATH", path)
+        .env("WATTLE_STATE_DIR", STATE_DIR)
+        .env("WATTLE_INTERFACE", INTERFACE)
+        .env("WATTLE_GUARD", GUARD);
     Err(nsenter.exec()).context("starting nsenter")
 }
 
@@ -40,9 +49,13 @@ pub fn exec(name: &str, command: &[String]) -> Result<()> {
 fn hosts() -> Result<Vec<(String, u32)>> {
     let mut hosts = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
         // A process may end while we look, or be somebody else's.
-        let Ok(line) = fs::read_to_string(format!("/proc/{pid}/cmdline")) else { continue };
+        let Ok(line) = fs::read_to_string(format!("/proc/{pid}/cmdline")) else {
+            continue;
+        };
         let words: Vec<&str> = line.trim_end_matches('\0').split('\0').collect();
         if let [.., mark, name] = words[..]
             && mark == MARK
@@ -56,6 +69,9 @@ fn hosts() -> Result<Vec<(String, u32)>> {
 }
 
 fn is_in_user_namespace(pid: u32) -> Result<bool> {
-    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).with_context(|| format!("looking at process {pid}"));
+    let namespace = |pid: &str| {
+        fs::read_link(format!("/proc/{pid}/ns/user"))
+            .with_context(|| format!("looking at process {pid}"))
+    };
     Ok(namespace(&pid.to_string())? != namespace("self")?)
 }

@@ -1,4 +1,5 @@
-//! A steady stream of numbered datagrams from one host to another and back, to tell whether a single one was lost.
+//! A steady stream of numbered datagrams from one host to another and back, to tell whether a
+//! single one was lost.
 
 use std::{
     env,
@@ -55,7 +56,8 @@ struct Progress {
 }
 
 impl Flow {
-    /// Starts a stream to `address`, which is on the host `to`, and returns when the first datagram came back.
+    /// Starts a stream to `address`, which is on the host `to`, and returns when the first datagram
+    /// came back.
     pub fn start(from: &Host, to: &Host, address: Ipv4Addr) -> Result<Self> {
         let mut echo = spawn(to, None)?;
         let mut line = String::new();
@@ -70,8 +72,14 @@ impl Flow {
             let progress = Arc::clone(&progress);
             move || follow(says, &progress)
         });
-        let flow = Self { sender, echo, progress };
-        wait_for("the first datagram comes back", patience(10.0), || flow.source().map(drop))?;
+        let flow = Self {
+            sender,
+            echo,
+            progress,
+        };
+        wait_for("the first datagram comes back", patience(10.0), || {
+            flow.source().map(drop)
+        })?;
         Ok(flow)
     }
 
@@ -91,27 +99,46 @@ impl Flow {
         let time = PACE * u32::try_from(datagrams)?;
         wait_for("more datagrams are sent", time * 2 + patience(5.0), || {
             let sent = self.sent();
-            if sent >= goal { Ok(()) } else { bail!("{sent} of {goal}") }
+            if sent >= goal {
+                Ok(())
+            } else {
+                bail!("{sent} of {goal}")
+            }
         })
     }
 
     /// Ends the stream; the last datagrams have time to come back.
     pub fn finish(mut self) -> Result<Outcome> {
         drop(self.sender.stdin.take());
-        wait_for("the stream ends", patience(10.0), || lock(&self.progress).outcome.clone().context("it still runs"))
+        wait_for("the stream ends", patience(10.0), || {
+            lock(&self.progress)
+                .outcome
+                .clone()
+                .context("it still runs")
+        })
     }
 
     /// Ends the stream, which fails if a single datagram was lost; gives how many there were.
     pub fn expect_no_loss(self) -> Result<usize> {
         let Outcome { sent, lost } = self.finish()?;
-        if lost.is_empty() { Ok(sent) } else { bail!("{} of {sent} datagrams were lost: {}", lost.len(), ranges(&lost)) }
+        if lost.is_empty() {
+            Ok(sent)
+        } else {
+            bail!(
+                "{} of {sent} datagrams were lost: {}",
+                lost.len(),
+                ranges(&lost)
+            )
+        }
     }
 }
 
 impl Outcome {
     /// For how long after so many had been sent datagrams still came back.
     pub fn came_back_after(&self, sent: usize) -> Result<Duration> {
-        let last = (sent..self.sent).rev().find(|number| !self.lost.contains(number));
+        let last = (sent..self.sent)
+            .rev()
+            .find(|number| !self.lost.contains(number));
         Ok(PACE * u32::try_from(last.map_or(0, |last| last + 1 - sent))?)
     }
 }
@@ -132,7 +159,9 @@ fn spawn(host: &Host, to: Option<SocketAddr>) -> Result<Child> {
         command.env(TO, to.to_string());
     }
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    command.spawn().with_context(|| format!("starting a flow on {}", host.name()))
+    command
+        .spawn()
+        .with_context(|| format!("starting a flow on {}", host.name()))
 }
 
 /// Reads what the sender says until it has no more to say.
@@ -143,8 +172,13 @@ fn follow(says: ChildStdout, progress: &Mutex<Progress>) {
             Some(("from", source)) => progress.source = source.parse().ok(),
             Some(("sent", sent)) => progress.sent = sent.parse().unwrap_or(progress.sent),
             Some(("outcome", numbers)) => {
-                let mut numbers = numbers.split_whitespace().map_while(|number| number.parse().ok());
-                progress.outcome = numbers.next().map(|sent| Outcome { sent, lost: numbers.collect() });
+                let mut numbers = numbers
+                    .split_whitespace()
+                    .map_while(|number| number.parse().ok());
+                progress.outcome = numbers.next().map(|sent| Outcome {
+                    sent,
+                    lost: numbers.collect(),
+                });
             }
             _ => {}
         }
@@ -212,9 +246,20 @@ fn send(to: SocketAddr) -> Result<()> {
         thread::sleep((PACE * number).saturating_sub(start.elapsed()));
     }
     // Those that do not come back in time are the outcome.
-    let _ = wait_for("all come back", patience(2.0), || if lock(&back).iter().all(|came| *came) { Ok(()) } else { bail!("not yet") });
+    let _ = wait_for("all come back", patience(2.0), || {
+        if lock(&back).iter().all(|came| *came) {
+            Ok(())
+        } else {
+            bail!("not yet")
+        }
+    });
     let back = lock(&back);
-    let lost: Vec<String> = back.iter().enumerate().filter(|(_, came)| !**came).map(|(number, _)| number.to_string()).collect();
+    let lost: Vec<String> = back
+        .iter()
+        .enumerate()
+        .filter(|(_, came)| !**came)
+        .map(|(number, _)| number.to_string())
+        .collect();
     say(&format!("outcome {} {}", back.len(), lost.join(" ")))
 }
 

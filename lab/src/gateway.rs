@@ -20,7 +20,14 @@ pub const GUARD: &str = "/run/wattle-guard.toml";
 pub const INTERFACE: &str = "wattle0";
 
 /// Where each agent finds its things.
-const PLACE: [&str; 6] = ["--state-dir", STATE_DIR, "--interface", INTERFACE, "--guard", GUARD];
+const PLACE: [&str; 6] = [
+    "--state-dir",
+    STATE_DIR,
+    "--interface",
+    INTERFACE,
+    "--guard",
+    GUARD,
+];
 
 /// A site of the lab: its gateway and its LAN.
 #[derive(Debug)]
@@ -37,7 +44,14 @@ impl Gateway {
     pub(crate) fn start(site: Site, binaries: Binaries, logs: PathBuf) -> Result<Self> {
         let host = Host::start(site.name)?;
         let lan_host = Host::start(&format!("{}-host", site.name))?;
-        Ok(Self { site, host, lan_host, binaries, logs, agent: None })
+        Ok(Self {
+            site,
+            host,
+            lan_host,
+            binaries,
+            logs,
+            agent: None,
+        })
     }
 
     /// `wattle-agent run`, in the background.
@@ -45,18 +59,32 @@ impl Gateway {
         self.start_agent_under(&[])
     }
 
-    /// As [`Gateway::start_agent`], with words before it that take rights from it, such as those of `setpriv`.
+    /// As [`Gateway::start_agent`], with words before it that take rights from it, such as those of
+    /// `setpriv`.
     pub fn start_agent_under(&mut self, words: &[&str]) -> Result<()> {
         let mut command = self.host.enter();
-        command.args(words).arg(self.binaries.agent()).args(PLACE).arg("run").env("RUST_BACKTRACE", "1");
-        self.agent = Some(Daemon::start(command, &self.logs.join(format!("{}-agent.log", self.site.name)))?);
+        command
+            .args(words)
+            .arg(self.binaries.agent())
+            .args(PLACE)
+            .arg("run")
+            .env("RUST_BACKTRACE", "1");
+        self.agent = Some(Daemon::start(
+            command,
+            &self.logs.join(format!("{}-agent.log", self.site.name)),
+        )?);
         Ok(())
     }
 
     /// The running agent.
     pub fn agent(&mut self) -> Result<&mut Daemon> {
-        let agent = self.agent.as_mut().with_context(|| format!("no agent runs on {}", self.site.name))?;
-        agent.expect_running().with_context(|| format!("the agent of {}", self.site.name))?;
+        let agent = self
+            .agent
+            .as_mut()
+            .with_context(|| format!("no agent runs on {}", self.site.name))?;
+        agent
+            .expect_running()
+            .with_context(|| format!("the agent of {}", self.site.name))?;
         Ok(agent)
     }
 
@@ -68,14 +96,23 @@ impl Gateway {
     /// Ends the agent with SIGTERM; it has to end well.
     pub fn stop_agent(&mut self) -> Result<()> {
         let status = self.agent.take().context("no agent runs")?.stop()?;
-        if status.success() { Ok(()) } else { bail!("the agent of {} ended with {status}", self.site.name) }
+        if status.success() {
+            Ok(())
+        } else {
+            bail!("the agent of {} ended with {status}", self.site.name)
+        }
     }
 
     /// `wattle-agent join`, which has to succeed.
     pub fn join(&self, join_string: &str) -> Result<String> {
         let output = self.try_join(join_string)?;
         if !output.status.success() {
-            bail!("joining {}: {}: {}", self.site.name, output.status, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "joining {}: {}: {}",
+                self.site.name,
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -101,7 +138,8 @@ impl Gateway {
 
     /// `wattle-agent status --json`.
     pub fn status(&self) -> Result<Value> {
-        serde_json::from_str(&self.agent_says(&["status", "--json"])?).context("reading the agent's status")
+        serde_json::from_str(&self.agent_says(&["status", "--json"])?)
+            .context("reading the agent's status")
     }
 
     /// Each peer's public key with its allowed prefixes, sorted, as the device has them.
@@ -124,19 +162,32 @@ impl Gateway {
     /// What `wg show` says of each peer in two columns: the peer's public key and `what`.
     pub fn by_peer(&self, what: &str) -> Result<BTreeMap<String, String>> {
         let text = self.host.run(&format!("wg show {INTERFACE} {what}"))?;
-        Ok(text.lines().filter_map(|line| line.split_once('\t')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+        Ok(text
+            .lines()
+            .filter_map(|line| line.split_once('\t'))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect())
     }
 
     /// Public half of the interface's key.
     pub fn public_key(&self) -> Result<String> {
-        Ok(self.host.run(&format!("wg show {INTERFACE} public-key"))?.trim().to_owned())
+        Ok(self
+            .host
+            .run(&format!("wg show {INTERFACE} public-key"))?
+            .trim()
+            .to_owned())
     }
 
     /// The tunnel address that the interface has.
     pub fn tunnel_address(&self) -> Result<Ipv4Addr> {
-        let text = self.host.run(&format!("ip -json -4 address show dev {INTERFACE}"))?;
+        let text = self
+            .host
+            .run(&format!("ip -json -4 address show dev {INTERFACE}"))?;
         let links: Value = serde_json::from_str(&text)?;
-        let address = links.pointer("/0/addr_info/0/local").and_then(Value::as_str).with_context(|| format!("no address: {text}"))?;
+        let address = links
+            .pointer("/0/addr_info/0/local")
+            .and_then(Value::as_str)
+            .with_context(|| format!("no address: {text}"))?;
         Ok(address.parse()?)
     }
 }

@@ -14,8 +14,9 @@ pub const MARK: &str = "wattle-lab-host";
 
 /// Makes the inside of a host, then waits for as long as its standard input is open.
 ///
-/// Forwarding and filtering begin as they are on a machine just installed, whatever the machine below has set: namespaces inherit.
-/// Nobody else has the hosts' IPv6 addresses, so none waits to see whether somebody has.
+/// Forwarding and filtering begin as they are on a machine just installed, whatever the machine
+/// below has set: namespaces inherit. Nobody else has the hosts' IPv6 addresses, so none waits to
+/// see whether somebody has.
 const HOLDER: &str = "
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -48,13 +49,19 @@ impl Host {
             .stdout(Stdio::piped())
             .spawn()
             .context("starting unshare")?;
-        let (Some(leash), Some(stdout)) = (holder.stdin.take(), holder.stdout.take()) else { bail!("the holder of {name} has no pipes") };
+        let (Some(leash), Some(stdout)) = (holder.stdin.take(), holder.stdout.take()) else {
+            bail!("the holder of {name} has no pipes")
+        };
         let mut answer = String::new();
         BufReader::new(stdout).read_line(&mut answer)?;
         if answer.trim() != "ready" {
             bail!("the host {name} did not come up: {}", holder.wait()?);
         }
-        Ok(Self { name: name.to_owned(), holder, _leash: leash })
+        Ok(Self {
+            name: name.to_owned(),
+            holder,
+            _leash: leash,
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -73,14 +80,22 @@ impl Host {
         command
     }
 
-    /// What goes before a program so that it runs on the host. The program takes the place of `nsenter`, and with it the process id.
+    /// What goes before a program so that it runs on the host. The program takes the place of
+    /// `nsenter`, and with it the process id.
     pub(crate) fn enter(&self) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid().to_string(), "--net", "--mount", "--"]);
+        command.args([
+            "--target",
+            &self.pid().to_string(),
+            "--net",
+            "--mount",
+            "--",
+        ]);
         command
     }
 
-    /// Runs a line of words, without quotes or any other meaning of a shell, and gives what it printed; it has to succeed.
+    /// Runs a line of words, without quotes or any other meaning of a shell, and gives what it
+    /// printed; it has to succeed.
     pub fn run(&self, line: &str) -> Result<String> {
         process::run(self.line(line)?, None).with_context(|| format!("on {}", self.name))
     }
@@ -97,7 +112,8 @@ impl Host {
 
     /// One ping; an error says what came instead of the answer.
     pub fn ping(&self, address: impl std::fmt::Display) -> Result<()> {
-        self.run(&format!("ping -n -c 1 -W 0.5 {address}")).map(drop)
+        self.run(&format!("ping -n -c 1 -W 0.5 {address}"))
+            .map(drop)
     }
 
     fn line(&self, line: &str) -> Result<Command> {

@@ -1,4 +1,5 @@
-//! The kernel ground: machines of User-Mode Linux, in which the same tests run on the kernel's own WireGuard.
+//! The kernel ground: machines of User-Mode Linux, in which the same tests run on the kernel's own
+//! WireGuard.
 //!
 //! ```text
 //!   end_to_end ══ linux ── init (PID 1, on the host's files) ── job ── the same test program
@@ -6,8 +7,8 @@
 //!        └───────── machines/<name>/{output,code,console.log} ◀──┘
 //! ```
 //!
-//! A machine is an ordinary process of an ordinary user, boots in half a second, and does one job. `docs/kernel.md` tells how to work
-//! in it.
+//! A machine is an ordinary process of an ordinary user, boots in half a second, and does one job.
+//! `docs/kernel.md` tells how to work in it.
 
 mod root;
 
@@ -39,7 +40,8 @@ const MEMORY: &str = "2G";
 const NO_INTERFACES: &str = "dummy.numdummies=0";
 /// Where a machine finds what is lent to it: the programs, and the folders of the machines.
 const INSIDE: &str = "/opt/wattle";
-/// By how much deadlines are longer there: a system call takes 18 µs, a process 10 ms to start, and a machine has one processor.
+/// By how much deadlines are longer there: a system call takes 18 µs, a process 10 ms to start, and
+/// a machine has one processor.
 const PATIENCE: f64 = 3.0;
 /// Passed on to the job, if they are set.
 const PASSED: [&str; 3] = ["RUST_LOG", "RUST_BACKTRACE", "WATTLE_LAB_UNPRIVILEGED"];
@@ -51,7 +53,12 @@ pub fn is_inside() -> bool {
 
 /// Why there can be no machines here, if there can be none.
 pub fn missing() -> Option<String> {
-    (env::consts::ARCH != "x86_64").then(|| format!("User-Mode Linux is for x86-64, and this is {}", env::consts::ARCH))
+    (env::consts::ARCH != "x86_64").then(|| {
+        format!(
+            "User-Mode Linux is for x86-64, and this is {}",
+            env::consts::ARCH
+        )
+    })
 }
 
 /// What machines are made of: a kernel, and a folder that is theirs, too.
@@ -71,8 +78,8 @@ pub struct Ended {
 }
 
 impl Machines {
-    /// Builds what is missing, the kernel included, and gathers it in a folder: the two programs, and as `test-<name>` the test programs
-    /// `tests`.
+    /// Builds what is missing, the kernel included, and gathers it in a folder: the two programs,
+    /// and as `test-<name>` the test programs `tests`.
     pub fn prepare<'t>(tests: impl IntoIterator<Item = (&'t str, PathBuf)>) -> Result<Self> {
         Self::gather("kernel", tests)
     }
@@ -84,16 +91,23 @@ impl Machines {
         let lock = folder.with_extension("lock");
         fs::create_dir_all(lock.parent().unwrap_or(&lock))?;
         let lock = File::create(&lock).with_context(|| format!("making {}", lock.display()))?;
-        lock.try_lock().with_context(|| format!("another run of the {name} ground is under way in this checkout"))?;
+        lock.try_lock().with_context(|| {
+            format!("another run of the {name} ground is under way in this checkout")
+        })?;
         if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("removing {}", folder.display()))?;
         }
         for folder in [folder.join("programs"), folder.join("machines")] {
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
 
         // Copies: whoever builds meanwhile does not change what runs.
-        let copy = |from: &Path, to: PathBuf| fs::copy(from, to).map(drop).with_context(|| format!("copying {}", from.display()));
+        let copy = |from: &Path, to: PathBuf| {
+            fs::copy(from, to)
+                .map(drop)
+                .with_context(|| format!("copying {}", from.display()))
+        };
         let programs = folder.join("programs");
         for (name, path) in tests {
             copy(&path, programs.join(format!("test-{name}")))?;
@@ -101,16 +115,26 @@ impl Machines {
         let binaries = Binaries::find()?;
         for path in [binaries.server(), binaries.agent()] {
             let path = Path::new(path);
-            copy(path, programs.join(path.file_name().context("a program without a name")?))?;
+            copy(
+                path,
+                programs.join(path.file_name().context("a program without a name")?),
+            )?;
         }
         copy(&repository().join("lab/kernel/init"), folder.join("init"))?;
         coordinator::make_cluster(&folder.join("postgres"))?;
-        Ok(Self { kernel, folder, _lock: lock })
+        Ok(Self {
+            kernel,
+            folder,
+            _lock: lock,
+        })
     }
 
     /// The name of the kernel, by its version.
     pub fn kernel(&self) -> Cow<'_, str> {
-        self.kernel.file_name().unwrap_or_default().to_string_lossy()
+        self.kernel
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
     }
 
     /// The folder of the machines, where their logs are.
@@ -118,7 +142,8 @@ impl Machines {
         &self.folder
     }
 
-    /// Starts the machine `name`, which does `job`, lines of a shell, and switches itself off. After `limit` it is ended.
+    /// Starts the machine `name`, which does `job`, lines of a shell, and switches itself off.
+    /// After `limit` it is ended.
     pub fn run(&self, name: &str, job: &str, limit: Duration) -> Result<Ended> {
         self.start(name, job, Console::Nobody)?.ended(limit)
     }
@@ -135,21 +160,41 @@ impl Machines {
         Machine::start(self.command(&folder, "init")?, folder, console)
     }
 
-    /// The kernel as a command, whose first program is `init` of the shared folder; where its consoles lead is still to be
-    /// said. It ends with this program, however that ends.
+    /// The kernel as a command, whose first program is `init` of the shared folder; where its
+    /// consoles lead is still to be said. It ends with this program, however that ends.
     fn command(&self, folder: &Path, init: &str) -> Result<Command> {
         let name = folder.file_name().context("a machine without a name")?;
-        let [name, own, shared, kernel] =
-            [Path::new(name), folder, &self.folder, &self.kernel].map(|path| path.to_str().filter(|path| !path.contains(['"', ','])));
-        let (Some(name), Some(own), Some(shared), Some(kernel)) = (name, own, shared, kernel) else {
-            bail!("{} cannot be told to a machine: its path has a quote or a comma, or is not UTF-8", folder.display());
+        let [name, own, shared, kernel] = [Path::new(name), folder, &self.folder, &self.kernel]
+            .map(|path| path.to_str().filter(|path| !path.contains(['"', ','])));
+        let (Some(name), Some(own), Some(shared), Some(kernel)) = (name, own, shared, kernel)
+        else {
+            bail!(
+                "{} cannot be told to a machine: its path has a quote or a comma, or is not UTF-8",
+                folder.display()
+            );
         };
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(self.kernel.join("linux"));
-        command.args([&format!("mem={MEMORY}"), &format!("uml_dir={own}"), "con0=null,fd:2"]);
-        command.args(["rootfstype=hostfs", "rootflags=/", "ro", "quiet", NO_INTERFACES]);
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(self.kernel.join("linux"));
+        command.args([
+            &format!("mem={MEMORY}"),
+            &format!("uml_dir={own}"),
+            "con0=null,fd:2",
+        ]);
+        command.args([
+            "rootfstype=hostfs",
+            "rootflags=/",
+            "ro",
+            "quiet",
+            NO_INTERFACES,
+        ]);
         // The kernel takes the quotes away.
-        command.args([format!("init=\"{shared}/{init}\""), format!("MACHINE={name}"), format!("MODULES=\"{kernel}/lib/modules\"")]);
+        command.args([
+            format!("init=\"{shared}/{init}\""),
+            format!("MACHINE={name}"),
+            format!("MODULES=\"{kernel}/lib/modules\""),
+        ]);
         Ok(command)
     }
 }
@@ -171,32 +216,51 @@ impl Machine {
     fn start(mut linux: Command, folder: PathBuf, console: Console) -> Result<Self> {
         match console {
             Console::Nobody => {
-                linux.arg("con=null").stdin(Stdio::null()).stdout(Stdio::null());
+                linux
+                    .arg("con=null")
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null());
             }
             Console::Person => {
                 fs::write(folder.join("talk"), "")?;
                 linux.args(["con1=fd:0,fd:1", "con=null"]);
             }
         }
-        let linux = linux.stderr(File::create(folder.join("console.log"))?).spawn().context("starting User-Mode Linux")?;
+        let linux = linux
+            .stderr(File::create(folder.join("console.log"))?)
+            .spawn()
+            .context("starting User-Mode Linux")?;
         Ok(Self { linux, folder })
     }
 
     /// Waits until its job has switched it off.
     fn ended(mut self, limit: Duration) -> Result<Ended> {
-        wait_for("the machine ends", limit, || self.linux.try_wait()?.context("it runs")).with_context(|| self.last_words())?;
-        let code = fs::read_to_string(self.folder.join("code")).with_context(|| self.last_words())?;
-        Ok(Ended { success: code.trim() == "0", output: self.output() })
+        wait_for("the machine ends", limit, || {
+            self.linux.try_wait()?.context("it runs")
+        })
+        .with_context(|| self.last_words())?;
+        let code =
+            fs::read_to_string(self.folder.join("code")).with_context(|| self.last_words())?;
+        Ok(Ended {
+            success: code.trim() == "0",
+            output: self.output(),
+        })
     }
 
     /// Waits until the person at its console has switched it off.
     fn left(mut self) -> Result<()> {
         let status = self.linux.wait()?;
-        if status.success() { Ok(()) } else { bail!("the machine ended with {status}; {}", self.last_words()) }
+        if status.success() {
+            Ok(())
+        } else {
+            bail!("the machine ended with {status}; {}", self.last_words())
+        }
     }
 
     fn output(&self) -> String {
-        fs::read(self.folder.join("output")).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+        fs::read(self.folder.join("output"))
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .unwrap_or_default()
     }
 
     /// For who wonders why it did not end well.
@@ -206,7 +270,11 @@ impl Machine {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
         let end = lines[lines.len().saturating_sub(30)..].join("\n");
-        format!("its job said:\n{}\n{} ends:\n{end}\n", self.output().trim(), console.display())
+        format!(
+            "its job said:\n{}\n{} ends:\n{end}\n",
+            self.output().trim(),
+            console.display()
+        )
     }
 }
 
@@ -223,21 +291,35 @@ fn build_kernel() -> Result<PathBuf> {
     made_by("scripts/kernel").context("the kernel ground is missing")
 }
 
-/// The folder that a script of the repository makes where it is missing, and says with its last line.
+/// The folder that a script of the repository makes where it is missing, and says with its last
+/// line.
 fn made_by(script: &str) -> Result<PathBuf> {
-    let output = Command::new(repository().join(script)).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = Command::new(repository().join(script))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output();
     let output = output.with_context(|| format!("starting {script}"))?;
     ensure!(output.status.success(), "{script} failed");
-    let text = String::from_utf8(output.stdout).with_context(|| format!("what {script} says is not UTF-8"))?;
-    Ok(text.lines().last().with_context(|| format!("{script} says nothing"))?.into())
+    let text = String::from_utf8(output.stdout)
+        .with_context(|| format!("what {script} says is not UTF-8"))?;
+    Ok(text
+        .lines()
+        .last()
+        .with_context(|| format!("{script} says nothing"))?
+        .into())
 }
 
 /// The first lines of every job.
 fn environment() -> String {
     let programs = format!("{INSIDE}/programs");
     let own = format!(
-        "export WATTLE_BIN_DIR={programs} PATH={programs}:{INSIDE}/postgres:$PATH {OWN_MACHINE}=1 WATTLE_LAB_PATIENCE={PATIENCE}\n"
+        "export WATTLE_BIN_DIR={programs} PATH={programs}:{INSIDE}/postgres:$PATH {OWN_MACHINE}=1 \
+         WATTLE_LAB_PATIENCE={PATIENCE}\n"
     );
-    let passed = PASSED.into_iter().filter_map(|name| Some((name, env::var(name).ok()?)));
-    passed.fold(own, |lines, (name, value)| format!("{lines}export {name}='{}'\n", value.replace('\'', r"'\''")))
+    let passed = PASSED
+        .into_iter()
+        .filter_map(|name| Some((name, env::var(name).ok()?)));
+    passed.fold(own, |lines, (name, value)| {
+        format!("{lines}export {name}='{}'\n", value.replace('\'', r"'\''"))
+    })
 }

@@ -23,7 +23,8 @@ use crate::{
 
 /// The internet of the lab: one bridge, which has the router's address in each prefix.
 ///
-/// Without a hardware address of its own, a bridge changes it with its ports, and hosts would send to the old one for a while.
+/// Without a hardware address of its own, a bridge changes it with its ports, and hosts would send
+/// to the old one for a while.
 const UNDERLAY: &str = "\
 link set lo up
 link add underlay address 02:00:00:00:00:01 type bridge
@@ -50,14 +51,29 @@ impl Lab {
         let binaries = Binaries::find()?;
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         batch(Command::new("ip"), UNDERLAY)?;
-        // The bridge is an ordinary router: it passes packets on, and tells nobody of a shorter way.
-        for (setting, value) in [("ip_forward", "1"), ("conf/all/send_redirects", "0"), ("conf/underlay/send_redirects", "0")] {
-            fs::write(format!("/proc/sys/net/ipv4/{setting}"), value).with_context(|| format!("setting {setting}"))?;
+        // The bridge is an ordinary router: it passes packets on, and tells nobody of a shorter
+        // way.
+        for (setting, value) in [
+            ("ip_forward", "1"),
+            ("conf/all/send_redirects", "0"),
+            ("conf/underlay/send_redirects", "0"),
+        ] {
+            fs::write(format!("/proc/sys/net/ipv4/{setting}"), value)
+                .with_context(|| format!("setting {setting}"))?;
         }
 
         let coordinator = Coordinator::start(binaries.clone(), folder.join("coordinator.log"))?;
-        connect(&coordinator.host, &format!("{}/24", coordinator::ADDRESS), "198.18.0.1")?;
-        let mut lab = Self { coordinator, gateways: Vec::with_capacity(sites.len()), binaries, folder: folder.to_owned() };
+        connect(
+            &coordinator.host,
+            &format!("{}/24", coordinator::ADDRESS),
+            "198.18.0.1",
+        )?;
+        let mut lab = Self {
+            coordinator,
+            gateways: Vec::with_capacity(sites.len()),
+            binaries,
+            folder: folder.to_owned(),
+        };
         sites.iter().try_for_each(|site| lab.add_site(*site))?;
         Ok(lab)
     }
@@ -83,13 +99,19 @@ impl Lab {
             let created: CreatedSite = api.post("/sites", &gateway.site.body())?;
             gateway.join(created.join_token.join_string.reveal())?;
         }
-        wait_for("every LAN host pings every other", patience(20.0), || self.ping_all())
+        wait_for("every LAN host pings every other", patience(20.0), || {
+            self.ping_all()
+        })
     }
 
     /// One more site, with its networks.
     pub fn add_site(&mut self, site: Site) -> Result<()> {
         let gateway = Gateway::start(site, self.binaries.clone(), self.folder.clone())?;
-        connect(&gateway.host, &format!("{}/24", site.address), &site.router().to_string())?;
+        connect(
+            &gateway.host,
+            &format!("{}/24", site.address),
+            &site.router().to_string(),
+        )?;
         attach_lan(&gateway)?;
         self.gateways.push(gateway);
         Ok(())
@@ -97,12 +119,15 @@ impl Lab {
 
     /// Every LAN host pings every other, once; an error names the first pair that does not.
     pub fn ping_all(&self) -> Result<()> {
-        self.pairs().try_for_each(|(from, to)| from.lan_host.ping(to.site.lan_host()))
+        self.pairs()
+            .try_for_each(|(from, to)| from.lan_host.ping(to.site.lan_host()))
     }
 
     /// As [`Lab::ping_all`], among some of the sites.
     pub fn ping_all_of(&self, sites: &[Site]) -> Result<()> {
-        let mut pairs = self.pairs().filter(|(from, to)| sites.contains(&from.site) && sites.contains(&to.site));
+        let mut pairs = self
+            .pairs()
+            .filter(|(from, to)| sites.contains(&from.site) && sites.contains(&to.site));
         pairs.try_for_each(|(from, to)| from.lan_host.ping(to.site.lan_host()))
     }
 
@@ -112,15 +137,23 @@ impl Lab {
             let name = from.site.name;
             self.gateways.iter().filter(move |to| to.site.name != name)
         };
-        self.gateways.iter().flat_map(move |from| others(from).map(move |to| (from, to)))
+        self.gateways
+            .iter()
+            .flat_map(move |from| others(from).map(move |to| (from, to)))
     }
 
     pub fn gateway(&self, site: Site) -> Result<&Gateway> {
-        self.gateways.iter().find(|gateway| gateway.site == site).with_context(|| format!("{} is not in this lab", site.name))
+        self.gateways
+            .iter()
+            .find(|gateway| gateway.site == site)
+            .with_context(|| format!("{} is not in this lab", site.name))
     }
 
     pub fn gateway_mut(&mut self, site: Site) -> Result<&mut Gateway> {
-        self.gateways.iter_mut().find(|gateway| gateway.site == site).with_context(|| format!("{} is not in this lab", site.name))
+        self.gateways
+            .iter_mut()
+            .find(|gateway| gateway.site == site)
+            .with_context(|| format!("{} is not in this lab", site.name))
     }
 
     pub fn folder(&self) -> &Path {
@@ -131,21 +164,46 @@ impl Lab {
 /// Puts the host's eth0 on the underlay.
 fn connect(host: &Host, address: &str, router: &str) -> Result<()> {
     let (name, pid) = (host.name(), host.pid());
-    batch(Command::new("ip"), &format!("link add {name} type veth peer name eth0 netns {pid}\nlink set {name} master underlay up\n"))?;
-    batch(host.command("ip"), &format!("address add {address} dev eth0\nlink set eth0 up\nroute add default via {router}\n"))
+    batch(
+        Command::new("ip"),
+        &format!(
+            "link add {name} type veth peer name eth0 netns {pid}\nlink set {name} master underlay \
+             up\n"
+        ),
+    )?;
+    batch(
+        host.command("ip"),
+        &format!(
+            "address add {address} dev eth0\nlink set eth0 up\nroute add default via {router}\n"
+        ),
+    )
 }
 
 /// A cable from the gateway's lan0 to the LAN's one host.
 fn attach_lan(gateway: &Gateway) -> Result<()> {
-    let Gateway { site, host, lan_host, .. } = gateway;
+    let Gateway {
+        site,
+        host,
+        lan_host,
+        ..
+    } = gateway;
     let length = site.lan.prefix_len();
     let (pid, inside) = (lan_host.pid(), site.gateway_on_lan());
     batch(
         host.command("ip"),
-        &format!("link add lan0 type veth peer name eth0 netns {pid}\naddress add {inside}/{length} dev lan0\nlink set lan0 up\n"),
+        &format!(
+            "link add lan0 type veth peer name eth0 netns {pid}\naddress add {inside}/{length} dev \
+             lan0\nlink set lan0 up\n"
+        ),
     )?;
     let address = site.lan_host();
-    batch(lan_host.command("ip"), &format!("address add {address}/{length} dev eth0\nlink set eth0 up\nroute add default via {inside}\n"))
+    batch(
+        lan_host.command("ip"),
+        &format!(
+            "address add {address}/{length} dev eth0\nlink set eth0 up\nroute add default via \
+             {inside}\n"
+        ),
+    )
 }
 
 /// Gives `ip` several lines at once.

@@ -1,4 +1,5 @@
-//! Wattle's laboratory: sites in network namespaces, with the two real programs in them, for the demo and the end-to-end tests.
+//! Wattle's laboratory: sites in network namespaces, with the two real programs in them, for the
+//! demo and the end-to-end tests.
 //!
 //! ```text
 //!               coordinator                    the underlay: a bridge that routes between documentation
@@ -15,7 +16,8 @@
 //!   10.10.0.100       10.20.0.100      10.30.0.100
 //! ```
 //!
-//! Everything lives below one process in namespaces of its own ([`enter`]), so that it goes when that process goes, however it ends.
+//! Everything lives below one process in namespaces of its own ([`enter`]), so that it goes when
+//! that process goes, however it ends.
 
 pub mod api;
 pub mod binaries;

@@ -26,7 +26,8 @@ enum Command {
     Demo,
     /// Runs a command on a host of the demo: `wattle-lab exec dublin wg show`.
     Exec {
-        /// The host: a site's name for its gateway, the name with `-host` for the host of its LAN, or `coordinator`.
+        /// The host: a site's name for its gateway, the name with `-host` for the host of its LAN,
+        /// or `coordinator`.
         host: String,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
@@ -91,7 +92,11 @@ fn systemd(command: KernelCommand) -> Result<()> {
 /// Prints what a machine's command printed; it has to have succeeded.
 fn tell(ended: &Ended) -> Result<()> {
     write!(std::io::stdout(), "{}", ended.output)?;
-    if ended.success { Ok(()) } else { bail!("the command failed") }
+    if ended.success {
+        Ok(())
+    } else {
+        bail!("the command failed")
+    }
 }
 
 fn inside(job: &str) -> Result<()> {

@@ -15,19 +15,30 @@ use nix::{
 
 use crate::wait::{patience, wait_for};
 
-/// Runs a command to its end and gives its standard output; a failure is an error that says what it printed.
+/// Runs a command to its end and gives its standard output; a failure is an error that says what it
+/// printed.
 pub fn run(mut command: Command, input: Option<&str>) -> Result<String> {
     let output = output(&mut command, input)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
-        bail!("{}: {}; {} {}", line(&command), output.status, text.trim(), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{}: {}; {} {}",
+            line(&command),
+            output.status,
+            text.trim(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(text)
 }
 
 /// Runs a command to its end, whatever that is.
 pub fn output(command: &mut Command, input: Option<&str>) -> Result<Output> {
-    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    let stdin = if input.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    };
     let mut child = command
         .stdin(stdin)
         .stdout(Stdio::piped())
@@ -38,7 +49,9 @@ pub fn output(command: &mut Command, input: Option<&str>) -> Result<Output> {
         // A program that ends before it has read everything says why by its status.
         let _ = stdin.write_all(input.as_bytes());
     }
-    child.wait_with_output().with_context(|| format!("waiting for {}", line(command)))
+    child
+        .wait_with_output()
+        .with_context(|| format!("waiting for {}", line(command)))
 }
 
 /// A program that runs until somebody ends it, at the latest when this value goes.
@@ -51,14 +64,21 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it; what it prints is added to the file `log`.
     pub fn start(mut command: Command, log: &Path) -> Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(log).with_context(|| format!("opening {}", log.display()))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("opening {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
             .with_context(|| format!("starting {}", line(&command)))?;
-        Ok(Self { child, log: log.to_owned() })
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+        })
     }
 
     pub fn pid(&self) -> u32 {
@@ -77,7 +97,11 @@ impl Daemon {
             Some(status) => {
                 let log = self.log();
                 let end: Vec<&str> = log.lines().rev().take(5).collect();
-                bail!("it ended with {status}; {} ends: {}", self.log.display(), end.into_iter().rev().collect::<Vec<_>>().join("\n"))
+                bail!(
+                    "it ended with {status}; {} ends: {}",
+                    self.log.display(),
+                    end.into_iter().rev().collect::<Vec<_>>().join("\n")
+                )
             }
         }
     }
@@ -91,8 +115,13 @@ impl Daemon {
 
     /// Asks it to end, and waits.
     pub fn stop(mut self) -> Result<ExitStatus> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
-        wait_for("ending after SIGTERM", patience(15.0), || self.child.try_wait()?.context("it still runs"))
+        kill(
+            Pid::from_raw(i32::try_from(self.child.id())?),
+            Signal::SIGTERM,
+        )?;
+        wait_for("ending after SIGTERM", patience(15.0), || {
+            self.child.try_wait()?.context("it still runs")
+        })
     }
 }
 
@@ -106,6 +135,9 @@ impl Drop for Daemon {
 
 /// The command as a person would type it.
 fn line(command: &Command) -> String {
-    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy()).collect();
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
     words.join(" ")
 }

@@ -30,7 +30,11 @@ const fn site(name: &'static str, address: [u8; 4], lan: [u8; 4]) -> Site {
     let [a, b, c, d] = lan;
     let lan = Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), 24);
     let [a, b, c, d] = address;
-    Site { name, address: Ipv4Addr::new(a, b, c, d), lan }
+    Site {
+        name,
+        address: Ipv4Addr::new(a, b, c, d),
+        lan,
+    }
 }
 
 impl Site {

@@ -15,7 +15,10 @@ static TIMES: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 pub fn timed<T>(name: &str, test: impl FnOnce() -> T) -> T {
     let begin = Instant::now();
     let result = test();
-    TIMES.lock().unwrap_or_else(PoisonError::into_inner).push((begin.elapsed(), name.to_owned()));
+    TIMES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((begin.elapsed(), name.to_owned()));
     result
 }
 
@@ -23,5 +26,9 @@ pub fn timed<T>(name: &str, test: impl FnOnce() -> T) -> T {
 pub fn slowest() -> String {
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
     times.sort_by(|one, other| other.cmp(one));
-    times.iter().take(SLOWEST).map(|(time, name)| format!("slow: {:>6.1} s {name}\n", time.as_secs_f64())).collect()
+    times
+        .iter()
+        .take(SLOWEST)
+        .map(|(time, name)| format!("slow: {:>6.1} s {name}\n", time.as_secs_f64()))
+        .collect()
 }

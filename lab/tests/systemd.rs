@@ -1,7 +1,7 @@
 //! The packaged units below a real systemd, in machines of their own that can reboot.
 //!
-//! Each test is a job of a shell in the folder beside this file, behind its `prelude.sh`; `docs/kernel.md` tells how such a
-//! machine works. It takes root.
+//! Each test is a job of a shell in the folder beside this file, behind its `prelude.sh`;
+//! `docs/kernel.md` tells how such a machine works. It takes root.
 
 use std::{
     io::{Write, stdout},
@@ -17,10 +17,26 @@ use wattle_lab::{binaries, kernel::Debian, patience, times};
 const PRELUDE: &str = include_str!("systemd/prelude.sh");
 /// Names of tests, with the names of their machines and their jobs.
 const TESTS: &[(&str, &str, &str)] = &[
-    ("both_units_start_and_come_back_when_they_hang", "units", include_str!("systemd/units.sh")),
-    ("after_a_reboot_the_tunnels_are_up_before_the_network_is", "reboot", include_str!("systemd/reboot.sh")),
-    ("power_that_fails_right_after_a_site_joined_takes_nothing", "power", include_str!("systemd/power.sh")),
-    ("an_agent_that_cannot_start_does_not_keep_the_network_away", "stuck", include_str!("systemd/stuck.sh")),
+    (
+        "both_units_start_and_come_back_when_they_hang",
+        "units",
+        include_str!("systemd/units.sh"),
+    ),
+    (
+        "after_a_reboot_the_tunnels_are_up_before_the_network_is",
+        "reboot",
+        include_str!("systemd/reboot.sh"),
+    ),
+    (
+        "power_that_fails_right_after_a_site_joined_takes_nothing",
+        "power",
+        include_str!("systemd/power.sh"),
+    ),
+    (
+        "an_agent_that_cannot_start_does_not_keep_the_network_away",
+        "stuck",
+        include_str!("systemd/stuck.sh"),
+    ),
 ];
 /// How many machines run side by side, of one processor each.
 const SIDE_BY_SIDE: usize = 2;
@@ -30,7 +46,11 @@ const LIMIT: f64 = 240.0;
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
-    let prepared = if arguments.list { Ok(None) } else { prepare().map(Some) };
+    let prepared = if arguments.list {
+        Ok(None)
+    } else {
+        prepare().map(Some)
+    };
     let debian = match prepared {
         Ok(debian) => Arc::new(debian),
         Err(error) => {
@@ -41,7 +61,8 @@ fn main() -> ExitCode {
     let trials = TESTS.iter().map(|(test, machine, job)| {
         let debian = Arc::clone(&debian);
         Trial::test(*test, move || {
-            times::timed(test, || run(debian.as_ref().as_ref(), machine, job)).map_err(|error| format!("{error:#}").into())
+            times::timed(test, || run(debian.as_ref().as_ref(), machine, job))
+                .map_err(|error| format!("{error:#}").into())
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
@@ -52,14 +73,22 @@ fn main() -> ExitCode {
 fn prepare() -> Result<Debian> {
     binaries::build()?;
     let debian = Debian::prepare()?;
-    say(&format!("systemd ground; logs: {}", debian.folder().display()));
+    say(&format!(
+        "systemd ground; logs: {}",
+        debian.folder().display()
+    ));
     Ok(debian)
 }
 
 fn run(debian: Option<&Debian>, machine: &str, job: &str) -> Result<()> {
     let debian = debian.context("no machines were prepared")?;
     let ended = debian.run(machine, &format!("{PRELUDE}{job}"), patience(LIMIT))?;
-    ensure!(ended.success, "{}\nlogs: {}", ended.output.trim(), debian.folder().display());
+    ensure!(
+        ended.success,
+        "{}\nlogs: {}",
+        ended.output.trim(),
+        debian.folder().display()
+    );
     Ok(())
 }
 

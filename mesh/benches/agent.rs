@@ -1,6 +1,10 @@
 //! What one change costs an agent, among many peers: taking in its delta, and planning for it.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot go on says so")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a measurement that cannot go on says so"
+)]
 
 use std::collections::BTreeMap;
 
@@ -43,7 +47,9 @@ fn peer(number: u32) -> Peer {
         node: NodeId(Uuid::from_u128(u128::from(number))),
         name: name.clone(),
         site_name: name,
-        statement: machine(number).statement(MESH).expect("a statement can be written"),
+        statement: machine(number)
+            .statement(MESH)
+            .expect("a statement can be written"),
         announced: None,
         tunnel_address: [10, 99 + high, middle, low].into(),
         subnets: vec![format!("10.{}.{low}.0/24", 128 + middle).parse().unwrap()],
@@ -55,12 +61,18 @@ fn peer(number: u32) -> Peer {
 
 /// The same peer, reached at another port.
 fn moved(peer: &Peer) -> Peer {
-    Peer { endpoint: Some("198.18.0.1:4500".parse().unwrap()), ..peer.clone() }
+    Peer {
+        endpoint: Some("198.18.0.1:4500".parse().unwrap()),
+        ..peer.clone()
+    }
 }
 
 /// The same peer, with another subnet.
 fn renumbered(peer: &Peer) -> Peer {
-    Peer { subnets: vec!["172.16.0.0/24".parse().unwrap()], ..peer.clone() }
+    Peer {
+        subnets: vec!["172.16.0.0/24".parse().unwrap()],
+        ..peer.clone()
+    }
 }
 
 /// The replica of node 0, which knows so many peers.
@@ -90,8 +102,15 @@ fn replica(peers: u32) -> Replica {
         peers: (1..=peers).map(peer).collect(),
     };
     let mut replica = Replica::new(MESH, myself.wireguard_key());
-    let snapshot = StreamMessage::Snapshot { position: at(1), view, removed: vec![] };
-    assert_eq!(replica.receive(snapshot), Received::Changed { refused: vec![] });
+    let snapshot = StreamMessage::Snapshot {
+        position: at(1),
+        view,
+        removed: vec![],
+    };
+    assert_eq!(
+        replica.receive(snapshot),
+        Received::Changed { refused: vec![] }
+    );
     replica
 }
 
@@ -100,12 +119,26 @@ fn at(revision: i64) -> Position {
 }
 
 fn delta(peer: Peer) -> StreamMessage {
-    StreamMessage::Delta { since: at(1), position: at(2), changes: vec![ViewChange::Peer(peer)] }
+    StreamMessage::Delta {
+        since: at(1),
+        position: at(2),
+        changes: vec![ViewChange::Peer(peer)],
+    }
 }
 
 fn wanted(replica: &Replica) -> Desired {
-    let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine(0), addresses: vec![] };
-    desired(replica.known().expect("it has a view"), &local, &Refused::default(), &Exchange::default(), &PeerKeys::default())
+    let local = Local {
+        interface: "wattle0".parse().unwrap(),
+        machine: &machine(0),
+        addresses: vec![],
+    };
+    desired(
+        replica.known().expect("it has a view"),
+        &local,
+        &Refused::default(),
+        &Exchange::default(),
+        &PeerKeys::default(),
+    )
 }
 
 /// A host that is as it should be.
@@ -133,7 +166,11 @@ fn reached(desired: &Desired) -> Observed {
         peers,
         ..Link::new(DeviceKind::Kernel)
     };
-    Observed { link: Some(link), forwarding: desired.forwarding.clone(), ruleset: ObservedRuleset::Intact(desired.ruleset.clone()) }
+    Observed {
+        link: Some(link),
+        forwarding: desired.forwarding.clone(),
+        ruleset: ObservedRuleset::Intact(desired.ruleset.clone()),
+    }
 }
 
 fn one_change(c: &mut Criterion) {
@@ -145,9 +182,17 @@ fn one_change(c: &mut Criterion) {
             let mut replica = before.clone();
             // The delta and its undoing, so that the replica need not be made anew each time.
             let there = delta(renumbered(&last));
-            let back = StreamMessage::Delta { since: at(2), position: at(1), changes: vec![ViewChange::Peer(last.clone())] };
+            let back = StreamMessage::Delta {
+                since: at(2),
+                position: at(1),
+                changes: vec![ViewChange::Peer(last.clone())],
+            };
             let messages = || (there.clone(), back.clone());
-            b.iter_batched(messages, |(there, back)| (replica.receive(there), replica.receive(back)), BatchSize::SmallInput);
+            b.iter_batched(
+                messages,
+                |(there, back)| (replica.receive(there), replica.receive(back)),
+                BatchSize::SmallInput,
+            );
         });
         let observed = reached(&wanted(&before));
         for (what, changed) in [("endpoint", moved(&last)), ("subnet", renumbered(&last))] {
@@ -155,9 +200,14 @@ fn one_change(c: &mut Criterion) {
             after.receive(delta(changed));
             let desired = wanted(&after);
             assert!(!plan(&desired, &observed).steps.is_empty());
-            group.bench_function(BenchmarkId::new(format!("plan for its {what}"), size), |b| b.iter(|| plan(&desired, &observed)));
+            group.bench_function(
+                BenchmarkId::new(format!("plan for its {what}"), size),
+                |b| b.iter(|| plan(&desired, &observed)),
+            );
         }
-        group.bench_function(BenchmarkId::new("what the host should be", size), |b| b.iter(|| wanted(&before)));
+        group.bench_function(BenchmarkId::new("what the host should be", size), |b| {
+            b.iter(|| wanted(&before))
+        });
         group.finish();
     }
 }

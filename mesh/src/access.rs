@@ -67,7 +67,14 @@ pub enum Denied {
 }
 
 impl Action {
-    pub const ALL: [Self; 6] = [Self::Ask, Self::Read, Self::Change, Self::Grant, Self::Configure, Self::TakePart];
+    pub const ALL: [Self; 6] = [
+        Self::Ask,
+        Self::Read,
+        Self::Change,
+        Self::Grant,
+        Self::Configure,
+        Self::TakePart,
+    ];
 }
 
 /// Whether `actor` may do `action` on `object`.
@@ -101,11 +108,17 @@ pub fn authorise(actor: Actor, action: Action, object: Object) -> Result<(), Den
         Object::Mesh => true,
         Object::ApiToken(role) => role <= own.role,
         Object::NewApiToken(new) => {
-            let ends_in_time = own.expires_at.is_none_or(|own| new.expires_at.is_some_and(|new| new <= own));
+            let ends_in_time = own
+                .expires_at
+                .is_none_or(|own| new.expires_at.is_some_and(|new| new <= own));
             new.role <= own.role && ends_in_time
         }
     };
-    if within_own { Ok(()) } else { Err(Denied::MoreThanOwn) }
+    if within_own {
+        Ok(())
+    } else {
+        Err(Denied::MoreThanOwn)
+    }
 }
 
 #[cfg(test)]
@@ -115,13 +128,19 @@ mod tests {
     const ROLES: [Role; 3] = [Role::Viewer, Role::Operator, Role::Owner];
 
     fn grant(role: Role, expires_at_s: Option<i64>) -> Grant {
-        Grant { role, expires_at: expires_at_s.and_then(|at| DateTime::from_timestamp(at, 0)) }
+        Grant {
+            role,
+            expires_at: expires_at_s.and_then(|at| DateTime::from_timestamp(at, 0)),
+        }
     }
 
     #[test]
     fn each_actor_may_do_what_this_table_says_and_nothing_else() {
-        let actors = [Actor::Anybody, Actor::Node].into_iter().chain(ROLES.map(|role| Actor::ApiToken(grant(role, None))));
-        let allowed = actors.map(|actor| Action::ALL.map(|action| authorise(actor, action, Object::Mesh).is_ok()));
+        let actors = [Actor::Anybody, Actor::Node]
+            .into_iter()
+            .chain(ROLES.map(|role| Actor::ApiToken(grant(role, None))));
+        let allowed = actors
+            .map(|actor| Action::ALL.map(|action| authorise(actor, action, Object::Mesh).is_ok()));
         let table = [
             // Ask, Read, Change, Grant, Configure, TakePart
             [true, false, false, false, false, false],
@@ -137,17 +156,34 @@ mod tests {
     fn nobody_makes_or_revokes_more_than_his_own() {
         for own in ROLES {
             for other in ROLES {
-                let may = |object| authorise(Actor::ApiToken(grant(own, None)), Action::Grant, object).is_ok();
+                let may = |object| {
+                    authorise(Actor::ApiToken(grant(own, None)), Action::Grant, object).is_ok()
+                };
                 let expected = own >= Role::Operator && other <= own;
-                assert_eq!(may(Object::NewApiToken(grant(other, None))), expected, "{own:?} makes {other:?}");
-                assert_eq!(may(Object::ApiToken(other)), expected, "{own:?} revokes {other:?}");
+                assert_eq!(
+                    may(Object::NewApiToken(grant(other, None))),
+                    expected,
+                    "{own:?} makes {other:?}"
+                );
+                assert_eq!(
+                    may(Object::ApiToken(other)),
+                    expected,
+                    "{own:?} revokes {other:?}"
+                );
             }
         }
         let may = |own, new| {
             let object = Object::NewApiToken(grant(Role::Viewer, new));
-            authorise(Actor::ApiToken(grant(Role::Owner, own)), Action::Grant, object).is_ok()
+            authorise(
+                Actor::ApiToken(grant(Role::Owner, own)),
+                Action::Grant,
+                object,
+            )
+            .is_ok()
         };
-        assert!(may(None, None) && may(None, Some(9)) && may(Some(9), Some(9)) && may(Some(9), Some(8)));
+        assert!(
+            may(None, None) && may(None, Some(9)) && may(Some(9), Some(9)) && may(Some(9), Some(8))
+        );
         assert!(!may(Some(9), None) && !may(Some(9), Some(10)));
     }
 }

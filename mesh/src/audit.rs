@@ -1,4 +1,5 @@
-//! The audit log: a chain of events in which each is bound to all before it, so that none can be altered, left out or put in unseen.
+//! The audit log: a chain of events in which each is bound to all before it, so that none can be
+//! altered, left out or put in unseen.
 
 use std::{fmt, str::FromStr};
 
@@ -34,7 +35,8 @@ pub struct Entry<'e> {
     pub content: Content<'e>,
 }
 
-/// A place in the chain: how many events there are up to it, and what binds them. Written `number.hash`.
+/// A place in the chain: how many events there are up to it, and what binds them. Written
+/// `number.hash`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     pub number: i64,
@@ -70,7 +72,11 @@ impl Content<'_> {
             field(Some(text.as_bytes()));
         }
         field(self.request_id.map(str::as_bytes));
-        field(self.after.as_ref().map(|digest| digest.as_bytes().as_slice()));
+        field(
+            self.after
+                .as_ref()
+                .map(|digest| digest.as_bytes().as_slice()),
+        );
         finish(context)
     }
 }
@@ -78,7 +84,10 @@ impl Content<'_> {
 impl Head {
     /// Before the first event.
     pub fn start() -> Self {
-        Self { number: 0, hash: Bytes32::from([0; 32]) }
+        Self {
+            number: 0,
+            hash: Bytes32::from([0; 32]),
+        }
     }
 
     /// The place of the next event.
@@ -91,9 +100,17 @@ impl Head {
         context.update(&number.to_be_bytes());
         context.update(&entry.at.timestamp_micros().to_be_bytes());
         context.update(&entry.revision.unwrap_or_default().to_be_bytes());
-        context.update(entry.before.as_ref().map_or(ABSENT.as_slice(), |digest| digest.as_bytes()));
+        context.update(
+            entry
+                .before
+                .as_ref()
+                .map_or(ABSENT.as_slice(), |digest| digest.as_bytes()),
+        );
         context.update(entry.content.digest().as_bytes());
-        Self { number, hash: finish(context) }
+        Self {
+            number,
+            hash: finish(context),
+        }
     }
 
     /// Goes on to the next event as it was found, with the place that it claims.
@@ -106,7 +123,11 @@ impl Head {
         if claimed.number != next.number {
             return Err(Broken::Missing(next.number));
         }
-        if claimed == next { Ok(next) } else { Err(Broken::Altered(next.number)) }
+        if claimed == next {
+            Ok(next)
+        } else {
+            Err(Broken::Altered(next.number))
+        }
     }
 }
 
@@ -132,7 +153,10 @@ impl FromStr for Head {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (number, hash) = text.split_once('.').ok_or(InvalidHead)?;
-        Ok(Self { number: number.parse().map_err(|_| InvalidHead)?, hash: hash.parse().map_err(|_| InvalidHead)? })
+        Ok(Self {
+            number: number.parse().map_err(|_| InvalidHead)?,
+            hash: hash.parse().map_err(|_| InvalidHead)?,
+        })
     }
 }
 
@@ -142,8 +166,19 @@ mod tests {
 
     fn entry() -> Entry<'static> {
         let at = DateTime::from_timestamp_micros(1_800_000_000_000_001).unwrap();
-        let content = Content { actor: "api-token:1", action: "site.change", object: "2", request_id: None, after: None };
-        Entry { at, revision: Some(3), before: Some(digest(b"before")), content }
+        let content = Content {
+            actor: "api-token:1",
+            action: "site.change",
+            object: "2",
+            request_id: None,
+            after: None,
+        };
+        Entry {
+            at,
+            revision: Some(3),
+            before: Some(digest(b"before")),
+            content,
+        }
     }
 
     #[test]
@@ -152,26 +187,71 @@ mod tests {
         assert_eq!(Head::start().follow(&entry(), first), Ok(first));
         let content = entry().content;
         let contents = [
-            Content { actor: "api-token:2", ..content },
-            Content { actor: "api-token:1s", action: "ite.change", ..content },
-            Content { action: "site.remove", ..content },
-            Content { object: "3", ..content },
-            Content { request_id: Some(""), ..content },
-            Content { after: Some(Bytes32::from(*ABSENT)), ..content },
+            Content {
+                actor: "api-token:2",
+                ..content
+            },
+            Content {
+                actor: "api-token:1s",
+                action: "ite.change",
+                ..content
+            },
+            Content {
+                action: "site.remove",
+                ..content
+            },
+            Content {
+                object: "3",
+                ..content
+            },
+            Content {
+                request_id: Some(""),
+                ..content
+            },
+            Content {
+                after: Some(Bytes32::from(*ABSENT)),
+                ..content
+            },
         ];
         let others = [
-            Entry { at: entry().at + chrono::TimeDelta::microseconds(1), ..entry() },
-            Entry { revision: None, ..entry() },
-            Entry { before: None, ..entry() },
+            Entry {
+                at: entry().at + chrono::TimeDelta::microseconds(1),
+                ..entry()
+            },
+            Entry {
+                revision: None,
+                ..entry()
+            },
+            Entry {
+                before: None,
+                ..entry()
+            },
         ];
-        let others = contents.map(|content| Entry { content, ..entry() }).into_iter().chain(others);
+        let others = contents
+            .map(|content| Entry { content, ..entry() })
+            .into_iter()
+            .chain(others);
         for other in others {
-            assert_eq!(Head::start().follow(&other, first), Err(Broken::Altered(1)), "{other:?}");
+            assert_eq!(
+                Head::start().follow(&other, first),
+                Err(Broken::Altered(1)),
+                "{other:?}"
+            );
         }
         let second = first.then(&entry());
         assert_ne!(second.hash, first.hash);
-        assert_eq!(Head::start().follow(&entry(), second), Err(Broken::Missing(1)));
-        assert_eq!(Head { number: 1, hash: digest(b"") }.follow(&entry(), second), Err(Broken::Altered(2)));
+        assert_eq!(
+            Head::start().follow(&entry(), second),
+            Err(Broken::Missing(1))
+        );
+        assert_eq!(
+            Head {
+                number: 1,
+                hash: digest(b"")
+            }
+            .follow(&entry(), second),
+            Err(Broken::Altered(2))
+        );
     }
 
     #[test]

@@ -45,7 +45,10 @@ impl Keys {
     pub(crate) fn of(number: u64) -> Self {
         let mut seed = [1; 32];
         seed[..8].copy_from_slice(&number.to_be_bytes());
-        Self { identity: Ed25519KeyPair::from_seed_unchecked(&seed).unwrap(), wireguard: StaticSecret::from(seed) }
+        Self {
+            identity: Ed25519KeyPair::from_seed_unchecked(&seed).unwrap(),
+            wireguard: StaticSecret::from(seed),
+        }
     }
 
     pub(crate) fn identity_key(&self) -> IdentityKey {
@@ -68,7 +71,14 @@ impl Keys {
 
     pub(crate) fn stating(&self, sequence: u64, unmanaged: bool) -> SignedStatement {
         let (identity, wireguard_key) = (self.identity_key(), self.wireguard_key());
-        let statement = Statement { mesh: MESH, identity, wireguard_key, sequence, predecessors: vec![], unmanaged };
+        let statement = Statement {
+            mesh: MESH,
+            identity,
+            wireguard_key,
+            sequence,
+            predecessors: vec![],
+            unmanaged,
+        };
         enrolment::sign_statement(&statement, &self.identity).unwrap()
     }
 }
@@ -78,26 +88,44 @@ pub(crate) fn machine_of(number: u64) -> Machine {
     let keys = Keys::of(number);
     let identity = Zeroizing::new(keys.identity.to_pkcs8().unwrap().as_ref().to_vec());
     let wireguard = Zeroizing::new(keys.wireguard.to_bytes());
-    Machine::restore(&KeptKeys { identity, wireguard, sequence: 1, since: 0, next: None, issued: 1, predecessors: vec![], successor: None })
-        .unwrap()
+    Machine::restore(&KeptKeys {
+        identity,
+        wireguard,
+        sequence: 1,
+        since: 0,
+        next: None,
+        issued: 1,
+        predecessors: vec![],
+        successor: None,
+    })
+    .unwrap()
 }
 
 pub(crate) fn node_id(number: u64) -> NodeId {
     NodeId(Uuid::from_u128(u128::from(number)))
 }
 
-/// Site and node of a number: LAN `10.<number>.0.0/24` (from 99 on elsewhere), tunnel address `10.99.0.<number>`.
+/// Site and node of a number: LAN `10.<number>.0.0/24` (from 99 on elsewhere), tunnel address
+/// `10.99.0.<number>`.
 pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
     let keys = Keys::of(number);
     let [high, low] = u16::try_from(number).unwrap().to_be_bytes();
-    let subnet = if number < 99 { format!("10.{number}.0.0/24") } else { format!("172.{}.{low}.0/24", 16 + high) };
+    let subnet = if number < 99 {
+        format!("10.{number}.0.0/24")
+    } else {
+        format!("172.{}.{low}.0/24", 16 + high)
+    };
     let name: Name = format!("site-{number}").parse().unwrap();
     let site = SiteRecord {
         id: SiteId(Uuid::from_u128(u128::from(number) << 64)),
         name: name.clone(),
         description: String::new(),
         labels: BTreeMap::new(),
-        endpoint: Some(format!("203.0.{}.{low}:51820", 113 + u32::from(high)).parse().unwrap()),
+        endpoint: Some(
+            format!("203.0.{}.{low}:51820", 113 + u32::from(high))
+                .parse()
+                .unwrap(),
+        ),
         subnets: vec![subnet.parse().unwrap()],
         tunnel_address: format!("10.99.{high}.{low}").parse().unwrap(),
         created_at: DateTime::UNIX_EPOCH,
@@ -126,7 +154,10 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
 
 /// The same node without an agent.
 pub(crate) fn unmanaged_record(number: u64) -> NodeRecord {
-    NodeRecord { statement: Keys::of(number).unmanaged(), ..node_record(number).1 }
+    NodeRecord {
+        statement: Keys::of(number).unmanaged(),
+        ..node_record(number).1
+    }
 }
 
 /// A mesh of the nodes 1 to `count`, each of its own site.
@@ -149,7 +180,11 @@ pub(crate) fn directory_of(count: u64) -> Directory {
 }
 
 /// What the coordinator sends to a node; `None` when there is nothing to send.
-pub(crate) fn next_message(feed: &Feed, node: NodeId, since: Option<Position>) -> Option<StreamMessage> {
+pub(crate) fn next_message(
+    feed: &Feed,
+    node: NodeId,
+    since: Option<Position>,
+) -> Option<StreamMessage> {
     match feed.next(node, since) {
         Next::Delta(since) => {
             let changed = feed.changed_since(since);
@@ -157,7 +192,11 @@ pub(crate) fn next_message(feed: &Feed, node: NodeId, since: Option<Position>) -
         }
         Next::Snapshot => {
             let removed = feed.directory().revoked.iter().copied().collect();
-            Some(StreamMessage::Snapshot { position: feed.position(), view: view::view(feed.directory(), node)?, removed })
+            Some(StreamMessage::Snapshot {
+                position: feed.position(),
+                view: view::view(feed.directory(), node)?,
+                removed,
+            })
         }
         Next::Current | Next::Ahead(_) | Next::NotAMember => None,
     }

@@ -1,7 +1,9 @@
-//! Answers to changes that came with an `Idempotency-Key`: whoever lost one sends the same again, and hears the same again.
+//! Answers to changes that came with an `Idempotency-Key`: whoever lost one sends the same again,
+//! and hears the same again.
 //!
-//! They are kept in the transaction of the change, so that there is none without the other. An answer may hold a secret that is shown once; so
-//! it is sealed under a key derived from the caller's api token and his `Idempotency-Key`. Of the first only a hash is in the database: who
+//! They are kept in the transaction of the change, so that there is none without the other. An
+//! answer may hold a secret that is shown once; so it is sealed under a key derived from the
+//! caller's api token and his `Idempotency-Key`. Of the first only a hash is in the database: who
 //! steals it reads no answer, however easily the second is guessed.
 
 pub mod queries;
@@ -51,10 +53,15 @@ pub fn named(headers: &HeaderMap) -> Result<Option<&str>> {
     let mut named = headers.get_all(HEADER).iter();
     let (first, second) = (named.next(), named.next());
     let Some(first) = first else { return Ok(None) };
-    match first.to_str().ok().filter(|key| second.is_none() && (1..=LONGEST_KEY).contains(&key.len())) {
+    match first
+        .to_str()
+        .ok()
+        .filter(|key| second.is_none() && (1..=LONGEST_KEY).contains(&key.len()))
+    {
         Some(key) => Ok(Some(key)),
         None => Err(error::invalid_idempotency_key(format!(
-            "an Idempotency-Key has 1 to {LONGEST_KEY} printable ASCII characters; draw a new one for each request"
+            "an Idempotency-Key has 1 to {LONGEST_KEY} printable ASCII characters; draw a new one \
+             for each request"
         ))
         .into()),
     }
@@ -67,17 +74,30 @@ impl Ticket {
         let derived = Salt::new(HKDF_SHA256, CONTEXT).extract(&secrets);
         let derive = |what: &[u8]| {
             let mut bytes = Zeroizing::new([0; 32]);
-            derived.expand(&[what], HKDF_SHA256).and_then(|okm| okm.fill(&mut *bytes)).map_err(|_| SEALED)?;
+            derived
+                .expand(&[what], HKDF_SHA256)
+                .and_then(|okm| okm.fill(&mut *bytes))
+                .map_err(|_| SEALED)?;
             Ok::<_, Error>(bytes)
         };
-        let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+        let target = parts
+            .uri
+            .path_and_query()
+            .map_or("", |target| target.as_str());
         let request = [format!("{} {target}\n", parts.method).as_bytes(), body].concat();
-        Ok(Self { id: *derive(b"id")?, request: secret::hash(request), key: derive(b"key")? })
+        Ok(Self {
+            id: *derive(b"id")?,
+            request: secret::hash(request),
+            key: derive(b"key")?,
+        })
     }
 
     fn seal(&self, answer: &impl Serialize) -> Result<Vec<u8>> {
         let mut text = serde_json::to_vec(answer).map_err(|_| SEALED)?;
-        let nonce = self.cipher()?.seal_in_place_append_tag(Aad::from(self.request), &mut text).map_err(|_| SEALED)?;
+        let nonce = self
+            .cipher()?
+            .seal_in_place_append_tag(Aad::from(self.request), &mut text)
+            .map_err(|_| SEALED)?;
         Ok([nonce.as_ref().as_slice(), &text].concat())
     }
 
@@ -85,7 +105,10 @@ impl Ticket {
         let (nonce, text) = sealed.split_at_checked(NONCE_LEN).ok_or(SEALED)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SEALED)?;
         let mut text = Zeroizing::new(text.to_vec());
-        let text = self.cipher()?.open_in_place(nonce, Aad::from(self.request), &mut text).map_err(|_| SEALED)?;
+        let text = self
+            .cipher()?
+            .open_in_place(nonce, Aad::from(self.request), &mut text)
+            .map_err(|_| SEALED)?;
         serde_json::from_slice(text).map_err(|_| SEALED)
     }
 
@@ -94,13 +117,20 @@ impl Ticket {
     }
 }
 
-/// The answer that was given before to the same request. Until this transaction ends, whoever sends it again waits.
+/// The answer that was given before to the same request. Until this transaction ends, whoever sends
+/// it again waits.
 ///
 /// # Errors
 ///
-/// 409 when the key was used for another request; 503 when the same is still under way elsewhere and goes on for long.
-pub async fn given<T: DeserializeOwned>(connection: &mut PgConnection, ticket: &Ticket) -> Result<Option<T>> {
-    let Some((request, sealed)) = queries::claim(connection, ticket).await? else { return Ok(None) };
+/// 409 when the key was used for another request; 503 when the same is still under way elsewhere
+/// and goes on for long.
+pub async fn given<T: DeserializeOwned>(
+    connection: &mut PgConnection,
+    ticket: &Ticket,
+) -> Result<Option<T>> {
+    let Some((request, sealed)) = queries::claim(connection, ticket).await? else {
+        return Ok(None);
+    };
     if request != ticket.request {
         return Err(error::idempotency_key_reused().into());
     }
@@ -108,7 +138,11 @@ pub async fn given<T: DeserializeOwned>(connection: &mut PgConnection, ticket: &
 }
 
 /// Keeps the answer to a request that was carried out in this transaction.
-pub async fn keep(connection: &mut PgConnection, ticket: &Ticket, answer: &impl Serialize) -> Result<()> {
+pub async fn keep(
+    connection: &mut PgConnection,
+    ticket: &Ticket,
+    answer: &impl Serialize,
+) -> Result<()> {
     queries::keep(connection, ticket, &ticket.seal(answer)?).await
 }
 
@@ -128,7 +162,12 @@ mod tests {
         let own = ticket("token", "key", "/sites", b"{}");
         let sealed = own.seal(&"a secret").unwrap();
         assert!(!sealed.windows(6).any(|part| part == b"secret"));
-        assert_eq!(ticket("token", "key", "/sites", b"{}").open::<String>(&sealed).unwrap(), "a secret");
+        assert_eq!(
+            ticket("token", "key", "/sites", b"{}")
+                .open::<String>(&sealed)
+                .unwrap(),
+            "a secret"
+        );
         assert_ne!(own.seal(&"a secret").unwrap(), sealed);
         let foreign = [
             ticket("tokem", "key", "/sites", b"{}"),
@@ -139,7 +178,10 @@ mod tests {
         for other in &foreign {
             assert!(other.open::<String>(&sealed).is_err());
         }
-        assert!(foreign[..2].iter().all(|other| other.id != own.id) && foreign[2..].iter().all(|other| other.id == own.id));
+        assert!(
+            foreign[..2].iter().all(|other| other.id != own.id)
+                && foreign[2..].iter().all(|other| other.id == own.id)
+        );
         assert!(own.open::<String>(&[]).is_err());
     }
 }

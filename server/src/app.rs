@@ -61,16 +61,27 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The addresses where agents reach the coordinators, as far as they are told by address and not by name.
+    /// The addresses where agents reach the coordinators, as far as they are told by address and
+    /// not by name.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        let address = |url: &String| url.parse::<Uri>().ok()?.host()?.trim_matches(['[', ']']).parse().ok();
+        let address = |url: &String| {
+            url.parse::<Uri>()
+                .ok()?
+                .host()?
+                .trim_matches(['[', ']'])
+                .parse()
+                .ok()
+        };
         self.urls.iter().filter_map(address).collect()
     }
 }
 
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settings").field("mesh", &self.mesh).field("urls", &self.urls).finish_non_exhaustive()
+        f.debug_struct("Settings")
+            .field("mesh", &self.mesh)
+            .field("urls", &self.urls)
+            .finish_non_exhaustive()
     }
 }
 
@@ -87,8 +98,9 @@ impl App {
         Self(Arc::new(parts))
     }
 
-    /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads what he wrote. Of a dry run it tells what it
-    /// would do, which is no answer of the handler's own and goes past it like an error.
+    /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads
+    /// what he wrote. Of a dry run it tells what it would do, which is no answer of the handler's
+    /// own and goes past it like an error.
     pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<T>
     where
         T: Serialize + DeserializeOwned,
@@ -106,8 +118,15 @@ impl App {
     }
 
     fn dry_run(&self, made: Option<Made>) -> DryRun {
-        let Some(Made { records, action, .. }) = made else {
-            return DryRun { would: None, sites: Vec::new(), links: LinkEffects::default() };
+        let Some(Made {
+            records, action, ..
+        }) = made
+        else {
+            return DryRun {
+                would: None,
+                sites: Vec::new(),
+                links: LinkEffects::default(),
+            };
         };
         let before = self.copy.read(|feed| feed.directory().clone());
         let (after, links) = impact::effect(&before, &records);
@@ -119,23 +138,34 @@ impl App {
             | RecordChange::NodeRevoked(_)
             | RecordChange::Admission(..) => None,
         });
-        DryRun { would: Some(action.to_owned()), sites: sites.collect(), links }
+        DryRun {
+            would: Some(action.to_owned()),
+            sites: sites.collect(),
+            links,
+        }
     }
 
-    /// The pins by which agents know the coordinators; none when their certificate is publicly valid.
+    /// The pins by which agents know the coordinators; none when their certificate is publicly
+    /// valid.
     pub fn pins(&self) -> Vec<Bytes32> {
-        self.certificate.as_ref().map_or_else(Vec::new, |certificate| certificate.pins())
+        self.certificate
+            .as_ref()
+            .map_or_else(Vec::new, |certificate| certificate.pins())
     }
 
     /// The site that a path means by an id or a name.
     pub fn find_site(&self, id_or_name: &str) -> Result<SiteId> {
-        let found = self.copy.read(|feed| feed.directory().find_site(id_or_name).map(|site| site.id));
+        let found = self
+            .copy
+            .read(|feed| feed.directory().find_site(id_or_name).map(|site| site.id));
         found.ok_or_else(|| error::not_found("site").into())
     }
 
     /// The node that a path means by an id or a name.
     pub fn find_node(&self, id_or_name: &str) -> Result<NodeId> {
-        let found = self.copy.read(|feed| feed.directory().find_node(id_or_name).map(|node| node.id));
+        let found = self
+            .copy
+            .read(|feed| feed.directory().find_node(id_or_name).map(|node| node.id));
         found.ok_or_else(|| error::not_found("node").into())
     }
 }

@@ -1,4 +1,5 @@
-//! Who is calling: a person or script with an api token, or a node with a token that it signed itself.
+//! Who is calling: a person or script with an api token, or a node with a token that it signed
+//! itself.
 
 use std::{
     collections::HashMap,
@@ -51,24 +52,36 @@ pub struct RequestId(pub String);
 #[derive(Clone, Copy, Debug)]
 pub struct CallingNode(pub NodeId);
 
-/// The newest token of each node whose signature was found good, so that it is not verified at each request.
+/// The newest token of each node whose signature was found good, so that it is not verified at each
+/// request.
 ///
-/// Whether the node takes part, with which key, and whether the token is in time is asked each time all the same.
+/// Whether the node takes part, with which key, and whether the token is in time is asked each time
+/// all the same.
 #[derive(Debug, Default)]
 pub struct Verified(Mutex<HashMap<NodeId, ([u8; 32], IdentityKey)>>);
 
 impl Verified {
     /// Forgets nodes that do not take part any more.
     pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| takes_part(*node));
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|node, _| takes_part(*node));
     }
 
     fn has(&self, node: NodeId, hash: [u8; 32], key: IdentityKey) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&node) == Some(&(hash, key))
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&node)
+            == Some(&(hash, key))
     }
 
     fn remember(&self, node: NodeId, hash: [u8; 32], key: IdentityKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, (hash, key));
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node, (hash, key));
     }
 }
 
@@ -81,7 +94,8 @@ pub struct CallingToken(pub TokenId);
 pub struct KnownTokens(Mutex<HashMap<TokenId, Option<Instant>>>);
 
 impl KnownTokens {
-    /// Those that were used before the coordinator started: a start during an attack locks nobody out.
+    /// Those that were used before the coordinator started: a start during an attack locks nobody
+    /// out.
     pub fn of(used: impl IntoIterator<Item = TokenId>) -> Self {
         Self(Mutex::new(used.into_iter().map(|id| (id, None)).collect()))
     }
@@ -93,7 +107,11 @@ impl KnownTokens {
     /// Whether this use is to be written down.
     fn use_is_due(&self, id: TokenId, now: Instant) -> bool {
         let mut known = self.lock();
-        let due = known.get(&id).copied().flatten().is_none_or(|written| now.duration_since(written) >= USES);
+        let due = known
+            .get(&id)
+            .copied()
+            .flatten()
+            .is_none_or(|written| now.duration_since(written) >= USES);
         if due {
             known.insert(id, Some(now));
         }
@@ -113,7 +131,11 @@ enum Caller {
 }
 
 /// Lets those in who may do what a route is for.
-pub async fn enter(State((app, action)): State<(App, Action)>, mut request: Request, next: Next) -> Response {
+pub async fn enter(
+    State((app, action)): State<(App, Action)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let network = network(request.extensions());
     let caller = match caller(&app, request.headers(), network).await {
         Ok(caller) => caller,
@@ -131,8 +153,13 @@ pub async fn enter(State((app, action)): State<(App, Action)>, mut request: Requ
     }
     match caller {
         Caller::ApiToken(id, _) => {
-            let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
-            request.extensions_mut().insert(Actor::new(format!("api-token:{id}"), request_id));
+            let request_id = request
+                .extensions()
+                .get::<RequestId>()
+                .map(|id| id.0.clone());
+            request
+                .extensions_mut()
+                .insert(Actor::new(format!("api-token:{id}"), request_id));
             request.extensions_mut().insert(CallingToken(id));
             next.run(request).await
         }
@@ -148,7 +175,10 @@ pub async fn enter(State((app, action)): State<(App, Action)>, mut request: Requ
 /// Tells a node which certificate authorities to trust from now on.
 fn tell_pins(app: &App, response: &mut Response) {
     let pins: Vec<String> = app.pins().iter().map(ToString::to_string).collect();
-    if let Some(pins) = HeaderValue::from_str(&pins.join(",")).ok().filter(|_| !pins.is_empty()) {
+    if let Some(pins) = HeaderValue::from_str(&pins.join(","))
+        .ok()
+        .filter(|_| !pins.is_empty())
+    {
         response.headers_mut().insert(PINS_HEADER, pins);
     }
 }
@@ -156,7 +186,9 @@ fn tell_pins(app: &App, response: &mut Response) {
 /// Whether the credential in these headers still is an api token that may do `action`.
 pub async fn admits_api_token(app: &App, headers: &HeaderMap, action: Action) -> bool {
     match caller(app, headers, None).await {
-        Ok(Caller::ApiToken(_, grant)) => access::authorise(access::Actor::ApiToken(grant), action, Object::Mesh).is_ok(),
+        Ok(Caller::ApiToken(_, grant)) => {
+            access::authorise(access::Actor::ApiToken(grant), action, Object::Mesh).is_ok()
+        }
         Ok(Caller::Node(_)) | Err(_) => false,
     }
 }
@@ -174,9 +206,13 @@ async fn api_token(app: &App, token: &ApiToken, network: Option<IpAddr>) -> Resu
     let network = network.filter(|_| !app.known.has(token.id));
     let lookup = async {
         let stored = api_tokens::queries::credential(&mut *app.db.begin().await?, token.id).await?;
-        Ok(stored.filter(|(hash, _)| secret::matches(token.secret.reveal(), hash)).map(|(_, grant)| grant))
+        Ok(stored
+            .filter(|(hash, _)| secret::matches(token.secret.reveal(), hash))
+            .map(|(_, grant)| grant))
     };
-    let Some(grant) = unless_guessing(app, network, lookup).await? else { return Err(error::unauthorized().into()) };
+    let Some(grant) = unless_guessing(app, network, lookup).await? else {
+        return Err(error::unauthorized().into());
+    };
     if app.known.use_is_due(token.id, Instant::now()) {
         let mut transaction = app.db.begin().await?;
         api_tokens::queries::used(&mut transaction, token.id).await?;
@@ -190,8 +226,14 @@ async fn api_token(app: &App, token: &ApiToken, network: Option<IpAddr>) -> Resu
 /// # Errors
 ///
 /// 429, before the database is asked anything.
-pub async fn unless_guessing<T>(app: &App, network: Option<IpAddr>, lookup: impl Future<Output = Result<Option<T>>>) -> Result<Option<T>> {
-    let Some(network) = network else { return lookup.await };
+pub async fn unless_guessing<T>(
+    app: &App,
+    network: Option<IpAddr>,
+    lookup: impl Future<Output = Result<Option<T>>>,
+) -> Result<Option<T>> {
+    let Some(network) = network else {
+        return lookup.await;
+    };
     if !app.failures.allow(network, Instant::now()) {
         return Err(error::too_many_failures().into());
     }
@@ -204,22 +246,31 @@ pub async fn unless_guessing<T>(app: &App, network: Option<IpAddr>, lookup: impl
 
 /// Where a request comes from, for [`unless_guessing`].
 pub fn network(extensions: &Extensions) -> Option<IpAddr> {
-    extensions.get::<Arc<Guest>>().and_then(|guest| guest.network())
+    extensions
+        .get::<Arc<Guest>>()
+        .and_then(|guest| guest.network())
 }
 
 /// The credential of a request.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut headers = headers.get_all(header::AUTHORIZATION).iter();
-    let (Some(header), None) = (headers.next(), headers.next()) else { return None };
+    let (Some(header), None) = (headers.next(), headers.next()) else {
+        return None;
+    };
     let (scheme, token) = header.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
 }
 
 async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId> {
     let unauthorized = || Error::from(error::unauthorized());
     let claimed = claims(token).ok_or_else(unauthorized)?;
     let known = || {
-        let takes_part = |feed: &Feed| feed.directory().nodes.contains_key(&claimed.sub) || feed.directory().revoked.contains(&claimed.sub);
+        let takes_part = |feed: &Feed| {
+            feed.directory().nodes.contains_key(&claimed.sub)
+                || feed.directory().revoked.contains(&claimed.sub)
+        };
         app.copy.read(takes_part).then_some(())
     };
     if known().is_none() {
@@ -231,14 +282,25 @@ async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId>
         unless_guessing(app, network, refreshed).await?;
     }
     if !app.copy.is_fresh() {
-        return Err(Error::Unavailable("the copy of the mesh in memory is too old to check credentials"));
+        return Err(Error::Unavailable(
+            "the copy of the mesh in memory is too old to check credentials",
+        ));
     }
-    let found = app.copy.read(|feed| feed.directory().nodes.get(&claimed.sub).map(|node| (node.identity_key, node.generation)));
+    let found = app.copy.read(|feed| {
+        feed.directory()
+            .nodes
+            .get(&claimed.sub)
+            .map(|node| (node.identity_key, node.generation))
+    });
     let (key, generation) = found.ok_or_else(unauthorized)?;
     let hash = secret::hash(token);
     if !app.verified.has(claimed.sub, hash, key) {
-        jsonwebtoken::decode::<NodeClaims>(token, &DecodingKey::from_ed_der(key.as_bytes()), &validation(app))
-            .map_err(|_| unauthorized())?;
+        jsonwebtoken::decode::<NodeClaims>(
+            token,
+            &DecodingKey::from_ed_der(key.as_bytes()),
+            &validation(app),
+        )
+        .map_err(|_| unauthorized())?;
         app.verified.remember(claimed.sub, hash, key);
     }
     let now = Utc::now().timestamp();
@@ -246,8 +308,14 @@ async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId>
     let in_time = claimed.iat <= now.saturating_add(LEEWAY_S)
         && claimed.exp.saturating_add(LEEWAY_S) >= now
         && lives.is_some_and(|lives| (0..=NODE_TOKEN_LIFETIME_S).contains(&lives));
-    let is_own = claimed.iss == claimed.sub && claimed.aud == app.settings.mesh && claimed.generation == generation;
-    if in_time && is_own { Ok(claimed.sub) } else { Err(unauthorized()) }
+    let is_own = claimed.iss == claimed.sub
+        && claimed.aud == app.settings.mesh
+        && claimed.generation == generation;
+    if in_time && is_own {
+        Ok(claimed.sub)
+    } else {
+        Err(unauthorized())
+    }
 }
 
 /// What a token claims, if it has the one form that nodes give it. Nothing of it is proven yet.
@@ -276,7 +344,11 @@ fn validation(app: &App) -> Validation {
 
 /// Gives each request an id, its own if it has a sensible one, and says it in the answer.
 pub async fn with_request_id(mut request: Request, next: Next) -> Response {
-    let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).filter(|id| is_sensible(id));
+    let given = request
+        .headers()
+        .get("x-request-id")
+        .and_then(|id| id.to_str().ok())
+        .filter(|id| is_sensible(id));
     let id = given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
     request.extensions_mut().insert(RequestId(id.clone()));
     let mut response = next.run(request).await;
@@ -287,5 +359,8 @@ pub async fn with_request_id(mut request: Request, next: Next) -> Response {
 }
 
 fn is_sensible(id: &str) -> bool {
-    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    (1..=64).contains(&id.len())
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }

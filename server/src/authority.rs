@@ -1,6 +1,8 @@
-//! The mesh's own certificate authority, which agents know by its pin: where it is kept, and what it signs.
+//! The mesh's own certificate authority, which agents know by its pin: where it is kept, and what
+//! it signs.
 //!
-//! Its key is a file of the data directory and never in the database; the database has the pins that agents are to trust.
+//! Its key is a file of the data directory and never in the database; the database has the pins
+//! that agents are to trust.
 
 mod queries;
 
@@ -13,8 +15,8 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 use rustls::{
     crypto::aws_lc_rs,
@@ -36,7 +38,8 @@ const LIFETIME: Duration = Duration::from_secs(30 * 86_400);
 pub const RENEW_AFTER: Duration = Duration::from_secs(20 * 86_400);
 /// How far the clock of a gateway may be behind.
 const SLOW_CLOCKS: Duration = Duration::from_secs(2 * 86_400);
-/// What the authority is called in its own certificate and in those that it signs. It never changes: the two are compared.
+/// What the authority is called in its own certificate and in those that it signs. It never
+/// changes: the two are compared.
 const NAME: &str = "Wattle";
 
 /// Key and certificate of the authority, in PEM.
@@ -70,8 +73,12 @@ impl fmt::Debug for Authority {
 impl Authority {
     pub(crate) fn fresh() -> anyhow::Result<Self> {
         let key = KeyPair::generate().context("cannot make a key")?;
-        let certificate = params_of_authority().self_signed(&key).context("cannot make a certificate authority")?;
-        Self::from_pem(Zeroizing::new(certificate.pem() + &Zeroizing::new(key.serialize_pem())))
+        let certificate = params_of_authority()
+            .self_signed(&key)
+            .context("cannot make a certificate authority")?;
+        Self::from_pem(Zeroizing::new(
+            certificate.pem() + &Zeroizing::new(key.serialize_pem()),
+        ))
     }
 
     /// The authority of a file; `None` when there is no file.
@@ -79,22 +86,32 @@ impl Authority {
         match fs::read_to_string(file) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             text => {
-                let pem = Zeroizing::new(text.with_context(|| format!("cannot read {}", file.display()))?);
-                let authority = Self::from_pem(pem).with_context(|| format!("{} is damaged: restore it", file.display()))?;
+                let pem = Zeroizing::new(
+                    text.with_context(|| format!("cannot read {}", file.display()))?,
+                );
+                let authority = Self::from_pem(pem)
+                    .with_context(|| format!("{} is damaged: restore it", file.display()))?;
                 Ok(Some(authority))
             }
         }
     }
 
     fn from_pem(pem: Zeroizing<String>) -> anyhow::Result<Self> {
-        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).context("it holds no certificate")?;
-        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).context("it holds no private key")?;
+        let certificate =
+            CertificateDer::from_pem_slice(pem.as_bytes()).context("it holds no certificate")?;
+        let key =
+            PrivateKeyDer::from_pem_slice(pem.as_bytes()).context("it holds no private key")?;
         let key = KeyPair::try_from(&key).context("its private key cannot be read")?;
-        Ok(Self { certificate, issuer: Issuer::new(params_of_authority(), key), pem })
+        Ok(Self {
+            certificate,
+            issuer: Issuer::new(params_of_authority(), key),
+            pem,
+        })
     }
 
     pub(crate) fn save(&self, file: &Path) -> anyhow::Result<()> {
-        write_whole(file, &self.pem, PRIVATE).with_context(|| format!("cannot write {}", file.display()))
+        write_whole(file, &self.pem, PRIVATE)
+            .with_context(|| format!("cannot write {}", file.display()))
     }
 
     pub fn pin(&self) -> Bytes32 {
@@ -104,21 +121,29 @@ impl Authority {
     /// The certificate in PEM.
     fn public_pem(&self) -> &str {
         const END: &str = "-----END CERTIFICATE-----\n";
-        self.pem.find(END).map_or("", |end| &self.pem[..end + END.len()])
+        self.pem
+            .find(END)
+            .map_or("", |end| &self.pem[..end + END.len()])
     }
 
-    /// A certificate for a coordinator that is reached under these names and addresses, with a key that no file ever holds.
+    /// A certificate for a coordinator that is reached under these names and addresses, with a key
+    /// that no file ever holds.
     pub fn issue(&self, names: &[String]) -> anyhow::Result<CertifiedKey> {
-        let mut params = CertificateParams::new(names).context("a host name of --url cannot be in a certificate")?;
+        let mut params = CertificateParams::new(names)
+            .context("a host name of --url cannot be in a certificate")?;
         let now = SystemTime::now();
-        (params.not_before, params.not_after) = ((now - SLOW_CLOCKS).into(), (now + LIFETIME).into());
+        (params.not_before, params.not_after) =
+            ((now - SLOW_CLOCKS).into(), (now + LIFETIME).into());
         params.distinguished_name = named("Wattle coordinator");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().context("cannot make a key")?;
-        let signed = params.signed_by(&key, &self.issuer).context("cannot sign a certificate")?;
+        let signed = params
+            .signed_by(&key, &self.issuer)
+            .context("cannot sign a certificate")?;
         let chain = vec![signed.der().clone(), self.certificate.clone()];
-        CertifiedKey::from_der(chain, key.into(), &aws_lc_rs::default_provider()).context("cannot use a certificate of our own")
+        CertifiedKey::from_der(chain, key.into(), &aws_lc_rs::default_provider())
+            .context("cannot use a certificate of our own")
     }
 }
 
@@ -128,7 +153,8 @@ fn params_of_authority() -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     // It is trusted by its pin until it is replaced; a date would only end it on a bad day.
-    (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2999, 12, 31));
+    (params.not_before, params.not_after) =
+        (date_time_ymd(2020, 1, 1), date_time_ymd(2999, 12, 31));
     params
 }
 
@@ -138,7 +164,8 @@ fn named(name: &str) -> DistinguishedName {
     distinguished
 }
 
-/// The authority of this coordinator. The first coordinator of a mesh makes it; to others the operator brings the file.
+/// The authority of this coordinator. The first coordinator of a mesh makes it; to others the
+/// operator brings the file.
 pub async fn ensure(db: &Db, data_dir: &Path) -> anyhow::Result<Authority> {
     let mut transaction = db.begin().await.context("cannot reach the database")?;
     let trusted = queries::lock_pins(&mut transaction).await?;
@@ -148,12 +175,15 @@ pub async fn ensure(db: &Db, data_dir: &Path) -> anyhow::Result<Authority> {
         None if trusted.is_empty() => {
             let authority = Authority::fresh()?;
             authority.save(&file)?;
-            tracing::info!(file = %file.display(), "made the mesh's certificate authority; back up this file and keep it secret");
+            tracing::info!(file = %file.display(), "made the mesh's certificate authority; back up \
+                this file and keep it secret");
             authority
         }
         None => bail!(
-            "the agents of this mesh trust the certificate authority {}, and {} is missing: copy it from the data directory of another \
-             coordinator or from a backup; if it is lost, `wattle-server ca forget` and let the agents join again",
+            "the agents of this mesh trust the certificate authority {}, and {} is missing: copy \
+             it from the data directory of another \
+             coordinator or from a backup; if it is lost, `wattle-server ca forget` and let the \
+             agents join again",
             fingerprints(&trusted),
             file.display()
         ),
@@ -164,12 +194,16 @@ pub async fn ensure(db: &Db, data_dir: &Path) -> anyhow::Result<Authority> {
     }
     ensure!(
         trusted.is_empty() || trusted.contains(&pin),
-        "{} holds the certificate authority {}, and the agents of this mesh trust {}: copy the file from the data directory of another coordinator",
+        "{} holds the certificate authority {}, and the agents of this mesh trust {}: copy the \
+         file from the data directory of another coordinator",
         file.display(),
         fingerprint(pin),
         fingerprints(&trusted)
     );
-    transaction.commit().await.context("cannot reach the database")?;
+    transaction
+        .commit()
+        .await
+        .context("cannot reach the database")?;
     publish(&authority, data_dir)?;
     Ok(authority)
 }
@@ -181,7 +215,8 @@ pub async fn pins(db: &Db) -> anyhow::Result<Vec<Bytes32>> {
 
 /// Reads the authority again, for a coordinator that runs.
 pub fn reload(data_dir: &Path) -> anyhow::Result<Authority> {
-    let authority = Authority::load(&secret_file(data_dir))?.context("ca.pem is missing from the data directory")?;
+    let authority = Authority::load(&secret_file(data_dir))?
+        .context("ca.pem is missing from the data directory")?;
     publish(&authority, data_dir)?;
     Ok(authority)
 }
@@ -192,13 +227,17 @@ fn publish(authority: &Authority, data_dir: &Path) -> anyhow::Result<()> {
     if fs::read_to_string(&file).is_ok_and(|text| text == authority.public_pem()) {
         return Ok(());
     }
-    write_whole(&file, authority.public_pem(), PUBLIC).with_context(|| format!("cannot write {}", file.display()))
+    write_whole(&file, authority.public_pem(), PUBLIC)
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// A line for each authority that agents are to trust, for people to read.
 pub async fn list(db: &Db, data_dir: &Path) -> anyhow::Result<Vec<String>> {
     let pin_of = |file: &Path| anyhow::Ok(Authority::load(file)?.map(|authority| authority.pin()));
-    let (present, next) = (pin_of(&secret_file(data_dir))?, pin_of(&next_file(data_dir))?);
+    let (present, next) = (
+        pin_of(&secret_file(data_dir))?,
+        pin_of(&next_file(data_dir))?,
+    );
     let line = |pin: Bytes32| {
         let role = match Some(pin) {
             pin if pin == present => "  signs here",
@@ -210,7 +249,8 @@ pub async fn list(db: &Db, data_dir: &Path) -> anyhow::Result<Vec<String>> {
     Ok(pins(db).await?.into_iter().map(line).collect())
 }
 
-/// Makes the authority that is to follow; agents learn from now on to trust it beside the present one.
+/// Makes the authority that is to follow; agents learn from now on to trust it beside the present
+/// one.
 pub async fn make_next(db: &Db, actor: &Actor, data_dir: &Path) -> anyhow::Result<Bytes32> {
     let file = next_file(data_dir);
     let authority = match Authority::load(&file)? {
@@ -232,15 +272,22 @@ pub async fn make_next(db: &Db, actor: &Actor, data_dir: &Path) -> anyhow::Resul
     Ok(pin)
 }
 
-/// Puts the next authority in the place of the present one. A coordinator that runs notices by itself.
+/// Puts the next authority in the place of the present one. A coordinator that runs notices by
+/// itself.
 pub async fn switch(db: &Db, data_dir: &Path) -> anyhow::Result<Bytes32> {
     let next = next_file(data_dir);
-    let authority = Authority::load(&next)?.with_context(|| format!("there is no {}: `wattle-server ca next` makes it", next.display()))?;
+    let authority = Authority::load(&next)?.with_context(|| {
+        format!(
+            "there is no {}: `wattle-server ca next` makes it",
+            next.display()
+        )
+    })?;
     ensure!(
         pins(db).await?.contains(&authority.pin()),
         "agents do not know the next authority yet: run `wattle-server ca next`, and wait a minute"
     );
-    fs::rename(&next, secret_file(data_dir)).with_context(|| format!("cannot rename {}", next.display()))?;
+    fs::rename(&next, secret_file(data_dir))
+        .with_context(|| format!("cannot rename {}", next.display()))?;
     publish(&authority, data_dir)?;
     Ok(authority.pin())
 }
@@ -248,14 +295,20 @@ pub async fn switch(db: &Db, data_dir: &Path) -> anyhow::Result<Bytes32> {
 /// Ends the trust in an authority.
 pub async fn forget(db: &Db, actor: &Actor, data_dir: &Path, pin: Bytes32) -> anyhow::Result<()> {
     let present = Authority::load(&secret_file(data_dir))?.map(|authority| authority.pin());
-    ensure!(present != Some(pin), "this authority still signs here: replace it first with `ca next` and `ca switch`");
+    ensure!(
+        present != Some(pin),
+        "this authority still signs here: replace it first with `ca next` and `ca switch`"
+    );
     let forgotten = db.mutate(actor, |mut change| async move {
         match queries::delete(&mut change, pin).await? {
             true => Ok(change.made(true, Vec::new(), "authority.forget", fingerprint(pin))),
             false => Ok(change.not_needed(false)),
         }
     });
-    ensure!(forgotten.await?.value, "agents trust no authority with this fingerprint: see `wattle-server ca list`");
+    ensure!(
+        forgotten.await?.value,
+        "agents trust no authority with this fingerprint: see `wattle-server ca list`"
+    );
     Ok(())
 }
 
@@ -265,14 +318,26 @@ pub fn fingerprint(pin: Bytes32) -> String {
 }
 
 fn fingerprints(pins: &[Bytes32]) -> String {
-    pins.iter().map(|pin| fingerprint(*pin)).collect::<Vec<_>>().join(" or ")
+    pins.iter()
+        .map(|pin| fingerprint(*pin))
+        .collect::<Vec<_>>()
+        .join(" or ")
 }
 
 /// Reads what [`fingerprint`] prints.
 pub fn parse_fingerprint(text: &str) -> Result<Bytes32, String> {
-    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2)).collect();
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|byte| {
+            u8::from_str_radix(byte, 16)
+                .ok()
+                .filter(|_| byte.len() == 2)
+        })
+        .collect();
     let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-    bytes.map(Bytes32::from).ok_or_else(|| "this is not a fingerprint as `wattle-server ca list` prints it".to_owned())
+    bytes
+        .map(Bytes32::from)
+        .ok_or_else(|| "this is not a fingerprint as `wattle-server ca list` prints it".to_owned())
 }
 
 #[cfg(test)]
@@ -284,7 +349,10 @@ mod tests {
         let made = Authority::fresh().unwrap();
         let read = Authority::from_pem(made.pem.clone()).unwrap();
         assert_eq!(read.pin(), made.pin());
-        assert!(made.public_pem().ends_with("-----END CERTIFICATE-----\n") && !made.public_pem().contains("PRIVATE"));
+        assert!(
+            made.public_pem().ends_with("-----END CERTIFICATE-----\n")
+                && !made.public_pem().contains("PRIVATE")
+        );
         let (_, key) = made.pem.split_once("PRIVATE KEY-----\n").unwrap();
         assert!(!format!("{made:?}").contains(&key[..40]));
         assert!(Authority::from_pem(Zeroizing::new(made.public_pem().to_owned())).is_err());
@@ -295,7 +363,13 @@ mod tests {
         let pin = Authority::fresh().unwrap().pin();
         assert_eq!(parse_fingerprint(&fingerprint(pin)), Ok(pin));
         assert_eq!(parse_fingerprint(&fingerprint(pin).to_lowercase()), Ok(pin));
-        for bad in ["", "AB", &fingerprint(pin)[1..], &format!("{}:00", fingerprint(pin)), &"+1:".repeat(32)] {
+        for bad in [
+            "",
+            "AB",
+            &fingerprint(pin)[1..],
+            &format!("{}:00", fingerprint(pin)),
+            &"+1:".repeat(32),
+        ] {
             assert!(parse_fingerprint(bad).is_err(), "{bad}");
         }
     }

@@ -21,7 +21,9 @@ const LONGEST_FIELD: usize = 64;
 #[derive(Debug)]
 pub struct Body<T, const LARGEST: usize = LARGEST_BODY>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S> for Body<T, LARGEST> {
+impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S>
+    for Body<T, LARGEST>
+{
     type Rejection = Error;
 
     async fn from_request(request: Request, _: &S) -> Result<Self> {
@@ -37,7 +39,8 @@ impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S> f
     }
 }
 
-/// Reads a body whole. One that is too large is read on for a while and thrown away: who is cut off while he sends seldom sees the answer.
+/// Reads a body whole. One that is too large is read on for a while and thrown away: who is cut off
+/// while he sends seldom sees the answer.
 pub async fn read(body: axum::body::Body, largest: usize) -> Result<Vec<u8>> {
     let mut chunks = body.into_data_stream();
     let (mut bytes, mut length) = (Vec::new(), 0);
@@ -52,7 +55,11 @@ pub async fn read(body: axum::body::Body, largest: usize) -> Result<Vec<u8>> {
             false => bytes = Vec::new(),
         }
     }
-    if length > largest { Err(error::too_large(largest).into()) } else { Ok(bytes) }
+    if length > largest {
+        Err(error::too_large(largest).into())
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// The query of a list or stream; unknown parameters are refused.
@@ -71,18 +78,31 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T> {
     match axum::extract::Query::try_from_uri(uri) {
         Ok(axum::extract::Query(query)) => Ok(query),
-        Err(_) => Err(error::invalid("invalid_query", "", "the query has a parameter that is unknown or malformed").into()),
+        Err(_) => Err(error::invalid(
+            "invalid_query",
+            "",
+            "the query has a parameter that is unknown or malformed",
+        )
+        .into()),
     }
 }
 
 /// `curl -d` sends JSON as a form unless it is told otherwise; that is taken, too.
 fn is_json(headers: &HeaderMap) -> bool {
-    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+    if headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding != "identity")
+    {
         return false;
     }
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
-    ["application/json", "application/x-www-form-urlencoded"].iter().any(|accepted| kind.eq_ignore_ascii_case(accepted))
+    ["application/json", "application/x-www-form-urlencoded"]
+        .iter()
+        .any(|accepted| kind.eq_ignore_ascii_case(accepted))
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
@@ -101,7 +121,12 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
     match error.classify() {
         Category::Syntax | Category::Eof | Category::Io => {
             let what = message.strip_suffix(&place).unwrap_or(&message);
-            error::invalid_json(format!("{what}, at line {} column {}", error.line(), error.column())).into()
+            error::invalid_json(format!(
+                "{what}, at line {} column {}",
+                error.line(),
+                error.column()
+            ))
+            .into()
         }
         Category::Data => {
             let what = message.strip_suffix(&place).unwrap_or(&message);
@@ -109,9 +134,18 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
             for (start, code, advice) in [
                 ("unknown field `", "unknown_field", "unknown field"),
                 ("missing field `", "missing_field", "this field is required"),
-                ("duplicate field `", "duplicate_field", "this field is given twice"),
+                (
+                    "duplicate field `",
+                    "duplicate_field",
+                    "this field is given twice",
+                ),
             ] {
-                let Some((name, rest)) = what.strip_prefix(start).and_then(|rest| rest.split_once('`')) else { continue };
+                let Some((name, rest)) = what
+                    .strip_prefix(start)
+                    .and_then(|rest| rest.split_once('`'))
+                else {
+                    continue;
+                };
                 let name: String = name.chars().take(LONGEST_FIELD).collect();
                 // An unknown field is in the path already, a missing one is not.
                 let field = match path {
@@ -119,7 +153,10 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
                     path if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
                     path => format!("{path}.{name}"),
                 };
-                let expected = rest.strip_prefix(", expected ").map(|known| format!("; known are {known}")).unwrap_or_default();
+                let expected = rest
+                    .strip_prefix(", expected ")
+                    .map(|known| format!("; known are {known}"))
+                    .unwrap_or_default();
                 return error::invalid(code, field, format!("{advice}{expected}")).into();
             }
             error::invalid("invalid_field", path, without_value(what)).into()
@@ -127,10 +164,17 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
     }
 }
 
-/// serde repeats a value of the wrong type, which may be a secret in the wrong place: keeps only what was expected.
+/// serde repeats a value of the wrong type, which may be a secret in the wrong place: keeps only
+/// what was expected.
 fn without_value(message: &str) -> String {
-    let repeats =
-        ["invalid type: ", "invalid value: ", "invalid length ", "unknown variant "].iter().any(|start| message.starts_with(start));
+    let repeats = [
+        "invalid type: ",
+        "invalid value: ",
+        "invalid length ",
+        "unknown variant ",
+    ]
+    .iter()
+    .any(|start| message.starts_with(start));
     match message.rsplit_once(", expected ") {
         Some((_, expected)) if repeats => format!("expected {expected}"),
         _ => message.to_owned(),
@@ -153,19 +197,43 @@ mod tests {
     #[test]
     fn an_error_names_the_field_and_the_fix() {
         let problem = problem_of(r#"{"name":"dublin","subnets":["10.10.0.0/24","10.1.2.3/16"]}"#);
-        assert_eq!((problem.status, problem.field.as_deref()), (422, Some("subnets[1]")));
-        assert_eq!(problem.detail.as_deref(), Some("10.1.2.3/16 has host bits set; the prefix is 10.1.0.0/16"));
+        assert_eq!(
+            (problem.status, problem.field.as_deref()),
+            (422, Some("subnets[1]"))
+        );
+        assert_eq!(
+            problem.detail.as_deref(),
+            Some("10.1.2.3/16 has host bits set; the prefix is 10.1.0.0/16")
+        );
         for (text, status, code, field) in [
             ("{", 400, "invalid_json", None),
             ("[]", 422, "invalid_field", None),
             (r#"{"name":"a"} x"#, 400, "invalid_json", None),
             ("{}", 422, "missing_field", Some("name")),
-            (r#"{"name":"a","role":"admin"}"#, 422, "unknown_field", Some("role")),
-            (r#"{"name":"a","name":"b"}"#, 422, "duplicate_field", Some("name")),
+            (
+                r#"{"name":"a","role":"admin"}"#,
+                422,
+                "unknown_field",
+                Some("role"),
+            ),
+            (
+                r#"{"name":"a","name":"b"}"#,
+                422,
+                "duplicate_field",
+                Some("name"),
+            ),
             (r#"{"name":7}"#, 422, "invalid_field", Some("name")),
         ] {
             let problem = problem_of(text);
-            assert_eq!((problem.status, problem.code.as_str(), problem.field.as_deref()), (status, code, field), "{text}");
+            assert_eq!(
+                (
+                    problem.status,
+                    problem.code.as_str(),
+                    problem.field.as_deref()
+                ),
+                (status, code, field),
+                "{text}"
+            );
         }
     }
 

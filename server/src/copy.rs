@@ -1,6 +1,7 @@
 //! The coordinator's copy of the mesh in memory, and how it follows the database.
 //!
-//! `NOTIFY` is a hint, a poll every two seconds closes what it misses. Whoever reads can ask how fresh the copy is.
+//! `NOTIFY` is a hint, a poll every two seconds closes what it misses. Whoever reads can ask how
+//! fresh the copy is.
 
 pub mod queries;
 
@@ -22,13 +23,16 @@ use crate::{db::Db, error::Error};
 
 /// How often the database is asked for news that no notification told of.
 const POLL: Duration = Duration::from_secs(2);
-/// A copy that was not compared with the database for longer than this says nothing about who may do what.
+/// A copy that was not compared with the database for longer than this says nothing about who may
+/// do what.
 const STALE: Duration = Duration::from_secs(10);
 /// Least time between two epochs that begin on a node's word.
 const EPOCHS: Duration = Duration::from_secs(3600);
-/// By how many epochs a node's word may be ahead; more were never begun between a backup and its restore.
+/// By how many epochs a node's word may be ahead; more were never begun between a backup and its
+/// restore.
 const MOST_EPOCHS: i64 = 16;
-/// How long a request waits for the copy to have what it wrote, or to be compared with the database.
+/// How long a request waits for the copy to have what it wrote, or to be compared with the
+/// database.
 const CATCH_UP: Duration = Duration::from_secs(2);
 
 /// The copy.
@@ -47,10 +51,18 @@ impl Copy {
     /// Reads the mesh from the database.
     pub async fn load(db: &Db) -> anyhow::Result<Self> {
         let began = Instant::now();
-        let feed = queries::load(&mut *db.snapshot().await?).await.context("cannot read the mesh from the database")?;
+        let feed = queries::load(&mut *db.snapshot().await?)
+            .await
+            .context("cannot read the mesh from the database")?;
         let (position, _) = watch::channel(feed.position());
         let (confirmed, _) = watch::channel(began);
-        Ok(Self { feed: RwLock::new(feed), position, confirmed, news: Notify::new(), believed: Mutex::default() })
+        Ok(Self {
+            feed: RwLock::new(feed),
+            position,
+            confirmed,
+            news: Notify::new(),
+            believed: Mutex::default(),
+        })
     }
 
     /// Reads in the copy. The closure must be quick: nothing else moves meanwhile.
@@ -72,11 +84,13 @@ impl Copy {
         self.confirmed.borrow().elapsed() < STALE
     }
 
-    /// Waits until the copy has a position, so that who wrote reads what he wrote. Gives up after two seconds: it is written all the same.
+    /// Waits until the copy has a position, so that who wrote reads what he wrote. Gives up after
+    /// two seconds: it is written all the same.
     pub async fn wait_for(&self, wanted: Position) {
         let mut position = self.subscribe();
         self.news.notify_one();
-        let has_it = |have: &Position| have.epoch != wanted.epoch || have.revision >= wanted.revision;
+        let has_it =
+            |have: &Position| have.epoch != wanted.epoch || have.revision >= wanted.revision;
         if timeout(CATCH_UP, position.wait_for(has_it)).await.is_err() {
             tracing::warn!(%wanted, "the copy of the mesh in memory is behind the database");
         }
@@ -90,13 +104,21 @@ impl Copy {
         let _ = timeout(CATCH_UP, confirmed.wait_for(|began| *began >= asked)).await;
     }
 
-    /// A node has seen a position that this copy does not have. If the database does not have it either, it was restored while no coordinator
-    /// that remembers ran, and begins a new epoch: no node goes back within one.
+    /// A node has seen a position that this copy does not have. If the database does not have it
+    /// either, it was restored while no coordinator that remembers ran, and begins a new epoch: no
+    /// node goes back within one.
     ///
-    /// What a node says may be a lie, and a new epoch costs each node a snapshot: one begins once an hour at most, and the log names the node.
-    pub async fn begin_epoch_after(&self, db: &Db, node: NodeId, seen: Position) -> Result<(), Error> {
+    /// What a node says may be a lie, and a new epoch costs each node a snapshot: one begins once
+    /// an hour at most, and the log names the node.
+    pub async fn begin_epoch_after(
+        &self,
+        db: &Db,
+        node: NodeId,
+        seen: Position,
+    ) -> Result<(), Error> {
         let now = Instant::now();
-        let is_due = |last: &Option<Instant>| last.is_none_or(|last| now.duration_since(last) >= EPOCHS);
+        let is_due =
+            |last: &Option<Instant>| last.is_none_or(|last| now.duration_since(last) >= EPOCHS);
         let is_plausible = seen.epoch.saturating_sub(self.position().epoch) <= MOST_EPOCHS;
         if !is_plausible || !is_due(&self.believed.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(());
@@ -105,7 +127,8 @@ impl Copy {
         if queries::begin_epoch(&mut transaction, seen).await? {
             transaction.commit().await?;
             *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-            tracing::warn!(%node, %seen, "a node has seen revisions that the database does not have, as after a restore: beginning a new epoch");
+            tracing::warn!(%node, %seen, "a node has seen revisions that the database does not \
+                have, as after a restore: beginning a new epoch");
             self.refresh().await;
         }
         Ok(())
@@ -123,16 +146,20 @@ impl Copy {
     async fn listen(&self, db: &Db) {
         loop {
             if let Err(error) = self.listen_once(db).await {
-                tracing::debug!(%error, "cannot listen for notifications of the database; asks every two seconds");
+                tracing::debug!(%error, "cannot listen for notifications of the database; asks \
+                    every two seconds");
             }
             sleep(POLL).await;
         }
     }
 
     async fn listen_once(&self, db: &Db) -> Result<(), Error> {
-        let Some(mut listener) = db.listen().await? else { return std::future::pending().await };
+        let Some(mut listener) = db.listen().await? else {
+            return std::future::pending().await;
+        };
         loop {
-            // `None` means that the connection was lost and made anew: something may have been missed.
+            // `None` means that the connection was lost and made anew: something may have been
+            // missed.
             listener.try_recv().await?;
             self.news.notify_one();
         }
@@ -172,21 +199,25 @@ impl Copy {
             return Ok(());
         }
         if stored < have {
-            tracing::warn!(%have, %stored, "the database has lost revisions, as after a restore: beginning a new epoch");
+            tracing::warn!(%have, %stored, "the database has lost revisions, as after a restore: \
+                beginning a new epoch");
             queries::begin_epoch(&mut transaction, have).await?;
             transaction.commit().await?;
             return self.reload(db).await;
         }
         if stored.epoch != have.epoch {
-            tracing::warn!(%have, %stored, "another coordinator began a new epoch: reading the whole mesh");
+            tracing::warn!(%have, %stored, "another coordinator began a new epoch: reading the \
+                whole mesh");
             return self.reload(db).await;
         }
         while self.position().revision < stored.revision {
-            let changes = queries::changes_since(&mut transaction, self.position().revision).await?;
+            let changes =
+                queries::changes_since(&mut transaction, self.position().revision).await?;
             let pruned = changes.is_empty();
             let gap = self.advance(changes).err();
             if pruned || gap.is_some() {
-                tracing::warn!(%have, %stored, ?gap, "revisions are missing in the database: reading the whole mesh");
+                tracing::warn!(%have, %stored, ?gap, "revisions are missing in the database: \
+                    reading the whole mesh");
                 return self.reload(db).await;
             }
         }
@@ -195,7 +226,9 @@ impl Copy {
 
     fn advance(&self, changes: Vec<queries::Revision>) -> Result<(), Gap> {
         let mut feed = self.feed.write().unwrap_or_else(PoisonError::into_inner);
-        let result = changes.into_iter().try_for_each(|change| feed.advance(change.revision, &change.changes.0));
+        let result = changes
+            .into_iter()
+            .try_for_each(|change| feed.advance(change.revision, &change.changes.0));
         let position = feed.position();
         drop(feed);
         self.position.send_replace(position);

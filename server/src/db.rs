@@ -1,5 +1,5 @@
-//! The one way to change the mesh: a transaction that takes the next revision last, records what changed and who did it, and tells the
-//! other coordinators.
+//! The one way to change the mesh: a transaction that takes the next revision last, records what
+//! changed and who did it, and tells the other coordinators.
 
 use std::{
     ops::{Deref, DerefMut},
@@ -37,17 +37,21 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 
 /// The channel on which coordinators tell each other of new revisions.
 const CHANNEL: &str = "wattle";
-/// Begins every transaction, with limits for one that hangs. Not as options of the connection, which poolers refuse.
+/// Begins every transaction, with limits for one that hangs. Not as options of the connection,
+/// which poolers refuse.
 ///
-/// A plan is made each time: one that was kept since a table had few rows still reads all of it when it has thousands.
+/// A plan is made each time: one that was kept since a table had few rows still reads all of it
+/// when it has thousands.
 const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '3s'; \
-    SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL plan_cache_mode = 'force_custom_plan'";
+    SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL plan_cache_mode = \
+    'force_custom_plan'";
 /// How often a transaction is tried that lost against another.
 const TRIES: u32 = 5;
 /// How long a request may wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(2);
 
-/// Connections to the database, in several pools so that a flood of requests does not hold up following it, nor one of reports the requests.
+/// Connections to the database, in several pools so that a flood of requests does not hold up
+/// following it, nor one of reports the requests.
 #[derive(Clone, Debug)]
 pub struct Db {
     requests: PgPool,
@@ -68,7 +72,11 @@ pub struct Actor {
 impl Actor {
     /// Somebody who makes no terms.
     pub fn new(name: impl Into<String>, request_id: Option<String>) -> Self {
-        Self { name: name.into(), request_id, terms: Terms::default() }
+        Self {
+            name: name.into(),
+            request_id,
+            terms: Terms::default(),
+        }
     }
 }
 
@@ -92,7 +100,8 @@ pub struct Outcome<T> {
 /// What was done, for those who follow and for the audit log.
 #[derive(Debug)]
 pub struct Made {
-    /// The records as they are now; empty when the configuration is as it was, which takes no revision.
+    /// The records as they are now; empty when the configuration is as it was, which takes no
+    /// revision.
     pub records: Vec<RecordChange>,
     pub action: &'static str,
     object: String,
@@ -101,26 +110,48 @@ pub struct Made {
 }
 
 impl Change {
-    /// The object of the change is now so, as it is shown to the caller, and stays so until the transaction ends.
+    /// The object of the change is now so, as it is shown to the caller, and stays so until the
+    /// transaction ends.
     ///
     /// # Errors
     ///
     /// 412 when the caller wants to change it only as it was.
     pub fn found(&mut self, object: &impl Serialize) -> Result<()> {
         match self.if_match.take() {
-            Some(if_match) if !terms::names(&if_match, object)? => Err(error::changed_meanwhile().into()),
+            Some(if_match) if !terms::names(&if_match, object)? => {
+                Err(error::changed_meanwhile().into())
+            }
             _ => Ok(()),
         }
     }
 
     /// Something was changed: the records are now so, and this was done to that object.
-    pub fn made<T>(self, value: T, records: Vec<RecordChange>, action: &'static str, object: impl ToString) -> Outcome<T> {
-        Outcome { change: self, value, made: Some(Made { records, action, object: object.to_string(), after: None }) }
+    pub fn made<T>(
+        self,
+        value: T,
+        records: Vec<RecordChange>,
+        action: &'static str,
+        object: impl ToString,
+    ) -> Outcome<T> {
+        Outcome {
+            change: self,
+            value,
+            made: Some(Made {
+                records,
+                action,
+                object: object.to_string(),
+                after: None,
+            }),
+        }
     }
 
     /// Everything is already as it should be.
     pub fn not_needed<T>(self, value: T) -> Outcome<T> {
-        Outcome { change: self, value, made: None }
+        Outcome {
+            change: self,
+            value,
+            made: None,
+        }
     }
 }
 
@@ -156,7 +187,8 @@ pub struct Committed<T> {
 }
 
 impl Db {
-    /// Brings the schema up to date and opens the pools. `has_pooler`: connections are shared by a pooler between us and the database.
+    /// Brings the schema up to date and opens the pools. `has_pooler`: connections are shared by a
+    /// pooler between us and the database.
     pub async fn open(options: PgConnectOptions, has_pooler: bool) -> anyhow::Result<Self> {
         let mut options = options.application_name("wattle-server");
         if has_pooler {
@@ -164,14 +196,24 @@ impl Db {
             options = options.statement_cache_capacity(0);
         }
         migrate(&options).await?;
-        let pool = |size: u32| PgPoolOptions::new().max_connections(size).acquire_timeout(ACQUIRE).connect_lazy_with(options.clone());
-        Ok(Self { requests: pool(16), follow: pool(3), reports: pool(1), has_pooler })
+        let pool = |size: u32| {
+            PgPoolOptions::new()
+                .max_connections(size)
+                .acquire_timeout(ACQUIRE)
+                .connect_lazy_with(options.clone())
+        };
+        Ok(Self {
+            requests: pool(16),
+            follow: pool(3),
+            reports: pool(1),
+            has_pooler,
+        })
     }
 
     /// For what requests read and, unless it is a change of the mesh, write.
     ///
-    /// Every query is part of a transaction, here and below: a query is two messages, and a pooler between us and the database promises
-    /// one connection for several only within a transaction.
+    /// Every query is part of a transaction, here and below: a query is two messages, and a pooler
+    /// between us and the database promises one connection for several only within a transaction.
     ///
     /// # Errors
     ///
@@ -196,7 +238,9 @@ impl Db {
     /// As of [`Db::follow`].
     pub async fn snapshot(&self) -> Result<Transaction<'static, Postgres>> {
         let mut transaction = self.follow().await?;
-        sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut *transaction).await?;
+        sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .execute(&mut *transaction)
+            .await?;
         Ok(transaction)
     }
 
@@ -209,7 +253,8 @@ impl Db {
         Ok(self.reports.begin_with(BEGIN).await?)
     }
 
-    /// Hears of new revisions. `None` behind a pooler: the database would tell whoever happens to have the connection.
+    /// Hears of new revisions. `None` behind a pooler: the database would tell whoever happens to
+    /// have the connection.
     ///
     /// # Errors
     ///
@@ -223,10 +268,15 @@ impl Db {
         Ok(Some(listener))
     }
 
-    /// Each pool with the number of its open connections, and of those among them that nobody uses now.
+    /// Each pool with the number of its open connections, and of those among them that nobody uses
+    /// now.
     pub fn connections(&self) -> [(&'static str, u32, usize); 3] {
-        [("requests", &self.requests), ("follow", &self.follow), ("reports", &self.reports)]
-            .map(|(name, pool)| (name, pool.size(), pool.num_idle()))
+        [
+            ("requests", &self.requests),
+            ("follow", &self.follow),
+            ("reports", &self.reports),
+        ]
+        .map(|(name, pool)| (name, pool.size(), pool.num_idle()))
     }
 
     /// Closes all connections.
@@ -238,11 +288,17 @@ impl Db {
 
     /// Carries out a change in one transaction, and again should it lose against another.
     ///
-    /// `work` changes rows and says what they are now; it may run several times. The revision is taken after it: the row's lock is held
-    /// until the commit, so the order of revisions is that of the commits, and nobody who follows them skips one.
+    /// `work` changes rows and says what they are now; it may run several times. The revision is
+    /// taken after it: the row's lock is held until the commit, so the order of revisions is that
+    /// of the commits, and nobody who follows them skips one.
     ///
-    /// Who sends the same under the same `Idempotency-Key` again gets the value of the first time, and nothing is done.
-    pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<Committed<T>>
+    /// Who sends the same under the same `Idempotency-Key` again gets the value of the first time,
+    /// and nothing is done.
+    pub async fn mutate<T, W>(
+        &self,
+        actor: &Actor,
+        work: impl Fn(Change) -> W,
+    ) -> Result<Committed<T>>
     where
         T: Serialize + DeserializeOwned,
         W: Future<Output = Result<Outcome<T>>>,
@@ -251,8 +307,13 @@ impl Db {
         again(|| self.attempt(actor, work)).await
     }
 
-    /// What [`Db::mutate`] would do: all of `work` is carried out and rolled back. `None` when nothing is to be done.
-    pub async fn rehearse<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<Option<Made>>
+    /// What [`Db::mutate`] would do: all of `work` is carried out and rolled back. `None` when
+    /// nothing is to be done.
+    pub async fn rehearse<T, W>(
+        &self,
+        actor: &Actor,
+        work: impl Fn(Change) -> W,
+    ) -> Result<Option<Made>>
     where
         W: Future<Output = Result<Outcome<T>>>,
     {
@@ -260,7 +321,11 @@ impl Db {
         again(|| self.try_out(actor, work)).await
     }
 
-    async fn attempt<T, W>(&self, actor: &Actor, work: &impl Fn(Change) -> W) -> Result<Committed<T>>
+    async fn attempt<T, W>(
+        &self,
+        actor: &Actor,
+        work: &impl Fn(Change) -> W,
+    ) -> Result<Committed<T>>
     where
         T: Serialize + DeserializeOwned,
         W: Future<Output = Result<Outcome<T>>>,
@@ -270,7 +335,10 @@ impl Db {
         if let Some(ticket) = ticket
             && let Some(value) = answers::given(&mut transaction, ticket).await?
         {
-            return Ok(Committed { value, position: None });
+            return Ok(Committed {
+                value,
+                position: None,
+            });
         }
         let (mut transaction, value, made) = carry_out(transaction, actor, work).await?;
         if let Some(ticket) = ticket {
@@ -284,7 +352,11 @@ impl Db {
         Ok(Committed { value, position })
     }
 
-    async fn try_out<T, W>(&self, actor: &Actor, work: &impl Fn(Change) -> W) -> Result<Option<Made>>
+    async fn try_out<T, W>(
+        &self,
+        actor: &Actor,
+        work: &impl Fn(Change) -> W,
+    ) -> Result<Option<Made>>
     where
         W: Future<Output = Result<Outcome<T>>>,
     {
@@ -302,8 +374,17 @@ async fn carry_out<T, W>(
 where
     W: Future<Output = Result<Outcome<T>>>,
 {
-    let Outcome { change, value, made } = work(Change { transaction, if_match: actor.terms.if_match.clone() }).await?;
-    // Of some objects nobody is shown a tag; whoever names one all the same is not to be passed over.
+    let Outcome {
+        change,
+        value,
+        made,
+    } = work(Change {
+        transaction,
+        if_match: actor.terms.if_match.clone(),
+    })
+    .await?;
+    // Of some objects nobody is shown a tag; whoever names one all the same is not to be passed
+    // over.
     if change.if_match.is_some() {
         return Err(error::changed_meanwhile().into());
     }
@@ -319,10 +400,15 @@ where
     loop {
         tries += 1;
         match attempt().await {
-            Err(error) if error.is_transient() && tries < TRIES => tokio::time::sleep(jitter(tries)?).await,
+            Err(error) if error.is_transient() && tries < TRIES => {
+                tokio::time::sleep(jitter(tries)?).await
+            }
             Err(error) if error.is_transient() => {
-                tracing::warn!(%error, "a transaction failed {TRIES} times because of concurrent ones");
-                return Err(Error::Unavailable("the database is too busy with concurrent changes"));
+                tracing::warn!(%error, "a transaction failed {TRIES} times because of concurrent \
+                    ones");
+                return Err(Error::Unavailable(
+                    "the database is too busy with concurrent changes",
+                ));
             }
             result => return result,
         }
@@ -331,33 +417,62 @@ where
 
 /// Brings the schema up to date: all of it or, on an error, nothing.
 async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
-    let mut connection = PgConnection::connect_with(options).await.context("cannot connect to the database")?;
+    let mut connection = PgConnection::connect_with(options)
+        .await
+        .context("cannot connect to the database")?;
     let migrated = async {
         let mut transaction = connection.begin().await?;
-        sqlx::raw_sql("SET LOCAL lock_timeout = '10s'").execute(&mut *transaction).await?;
+        sqlx::raw_sql("SET LOCAL lock_timeout = '10s'")
+            .execute(&mut *transaction)
+            .await?;
         // Of several coordinators that start at once, one does it. The number is the word "wattle".
-        sqlx::raw_sql("SELECT pg_advisory_xact_lock(x'776174746c65'::bigint)").execute(&mut *transaction).await?;
+        sqlx::raw_sql("SELECT pg_advisory_xact_lock(x'776174746c65'::bigint)")
+            .execute(&mut *transaction)
+            .await?;
         MIGRATIONS.run(&mut *transaction).await?;
         transaction.commit().await?;
         anyhow::Ok(())
     };
-    migrated.await.context("cannot bring the database's schema up to date")?;
-    connection.close().await.context("cannot connect to the database")
+    migrated
+        .await
+        .context("cannot bring the database's schema up to date")?;
+    connection
+        .close()
+        .await
+        .context("cannot connect to the database")
 }
 
-/// Takes the revision if the configuration changed, records the change and the event and tells the other coordinators, in one statement:
-/// nobody else can change the mesh from here to the end of the commit, so each round trip in between would count for all who want to.
+/// Takes the revision if the configuration changed, records the change and the event and tells the
+/// other coordinators, in one statement: nobody else can change the mesh from here to the end of
+/// the commit, so each round trip in between would count for all who want to.
 ///
-/// The hash of the event is that of [`audit::Head::then`]. The last event of the object is committed: whoever changes an object has locked it.
-async fn record(transaction: &mut Transaction<'_, Postgres>, actor: &Actor, made: Made) -> Result<Option<Position>> {
-    let Made { records, action, object, after } = made;
+/// The hash of the event is that of [`audit::Head::then`]. The last event of the object is
+/// committed: whoever changes an object has locked it.
+async fn record(
+    transaction: &mut Transaction<'_, Postgres>,
+    actor: &Actor,
+    made: Made,
+) -> Result<Option<Position>> {
+    let Made {
+        records,
+        action,
+        object,
+        after,
+    } = made;
     let after = match (after, &records[..]) {
         (None, []) => None,
         (None, records) if records.iter().any(is_removal) => None,
         (None, records) => Some(digest(records)?),
         (after, _) => after,
     };
-    let content = Content { actor: &actor.name, action, object: &object, request_id: actor.request_id.as_deref(), after }.digest();
+    let content = Content {
+        actor: &actor.name,
+        action,
+        object: &object,
+        request_id: actor.request_id.as_deref(),
+        after,
+    }
+    .digest();
     let is_configuration = !records.is_empty();
     let taken = sqlx::query!(
         r#"WITH taken AS (
@@ -388,23 +503,32 @@ async fn record(transaction: &mut Transaction<'_, Postgres>, actor: &Actor, made
     )
     .fetch_one(&mut **transaction)
     .await?;
-    Ok(is_configuration.then_some(Position { epoch: taken.epoch, revision: taken.revision }))
+    Ok(is_configuration.then_some(Position {
+        epoch: taken.epoch,
+        revision: taken.revision,
+    }))
 }
 
 fn is_removal(record: &RecordChange) -> bool {
     match record {
         RecordChange::SiteRemoved(_) | RecordChange::NodeRevoked(_) => true,
-        RecordChange::Mesh(_) | RecordChange::Site(_) | RecordChange::Node(_) | RecordChange::Admission(..) => false,
+        RecordChange::Mesh(_)
+        | RecordChange::Site(_)
+        | RecordChange::Node(_)
+        | RecordChange::Admission(..) => false,
     }
 }
 
 fn digest(object: &(impl Serialize + ?Sized)) -> Result<Bytes32> {
-    let text = serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
+    let text =
+        serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
     Ok(audit::digest(&text))
 }
 
 /// Some milliseconds, more with each try, and never the same for two that met.
 fn jitter(tries: u32) -> Result<Duration> {
     let [random] = secret::random::<1>()?;
-    Ok(Duration::from_millis(u64::from(tries) * 2 + u64::from(random % 32)))
+    Ok(Duration::from_millis(
+        u64::from(tries) * 2 + u64::from(random % 32),
+    ))
 }

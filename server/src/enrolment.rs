@@ -1,6 +1,7 @@
 //! `/agent/enrol/…`: how a machine becomes a node.
 //!
-//! Nothing is kept between the two requests; whether the token is good is decided in the transaction that inserts the node.
+//! Nothing is kept between the two requests; whether the token is good is decided in the
+//! transaction that inserts the node.
 
 pub mod queries;
 
@@ -38,14 +39,21 @@ const REFUSED: &str = "join-token.refuse";
 
 /// Asks for a challenge.
 ///
-/// A token that is used up gets one, too: only the proof of the identity tells whether this is the machine that used it.
+/// A token that is used up gets one, too: only the proof of the identity tells whether this is the
+/// machine that used it.
 #[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = EnrolChallenge)))]
-pub async fn start(State(app): State<App>, extensions: Extensions, Body(start): Body<EnrolStart>) -> Result<Response> {
+pub async fn start(
+    State(app): State<App>,
+    extensions: Extensions,
+    Body(start): Body<EnrolStart>,
+) -> Result<Response> {
     let lookup = async {
         let stored = queries::token_hash(&mut *app.db.begin().await?, start.token).await?;
         Ok(stored.filter(|stored| secret::matches(start.secret.reveal(), stored)))
     };
-    auth::unless_guessing(&app, auth::network(&extensions), lookup).await?.ok_or_else(error::join_token_refused)?;
+    auth::unless_guessing(&app, auth::network(&extensions), lookup)
+        .await?
+        .ok_or_else(error::join_token_refused)?;
     // Whoever has a join token is nobody to hang up on.
     if let Some(guest) = extensions.get::<Arc<Guest>>() {
         guest.prove();
@@ -56,10 +64,15 @@ pub async fn start(State(app): State<App>, extensions: Extensions, Body(start): 
             break (nonce, server_key);
         }
     };
-    Ok(([("cache-control", "no-store")], Json(EnrolChallenge { nonce, server_key })).into_response())
+    Ok((
+        [("cache-control", "no-store")],
+        Json(EnrolChallenge { nonce, server_key }),
+    )
+        .into_response())
 }
 
-/// Proves both keys and becomes a node. Repeated with the same token and keys, it gets the same answer.
+/// Proves both keys and becomes a node. Repeated with the same token and keys, it gets the same
+/// answer.
 #[utoipa::path(post, path = "/agent/enrol/finish", tag = "agents", request_body = EnrolFinish, responses((status = 200, body = Enrolled)))]
 pub async fn finish(
     State(app): State<App>,
@@ -67,14 +80,28 @@ pub async fn finish(
     Body(finish): Body<EnrolFinish>,
 ) -> Result<Json<Enrolled>> {
     text::check("agent_version", &finish.agent_version)?;
-    let statement = enrolment::check(&finish, app.settings.mesh, &app.settings.challenge_secret, now_unix_s())
-        .map_err(|denied| error::proof_refused(denied.to_string()))?;
-    let applicant = Applicant { id: NodeId(Uuid::now_v7()), finish, statement };
+    let statement = enrolment::check(
+        &finish,
+        app.settings.mesh,
+        &app.settings.challenge_secret,
+        now_unix_s(),
+    )
+    .map_err(|denied| error::proof_refused(denied.to_string()))?;
+    let applicant = Applicant {
+        id: NodeId(Uuid::now_v7()),
+        finish,
+        statement,
+    };
     let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
-    let actor = Actor::new(format!("join-token:{}", applicant.finish.token), Some(request_id));
+    let actor = Actor::new(
+        format!("join-token:{}", applicant.finish.token),
+        Some(request_id),
+    );
     let (applicant, mesh) = (&applicant, app.settings.mesh);
     let enrolled = app.mutate(&actor, |mut change| async move {
-        let token = queries::lock_token(&mut change, applicant.finish.token).await?.ok_or_else(error::join_token_refused)?;
+        let token = queries::lock_token(&mut change, applicant.finish.token)
+            .await?
+            .ok_or_else(error::join_token_refused)?;
         if !secret::matches(applicant.finish.secret.reveal(), &token.secret_hash) {
             return Err(error::join_token_refused().into());
         }
@@ -83,7 +110,8 @@ pub async fn finish(
             return Ok(change.not_needed(Some(enrolled)));
         }
         if !queries::consume_token(&mut change, applicant.finish.token).await? {
-            // Whoever has the secret had the join string, and is not who used it up. Said once, however often it is tried.
+            // Whoever has the secret had the join string, and is not who used it up. Said once,
+            // however often it is tried.
             let token = applicant.finish.token;
             return match events::queries::is_told(&mut change, REFUSED, &token.to_string()).await? {
                 true => Ok(change.not_needed(None)),
@@ -99,12 +127,26 @@ pub async fn finish(
             statement: &applicant.statement,
             signed: &applicant.finish.statement,
             endpoint: applicant.finish.endpoint,
-            kind: Kind::Managed { agent_version: &applicant.finish.agent_version, join_token: applicant.finish.token },
+            kind: Kind::Managed {
+                agent_version: &applicant.finish.agent_version,
+                join_token: applicant.finish.token,
+            },
         };
         let record = queries::insert(&mut change, &new, tunnel_prefix).await?;
         webhooks::queries::note_nodes(&mut change, &[record.id.0], NodeChange::Joined).await?;
-        let enrolled = Enrolled { mesh, node: record.id, name: record.name.clone(), site: token.site_name, generation: record.generation };
-        Ok(change.made(Some(enrolled), vec![RecordChange::Node(record)], "node.enrol", applicant.id))
+        let enrolled = Enrolled {
+            mesh,
+            node: record.id,
+            name: record.name.clone(),
+            site: token.site_name,
+            generation: record.generation,
+        };
+        Ok(change.made(
+            Some(enrolled),
+            vec![RecordChange::Node(record)],
+            "node.enrol",
+            applicant.id,
+        ))
     });
     let enrolled = enrolled.await.map_err(explain)?;
     Ok(Json(enrolled.ok_or_else(error::join_token_refused)?))

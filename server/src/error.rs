@@ -16,7 +16,8 @@ use wattle_wire::{
 
 /// The longest text of an error that may hold input, in bytes.
 const LONGEST_ECHO: usize = 200;
-/// Seconds after which a client may try again when cannot reach the database, or when there were too many reports or failures.
+/// Seconds after which a client may try again when cannot reach the database, or when there were
+/// too many reports or failures.
 const RETRY_AFTER_S: &str = "2";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -53,17 +54,28 @@ impl Error {
     pub fn of_site(self, index: usize) -> Self {
         match self {
             Self::Refused(problem) => {
-                let field = problem.field.as_ref().map_or_else(|| format!("sites[{index}]"), |field| format!("sites[{index}].{field}"));
-                Self::Refused(Box::new(Problem { field: Some(field), ..*problem }))
+                let field = problem.field.as_ref().map_or_else(
+                    || format!("sites[{index}]"),
+                    |field| format!("sites[{index}].{field}"),
+                );
+                Self::Refused(Box::new(Problem {
+                    field: Some(field),
+                    ..*problem
+                }))
             }
-            other @ (Self::DryRun(_) | Self::Database(_) | Self::Unavailable(_) | Self::Internal(_)) => other,
+            other @ (Self::DryRun(_)
+            | Self::Database(_)
+            | Self::Unavailable(_)
+            | Self::Internal(_)) => other,
         }
     }
 
     /// Whether the same transaction may well succeed when it is tried again.
     pub fn is_transient(&self) -> bool {
-        // Serialization failure, deadlock; an address or name that we chose and somebody else took in the meantime.
-        self.sql_state().is_some_and(|state| ["40001", "40P01"].contains(&state.as_str()))
+        // Serialization failure, deadlock; an address or name that we chose and somebody else took
+        // in the meantime.
+        self.sql_state()
+            .is_some_and(|state| ["40001", "40P01"].contains(&state.as_str()))
             || matches!(self.constraint(), Some("tunnel_address" | "node_name"))
     }
 
@@ -76,13 +88,25 @@ impl Error {
 
     /// Whether cannot reach the database or busy, rather than at odds with what it was asked.
     fn is_outage(&self) -> bool {
-        let Self::Database(error) = self else { return false };
-        let is_lost =
-            matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed);
-        // Connection lost, transaction rollback, no resources, operator's intervention, system error; lock not available; read-only.
+        let Self::Database(error) = self else {
+            return false;
+        };
+        let is_lost = matches!(
+            error,
+            sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::Io(_)
+                | sqlx::Error::WorkerCrashed
+        );
+        // Connection lost, transaction rollback, no resources, operator's intervention, system
+        // error; lock not available; read-only.
         is_lost
             || self.sql_state().is_some_and(|state| {
-                ["08", "40", "53", "57", "58"].iter().any(|class| state.starts_with(class)) || state == "55P03" || state == "25006"
+                ["08", "40", "53", "57", "58"]
+                    .iter()
+                    .any(|class| state.starts_with(class))
+                    || state == "55P03"
+                    || state == "25006"
             })
     }
 
@@ -91,8 +115,12 @@ impl Error {
             Self::Refused(problem) => tracing::debug!(code = problem.code, "refused"),
             Self::DryRun(dry_run) => tracing::debug!(would = dry_run.would, "a dry run"),
             Self::Unavailable(why) => tracing::warn!(why, "cannot answer now"),
-            Self::Database(error) if self.is_outage() => tracing::warn!(%error, "cannot reach the database"),
-            Self::Database(error) => tracing::error!(%error, "the database refused a statement: this is a bug"),
+            Self::Database(error) if self.is_outage() => {
+                tracing::warn!(%error, "cannot reach the database")
+            }
+            Self::Database(error) => {
+                tracing::error!(%error, "the database refused a statement: this is a bug")
+            }
             Self::Internal(why) => tracing::error!(why, "internal error"),
         }
     }
@@ -109,7 +137,9 @@ impl IntoResponse for Error {
         self.log();
         match self {
             Self::Refused(problem) => respond(&problem),
-            Self::DryRun(dry_run) => ([(header::CACHE_CONTROL, "no-store")], Json(dry_run)).into_response(),
+            Self::DryRun(dry_run) => {
+                ([(header::CACHE_CONTROL, "no-store")], Json(dry_run)).into_response()
+            }
             Self::Unavailable(_) => respond(&unavailable()),
             Self::Database(_) if self.is_outage() => respond(&unavailable()),
             Self::Database(_) | Self::Internal(_) => respond(&internal()),
@@ -121,42 +151,87 @@ impl IntoResponse for Error {
 pub fn respond(problem: &Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(problem).unwrap_or_default();
-    let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON), (header::CACHE_CONTROL, "no-store")], body).into_response();
-    if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&status) {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+    let mut response = (
+        status,
+        [
+            (header::CONTENT_TYPE, PROBLEM_JSON),
+            (header::CACHE_CONTROL, "no-store"),
+        ],
+        body,
+    )
+        .into_response();
+    if [
+        StatusCode::SERVICE_UNAVAILABLE,
+        StatusCode::TOO_MANY_REQUESTS,
+    ]
+    .contains(&status)
+    {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
     }
     if status == StatusCode::UNAUTHORIZED {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
 }
 
 fn problem(status: StatusCode, code: &str, title: &str, detail: impl Into<String>) -> Problem {
     let detail = shorten(detail.into());
-    Problem { code: code.to_owned(), title: title.to_owned(), status: status.as_u16(), detail: Some(detail), field: None, holder: None }
+    Problem {
+        code: code.to_owned(),
+        title: title.to_owned(),
+        status: status.as_u16(),
+        detail: Some(detail),
+        field: None,
+        holder: None,
+    }
 }
 
 /// 400: the body is not what it says it is.
 pub fn invalid_json(detail: impl Into<String>) -> Problem {
-    problem(StatusCode::BAD_REQUEST, "invalid_json", "The body is not JSON", detail)
+    problem(
+        StatusCode::BAD_REQUEST,
+        "invalid_json",
+        "The body is not JSON",
+        detail,
+    )
 }
 
 /// 401, the same for whatever is wrong with a credential.
 pub fn unauthorized() -> Problem {
-    let detail =
-        "send `Authorization: Bearer` with an api token (people and scripts) or a token signed by the node (agents) that is valid now";
-    problem(StatusCode::UNAUTHORIZED, "unauthorized", "No valid credential", detail)
+    let detail = "send `Authorization: Bearer` with an api token (people and scripts) or a token \
+        signed by the node (agents) that is valid now";
+    problem(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized",
+        "No valid credential",
+        detail,
+    )
 }
 
 /// 401, the same for whatever is wrong with a join token.
 pub fn join_token_refused() -> Problem {
-    let detail = "it is unknown, used, expired or revoked; make a new one with `POST /sites/{site}/join-tokens`";
-    problem(StatusCode::UNAUTHORIZED, "join_token_refused", "The join token is not valid", detail)
+    let detail = "it is unknown, used, expired or revoked; make a new one with `POST \
+        /sites/{site}/join-tokens`";
+    problem(
+        StatusCode::UNAUTHORIZED,
+        "join_token_refused",
+        "The join token is not valid",
+        detail,
+    )
 }
 
 /// 401: a key that the machine cannot prove to hold.
 pub fn proof_refused(detail: impl Into<String>) -> Problem {
-    problem(StatusCode::UNAUTHORIZED, "proof_refused", "A proof is wrong", detail)
+    problem(
+        StatusCode::UNAUTHORIZED,
+        "proof_refused",
+        "A proof is wrong",
+        detail,
+    )
 }
 
 /// 403: who calls is known, and may not.
@@ -168,65 +243,131 @@ pub fn forbidden(detail: &str) -> Problem {
 pub fn denied(denied: Denied) -> Error {
     let problem = match denied {
         Denied::Unknown => unauthorized(),
-        Denied::NotForNodes | Denied::ForNodesAlone | Denied::Role(_) | Denied::MoreThanOwn => forbidden(&denied.to_string()),
+        Denied::NotForNodes | Denied::ForNodesAlone | Denied::Role(_) | Denied::MoreThanOwn => {
+            forbidden(&denied.to_string())
+        }
     };
     problem.into()
 }
 
 /// 403: a key that was revoked.
 pub fn key_revoked() -> Problem {
-    let detail = "a node with this key was revoked, and a revoked key cannot enrol again: make new keys (`wattle-agent join --replace`)";
-    problem(StatusCode::FORBIDDEN, "key_revoked", "The key was revoked", detail)
+    let detail = "a node with this key was revoked, and a revoked key cannot enrol again: make new \
+        keys (`wattle-agent join --replace`)";
+    problem(
+        StatusCode::FORBIDDEN,
+        "key_revoked",
+        "The key was revoked",
+        detail,
+    )
 }
 
 /// 404: there is no such thing, or none for the caller.
 pub fn not_found(what: &str) -> Problem {
-    problem(StatusCode::NOT_FOUND, "not_found", "Not found", format!("there is no such {what}"))
+    problem(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "Not found",
+        format!("there is no such {what}"),
+    )
 }
 
 /// 405. The header `Allow` says what is possible.
 pub fn method_not_allowed() -> Problem {
-    problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed", "the header `Allow` lists the methods of this path")
+    problem(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "Method not allowed",
+        "the header `Allow` lists the methods of this path",
+    )
 }
 
 /// 408: the request was not whole, or not carried out, in time.
 pub fn too_slow(limit: Duration) -> Problem {
-    let detail = format!("a request may take {} s, its body included", limit.as_secs());
-    problem(StatusCode::REQUEST_TIMEOUT, "too_slow", "The request took too long", detail)
+    let detail = format!(
+        "a request may take {} s, its body included",
+        limit.as_secs()
+    );
+    problem(
+        StatusCode::REQUEST_TIMEOUT,
+        "too_slow",
+        "The request took too long",
+        detail,
+    )
 }
 
 /// 409: something that only one can hold is held by another.
-pub fn taken(code: &str, title: &str, field: &str, detail: impl Into<String>, holder: Option<Holder>) -> Problem {
-    Problem { field: Some(field.to_owned()), holder, ..problem(StatusCode::CONFLICT, code, title, detail) }
+pub fn taken(
+    code: &str,
+    title: &str,
+    field: &str,
+    detail: impl Into<String>,
+    holder: Option<Holder>,
+) -> Problem {
+    Problem {
+        field: Some(field.to_owned()),
+        holder,
+        ..problem(StatusCode::CONFLICT, code, title, detail)
+    }
 }
 
 /// 409: the key stands for another request.
 pub fn idempotency_key_reused() -> Problem {
-    let detail = "another request of the last day had this Idempotency-Key; draw a new one for each request";
-    problem(StatusCode::CONFLICT, "idempotency_key_reused", "The Idempotency-Key was used", detail)
+    let detail =
+        "another request of the last day had this Idempotency-Key; draw a new one for each request";
+    problem(
+        StatusCode::CONFLICT,
+        "idempotency_key_reused",
+        "The Idempotency-Key was used",
+        detail,
+    )
 }
 
 /// 412: the object is not as the caller saw it.
 pub fn changed_meanwhile() -> Problem {
-    let detail = "it changed since you read it, or has no ETag. Read it again, and send the new ETag in If-Match";
-    problem(StatusCode::PRECONDITION_FAILED, "changed_meanwhile", "Changed in the meantime", detail)
+    let detail = "it changed since you read it, or has no ETag. Read it again, and send the new \
+        ETag in If-Match";
+    problem(
+        StatusCode::PRECONDITION_FAILED,
+        "changed_meanwhile",
+        "Changed in the meantime",
+        detail,
+    )
 }
 
 /// 413: the body is larger than it may be.
 pub fn too_large(limit: usize) -> Problem {
-    problem(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large", format!("a body may have {limit} bytes"))
+    problem(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "too_large",
+        "The body is too large",
+        format!("a body may have {limit} bytes"),
+    )
 }
 
 /// 415: the body is of a kind that is not taken.
 pub fn unsupported_media_type() -> Problem {
     let detail = "send JSON with `Content-Type: application/json`, and not compressed";
-    problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Unsupported media type", detail)
+    problem(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        "Unsupported media type",
+        detail,
+    )
 }
 
 /// 422: a field whose meaning is wrong.
 pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) -> Problem {
     let field = Some(shorten(field.into())).filter(|field| !field.is_empty());
-    Problem { field, ..problem(StatusCode::UNPROCESSABLE_ENTITY, code, "The request cannot be carried out as it is", detail) }
+    Problem {
+        field,
+        ..problem(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            code,
+            "The request cannot be carried out as it is",
+            detail,
+        )
+    }
 }
 
 /// 422: the query of a change.
@@ -234,7 +375,8 @@ pub fn invalid_change_query() -> Problem {
     invalid(
         "invalid_query",
         "",
-        "the query of a change may have `dry_run=true` or `dry_run=false`, that of `/rotate` also `force=true`, and nothing else",
+        "the query of a change may have `dry_run=true` or `dry_run=false`, that of `/rotate` also \
+         `force=true`, and nothing else",
     )
 }
 
@@ -243,33 +385,61 @@ pub fn invalid_idempotency_key(detail: impl Into<String>) -> Problem {
     invalid("invalid_idempotency_key", "Idempotency-Key", detail)
 }
 
-/// 422: somebody asks what something would do that changes nothing of the mesh, or that cannot tell.
+/// 422: somebody asks what something would do that changes nothing of the mesh, or that cannot
+/// tell.
 pub fn no_dry_run() -> Problem {
-    invalid("invalid_query", "dry_run", "this route has no dry run: only changes of the mesh with an api token have")
+    invalid(
+        "invalid_query",
+        "dry_run",
+        "this route has no dry run: only changes of the mesh with an api token have",
+    )
 }
 
 /// 429: more is said than can be taken in now.
 pub fn busy() -> Problem {
-    let detail = "the coordinator is overloaded with reports; try again after the seconds in Retry-After";
-    problem(StatusCode::TOO_MANY_REQUESTS, "busy", "Too many reports at a time", detail)
+    let detail =
+        "the coordinator is overloaded with reports; try again after the seconds in Retry-After";
+    problem(
+        StatusCode::TOO_MANY_REQUESTS,
+        "busy",
+        "Too many reports at a time",
+        detail,
+    )
 }
 
 /// 429: too many credentials from this address were wrong.
 pub fn too_many_failures() -> Problem {
-    let detail = "too many wrong credentials came from your address; try again after the seconds in Retry-After";
-    problem(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", "Too many failures", detail)
+    let detail = "too many wrong credentials came from your address; try again after the seconds \
+        in Retry-After";
+    problem(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too_many_failures",
+        "Too many failures",
+        detail,
+    )
 }
 
 /// 500.
 pub fn internal() -> Problem {
     let detail = "this is a fault of the coordinator. Search its log for the value of X-Request-Id";
-    problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail)
+    problem(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "Internal error",
+        detail,
+    )
 }
 
 /// 503.
 pub fn unavailable() -> Problem {
-    let detail = "the coordinator cannot reach its database, or it is busy; try again after the seconds in Retry-After";
-    problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not available now", detail)
+    let detail = "the coordinator cannot reach its database, or it is busy; try again after the \
+        seconds in Retry-After";
+    problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "unavailable",
+        "Not available now",
+        detail,
+    )
 }
 
 /// Cuts a text that may hold input to what an answer may repeat.

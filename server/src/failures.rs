@@ -1,7 +1,8 @@
-//! Failed credentials, counted by where they come from, so that guessing them is slow and costs the database nothing.
+//! Failed credentials, counted by where they come from, so that guessing them is slow and costs the
+//! database nothing.
 //!
-//! Only failures count, and only those that would have to be looked up; whoever has shown a good credential before is not asked. Loopback is
-//! not counted: a proxy may stand there for everybody.
+//! Only failures count, and only those that would have to be looked up; whoever has shown a good
+//! credential before is not asked. Loopback is not counted: a proxy may stand there for everybody.
 
 use std::{
     collections::HashMap,
@@ -36,9 +37,12 @@ impl Failures {
     pub fn allow(&self, network: IpAddr, now: Instant) -> bool {
         let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let has_room = |free_at: Option<&Instant>, recovery: Duration, burst: u32| {
-            free_at.is_none_or(|free_at| free_at.saturating_duration_since(now) <= recovery * (burst - 1))
+            free_at.is_none_or(|free_at| {
+                free_at.saturating_duration_since(now) <= recovery * (burst - 1)
+            })
         };
-        has_room(counted.addresses.get(&network), RECOVERY, BURST) && has_room(counted.all.as_ref(), RECOVERY_OF_ALL, BURST_OF_ALL)
+        has_room(counted.addresses.get(&network), RECOVERY, BURST)
+            && has_room(counted.all.as_ref(), RECOVERY_OF_ALL, BURST_OF_ALL)
     }
 
     pub fn count(&self, network: IpAddr, now: Instant) {
@@ -95,8 +99,16 @@ mod tests {
             }
             allowed
         };
-        assert_eq!((0..10_000).filter(|number| guess(*number, start)).count(), BURST_OF_ALL as usize);
+        assert_eq!(
+            (0..10_000).filter(|number| guess(*number, start)).count(),
+            BURST_OF_ALL as usize
+        );
         let later = start + Duration::from_secs(1);
-        assert_eq!((10_000..20_000).filter(|number| guess(*number, later)).count(), 200);
+        assert_eq!(
+            (10_000..20_000)
+                .filter(|number| guess(*number, later))
+                .count(),
+            200
+        );
     }
 }

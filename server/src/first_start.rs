@@ -1,4 +1,5 @@
-//! The first start: the mesh gets its row, and its owner an api token. There is no default secret anywhere.
+//! The first start: the mesh gets its row, and its owner an api token. There is no default secret
+//! anywhere.
 
 mod queries;
 
@@ -30,7 +31,9 @@ pub struct Mesh {
 
 impl std::fmt::Debug for Mesh {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mesh").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Mesh")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -39,25 +42,39 @@ pub fn token_file(data_dir: &Path) -> PathBuf {
     data_dir.join("api-token")
 }
 
-/// Makes the data directory. Others may pass through, so that the account of a private Postgres reaches its folder, but not look.
+/// Makes the data directory. Others may pass through, so that the account of a private Postgres
+/// reaches its folder, but not look.
 pub fn make_data_dir(data_dir: &Path) -> anyhow::Result<()> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(data_dir);
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(data_dir);
     made.with_context(|| format!("cannot make {}", data_dir.display()))
 }
 
-/// Reads the mesh's row, and makes it if this is the first start of all coordinators on this database.
+/// Reads the mesh's row, and makes it if this is the first start of all coordinators on this
+/// database.
 pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyhow::Result<Mesh> {
     let mut transaction = db.begin().await.context("cannot reach the database")?;
     if queries::insert_mesh(&mut transaction, tunnel_prefix, secret::random()?).await? {
         let token = ApiToken::fresh()?;
-        let owner = NewApiToken { name: "first start".to_owned(), role: Role::Owner, expires_in_s: None };
+        let owner = NewApiToken {
+            name: "first start".to_owned(),
+            role: Role::Owner,
+            expires_in_s: None,
+        };
         api_tokens::queries::insert(&mut transaction, &token, &owner).await?;
         // Before the commit: a mesh without its owner's token would be locked.
         let file = token_file(data_dir);
-        write_whole(&file, &format!("{}\n", token.reveal()), PRIVATE).with_context(|| format!("cannot write {}", file.display()))?;
-        tracing::info!(file = %file.display(), "made a new mesh; its owner's api token is in the file");
+        write_whole(&file, &format!("{}\n", token.reveal()), PRIVATE)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        tracing::info!(file = %file.display(), "made a new mesh; its owner's api token is in the \
+            file");
     }
-    transaction.commit().await.context("cannot reach the database")?;
+    transaction
+        .commit()
+        .await
+        .context("cannot reach the database")?;
     let mesh = queries::mesh(&mut *db.begin().await?).await?;
     Ok(mesh)
 }
@@ -75,9 +92,14 @@ pub(crate) fn write_whole(path: &Path, content: &str, mode: u32) -> io::Result<(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&unfinished)?;
     file.write_all(content.as_bytes())?;
     file.sync_all()?;
     fs::rename(&unfinished, path)?;
-    path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
+    path.parent()
+        .map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
 }

@@ -20,12 +20,27 @@ pub async fn healthz() -> StatusCode {
 #[utoipa::path(get, path = "/readyz", tag = "coordinator", responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
 pub async fn readyz(State(app): State<App>) -> Response {
     let ready = app.copy.is_fresh() && !app.stop.is_cancelled();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, position: app.copy.position() })).into_response()
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        status,
+        Json(Readiness {
+            ready,
+            position: app.copy.position(),
+        }),
+    )
+        .into_response()
 }
 
 /// This description of the interface.
 #[utoipa::path(get, path = "/openapi.json", tag = "coordinator", responses((status = 200, body = Object)))]
 pub async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], router::openapi_json()).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        router::openapi_json(),
+    )
+        .into_response()
 }

@@ -1,4 +1,5 @@
-//! Wattle's coordinator: sites, keys and subnets in Postgres, REST for people and scripts, and a stream to each agent.
+//! Wattle's coordinator: sites, keys and subnets in Postgres, REST for people and scripts, and a
+//! stream to each agent.
 
 pub mod answers;
 pub mod api_tokens;

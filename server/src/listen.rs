@@ -1,4 +1,5 @@
-//! Accepts connections, and lets go of them when they do not prove who they are, when their other side is dead or the coordinator stops.
+//! Accepts connections, and lets go of them when they do not prove who they are, when their other
+//! side is dead or the coordinator stops.
 
 mod doors;
 mod turns;
@@ -34,12 +35,14 @@ use crate::{config::Config, router::Audience};
 
 /// How long requests that are under way may take once the coordinator stops.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a connection may take to prove who it is: TLS handshake, headers and a valid credential.
+/// How long a connection may take to prove who it is: TLS handshake, headers and a valid
+/// credential.
 const PROOF: Duration = Duration::from_secs(8);
-/// How long a connection of HTTP/1.1 may idle between requests: longer than an agent's between two reports.
+/// How long a connection of HTTP/1.1 may idle between requests: longer than an agent's between two
+/// reports.
 const IDLE: Duration = Duration::from_secs(75);
-/// What the kernel keeps for a reader that is slow, in bytes (it doubles it); left to itself it would keep megabytes for each. On a path of
-/// 100 ms it still lets two megabytes pass in a second.
+/// What the kernel keeps for a reader that is slow, in bytes (it doubles it); left to itself it
+/// would keep megabytes for each. On a path of 100 ms it still lets two megabytes pass in a second.
 const SEND_BUFFER: usize = 128 * 1024;
 /// Connections that may wait to be accepted; the kernel caps it (`net.core.somaxconn`).
 const BACKLOG: u32 = 65_535;
@@ -53,14 +56,20 @@ pub(crate) const HTTP2: &[u8] = b"h2";
 const MOST_STREAMS: u32 = 64;
 /// The largest headers of a request, in bytes.
 const LARGEST_HEADERS: u32 = 16 * 1024;
-/// What one HTTP/2 stream may have under way in either direction, in bytes; a connection may have four times that.
+/// What one HTTP/2 stream may have under way in either direction, in bytes; a connection may have
+/// four times that.
 const WINDOW: u32 = 64 * 1024;
 
 /// Binds the address; port 0 takes a free one.
 pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // What the kernel has acknowledged is what we answer for: a queue that overflows leaves clients with connections that nobody has.
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        // What the kernel has acknowledged is what we answer for: a queue that overflows leaves
+        // clients with connections that nobody has.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
@@ -92,7 +101,10 @@ impl Listeners {
     /// Each listener and what it is for, that of agents first.
     pub(crate) fn each(self) -> Vec<(TcpListener, Vec<Audience>)> {
         let mut all = vec![(self.agents, vec![Audience::Agents])];
-        for (listener, audience) in [(self.admin, Audience::Admin), (self.metrics, Audience::Metrics)] {
+        for (listener, audience) in [
+            (self.admin, Audience::Admin),
+            (self.metrics, Audience::Metrics),
+        ] {
             match listener {
                 Some(listener) => all.push((listener, vec![audience])),
                 None => all[0].1.push(audience),
@@ -105,11 +117,16 @@ impl Listeners {
 impl From<TcpListener> for Listeners {
     /// One for all.
     fn from(agents: TcpListener) -> Self {
-        Self { agents, admin: None, metrics: None }
+        Self {
+            agents,
+            admin: None,
+            metrics: None,
+        }
     }
 }
 
-/// Serves until the coordinator stops. Of the connections that the system allows, this listener has its share, one of so many.
+/// Serves until the coordinator stops. Of the connections that the system allows, this listener has
+/// its share, one of so many.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
@@ -117,8 +134,14 @@ pub async fn serve(
     shares: usize,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let server =
-        Arc::new(Server { tls: tls.map(TlsAcceptor::from), handshakes: Turns::new(), http1: http1(), http2: http2(), router, stop });
+    let server = Arc::new(Server {
+        tls: tls.map(TlsAcceptor::from),
+        handshakes: Turns::new(),
+        http1: http1(),
+        http2: http2(),
+        router,
+        stop,
+    });
     let doors = Doors::new((most_connections()? / shares).max(1));
     let connections = TaskTracker::new();
     loop {
@@ -158,8 +181,10 @@ impl Server {
     async fn attend(self: Arc<Self>, connection: TcpStream, guest: Arc<Guest>) {
         tokio::select! {
             () = self.welcome(connection, &guest) => {}
-            () = guest.gave_way() => tracing::debug!("closed the oldest connection without a credential: there are too many"),
-            () = unproven(&guest) => tracing::debug!("closed a connection that showed no credential in time"),
+            () = guest.gave_way() => tracing::debug!("closed the oldest connection without a \
+                credential: there are too many"),
+            () = unproven(&guest) => tracing::debug!("closed a connection that showed no \
+                credential in time"),
         }
     }
 
@@ -170,25 +195,49 @@ impl Server {
             self.router.clone().oneshot(request)
         });
         let Some(tls) = &self.tls else {
-            return self.converse(Box::pin(self.http1.serve_connection(TokioIo::new(connection), service))).await;
+            return self
+                .converse(Box::pin(
+                    self.http1
+                        .serve_connection(TokioIo::new(connection), service),
+                ))
+                .await;
         };
-        // What a handshake takes of memory it gives back: the connection that comes of it may idle for months.
+        // What a handshake takes of memory it gives back: the connection that comes of it may idle
+        // for months.
         let connection = match Box::pin(self.shake_hands(tls, connection)).await {
             Ok(connection) => connection,
             Err(error) => return tracing::debug!(%error, "the TLS handshake failed"),
         };
         if connection.get_ref().1.alpn_protocol() == Some(HTTP2) {
-            self.converse(Box::pin(self.http2.serve_connection(TokioIo::new(connection), service))).await;
+            self.converse(Box::pin(
+                self.http2
+                    .serve_connection(TokioIo::new(connection), service),
+            ))
+            .await;
         } else {
-            self.converse(Box::pin(self.http1.serve_connection(TokioIo::new(connection), service))).await;
+            self.converse(Box::pin(
+                self.http1
+                    .serve_connection(TokioIo::new(connection), service),
+            ))
+            .await;
         }
     }
 
-    async fn shake_hands(&self, tls: &TlsAcceptor, connection: TcpStream) -> io::Result<Box<TlsStream<TcpStream>>> {
-        self.handshakes.take(tls.accept(connection)).await.map(Box::new)
+    async fn shake_hands(
+        &self,
+        tls: &TlsAcceptor,
+        connection: TcpStream,
+    ) -> io::Result<Box<TlsStream<TcpStream>>> {
+        self.handshakes
+            .take(tls.accept(connection))
+            .await
+            .map(Box::new)
     }
 
-    async fn converse<C: GracefulConnection<Error = hyper::Error>>(&self, mut conversation: Pin<Box<C>>) {
+    async fn converse<C: GracefulConnection<Error = hyper::Error>>(
+        &self,
+        mut conversation: Pin<Box<C>>,
+    ) {
         tokio::select! {
             result = conversation.as_mut() => return log(result),
             () = self.stop.cancelled() => conversation.as_mut().graceful_shutdown(),
@@ -216,16 +265,27 @@ async fn unproven(guest: &Guest) {
 
 fn http1() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(LARGEST_HEADERS as usize);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(LARGEST_HEADERS as usize);
     builder
 }
 
 fn http2() -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder.timer(TokioTimer::new()).max_concurrent_streams(MOST_STREAMS).max_header_list_size(LARGEST_HEADERS);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(LARGEST_HEADERS);
     // h2 itself ends a connection on floods of resets and of empty frames; these are the bounds.
-    builder.max_pending_accept_reset_streams(20).max_local_error_reset_streams(64);
-    builder.initial_stream_window_size(WINDOW).initial_connection_window_size(4 * WINDOW).max_send_buf_size(WINDOW as usize);
+    builder
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(64);
+    builder
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(4 * WINDOW)
+        .max_send_buf_size(WINDOW as usize);
     builder
 }
 
@@ -241,9 +301,12 @@ fn set_options(connection: &TcpStream) {
     }
 }
 
-/// How many connections may be open: what the system lets this process have, less what it needs itself.
+/// How many connections may be open: what the system lets this process have, less what it needs
+/// itself.
 fn most_connections() -> anyhow::Result<usize> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot raise the limit of open files")?;
+    let (_, most) =
+        getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)
+        .context("cannot raise the limit of open files")?;
     Ok(usize::try_from(most.saturating_sub(FILES_OF_OUR_OWN).max(1)).unwrap_or(usize::MAX))
 }

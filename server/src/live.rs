@@ -1,9 +1,11 @@
 //! `GET /events/stream`: people and scripts follow what is new in the mesh.
 //!
-//! Like an agent's stream it keeps no queue: it looks at the board, which the coordinator has while somebody watches, and a slow reader
-//! gets the newest state. The id of an event names the board and the look at it, so that who comes back hears of what is new only.
+//! Like an agent's stream it keeps no queue: it looks at the board, which the coordinator has while
+//! somebody watches, and a slow reader gets the newest state. The id of an event names the board
+//! and the look at it, so that who comes back hears of what is new only.
 //!
-//! Of links the coordinator always remembers those of which an end ever said something; the board has all pairs, which are many.
+//! Of links the coordinator always remembers those of which an end ever said something; the board
+//! has all pairs, which are many.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -53,13 +55,15 @@ use crate::{
 
 /// Least time between two looks at the links; configuration is looked at when it changes.
 const PACE: Duration = Duration::from_secs(1);
-/// What was written within this time before the last look is read again: it may have been committed after it.
+/// What was written within this time before the last look is read again: it may have been committed
+/// after it.
 const OVERLAP: TimeDelta = TimeDelta::seconds(30);
 /// How often it is read when nodes were heard of: nobody is silent before 150 seconds.
 const HEAR: Duration = Duration::from_secs(5);
 /// For how long the board is kept for those who come back.
 const KEEP: Duration = Duration::from_secs(60);
-/// How long a link is as it is before its history says so: its ends do not notice at the same moment.
+/// How long a link is as it is before its history says so: its ends do not notice at the same
+/// moment.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Time without a look after which nothing is known of who was silent meanwhile.
 const BREAK: Duration = Duration::from_secs(10);
@@ -120,29 +124,47 @@ impl Told {
 
     fn parse(id: &str) -> Option<Self> {
         let (board, look) = id.split_once('.')?;
-        Some(Self { board: Uuid::try_parse(board).ok()?, look: look.parse().ok()? })
+        Some(Self {
+            board: Uuid::try_parse(board).ok()?,
+            look: look.parse().ok()?,
+        })
     }
 }
 
 impl Default for Live {
     fn default() -> Self {
-        Self { seen: Mutex::default(), places: Arc::new(Semaphore::new(MOST)) }
+        Self {
+            seen: Mutex::default(),
+            places: Arc::new(Semaphore::new(MOST)),
+        }
     }
 }
 
 /// Follows the mesh: sites, nodes and the state of links.
 ///
-/// Server-sent events. The first, `snapshot`, holds everything; each `change` what is new since the event before. With the `Last-Event-ID` of
-/// an event that it has received, a client is told only what is new since then, if this coordinator still knows.
+/// Server-sent events. The first, `snapshot`, holds everything; each `change` what is new since the
+/// event before. With the `Last-Event-ID` of an event that it has received, a client is told only
+/// what is new since then, if this coordinator still knows.
 #[utoipa::path(get, path = "/events/stream", tag = "events",
-    params(("Last-Event-ID" = Option<String>, Header, description = "id of the last event received; absent: tell everything")),
+    params(("Last-Event-ID" = Option<String>, Header, description = "id of the last event \
+        received; absent: tell everything")),
     responses((status = 200, content_type = "text/event-stream", body = MeshNews)))]
 pub async fn follow(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
     let Ok(place) = Arc::clone(&app.live.places).try_acquire_owned() else {
         return Err(Error::Unavailable("too many streams of events"));
     };
-    let told = headers.get("last-event-id").and_then(|id| id.to_str().ok()).and_then(Told::parse);
-    let session = Session { position: app.copy.subscribe(), app, headers, told, proven: Instant::now(), _place: place };
+    let told = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok())
+        .and_then(Told::parse);
+    let session = Session {
+        position: app.copy.subscribe(),
+        app,
+        headers,
+        told,
+        proven: Instant::now(),
+        _place: place,
+    };
     let events = stream::unfold(session, |mut session| async move {
         let event = session.next().await?;
         Some((Ok::<_, Infallible>(event), session))
@@ -172,7 +194,11 @@ impl Session {
             if let Some((told, news)) = self.app.live.news(&self.app, self.told).await {
                 self.told = Some(told);
                 let kind = if news.complete { "snapshot" } else { "change" };
-                return Event::default().event(kind).id(told.id()).json_data(&news).ok();
+                return Event::default()
+                    .event(kind)
+                    .id(told.id())
+                    .json_data(&news)
+                    .ok();
             }
             tokio::select! {
                 () = self.app.stop.cancelled() => return None,
@@ -194,15 +220,27 @@ impl Live {
     async fn news(&self, app: &App, since: Option<Told>) -> Option<(Told, MeshNews)> {
         let mut seen = self.seen.lock().await;
         if seen.shown.is_none() {
-            seen.shown = Some(Shown { id: Uuid::now_v7(), board: Board::new(), asked: Instant::now() });
+            seen.shown = Some(Shown {
+                id: Uuid::now_v7(),
+                board: Board::new(),
+                asked: Instant::now(),
+            });
             // Nothing stands on it yet.
             seen.looked = None;
         }
         seen.refresh(app).await;
         let shown = seen.shown.as_mut()?;
         shown.asked = Instant::now();
-        let since = since.filter(|told| told.board == shown.id).map(|told| told.look);
-        Some((Told { board: shown.id, look: shown.board.look() }, shown.board.news(since)?))
+        let since = since
+            .filter(|told| told.board == shown.id)
+            .map(|told| told.look);
+        Some((
+            Told {
+                board: shown.id,
+                look: shown.board.look(),
+            },
+            shown.board.news(since)?,
+        ))
     }
 
     /// The state of each link of which an end ever said something.
@@ -238,15 +276,25 @@ impl Live {
     /// Writes down what links are like that have been so for a moment, and who is silent.
     async fn record(&self, app: &App) -> Result<()> {
         let mut seen = self.seen.lock().await;
-        seen.shown = seen.shown.take().filter(|shown| shown.asked.elapsed() < KEEP);
+        seen.shown = seen
+            .shown
+            .take()
+            .filter(|shown| shown.asked.elapsed() < KEEP);
         seen.refresh(app).await;
         let heard = seen.heard;
-        let silent: Option<Vec<_>> = (heard != seen.noted).then(|| seen.links.silent().iter().map(|node| node.0).collect());
-        let settled: Vec<_> = seen.unrecorded.values().filter(|(_, since)| since.elapsed() >= SETTLE).map(|(link, _)| *link).collect();
+        let silent: Option<Vec<_>> =
+            (heard != seen.noted).then(|| seen.links.silent().iter().map(|node| node.0).collect());
+        let settled: Vec<_> = seen
+            .unrecorded
+            .values()
+            .filter(|(_, since)| since.elapsed() >= SETTLE)
+            .map(|(link, _)| *link)
+            .collect();
         drop(seen);
         if let Some(silent) = silent {
             let mut transaction = app.db.report().await?;
-            webhooks::queries::note_silence(&mut transaction, &silent, SILENT_S.cast_signed()).await?;
+            webhooks::queries::note_silence(&mut transaction, &silent, SILENT_S.cast_signed())
+                .await?;
             transaction.commit().await?;
             self.seen.lock().await.noted = heard;
         }
@@ -254,8 +302,13 @@ impl Live {
             let mut transaction = app.db.report().await?;
             let news = links::queries::record(&mut transaction, links).await?;
             // How a link is when it is first heard of is no change.
-            let moves =
-                news.into_iter().filter_map(|(link, before)| Some(LinkMove { ends: link.ends, before: before?.0, after: link.state }));
+            let moves = news.into_iter().filter_map(|(link, before)| {
+                Some(LinkMove {
+                    ends: link.ends,
+                    before: before?.0,
+                    after: link.state,
+                })
+            });
             let moves: Vec<_> = moves.filter(|link| link.before != link.after).collect();
             if !moves.is_empty() {
                 webhooks::queries::note(&mut transaction, &moves).await?;
@@ -265,7 +318,11 @@ impl Live {
         let mut seen = self.seen.lock().await;
         for link in settled {
             let pair = (link.ends[0], link.ends[1]);
-            if seen.unrecorded.get(&pair).is_some_and(|(now, _)| (now.state, now.fault) == (link.state, link.fault)) {
+            if seen
+                .unrecorded
+                .get(&pair)
+                .is_some_and(|(now, _)| (now.state, now.fault) == (link.state, link.fault))
+            {
                 seen.unrecorded.remove(&pair);
             }
         }
@@ -276,7 +333,9 @@ impl Live {
 impl Seen {
     /// Looks at the mesh, unless that was done a moment ago and no revision came since.
     async fn refresh(&mut self, app: &App) {
-        let recent = |(at, position): (Instant, Position)| at.elapsed() < PACE && position == app.copy.position();
+        let recent = |(at, position): (Instant, Position)| {
+            at.elapsed() < PACE && position == app.copy.position()
+        };
         if self.looked.is_some_and(recent) {
             return;
         }
@@ -302,39 +361,67 @@ impl Seen {
             let mut anew: BTreeSet<_> = anew.into_iter().filter(is_link).collect();
             let seen = board.map(|board| {
                 anew.extend(links_of_new_nodes(directory, board));
-                let sites: Vec<_> = directory.sites.values().map(|site| sites::site_in(directory, site)).collect();
+                let sites: Vec<_> = directory
+                    .sites
+                    .values()
+                    .map(|site| sites::site_in(directory, site))
+                    .collect();
                 let files = Files::of(directory);
-                let nodes: Vec<_> = directory.nodes.values().filter_map(|node| nodes::node_in(app, &files, node)).collect();
+                let nodes: Vec<_> = directory
+                    .nodes
+                    .values()
+                    .filter_map(|node| nodes::node_in(app, &files, node))
+                    .collect();
                 (sites, nodes)
             });
-            let anew: Vec<_> = anew.into_iter().map(|pair| (pair, directory.unmanaged([pair.0, pair.1]))).collect();
+            let anew: Vec<_> = anew
+                .into_iter()
+                .map(|pair| (pair, directory.unmanaged([pair.0, pair.1])))
+                .collect();
             (feed.position(), anew, seen)
         });
-        let links: Vec<_> = anew.into_iter().map(|(pair, unmanaged)| self.links.judge(pair, unmanaged, now)).collect();
-        links.iter().for_each(|link| note(&mut self.unrecorded, &self.links, link));
+        let links: Vec<_> = anew
+            .into_iter()
+            .map(|(pair, unmanaged)| self.links.judge(pair, unmanaged, now))
+            .collect();
+        links
+            .iter()
+            .for_each(|link| note(&mut self.unrecorded, &self.links, link));
         self.looked = Some((Instant::now(), position));
         if let Some((shown, (sites, nodes))) = self.shown.as_mut().zip(seen) {
-            shown.board.see(Sight { position, sites, nodes, links });
+            shown.board.see(Sight {
+                position,
+                sites,
+                nodes,
+                links,
+            });
         }
     }
 
     /// Reads what is new of links; those to be judged anew.
     async fn read(&mut self, app: &App, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
         let mut transaction = app.db.follow().await?;
-        let (mut changed, newest): Changed = links::queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP)).await?;
+        let (mut changed, newest): Changed =
+            links::queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP))
+                .await?;
         let heard = match self.heard.is_some_and(|at| at.elapsed() < HEAR) {
             true => None,
             false => Some(links::queries::all_heard(&mut transaction).await?),
         };
-        // The clock of the rows is the database's; the newest row is as far as it is known to have come.
+        // The clock of the rows is the database's; the newest row is as far as it is known to have
+        // come.
         self.read = self.read.max(newest);
         if heard.is_some() {
             self.heard = Some(Instant::now());
         }
-        let unbroken = self.listening.filter(|(_, last)| last.elapsed() < BREAK).map_or(now, |(since, _)| since);
+        let unbroken = self
+            .listening
+            .filter(|(_, last)| last.elapsed() < BREAK)
+            .map_or(now, |(since, _)| since);
         self.listening = Some((unbroken, Instant::now()));
         // Rows of links that this copy does not have yet are read again until it has.
-        app.copy.read(|feed| changed.retain(|((a, b), _)| view::linked(feed.directory(), *a, *b)));
+        app.copy
+            .read(|feed| changed.retain(|((a, b), _)| view::linked(feed.directory(), *a, *b)));
         Ok(self.links.take(changed, heard, unbroken, now))
     }
 }
@@ -342,17 +429,29 @@ impl Seen {
 /// The links of nodes that the board does not know yet.
 fn links_of_new_nodes(directory: &Directory, board: &Board) -> impl Iterator<Item = Pair> {
     let new = directory.nodes.keys().filter(|node| !board.knows(**node));
-    let with_all = |node: NodeId| directory.nodes.keys().map(move |other| (node.min(*other), node.max(*other)));
-    new.copied().flat_map(with_all).filter(|(a, b)| view::linked(directory, *a, *b))
+    let with_all = |node: NodeId| {
+        directory
+            .nodes
+            .keys()
+            .map(move |other| (node.min(*other), node.max(*other)))
+    };
+    new.copied()
+        .flat_map(with_all)
+        .filter(|(a, b)| view::linked(directory, *a, *b))
 }
 
 /// Notes that the history of a link does not say how it is, or that it does.
 fn note(unrecorded: &mut BTreeMap<Pair, (LinkNews, Instant)>, links: &LinkWatch, link: &LinkNews) {
     let (pair, now) = ((link.ends[0], link.ends[1]), (link.state, link.fault));
-    let Some(record) = links.record(&pair) else { return };
+    let Some(record) = links.record(&pair) else {
+        return;
+    };
     if record.recorded == Some(now) {
         unrecorded.remove(&pair);
-    } else if unrecorded.get(&pair).is_none_or(|(before, _)| (before.state, before.fault) != now) {
+    } else if unrecorded
+        .get(&pair)
+        .is_none_or(|(before, _)| (before.state, before.fault) != now)
+    {
         unrecorded.insert(pair, (*link, Instant::now()));
     }
 }

@@ -30,9 +30,15 @@ fn main() -> ExitCode {
     start_log(config.log_format);
     let result = match command.unwrap_or(Command::Serve) {
         Command::Serve => run(serve(&config)),
-        Command::Token(command) => run(with_database(&config, |db, actor| token(db, actor, command))),
-        Command::Ca(command) => run(with_database(&config, |db, actor| authority(db, actor, &config.data_dir, command))),
-        Command::Audit(AuditCommand::Verify { seen }) => run(with_database(&config, |db, _| verify(db, seen))),
+        Command::Token(command) => run(with_database(&config, |db, actor| {
+            token(db, actor, command)
+        })),
+        Command::Ca(command) => run(with_database(&config, |db, actor| {
+            authority(db, actor, &config.data_dir, command)
+        })),
+        Command::Audit(AuditCommand::Verify { seen }) => {
+            run(with_database(&config, |db, _| verify(db, seen)))
+        }
         Command::Openapi => say(router::openapi_json().trim_end()),
     };
     match result {
@@ -45,7 +51,10 @@ fn main() -> ExitCode {
 }
 
 fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     runtime.block_on(work)
 }
 
@@ -60,10 +69,14 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let result = async {
         let mut server = Server::start(database.options(), listeners, config).await?;
         if config.given_urls.is_empty() && server.address.ip().is_unspecified() {
-            tracing::warn!(address = %server.address, "join strings contain this address, and agents cannot reach it: set --url (WATTLE_URL)");
+            tracing::warn!(address = %server.address, "join strings contain this address, and \
+                agents cannot reach it: set --url (WATTLE_URL)");
         }
         if config.insecure_http {
-            tracing::warn!("INSECURE: serves HTTP without TLS; everybody on the way can read every token");
+            tracing::warn!(
+                "INSECURE: serves HTTP without TLS; everybody on the way can read every \
+                token"
+            );
         }
         tracing::info!(
             address = %server.address,
@@ -90,12 +103,15 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 
 /// Tells systemd again and again that the coordinator lives, where it asks for that.
 async fn show_life(app: &App) {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return std::future::pending().await;
+    };
     // Half of the time, as the manual of `sd_watchdog_enabled` recommends.
     let mut ticks = tokio::time::interval(limit / 2);
     loop {
         ticks.tick().await;
-        // Everything waits for the lock of the copy sooner or later: a coordinator that is stuck does not get it.
+        // Everything waits for the lock of the copy sooner or later: a coordinator that is stuck
+        // does not get it.
         app.copy.read(|_| ());
         tell_supervisor(NotifyState::Watchdog);
     }
@@ -121,7 +137,8 @@ where
         }
     };
     let actor = Actor::new("command line", None);
-    let result = async { work(Db::open(options, config.database_pooler).await?, actor).await }.await;
+    let result =
+        async { work(Db::open(options, config.database_pooler).await?, actor).await }.await;
     if let Some(database) = started {
         database.close().await;
     }
@@ -130,21 +147,47 @@ where
 
 async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()> {
     match command {
-        TokenCommand::Create { name, role, expires_in_s } => {
+        TokenCommand::Create {
+            name,
+            role,
+            expires_in_s,
+        } => {
             let token = secret::ApiToken::fresh()?;
-            let (new, wanted) = (&token, &NewApiToken { name, role, expires_in_s });
+            let (new, wanted) = (
+                &token,
+                &NewApiToken {
+                    name,
+                    role,
+                    expires_in_s,
+                },
+            );
             db.mutate(&actor, |mut change| async move {
                 let api_token = api_tokens::queries::insert(&mut change, new, wanted).await?;
-                change.made((), Vec::new(), "api-token.create", new.id).leaving(&api_token)
+                change
+                    .made((), Vec::new(), "api-token.create", new.id)
+                    .leaving(&api_token)
             })
             .await?;
             say(&token.reveal())
         }
         TokenCommand::List => {
-            let tokens = api_tokens::queries::list(&mut *db.begin().await?, None, usize::MAX).await?;
-            tokens.iter().try_for_each(|ApiToken { id, name, role, created_at, .. }| {
-                say(&format!("{id}  {}  {}  {name}", created_at.to_rfc3339(), role.name()))
-            })
+            let tokens =
+                api_tokens::queries::list(&mut *db.begin().await?, None, usize::MAX).await?;
+            tokens.iter().try_for_each(
+                |ApiToken {
+                     id,
+                     name,
+                     role,
+                     created_at,
+                     ..
+                 }| {
+                    say(&format!(
+                        "{id}  {}  {}  {name}",
+                        created_at.to_rfc3339(),
+                        role.name()
+                    ))
+                },
+            )
         }
         TokenCommand::Revoke { id } => {
             let revoked = db.mutate(&actor, |mut change| async move {
@@ -161,15 +204,32 @@ async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()
 
 async fn verify(db: Db, seen: Option<Head>) -> anyhow::Result<()> {
     let head = events::verify(&db, seen).await?;
-    say(&format!("the audit log is complete. Keep this end elsewhere, and pass it to the next check with --seen:\n{head}"))
+    say(&format!(
+        "the audit log is complete. Keep this end elsewhere, and pass it to the next check with \
+         --seen:\n{head}"
+    ))
 }
 
-async fn authority(db: Db, actor: Actor, data_dir: &Path, command: CaCommand) -> anyhow::Result<()> {
+async fn authority(
+    db: Db,
+    actor: Actor,
+    data_dir: &Path,
+    command: CaCommand,
+) -> anyhow::Result<()> {
     match command {
-        CaCommand::List => authority::list(&db, data_dir).await?.iter().try_for_each(|line| say(line)),
-        CaCommand::Next => say(&authority::fingerprint(authority::make_next(&db, &actor, data_dir).await?)),
-        CaCommand::Switch => say(&authority::fingerprint(authority::switch(&db, data_dir).await?)),
-        CaCommand::Forget { fingerprint } => authority::forget(&db, &actor, data_dir, fingerprint).await,
+        CaCommand::List => authority::list(&db, data_dir)
+            .await?
+            .iter()
+            .try_for_each(|line| say(line)),
+        CaCommand::Next => say(&authority::fingerprint(
+            authority::make_next(&db, &actor, data_dir).await?,
+        )),
+        CaCommand::Switch => say(&authority::fingerprint(
+            authority::switch(&db, data_dir).await?,
+        )),
+        CaCommand::Forget { fingerprint } => {
+            authority::forget(&db, &actor, data_dir, fingerprint).await
+        }
     }
 }
 
@@ -178,8 +238,12 @@ fn say(text: &str) -> anyhow::Result<()> {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     match format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),

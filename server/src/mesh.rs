@@ -27,10 +27,15 @@ pub async fn show(State(app): State<App>) -> Result<Tagged<Mesh>> {
 
 /// Changes settings of the mesh; fields that are absent stay as they are.
 ///
-/// With `"psk": "require"` a tunnel carries nothing until its two nodes have agreed on a preshared key. `rotate_days` is for how long a node
-/// uses a WireGuard key; nodes change theirs one after another, each some time before it is that old.
+/// With `"psk": "require"` a tunnel carries nothing until its two nodes have agreed on a preshared
+/// key. `rotate_days` is for how long a node uses a WireGuard key; nodes change theirs one after
+/// another, each some time before it is that old.
 #[utoipa::path(patch, path = "/mesh", tag = "mesh", request_body = MeshPatch, responses((status = 200, body = Mesh)))]
-pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, Body(patch): Body<MeshPatch>) -> Result<Tagged<Mesh>> {
+pub async fn change(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Body(patch): Body<MeshPatch>,
+) -> Result<Tagged<Mesh>> {
     check(&patch)?;
     let patch = &patch;
     let settings = app.mutate(&actor, |mut change| async move {
@@ -52,7 +57,12 @@ pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, 
             return Ok(change.not_needed(after));
         }
         queries::update(&mut change, &after).await?;
-        Ok(change.made(after.clone(), vec![RecordChange::Mesh(after)], "mesh.change", "mesh"))
+        Ok(change.made(
+            after.clone(),
+            vec![RecordChange::Mesh(after)],
+            "mesh.change",
+            "mesh",
+        ))
     });
     Tagged::new(mesh(&settings.await?))
 }
@@ -60,19 +70,54 @@ pub async fn change(State(app): State<App>, Extension(actor): Extension<Actor>, 
 fn check(patch: &MeshPatch) -> Result<()> {
     let longest = MeshPatch::LONGEST_ROTATE_DAYS;
     if patch.rotate_days.is_some_and(|days| days > longest) {
-        return Err(error::invalid("out_of_range", "rotate_days", format!("0, or at most {longest} days")).into());
+        return Err(error::invalid(
+            "out_of_range",
+            "rotate_days",
+            format!("0, or at most {longest} days"),
+        )
+        .into());
     }
-    if patch.lossy_percent.is_some_and(|percent| !(1..=100).contains(&percent)) {
-        return Err(error::invalid("out_of_range", "lossy_percent", "a link is lossy from 1 to 100 percent of lost probes on").into());
+    if patch
+        .lossy_percent
+        .is_some_and(|percent| !(1..=100).contains(&percent))
+    {
+        return Err(error::invalid(
+            "out_of_range",
+            "lossy_percent",
+            "a link is lossy from 1 to 100 percent of lost probes on",
+        )
+        .into());
     }
-    if patch.slow_ms.is_some_and(|ms| !(1..=HealthSettings::SLOWEST_MS).contains(&ms)) {
-        let detail = format!("a link is slow from 1 to {} milliseconds of round trip on", HealthSettings::SLOWEST_MS);
+    if patch
+        .slow_ms
+        .is_some_and(|ms| !(1..=HealthSettings::SLOWEST_MS).contains(&ms))
+    {
+        let detail = format!(
+            "a link is slow from 1 to {} milliseconds of round trip on",
+            HealthSettings::SLOWEST_MS
+        );
         return Err(error::invalid("out_of_range", "slow_ms", detail).into());
     }
     Ok(())
 }
 
 fn mesh(settings: &MeshSettings) -> Mesh {
-    let MeshSettings { id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, health } = settings.clone();
-    Mesh { id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, health }
+    let MeshSettings {
+        id,
+        tunnel_prefix,
+        listen_port,
+        keepalive_s,
+        psk,
+        rotate_days,
+        health,
+    } = settings.clone();
+    Mesh {
+        id,
+        tunnel_prefix,
+        listen_port,
+        keepalive_s,
+        psk,
+        rotate_days,
+        health,
+    }
 }

@@ -13,8 +13,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
-    process_collector::ProcessCollector,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
 use wattle_mesh::config::view;
 use wattle_wire::{
@@ -31,7 +31,9 @@ use crate::{
 /// Revisions of which it is remembered when this coordinator saw them first.
 const REMEMBERED: usize = 1000;
 /// Seconds; from one machine to another on a LAN, up to an agent that was away for a while.
-const PROPAGATION_S: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const PROPAGATION_S: [f64; 12] = [
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+];
 
 /// What is counted as it happens. What can be looked up is looked up when somebody asks.
 #[derive(Debug)]
@@ -47,16 +49,22 @@ pub struct Metrics {
 impl Metrics {
     pub fn new() -> anyhow::Result<Self> {
         let registry = Registry::new();
-        let requests =
-            IntCounterVec::new(Opts::new("wattle_requests_total", "Requests that were answered."), &["method", "route", "status"])?;
+        let requests = IntCounterVec::new(
+            Opts::new("wattle_requests_total", "Requests that were answered."),
+            &["method", "route", "status"],
+        )?;
         let durations = HistogramVec::new(
-            HistogramOpts::new("wattle_request_duration_seconds", "Time until the answer to a request began. Streams last longer."),
+            HistogramOpts::new(
+                "wattle_request_duration_seconds",
+                "Time until the answer to a request began. Streams last longer.",
+            ),
             &["route"],
         )?;
         let propagation = Histogram::with_opts(
             HistogramOpts::new(
                 "wattle_propagation_seconds",
-                "Time from when this coordinator saw a revision until an agent reported that its host applied it.",
+                "Time from when this coordinator saw a revision until an agent reported that its \
+                 host applied it.",
             )
             .buckets(PROPAGATION_S.to_vec()),
         )?;
@@ -66,8 +74,16 @@ impl Metrics {
             Box::new(propagation.clone()),
             Box::new(ProcessCollector::for_self()),
         ];
-        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
-        Ok(Self { registry, requests, durations, propagation, seen: Mutex::default() })
+        collectors
+            .into_iter()
+            .try_for_each(|collector| registry.register(collector))?;
+        Ok(Self {
+            registry,
+            requests,
+            durations,
+            propagation,
+            seen: Mutex::default(),
+        })
     }
 
     /// This coordinator's copy has come to a position.
@@ -117,7 +133,14 @@ pub async fn show(State(app): State<App>) -> Result<Response> {
     families.sort_by(|a, b| a.name().cmp(b.name()));
     let (encoder, mut text) = (TextEncoder::new(), Vec::new());
     encoder.encode(&families, &mut text).map_err(internal)?;
-    Ok(([(header::CONTENT_TYPE, encoder.format_type().to_owned()), (header::CACHE_CONTROL, "no-store".to_owned())], text).into_response())
+    Ok((
+        [
+            (header::CONTENT_TYPE, encoder.format_type().to_owned()),
+            (header::CACHE_CONTROL, "no-store".to_owned()),
+        ],
+        text,
+    )
+        .into_response())
 }
 
 /// Looks up what is so now.
@@ -129,12 +152,22 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
     };
     let vector = |name: &str, help: &str, label: &str, values: &[(&str, i64)]| {
         let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
-        values.iter().for_each(|(label, value)| gauges.with_label_values(&[label]).set(*value));
+        values
+            .iter()
+            .for_each(|(label, value)| gauges.with_label_values(&[label]).set(*value));
         registry.register(Box::new(gauges))
     };
     let position = app.copy.position();
-    gauge("wattle_epoch", "The epoch of the mesh's revisions. It grows when the database has lost revisions.", position.epoch)?;
-    gauge("wattle_revision", "The revision of the mesh that this coordinator has.", position.revision)?;
+    gauge(
+        "wattle_epoch",
+        "The epoch of the mesh's revisions. It grows when the database has lost revisions.",
+        position.epoch,
+    )?;
+    gauge(
+        "wattle_revision",
+        "The revision of the mesh that this coordinator has.",
+        position.revision,
+    )?;
     gauge(
         "wattle_copy_fresh",
         "Whether this coordinator compared its copy with the database in the last ten seconds.",
@@ -142,42 +175,103 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
     )?;
 
     let (sites, nodes) = app.copy.read(|feed| {
-        let nodes: Vec<_> = feed.directory().nodes.values().map(|node| (node.id, node.state)).collect();
+        let nodes: Vec<_> = feed
+            .directory()
+            .nodes
+            .values()
+            .map(|node| (node.id, node.state))
+            .collect();
         (feed.directory().sites.len(), nodes)
     });
     let in_state = |wanted| count(nodes.iter().filter(|(_, state)| *state == wanted).count());
     gauge("wattle_sites", "Sites of the mesh.", count(sites))?;
-    let states = [("active", in_state(NodeState::Active)), ("standby", in_state(NodeState::Standby))];
-    vector("wattle_nodes", "Nodes of the mesh, by state.", "state", &states)?;
-    gauge("wattle_copied_nodes", "Nodes whose keys are on two machines.", count(app.reports.count_copied()))?;
-    let connected: Vec<_> = nodes.iter().map(|(node, _)| *node).filter(|node| app.streams.is_open(*node)).collect();
-    gauge("wattle_agents_connected", "Agents whose stream this coordinator serves.", count(connected.len()))?;
-    let applied = connected.iter().filter_map(|node| app.reports.last(*node)).map(|report| report.applied);
-    let lag = applied.filter(|applied| applied.epoch == position.epoch).map(|applied| position.revision - applied.revision).max();
-    gauge("wattle_slowest_agent_lag_revisions", "How many revisions the slowest connected agent is behind.", lag.unwrap_or(0))?;
+    let states = [
+        ("active", in_state(NodeState::Active)),
+        ("standby", in_state(NodeState::Standby)),
+    ];
+    vector(
+        "wattle_nodes",
+        "Nodes of the mesh, by state.",
+        "state",
+        &states,
+    )?;
+    gauge(
+        "wattle_copied_nodes",
+        "Nodes whose keys are on two machines.",
+        count(app.reports.count_copied()),
+    )?;
+    let connected: Vec<_> = nodes
+        .iter()
+        .map(|(node, _)| *node)
+        .filter(|node| app.streams.is_open(*node))
+        .collect();
+    gauge(
+        "wattle_agents_connected",
+        "Agents whose stream this coordinator serves.",
+        count(connected.len()),
+    )?;
+    let applied = connected
+        .iter()
+        .filter_map(|node| app.reports.last(*node))
+        .map(|report| report.applied);
+    let lag = applied
+        .filter(|applied| applied.epoch == position.epoch)
+        .map(|applied| position.revision - applied.revision)
+        .max();
+    gauge(
+        "wattle_slowest_agent_lag_revisions",
+        "How many revisions the slowest connected agent is behind.",
+        lag.unwrap_or(0),
+    )?;
 
     let letters = async { mailbox::queries::count(&mut *app.db.follow().await?).await };
     // Without the database nobody knows, and the rest is told all the same.
     if let Ok::<_, Error>(letters) = letters.await {
-        gauge("wattle_mailbox_letters", "Messages in the mailbox that wait for their recipients.", letters)?;
+        gauge(
+            "wattle_mailbox_letters",
+            "Messages in the mailbox that wait for their recipients.",
+            letters,
+        )?;
     }
 
     let seen = app.live.link_states(app).await;
     let links = app.copy.read(|feed| view::count_links(feed.directory()));
-    let states = [("up", LinkState::Up), ("degraded", LinkState::Degraded), ("down", LinkState::Down)];
-    let states = states.map(|(name, wanted)| (name, count(seen.iter().filter(|state| **state == wanted).count())));
+    let states = [
+        ("up", LinkState::Up),
+        ("degraded", LinkState::Degraded),
+        ("down", LinkState::Down),
+    ];
+    let states = states.map(|(name, wanted)| {
+        (
+            name,
+            count(seen.iter().filter(|state| **state == wanted).count()),
+        )
+    });
     let never = count(links) - states.iter().map(|(_, links)| links).sum::<i64>();
-    let links: Vec<_> = states.into_iter().chain([("never", never.max(0))]).collect();
-    vector("wattle_links", "Links of the mesh, by state.", "state", &links)?;
+    let links: Vec<_> = states
+        .into_iter()
+        .chain([("never", never.max(0))])
+        .collect();
+    vector(
+        "wattle_links",
+        "Links of the mesh, by state.",
+        "state",
+        &links,
+    )?;
 
     let connections = IntGaugeVec::new(
-        Opts::new("wattle_database_connections", "Connections to the database, by pool and whether they are in use."),
+        Opts::new(
+            "wattle_database_connections",
+            "Connections to the database, by pool and whether they are in use.",
+        ),
         &["pool", "state"],
     )?;
     for (pool, open, idle) in app.db.connections() {
         let idle = count(idle);
         connections.with_label_values(&[pool, "idle"]).set(idle);
-        connections.with_label_values(&[pool, "used"]).set((i64::from(open) - idle).max(0));
+        connections
+            .with_label_values(&[pool, "used"])
+            .set((i64::from(open) - idle).max(0));
     }
     registry.register(Box::new(connections))
 }
@@ -186,16 +280,30 @@ fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Counts requests by their route, of which there is a known number; what matches none counts as `none`.
+/// Counts requests by their route, of which there is a known number; what matches none counts as
+/// `none`.
 pub async fn counted(State(app): State<App>, request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
     let method = request.method().clone();
     let began = Instant::now();
     let response = next.run(request).await;
     // A method is free text of the caller's; those that exist are few.
-    let method = if response.status() == 405 || route == "none" { "other" } else { method.as_str() };
-    app.metrics.requests.with_label_values(&[method, &route, response.status().as_str()]).inc();
-    app.metrics.durations.with_label_values(&[&route]).observe(began.elapsed().as_secs_f64());
+    let method = if response.status() == 405 || route == "none" {
+        "other"
+    } else {
+        method.as_str()
+    };
+    app.metrics
+        .requests
+        .with_label_values(&[method, &route, response.status().as_str()])
+        .inc();
+    app.metrics
+        .durations
+        .with_label_values(&[&route])
+        .observe(began.elapsed().as_secs_f64());
     response
 }
 
@@ -217,10 +325,18 @@ mod tests {
             metrics.applied(before, now);
             metrics.propagation.get_sample_count() - had
         };
-        assert_eq!(counted(None, position(9)), 0, "who comes back after a restart was not slow");
+        assert_eq!(
+            counted(None, position(9)),
+            0,
+            "who comes back after a restart was not slow"
+        );
         assert_eq!(counted(Some(position(5)), position(7)), 1);
         assert_eq!(counted(Some(position(9)), position(9)), 0);
         assert_eq!(counted(Some(position(9)), position(8)), 0);
-        assert_eq!(counted(Some(position(9)), position(10)), 0, "nobody saw that one yet");
+        assert_eq!(
+            counted(Some(position(9)), position(10)),
+            0,
+            "nobody saw that one yet"
+        );
     }
 }

@@ -33,28 +33,53 @@ impl PageQuery {
     pub fn read<K: DeserializeOwned>(&self) -> Result<(usize, Option<K>)> {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=LARGEST_LIMIT).contains(&limit) {
-            return Err(error::invalid("invalid_query", "limit", format!("`limit` is 1 to {LARGEST_LIMIT}")).into());
+            return Err(error::invalid(
+                "invalid_query",
+                "limit",
+                format!("`limit` is 1 to {LARGEST_LIMIT}"),
+            )
+            .into());
         }
-        let Some(cursor) = &self.cursor else { return Ok((limit, None)) };
-        let key = URL_SAFE_NO_PAD.decode(cursor).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        let Some(cursor) = &self.cursor else {
+            return Ok((limit, None));
+        };
+        let key = URL_SAFE_NO_PAD
+            .decode(cursor)
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok());
         match key {
             Some(key) => Ok((limit, Some(key))),
-            None => Err(error::invalid("invalid_query", "cursor", "`cursor` must be the `next_cursor` of the page before").into()),
+            None => Err(error::invalid(
+                "invalid_query",
+                "cursor",
+                "`cursor` must be the `next_cursor` of the page before",
+            )
+            .into()),
         }
     }
 }
 
 /// The range of keys after the last one of the page before.
 pub fn after<K>(key: Option<K>) -> (Bound<K>, Bound<K>) {
-    (key.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
+    (
+        key.map_or(Bound::Unbounded, Bound::Excluded),
+        Bound::Unbounded,
+    )
 }
 
 /// The first items, and the cursor of the next page if there are more.
-pub fn cut<T, K: Serialize>(items: impl Iterator<Item = T>, limit: usize, key: impl Fn(&T) -> K) -> Page<T> {
+pub fn cut<T, K: Serialize>(
+    items: impl Iterator<Item = T>,
+    limit: usize,
+    key: impl Fn(&T) -> K,
+) -> Page<T> {
     let mut items: Vec<T> = items.take(limit + 1).collect();
     let more = items.len() > limit;
     items.truncate(limit);
-    let next_cursor =
-        items.last().filter(|_| more).and_then(|last| serde_json::to_vec(&key(last)).ok()).map(|json| URL_SAFE_NO_PAD.encode(json));
+    let next_cursor = items
+        .last()
+        .filter(|_| more)
+        .and_then(|last| serde_json::to_vec(&key(last)).ok())
+        .map(|json| URL_SAFE_NO_PAD.encode(json));
     Page { items, next_cursor }
 }

@@ -14,7 +14,8 @@ use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
-        ComponentsBuilder, Content, InfoBuilder, Object, OpenApi, OpenApiBuilder, Ref, ResponseBuilder, Type,
+        ComponentsBuilder, Content, InfoBuilder, Object, OpenApi, OpenApiBuilder, Ref,
+        ResponseBuilder, Type,
         path::{ParameterBuilder, ParameterIn, PathItem},
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
     },
@@ -30,8 +31,8 @@ use crate::{
     api_tokens,
     app::App,
     auth::{self, RequestId},
-    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, succession, terms,
-    tokens, ui, webhooks, wg_quick,
+    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation,
+    sites, stream, succession, terms, tokens, ui, webhooks, wg_quick,
 };
 
 /// Position of the copy from which an answer was read.
@@ -77,7 +78,9 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(nodes::revoke))
             .routes(routes!(nodes::admit))
             .routes(routes!(rotation::request)),
-        Action::Grant => routes.routes(routes!(api_tokens::create, api_tokens::list)).routes(routes!(api_tokens::show, api_tokens::revoke)),
+        Action::Grant => routes
+            .routes(routes!(api_tokens::create, api_tokens::list))
+            .routes(routes!(api_tokens::show, api_tokens::revoke)),
         Action::Configure => routes
             .routes(routes!(mesh::change))
             .routes(routes!(webhooks::create, webhooks::list))
@@ -116,7 +119,9 @@ impl Audience {
 /// What a listener is not for is not there.
 async fn only(State(audiences): State<Arc<[Audience]>>, request: Request, next: Next) -> Response {
     match Audience::of(request.uri().path()) {
-        Some(audience) if !audiences.contains(&audience) => error::respond(&error::not_found("path")),
+        Some(audience) if !audiences.contains(&audience) => {
+            error::respond(&error::not_found("path"))
+        }
         Some(_) | None => next.run(request).await,
     }
 }
@@ -129,7 +134,11 @@ pub fn router(app: App, audiences: Vec<Audience>) -> Router {
         let routes = routes.route_layer(from_fn_with_state(action, terms::agree));
         all = all.merge(match action {
             Action::Ask => routes,
-            Action::Read | Action::Change | Action::Grant | Action::Configure | Action::TakePart => {
+            Action::Read
+            | Action::Change
+            | Action::Grant
+            | Action::Configure
+            | Action::TakePart => {
                 routes.route_layer(from_fn_with_state((app.clone(), action), auth::enter))
             }
         });
@@ -150,7 +159,11 @@ pub fn router(app: App, audiences: Vec<Audience>) -> Router {
 pub fn table() -> Vec<(&'static str, String, Action)> {
     let rows = Action::ALL.into_iter().flat_map(|action| {
         let paths = routes_for(action).into_openapi().paths.paths;
-        paths.into_iter().flat_map(move |(path, item)| methods(&item).into_iter().map(move |method| (method, path.clone(), action)))
+        paths.into_iter().flat_map(move |(path, item)| {
+            methods(&item)
+                .into_iter()
+                .map(move |method| (method, path.clone(), action))
+        })
     });
     rows.collect()
 }
@@ -172,8 +185,14 @@ pub fn openapi() -> OpenApi {
                 .schema(DryRun::name(), DryRun::schema())
                 .schema(LinkEffects::name(), LinkEffects::schema())
                 .schema(SomeLinks::name(), SomeLinks::schema())
-                .security_scheme("api_token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)))
-                .security_scheme("node", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)))
+                .security_scheme(
+                    "api_token",
+                    SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),
+                )
+                .security_scheme(
+                    "node",
+                    SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),
+                )
                 .build(),
         ))
         .build();
@@ -191,10 +210,16 @@ pub fn openapi() -> OpenApi {
             part.paths.paths.values_mut().for_each(tell_terms);
         }
         for operation in part.paths.paths.values_mut().flat_map(operations) {
-            operation.security = scheme.map(|scheme| vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
+            operation.security =
+                scheme.map(|scheme| vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
             let problem = Content::new(Some(Ref::from_schema_name("Problem")));
-            let problem = ResponseBuilder::new().description("What was wrong, and what to do about it").content(PROBLEM_JSON, problem);
-            operation.responses.responses.insert("default".to_owned(), problem.build().into());
+            let problem = ResponseBuilder::new()
+                .description("What was wrong, and what to do about it")
+                .content(PROBLEM_JSON, problem);
+            operation
+                .responses
+                .responses
+                .insert("default".to_owned(), problem.build().into());
         }
         api.merge(part);
     }
@@ -207,9 +232,13 @@ pub fn openapi_json() -> String {
     text + "\n"
 }
 
-/// Names each operation after its method and path: `get_sites_site`. Names of functions are unique in their module only.
+/// Names each operation after its method and path: `get_sites_site`. Names of functions are unique
+/// in their module only.
 fn name_operations(path: &str, item: &mut PathItem) {
-    let path: Vec<_> = path.split(['/', '-', '.', '{', '}']).filter(|word| !word.is_empty()).collect();
+    let path: Vec<_> = path
+        .split(['/', '-', '.', '{', '}'])
+        .filter(|word| !word.is_empty())
+        .collect();
     let operations = [
         ("get", &mut item.get),
         ("post", &mut item.post),
@@ -226,8 +255,16 @@ fn name_operations(path: &str, item: &mut PathItem) {
 
 /// Tells on which terms the changes of a path can be asked for.
 fn tell_terms(item: &mut PathItem) {
-    let changes = [(&mut item.post, true), (&mut item.patch, false), (&mut item.put, false), (&mut item.delete, false)];
-    for (operation, is_post) in changes.into_iter().filter_map(|(operation, is_post)| Some((operation.as_mut()?, is_post))) {
+    let changes = [
+        (&mut item.post, true),
+        (&mut item.patch, false),
+        (&mut item.put, false),
+        (&mut item.delete, false),
+    ];
+    for (operation, is_post) in changes
+        .into_iter()
+        .filter_map(|(operation, is_post)| Some((operation.as_mut()?, is_post)))
+    {
         let parameter = |name: &str, place: ParameterIn, kind: Type, description: &str| {
             ParameterBuilder::new()
                 .name(name)
@@ -236,32 +273,61 @@ fn tell_terms(item: &mut PathItem) {
                 .description(Some(description))
                 .build()
         };
-        let dry_run = "true: nothing is done; the answer is 200 with a `DryRun`, or the problem that the change would meet";
+        let dry_run = "true: nothing is done; the answer is 200 with a `DryRun`, or the problem \
+            that the change would meet";
         let own = if is_post {
-            let description =
-                "drawn for this request: whoever sends the same again within a day gets the same answer, and nothing is done twice";
-            parameter("Idempotency-Key", ParameterIn::Header, Type::String, description)
+            let description = "drawn for this request: whoever sends the same again within a day \
+                gets the same answer, and nothing is done twice";
+            parameter(
+                "Idempotency-Key",
+                ParameterIn::Header,
+                Type::String,
+                description,
+            )
         } else {
-            let description = "the `ETag` with which the object was read: 412 if it is another by now";
+            let description =
+                "the `ETag` with which the object was read: 412 if it is another by now";
             parameter("If-Match", ParameterIn::Header, Type::String, description)
         };
-        operation
-            .parameters
-            .get_or_insert_default()
-            .extend([parameter("dry_run", ParameterIn::Query, Type::Boolean, dry_run), own].map(Into::into));
+        operation.parameters.get_or_insert_default().extend(
+            [
+                parameter("dry_run", ParameterIn::Query, Type::Boolean, dry_run),
+                own,
+            ]
+            .map(Into::into),
+        );
     }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut utoipa::openapi::path::Operation> {
-    [&mut item.get, &mut item.post, &mut item.patch, &mut item.put, &mut item.delete].into_iter().flatten()
+    [
+        &mut item.get,
+        &mut item.post,
+        &mut item.patch,
+        &mut item.put,
+        &mut item.delete,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 fn methods(item: &PathItem) -> Vec<&'static str> {
-    let methods = [("GET", &item.get), ("POST", &item.post), ("PATCH", &item.patch), ("PUT", &item.put), ("DELETE", &item.delete)];
-    methods.into_iter().filter(|(_, operation)| operation.is_some()).map(|(method, _)| method).collect()
+    let methods = [
+        ("GET", &item.get),
+        ("POST", &item.post),
+        ("PATCH", &item.patch),
+        ("PUT", &item.put),
+        ("DELETE", &item.delete),
+    ];
+    methods
+        .into_iter()
+        .filter(|(_, operation)| operation.is_some())
+        .map(|(method, _)| method)
+        .collect()
 }
 
-/// Gives up requests that take too long: a slow body, for one. Of a stream, the beginning of its answer counts.
+/// Gives up requests that take too long: a slow body, for one. Of a stream, the beginning of its
+/// answer counts.
 async fn limited(request: Request, next: Next) -> Response {
     match timeout(LONGEST_REQUEST, next.run(request)).await {
         Ok(response) => response,
@@ -270,7 +336,8 @@ async fn limited(request: Request, next: Next) -> Response {
 }
 
 async fn with_position(State(app): State<App>, request: Request, next: Next) -> Response {
-    // What is read is at least as new as the copy was before, and what is written is there afterwards.
+    // What is read is at least as new as the copy was before, and what is written is there
+    // afterwards.
     let before = app.copy.position();
     let reads = request.method().is_safe();
     let mut response = next.run(request).await;
@@ -278,7 +345,10 @@ async fn with_position(State(app): State<App>, request: Request, next: Next) -> 
     if let Ok(position) = HeaderValue::from_str(&position.to_string()) {
         response.headers_mut().insert(POSITION, position);
     }
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response.headers_mut().insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 
@@ -288,7 +358,10 @@ fn answer_panic(_: Box<dyn Any + Send>) -> Response {
 
 /// Paths hold names and ids, never secrets; queries, headers and bodies are not logged.
 fn span(request: &Request) -> tracing::Span {
-    let id = request.extensions().get::<RequestId>().map(|id| id.0.as_str());
+    let id = request
+        .extensions()
+        .get::<RequestId>()
+        .map(|id| id.0.as_str());
     let path: String = request.uri().path().chars().take(LONGEST_PATH).collect();
     tracing::info_span!("request", method = %request.method(), path, id)
 }
@@ -302,7 +375,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_answered_like_every_other_fault() {
-        let router = Router::new().route("/", get(async || -> () { panic!("secret detail") })).layer(CatchPanicLayer::custom(answer_panic));
+        let router = Router::new()
+            .route("/", get(async || -> () { panic!("secret detail") }))
+            .layer(CatchPanicLayer::custom(answer_panic));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         tokio::spawn(axum::serve(listener, router).into_future());

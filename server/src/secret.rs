@@ -34,14 +34,16 @@ pub fn hash(secret: impl AsRef<[u8]>) -> [u8; 32] {
     hash
 }
 
-/// Whether this is the secret of which `stored` is the hash, in a time that does not tell how much of it is right.
+/// Whether this is the secret of which `stored` is the hash, in a time that does not tell how much
+/// of it is right.
 pub fn matches(secret: &str, stored: &[u8]) -> bool {
     constant_time::verify_slices_are_equal(&hash(secret), stored).is_ok()
 }
 
 /// An api token as its holder sends it: `wattle_<id>_<secret><checksum>`.
 ///
-/// The checksum, CRC-32 in hex over all before it, finds copying mistakes, and lets scanners tell a token from what looks like one.
+/// The checksum, CRC-32 in hex over all before it, finds copying mistakes, and lets scanners tell a
+/// token from what looks like one.
 #[derive(Debug)]
 pub struct ApiToken {
     pub id: TokenId,
@@ -50,7 +52,10 @@ pub struct ApiToken {
 
 impl ApiToken {
     pub fn fresh() -> Result<Self> {
-        Ok(Self { id: TokenId(Uuid::now_v7()), secret: fresh()? })
+        Ok(Self {
+            id: TokenId(Uuid::now_v7()),
+            secret: fresh()?,
+        })
     }
 
     pub fn parse(text: &str) -> Option<Self> {
@@ -60,12 +65,19 @@ impl ApiToken {
         if !well_formed {
             return None;
         }
-        Some(Self { id: id.parse().ok()?, secret: Secret::new(secret.to_owned()) })
+        Some(Self {
+            id: id.parse().ok()?,
+            secret: Secret::new(secret.to_owned()),
+        })
     }
 
     /// The token itself. Whoever calls this answers for where it goes.
     pub fn reveal(&self) -> String {
-        let text = format!("{API_TOKEN_PREFIX}{}_{}", self.id.0.simple(), self.secret.reveal());
+        let text = format!(
+            "{API_TOKEN_PREFIX}{}_{}",
+            self.id.0.simple(),
+            self.secret.reveal()
+        );
         let checksum = checksum_of(&text);
         text + &checksum
     }
@@ -87,7 +99,15 @@ mod tests {
         assert!(matches(again.secret.reveal(), &hash(token.secret.reveal())));
         assert!(!format!("{token:?}").contains(token.secret.reveal()));
         let mistyped = token.reveal().replacen('_', "-", 1);
-        for bad in ["", "wattle_", "wattle_x_y", "wattle_ü_12345678", &mistyped, &token.reveal()[1..], &format!("{}x", token.reveal())] {
+        for bad in [
+            "",
+            "wattle_",
+            "wattle_x_y",
+            "wattle_ü_12345678",
+            &mistyped,
+            &token.reveal()[1..],
+            &format!("{}x", token.reveal()),
+        ] {
             assert!(ApiToken::parse(bad).is_none(), "{bad}");
         }
     }

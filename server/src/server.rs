@@ -48,20 +48,32 @@ pub struct Server {
 
 impl Server {
     /// Opens the database and serves on the listeners.
-    pub async fn start(options: PgConnectOptions, listeners: impl Into<Listeners>, config: &Config) -> anyhow::Result<Self> {
+    pub async fn start(
+        options: PgConnectOptions,
+        listeners: impl Into<Listeners>,
+        config: &Config,
+    ) -> anyhow::Result<Self> {
         let listeners = listeners.into().each();
-        let addresses = listeners.iter().map(|(listener, _)| listener.local_addr().context("a listener has no address"));
+        let addresses = listeners
+            .iter()
+            .map(|(listener, _)| listener.local_addr().context("a listener has no address"));
         let addresses: Vec<_> = addresses.collect::<anyhow::Result<_>>()?;
         let db = Db::open(options, config.database_pooler).await?;
         let urls = config.urls(&addresses)?;
-        let mesh = first_start::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
+        let mesh =
+            first_start::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
         let copy = Copy::load(&db).await?;
         let certificate = match config.insecure_http {
             true => None,
             false => Some(Certificate::open(&db, config, &urls, &addresses[1..]).await?),
         };
         let tokens = api_tokens::queries::list(&mut *db.begin().await?, None, usize::MAX).await?;
-        let known = KnownTokens::of(tokens.into_iter().filter(|token| token.last_used_at.is_some()).map(|token| token.id));
+        let known = KnownTokens::of(
+            tokens
+                .into_iter()
+                .filter(|token| token.last_used_at.is_some())
+                .map(|token| token.id),
+        );
         let stop = CancellationToken::new();
         let app = App::new(Parts {
             db,
@@ -83,17 +95,37 @@ impl Server {
             stop: stop.clone(),
         });
         let following = tokio::spawn(follow(app.clone()));
-        let tls = app.certificate.as_ref().map(Certificate::server_config).transpose()?;
+        let tls = app
+            .certificate
+            .as_ref()
+            .map(Certificate::server_config)
+            .transpose()?;
         let (mut serving, shares) = (JoinSet::new(), listeners.len());
         for (listener, audiences) in listeners {
-            serving.spawn(listen::serve(listener, tls.clone(), router::router(app.clone(), audiences), shares, stop.clone()));
+            serving.spawn(listen::serve(
+                listener,
+                tls.clone(),
+                router::router(app.clone(), audiences),
+                shares,
+                stop.clone(),
+            ));
         }
-        Ok(Self { address: addresses[0], app, stop, serving, following })
+        Ok(Self {
+            address: addresses[0],
+            app,
+            stop,
+            serving,
+            following,
+        })
     }
 
     /// Waits until somebody stops it, or serving fails.
     pub async fn wait(&mut self) -> anyhow::Result<()> {
-        self.serving.join_next().await.context("nothing is served")?.context("the server failed")?
+        self.serving
+            .join_next()
+            .await
+            .context("nothing is served")?
+            .context("the server failed")?
     }
 
     /// Ends all streams, lets requests finish that are under way, and closes the database.
@@ -114,8 +146,11 @@ async fn follow(app: App) {
         let mut ticks = interval(SWEEP);
         loop {
             ticks.tick().await;
-            // Not asked of the copy one by one: whoever reads the copy may wait for the reports meanwhile.
-            let nodes: BTreeSet<_> = app.copy.read(|feed| feed.directory().nodes.keys().copied().collect());
+            // Not asked of the copy one by one: whoever reads the copy may wait for the reports
+            // meanwhile.
+            let nodes: BTreeSet<_> = app
+                .copy
+                .read(|feed| feed.directory().nodes.keys().copied().collect());
             app.reports.retain(|node| nodes.contains(&node));
             app.verified.retain(|node| nodes.contains(&node));
             if let Err(error) = forget_answers(&app).await {
@@ -162,13 +197,18 @@ impl Database {
     pub async fn open(database_url: Option<&str>, data_dir: &Path) -> anyhow::Result<Self> {
         let Some(url) = database_url else {
             let data_dir = data_dir.to_owned();
-            let postgres = tokio::task::spawn_blocking(move || Postgres::start(&data_dir)).await.context("cannot start Postgres")??;
+            let postgres = tokio::task::spawn_blocking(move || Postgres::start(&data_dir))
+                .await
+                .context("cannot start Postgres")??;
             return Ok(Self::Private(postgres));
         };
         // The error repeats nothing of the URL, which holds a password.
-        let options = url
-            .parse()
-            .map_err(|_| anyhow::anyhow!("the database URL is not valid: write it as postgres://user:password@host:port/database"))?;
+        let options = url.parse().map_err(|_| {
+            anyhow::anyhow!(
+                "the database URL is not valid: write it as \
+                postgres://user:password@host:port/database"
+            )
+        })?;
         Ok(Self::Given(Box::new(options)))
     }
 

@@ -1,6 +1,7 @@
 //! `GET /agent/stream`: each node follows what concerns it.
 //!
-//! A stream keeps no queue: it looks at the copy when the position has moved, so a slow reader costs no memory and gets the newest state.
+//! A stream keeps no queue: it looks at the copy when the position has moved, so a slow reader
+//! costs no memory and gets the newest state.
 
 mod text;
 
@@ -44,9 +45,11 @@ use crate::{
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_S);
-/// Signs of life are due at multiples of this: of thousands of streams hundreds at one moment, so that the coordinator need not wake up for each.
+/// Signs of life are due at multiples of this: of thousands of streams hundreds at one moment, so
+/// that the coordinator need not wake up for each.
 const BEAT: Duration = Duration::from_millis(250);
-/// How long to wait for this coordinator to catch up with a node that knows more; more than it takes to look at the database.
+/// How long to wait for this coordinator to catch up with a node that knows more; more than it
+/// takes to look at the database.
 const AHEAD: Duration = Duration::from_secs(5);
 
 /// The open streams: one per node, the newest wins.
@@ -77,10 +80,12 @@ pub struct StreamQuery {
 
 /// Follows what concerns the calling node.
 ///
-/// Server-sent events; the data of each is one message in JSON: first a snapshot, a delta or a heartbeat, then deltas as they come, a
-/// heartbeat every 15 seconds, and `bye` before the coordinator ends the stream.
+/// Server-sent events; the data of each is one message in JSON: first a snapshot, a delta or a
+/// heartbeat, then deltas as they come, a heartbeat every 15 seconds, and `bye` before the
+/// coordinator ends the stream.
 #[utoipa::path(get, path = "/agent/stream", tag = "agents",
-    params(("since" = Option<Position>, Query, description = "position up to which the node knows the mesh; absent: it knows nothing")),
+    params(("since" = Option<Position>, Query, description = "position up to which the node knows \
+        the mesh; absent: it knows nothing")),
     responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn follow(
     State(app): State<App>,
@@ -89,7 +94,9 @@ pub async fn follow(
 ) -> Response {
     let now = Instant::now();
     app.reports.distrust(node);
-    let Open { superseded, mail, .. } = app.streams.open(node);
+    let Open {
+        superseded, mail, ..
+    } = app.streams.open(node);
     let identity = app.copy.read(|feed| identity(feed, node));
     let session = Session {
         superseded,
@@ -121,15 +128,31 @@ pub async fn follow(
 
 /// Shows all that the calling node must know. `ETag` is the position.
 #[utoipa::path(get, path = "/agent/view", tag = "agents", responses((status = 200, body = Object), (status = 304)))]
-pub async fn show(State(app): State<App>, Extension(CallingNode(node)): Extension<CallingNode>, headers: HeaderMap) -> Result<Response> {
-    let (view, position) = app.copy.read(|feed| (view::view(feed.directory(), node), feed.position()));
+pub async fn show(
+    State(app): State<App>,
+    Extension(CallingNode(node)): Extension<CallingNode>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let (view, position) = app
+        .copy
+        .read(|feed| (view::view(feed.directory(), node), feed.position()));
     let view = view.ok_or_else(error::unauthorized)?;
     let etag = format!("\"{position}\"");
-    let known = headers.get_all(header::IF_NONE_MATCH).iter().any(|known| known.as_bytes() == etag.as_bytes());
+    let known = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .any(|known| known.as_bytes() == etag.as_bytes());
     if known {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
     }
-    Ok(([(header::ETAG, etag), (header::CACHE_CONTROL, "no-cache".to_owned())], Json(view)).into_response())
+    Ok((
+        [
+            (header::ETAG, etag),
+            (header::CACHE_CONTROL, "no-cache".to_owned()),
+        ],
+        Json(view),
+    )
+        .into_response())
 }
 
 /// One open stream.
@@ -181,7 +204,13 @@ impl Session {
                 Look::Wait(until) => until,
                 Look::Ahead(seen) => {
                     // On its own heap: it is rare, and would take kilobytes of each stream.
-                    if let Err(error) = Box::pin(self.app.copy.begin_epoch_after(&self.app.db, self.node, seen)).await {
+                    if let Err(error) = Box::pin(self.app.copy.begin_epoch_after(
+                        &self.app.db,
+                        self.node,
+                        seen,
+                    ))
+                    .await
+                    {
                         tracing::debug!(%error, "cannot ask whether the database was restored");
                     }
                     self.opened = Instant::now();
@@ -204,14 +233,20 @@ impl Session {
     fn look(&self) -> Look {
         let texts = &self.app.streams.texts;
         self.app.copy.read(|feed| {
-            let snapshot = || texts.snapshot(feed, self.node).map_or(Look::Revoked, |text| Look::Say(feed.position(), text));
+            let snapshot = || {
+                texts
+                    .snapshot(feed, self.node)
+                    .map_or(Look::Revoked, |text| Look::Say(feed.position(), text))
+            };
             let now = Instant::now();
             let known = identity(feed, self.node);
             if known.is_some() && known != self.identity {
                 return Look::Succeeded;
             }
             match feed.next(self.node, self.since) {
-                Next::Delta(since) => Look::Say(feed.position(), texts.delta(feed, self.node, since)),
+                Next::Delta(since) => {
+                    Look::Say(feed.position(), texts.delta(feed, self.node, since))
+                }
                 Next::Snapshot => snapshot(),
                 Next::Current if !self.greeted || now >= self.heartbeat => {
                     let position = feed.position();
@@ -246,7 +281,10 @@ enum Look {
 }
 
 fn identity(feed: &Feed, node: NodeId) -> Option<IdentityKey> {
-    feed.directory().nodes.get(&node).map(|record| record.identity_key)
+    feed.directory()
+        .nodes
+        .get(&node)
+        .map(|record| record.identity_key)
 }
 
 impl Drop for Session {
@@ -257,12 +295,17 @@ impl Drop for Session {
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { open: Mutex::default(), texts: Texts::default(), began: Instant::now() }
+        Self {
+            open: Mutex::default(),
+            texts: Texts::default(),
+            began: Instant::now(),
+        }
     }
 }
 
 impl Streams {
-    /// When a stream on which something is said now has to show its next sign of life: at the last beat before `HEARTBEAT` is over.
+    /// When a stream on which something is said now has to show its next sign of life: at the last
+    /// beat before `HEARTBEAT` is over.
     fn heartbeat_after(&self, now: Instant) -> Instant {
         let limit = now + HEARTBEAT;
         let since_beat = (limit - self.began).as_nanos() % BEAT.as_nanos();
@@ -274,7 +317,8 @@ impl Streams {
         self.lock().contains_key(&node)
     }
 
-    /// Tells nodes of the newest letter that waits for each, if it has an open stream here and was not told of this one. Whether any was told.
+    /// Tells nodes of the newest letter that waits for each, if it has an open stream here and was
+    /// not told of this one. Whether any was told.
     pub fn tell_of_mail(&self, newest: Vec<(NodeId, i64)>) -> bool {
         let (mut streams, mut told_any) = (self.lock(), false);
         for (node, letter) in newest {
@@ -316,7 +360,12 @@ mod tests {
     fn signs_of_life_are_due_together_and_never_late() {
         let streams = Streams::default();
         let spoke = |ms| streams.began + Duration::from_millis(ms);
-        let due: Vec<_> = [0, 249, 250, 499].map(|ms| streams.heartbeat_after(spoke(ms))).into();
-        assert_eq!(due, [spoke(15_000), spoke(15_000), spoke(15_250), spoke(15_250)]);
+        let due: Vec<_> = [0, 249, 250, 499]
+            .map(|ms| streams.heartbeat_after(spoke(ms)))
+            .into();
+        assert_eq!(
+            due,
+            [spoke(15_000), spoke(15_000), spoke(15_250), spoke(15_250)]
+        );
     }
 }

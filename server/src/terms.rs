@@ -1,5 +1,5 @@
-//! On which terms a change is asked for: to be told only what it would do, in spite of what it does to others, only if its object is as the
-//! caller last saw it, or once however often it is sent.
+//! On which terms a change is asked for: to be told only what it would do, in spite of what it does
+//! to others, only if its object is as the caller last saw it, or once however often it is sent.
 
 use std::sync::Arc;
 
@@ -49,7 +49,8 @@ struct ChangeQuery {
     force: Option<bool>,
 }
 
-/// Reads the terms of a request that has come in, and refuses those that its route knows nothing of.
+/// Reads the terms of a request that has come in, and refuses those that its route knows nothing
+/// of.
 pub async fn agree(State(action): State<Action>, request: Request, next: Next) -> Response {
     match with_terms(action, request).await {
         Ok(request) => next.run(request).await,
@@ -65,14 +66,31 @@ async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
     };
     if !is_change {
         // Whoever thinks that nothing will happen is not to be surprised.
-        let takes_none = query.split('&').any(|parameter| parameter.split('=').next() == Some("dry_run"));
-        return if takes_none { Err(error::no_dry_run().into()) } else { Ok(request) };
+        let takes_none = query
+            .split('&')
+            .any(|parameter| parameter.split('=').next() == Some("dry_run"));
+        return if takes_none {
+            Err(error::no_dry_run().into())
+        } else {
+            Ok(request)
+        };
     }
-    let ChangeQuery { dry_run, force } = body::query(request.uri()).map_err(|_| error::invalid_change_query())?;
-    if force.is_some() && request.extensions().get::<MatchedPath>().is_none_or(|path| path.as_str() != FORCED) {
+    let ChangeQuery { dry_run, force } =
+        body::query(request.uri()).map_err(|_| error::invalid_change_query())?;
+    if force.is_some()
+        && request
+            .extensions()
+            .get::<MatchedPath>()
+            .is_none_or(|path| path.as_str() != FORCED)
+    {
         return Err(error::invalid_change_query().into());
     }
-    let mut terms = Terms { dry_run, force: force.unwrap_or_default(), if_match: if_match(request.headers()), ticket: None };
+    let mut terms = Terms {
+        dry_run,
+        force: force.unwrap_or_default(),
+        if_match: if_match(request.headers()),
+        ticket: None,
+    };
     // A dry run leaves nothing that a second one could do again.
     if !dry_run && answers::named(request.headers())?.is_some() {
         (request, terms.ticket) = with_ticket(request).await?;
@@ -86,22 +104,43 @@ async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
 /// Reads the body of a request that is to be known again.
 async fn with_ticket(request: Request) -> Result<(Request, Option<Arc<Ticket>>)> {
     if request.method() != Method::POST {
-        return Err(error::invalid_idempotency_key("only POST takes an Idempotency-Key; PATCH and DELETE can be repeated anyway").into());
+        return Err(error::invalid_idempotency_key(
+            "only POST takes an Idempotency-Key; PATCH and DELETE can be repeated anyway",
+        )
+        .into());
     }
     let (parts, body) = request.into_parts();
     let body = body::read(body, sites::LARGEST_IMPORT).await?;
-    let (api_token, key) = (auth::bearer(&parts.headers), answers::named(&parts.headers)?);
-    let ticket = api_token.zip(key).map(|(api_token, key)| Ticket::new(api_token, key, &parts, &body)).transpose()?;
-    Ok((Request::from_parts(parts, body.into()), ticket.map(Arc::new)))
+    let (api_token, key) = (
+        auth::bearer(&parts.headers),
+        answers::named(&parts.headers)?,
+    );
+    let ticket = api_token
+        .zip(key)
+        .map(|(api_token, key)| Ticket::new(api_token, key, &parts, &body))
+        .transpose()?;
+    Ok((
+        Request::from_parts(parts, body.into()),
+        ticket.map(Arc::new),
+    ))
 }
 
 /// All tags that the caller names, of however many headers.
 fn if_match(headers: &HeaderMap) -> Option<String> {
-    let named: Vec<_> = headers.get_all(header::IF_MATCH).iter().map(|tags| tags.to_str().unwrap_or_default()).collect();
-    if named.is_empty() { None } else { Some(named.join(",")) }
+    let named: Vec<_> = headers
+        .get_all(header::IF_MATCH)
+        .iter()
+        .map(|tags| tags.to_str().unwrap_or_default())
+        .collect();
+    if named.is_empty() {
+        None
+    } else {
+        Some(named.join(","))
+    }
 }
 
-/// An object as it is shown, with its tag in the header `ETag`: another state of it has another tag.
+/// An object as it is shown, with its tag in the header `ETag`: another state of it has another
+/// tag.
 #[derive(Debug)]
 pub struct Tagged<T> {
     tag: HeaderValue,
@@ -110,14 +149,20 @@ pub struct Tagged<T> {
 
 impl<T: Serialize> Tagged<T> {
     pub fn new(shown: T) -> Result<Self> {
-        Ok(Self { tag: tag(&shown)?, shown })
+        Ok(Self {
+            tag: tag(&shown)?,
+            shown,
+        })
     }
 }
 
 impl<T> Tagged<T> {
     /// Shows something more, of which the tag does not depend.
     pub fn map<U>(self, more: impl FnOnce(T) -> U) -> Tagged<U> {
-        Tagged { tag: self.tag, shown: more(self.shown) }
+        Tagged {
+            tag: self.tag,
+            shown: more(self.shown),
+        }
     }
 }
 
@@ -127,10 +172,14 @@ impl<T: Serialize> IntoResponse for Tagged<T> {
     }
 }
 
-/// Whether an object is one of those that the caller names: one of these tags, or `*` for whatever there is.
+/// Whether an object is one of those that the caller names: one of these tags, or `*` for whatever
+/// there is.
 pub fn names(if_match: &str, object: &impl Serialize) -> Result<bool> {
     let tag = text_of(object)?;
-    Ok(if_match.split(',').map(str::trim).any(|named| named == "*" || named == tag))
+    Ok(if_match
+        .split(',')
+        .map(str::trim)
+        .any(|named| named == "*" || named == tag))
 }
 
 fn tag(object: &impl Serialize) -> Result<HeaderValue> {
@@ -138,6 +187,10 @@ fn tag(object: &impl Serialize) -> Result<HeaderValue> {
 }
 
 fn text_of(object: &impl Serialize) -> Result<String> {
-    let text = serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
-    Ok(format!("\"{}\"", URL_SAFE_NO_PAD.encode(&secret::hash(text)[..TAG])))
+    let text =
+        serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
+    Ok(format!(
+        "\"{}\"",
+        URL_SAFE_NO_PAD.encode(&secret::hash(text)[..TAG])
+    ))
 }

@@ -1,4 +1,5 @@
-//! Free text that people see: short, and nothing in it that a terminal or a page would obey rather than show.
+//! Free text that people see: short, and nothing in it that a terminal or a page would obey rather
+//! than show.
 
 use crate::error::{self, Result};
 
@@ -6,15 +7,26 @@ const LONGEST: usize = 256;
 
 pub(crate) fn check(field: &str, text: &str) -> Result<()> {
     if text.chars().count() > LONGEST {
-        return Err(error::invalid("invalid_text", field, format!("at most {LONGEST} characters")).into());
+        return Err(error::invalid(
+            "invalid_text",
+            field,
+            format!("at most {LONGEST} characters"),
+        )
+        .into());
     }
     if text.chars().any(|c| c.is_control() || is_format(c)) {
-        return Err(error::invalid("invalid_text", field, "no line breaks, control characters or invisible characters").into());
+        return Err(error::invalid(
+            "invalid_text",
+            field,
+            "no line breaks, control characters or invisible characters",
+        )
+        .into());
     }
     Ok(())
 }
 
-/// The characters of Unicode's categories Cf, Zl and Zp, and the fillers and selectors that are not seen either.
+/// The characters of Unicode's categories Cf, Zl and Zp, and the fillers and selectors that are not
+/// seen either.
 fn is_format(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
@@ -31,7 +43,18 @@ mod tests {
     #[test]
     fn text_that_is_not_what_it_looks_like_is_refused() {
         assert!(check("description", "Büro in Zürich, 3. Stock (東京)").is_ok());
-        for bad in ["a\nb", "a\tb", "a\0b", "\u{1b}[31m", "a\u{202e}b", "a\u{200b}b", "\u{feff}a", "a\u{2066}b", "a\u{85}b", "a\u{e0041}"] {
+        for bad in [
+            "a\nb",
+            "a\tb",
+            "a\0b",
+            "\u{1b}[31m",
+            "a\u{202e}b",
+            "a\u{200b}b",
+            "\u{feff}a",
+            "a\u{2066}b",
+            "a\u{85}b",
+            "a\u{e0041}",
+        ] {
             assert!(check("description", bad).is_err(), "{bad:?}");
         }
         assert!(check("description", &"ü".repeat(256)).is_ok());

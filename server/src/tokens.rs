@@ -40,7 +40,12 @@ impl Issue {
     /// A problem when more is wanted than a join token may be good for.
     pub fn fresh(site: SiteId, wanted: NewJoinToken) -> Result<Self> {
         check(&wanted)?;
-        Ok(Self { id: TokenId(Uuid::now_v7()), site, secret: secret::fresh()?, wanted })
+        Ok(Self {
+            id: TokenId(Uuid::now_v7()),
+            site,
+            secret: secret::fresh()?,
+            wanted,
+        })
     }
 
     /// What is shown this once.
@@ -61,8 +66,10 @@ impl Issue {
     }
 }
 
-/// Makes a join token for a further gateway of a site. An empty body asks for one use within an hour.
-#[utoipa::path(post, path = "/sites/{site}/join-tokens", tag = "join tokens", params(("site" = String, Path, description = "id or name")),
+/// Makes a join token for a further gateway of a site. An empty body asks for one use within an
+/// hour.
+#[utoipa::path(post, path = "/sites/{site}/join-tokens", tag = "join \
+    tokens", params(("site" = String, Path, description = "id or name")),
     request_body = NewJoinToken, responses((status = 201, body = CreatedJoinToken)))]
 pub async fn create(
     State(app): State<App>,
@@ -74,22 +81,45 @@ pub async fn create(
     let (new, app) = (&issue, &app);
     let created = app.mutate(&actor, |mut change| async move {
         let stored = queries::insert(&mut change, new).await?;
-        change.made(new.created(app, &stored), Vec::new(), "join-token.create", new.id).leaving(&stored)
+        change
+            .made(
+                new.created(app, &stored),
+                Vec::new(),
+                "join-token.create",
+                new.id,
+            )
+            .leaving(&stored)
     });
     let created = match created.await {
-        Err(error) if error.constraint() == Some("join_tokens_site_fkey") => return Err(error::not_found("site").into()),
+        Err(error) if error.constraint() == Some("join_tokens_site_fkey") => {
+            return Err(error::not_found("site").into());
+        }
         result => result?,
     };
-    let headers = [(header::LOCATION, format!("/join-tokens/{}", created.id)), (header::CACHE_CONTROL, "no-store".to_owned())];
+    let headers = [
+        (header::LOCATION, format!("/join-tokens/{}", created.id)),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
     Ok((StatusCode::CREATED, headers, Json(created)).into_response())
 }
 
 /// Lists the join tokens of a site that were not revoked, without their secrets.
 #[utoipa::path(get, path = "/sites/{site}/join-tokens", tag = "join tokens",
-    params(("site" = String, Path, description = "id or name"), PageQuery), responses((status = 200, body = Page<JoinToken>)))]
-pub async fn list(State(app): State<App>, Path(site): Path<String>, Query(query): Query<PageQuery>) -> Result<Json<Page<JoinToken>>> {
+    params(("site" = String, Path, description = "id or \
+        name"), PageQuery), responses((status = 200, body = Page<JoinToken>)))]
+pub async fn list(
+    State(app): State<App>,
+    Path(site): Path<String>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<JoinToken>>> {
     let (limit, after) = query.read::<TokenId>()?;
-    let tokens = queries::of_site(&mut *app.db.begin().await?, app.find_site(&site)?, after, limit + 1).await?;
+    let tokens = queries::of_site(
+        &mut *app.db.begin().await?,
+        app.find_site(&site)?,
+        after,
+        limit + 1,
+    )
+    .await?;
     Ok(Json(page::cut(tokens.into_iter(), limit, |token| token.id)))
 }
 
@@ -98,12 +128,19 @@ pub async fn list(State(app): State<App>, Path(site): Path<String>, Query(query)
     responses((status = 200, body = JoinToken)))]
 pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<JoinToken>> {
     let found = queries::find(&mut *app.db.begin().await?, parse(&id)?).await?;
-    found.map(Json).ok_or_else(|| error::not_found("join token").into())
+    found
+        .map(Json)
+        .ok_or_else(|| error::not_found("join token").into())
 }
 
 /// Revokes a join token. Nodes that enrolled with it stay.
-#[utoipa::path(delete, path = "/join-tokens/{id}", tag = "join tokens", params(("id" = TokenId, Path)), responses((status = 204)))]
-pub async fn revoke(State(app): State<App>, Extension(actor): Extension<Actor>, Path(id): Path<String>) -> Result<StatusCode> {
+#[utoipa::path(delete, path = "/join-tokens/{id}", tag = "join \
+    tokens", params(("id" = TokenId, Path)), responses((status = 204)))]
+pub async fn revoke(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
     let id = parse(&id)?;
     app.mutate(&actor, |mut change| async move {
         if !queries::revoke(&mut change, id).await? {
@@ -116,15 +153,24 @@ pub async fn revoke(State(app): State<App>, Extension(actor): Extension<Actor>, 
 }
 
 fn parse(id: &str) -> Result<TokenId> {
-    id.parse().map_err(|_| error::not_found("join token").into())
+    id.parse()
+        .map_err(|_| error::not_found("join token").into())
 }
 
 fn check(wanted: &NewJoinToken) -> Result<()> {
     if !(1..=NewJoinToken::MOST_USES).contains(&wanted.uses) {
-        return Err(error::invalid("invalid_field", "uses", format!("a join token has 1 to {} uses", NewJoinToken::MOST_USES)).into());
+        return Err(error::invalid(
+            "invalid_field",
+            "uses",
+            format!("a join token has 1 to {} uses", NewJoinToken::MOST_USES),
+        )
+        .into());
     }
     if !(1..=NewJoinToken::LONGEST_S).contains(&wanted.expires_in_s) {
-        let detail = format!("a join token is valid for 1 to {} seconds (7 days)", NewJoinToken::LONGEST_S);
+        let detail = format!(
+            "a join token is valid for 1 to {} seconds (7 days)",
+            NewJoinToken::LONGEST_S
+        );
         return Err(error::invalid("invalid_field", "expires_in_s", detail).into());
     }
     Ok(())

@@ -19,7 +19,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A peer that reported so lately is there to try.
 const HEARD: Duration = Duration::from_secs(120);
 
-/// Looks after all trials, again and again. Each coordinator goes by what it hears of the nodes that turn to it.
+/// Looks after all trials, again and again. Each coordinator goes by what it hears of the nodes
+/// that turn to it.
 pub async fn follow(app: &App) {
     let mut ticks = interval(LOOK);
     loop {
@@ -35,13 +36,17 @@ pub async fn follow(app: &App) {
 fn under_way(app: &App) -> Vec<(NodeId, Endpoint, Trial)> {
     app.copy.read(|feed| {
         let nodes = feed.directory().nodes.values();
-        nodes.filter_map(|node| Some((node.id, node.endpoint?, node.trial.clone()?))).collect()
+        nodes
+            .filter_map(|node| Some((node.id, node.endpoint?, node.trial.clone()?)))
+            .collect()
     })
 }
 
 async fn advance(app: &App, node: NodeId, endpoint: Endpoint, seen: &Trial) -> Result<()> {
     let is_heard = |peer| app.reports.is_heard(peer, HEARD);
-    let next = app.copy.read(|feed| endpoint_check::next(feed.directory(), node, seen, Utc::now(), is_heard));
+    let next = app
+        .copy
+        .read(|feed| endpoint_check::next(feed.directory(), node, seen, Utc::now(), is_heard));
     let (next, action) = match (app.reports.is_met(node, endpoint), &next) {
         (true, _) => (None, "node.endpoint.meet"),
         (false, Some(next)) => (Some(next), "node.endpoint.try"),
@@ -57,7 +62,12 @@ async fn advance(app: &App, node: NodeId, endpoint: Endpoint, seen: &Trial) -> R
         }
         queries::set(&mut change, node, next).await?;
         let record = nodes::queries::find(&mut change, node).await?;
-        Ok(change.made((), record.into_iter().map(RecordChange::Node).collect(), action, node))
+        Ok(change.made(
+            (),
+            record.into_iter().map(RecordChange::Node).collect(),
+            action,
+            node,
+        ))
     })
     .await
 }

@@ -1,4 +1,5 @@
-//! The web page at `/`: plain files, held by the program itself. Everything it shows it asks of the REST interface, with the api token of who looks.
+//! The web page at `/`: plain files, held by the program itself. Everything it shows it asks of the
+//! REST interface, with the api token of who looks.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::{
@@ -14,7 +15,8 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use crate::{app::App, error};
 
 /// What the page may do: load what this coordinator serves, talk to it, and nothing else.
-const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'";
+const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors \
+    'none'; object-src 'none'";
 
 /// A file of the page.
 struct Asset {
@@ -25,7 +27,11 @@ struct Asset {
 
 macro_rules! asset {
     ($name:literal, $content_type:literal) => {
-        Asset { name: $name, content_type: $content_type, bytes: include_bytes!(concat!("../ui/", $name)) }
+        Asset {
+            name: $name,
+            content_type: $content_type,
+            bytes: include_bytes!(concat!("../ui/", $name)),
+        }
     };
 }
 
@@ -51,7 +57,10 @@ const ASSETS: [Asset; 15] = [
 
 /// The page, for anybody: there is nothing of the mesh in it.
 pub fn routes() -> Router<App> {
-    Router::new().route("/", get(index)).route("/ui/{name}", get(asset)).layer(from_fn(guard))
+    Router::new()
+        .route("/", get(index))
+        .route("/ui/{name}", get(asset))
+        .layer(from_fn(guard))
 }
 
 async fn index(headers: HeaderMap) -> Response {
@@ -66,14 +75,29 @@ async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
 }
 
 fn serve(asset: &Asset, headers: &HeaderMap) -> Response {
-    let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest(&SHA256, asset.bytes).as_ref()[..12]));
-    let known = headers.get_all(header::IF_NONE_MATCH).iter().any(|known| known.as_bytes() == etag.as_bytes());
-    // After an upgrade the page must be the coordinator's own: the browser asks each time, and is told when nothing changed.
-    let common = [(header::ETAG, etag), (header::CACHE_CONTROL, "no-cache".to_owned())];
+    let etag = format!(
+        "\"{}\"",
+        URL_SAFE_NO_PAD.encode(&digest(&SHA256, asset.bytes).as_ref()[..12])
+    );
+    let known = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .any(|known| known.as_bytes() == etag.as_bytes());
+    // After an upgrade the page must be the coordinator's own: the browser asks each time, and is
+    // told when nothing changed.
+    let common = [
+        (header::ETAG, etag),
+        (header::CACHE_CONTROL, "no-cache".to_owned()),
+    ];
     if known {
         return (StatusCode::NOT_MODIFIED, common).into_response();
     }
-    (common, [(header::CONTENT_TYPE, asset.content_type)], asset.bytes).into_response()
+    (
+        common,
+        [(header::CONTENT_TYPE, asset.content_type)],
+        asset.bytes,
+    )
+        .into_response()
 }
 
 async fn guard(request: Request, next: Next) -> Response {
@@ -82,9 +106,14 @@ async fn guard(request: Request, next: Next) -> Response {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_FRAME_OPTIONS, "DENY"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
     ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
     }
     response
 }
@@ -98,8 +127,15 @@ mod tests {
     #[test]
     fn every_file_of_the_page_is_served() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("ui");
-        let found: BTreeSet<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        let served: BTreeSet<_> = ASSETS.iter().chain([&INDEX]).map(|asset| asset.name.to_owned()).collect();
+        let found: BTreeSet<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        let served: BTreeSet<_> = ASSETS
+            .iter()
+            .chain([&INDEX])
+            .map(|asset| asset.name.to_owned())
+            .collect();
         assert_eq!(found, served);
     }
 

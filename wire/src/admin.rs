@@ -32,7 +32,8 @@ pub struct NewSite {
     /// Free labels, at most 32, for filters and tools.
     #[serde(default)]
     pub labels: BTreeMap<Name, String>,
-    /// Where the site's gateway answers WireGuard packets; absent means it has to speak first (behind NAT).
+    /// Where the site's gateway answers WireGuard packets; absent means it has to speak first
+    /// (behind NAT).
     #[serde(default)]
     pub endpoint: Option<Endpoint>,
     /// LAN prefixes of the site, at most 256.
@@ -40,25 +41,49 @@ pub struct NewSite {
     pub subnets: Vec<Subnet>,
 }
 
-/// `PATCH /sites/{site}`: absent fields stay as they are; `"endpoint": null` takes the endpoint away.
+/// `PATCH /sites/{site}`: absent fields stay as they are; `"endpoint": null` takes the endpoint
+/// away.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SitePatch {
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub name: Option<Name>,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub description: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub labels: Option<BTreeMap<Name, String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     #[schema(value_type = Option<Endpoint>)]
     pub endpoint: Option<Option<Endpoint>>,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub subnets: Option<Vec<Subnet>>,
 }
 
-/// Tells `null` from absent: a field that is there gives `Some`, whatever it holds, and `null` only where that means something.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+/// Tells `null` from absent: a field that is there gives `Some`, whatever it holds, and `null` only
+/// where that means something.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
@@ -130,7 +155,10 @@ impl NewJoinToken {
 impl Default for NewJoinToken {
     /// One machine, within an hour.
     fn default() -> Self {
-        Self { uses: 1, expires_in_s: 3600 }
+        Self {
+            uses: 1,
+            expires_in_s: 3600,
+        }
     }
 }
 
@@ -205,7 +233,10 @@ impl FromStr for Role {
     type Err = InvalidRole;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Viewer, Self::Operator, Self::Owner].into_iter().find(|role| role.name() == text).ok_or(InvalidRole)
+        [Self::Viewer, Self::Operator, Self::Owner]
+            .into_iter()
+            .find(|role| role.name() == text)
+            .ok_or(InvalidRole)
     }
 }
 
@@ -222,7 +253,8 @@ pub struct NewApiToken {
     pub name: String,
     /// At most the role of the token that makes it.
     pub role: Role,
-    /// Seconds until it expires, at most 10 years; absent means that it does not, which only a token may ask for that does not either.
+    /// Seconds until it expires, at most 10 years; absent means that it does not, which only a
+    /// token may ask for that does not either.
     #[serde(default)]
     pub expires_in_s: Option<i64>,
 }
@@ -276,11 +308,13 @@ pub struct Node {
     pub wireguard_key: WireguardKey,
     pub identity_key: IdentityKey,
     pub endpoint: Option<Endpoint>,
-    /// Whether all peers use this endpoint. An endpoint that the node names itself is checked by one peer first.
+    /// Whether all peers use this endpoint. An endpoint that the node names itself is checked by
+    /// one peer first.
     pub endpoint_verified: bool,
     /// An operator's admission of the node; null if there is none.
     pub admission: Option<SignedAdmission>,
-    /// Whether the admission holds now and covers all prefixes that the node has. Hosts that require the lock judge for themselves.
+    /// Whether the admission holds now and covers all prefixes that the node has. Hosts that
+    /// require the lock judge for themselves.
     pub admitted: bool,
     /// Null for an unmanaged node.
     pub agent_version: Option<String>,
@@ -308,7 +342,8 @@ pub struct UnmanagedNode {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewWgQuick {
-    /// The gateway's own public key. Absent: the coordinator makes a pair for a new node, and keeps the present key of an old one.
+    /// The gateway's own public key. Absent: the coordinator makes a pair for a new node, and keeps
+    /// the present key of an old one.
     #[serde(default)]
     pub wireguard_key: Option<WireguardKey>,
 }
@@ -442,11 +477,13 @@ pub struct LinkEnd {
     pub node: NodeId,
     pub name: Name,
     pub site_name: Name,
-    /// Whether the link works from this end. An unmanaged node says nothing: there it is as the other end says.
+    /// Whether the link works from this end. An unmanaged node says nothing: there it is as the
+    /// other end says.
     pub up: bool,
     /// What this end last said; null means nothing yet.
     pub state: Option<EndState>,
-    /// Percent of the last 60 probes that were not answered; null where nothing is known from probes.
+    /// Percent of the last 60 probes that were not answered; null where nothing is known from
+    /// probes.
     pub loss_percent: Option<u8>,
     /// Milliseconds; null where nothing is known from probes.
     pub round_trip_ms: Option<f32>,
@@ -493,7 +530,8 @@ pub struct Mesh {
     /// Seconds between WireGuard keepalives; 0 means none.
     pub keepalive_s: u16,
     pub psk: PskPolicy,
-    /// Days for which a node uses a WireGuard key; 0 means that it keeps it until somebody asks for a new one.
+    /// Days for which a node uses a WireGuard key; 0 means that it keeps it until somebody asks for
+    /// a new one.
     pub rotate_days: u16,
     #[serde(flatten)]
     pub health: HealthSettings,
@@ -503,18 +541,38 @@ pub struct Mesh {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MeshPatch {
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub psk: Option<PskPolicy>,
     /// 0, or 1 to [`MeshPatch::LONGEST_ROTATE_DAYS`].
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub rotate_days: Option<u16>,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub probes: Option<bool>,
     /// 1 to 100.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub lossy_percent: Option<u8>,
     /// 1 to 60,000.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
     pub slow_ms: Option<u16>,
 }
 
@@ -525,9 +583,11 @@ impl MeshPatch {
 /// Answer to a change with `?dry_run=true`: what it would have done. Nothing was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DryRun {
-    /// The action as the audit log would name it, for example `site.change`; null when all is already as it should be.
+    /// The action as the audit log would name it, for example `site.change`; null when all is
+    /// already as it should be.
     pub would: Option<String>,
-    /// The sites it would make or change, as they would be. A new site gets another id when it is really made.
+    /// The sites it would make or change, as they would be. A new site gets another id when it is
+    /// really made.
     pub sites: Vec<Site>,
     /// What would become of links.
     pub links: LinkEffects,

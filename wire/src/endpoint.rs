@@ -19,7 +19,10 @@ pub struct Endpoint(SocketAddr);
 /// Why a text is not an [`Endpoint`].
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum InvalidEndpoint {
-    #[error("an endpoint is written address:port, for example 203.0.113.10:51820 or [2001:db8::1]:51820; host names are not resolved")]
+    #[error(
+        "an endpoint is written address:port, for example 203.0.113.10:51820 or \
+         [2001:db8::1]:51820; host names are not resolved"
+    )]
     Syntax,
     #[error("port 0 is not allowed; WireGuard's usual port is 51820")]
     PortZero,
@@ -51,7 +54,9 @@ impl TryFrom<SocketAddr> for Endpoint {
             _ if address.is_unspecified() => Some("the unspecified address"),
             _ if address.is_loopback() => Some("a loopback address"),
             _ if address.is_multicast() => Some("a multicast address"),
-            IpAddr::V4(v4) if v4.is_broadcast() || v4.octets()[0] >= 240 => Some("a broadcast or reserved address"),
+            IpAddr::V4(v4) if v4.is_broadcast() || v4.octets()[0] >= 240 => {
+                Some("a broadcast or reserved address")
+            }
             IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("an address of this network"),
             IpAddr::V4(v4) if v4.is_link_local() => Some("a link-local address"),
             IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
@@ -86,7 +91,10 @@ mod tests {
     #[test]
     fn b9_only_a_reachable_unicast_address_with_a_port_parses() {
         for good in ["203.0.113.10:51820", "[2001:db8::1]:51820", "10.0.0.1:1"] {
-            assert_eq!(good.parse::<Endpoint>().map(|e| e.to_string()), Ok(good.to_owned()));
+            assert_eq!(
+                good.parse::<Endpoint>().map(|e| e.to_string()),
+                Ok(good.to_owned())
+            );
         }
         for bad in [
             "203.0.113.10",

@@ -27,18 +27,22 @@ pub struct EnrolChallenge {
     pub server_key: WireguardKey,
 }
 
-/// What other nodes rely on. It is signed by the node and forwarded byte for byte, so that the coordinator can lose it but not forge it.
+/// What other nodes rely on. It is signed by the node and forwarded byte for byte, so that the
+/// coordinator can lose it but not forge it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
     pub mesh: MeshId,
     pub identity: IdentityKey,
     pub wireguard_key: WireguardKey,
-    /// Grows with each statement of the same node, from 1; an older statement never replaces a newer one.
+    /// Grows with each statement of the same node, from 1; an older statement never replaces a
+    /// newer one.
     pub sequence: u64,
-    /// Identities that the node had before, the oldest first, at most [`Statement::MOST_PREDECESSORS`]; absent means none.
+    /// Identities that the node had before, the oldest first, at most
+    /// [`Statement::MOST_PREDECESSORS`]; absent means none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub predecessors: Vec<Predecessor>,
-    /// Whether no agent runs on the node: nobody there follows what changes, answers letters or probes, or ever signs anything again.
+    /// Whether no agent runs on the node: nobody there follows what changes, answers letters or
+    /// probes, or ever signs anything again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unmanaged: bool,
 }
@@ -72,7 +76,8 @@ pub struct NewIdentity {
     pub statement: SignedStatement,
 }
 
-/// `POST /agent/enrol/finish`: the machine's keys with their proofs. Repeated with the same token and identity, it gets the same answer.
+/// `POST /agent/enrol/finish`: the machine's keys with their proofs. Repeated with the same token
+/// and identity, it gets the same answer.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EnrolFinish {
@@ -83,7 +88,8 @@ pub struct EnrolFinish {
     pub statement: SignedStatement,
     /// Shows that the machine holds the WireGuard private key: see `mesh::admit`.
     pub wireguard_proof: Bytes32,
-    /// Shows that the machine holds the identity private key: its signature over the whole exchange.
+    /// Shows that the machine holds the identity private key: its signature over the whole
+    /// exchange.
     pub identity_proof: Signature,
     /// Version of the agent, for people to read.
     pub agent_version: String,

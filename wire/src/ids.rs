@@ -1,4 +1,5 @@
-//! Identifiers: UUIDs that cannot be mistaken for one another, and the position of a copy of the mesh.
+//! Identifiers: UUIDs that cannot be mistaken for one another, and the position of a copy of the
+//! mesh.
 
 use std::{fmt, str::FromStr};
 
@@ -16,7 +17,9 @@ use uuid::Uuid;
 macro_rules! id {
     ($name:ident, $doc:literal) => {
         #[doc = $doc]
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+        #[derive(
+            Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+        )]
         #[serde(transparent)]
         #[schema(value_type = Uuid)]
         pub struct $name(pub Uuid);
@@ -51,8 +54,9 @@ id!(TokenId, "The public half of a join token or an api token.");
 
 /// How far a copy of the mesh has come: written `epoch.revision`, for example `1.42`.
 ///
-/// The revision grows by one with each change of configuration. The epoch grows when the database was restored from a backup, so that
-/// a revision of before the restore is never mistaken for one of after it.
+/// The revision grows by one with each change of configuration. The epoch grows when the database
+/// was restored from a backup, so that a revision of before the restore is never mistaken for one
+/// of after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     pub epoch: i64,
@@ -75,7 +79,12 @@ impl FromStr for Position {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (epoch, revision) = text.split_once('.').ok_or(InvalidPosition)?;
-        let number = |digits: &str| digits.parse().ok().filter(|n: &i64| n.to_string() == digits && *n >= 0);
+        let number = |digits: &str| {
+            digits
+                .parse()
+                .ok()
+                .filter(|n: &i64| n.to_string() == digits && *n >= 0)
+        };
         match (number(epoch), number(revision)) {
             (Some(epoch), Some(revision)) => Ok(Self { epoch, revision }),
             _ => Err(InvalidPosition),
@@ -87,7 +96,10 @@ crate::name::serde_as_text!(Position);
 
 impl PartialSchema for Position {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new().schema_type(Type::String).examples(["1.42"]).into()
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .examples(["1.42"])
+            .into()
     }
 }
 
@@ -99,9 +111,22 @@ mod tests {
 
     #[test]
     fn a_position_reads_back_what_it_writes_and_nothing_else() {
-        let position = Position { epoch: 1, revision: 42 };
+        let position = Position {
+            epoch: 1,
+            revision: 42,
+        };
         assert_eq!(position.to_string().parse(), Ok(position));
-        for wrong in ["", "1", "1.", ".1", "01.2", "1.-2", "1.2.3", "+1.2", "1.99999999999999999999"] {
+        for wrong in [
+            "",
+            "1",
+            "1.",
+            ".1",
+            "01.2",
+            "1.-2",
+            "1.2.3",
+            "+1.2",
+            "1.99999999999999999999",
+        ] {
             assert_eq!(wrong.parse::<Position>(), Err(InvalidPosition), "{wrong}");
         }
     }

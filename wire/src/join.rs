@@ -15,9 +15,11 @@ use crate::{
 /// What every join string of this version begins with.
 const PREFIX: &str = "wattle1";
 
-/// Where the coordinator is, how to recognise it, and a token for it: `wattle1.<base64url>.<crc32>`.
+/// Where the coordinator is, how to recognise it, and a token for it:
+/// `wattle1.<base64url>.<crc32>`.
 ///
-/// The checksum finds typing and copying mistakes before any request is made. `Display` shows the whole string, secret included.
+/// The checksum finds typing and copying mistakes before any request is made. `Display` shows the
+/// whole string, secret included.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinString {
@@ -26,7 +28,8 @@ pub struct JoinString {
     pub urls: Vec<String>,
     #[serde(rename = "m")]
     pub mesh: MeshId,
-    /// SHA-256 of the certificates of the authorities to trust, and of no others; empty means those of the system.
+    /// SHA-256 of the certificates of the authorities to trust, and of no others; empty means those
+    /// of the system.
     #[serde(rename = "p", default, skip_serializing_if = "Vec::is_empty")]
     pub pins: Vec<Bytes32>,
     #[serde(rename = "t")]
@@ -38,13 +41,21 @@ pub struct JoinString {
 /// Why a text is not a join string.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum InvalidJoinString {
-    #[error("a join string has three parts, wattle1.….…: copy all of it, as `POST /sites` returned it")]
+    #[error(
+        "a join string has three parts, wattle1.….…: copy all of it, as `POST /sites` returned it"
+    )]
     Parts,
-    #[error("the version of the join string is not wattle1: use an agent as new as the coordinator")]
+    #[error(
+        "the version of the join string is not wattle1: use an agent as new as the coordinator"
+    )]
     Version,
-    #[error("the checksum of the join string is wrong: copy all of it, as `POST /sites` returned it")]
+    #[error(
+        "the checksum of the join string is wrong: copy all of it, as `POST /sites` returned it"
+    )]
     Checksum,
-    #[error("the join string is damaged: ask for a new one with `POST /sites/{{site}}/join-tokens`")]
+    #[error(
+        "the join string is damaged: ask for a new one with `POST /sites/{{site}}/join-tokens`"
+    )]
     Content,
 }
 
@@ -53,18 +64,30 @@ impl FromStr for JoinString {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut parts = text.trim().split('.');
-        let (Some(prefix), Some(body), Some(checksum), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(prefix), Some(body), Some(checksum), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(InvalidJoinString::Parts);
         };
         if prefix != PREFIX {
-            return Err(if prefix.starts_with("wattle") { InvalidJoinString::Version } else { InvalidJoinString::Parts });
+            return Err(if prefix.starts_with("wattle") {
+                InvalidJoinString::Version
+            } else {
+                InvalidJoinString::Parts
+            });
         }
         if checksum != checksum_of(body) {
             return Err(InvalidJoinString::Checksum);
         }
-        let json = URL_SAFE_NO_PAD.decode(body).map_err(|_| InvalidJoinString::Content)?;
+        let json = URL_SAFE_NO_PAD
+            .decode(body)
+            .map_err(|_| InvalidJoinString::Content)?;
         let join: Self = serde_json::from_slice(&json).map_err(|_| InvalidJoinString::Content)?;
-        if join.urls.is_empty() { Err(InvalidJoinString::Content) } else { Ok(join) }
+        if join.urls.is_empty() {
+            Err(InvalidJoinString::Content)
+        } else {
+            Ok(join)
+        }
     }
 }
 
@@ -119,8 +142,14 @@ mod tests {
             let wrong = String::from_utf8(wrong).unwrap();
             assert!(wrong.parse::<JoinString>().is_err(), "{wrong}");
         }
-        assert_eq!(text[..text.len() - 1].parse::<JoinString>(), Err(InvalidJoinString::Checksum));
+        assert_eq!(
+            text[..text.len() - 1].parse::<JoinString>(),
+            Err(InvalidJoinString::Checksum)
+        );
         assert_eq!("hello".parse::<JoinString>(), Err(InvalidJoinString::Parts));
-        assert_eq!(text.replacen("wattle1", "wattle2", 1).parse::<JoinString>(), Err(InvalidJoinString::Version));
+        assert_eq!(
+            text.replacen("wattle1", "wattle2", 1).parse::<JoinString>(),
+            Err(InvalidJoinString::Version)
+        );
     }
 }

@@ -38,8 +38,12 @@ macro_rules! bytes_as_base64 {
 
             fn from_str(text: &str) -> Result<Self, Self::Err> {
                 // The standard engine refuses missing padding and non-zero trailing bits.
-                let bytes = STANDARD.decode(text).map_err(|_| InvalidKey::Encoding($length))?;
-                let bytes: [u8; $length] = bytes.try_into().map_err(|_| InvalidKey::Encoding($length))?;
+                let bytes = STANDARD
+                    .decode(text)
+                    .map_err(|_| InvalidKey::Encoding($length))?;
+                let bytes: [u8; $length] = bytes
+                    .try_into()
+                    .map_err(|_| InvalidKey::Encoding($length))?;
                 Self::try_from(bytes).map_err(InvalidKey::from)
             }
         }
@@ -70,7 +74,8 @@ pub struct WireguardKey([u8; 32]);
 #[schema(value_type = String)]
 pub struct IdentityKey([u8; 32]);
 
-/// An Ed25519 public key: an operator who says who may be in the mesh. Its private half is on no coordinator.
+/// An Ed25519 public key: an operator who says who may be in the mesh. Its private half is on no
+/// coordinator.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = String)]
 pub struct OperatorKey([u8; 32]);
@@ -85,7 +90,8 @@ pub struct Bytes32([u8; 32]);
 #[schema(value_type = String)]
 pub struct Signature([u8; 64]);
 
-/// An ML-KEM-768 encapsulation key (FIPS 203, section 8). Whether it is one is found out when it is used.
+/// An ML-KEM-768 encapsulation key (FIPS 203, section 8). Whether it is one is found out when it is
+/// used.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KemKey(Box<[u8; 1184]>);
 
@@ -149,8 +155,9 @@ impl From<[u8; 64]> for Signature {
     }
 }
 
-/// The canonical u-coordinates of the points of order 1, 2, 4 and 8, little-endian; from the list in RFC 7748's security considerations
-/// as spelt out at <https://cr.yp.to/ecdh.html#validate>. The remaining entries of that list are not canonical.
+/// The canonical u-coordinates of the points of order 1, 2, 4 and 8, little-endian; from the list
+/// in RFC 7748's security considerations as spelt out at <https://cr.yp.to/ecdh.html#validate>. The
+/// remaining entries of that list are not canonical.
 const LOW_ORDER: [[u8; 32]; 5] = [
     [0; 32],
     {
@@ -159,12 +166,14 @@ const LOW_ORDER: [[u8; 32]; 5] = [
         one
     },
     [
-        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32,
-        0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4,
+        0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49,
+        0xb8, 0x00,
     ],
     [
-        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c,
-        0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef,
+        0x5b, 0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f,
+        0x11, 0x57,
     ],
     {
         let mut minus_one = FIELD_PRIME;
@@ -206,7 +215,10 @@ mod tests {
     #[test]
     fn a_key_of_wg_reads_back() {
         let text = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
-        assert_eq!(text.parse::<WireguardKey>().map(|k| k.to_string()), Ok(text.to_owned()));
+        assert_eq!(
+            text.parse::<WireguardKey>().map(|k| k.to_string()),
+            Ok(text.to_owned())
+        );
     }
 
     #[test]
@@ -224,9 +236,18 @@ mod tests {
 
     #[test]
     fn only_canonical_base64_of_the_right_length_is_read() {
-        for bad in ["", "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg", "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dh=", "AAAA", "not a key"]
-        {
-            assert_eq!(bad.parse::<WireguardKey>(), Err(InvalidKey::Encoding(32)), "{bad}");
+        for bad in [
+            "",
+            "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg",
+            "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dh=",
+            "AAAA",
+            "not a key",
+        ] {
+            assert_eq!(
+                bad.parse::<WireguardKey>(),
+                Err(InvalidKey::Encoding(32)),
+                "{bad}"
+            );
         }
     }
 }

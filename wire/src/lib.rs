@@ -1,6 +1,8 @@
-//! What Wattle's coordinator, agents and users say to each other: identifiers, keys, prefixes and message bodies, and nothing else.
+//! What Wattle's coordinator, agents and users say to each other: identifiers, keys, prefixes and
+//! message bodies, and nothing else.
 //!
-//! Every type here parses strictly: a value that exists is valid, so nothing behind the edge checks it again.
+//! Every type here parses strictly: a value that exists is valid, so nothing behind the edge checks
+//! it again.
 
 pub mod admin;
 pub mod endpoint;
@@ -22,7 +24,8 @@ pub mod stream;
 pub mod subnet;
 pub mod webhook;
 
-/// Version of the protocol between agent and coordinator, sent by the agent in the header [`PROTOCOL_HEADER`].
+/// Version of the protocol between agent and coordinator, sent by the agent in the header
+/// [`PROTOCOL_HEADER`].
 ///
 /// | version | date | what changed |
 /// |---|---|---|
@@ -34,5 +37,6 @@ pub const PROTOCOL_HEADER: &str = "wattle-protocol";
 
 /// Header of answers to a node: the pins of the certificate authorities to trust from now on.
 ///
-/// In base64 with commas; absent means that nothing changes. An agent heeds it only from a coordinator that it knows by a pin.
+/// In base64 with commas; absent means that nothing changes. An agent heeds it only from a
+/// coordinator that it knows by a pin.
 pub const PINS_HEADER: &str = "wattle-pins";

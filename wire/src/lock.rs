@@ -11,7 +11,8 @@ use crate::{
     key::{IdentityKey, OperatorKey, Signature},
 };
 
-/// That a node may be in the mesh, with at most these prefixes. Of two admissions of one node, the one that was signed later counts.
+/// That a node may be in the mesh, with at most these prefixes. Of two admissions of one node, the
+/// one that was signed later counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
     pub mesh: MeshId,

@@ -16,7 +16,8 @@ macro_rules! serde_as_text {
 
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(deserializer)?;
+                let text =
+                    <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(deserializer)?;
                 text.parse().map_err(serde::de::Error::custom)
             }
         }
@@ -24,14 +25,18 @@ macro_rules! serde_as_text {
 }
 pub(crate) use serde_as_text;
 
-/// The name of a site or node, `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`: fit for a host name, a file name and a URL.
+/// The name of a site or node, `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`: fit for a host name, a file
+/// name and a URL.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = String, example = "dublin", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 pub struct Name(String);
 
 /// The text is not a [`Name`].
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("a name has 1 to 63 lower-case letters, digits and hyphens, and begins and ends with a letter or digit")]
+#[error(
+    "a name has 1 to 63 lower-case letters, digits and hyphens, and begins and ends with a letter \
+     or digit"
+)]
 pub struct InvalidName;
 
 impl Name {
@@ -50,7 +55,11 @@ impl FromStr for Name {
             && bytes.iter().all(|b| inner(*b))
             && bytes.first() != Some(&b'-')
             && bytes.last() != Some(&b'-');
-        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidName) }
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName)
+        }
     }
 }
 
@@ -77,7 +86,23 @@ mod tests {
         for good in ["a", "new-york", "0", "a--b", &"x".repeat(63)] {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }
-        for bad in ["", "-a", "a-", "A", "a.b", "a_b", "a b", "a\n", "a\0", "dublín", "а", "a\u{202e}", "%", "..", &"x".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a.b",
+            "a_b",
+            "a b",
+            "a\n",
+            "a\0",
+            "dublín",
+            "а",
+            "a\u{202e}",
+            "%",
+            "..",
+            &"x".repeat(64),
+        ] {
             assert_eq!(bad.parse::<Name>(), Err(InvalidName), "{bad:?}");
         }
     }

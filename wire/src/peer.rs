@@ -66,19 +66,22 @@ pub struct Peer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced: Option<SignedStatement>,
     pub tunnel_address: Ipv4Addr,
-    /// LAN prefixes that are said to be reached through the peer; empty while it stands by. An agent judges each for itself.
+    /// LAN prefixes that are said to be reached through the peer; empty while it stands by. An
+    /// agent judges each for itself.
     pub subnets: Vec<IpNet>,
     /// Where to send the first packet; absent means: wait for the peer's.
     pub endpoint: Option<Endpoint>,
     /// Absent means that the peer is where it says it is, as far as anybody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<EndpointTrial>,
-    /// An operator's word that the peer may be in the mesh; absent means: the last one that was told, if any.
+    /// An operator's word that the peer may be in the mesh; absent means: the last one that was
+    /// told, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admission: Option<SignedAdmission>,
 }
 
-/// An endpoint that a node names itself and at which nobody has met it yet. One of its peers tries it; no other may send anything there.
+/// An endpoint that a node names itself and at which nobody has met it yet. One of its peers tries
+/// it; no other may send anything there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointTrial {
     pub endpoint: Endpoint,
@@ -88,7 +91,10 @@ pub struct EndpointTrial {
 impl Peer {
     /// Where this node is to look for the peer.
     pub fn endpoint_for(&self, node: NodeId) -> Option<Endpoint> {
-        self.trial.filter(|trial| trial.by == node).map(|trial| trial.endpoint).or(self.endpoint)
+        self.trial
+            .filter(|trial| trial.by == node)
+            .map(|trial| trial.endpoint)
+            .or(self.endpoint)
     }
 }
 
@@ -101,7 +107,10 @@ pub struct View {
     pub peers: Vec<Peer>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
 fn is_zero(number: &u16) -> bool {
     *number == 0
 }

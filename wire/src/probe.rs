@@ -1,10 +1,11 @@
-//! A probe: the small datagram with which one gateway asks another, through their tunnel, whether it is there. And what one says who counts
-//! bytes for another.
+//! A probe: the small datagram with which one gateway asks another, through their tunnel, whether
+//! it is there. And what one says who counts bytes for another.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// UDP port on its tunnel address at which each agent answers probes, and TCP port at which it counts bytes for peers.
+/// UDP port on its tunnel address at which each agent answers probes, and TCP port at which it
+/// counts bytes for peers.
 pub const PROBE_PORT: u16 = 9587;
 
 /// What a probe begins with; an answer has [`ANSWER`] instead.
@@ -44,8 +45,8 @@ impl Probe {
     }
 }
 
-/// What a gateway counted of the bytes that another sent to it over TCP. It says [`Throughput::TURN`] when it begins to count, and this when
-/// it is done.
+/// What a gateway counted of the bytes that another sent to it over TCP. It says
+/// [`Throughput::TURN`] when it begins to count, and this when it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Throughput {
     pub bytes: u64,
@@ -65,7 +66,10 @@ impl Throughput {
 
     pub fn from_bytes(bytes: [u8; Self::LENGTH]) -> Self {
         let both = u128::from_be_bytes(bytes);
-        Self { bytes: (both >> 64) as u64, microseconds: both as u64 }
+        Self {
+            bytes: (both >> 64) as u64,
+            microseconds: both as u64,
+        }
     }
 }
 
@@ -73,12 +77,15 @@ impl Throughput {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct HealthSettings {
-    /// Whether gateways probe each other through their tunnels, and count bytes for each other when throughput is measured. Without probes a link is down 180 s after its last handshake, and nothing is
-    /// known of loss and round trips.
+    /// Whether gateways probe each other through their tunnels, and count bytes for each other when
+    /// throughput is measured. Without probes a link is down 180 s after its last handshake, and
+    /// nothing is known of loss and round trips.
     pub probes: bool,
-    /// A link becomes lossy at this percentage of unanswered probes (1 to 100), and stops being lossy at half of it.
+    /// A link becomes lossy at this percentage of unanswered probes (1 to 100), and stops being
+    /// lossy at half of it.
     pub lossy_percent: u8,
-    /// A link becomes slow at this round trip in milliseconds (1 to 60,000), and stops being slow at four fifths of it.
+    /// A link becomes slow at this round trip in milliseconds (1 to 60,000), and stops being slow
+    /// at four fifths of it.
     pub slow_ms: u16,
 }
 
@@ -87,9 +94,14 @@ impl HealthSettings {
 }
 
 impl Default for HealthSettings {
-    /// Ten percent make TCP crawl and half a second makes talking hard; both are far from what a link between sites has.
+    /// Ten percent make TCP crawl and half a second makes talking hard; both are far from what a
+    /// link between sites has.
     fn default() -> Self {
-        Self { probes: true, lossy_percent: 10, slow_ms: 500 }
+        Self {
+            probes: true,
+            lossy_percent: 10,
+            slow_ms: 500,
+        }
     }
 }
 
@@ -99,10 +111,17 @@ mod tests {
 
     #[test]
     fn a_probe_is_read_as_it_was_written_and_nothing_else_is_one() {
-        for probe in [Probe::Request(0), Probe::Request(u32::MAX), Probe::Answer(7)] {
+        for probe in [
+            Probe::Request(0),
+            Probe::Request(u32::MAX),
+            Probe::Answer(7),
+        ] {
             assert_eq!(Probe::from_bytes(&probe.to_bytes()), Some(probe));
         }
-        assert_eq!(Probe::Request(0x0102_0304).to_bytes(), *b"WTP?\x01\x02\x03\x04");
+        assert_eq!(
+            Probe::Request(0x0102_0304).to_bytes(),
+            *b"WTP?\x01\x02\x03\x04"
+        );
         for other in [&b""[..], b"WTP?\0\0\0", b"WTP?\0\0\0\0\0", b"WTP.\0\0\0\0"] {
             assert_eq!(Probe::from_bytes(other), None);
         }
@@ -110,8 +129,14 @@ mod tests {
 
     #[test]
     fn a_throughput_is_read_as_it_was_written() {
-        let throughput = Throughput { bytes: 0x0102_0304_0506_0708, microseconds: 2_000_000 };
-        assert_eq!(throughput.to_bytes(), *b"\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\x1e\x84\x80");
+        let throughput = Throughput {
+            bytes: 0x0102_0304_0506_0708,
+            microseconds: 2_000_000,
+        };
+        assert_eq!(
+            throughput.to_bytes(),
+            *b"\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\x1e\x84\x80"
+        );
         assert_eq!(Throughput::from_bytes(throughput.to_bytes()), throughput);
     }
 }

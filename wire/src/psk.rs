@@ -1,4 +1,5 @@
-//! How two nodes agree on the preshared key of their tunnel, with the coordinator as a mailbox that cannot read it: see `mesh::psk`.
+//! How two nodes agree on the preshared key of their tunnel, with the coordinator as a mailbox that
+//! cannot read it: see `mesh::psk`.
 
 use std::sync::Arc;
 
@@ -25,15 +26,21 @@ pub struct PskMessage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PskStep {
-    /// Initiator: send me a secret under this key, which I made for this round alone. The WireGuard keys say for which tunnel.
-    Request { initiator_key: WireguardKey, responder_key: WireguardKey, kem_key: KemKey },
+    /// Initiator: send me a secret under this key, which I made for this round alone. The WireGuard
+    /// keys say for which tunnel.
+    Request {
+        initiator_key: WireguardKey,
+        responder_key: WireguardKey,
+        kem_key: KemKey,
+    },
     /// Responder: here it is.
     Offer { ciphertext: KemCiphertext },
     /// Initiator: I have the key on disk; this shows it.
     Confirm { proof: Bytes32 },
     /// Responder: I use the key.
     Commit {},
-    /// Responder: I have no key of this round, or, with round 0, somebody here wants another than the one that I have; begin a new one.
+    /// Responder: I have no key of this round, or, with round 0, somebody here wants another than
+    /// the one that I have; begin a new one.
     Renew {},
 }
 
@@ -41,7 +48,8 @@ pub enum PskStep {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignedPskMessage {
-    /// The message's JSON, verbatim, at most [`SignedPskMessage::LONGEST`] bytes. It is held until the peer has answered, and while it is sent.
+    /// The message's JSON, verbatim, at most [`SignedPskMessage::LONGEST`] bytes. It is held until
+    /// the peer has answered, and while it is sent.
     #[schema(value_type = String)]
     pub message: Arc<str>,
     pub signature: Signature,
@@ -51,11 +59,13 @@ impl SignedPskMessage {
     pub const LONGEST: usize = 2048;
 }
 
-/// `POST /agent/mailbox`: leaves letters for other nodes, takes away those that were dealt with, and asks for what is waiting.
+/// `POST /agent/mailbox`: leaves letters for other nodes, takes away those that were dealt with,
+/// and asks for what is waiting.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Errand {
-    /// At most [`Errand::MOST_LETTERS`]. A letter takes the place of an earlier one to the same node that still waits there.
+    /// At most [`Errand::MOST_LETTERS`]. A letter takes the place of an earlier one to the same
+    /// node that still waits there.
     pub leave: Vec<OutgoingLetter>,
     /// Numbers of letters that were dealt with.
     pub taken: Vec<i64>,
@@ -93,8 +103,8 @@ pub struct IncomingLetter {
     pub message: SignedPskMessage,
 }
 
-/// A preshared key that the coordinator made for the tunnel with an unmanaged node, when it made that node's file. It is nobody's letter, and has
-/// its number among theirs.
+/// A preshared key that the coordinator made for the tunnel with an unmanaged node, when it made
+/// that node's file. It is nobody's letter, and has its number among theirs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GivenPsk {
     pub id: i64,

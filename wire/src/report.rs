@@ -24,8 +24,9 @@ pub struct Report {
     pub mtu: Option<u32>,
     /// Links whose state changed, or, in a summary, all links.
     pub links: Vec<LinkReport>,
-    /// What could not be applied, in words, at most [`Report::MOST_PROBLEMS`] of at most [`Report::LONGEST_PROBLEM`] characters, none of
-    /// them a control character; empty means all was.
+    /// What could not be applied, in words, at most [`Report::MOST_PROBLEMS`] of at most
+    /// [`Report::LONGEST_PROBLEM`] characters, none of them a control character; empty means all
+    /// was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
     /// Announced keys of peers for which the host is ready, at most as many as it has peers.
@@ -36,7 +37,8 @@ pub struct Report {
     pub start: Option<Start>,
 }
 
-/// A start of the agent, by which two machines that run on copies of one state directory are told apart.
+/// A start of the agent, by which two machines that run on copies of one state directory are told
+/// apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Start {

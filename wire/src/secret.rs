@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A secret text: it serialises, because some message has to carry it once, but no `Debug` or `Display` shows it.
+/// A secret text: it serialises, because some message has to carry it once, but no `Debug` or
+/// `Display` shows it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 #[schema(value_type = String)]

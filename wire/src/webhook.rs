@@ -12,15 +12,16 @@ use crate::{
     secret::Secret,
 };
 
-/// Header of a message: `t=<seconds since 1970>,v1=<hex>`, HMAC-SHA256 under the webhook's secret over `<t>.<body>`.
+/// Header of a message: `t=<seconds since 1970>,v1=<hex>`, HMAC-SHA256 under the webhook's secret
+/// over `<t>.<body>`.
 pub const SIGNATURE_HEADER: &str = "wattle-signature";
 
 /// `POST /webhooks`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewWebhook {
-    /// Where messages are posted to, `https://` or `http://`, at most 2,048 bytes. Addresses of the coordinator's own host, link-local and
-    /// metadata addresses are refused.
+    /// Where messages are posted to, `https://` or `http://`, at most 2,048 bytes. Addresses of the
+    /// coordinator's own host, link-local and metadata addresses are refused.
     pub url: String,
 }
 
@@ -74,7 +75,12 @@ pub enum Alert {
         of: usize,
     },
     /// A link changed by itself.
-    Link { ends: [NodeId; 2], names: [Name; 2], before: LinkState, state: LinkState },
+    Link {
+        ends: [NodeId; 2],
+        names: [Name; 2],
+        before: LinkState,
+        state: LinkState,
+    },
     /// The same became of these nodes.
     Nodes {
         change: NodeChange,

@@ -14,15 +14,21 @@ fn each_case_has_its_tests() {
     let page = fs::read_to_string(root.join("docs/cases.md")).unwrap();
     let mut ids = BTreeSet::new();
     for row in page.lines().filter(|line| line.starts_with("| ")).skip(1) {
-        let [_, id, _, tests, _] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else { panic!("{row}") };
+        let [_, id, _, tests, _] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else {
+            panic!("{row}")
+        };
         assert!(ids.insert(id), "{id} stands there twice");
         let tests: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
         assert!(!tests.is_empty(), "{id} has no test");
         for test in tests {
-            assert!(test.split('_').any(|part| part == id.to_lowercase()), "{test} does not carry the id {id}");
+            assert!(
+                test.split('_').any(|part| part == id.to_lowercase()),
+                "{test} does not carry the id {id}"
+            );
             assert!(
                 code.contains(&format!("fn {test}(")),
-                "{id}: there is no test {test}; if it has another name now, docs/cases.md should say so"
+                "{id}: there is no test {test}; if it has another name now, docs/cases.md should \
+                 say so"
             );
         }
     }

@@ -1,4 +1,5 @@
-//! The device itself, and around it what gotatun lacks: writes that leave sessions alone, prefixes that move, renewal of idle sessions.
+//! The device itself, and around it what gotatun lacks: writes that leave sessions alone, prefixes
+//! that move, renewal of idle sessions.
 
 use std::{
     collections::BTreeMap,
@@ -31,18 +32,19 @@ use super::{
     turn::{Departures, Shared, Sockets, Turn},
 };
 
-/// Age of a session that is renewed although nothing is sent: after the 120 s at which an end that sends renews it, and before the 180 s at
-/// which it ends.
+/// Age of a session that is renewed although nothing is sent: after the 120 s at which an end that
+/// sends renews it, and before the 180 s at which it ends.
 const RENEWAL: Duration = Duration::from_secs(135);
-/// What one round of calls may take. They are sent at once; it is the answers that take time, and nobody waits for them.
+/// What one round of calls may take. They are sent at once; it is the answers that take time, and
+/// nobody waits for them.
 const CALLS_LIMIT: Duration = Duration::from_millis(50);
 
 /// How long a socket of the device itself may take to close.
 const SOCKET_LIMIT: Duration = Duration::from_secs(1);
 const SOCKET_POLL: Duration = Duration::from_millis(10);
 
-/// For how long a device goes on reading what arrives under its key after it was given another. Peers need a tenth of a second to change over,
-/// and some seconds when handshakes are lost.
+/// For how long a device goes on reading what arrives under its key after it was given another.
+/// Peers need a tenth of a second to change over, and some seconds when handshakes are lost.
 const FORMER: Duration = Duration::from_secs(30);
 
 type Transports = (Sockets, TunDevice, Departures);
@@ -57,7 +59,8 @@ pub(super) struct Driven {
     turn: Turn,
     /// The device with the key before, and until when it goes on reading.
     former: Option<(Device<Transports>, Instant)>,
-    /// Which peer holds which prefix: gotatun routes by prefix, yet forgets to take a prefix from the peer that held it before.
+    /// Which peer holds which prefix: gotatun routes by prefix, yet forgets to take a prefix from
+    /// the peer that held it before.
     owners: BTreeMap<IpNet, PublicKeyBytes>,
     recovered: Option<Instant>,
 }
@@ -75,7 +78,16 @@ impl Driven {
     pub(super) async fn new(tun: TunDevice) -> Result<Self, Error> {
         let (shared, turn) = (Shared::default(), Turn::new());
         let (device, dump) = idle_device(&tun, &shared, &turn, 0, 0).await?;
-        Ok(Self { tun, device, dump, shared, turn, former: None, owners: BTreeMap::new(), recovered: None })
+        Ok(Self {
+            tun,
+            device,
+            dump,
+            shared,
+            turn,
+            former: None,
+            owners: BTreeMap::new(),
+            recovered: None,
+        })
     }
 
     /// Waits until the device ends by itself: its interface is gone, or it gave up.
@@ -90,7 +102,11 @@ impl Driven {
 
     /// Ends the device with the key before, once its time has come.
     pub(super) async fn end_former(&mut self) {
-        if self.former.as_ref().is_some_and(|(_, until)| Instant::now() >= *until) {
+        if self
+            .former
+            .as_ref()
+            .is_some_and(|(_, until)| Instant::now() >= *until)
+        {
             self.stop_former().await;
         }
     }
@@ -104,7 +120,11 @@ impl Driven {
 
     pub(super) async fn answer(&mut self, request: &str) -> Zeroizing<String> {
         // The parser slices keys by bytes.
-        let parsed = if request.is_ascii() { request.parse().ok() } else { None };
+        let parsed = if request.is_ascii() {
+            request.parse().ok()
+        } else {
+            None
+        };
         match parsed {
             Some(Request::Get(_)) => match self.dump.send(Get::default()).await {
                 Ok(dump) => Zeroizing::new(format!("{dump}\n")),
@@ -118,11 +138,22 @@ impl Driven {
     /// Writes only what the request names, and leaves the sessions of peers alone.
     async fn set(&mut self, set: Set) -> Result<(), Errno> {
         if set.private_key.is_some() || set.listen_port.is_some() {
-            self.set_socket(set.private_key.map(|key| StaticSecret::from(key.0)), set.listen_port).await?;
+            self.set_socket(
+                set.private_key.map(|key| StaticSecret::from(key.0)),
+                set.listen_port,
+            )
+            .await?;
         }
         if let Some(mark) = set.fwmark {
-            let mark = if let SetUnset::Set(mark) = mark { u32::from(mark) } else { 0 };
-            self.device.set_fwmark(mark).await.map_err(|error| errno_of(&error))?;
+            let mark = if let SetUnset::Set(mark) = mark {
+                u32::from(mark)
+            } else {
+                0
+            };
+            self.device
+                .set_fwmark(mark)
+                .await
+                .map_err(|error| errno_of(&error))?;
         }
         self.forget_in_former(&set.peers, set.replace_peers).await;
         let Self { device, owners, .. } = self;
@@ -153,9 +184,14 @@ impl Driven {
         if all {
             self.stop_former().await;
         }
-        let gone = peers.iter().filter(|peer| peer.remove).map(|peer| PublicKey::from(peer.peer.public_key.0));
+        let gone = peers
+            .iter()
+            .filter(|peer| peer.remove)
+            .map(|peer| PublicKey::from(peer.peer.public_key.0));
         let gone: Vec<_> = gone.collect();
-        let Some((former, _)) = self.former.as_ref().filter(|_| !gone.is_empty()) else { return };
+        let Some((former, _)) = self.former.as_ref().filter(|_| !gone.is_empty()) else {
+            return;
+        };
         let removed = former
             .write(async |former| {
                 for key in &gone {
@@ -168,11 +204,21 @@ impl Driven {
         }
     }
 
-    /// Changes the key, the port, or both. Either ends the sessions; a key does so on the kernel's WireGuard too.
-    async fn set_socket(&mut self, key: Option<StaticSecret>, port: Option<u16>) -> Result<(), Errno> {
+    /// Changes the key, the port, or both. Either ends the sessions; a key does so on the kernel's
+    /// WireGuard too.
+    async fn set_socket(
+        &mut self,
+        key: Option<StaticSecret>,
+        port: Option<u16>,
+    ) -> Result<(), Errno> {
         let before = self.settings().await;
-        let wanted = Settings { key: key.or(before.key.clone()), port: port.unwrap_or(before.port), ..before.clone() };
-        let same_key = wanted.key.as_ref().map(PublicKey::from) == before.key.as_ref().map(PublicKey::from);
+        let wanted = Settings {
+            key: key.or(before.key.clone()),
+            port: port.unwrap_or(before.port),
+            ..before.clone()
+        };
+        let same_key =
+            wanted.key.as_ref().map(PublicKey::from) == before.key.as_ref().map(PublicKey::from);
         if same_key && wanted.port == before.port {
             return Ok(());
         }
@@ -187,33 +233,50 @@ impl Driven {
             return Ok(());
         };
         error!(%cause, port = wanted.port, "cannot open the UDP socket");
-        // No device is left without a socket: one with a wrong port is seen to have it, and set right later.
-        let port = if wanted.port == before.port { 0 } else { before.port };
+        // No device is left without a socket: one with a wrong port is seen to have it, and set
+        // right later.
+        let port = if wanted.port == before.port {
+            0
+        } else {
+            before.port
+        };
         if let Err(error) = self.remake(&Settings { port, ..wanted }, false).await {
             error!(%error, port, "cannot open a UDP socket at all");
         }
         Err(errno_of(&cause))
     }
 
-    /// Goes on after gotatun gave up, which it does when a single packet cannot be sent while it is under load.
+    /// Goes on after gotatun gave up, which it does when a single packet cannot be sent while it is
+    /// under load.
     pub(super) async fn recover(&mut self) -> anyhow::Result<()> {
-        if self.recovered.replace(Instant::now()).is_some_and(|last| last.elapsed() < INTERFACE_CHECK) {
+        if self
+            .recovered
+            .replace(Instant::now())
+            .is_some_and(|last| last.elapsed() < INTERFACE_CHECK)
+        {
             bail!("the device keeps failing");
         }
         warn!("the device failed; making it again");
         let settings = self.settings().await;
-        self.remake(&settings, false).await.context("cannot make the device again")
+        self.remake(&settings, false)
+            .await
+            .context("cannot make the device again")
     }
 
-    /// Shakes hands with the peers that a keepalive should keep in touch with, where gotatun does not.
+    /// Shakes hands with the peers that a keepalive should keep in touch with, where gotatun does
+    /// not.
     ///
-    /// On the kernel's WireGuard a keepalive renews the session after 120 s, and calls a peer that did not answer again and again. gotatun
-    /// lets the session of an idle link end, and gives up on a peer after 90 s, until there is a packet to send. While an attempt is under
-    /// way this does nothing.
+    /// On the kernel's WireGuard a keepalive renews the session after 120 s, and calls a peer that
+    /// did not answer again and again. gotatun lets the session of an idle link end, and gives up
+    /// on a peer after 90 s, until there is a packet to send. While an attempt is under way this
+    /// does nothing.
     pub(super) async fn keep_in_touch(&self) {
         let peers = self.device.peers().await;
-        let idle = peers.iter().filter(|found| found.stats.last_handshake.is_none_or(|age| age >= RENEWAL));
-        self.call(idle.filter(|found| found.peer.keepalive.is_some())).await;
+        let idle = peers
+            .iter()
+            .filter(|found| found.stats.last_handshake.is_none_or(|age| age >= RENEWAL));
+        self.call(idle.filter(|found| found.peer.keepalive.is_some()))
+            .await;
     }
 
     async fn call_all(&self) {
@@ -221,21 +284,24 @@ impl Driven {
     }
 
     async fn call(&self, peers: impl Iterator<Item = &PeerStats>) {
-        let calls = peers.filter(|found| found.peer.endpoint.is_some()).map(|found| self.device.force_handshake(&found.peer.public_key));
+        let calls = peers
+            .filter(|found| found.peer.endpoint.is_some())
+            .map(|found| self.device.force_handshake(&found.peer.public_key));
         let _ = timeout(CALLS_LIMIT, join_all(calls)).await;
     }
 
     /// Another gotatun device on the same interface.
     ///
-    /// It could change its key and port by itself, but to that end it restarts its tasks, and now and then takes their end for the end of
-    /// the interface: from then on it reports a failure for ever.
-    /// With `keeps_reading` the device before goes on reading what arrives under its key.
+    /// It could change its key and port by itself, but to that end it restarts its tasks, and now
+    /// and then takes their end for the end of the interface: from then on it reports a failure for
+    /// ever. With `keeps_reading` the device before goes on reading what arrives under its key.
     async fn remake(&mut self, settings: &Settings, mut keeps_reading: bool) -> Result<(), Error> {
         let deadline = Instant::now() + SOCKET_LIMIT;
         self.stop_former().await;
         loop {
             let turn = Turn::new();
-            let (device, dump) = idle_device(&self.tun, &self.shared, &turn, settings.port, settings.mark).await?;
+            let (device, dump) =
+                idle_device(&self.tun, &self.shared, &turn, settings.port, settings.mark).await?;
             let before = std::mem::replace(&mut self.device, device);
             let turn = std::mem::replace(&mut self.turn, turn);
             if std::mem::take(&mut keeps_reading) {
@@ -245,7 +311,9 @@ impl Driven {
                 before.stop().await;
             }
             self.dump = dump;
-            let Some(key) = settings.key.clone() else { return Ok(()) };
+            let Some(key) = settings.key.clone() else {
+                return Ok(());
+            };
             let peers = settings.peers.clone();
             let started = self
                 .device
@@ -256,7 +324,11 @@ impl Driven {
                 .await;
             match started {
                 // The socket of the device before closes a moment after the device has stopped.
-                Err(error) if errno_of(&error) == Errno::EADDRINUSE && Instant::now() < deadline => sleep(SOCKET_POLL).await,
+                Err(error)
+                    if errno_of(&error) == Errno::EADDRINUSE && Instant::now() < deadline =>
+                {
+                    sleep(SOCKET_POLL).await
+                }
                 other => return other.map(drop),
             }
         }
@@ -268,7 +340,12 @@ impl Driven {
                 key: device.private_key().cloned(),
                 port: device.listen_port(),
                 mark: device.fwmark().unwrap_or(0),
-                peers: device.peers().await.into_iter().map(|found| found.peer).collect(),
+                peers: device
+                    .peers()
+                    .await
+                    .into_iter()
+                    .map(|found| found.peer)
+                    .collect(),
             })
             .await
     }
@@ -283,16 +360,34 @@ async fn idle_device(
     mark: u32,
 ) -> Result<(Device<Transports>, UapiClient), Error> {
     let (dump, server) = UapiServer::new();
-    let sockets = Sockets { shared: shared.clone(), turn: turn.clone() };
-    let departures = Departures { tun: tun.clone(), turn: turn.clone() };
-    let device = DeviceBuilder::new().with_udp(sockets).with_ip_pair(tun.clone(), departures).with_uapi(server);
-    Ok((device.with_listen_port(port).with_fwmark(mark).build().await?, dump))
+    let sockets = Sockets {
+        shared: shared.clone(),
+        turn: turn.clone(),
+    };
+    let departures = Departures {
+        tun: tun.clone(),
+        turn: turn.clone(),
+    };
+    let device = DeviceBuilder::new()
+        .with_udp(sockets)
+        .with_ip_pair(tun.clone(), departures)
+        .with_uapi(server);
+    Ok((
+        device
+            .with_listen_port(port)
+            .with_fwmark(mark)
+            .build()
+            .await?,
+        dump,
+    ))
 }
 
 /// Tells that a port is taken while the device still works on the one that it has.
 fn refuse_taken(port: u16) -> Result<(), Errno> {
     match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)) {
-        Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) => Err(Errno::EADDRINUSE),
+        Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) => {
+            Err(Errno::EADDRINUSE)
+        }
         _ => Ok(()),
     }
 }
@@ -338,7 +433,11 @@ async fn set_peer(
     device
         .modify_peer(&key, |peer| {
             if let Some(psk) = set.peer.preshared_key {
-                peer.set_preshared_key(if let SetUnset::Set(psk) = psk { Some(psk.0) } else { None });
+                peer.set_preshared_key(if let SetUnset::Set(psk) = psk {
+                    Some(psk.0)
+                } else {
+                    None
+                });
             }
             if set.peer.endpoint.is_some() {
                 peer.set_endpoint(set.peer.endpoint);
@@ -355,11 +454,20 @@ async fn set_peer(
     Ok(())
 }
 
-/// The prefixes of one peer, in gotatun's own type, which has no public name but that of this field.
-fn prefixes_of(owners: &BTreeMap<IpNet, PublicKeyBytes>, owner: PublicKeyBytes) -> Result<Peer, Errno> {
+/// The prefixes of one peer, in gotatun's own type, which has no public name but that of this
+/// field.
+fn prefixes_of(
+    owners: &BTreeMap<IpNet, PublicKeyBytes>,
+    owner: PublicKeyBytes,
+) -> Result<Peer, Errno> {
     let mut peer = Peer::new(PublicKey::from(owner));
-    for prefix in owners.iter().filter(|(_, held_by)| **held_by == owner).map(|(prefix, _)| prefix) {
-        peer.allowed_ips.push(prefix.to_string().parse().map_err(|_| Errno::EINVAL)?);
+    for prefix in owners
+        .iter()
+        .filter(|(_, held_by)| **held_by == owner)
+        .map(|(prefix, _)| prefix)
+    {
+        peer.allowed_ips
+            .push(prefix.to_string().parse().map_err(|_| Errno::EINVAL)?);
     }
     Ok(peer)
 }

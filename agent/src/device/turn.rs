@@ -1,7 +1,9 @@
-//! What the devices of one interface share that follow one another: the UDP socket, and who reads from the interface.
+//! What the devices of one interface share that follow one another: the UDP socket, and who reads
+//! from the interface.
 //!
-//! On the kernel's WireGuard a new private key ends what is sent under the former one, and what comes in under it is still read. gotatun
-//! forgets it all. So a device that was given another key is followed by a new one, and goes on reading what arrives for a while.
+//! On the kernel's WireGuard a new private key ends what is sent under the former one, and what
+//! comes in under it is still read. gotatun forgets it all. So a device that was given another key
+//! is followed by a new one, and goes on reading what arrives for a while.
 
 use std::{
     future::pending,
@@ -48,12 +50,16 @@ pub(super) struct Turn {
 
 impl Turn {
     pub(super) fn new() -> Self {
-        Self { over: CancellationToken::new(), late: broadcast::channel(BACKLOG).0 }
+        Self {
+            over: CancellationToken::new(),
+            late: broadcast::channel(BACKLOG).0,
+        }
     }
 }
 
 impl Shared {
-    /// From now on the device of this turn only gets copies of what arrives, and nothing of what is to be sent.
+    /// From now on the device of this turn only gets copies of what arrives, and nothing of what is
+    /// to be sent.
     pub(super) fn end_turn(&self, turn: &Turn) {
         turn.over.cancel();
         self.state().former = Some(turn.clone());
@@ -88,9 +94,17 @@ impl UdpTransportFactory for Sockets {
     type Send = UdpSocket;
     type Recv = Arrivals;
 
-    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, Arrivals)> {
+    async fn bind(
+        &mut self,
+        params: &UdpTransportFactoryParams,
+    ) -> io::Result<(UdpSocket, Arrivals)> {
         let bound = self.shared.state().socket.clone();
-        let has_port = |socket: &UdpSocket| UdpSend::local_addr(socket).ok().flatten().is_some_and(|address| address.port() == params.port);
+        let has_port = |socket: &UdpSocket| {
+            UdpSend::local_addr(socket)
+                .ok()
+                .flatten()
+                .is_some_and(|address| address.port() == params.port)
+        };
         let socket = match bound.filter(has_port) {
             Some(socket) => socket,
             None => UdpSocketFactory::default().bind(params).await?.0,
@@ -174,7 +188,10 @@ pub(super) struct Departures {
 }
 
 impl IpRecv for Departures {
-    async fn recv<'a>(&'a mut self, pool: &mut PacketBufPool) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
+    async fn recv<'a>(
+        &'a mut self,
+        pool: &mut PacketBufPool,
+    ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
         tokio::select! {
             biased;
             () = self.turn.over.cancelled() => pending().await,

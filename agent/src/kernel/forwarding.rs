@@ -26,12 +26,16 @@ pub(super) fn enable(family: Family, owned: &OwnedStore) -> anyhow::Result<()> {
     match read(switch(family))? {
         Some(value) if value != "0" => Ok(()),
         Some(value) => set(switch(family), &value, "1", owned),
-        None => bail!("this host does not have this address family: there is no {}", file(switch(family)).display()),
+        None => bail!(
+            "this host does not have this address family: there is no {}",
+            file(switch(family)).display()
+        ),
     }
 }
 
-/// To be called before an interface of the kernel's WireGuard goes up: as it does, the kernel switches ICMP redirects off on the whole host
-/// (`wg_open` in `drivers/net/wireguard/device.c`), so that is of the agent's making too.
+/// To be called before an interface of the kernel's WireGuard goes up: as it does, the kernel
+/// switches ICMP redirects off on the whole host (`wg_open` in `drivers/net/wireguard/device.c`),
+/// so that is of the agent's making too.
 pub(super) fn remember_redirects(owned: &OwnedStore) -> anyhow::Result<()> {
     let path = "net/ipv4/conf/all/send_redirects";
     match read(path)? {
@@ -46,19 +50,31 @@ pub(super) fn restore(made: &[OwnedSysctl]) -> anyhow::Result<Vec<String>> {
     for sysctl in made.iter().rev() {
         if read(&sysctl.path)?.is_some_and(|value| value == sysctl.set_to) {
             write(&sysctl.path, &sysctl.before)?;
-            done.push(format!("set {} back to {}", sysctl.path.replace('/', "."), sysctl.before));
+            done.push(format!(
+                "set {} back to {}",
+                sysctl.path.replace('/', "."),
+                sysctl.before
+            ));
         }
     }
     Ok(done)
 }
 
-/// A host that forwards IPv6 drops the default routes that routers advertised to it and takes no more of them, unless `accept_ra` is 2
-/// (Documentation/networking/ip-sysctl.rst): a host that has its way to the internet from them would lose it.
+/// A host that forwards IPv6 drops the default routes that routers advertised to it and takes no
+/// more of them, unless `accept_ra` is 2 (Documentation/networking/ip-sysctl.rst): a host that has
+/// its way to the internet from them would lose it.
 fn keep_router_advertisements(owned: &OwnedStore) -> anyhow::Result<()> {
-    let Ok(interfaces) = fs::read_dir(file("net/ipv6/conf")) else { return Ok(()) };
+    let Ok(interfaces) = fs::read_dir(file("net/ipv6/conf")) else {
+        return Ok(());
+    };
     for interface in interfaces.flatten() {
         let name = interface.file_name();
-        let Some(name) = name.to_str().filter(|name| !["all", "default", "lo"].contains(name)) else { continue };
+        let Some(name) = name
+            .to_str()
+            .filter(|name| !["all", "default", "lo"].contains(name))
+        else {
+            continue;
+        };
         let path = format!("net/ipv6/conf/{name}/accept_ra");
         if read(&path)?.as_deref() == Some("1") {
             set(&path, "1", "2", owned)?;
@@ -84,7 +100,11 @@ fn remember(path: &str, before: &str, to: &str, owned: &OwnedStore) -> anyhow::R
     owned.change(|made| {
         // A second time keeps what it was before the first.
         if !made.sysctls.iter().any(|known| known.path == path) {
-            made.sysctls.push(OwnedSysctl { path: path.to_owned(), before: before.to_owned(), set_to: to.to_owned() });
+            made.sysctls.push(OwnedSysctl {
+                path: path.to_owned(),
+                before: before.to_owned(),
+                set_to: to.to_owned(),
+            });
         }
     })
 }

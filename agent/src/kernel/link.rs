@@ -16,13 +16,16 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+        route::{
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+            RouteType,
+        },
     },
 };
 use wattle_mesh::host::{interface::InterfaceName, state::Family};
 
-/// Marks the routes that Wattle made (`ip route show proto 87`). The number is free in iproute2's `rt_protos`; routes of other protocols,
-/// even over Wattle's interface, are somebody else's.
+/// Marks the routes that Wattle made (`ip route show proto 87`). The number is free in iproute2's
+/// `rt_protos`; routes of other protocols, even over Wattle's interface, are somebody else's.
 const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(87);
 
 /// What kind of interface has the name.
@@ -51,29 +54,48 @@ pub(super) struct Tables(Handle);
 
 impl Tables {
     pub(super) fn open() -> anyhow::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("cannot open a netlink socket")?;
         // It ends by itself when the last handle is gone.
         tokio::spawn(connection);
         Ok(Self(handle))
     }
 
     pub(super) async fn find(&self, interface: &InterfaceName) -> anyhow::Result<Option<Found>> {
-        match self.0.link().get().match_name(interface.as_str()).execute().try_next().await.map_err(into_io) {
+        match self
+            .0
+            .link()
+            .get()
+            .match_name(interface.as_str())
+            .execute()
+            .try_next()
+            .await
+            .map_err(into_io)
+        {
             Ok(message) => Ok(message.as_ref().map(found)),
             Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
-            Err(error) => Err(super::explained(error)).with_context(|| format!("cannot look for the interface {interface}")),
+            Err(error) => Err(super::explained(error))
+                .with_context(|| format!("cannot look for the interface {interface}")),
         }
     }
 
     /// As [`Tables::find`], for what cannot go on without.
     pub(super) async fn index(&self, interface: &InterfaceName) -> anyhow::Result<u32> {
         let found = self.find(interface).await?;
-        Ok(found.with_context(|| format!("there is no interface {interface}"))?.index)
+        Ok(found
+            .with_context(|| format!("there is no interface {interface}"))?
+            .index)
     }
 
-    /// Makes an interface of the kernel's own WireGuard. The error is left as it is: by it the caller sees that the kernel has no WireGuard.
+    /// Makes an interface of the kernel's own WireGuard. The error is left as it is: by it the
+    /// caller sees that the kernel has no WireGuard.
     pub(super) async fn add_wireguard(&self, interface: &InterfaceName) -> io::Result<()> {
-        self.0.link().add(LinkWireguard::new(interface.as_str()).build()).execute().await.map_err(into_io)
+        self.0
+            .link()
+            .add(LinkWireguard::new(interface.as_str()).build())
+            .execute()
+            .await
+            .map_err(into_io)
     }
 
     pub(super) async fn remove(&self, index: u32) -> io::Result<()> {
@@ -81,30 +103,56 @@ impl Tables {
     }
 
     pub(super) async fn set_mtu(&self, index: u32, bytes: u32) -> io::Result<()> {
-        self.0.link().set(LinkUnspec::new_with_index(index).mtu(bytes).build()).execute().await.map_err(into_io)
+        self.0
+            .link()
+            .set(LinkUnspec::new_with_index(index).mtu(bytes).build())
+            .execute()
+            .await
+            .map_err(into_io)
     }
 
     pub(super) async fn set_up(&self, index: u32) -> io::Result<()> {
-        self.0.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.map_err(into_io)
+        self.0
+            .link()
+            .set(LinkUnspec::new_with_index(index).up().build())
+            .execute()
+            .await
+            .map_err(into_io)
     }
 
     /// Addresses of an interface but link-local ones.
     pub(super) async fn addresses(&self, index: u32) -> anyhow::Result<BTreeSet<IpNet>> {
         let found = self.address_messages().await?;
-        Ok(found.iter().filter(|message| message.header.index == index).filter_map(address_of).filter(is_global).collect())
+        Ok(found
+            .iter()
+            .filter(|message| message.header.index == index)
+            .filter_map(address_of)
+            .filter(is_global)
+            .collect())
     }
 
     /// Addresses of all interfaces but this one; neither loopback nor link-local ones.
     pub(super) async fn addresses_elsewhere(&self, but: Option<u32>) -> anyhow::Result<Vec<IpNet>> {
         let found = self.address_messages().await?;
-        let elsewhere = found.iter().filter(|message| Some(message.header.index) != but).filter_map(address_of);
-        Ok(elsewhere.filter(|net| is_global(net) && !net.addr().is_loopback()).collect())
+        let elsewhere = found
+            .iter()
+            .filter(|message| Some(message.header.index) != but)
+            .filter_map(address_of);
+        Ok(elsewhere
+            .filter(|net| is_global(net) && !net.addr().is_loopback())
+            .collect())
     }
 
     pub(super) async fn add_address(&self, index: u32, address: IpNet) -> io::Result<()> {
-        let mut request = self.0.address().add(index, address.addr(), address.prefix_len());
+        let mut request = self
+            .0
+            .address()
+            .add(index, address.addr(), address.prefix_len());
         // A tunnel has no broadcast.
-        request.message_mut().attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+        request
+            .message_mut()
+            .attributes
+            .retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
         match request.execute().await.map_err(into_io) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other,
@@ -113,55 +161,102 @@ impl Tables {
 
     pub(super) async fn remove_address(&self, index: u32, address: IpNet) -> anyhow::Result<()> {
         let messages = self.address_messages().await?;
-        for message in messages.into_iter().filter(|message| message.header.index == index && address_of(message) == Some(address)) {
-            self.0.address().del(message).execute().await.map_err(into_io).map_err(super::explained)?;
+        for message in messages
+            .into_iter()
+            .filter(|message| message.header.index == index && address_of(message) == Some(address))
+        {
+            self.0
+                .address()
+                .del(message)
+                .execute()
+                .await
+                .map_err(into_io)
+                .map_err(super::explained)?;
         }
         Ok(())
     }
 
     /// Routes over the interface that Wattle made, with their source address.
-    pub(super) async fn routes(&self, index: u32) -> anyhow::Result<BTreeMap<IpNet, Option<IpAddr>>> {
+    pub(super) async fn routes(
+        &self,
+        index: u32,
+    ) -> anyhow::Result<BTreeMap<IpNet, Option<IpAddr>>> {
         let mut routes = BTreeMap::new();
         for family in [Family::V4, Family::V6] {
             let messages = self.route_messages(family).await?;
             let ours = messages.iter().filter(|message| is_ours(message, index));
-            routes.extend(ours.filter_map(|message| Some((destination(message)?, source(message)))));
+            routes
+                .extend(ours.filter_map(|message| Some((destination(message)?, source(message)))));
         }
         Ok(routes)
     }
 
-    /// Makes the route, or replaces the one that Wattle made. A route of somebody else to the same prefix is left, and named in the error.
-    pub(super) async fn set_route(&self, index: u32, prefix: IpNet, source: Option<IpAddr>) -> anyhow::Result<()> {
+    /// Makes the route, or replaces the one that Wattle made. A route of somebody else to the same
+    /// prefix is left, and named in the error.
+    pub(super) async fn set_route(
+        &self,
+        index: u32,
+        prefix: IpNet,
+        source: Option<IpAddr>,
+    ) -> anyhow::Result<()> {
         let same_prefix = self.routes_to(prefix).await?;
         let mut request = self.0.route().add(route(index, prefix, source)?);
-        // Without this a replacement takes whichever route to the prefix comes first, whoever made it.
+        // Without this a replacement takes whichever route to the prefix comes first, whoever made
+        // it.
         if same_prefix.iter().any(|message| is_ours(message, index)) {
             request = request.replace();
         }
         match request.execute().await.map_err(into_io) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let names = same_prefix.iter().filter_map(output).filter_map(|index| nix::net::if_::if_indextoname(index).ok());
-                let over: String = names.map(|name| format!(" over {}", name.to_string_lossy())).collect();
-                bail!("there is already another route to {prefix}{over}: see `ip route show {prefix}`");
+                let names = same_prefix
+                    .iter()
+                    .filter_map(output)
+                    .filter_map(|index| nix::net::if_::if_indextoname(index).ok());
+                let over: String = names
+                    .map(|name| format!(" over {}", name.to_string_lossy()))
+                    .collect();
+                bail!(
+                    "there is already another route to {prefix}{over}: see `ip route show {prefix}`"
+                );
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput && source.is_some() => {
-                Err(error).with_context(|| format!("{} may not be an address of this host", source.unwrap_or(prefix.addr())))
+                Err(error).with_context(|| {
+                    format!(
+                        "{} may not be an address of this host",
+                        source.unwrap_or(prefix.addr())
+                    )
+                })
             }
-            Err(error) if error.raw_os_error() == Some(Errno::ENETDOWN as i32) => Err(error).context("the interface is down"),
+            Err(error) if error.raw_os_error() == Some(Errno::ENETDOWN as i32) => {
+                Err(error).context("the interface is down")
+            }
             other => other.map_err(super::explained),
         }
     }
 
     pub(super) async fn remove_route(&self, index: u32, prefix: IpNet) -> anyhow::Result<()> {
-        for message in self.routes_to(prefix).await?.into_iter().filter(|message| is_ours(message, index)) {
-            self.0.route().del(message).execute().await.map_err(into_io).map_err(super::explained)?;
+        for message in self
+            .routes_to(prefix)
+            .await?
+            .into_iter()
+            .filter(|message| is_ours(message, index))
+        {
+            self.0
+                .route()
+                .del(message)
+                .execute()
+                .await
+                .map_err(into_io)
+                .map_err(super::explained)?;
         }
         Ok(())
     }
 
     async fn routes_to(&self, prefix: IpNet) -> anyhow::Result<Vec<RouteMessage>> {
         let mut messages = self.route_messages(prefix.into()).await?;
-        messages.retain(|message| in_main_table(message) && destination(message) == Some(prefix.trunc()));
+        messages.retain(|message| {
+            in_main_table(message) && destination(message) == Some(prefix.trunc())
+        });
         Ok(messages)
     }
 
@@ -170,21 +265,52 @@ impl Tables {
             Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
             Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
         };
-        let routes = self.0.route().get(query).execute().try_collect::<Vec<_>>().await;
+        let routes = self
+            .0
+            .route()
+            .get(query)
+            .execute()
+            .try_collect::<Vec<_>>()
+            .await;
         routes.map_err(into_io).context("cannot read the routes")
     }
 
     async fn address_messages(&self) -> anyhow::Result<Vec<AddressMessage>> {
-        let addresses = self.0.address().get().execute().try_collect::<Vec<_>>().await;
-        addresses.map_err(into_io).context("cannot read the addresses")
+        let addresses = self
+            .0
+            .address()
+            .get()
+            .execute()
+            .try_collect::<Vec<_>>()
+            .await;
+        addresses
+            .map_err(into_io)
+            .context("cannot read the addresses")
     }
 }
 
 fn found(message: &LinkMessage) -> Found {
-    let infos =
-        message.attributes.iter().filter_map(|attribute| if let LinkAttribute::LinkInfo(infos) = attribute { Some(infos) } else { None });
-    let kind = infos.flatten().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
-    let mtu = message.attributes.iter().find_map(|attribute| if let LinkAttribute::Mtu(mtu) = attribute { Some(*mtu) } else { None });
+    let infos = message.attributes.iter().filter_map(|attribute| {
+        if let LinkAttribute::LinkInfo(infos) = attribute {
+            Some(infos)
+        } else {
+            None
+        }
+    });
+    let kind = infos.flatten().find_map(|info| {
+        if let LinkInfo::Kind(kind) = info {
+            Some(kind)
+        } else {
+            None
+        }
+    });
+    let mtu = message.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::Mtu(mtu) = attribute {
+            Some(*mtu)
+        } else {
+            None
+        }
+    });
     Found {
         index: message.header.index,
         kind: match kind {
@@ -198,11 +324,25 @@ fn found(message: &LinkMessage) -> Found {
     }
 }
 
-/// The address that the host itself has; of a point-to-point interface `Address` is the other end's.
+/// The address that the host itself has; of a point-to-point interface `Address` is the other
+/// end's.
 fn address_of(message: &AddressMessage) -> Option<IpNet> {
-    let local = message.attributes.iter().find_map(|attribute| if let AddressAttribute::Local(ip) = attribute { Some(*ip) } else { None });
-    let any =
-        || message.attributes.iter().find_map(|attribute| if let AddressAttribute::Address(ip) = attribute { Some(*ip) } else { None });
+    let local = message.attributes.iter().find_map(|attribute| {
+        if let AddressAttribute::Local(ip) = attribute {
+            Some(*ip)
+        } else {
+            None
+        }
+    });
+    let any = || {
+        message.attributes.iter().find_map(|attribute| {
+            if let AddressAttribute::Address(ip) = attribute {
+                Some(*ip)
+            } else {
+                None
+            }
+        })
+    };
     IpNet::new(local.or_else(any)?, message.header.prefix_len).ok()
 }
 
@@ -224,7 +364,9 @@ fn route(index: u32, prefix: IpNet, source: Option<IpAddr>) -> anyhow::Result<Ro
         builder = builder.scope(RouteScope::Link);
     }
     if let Some(source) = source {
-        builder = builder.pref_source(source).with_context(|| format!("{source} cannot be the source of a route to {prefix}"))?;
+        builder = builder
+            .pref_source(source)
+            .with_context(|| format!("{source} cannot be the source of a route to {prefix}"))?;
     }
     Ok(builder.build())
 }
@@ -241,20 +383,45 @@ fn in_main_table(message: &RouteMessage) -> bool {
 }
 
 fn output(message: &RouteMessage) -> Option<u32> {
-    message.attributes.iter().find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
+    message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Oif(index) = attribute {
+            Some(*index)
+        } else {
+            None
+        }
+    })
 }
 
 fn source(message: &RouteMessage) -> Option<IpAddr> {
-    message.attributes.iter().find_map(|attribute| if let RouteAttribute::PrefSource(address) = attribute { ip(address) } else { None })
+    message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::PrefSource(address) = attribute {
+            ip(address)
+        } else {
+            None
+        }
+    })
 }
 
 /// The prefix that the route is for; a message without one is a default route.
 fn destination(message: &RouteMessage) -> Option<IpNet> {
-    let named =
-        message.attributes.iter().find_map(|attribute| if let RouteAttribute::Destination(to) = attribute { Some(ip(to)) } else { None });
+    let named = message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Destination(to) = attribute {
+            Some(ip(to))
+        } else {
+            None
+        }
+    });
     let is_v6 = message.header.address_family == AddressFamily::Inet6;
-    let any = if is_v6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-    IpNet::new(named.unwrap_or(Some(any))?, message.header.destination_prefix_length).ok()
+    let any = if is_v6 {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    };
+    IpNet::new(
+        named.unwrap_or(Some(any))?,
+        message.header.destination_prefix_length,
+    )
+    .ok()
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -268,5 +435,9 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 fn into_io(error: rtnetlink::Error) -> io::Error {
-    if let rtnetlink::Error::NetlinkError(message) = &error { message.to_io() } else { io::Error::other(error.to_string()) }
+    if let rtnetlink::Error::NetlinkError(message) = &error {
+        message.to_io()
+    } else {
+        io::Error::other(error.to_string())
+    }
 }

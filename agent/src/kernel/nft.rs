@@ -13,7 +13,8 @@ use super::owned::OwnedRuleset;
 /// Where `nft` is; the PATH of a person who is not root has no `sbin`.
 const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
 const LIMIT: Duration = Duration::from_secs(30);
-/// Makes the table if there is none and deletes it: what follows in the same transaction starts from nothing, and no packet sees a gap.
+/// Makes the table if there is none and deletes it: what follows in the same transaction starts
+/// from nothing, and no packet sees a gap.
 const START_AFRESH: &str = "table inet wattle\ndelete table inet wattle\n";
 
 /// Compares the table with what it was right after it was made.
@@ -26,7 +27,9 @@ pub(super) async fn observe(made: Option<&OwnedRuleset>) -> anyhow::Result<Obser
     };
     Ok(match (listing, made) {
         (None, _) => ObservedRuleset::Absent,
-        (Some(listing), Some(made)) if made.listing == listing && made.text == text(&made.ruleset) => {
+        (Some(listing), Some(made))
+            if made.listing == listing && made.text == text(&made.ruleset) =>
+        {
             ObservedRuleset::Intact(made.ruleset.clone())
         }
         (Some(_), _) => ObservedRuleset::Altered,
@@ -35,15 +38,18 @@ pub(super) async fn observe(made: Option<&OwnedRuleset>) -> anyhow::Result<Obser
 
 /// Makes the table, or makes it anew. Gives what to remember of it.
 ///
-/// Where there is none, the sets come first and the chain after them, so that no packet meets a chain whose sets are still empty. One that is
-/// there is replaced in one transaction: there is never a moment without rules.
+/// Where there is none, the sets come first and the chain after them, so that no packet meets a
+/// chain whose sets are still empty. One that is there is replaced in one transaction: there is
+/// never a moment without rules.
 pub(super) async fn set(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
     let transactions = match list().await? {
         None => vec![ruleset.sets(), ruleset.chain()],
         Some(_) => vec![format!("{START_AFRESH}{}", text(ruleset))],
     };
     for transaction in transactions {
-        run(&["-f", "-"], &transaction).await?.context("nft refused the table inet wattle")?;
+        run(&["-f", "-"], &transaction)
+            .await?
+            .context("nft refused the table inet wattle")?;
     }
     made(ruleset).await
 }
@@ -61,7 +67,9 @@ pub(super) async fn update(from: &Ruleset, to: &Ruleset) -> anyhow::Result<Owned
 
 /// All tables of the host with their chains and rules, in nft's JSON.
 pub(super) async fn everything() -> anyhow::Result<Value> {
-    let listing = run(&["--json", "list", "ruleset"], "").await?.context("nft cannot list the ruleset")?;
+    let listing = run(&["--json", "list", "ruleset"], "")
+        .await?
+        .context("nft cannot list the ruleset")?;
     serde_json::from_str(&listing).context("nft's listing is not JSON")
 }
 
@@ -70,13 +78,21 @@ pub(super) async fn remove() -> anyhow::Result<bool> {
     if list().await?.is_none() {
         return Ok(false);
     }
-    run(&["-f", "-"], START_AFRESH).await?.context("nft cannot delete the table inet wattle")?;
+    run(&["-f", "-"], START_AFRESH)
+        .await?
+        .context("nft cannot delete the table inet wattle")?;
     Ok(true)
 }
 
 async fn made(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
-    let listing = list().await?.context("the table inet wattle was removed right after it was made")?;
-    Ok(OwnedRuleset { ruleset: ruleset.clone(), text: text(ruleset), listing })
+    let listing = list()
+        .await?
+        .context("the table inet wattle was removed right after it was made")?;
+    Ok(OwnedRuleset {
+        ruleset: ruleset.clone(),
+        text: text(ruleset),
+        listing,
+    })
 }
 
 fn text(ruleset: &Ruleset) -> String {
@@ -110,7 +126,13 @@ async fn run(arguments: &[&str], input: &str) -> anyhow::Result<Result<String, C
     let mut child = None;
     for program in PROGRAMS {
         let mut command = Command::new(program);
-        command.args(arguments).env("LC_ALL", "C").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         match command.spawn() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             spawned => {
@@ -119,7 +141,9 @@ async fn run(arguments: &[&str], input: &str) -> anyhow::Result<Result<String, C
             }
         }
     }
-    let Some(mut child) = child else { return Err(Missing.into()) };
+    let Some(mut child) = child else {
+        return Err(Missing.into());
+    };
     let stdin = child.stdin.take();
     let feed = async {
         if let Some(mut stdin) = stdin {
@@ -127,14 +151,24 @@ async fn run(arguments: &[&str], input: &str) -> anyhow::Result<Result<String, C
             let _ = stdin.write_all(input.as_bytes()).await;
         }
     };
-    let finished = timeout(LIMIT, async { tokio::join!(feed, child.wait_with_output()).1 }).await;
-    let output = finished.with_context(|| format!("nft did not end within {} s", LIMIT.as_secs()))?.context("cannot wait for nft")?;
+    let finished = timeout(LIMIT, async {
+        tokio::join!(feed, child.wait_with_output()).1
+    })
+    .await;
+    let output = finished
+        .with_context(|| format!("nft did not end within {} s", LIMIT.as_secs()))?
+        .context("cannot wait for nft")?;
     if output.status.success() {
-        return Ok(Ok(String::from_utf8(output.stdout).context("nft's output is not UTF-8")?));
+        return Ok(Ok(
+            String::from_utf8(output.stdout).context("nft's output is not UTF-8")?
+        ));
     }
     let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     if complaint.contains("Operation not permitted") {
-        bail!("nft was not permitted to ({complaint}): {}", super::NEEDS_NET_ADMIN);
+        bail!(
+            "nft was not permitted to ({complaint}): {}",
+            super::NEEDS_NET_ADMIN
+        );
     }
     Ok(Err(Complaint(complaint)))
 }

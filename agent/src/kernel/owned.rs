@@ -1,4 +1,5 @@
-//! What the agent made on this host, remembered across its restarts, so that it takes away that and nothing else.
+//! What the agent made on this host, remembered across its restarts, so that it takes away that and
+//! nothing else.
 
 use std::fs;
 
@@ -10,7 +11,8 @@ use wattle_mesh::host::ruleset::Ruleset;
 use super::userspace::namespace_of;
 use crate::store::Store;
 
-/// What the agent made. Nothing of it outlives a boot or its network namespace, so neither does the record.
+/// What the agent made. Nothing of it outlives a boot or its network namespace, so neither does the
+/// record.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Owned {
@@ -24,7 +26,8 @@ pub(super) struct Owned {
     pub(super) sysctls: Vec<OwnedSysctl>,
 }
 
-/// How the interface was made. It is written down before, so that a crash in between leaves nothing unowned.
+/// How the interface was made. It is written down before, so that a crash in between leaves nothing
+/// unowned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "device")]
 pub(super) enum OwnedInterface {
@@ -55,7 +58,8 @@ pub(super) struct OwnedSysctl {
 
 const FILE: &str = "made.json";
 
-/// The file that holds it. Each change reads it again: `wattle-agent down` may be another process than the one that made things.
+/// The file that holds it. Each change reads it again: `wattle-agent down` may be another process
+/// than the one that made things.
 #[derive(Clone, Debug)]
 pub(super) struct OwnedStore {
     store: Store,
@@ -64,13 +68,20 @@ pub(super) struct OwnedStore {
 
 impl OwnedStore {
     pub(super) fn new(store: &Store) -> anyhow::Result<Self> {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .context("cannot read the boot id")?;
         let namespace = namespace_of("self").context("cannot read /proc/self/ns/net")?;
-        Ok(Self { store: store.clone(), host: format!("{} {}", boot.trim(), namespace.display()) })
+        Ok(Self {
+            store: store.clone(),
+            host: format!("{} {}", boot.trim(), namespace.display()),
+        })
     }
 
     pub(super) fn load(&self) -> anyhow::Result<Owned> {
-        let nothing = Owned { host: self.host.clone(), ..Owned::default() };
+        let nothing = Owned {
+            host: self.host.clone(),
+            ..Owned::default()
+        };
         match self.store.read::<Owned>(FILE) {
             Ok(Some(made)) if made.host == self.host => Ok(made),
             Ok(_) => Ok(nothing),
@@ -105,15 +116,41 @@ mod tests {
         let owned = OwnedStore::new(&Store::open(folder.path()).unwrap()).unwrap();
         assert_eq!(owned.load().unwrap().interface, None);
 
-        owned.change(|made| made.interface = Some(OwnedInterface::Userspace { process: Some(7) })).unwrap();
-        let ruleset = Ruleset { interface: "wattle0".parse().unwrap(), local: BTreeSet::new(), remote: BTreeSet::new() };
-        owned.change(|made| made.ruleset = Some(OwnedRuleset { ruleset, text: "a".to_owned(), listing: "b".to_owned() })).unwrap();
+        owned
+            .change(|made| made.interface = Some(OwnedInterface::Userspace { process: Some(7) }))
+            .unwrap();
+        let ruleset = Ruleset {
+            interface: "wattle0".parse().unwrap(),
+            local: BTreeSet::new(),
+            remote: BTreeSet::new(),
+        };
+        owned
+            .change(|made| {
+                made.ruleset = Some(OwnedRuleset {
+                    ruleset,
+                    text: "a".to_owned(),
+                    listing: "b".to_owned(),
+                })
+            })
+            .unwrap();
         let made = owned.load().unwrap();
-        assert_eq!(made.interface, Some(OwnedInterface::Userspace { process: Some(7) }));
+        assert_eq!(
+            made.interface,
+            Some(OwnedInterface::Userspace { process: Some(7) })
+        );
         assert_eq!(made.ruleset.unwrap().listing, "b");
 
-        let after_boot = OwnedStore { host: "another boot".to_owned(), ..owned.clone() };
-        assert_eq!(after_boot.load().unwrap(), Owned { host: "another boot".to_owned(), ..Owned::default() });
+        let after_boot = OwnedStore {
+            host: "another boot".to_owned(),
+            ..owned.clone()
+        };
+        assert_eq!(
+            after_boot.load().unwrap(),
+            Owned {
+                host: "another boot".to_owned(),
+                ..Owned::default()
+            }
+        );
 
         owned.forget().unwrap();
         owned.forget().unwrap();

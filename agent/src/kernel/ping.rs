@@ -11,19 +11,32 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of payload, as `ping` sends them.
 const PAYLOAD: [u8; 56] = [0; 56];
 
-/// Sends echo requests to an address, one after the other, and says what came back. The identifier tells their answers from those of others.
+/// Sends echo requests to an address, one after the other, and says what came back. The identifier
+/// tells their answers from those of others.
 ///
 /// # Errors
 ///
 /// When this process may not send them.
 pub(crate) async fn ping(address: IpAddr, identifier: u16, count: u16) -> anyhow::Result<Answers> {
-    let kind = if address.is_ipv4() { ICMP::V4 } else { ICMP::V6 };
+    let kind = if address.is_ipv4() {
+        ICMP::V4
+    } else {
+        ICMP::V6
+    };
     // A raw socket tells the time to live of an answer.
-    let config = Config::builder().kind(kind).sock_type_hint(socket2::Type::RAW).build();
+    let config = Config::builder()
+        .kind(kind)
+        .sock_type_hint(socket2::Type::RAW)
+        .build();
     let client = Client::new(&config).context("cannot send pings: run this as root")?;
     let mut pinger = client.pinger(address, PingIdentifier(identifier)).await;
     pinger.timeout(PATIENCE);
-    let mut answers = Answers { address, sent: usize::from(count), round_trips_ms: Vec::new(), ttl: None };
+    let mut answers = Answers {
+        address,
+        sent: usize::from(count),
+        round_trips_ms: Vec::new(),
+        ttl: None,
+    };
     for sequence in 0..count {
         // No route and no answer are the same to who waits for one.
         if let Ok((packet, took)) = pinger.ping(PingSequence(sequence), &PAYLOAD).await {

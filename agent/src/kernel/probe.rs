@@ -1,4 +1,5 @@
-//! The socket through which probes go: on the tunnel address, and on packets of the tunnel's interface alone.
+//! The socket through which probes go: on the tunnel address, and on packets of the tunnel's
+//! interface alone.
 
 use std::{
     io::{self, IoSliceMut},
@@ -9,7 +10,9 @@ use std::{
 use nix::{
     errno::Errno,
     libc,
-    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt::Ipv4RecvErr},
+    sys::socket::{
+        ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt::Ipv4RecvErr,
+    },
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket};
@@ -31,7 +34,8 @@ pub(crate) enum Arrived {
 }
 
 impl ProbeSocket {
-    /// Listens on the tunnel address, to what comes through the interface: not to a neighbour who sends to that address from elsewhere.
+    /// Listens on the tunnel address, to what comes through the interface: not to a neighbour who
+    /// sends to that address from elsewhere.
     pub(crate) fn open(interface: &str, address: Ipv4Addr) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
         socket.bind_device(Some(interface.as_bytes()))?;
@@ -46,8 +50,12 @@ impl ProbeSocket {
     ///
     /// When the interface or its address is not there any more.
     pub(crate) fn send(&self, to: Ipv4Addr, probe: Probe) -> io::Result<()> {
-        // Not tokio's, which waits to hear that there is room: a probe for which there is none is as good as lost.
-        let send = || SockRef::from(&self.0).send_to(&probe.to_bytes(), &SocketAddrV4::new(to, PROBE_PORT).into());
+        // Not tokio's, which waits to hear that there is room: a probe for which there is none is
+        // as good as lost.
+        let send = || {
+            SockRef::from(&self.0)
+                .send_to(&probe.to_bytes(), &SocketAddrV4::new(to, PROBE_PORT).into())
+        };
         // What an earlier probe met is told to the next call, whatever that is.
         match send().or_else(|_| send()) {
             Err(error) if is_gone(&error) => Err(error),
@@ -67,7 +75,9 @@ impl ProbeSocket {
             let mut datagram = [0; LARGEST];
             match self.0.try_recv_from(&mut datagram) {
                 Ok((length, from)) => {
-                    if let (std::net::SocketAddr::V4(from), Some(probe)) = (from, Probe::from_bytes(&datagram[..length])) {
+                    if let (std::net::SocketAddr::V4(from), Some(probe)) =
+                        (from, Probe::from_bytes(&datagram[..length]))
+                    {
                         return Ok(Arrived::Probe(*from.ip(), probe));
                     }
                 }
@@ -77,27 +87,37 @@ impl ProbeSocket {
         }
     }
 
-    /// The next of the errors that probes met; `None` when it does not come from the host that was asked.
+    /// The next of the errors that probes met; `None` when it does not come from the host that was
+    /// asked.
     fn refusal(&self) -> io::Result<Option<Arrived>> {
         let mut datagram = [0; LARGEST];
         let mut buffers = [IoSliceMut::new(&mut datagram)];
         let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in);
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-        let message = recvmsg::<SockaddrIn>(self.0.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
+        let message =
+            recvmsg::<SockaddrIn>(self.0.as_raw_fd(), &mut buffers, Some(&mut control), flags)?;
         let asked = message.address.map(|address| address.ip());
         let says_so = message.cmsgs()?.find_map(|message| {
-            let ControlMessageOwned::Ipv4RecvErr(_, Some(host)) = message else { return None };
+            let ControlMessageOwned::Ipv4RecvErr(_, Some(host)) = message else {
+                return None;
+            };
             Some(Ipv4Addr::from(u32::from_be(host.sin_addr.s_addr)))
         });
         let length = message.bytes;
-        let Some(Probe::Request(number)) = Probe::from_bytes(&datagram[..length]) else { return Ok(None) };
-        Ok(asked.filter(|asked| says_so == Some(*asked)).map(|asked| Arrived::Refused(asked, number)))
+        let Some(Probe::Request(number)) = Probe::from_bytes(&datagram[..length]) else {
+            return Ok(None);
+        };
+        Ok(asked
+            .filter(|asked| says_so == Some(*asked))
+            .map(|asked| Arrived::Refused(asked, number)))
     }
 }
 
 /// Whether the interface, or the address on it, is not there any more.
 fn is_gone(error: &io::Error) -> bool {
-    [Errno::ENODEV, Errno::EINVAL, Errno::EADDRNOTAVAIL].into_iter().any(|code| error.raw_os_error() == Some(code as i32))
+    [Errno::ENODEV, Errno::EINVAL, Errno::EADDRNOTAVAIL]
+        .into_iter()
+        .any(|code| error.raw_os_error() == Some(code as i32))
 }
 
 #[cfg(test)]
@@ -109,7 +129,10 @@ mod tests {
         let [one, other, nobody] = [2, 3, 4].map(|last| Ipv4Addr::new(127, 87, 0, last));
         let [here, there] = [one, other].map(|address| ProbeSocket::open("lo", address).unwrap());
         here.send(other, Probe::Request(7)).unwrap();
-        assert_eq!(there.arrival().await.unwrap(), Arrived::Probe(one, Probe::Request(7)));
+        assert_eq!(
+            there.arrival().await.unwrap(),
+            Arrived::Probe(one, Probe::Request(7))
+        );
         here.send(nobody, Probe::Request(8)).unwrap();
         assert_eq!(here.arrival().await.unwrap(), Arrived::Refused(nobody, 8));
         // The socket goes on after that.
@@ -117,6 +140,12 @@ mod tests {
         there.send(one, Probe::Answer(7)).unwrap();
         let mut arrived = [here.arrival().await.unwrap(), here.arrival().await.unwrap()];
         arrived.sort_by_key(|arrived| matches!(arrived, Arrived::Probe(..)));
-        assert_eq!(arrived, [Arrived::Refused(nobody, 9), Arrived::Probe(other, Probe::Answer(7))]);
+        assert_eq!(
+            arrived,
+            [
+                Arrived::Refused(nobody, 9),
+                Arrived::Probe(other, Probe::Answer(7))
+            ]
+        );
     }
 }

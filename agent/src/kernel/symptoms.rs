@@ -13,13 +13,22 @@ const NET_ADMIN: u32 = 12;
 /// Whether this process may change interfaces and firewalls here.
 pub(crate) fn may_administer() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    let effective = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
     effective.is_some_and(|effective| effective & (1 << NET_ADMIN) != 0)
 }
 
-/// `rp_filter` as it works on the interface: the larger of its own and that of all (Documentation/networking/ip-sysctl.rst).
+/// `rp_filter` as it works on the interface: the larger of its own and that of all
+/// (Documentation/networking/ip-sysctl.rst).
 pub(crate) fn rp_filter(interface: &InterfaceName) -> Option<u8> {
-    let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).ok()?.trim().parse::<u8>().ok();
+    let read = |name: &str| {
+        fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"))
+            .ok()?
+            .trim()
+            .parse::<u8>()
+            .ok()
+    };
     read("all").max(read(interface.as_str()))
 }
 
@@ -31,7 +40,11 @@ pub(crate) fn underlay() -> Option<(String, u32)> {
         let (interface, destination, mask) = (words.next()?, words.next()?, words.nth(5)?);
         (destination == "00000000" && mask == "00000000").then(|| interface.to_owned())
     })?;
-    let mtu = fs::read_to_string(Path::new("/sys/class/net").join(&interface).join("mtu")).ok()?.trim().parse().ok()?;
+    let mtu = fs::read_to_string(Path::new("/sys/class/net").join(&interface).join("mtu"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     Some((interface, mtu))
 }
 
@@ -44,5 +57,7 @@ pub(crate) fn has_legacy_rules() -> bool {
 
 /// All tables, chains and rules, as nft lists them.
 pub(crate) async fn ruleset() -> Result<Value, String> {
-    nft::everything().await.map_err(|error| format!("{error:#}"))
+    nft::everything()
+        .await
+        .map_err(|error| format!("{error:#}"))
 }

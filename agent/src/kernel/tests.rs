@@ -30,16 +30,29 @@ fn in_namespace(name: &str, test: impl Future<Output = ()>) {
         if !nix::unistd::geteuid().is_root() {
             again.args(["--user", "--map-root-user"]);
         }
-        again.args(["--net", "--mount"]).arg(std::env::current_exe().unwrap());
-        again.args(["--exact", &format!("kernel::tests::{name}"), "--nocapture"]).env(IN_NAMESPACE, "1");
+        again
+            .args(["--net", "--mount"])
+            .arg(std::env::current_exe().unwrap());
+        again
+            .args(["--exact", &format!("kernel::tests::{name}"), "--nocapture"])
+            .env(IN_NAMESPACE, "1");
         let output = again.output().expect("unshare of util-linux");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
         return;
     }
     command("mount -t tmpfs none /run");
     command("ip link set lo up");
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
 }
 
 fn command(line: &str) {
@@ -53,7 +66,9 @@ fn name(text: &str) -> InterfaceName {
 }
 
 fn prefixes(text: &str) -> BTreeSet<IpNet> {
-    text.split_whitespace().map(|prefix| prefix.parse().unwrap()).collect()
+    text.split_whitespace()
+        .map(|prefix| prefix.parse().unwrap())
+        .collect()
 }
 
 fn public_key(seed: u8) -> WireguardKey {
@@ -61,11 +76,22 @@ fn public_key(seed: u8) -> WireguardKey {
 }
 
 async fn kind(interface: &InterfaceName) -> DeviceKind {
-    device_kind(&Tables::open().unwrap().find(interface).await.unwrap().unwrap()).unwrap()
+    device_kind(
+        &Tables::open()
+            .unwrap()
+            .find(interface)
+            .await
+            .unwrap()
+            .unwrap(),
+    )
+    .unwrap()
 }
 
 async fn dump(interface: &InterfaceName) -> Dump {
-    wireguard::dump(interface, kind(interface).await).await.unwrap().unwrap()
+    wireguard::dump(interface, kind(interface).await)
+        .await
+        .unwrap()
+        .unwrap()
 }
 
 async fn try_write(interface: &InterfaceName, what: &Write<'_>) -> anyhow::Result<()> {
@@ -102,80 +128,158 @@ async fn device(interface: &InterfaceName, seed: u8, port: u16) {
 async fn device_in_this_process(interface: &InterfaceName) {
     let running = interface.clone();
     tokio::spawn(async move { crate::device::run(&running).await.unwrap() });
-    until("the device answers", async || wireguard::dump(interface, DeviceKind::Userspace).await.unwrap().map(drop).ok_or("no answer"))
-        .await;
+    until("the device answers", async || {
+        wireguard::dump(interface, DeviceKind::Userspace)
+            .await
+            .unwrap()
+            .map(drop)
+            .ok_or("no answer")
+    })
+    .await;
 }
 
 fn peer(endpoint: Option<&str>, keepalive_s: u16, allowed_ips: &str) -> PeerChange {
     let endpoint = endpoint.map(|text| text.parse::<SocketAddr>().unwrap());
-    PeerChange { endpoint, keepalive_s: Some(keepalive_s), allowed_ips: AllowedIps::Replace(prefixes(allowed_ips)), psk: None }
+    PeerChange {
+        endpoint,
+        keepalive_s: Some(keepalive_s),
+        allowed_ips: AllowedIps::Replace(prefixes(allowed_ips)),
+        psk: None,
+    }
 }
 
 #[test]
 fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
-    in_namespace("a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters", async {
-        let (here, there) = (name("wattle0"), name("wattle1"));
-        device(&here, 1, 51820).await;
-        device(&there, 2, 51821).await;
-        // Only one end knows where the other is: its endpoint there is learned.
-        set_peer(&there, &public_key(1), &peer(None, 0, "10.99.0.1/32")).await;
-        set_peer(&here, &public_key(2), &peer(Some("127.0.0.1:51821"), 0, "10.77.0.0/24")).await;
-        command("ip addr add 10.99.0.1/32 dev wattle0");
-        for up in ["ip link set wattle0 up", "ip link set wattle1 up", "ip route add 10.77.0.0/24 dev wattle0"] {
-            command(up);
-        }
-        let packets = UdpSocket::bind("10.99.0.1:0").unwrap();
-        let seen = async || dump(&there).await.peers.remove(&public_key(1)).unwrap();
-        // gotatun counts what a packet carries, so a keepalive is nothing to it.
-        let carries = async |more_than: u64| {
-            until("packets arrive", async || {
-                packets.send_to(&[0; 500], "10.77.0.5:9").unwrap();
-                let peer = seen().await;
-                if peer.is_live() && peer.received_bytes > more_than { Ok(()) } else { Err(peer) }
-            })
+    in_namespace(
+        "a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters",
+        async {
+            let (here, there) = (name("wattle0"), name("wattle1"));
+            device(&here, 1, 51820).await;
+            device(&there, 2, 51821).await;
+            // Only one end knows where the other is: its endpoint there is learned.
+            set_peer(&there, &public_key(1), &peer(None, 0, "10.99.0.1/32")).await;
+            set_peer(
+                &here,
+                &public_key(2),
+                &peer(Some("127.0.0.1:51821"), 0, "10.77.0.0/24"),
+            )
             .await;
-        };
-        carries(500).await;
+            command("ip addr add 10.99.0.1/32 dev wattle0");
+            for up in [
+                "ip link set wattle0 up",
+                "ip link set wattle1 up",
+                "ip route add 10.77.0.0/24 dev wattle0",
+            ] {
+                command(up);
+            }
+            let packets = UdpSocket::bind("10.99.0.1:0").unwrap();
+            let seen = async || dump(&there).await.peers.remove(&public_key(1)).unwrap();
+            // gotatun counts what a packet carries, so a keepalive is nothing to it.
+            let carries = async |more_than: u64| {
+                until("packets arrive", async || {
+                    packets.send_to(&[0; 500], "10.77.0.5:9").unwrap();
+                    let peer = seen().await;
+                    if peer.is_live() && peer.received_bytes > more_than {
+                        Ok(())
+                    } else {
+                        Err(peer)
+                    }
+                })
+                .await;
+            };
+            carries(500).await;
 
-        let before = seen().await;
-        assert_eq!(before.endpoint, Some("127.0.0.1:51820".parse().unwrap()));
-        let psk = Some(Psk::new([7; 32]));
-        let keepalive = PeerChange { keepalive_s: Some(30), ..PeerChange::default() };
-        let more = PeerChange { allowed_ips: AllowedIps::Add(prefixes("10.1.0.0/24")), ..PeerChange::default() };
-        let others = PeerChange { allowed_ips: AllowedIps::Replace(prefixes("10.3.0.0/24")), psk: psk.clone(), ..PeerChange::default() };
-        for change in [keepalive, more, others] {
-            set_peer(&there, &public_key(1), &change).await;
-        }
-        set_peer(&there, &public_key(3), &PeerChange::default()).await;
-        write(&there, &Write::Peers(vec![(&public_key(3), None)])).await;
+            let before = seen().await;
+            assert_eq!(before.endpoint, Some("127.0.0.1:51820".parse().unwrap()));
+            let psk = Some(Psk::new([7; 32]));
+            let keepalive = PeerChange {
+                keepalive_s: Some(30),
+                ..PeerChange::default()
+            };
+            let more = PeerChange {
+                allowed_ips: AllowedIps::Add(prefixes("10.1.0.0/24")),
+                ..PeerChange::default()
+            };
+            let others = PeerChange {
+                allowed_ips: AllowedIps::Replace(prefixes("10.3.0.0/24")),
+                psk: psk.clone(),
+                ..PeerChange::default()
+            };
+            for change in [keepalive, more, others] {
+                set_peer(&there, &public_key(1), &change).await;
+            }
+            set_peer(&there, &public_key(3), &PeerChange::default()).await;
+            write(&there, &Write::Peers(vec![(&public_key(3), None)])).await;
 
-        let after = seen().await;
-        let ObservedPeer { handshake_age_s, received_bytes, sent_bytes, .. } = after;
-        assert!(received_bytes >= before.received_bytes && sent_bytes >= before.sent_bytes && handshake_age_s.is_some(), "{after:?}");
-        let written = ObservedPeer { keepalive_s: 30, allowed_ips: prefixes("10.3.0.0/24"), psk, ..before };
-        assert_eq!(ObservedPeer { handshake_age_s, received_bytes, sent_bytes, ..written }, after);
-        set_peer(&there, &public_key(1), &peer(None, 30, "10.99.0.1/32")).await;
-        carries(received_bytes).await;
-        assert!(seen().await.sent_bytes < 200, "one handshake was enough");
-    });
+            let after = seen().await;
+            let ObservedPeer {
+                handshake_age_s,
+                received_bytes,
+                sent_bytes,
+                ..
+            } = after;
+            assert!(
+                received_bytes >= before.received_bytes
+                    && sent_bytes >= before.sent_bytes
+                    && handshake_age_s.is_some(),
+                "{after:?}"
+            );
+            let written = ObservedPeer {
+                keepalive_s: 30,
+                allowed_ips: prefixes("10.3.0.0/24"),
+                psk,
+                ..before
+            };
+            assert_eq!(
+                ObservedPeer {
+                    handshake_age_s,
+                    received_bytes,
+                    sent_bytes,
+                    ..written
+                },
+                after
+            );
+            set_peer(&there, &public_key(1), &peer(None, 30, "10.99.0.1/32")).await;
+            carries(received_bytes).await;
+            assert!(seen().await.sent_bytes < 200, "one handshake was enough");
+        },
+    );
 }
 
 #[test]
 fn a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there() {
-    in_namespace("a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there", async {
-        let interface = name("wattle0");
-        device(&interface, 1, 51820).await;
-        set_peer(&interface, &public_key(2), &peer(None, 0, "10.2.0.0/24 10.99.0.2/32")).await;
-        set_peer(&interface, &public_key(3), &peer(None, 0, "10.2.0.0/24")).await;
-        let touch = PeerChange { keepalive_s: Some(25), ..PeerChange::default() };
-        set_peer(&interface, &public_key(2), &touch).await;
+    in_namespace(
+        "a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there",
+        async {
+            let interface = name("wattle0");
+            device(&interface, 1, 51820).await;
+            set_peer(
+                &interface,
+                &public_key(2),
+                &peer(None, 0, "10.2.0.0/24 10.99.0.2/32"),
+            )
+            .await;
+            set_peer(&interface, &public_key(3), &peer(None, 0, "10.2.0.0/24")).await;
+            let touch = PeerChange {
+                keepalive_s: Some(25),
+                ..PeerChange::default()
+            };
+            set_peer(&interface, &public_key(2), &touch).await;
 
-        let held = async |seed| dump(&interface).await.peers[&public_key(seed)].allowed_ips.clone();
-        assert_eq!((held(2).await, held(3).await), (prefixes("10.99.0.2/32"), prefixes("10.2.0.0/24")));
-        write(&interface, &Write::Peers(vec![(&public_key(3), None)])).await;
-        set_peer(&interface, &public_key(2), &peer(None, 0, "10.2.0.0/24")).await;
-        assert_eq!(held(2).await, prefixes("10.2.0.0/24"));
-    });
+            let held = async |seed| {
+                dump(&interface).await.peers[&public_key(seed)]
+                    .allowed_ips
+                    .clone()
+            };
+            assert_eq!(
+                (held(2).await, held(3).await),
+                (prefixes("10.99.0.2/32"), prefixes("10.2.0.0/24"))
+            );
+            write(&interface, &Write::Peers(vec![(&public_key(3), None)])).await;
+            set_peer(&interface, &public_key(2), &peer(None, 0, "10.2.0.0/24")).await;
+            assert_eq!(held(2).await, prefixes("10.2.0.0/24"));
+        },
+    );
 }
 
 #[test]
@@ -186,167 +290,282 @@ fn a_device_keeps_its_port_when_the_new_one_is_taken() {
         // Only then does the kernel open its socket.
         command("ip link set wattle0 up");
         let taken = UdpSocket::bind("0.0.0.0:51999").unwrap();
-        let refused = try_write(&interface, &Write::ListenPort(51999)).await.unwrap_err();
-        assert!(format!("{refused:#}").contains("another program has the UDP port"), "{refused:#}");
+        let refused = try_write(&interface, &Write::ListenPort(51999))
+            .await
+            .unwrap_err();
+        assert!(
+            format!("{refused:#}").contains("another program has the UDP port"),
+            "{refused:#}"
+        );
         assert_eq!(dump(&interface).await.listen_port, 51820);
         drop(taken);
         set_peer(&interface, &public_key(2), &peer(None, 25, "10.2.0.0/24")).await;
         write(&interface, &Write::ListenPort(51999)).await;
-        let Dump { listen_port, peers, .. } = dump(&interface).await;
-        assert_eq!((listen_port, peers.into_keys().collect::<Vec<_>>()), (51999, vec![public_key(2)]));
-    });
-}
-
-#[test]
-fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
-    in_namespace("h8_what_is_applied_is_observed_and_what_was_made_is_taken_away", async {
-        let folder = tempfile::tempdir().unwrap();
-        let kernel = Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
-        command("ip link add lan0 type veth peer name lan1");
-        command("ip addr add 10.1.0.1/24 dev lan0");
-        command("ip link set lan0 up");
-        command("sysctl -qw net.ipv4.ip_forward=0");
-        assert_eq!(kernel.observe().await.unwrap(), Observed::default());
-
-        device(&name("wattle0"), 1, 51820).await;
-        let of = |local: &str, remote: &str| Ruleset { interface: name("wattle0"), local: prefixes(local), remote: prefixes(remote) };
-        let first = of("10.1.0.0/24", "10.2.0.0/24 10.3.0.0/24 fd02::/64");
-        // A prefix goes, one is widened, one comes.
-        let ruleset = of("10.1.0.0/24", "10.2.0.0/23 fd02::/64 fd03::/64");
-        let source = Some("10.1.0.1".parse().unwrap());
-        let net = |text: &str| text.parse::<IpNet>().unwrap();
-        let key = Zeroizing::new([1; 32]);
-        for change in [
-            Change::SetRuleset(first.clone()),
-            Change::UpdateRuleset { from: first.clone(), to: ruleset.clone() },
-            Change::CreateLink,
-            Change::SetPrivateKey(public_key(1)),
-            Change::SetMtu(1380),
-            Change::AddAddress(net("10.99.0.1/16")),
-            Change::AddAddress(net("fd99::1/64")),
-            Change::AddAddress(net("10.98.0.1/16")),
-            Change::RemoveAddress(net("10.98.0.1/16")),
-            Change::SetUp,
-            Change::EnableForwarding(Family::V4),
-            Change::SetRoute(net("10.2.0.0/24"), None),
-            Change::SetRoute(net("10.2.0.0/24"), source),
-            Change::SetRoute(net("fd02::/64"), None),
-            Change::SetRoute(net("10.4.0.0/24"), None),
-            Change::RemoveRoute(net("10.4.0.0/24")),
-        ] {
-            kernel.apply(&change, &key).await.unwrap();
-        }
-        command("ip route add 10.5.0.0/24 dev wattle0");
-
-        let link = Link {
-            up: true,
-            mtu: 1380,
-            addresses: prefixes("10.99.0.1/16 fd99::1/64"),
-            routes: [(net("10.2.0.0/24"), source), (net("fd02::/64"), None)].into(),
-            public_key: Some(public_key(1)),
-            listen_port: 51820,
-            ..Link::new(kind(&name("wattle0")).await)
-        };
-        let applied =
-            Observed { link: Some(link.clone()), forwarding: [Family::V4].into(), ruleset: ObservedRuleset::Intact(ruleset.clone()) };
-        assert_eq!(kernel.observe().await.unwrap(), applied);
-        assert_eq!(kernel.host_addresses().await.unwrap(), [net("10.1.0.1/24")]);
-
-        command("ip route add 10.6.0.0/24 dev lan0");
-        let foreign = kernel.apply(&Change::SetRoute(net("10.6.0.0/24"), None), &key).await.unwrap_err();
-        assert!(format!("{foreign:#}").contains("somebody else has a route to 10.6.0.0/24 already over lan0"), "{foreign:#}");
-        let stranger = kernel.apply(&Change::SetPrivateKey(public_key(2)), &key).await;
-        assert!(stranger.is_err());
-
-        command("nft add rule inet wattle forward drop");
-        assert_eq!(kernel.observe().await.unwrap().ruleset, ObservedRuleset::Altered);
-        kernel.apply(&Change::SetRuleset(first.clone()), &key).await.unwrap();
-        assert_eq!(kernel.observe().await.unwrap().ruleset, ObservedRuleset::Intact(first));
-
-        // The interface was there before: it stays.
-        assert_eq!(kernel.down().await.unwrap(), ["removed the nftables table inet wattle", "set net.ipv4.ip_forward back to 0"]);
-        assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
-        let left = kernel.observe().await.unwrap();
+        let Dump {
+            listen_port, peers, ..
+        } = dump(&interface).await;
         assert_eq!(
-            (left.link.map(|link| link.addresses), left.forwarding, left.ruleset),
-            (Some(link.addresses), BTreeSet::new(), ObservedRuleset::Absent)
+            (listen_port, peers.into_keys().collect::<Vec<_>>()),
+            (51999, vec![public_key(2)])
         );
     });
 }
 
 #[test]
-fn h4_an_interface_of_somebody_else_is_named_and_left() {
-    in_namespace("h4_an_interface_of_somebody_else_is_named_and_left", async {
-        let folder = tempfile::tempdir().unwrap();
-        let kernel = Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
-        let key = Zeroizing::new([1; 32]);
-        for (make, remove, what) in [
-            ("ip link add wattle0 type veth peer name other0", "ip link del wattle0", "of kind veth"),
-            ("ip tuntap add wattle0 mode tun", "ip tuntap del wattle0 mode tun", "behind which no device answers"),
-        ] {
-            command(make);
-            let refused = kernel.apply(&Change::CreateLink, &key).await.unwrap_err();
-            assert!(format!("{refused:#}").contains(&format!("there is an interface wattle0 already, {what}")), "{refused:#}");
-            assert_eq!(kernel.observe().await.unwrap().link, None);
+fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
+    in_namespace(
+        "h8_what_is_applied_is_observed_and_what_was_made_is_taken_away",
+        async {
+            let folder = tempfile::tempdir().unwrap();
+            let kernel =
+                Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
+            command("ip link add lan0 type veth peer name lan1");
+            command("ip addr add 10.1.0.1/24 dev lan0");
+            command("ip link set lan0 up");
+            command("sysctl -qw net.ipv4.ip_forward=0");
+            assert_eq!(kernel.observe().await.unwrap(), Observed::default());
+
+            device(&name("wattle0"), 1, 51820).await;
+            let of = |local: &str, remote: &str| Ruleset {
+                interface: name("wattle0"),
+                local: prefixes(local),
+                remote: prefixes(remote),
+            };
+            let first = of("10.1.0.0/24", "10.2.0.0/24 10.3.0.0/24 fd02::/64");
+            // A prefix goes, one is widened, one comes.
+            let ruleset = of("10.1.0.0/24", "10.2.0.0/23 fd02::/64 fd03::/64");
+            let source = Some("10.1.0.1".parse().unwrap());
+            let net = |text: &str| text.parse::<IpNet>().unwrap();
+            let key = Zeroizing::new([1; 32]);
+            for change in [
+                Change::SetRuleset(first.clone()),
+                Change::UpdateRuleset {
+                    from: first.clone(),
+                    to: ruleset.clone(),
+                },
+                Change::CreateLink,
+                Change::SetPrivateKey(public_key(1)),
+                Change::SetMtu(1380),
+                Change::AddAddress(net("10.99.0.1/16")),
+                Change::AddAddress(net("fd99::1/64")),
+                Change::AddAddress(net("10.98.0.1/16")),
+                Change::RemoveAddress(net("10.98.0.1/16")),
+                Change::SetUp,
+                Change::EnableForwarding(Family::V4),
+                Change::SetRoute(net("10.2.0.0/24"), None),
+                Change::SetRoute(net("10.2.0.0/24"), source),
+                Change::SetRoute(net("fd02::/64"), None),
+                Change::SetRoute(net("10.4.0.0/24"), None),
+                Change::RemoveRoute(net("10.4.0.0/24")),
+            ] {
+                kernel.apply(&change, &key).await.unwrap();
+            }
+            command("ip route add 10.5.0.0/24 dev wattle0");
+
+            let link = Link {
+                up: true,
+                mtu: 1380,
+                addresses: prefixes("10.99.0.1/16 fd99::1/64"),
+                routes: [(net("10.2.0.0/24"), source), (net("fd02::/64"), None)].into(),
+                public_key: Some(public_key(1)),
+                listen_port: 51820,
+                ..Link::new(kind(&name("wattle0")).await)
+            };
+            let applied = Observed {
+                link: Some(link.clone()),
+                forwarding: [Family::V4].into(),
+                ruleset: ObservedRuleset::Intact(ruleset.clone()),
+            };
+            assert_eq!(kernel.observe().await.unwrap(), applied);
+            assert_eq!(kernel.host_addresses().await.unwrap(), [net("10.1.0.1/24")]);
+
+            command("ip route add 10.6.0.0/24 dev lan0");
+            let foreign = kernel
+                .apply(&Change::SetRoute(net("10.6.0.0/24"), None), &key)
+                .await
+                .unwrap_err();
+            assert!(
+                format!("{foreign:#}")
+                    .contains("somebody else has a route to 10.6.0.0/24 already over lan0"),
+                "{foreign:#}"
+            );
+            let stranger = kernel
+                .apply(&Change::SetPrivateKey(public_key(2)), &key)
+                .await;
+            assert!(stranger.is_err());
+
+            command("nft add rule inet wattle forward drop");
+            assert_eq!(
+                kernel.observe().await.unwrap().ruleset,
+                ObservedRuleset::Altered
+            );
+            kernel
+                .apply(&Change::SetRuleset(first.clone()), &key)
+                .await
+                .unwrap();
+            assert_eq!(
+                kernel.observe().await.unwrap().ruleset,
+                ObservedRuleset::Intact(first)
+            );
+
+            // The interface was there before: it stays.
+            assert_eq!(
+                kernel.down().await.unwrap(),
+                [
+                    "removed the nftables table inet wattle",
+                    "set net.ipv4.ip_forward back to 0"
+                ]
+            );
             assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
-            command(remove);
-        }
-    });
+            let left = kernel.observe().await.unwrap();
+            assert_eq!(
+                (
+                    left.link.map(|link| link.addresses),
+                    left.forwarding,
+                    left.ruleset
+                ),
+                (
+                    Some(link.addresses),
+                    BTreeSet::new(),
+                    ObservedRuleset::Absent
+                )
+            );
+        },
+    );
+}
+
+#[test]
+fn h4_an_interface_of_somebody_else_is_named_and_left() {
+    in_namespace(
+        "h4_an_interface_of_somebody_else_is_named_and_left",
+        async {
+            let folder = tempfile::tempdir().unwrap();
+            let kernel =
+                Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
+            let key = Zeroizing::new([1; 32]);
+            for (make, remove, what) in [
+                (
+                    "ip link add wattle0 type veth peer name other0",
+                    "ip link del wattle0",
+                    "of kind veth",
+                ),
+                (
+                    "ip tuntap add wattle0 mode tun",
+                    "ip tuntap del wattle0 mode tun",
+                    "behind which no device answers",
+                ),
+            ] {
+                command(make);
+                let refused = kernel.apply(&Change::CreateLink, &key).await.unwrap_err();
+                assert!(
+                    format!("{refused:#}")
+                        .contains(&format!("there is an interface wattle0 already, {what}")),
+                    "{refused:#}"
+                );
+                assert_eq!(kernel.observe().await.unwrap().link, None);
+                assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
+                command(remove);
+            }
+        },
+    );
 }
 
 #[test]
 fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
-    in_namespace("a_thousand_peers_are_set_seen_whole_and_taken_away_again", async {
-        let folder = tempfile::tempdir().unwrap();
-        let interface = name("wattle0");
-        let kernel = Kernel::new(interface.clone(), &Store::open(folder.path()).unwrap()).unwrap();
-        let key = Zeroizing::new([1; 32]);
-        device(&interface, 1, 51820).await;
-        let numbered = |number: u16| {
-            let [high, low] = number.to_be_bytes();
-            let mut secret = [7; 32];
-            // Not the first: not all of its bits count.
-            secret[1..3].copy_from_slice(&[high, low]);
-            let endpoint = format!("198.18.{high}.{low}:51820");
-            let change = peer(Some(&endpoint), 25, &format!("10.{}.{low}.0/24 10.99.{high}.{low}/32 fd99::{number:x}/128", 100 + high));
-            (device_state::public_half(&secret).unwrap(), change)
-        };
+    in_namespace(
+        "a_thousand_peers_are_set_seen_whole_and_taken_away_again",
+        async {
+            let folder = tempfile::tempdir().unwrap();
+            let interface = name("wattle0");
+            let kernel =
+                Kernel::new(interface.clone(), &Store::open(folder.path()).unwrap()).unwrap();
+            let key = Zeroizing::new([1; 32]);
+            device(&interface, 1, 51820).await;
+            let numbered = |number: u16| {
+                let [high, low] = number.to_be_bytes();
+                let mut secret = [7; 32];
+                // Not the first: not all of its bits count.
+                secret[1..3].copy_from_slice(&[high, low]);
+                let endpoint = format!("198.18.{high}.{low}:51820");
+                let change = peer(
+                    Some(&endpoint),
+                    25,
+                    &format!(
+                        "10.{}.{low}.0/24 10.99.{high}.{low}/32 fd99::{number:x}/128",
+                        100 + high
+                    ),
+                );
+                (device_state::public_half(&secret).unwrap(), change)
+            };
 
-        // A device that runs sends in vain, and counts it.
-        let seen = async || {
-            let mut peers = kernel.observe().await.unwrap().link.unwrap().peers;
-            peers.values_mut().for_each(|peer| peer.sent_bytes = 0);
-            peers
-        };
-        let mut expected = BTreeMap::new();
-        for count in [1, 100, 1000] {
-            let changes: Vec<_> = (expected.len() as u16..count).map(numbered).map(|(key, change)| Change::SetPeer(key, change)).collect();
-            let start = Instant::now();
-            kernel.apply_to_peers(&changes.iter().collect::<Vec<_>>()).await.unwrap();
-            let set = start.elapsed();
-            for change in changes {
-                let Change::SetPeer(key_of_peer, change) = change else { panic!("{change:?}") };
-                let AllowedIps::Replace(allowed_ips) = change.allowed_ips else { panic!("{change:?}") };
-                let peer = ObservedPeer { endpoint: change.endpoint, keepalive_s: 25, allowed_ips, ..ObservedPeer::default() };
-                expected.insert(key_of_peer, peer);
+            // A device that runs sends in vain, and counts it.
+            let seen = async || {
+                let mut peers = kernel.observe().await.unwrap().link.unwrap().peers;
+                peers.values_mut().for_each(|peer| peer.sent_bytes = 0);
+                peers
+            };
+            let mut expected = BTreeMap::new();
+            for count in [1, 100, 1000] {
+                let changes: Vec<_> = (expected.len() as u16..count)
+                    .map(numbered)
+                    .map(|(key, change)| Change::SetPeer(key, change))
+                    .collect();
+                let start = Instant::now();
+                kernel
+                    .apply_to_peers(&changes.iter().collect::<Vec<_>>())
+                    .await
+                    .unwrap();
+                let set = start.elapsed();
+                for change in changes {
+                    let Change::SetPeer(key_of_peer, change) = change else {
+                        panic!("{change:?}")
+                    };
+                    let AllowedIps::Replace(allowed_ips) = change.allowed_ips else {
+                        panic!("{change:?}")
+                    };
+                    let peer = ObservedPeer {
+                        endpoint: change.endpoint,
+                        keepalive_s: 25,
+                        allowed_ips,
+                        ..ObservedPeer::default()
+                    };
+                    expected.insert(key_of_peer, peer);
+                }
+                let start = Instant::now();
+                let found = seen().await;
+                writeln!(
+                    io::stderr(),
+                    "{count} peers: set in {set:?}, seen in {:?}",
+                    start.elapsed()
+                )
+                .unwrap();
+                assert_eq!(found, expected);
             }
-            let start = Instant::now();
-            let found = seen().await;
-            writeln!(io::stderr(), "{count} peers: set in {set:?}, seen in {:?}", start.elapsed()).unwrap();
-            assert_eq!(found, expected);
-        }
-        assert_eq!(expected.len(), 1000);
+            assert_eq!(expected.len(), 1000);
 
-        // More than fits into one message, either way.
-        let many: BTreeSet<IpNet> = (0..300).map(|n| format!("10.200.{}.{}/30", n / 64, n % 64 * 4).parse().unwrap()).collect();
-        let (key_of_peer, mut change) = numbered(500);
-        change.allowed_ips = AllowedIps::Replace(many.clone());
-        kernel.apply(&Change::SetPeer(key_of_peer, change), &key).await.unwrap();
-        expected.get_mut(&key_of_peer).unwrap().allowed_ips = many;
-        assert_eq!(seen().await, expected);
+            // More than fits into one message, either way.
+            let many: BTreeSet<IpNet> = (0..300)
+                .map(|n| {
+                    format!("10.200.{}.{}/30", n / 64, n % 64 * 4)
+                        .parse()
+                        .unwrap()
+                })
+                .collect();
+            let (key_of_peer, mut change) = numbered(500);
+            change.allowed_ips = AllowedIps::Replace(many.clone());
+            kernel
+                .apply(&Change::SetPeer(key_of_peer, change), &key)
+                .await
+                .unwrap();
+            expected.get_mut(&key_of_peer).unwrap().allowed_ips = many;
+            assert_eq!(seen().await, expected);
 
-        let removals: Vec<_> = expected.keys().copied().map(Change::RemovePeer).collect();
-        kernel.apply_to_peers(&removals.iter().collect::<Vec<_>>()).await.unwrap();
-        assert_eq!(seen().await, BTreeMap::new());
-    });
+            let removals: Vec<_> = expected.keys().copied().map(Change::RemovePeer).collect();
+            kernel
+                .apply_to_peers(&removals.iter().collect::<Vec<_>>())
+                .await
+                .unwrap();
+            assert_eq!(seen().await, BTreeMap::new());
+        },
+    );
 }

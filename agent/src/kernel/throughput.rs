@@ -1,6 +1,8 @@
-//! Measures what a tunnel carries: one gateway sends over TCP for two seconds, and the other counts, throws away, and tells.
+//! Measures what a tunnel carries: one gateway sends over TCP for two seconds, and the other
+//! counts, throws away, and tells.
 //!
-//! Whoever counts sends 17 bytes in all, so nobody makes it send much; it listens where probes arrive, and counts for one peer at a time.
+//! Whoever counts sends 17 bytes in all, so nobody makes it send much; it listens where probes
+//! arrive, and counts for one peer at a time.
 
 use std::{
     convert::Infallible,
@@ -34,8 +36,13 @@ const REOPEN: Duration = Duration::from_secs(1);
 /// Bytes that are read and written at a time.
 const CHUNK: usize = 256 * 1024;
 
-/// Counts for peers, on the tunnel address and what comes through the interface alone, for as long as it is polled.
-pub(crate) async fn count_for(interface: &str, address: Ipv4Addr, is_peer: impl Fn(Ipv4Addr) -> bool) -> Infallible {
+/// Counts for peers, on the tunnel address and what comes through the interface alone, for as long
+/// as it is polled.
+pub(crate) async fn count_for(
+    interface: &str,
+    address: Ipv4Addr,
+    is_peer: impl Fn(Ipv4Addr) -> bool,
+) -> Infallible {
     loop {
         let served = async {
             let listener = listen(interface, address)?;
@@ -56,7 +63,11 @@ pub(crate) async fn count_for(interface: &str, address: Ipv4Addr, is_peer: impl 
 }
 
 fn listen(interface: &str, address: Ipv4Addr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::IPV4,
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
     socket.bind_device(Some(interface.as_bytes()))?;
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddrV4::new(address, PROBE_PORT).into())?;
@@ -77,15 +88,20 @@ async fn count(mut stream: TcpStream) -> io::Result<()> {
             Ok(Ok(_)) | Err(_) => break,
         }
     }
-    let throughput = Throughput { bytes, microseconds: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX) };
+    let throughput = Throughput {
+        bytes,
+        microseconds: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+    };
     stream.write_all(&throughput.to_bytes()).await?;
-    // What is still on its way would otherwise be answered with a reset, which could overtake the answer.
+    // What is still on its way would otherwise be answered with a reset, which could overtake the
+    // answer.
     let rest = async { while stream.read(&mut buffer).await.is_ok_and(|more| more > 0) {} };
     let _ = timeout(PATIENCE, rest).await;
     Ok(())
 }
 
-/// Sends to a peer from one's own tunnel address for as long as it counts, and gives what it counted.
+/// Sends to a peer from one's own tunnel address for as long as it counts, and gives what it
+/// counted.
 ///
 /// # Errors
 ///
@@ -100,12 +116,17 @@ pub(crate) async fn measure(from: Ipv4Addr, to: Ipv4Addr) -> anyhow::Result<Thro
             bail!("its agent does not run, or is older than this one")
         }
         Ok(Err(error)) => return Err(error).context("cannot connect to it"),
-        Err(_) => bail!("TCP port {PROBE_PORT} does not answer: allow it on the tunnel's interface there"),
+        Err(_) => {
+            bail!("TCP port {PROBE_PORT} does not answer: allow it on the tunnel's interface there")
+        }
     };
-    // What is left to send when the answer is there is thrown away: a slow link would carry it for a while yet.
+    // What is left to send when the answer is there is thrown away: a slow link would carry it for
+    // a while yet.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     let (mut incoming, mut outgoing) = stream.into_split();
-    let turn = timeout(TURN, incoming.read_u8()).await.context("it is busy with another measurement: try again")?;
+    let turn = timeout(TURN, incoming.read_u8())
+        .await
+        .context("it is busy with another measurement: try again")?;
     anyhow::ensure!(
         turn.context("it refuses to measure with this gateway")? == Throughput::TURN,
         "something else answers on its port {PROBE_PORT}"
@@ -123,7 +144,10 @@ pub(crate) async fn measure(from: Ipv4Addr, to: Ipv4Addr) -> anyhow::Result<Thro
             Err::<Infallible, io::Error>(error) = send => Err(error),
         }
     };
-    timeout(COUNTED + PATIENCE, measured).await.context("it did not say how much arrived")?.context("the connection broke")?;
+    timeout(COUNTED + PATIENCE, measured)
+        .await
+        .context("it did not say how much arrived")?
+        .context("the connection broke")?;
     Ok(Throughput::from_bytes(answer))
 }
 
@@ -132,7 +156,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_peer_is_counted_for_and_nobody_else_and_one_who_sends_nothing_holds_up_others_for_moments() {
+    async fn a_peer_is_counted_for_and_nobody_else_and_one_who_sends_nothing_holds_up_others_for_moments()
+     {
         let [one, other, stranger] = [2, 3, 4].map(|last| Ipv4Addr::new(127, 88, 0, last));
         let counting = count_for("lo", other, |from| from == one);
         let measuring = async {
@@ -144,16 +169,28 @@ mod tests {
                     break error;
                 }
             };
-            assert!(error.starts_with("it refuses to measure with this gateway"), "{error}");
+            assert!(
+                error.starts_with("it refuses to measure with this gateway"),
+                "{error}"
+            );
             let socket = TcpSocket::new_v4().unwrap();
             socket.bind(SocketAddrV4::new(one, 0).into()).unwrap();
             let mut silent = socket.connect(address).await.unwrap();
             assert_eq!(silent.read_u8().await.unwrap(), Throughput::TURN);
             let start = Instant::now();
             let counted = measure(one, other).await.unwrap();
-            assert!(start.elapsed() < PATIENCE + COUNTED + PATIENCE, "{:?}", start.elapsed());
+            assert!(
+                start.elapsed() < PATIENCE + COUNTED + PATIENCE,
+                "{:?}",
+                start.elapsed()
+            );
             let took = Duration::from_micros(counted.microseconds);
-            assert!(counted.bytes > 1 << 20 && counted.bytes < MOST_BYTES + CHUNK as u64 && took < COUNTED + PATIENCE, "{counted:?}");
+            assert!(
+                counted.bytes > 1 << 20
+                    && counted.bytes < MOST_BYTES + CHUNK as u64
+                    && took < COUNTED + PATIENCE,
+                "{counted:?}"
+            );
         };
         tokio::select! {
             never = counting => match never {},

@@ -1,7 +1,9 @@
-//! The userspace device as the agent sees it: its process, and the UAPI text protocol on its socket.
+//! The userspace device as the agent sees it: its process, and the UAPI text protocol on its
+//! socket.
 //!
-//! `wireguard-control` speaks this protocol too, and is not used for it: where no device answers it starts `wireguard-go`, it has no time
-//! limits, it prints to stdout, and it loses the error number, which is all that tells a taken port from a bad request.
+//! `wireguard-control` speaks this protocol too, and is not used for it: where no device answers it
+//! starts `wireguard-go`, it has no time limits, it prints to stdout, and it loses the error
+//! number, which is all that tells a taken port from a bad request.
 
 use std::{
     fmt::{self, Write as _},
@@ -37,7 +39,8 @@ use zeroize::Zeroizing;
 use super::device_state::{Dump, Write};
 use crate::device::socket_path;
 
-/// How long a device may take to answer. It answers in less than a millisecond; a busy host gets time.
+/// How long a device may take to answer. It answers in less than a millisecond; a busy host gets
+/// time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 /// How long a new device may take until it answers first.
 const START_LIMIT: Duration = Duration::from_secs(15);
@@ -52,46 +55,80 @@ pub(super) async fn dump(interface: &InterfaceName, now_s: u64) -> anyhow::Resul
         Err(error) if nobody_answers(&error) => return Ok(None),
         Err(error) => return Err(error).context("cannot read the state of the userspace device"),
     };
-    parse_dump(&answer, now_s).map(Some).context("the userspace device reported a state that cannot be parsed")
+    parse_dump(&answer, now_s)
+        .map(Some)
+        .context("the userspace device reported a state that cannot be parsed")
 }
 
 /// Writes what it is told to and nothing else.
 pub(super) async fn write(interface: &InterfaceName, what: &Write<'_>) -> io::Result<()> {
     let answer = ask(interface, &request(what)).await?;
-    match answer.lines().find_map(|line| line.strip_prefix("errno=")).and_then(|code| code.parse().ok()) {
+    match answer
+        .lines()
+        .find_map(|line| line.strip_prefix("errno="))
+        .and_then(|code| code.parse().ok())
+    {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(code)),
-        None => Err(io::Error::new(io::ErrorKind::InvalidData, "the userspace device did not answer")),
+        None => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the userspace device did not answer",
+        )),
     }
 }
 
 /// Starts a device and waits until it answers. Gives its process id.
 ///
-/// The process is the agent's own program in a session of its own: nothing that ends the agent ends it.
+/// The process is the agent's own program in a session of its own: nothing that ends the agent ends
+/// it.
 pub(super) async fn start(interface: &InterfaceName, state_dir: &Path) -> anyhow::Result<u32> {
     let log_path = state_dir.join("device.log");
-    let log = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&log_path);
+    let log = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&log_path);
     let log = log.with_context(|| format!("cannot write {}", log_path.display()))?;
     let program = own_program()?;
     let mut command = std::process::Command::new(&program);
-    command.arg0("wattle-agent").arg("device").arg(interface.as_str());
-    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command
+        .arg0("wattle-agent")
+        .arg("device")
+        .arg(interface.as_str());
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
     // Only its own few lines: gotatun logs an error for each packet that it cannot deliver.
     command.env_clear().env("RUST_LOG", "info,gotatun=off");
-    let mut child = Command::from(command).spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let mut child = Command::from(command)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
     let pid = child.id().context("the userspace device ended at once")?;
 
     let deadline = Instant::now() + START_LIMIT;
     loop {
-        if let Some(status) = child.try_wait().context("cannot wait for the userspace device")? {
-            bail!("the userspace device ended with {status}: {}", last_words(&log_path));
+        if let Some(status) = child
+            .try_wait()
+            .context("cannot wait for the userspace device")?
+        {
+            bail!(
+                "the userspace device ended with {status}: {}",
+                last_words(&log_path)
+            );
         }
         if process_id(interface).await == Some(pid) {
             break;
         }
         if Instant::now() > deadline {
             end(interface, pid).await?;
-            bail!("the userspace device did not answer within {} s: {}", START_LIMIT.as_secs(), last_words(&log_path));
+            bail!(
+                "the userspace device did not answer within {} s: {}",
+                START_LIMIT.as_secs(),
+                last_words(&log_path)
+            );
         }
         sleep(POLL).await;
     }
@@ -110,25 +147,34 @@ pub(super) async fn process_id(interface: &InterfaceName) -> Option<u32> {
     stream.peer_cred().ok()?.pid()?.try_into().ok()
 }
 
-/// Whether the process is a device of this interface, in this network namespace: its id alone may have been given to another since.
+/// Whether the process is a device of this interface, in this network namespace: its id alone may
+/// have been given to another since.
 pub(super) fn is_device(interface: &InterfaceName, pid: u32) -> bool {
-    let Ok(arguments) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let Ok(arguments) = fs::read(format!("/proc/{pid}/cmdline")) else {
+        return false;
+    };
     let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
     arguments.next() == Some(b"device")
         && arguments.next() == Some(interface.as_str().as_bytes())
         && namespace_of(&pid.to_string()) == namespace_of("self")
 }
 
-/// Ends a device process and waits until it is gone, and with it its interface. One that is not a device of the interface is left alone.
+/// Ends a device process and waits until it is gone, and with it its interface. One that is not a
+/// device of the interface is left alone.
 pub(super) async fn end(interface: &InterfaceName, pid: u32) -> anyhow::Result<()> {
-    let Ok(target) = pid.try_into().map(Pid::from_raw) else { return Ok(()) };
+    let Ok(target) = pid.try_into().map(Pid::from_raw) else {
+        return Ok(());
+    };
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         if !is_device(interface, pid) {
             return Ok(());
         }
         match kill(target, signal) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot end the userspace device, process {pid}")),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot end the userspace device, process {pid}"));
+            }
         }
         let deadline = Instant::now() + END_LIMIT;
         while is_device(interface, pid) && Instant::now() < deadline {
@@ -146,10 +192,15 @@ pub(super) fn namespace_of(process: &str) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/net")).ok()
 }
 
-/// The agent's program. Once an upgrade replaced the file, what runs is still to be had through `/proc`.
+/// The agent's program. Once an upgrade replaced the file, what runs is still to be had through
+/// `/proc`.
 fn own_program() -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe().context("cannot find the agent's own program")?;
-    Ok(if path.exists() { path } else { PathBuf::from("/proc/self/exe") })
+    Ok(if path.exists() {
+        path
+    } else {
+        PathBuf::from("/proc/self/exe")
+    })
 }
 
 fn last_words(log: &Path) -> String {
@@ -182,10 +233,13 @@ async fn ask(interface: &InterfaceName, request: &str) -> io::Result<Zeroizing<S
             }
             answer.extend_from_slice(&part[..read]);
         }
-        let answer = String::from_utf8(std::mem::take(&mut answer)).map_err(|_| io::ErrorKind::InvalidData)?;
+        let answer = String::from_utf8(std::mem::take(&mut answer))
+            .map_err(|_| io::ErrorKind::InvalidData)?;
         Ok(Zeroizing::new(answer))
     };
-    timeout(ANSWER_LIMIT, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    timeout(ANSWER_LIMIT, exchange)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// The request, in the words of <https://www.wireguard.com/xplatform/#configuration-protocol>.
@@ -225,17 +279,24 @@ fn peer_lines(text: &mut String, change: &PeerChange) -> fmt::Result {
             prefixes
         }
     };
-    prefixes.iter().try_for_each(|prefix| writeln!(text, "allowed_ip={prefix}"))
+    prefixes
+        .iter()
+        .try_for_each(|prefix| writeln!(text, "allowed_ip={prefix}"))
 }
 
 fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
     let mut dump = Dump::default();
-    // A peer that is not one of ours to have, such as one with a key of low order, is passed over with its lines.
+    // A peer that is not one of ours to have, such as one with a key of low order, is passed over
+    // with its lines.
     let mut current = None;
     for line in text.lines().filter(|line| !line.is_empty()) {
         let (name, value) = line.split_once('=').context("a line without =")?;
         if name == "public_key" {
-            current = unhex(value)?.as_slice().try_into().ok().and_then(|bytes: [u8; 32]| bytes.try_into().ok());
+            current = unhex(value)?
+                .as_slice()
+                .try_into()
+                .ok()
+                .and_then(|bytes: [u8; 32]| bytes.try_into().ok());
             if let Some(key) = current {
                 dump.peers.insert(key, Default::default());
             }
@@ -243,10 +304,16 @@ fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
         }
         let peer = current.as_ref().and_then(|key| dump.peers.get_mut(key));
         match (name, peer) {
-            ("private_key", _) => dump.public_key = super::device_state::public_half(&*unhex(value)?),
+            ("private_key", _) => {
+                dump.public_key = super::device_state::public_half(&*unhex(value)?)
+            }
             ("listen_port", _) => dump.listen_port = value.parse()?,
             ("errno", _) if value != "0" => bail!("error number {value}"),
-            ("preshared_key", Some(peer)) => peer.psk = Some(unhex(value)?).filter(|psk| **psk != [0; 32]).map(|psk| Psk::new(*psk)),
+            ("preshared_key", Some(peer)) => {
+                peer.psk = Some(unhex(value)?)
+                    .filter(|psk| **psk != [0; 32])
+                    .map(|psk| Psk::new(*psk))
+            }
             ("endpoint", Some(peer)) => peer.endpoint = Some(value.parse()?),
             ("persistent_keepalive_interval", Some(peer)) => peer.keepalive_s = value.parse()?,
             ("last_handshake_time_sec", Some(peer)) => {
@@ -296,27 +363,58 @@ mod tests {
 
     #[test]
     fn a_request_names_only_what_changes() {
-        let change = PeerChange { keepalive_s: Some(0), ..PeerChange::default() };
+        let change = PeerChange {
+            keepalive_s: Some(0),
+            ..PeerChange::default()
+        };
         assert_eq!(
             *request(&Write::Peers(vec![(&key(), Some(&change))])),
             format!("set=1\npublic_key={KEY}\npersistent_keepalive_interval=0\n\n")
         );
-        let (gone, lines) = (key(), format!("public_key={KEY}\npersistent_keepalive_interval=0\npublic_key={KEY}\nremove=true\n"));
-        assert_eq!(*request(&Write::Peers(vec![(&gone, Some(&change)), (&gone, None)])), format!("set=1\n{lines}\n"));
-        assert_eq!(*request(&Write::ListenPort(51820)), "set=1\nlisten_port=51820\n\n");
+        let (gone, lines) = (
+            key(),
+            format!(
+                "public_key={KEY}\npersistent_keepalive_interval=0\npublic_key={KEY}\nremove=true\n"
+            ),
+        );
+        assert_eq!(
+            *request(&Write::Peers(vec![(&gone, Some(&change)), (&gone, None)])),
+            format!("set=1\n{lines}\n")
+        );
+        assert_eq!(
+            *request(&Write::ListenPort(51820)),
+            "set=1\nlisten_port=51820\n\n"
+        );
     }
 
     #[test]
     fn a_request_replaces_prefixes_only_when_told_to() {
-        let prefixes = || ["10.2.0.0/24", "fd99::2/128"].into_iter().map(|text| text.parse().unwrap()).collect();
-        let add = PeerChange { allowed_ips: AllowedIps::Add(prefixes()), ..PeerChange::default() };
+        let prefixes = || {
+            ["10.2.0.0/24", "fd99::2/128"]
+                .into_iter()
+                .map(|text| text.parse().unwrap())
+                .collect()
+        };
+        let add = PeerChange {
+            allowed_ips: AllowedIps::Add(prefixes()),
+            ..PeerChange::default()
+        };
         let lines = "allowed_ip=10.2.0.0/24\nallowed_ip=fd99::2/128\n\n";
-        assert_eq!(*request(&Write::Peers(vec![(&key(), Some(&add))])), format!("set=1\npublic_key={KEY}\n{lines}"));
-        let replace = PeerChange { allowed_ips: AllowedIps::Replace(prefixes()), psk: Some(Psk::new([7; 32])), ..PeerChange::default() };
+        assert_eq!(
+            *request(&Write::Peers(vec![(&key(), Some(&add))])),
+            format!("set=1\npublic_key={KEY}\n{lines}")
+        );
+        let replace = PeerChange {
+            allowed_ips: AllowedIps::Replace(prefixes()),
+            psk: Some(Psk::new([7; 32])),
+            ..PeerChange::default()
+        };
         let psk = "07".repeat(32);
         assert_eq!(
             *request(&Write::Peers(vec![(&key(), Some(&replace))])),
-            format!("set=1\npublic_key={KEY}\npreshared_key={psk}\nreplace_allowed_ips=true\n{lines}")
+            format!(
+                "set=1\npublic_key={KEY}\npreshared_key={psk}\nreplace_allowed_ips=true\n{lines}"
+            )
         );
     }
 
@@ -338,15 +436,30 @@ mod tests {
             sent_bytes: 2,
         };
         let public_key = super::super::device_state::public_half(&[7; 32]);
-        assert_eq!(parse_dump(&text, 100).unwrap(), Dump { public_key, listen_port: 51820, peers: [(key(), peer)].into() });
+        assert_eq!(
+            parse_dump(&text, 100).unwrap(),
+            Dump {
+                public_key,
+                listen_port: 51820,
+                peers: [(key(), peer)].into()
+            }
+        );
     }
 
     #[test]
     fn a_dump_that_failed_or_makes_no_sense_is_an_error() {
-        for bad in ["errno=5\n\n", "nonsense\n\n", "public_key=09\n\n", "listen_port=99999\n\n"] {
+        for bad in [
+            "errno=5\n\n",
+            "nonsense\n\n",
+            "public_key=09\n\n",
+            "listen_port=99999\n\n",
+        ] {
             assert!(parse_dump(bad, 0).is_err(), "{bad}");
         }
         let ahead = format!("public_key={KEY}\nlast_handshake_time_sec=200\nerrno=0\n\n");
-        assert_eq!(parse_dump(&ahead, 100).unwrap().peers[&key()].handshake_age_s, Some(0));
+        assert_eq!(
+            parse_dump(&ahead, 100).unwrap().peers[&key()].handshake_age_s,
+            Some(0)
+        );
     }
 }

@@ -16,36 +16,51 @@ use wattle_mesh::{
     keys::psk::Psk,
 };
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
-use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder, PeerInfo};
+use wireguard_control::{
+    AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder, PeerInfo,
+};
 
 use super::{
     device_state::{Dump, Write},
     userspace,
 };
 
-/// Prefixes in one netlink message. A peer must fit into 8 KiB whole, and a prefix takes up to 44 bytes of it.
+/// Prefixes in one netlink message. A peer must fit into 8 KiB whole, and a prefix takes up to 44
+/// bytes of it.
 const PREFIXES_PER_MESSAGE: usize = 128;
 
 /// Everything that the device knows, or nothing if it does not answer.
-pub(super) async fn dump(interface: &InterfaceName, kind: DeviceKind) -> anyhow::Result<Option<Dump>> {
+pub(super) async fn dump(
+    interface: &InterfaceName,
+    kind: DeviceKind,
+) -> anyhow::Result<Option<Dump>> {
     match kind {
         DeviceKind::Userspace => userspace::dump(interface, now().as_secs()).await,
         DeviceKind::Kernel => {
             let name = kernel_name(interface)?;
             let device = off_thread(move || Device::get(&name, Backend::Kernel)).await;
-            Ok(Some(kernel_dump(device.context("cannot read the state of the WireGuard device from the kernel")?, now())))
+            Ok(Some(kernel_dump(
+                device.context("cannot read the state of the WireGuard device from the kernel")?,
+                now(),
+            )))
         }
     }
 }
 
-/// Writes what it is told to and nothing else: no other peer is touched, and of this one only what is named.
-pub(super) async fn write(interface: &InterfaceName, kind: DeviceKind, what: &Write<'_>) -> anyhow::Result<()> {
+/// Writes what it is told to and nothing else: no other peer is touched, and of this one only what
+/// is named.
+pub(super) async fn write(
+    interface: &InterfaceName,
+    kind: DeviceKind,
+    what: &Write<'_>,
+) -> anyhow::Result<()> {
     let written = match kind {
         DeviceKind::Userspace => userspace::write(interface, what).await,
         DeviceKind::Kernel => {
             let name = kernel_name(interface)?;
             let update = kernel_update(what);
-            // Were the interface gone by now, this would make one of its name; the next round completes it.
+            // Were the interface gone by now, this would make one of its name; the next round
+            // completes it.
             off_thread(move || update.apply(&name, Backend::Kernel)).await
         }
     };
@@ -53,21 +68,33 @@ pub(super) async fn write(interface: &InterfaceName, kind: DeviceKind, what: &Wr
 }
 
 /// `wireguard-control` blocks.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
 }
 
 fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 fn kernel_name(interface: &InterfaceName) -> anyhow::Result<wireguard_control::InterfaceName> {
-    interface.as_str().parse().map_err(|error| anyhow::anyhow!("{error:?}")).context("not an interface name for the kernel")
+    interface
+        .as_str()
+        .parse()
+        .map_err(|error| anyhow::anyhow!("{error:?}"))
+        .context("not an interface name for the kernel")
 }
 
 fn kernel_dump(device: Device, now: Duration) -> Dump {
     Dump {
-        public_key: device.public_key.and_then(|key| WireguardKey::try_from(key.0).ok()),
+        public_key: device
+            .public_key
+            .and_then(|key| WireguardKey::try_from(key.0).ok()),
         listen_port: device.listen_port.unwrap_or(0),
         peers: kernel_peers(device.peers, now),
     }
@@ -76,19 +103,30 @@ fn kernel_dump(device: Device, now: Duration) -> Dump {
 fn kernel_peers(found: Vec<PeerInfo>, now: Duration) -> BTreeMap<WireguardKey, ObservedPeer> {
     let mut peers: BTreeMap<WireguardKey, ObservedPeer> = BTreeMap::new();
     for PeerInfo { config, stats } in found {
-        let Ok(key) = WireguardKey::try_from(config.public_key.0) else { continue };
-        let prefixes = config.allowed_ips.iter().filter_map(|prefix| IpNet::new(prefix.address, prefix.cidr).ok());
-        // A peer with many prefixes comes in several messages, of which only the first has the rest.
+        let Ok(key) = WireguardKey::try_from(config.public_key.0) else {
+            continue;
+        };
+        let prefixes = config
+            .allowed_ips
+            .iter()
+            .filter_map(|prefix| IpNet::new(prefix.address, prefix.cidr).ok());
+        // A peer with many prefixes comes in several messages, of which only the first has the
+        // rest.
         if let Some(begun) = peers.get_mut(&key) {
             begun.allowed_ips.extend(prefixes);
             continue;
         }
-        let handshake = stats.last_handshake_time.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let handshake = stats
+            .last_handshake_time
+            .and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let peer = ObservedPeer {
             endpoint: config.endpoint,
             keepalive_s: config.persistent_keepalive_interval.unwrap_or(0),
             allowed_ips: prefixes.collect(),
-            psk: config.preshared_key.filter(|key| key.0 != [0; 32]).map(|key| Psk::new(key.0)),
+            psk: config
+                .preshared_key
+                .filter(|key| key.0 != [0; 32])
+                .map(|key| Psk::new(key.0)),
             handshake_age_s: handshake.map(|at| now.saturating_sub(at).as_secs()),
             received_bytes: stats.rx_bytes,
             sent_bytes: stats.tx_bytes,
@@ -104,10 +142,14 @@ fn kernel_update(what: &Write<'_>) -> DeviceUpdate {
     match what {
         Write::PrivateKey(key) => update.set_private_key(Key(***key)),
         Write::ListenPort(port) => update.set_listen_port(*port),
-        Write::Peers(peers) => peers.iter().fold(update, |update, (key, change)| match change {
-            Some(change) => peer_messages(key, change).into_iter().fold(update, DeviceUpdate::add_peer),
-            None => update.remove_peer_by_key(&Key(*key.as_bytes())),
-        }),
+        Write::Peers(peers) => peers
+            .iter()
+            .fold(update, |update, (key, change)| match change {
+                Some(change) => peer_messages(key, change)
+                    .into_iter()
+                    .fold(update, DeviceUpdate::add_peer),
+                None => update.remove_peer_by_key(&Key(*key.as_bytes())),
+            }),
     }
 }
 
@@ -132,7 +174,13 @@ fn peer_messages(key: &WireguardKey, change: &PeerChange) -> Vec<PeerConfigBuild
             prefixes
         }
     };
-    let prefixes: Vec<_> = prefixes.iter().map(|prefix| AllowedIp { address: prefix.network(), cidr: prefix.prefix_len() }).collect();
+    let prefixes: Vec<_> = prefixes
+        .iter()
+        .map(|prefix| AllowedIp {
+            address: prefix.network(),
+            cidr: prefix.prefix_len(),
+        })
+        .collect();
     let mut messages = prefixes.chunks(PREFIXES_PER_MESSAGE);
     let first = first.add_allowed_ips(messages.next().unwrap_or_default());
     let more = messages.map(|prefixes| PeerConfigBuilder::new(&key).add_allowed_ips(prefixes));
@@ -149,30 +197,59 @@ mod tests {
     }
 
     fn prefixes(count: u8) -> BTreeSet<IpNet> {
-        (0..count).map(|third| format!("10.9.{third}.0/24").parse().unwrap()).collect()
+        (0..count)
+            .map(|third| format!("10.9.{third}.0/24").parse().unwrap())
+            .collect()
     }
 
     #[test]
     fn a_change_of_the_keepalive_names_nothing_else() {
-        let change = PeerChange { keepalive_s: Some(25), ..PeerChange::default() };
+        let change = PeerChange {
+            keepalive_s: Some(25),
+            ..PeerChange::default()
+        };
         let bare = PeerConfigBuilder::new(&Key(*key(1).as_bytes()));
-        assert_eq!(peer_messages(&key(1), &change), [bare.set_persistent_keepalive_interval(25)]);
+        assert_eq!(
+            peer_messages(&key(1), &change),
+            [bare.set_persistent_keepalive_interval(25)]
+        );
     }
 
     #[test]
     fn many_prefixes_take_several_messages_of_which_only_the_first_replaces() {
-        let change = PeerChange { allowed_ips: AllowedIps::Replace(prefixes(200)), ..PeerChange::default() };
+        let change = PeerChange {
+            allowed_ips: AllowedIps::Replace(prefixes(200)),
+            ..PeerChange::default()
+        };
         let messages = peer_messages(&key(1), &change);
         let bare = PeerConfigBuilder::new(&Key(*key(1).as_bytes()));
-        let all: Vec<_> = prefixes(200).iter().map(|net| AllowedIp { address: net.addr(), cidr: 24 }).collect();
+        let all: Vec<_> = prefixes(200)
+            .iter()
+            .map(|net| AllowedIp {
+                address: net.addr(),
+                cidr: 24,
+            })
+            .collect();
         let (first, rest) = all.split_at(PREFIXES_PER_MESSAGE);
-        assert_eq!(messages, [bare.clone().replace_allowed_ips().add_allowed_ips(first), bare.add_allowed_ips(rest)]);
+        assert_eq!(
+            messages,
+            [
+                bare.clone().replace_allowed_ips().add_allowed_ips(first),
+                bare.add_allowed_ips(rest)
+            ]
+        );
     }
 
     #[test]
     fn a_peer_without_prefixes_is_replaced_all_the_same() {
-        let change = PeerChange { allowed_ips: AllowedIps::Replace(BTreeSet::new()), ..PeerChange::default() };
-        assert_eq!(peer_messages(&key(1), &change), [PeerConfigBuilder::new(&Key(*key(1).as_bytes())).replace_allowed_ips()]);
+        let change = PeerChange {
+            allowed_ips: AllowedIps::Replace(BTreeSet::new()),
+            ..PeerChange::default()
+        };
+        assert_eq!(
+            peer_messages(&key(1), &change),
+            [PeerConfigBuilder::new(&Key(*key(1).as_bytes())).replace_allowed_ips()]
+        );
     }
 
     #[test]
@@ -193,6 +270,9 @@ mod tests {
             received_bytes: 7,
             ..ObservedPeer::default()
         };
-        assert_eq!(kernel_peers(vec![first, second], Duration::from_secs(100)), BTreeMap::from([(key(1), peer)]));
+        assert_eq!(
+            kernel_peers(vec![first, second], Duration::from_secs(100)),
+            BTreeMap::from([(key(1), peer)])
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Machines with a systemd: the same kernel below a Debian of their own, so that units start and reboots are real.
+//! Machines with a systemd: the same kernel below a Debian of their own, so that units start and
+//! reboots are real.
 //!
 //! ```text
 //!   systemd ══ linux ── root/init ── /sbin/init ── lab-job.service ── root/run ── job
@@ -32,10 +33,16 @@ pub struct Debian {
 impl Debian {
     /// Builds what is missing, and gathers it in a folder: the two programs and the packaged units.
     pub fn prepare() -> Result<Self> {
-        ensure!(geteuid().is_root(), "machines with a systemd have files of many users: run this as root");
+        ensure!(
+            geteuid().is_root(),
+            "machines with a systemd have files of many users: run this as root"
+        );
         let root = made_by("scripts/root").context("the systemd ground is missing")?;
         let machines = Machines::gather("systemd", [])?;
-        for (from, to) in [("lab/kernel/root", "root"), ("packaging/systemd", "packaging")] {
+        for (from, to) in [
+            ("lab/kernel/root", "root"),
+            ("packaging/systemd", "packaging"),
+        ] {
             copy_files(&repository().join(from), &machines.folder.join(to))?;
         }
         Ok(Self { machines, root })
@@ -46,8 +53,8 @@ impl Debian {
         &self.machines.folder
     }
 
-    /// Starts the machine `name`, which does `job`, lines of a shell, anew at each boot, and switches itself off when one of
-    /// them ends. After `limit` it is ended.
+    /// Starts the machine `name`, which does `job`, lines of a shell, anew at each boot, and
+    /// switches itself off when one of them ends. After `limit` it is ended.
     pub fn run(&self, name: &str, job: &str, limit: Duration) -> Result<Ended> {
         let machine = self.start(name, job, Console::Nobody)?;
         let disk = machine.folder.join("disk");
@@ -69,8 +76,14 @@ impl Debian {
         let disk = folder.join("disk");
         make_disk(&disk)?;
         let mut command = self.machines.command(&folder, "root/init")?;
-        let (Some(disk), Some(root)) = (disk.to_str(), self.root.to_str().filter(|root| !root.contains([':', '"']))) else {
-            bail!("{} cannot be told to a machine: its path has a colon or a quote, or is not UTF-8", self.root.display());
+        let (Some(disk), Some(root)) = (
+            disk.to_str(),
+            self.root.to_str().filter(|root| !root.contains([':', '"'])),
+        ) else {
+            bail!(
+                "{} cannot be told to a machine: its path has a colon or a quote, or is not UTF-8",
+                self.root.display()
+            );
         };
         command.args([format!("ubd0={disk}"), format!("ROOT=\"{root}\"")]);
         Machine::start(command, folder, console)
@@ -83,7 +96,9 @@ fn make_disk(path: &Path) -> Result<()> {
     file.set_len(DISK)?;
     // In a folder that an ordinary path does not have.
     let mut command = Command::new("/sbin/mkfs.ext4");
-    command.args(["-q", "-E", "lazy_itable_init=1,lazy_journal_init=1"]).arg(path);
+    command
+        .args(["-q", "-E", "lazy_itable_init=1,lazy_journal_init=1"])
+        .arg(path);
     process::run(command, None).map(drop)
 }
 

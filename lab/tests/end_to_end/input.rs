@@ -50,14 +50,19 @@ pub(crate) fn join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_ge
     let mut nobody: JoinString = good.parse()?;
     nobody.urls = vec!["https://198.18.0.99:8443".to_owned()];
     refused(gateway, &nobody.to_string(), "198.18.0.99")?;
-    // E6: the right place with another authority than the one that is pinned, with public ones, and without TLS.
+    // E6: the right place with another authority than the one that is pinned, with public ones, and
+    // without TLS.
     let mut mispinned: JoinString = good.parse()?;
     mispinned.pins = vec![[7; 32].into()];
     refused(gateway, &mispinned.to_string(), "not from the authority")?;
     mispinned.pins = Vec::new();
     refused(gateway, &mispinned.to_string(), "certificate")?;
     let mut in_the_clear: JoinString = good.parse()?;
-    in_the_clear.urls = in_the_clear.urls.iter().map(|url| url.replace("https://", "http://")).collect();
+    in_the_clear.urls = in_the_clear
+        .urls
+        .iter()
+        .map(|url| url.replace("https://", "http://"))
+        .collect();
     refused(gateway, &in_the_clear.to_string(), "https://")?;
     in_the_clear.pins = Vec::new();
     refused(gateway, &in_the_clear.to_string(), "cannot reach")?;
@@ -65,9 +70,16 @@ pub(crate) fn join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_ge
     let revoked: CreatedJoinToken = api.post("/sites/frankfurt/join-tokens", &json!({}))?;
     api.delete(&format!("/join-tokens/{}", revoked.id))?;
     refused(gateway, revoked.join_string.reveal(), "token")?;
-    let expired: CreatedJoinToken = api.post("/sites/frankfurt/join-tokens", &json!({ "expires_in_s": 1 }))?;
+    let expired: CreatedJoinToken = api.post(
+        "/sites/frankfurt/join-tokens",
+        &json!({ "expires_in_s": 1 }),
+    )?;
     wait_for("the token expires", patience(5.0), || {
-        if SystemTime::now() > SystemTime::from(expired.expires_at) { Ok(()) } else { bail!("it expires at {}", expired.expires_at) }
+        if SystemTime::now() > SystemTime::from(expired.expires_at) {
+            Ok(())
+        } else {
+            bail!("it expires at {}", expired.expires_at)
+        }
     })?;
     refused(gateway, expired.join_string.reveal(), "token")?;
 
@@ -76,7 +88,9 @@ pub(crate) fn join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_ge
     wait_for("both LANs ping", patience(5.0), || lab.ping_all())
 }
 
-pub(crate) fn a_bad_request_gets_a_problem_that_says_why_and_changes_nothing(folder: &Path) -> Result<()> {
+pub(crate) fn a_bad_request_gets_a_problem_that_says_why_and_changes_nothing(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &[])?;
     let api = lab.start_coordinator()?;
     api.post::<CreatedSite>("/sites", &DUBLIN.body())?;
@@ -100,24 +114,88 @@ pub(crate) fn a_bad_request_gets_a_problem_that_says_why_and_changes_nothing(fol
         (with("name", json!("x".repeat(64))), 422, Some("name")),
         (with("name", json!(7)), 422, Some("name")),
         (with("name", json!("dublin")), 409, Some("name")),
-        (with("description", json!("x".repeat(257))), 422, Some("description")),
-        (with("description", json!("a\u{0}b")), 422, Some("description")),
-        (with("labels", json!({ "Bad Key": "x" })), 422, Some("labels")),
-        (with("endpoint", json!("198.51.100.20:0")), 422, Some("endpoint")),
-        (with("endpoint", json!("198.51.100.20")), 422, Some("endpoint")),
-        (with("endpoint", json!("gw.example.com:51820")), 422, Some("endpoint")),
-        (with("endpoint", json!("127.0.0.1:51820")), 422, Some("endpoint")),
-        (with("endpoint", json!("198.51.100.20:99999")), 422, Some("endpoint")),
+        (
+            with("description", json!("x".repeat(257))),
+            422,
+            Some("description"),
+        ),
+        (
+            with("description", json!("a\u{0}b")),
+            422,
+            Some("description"),
+        ),
+        (
+            with("labels", json!({ "Bad Key": "x" })),
+            422,
+            Some("labels"),
+        ),
+        (
+            with("endpoint", json!("198.51.100.20:0")),
+            422,
+            Some("endpoint"),
+        ),
+        (
+            with("endpoint", json!("198.51.100.20")),
+            422,
+            Some("endpoint"),
+        ),
+        (
+            with("endpoint", json!("gw.example.com:51820")),
+            422,
+            Some("endpoint"),
+        ),
+        (
+            with("endpoint", json!("127.0.0.1:51820")),
+            422,
+            Some("endpoint"),
+        ),
+        (
+            with("endpoint", json!("198.51.100.20:99999")),
+            422,
+            Some("endpoint"),
+        ),
         (with("subnets", json!("10.20.0.0/24")), 422, Some("subnets")),
-        (with("subnets", json!(["10.20.0.1/24"])), 422, Some("subnets[0]")),
-        (with("subnets", json!(["0.0.0.0/0"])), 422, Some("subnets[0]")),
-        (with("subnets", json!(["10.20.0.0/33"])), 422, Some("subnets[0]")),
-        (with("subnets", json!(["127.0.0.0/8"])), 422, Some("subnets[0]")),
-        (with("subnets", json!(["10.20.0.0/24", "10.20.0.128/25"])), 422, Some("subnets[1]")),
-        (with("subnets", json!(["10.20.0.0/24", "10.10.0.0/16"])), 409, Some("subnets[1]")),
-        (with("subnets", json!(["10.99.7.0/24"])), 409, Some("subnets[0]")),
+        (
+            with("subnets", json!(["10.20.0.1/24"])),
+            422,
+            Some("subnets[0]"),
+        ),
+        (
+            with("subnets", json!(["0.0.0.0/0"])),
+            422,
+            Some("subnets[0]"),
+        ),
+        (
+            with("subnets", json!(["10.20.0.0/33"])),
+            422,
+            Some("subnets[0]"),
+        ),
+        (
+            with("subnets", json!(["127.0.0.0/8"])),
+            422,
+            Some("subnets[0]"),
+        ),
+        (
+            with("subnets", json!(["10.20.0.0/24", "10.20.0.128/25"])),
+            422,
+            Some("subnets[1]"),
+        ),
+        (
+            with("subnets", json!(["10.20.0.0/24", "10.10.0.0/16"])),
+            409,
+            Some("subnets[1]"),
+        ),
+        (
+            with("subnets", json!(["10.99.7.0/24"])),
+            409,
+            Some("subnets[0]"),
+        ),
         (with("colour", json!("red")), 422, Some("colour")),
-        (format!("{{\"description\":\"{}\"}}", "x".repeat(4 << 20)), 413, None),
+        (
+            format!("{{\"description\":\"{}\"}}", "x".repeat(4 << 20)),
+            413,
+            None,
+        ),
     ];
     let mut wrong = Vec::new();
     for (body, status, field) in bodies {
@@ -127,7 +205,10 @@ pub(crate) fn a_bad_request_gets_a_problem_that_says_why_and_changes_nothing(fol
         }
     }
 
-    let stranger = Api { token: "wattle_no".to_owned(), ..api.clone() };
+    let stranger = Api {
+        token: "wattle_no".to_owned(),
+        ..api.clone()
+    };
     let requests = [
         (&stranger, "GET", "/sites", 401),
         (&stranger, "GET", "/nodes", 401),
@@ -146,7 +227,9 @@ pub(crate) fn a_bad_request_gets_a_problem_that_says_why_and_changes_nothing(fol
     same(&api.get::<Value>("/sites")?, &before)
 }
 
-pub(crate) fn c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is(folder: &Path) -> Result<()> {
+pub(crate) fn c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
     let api = lab.start_coordinator()?;
     let dublin: CreatedSite = api.post("/sites", &DUBLIN.body())?;
@@ -154,48 +237,118 @@ pub(crate) fn c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is(fol
     let attacker = &lab.gateway(DUBLIN)?.host;
     let curl = |arguments: &[&str]| {
         let mut curl = attacker.command("curl");
-        curl.env("CURL_CA_BUNDLE", &api.ca).args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code} "]).args(arguments);
+        curl.env("CURL_CA_BUNDLE", &api.ca)
+            .args([
+                "--silent",
+                "--output",
+                "/dev/null",
+                "--write-out",
+                "%{http_code} ",
+            ])
+            .args(arguments);
         process::run(curl, None)
     };
     let guess = json!({ "token": UNKNOWN, "secret": "x" }).to_string();
-    let statuses = curl(&["--json", &guess, &format!("{}/agent/enrol/start?[1-40]", api.url)])?;
-    let count = |status: &str| statuses.split_whitespace().filter(|found| *found == status).count();
-    ensure!(count("401") >= 20 && count("429") > 5 && count("401") + count("429") == 40, "{statuses}");
+    let statuses = curl(&[
+        "--json",
+        &guess,
+        &format!("{}/agent/enrol/start?[1-40]", api.url),
+    ])?;
+    let count = |status: &str| {
+        statuses
+            .split_whitespace()
+            .filter(|found| *found == status)
+            .count()
+    };
+    ensure!(
+        count("401") >= 20 && count("429") > 5 && count("401") + count("429") == 40,
+        "{statuses}"
+    );
 
-    // Whoever is at that address and has shown a good token before goes on, and others never notice.
-    let status = curl(&["--header", &format!("Authorization: Bearer {}", api.token), &format!("{}/sites", api.url)])?;
+    // Whoever is at that address and has shown a good token before goes on, and others never
+    // notice.
+    let status = curl(&[
+        "--header",
+        &format!("Authorization: Bearer {}", api.token),
+        &format!("{}/sites", api.url),
+    ])?;
     same(&status.trim(), &"200")?;
-    lab.gateway(FRANKFURT)?.join(frankfurt.join_token.join_string.reveal())?;
+    lab.gateway(FRANKFURT)?
+        .join(frankfurt.join_token.join_string.reveal())?;
     // When the guessing ends, that address is as good as any other.
-    wait_for("a gateway at that address joins", patience(30.0), || lab.gateway(DUBLIN)?.join(dublin.join_token.join_string.reveal()))?;
+    wait_for("a gateway at that address joins", patience(30.0), || {
+        lab.gateway(DUBLIN)?
+            .join(dublin.join_token.join_string.reveal())
+    })?;
     Ok(())
 }
 
 /// A request that has to be answered with a problem.
-fn problem(api: &Api, (method, path, body): (&str, &str, Option<&str>), status: u16, field: Option<&str>) -> Result<()> {
+fn problem(
+    api: &Api,
+    (method, path, body): (&str, &str, Option<&str>),
+    status: u16,
+    field: Option<&str>,
+) -> Result<()> {
     let answer = api.request(method, path, body)?;
-    ensure!(answer.status == status, "status {} where {status} was expected: {}", answer.status, answer.body);
-    ensure!(answer.content_type.starts_with(PROBLEM_JSON), "the type is {}", answer.content_type);
-    let problem: Problem = serde_json::from_str(&answer.body).with_context(|| answer.body.clone())?;
-    same(&problem.status, &status)?;
-    ensure!(!problem.code.is_empty() && problem.code.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "the code is {:?}", problem.code);
     ensure!(
-        field.is_none() || problem.field.as_deref().is_some_and(|found| found.starts_with(field.unwrap_or_default())),
+        answer.status == status,
+        "status {} where {status} was expected: {}",
+        answer.status,
+        answer.body
+    );
+    ensure!(
+        answer.content_type.starts_with(PROBLEM_JSON),
+        "the type is {}",
+        answer.content_type
+    );
+    let problem: Problem =
+        serde_json::from_str(&answer.body).with_context(|| answer.body.clone())?;
+    same(&problem.status, &status)?;
+    ensure!(
+        !problem.code.is_empty()
+            && problem
+                .code
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c == '_'),
+        "the code is {:?}",
+        problem.code
+    );
+    ensure!(
+        field.is_none()
+            || problem
+                .field
+                .as_deref()
+                .is_some_and(|found| found.starts_with(field.unwrap_or_default())),
         "the field is {:?}, expected {field:?}: {}",
         problem.field,
         answer.body
     );
-    ensure!(status != 409 || problem.holder.is_some(), "it does not say who holds it: {}", answer.body);
+    ensure!(
+        status != 409 || problem.holder.is_some(),
+        "it does not say who holds it: {}",
+        answer.body
+    );
     Ok(())
 }
 
-/// Joining with this has to fail, with a word in the error that tells what is wrong, and without a trace of a panic.
+/// Joining with this has to fail, with a word in the error that tells what is wrong, and without a
+/// trace of a panic.
 fn refused(gateway: &Gateway, join_string: &str, word: &str) -> Result<()> {
     let output = gateway.try_join(join_string)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success(), "{join_string} was accepted");
-    ensure!(said.contains(word) && !said.contains("panicked"), "the error does not say {word:?}: {said}");
-    let secret = join_string.parse::<JoinString>().ok().map(|join| join.secret.reveal().to_owned());
-    ensure!(secret.is_none_or(|secret| !said.contains(&secret)), "the error shows the secret");
+    ensure!(
+        said.contains(word) && !said.contains("panicked"),
+        "the error does not say {word:?}: {said}"
+    );
+    let secret = join_string
+        .parse::<JoinString>()
+        .ok()
+        .map(|join| join.secret.reveal().to_owned());
+    ensure!(
+        secret.is_none_or(|secret| !said.contains(&secret)),
+        "the error shows the secret"
+    );
     Ok(())
 }

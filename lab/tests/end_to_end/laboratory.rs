@@ -26,7 +26,9 @@ pub(crate) const HOLD: &str = "hold";
 /// A variable that all processes below a test inherit.
 const MARK: &str = "WATTLE_LAB_TEST_MARK";
 
-pub(crate) fn sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans(folder: &Path) -> Result<()> {
+pub(crate) fn sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans(
+    folder: &Path,
+) -> Result<()> {
     let lab = Lab::build(folder, &GUIDE)?;
     for (from, to) in lab.pairs() {
         from.host.ping(to.site.address)?;
@@ -60,7 +62,10 @@ pub(crate) fn a_stream_notices_a_cable_that_is_pulled_for_a_moment(folder: &Path
     harmed.more(20)?;
     let outcome = harmed.finish()?;
     // 100 datagrams a second, and 0.4 s for the commands.
-    ensure!((4..=patience(40.0).as_secs()).contains(&(outcome.lost.len() as u64)), "{outcome:?}");
+    ensure!(
+        (4..=patience(40.0).as_secs()).contains(&(outcome.lost.len() as u64)),
+        "{outcome:?}"
+    );
     Ok(())
 }
 
@@ -69,8 +74,16 @@ pub(crate) fn a_killed_lab_leaves_nothing_behind(_: &Path) -> Result<()> {
     let lab = enter::command(HOLD)?;
     // A shell between, so that it can be killed as this program would be.
     let mut outer = Command::new("sh");
-    outer.args(["-c", "\"$@\" & wait", "sh"]).arg(lab.get_program()).args(lab.get_args());
-    outer.envs(lab.get_envs().filter_map(|(name, value)| Some((name, value?)))).env(MARK, &mark);
+    outer
+        .args(["-c", "\"$@\" & wait", "sh"])
+        .arg(lab.get_program())
+        .args(lab.get_args());
+    outer
+        .envs(
+            lab.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .env(MARK, &mark);
     let mut outer = outer.stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(outer.stdout.take().context("no pipe")?).read_line(&mut line)?;
@@ -98,32 +111,56 @@ pub(crate) fn the_demo_serves_whoever_started_it_and_ends_with_ctrl_c(folder: &P
     let mark = format!("demo-{}", std::process::id());
     let output = folder.join("output");
     let mut demo = Command::new(env!("CARGO_BIN_EXE_wattle-lab"));
-    demo.arg("demo").env(MARK, &mark).stdout(fs::File::create(&output)?);
+    demo.arg("demo")
+        .env(MARK, &mark)
+        .stdout(fs::File::create(&output)?);
     let mut demo = Ended(demo.spawn()?);
     let text = wait_for("the demo says how to end it", patience(90.0), || {
         let text = fs::read_to_string(&output)?;
         if let Some(status) = demo.0.try_wait()? {
             return Ok(Err(anyhow!("the demo ended with {status} after: {text}")));
         }
-        if text.contains("Ctrl-C") { Ok(Ok(text)) } else { bail!("{text}") }
+        if text.contains("Ctrl-C") {
+            Ok(Ok(text))
+        } else {
+            bail!("{text}")
+        }
     })??;
-    let answers = text.lines().filter(|line| line.contains('→') && line.ends_with(" ms")).count();
+    let answers = text
+        .lines()
+        .filter(|line| line.contains('→') && line.ends_with(" ms"))
+        .count();
     same(&answers, &6)?;
 
     // As the person would: with the file and the address that it names.
-    let url = word_after(&text, "The REST interface is at ")?.trim_end_matches('.').to_owned();
+    let url = word_after(&text, "The REST interface is at ")?
+        .trim_end_matches('.')
+        .to_owned();
     let token = fs::read_to_string(word_after(&text, "TOKEN=$(cat ")?.trim_end_matches(')'))?;
     let ca = word_after(&text, "export CURL_CA_BUNDLE=")?.into();
-    let api = Api { url, token: token.trim().to_owned(), ca };
+    let api = Api {
+        url,
+        token: token.trim().to_owned(),
+        ca,
+    };
     let sites: serde_json::Value = api.get("/sites")?;
     same(&wattle_lab::lab::items(&sites).len(), &3)?;
     let mut ping = Command::new(env!("CARGO_BIN_EXE_wattle-lab"));
-    ping.args(["exec", "dublin-host", "ping", "-c", "1", &FRANKFURT.lan_host().to_string()]);
+    ping.args([
+        "exec",
+        "dublin-host",
+        "ping",
+        "-c",
+        "1",
+        &FRANKFURT.lan_host().to_string(),
+    ]);
     process::run(ping, None)?;
 
     let namespaces = namespaces_of(&marked(&mark)?);
     kill(Pid::from_raw(i32::try_from(demo.0.id())?), Signal::SIGINT)?;
-    let status = wait_for("the demo ends", patience(5.0), || demo.0.try_wait()?.context("it still runs"))?;
+    let status = wait_for("the demo ends", patience(5.0), || {
+        demo.0.try_wait()?.context("it still runs")
+    })?;
     ensure!(status.success(), "the demo ended with {status}");
     nothing_left(&mark, &namespaces)
 }
@@ -140,8 +177,12 @@ impl Drop for Ended {
 }
 
 fn word_after<'t>(text: &'t str, before: &str) -> Result<&'t str> {
-    let (_, rest) = text.split_once(before).with_context(|| format!("no {before:?} in {text}"))?;
-    rest.split_whitespace().next().context("the text ends there")
+    let (_, rest) = text
+        .split_once(before)
+        .with_context(|| format!("no {before:?} in {text}"))?;
+    rest.split_whitespace()
+        .next()
+        .context("the text ends there")
 }
 
 fn nothing_left(mark: &str, namespaces: &[String]) -> Result<()> {
@@ -149,11 +190,21 @@ fn nothing_left(mark: &str, namespaces: &[String]) -> Result<()> {
         let processes = marked(mark)?;
         ensure!(processes.is_empty(), "processes {processes:?}");
         let mine = namespaces_of(&["self".to_owned()]);
-        let all: Vec<String> = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-        let left: Vec<_> = namespaces_of(&all).into_iter().filter(|found| namespaces.contains(found) && !mine.contains(found)).collect();
+        let all: Vec<String> = fs::read_dir("/proc")?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        let left: Vec<_> = namespaces_of(&all)
+            .into_iter()
+            .filter(|found| namespaces.contains(found) && !mine.contains(found))
+            .collect();
         ensure!(left.is_empty(), "network namespaces {left:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        ensure!(!namespaces.iter().any(|namespace| mounts.contains(namespace)), "a network namespace is mounted");
+        ensure!(
+            !namespaces
+                .iter()
+                .any(|namespace| mounts.contains(namespace)),
+            "a network namespace is mounted"
+        );
         Ok(())
     })
 }
@@ -163,10 +214,15 @@ fn marked(mark: &str) -> Result<Vec<String>> {
     let needle = format!("{MARK}={mark}");
     let mut marked = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let Ok(pid) = entry?.file_name().into_string() else { continue };
+        let Ok(pid) = entry?.file_name().into_string() else {
+            continue;
+        };
         // A process may end while we look, or be somebody else's.
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        if environment.split(|byte| *byte == 0).any(|variable| variable == needle.as_bytes()) {
+        if environment
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == needle.as_bytes())
+        {
             marked.push(pid);
         }
     }
@@ -175,8 +231,12 @@ fn marked(mark: &str) -> Result<Vec<String>> {
 
 /// The network namespaces of processes, each once.
 fn namespaces_of(processes: &[String]) -> Vec<String> {
-    let links = processes.iter().filter_map(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).ok());
-    let mut namespaces: Vec<String> = links.map(|link| link.to_string_lossy().into_owned()).collect();
+    let links = processes
+        .iter()
+        .filter_map(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).ok());
+    let mut namespaces: Vec<String> = links
+        .map(|link| link.to_string_lossy().into_owned())
+        .collect();
     namespaces.sort();
     namespaces.dedup();
     namespaces

@@ -1,9 +1,11 @@
 //! End-to-end tests on real packets, each in a lab of its own, with the two real programs.
 //!
-//! Each runs where it says something: on this machine, with the device that it has (the kernel's WireGuard or, without the module, the
-//! userspace device), in a machine of the kernel ground, or on both. Which and why stands above each list.
+//! Each runs where it says something: on this machine, with the device that it has (the kernel's
+//! WireGuard or, without the module, the userspace device), in a machine of the kernel ground, or
+//! on both. Which and why stands above each list.
 //!
-//! Logs of each are kept in `target/lab/<test>/`. `cargo test -p wattle-lab --test end_to_end -- --list` shows them; a word filters.
+//! Logs of each are kept in `target/lab/<test>/`. `cargo test -p wattle-lab --test end_to_end --
+//! --list` shows them; a word filters.
 
 // The server's tests look at the same page.
 #[path = "../../../server/tests/api/browser.rs"]
@@ -54,15 +56,16 @@ macro_rules! tests {
     ($($module:ident::$name:ident),* $(,)?) => { &[$((stringify!($name), $module::$name as Test)),*] };
 }
 
-/// What waits for a real rekeying, more than two minutes: begun first, it is done when the others are. On both grounds: how a session
-/// is renewed is the device's own affair.
+/// What waits for a real rekeying, more than two minutes: begun first, it is done when the others
+/// are. On both grounds: how a session is renewed is the device's own affair.
 const LONG: &[(&str, Test)] = tests![psk::the_session_that_is_renewed_with_another_key_loses_no_packet_even_when_one_end_missed_the_commit];
 
 /// What promises a time, which takes a processor that nobody else has: on both grounds, and alone.
 const ALONE: &[(&str, Test)] =
     tests![change::a_fourth_site_reaches_all_two_seconds_after_it_joined_and_nobody_two_seconds_after_its_removal,];
 
-/// What passes packets through a device, sets it or repairs it: on both grounds, since each has a device of its own.
+/// What passes packets through a device, sets it or repairs it: on both grounds, since each has a
+/// device of its own.
 const ON_BOTH: &[(&str, Test)] = tests![
     laboratory::a_stream_notices_a_cable_that_is_pulled_for_a_moment,
     guide::every_tunnel_address_and_every_lan_host_pings_every_other,
@@ -81,7 +84,8 @@ const ON_BOTH: &[(&str, Test)] = tests![
     unmanaged::a_site_with_a_file_reaches_all_and_gets_through_with_the_old_file_until_it_has_the_new_one,
 ];
 
-/// What is decided above the device and shown by packets or by the device's settings: on the kernel's alone, which most gateways have.
+/// What is decided above the device and shown by packets or by the device's settings: on the
+/// kernel's alone, which most gateways have.
 const ON_KERNEL: &[(&str, Test)] = tests![
     outage::without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot,
     psk::e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had,
@@ -91,14 +95,16 @@ const ON_KERNEL: &[(&str, Test)] = tests![
     trust::e1_a_prefix_that_would_cut_a_gateway_off_is_refused_and_the_rest_carried_out,
     trust::e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported,
     trust::e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_that_no_operator_signed,
-    // These treat the machine as no host of anybody's: they unload modules, or need a root that is real.
+    // These treat the machine as no host of anybody's: they unload modules, or need a root that is
+    // real.
     kernel::h6_a_taken_port_is_named_and_the_tunnels_come_up_when_it_is_free,
     kernel::h6_an_agent_that_may_not_make_interfaces_says_what_it_needs_and_goes_on_trying,
     kernel::an_ordinary_user_with_cap_net_admin_alone_weaves_repairs_and_takes_down,
     kernel::h6_a_module_that_comes_later_is_used_from_the_next_interface_on_and_harms_no_tunnel,
 ];
 
-/// What says nothing of a device: the agent's and the coordinator's own conduct, the page, the command line. It is quickest here.
+/// What says nothing of a device: the agent's and the coordinator's own conduct, the page, the
+/// command line. It is quickest here.
 const ON_HOST: &[(&str, Test)] = tests![
     // Waits for two minutes, so it begins early.
     psk::whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named,
@@ -125,8 +131,10 @@ const ON_HOST: &[(&str, Test)] = tests![
 ];
 
 /// Tests that make labs and look at them from outside.
-const OUTSIDE: &[(&str, Test)] =
-    tests![laboratory::a_killed_lab_leaves_nothing_behind, laboratory::the_demo_serves_whoever_started_it_and_ends_with_ctrl_c,];
+const OUTSIDE: &[(&str, Test)] = tests![
+    laboratory::a_killed_lab_leaves_nothing_behind,
+    laboratory::the_demo_serves_whoever_started_it_and_ends_with_ctrl_c,
+];
 
 /// Stands before the name of a test on the kernel ground.
 const KERNEL: &str = "kernel::";
@@ -139,21 +147,35 @@ const SIDE_BY_SIDE: usize = 3;
 const LIMIT: f64 = 400.0;
 
 fn main() -> ExitCode {
-    enter::main(inside, || if machine::is_inside() { here() } else { outside() })
+    enter::main(inside, || {
+        if machine::is_inside() {
+            here()
+        } else {
+            outside()
+        }
+    })
 }
 
 /// In a machine of the kernel ground: runs one test.
 fn here() -> ExitCode {
     let tests = [LONG, ON_BOTH, ON_KERNEL, ALONE].into_iter().flatten();
-    let trials =
-        tests.map(|(name, _)| Trial::test(*name, move || in_a_lab(name, &env::var_os("PATH").unwrap_or_default()).map_err(failed)));
+    let trials = tests.map(|(name, _)| {
+        Trial::test(*name, move || {
+            in_a_lab(name, &env::var_os("PATH").unwrap_or_default()).map_err(failed)
+        })
+    });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
 fn outside() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
-    let wanted = |name: &str| arguments.filter.as_ref().is_none_or(|word| name.contains(word));
+    let wanted = |name: &str| {
+        arguments
+            .filter
+            .as_ref()
+            .is_none_or(|word| name.contains(word))
+    };
     let mut on_kernel: Vec<String> = [LONG, ON_BOTH, ON_KERNEL, ALONE]
         .into_iter()
         .flatten()
@@ -167,7 +189,11 @@ fn outside() -> ExitCode {
         }
         on_kernel.clear();
     }
-    let prepared = if arguments.list { Ok(None) } else { prepare(on_kernel.iter().any(|name| wanted(name))).map(Some) };
+    let prepared = if arguments.list {
+        Ok(None)
+    } else {
+        prepare(on_kernel.iter().any(|name| wanted(name))).map(Some)
+    };
     let grounds = match prepared {
         Ok(grounds) => Arc::new(grounds),
         Err(error) => {
@@ -178,13 +204,23 @@ fn outside() -> ExitCode {
 
     let on_grounds = |name: String, test: fn(&Grounds, &str) -> Result<()>| {
         let grounds = Arc::clone(&grounds);
-        trial(name, move |name| test(grounds.as_ref().as_ref().context("nothing was prepared")?, name))
+        trial(name, move |name| {
+            test(
+                grounds.as_ref().as_ref().context("nothing was prepared")?,
+                name,
+            )
+        })
     };
-    let on_kernel = on_kernel.into_iter().map(|name| on_grounds(name, in_a_machine));
+    let on_kernel = on_kernel
+        .into_iter()
+        .map(|name| on_grounds(name, in_a_machine));
     let on_host = [LONG, ON_HOST, ON_BOTH, ALONE].into_iter().flatten();
     let on_host = on_host.map(|(name, _)| on_grounds((*name).to_owned(), in_a_lab_beside));
-    let outside = OUTSIDE.iter().map(|(name, test)| trial((*name).to_owned(), |name| test(&fresh(name)?)));
-    // The long ones first, and what is heavy and what waits mixed: a kernel test, then one of this machine.
+    let outside = OUTSIDE
+        .iter()
+        .map(|(name, test)| trial((*name).to_owned(), |name| test(&fresh(name)?)));
+    // The long ones first, and what is heavy and what waits mixed: a kernel test, then one of this
+    // machine.
     let mut on_host = on_host.chain(outside);
     let mut trials = Vec::new();
     for trial in on_kernel {
@@ -210,54 +246,95 @@ fn prepare(machines: bool) -> Result<Grounds> {
     let mut tests = binaries::build()?;
     say(&format!("ground: {}", Ground::find()?));
     // Where the account of Postgres can reach it.
-    let postgres = tempfile::Builder::new().prefix("wattle-lab-").permissions(Permissions::from_mode(0o755)).tempdir_in("/tmp")?;
+    let postgres = tempfile::Builder::new()
+        .prefix("wattle-lab-")
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir_in("/tmp")?;
     make_cluster(postgres.path())?;
     if !machines {
-        return Ok(Grounds { postgres, machines: None });
+        return Ok(Grounds {
+            postgres,
+            machines: None,
+        });
     }
-    let agents = tests.remove(AGENT_TESTS).context("no agent's tests: use `cargo test`")?;
+    let agents = tests
+        .remove(AGENT_TESTS)
+        .context("no agent's tests: use `cargo test`")?;
     let machines = Machines::prepare([("end_to_end", env::current_exe()?), (AGENT_TESTS, agents)])?;
-    say(&format!("kernel ground: {}; logs: {}", machines.kernel(), machines.folder().display()));
-    Ok(Grounds { postgres, machines: Some(machines) })
+    say(&format!(
+        "kernel ground: {}; logs: {}",
+        machines.kernel(),
+        machines.folder().display()
+    ));
+    Ok(Grounds {
+        postgres,
+        machines: Some(machines),
+    })
 }
 
-/// Held by tests: by one of [`ALONE`] as its only one, by those of [`LONG`], which do nothing most of the time, not at all.
+/// Held by tests: by one of [`ALONE`] as its only one, by those of [`LONG`], which do nothing most
+/// of the time, not at all.
 static COMPANY: RwLock<()> = RwLock::new(());
 
 /// A test that runs beside others or alone.
 fn trial(name: String, test: impl FnOnce(&str) -> Result<()> + Send + 'static) -> Trial {
-    let is_of = |list: &[(&str, Test)]| list.iter().any(|(listed, _)| name.strip_prefix(KERNEL).unwrap_or(&name) == *listed);
+    let is_of = |list: &[(&str, Test)]| {
+        list.iter()
+            .any(|(listed, _)| name.strip_prefix(KERNEL).unwrap_or(&name) == *listed)
+    };
     let (alone, long) = (is_of(ALONE), is_of(LONG));
     Trial::test(name.clone(), move || {
         let _alone = alone.then(|| COMPANY.write().unwrap_or_else(PoisonError::into_inner));
-        let _beside_others = (!alone && !long).then(|| COMPANY.read().unwrap_or_else(PoisonError::into_inner));
+        let _beside_others =
+            (!alone && !long).then(|| COMPANY.read().unwrap_or_else(PoisonError::into_inner));
         times::timed(&name, || test(&name)).map_err(failed)
     })
 }
 
 /// Runs a test of the kernel ground in a machine of its own.
 fn in_a_machine(grounds: &Grounds, name: &str) -> Result<()> {
-    let machines = grounds.machines.as_ref().context("no machines were prepared")?;
-    let test = name.strip_prefix(KERNEL).context("not a test of the kernel ground")?;
+    let machines = grounds
+        .machines
+        .as_ref()
+        .context("no machines were prepared")?;
+    let test = name
+        .strip_prefix(KERNEL)
+        .context("not a test of the kernel ground")?;
     let (program, arguments, passed) = if name == AGENTS_OWN {
-        (AGENT_TESTS, "kernel::".to_owned(), "passed; 0 failed; 0 ignored")
+        (
+            AGENT_TESTS,
+            "kernel::".to_owned(),
+            "passed; 0 failed; 0 ignored",
+        )
     } else {
-        ("end_to_end", format!("--exact {test}"), "1 passed; 0 failed; 0 ignored")
+        (
+            "end_to_end",
+            format!("--exact {test}"),
+            "1 passed; 0 failed; 0 ignored",
+        )
     };
     let job = format!("exec test-{program} {arguments} --test-threads=1 --color=never");
     let ended = machines.run(test, &job, patience(LIMIT))?;
     // A program that ran nothing ends well, too.
     let ran = ended.output.lines().any(|line| {
-        line.strip_prefix("test result: ok. ").is_some_and(|result| result.contains(passed) && !result.starts_with("0 passed"))
+        line.strip_prefix("test result: ok. ")
+            .is_some_and(|result| result.contains(passed) && !result.starts_with("0 passed"))
     });
-    ensure!(ended.success && ran, "{}\nlogs: {}", ended.output.trim(), machines.folder().display());
+    ensure!(
+        ended.success && ran,
+        "{}\nlogs: {}",
+        ended.output.trim(),
+        machines.folder().display()
+    );
     Ok(())
 }
 
 /// Runs a test on this machine, beside those of other grounds.
 fn in_a_lab_beside(grounds: &Grounds, name: &str) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = iter::once(grounds.postgres.path().to_owned()).chain(env::split_paths(&path)).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let path = iter::once(grounds.postgres.path().to_owned())
+        .chain(env::split_paths(&path))
+        .chain(["/usr/sbin".into(), "/sbin".into()]);
     in_a_lab(name, &env::join_paths(path)?)
 }
 
@@ -266,13 +343,22 @@ fn in_a_lab(name: &str, path: &OsStr) -> Result<()> {
     let folder = fresh(name)?;
     let said = folder.join("test.log");
     let log = File::create(&said)?;
-    let status = enter::command(name)?.env("PATH", path).stdout(log.try_clone()?).stderr(log).status().context("starting setpriv")?;
+    let status = enter::command(name)?
+        .env("PATH", path)
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .status()
+        .context("starting setpriv")?;
     if status.success() {
         return Ok(());
     }
     let log = fs::read_to_string(&said)?;
     let why = enter::explain(&log).unwrap_or("it failed");
-    bail!("{why} ({status}): {}\nlogs: {}", log.trim(), folder.display())
+    bail!(
+        "{why} ({status}): {}\nlogs: {}",
+        log.trim(),
+        folder.display()
+    )
 }
 
 fn inside(job: &str) -> Result<()> {
@@ -282,8 +368,12 @@ fn inside(job: &str) -> Result<()> {
     if job == laboratory::HOLD {
         return laboratory::hold();
     }
-    let mut tests = [LONG, ALONE, ON_BOTH, ON_KERNEL, ON_HOST].into_iter().flatten();
-    let (name, test) = tests.find(|(name, _)| *name == job).with_context(|| format!("no test is called {job}"))?;
+    let mut tests = [LONG, ALONE, ON_BOTH, ON_KERNEL, ON_HOST]
+        .into_iter()
+        .flatten();
+    let (name, test) = tests
+        .find(|(name, _)| *name == job)
+        .with_context(|| format!("no test is called {job}"))?;
     test(&binaries::scratch(name)?)
 }
 
@@ -305,14 +395,24 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// The peers that the device of `site` has to have, in a mesh of `sites`: key with allowed prefixes, both in order.
-fn expected_peers(nodes: &[Node], site: Site, sites: &[Site]) -> Result<Vec<(String, Vec<String>)>> {
+/// The peers that the device of `site` has to have, in a mesh of `sites`: key with allowed
+/// prefixes, both in order.
+fn expected_peers(
+    nodes: &[Node],
+    site: Site,
+    sites: &[Site],
+) -> Result<Vec<(String, Vec<String>)>> {
     let others = sites.iter().filter(|other| **other != site);
     let mut peers = others
         .map(|other| {
-            let node =
-                nodes.iter().find(|node| node.site_name.to_string() == other.name).with_context(|| format!("no node at {}", other.name))?;
-            Ok((node.wireguard_key.to_string(), vec![other.lan.to_string(), format!("{}/32", node.tunnel_address)]))
+            let node = nodes
+                .iter()
+                .find(|node| node.site_name.to_string() == other.name)
+                .with_context(|| format!("no node at {}", other.name))?;
+            Ok((
+                node.wireguard_key.to_string(),
+                vec![other.lan.to_string(), format!("{}/32", node.tunnel_address)],
+            ))
         })
         .collect::<Result<Vec<_>>>()?;
     for (_, prefixes) in &mut peers {

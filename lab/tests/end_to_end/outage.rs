@@ -12,7 +12,9 @@ use wattle_lab::{
 };
 use wattle_wire::admin::CreatedSite;
 
-pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot(folder: &Path) -> Result<()> {
+pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
     let flows = [flow(&lab, 0, 1)?, flow(&lab, 2, 0)?];
@@ -24,20 +26,34 @@ pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_
     dublin.kill_agent()?;
     leave_work(dublin)?;
     dublin.start_agent()?;
-    wait_for("the agent works from its disk", patience(5.0), || is_in_charge(lab.gateway(DUBLIN)?))?;
+    wait_for("the agent works from its disk", patience(5.0), || {
+        is_in_charge(lab.gateway(DUBLIN)?)
+    })?;
     flows[0].more(100)?;
     lab.ping_all()?;
 
-    let snapshots = lab.gateways.iter_mut().map(snapshots).collect::<Result<Vec<_>>>()?;
+    let snapshots = lab
+        .gateways
+        .iter_mut()
+        .map(snapshots)
+        .collect::<Result<Vec<_>>>()?;
     lab.coordinator.start_server()?;
     lab.coordinator.wait_ready()?;
     // What is changed now arrives, so the streams are there again.
-    let patch = api.request("PATCH", "/sites/new-york", Some(&json!({ "subnets": ["10.30.0.0/24", "10.31.0.0/24"] }).to_string()))?;
+    let patch = api.request(
+        "PATCH",
+        "/sites/new-york",
+        Some(&json!({ "subnets": ["10.30.0.0/24", "10.31.0.0/24"] }).to_string()),
+    )?;
     ensure!(patch.status == 200, "{patch:?}");
     wait_for("the change arrives everywhere", patience(20.0), || {
         for site in [DUBLIN, FRANKFURT] {
             let routes = lab.gateway(site)?.host.run("ip -4 route show")?;
-            ensure!(routes.contains("10.31.0.0/24"), "{} has {routes}", site.name);
+            ensure!(
+                routes.contains("10.31.0.0/24"),
+                "{} has {routes}",
+                site.name
+            );
         }
         Ok(())
     })?;
@@ -51,18 +67,31 @@ pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_
     Ok(())
 }
 
-pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet(folder: &Path) -> Result<()> {
+pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     // The first one has the Postgres; agents only know the two others.
     let ports = [8444, 8445];
     lab.coordinator.announce(&ports);
     lab.start_coordinator()?;
-    let mut apis = ports.map(|port| lab.coordinator.start_another(port)).into_iter().collect::<Result<Vec<_>>>()?;
+    let mut apis = ports
+        .map(|port| lab.coordinator.start_another(port))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
     lab.join_all(&apis[0])?;
     let flow = flow(&lab, 0, 1)?;
-    let before = lab.gateways.iter_mut().map(snapshots).collect::<Result<Vec<_>>>()?;
+    let before = lab
+        .gateways
+        .iter_mut()
+        .map(snapshots)
+        .collect::<Result<Vec<_>>>()?;
     let arrives = |lab: &Lab, api: &Api, subnet: &str| -> Result<()> {
-        let patch = api.request("PATCH", "/sites/new-york", Some(&json!({ "subnets": ["10.30.0.0/24", subnet] }).to_string()))?;
+        let patch = api.request(
+            "PATCH",
+            "/sites/new-york",
+            Some(&json!({ "subnets": ["10.30.0.0/24", subnet] }).to_string()),
+        )?;
         ensure!(patch.status == 200, "{patch:?}");
         wait_for("the change arrives everywhere", patience(5.0), || {
             for site in [DUBLIN, FRANKFURT] {
@@ -73,15 +102,23 @@ pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_pack
         })
     };
 
-    arrives(&lab, &apis[1], "10.31.0.0/24").context("through the coordinator that no agent is connected to")?;
+    arrives(&lab, &apis[1], "10.31.0.0/24")
+        .context("through the coordinator that no agent is connected to")?;
     lab.coordinator.kill_another(ports[0])?;
     arrives(&lab, &apis[1], "10.32.0.0/24").context("after the death of the one")?;
     apis[0] = lab.coordinator.start_another(ports[0])?;
     lab.coordinator.kill_another(ports[1])?;
     arrives(&lab, &apis[0], "10.33.0.0/24").context("after the death of the other")?;
 
-    let after = lab.gateways.iter_mut().map(snapshots).collect::<Result<Vec<_>>>()?;
-    ensure!(after == before, "snapshots were sent: {before:?}, then {after:?}");
+    let after = lab
+        .gateways
+        .iter_mut()
+        .map(snapshots)
+        .collect::<Result<Vec<_>>>()?;
+    ensure!(
+        after == before,
+        "snapshots were sent: {before:?}, then {after:?}"
+    );
     flow.expect_no_loss()?;
     Ok(())
 }
@@ -99,7 +136,9 @@ pub(crate) fn h1_a_killed_agent_leaves_its_tunnels_up(folder: &Path) -> Result<(
     for gateway in &mut lab.gateways {
         gateway.start_agent()?;
     }
-    wait_for("the agents are in charge again", patience(10.0), || lab.gateways.iter().try_for_each(is_in_charge))?;
+    wait_for("the agents are in charge again", patience(10.0), || {
+        lab.gateways.iter().try_for_each(is_in_charge)
+    })?;
     flows[0].more(100)?;
     for flow in flows {
         flow.expect_no_loss()?;
@@ -107,36 +146,57 @@ pub(crate) fn h1_a_killed_agent_leaves_its_tunnels_up(folder: &Path) -> Result<(
     Ok(())
 }
 
-pub(crate) fn an_agent_that_is_stopped_and_started_again_loses_no_packet(folder: &Path) -> Result<()> {
+pub(crate) fn an_agent_that_is_stopped_and_started_again_loses_no_packet(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &[FRANKFURT, NEW_YORK])?;
     lab.weave()?;
     let flow = flow(&lab, 0, 1)?;
     for gateway in &mut lab.gateways {
         wait_for("nothing is left to do", patience(10.0), || {
             let plan = gateway.agent_says(&["plan"])?;
-            if plan.starts_with("nothing to do") { Ok(()) } else { bail!("{plan}") }
+            if plan.starts_with("nothing to do") {
+                Ok(())
+            } else {
+                bail!("{plan}")
+            }
         })?;
         gateway.stop_agent()?;
         flow.more(50)?;
         leave_work(gateway)?;
         let plan = gateway.agent_says(&["plan"])?;
-        ensure!(plan.lines().count() == 1 && !plan.starts_with("nothing to do"), "the plan is {plan}");
+        ensure!(
+            plan.lines().count() == 1 && !plan.starts_with("nothing to do"),
+            "the plan is {plan}"
+        );
         gateway.start_agent()?;
-        wait_for("the agent is in charge again", patience(10.0), || is_in_charge(gateway))?;
+        wait_for("the agent is in charge again", patience(10.0), || {
+            is_in_charge(gateway)
+        })?;
         flow.more(50)?;
     }
     flow.expect_no_loss().map(drop)
 }
 
-pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost(folder: &Path) -> Result<()> {
+pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
     let flow = flow(&lab, 0, 1)?;
     let agent = lab.gateway_mut(DUBLIN)?.agent()?.pid();
     let server = lab.coordinator.server()?.pid();
-    let descriptors = |lab: &Lab, pid: u32, most: u32| lab.coordinator.host.run(&format!("prlimit --pid {pid} --nofile={most}:"));
+    let descriptors = |lab: &Lab, pid: u32, most: u32| {
+        lab.coordinator
+            .host
+            .run(&format!("prlimit --pid {pid} --nofile={most}:"))
+    };
     let change = |subnet: &str| -> Result<()> {
-        let patch = api.request("PATCH", "/sites/new-york", Some(&json!({ "subnets": ["10.30.0.0/24", subnet] }).to_string()))?;
+        let patch = api.request(
+            "PATCH",
+            "/sites/new-york",
+            Some(&json!({ "subnets": ["10.30.0.0/24", subnet] }).to_string()),
+        )?;
         ensure!(patch.status == 200, "{patch:?}");
         Ok(())
     };
@@ -151,22 +211,32 @@ pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_los
     // Fewer than it has open: it gets no more.
     descriptors(&lab, agent, 3)?;
     change("10.31.0.0/24")?;
-    wait_for("the agent has run out of descriptors", patience(20.0), || {
-        let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
-        ensure!(log.contains("Too many open files"), "{log}");
-        Ok(())
-    })?;
+    wait_for(
+        "the agent has run out of descriptors",
+        patience(20.0),
+        || {
+            let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
+            ensure!(log.contains("Too many open files"), "{log}");
+            Ok(())
+        },
+    )?;
     descriptors(&lab, agent, 1024)?;
     arrives(&lab, "10.31.0.0/24").context("to an agent that had no descriptors")?;
 
     descriptors(&lab, server, 3)?;
-    wait_for("the coordinator has run out of descriptors", patience(20.0), || {
-        ensure!(api.get::<Value>("/nodes").is_err(), "it answers");
-        Ok(())
-    })?;
+    wait_for(
+        "the coordinator has run out of descriptors",
+        patience(20.0),
+        || {
+            ensure!(api.get::<Value>("/nodes").is_err(), "it answers");
+            Ok(())
+        },
+    )?;
     flow.more(50)?;
     descriptors(&lab, server, 1024)?;
-    wait_for("the coordinator answers again", patience(20.0), || change("10.32.0.0/24"))?;
+    wait_for("the coordinator answers again", patience(20.0), || {
+        change("10.32.0.0/24")
+    })?;
     arrives(&lab, "10.32.0.0/24").context("from a coordinator that had no descriptors")?;
 
     // A machine that gives them no time, and then some.
@@ -177,19 +247,31 @@ pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_los
     for pid in [agent, server] {
         lab.coordinator.host.run(&format!("kill -CONT {pid}"))?;
     }
-    wait_for("the coordinator answers again", patience(20.0), || change("10.33.0.0/24"))?;
+    wait_for("the coordinator answers again", patience(20.0), || {
+        change("10.33.0.0/24")
+    })?;
     arrives(&lab, "10.33.0.0/24").context("between two programs that stood still")?;
-    same(&[lab.gateway_mut(DUBLIN)?.agent()?.pid(), lab.coordinator.server()?.pid()], &[agent, server])?;
+    same(
+        &[
+            lab.gateway_mut(DUBLIN)?.agent()?.pid(),
+            lab.coordinator.server()?.pid(),
+        ],
+        &[agent, server],
+    )?;
     // Nothing half written is left: the next start goes on from what the last one kept.
     let dublin = lab.gateway_mut(DUBLIN)?;
     dublin.kill_agent()?;
     leave_work(dublin)?;
     dublin.start_agent()?;
-    wait_for("the agent is in charge again", patience(10.0), || is_in_charge(lab.gateway(DUBLIN)?))?;
+    wait_for("the agent is in charge again", patience(10.0), || {
+        is_in_charge(lab.gateway(DUBLIN)?)
+    })?;
     flow.expect_no_loss().map(drop)
 }
 
-pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on(folder: &Path) -> Result<()> {
+pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let socket = folder.join("notify");
     let systemd = UnixDatagram::bind(&socket)?;
@@ -198,14 +280,22 @@ pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_o
     thread::spawn(move || {
         let mut buffer = [0; 100];
         while let Ok(length) = systemd.recv(&mut buffer) {
-            if told.send(String::from_utf8_lossy(&buffer[..length]).trim().to_owned()).is_err() {
+            if told
+                .send(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
+                .is_err()
+            {
                 return;
             }
         }
     });
-    let hears = || tells.recv_timeout(patience(20.0)).context("nothing is heard");
+    let hears = || {
+        tells
+            .recv_timeout(patience(20.0))
+            .context("nothing is heard")
+    };
     let notify = format!("NOTIFY_SOCKET={}", socket.display());
-    lab.gateway_mut(DUBLIN)?.start_agent_under(&["env", &notify, "WATCHDOG_USEC=1000000"])?;
+    lab.gateway_mut(DUBLIN)?
+        .start_agent_under(&["env", &notify, "WATCHDOG_USEC=1000000"])?;
     // Before it has joined, and after.
     same(&hears()?.as_str(), &"READY=1")?;
     same(&hears()?.as_str(), &"WATCHDOG=1")?;
@@ -213,7 +303,9 @@ pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_o
     let dublin = lab.gateway(DUBLIN)?;
     let created: CreatedSite = api.post("/sites", &dublin.site.body())?;
     dublin.join(created.join_token.join_string.reveal())?;
-    wait_for("the agent is in charge", patience(20.0), || is_in_charge(lab.gateway(DUBLIN)?))?;
+    wait_for("the agent is in charge", patience(20.0), || {
+        is_in_charge(lab.gateway(DUBLIN)?)
+    })?;
     while tells.try_recv().is_ok() {}
     same(&hears()?.as_str(), &"WATCHDOG=1")
 }
@@ -224,7 +316,8 @@ fn flow(lab: &Lab, from: usize, to: usize) -> Result<Flow> {
     Flow::start(&from.lan_host, &to.lan_host, to.site.lan_host())
 }
 
-/// Takes away what no packet needs here, for the next agent to put back: the rules for forwarding, where everything is forwarded anyway.
+/// Takes away what no packet needs here, for the next agent to put back: the rules for forwarding,
+/// where everything is forwarded anyway.
 fn leave_work(gateway: &Gateway) -> Result<()> {
     gateway.host.run("nft delete table inet wattle").map(drop)
 }

@@ -21,27 +21,39 @@ use wattle_wire::{
 const KEEP_ALL: &str = "
 CREATE TABLE ever (message text);
 CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN INSERT INTO ever VALUES (NEW.message || encode(NEW.signature, 'base64')); RETURN NEW; END $$;
+    $$ BEGIN INSERT INTO ever VALUES (NEW.message || encode(NEW.signature, 'base64')); RETURN NEW; \
+    END $$;
 CREATE TRIGGER keep BEFORE INSERT ON psk_messages FOR EACH ROW EXECUTE FUNCTION keep();
 ";
 
-pub(crate) fn e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had(folder: &Path) -> Result<()> {
+pub(crate) fn e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.start_coordinator()?;
     lab.coordinator.sql(KEEP_ALL)?;
     lab.join_all(&api)?;
     let mut keys = BTreeSet::new();
     for (one, other) in lab.pairs() {
-        keys.insert(wait_for("both ends have one key", patience(10.0), || key(one, other))?);
+        keys.insert(wait_for("both ends have one key", patience(10.0), || {
+            key(one, other)
+        })?);
     }
     ensure!(keys.len() == 3, "three pairs have {} keys", keys.len());
     wait_for("the mailbox is empty", patience(10.0), || {
         let left = lab.coordinator.sql("SELECT count(*) FROM psk_messages")?;
-        if left.trim() == "0" { Ok(()) } else { bail!("{left} letters") }
+        if left.trim() == "0" {
+            Ok(())
+        } else {
+            bail!("{left} letters")
+        }
     })?;
 
     let mut public = lab.coordinator.dump()?;
-    ensure!(public.matches("ciphertext").count() >= 3 && public.matches("kem_key").count() >= 3, "the dump lacks letters");
+    ensure!(
+        public.matches("ciphertext").count() >= 3 && public.matches("kem_key").count() >= 3,
+        "the dump lacks letters"
+    );
     public += &lab.coordinator.server()?.log();
     for gateway in &mut lab.gateways {
         public += &gateway.agent()?.log();
@@ -52,12 +64,19 @@ pub(crate) fn e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had(f
     for key in keys {
         let bytes = *key.parse::<Bytes32>()?.as_bytes();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        ensure!(!public.contains(&key) && !public.contains(&hex) && !public.contains(&format!("{bytes:?}")), "a key is seen");
+        ensure!(
+            !public.contains(&key)
+                && !public.contains(&hex)
+                && !public.contains(&format!("{bytes:?}")),
+            "a key is seen"
+        );
     }
     Ok(())
 }
 
-pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_one_the_tunnel_stays(folder: &Path) -> Result<()> {
+pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_one_the_tunnel_stays(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
     let api = lab.start_coordinator()?;
     lose(&lab.coordinator, "request", None)?;
@@ -69,13 +88,22 @@ pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_on
     wait_for("both know of each other", patience(10.0), || {
         for gateway in &lab.gateways {
             let status = gateway.status()?;
-            ensure!(status["peers"].as_array().is_some_and(|peers| peers.len() == 1), "{status}");
+            ensure!(
+                status["peers"]
+                    .as_array()
+                    .is_some_and(|peers| peers.len() == 1),
+                "{status}"
+            );
         }
         Ok(())
     })?;
     wait_for("a key was asked for in vain", patience(10.0), || {
         let lost = lab.coordinator.sql("SELECT count(*) FROM lost")?;
-        if lost.trim() == "0" { bail!("not yet") } else { Ok(()) }
+        if lost.trim() == "0" {
+            bail!("not yet")
+        } else {
+            Ok(())
+        }
     })?;
     for gateway in &lab.gateways {
         same(&gateway.allowed_ips()?, &Vec::new())?;
@@ -83,10 +111,16 @@ pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_on
     ensure!(lab.ping_all().is_err(), "a packet passes without a key");
 
     set_policy(&api, "prefer")?;
-    wait_for("packets pass without a key", patience(5.0), || lab.ping_all())?;
+    wait_for("packets pass without a key", patience(5.0), || {
+        lab.ping_all()
+    })?;
     let [one, other] = ends(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?)?;
     same(&[one.as_str(), &other], &["(none)"; 2])?;
-    let flow = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
+    let flow = Flow::start(
+        &lab.gateway(DUBLIN)?.lan_host,
+        &lab.gateway(FRANKFURT)?.lan_host,
+        FRANKFURT.lan_host(),
+    )?;
     lose_nothing(&lab.coordinator)?;
     let frankfurt = lab.gateway_mut(FRANKFURT)?;
     frankfurt.kill_agent()?;
@@ -96,8 +130,15 @@ pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_on
     set_policy(&api, "require")?;
     wait_for("both have heard of it", patience(5.0), || {
         let nodes: Page<Node> = api.get("/nodes")?;
-        let applied: BTreeSet<_> = nodes.items.iter().filter_map(|node| Some(node.last_report.as_ref()?.applied.revision)).collect();
-        ensure!(applied.len() == 1 && applied.iter().all(|revision| *revision >= 6), "{applied:?}");
+        let applied: BTreeSet<_> = nodes
+            .items
+            .iter()
+            .filter_map(|node| Some(node.last_report.as_ref()?.applied.revision))
+            .collect();
+        ensure!(
+            applied.len() == 1 && applied.iter().all(|revision| *revision >= 6),
+            "{applied:?}"
+        );
         Ok(())
     })?;
     same(&key()?, &agreed)?;
@@ -105,36 +146,69 @@ pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_on
     flow.expect_no_loss().map(drop)
 }
 
-pub(crate) fn whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named(folder: &Path) -> Result<()> {
+pub(crate) fn whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     lab.weave()?;
-    let flow = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
-    let all = |lab: &Lab| -> Result<Vec<String>> { lab.pairs().map(|(one, other)| key(one, other)).collect() };
+    let flow = Flow::start(
+        &lab.gateway(DUBLIN)?.lan_host,
+        &lab.gateway(FRANKFURT)?.lan_host,
+        FRANKFURT.lan_host(),
+    )?;
+    let all = |lab: &Lab| -> Result<Vec<String>> {
+        lab.pairs().map(|(one, other)| key(one, other)).collect()
+    };
     let before = wait_for("each pair has a key", patience(10.0), || all(&lab))?;
     // The second of three to enrol: it begins the rounds with one peer, and asks the other to.
     let said = lab.gateway(FRANKFURT)?.agent_says(&["rotate", "--psk"])?;
-    ensure!(said.contains("with 2 peers") && said.contains("all preshared keys are new"), "{said}");
-    let after = wait_for("both ends of each pair have one key", patience(10.0), || all(&lab))?;
+    ensure!(
+        said.contains("with 2 peers") && said.contains("all preshared keys are new"),
+        "{said}"
+    );
+    let after = wait_for(
+        "both ends of each pair have one key",
+        patience(10.0),
+        || all(&lab),
+    )?;
     for ((one, other), (before, after)) in lab.pairs().zip(before.iter().zip(&after)) {
-        let is_asked = [one, other].iter().any(|gateway| gateway.site.name == FRANKFURT.name);
-        ensure!((before != after) == is_asked, "{} and {}", one.site.name, other.site.name);
+        let is_asked = [one, other]
+            .iter()
+            .any(|gateway| gateway.site.name == FRANKFURT.name);
+        ensure!(
+            (before != after) == is_asked,
+            "{} and {}",
+            one.site.name,
+            other.site.name
+        );
     }
     lab.gateway_mut(NEW_YORK)?.stop_agent()?;
     let refused = lab.gateway(FRANKFURT)?.try_agent(&["rotate", "--psk"])?;
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(refused.status.code() == Some(1) && error.contains("new-york") && !error.contains("dublin"), "{error}");
+    ensure!(
+        refused.status.code() == Some(1) && error.contains("new-york") && !error.contains("dublin"),
+        "{error}"
+    );
     lab.gateway_mut(NEW_YORK)?.start_agent()?;
     let key = || key(lab.gateway(FRANKFURT)?, lab.gateway(NEW_YORK)?);
-    wait_for("it gets its new key when it is back", patience(20.0), || {
-        ensure!(!after.contains(&key()?), "it has the old one");
-        Ok(())
-    })?;
+    wait_for(
+        "it gets its new key when it is back",
+        patience(20.0),
+        || {
+            ensure!(!after.contains(&key()?), "it has the old one");
+            Ok(())
+        },
+    )?;
     flow.more(50)?;
     flow.expect_no_loss().map(drop)
 }
 
 fn set_policy(api: &Api, policy: &str) -> Result<()> {
-    let answer = api.request("PATCH", "/mesh", Some(&json!({ "psk": policy }).to_string()))?;
+    let answer = api.request(
+        "PATCH",
+        "/mesh",
+        Some(&json!({ "psk": policy }).to_string()),
+    )?;
     ensure!(answer.status == 200, "{answer:?}");
     Ok(())
 }
@@ -146,13 +220,19 @@ pub(crate) fn h2_a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_
     lab.weave()?;
     let (dublin, frankfurt) = (lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?);
     let flow = Flow::start(&dublin.lan_host, &frankfurt.lan_host, FRANKFURT.lan_host())?;
-    let mut before = wait_for("both ends have one key", patience(10.0), || key(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?))?;
+    let mut before = wait_for("both ends have one key", patience(10.0), || {
+        key(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?)
+    })?;
     for step in ["request", "offer", "confirm", "commit"] {
         lose(&lab.coordinator, step, None)?;
         renew(lab.gateway_mut(FRANKFURT)?)?;
         wait_for("the step is taken", patience(20.0), || {
             let lost = lab.coordinator.sql("SELECT count(*) FROM lost")?;
-            if lost.trim() == "0" { bail!("no {step} yet") } else { Ok(()) }
+            if lost.trim() == "0" {
+                bail!("no {step} yet")
+            } else {
+                Ok(())
+            }
         })?;
         lab.coordinator.kill()?;
         for gateway in &mut lab.gateways {
@@ -166,7 +246,11 @@ pub(crate) fn h2_a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_
         }
         let after = wait_for("both ends have a new key", patience(20.0), || {
             let key = key(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?)?;
-            if key == before { bail!("it is the old one") } else { Ok(key) }
+            if key == before {
+                bail!("it is the old one")
+            } else {
+                Ok(key)
+            }
         });
         before = after.with_context(|| format!("without {step}"))?;
         flow.more(20)?;
@@ -180,39 +264,77 @@ pub(crate) fn the_session_that_is_renewed_with_another_key_loses_no_packet_even_
     let mut lab = Lab::build(folder, &GUIDE)?;
     lab.weave()?;
     let [dublin, frankfurt, new_york] = [DUBLIN, FRANKFURT, NEW_YORK].map(|site| lab.gateway(site));
-    let flow = |from: &Gateway, to: &Gateway| Flow::start(&from.lan_host, &to.lan_host, to.site.lan_host());
+    let flow = |from: &Gateway, to: &Gateway| {
+        Flow::start(&from.lan_host, &to.lan_host, to.site.lan_host())
+    };
     let (dublin, frankfurt, new_york) = (dublin?, frankfurt?, new_york?);
-    let flows = [flow(dublin, frankfurt)?, flow(frankfurt, new_york)?, flow(new_york, dublin)?];
-    let all = [(DUBLIN, FRANKFURT), (FRANKFURT, NEW_YORK), (NEW_YORK, DUBLIN)];
-    let keys =
-        |lab: &Lab| -> Result<Vec<String>> { all.iter().map(|(one, other)| key(lab.gateway(*one)?, lab.gateway(*other)?)).collect() };
+    let flows = [
+        flow(dublin, frankfurt)?,
+        flow(frankfurt, new_york)?,
+        flow(new_york, dublin)?,
+    ];
+    let all = [
+        (DUBLIN, FRANKFURT),
+        (FRANKFURT, NEW_YORK),
+        (NEW_YORK, DUBLIN),
+    ];
+    let keys = |lab: &Lab| -> Result<Vec<String>> {
+        all.iter()
+            .map(|(one, other)| key(lab.gateway(*one)?, lab.gateway(*other)?))
+            .collect()
+    };
     let before = wait_for("all have keys", patience(10.0), || keys(&lab))?;
 
-    // New York came last and so begins every round of its pairs; of Dublin's commit it will not hear.
+    // New York came last and so begins every round of its pairs; of Dublin's commit it will not
+    // hear.
     lose(&lab.coordinator, "commit", Some("new-york"))?;
     for site in [FRANKFURT, NEW_YORK] {
         renew(lab.gateway_mut(site)?)?;
     }
-    wait_for("those that missed nothing have a new key, and the others differ", patience(20.0), || {
-        let key = key(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?)?;
-        ensure!(key != before[0], "it is the old one");
-        for site in [DUBLIN, FRANKFURT] {
-            let ends = ends(lab.gateway(site)?, lab.gateway(NEW_YORK)?)?;
-            ensure!(ends[0] != ends[1], "{} and New York have one key", site.name);
-        }
-        Ok(())
-    })?;
+    wait_for(
+        "those that missed nothing have a new key, and the others differ",
+        patience(20.0),
+        || {
+            let key = key(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?)?;
+            ensure!(key != before[0], "it is the old one");
+            for site in [DUBLIN, FRANKFURT] {
+                let ends = ends(lab.gateway(site)?, lab.gateway(NEW_YORK)?)?;
+                ensure!(
+                    ends[0] != ends[1],
+                    "{} and New York have one key",
+                    site.name
+                );
+            }
+            Ok(())
+        },
+    )?;
     let handshakes = |lab: &Lab| -> Result<Vec<u64>> {
-        let ends = all.iter().flat_map(|(one, other)| [(*one, *other), (*other, *one)]);
-        ends.map(|(one, other)| handshake(lab.gateway(one)?, lab.gateway(other)?)).collect()
+        let ends = all
+            .iter()
+            .flat_map(|(one, other)| [(*one, *other), (*other, *one)]);
+        ends.map(|(one, other)| handshake(lab.gateway(one)?, lab.gateway(other)?))
+            .collect()
     };
     let old = handshakes(&lab)?;
-    let after = wait_for("every session is renewed, each with a new key", patience(200.0), || {
-        let new = handshakes(&lab)?;
-        ensure!(old.iter().zip(&new).all(|(old, new)| new > old), "{new:?} after {old:?}");
-        keys(&lab)
-    })?;
-    ensure!(before.iter().zip(&after).all(|(before, after)| before != after), "a session was renewed with the old key");
+    let after = wait_for(
+        "every session is renewed, each with a new key",
+        patience(200.0),
+        || {
+            let new = handshakes(&lab)?;
+            ensure!(
+                old.iter().zip(&new).all(|(old, new)| new > old),
+                "{new:?} after {old:?}"
+            );
+            keys(&lab)
+        },
+    )?;
+    ensure!(
+        before
+            .iter()
+            .zip(&after)
+            .all(|(before, after)| before != after),
+        "a session was renewed with the old key"
+    );
     for flow in flows {
         flow.more(100)?;
         flow.expect_no_loss()?;
@@ -223,19 +345,31 @@ pub(crate) fn the_session_that_is_renewed_with_another_key_loses_no_packet_even_
 /// The preshared key of a pair, which both ends must have.
 fn key(one: &Gateway, other: &Gateway) -> Result<String> {
     let [key, same] = ends(one, other)?;
-    ensure!(key != "(none)" && key == same, "{} and {} do not agree", one.site.name, other.site.name);
+    ensure!(
+        key != "(none)" && key == same,
+        "{} and {} do not agree",
+        one.site.name,
+        other.site.name
+    );
     Ok(key)
 }
 
 /// What each end has.
 fn ends(one: &Gateway, other: &Gateway) -> Result<[String; 2]> {
-    let of = |one: &Gateway, other: &Gateway| one.by_peer("preshared-keys")?.remove(&other.public_key()?).context("there is no such peer");
+    let of = |one: &Gateway, other: &Gateway| {
+        one.by_peer("preshared-keys")?
+            .remove(&other.public_key()?)
+            .context("there is no such peer")
+    };
     Ok([of(one, other)?, of(other, one)?])
 }
 
 /// Seconds since 1970 at which `one` last shook hands with `other`.
 fn handshake(one: &Gateway, other: &Gateway) -> Result<u64> {
-    let at = one.by_peer("latest-handshakes")?.remove(&other.public_key()?).context("there is no such peer")?;
+    let at = one
+        .by_peer("latest-handshakes")?
+        .remove(&other.public_key()?)
+        .context("there is no such peer")?;
     Ok(at.parse()?)
 }
 
@@ -243,26 +377,37 @@ fn handshake(one: &Gateway, other: &Gateway) -> Result<u64> {
 fn renew(gateway: &mut Gateway) -> Result<()> {
     let path = format!("{STATE_DIR}/psk.json");
     let mut pairs = wait_for("no round is under way", patience(10.0), || {
-        let pairs: Map<String, Value> = serde_json::from_str(&gateway.host.run(&format!("cat {path}"))?)?;
-        ensure!(pairs.values().all(|pair| pair["phase"] == "idle" && pair["current"].is_object()), "a round is under way");
+        let pairs: Map<String, Value> =
+            serde_json::from_str(&gateway.host.run(&format!("cat {path}"))?)?;
+        ensure!(
+            pairs
+                .values()
+                .all(|pair| pair["phase"] == "idle" && pair["current"].is_object()),
+            "a round is under way"
+        );
         Ok(pairs)
     })?;
     gateway.kill_agent()?;
     for pair in pairs.values_mut() {
         pair["current"]["due"] = 0.into();
     }
-    gateway.host.run_with(&format!("tee {path}"), &serde_json::to_string(&pairs)?)?;
+    gateway
+        .host
+        .run_with(&format!("tee {path}"), &serde_json::to_string(&pairs)?)?;
     gateway.start_agent()
 }
 
 /// Lets the mailbox lose every letter of a step, or those to one node alone.
 fn lose(coordinator: &Coordinator, step: &str, to: Option<&str>) -> Result<()> {
-    let to = to.map_or_else(String::new, |name| format!("AND NEW.recipient = (SELECT id FROM nodes WHERE name = '{name}')"));
+    let to = to.map_or_else(String::new, |name| {
+        format!("AND NEW.recipient = (SELECT id FROM nodes WHERE name = '{name}')")
+    });
     coordinator
         .sql(&format!(
             "CREATE TABLE lost (message text);
          CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-             IF NEW.message LIKE '%\"step\":{{\"{step}\":%' {to} THEN INSERT INTO lost VALUES (NEW.message); RETURN NULL; END IF;
+             IF NEW.message LIKE '%\"step\":{{\"{step}\":%' {to} THEN INSERT INTO lost VALUES \
+             (NEW.message); RETURN NULL; END IF;
              RETURN NEW;
          END $$;
          CREATE TRIGGER lose BEFORE INSERT ON psk_messages FOR EACH ROW EXECUTE FUNCTION lose();"
@@ -271,5 +416,7 @@ fn lose(coordinator: &Coordinator, step: &str, to: Option<&str>) -> Result<()> {
 }
 
 fn lose_nothing(coordinator: &Coordinator) -> Result<()> {
-    coordinator.sql("DROP TRIGGER lose ON psk_messages; DROP FUNCTION lose; DROP TABLE lost;").map(drop)
+    coordinator
+        .sql("DROP TRIGGER lose ON psk_messages; DROP FUNCTION lose; DROP TABLE lost;")
+        .map(drop)
 }

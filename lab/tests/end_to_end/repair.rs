@@ -31,14 +31,19 @@ table ip wattle {
 }
 ";
 
-pub(crate) fn h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds(folder: &Path) -> Result<()> {
+pub(crate) fn h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within_ten_seconds(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
     let nodes: Page<Node> = api.get("/nodes")?;
     let dublin = lab.gateway(DUBLIN)?;
     let peers = expected_peers(&nodes.items, DUBLIN, &GUIDE)?;
     let key = &peers[0].0;
-    let stranger = dublin.host.run("wg genkey").and_then(|key| dublin.host.run_with("wg pubkey", &key))?;
+    let stranger = dublin
+        .host
+        .run("wg genkey")
+        .and_then(|key| dublin.host.run_with("wg pubkey", &key))?;
     let meddling = [
         format!("ip link del {INTERFACE}"),
         format!("ip link set {INTERFACE} down"),
@@ -46,7 +51,10 @@ pub(crate) fn h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within
         "ip route del 10.20.0.0/24".to_owned(),
         format!("wg set {INTERFACE} peer {key} allowed-ips 10.66.0.0/24"),
         format!("wg set {INTERFACE} peer {key} remove"),
-        format!("wg set {INTERFACE} peer {} allowed-ips 10.20.0.0/24 endpoint 192.0.2.99:1", stranger.trim()),
+        format!(
+            "wg set {INTERFACE} peer {} allowed-ips 10.20.0.0/24 endpoint 192.0.2.99:1",
+            stranger.trim()
+        ),
         format!("wg set {INTERFACE} listen-port 4444"),
         "nft delete table inet wattle".to_owned(),
         "sysctl -q -w net.ipv4.ip_forward=0".to_owned(),
@@ -55,7 +63,13 @@ pub(crate) fn h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within
         dublin.host.run(&meddling)?;
         wait_for("it is repaired", patience(10.0), || {
             same(&dublin.allowed_ips()?, &peers)?;
-            same(&dublin.host.run(&format!("wg show {INTERFACE} listen-port"))?.trim(), &"51820")?;
+            same(
+                &dublin
+                    .host
+                    .run(&format!("wg show {INTERFACE} listen-port"))?
+                    .trim(),
+                &"51820",
+            )?;
             dublin.host.run("nft list table inet wattle")?;
             lab.ping_all()
         })
@@ -64,7 +78,9 @@ pub(crate) fn h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within
     Ok(())
 }
 
-pub(crate) fn h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched(folder: &Path) -> Result<()> {
+pub(crate) fn h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_touched(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
     let host = &lab.gateway(DUBLIN)?.host;
     host.run("ip link add br-foreign type bridge")?;
@@ -77,15 +93,19 @@ pub(crate) fn h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_tou
 
     lab.weave()?;
     let running = state(&lab.gateway(DUBLIN)?.host)?;
-    for line in before
-        .lines()
-        .filter(|line| !line.starts_with("net.") && line.contains("foreign") || line.contains("172.3") || line.contains("table ip wattle"))
-    {
+    for line in before.lines().filter(|line| {
+        !line.starts_with("net.") && line.contains("foreign")
+            || line.contains("172.3")
+            || line.contains("table ip wattle")
+    }) {
         ensure!(running.contains(line), "`{line}` is gone");
     }
 
     let refused = lab.gateway(DUBLIN)?.try_agent(&["down"])?;
-    ensure!(!refused.status.success(), "`down` took the tunnels away from a running agent");
+    ensure!(
+        !refused.status.success(),
+        "`down` took the tunnels away from a running agent"
+    );
     lab.ping_all()?;
     lab.gateway_mut(DUBLIN)?.stop_agent()?;
     lab.ping_all()?;
@@ -93,12 +113,22 @@ pub(crate) fn h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_tou
     dublin.agent_says(&["down"])?;
     wait_for("the gateway is as it was", patience(5.0), || {
         let after = state(&dublin.host)?;
-        let other =
-            |of: &str, than: &str| of.lines().filter(|line| !than.lines().any(|found| found == *line)).collect::<Vec<_>>().join("\n");
-        same(&(other(&before, &after), other(&after, &before)), &Default::default())?;
+        let other = |of: &str, than: &str| {
+            of.lines()
+                .filter(|line| !than.lines().any(|found| found == *line))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        same(
+            &(other(&before, &after), other(&after, &before)),
+            &Default::default(),
+        )?;
         same(&after, &before)
     })?;
-    ensure!(!has_device_process(dublin)?, "the device's process is still there");
+    ensure!(
+        !has_device_process(dublin)?,
+        "the device's process is still there"
+    );
 
     // Once more is no error, and the agent comes back as if nothing had been.
     dublin.agent_says(&["down"])?;
@@ -106,18 +136,32 @@ pub(crate) fn h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_tou
     wait_for("the LANs ping again", patience(10.0), || lab.ping_all())
 }
 
-pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key(folder: &Path) -> Result<()> {
+pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key(
+    folder: &Path,
+) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
-    lab.gateway(DUBLIN)?.host.run(&format!("mkdir -p {STATE_DIR}"))?;
-    lab.gateway(DUBLIN)?.host.run(&format!("mount -t tmpfs -o size=1m,mode=755 state {STATE_DIR}"))?;
+    lab.gateway(DUBLIN)?
+        .host
+        .run(&format!("mkdir -p {STATE_DIR}"))?;
+    lab.gateway(DUBLIN)?.host.run(&format!(
+        "mount -t tmpfs -o size=1m,mode=755 state {STATE_DIR}"
+    ))?;
     let api = lab.weave()?;
-    let flow = Flow::start(&lab.gateway(DUBLIN)?.lan_host, &lab.gateway(FRANKFURT)?.lan_host, FRANKFURT.lan_host())?;
+    let flow = Flow::start(
+        &lab.gateway(DUBLIN)?.lan_host,
+        &lab.gateway(FRANKFURT)?.lan_host,
+        FRANKFURT.lan_host(),
+    )?;
     let key = lab.gateway(DUBLIN)?.public_key()?;
     let mut number = 40;
     let mut follows = |lab: &Lab| -> Result<()> {
         number += 1;
         let lan = format!("10.{number}.0.0/24");
-        let patch = api.request("PATCH", "/sites/frankfurt", Some(&json!({ "subnets": [FRANKFURT.lan, lan] }).to_string()))?;
+        let patch = api.request(
+            "PATCH",
+            "/sites/frankfurt",
+            Some(&json!({ "subnets": [FRANKFURT.lan, lan] }).to_string()),
+        )?;
         ensure!(patch.status == 200, "{patch:?}");
         let host = &lab.gateway(DUBLIN)?.host;
         wait_for("the change is carried out", patience(10.0), || {
@@ -130,10 +174,14 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     let host = &lab.gateway(DUBLIN)?.host;
     let kept = host.run(&format!("cat {STATE_DIR}/node.json"))?;
     let view = |host: &Host| host.run(&format!("cat {STATE_DIR}/view.json"));
-    // The view before the last one would make room for the next. What else takes the place of another does so, too, and is filled up.
+    // The view before the last one would make room for the next. What else takes the place of
+    // another does so, too, and is filled up.
     host.run(&format!("rm -f {STATE_DIR}/view.json.previous"))?;
     let mut fill = host.command("sh");
-    fill.args(["-c", &format!("while :; do cat /dev/zero >>{STATE_DIR}/ballast; sleep 0.02; done")]);
+    fill.args([
+        "-c",
+        &format!("while :; do cat /dev/zero >>{STATE_DIR}/ballast; sleep 0.02; done"),
+    ]);
     let fill = Daemon::start(fill, &folder.join("fill.log"))?;
     wait_for("the disk is full", patience(5.0), || {
         let free = host.run(&format!("df --output=avail {STATE_DIR}"))?;
@@ -148,7 +196,9 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     host.run(&format!("mount --bind {STATE_DIR} {STATE_DIR}"))?;
     host.run(&format!("mount -o remount,bind,ro {STATE_DIR}"))?;
     follows(&lab).context("on a disk that is read-only")?;
-    lab.gateway(DUBLIN)?.host.run(&format!("umount {STATE_DIR}"))?;
+    lab.gateway(DUBLIN)?
+        .host
+        .run(&format!("umount {STATE_DIR}"))?;
     follows(&lab)?;
     let host = &lab.gateway(DUBLIN)?.host;
     wait_for("what is known is on disk again", patience(5.0), || {
@@ -158,7 +208,8 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     })?;
     same(&host.run(&format!("cat {STATE_DIR}/node.json"))?, &kept)?;
 
-    // A damaged view gives way to the one before it, pins and all; a key that is open to others is private again.
+    // A damaged view gives way to the one before it, pins and all; a key that is open to others is
+    // private again.
     lab.gateway_mut(DUBLIN)?.kill_agent()?;
     let host = &lab.gateway(DUBLIN)?.host;
     host.run(&format!("truncate --size=100 {STATE_DIR}/view.json"))?;
@@ -166,8 +217,18 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     lab.gateway_mut(DUBLIN)?.start_agent()?;
     follows(&lab).context("with a damaged view")?;
     let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
-    ensure!(log.contains("using the previous version of the file") && log.contains("loaded the view from disk"), "{log}");
-    same(&lab.gateway(DUBLIN)?.host.run(&format!("stat --format=%a {STATE_DIR}/node.json"))?.trim(), &"600")?;
+    ensure!(
+        log.contains("using the previous version of the file")
+            && log.contains("loaded the view from disk"),
+        "{log}"
+    );
+    same(
+        &lab.gateway(DUBLIN)?
+            .host
+            .run(&format!("stat --format=%a {STATE_DIR}/node.json"))?
+            .trim(),
+        &"600",
+    )?;
 
     // A damaged key is said, and neither thrown away nor replaced.
     lab.gateway_mut(DUBLIN)?.kill_agent()?;
@@ -175,24 +236,39 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     host.run(&format!("cp {STATE_DIR}/node.json {STATE_DIR}/copy"))?;
     host.run(&format!("truncate --size=100 {STATE_DIR}/node.json"))?;
     let output = lab.gateway(DUBLIN)?.try_agent(&["run"])?;
-    ensure!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("node.json is damaged"), "{output:?}");
+    ensure!(
+        !output.status.success()
+            && String::from_utf8_lossy(&output.stderr).contains("node.json is damaged"),
+        "{output:?}"
+    );
     let host = &lab.gateway(DUBLIN)?.host;
-    same(&host.run(&format!("stat --format=%s {STATE_DIR}/node.json"))?.trim(), &"100")?;
+    same(
+        &host
+            .run(&format!("stat --format=%s {STATE_DIR}/node.json"))?
+            .trim(),
+        &"100",
+    )?;
     flow.more(20)?;
     host.run(&format!("mv {STATE_DIR}/copy {STATE_DIR}/node.json"))?;
     lab.gateway_mut(DUBLIN)?.start_agent()?;
     follows(&lab)?;
 
     // Gone while the agent runs, and after: the tunnels stay.
-    lab.gateway(DUBLIN)?.host.run(&format!("rm -r {STATE_DIR}/node.json {STATE_DIR}/view.json {STATE_DIR}/view.json.previous"))?;
+    lab.gateway(DUBLIN)?.host.run(&format!(
+        "rm -r {STATE_DIR}/node.json {STATE_DIR}/view.json {STATE_DIR}/view.json.previous"
+    ))?;
     follows(&lab).context("with the files gone")?;
     lab.gateway_mut(DUBLIN)?.kill_agent()?;
     lab.gateway_mut(DUBLIN)?.start_agent()?;
-    wait_for("the agent waits to be told who it is", patience(5.0), || {
-        let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
-        ensure!(log.contains("this machine is not a node yet"), "{log}");
-        Ok(())
-    })?;
+    wait_for(
+        "the agent waits to be told who it is",
+        patience(5.0),
+        || {
+            let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
+            ensure!(log.contains("this machine is not a node yet"), "{log}");
+            Ok(())
+        },
+    )?;
     same(&lab.gateway(DUBLIN)?.public_key()?, &key)?;
     flow.more(20)?;
     flow.expect_no_loss().map(drop)
@@ -215,5 +291,9 @@ fn state(host: &Host) -> Result<String> {
 }
 
 fn has_device_process(gateway: &Gateway) -> Result<bool> {
-    Ok(gateway.host.output(&format!("ls /run/wireguard/{INTERFACE}.sock"))?.status.success())
+    Ok(gateway
+        .host
+        .output(&format!("ls /run/wireguard/{INTERFACE}.sock"))?
+        .status
+        .success())
 }

@@ -1,8 +1,8 @@
-//! The guard: what a host lets the mesh do to it, whatever the coordinator says. Its rules are the host's own and never come from outside.
-//! The [`crate::agent::admission`] is one of them.
+//! The guard: what a host lets the mesh do to it, whatever the coordinator says. Its rules are the
+//! host's own and never come from outside. The [`crate::agent::admission`] is one of them.
 //!
-//! What can be nobody's LAN (a default route, loopback, link-local and special ranges) never gets here: the replica refuses a peer that
-//! claims it.
+//! What can be nobody's LAN (a default route, loopback, link-local and special ranges) never gets
+//! here: the replica refuses a peer that claims it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,7 +48,13 @@ pub enum Lock {
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { allow: None, refuse: Vec::new(), most_peers: 4096, lock: Lock::Tofu, operator_keys: BTreeSet::new() }
+        Self {
+            allow: None,
+            refuse: Vec::new(),
+            most_peers: 4096,
+            lock: Lock::Tofu,
+            operator_keys: BTreeSet::new(),
+        }
     }
 }
 
@@ -111,12 +117,16 @@ impl Guard {
     pub fn screen(&self, known: &Known, surroundings: &Surroundings, now: i64) -> Refused {
         let mut refused = Refused::default();
         let tunnel_prefix = IpNet::V4(known.mesh.tunnel_prefix).trunc();
-        refused.tunnel_prefix = host_network(tunnel_prefix, surroundings).map(|reason| (tunnel_prefix, reason));
+        refused.tunnel_prefix =
+            host_network(tunnel_prefix, surroundings).map(|reason| (tunnel_prefix, reason));
         let mut claims = BTreeMap::new();
         let mut taken = 0;
         for (node, known_peer) in &known.peers {
             let peer = &known_peer.peer;
-            let standing = known.admitted.as_ref().map(|admitted| admitted.standing(known_peer, now));
+            let standing = known
+                .admitted
+                .as_ref()
+                .map(|admitted| admitted.standing(known_peer, now));
             let admitted = match standing {
                 None => None,
                 Some(Standing::Admitted(prefixes)) => Some(prefixes),
@@ -130,12 +140,19 @@ impl Guard {
                 }
             };
             if taken >= self.most_peers {
-                refused.refuse_peer(*node, &peer.name, PeerReason::TooMany { most: self.most_peers });
+                refused.refuse_peer(
+                    *node,
+                    &peer.name,
+                    PeerReason::TooMany {
+                        most: self.most_peers,
+                    },
+                );
                 continue;
             }
             taken += 1;
             for prefix in prefixes(peer.tunnel_address, &peer.subnets) {
-                let parts = admitted.map_or_else(|| vec![prefix], |admitted| within(prefix, admitted));
+                let parts =
+                    admitted.map_or_else(|| vec![prefix], |admitted| within(prefix, admitted));
                 if parts != [prefix] {
                     refused.refuse_prefix(prefix, &peer.name, Reason::NotAdmitted, parts.clone());
                 }
@@ -147,24 +164,48 @@ impl Guard {
                 }
             }
         }
-        let peers = known.peers.values().filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node));
-        let endpoints: Vec<_> =
-            peers.filter_map(|KnownPeer { peer, .. }| Some((peer.endpoint_for(known.myself.node)?.socket().ip(), &peer.name))).collect();
+        let peers = known
+            .peers
+            .values()
+            .filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node));
+        let endpoints: Vec<_> = peers
+            .filter_map(|KnownPeer { peer, .. }| {
+                Some((
+                    peer.endpoint_for(known.myself.node)?.socket().ip(),
+                    &peer.name,
+                ))
+            })
+            .collect();
         for (address, name) in endpoints {
-            // No two claims overlap, so the one before the address is the only one that may hold it.
+            // No two claims overlap, so the one before the address is the only one that may hold
+            // it.
             if let Some((part, (prefix, peer))) = claims.range(..=IpNet::from(address)).next_back()
                 && part.contains(&address)
             {
-                refused.refuse_part(*prefix, *part, peer, Reason::Endpoint(address, name.clone()));
+                refused.refuse_part(
+                    *prefix,
+                    *part,
+                    peer,
+                    Reason::Endpoint(address, name.clone()),
+                );
             }
         }
         refused
     }
 
     fn judge(&self, prefix: IpNet, surroundings: &Surroundings) -> Option<Reason> {
-        let coordinator = || surroundings.coordinators.iter().find(|address| prefix.contains(*address));
+        let coordinator = || {
+            surroundings
+                .coordinators
+                .iter()
+                .find(|address| prefix.contains(*address))
+        };
         let listed = || self.refuse.iter().find(|listed| overlap(**listed, prefix));
-        let is_allowed = || self.allow.as_ref().is_none_or(|allow| allow.iter().any(|allowed| allowed.contains(&prefix)));
+        let is_allowed = || {
+            self.allow
+                .as_ref()
+                .is_none_or(|allow| allow.iter().any(|allowed| allowed.contains(&prefix)))
+        };
         host_network(prefix, surroundings)
             .or_else(|| coordinator().map(|address| Reason::Coordinator(*address)))
             .or_else(|| listed().map(|listed| Reason::Listed(*listed)))
@@ -173,7 +214,11 @@ impl Guard {
 }
 
 fn host_network(prefix: IpNet, surroundings: &Surroundings) -> Option<Reason> {
-    let network = surroundings.networks.iter().map(IpNet::trunc).find(|network| overlap(*network, prefix));
+    let network = surroundings
+        .networks
+        .iter()
+        .map(IpNet::trunc)
+        .find(|network| overlap(*network, prefix));
     network.map(Reason::HostNetwork)
 }
 
@@ -184,13 +229,17 @@ impl Refused {
 
     /// Whether the peer is not configured because no operator has admitted it.
     pub fn is_unsigned(&self, node: NodeId) -> bool {
-        self.peers.get(&node).is_some_and(|refusal| matches!(refusal.reason, PeerReason::Unsigned(_)))
+        self.peers
+            .get(&node)
+            .is_some_and(|refusal| matches!(refusal.reason, PeerReason::Unsigned(_)))
     }
 
     /// What of a peer's prefix is carried out: all, parts, or nothing.
     pub fn carried_out(&self, prefix: IpNet) -> impl Iterator<Item = IpNet> {
         let refusal = self.prefixes.get(&prefix);
-        let parts = refusal.into_iter().flat_map(|refusal| refusal.left.iter().copied());
+        let parts = refusal
+            .into_iter()
+            .flat_map(|refusal| refusal.left.iter().copied());
         parts.chain(refusal.is_none().then_some(prefix))
     }
 
@@ -201,32 +250,57 @@ impl Refused {
 
     /// Everything that was refused, in words.
     pub fn problems(&self) -> impl Iterator<Item = String> {
-        let tunnel = self.tunnel_prefix.iter().map(|(prefix, reason)| format!("the guard refused the tunnel prefix {prefix}: {reason}"));
-        let prefixes = self.prefixes.iter().map(|(prefix, PrefixRefusal { peer, reason, left })| {
-            let but = if left.is_empty() { String::new() } else { format!(" but {}", list(left)) };
-            format!("the guard refused {prefix} of peer {peer}{but}: {reason}")
+        let tunnel = self.tunnel_prefix.iter().map(|(prefix, reason)| {
+            format!("the guard refused the tunnel prefix {prefix}: {reason}")
         });
+        let prefixes =
+            self.prefixes
+                .iter()
+                .map(|(prefix, PrefixRefusal { peer, reason, left })| {
+                    let but = if left.is_empty() {
+                        String::new()
+                    } else {
+                        format!(" but {}", list(left))
+                    };
+                    format!("the guard refused {prefix} of peer {peer}{but}: {reason}")
+                });
         let mut by_reason: BTreeMap<PeerReason, Vec<&Name>> = BTreeMap::new();
         for PeerRefusal { peer, reason } in self.peers.values() {
             by_reason.entry(*reason).or_default().push(peer);
         }
-        let peers = by_reason.into_iter().map(|(reason, peers)| format!("the guard refused {}: {reason}", some_of(&peers)));
+        let peers = by_reason
+            .into_iter()
+            .map(|(reason, peers)| format!("the guard refused {}: {reason}", some_of(&peers)));
         let tolerated: Vec<_> = self.tolerated.iter().collect();
         let tolerated = (!tolerated.is_empty()).then(|| {
             let peers = some_of(&tolerated);
             format!(
-                "no operator has admitted {peers}. They were there before the lock, and stay until they are signed or until `wattle-agent confirm` removes them"
+                "no operator has admitted {peers}. They were there before the lock, and stay until \
+                 they are signed or until `wattle-agent confirm` removes them"
             )
         });
         tunnel.chain(tolerated).chain(peers).chain(prefixes)
     }
 
     fn refuse_peer(&mut self, node: NodeId, peer: &Name, reason: PeerReason) {
-        self.peers.insert(node, PeerRefusal { peer: peer.clone(), reason });
+        self.peers.insert(
+            node,
+            PeerRefusal {
+                peer: peer.clone(),
+                reason,
+            },
+        );
     }
 
     fn refuse_prefix(&mut self, prefix: IpNet, peer: &Name, reason: Reason, left: Vec<IpNet>) {
-        self.prefixes.insert(prefix, PrefixRefusal { peer: peer.clone(), reason, left });
+        self.prefixes.insert(
+            prefix,
+            PrefixRefusal {
+                peer: peer.clone(),
+                reason,
+                left,
+            },
+        );
     }
 
     /// Refuses a part of a prefix, which may be all of it.
@@ -247,7 +321,11 @@ fn some_of(peers: &[&Name]) -> String {
 }
 
 fn list(prefixes: &[IpNet]) -> String {
-    prefixes.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" ")
+    prefixes
+        .iter()
+        .map(IpNet::to_string)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 impl fmt::Display for PeerReason {
@@ -263,11 +341,20 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAdmitted => f.write_str("its admission does not cover it"),
-            Self::HostNetwork(network) => write!(f, "this host has the network {network} on another interface"),
+            Self::HostNetwork(network) => write!(
+                f,
+                "this host has the network {network} on another interface"
+            ),
             Self::Endpoint(address, peer) => {
-                write!(f, "it contains {address}, the endpoint of peer {peer}, which must be reached outside of the tunnel")
+                write!(
+                    f,
+                    "it contains {address}, the endpoint of peer {peer}, which must be reached \
+                     outside of the tunnel"
+                )
             }
-            Self::Coordinator(address) => write!(f, "it contains {address}, the address of a coordinator"),
+            Self::Coordinator(address) => {
+                write!(f, "it contains {address}, the address of a coordinator")
+            }
             Self::NotAllowed => f.write_str("it is in no prefix of `allow`"),
             Self::Listed(prefix) => write!(f, "`refuse` names {prefix}"),
         }
@@ -302,17 +389,37 @@ mod tests {
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let mut view = view::view(&directory_of(4), node_id(1)).unwrap();
         change(&mut view);
-        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        replica.receive(StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
+        });
         replica.known().unwrap().clone()
     }
 
     fn surroundings() -> Surroundings {
-        Surroundings { networks: vec![net("203.0.113.1/24"), net("10.1.0.1/24")], coordinators: vec!["198.18.0.2".parse().unwrap()] }
+        Surroundings {
+            networks: vec![net("203.0.113.1/24"), net("10.1.0.1/24")],
+            coordinators: vec!["198.18.0.2".parse().unwrap()],
+        }
     }
 
     fn carried_out(known: &Known, refused: &Refused) -> Desired {
-        let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine_of(1), addresses: surroundings().networks };
-        desired(known, &local, refused, &Exchange::default(), &PeerKeys::default())
+        let local = Local {
+            interface: "wattle0".parse().unwrap(),
+            machine: &machine_of(1),
+            addresses: surroundings().networks,
+        };
+        desired(
+            known,
+            &local,
+            refused,
+            &Exchange::default(),
+            &PeerKeys::default(),
+        )
     }
 
     fn problems(refused: &Refused) -> Vec<String> {
@@ -321,7 +428,10 @@ mod tests {
 
     #[test]
     fn an_ordinary_mesh_is_carried_out_whole() {
-        assert_eq!(problems(&Guard::default().screen(&known(|_| ()), &surroundings(), NOW)), <[&str; 0]>::default());
+        assert_eq!(
+            problems(&Guard::default().screen(&known(|_| ()), &surroundings(), NOW)),
+            <[&str; 0]>::default()
+        );
     }
 
     #[test]
@@ -333,42 +443,64 @@ mod tests {
         });
         let refused = Guard::default().screen(&known, &surroundings(), NOW);
         let expected = [
-            "the guard refused 192.0.2.0/24 of peer site-2: it holds 192.0.2.7, the endpoint of peer site-3, which is reached outside of the tunnel",
-            "the guard refused 198.18.0.0/15 of peer site-2: it holds 198.18.0.2, the address of a coordinator",
-            "the guard refused 203.0.113.128/25 of peer site-2: this host has the network 203.0.113.0/24 on another interface",
+            "the guard refused 192.0.2.0/24 of peer site-2: it holds 192.0.2.7, the endpoint of \
+             peer site-3, which is reached outside of the tunnel",
+            "the guard refused 198.18.0.0/15 of peer site-2: it holds 198.18.0.2, the address of a \
+             coordinator",
+            "the guard refused 203.0.113.128/25 of peer site-2: this host has the network \
+             203.0.113.0/24 on another interface",
         ];
         assert_eq!(problems(&refused), expected);
-        let clean =
-            carried_out(&self::known(|view| view.peers[1].endpoint = Some("192.0.2.7:51820".parse().unwrap())), &Refused::default());
+        let clean = carried_out(
+            &self::known(|view| view.peers[1].endpoint = Some("192.0.2.7:51820".parse().unwrap())),
+            &Refused::default(),
+        );
         assert_eq!(carried_out(&known, &refused), clean);
     }
 
     #[test]
     fn e1_only_what_the_host_allows_and_does_not_refuse_comes_in() {
-        let guard: Guard = Guard { allow: Some(vec![net("10.0.0.0/8")]), refuse: vec![net("10.3.0.128/25")], ..Guard::default() };
+        let guard: Guard = Guard {
+            allow: Some(vec![net("10.0.0.0/8")]),
+            refuse: vec![net("10.3.0.128/25")],
+            ..Guard::default()
+        };
         let known = known(|view| view.peers[0].subnets.push(net("172.20.0.0/24")));
         let expected = [
             "the guard refused 10.3.0.0/24 of peer site-3: `refuse` names 10.3.0.128/25",
             "the guard refused 172.20.0.0/24 of peer site-2: it is in no prefix of `allow`",
         ];
-        assert_eq!(problems(&guard.screen(&known, &surroundings(), NOW)), expected);
+        assert_eq!(
+            problems(&guard.screen(&known, &surroundings(), NOW)),
+            expected
+        );
     }
 
     #[test]
     fn a_tunnel_prefix_that_covers_a_network_of_the_host_gets_no_route() {
         let known = known(|view| view.mesh.tunnel_prefix = "0.0.0.0/0".parse().unwrap());
         let refused = Guard::default().screen(&known, &surroundings(), NOW);
-        assert_eq!(carried_out(&known, &refused).addresses, [net("10.99.0.1/32")].into());
+        assert_eq!(
+            carried_out(&known, &refused).addresses,
+            [net("10.99.0.1/32")].into()
+        );
         assert_eq!(problems(&refused).len(), 1);
     }
 
     #[test]
     fn c9_more_peers_than_the_host_takes_are_refused_the_last_ones() {
         let known = known(|_| ());
-        let refused = Guard { most_peers: 2, ..Guard::default() }.screen(&known, &surroundings(), NOW);
+        let refused = Guard {
+            most_peers: 2,
+            ..Guard::default()
+        }
+        .screen(&known, &surroundings(), NOW);
         let keys: Vec<WireguardKey> = carried_out(&known, &refused).peers.into_keys().collect();
         assert_eq!(keys.len(), 2);
         assert!(!keys.contains(&Keys::of(4).wireguard_key()));
-        assert_eq!(problems(&refused), ["the guard refused peer site-4: most_peers is 2"]);
+        assert_eq!(
+            problems(&refused),
+            ["the guard refused peer site-4: most_peers is 2"]
+        );
     }
 }

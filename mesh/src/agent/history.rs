@@ -1,4 +1,5 @@
-//! What a gateway was told of its peers over time: kept by the gateway itself, so that who had the coordinator for an hour cannot take it back.
+//! What a gateway was told of its peers over time: kept by the gateway itself, so that who had the
+//! coordinator for an hour cannot take it back.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -17,7 +18,8 @@ use wattle_wire::{
 
 use crate::agent::replica::{Known, KnownPeer, prefixes};
 
-/// Changes that are kept of a peer. Kept of each: whoever changes one peer again and again hides nothing of another.
+/// Changes that are kept of a peer. Kept of each: whoever changes one peer again and again hides
+/// nothing of another.
 const MOST_CHANGES: usize = 32;
 /// Peers that are kept after their removal.
 const MOST_GONE: usize = 1_000;
@@ -72,7 +74,10 @@ pub struct PeerChange {
 impl History {
     /// Takes note of what is known now. Whether anything changed.
     pub fn note(&mut self, known: &Known, at: DateTime<Utc>) -> bool {
-        let seen = Seen { at, position: known.position };
+        let seen = Seen {
+            at,
+            position: known.position,
+        };
         let (mut changed, mut new) = (false, Vec::new());
         for (node, peer) in &known.peers {
             let told = told(peer, known.myself.node);
@@ -85,7 +90,17 @@ impl History {
                 None => {
                     let (name, told) = (peer.peer.name.clone(), Arc::new(told));
                     let (at_first, changes, now) = (Arc::clone(&told), VecDeque::new(), Some(told));
-                    new.push((*node, PeerHistory { name, first_seen: seen, at_first, changes, dropped: 0, now }));
+                    new.push((
+                        *node,
+                        PeerHistory {
+                            name,
+                            first_seen: seen,
+                            at_first,
+                            changes,
+                            dropped: 0,
+                            now,
+                        },
+                    ));
                 }
             }
         }
@@ -94,7 +109,11 @@ impl History {
             self.0.append(&mut new.into_iter().collect());
             changed = true;
         }
-        for history in self.0.iter_mut().filter(|(node, history)| history.now.is_some() && !known.peers.contains_key(node)) {
+        for history in self
+            .0
+            .iter_mut()
+            .filter(|(node, history)| history.now.is_some() && !known.peers.contains_key(node))
+        {
             history.1.change(seen, None);
             changed = true;
         }
@@ -110,7 +129,9 @@ impl History {
 
     fn forget_the_oldest_gone(&mut self) {
         let gone = self.0.iter().filter(|(_, history)| history.now.is_none());
-        let mut gone: Vec<_> = gone.map(|(node, history)| (history.changes.back().map(|change| change.seen.at), *node)).collect();
+        let mut gone: Vec<_> = gone
+            .map(|(node, history)| (history.changes.back().map(|change| change.seen.at), *node))
+            .collect();
         gone.sort_unstable();
         for (_, node) in gone.iter().rev().skip(MOST_GONE) {
             self.0.remove(node);
@@ -120,7 +141,11 @@ impl History {
 
 impl PeerHistory {
     fn change(&mut self, seen: Seen, to: Option<Arc<Told>>) {
-        self.changes.push_back(PeerChange { seen, from: self.now.take(), to: to.clone() });
+        self.changes.push_back(PeerChange {
+            seen,
+            from: self.now.take(),
+            to: to.clone(),
+        });
         self.now = to;
         while self.changes.len() > MOST_CHANGES {
             self.changes.pop_front();
@@ -130,7 +155,9 @@ impl PeerHistory {
 }
 
 fn told(known: &KnownPeer, myself: NodeId) -> Told {
-    let KnownPeer { peer, statement, .. } = known;
+    let KnownPeer {
+        peer, statement, ..
+    } = known;
     Told {
         identity: statement.identity,
         wireguard_key: statement.wireguard_key,
@@ -162,7 +189,11 @@ mod tests {
     fn replica(peers: u64) -> Replica {
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(peers), node_id(1)).unwrap();
-        replica.receive(StreamMessage::Snapshot { position: position(1), view, removed: vec![] });
+        replica.receive(StreamMessage::Snapshot {
+            position: position(1),
+            view,
+            removed: vec![],
+        });
         replica
     }
 
@@ -171,38 +202,70 @@ mod tests {
         let mut peer = replica.known().unwrap().peers[&node_id(node)].peer.clone();
         peer.endpoint = Some(endpoint.parse().unwrap());
         let changes = vec![ViewChange::Peer(peer)];
-        replica.receive(StreamMessage::Delta { since: position(revision - 1), position: position(revision), changes });
+        replica.receive(StreamMessage::Delta {
+            since: position(revision - 1),
+            position: position(revision),
+            changes,
+        });
     }
 
     #[test]
     fn e12_what_was_changed_and_changed_back_is_still_told() {
         let (mut replica, mut history) = (replica(3), History::default());
         assert!(history.note(replica.known().unwrap(), at(1)));
-        assert!(!history.note(replica.known().unwrap(), at(2)), "nothing is new");
+        assert!(
+            !history.note(replica.known().unwrap(), at(2)),
+            "nothing is new"
+        );
         let before = Told::clone(&history.0[&node_id(2)].at_first);
         move_peer(&mut replica, 2, "192.0.2.66:51820", 2);
         assert!(history.note(replica.known().unwrap(), at(3)));
         move_peer(&mut replica, 2, "203.0.113.2:51820", 3);
         assert!(history.note(replica.known().unwrap(), at(4)));
-        let thief = Told { endpoint: Some("192.0.2.66:51820".parse().unwrap()), ..before.clone() };
+        let thief = Told {
+            endpoint: Some("192.0.2.66:51820".parse().unwrap()),
+            ..before.clone()
+        };
         let told = &history.0[&node_id(2)];
-        assert_eq!(told.first_seen, Seen { at: at(1), position: position(1) });
+        assert_eq!(
+            told.first_seen,
+            Seen {
+                at: at(1),
+                position: position(1)
+            }
+        );
         let change = |second, revision, from: &Told, to: &Told| PeerChange {
-            seen: Seen { at: at(second), position: position(revision) },
+            seen: Seen {
+                at: at(second),
+                position: position(revision),
+            },
             from: Some(Arc::new(from.clone())),
             to: Some(Arc::new(to.clone())),
         };
-        assert_eq!(told.changes, [change(3, 2, &before, &thief), change(4, 3, &thief, &before)]);
+        assert_eq!(
+            told.changes,
+            [change(3, 2, &before, &thief), change(4, 3, &thief, &before)]
+        );
         assert!(history.0[&node_id(3)].changes.is_empty());
 
-        let removed =
-            StreamMessage::Delta { since: position(3), position: position(4), changes: vec![ViewChange::PeerRemoved(node_id(3))] };
+        let removed = StreamMessage::Delta {
+            since: position(3),
+            position: position(4),
+            changes: vec![ViewChange::PeerRemoved(node_id(3))],
+        };
         replica.receive(removed);
         assert!(history.note(replica.known().unwrap(), at(5)));
         let gone = &history.0[&node_id(3)];
-        assert_eq!((gone.now.as_ref(), gone.changes[0].to.as_ref()), (None, None));
-        assert!(!history.note(replica.known().unwrap(), at(6)), "it is gone once");
-        let kept: History = serde_json::from_str(&serde_json::to_string(&history).unwrap()).unwrap();
+        assert_eq!(
+            (gone.now.as_ref(), gone.changes[0].to.as_ref()),
+            (None, None)
+        );
+        assert!(
+            !history.note(replica.known().unwrap(), at(6)),
+            "it is gone once"
+        );
+        let kept: History =
+            serde_json::from_str(&serde_json::to_string(&history).unwrap()).unwrap();
         assert_eq!(kept, history);
     }
 
@@ -218,8 +281,15 @@ mod tests {
         }
         assert_eq!(history.0[&node_id(2)].changes.len(), 1);
         let flooded = &history.0[&node_id(3)];
-        assert_eq!((flooded.changes.len(), flooded.dropped), (MOST_CHANGES, 98 - 32));
-        assert_eq!(flooded.at_first.endpoint, Some("203.0.113.3:51820".parse().unwrap()), "what it was at first stays");
+        assert_eq!(
+            (flooded.changes.len(), flooded.dropped),
+            (MOST_CHANGES, 98 - 32)
+        );
+        assert_eq!(
+            flooded.at_first.endpoint,
+            Some("203.0.113.3:51820".parse().unwrap()),
+            "what it was at first stays"
+        );
     }
 
     #[test]
@@ -230,11 +300,19 @@ mod tests {
         let one = history.0[&node_id(2)].clone();
         for number in 0..1_500_u64 {
             let mut gone = one.clone();
-            gone.change(Seen { at: at(number.cast_signed()), position: position(1) }, None);
+            gone.change(
+                Seen {
+                    at: at(number.cast_signed()),
+                    position: position(1),
+                },
+                None,
+            );
             history.0.insert(node_id(100 + number), gone);
         }
         history.forget_the_oldest_gone();
         assert_eq!(history.0.len(), MOST_GONE + 1);
-        assert!(history.0.contains_key(&node_id(100 + 1_499)) && !history.0.contains_key(&node_id(100)));
+        assert!(
+            history.0.contains_key(&node_id(100 + 1_499)) && !history.0.contains_key(&node_id(100))
+        );
     }
 }

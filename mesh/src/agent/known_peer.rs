@@ -22,8 +22,13 @@ pub struct KnownPeer {
 impl KnownPeer {
     /// The peer's entry on the device: the one that has its prefixes, be it of the announced key.
     pub fn entry<'a>(&self, link: &'a Link) -> Option<&'a ObservedPeer> {
-        let announced = self.announced.as_ref().and_then(|announced| link.peers.get(&announced.wireguard_key));
-        announced.filter(|entry| !entry.allowed_ips.is_empty()).or_else(|| link.peers.get(&self.statement.wireguard_key))
+        let announced = self
+            .announced
+            .as_ref()
+            .and_then(|announced| link.peers.get(&announced.wireguard_key));
+        announced
+            .filter(|entry| !entry.allowed_ips.is_empty())
+            .or_else(|| link.peers.get(&self.statement.wireguard_key))
     }
 }
 

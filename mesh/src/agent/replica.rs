@@ -1,4 +1,5 @@
-//! The agent's half of the stream: its own copy of the view, which believes only what holds together and what the nodes themselves signed.
+//! The agent's half of the stream: its own copy of the view, which believes only what holds
+//! together and what the nodes themselves signed.
 
 mod ownership;
 #[cfg(test)]
@@ -62,11 +63,16 @@ pub struct Stored {
 impl Stored {
     /// As [`Replica::awaiting_confirmation`].
     pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
-        self.held.iter().copied().chain(self.admitted.iter().flat_map(Admitted::tolerated)).collect()
+        self.held
+            .iter()
+            .copied()
+            .chain(self.admitted.iter().flat_map(Admitted::tolerated))
+            .collect()
     }
 }
 
-/// Who a node is, from first sight on: nobody else can take its place, nor can an old key of its own.
+/// Who a node is, from first sight on: nobody else can take its place, nor can an old key of its
+/// own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
     pub identity: IdentityKey,
@@ -134,7 +140,10 @@ pub enum RefusalReason {
     Identity,
     #[error("its statement is older than the one known")]
     Older,
-    #[error("its statement changes whether the node has an agent, which is never allowed: remove the node and make another")]
+    #[error(
+        "its statement changes whether the node has an agent, which is never allowed: remove the \
+         node and make another"
+    )]
     Unmanaged,
     #[error("it announces a key that cannot follow the present one")]
     Announced,
@@ -142,11 +151,13 @@ pub enum RefusalReason {
     Prefix(#[from] InvalidSubnet),
 }
 
-/// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to the wrong peer.
+/// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to
+/// the wrong peer.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Rejection {
     #[error(
-        "the coordinator offers revision {offered}, but this node has seen {have}: either its database was restored, or somebody replays an old state"
+        "the coordinator offers revision {offered}, but this node has seen {have}: either its \
+         database was restored, or somebody replays an old state"
     )]
     RolledBack { have: Position, offered: Position },
     #[error("the view belongs to another mesh")]
@@ -175,7 +186,8 @@ impl Replica {
         }
     }
 
-    /// The same on a host that requires the lock, if there are operators. To be said before anything is taken up.
+    /// The same on a host that requires the lock, if there are operators. To be said before
+    /// anything is taken up.
     #[must_use]
     pub fn locked_by(self, operators: Option<BTreeSet<OperatorKey>>) -> Self {
         Self { operators, ..self }
@@ -188,7 +200,11 @@ impl Replica {
     /// [`Rejection`] when it contradicts itself; the replica then knows nothing.
     pub fn restore(&mut self, stored: Stored) -> Result<Vec<Refusal>, Rejection> {
         self.departed = stored.departed;
-        let message = StreamMessage::Snapshot { position: stored.position, view: stored.view, removed: Vec::new() };
+        let message = StreamMessage::Snapshot {
+            position: stored.position,
+            view: stored.view,
+            removed: Vec::new(),
+        };
         let refused = match self.receive(message) {
             Received::Changed { refused } => refused,
             Received::Rejected(rejection) => return Err(rejection),
@@ -220,26 +236,46 @@ impl Replica {
 
     /// What of the coordinator's newest word is not carried out, in words.
     pub fn problems(&self) -> impl Iterator<Item = String> {
-        let rejected = self.rejected.iter().map(|rejection| format!("rejected the newest revision: {rejection}"));
+        let rejected = self
+            .rejected
+            .iter()
+            .map(|rejection| format!("rejected the newest revision: {rejection}"));
         let held = (!self.held.is_empty()).then(|| {
-            let (held, all) = (self.held.len(), self.known.as_ref().map_or(0, |known| known.peers.len()));
-            format!("the coordinator removed {held} of {all} peers at once. They stay until you run `wattle-agent confirm` on this gateway")
+            let (held, all) = (
+                self.held.len(),
+                self.known.as_ref().map_or(0, |known| known.peers.len()),
+            );
+            format!(
+                "the coordinator removed {held} of {all} peers at once. They stay until you \
+                run `wattle-agent confirm` on this gateway"
+            )
         });
-        rejected.chain(held).chain(self.refused.values().map(ToString::to_string))
+        rejected
+            .chain(held)
+            .chain(self.refused.values().map(ToString::to_string))
     }
 
-    /// Peers whose removal waits to be confirmed, and those that were there before the lock and were not admitted since.
+    /// Peers whose removal waits to be confirmed, and those that were there before the lock and
+    /// were not admitted since.
     pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
-        let tolerated = self.known.iter().flat_map(|known| &known.admitted).flat_map(Admitted::tolerated);
+        let tolerated = self
+            .known
+            .iter()
+            .flat_map(|known| &known.admitted)
+            .flat_map(Admitted::tolerated);
         self.held.iter().copied().chain(tolerated).collect()
     }
 
-    /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names. Whether there were any.
+    /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names. Whether there
+    /// were any.
     pub fn confirm(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
         let confirmed: BTreeSet<_> = self.held.intersection(nodes).copied().collect();
         self.held.retain(|node| !confirmed.contains(node));
         confirmed.iter().for_each(|node| self.remove(*node));
-        let admitted = self.known.as_mut().and_then(|known| known.admitted.as_mut());
+        let admitted = self
+            .known
+            .as_mut()
+            .and_then(|known| known.admitted.as_mut());
         admitted.is_some_and(|admitted| admitted.confirm(nodes)) || !confirmed.is_empty()
     }
 
@@ -251,18 +287,49 @@ impl Replica {
     /// What to keep on disk.
     pub fn stored(&self) -> Option<Stored> {
         let known = self.known.as_ref()?;
-        let peers = known.peers.values().map(|known| known.peer.clone()).collect();
-        let view = View { mesh: known.mesh.clone(), myself: known.myself.clone(), peers };
-        let (held, departed, admitted) = (self.held.clone(), self.departed.clone(), known.admitted.clone());
-        Some(Stored { position: known.position, view, held, departed, admitted })
+        let peers = known
+            .peers
+            .values()
+            .map(|known| known.peer.clone())
+            .collect();
+        let view = View {
+            mesh: known.mesh.clone(),
+            myself: known.myself.clone(),
+            peers,
+        };
+        let (held, departed, admitted) = (
+            self.held.clone(),
+            self.departed.clone(),
+            known.admitted.clone(),
+        );
+        Some(Stored {
+            position: known.position,
+            view,
+            held,
+            departed,
+            admitted,
+        })
     }
 
-    /// Takes in a message. A removal is always explicit: a peer that is merely absent from a snapshot stays.
+    /// Takes in a message. A removal is always explicit: a peer that is merely absent from a
+    /// snapshot stays.
     pub fn receive(&mut self, message: StreamMessage) -> Received {
         match message {
-            StreamMessage::Snapshot { position, view, removed } => self.snapshot(position, view, removed),
-            StreamMessage::Delta { since, position, changes } => match &self.known {
-                Some(known) if known.position == since && follows(known.position, position) && !self.out_of_step => {
+            StreamMessage::Snapshot {
+                position,
+                view,
+                removed,
+            } => self.snapshot(position, view, removed),
+            StreamMessage::Delta {
+                since,
+                position,
+                changes,
+            } => match &self.known {
+                Some(known)
+                    if known.position == since
+                        && follows(known.position, position)
+                        && !self.out_of_step =>
+                {
                     let next = Draft::new(known.mesh.clone(), known.myself.clone());
                     self.take_in(position, next, changes)
                 }
@@ -278,8 +345,8 @@ impl Replica {
             },
             StreamMessage::Bye { reason } => {
                 if let (ByeReason::Revoked, Some(known)) = (reason, &self.known) {
-                    // The tombstone of the node itself, and so of all its peers. Those have dropped it if it is true, and if it is not, the
-                    // tunnels are worth keeping.
+                    // The tombstone of the node itself, and so of all its peers. Those have dropped
+                    // it if it is true, and if it is not, the tunnels are worth keeping.
                     let all: BTreeSet<_> = known.peers.keys().copied().collect();
                     if must_be_confirmed(all.len(), all.len()) {
                         self.held = all;
@@ -300,31 +367,66 @@ impl Replica {
 
     fn snapshot(&mut self, position: Position, view: View, removed: Vec<NodeId>) -> Received {
         if let Some(have) = self.position().filter(|have| position < *have) {
-            // It goes on from where it is: who has the position that it names has nothing older to tell.
-            let rejection = Rejection::RolledBack { have, offered: position };
+            // It goes on from where it is: who has the position that it names has nothing older to
+            // tell.
+            let rejection = Rejection::RolledBack {
+                have,
+                offered: position,
+            };
             self.rejected = Some(rejection.clone());
             return Received::Rejected(rejection);
         }
         let removed = removed.into_iter().map(ViewChange::PeerRemoved);
-        let changes = view.peers.into_iter().map(ViewChange::Peer).chain(removed).collect();
+        let changes = view
+            .peers
+            .into_iter()
+            .map(ViewChange::Peer)
+            .chain(removed)
+            .collect();
         self.take_in(position, Draft::new(view.mesh, view.myself), changes)
     }
 
     /// Costs what the changes touch, whatever the size of the view.
-    fn take_in(&mut self, position: Position, mut next: Draft, changes: Vec<ViewChange>) -> Received {
+    fn take_in(
+        &mut self,
+        position: Position,
+        mut next: Draft,
+        changes: Vec<ViewChange>,
+    ) -> Received {
         let mut news = Vec::new();
         for change in changes {
             match change {
-                ViewChange::Peer(peer) => match believe(&peer, self.mesh, self.peer_in(&next, peer.node), self.pin(peer.node)) {
-                    Ok(Believed { statement, announced }) => {
+                ViewChange::Peer(peer) => match believe(
+                    &peer,
+                    self.mesh,
+                    self.peer_in(&next, peer.node),
+                    self.pin(peer.node),
+                ) {
+                    Ok(Believed {
+                        statement,
+                        announced,
+                    }) => {
                         next.refused.insert(peer.node, None);
-                        let told = || self.peer_in(&next, peer.node).and_then(|known| known.peer.admission.clone());
+                        let told = || {
+                            self.peer_in(&next, peer.node)
+                                .and_then(|known| known.peer.admission.clone())
+                        };
                         let admission = peer.admission.clone().or_else(told);
                         let peer = Peer { admission, ..peer };
-                        next.peers.insert(peer.node, Some(KnownPeer { peer, statement, announced }));
+                        next.peers.insert(
+                            peer.node,
+                            Some(KnownPeer {
+                                peer,
+                                statement,
+                                announced,
+                            }),
+                        );
                     }
                     Err(reason) => {
-                        let refusal = Refusal { name: peer.name, reason };
+                        let refusal = Refusal {
+                            name: peer.name,
+                            reason,
+                        };
                         news.push(refusal.clone());
                         next.refused.insert(peer.node, Some(refusal));
                     }
@@ -339,7 +441,8 @@ impl Replica {
         }
         self.hold(&mut next);
         if let Err(rejection) = self.claim(&next) {
-            // A revision that is rejected is rare: making the claims anew is simpler than to undo some of them.
+            // A revision that is rejected is rare: making the claims anew is simpler than to undo
+            // some of them.
             self.claims = self.known.as_ref().map(Claims::of).unwrap_or_default();
             self.out_of_step = true;
             self.rejected = Some(rejection.clone());
@@ -350,28 +453,40 @@ impl Replica {
         Received::Changed { refused: news }
     }
 
-    /// Keeps the peers that are not to go without being asked about: those of a message that removes more than half of all, and those of
-    /// earlier ones.
+    /// Keeps the peers that are not to go without being asked about: those of a message that
+    /// removes more than half of all, and those of earlier ones.
     fn hold(&self, next: &mut Draft) {
         let Some(known) = &self.known else { return };
-        let goes = |(node, peer): (&NodeId, &Option<KnownPeer>)| (peer.is_none() && known.peers.contains_key(node)).then_some(*node);
-        let (again, new): (BTreeSet<_>, BTreeSet<_>) = next.peers.iter().filter_map(goes).partition(|node| self.held.contains(node));
+        let goes = |(node, peer): (&NodeId, &Option<KnownPeer>)| {
+            (peer.is_none() && known.peers.contains_key(node)).then_some(*node)
+        };
+        let (again, new): (BTreeSet<_>, BTreeSet<_>) = next
+            .peers
+            .iter()
+            .filter_map(goes)
+            .partition(|node| self.held.contains(node));
         if must_be_confirmed(new.len(), known.peers.len()) {
             next.held = new;
         }
-        next.peers.retain(|node, _| !again.contains(node) && !next.held.contains(node));
+        next.peers
+            .retain(|node, _| !again.contains(node) && !next.held.contains(node));
     }
 
     /// What a node is pinned to, whether it is a peer now or was one once.
     fn pin(&self, node: NodeId) -> Option<Pin> {
         let known = self.known.as_ref().and_then(|known| known.peers.get(&node));
-        known.map(Pin::of).or_else(|| self.departed.get(&node).copied())
+        known
+            .map(Pin::of)
+            .or_else(|| self.departed.get(&node).copied())
     }
 
     fn remove(&mut self, node: NodeId) {
         let Some(known) = &mut self.known else { return };
         if let Some(peer) = known.peers.remove(&node) {
-            known.admitted.iter_mut().for_each(|admitted| admitted.forget(&peer));
+            known
+                .admitted
+                .iter_mut()
+                .for_each(|admitted| admitted.forget(&peer));
             self.claims.give_up_peer(&peer);
             self.departed.insert(node, Pin::of(&peer));
         }
@@ -384,23 +499,37 @@ impl Replica {
         }
     }
 
-    /// Moves the claims on to what is next: first all that is given up, then all that is taken, so that two peers can swap.
+    /// Moves the claims on to what is next: first all that is given up, then all that is taken, so
+    /// that two peers can swap.
     fn claim(&mut self, next: &Draft) -> Result<(), Rejection> {
         if next.mesh.id != self.mesh {
             return Err(Rejection::Mesh);
         }
-        let moved = self.known.as_ref().is_none_or(|known| known.myself != next.myself);
+        let moved = self
+            .known
+            .as_ref()
+            .is_none_or(|known| known.myself != next.myself);
         if let Some(known) = &self.known {
-            next.peers.keys().filter_map(|node| known.peers.get(node)).for_each(|peer| self.claims.give_up_peer(peer));
+            next.peers
+                .keys()
+                .filter_map(|node| known.peers.get(node))
+                .for_each(|peer| self.claims.give_up_peer(peer));
             if moved {
                 self.claims.give_up_own(&known.myself);
             }
         }
         let mut peers = next.peers.values().flatten();
-        if let Some(own) = peers.clone().find(|peer| ownership::keys(peer).any(|key| key == self.own_key)) {
+        if let Some(own) = peers
+            .clone()
+            .find(|peer| ownership::keys(peer).any(|key| key == self.own_key))
+        {
             return Err(Rejection::OwnKey(own.peer.name.clone()));
         }
-        let own = if moved { self.claims.take_own(&next.myself) } else { Ok(()) };
+        let own = if moved {
+            self.claims.take_own(&next.myself)
+        } else {
+            Ok(())
+        };
         let taken = own.and_then(|()| peers.try_for_each(|peer| self.claims.take_peer(peer)));
         taken.map_err(|contradiction| {
             let name = |node| match self.peer_in(next, node) {
@@ -408,19 +537,33 @@ impl Replica {
                 Some(_) | None => next.myself.name.clone(),
             };
             match contradiction {
-                Contradiction::Key { holder, claimant } => Rejection::SameKey(name(holder), name(claimant)),
-                Contradiction::Prefix { held, holder, claimed, claimant } => {
-                    Rejection::Overlap(claimed, name(claimant), held, name(holder))
+                Contradiction::Key { holder, claimant } => {
+                    Rejection::SameKey(name(holder), name(claimant))
                 }
+                Contradiction::Prefix {
+                    held,
+                    holder,
+                    claimed,
+                    claimant,
+                } => Rejection::Overlap(claimed, name(claimant), held, name(holder)),
             }
         })
     }
 
     fn adopt(&mut self, position: Position, next: Draft) {
-        let Draft { mesh, myself, peers, refused, held } = next;
+        let Draft {
+            mesh,
+            myself,
+            peers,
+            refused,
+            held,
+        } = next;
         self.held.retain(|node| !peers.contains_key(node));
         self.held.extend(held);
-        let gone = peers.iter().filter(|(_, peer)| peer.is_none()).filter_map(|(node, _)| Some((*node, self.pin(*node)?)));
+        let gone = peers
+            .iter()
+            .filter(|(_, peer)| peer.is_none())
+            .filter_map(|(node, _)| Some((*node, self.pin(*node)?)));
         self.departed.extend(gone.collect::<Vec<_>>());
         let known = match &mut self.known {
             Some(known) => {
@@ -429,14 +572,22 @@ impl Replica {
             }
             None => {
                 let admitted = self.operators.clone().map(Admitted::new);
-                self.known.insert(Known { position, mesh, myself, peers: BTreeMap::new(), admitted })
+                self.known.insert(Known {
+                    position,
+                    mesh,
+                    myself,
+                    peers: BTreeMap::new(),
+                    admitted,
+                })
             }
         };
         if let Some(admitted) = &mut known.admitted {
             for (node, touched) in &peers {
                 match (touched, known.peers.get(node)) {
                     (Some(peer), before) => {
-                        before.iter().for_each(|before| admitted.follow(before.statement.identity, peer.statement.identity));
+                        before.iter().for_each(|before| {
+                            admitted.follow(before.statement.identity, peer.statement.identity)
+                        });
                         admitted.learn(self.mesh, peer);
                     }
                     (None, Some(gone)) => admitted.forget(gone),
@@ -462,7 +613,13 @@ struct Draft {
 
 impl Draft {
     fn new(mesh: MeshSettings, myself: Myself) -> Self {
-        Self { mesh, myself, peers: BTreeMap::new(), refused: BTreeMap::new(), held: BTreeSet::new() }
+        Self {
+            mesh,
+            myself,
+            peers: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            held: BTreeSet::new(),
+        }
     }
 }
 
@@ -470,7 +627,10 @@ impl Draft {
 fn put<V>(map: &mut BTreeMap<NodeId, V>, entries: BTreeMap<NodeId, Option<V>>) {
     if map.is_empty() {
         // Half the memory of one that grows in order.
-        *map = entries.into_iter().filter_map(|(node, entry)| Some((node, entry?))).collect();
+        *map = entries
+            .into_iter()
+            .filter_map(|(node, entry)| Some((node, entry?)))
+            .collect();
         return;
     }
     for (node, entry) in entries {
@@ -481,13 +641,14 @@ fn put<V>(map: &mut BTreeMap<NodeId, V>, entries: BTreeMap<NodeId, Option<V>>) {
     }
 }
 
-/// Whether a delta or a heartbeat can lead from one position to another. A new epoch begins with a snapshot.
+/// Whether a delta or a heartbeat can lead from one position to another. A new epoch begins with a
+/// snapshot.
 fn follows(from: Position, to: Position) -> bool {
     to.epoch == from.epoch && to.revision >= from.revision
 }
 
-/// Whether a removal of so many of all peers at once waits for somebody: an empty database looks the same as an intended farewell. One peer
-/// alone always goes.
+/// Whether a removal of so many of all peers at once waits for somebody: an empty database looks
+/// the same as an intended farewell. One peer alone always goes.
 fn must_be_confirmed(removed: usize, all: usize) -> bool {
     removed > 1 && removed * 2 > all
 }
@@ -499,9 +660,14 @@ struct Believed {
     announced: Option<Statement>,
 }
 
-/// The statements of a peer's record, if all of the record can be believed. `known` is the record that it follows; a peer without one, that
-/// was removed before, is still pinned.
-fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>, pin: Option<Pin>) -> Result<Believed, RefusalReason> {
+/// The statements of a peer's record, if all of the record can be believed. `known` is the record
+/// that it follows; a peer without one, that was removed before, is still pinned.
+fn believe(
+    peer: &Peer,
+    mesh: MeshId,
+    known: Option<&KnownPeer>,
+    pin: Option<Pin>,
+) -> Result<Believed, RefusalReason> {
     for prefix in &peer.subnets {
         Subnet::try_from(*prefix)?;
     }
@@ -510,18 +676,24 @@ fn believe(peer: &Peer, mesh: MeshId, known: Option<&KnownPeer>, pin: Option<Pin
         Some(_) | None => believe_statement(&peer.statement, mesh, known, pin)?,
     };
     let announced = match (&peer.announced, known) {
-        (Some(signed), Some(known)) if known.peer.announced.as_ref() == Some(signed) => known.announced.clone(),
+        (Some(signed), Some(known)) if known.peer.announced.as_ref() == Some(signed) => {
+            known.announced.clone()
+        }
         (Some(signed), _) => Some(verify_statement(signed, mesh)?),
         (None, _) => None,
     };
     let follows = |next: &Statement| {
-        let is_another = next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key;
+        let is_another =
+            next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key;
         is_another && next.identity == statement.identity && !next.unmanaged && !statement.unmanaged
     };
     if announced.as_ref().is_some_and(|next| !follows(next)) {
         return Err(RefusalReason::Announced);
     }
-    Ok(Believed { statement, announced })
+    Ok(Believed {
+        statement,
+        announced,
+    })
 }
 
 fn believe_statement(
@@ -532,7 +704,13 @@ fn believe_statement(
 ) -> Result<Statement, RefusalReason> {
     let statement = verify_statement(signed, mesh)?;
     // Nobody signs two statements of one number; who was removed may come back with his last one.
-    let is_old = |sequence| if known.is_some() { statement.sequence <= sequence } else { statement.sequence < sequence };
+    let is_old = |sequence| {
+        if known.is_some() {
+            statement.sequence <= sequence
+        } else {
+            statement.sequence < sequence
+        }
+    };
     match known.map(Pin::of).or(pin) {
         Some(pin) if !is_or_was(&statement, pin.identity) => Err(RefusalReason::Identity),
         Some(pin) if is_old(pin.sequence) => Err(RefusalReason::Older),
@@ -543,7 +721,16 @@ fn believe_statement(
 
 impl Pin {
     fn of(known: &KnownPeer) -> Self {
-        let Statement { identity, sequence, unmanaged, .. } = known.statement;
-        Self { identity, sequence, unmanaged }
+        let Statement {
+            identity,
+            sequence,
+            unmanaged,
+            ..
+        } = known.statement;
+        Self {
+            identity,
+            sequence,
+            unmanaged,
+        }
     }
 }

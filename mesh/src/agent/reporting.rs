@@ -1,4 +1,5 @@
-//! When a node reports, and what: changes at once, everything in a summary from time to time, never all links at each look.
+//! When a node reports, and what: changes at once, everything in a summary from time to time, never
+//! all links at each look.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -28,47 +29,97 @@ struct Told {
 type LinkState = (EndState, bool, bool, Option<Endpoint>);
 
 impl Reporting {
-    /// Forgets what the coordinator was told, because it may have forgotten: the next report is a summary.
+    /// Forgets what the coordinator was told, because it may have forgotten: the next report is a
+    /// summary.
     pub fn forget(&mut self) {
         self.told = None;
     }
 
-    /// The report that is due at `now`, if any. `full` is the state of the node with all its links; `now` is of a clock that only goes forward.
+    /// The report that is due at `now`, if any. `full` is the state of the node with all its links;
+    /// `now` is of a clock that only goes forward.
     pub fn due(&self, full: Report, now: Duration) -> Option<Report> {
-        let Some(told) = &self.told else { return Some(full) };
+        let Some(told) = &self.told else {
+            return Some(full);
+        };
         if now.saturating_sub(told.summary_at) >= Duration::from_secs(SUMMARY_S) {
             return Some(full);
         }
-        let changed: Vec<_> = full.links.iter().filter(|link| told.links.get(&link.peer) != Some(&state(link))).copied().collect();
-        let report = Report { links: changed, ..full };
-        let host = Report { links: Vec::new(), ..report.clone() };
+        let changed: Vec<_> = full
+            .links
+            .iter()
+            .filter(|link| told.links.get(&link.peer) != Some(&state(link)))
+            .copied()
+            .collect();
+        let report = Report {
+            links: changed,
+            ..full
+        };
+        let host = Report {
+            links: Vec::new(),
+            ..report.clone()
+        };
         (!report.links.is_empty() || host != told.host).then_some(report)
     }
 
-    /// Takes note that a report which was due at `now` has arrived. `links` is how many links the node has.
+    /// Takes note that a report which was due at `now` has arrived. `links` is how many links the
+    /// node has.
     pub fn told(&mut self, report: &Report, links: usize, now: Duration) {
         let is_summary = report.links.len() == links;
         let before = self.told.take();
-        let mut known = before.as_ref().map(|told| told.links.clone()).unwrap_or_default();
+        let mut known = before
+            .as_ref()
+            .map(|told| told.links.clone())
+            .unwrap_or_default();
         known.extend(report.links.iter().map(|link| (link.peer, state(link))));
-        let summary_at = before.filter(|_| !is_summary).map_or(now, |told| told.summary_at);
-        self.told = Some(Told { summary_at, host: Report { links: Vec::new(), ..report.clone() }, links: known });
+        let summary_at = before
+            .filter(|_| !is_summary)
+            .map_or(now, |told| told.summary_at);
+        self.told = Some(Told {
+            summary_at,
+            host: Report {
+                links: Vec::new(),
+                ..report.clone()
+            },
+            links: known,
+        });
     }
 }
 
-/// Whether a start that a node reports shows that two machines have its keys: the node was started since then, or another start has its number.
+/// Whether a start that a node reports shows that two machines have its keys: the node was started
+/// since then, or another start has its number.
 pub fn is_of_a_copy(known: Start, said: Start) -> bool {
     said.number < known.number || said.number == known.number && said.drawn != known.drawn
 }
 
-/// Makes problems fit to be reported: they may hold the words of other programs, of any length and form.
+/// Makes problems fit to be reported: they may hold the words of other programs, of any length and
+/// form.
 pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
-    let plain = |character: char| if character.is_ascii_graphic() { character } else { ' ' };
-    problems.take(Report::MOST_PROBLEMS).map(|problem| problem.chars().take(Report::LONGEST_PROBLEM).map(plain).collect()).collect()
+    let plain = |character: char| {
+        if character.is_ascii_graphic() {
+            character
+        } else {
+            ' '
+        }
+    };
+    problems
+        .take(Report::MOST_PROBLEMS)
+        .map(|problem| {
+            problem
+                .chars()
+                .take(Report::LONGEST_PROBLEM)
+                .map(plain)
+                .collect()
+        })
+        .collect()
 }
 
 fn state(link: &LinkReport) -> LinkState {
-    (end_state(link), link.handshake_age_s.is_some(), link.probe.is_some(), link.endpoint)
+    (
+        end_state(link),
+        link.handshake_age_s.is_some(),
+        link.probe.is_some(),
+        link.endpoint,
+    )
 }
 
 #[cfg(test)]
@@ -92,7 +143,10 @@ mod tests {
             probe: None,
         };
         Report {
-            applied: Position { epoch: 1, revision: 1 },
+            applied: Position {
+                epoch: 1,
+                revision: 1,
+            },
             device: DeviceKind::Kernel,
             mtu: None,
             links: (1..).zip(ages).map(link).collect(),
@@ -114,11 +168,30 @@ mod tests {
         };
         let first = full(&[Some(1), None]);
         assert_eq!(tell(first.clone(), 0), Some(first));
-        assert_eq!(tell(full(&[Some(6), None]), 5), None, "an older handshake that still lives is no news");
+        assert_eq!(
+            tell(full(&[Some(6), None]), 5),
+            None,
+            "an older handshake that still lives is no news"
+        );
         let news = tell(full(&[Some(11), Some(0)]), 10).unwrap();
-        assert_eq!(news.links.iter().map(|link| link.peer).collect::<Vec<_>>(), [node_id(2)]);
-        let moved = Report { applied: Position { epoch: 1, revision: 2 }, ..full(&[Some(16), Some(5)]) };
-        assert_eq!(tell(moved.clone(), 15), Some(Report { links: vec![], ..moved.clone() }));
+        assert_eq!(
+            news.links.iter().map(|link| link.peer).collect::<Vec<_>>(),
+            [node_id(2)]
+        );
+        let moved = Report {
+            applied: Position {
+                epoch: 1,
+                revision: 2,
+            },
+            ..full(&[Some(16), Some(5)])
+        };
+        assert_eq!(
+            tell(moved.clone(), 15),
+            Some(Report {
+                links: vec![],
+                ..moved.clone()
+            })
+        );
         assert_eq!(tell(moved.clone(), 59), None);
         assert_eq!(tell(moved.clone(), 60), Some(moved));
     }
@@ -140,9 +213,17 @@ mod tests {
     #[test]
     fn the_words_of_other_programs_are_made_to_fit() {
         let long = "x".repeat(1000);
-        let problems = fit_problems(std::iter::repeat_n(format!("nft:\n\terror\u{202e}{long}"), 100));
+        let problems = fit_problems(std::iter::repeat_n(
+            format!("nft:\n\terror\u{202e}{long}"),
+            100,
+        ));
         assert_eq!(problems.len(), Report::MOST_PROBLEMS);
-        assert!(problems.iter().all(|problem| problem.starts_with("nft:  error x") && problem.chars().count() == Report::LONGEST_PROBLEM));
+        assert!(
+            problems
+                .iter()
+                .all(|problem| problem.starts_with("nft:  error x")
+                    && problem.chars().count() == Report::LONGEST_PROBLEM)
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The directory: all of the mesh's configuration, as the coordinator stores it, and the changes that lead from one revision to the next.
+//! The directory: all of the mesh's configuration, as the coordinator stores it, and the changes
+//! that lead from one revision to the next.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -126,7 +127,13 @@ pub struct Directory {
 
 impl Directory {
     pub fn new(mesh: MeshSettings) -> Self {
-        Self { mesh, sites: BTreeMap::new(), nodes: BTreeMap::new(), revoked: BTreeSet::new(), by_site: BTreeSet::new() }
+        Self {
+            mesh,
+            sites: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            revoked: BTreeSet::new(),
+            by_site: BTreeSet::new(),
+        }
     }
 
     pub fn apply(&mut self, change: &RecordChange) {
@@ -159,20 +166,29 @@ impl Directory {
     }
 
     pub fn nodes_of(&self, site: SiteId) -> impl Iterator<Item = &NodeRecord> {
-        let ids = self.by_site.range((site, NodeId(Uuid::nil()))..=(site, NodeId(Uuid::max())));
+        let ids = self
+            .by_site
+            .range((site, NodeId(Uuid::nil()))..=(site, NodeId(Uuid::max())));
         ids.filter_map(|(_, node)| self.nodes.get(node))
     }
 
     /// Which of these nodes are unmanaged.
     pub fn unmanaged(&self, nodes: [NodeId; 2]) -> [bool; 2] {
-        nodes.map(|node| self.nodes.get(&node).is_some_and(|node| node.unmanaged.is_some()))
+        nodes.map(|node| {
+            self.nodes
+                .get(&node)
+                .is_some_and(|node| node.unmanaged.is_some())
+        })
     }
 
     /// The site with this id or name.
     pub fn find_site(&self, id_or_name: &str) -> Option<&SiteRecord> {
         match id_or_name.parse() {
             Ok(id) => self.sites.get(&id),
-            Err(_) => self.sites.values().find(|site| site.name.as_str() == id_or_name),
+            Err(_) => self
+                .sites
+                .values()
+                .find(|site| site.name.as_str() == id_or_name),
         }
     }
 
@@ -180,7 +196,10 @@ impl Directory {
     pub fn find_node(&self, id_or_name: &str) -> Option<&NodeRecord> {
         match id_or_name.parse() {
             Ok(id) => self.nodes.get(&id),
-            Err(_) => self.nodes.values().find(|node| node.name.as_str() == id_or_name),
+            Err(_) => self
+                .nodes
+                .values()
+                .find(|node| node.name.as_str() == id_or_name),
         }
     }
 }

@@ -1,6 +1,8 @@
-//! Whether a node is where it says it is: where it names its endpoint itself, few send packets there before it was met there.
+//! Whether a node is where it says it is: where it names its endpoint itself, few send packets
+//! there before it was met there.
 //!
-//! Else one machine with a join token could turn the first packets of a whole mesh on whomever it likes.
+//! Else one machine with a join token could turn the first packets of a whole mesh on whomever it
+//! likes.
 
 use std::ops::Bound;
 
@@ -13,25 +15,42 @@ use crate::{
     host::state::SESSION_S,
 };
 
-/// So many peers try an endpoint, and no more: an entry of WireGuard that has an endpoint keeps it, so each goes on sending 148 bytes now and then.
+/// So many peers try an endpoint, and no more: an entry of WireGuard that has an endpoint keeps it,
+/// so each goes on sending 148 bytes now and then.
 const MOST: u32 = 3;
 /// For how long a peer tries before another does.
 const PATIENCE: TimeDelta = TimeDelta::seconds(60);
 
-/// The trial that is to follow: by the next of the node's peers, in order of their ids, that was heard of lately.
+/// The trial that is to follow: by the next of the node's peers, in order of their ids, that was
+/// heard of lately.
 ///
 /// `None` while the present one is given time, when enough have tried, or when nobody is there.
-pub fn next(directory: &Directory, node: NodeId, trial: &Trial, now: DateTime<Utc>, is_heard: impl Fn(NodeId) -> bool) -> Option<Trial> {
+pub fn next(
+    directory: &Directory,
+    node: NodeId,
+    trial: &Trial,
+    now: DateTime<Utc>,
+    is_heard: impl Fn(NodeId) -> bool,
+) -> Option<Trial> {
     let is_due = trial.tries < MOST && trial.since.is_none_or(|since| now - since >= PATIENCE);
     let last = trial.by.unwrap_or(node);
-    let later = directory.nodes.range((Bound::Excluded(last), Bound::Unbounded));
-    let mut others = later.chain(directory.nodes.range(..last)).map(|(other, _)| *other).filter(|_| is_due);
+    let later = directory
+        .nodes
+        .range((Bound::Excluded(last), Bound::Unbounded));
+    let mut others = later
+        .chain(directory.nodes.range(..last))
+        .map(|(other, _)| *other)
+        .filter(|_| is_due);
     let by = others.find(|other| view::linked(directory, node, *other) && is_heard(*other))?;
-    Some(Trial { by: Some(by), since: Some(now), tries: trial.tries + 1 })
+    Some(Trial {
+        by: Some(by),
+        since: Some(now),
+        tries: trial.tries + 1,
+    })
 }
 
-/// Whether a peer has met a node at its endpoint's address: they have shaken hands, and its packets come from there. The port may be another, of a
-/// NAT on their way.
+/// Whether a peer has met a node at its endpoint's address: they have shaken hands, and its packets
+/// come from there. The port may be another, of a NAT on their way.
 pub fn is_met(endpoint: Endpoint, link: &LinkReport) -> bool {
     let seen = link.endpoint.map(|seen| seen.socket().ip());
     link.handshake_age_s.is_some_and(|age| age <= SESSION_S) && seen == Some(endpoint.socket().ip())
@@ -48,7 +67,11 @@ mod tests {
         let at = |seconds| DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds);
         let heard = |node| node != node_id(1) && node != node_id(6);
         let mut trial = Trial::default();
-        assert_eq!(next(&directory, node_id(8), &trial, at(0), |_| false), None, "nobody is there");
+        assert_eq!(
+            next(&directory, node_id(8), &trial, at(0), |_| false),
+            None,
+            "nobody is there"
+        );
         let mut tried = Vec::new();
         for second in 0..600 {
             if let Some(next) = next(&directory, node_id(8), &trial, at(second), heard) {
@@ -56,7 +79,14 @@ mod tests {
                 trial = next;
             }
         }
-        assert_eq!(tried, [(0, Some(node_id(9))), (60, Some(node_id(2))), (120, Some(node_id(3)))]);
+        assert_eq!(
+            tried,
+            [
+                (0, Some(node_id(9))),
+                (60, Some(node_id(2))),
+                (120, Some(node_id(3)))
+            ]
+        );
     }
 
     #[test]
@@ -71,10 +101,25 @@ mod tests {
             probe: None,
         };
         assert!(is_met(endpoint, &link(Some(1), Some("203.0.113.10:51820"))));
-        assert!(is_met(endpoint, &link(Some(1), Some("203.0.113.10:40000"))), "behind a NAT that changes ports");
-        assert!(!is_met(endpoint, &link(Some(1), Some("198.51.100.66:51820"))));
-        assert!(!is_met(endpoint, &link(None, Some("203.0.113.10:51820"))), "it is only tried");
-        assert!(!is_met(endpoint, &link(Some(SESSION_S + 1), Some("203.0.113.10:51820"))), "they shook hands elsewhere, long ago");
+        assert!(
+            is_met(endpoint, &link(Some(1), Some("203.0.113.10:40000"))),
+            "behind a NAT that changes ports"
+        );
+        assert!(!is_met(
+            endpoint,
+            &link(Some(1), Some("198.51.100.66:51820"))
+        ));
+        assert!(
+            !is_met(endpoint, &link(None, Some("203.0.113.10:51820"))),
+            "it is only tried"
+        );
+        assert!(
+            !is_met(
+                endpoint,
+                &link(Some(SESSION_S + 1), Some("203.0.113.10:51820"))
+            ),
+            "they shook hands elsewhere, long ago"
+        );
         assert!(!is_met(endpoint, &link(Some(1), None)));
     }
 }

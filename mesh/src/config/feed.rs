@@ -1,4 +1,5 @@
-//! The coordinator's half of the stream: what to send to a node that knows the mesh up to some position.
+//! The coordinator's half of the stream: what to send to a node that knows the mesh up to some
+//! position.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +15,8 @@ use crate::config::{
     view,
 };
 
-/// Revisions of which the feed remembers what they touched; a node that is further behind gets a snapshot.
+/// Revisions of which the feed remembers what they touched; a node that is further behind gets a
+/// snapshot.
 const REMEMBERED: usize = 100_000;
 
 /// The directory at its newest position, and what each recent revision touched.
@@ -53,7 +55,8 @@ pub enum Next {
     Snapshot,
     /// The node knows all; there is nothing to send.
     Current,
-    /// The node has seen this position, and so knows more than this copy, which has yet to catch up.
+    /// The node has seen this position, and so knows more than this copy, which has yet to catch
+    /// up.
     Ahead(Position),
     /// The node does not take part.
     NotAMember,
@@ -81,10 +84,18 @@ pub enum Audience {
 }
 
 impl Feed {
-    /// A feed of the directory as it is at `position`. `history` holds the changes of the last revisions, without a gap and in order, the
-    /// newest being that of `position`; it may be empty.
-    pub fn new(directory: Directory, position: Position, history: impl IntoIterator<Item = (i64, Vec<RecordChange>)>) -> Self {
-        let mut feed = Self { directory, position, touched: BTreeMap::new() };
+    /// A feed of the directory as it is at `position`. `history` holds the changes of the last
+    /// revisions, without a gap and in order, the newest being that of `position`; it may be empty.
+    pub fn new(
+        directory: Directory,
+        position: Position,
+        history: impl IntoIterator<Item = (i64, Vec<RecordChange>)>,
+    ) -> Self {
+        let mut feed = Self {
+            directory,
+            position,
+            touched: BTreeMap::new(),
+        };
         for (revision, changes) in history {
             feed.remember(revision, &changes);
         }
@@ -103,10 +114,14 @@ impl Feed {
     ///
     /// # Errors
     ///
-    /// [`Gap`] when it is not the one that follows; the feed is then as it was, and is to be made anew.
+    /// [`Gap`] when it is not the one that follows; the feed is then as it was, and is to be made
+    /// anew.
     pub fn advance(&mut self, revision: i64, changes: &[RecordChange]) -> Result<(), Gap> {
         if revision != self.position.revision + 1 {
-            return Err(Gap { have: self.position.revision, got: revision });
+            return Err(Gap {
+                have: self.position.revision,
+                got: revision,
+            });
         }
         for change in changes {
             self.directory.apply(change);
@@ -116,7 +131,8 @@ impl Feed {
         Ok(())
     }
 
-    /// What to send to a node that knows the mesh up to `since`; `None` means that it knows nothing.
+    /// What to send to a node that knows the mesh up to `since`; `None` means that it knows
+    /// nothing.
     pub fn next(&self, node: NodeId, since: Option<Position>) -> Next {
         if !self.directory.nodes.contains_key(&node) {
             return Next::NotAMember;
@@ -124,54 +140,103 @@ impl Feed {
         match since {
             Some(since) if since == self.position => Next::Current,
             Some(since) if since > self.position => Next::Ahead(since),
-            Some(since) if since.epoch == self.position.epoch && self.remembers_after(since.revision) => Next::Delta(since),
+            Some(since)
+                if since.epoch == self.position.epoch && self.remembers_after(since.revision) =>
+            {
+                Next::Delta(since)
+            }
             Some(_) | None => Next::Snapshot,
         }
     }
 
     /// What changed since a position from which [`Feed::next`] makes a delta.
     pub fn changed_since(&self, since: Position) -> Changed {
-        let mut changed = Changed { since, mesh: false, nodes: BTreeSet::new(), admitted: BTreeSet::new(), sites: BTreeSet::new() };
-        for touched in self.touched.range(since.revision + 1..).map(|(_, touched)| touched) {
+        let mut changed = Changed {
+            since,
+            mesh: false,
+            nodes: BTreeSet::new(),
+            admitted: BTreeSet::new(),
+            sites: BTreeSet::new(),
+        };
+        for touched in self
+            .touched
+            .range(since.revision + 1..)
+            .map(|(_, touched)| touched)
+        {
             changed.mesh |= touched.mesh;
             changed.nodes.extend(&touched.nodes);
             changed.admitted.extend(&touched.admitted);
         }
-        changed.sites = changed.nodes.iter().filter_map(|node| Some(self.directory.nodes.get(node)?.site)).collect();
+        changed.sites = changed
+            .nodes
+            .iter()
+            .filter_map(|node| Some(self.directory.nodes.get(node)?.site))
+            .collect();
         changed
     }
 
     /// To whom a node belongs when changes are told.
     pub fn audience(&self, changed: &Changed, node: NodeId) -> Audience {
         let site = self.directory.nodes.get(&node).map(|node| node.site);
-        let concerned = changed.nodes.contains(&node) || site.is_some_and(|site| changed.sites.contains(&site));
-        if concerned { Audience::Node(node) } else { Audience::Others }
+        let concerned =
+            changed.nodes.contains(&node) || site.is_some_and(|site| changed.sites.contains(&site));
+        if concerned {
+            Audience::Node(node)
+        } else {
+            Audience::Others
+        }
     }
 
     /// The message that tells changes.
     pub fn delta(&self, changed: &Changed, audience: Audience) -> StreamMessage {
-        let mut changes: Vec<_> = changed.mesh.then(|| ViewChange::Mesh(self.directory.mesh.clone())).into_iter().collect();
-        changes.extend(changed.nodes.iter().filter_map(|touched| self.view_change(changed, audience, *touched)));
+        let mut changes: Vec<_> = changed
+            .mesh
+            .then(|| ViewChange::Mesh(self.directory.mesh.clone()))
+            .into_iter()
+            .collect();
+        changes.extend(
+            changed
+                .nodes
+                .iter()
+                .filter_map(|touched| self.view_change(changed, audience, *touched)),
+        );
         if changes.is_empty() {
             // A revision that does not concern this node still moves it on.
-            return StreamMessage::Heartbeat { position: self.position };
+            return StreamMessage::Heartbeat {
+                position: self.position,
+            };
         }
-        StreamMessage::Delta { since: changed.since, position: self.position, changes }
+        StreamMessage::Delta {
+            since: changed.since,
+            position: self.position,
+            changes,
+        }
     }
 
-    fn view_change(&self, changed: &Changed, audience: Audience, touched: NodeId) -> Option<ViewChange> {
+    fn view_change(
+        &self,
+        changed: &Changed,
+        audience: Audience,
+        touched: NodeId,
+    ) -> Option<ViewChange> {
         if self.directory.revoked.contains(&touched) {
             return Some(ViewChange::PeerRemoved(touched));
         }
         match audience {
-            Audience::Node(node) if node == touched => view::myself(&self.directory, node).map(ViewChange::Myself),
-            Audience::Node(node) => view::peer(&self.directory, node, touched).map(|peer| ViewChange::Peer(changed.news_of(peer))),
-            Audience::Others => view::as_peer(&self.directory, touched).map(|peer| ViewChange::Peer(changed.news_of(peer))),
+            Audience::Node(node) if node == touched => {
+                view::myself(&self.directory, node).map(ViewChange::Myself)
+            }
+            Audience::Node(node) => view::peer(&self.directory, node, touched)
+                .map(|peer| ViewChange::Peer(changed.news_of(peer))),
+            Audience::Others => view::as_peer(&self.directory, touched)
+                .map(|peer| ViewChange::Peer(changed.news_of(peer))),
         }
     }
 
     fn remembers_after(&self, revision: i64) -> bool {
-        self.touched.first_key_value().is_some_and(|(first, _)| *first <= revision + 1)
+        self.touched
+            .first_key_value()
+            .is_some_and(|(first, _)| *first <= revision + 1)
     }
 
     fn remember(&mut self, revision: i64, changes: &[RecordChange]) {
@@ -179,8 +244,11 @@ impl Feed {
         for change in changes {
             match change {
                 RecordChange::Mesh(_) => touched.mesh = true,
-                // Nodes that have left the site since then are touched by the revision in which they left.
-                RecordChange::Site(site) => touched.nodes.extend(self.directory.nodes_of(site.id).map(|node| node.id)),
+                // Nodes that have left the site since then are touched by the revision in which
+                // they left.
+                RecordChange::Site(site) => touched
+                    .nodes
+                    .extend(self.directory.nodes_of(site.id).map(|node| node.id)),
                 RecordChange::SiteRemoved(_) => {}
                 RecordChange::Node(node) => {
                     touched.nodes.insert(node.id);
@@ -205,7 +273,10 @@ impl Changed {
     /// A peer without what those who are told know already.
     fn news_of(&self, peer: Peer) -> Peer {
         let is_news = self.admitted.contains(&peer.node);
-        Peer { admission: peer.admission.filter(|_| is_news), ..peer }
+        Peer {
+            admission: peer.admission.filter(|_| is_news),
+            ..peer
+        }
     }
 }
 
@@ -228,7 +299,10 @@ mod tests {
 
     fn shared(number: u64) -> crate::config::directory::NodeRecord {
         let site = node_record(number.max(2)).0.id;
-        crate::config::directory::NodeRecord { site, ..node_record(number).1 }
+        crate::config::directory::NodeRecord {
+            site,
+            ..node_record(number).1
+        }
     }
 
     proptest! {

@@ -16,8 +16,16 @@ use crate::{
 
 /// The view of a node; `None` if it does not take part.
 pub fn view(directory: &Directory, node: NodeId) -> Option<View> {
-    let peers = directory.nodes.keys().filter_map(|other| peer(directory, node, *other)).collect();
-    Some(View { mesh: directory.mesh.clone(), myself: myself(directory, node)?, peers })
+    let peers = directory
+        .nodes
+        .keys()
+        .filter_map(|other| peer(directory, node, *other))
+        .collect();
+    Some(View {
+        mesh: directory.mesh.clone(),
+        myself: myself(directory, node)?,
+        peers,
+    })
 }
 
 /// What a node is told about itself; `None` if it does not take part.
@@ -37,16 +45,29 @@ pub fn myself(directory: &Directory, node: NodeId) -> Option<Myself> {
 }
 
 fn own_keys(node: &NodeRecord) -> Option<OwnKeys> {
-    let announced = node.announced.as_ref().and_then(|announced| enrolment::sequence(&announced.statement));
-    Some(OwnKeys { sequence: enrolment::sequence(&node.statement)?, announced, rotate: node.rotate_since.is_some() })
+    let announced = node
+        .announced
+        .as_ref()
+        .and_then(|announced| enrolment::sequence(&announced.statement));
+    Some(OwnKeys {
+        sequence: enrolment::sequence(&node.statement)?,
+        announced,
+        rotate: node.rotate_since.is_some(),
+    })
 }
 
-/// What a node is told about another; `None` if the two have no link: nodes of one site reach each other over their LAN.
+/// What a node is told about another; `None` if the two have no link: nodes of one site reach each
+/// other over their LAN.
 pub fn peer(directory: &Directory, node: NodeId, other: NodeId) -> Option<Peer> {
-    if linked(directory, node, other) { as_peer(directory, other) } else { None }
+    if linked(directory, node, other) {
+        as_peer(directory, other)
+    } else {
+        None
+    }
 }
 
-/// What all that have a link with a node are told about it, the same each; `None` if it does not take part.
+/// What all that have a link with a node are told about it, the same each; `None` if it does not
+/// take part.
 pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
     let node = directory.nodes.get(&node)?;
     let site = directory.sites.get(&node.site)?;
@@ -55,21 +76,40 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
         name: node.name.clone(),
         site_name: site.name.clone(),
         statement: node.statement.clone(),
-        announced: node.announced.as_ref().map(|announced| announced.statement.clone()),
+        announced: node
+            .announced
+            .as_ref()
+            .map(|announced| announced.statement.clone()),
         tunnel_address: node.tunnel_address,
-        subnets: subnets(node, site).iter().map(|subnet| subnet.net()).collect(),
+        subnets: subnets(node, site)
+            .iter()
+            .map(|subnet| subnet.net())
+            .collect(),
         endpoint: known_endpoint(node, site),
-        trial: node.endpoint.zip(node.trial.as_ref()).and_then(|(endpoint, trial)| Some(EndpointTrial { endpoint, by: trial.by? })),
+        trial: node
+            .endpoint
+            .zip(node.trial.as_ref())
+            .and_then(|(endpoint, trial)| {
+                Some(EndpointTrial {
+                    endpoint,
+                    by: trial.by?,
+                })
+            }),
         admission: node.admission.clone(),
     })
 }
 
 /// Whether two nodes should have a tunnel: see [`should_have_tunnel`].
 pub fn linked(directory: &Directory, a: NodeId, b: NodeId) -> bool {
-    directory.nodes.get(&a).zip(directory.nodes.get(&b)).is_some_and(|(a, b)| should_have_tunnel(a, b))
+    directory
+        .nodes
+        .get(&a)
+        .zip(directory.nodes.get(&b))
+        .is_some_and(|(a, b)| should_have_tunnel(a, b))
 }
 
-/// All nodes should have a tunnel that are of different sites, but for two that are unmanaged: nobody there could learn the preshared key.
+/// All nodes should have a tunnel that are of different sites, but for two that are unmanaged:
+/// nobody there could learn the preshared key.
 pub fn should_have_tunnel(a: &NodeRecord, b: &NodeRecord) -> bool {
     a.site != b.site && (a.unmanaged.is_none() || b.unmanaged.is_none())
 }
@@ -77,8 +117,16 @@ pub fn should_have_tunnel(a: &NodeRecord, b: &NodeRecord) -> bool {
 /// How many pairs of nodes are [`linked`]. No site has two unmanaged nodes.
 pub fn count_links(directory: &Directory) -> usize {
     let pairs = |nodes: usize| nodes * nodes.saturating_sub(1) / 2;
-    let within_sites: usize = directory.sites.keys().map(|site| pairs(directory.nodes_of(*site).count())).sum();
-    let unmanaged = directory.nodes.values().filter(|node| node.unmanaged.is_some()).count();
+    let within_sites: usize = directory
+        .sites
+        .keys()
+        .map(|site| pairs(directory.nodes_of(*site).count()))
+        .sum();
+    let unmanaged = directory
+        .nodes
+        .values()
+        .filter(|node| node.unmanaged.is_some())
+        .count();
     pairs(directory.nodes.len()) - within_sites - pairs(unmanaged)
 }
 
@@ -120,14 +168,27 @@ mod tests {
     fn links_are_counted_as_if_each_pair_was_looked_at() {
         let mut directory = directory_of(7);
         for number in [5, 6, 7] {
-            let made = Unmanaged { file_made_at: DateTime::UNIX_EPOCH, file_digest: [0; 32].into() };
-            directory.apply(&RecordChange::Node(NodeRecord { unmanaged: Some(made), ..node_record(number).1 }));
+            let made = Unmanaged {
+                file_made_at: DateTime::UNIX_EPOCH,
+                file_digest: [0; 32].into(),
+            };
+            directory.apply(&RecordChange::Node(NodeRecord {
+                unmanaged: Some(made),
+                ..node_record(number).1
+            }));
         }
         let (_, standby) = node_record(9);
         let site = directory.nodes.values().next().unwrap().site;
-        directory.apply(&RecordChange::Node(NodeRecord { site, state: NodeState::Standby, ..standby }));
+        directory.apply(&RecordChange::Node(NodeRecord {
+            site,
+            state: NodeState::Standby,
+            ..standby
+        }));
         let nodes: Vec<_> = directory.nodes.keys().copied().collect();
-        let pairs = nodes.iter().flat_map(|a| nodes.iter().map(move |b| (*a, *b))).filter(|(a, b)| a < b);
+        let pairs = nodes
+            .iter()
+            .flat_map(|a| nodes.iter().map(move |b| (*a, *b)))
+            .filter(|(a, b)| a < b);
         let links = pairs.filter(|(a, b)| linked(&directory, *a, *b)).count();
         assert_eq!((links, count_links(&directory)), (9 + 5 * 3, 9 + 5 * 3));
     }

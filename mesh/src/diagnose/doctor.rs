@@ -6,9 +6,11 @@ use wattle_wire::{name::Name, probe::PROBE_PORT, report::DeviceKind};
 
 use crate::{health::link, host::interface::InterfaceName};
 
-/// Bytes that WireGuard adds to a packet, over IPv6: 40 of IPv6, 8 of UDP, 32 of its own (section 5.4.6 of its paper).
+/// Bytes that WireGuard adds to a packet, over IPv6: 40 of IPv6, 8 of UDP, 32 of its own (section
+/// 5.4.6 of its paper).
 const OVERHEAD: u32 = 80;
-/// Seconds by which a clock may be off; the coordinator takes the agent's tokens up to a minute off.
+/// Seconds by which a clock may be off; the coordinator takes the agent's tokens up to a minute
+/// off.
 const MOST_OFF_S: u64 = 30;
 
 /// What was found on a host.
@@ -26,7 +28,8 @@ pub struct Symptoms {
     /// Whether the mesh wants its gateways to probe each other.
     pub probes: bool,
     pub forwards: bool,
-    /// `rp_filter` as it works on the interface: the larger of its own and that of all. Absent when it cannot be read.
+    /// `rp_filter` as it works on the interface: the larger of its own and that of all. Absent when
+    /// it cannot be read.
     pub rp_filter: Option<u8>,
     /// The interface of the default route and its MTU in bytes.
     pub underlay: Option<(String, u32)>,
@@ -36,7 +39,8 @@ pub struct Symptoms {
     pub has_legacy_rules: bool,
     /// Host names of the coordinators that have no address, with the error.
     pub unresolved: Vec<(String, String)>,
-    /// Seconds by which the clock is ahead of the coordinator's, or why the coordinator does not answer.
+    /// Seconds by which the clock is ahead of the coordinator's, or why the coordinator does not
+    /// answer.
     pub coordinator: Result<i64, String>,
     pub peers: Vec<PeerSymptoms>,
 }
@@ -86,15 +90,28 @@ pub struct Finding {
 }
 
 fn fine(check: &'static str, detail: impl Into<String>) -> Finding {
-    Finding { check, severity: Severity::Fine, detail: detail.into(), fix: None }
+    Finding {
+        check,
+        severity: Severity::Fine,
+        detail: detail.into(),
+        fix: None,
+    }
 }
 
 fn notice(check: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding { check, severity: Severity::Notice, detail: detail.into(), fix: Some(fix.into()) }
+    Finding {
+        check,
+        severity: Severity::Notice,
+        detail: detail.into(),
+        fix: Some(fix.into()),
+    }
 }
 
 fn fault(check: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Finding {
-    Finding { severity: Severity::Fault, ..notice(check, detail, fix) }
+    Finding {
+        severity: Severity::Fault,
+        ..notice(check, detail, fix)
+    }
 }
 
 /// Everything that was looked at, with what to do where something is wrong.
@@ -111,44 +128,66 @@ pub fn diagnose(symptoms: &Symptoms) -> Vec<Finding> {
 fn rights(symptoms: &Symptoms) -> Finding {
     match symptoms.may_administer {
         true => fine("rights", "may change interfaces and firewalls"),
-        false => fault("rights", "CAP_NET_ADMIN is missing, so much cannot be seen", "run this as root"),
+        false => fault(
+            "rights",
+            "CAP_NET_ADMIN is missing, so much cannot be seen",
+            "run this as root",
+        ),
     }
 }
 
 fn agent(symptoms: &Symptoms) -> Finding {
     match symptoms.runs {
         true => fine("agent", "runs"),
-        false => {
-            fault("agent", "does not run: this host does not follow the mesh", "start `wattle-agent run`, by its systemd unit for example")
-        }
+        false => fault(
+            "agent",
+            "does not run: this host does not follow the mesh",
+            "start `wattle-agent run`, by its systemd unit for example",
+        ),
     }
 }
 
 fn device(symptoms: &Symptoms) -> Vec<Finding> {
     let interface = &symptoms.interface;
     let Some(device) = symptoms.device else {
-        return vec![fault("wireguard", format!("there is no interface {interface}"), "the agent makes it: its log says why it cannot")];
+        return vec![fault(
+            "wireguard",
+            format!("there is no interface {interface}"),
+            "the agent makes it: its log says why it cannot",
+        )];
     };
     let kind = match device.kind {
         DeviceKind::Kernel => fine("wireguard", format!("{interface} is the kernel's")),
         DeviceKind::Userspace => notice(
             "wireguard",
-            format!("{interface} is a userspace device, which is slower: this kernel had no WireGuard when it was made"),
-            "`modprobe wireguard`, then `wattle-agent down` and start the agent again; containers need the module on their host",
+            format!(
+                "{interface} is a userspace device, which is slower: this kernel had no WireGuard \
+                 when it was made"
+            ),
+            "`modprobe wireguard`, then `wattle-agent down` and start the agent again; containers \
+             need the module on their host",
         ),
     };
     let up = match device.up {
         true => fine("interface", format!("{interface} is up")),
-        false => {
-            fault("interface", format!("{interface} is down"), "the running agent brings it up within seconds; if not, its log says why")
-        }
+        false => fault(
+            "interface",
+            format!("{interface} is down"),
+            "the running agent brings it up within seconds; if not, its log says why",
+        ),
     };
     let port = match device.port == symptoms.port {
         true => fine("port", format!("listens on UDP port {}", device.port)),
         false => fault(
             "port",
-            format!("listens on UDP port {}, but the others send to port {}", device.port, symptoms.port),
-            format!("find the program that has the port with `ss -lunp sport = :{}`, and stop it", symptoms.port),
+            format!(
+                "listens on UDP port {}, but the others send to port {}",
+                device.port, symptoms.port
+            ),
+            format!(
+                "find the program that has the port with `ss -lunp sport = :{}`, and stop it",
+                symptoms.port
+            ),
         ),
     };
     vec![kind, up, port]
@@ -160,7 +199,8 @@ fn forwarding(symptoms: &Symptoms) -> Finding {
         false => fault(
             "forwarding",
             "net.ipv4.ip_forward is 0: this host drops the packets of its LAN",
-            "the running agent switches it on; look for another program that switches it off (`grep -r ip_forward /etc/sysctl*`)",
+            "the running agent switches it on; look for another program that switches it off \
+             (`grep -r ip_forward /etc/sysctl*`)",
         ),
     }
 }
@@ -171,7 +211,8 @@ fn rp_filter(symptoms: &Symptoms) -> Finding {
             "rp_filter",
             "is strict: this works only while the LANs of other sites are routed over the tunnel",
             format!(
-                "if you add other routes to them, run `sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{}.rp_filter=2`",
+                "if you add other routes to them, run `sysctl -w net.ipv4.conf.all.rp_filter=2 \
+                 net.ipv4.conf.{}.rp_filter=2`",
                 symptoms.interface
             ),
         ),
@@ -185,11 +226,15 @@ fn mtu(symptoms: &Symptoms) -> Finding {
         return fine("mtu", "there is no default route to compare with");
     };
     match device.mtu + OVERHEAD <= *underlay {
-        true => fine("mtu", format!("{} fits into the {underlay} of {name}", device.mtu)),
+        true => fine(
+            "mtu",
+            format!("{} fits into the {underlay} of {name}", device.mtu),
+        ),
         false => notice(
             "mtu",
             format!(
-                "{} plus {OVERHEAD} of WireGuard is more than the {underlay} of {name}: large packets are fragmented or lost",
+                "{} plus {OVERHEAD} of WireGuard is more than the {underlay} of {name}: large \
+                 packets are fragmented or lost",
                 device.mtu
             ),
             format!("raise the MTU of {name}, or find what makes it small (PPPoE, another tunnel)"),
@@ -201,36 +246,73 @@ fn firewall(symptoms: &Symptoms) -> Vec<Finding> {
     const CHECK: &str = "firewall";
     let ruleset = match &symptoms.ruleset {
         Ok(ruleset) => ruleset,
-        Err(error) => return vec![notice(CHECK, format!("cannot be read: {error}"), "install nftables, and run this as root")],
+        Err(error) => {
+            return vec![notice(
+                CHECK,
+                format!("cannot be read: {error}"),
+                "install nftables, and run this as root",
+            )];
+        }
     };
     let mut findings = Vec::new();
     let rules = Rules(ruleset["nftables"].as_array().map_or(&[], Vec::as_slice));
-    if rules.of("chain").any(|chain| chain["table"] == "wattle" && chain["family"] == "inet") {
+    if rules
+        .of("chain")
+        .any(|chain| chain["table"] == "wattle" && chain["family"] == "inet")
+    {
         findings.push(fine(CHECK, "the table inet wattle is there"));
     } else {
-        findings.push(fault(CHECK, "the table inet wattle is missing", "the running agent makes it; if not, its log says why"));
+        findings.push(fault(
+            CHECK,
+            "the table inet wattle is missing",
+            "the running agent makes it; if not, its log says why",
+        ));
     }
     if symptoms.has_legacy_rules {
-        let fix = format!("check `iptables-legacy -S`: it must accept UDP port {} and forward {}", symptoms.port, symptoms.interface);
-        findings.push(notice(CHECK, "there are rules of iptables-legacy, and this check cannot read them", fix));
+        let fix = format!(
+            "check `iptables-legacy -S`: it must accept UDP port {} and forward {}",
+            symptoms.port, symptoms.interface
+        );
+        findings.push(notice(
+            CHECK,
+            "there are rules of iptables-legacy, and this check cannot read them",
+            fix,
+        ));
     }
-    let drops = rules.of("chain").filter(|chain| chain["table"] != "wattle" && chain["policy"] == "drop");
+    let drops = rules
+        .of("chain")
+        .filter(|chain| chain["table"] != "wattle" && chain["policy"] == "drop");
     for chain in drops {
         findings.extend(barrier(symptoms, &rules, chain));
         findings.extend(deaf_to_probes(symptoms, &rules, chain));
     }
     if symptoms.probes {
-        findings.extend(rules.of("rule").filter(|rule| is_against_probes(rule)).map(against_probes));
+        findings.extend(
+            rules
+                .of("rule")
+                .filter(|rule| is_against_probes(rule))
+                .map(against_probes),
+        );
     }
     let firewalld = rules.of("table").find(|table| table["name"] == "firewalld");
-    if let Some(table) = firewalld.filter(|table| !rules.name(table["family"].as_str(), "firewalld", symptoms.interface.as_str())) {
+    if let Some(table) = firewalld.filter(|table| {
+        !rules.name(
+            table["family"].as_str(),
+            "firewalld",
+            symptoms.interface.as_str(),
+        )
+    }) {
         let (interface, port) = (&symptoms.interface, symptoms.port);
         let family = table["family"].as_str().unwrap_or_default();
         findings.push(fault(
             CHECK,
-            format!("firewalld (table {family} firewalld) rejects packets of interfaces in no zone, and {interface} is in none"),
             format!(
-                "firewall-cmd --permanent --zone=trusted --add-interface={interface}; firewall-cmd --permanent --add-port={port}/udp; \
+                "firewalld (table {family} firewalld) rejects packets of interfaces in no \
+                zone, and {interface} is in none"
+            ),
+            format!(
+                "firewall-cmd --permanent --zone=trusted --add-interface={interface}; firewall-cmd \
+                 --permanent --add-port={port}/udp; \
                  firewall-cmd --reload"
             ),
         ));
@@ -244,18 +326,27 @@ fn barrier(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Find
     let text = |field: &str| chain[field].as_str().unwrap_or_default();
     let (family, table, name) = (text("family"), text("table"), text("name"));
     let has_chain = |prefix: &str| {
-        rules.of("chain").any(|other| other["table"] == table && other["name"].as_str().is_some_and(|name| name.starts_with(prefix)))
+        rules.of("chain").any(|other| {
+            other["table"] == table
+                && other["name"]
+                    .as_str()
+                    .is_some_and(|name| name.starts_with(prefix))
+        })
     };
     let place = format!("the chain {family} {table} {name}");
     match text("hook") {
         "forward" if !rules.name(Some(family), table, interface) => {
             let fix = if has_chain("DOCKER-USER") {
-                format!("iptables -I DOCKER-USER -i {interface} -j ACCEPT; iptables -I DOCKER-USER -o {interface} -j ACCEPT")
+                format!(
+                    "iptables -I DOCKER-USER -i {interface} -j ACCEPT; iptables -I DOCKER-USER -o \
+                     {interface} -j ACCEPT"
+                )
             } else if has_chain("ufw-") {
                 format!("ufw route allow in on {interface}; ufw route allow out on {interface}")
             } else {
                 format!(
-                    "nft insert rule {family} {table} {name} iifname {interface} accept; nft insert rule {family} {table} {name} oifname {interface} accept"
+                    "nft insert rule {family} {table} {name} iifname {interface} accept; nft \
+                     insert rule {family} {table} {name} oifname {interface} accept"
                 )
             };
             let who = if has_chain("DOCKER-USER") {
@@ -265,7 +356,11 @@ fn barrier(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Find
             } else {
                 ""
             };
-            Some(fault("firewall", format!("{place}{who} drops by default, and no rule there accepts {interface}"), fix))
+            Some(fault(
+                "firewall",
+                format!("{place}{who} drops by default, and no rule there accepts {interface}"),
+                fix,
+            ))
         }
         "input" if !rules.name(Some(family), table, &port.to_string()) => {
             let fix = if has_chain("ufw-") {
@@ -276,7 +371,10 @@ fn barrier(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Find
             // A gateway that speaks first gets its answers all the same.
             Some(notice(
                 "firewall",
-                format!("{place} drops by default, and no rule there accepts UDP port {port}: peers cannot start a handshake"),
+                format!(
+                    "{place} drops by default, and no rule there accepts UDP port {port}: peers \
+                     cannot start a handshake"
+                ),
                 fix,
             ))
         }
@@ -287,39 +385,66 @@ fn barrier(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Find
 /// A chain that drops probes because it drops all that comes by the tunnel and is not known.
 fn deaf_to_probes(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Finding> {
     let interface = symptoms.interface.as_str();
-    let [family, table, name] = ["family", "table", "name"].map(|field| chain[field].as_str().unwrap_or_default());
+    let [family, table, name] =
+        ["family", "table", "name"].map(|field| chain[field].as_str().unwrap_or_default());
     let is_known = |word| rules.name(Some(family), table, word);
-    if !symptoms.probes || chain["hook"] != "input" || is_known(interface) || is_known(&PROBE_PORT.to_string()) {
+    if !symptoms.probes
+        || chain["hook"] != "input"
+        || is_known(interface)
+        || is_known(&PROBE_PORT.to_string())
+    {
         return None;
     }
-    let is_ufw =
-        rules.of("chain").any(|other| other["table"] == table && other["name"].as_str().is_some_and(|name| name.starts_with("ufw-")));
+    let is_ufw = rules.of("chain").any(|other| {
+        other["table"] == table
+            && other["name"]
+                .as_str()
+                .is_some_and(|name| name.starts_with("ufw-"))
+    });
     let fix = if is_ufw {
         format!("ufw allow in on {interface} to any port {PROBE_PORT}")
     } else {
         format!(
-            "nft insert rule {family} {table} {name} iifname {interface} udp dport {PROBE_PORT} accept; \
-             nft insert rule {family} {table} {name} iifname {interface} tcp dport {PROBE_PORT} accept"
+            "nft insert rule {family} {table} {name} iifname {interface} udp dport {PROBE_PORT} \
+             accept; \
+             nft insert rule {family} {table} {name} iifname {interface} tcp dport {PROBE_PORT} \
+             accept"
         )
     };
     let detail = format!(
-        "the chain {family} {table} {name} drops what it does not know, and no rule there knows port {PROBE_PORT} on {interface}: \
+        "the chain {family} {table} {name} drops what it does not know, and no rule there knows \
+         port {PROBE_PORT} on {interface}: \
          peers do not learn within seconds that a link is down, nor its loss and round trip"
     );
     Some(notice("probes", detail, fix))
 }
 
 fn is_against_probes(rule: &Value) -> bool {
-    let ends = |verdict| rule["expr"].as_array().into_iter().flatten().any(|part| part.get(verdict).is_some());
-    rule["table"] != "wattle" && mentions(&rule["expr"], &PROBE_PORT.to_string()) && (ends("drop") || ends("reject"))
+    let ends = |verdict| {
+        rule["expr"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|part| part.get(verdict).is_some())
+    };
+    rule["table"] != "wattle"
+        && mentions(&rule["expr"], &PROBE_PORT.to_string())
+        && (ends("drop") || ends("reject"))
 }
 
 fn against_probes(rule: &Value) -> Finding {
-    let [family, table, chain] = ["family", "table", "chain"].map(|field| rule[field].as_str().unwrap_or_default());
+    let [family, table, chain] =
+        ["family", "table", "chain"].map(|field| rule[field].as_str().unwrap_or_default());
     notice(
         "probes",
-        format!("a rule of the chain {family} {table} {chain} drops port {PROBE_PORT}, at which gateways probe each other"),
-        format!("nft delete rule {family} {table} {chain} handle {}", rule["handle"]),
+        format!(
+            "a rule of the chain {family} {table} {chain} drops port {PROBE_PORT}, at which \
+             gateways probe each other"
+        ),
+        format!(
+            "nft delete rule {family} {table} {chain} handle {}",
+            rule["handle"]
+        ),
     )
 }
 
@@ -333,7 +458,9 @@ impl<'a> Rules<'a> {
 
     /// Whether a rule of a table has this name or number in it.
     fn name(&self, family: Option<&str>, table: &str, wanted: &str) -> bool {
-        let mut rules = self.of("rule").filter(|rule| rule["table"] == table && rule["family"].as_str() == family);
+        let mut rules = self
+            .of("rule")
+            .filter(|rule| rule["table"] == table && rule["family"].as_str() == family);
         rules.any(|rule| mentions(&rule["expr"], wanted))
     }
 }
@@ -353,22 +480,48 @@ fn coordinator(symptoms: &Symptoms) -> Vec<Finding> {
         .unresolved
         .iter()
         .map(|(host, error)| {
-            fault("dns", format!("{host} has no address: {error}"), "see /etc/resolv.conf; tunnels stay, but changes do not arrive")
+            fault(
+                "dns",
+                format!("{host} has no address: {error}"),
+                "see /etc/resolv.conf; tunnels stay, but changes do not arrive",
+            )
         })
         .collect();
     if findings.is_empty() {
         findings.push(fine("dns", "the coordinators' names have addresses"));
     }
     match &symptoms.coordinator {
-        Err(error) => findings.push(fault("coordinator", error, "tunnels stay as they are. Check that this host can reach its address")),
+        Err(error) => findings.push(fault(
+            "coordinator",
+            error,
+            "tunnels stay as they are. Check that this host can reach its address",
+        )),
         Ok(ahead) => {
             findings.push(fine("coordinator", "answers"));
             findings.push(match ahead.unsigned_abs() <= MOST_OFF_S {
-                true => fine("clock", format!("differs from the coordinator's by {} s", ahead.unsigned_abs())),
+                true => fine(
+                    "clock",
+                    format!(
+                        "differs from the coordinator's by {} \
+                    s",
+                        ahead.unsigned_abs()
+                    ),
+                ),
                 false => notice(
                     "clock",
-                    format!("is {} s {} the coordinator's", ahead.unsigned_abs(), if *ahead > 0 { "ahead of" } else { "behind" }),
-                    "synchronise it: `timedatectl set-ntp true`. If the clock jumps back, tunnels can stay down until it has caught up",
+                    format!(
+                        "is {} s {} the \
+                        coordinator's",
+                        ahead.unsigned_abs(),
+                        if *ahead > 0 {
+                            "ahead \
+                            of"
+                        } else {
+                            "behind"
+                        }
+                    ),
+                    "synchronise it: `timedatectl set-ntp true`. If the clock jumps back, tunnels \
+                     can stay down until it has caught up",
                 ),
             });
         }
@@ -377,36 +530,54 @@ fn coordinator(symptoms: &Symptoms) -> Vec<Finding> {
 }
 
 fn peers(symptoms: &Symptoms) -> Vec<Finding> {
-    let quiet = symptoms.peers.iter().filter(|peer| !link::is_fresh(peer.handshake_age_s));
+    let quiet = symptoms
+        .peers
+        .iter()
+        .filter(|peer| !link::is_fresh(peer.handshake_age_s));
     let mut findings: Vec<_> = quiet
         .map(|peer| {
-            let state = peer.handshake_age_s.map_or_else(|| "never".to_owned(), |age| format!("{age} s ago"));
+            let state = peer
+                .handshake_age_s
+                .map_or_else(|| "never".to_owned(), |age| format!("{age} s ago"));
             let detail = format!("{}: the last handshake was {state}", peer.name);
             match &peer.endpoint {
                 _ if peer.unmanaged => notice(
                     "tunnel",
                     format!("{detail}. It has no agent that follows changes"),
-                    "check that it is up and has its newest file; the site's page at the coordinator shows whether the file is current",
+                    "check that it is up and has its newest file; the site's page at the \
+                     coordinator shows whether the file is current",
                 ),
                 None => notice(
                     "tunnel",
                     detail,
-                    "it has no endpoint, so it has to start the handshake: give this gateway's site an endpoint that it reaches",
+                    "it has no endpoint, so it has to start the handshake: give this gateway's \
+                     site an endpoint that it reaches",
                 ),
                 Some(endpoint) if peer.sent_bytes > 0 => fault(
                     "tunnel",
                     detail,
                     format!(
-                        "packets go to {endpoint} and nothing comes back: allow this UDP port in the firewalls there, and UDP port {} here",
+                        "packets go to {endpoint} and nothing comes back: allow this UDP port in \
+                         the firewalls there, and UDP port {} here",
                         symptoms.port
                     ),
                 ),
-                Some(endpoint) => notice("tunnel", detail, format!("nothing was sent to {endpoint} yet: ping its tunnel address")),
+                Some(endpoint) => notice(
+                    "tunnel",
+                    detail,
+                    format!(
+                        "nothing was sent to {endpoint} \
+                    yet: ping its tunnel address"
+                    ),
+                ),
             }
         })
         .collect();
     if findings.is_empty() {
-        findings.push(fine("tunnel", format!("all {} peers had a recent handshake", symptoms.peers.len())));
+        findings.push(fine(
+            "tunnel",
+            format!("all {} peers had a recent handshake", symptoms.peers.len()),
+        ));
     }
     findings
 }
@@ -422,7 +593,12 @@ mod tests {
             interface: "wattle0".parse().unwrap(),
             may_administer: true,
             runs: true,
-            device: Some(Device { kind: DeviceKind::Kernel, up: true, port: 51820, mtu: 1420 }),
+            device: Some(Device {
+                kind: DeviceKind::Kernel,
+                up: true,
+                port: 51820,
+                mtu: 1420,
+            }),
             port: 51820,
             probes: true,
             forwards: true,
@@ -446,13 +622,26 @@ mod tests {
 
     /// What is told besides what is fine.
     fn told(symptoms: &Symptoms) -> Vec<(&'static str, Severity, String)> {
-        let findings = diagnose(symptoms).into_iter().filter(|finding| finding.severity != Severity::Fine);
-        findings.map(|finding| (finding.check, finding.severity, finding.fix.unwrap_or_default())).collect()
+        let findings = diagnose(symptoms)
+            .into_iter()
+            .filter(|finding| finding.severity != Severity::Fine);
+        findings
+            .map(|finding| {
+                (
+                    finding.check,
+                    finding.severity,
+                    finding.fix.unwrap_or_default(),
+                )
+            })
+            .collect()
     }
 
     fn with_rules(rules: &[Value]) -> Symptoms {
         let mut symptoms = healthy();
-        let mut all = symptoms.ruleset.clone().unwrap()["nftables"].as_array().unwrap().clone();
+        let mut all = symptoms.ruleset.clone().unwrap()["nftables"]
+            .as_array()
+            .unwrap()
+            .clone();
         all.extend_from_slice(rules);
         symptoms.ruleset = Ok(json!({"nftables": all}));
         symptoms
@@ -474,21 +663,37 @@ mod tests {
             ("rights", Severity::Fault, |s| s.may_administer = false),
             ("agent", Severity::Fault, |s| s.runs = false),
             ("wireguard", Severity::Fault, |s| s.device = None),
-            ("wireguard", Severity::Notice, |s| s.device.as_mut().unwrap().kind = DeviceKind::Userspace),
-            ("interface", Severity::Fault, |s| s.device.as_mut().unwrap().up = false),
-            ("port", Severity::Fault, |s| s.device.as_mut().unwrap().port = 40_000),
+            ("wireguard", Severity::Notice, |s| {
+                s.device.as_mut().unwrap().kind = DeviceKind::Userspace
+            }),
+            ("interface", Severity::Fault, |s| {
+                s.device.as_mut().unwrap().up = false
+            }),
+            ("port", Severity::Fault, |s| {
+                s.device.as_mut().unwrap().port = 40_000
+            }),
             ("forwarding", Severity::Fault, |s| s.forwards = false),
             ("rp_filter", Severity::Notice, |s| s.rp_filter = Some(1)),
-            ("mtu", Severity::Notice, |s| s.underlay = Some(("ppp0".to_owned(), 1492))),
-            ("dns", Severity::Fault, |s| s.unresolved = vec![("coordinator.example".to_owned(), "no such name".to_owned())]),
-            ("coordinator", Severity::Fault, |s| s.coordinator = Err("connection refused".to_owned())),
+            ("mtu", Severity::Notice, |s| {
+                s.underlay = Some(("ppp0".to_owned(), 1492))
+            }),
+            ("dns", Severity::Fault, |s| {
+                s.unresolved = vec![("coordinator.example".to_owned(), "no such name".to_owned())]
+            }),
+            ("coordinator", Severity::Fault, |s| {
+                s.coordinator = Err("connection refused".to_owned())
+            }),
             ("clock", Severity::Notice, |s| s.coordinator = Ok(-3600)),
         ];
         for (check, severity, befall) in ailments {
             let mut symptoms = healthy();
             befall(&mut symptoms);
             let told = told(&symptoms);
-            assert!(told.iter().any(|(told, how, fix)| *told == check && *how == severity && !fix.is_empty()), "{check}: {told:?}");
+            assert!(
+                told.iter()
+                    .any(|(told, how, fix)| *told == check && *how == severity && !fix.is_empty()),
+                "{check}: {told:?}"
+            );
             assert_eq!(told.len(), 1, "{check}: {told:?}");
         }
     }
@@ -507,15 +712,34 @@ mod tests {
         let own = [chain("inet", "mine", "fwd", "forward", "drop")];
         let firewalld = [json!({"table": {"family": "inet", "name": "firewalld"}})];
         for (rules, expected) in [
-            (&docker[..], vec!["iptables -I DOCKER-USER -i wattle0 -j ACCEPT"]),
-            (&ufw[..], vec!["ufw route allow in on wattle0", "ufw allow 51820/udp", "ufw allow in on wattle0 to any port 9587"]),
-            (&own[..], vec!["nft insert rule inet mine fwd iifname wattle0 accept"]),
-            (&firewalld[..], vec!["firewall-cmd --permanent --zone=trusted --add-interface=wattle0"]),
+            (
+                &docker[..],
+                vec!["iptables -I DOCKER-USER -i wattle0 -j ACCEPT"],
+            ),
+            (
+                &ufw[..],
+                vec![
+                    "ufw route allow in on wattle0",
+                    "ufw allow 51820/udp",
+                    "ufw allow in on wattle0 to any port 9587",
+                ],
+            ),
+            (
+                &own[..],
+                vec!["nft insert rule inet mine fwd iifname wattle0 accept"],
+            ),
+            (
+                &firewalld[..],
+                vec!["firewall-cmd --permanent --zone=trusted --add-interface=wattle0"],
+            ),
         ] {
             let told = told(&with_rules(rules));
             assert_eq!(told.len(), expected.len(), "{told:?}");
             for ((check, _, fix), expected) in told.iter().zip(expected) {
-                assert!(["firewall", "probes"].contains(check) && fix.starts_with(expected), "{fix}");
+                assert!(
+                    ["firewall", "probes"].contains(check) && fix.starts_with(expected),
+                    "{fix}"
+                );
             }
         }
         // One that was told of us is not in the way.
@@ -527,13 +751,14 @@ mod tests {
     #[test]
     fn a_firewall_that_drops_probes_is_named_unless_the_mesh_wants_none() {
         let input = chain("inet", "mine", "in", "input", "drop");
-        let rule =
-            |handle: u64, expr: Value| json!({"rule": {"family": "inet", "table": "mine", "chain": "in", "handle": handle, "expr": expr}});
-        let port =
-            |number: u64| json!({"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": number}});
+        let rule = |handle: u64, expr: Value| json!({"rule": {"family": "inet", "table": "mine", "chain": "in", "handle": handle, "expr": expr}});
+        let port = |number: u64| json!({"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": number}});
         let tunnel = rule(1, json!([port(51820), {"accept": null}]));
         let told_of_probes = |rules: &[Value], probes: bool| {
-            let told = told(&Symptoms { probes, ..with_rules(rules) });
+            let told = told(&Symptoms {
+                probes,
+                ..with_rules(rules)
+            });
             assert!(told.iter().all(|(check, severity, _)| *check == "probes" && *severity == Severity::Notice), "{told:?}");
             told.into_iter().map(|(.., fix)| fix).collect::<Vec<_>>()
         };
@@ -542,11 +767,24 @@ mod tests {
                    nft insert rule inet mine in iifname wattle0 tcp dport 9587 accept";
         assert_eq!(told_of_probes(&deaf, true), [fix]);
         assert_eq!(told_of_probes(&deaf, false), [""; 0]);
-        assert_eq!(told_of_probes(&[input, tunnel, rule(2, json!([port(9587), {"accept": null}]))], true), [""; 0]);
+        assert_eq!(
+            told_of_probes(
+                &[
+                    input,
+                    tunnel,
+                    rule(2, json!([port(9587), {"accept": null}]))
+                ],
+                true
+            ),
+            [""; 0]
+        );
         // A rule of its own against them, whatever the chain does with the rest.
         let against = rule(7, json!([port(9587), {"drop": null}]));
         let open = chain("inet", "mine", "in", "input", "accept");
-        assert_eq!(told_of_probes(&[open.clone(), against.clone()], true), ["nft delete rule inet mine in handle 7"]);
+        assert_eq!(
+            told_of_probes(&[open.clone(), against.clone()], true),
+            ["nft delete rule inet mine in handle 7"]
+        );
         assert_eq!(told_of_probes(&[open, against], false), [""; 0]);
     }
 
@@ -555,8 +793,17 @@ mod tests {
         let mut symptoms = healthy();
         symptoms.ruleset = Ok(json!({"nftables": []}));
         symptoms.has_legacy_rules = true;
-        let severities: Vec<_> = told(&symptoms).into_iter().map(|(check, severity, _)| (check, severity)).collect();
-        assert_eq!(severities, [("firewall", Severity::Fault), ("firewall", Severity::Notice)]);
+        let severities: Vec<_> = told(&symptoms)
+            .into_iter()
+            .map(|(check, severity, _)| (check, severity))
+            .collect();
+        assert_eq!(
+            severities,
+            [
+                ("firewall", Severity::Fault),
+                ("firewall", Severity::Notice)
+            ]
+        );
     }
 
     #[test]
@@ -571,10 +818,16 @@ mod tests {
             sent_bytes: 148,
         }];
         let told = told(&symptoms);
-        assert!(told[0].1 == Severity::Fault && told[0].2.contains("198.51.100.20:51820"), "{told:?}");
+        assert!(
+            told[0].1 == Severity::Fault && told[0].2.contains("198.51.100.20:51820"),
+            "{told:?}"
+        );
         // What would be said of an agent there leads nowhere.
         symptoms.peers[0].unmanaged = true;
         let told = self::told(&symptoms);
-        assert!(told[0].1 == Severity::Notice && told[0].2.contains("newest file"), "{told:?}");
+        assert!(
+            told[0].1 == Severity::Notice && told[0].2.contains("newest file"),
+            "{told:?}"
+        );
     }
 }

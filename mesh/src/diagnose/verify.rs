@@ -1,4 +1,5 @@
-//! Whether packets really get from this gateway to the others: what to ping, and what the answers mean.
+//! Whether packets really get from this gateway to the others: what to ping, and what the answers
+//! mean.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -8,7 +9,8 @@ use wattle_wire::{name::Name, probe::Throughput};
 
 use crate::agent::replica::{Known, KnownPeer};
 
-/// What the first router of a packet puts into its time to live: RFC 1700's 64 and what other systems took.
+/// What the first router of a packet puts into its time to live: RFC 1700's 64 and what other
+/// systems took.
 const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 
 /// What to ping of one peer.
@@ -39,7 +41,8 @@ pub struct Answers {
     pub sent: usize,
     /// Milliseconds, one for each answer.
     pub round_trips_ms: Vec<f64>,
-    /// The time to live of an answer as it came in; absent when there was none, or where it is not known.
+    /// The time to live of an answer as it came in; absent when there was none, or where it is not
+    /// known.
     pub ttl: Option<u8>,
 }
 
@@ -57,35 +60,57 @@ pub enum Fault {
     Unmeasured,
 }
 
-/// All there is to ping: each peer's tunnel address, and in each LAN behind it the hosts that were named, else the addresses where a LAN
-/// usually has its gateway.
+/// All there is to ping: each peer's tunnel address, and in each LAN behind it the hosts that were
+/// named, else the addresses where a LAN usually has its gateway.
 pub fn targets(known: &Known, hosts: &[IpAddr]) -> Vec<Target> {
-    let of_peer = known.peers.values().flat_map(|KnownPeer { peer, statement, .. }| {
-        let target = |what, addresses| Target { peer: peer.name.clone(), unmanaged: statement.unmanaged, what, addresses };
-        let tunnel = target(What::Tunnel, vec![peer.tunnel_address.into()]);
-        let lans = peer.subnets.iter().map(move |lan| {
-            let named: Vec<_> = hosts.iter().copied().filter(|host| lan.contains(host)).collect();
-            let addresses = if named.is_empty() { usual_gateways(*lan) } else { named };
-            target(What::Lan(*lan), addresses)
-        });
-        std::iter::once(tunnel).chain(lans)
-    });
+    let of_peer = known.peers.values().flat_map(
+        |KnownPeer {
+             peer, statement, ..
+         }| {
+            let target = |what, addresses| Target {
+                peer: peer.name.clone(),
+                unmanaged: statement.unmanaged,
+                what,
+                addresses,
+            };
+            let tunnel = target(What::Tunnel, vec![peer.tunnel_address.into()]);
+            let lans = peer.subnets.iter().map(move |lan| {
+                let named: Vec<_> = hosts
+                    .iter()
+                    .copied()
+                    .filter(|host| lan.contains(host))
+                    .collect();
+                let addresses = if named.is_empty() {
+                    usual_gateways(*lan)
+                } else {
+                    named
+                };
+                target(What::Lan(*lan), addresses)
+            });
+            std::iter::once(tunnel).chain(lans)
+        },
+    );
     of_peer.collect()
 }
 
 /// The first and the last address of a LAN that a host may have.
 fn usual_gateways(lan: IpNet) -> Vec<IpAddr> {
     let (first, last) = match lan {
-        IpNet::V4(lan) if lan.prefix_len() < 31 => {
-            (IpAddr::from((u32::from(lan.network()) + 1).to_be_bytes()), IpAddr::from((u32::from(lan.broadcast()) - 1).to_be_bytes()))
-        }
-        IpNet::V6(lan) if lan.prefix_len() < 127 => (IpAddr::from((u128::from(lan.network()) + 1).to_be_bytes()), lan.broadcast().into()),
+        IpNet::V4(lan) if lan.prefix_len() < 31 => (
+            IpAddr::from((u32::from(lan.network()) + 1).to_be_bytes()),
+            IpAddr::from((u32::from(lan.broadcast()) - 1).to_be_bytes()),
+        ),
+        IpNet::V6(lan) if lan.prefix_len() < 127 => (
+            IpAddr::from((u128::from(lan.network()) + 1).to_be_bytes()),
+            lan.broadcast().into(),
+        ),
         IpNet::V4(_) | IpNet::V6(_) => (lan.network(), lan.broadcast()),
     };
     BTreeSet::from([first, last]).into_iter().collect()
 }
 
-/// What is wrong with the way to a target, if anything is. The best answers count: of several addresses any will do.
+/// What is wrong with the way to a target, if anything is. The best answers count: of several
+/// addresses any will do.
 pub fn fault(what: What, answers: &Answers) -> Option<Fault> {
     // The other gateway is one router on the way to a host behind it; to itself it is none.
     let most_routers = match what {
@@ -95,21 +120,30 @@ pub fn fault(what: What, answers: &Answers) -> Option<Fault> {
     match answers.round_trips_ms.len() {
         0 => Some(Fault::Silent),
         answered if answered < answers.sent => Some(Fault::Lossy),
-        _ => answers.ttl.is_some_and(|ttl| routers(ttl) > most_routers).then_some(Fault::NotDirect),
+        _ => answers
+            .ttl
+            .is_some_and(|ttl| routers(ttl) > most_routers)
+            .then_some(Fault::NotDirect),
     }
 }
 
 /// Megabits in a second; `None` when nothing was counted.
 pub fn mbit_per_s(counted: Throughput) -> Option<f64> {
     // A bit in a microsecond is a megabit in a second.
-    #[expect(clippy::cast_precision_loss, reason = "bytes and microseconds of some seconds fit into 53 bits")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "bytes and microseconds of some seconds fit into 53 bits"
+    )]
     let rate = (counted.bytes * 8) as f64 / counted.microseconds as f64;
     (counted.bytes > 0 && counted.microseconds > 0).then_some(rate)
 }
 
 /// How many routers an answer passed, judged by the time to live that is left.
 fn routers(ttl: u8) -> u8 {
-    INITIAL_TTLS.into_iter().find(|initial| *initial >= ttl).map_or(0, |initial| initial - ttl)
+    INITIAL_TTLS
+        .into_iter()
+        .find(|initial| *initial >= ttl)
+        .map_or(0, |initial| initial - ttl)
 }
 
 #[cfg(test)]
@@ -117,7 +151,12 @@ mod tests {
     use super::*;
 
     fn answers(round_trips_ms: &[f64], ttl: u8) -> Answers {
-        Answers { address: [10, 99, 0, 2].into(), sent: 3, round_trips_ms: round_trips_ms.to_vec(), ttl: Some(ttl) }
+        Answers {
+            address: [10, 99, 0, 2].into(),
+            sent: 3,
+            round_trips_ms: round_trips_ms.to_vec(),
+            ttl: Some(ttl),
+        }
     }
 
     #[test]
@@ -139,14 +178,37 @@ mod tests {
 
     #[test]
     fn a_throughput_is_told_in_megabits_per_second() {
-        assert_eq!(mbit_per_s(Throughput { bytes: 25_000_000, microseconds: 2_000_000 }), Some(100.0));
-        assert_eq!(mbit_per_s(Throughput { bytes: 0, microseconds: 2_000_000 }), None);
-        assert_eq!(mbit_per_s(Throughput { bytes: 1, microseconds: 0 }), None);
+        assert_eq!(
+            mbit_per_s(Throughput {
+                bytes: 25_000_000,
+                microseconds: 2_000_000
+            }),
+            Some(100.0)
+        );
+        assert_eq!(
+            mbit_per_s(Throughput {
+                bytes: 0,
+                microseconds: 2_000_000
+            }),
+            None
+        );
+        assert_eq!(
+            mbit_per_s(Throughput {
+                bytes: 1,
+                microseconds: 0
+            }),
+            None
+        );
     }
 
     #[test]
     fn a_lan_is_asked_where_its_gateway_usually_is() {
-        let usual = |lan: &str| usual_gateways(lan.parse().unwrap()).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let usual = |lan: &str| {
+            usual_gateways(lan.parse().unwrap())
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(usual("10.20.0.0/24"), ["10.20.0.1", "10.20.0.254"]);
         assert_eq!(usual("10.20.0.4/30"), ["10.20.0.5", "10.20.0.6"]);
         assert_eq!(usual("10.20.0.4/31"), ["10.20.0.4", "10.20.0.5"]);

@@ -22,7 +22,8 @@ pub fn is_fresh(handshake_age_s: Option<u64>) -> bool {
     handshake_age_s.is_some_and(|age| age <= SESSION_S)
 }
 
-/// How a node knows the endpoint that it uses for another, of which the mesh says that it is `configured`.
+/// How a node knows the endpoint that it uses for another, of which the mesh says that it is
+/// `configured`.
 pub fn endpoint_source(used: SocketAddr, configured: Option<Endpoint>) -> EndpointSource {
     match configured {
         Some(configured) if configured.socket() == used => EndpointSource::Configured,
@@ -64,13 +65,27 @@ pub type Heard = BTreeMap<NodeId, DateTime<Utc>>;
 
 impl LinkRecord {
     /// What the two ends say at a moment, and since when that is so.
-    pub fn reports(&self, nodes: [NodeId; 2], heard: &Heard, now: DateTime<Utc>) -> ([Option<EndReport>; 2], Option<DateTime<Utc>>) {
+    pub fn reports(
+        &self,
+        nodes: [NodeId; 2],
+        heard: &Heard,
+        now: DateTime<Utc>,
+    ) -> ([Option<EndReport>; 2], Option<DateTime<Utc>>) {
         let [a, b] = self.ends;
-        let reports = [a.map(|end| end.report(heard.get(&nodes[0]), now)), b.map(|end| end.report(heard.get(&nodes[1]), now))];
-        let since = self.ends.iter().zip(&reports).filter_map(|(record, report)| {
-            let (record, report) = (record.as_ref()?, report.as_ref()?);
-            Some(silent_since_s(report).map_or(record.since, |ago| now - TimeDelta::seconds(ago.cast_signed())))
-        });
+        let reports = [
+            a.map(|end| end.report(heard.get(&nodes[0]), now)),
+            b.map(|end| end.report(heard.get(&nodes[1]), now)),
+        ];
+        let since = self
+            .ends
+            .iter()
+            .zip(&reports)
+            .filter_map(|(record, report)| {
+                let (record, report) = (record.as_ref()?, report.as_ref()?);
+                Some(silent_since_s(report).map_or(record.since, |ago| {
+                    now - TimeDelta::seconds(ago.cast_signed())
+                }))
+            });
         (reports, since.max())
     }
 }
@@ -79,7 +94,13 @@ impl EndRecord {
     fn report(&self, heard: Option<&DateTime<Utc>>, now: DateTime<Utc>) -> EndReport {
         let last = heard.map_or(self.since, |heard| self.since.max(*heard));
         let ago = |at: DateTime<Utc>| (now - at).num_milliseconds().max(0).unsigned_abs();
-        EndReport { state: self.state, probed: self.probed, ever: self.ever, changed_ms: ago(self.since), age_s: ago(last) / 1000 }
+        EndReport {
+            state: self.state,
+            probed: self.probed,
+            ever: self.ever,
+            changed_ms: ago(self.since),
+            age_s: ago(last) / 1000,
+        }
     }
 }
 
@@ -93,7 +114,8 @@ pub struct EndReport {
     pub ever: bool,
     /// Milliseconds since it began to say so.
     pub changed_ms: u64,
-    /// Seconds since it said so, or since the node was heard of for the last time, whichever is later.
+    /// Seconds since it said so, or since the node was heard of for the last time, whichever is
+    /// later.
     pub age_s: u64,
 }
 
@@ -106,7 +128,8 @@ impl EndReport {
         self.state.works() && !self.is_silent()
     }
 
-    /// Whether the node was not heard of since the other end noticed that something changed, or only just.
+    /// Whether the node was not heard of since the other end noticed that something changed, or
+    /// only just.
     fn precedes(&self, other: &Self) -> bool {
         self.age_s * 1000 + NOTICE_MS >= other.changed_ms
     }
@@ -117,12 +140,16 @@ pub fn end_is_up(end: Option<EndReport>) -> bool {
     end.is_some_and(|end| end.works())
 }
 
-/// Seconds since an end that had said "up" counts as silent; `None` when it is not silent, or was not up.
+/// Seconds since an end that had said "up" counts as silent; `None` when it is not silent, or was
+/// not up.
 pub fn silent_since_s(end: &EndReport) -> Option<u64> {
-    end.age_s.checked_sub(SILENT_S).filter(|ago| end.state.works() && *ago > 0)
+    end.age_s
+        .checked_sub(SILENT_S)
+        .filter(|ago| end.state.works() && *ago > 0)
 }
 
-/// What the two ends say, of which an unmanaged one never says anything: there the other's word is all there is, and stands for both.
+/// What the two ends say, of which an unmanaged one never says anything: there the other's word is
+/// all there is, and stands for both.
 pub fn spoken_for(ends: [Option<EndReport>; 2], unmanaged: [bool; 2]) -> [Option<EndReport>; 2] {
     match unmanaged {
         [true, _] => [ends[1]; 2],
@@ -133,12 +160,15 @@ pub fn spoken_for(ends: [Option<EndReport>; 2], unmanaged: [bool; 2]) -> [Option
 
 /// How a link is, from both ends together: see [`spoken_for`].
 ///
-/// "Up" needs both. Where they disagree, a probe that is newer than what the other end says speaks for it: it went there and back, and the
-/// other end, if it still can, will say the same.
+/// "Up" needs both. Where they disagree, a probe that is newer than what the other end says speaks
+/// for it: it went there and back, and the other end, if it still can, will say the same.
 pub fn link_health(ends: [Option<EndReport>; 2]) -> (LinkState, Option<LinkFault>) {
     let works = ends.map(end_is_up);
     let asymmetric = (LinkState::Degraded, Some(LinkFault::Asymmetric));
-    let one_way = ends.iter().flatten().any(|end| end.state == EndState::OneWay && !end.is_silent());
+    let one_way = ends
+        .iter()
+        .flatten()
+        .any(|end| end.state == EndState::OneWay && !end.is_silent());
     let not_up = || match ends.iter().flatten().any(|end| end.ever) {
         _ if one_way => asymmetric,
         true => (LinkState::Down, None),
@@ -148,7 +178,11 @@ pub fn link_health(ends: [Option<EndReport>; 2]) -> (LinkState, Option<LinkFault
         ([true, true], _) => quality(ends.iter().flatten()),
         ([false, false], _) => not_up(),
         ([_, _], [Some(a), Some(b)]) => {
-            let (newer, older) = if a.changed_ms <= b.changed_ms { (a, b) } else { (b, a) };
+            let (newer, older) = if a.changed_ms <= b.changed_ms {
+                (a, b)
+            } else {
+                (b, a)
+            };
             match newer.probed && !newer.is_silent() && older.precedes(&newer) {
                 true if newer.works() => quality([&newer].into_iter()),
                 true => not_up(),
@@ -160,7 +194,9 @@ pub fn link_health(ends: [Option<EndReport>; 2]) -> (LinkState, Option<LinkFault
 }
 
 /// How well a link works that does; the worse end counts.
-fn quality<'a>(ends: impl Iterator<Item = &'a EndReport> + Clone) -> (LinkState, Option<LinkFault>) {
+fn quality<'a>(
+    ends: impl Iterator<Item = &'a EndReport> + Clone,
+) -> (LinkState, Option<LinkFault>) {
     let says = |state| ends.clone().any(|end| end.state == state);
     if says(EndState::Lossy) {
         (LinkState::Degraded, Some(LinkFault::Lossy))
@@ -175,19 +211,49 @@ fn quality<'a>(ends: impl Iterator<Item = &'a EndReport> + Clone) -> (LinkState,
 mod tests {
     use super::*;
 
-    const UP: Option<EndReport> = Some(EndReport { state: EndState::Up, probed: false, ever: true, changed_ms: 0, age_s: 0 });
+    const UP: Option<EndReport> = Some(EndReport {
+        state: EndState::Up,
+        probed: false,
+        ever: true,
+        changed_ms: 0,
+        age_s: 0,
+    });
     const DOWN: Option<EndReport> = said(EndState::Down);
-    const NEVER: Option<EndReport> = Some(EndReport { state: EndState::Down, probed: false, ever: false, changed_ms: 0, age_s: 0 });
-    const SILENT: Option<EndReport> =
-        Some(EndReport { state: EndState::Up, probed: false, ever: true, changed_ms: 0, age_s: SILENT_S + 1 });
-    const ASYMMETRIC: (LinkState, Option<LinkFault>) = (LinkState::Degraded, Some(LinkFault::Asymmetric));
+    const NEVER: Option<EndReport> = Some(EndReport {
+        state: EndState::Down,
+        probed: false,
+        ever: false,
+        changed_ms: 0,
+        age_s: 0,
+    });
+    const SILENT: Option<EndReport> = Some(EndReport {
+        state: EndState::Up,
+        probed: false,
+        ever: true,
+        changed_ms: 0,
+        age_s: SILENT_S + 1,
+    });
+    const ASYMMETRIC: (LinkState, Option<LinkFault>) =
+        (LinkState::Degraded, Some(LinkFault::Asymmetric));
 
     const fn said(state: EndState) -> Option<EndReport> {
-        Some(EndReport { state, probed: false, ever: true, changed_ms: 0, age_s: 0 })
+        Some(EndReport {
+            state,
+            probed: false,
+            ever: true,
+            changed_ms: 0,
+            age_s: 0,
+        })
     }
 
     const fn probed(state: EndState, changed_s: u64, age_s: u64) -> Option<EndReport> {
-        Some(EndReport { state, probed: true, ever: true, changed_ms: changed_s * 1000, age_s })
+        Some(EndReport {
+            state,
+            probed: true,
+            ever: true,
+            changed_ms: changed_s * 1000,
+            age_s,
+        })
     }
 
     #[test]
@@ -205,8 +271,14 @@ mod tests {
     #[test]
     fn the_worse_end_counts_of_a_link_that_works() {
         let of = |a, b| link_health([said(a), said(b)]);
-        assert_eq!(of(EndState::Up, EndState::Slow), (LinkState::Degraded, Some(LinkFault::Slow)));
-        assert_eq!(of(EndState::Lossy, EndState::Slow), (LinkState::Degraded, Some(LinkFault::Lossy)));
+        assert_eq!(
+            of(EndState::Up, EndState::Slow),
+            (LinkState::Degraded, Some(LinkFault::Slow))
+        );
+        assert_eq!(
+            of(EndState::Lossy, EndState::Slow),
+            (LinkState::Degraded, Some(LinkFault::Lossy))
+        );
         assert_eq!(of(EndState::OneWay, EndState::Down), ASYMMETRIC);
     }
 
@@ -215,16 +287,34 @@ mod tests {
         let up_for_an_hour = |heard_s| probed(EndState::Up, 3600, heard_s);
         let (down, up) = ((LinkState::Down, None), (LinkState::Up, None));
         // The other gateway lost its power: nobody hears of it any more.
-        assert_eq!(link_health([probed(EndState::Down, 0, 0), up_for_an_hour(40)]), down);
-        assert_eq!(link_health([probed(EndState::Down, 100, 5), up_for_an_hour(140)]), down);
+        assert_eq!(
+            link_health([probed(EndState::Down, 0, 0), up_for_an_hour(40)]),
+            down
+        );
+        assert_eq!(
+            link_health([probed(EndState::Down, 100, 5), up_for_an_hour(140)]),
+            down
+        );
         // It had just reported, and will notice in a moment.
-        assert_eq!(link_health([probed(EndState::Down, 1, 1), up_for_an_hour(0)]), down);
+        assert_eq!(
+            link_health([probed(EndState::Down, 1, 1), up_for_an_hour(0)]),
+            down
+        );
         // It goes on saying that it is answered: somebody drops the probes of the one end only.
-        assert_eq!(link_health([probed(EndState::Down, 100, 5), up_for_an_hour(30)]), ASYMMETRIC);
+        assert_eq!(
+            link_health([probed(EndState::Down, 100, 5), up_for_an_hour(30)]),
+            ASYMMETRIC
+        );
         // The tunnel is back, and one end has noticed.
-        assert_eq!(link_health([probed(EndState::Up, 0, 0), probed(EndState::Down, 60, 60)]), up);
+        assert_eq!(
+            link_health([probed(EndState::Up, 0, 0), probed(EndState::Down, 60, 60)]),
+            up
+        );
         // A handshake says nothing of the other direction.
-        assert_eq!(link_health([UP, probed(EndState::Down, 60, 60)]), ASYMMETRIC);
+        assert_eq!(
+            link_health([UP, probed(EndState::Down, 60, 60)]),
+            ASYMMETRIC
+        );
     }
 
     #[test]
@@ -232,15 +322,26 @@ mod tests {
         let asymmetric = said(EndState::OneWay);
         for (end, expected) in [
             (UP, (LinkState::Up, None)),
-            (said(EndState::Lossy), (LinkState::Degraded, Some(LinkFault::Lossy))),
+            (
+                said(EndState::Lossy),
+                (LinkState::Degraded, Some(LinkFault::Lossy)),
+            ),
             (DOWN, (LinkState::Down, None)),
             (SILENT, (LinkState::Down, None)),
             (NEVER, (LinkState::Never, None)),
             (asymmetric, ASYMMETRIC),
             (None, (LinkState::Never, None)),
         ] {
-            assert_eq!(link_health(spoken_for([end, None], [false, true])), expected, "{end:?}");
-            assert_eq!(link_health(spoken_for([None, end], [true, false])), expected, "{end:?}");
+            assert_eq!(
+                link_health(spoken_for([end, None], [false, true])),
+                expected,
+                "{end:?}"
+            );
+            assert_eq!(
+                link_health(spoken_for([None, end], [true, false])),
+                expected,
+                "{end:?}"
+            );
         }
         assert_eq!(spoken_for([UP, None], [false, false]), [UP, None]);
     }
@@ -248,7 +349,10 @@ mod tests {
     #[test]
     fn a_silent_end_is_down_since_its_silence_began_to_count() {
         assert_eq!(SILENT.and_then(|end| silent_since_s(&end)), Some(1));
-        assert_eq!([UP, DOWN, NEVER].map(|end| end.and_then(|end| silent_since_s(&end))), [None; 3]);
+        assert_eq!(
+            [UP, DOWN, NEVER].map(|end| end.and_then(|end| silent_since_s(&end))),
+            [None; 3]
+        );
     }
 
     #[test]

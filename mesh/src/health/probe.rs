@@ -1,7 +1,8 @@
 //! Probes: whom to ask next whether it is there, and what the answers mean.
 //!
-//! The answers to a peer's last 64 probes are bits, of which everything else follows. What is down comes back only after more answers the
-//! more often it went, so that a link that comes and goes does not flap.
+//! The answers to a peer's last 64 probes are bits, of which everything else follows. What is down
+//! comes back only after more answers the more often it went, so that a link that comes and goes
+//! does not flap.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,9 +20,11 @@ use crate::agent::replica::Known;
 
 /// Least time between two probes of one peer, and the time after which an answer is missed.
 pub const PACE: Duration = Duration::from_secs(1);
-/// Least time between any two probes: 50 in a second, so that of 1,000 peers each is asked every 20 s.
+/// Least time between any two probes: 50 in a second, so that of 1,000 peers each is asked every 20
+/// s.
 const SPACING: Duration = Duration::from_millis(20);
-/// Probes in a row whose answers are missed when a peer counts as down: with [`PACE`], four seconds after the last answer at most.
+/// Probes in a row whose answers are missed when a peer counts as down: with [`PACE`], four seconds
+/// after the last answer at most.
 const MOST_MISSED: u32 = 3;
 /// Answers in a row with which a peer that was down counts as up: at first, and at most.
 const LEAST_ANSWERS: u32 = 3;
@@ -33,7 +36,8 @@ const LOSS_OVER: u32 = 60;
 const LOSS_FROM: u32 = 20;
 /// Probes whose answers are still taken.
 const REMEMBERED: usize = 16;
-/// How long ago a request of a peer was that is still heard when its answers end. One that is cut off was heard longer ago.
+/// How long ago a request of a peer was that is still heard when its answers end. One that is cut
+/// off was heard longer ago.
 const HEARD: Duration = Duration::from_millis(2_500);
 /// Silence after which a peer that was heard and did not answer is not heard any more.
 const UNHEARD: Duration = Duration::from_secs(10);
@@ -81,20 +85,36 @@ struct Peer {
 }
 
 impl Probes {
-    /// Follows what is known of the mesh: whom to probe, and how to judge. On an unmanaged peer nobody would answer.
+    /// Follows what is known of the mesh: whom to probe, and how to judge. On an unmanaged peer
+    /// nobody would answer.
     pub fn follow(&mut self, known: &Known, now: Duration) {
         self.settings = known.mesh.health;
-        let managed = known.peers.values().filter(|known| self.settings.probes && !known.statement.unmanaged);
-        let peers: BTreeMap<_, _> = managed.map(|known| (known.peer.node, known.peer.tunnel_address)).collect();
-        self.peers.retain(|node, peer| peers.get(node) == Some(&peer.address));
+        let managed = known
+            .peers
+            .values()
+            .filter(|known| self.settings.probes && !known.statement.unmanaged);
+        let peers: BTreeMap<_, _> = managed
+            .map(|known| (known.peer.node, known.peer.tunnel_address))
+            .collect();
+        self.peers
+            .retain(|node, peer| peers.get(node) == Some(&peer.address));
         let count = u32::try_from(peers.len()).unwrap_or(u32::MAX);
         for (place, (node, address)) in (0..).zip(&peers) {
             // Spread over one round.
             let first_at = now + interval(peers.len()) * place / count.max(1);
-            self.peers.entry(*node).or_insert_with(|| Peer::new(*address, first_at));
+            self.peers
+                .entry(*node)
+                .or_insert_with(|| Peer::new(*address, first_at));
         }
-        self.by_address = peers.into_iter().map(|(node, address)| (address, node)).collect();
-        self.queue = self.peers.iter().map(|(node, peer)| (peer.next_at, *node)).collect();
+        self.by_address = peers
+            .into_iter()
+            .map(|(node, address)| (address, node))
+            .collect();
+        self.queue = self
+            .peers
+            .iter()
+            .map(|(node, peer)| (peer.next_at, *node))
+            .collect();
     }
 
     /// When to call [`Probes::next`] again; `None` when there is nobody to probe.
@@ -109,7 +129,11 @@ impl Probes {
             let (_, node) = self.queue.pop_first()?;
             let peer = self.peers.get_mut(&node)?;
             self.news |= peer.judge(&self.settings, now);
-            let due_at = if peer.is_doubtful() { peer.last_sent_at() + PACE } else { peer.last_sent_at() + round };
+            let due_at = if peer.is_doubtful() {
+                peer.last_sent_at() + PACE
+            } else {
+                peer.last_sent_at() + round
+            };
             let send = peer.sent == 0 || due_at <= now;
             peer.next_at = if send { now + PACE } else { due_at };
             self.queue.insert((peer.next_at, node));
@@ -121,7 +145,8 @@ impl Probes {
         None
     }
 
-    /// A peer answered, or its host said that nobody there does: either way the packet went there and back.
+    /// A peer answered, or its host said that nobody there does: either way the packet went there
+    /// and back.
     pub fn answered(&mut self, from: Ipv4Addr, number: u32, now: Duration) {
         let settings = self.settings;
         let changed = self.peer_at(from).is_some_and(|peer| {
@@ -133,10 +158,17 @@ impl Probes {
 
     /// A request came. Whether to answer it: it is a peer's, and not too soon after another.
     pub fn heard(&mut self, from: Ipv4Addr, now: Duration) -> bool {
-        let Some(peer) = self.peer_at(from) else { return false };
-        let in_a_row = peer.heard.filter(|(at, _)| now.saturating_sub(*at) < HEARD).map_or(0, |(_, count)| count);
+        let Some(peer) = self.peer_at(from) else {
+            return false;
+        };
+        let in_a_row = peer
+            .heard
+            .filter(|(at, _)| now.saturating_sub(*at) < HEARD)
+            .map_or(0, |(_, count)| count);
         peer.heard = Some((now, in_a_row.saturating_add(1)));
-        let answer = peer.told_at.is_none_or(|at| now.saturating_sub(at) >= ANSWER_PACE);
+        let answer = peer
+            .told_at
+            .is_none_or(|at| now.saturating_sub(at) >= ANSWER_PACE);
         if answer {
             peer.told_at = Some(now);
         }
@@ -150,7 +182,10 @@ impl Probes {
 
     /// What probes found of each peer that ever answered.
     pub fn reports(&self) -> BTreeMap<NodeId, ProbeReport> {
-        self.peers.iter().filter_map(|(node, peer)| Some((*node, peer.report()?))).collect()
+        self.peers
+            .iter()
+            .filter_map(|(node, peer)| Some((*node, peer.report()?)))
+            .collect()
     }
 
     /// Whether the state of a peer changed since the last call.
@@ -192,7 +227,11 @@ impl Peer {
 
     fn send(&mut self, now: Duration) -> u32 {
         if self.counted > 0 {
-            self.steady = if self.answered & 1 == 1 { self.steady.saturating_add(1) } else { 0 };
+            self.steady = if self.answered & 1 == 1 {
+                self.steady.saturating_add(1)
+            } else {
+                0
+            };
         }
         self.sent = self.sent.wrapping_add(1);
         self.sent_at[self.sent as usize % REMEMBERED] = now;
@@ -209,24 +248,35 @@ impl Peer {
         self.answered |= 1 << age;
         let took = now.saturating_sub(self.sent_at[number as usize % REMEMBERED]);
         let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
-        self.round_trip_us = Some(self.round_trip_us.map_or(took, |before| before - before / 8 + took / 8));
+        self.round_trip_us = Some(
+            self.round_trip_us
+                .map_or(took, |before| before - before / 8 + took / 8),
+        );
     }
 
     /// The last probe may still be answered: it says nothing yet.
     fn pending(&self, now: Duration) -> u32 {
-        u32::from(self.counted > 0 && self.answered & 1 == 0 && now.saturating_sub(self.last_sent_at()) < PACE)
+        u32::from(
+            self.counted > 0
+                && self.answered & 1 == 0
+                && now.saturating_sub(self.last_sent_at()) < PACE,
+        )
     }
 
     /// Probes in a row that were missed, and that were answered, up to now; one of the two is 0.
     fn row(&self, now: Duration) -> (u32, u32) {
         let pending = self.pending(now);
         let (decided, count) = (self.answered >> pending, self.counted - pending);
-        (decided.trailing_zeros().min(count), decided.trailing_ones().min(count))
+        (
+            decided.trailing_zeros().min(count),
+            decided.trailing_ones().min(count),
+        )
     }
 
     /// Whether it is asked as often as may be.
     fn is_doubtful(&self) -> bool {
-        self.state.is_some_and(|state| !state.works() || self.answered & 1 == 0)
+        self.state
+            .is_some_and(|state| !state.works() || self.answered & 1 == 0)
     }
 
     fn loss_percent(&self) -> u8 {
@@ -237,7 +287,11 @@ impl Peer {
     }
 
     fn report(&self) -> Option<ProbeReport> {
-        Some(ProbeReport { state: self.state?, loss_percent: self.loss_percent(), round_trip_us: self.round_trip_us? })
+        Some(ProbeReport {
+            state: self.state?,
+            loss_percent: self.loss_percent(),
+            round_trip_us: self.round_trip_us?,
+        })
     }
 
     /// Whether its state changed.
@@ -256,16 +310,27 @@ impl Peer {
             Some(state) if state.works() => {
                 if missed >= MOST_MISSED {
                     self.answers_needed = (self.answers_needed * 2).min(MOST_ANSWERS);
-                    let is_heard = self.heard.is_some_and(|(at, _)| now.saturating_sub(at) < HEARD);
-                    Some(if is_heard { EndState::OneWay } else { EndState::Down })
+                    let is_heard = self
+                        .heard
+                        .is_some_and(|(at, _)| now.saturating_sub(at) < HEARD);
+                    Some(if is_heard {
+                        EndState::OneWay
+                    } else {
+                        EndState::Down
+                    })
                 } else {
                     Some(self.quality(state, settings))
                 }
             }
             Some(state) => {
                 let is_heard = self.heard.is_some_and(|(at, in_a_row)| {
-                    let within = if state == EndState::OneWay { UNHEARD } else { HEARD };
-                    (state == EndState::OneWay || in_a_row >= LEAST_HEARD) && now.saturating_sub(at) < within
+                    let within = if state == EndState::OneWay {
+                        UNHEARD
+                    } else {
+                        HEARD
+                    };
+                    (state == EndState::OneWay || in_a_row >= LEAST_HEARD)
+                        && now.saturating_sub(at) < within
                 });
                 if answers >= self.answers_needed {
                     // What was lost while it was down says nothing of how it is now.
@@ -275,7 +340,11 @@ impl Peer {
                     // It is coming back.
                     Some(state)
                 } else {
-                    Some(if is_heard { EndState::OneWay } else { EndState::Down })
+                    Some(if is_heard {
+                        EndState::OneWay
+                    } else {
+                        EndState::Down
+                    })
                 }
             }
         };
@@ -286,8 +355,16 @@ impl Peer {
     fn quality(&self, before: EndState, settings: &HealthSettings) -> EndState {
         let (loss, round_trip) = (self.loss_percent(), self.round_trip_us.unwrap_or(0));
         let slow_us = u32::from(settings.slow_ms) * 1000;
-        let lossy_from = if before == EndState::Lossy { settings.lossy_percent / 2 + 1 } else { settings.lossy_percent };
-        let slow_from = if before == EndState::Slow { slow_us / 5 * 4 } else { slow_us };
+        let lossy_from = if before == EndState::Lossy {
+            settings.lossy_percent / 2 + 1
+        } else {
+            settings.lossy_percent
+        };
+        let slow_from = if before == EndState::Slow {
+            slow_us / 5 * 4
+        } else {
+            slow_us
+        };
         if self.counted > LOSS_FROM && loss >= lossy_from {
             EndState::Lossy
         } else if round_trip >= slow_from {
@@ -323,7 +400,10 @@ mod tests {
     fn probes_of(peers: u32) -> Probes {
         let mut probes = Probes::default();
         for number in 0..peers {
-            let (node, address) = (node(number.into()), Ipv4Addr::from(u32::from(ADDRESS) + number));
+            let (node, address) = (
+                node(number.into()),
+                Ipv4Addr::from(u32::from(ADDRESS) + number),
+            );
             let at = interval(peers as usize) * number / peers;
             probes.peers.insert(node, Peer::new(address, at));
             probes.by_address.insert(address, node);
@@ -332,13 +412,19 @@ mod tests {
         probes
     }
 
-    /// One peer, whose fate in each second is told: whether it answers, whether it is heard. The states it was in, with when that was known.
-    fn lives(fates: impl IntoIterator<Item = (bool, bool)>, round_trip: Duration) -> Vec<(Duration, EndState)> {
+    /// One peer, whose fate in each second is told: whether it answers, whether it is heard. The
+    /// states it was in, with when that was known.
+    fn lives(
+        fates: impl IntoIterator<Item = (bool, bool)>,
+        round_trip: Duration,
+    ) -> Vec<(Duration, EndState)> {
         let mut probes = probes_of(1);
         let mut seen: Vec<(Duration, EndState)> = Vec::new();
         let mut note = |probes: &Probes, now| {
             let state = probes.reports().get(&node(0)).map(|report| report.state);
-            if let Some(state) = state.filter(|state| seen.last().is_none_or(|(_, last)| last != state)) {
+            if let Some(state) =
+                state.filter(|state| seen.last().is_none_or(|(_, last)| last != state))
+            {
                 seen.push((now, state));
             }
         };
@@ -364,20 +450,50 @@ mod tests {
 
     #[test]
     fn a_peer_that_falls_silent_is_down_within_five_seconds_and_comes_back_after_some_answers() {
-        let fates = [vec![(true, true); 10], vec![(false, false); 30], vec![(true, true); 30]].concat();
+        let fates = [
+            vec![(true, true); 10],
+            vec![(false, false); 30],
+            vec![(true, true); 30],
+        ]
+        .concat();
         let lived = lives(fates, ms(20));
         assert_eq!(states(&lived), [EndState::Up, EndState::Down, EndState::Up]);
         // The last answer is to the probe of second 9.
         assert!(lived[1].0 <= Duration::from_secs(9 + 5), "{lived:?}");
-        assert!(lived[2].0 > Duration::from_secs(42) && lived[2].0 < Duration::from_secs(50), "{lived:?}");
+        assert!(
+            lived[2].0 > Duration::from_secs(42) && lived[2].0 < Duration::from_secs(50),
+            "{lived:?}"
+        );
     }
 
     #[test]
     fn a_peer_that_is_heard_and_does_not_answer_is_one_way() {
-        let lived = lives([vec![(true, true); 10], vec![(false, true); 30], vec![(false, false); 30]].concat(), ms(20));
-        assert_eq!(states(&lived), [EndState::Up, EndState::OneWay, EndState::Down]);
-        let lived = lives([vec![(true, true); 10], vec![(false, false); 30], vec![(false, true); 30]].concat(), ms(20));
-        assert_eq!(states(&lived), [EndState::Up, EndState::Down, EndState::OneWay]);
+        let lived = lives(
+            [
+                vec![(true, true); 10],
+                vec![(false, true); 30],
+                vec![(false, false); 30],
+            ]
+            .concat(),
+            ms(20),
+        );
+        assert_eq!(
+            states(&lived),
+            [EndState::Up, EndState::OneWay, EndState::Down]
+        );
+        let lived = lives(
+            [
+                vec![(true, true); 10],
+                vec![(false, false); 30],
+                vec![(false, true); 30],
+            ]
+            .concat(),
+            ms(20),
+        );
+        assert_eq!(
+            states(&lived),
+            [EndState::Up, EndState::Down, EndState::OneWay]
+        );
     }
 
     #[test]
@@ -391,7 +507,11 @@ mod tests {
         let mut waiting = Vec::new();
         for tick in 0..600u64 {
             let now = ms(tick * 100);
-            waiting.extend(probes.next(now).map(|(to, number)| (now + ms(1_500), to, number)));
+            waiting.extend(
+                probes
+                    .next(now)
+                    .map(|(to, number)| (now + ms(1_500), to, number)),
+            );
             for (_, to, number) in waiting.extract_if(.., |(at, ..)| *at <= now) {
                 probes.answered(to, number, now);
             }
@@ -399,14 +519,25 @@ mod tests {
         }
         let report = probes.reports()[&node(0)];
         assert_eq!(report.state, EndState::Slow);
-        assert!((1_400_000..1_600_000).contains(&report.round_trip_us) && report.loss_percent < 5, "{report:?}");
+        assert!(
+            (1_400_000..1_600_000).contains(&report.round_trip_us) && report.loss_percent < 5,
+            "{report:?}"
+        );
     }
 
     #[test]
     fn loss_makes_a_link_lossy_until_it_is_half_of_that() {
-        let every = |nth: usize, count: usize| (1..=count).map(move |second| (!second.is_multiple_of(nth), true));
-        let lived = lives(every(6, 100).chain(every(14, 200)).chain(every(50, 200)), ms(20));
-        assert_eq!(states(&lived), [EndState::Up, EndState::Lossy, EndState::Up]);
+        let every = |nth: usize, count: usize| {
+            (1..=count).map(move |second| (!second.is_multiple_of(nth), true))
+        };
+        let lived = lives(
+            every(6, 100).chain(every(14, 200)).chain(every(50, 200)),
+            ms(20),
+        );
+        assert_eq!(
+            states(&lived),
+            [EndState::Up, EndState::Lossy, EndState::Up]
+        );
         assert!(lived[2].0 > Duration::from_secs(250), "{lived:?}");
     }
 
@@ -416,7 +547,14 @@ mod tests {
         directory.apply(&RecordChange::Node(unmanaged_record(2)));
         let mut replica = Replica::new(MESH, machine_of(1).wireguard_key());
         let view = view::view(&directory, node_id(1)).unwrap();
-        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        replica.receive(StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
+        });
         let mut probes = Probes::default();
         probes.follow(replica.known().unwrap(), ms(0));
         assert_eq!(probes.peers.keys().collect::<Vec<_>>(), [&node_id(3)]);
@@ -426,12 +564,15 @@ mod tests {
     fn only_peers_are_answered_and_none_more_often_than_it_may_ask() {
         let mut probes = probes_of(1);
         assert!(!probes.heard(Ipv4Addr::new(10, 99, 0, 77), ms(0)));
-        let answers = (0..1000).filter(|tick| probes.heard(ADDRESS, ms(*tick))).count();
+        let answers = (0..1000)
+            .filter(|tick| probes.heard(ADDRESS, ms(*tick)))
+            .count();
         assert_eq!(answers, 4);
     }
 
     #[test]
-    fn a_thousand_peers_cost_fifty_probes_a_second_and_a_silent_one_is_noticed_soon_after_its_turn() {
+    fn a_thousand_peers_cost_fifty_probes_a_second_and_a_silent_one_is_noticed_soon_after_its_turn()
+    {
         let mut probes = probes_of(1_000);
         let mut sent = 0;
         for tick in 0..12_000u64 {
@@ -460,7 +601,8 @@ mod tests {
             prop_assert!(lived.len() <= 40, "{lived:?}");
         }
 
-        /// Answers that were never asked for, come twice or late change nothing that they should not, and never panic.
+        /// Answers that were never asked for, come twice or late change nothing that they should
+        /// not, and never panic.
         #[test]
         fn strange_answers_do_no_harm(numbers in prop::collection::vec((any::<u32>(), 0u64..100_000), 200)) {
             let mut probes = probes_of(1);

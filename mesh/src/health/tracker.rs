@@ -1,4 +1,5 @@
-//! The links of a mesh as they are watched: which of them to judge anew when something was said, or when time has passed.
+//! The links of a mesh as they are watched: which of them to judge anew when something was said, or
+//! when time has passed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +29,8 @@ struct Watched {
 }
 
 impl LinkWatch {
-    /// Takes in what was written of links, and when nodes were heard of, if that was read anew; says which links to judge anew.
+    /// Takes in what was written of links, and when nodes were heard of, if that was read anew;
+    /// says which links to judge anew.
     ///
     /// Nobody counts as silent who was not listened to: `listening_since` is when that began.
     pub fn take(
@@ -41,16 +43,37 @@ impl LinkWatch {
         if let Some(heard) = heard {
             self.heard = heard;
         }
-        self.heard.values_mut().for_each(|at| *at = listening_since.max(*at));
+        self.heard
+            .values_mut()
+            .for_each(|at| *at = listening_since.max(*at));
         let is_silent = |at: DateTime<Utc>| now - at > TimeDelta::seconds(SILENT_S.cast_signed());
-        let silent: BTreeSet<_> = self.heard.iter().filter(|(_, at)| is_silent(**at)).map(|(node, _)| *node).collect();
+        let silent: BTreeSet<_> = self
+            .heard
+            .iter()
+            .filter(|(_, at)| is_silent(**at))
+            .map(|(node, _)| *node)
+            .collect();
         let turned: BTreeSet<_> = silent.symmetric_difference(&self.silent).copied().collect();
-        let mut anew: BTreeSet<_> = changed.iter().map(|(pair, _)| *pair).chain(self.open.iter().copied()).collect();
+        let mut anew: BTreeSet<_> = changed
+            .iter()
+            .map(|(pair, _)| *pair)
+            .chain(self.open.iter().copied())
+            .collect();
         if !turned.is_empty() {
-            anew.extend(self.links.keys().filter(|(a, b)| turned.contains(a) || turned.contains(b)));
+            anew.extend(
+                self.links
+                    .keys()
+                    .filter(|(a, b)| turned.contains(a) || turned.contains(b)),
+            );
         }
         for (pair, record) in changed {
-            self.links.entry(pair).or_insert(Watched { record, state: LinkState::Never }).record = record;
+            self.links
+                .entry(pair)
+                .or_insert(Watched {
+                    record,
+                    state: LinkState::Never,
+                })
+                .record = record;
         }
         self.silent = silent;
         anew
@@ -72,7 +95,8 @@ impl LinkWatch {
         self.links.get(pair).map(|link| &link.record)
     }
 
-    /// How the links were judged last of which an end ever said something; of all others nobody did.
+    /// How the links were judged last of which an end ever said something; of all others nobody
+    /// did.
     pub fn states(&self) -> impl Iterator<Item = LinkState> {
         self.links.values().map(|link| link.state)
     }
@@ -80,7 +104,11 @@ impl LinkWatch {
     /// How a link is now, of whose ends these are unmanaged.
     pub fn judge(&mut self, pair: Pair, unmanaged: [bool; 2], now: DateTime<Utc>) -> LinkNews {
         let ends = [pair.0, pair.1];
-        let (reports, since) = self.record(&pair).copied().unwrap_or_default().reports(ends, &self.heard, now);
+        let (reports, since) =
+            self.record(&pair)
+                .copied()
+                .unwrap_or_default()
+                .reports(ends, &self.heard, now);
         let reports = spoken_for(reports, unmanaged);
         let says_up = reports.map(|report| report.is_some_and(|report| report.state.works()));
         // An end's own word may be younger than the last sign of its node that was noted.
@@ -94,7 +122,12 @@ impl LinkWatch {
         if let Some(link) = self.links.get_mut(&pair) {
             link.state = state;
         }
-        LinkNews { ends, state, fault, since }
+        LinkNews {
+            ends,
+            state,
+            fault,
+            since,
+        }
     }
 }
 
@@ -117,29 +150,61 @@ mod tests {
     }
 
     fn up_since(seconds: i64) -> LinkRecord {
-        let end = Some(EndRecord { state: EndState::Up, probed: true, ever: true, since: at(seconds) });
-        LinkRecord { ends: [end, end], recorded: None }
+        let end = Some(EndRecord {
+            state: EndState::Up,
+            probed: true,
+            ever: true,
+            since: at(seconds),
+        });
+        LinkRecord {
+            ends: [end, end],
+            recorded: None,
+        }
     }
 
     #[test]
     fn only_links_that_may_have_changed_are_judged_anew() {
         let pairs = [(node(1), node(2)), (node(1), node(3)), (node(2), node(3))];
         let mut watch = LinkWatch::default();
-        let heard = |one, two, three| Heard::from([(node(1), at(one)), (node(2), at(two)), (node(3), at(three))]);
-        let all = watch.take(pairs.map(|pair| (pair, up_since(0))).to_vec(), Some(heard(0, 0, 0)), at(0), at(0));
+        let heard = |one, two, three| {
+            Heard::from([(node(1), at(one)), (node(2), at(two)), (node(3), at(three))])
+        };
+        let all = watch.take(
+            pairs.map(|pair| (pair, up_since(0))).to_vec(),
+            Some(heard(0, 0, 0)),
+            at(0),
+            at(0),
+        );
         assert_eq!(all, pairs.into());
-        assert!(all.iter().all(|pair| watch.judge(*pair, NONE, at(0)).state == LinkState::Up));
-        assert_eq!(watch.take(vec![], Some(heard(50, 50, 50)), at(0), at(60)), [].into(), "a sign of life changes nothing");
+        assert!(
+            all.iter()
+                .all(|pair| watch.judge(*pair, NONE, at(0)).state == LinkState::Up)
+        );
+        assert_eq!(
+            watch.take(vec![], Some(heard(50, 50, 50)), at(0), at(60)),
+            [].into(),
+            "a sign of life changes nothing"
+        );
         assert_eq!(watch.take(vec![], None, at(0), at(61)), [].into());
 
         // Node 3 falls silent.
         let anew = watch.take(vec![], Some(heard(200, 200, 50)), at(0), at(201));
         assert_eq!(anew, [pairs[1], pairs[2]].into());
-        assert!(anew.iter().all(|pair| watch.judge(*pair, NONE, at(201)).state == LinkState::Degraded));
-        let degraded = watch.states().filter(|state| *state == LinkState::Degraded).count();
+        assert!(
+            anew.iter()
+                .all(|pair| watch.judge(*pair, NONE, at(201)).state == LinkState::Degraded)
+        );
+        let degraded = watch
+            .states()
+            .filter(|state| *state == LinkState::Degraded)
+            .count();
         assert_eq!((watch.states().count(), degraded), (3, 2));
-        // Time may still change what is to be thought of links whose ends disagree; here they do not, the one is silent.
-        assert_eq!(watch.take(vec![], Some(heard(250, 250, 250)), at(0), at(251)), [pairs[1], pairs[2]].into());
+        // Time may still change what is to be thought of links whose ends disagree; here they do
+        // not, the one is silent.
+        assert_eq!(
+            watch.take(vec![], Some(heard(250, 250, 250)), at(0), at(251)),
+            [pairs[1], pairs[2]].into()
+        );
         assert_eq!(watch.judge(pairs[1], NONE, at(251)).state, LinkState::Up);
     }
 
@@ -150,7 +215,11 @@ mod tests {
         let heard = Heard::from([(node(1), at(0)), (node(2), at(0))]);
         watch.take(vec![(pair, up_since(0))], Some(heard), at(1000), at(1000));
         assert_eq!(watch.judge(pair, NONE, at(1000)).state, LinkState::Up);
-        assert_eq!(watch.take(vec![], None, at(1000), at(1151)), [pair].into(), "silence is noticed without a word");
+        assert_eq!(
+            watch.take(vec![], None, at(1000), at(1151)),
+            [pair].into(),
+            "silence is noticed without a word"
+        );
         assert_eq!(watch.judge(pair, NONE, at(1151)).state, LinkState::Down);
     }
 
@@ -159,12 +228,40 @@ mod tests {
         let pair = (node(1), node(2));
         let mut watch = LinkWatch::default();
         let LinkRecord { ends: [end, _], .. } = up_since(0);
-        let record = LinkRecord { ends: [end, None], recorded: None };
-        watch.take(vec![(pair, record)], Some(Heard::from([(node(1), at(0))])), at(0), at(0));
+        let record = LinkRecord {
+            ends: [end, None],
+            recorded: None,
+        };
+        watch.take(
+            vec![(pair, record)],
+            Some(Heard::from([(node(1), at(0))])),
+            at(0),
+            at(0),
+        );
         assert_eq!(watch.judge(pair, [false, true], at(0)).state, LinkState::Up);
-        assert_eq!(watch.take(vec![], Some(Heard::from([(node(1), at(50))])), at(0), at(60)), [].into(), "the ends do not disagree");
-        assert_eq!(watch.take(vec![], Some(Heard::from([(node(1), at(50))])), at(0), at(201)), [pair].into());
-        assert_eq!(watch.judge(pair, [false, true], at(201)).state, LinkState::Down);
+        assert_eq!(
+            watch.take(
+                vec![],
+                Some(Heard::from([(node(1), at(50))])),
+                at(0),
+                at(60)
+            ),
+            [].into(),
+            "the ends do not disagree"
+        );
+        assert_eq!(
+            watch.take(
+                vec![],
+                Some(Heard::from([(node(1), at(50))])),
+                at(0),
+                at(201)
+            ),
+            [pair].into()
+        );
+        assert_eq!(
+            watch.judge(pair, [false, true], at(201)).state,
+            LinkState::Down
+        );
         assert_eq!(watch.silent(), &[node(1)].into());
     }
 }

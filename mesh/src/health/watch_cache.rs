@@ -17,7 +17,8 @@ pub struct Sight {
     pub position: Position,
     pub sites: Vec<Site>,
     pub nodes: Vec<Node>,
-    /// Links that may be another way than they were, and those of nodes that the board does not know yet. A link goes with either of its nodes.
+    /// Links that may be another way than they were, and those of nodes that the board does not
+    /// know yet. A link goes with either of its nodes.
     pub links: Vec<LinkNews>,
 }
 
@@ -43,7 +44,10 @@ impl Board {
     pub fn new() -> Self {
         Self {
             look: 0,
-            position: Position { epoch: 0, revision: 0 },
+            position: Position {
+                epoch: 0,
+                revision: 0,
+            },
             sites: BTreeMap::new(),
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -66,22 +70,45 @@ impl Board {
     /// Takes in what is to be seen now.
     pub fn see(&mut self, sight: Sight) {
         let look = self.look + 1;
-        let Sight { position, sites, nodes, links } = sight;
-        let sites = settle(&mut self.sites, sites.into_iter().map(|site| (site.id, site)), look, PartialEq::eq);
-        let nodes = settle(&mut self.nodes, nodes.into_iter().map(|node| (node.id, node)), look, same_node);
-        let changed = |link: &LinkNews| self.links.get(&link.ends).is_none_or(|(_, known)| known != link);
+        let Sight {
+            position,
+            sites,
+            nodes,
+            links,
+        } = sight;
+        let sites = settle(
+            &mut self.sites,
+            sites.into_iter().map(|site| (site.id, site)),
+            look,
+            PartialEq::eq,
+        );
+        let nodes = settle(
+            &mut self.nodes,
+            nodes.into_iter().map(|node| (node.id, node)),
+            look,
+            same_node,
+        );
+        let changed = |link: &LinkNews| {
+            self.links
+                .get(&link.ends)
+                .is_none_or(|(_, known)| known != link)
+        };
         let links: Vec<_> = links.into_iter().filter(changed).collect();
         let links_changed = !links.is_empty();
-        self.links.extend(links.into_iter().map(|link| (link.ends, (look, link))));
+        self.links
+            .extend(links.into_iter().map(|link| (link.ends, (look, link))));
         if !nodes.gone.is_empty() {
-            self.links.retain(|ends, _| ends.iter().all(|end| self.nodes.contains_key(end)));
+            self.links
+                .retain(|ends, _| ends.iter().all(|end| self.nodes.contains_key(end)));
         }
         if position == self.position && !(sites.changed || nodes.changed || links_changed) {
             return;
         }
         (self.look, self.position) = (look, position);
-        self.removed_sites.extend(sites.gone.into_iter().map(|site| (site, look)));
-        self.removed_nodes.extend(nodes.gone.into_iter().map(|node| (node, look)));
+        self.removed_sites
+            .extend(sites.gone.into_iter().map(|site| (site, look)));
+        self.removed_nodes
+            .extend(nodes.gone.into_iter().map(|node| (node, look)));
         if self.removed_sites.len() + self.removed_nodes.len() > REMEMBERED {
             self.removed_sites.clear();
             self.removed_nodes.clear();
@@ -102,8 +129,12 @@ impl Board {
             sites: newer(&self.sites, since),
             nodes: newer(&self.nodes, since),
             links: newer(&self.links, since),
-            removed_sites: known.map(|since| removed(&self.removed_sites, since)).unwrap_or_default(),
-            removed_nodes: known.map(|since| removed(&self.removed_nodes, since)).unwrap_or_default(),
+            removed_sites: known
+                .map(|since| removed(&self.removed_sites, since))
+                .unwrap_or_default(),
+            removed_nodes: known
+                .map(|since| removed(&self.removed_nodes, since))
+                .unwrap_or_default(),
         })
     }
 }
@@ -138,7 +169,10 @@ fn settle<K: Ord + Copy, V>(
         board.insert(key, entry);
     }
     changed |= !before.is_empty();
-    Settled { changed, gone: before.into_keys().collect() }
+    Settled {
+        changed,
+        gone: before.into_keys().collect(),
+    }
 }
 
 /// Whether a node is the same but for the time of its last report, which is not news.
@@ -151,11 +185,19 @@ fn same_node(a: &Node, b: &Node) -> bool {
 }
 
 fn newer<K, V: Clone>(board: &BTreeMap<K, (u64, V)>, since: u64) -> Vec<V> {
-    board.values().filter(|(look, _)| *look > since).map(|(_, value)| value.clone()).collect()
+    board
+        .values()
+        .filter(|(look, _)| *look > since)
+        .map(|(_, value)| value.clone())
+        .collect()
 }
 
 fn removed<K: Copy>(board: &BTreeMap<K, u64>, since: u64) -> Vec<K> {
-    board.iter().filter(|(_, look)| **look > since).map(|(key, _)| *key).collect()
+    board
+        .iter()
+        .filter(|(_, look)| **look > since)
+        .map(|(key, _)| *key)
+        .collect()
 }
 
 #[cfg(test)]
@@ -208,27 +250,49 @@ mod tests {
     }
 
     fn link(state: LinkState) -> LinkNews {
-        LinkNews { ends: [NodeId(Uuid::from_u128(1)), NodeId(Uuid::from_u128(2))], state, fault: None, since: None }
+        LinkNews {
+            ends: [NodeId(Uuid::from_u128(1)), NodeId(Uuid::from_u128(2))],
+            state,
+            fault: None,
+            since: None,
+        }
     }
 
     fn sight(revision: i64, sites: Vec<Site>, links: Vec<LinkNews>) -> Sight {
-        Sight { position: position(revision), sites, nodes: Vec::new(), links }
+        Sight {
+            position: position(revision),
+            sites,
+            nodes: Vec::new(),
+            links,
+        }
     }
 
     #[test]
     fn who_was_told_nothing_is_told_everything_and_then_only_what_is_new() {
         let mut board = Board::new();
-        board.see(sight(1, vec![site(1, ""), site(2, "")], vec![link(LinkState::Up)]));
+        board.see(sight(
+            1,
+            vec![site(1, ""), site(2, "")],
+            vec![link(LinkState::Up)],
+        ));
         let all = board.news(None).unwrap();
         assert!(all.complete);
         assert_eq!((all.sites.len(), all.links.len()), (2, 1));
         let told = board.look();
         assert_eq!(board.news(Some(told)), None);
 
-        board.see(sight(1, vec![site(1, ""), site(2, "")], vec![link(LinkState::Up)]));
+        board.see(sight(
+            1,
+            vec![site(1, ""), site(2, "")],
+            vec![link(LinkState::Up)],
+        ));
         assert_eq!(board.news(Some(told)), None, "the same again is no news");
 
-        board.see(sight(2, vec![site(1, "changed")], vec![link(LinkState::Down)]));
+        board.see(sight(
+            2,
+            vec![site(1, "changed")],
+            vec![link(LinkState::Down)],
+        ));
         let expected = MeshNews {
             position: position(2),
             complete: false,
@@ -247,17 +311,30 @@ mod tests {
         board.see(sight(1, vec![site(1, "")], Vec::new()));
         let told = board.look();
         board.see(sight(2, vec![site(1, ""), site(2, "")], Vec::new()));
-        board.see(sight(3, vec![site(1, ""), site(2, ""), site(3, "")], Vec::new()));
+        board.see(sight(
+            3,
+            vec![site(1, ""), site(2, ""), site(3, "")],
+            Vec::new(),
+        ));
         let news = board.news(Some(told)).unwrap();
-        assert_eq!((news.complete, news.position, news.sites), (false, position(3), vec![site(2, ""), site(3, "")]));
-        assert!(board.news(Some(board.look() + 1)).unwrap().complete, "a look of another board counts as none");
+        assert_eq!(
+            (news.complete, news.position, news.sites),
+            (false, position(3), vec![site(2, ""), site(3, "")])
+        );
+        assert!(
+            board.news(Some(board.look() + 1)).unwrap().complete,
+            "a look of another board counts as none"
+        );
     }
 
     #[test]
     fn a_link_stays_as_it_was_seen_and_goes_with_either_of_its_nodes() {
         let mut board = Board::new();
         let see = |board: &mut Board, nodes: &[u128], links| {
-            board.see(Sight { nodes: nodes.iter().map(|number| node(*number)).collect(), ..sight(1, vec![], links) });
+            board.see(Sight {
+                nodes: nodes.iter().map(|number| node(*number)).collect(),
+                ..sight(1, vec![], links)
+            });
         };
         see(&mut board, &[1, 2], vec![link(LinkState::Up)]);
         see(&mut board, &[1, 2, 3], vec![]);
@@ -270,7 +347,11 @@ mod tests {
     #[test]
     fn forgotten_removals_cost_a_whole_account() {
         let mut board = Board::new();
-        board.see(sight(1, (0..10_001).map(|number| site(number, "")).collect(), Vec::new()));
+        board.see(sight(
+            1,
+            (0..10_001).map(|number| site(number, "")).collect(),
+            Vec::new(),
+        ));
         let told = board.look();
         board.see(sight(2, Vec::new(), Vec::new()));
         let news = board.news(Some(told)).unwrap();

@@ -25,7 +25,8 @@ use crate::{
     },
 };
 
-/// Bytes of a packet inside the tunnel on a path of 1,500: less 80 for the outer IPv6, UDP and WireGuard headers, as wg-quick does.
+/// Bytes of a packet inside the tunnel on a path of 1,500: less 80 for the outer IPv6, UDP and
+/// WireGuard headers, as wg-quick does.
 pub const DEFAULT_MTU: u32 = 1420;
 
 /// What only the host itself knows.
@@ -37,20 +38,48 @@ pub struct Local<'a> {
     pub addresses: Vec<IpNet>,
 }
 
-/// What the host should be, of what the guard does not refuse, with the preshared keys that are agreed on. `peer_keys` says which peers have
-/// taken up the keys that they announced.
-pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Exchange, peer_keys: &PeerKeys) -> Desired {
-    let subnets: Vec<IpNet> = known.myself.subnets.iter().map(|subnet| subnet.net()).collect();
+/// What the host should be, of what the guard does not refuse, with the preshared keys that are
+/// agreed on. `peer_keys` says which peers have taken up the keys that they announced.
+pub fn desired(
+    known: &Known,
+    local: &Local<'_>,
+    refused: &Refused,
+    psks: &Exchange,
+    peer_keys: &PeerKeys,
+) -> Desired {
+    let subnets: Vec<IpNet> = known
+        .myself
+        .subnets
+        .iter()
+        .map(|subnet| subnet.net())
+        .collect();
     let lan_source = |prefix: IpNet| {
         let mut addresses = local.addresses.iter().map(IpNet::addr);
-        addresses.find(|address| address.is_ipv4() == prefix.addr().is_ipv4() && subnets.iter().any(|subnet| subnet.contains(address)))
+        addresses.find(|address| {
+            address.is_ipv4() == prefix.addr().is_ipv4()
+                && subnets.iter().any(|subnet| subnet.contains(address))
+        })
     };
-    let known_peers = || known.peers.values().filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node));
+    let known_peers = || {
+        known
+            .peers
+            .values()
+            .filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node))
+    };
     let carried_out = |prefix: IpNet| refused.carried_out(prefix);
-    let remote_subnets = known_peers().flat_map(|KnownPeer { peer, .. }| peer.subnets.iter().copied()).flat_map(carried_out);
-    let routes = remote_subnets.map(|prefix| (prefix, lan_source(prefix))).collect();
+    let remote_subnets = known_peers()
+        .flat_map(|KnownPeer { peer, .. }| peer.subnets.iter().copied())
+        .flat_map(carried_out);
+    let routes = remote_subnets
+        .map(|prefix| (prefix, lan_source(prefix)))
+        .collect();
     let mut peers = BTreeMap::new();
-    for KnownPeer { peer, statement, announced } in known_peers() {
+    for KnownPeer {
+        peer,
+        statement,
+        announced,
+    } in known_peers()
+    {
         let key = peer_keys.of(peer.node);
         let psk = match (psks.key(peer.node, known.mesh.psk), known.mesh.psk) {
             (Some(psk), _) => DesiredPsk::Key(psk.clone()),
@@ -64,25 +93,39 @@ pub fn desired(known: &Known, local: &Local<'_>, refused: &Refused, psks: &Excha
         }
         let desired = DesiredPeer {
             name: peer.name.clone(),
-            endpoint: key.and_then(|key| key.endpoint).or_else(|| peer.endpoint_for(known.myself.node).map(Endpoint::socket)),
+            endpoint: key
+                .and_then(|key| key.endpoint)
+                .or_else(|| peer.endpoint_for(known.myself.node).map(Endpoint::socket)),
             keepalive_s: known.mesh.keepalive_s,
-            allowed_ips: prefixes(peer.tunnel_address, &peer.subnets).flat_map(carried_out).collect(),
+            allowed_ips: prefixes(peer.tunnel_address, &peer.subnets)
+                .flat_map(carried_out)
+                .collect(),
             psk,
             anew: key.is_some_and(|key| key.anew),
         };
         peers.insert(taken_up.unwrap_or(statement.wireguard_key), desired);
     }
-    let remote = peers.values().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
+    let remote = peers
+        .values()
+        .flat_map(|peer| peer.allowed_ips.iter().copied())
+        .collect();
     Desired {
         interface: local.interface.clone(),
         public_key: local.machine.wireguard_key(),
-        listen_port: known.myself.endpoint.map_or(known.mesh.listen_port, |endpoint| endpoint.socket().port()),
+        listen_port: known
+            .myself
+            .endpoint
+            .map_or(known.mesh.listen_port, |endpoint| endpoint.socket().port()),
         mtu: DEFAULT_MTU,
         addresses: [tunnel_address(known, refused)].into(),
         peers,
         routes,
         forwarding: subnets.iter().map(|subnet| Family::from(*subnet)).collect(),
-        ruleset: Ruleset { interface: local.interface.clone(), local: subnets.into_iter().collect(), remote },
+        ruleset: Ruleset {
+            interface: local.interface.clone(),
+            local: subnets.into_iter().collect(),
+            remote,
+        },
     }
 }
 
@@ -98,7 +141,8 @@ fn canary(peer: &Peer, psk: Psk) -> DesiredPeer {
     }
 }
 
-/// The tunnel address with the length of the mesh's prefix, so that the kernel makes the route to all other tunnel addresses.
+/// The tunnel address with the length of the mesh's prefix, so that the kernel makes the route to
+/// all other tunnel addresses.
 fn tunnel_address(known: &Known, refused: &Refused) -> IpNet {
     let address = known.myself.tunnel_address;
     match Ipv4Net::new(address, known.mesh.tunnel_prefix.prefix_len()) {
@@ -129,22 +173,48 @@ mod tests {
     fn a_gateway_of_three_sites_carries_exactly_the_other_two() {
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(3), node_id(1)).unwrap();
-        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        replica.receive(StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
+        });
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             machine: &machine_of(1),
             addresses: vec![net("203.0.113.1/24"), net("10.1.0.1/24"), net("fd00::1/64")],
         };
-        let desired = desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &PeerKeys::default());
-        let allowed: BTreeMap<_, _> = desired.peers.values().map(|peer| (peer.name.to_string(), peer.allowed_ips.clone())).collect();
+        let desired = desired(
+            replica.known().unwrap(),
+            &local,
+            &Refused::default(),
+            &Exchange::default(),
+            &PeerKeys::default(),
+        );
+        let allowed: BTreeMap<_, _> = desired
+            .peers
+            .values()
+            .map(|peer| (peer.name.to_string(), peer.allowed_ips.clone()))
+            .collect();
         let expected = [
-            ("site-2".to_owned(), [net("10.99.0.2/32"), net("10.2.0.0/24")].into()),
-            ("site-3".to_owned(), [net("10.99.0.3/32"), net("10.3.0.0/24")].into()),
+            (
+                "site-2".to_owned(),
+                [net("10.99.0.2/32"), net("10.2.0.0/24")].into(),
+            ),
+            (
+                "site-3".to_owned(),
+                [net("10.99.0.3/32"), net("10.3.0.0/24")].into(),
+            ),
         ];
         assert_eq!(allowed, expected.into());
         assert_eq!(desired.addresses, [net("10.99.0.1/16")].into());
         let source = Some("10.1.0.1".parse().unwrap());
-        assert_eq!(desired.routes, [(net("10.2.0.0/24"), source), (net("10.3.0.0/24"), source)].into());
+        assert_eq!(
+            desired.routes,
+            [(net("10.2.0.0/24"), source), (net("10.3.0.0/24"), source)].into()
+        );
         assert_eq!(desired.forwarding, [Family::V4].into());
     }
 
@@ -154,19 +224,56 @@ mod tests {
         for (number, name) in [(1, "drop"), (2, "flush-ruleset"), (3, "accept")] {
             let (site, node) = node_record(number);
             let description = "\"; flush ruleset; add table inet x { }".to_owned();
-            directory.apply(&RecordChange::Site(SiteRecord { name: name.parse().unwrap(), description, ..site }));
-            directory.apply(&RecordChange::Node(NodeRecord { name: name.parse().unwrap(), ..node }));
+            directory.apply(&RecordChange::Site(SiteRecord {
+                name: name.parse().unwrap(),
+                description,
+                ..site
+            }));
+            directory.apply(&RecordChange::Node(NodeRecord {
+                name: name.parse().unwrap(),
+                ..node
+            }));
         }
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory, node_id(1)).unwrap();
-        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
-        let local = Local { interface: "wattle0".parse().unwrap(), machine: &machine_of(1), addresses: vec![] };
+        replica.receive(StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
+        });
+        let local = Local {
+            interface: "wattle0".parse().unwrap(),
+            machine: &machine_of(1),
+            addresses: vec![],
+        };
         let text = |desired: Desired| desired.ruleset.sets() + &desired.ruleset.chain();
-        let named = text(desired(replica.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &PeerKeys::default()));
+        let named = text(desired(
+            replica.known().unwrap(),
+            &local,
+            &Refused::default(),
+            &Exchange::default(),
+            &PeerKeys::default(),
+        ));
         let mut plain = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(3), node_id(1)).unwrap();
-        plain.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
-        let unnamed = text(desired(plain.known().unwrap(), &local, &Refused::default(), &Exchange::default(), &PeerKeys::default()));
+        plain.receive(StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
+        });
+        let unnamed = text(desired(
+            plain.known().unwrap(),
+            &local,
+            &Refused::default(),
+            &Exchange::default(),
+            &PeerKeys::default(),
+        ));
         assert_eq!(named, unnamed, "names change nothing");
         assert!(named.contains("10.2.0.0/24") && named.contains("wattle0"));
     }

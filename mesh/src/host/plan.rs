@@ -1,7 +1,8 @@
 //! From what a host is to what it should be: the steps, each with its reason.
 //!
-//! The order is chosen so that stopping after any step leaves nothing open and takes nothing from a tunnel that works: the ruleset stands
-//! before the interface, a prefix moves from peer to peer in one write, and what goes goes last.
+//! The order is chosen so that stopping after any step leaves nothing open and takes nothing from a
+//! tunnel that works: the ruleset stands before the interface, a prefix moves from peer to peer in
+//! one write, and what goes goes last.
 
 use std::{
     cmp::Ordering,
@@ -14,7 +15,10 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 
-use crate::host::state::{AllowedIps, Change, Desired, DesiredPeer, DesiredPsk, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange};
+use crate::host::state::{
+    AllowedIps, Change, Desired, DesiredPeer, DesiredPsk, Link, Observed, ObservedPeer,
+    ObservedRuleset, PeerChange,
+};
 
 /// The steps from what is to what should be; empty when nothing is to be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -30,8 +34,8 @@ pub struct Step {
     pub reason: String,
 }
 
-/// The steps from `observed` to `desired`. Only what differs is written, and the endpoint of a live peer never is: the kernel has learned it
-/// from packets, and knows better.
+/// The steps from `observed` to `desired`. Only what differs is written, and the endpoint of a live
+/// peer never is: the kernel has learned it from packets, and knows better.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
     plan.host(desired, observed);
@@ -40,7 +44,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         plan.push(Change::CreateLink, "the interface is missing");
         &fresh
     });
-    let routes = differences(&desired.routes, &link.routes, |wanted, found| wanted == found);
+    let routes = differences(&desired.routes, &link.routes, |wanted, found| {
+        wanted == found
+    });
     let mut peers = differences(&desired.peers, &link.peers, DesiredPeer::is_met_by);
     for (_, wanted, found) in &mut peers {
         *wanted = wanted.filter(|wanted| wanted.may_be_there(*found));
@@ -51,23 +57,35 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     if link.public_key.is_some_and(|key| key != desired.public_key) {
         plan.call(desired, link);
     }
-    for (key, ..) in peers.iter().filter(|(key, wanted, found)| wanted.is_none() && found.is_some() && **key != desired.public_key) {
+    for (key, ..) in peers.iter().filter(|(key, wanted, found)| {
+        wanted.is_none() && found.is_some() && **key != desired.public_key
+    }) {
         let is_known = desired.peers.contains_key(key);
-        let reason = if is_known { "it has no preshared key yet, and the mesh requires one" } else { "the mesh has no peer with this key" };
+        let reason = if is_known {
+            "it has no preshared key yet, and the mesh requires one"
+        } else {
+            "the mesh has no peer with this key"
+        };
         plan.push(Change::RemovePeer(**key), reason);
     }
     for (prefix, ..) in routes.iter().filter(|(_, wanted, _)| wanted.is_none()) {
         plan.push(Change::RemoveRoute(**prefix), "no peer has this prefix");
     }
     for address in link.addresses.difference(&desired.addresses) {
-        plan.push(Change::RemoveAddress(*address), "not the node's tunnel address");
+        plan.push(
+            Change::RemoveAddress(*address),
+            "not the node's tunnel address",
+        );
     }
     plan
 }
 
 impl Plan {
     fn push(&mut self, change: Change, reason: impl Into<String>) {
-        self.steps.push(Step { change, reason: reason.into() });
+        self.steps.push(Step {
+            change,
+            reason: reason.into(),
+        });
     }
 
     fn host(&mut self, desired: &Desired, observed: &Observed) {
@@ -75,7 +93,10 @@ impl Plan {
         match &observed.ruleset {
             ObservedRuleset::Intact(found) if *found == desired.ruleset => {}
             ObservedRuleset::Intact(found) if found.interface == desired.ruleset.interface => {
-                let update = Change::UpdateRuleset { from: found.clone(), to: desired.ruleset.clone() };
+                let update = Change::UpdateRuleset {
+                    from: found.clone(),
+                    to: desired.ruleset.clone(),
+                };
                 self.push(update, "the prefixes of the mesh changed");
             }
             ObservedRuleset::Intact(_) => self.push(set(), "the table is for another interface"),
@@ -83,24 +104,41 @@ impl Plan {
             ObservedRuleset::Altered => self.push(set(), "the table was altered"),
         }
         for family in desired.forwarding.difference(&observed.forwarding) {
-            self.push(Change::EnableForwarding(*family), "packets of the LAN must be forwarded");
+            self.push(
+                Change::EnableForwarding(*family),
+                "packets of the LAN must be forwarded",
+            );
         }
     }
 
     fn link(&mut self, desired: &Desired, link: &Link) {
         if link.public_key != Some(desired.public_key) {
-            let reason = if link.public_key.is_some() { "the interface has another key" } else { "the interface has no key" };
+            let reason = if link.public_key.is_some() {
+                "the interface has another key"
+            } else {
+                "the interface has no key"
+            };
             self.push(Change::SetPrivateKey(desired.public_key), reason);
         }
         if link.listen_port != desired.listen_port {
-            self.push(Change::SetListenPort(desired.listen_port), format!("it is {}", link.listen_port));
+            self.push(
+                Change::SetListenPort(desired.listen_port),
+                format!("it is {}", link.listen_port),
+            );
         }
         if link.mtu != desired.mtu {
-            let reason = if link.mtu == 0 { "the interface is new".to_owned() } else { format!("it is {}", link.mtu) };
+            let reason = if link.mtu == 0 {
+                "the interface is new".to_owned()
+            } else {
+                format!("it is {}", link.mtu)
+            };
             self.push(Change::SetMtu(desired.mtu), reason);
         }
         for address in desired.addresses.difference(&link.addresses) {
-            self.push(Change::AddAddress(*address), "the node's tunnel address is missing");
+            self.push(
+                Change::AddAddress(*address),
+                "the node's tunnel address is missing",
+            );
         }
         if !link.up {
             self.push(Change::SetUp, "the interface is down");
@@ -110,24 +148,33 @@ impl Plan {
     fn routes(&mut self, differences: &[Difference<'_, IpNet, Option<IpAddr>, Option<IpAddr>>]) {
         for (prefix, wanted, found) in differences {
             let Some(source) = wanted else { continue };
-            let reason = if found.is_some() { "its source address differs" } else { "the route is missing" };
+            let reason = if found.is_some() {
+                "its source address differs"
+            } else {
+                "the route is missing"
+            };
             self.push(Change::SetRoute(**prefix, **source), reason);
         }
     }
 
-    /// Peers that only gain prefixes come first: a prefix that moves goes over in one write, and often nothing is left to write of its
-    /// former holder.
+    /// Peers that only gain prefixes come first: a prefix that moves goes over in one write, and
+    /// often nothing is left to write of its former holder.
     fn peers(&mut self, differences: &[Difference<'_, WireguardKey, DesiredPeer, ObservedPeer>]) {
-        let wanted = differences.iter().filter_map(|(key, wanted, found)| Some((*key, (*wanted)?, *found)));
+        let wanted = differences
+            .iter()
+            .filter_map(|(key, wanted, found)| Some((*key, (*wanted)?, *found)));
         let loses = |(_, wanted, found): &(_, &DesiredPeer, Option<&ObservedPeer>)| {
             found.is_some_and(|found| !wanted.allowed_ips.is_superset(&found.allowed_ips))
         };
         let (losers, gainers): (Vec<_>, Vec<_>) = wanted.partition(loses);
-        // A prefix that moves is gained by one that differs and lost by one that differs: the others need not be looked at.
+        // A prefix that moves is gained by one that differs and lost by one that differs: the
+        // others need not be looked at.
         let mut moved: BTreeSet<IpNet> = BTreeSet::new();
         for (key, peer, found) in gainers.into_iter().chain(losers) {
             let observed = found.cloned().map(|mut observed| {
-                observed.allowed_ips.retain(|prefix| !moved.contains(prefix));
+                observed
+                    .allowed_ips
+                    .retain(|prefix| !moved.contains(prefix));
                 observed
             });
             self.peer(*key, peer, observed.as_ref());
@@ -135,13 +182,25 @@ impl Plan {
         }
     }
 
-    /// Shakes hands with the peers that stay, of whose sessions none is left. WireGuard does so when it is given a keepalive.
+    /// Shakes hands with the peers that stay, of whose sessions none is left. WireGuard does so
+    /// when it is given a keepalive.
     fn call(&mut self, desired: &Desired, link: &Link) {
-        let keepalive = |seconds| PeerChange { keepalive_s: Some(seconds), ..PeerChange::default() };
-        for (key, peer) in desired.peers.iter().filter(|(key, peer)| link.peers.contains_key(key) && !peer.allowed_ips.is_empty()) {
+        let keepalive = |seconds| PeerChange {
+            keepalive_s: Some(seconds),
+            ..PeerChange::default()
+        };
+        for (key, peer) in desired
+            .peers
+            .iter()
+            .filter(|(key, peer)| link.peers.contains_key(key) && !peer.allowed_ips.is_empty())
+        {
             let reason = format!("{}: the interface has another key now", peer.name);
             let all = [0, peer.keepalive_s.max(1), peer.keepalive_s];
-            let needed = if peer.keepalive_s == 0 { &all[..] } else { &all[..2] };
+            let needed = if peer.keepalive_s == 0 {
+                &all[..]
+            } else {
+                &all[..2]
+            };
             for seconds in needed {
                 self.push(Change::SetPeer(*key, keepalive(*seconds)), reason.clone());
             }
@@ -150,17 +209,31 @@ impl Plan {
 
     fn peer(&mut self, key: WireguardKey, desired: &DesiredPeer, observed: Option<&ObservedPeer>) {
         if observed.is_some() && desired.anew {
-            self.push(Change::RemovePeer(key), format!("{}: its entry is made again", desired.name));
+            self.push(
+                Change::RemovePeer(key),
+                format!("{}: its entry is made again", desired.name),
+            );
         }
         let Some(observed) = observed.filter(|_| !desired.anew) else {
             let change = PeerChange {
                 endpoint: desired.endpoint,
                 keepalive_s: Some(desired.keepalive_s),
                 allowed_ips: AllowedIps::Replace(desired.allowed_ips.clone()),
-                psk: if let DesiredPsk::Key(psk) = &desired.psk { Some(psk.clone()) } else { None },
+                psk: if let DesiredPsk::Key(psk) = &desired.psk {
+                    Some(psk.clone())
+                } else {
+                    None
+                },
             };
-            let reason = if desired.anew { "has another key" } else { "is missing" };
-            return self.push(Change::SetPeer(key, change), format!("{} {reason}", desired.name));
+            let reason = if desired.anew {
+                "has another key"
+            } else {
+                "is missing"
+            };
+            return self.push(
+                Change::SetPeer(key, change),
+                format!("{} {reason}", desired.name),
+            );
         };
         let mut change = PeerChange::default();
         let mut reasons = Vec::new();
@@ -176,14 +249,21 @@ impl Plan {
             && !desired.psk_is_met_by(observed)
         {
             change.psk = Some(psk.clone());
-            reasons.push(if observed.psk.is_some() { "its preshared key differs" } else { "it has no preshared key" });
+            reasons.push(if observed.psk.is_some() {
+                "its preshared key differs"
+            } else {
+                "it has no preshared key"
+            });
         }
         change.allowed_ips = allowed_ips(&desired.allowed_ips, &observed.allowed_ips);
         if change.allowed_ips != AllowedIps::Untouched {
             reasons.push("its prefixes differ");
         }
         if !reasons.is_empty() {
-            self.push(Change::SetPeer(key, change), format!("{}: {}", desired.name, reasons.join(", ")));
+            self.push(
+                Change::SetPeer(key, change),
+                format!("{}: {}", desired.name, reasons.join(", ")),
+            );
         }
     }
 }
@@ -191,8 +271,9 @@ impl Plan {
 /// A key, what is wanted there and what was found there.
 type Difference<'a, K, W, F> = (&'a K, Option<&'a W>, Option<&'a F>);
 
-/// Walks two maps side by side and gives the keys at which they do not agree. Looking up each key of one in the other would cost several times
-/// as much, and of thousands of peers most are as they should be.
+/// Walks two maps side by side and gives the keys at which they do not agree. Looking up each key
+/// of one in the other would cost several times as much, and of thousands of peers most are as they
+/// should be.
 fn differences<'a, K: Ord, W, F>(
     wanted: &'a BTreeMap<K, W>,
     found: &'a BTreeMap<K, F>,
@@ -212,7 +293,11 @@ fn differences<'a, K: Ord, W, F>(
         match (wanted, found) {
             (Some((_, wanted)), Some((_, found))) if is_met_by(wanted, found) => {}
             (Some((key, _)), _) | (None, Some((key, _))) => {
-                differences.push((key, wanted.map(|(_, wanted)| wanted), found.map(|(_, found)| found)));
+                differences.push((
+                    key,
+                    wanted.map(|(_, wanted)| wanted),
+                    found.map(|(_, found)| found),
+                ));
             }
             (None, None) => {}
         }
@@ -229,7 +314,8 @@ impl DesiredPeer {
             && self.allowed_ips == observed.allowed_ips
     }
 
-    /// Whether the peer may be on the device as it is: not without a preshared key where one is required. A key that we do not know is one.
+    /// Whether the peer may be on the device as it is: not without a preshared key where one is
+    /// required. A key that we do not know is one.
     fn may_be_there(&self, observed: Option<&ObservedPeer>) -> bool {
         self.psk != DesiredPsk::Required || observed.is_some_and(|observed| observed.psk.is_some())
     }
@@ -268,7 +354,9 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetRuleset(_) => f.write_str("set nftables table inet wattle"),
-            Self::UpdateRuleset { .. } => f.write_str("update the prefixes of nftables table inet wattle"),
+            Self::UpdateRuleset { .. } => {
+                f.write_str("update the prefixes of nftables table inet wattle")
+            }
             Self::CreateLink => f.write_str("create the interface"),
             Self::SetPrivateKey(key) => write!(f, "set the private key of {key}"),
             Self::SetListenPort(port) => write!(f, "set the listen port to {port}"),
@@ -337,7 +425,9 @@ mod tests {
     }
 
     fn apply(observed: &Observed, plan: &Plan) -> Observed {
-        plan.steps.iter().fold(observed.clone(), |observed, step| observed.after(&step.change))
+        plan.steps.iter().fold(observed.clone(), |observed, step| {
+            observed.after(&step.change)
+        })
     }
 
     const PEERS: u64 = 5;
@@ -356,15 +446,26 @@ mod tests {
     }
 
     fn desired_psk() -> impl Strategy<Value = DesiredPsk> {
-        prop_oneof![psk().prop_map(DesiredPsk::Key), Just(DesiredPsk::Any), Just(DesiredPsk::Required)]
+        prop_oneof![
+            psk().prop_map(DesiredPsk::Key),
+            Just(DesiredPsk::Any),
+            Just(DesiredPsk::Required)
+        ]
     }
 
     fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Option<IpAddr>>> {
-        prop::collection::btree_map((0..PREFIXES).prop_map(prefix), prop::option::of(Just(IpAddr::from([10, 0, 0, 1]))), 0..4)
+        prop::collection::btree_map(
+            (0..PREFIXES).prop_map(prefix),
+            prop::option::of(Just(IpAddr::from([10, 0, 0, 1]))),
+            0..4,
+        )
     }
 
     fn addresses(least: usize) -> impl Strategy<Value = BTreeSet<IpNet>> {
-        prop::collection::btree_set((1..4u8).prop_map(|host| format!("10.99.0.{host}/16").parse().unwrap()), least..3)
+        prop::collection::btree_set(
+            (1..4u8).prop_map(|host| format!("10.99.0.{host}/16").parse().unwrap()),
+            least..3,
+        )
     }
 
     fn families() -> impl Strategy<Value = BTreeSet<Family>> {
@@ -373,10 +474,12 @@ mod tests {
 
     fn ruleset() -> impl Strategy<Value = Ruleset> {
         let remote = prop::collection::btree_set((0..PREFIXES).prop_map(prefix), 0..3);
-        (prop_oneof![Just("wattle0"), Just("wattle1")], remote).prop_map(|(interface, remote)| Ruleset {
-            interface: interface.parse().unwrap(),
-            local: BTreeSet::new(),
-            remote,
+        (prop_oneof![Just("wattle0"), Just("wattle1")], remote).prop_map(|(interface, remote)| {
+            Ruleset {
+                interface: interface.parse().unwrap(),
+                local: BTreeSet::new(),
+                remote,
+            }
         })
     }
 
@@ -386,7 +489,11 @@ mod tests {
     }
 
     fn held(holders: &BTreeMap<u8, u64>, peer: u64) -> BTreeSet<IpNet> {
-        holders.iter().filter(|(_, holder)| **holder == peer).map(|(number, _)| prefix(*number)).collect()
+        holders
+            .iter()
+            .filter(|(_, holder)| **holder == peer)
+            .map(|(number, _)| prefix(*number))
+            .collect()
     }
 
     prop_compose! {
@@ -458,27 +565,49 @@ mod tests {
 
     /// Checks each thing that the host should be, without the help of `plan`.
     fn reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> {
-        let link = observed.link.as_ref().ok_or_else(|| TestCaseError::fail("no interface"))?;
+        let link = observed
+            .link
+            .as_ref()
+            .ok_or_else(|| TestCaseError::fail("no interface"))?;
         prop_assert!(link.up);
         prop_assert_eq!(link.public_key, Some(desired.public_key));
-        prop_assert_eq!((link.listen_port, link.mtu), (desired.listen_port, desired.mtu));
+        prop_assert_eq!(
+            (link.listen_port, link.mtu),
+            (desired.listen_port, desired.mtu)
+        );
         prop_assert_eq!(&link.addresses, &desired.addresses);
         prop_assert_eq!(&link.routes, &desired.routes);
         prop_assert!(observed.forwarding.is_superset(&desired.forwarding));
-        prop_assert_eq!(&observed.ruleset, &ObservedRuleset::Intact(desired.ruleset.clone()));
-        let waits = |key: &WireguardKey| desired.peers.get(key).is_some_and(|peer| peer.psk == DesiredPsk::Required);
+        prop_assert_eq!(
+            &observed.ruleset,
+            &ObservedRuleset::Intact(desired.ruleset.clone())
+        );
+        let waits = |key: &WireguardKey| {
+            desired
+                .peers
+                .get(key)
+                .is_some_and(|peer| peer.psk == DesiredPsk::Required)
+        };
         let settled = |key: &&WireguardKey| !waits(key);
-        let (found, wanted) = (link.peers.keys().filter(settled), desired.peers.keys().filter(settled));
+        let (found, wanted) = (
+            link.peers.keys().filter(settled),
+            desired.peers.keys().filter(settled),
+        );
         prop_assert_eq!(found.collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
         for (key, peer) in &link.peers {
             let wanted = &desired.peers[key];
-            prop_assert_eq!((&peer.allowed_ips, peer.keepalive_s), (&wanted.allowed_ips, wanted.keepalive_s));
+            prop_assert_eq!(
+                (&peer.allowed_ips, peer.keepalive_s),
+                (&wanted.allowed_ips, wanted.keepalive_s)
+            );
             match &wanted.psk {
                 DesiredPsk::Key(psk) => prop_assert_eq!(peer.psk.as_ref(), Some(psk)),
                 DesiredPsk::Required => prop_assert!(peer.psk.is_some()),
                 DesiredPsk::Any => {}
             }
-            prop_assert!(peer.is_live() || wanted.endpoint.is_none() || peer.endpoint == wanted.endpoint);
+            prop_assert!(
+                peer.is_live() || wanted.endpoint.is_none() || peer.endpoint == wanted.endpoint
+            );
         }
         Ok(())
     }
@@ -562,7 +691,14 @@ mod tests {
             let allowed_ips = prefixes.iter().map(|number| prefix(*number)).collect();
             (
                 key(number),
-                DesiredPeer { name: name(number), endpoint: None, keepalive_s: 25, allowed_ips, psk: DesiredPsk::Any, anew: false },
+                DesiredPeer {
+                    name: name(number),
+                    endpoint: None,
+                    keepalive_s: 25,
+                    allowed_ips,
+                    psk: DesiredPsk::Any,
+                    anew: false,
+                },
             )
         };
         let before = Desired {
@@ -574,14 +710,28 @@ mod tests {
             peers: [peer(1, &[1, 2]), peer(2, &[3])].into(),
             routes: BTreeMap::new(),
             forwarding: BTreeSet::new(),
-            ruleset: Ruleset { interface: "wattle0".parse().unwrap(), local: BTreeSet::new(), remote: BTreeSet::new() },
+            ruleset: Ruleset {
+                interface: "wattle0".parse().unwrap(),
+                local: BTreeSet::new(),
+                remote: BTreeSet::new(),
+            },
         };
         let first = plan(&before, &Observed::default());
         assert!(matches!(first.steps[0].change, Change::SetRuleset(_)));
         let observed = apply(&Observed::default(), &first);
-        let moved = Desired { peers: [peer(1, &[1]), peer(2, &[3, 2])].into(), ..before };
-        let changes: Vec<_> = plan(&moved, &observed).steps.into_iter().map(|step| step.change).collect();
-        let add = PeerChange { allowed_ips: AllowedIps::Add([prefix(2)].into()), ..PeerChange::default() };
+        let moved = Desired {
+            peers: [peer(1, &[1]), peer(2, &[3, 2])].into(),
+            ..before
+        };
+        let changes: Vec<_> = plan(&moved, &observed)
+            .steps
+            .into_iter()
+            .map(|step| step.change)
+            .collect();
+        let add = PeerChange {
+            allowed_ips: AllowedIps::Add([prefix(2)].into()),
+            ..PeerChange::default()
+        };
         assert_eq!(changes, [Change::SetPeer(key(2), add)]);
     }
 }

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::interface::InterfaceName;
 
-/// Which packets pass between the local LANs and the mesh: those between exactly these prefixes, and nothing else through the tunnel.
+/// Which packets pass between the local LANs and the mesh: those between exactly these prefixes,
+/// and nothing else through the tunnel.
 ///
-/// Addresses stay as they are: no masquerade. TCP's segments are fitted to the tunnel. Other tables are untouched and still have their say.
+/// Addresses stay as they are: no masquerade. TCP's segments are fitted to the tunnel. Other tables
+/// are untouched and still have their say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ruleset {
     pub interface: InterfaceName,
@@ -21,11 +23,15 @@ pub struct Ruleset {
 type Set = (&'static str, &'static str, Vec<String>);
 
 impl Ruleset {
-    /// The sets alone. They are put in place first: a chain that came in the same transaction can be seen by packets a moment before the
-    /// elements of its sets are, and would drop them.
+    /// The sets alone. They are put in place first: a chain that came in the same transaction can
+    /// be seen by packets a moment before the elements of its sets are, and would drop them.
     pub fn sets(&self) -> String {
         let sets = self.all_sets().map(|(name, kind, elements)| {
-            let elements = if elements.is_empty() { String::new() } else { format!("\t\telements = {{ {} }}\n", elements.join(", ")) };
+            let elements = if elements.is_empty() {
+                String::new()
+            } else {
+                format!("\t\telements = {{ {} }}\n", elements.join(", "))
+            };
             format!("\tset {name} {{\n\t\ttype {kind}\n\t\tflags interval\n{elements}\t}}\n")
         });
         format!("table inet wattle {{\n{}}}\n", sets.concat())
@@ -52,19 +58,26 @@ impl Ruleset {
         )
     }
 
-    /// The commands that lead from another ruleset of the same interface to this one, and touch only what differs.
+    /// The commands that lead from another ruleset of the same interface to this one, and touch
+    /// only what differs.
     pub fn update_from(&self, before: &Self) -> String {
         let without = |of: &Self, but: &Self| Self {
             interface: of.interface.clone(),
             local: &of.local - &but.local,
             remote: &of.remote - &but.remote,
         };
-        let (gone, new) = (without(before, self).all_sets(), without(self, before).all_sets());
+        let (gone, new) = (
+            without(before, self).all_sets(),
+            without(self, before).all_sets(),
+        );
         let mut commands = String::new();
         for ((name, _, gone), (_, _, new)) in gone.into_iter().zip(new) {
             for (verb, elements) in [("delete", gone), ("add", new)] {
                 if !elements.is_empty() {
-                    commands.push_str(&format!("{verb} element inet wattle {name} {{ {} }}\n", elements.join(", ")));
+                    commands.push_str(&format!(
+                        "{verb} element inet wattle {name} {{ {} }}\n",
+                        elements.join(", ")
+                    ));
                 }
             }
         }
@@ -73,7 +86,11 @@ impl Ruleset {
 
     fn all_sets(&self) -> [Set; 4] {
         let of = |prefixes: &BTreeSet<IpNet>, is_v4: bool| {
-            prefixes.iter().filter(|prefix| prefix.addr().is_ipv4() == is_v4).map(IpNet::to_string).collect()
+            prefixes
+                .iter()
+                .filter(|prefix| prefix.addr().is_ipv4() == is_v4)
+                .map(IpNet::to_string)
+                .collect()
         };
         [
             ("local4", "ipv4_addr", of(&self.local, true)),
@@ -90,14 +107,25 @@ mod tests {
 
     fn ruleset(local: &[&str], remote: &[&str]) -> Ruleset {
         let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        Ruleset { interface: "wattle0".parse().unwrap(), local: prefixes(local), remote: prefixes(remote) }
+        Ruleset {
+            interface: "wattle0".parse().unwrap(),
+            local: prefixes(local),
+            remote: prefixes(remote),
+        }
     }
 
     #[test]
     fn an_update_names_only_what_differs() {
-        let before = ruleset(&["10.10.0.0/24"], &["10.20.0.0/24", "10.99.0.2/32", "fd00:2::/64"]);
-        let after = ruleset(&["10.10.0.0/24"], &["10.21.0.0/24", "10.99.0.2/32", "fd00:2::/64", "fd00:3::/64"]);
-        let commands = "delete element inet wattle remote4 { 10.20.0.0/24 }\nadd element inet wattle remote4 { 10.21.0.0/24 }\n\
+        let before = ruleset(
+            &["10.10.0.0/24"],
+            &["10.20.0.0/24", "10.99.0.2/32", "fd00:2::/64"],
+        );
+        let after = ruleset(
+            &["10.10.0.0/24"],
+            &["10.21.0.0/24", "10.99.0.2/32", "fd00:2::/64", "fd00:3::/64"],
+        );
+        let commands = "delete element inet wattle remote4 { 10.20.0.0/24 }\nadd element inet \
+            wattle remote4 { 10.21.0.0/24 }\n\
                         add element inet wattle remote6 { fd00:3::/64 }\n";
         assert_eq!(after.update_from(&before), commands);
         assert_eq!(after.update_from(&after), "");

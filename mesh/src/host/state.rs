@@ -1,4 +1,5 @@
-//! What a host should be, what it is, and the steps between: plain data, and the model of what each step does.
+//! What a host should be, what it is, and the steps between: plain data, and the model of what each
+//! step does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +15,8 @@ use crate::{
     keys::preshared_key::Psk,
 };
 
-/// Seconds after a handshake during which its session may still carry packets: `REJECT_AFTER_TIME` of the WireGuard paper, section 6.1.
+/// Seconds after a handshake during which its session may still carry packets: `REJECT_AFTER_TIME`
+/// of the WireGuard paper, section 6.1.
 pub const SESSION_S: u64 = 180;
 
 /// What the host should be.
@@ -59,7 +61,8 @@ pub enum DesiredPsk {
     Key(Psk),
     /// Whichever it has, or none: nothing was agreed on yet.
     Any,
-    /// Nothing was agreed on yet, and without one no packet may pass: a peer that has none is not to be there.
+    /// Nothing was agreed on yet, and without one no packet may pass: a peer that has none is not
+    /// to be there.
     Required,
 }
 
@@ -73,7 +76,11 @@ pub enum Family {
 
 impl From<IpNet> for Family {
     fn from(net: IpNet) -> Self {
-        if net.addr().is_ipv4() { Self::V4 } else { Self::V6 }
+        if net.addr().is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 }
 
@@ -161,12 +168,14 @@ impl ObservedPeer {
 pub enum Change {
     /// Makes the table `inet wattle`, or makes it anew.
     SetRuleset(Ruleset),
-    /// Takes and gives the table only the prefixes that differ. Making it anew can cost a packet of those that stay.
+    /// Takes and gives the table only the prefixes that differ. Making it anew can cost a packet of
+    /// those that stay.
     UpdateRuleset {
         from: Ruleset,
         to: Ruleset,
     },
-    /// Makes the interface: the kernel's own if it can, else a userspace one. A userspace device whose interface is gone is ended first.
+    /// Makes the interface: the kernel's own if it can, else a userspace one. A userspace device
+    /// whose interface is gone is ended first.
     CreateLink,
     /// Gives the interface the private key of this public key.
     SetPrivateKey(WireguardKey),
@@ -185,10 +194,18 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether it gives a peer another preshared key and does nothing else: no packet takes note of it, and it may happen every few seconds.
+    /// Whether it gives a peer another preshared key and does nothing else: no packet takes note of
+    /// it, and it may happen every few seconds.
     pub fn is_unnoticed(&self) -> bool {
-        let Some((_, Some(change))) = self.of_peer() else { return false };
-        change.psk.is_some() && *change == PeerChange { psk: change.psk.clone(), ..PeerChange::default() }
+        let Some((_, Some(change))) = self.of_peer() else {
+            return false;
+        };
+        change.psk.is_some()
+            && *change
+                == PeerChange {
+                    psk: change.psk.clone(),
+                    ..PeerChange::default()
+                }
     }
 
     /// The peer that this is about, with what to write of it; nothing if it is to go.
@@ -212,7 +229,8 @@ impl Change {
     }
 }
 
-/// What to write of one peer, in one message; fields that are absent stay as they are. The peer is made if it is not there.
+/// What to write of one peer, in one message; fields that are absent stay as they are. The peer is
+/// made if it is not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PeerChange {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -221,12 +239,14 @@ pub struct PeerChange {
     pub keepalive_s: Option<u16>,
     #[serde(skip_serializing_if = "AllowedIps::is_untouched")]
     pub allowed_ips: AllowedIps,
-    /// One is replaced, and never taken away. The session in use knows nothing of it; the next handshake does.
+    /// One is replaced, and never taken away. The session in use knows nothing of it; the next
+    /// handshake does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub psk: Option<Psk>,
 }
 
-/// What to do with a peer's prefixes. A prefix that another peer holds moves to this one in the same write.
+/// What to do with a peer's prefixes. A prefix that another peer holds moves to this one in the
+/// same write.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AllowedIps {
@@ -245,7 +265,8 @@ impl AllowedIps {
 }
 
 impl Observed {
-    /// The model of what a step does to a host, as the kernel does it: a prefix belongs to one peer at a time, and moves to whom it is given last.
+    /// The model of what a step does to a host, as the kernel does it: a prefix belongs to one peer
+    /// at a time, and moves to whom it is given last.
     #[must_use]
     pub fn after(mut self, change: &Change) -> Self {
         match change {
@@ -297,7 +318,10 @@ impl Link {
             Change::RemovePeer(key) => {
                 self.peers.remove(key);
             }
-            Change::SetRuleset(_) | Change::UpdateRuleset { .. } | Change::EnableForwarding(_) | Change::CreateLink => {}
+            Change::SetRuleset(_)
+            | Change::UpdateRuleset { .. }
+            | Change::EnableForwarding(_)
+            | Change::CreateLink => {}
         }
         self
     }

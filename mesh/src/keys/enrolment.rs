@@ -1,7 +1,9 @@
-//! Who may become a node: the proofs of enrolment, made by the agent and checked by the coordinator.
+//! Who may become a node: the proofs of enrolment, made by the agent and checked by the
+//! coordinator.
 //!
-//! The coordinator keeps no state between the two requests of an enrolment: its ephemeral key is derived from a secret of the mesh and the
-//! number used once, which carries the time at which it was made.
+//! The coordinator keeps no state between the two requests of an enrolment: its ephemeral key is
+//! derived from a secret of the mesh and the number used once, which carries the time at which it
+//! was made.
 
 use aws_lc_rs::{
     digest, hmac,
@@ -18,7 +20,8 @@ use x25519_dalek::{PublicKey, StaticSecret};
 /// Seconds for which a challenge may be answered.
 pub const CHALLENGE_LIFETIME_S: u64 = 120;
 
-// What a key signs or authenticates begins with its purpose, so that nothing made for one purpose serves another.
+// What a key signs or authenticates begins with its purpose, so that nothing made for one purpose
+// serves another.
 const STATEMENT: &[u8] = b"wattle statement v1\0";
 const SUCCESSOR: &[u8] = b"wattle successor v1\0";
 const CHALLENGE: &[u8] = b"wattle enrol challenge v1\0";
@@ -56,24 +59,40 @@ pub enum Denied {
 }
 
 /// Writes and signs a statement.
-pub fn sign_statement(statement: &Statement, identity: &Ed25519KeyPair) -> Result<SignedStatement, serde_json::Error> {
+pub fn sign_statement(
+    statement: &Statement,
+    identity: &Ed25519KeyPair,
+) -> Result<SignedStatement, serde_json::Error> {
     let text = serde_json::to_string(statement)?;
     let signature = sign(identity, &[STATEMENT, text.as_bytes()].concat());
-    Ok(SignedStatement { statement: text, signature })
+    Ok(SignedStatement {
+        statement: text,
+        signature,
+    })
 }
 
 /// An identity's word for the one that is to follow it.
-pub(crate) fn sign_successor(mesh: MeshId, successor: IdentityKey, identity: &Ed25519KeyPair) -> Signature {
+pub(crate) fn sign_successor(
+    mesh: MeshId,
+    successor: IdentityKey,
+    identity: &Ed25519KeyPair,
+) -> Signature {
     sign(identity, &successor_message(mesh, successor))
 }
 
-/// Reads a statement that its identity has signed, and each of its predecessors for the one that followed.
+/// Reads a statement that its identity has signed, and each of its predecessors for the one that
+/// followed.
 ///
 /// # Errors
 ///
-/// [`InvalidStatement`] when it cannot be read, is of another mesh, or a signature is not that of the identity which it names.
-pub fn verify_statement(signed: &SignedStatement, mesh: MeshId) -> Result<Statement, InvalidStatement> {
-    let statement: Statement = serde_json::from_str(&signed.statement).map_err(|_| InvalidStatement::Unreadable)?;
+/// [`InvalidStatement`] when it cannot be read, is of another mesh, or a signature is not that of
+/// the identity which it names.
+pub fn verify_statement(
+    signed: &SignedStatement,
+    mesh: MeshId,
+) -> Result<Statement, InvalidStatement> {
+    let statement: Statement =
+        serde_json::from_str(&signed.statement).map_err(|_| InvalidStatement::Unreadable)?;
     let message = [STATEMENT, signed.statement.as_bytes()].concat();
     if !verify(statement.identity, &message, &signed.signature) {
         return Err(InvalidStatement::Signature);
@@ -81,22 +100,43 @@ pub fn verify_statement(signed: &SignedStatement, mesh: MeshId) -> Result<Statem
     if statement.mesh != mesh {
         return Err(InvalidStatement::Mesh);
     }
-    let successors = statement.predecessors.iter().skip(1).map(|predecessor| predecessor.identity).chain([statement.identity]);
-    let signed = |(Predecessor { identity, signature }, successor): (&Predecessor, IdentityKey)| {
+    let successors = statement
+        .predecessors
+        .iter()
+        .skip(1)
+        .map(|predecessor| predecessor.identity)
+        .chain([statement.identity]);
+    let signed = |(
+        Predecessor {
+            identity,
+            signature,
+        },
+        successor,
+    ): (&Predecessor, IdentityKey)| {
         verify(*identity, &successor_message(mesh, successor), signature)
     };
     let is_short = statement.predecessors.len() <= Statement::MOST_PREDECESSORS;
-    if is_short && statement.predecessors.iter().zip(successors).all(signed) { Ok(statement) } else { Err(InvalidStatement::Predecessor) }
+    if is_short && statement.predecessors.iter().zip(successors).all(signed) {
+        Ok(statement)
+    } else {
+        Err(InvalidStatement::Predecessor)
+    }
 }
 
 /// Whether the node of a statement, which was verified, is or was this identity.
 pub fn is_or_was(statement: &Statement, identity: IdentityKey) -> bool {
-    statement.identity == identity || statement.predecessors.iter().any(|predecessor| predecessor.identity == identity)
+    statement.identity == identity
+        || statement
+            .predecessors
+            .iter()
+            .any(|predecessor| predecessor.identity == identity)
 }
 
 /// The number of a statement that was verified before.
 pub fn sequence(signed: &SignedStatement) -> Option<u64> {
-    serde_json::from_str::<Statement>(&signed.statement).ok().map(|statement| statement.sequence)
+    serde_json::from_str::<Statement>(&signed.statement)
+        .ok()
+        .map(|statement| statement.sequence)
 }
 
 /// A number used once that carries the time at which it was made.
@@ -107,9 +147,13 @@ pub fn challenge_nonce(now_unix_s: u64, random: [u8; 24]) -> Bytes32 {
     Bytes32::from(nonce)
 }
 
-/// The coordinator's ephemeral key of a challenge. `None` in the one case of 2^252 in which it would be of low order: draw another number.
+/// The coordinator's ephemeral key of a challenge. `None` in the one case of 2^252 in which it
+/// would be of low order: draw another number.
 pub fn challenge_key(challenge_secret: &[u8; 32], nonce: Bytes32) -> Option<WireguardKey> {
-    WireguardKey::try_from(PublicKey::from(&challenge_private_key(challenge_secret, nonce)).to_bytes()).ok()
+    WireguardKey::try_from(
+        PublicKey::from(&challenge_private_key(challenge_secret, nonce)).to_bytes(),
+    )
+    .ok()
 }
 
 /// The two proofs of an enrolment, made by the agent: of the WireGuard key and of the identity.
@@ -122,8 +166,14 @@ pub fn prove(
     identity: &Ed25519KeyPair,
 ) -> (Bytes32, Signature) {
     let shared = wireguard.diffie_hellman(&PublicKey::from(*server_key.as_bytes()));
-    let proof = Bytes32::from(authenticate(shared.as_bytes(), &wireguard_message(nonce, statement)));
-    (proof, sign(identity, &identity_message(nonce, token, statement, proof)))
+    let proof = Bytes32::from(authenticate(
+        shared.as_bytes(),
+        &wireguard_message(nonce, statement),
+    ));
+    (
+        proof,
+        sign(identity, &identity_message(nonce, token, statement, proof)),
+    )
 }
 
 /// Checks all that an enrolment claims, but the token: that is the database's part.
@@ -131,7 +181,12 @@ pub fn prove(
 /// # Errors
 ///
 /// [`Denied`], with the first claim that does not hold.
-pub fn check(finish: &EnrolFinish, mesh: MeshId, challenge_secret: &[u8; 32], now_unix_s: u64) -> Result<Statement, Denied> {
+pub fn check(
+    finish: &EnrolFinish,
+    mesh: MeshId,
+    challenge_secret: &[u8; 32],
+    now_unix_s: u64,
+) -> Result<Statement, Denied> {
     let mut made = [0; 8];
     made.copy_from_slice(&finish.nonce.as_bytes()[..8]);
     let made = u64::from_be_bytes(made);
@@ -145,12 +200,21 @@ pub fn check(finish: &EnrolFinish, mesh: MeshId, challenge_secret: &[u8; 32], no
     if statement.unmanaged {
         return Err(Denied::Unmanaged);
     }
-    let shared =
-        challenge_private_key(challenge_secret, finish.nonce).diffie_hellman(&PublicKey::from(*statement.wireguard_key.as_bytes()));
+    let shared = challenge_private_key(challenge_secret, finish.nonce)
+        .diffie_hellman(&PublicKey::from(*statement.wireguard_key.as_bytes()));
     let key = hmac::Key::new(hmac::HMAC_SHA256, shared.as_bytes());
-    hmac::verify(&key, &wireguard_message(finish.nonce, &finish.statement), finish.wireguard_proof.as_bytes())
-        .map_err(|_| Denied::WireguardProof)?;
-    let message = identity_message(finish.nonce, finish.token, &finish.statement, finish.wireguard_proof);
+    hmac::verify(
+        &key,
+        &wireguard_message(finish.nonce, &finish.statement),
+        finish.wireguard_proof.as_bytes(),
+    )
+    .map_err(|_| Denied::WireguardProof)?;
+    let message = identity_message(
+        finish.nonce,
+        finish.token,
+        &finish.statement,
+        finish.wireguard_proof,
+    );
     if !verify(statement.identity, &message, &finish.identity_proof) {
         return Err(Denied::IdentityProof);
     }
@@ -158,7 +222,10 @@ pub fn check(finish: &EnrolFinish, mesh: MeshId, challenge_secret: &[u8; 32], no
 }
 
 fn challenge_private_key(challenge_secret: &[u8; 32], nonce: Bytes32) -> StaticSecret {
-    StaticSecret::from(authenticate(challenge_secret, &[CHALLENGE, nonce.as_bytes()].concat()))
+    StaticSecret::from(authenticate(
+        challenge_secret,
+        &[CHALLENGE, nonce.as_bytes()].concat(),
+    ))
 }
 
 fn successor_message(mesh: MeshId, successor: IdentityKey) -> Vec<u8> {
@@ -166,11 +233,28 @@ fn successor_message(mesh: MeshId, successor: IdentityKey) -> Vec<u8> {
 }
 
 fn wireguard_message(nonce: Bytes32, statement: &SignedStatement) -> Vec<u8> {
-    [WIREGUARD_PROOF, nonce.as_bytes(), digest_of(statement).as_ref()].concat()
+    [
+        WIREGUARD_PROOF,
+        nonce.as_bytes(),
+        digest_of(statement).as_ref(),
+    ]
+    .concat()
 }
 
-fn identity_message(nonce: Bytes32, token: TokenId, statement: &SignedStatement, proof: Bytes32) -> Vec<u8> {
-    [IDENTITY_PROOF, nonce.as_bytes(), token.0.as_bytes(), digest_of(statement).as_ref(), proof.as_bytes()].concat()
+fn identity_message(
+    nonce: Bytes32,
+    token: TokenId,
+    statement: &SignedStatement,
+    proof: Bytes32,
+) -> Vec<u8> {
+    [
+        IDENTITY_PROOF,
+        nonce.as_bytes(),
+        token.0.as_bytes(),
+        digest_of(statement).as_ref(),
+        proof.as_bytes(),
+    ]
+    .concat()
 }
 
 fn digest_of(statement: &SignedStatement) -> digest::Digest {
@@ -190,7 +274,9 @@ pub(crate) fn sign(identity: &Ed25519KeyPair, message: &[u8]) -> Signature {
 }
 
 pub(crate) fn verify(identity: IdentityKey, message: &[u8], signature: &Signature) -> bool {
-    UnparsedPublicKey::new(&ED25519, identity.as_bytes()).verify(message, signature.as_bytes()).is_ok()
+    UnparsedPublicKey::new(&ED25519, identity.as_bytes())
+        .verify(message, signature.as_bytes())
+        .is_ok()
 }
 
 #[cfg(test)]
@@ -209,7 +295,14 @@ mod tests {
         let server_key = challenge_key(&CHALLENGE_SECRET, nonce).unwrap();
         let token = TokenId(Uuid::from_u128(9));
         let statement = keys.statement(1);
-        let (wireguard_proof, identity_proof) = prove(nonce, server_key, token, &statement, &keys.wireguard, &keys.identity);
+        let (wireguard_proof, identity_proof) = prove(
+            nonce,
+            server_key,
+            token,
+            &statement,
+            &keys.wireguard,
+            &keys.identity,
+        );
         EnrolFinish {
             token,
             secret: Secret::new("hush".to_owned()),
@@ -229,14 +322,20 @@ mod tests {
     #[test]
     fn both_proofs_of_the_right_keys_are_believed() {
         let keys = Keys::of(1);
-        assert_eq!(check_at(&finish(&keys), NOW + 1).map(|statement| statement.wireguard_key), Ok(keys.wireguard_key()));
+        assert_eq!(
+            check_at(&finish(&keys), NOW + 1).map(|statement| statement.wireguard_key),
+            Ok(keys.wireguard_key())
+        );
     }
 
     #[test]
     fn a_challenge_can_be_answered_for_two_minutes() {
         let finish = finish(&Keys::of(1));
         assert!(check_at(&finish, NOW + CHALLENGE_LIFETIME_S).is_ok());
-        assert_eq!(check_at(&finish, NOW + CHALLENGE_LIFETIME_S + 1), Err(Denied::Expired));
+        assert_eq!(
+            check_at(&finish, NOW + CHALLENGE_LIFETIME_S + 1),
+            Err(Denied::Expired)
+        );
         assert_eq!(check_at(&finish, NOW - 1), Err(Denied::Expired));
     }
 
@@ -271,7 +370,14 @@ mod tests {
         forged.statement = theirs.statement(1);
         let nonce = forged.nonce;
         let server_key = challenge_key(&CHALLENGE_SECRET, nonce).unwrap();
-        let (wireguard, identity) = prove(nonce, server_key, forged.token, &forged.statement, &theirs.wireguard, &mine.identity);
+        let (wireguard, identity) = prove(
+            nonce,
+            server_key,
+            forged.token,
+            &forged.statement,
+            &theirs.wireguard,
+            &mine.identity,
+        );
         (forged.wireguard_proof, forged.identity_proof) = (wireguard, identity);
         assert_eq!(check_at(&forged, NOW), Err(Denied::IdentityProof));
     }
@@ -286,9 +392,18 @@ mod tests {
         other_nonce.nonce = challenge_nonce(NOW, [4; 24]);
         assert_eq!(check_at(&other_nonce, NOW), Err(Denied::WireguardProof));
         let other_mesh = MeshId(Uuid::from_u128(77));
-        assert_eq!(check(&finish(&keys), other_mesh, &CHALLENGE_SECRET, NOW), Err(Denied::Statement(InvalidStatement::Mesh)));
+        assert_eq!(
+            check(&finish(&keys), other_mesh, &CHALLENGE_SECRET, NOW),
+            Err(Denied::Statement(InvalidStatement::Mesh))
+        );
         let mut altered = finish(&keys);
-        altered.statement.statement = altered.statement.statement.replace("\"sequence\":1", "\"sequence\":2");
-        assert_eq!(check_at(&altered, NOW), Err(Denied::Statement(InvalidStatement::Signature)));
+        altered.statement.statement = altered
+            .statement
+            .statement
+            .replace("\"sequence\":1", "\"sequence\":2");
+        assert_eq!(
+            check_at(&altered, NOW),
+            Err(Denied::Statement(InvalidStatement::Signature))
+        );
     }
 }

@@ -7,8 +7,9 @@
 //!   keeps it as its own, forgets the former  ◀───────── says so
 //! ```
 //!
-//! The statement proves itself: whoever has the former identity made it. So it is sent without a token, as often as it takes, whichever of the two
-//! identities the coordinator knows the node by. Both stay on disk until the coordinator has said that it took the new one; one that was told is
+//! The statement proves itself: whoever has the former identity made it. So it is sent without a
+//! token, as often as it takes, whichever of the two identities the coordinator knows the node by.
+//! Both stay on disk until the coordinator has said that it took the new one; one that was told is
 //! never thrown away, for peers may have pinned it. No tunnel knows of any of this.
 
 use std::time::Duration;
@@ -22,7 +23,8 @@ const PAUSE: Duration = Duration::from_secs(3);
 /// The same when it refused: an older one cannot take another identity.
 const PUT_OFF: Duration = Duration::from_secs(600);
 
-/// A change of the node's identity, as far as it has come. What has to outlive a restart is part of the [`Machine`].
+/// A change of the node's identity, as far as it has come. What has to outlive a restart is part of
+/// the [`Machine`].
 #[derive(Clone, Debug, Default)]
 pub struct Succession {
     /// The coordinator took the statement of the next identity.
@@ -51,9 +53,17 @@ pub enum Told {
 }
 
 impl Succession {
-    /// What is to be done next, if anything. `is_asked`: somebody on this host asks for another identity. `is_known`: the coordinator lets the
-    /// node in as who it is; one whose database was restored may know it as who it was. `now` is of a clock that only goes forward.
-    pub fn next(&mut self, machine: &Machine, mesh: MeshId, is_asked: bool, is_known: bool, now: Duration) -> Option<Act> {
+    /// What is to be done next, if anything. `is_asked`: somebody on this host asks for another
+    /// identity. `is_known`: the coordinator lets the node in as who it is; one whose database was
+    /// restored may know it as who it was. `now` is of a clock that only goes forward.
+    pub fn next(
+        &mut self,
+        machine: &Machine,
+        mesh: MeshId,
+        is_asked: bool,
+        is_known: bool,
+        now: Duration,
+    ) -> Option<Act> {
         if self.is_taken {
             self.is_taken = false;
             return machine.successor().map(|_| Act::TakeUp);
@@ -65,7 +75,9 @@ impl Succession {
             Some(_) => machine.succession(mesh).ok().flatten().map(Act::Tell),
             // A WireGuard key that is being announced bears the present identity's signature.
             None if is_asked && machine.next_key().is_none() => Some(Act::MakeIdentity),
-            None if !is_known && machine.has_predecessors() => machine.statement(mesh).ok().map(Act::Tell),
+            None if !is_known && machine.has_predecessors() => {
+                machine.statement(mesh).ok().map(Act::Tell)
+            }
             None => None,
         }
     }
@@ -80,7 +92,11 @@ impl Succession {
         match told {
             Told::Taken => self.problem = None,
             Told::Unreachable => {}
-            Told::Refused(why) => self.problem = Some(format!("the coordinator does not take this node's new identity: {why}")),
+            Told::Refused(why) => {
+                self.problem = Some(format!(
+                    "the coordinator does not take this node's new identity: {why}"
+                ))
+            }
         }
     }
 
@@ -153,9 +169,11 @@ mod tests {
             }
         }
 
-        /// As the coordinator and a peer's pin do: by the present identity or one that it signed for.
+        /// As the coordinator and a peer's pin do: by the present identity or one that it signed
+        /// for.
         fn take(stored: &mut SignedStatement, told: &SignedStatement) -> bool {
-            let [before, after] = [&*stored, told].map(|signed| verify_statement(signed, MESH).unwrap());
+            let [before, after] =
+                [&*stored, told].map(|signed| verify_statement(signed, MESH).unwrap());
             let is_next = is_or_was(&after, before.identity) && after.sequence > before.sequence;
             if is_next {
                 *stored = told.clone();
@@ -166,7 +184,12 @@ mod tests {
         fn step(&mut self, answer_arrives: bool, is_kept: bool) {
             let known_as = verify_statement(&self.coordinator, MESH).unwrap().identity;
             let is_known = known_as == self.disk.identity_key();
-            let Some(act) = self.succession.next(&self.disk, MESH, self.is_asked, is_known, self.now) else { return };
+            let Some(act) =
+                self.succession
+                    .next(&self.disk, MESH, self.is_asked, is_known, self.now)
+            else {
+                return;
+            };
             match act {
                 Act::MakeIdentity => {
                     self.seed = self.seed.wrapping_add(1);
@@ -184,10 +207,24 @@ mod tests {
                 Act::Tell(statement) => {
                     let taken = Self::take(&mut self.coordinator, &statement);
                     if taken {
-                        assert!(Self::take(&mut self.peer, &statement) || self.coordinator != self.peer, "a peer is left behind");
+                        assert!(
+                            Self::take(&mut self.peer, &statement) || self.coordinator != self.peer,
+                            "a peer is left behind"
+                        );
                     }
-                    let told = if taken { Told::Taken } else { Told::Refused("no".to_owned()) };
-                    self.succession.told(if answer_arrives { told } else { Told::Unreachable }, self.now);
+                    let told = if taken {
+                        Told::Taken
+                    } else {
+                        Told::Refused("no".to_owned())
+                    };
+                    self.succession.told(
+                        if answer_arrives {
+                            told
+                        } else {
+                            Told::Unreachable
+                        },
+                        self.now,
+                    );
                 }
             }
             if !is_kept {
@@ -202,8 +239,12 @@ mod tests {
                 Happening::LoseAnswer => self.step(false, true),
                 Happening::Die => self.step(true, false),
                 Happening::Restart => self.succession = Succession::default(),
-                Happening::Refuse => self.succession.told(Told::Refused("not now".to_owned()), self.now),
-                Happening::RestoreDatabase => self.coordinator = machine_of(1).statement(MESH).unwrap(),
+                Happening::Refuse => self
+                    .succession
+                    .told(Told::Refused("not now".to_owned()), self.now),
+                Happening::RestoreDatabase => {
+                    self.coordinator = machine_of(1).statement(MESH).unwrap()
+                }
             }
             self.now += PAUSE;
         }
@@ -242,17 +283,36 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_begun_unless_asked_nor_while_a_wireguard_key_is_announced_and_a_refusal_is_told() {
+    fn nothing_is_begun_unless_asked_nor_while_a_wireguard_key_is_announced_and_a_refusal_is_told()
+    {
         let (machine, now) = (machine_of(1), Duration::from_secs(100));
         let mut succession = Succession::default();
         assert_eq!(succession.next(&machine, MESH, false, false, now), None);
-        assert_eq!(succession.next(&machine.preparing(&[9; 32]).unwrap(), MESH, true, true, now), None);
-        assert_eq!(succession.next(&machine, MESH, true, true, now), Some(Act::MakeIdentity));
+        assert_eq!(
+            succession.next(&machine.preparing(&[9; 32]).unwrap(), MESH, true, true, now),
+            None
+        );
+        assert_eq!(
+            succession.next(&machine, MESH, true, true, now),
+            Some(Act::MakeIdentity)
+        );
         let next = machine.succeeding(&[9; 32]).unwrap();
-        assert!(matches!(succession.next(&next, MESH, false, true, now), Some(Act::Tell(_))));
+        assert!(matches!(
+            succession.next(&next, MESH, false, true, now),
+            Some(Act::Tell(_))
+        ));
         succession.told(Told::Refused("it is full".to_owned()), now);
-        assert_eq!(succession.problem(), Some("the coordinator does not take this node's new identity: it is full"));
-        assert_eq!(succession.next(&next, MESH, true, true, now + PUT_OFF - PAUSE), None);
-        assert!(matches!(succession.next(&next, MESH, true, true, now + PUT_OFF), Some(Act::Tell(_))));
+        assert_eq!(
+            succession.problem(),
+            Some("the coordinator does not take this node's new identity: it is full")
+        );
+        assert_eq!(
+            succession.next(&next, MESH, true, true, now + PUT_OFF - PAUSE),
+            None
+        );
+        assert!(matches!(
+            succession.next(&next, MESH, true, true, now + PUT_OFF),
+            Some(Act::Tell(_))
+        ));
     }
 }

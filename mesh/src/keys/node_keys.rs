@@ -12,7 +12,8 @@ use thiserror::Error;
 use wattle_wire::{
     endpoint::Endpoint,
     enrol::{
-        EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims, Predecessor, SignedStatement, Statement,
+        EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims,
+        Predecessor, SignedStatement, Statement,
     },
     ids::MeshId,
     join::JoinString,
@@ -88,7 +89,11 @@ pub enum InvalidMachine {
 
 impl Machine {
     /// A machine with the keys that come of these random bytes. `now` is in seconds since 1970.
-    pub fn new(identity_seed: &[u8; 32], wireguard: &[u8; 32], now: u64) -> Result<Self, InvalidMachine> {
+    pub fn new(
+        identity_seed: &[u8; 32],
+        wireguard: &[u8; 32],
+        now: u64,
+    ) -> Result<Self, InvalidMachine> {
         Self::restore(&KeptKeys {
             identity: Identity::encoded(identity_seed)?,
             wireguard: Zeroizing::new(*wireguard),
@@ -103,17 +108,28 @@ impl Machine {
 
     /// A machine with keys that were kept.
     pub fn restore(kept: &KeptKeys) -> Result<Self, InvalidMachine> {
-        let NextKey { secret: wireguard, key: wireguard_key } = NextKey::of(&kept.wireguard)?;
+        let NextKey {
+            secret: wireguard,
+            key: wireguard_key,
+        } = NextKey::of(&kept.wireguard)?;
         Ok(Self {
             identity: Identity::of(&kept.identity)?,
             wireguard,
             wireguard_key,
             sequence: kept.sequence,
             since: kept.since,
-            next: kept.next.as_ref().map(|secret| NextKey::of(secret)).transpose()?,
+            next: kept
+                .next
+                .as_ref()
+                .map(|secret| NextKey::of(secret))
+                .transpose()?,
             issued: kept.issued.max(kept.sequence),
             predecessors: kept.predecessors.clone(),
-            successor: kept.successor.as_ref().map(|kept| Identity::of(kept)).transpose()?,
+            successor: kept
+                .successor
+                .as_ref()
+                .map(|kept| Identity::of(kept))
+                .transpose()?,
         })
     }
 
@@ -124,43 +140,73 @@ impl Machine {
             wireguard: self.wireguard_private_key(),
             sequence: self.sequence,
             since: self.since,
-            next: self.next.as_ref().map(|next| Zeroizing::new(next.secret.to_bytes())),
+            next: self
+                .next
+                .as_ref()
+                .map(|next| Zeroizing::new(next.secret.to_bytes())),
             issued: self.issued,
             predecessors: self.predecessors.clone(),
             successor: self.successor.as_ref().map(Identity::kept).transpose()?,
         })
     }
 
-    /// The machine, about to take up the key that comes of these random bytes. Its statement has a number that none had before.
+    /// The machine, about to take up the key that comes of these random bytes. Its statement has a
+    /// number that none had before.
     pub fn preparing(&self, wireguard: &[u8; 32]) -> Result<Self, InvalidMachine> {
-        Self::restore(&KeptKeys { next: Some(Zeroizing::new(*wireguard)), issued: self.issued + 1, ..self.kept()? })
+        Self::restore(&KeptKeys {
+            next: Some(Zeroizing::new(*wireguard)),
+            issued: self.issued + 1,
+            ..self.kept()?
+        })
     }
 
     /// The machine, staying with the key that it has.
     pub fn staying(&self) -> Result<Self, InvalidMachine> {
-        Self::restore(&KeptKeys { next: None, ..self.kept()? })
+        Self::restore(&KeptKeys {
+            next: None,
+            ..self.kept()?
+        })
     }
 
-    /// The machine with its next key, if there is one, as the present one. `now` is in seconds since 1970.
+    /// The machine with its next key, if there is one, as the present one. `now` is in seconds
+    /// since 1970.
     pub fn switched(&self, now: u64) -> Result<Self, InvalidMachine> {
         let kept = self.kept()?;
         Self::restore(&match kept.next {
-            Some(wireguard) => KeptKeys { wireguard, next: None, sequence: kept.issued, since: now, ..kept },
+            Some(wireguard) => KeptKeys {
+                wireguard,
+                next: None,
+                sequence: kept.issued,
+                since: now,
+                ..kept
+            },
             None => kept,
         })
     }
 
-    /// The machine, about to take up the identity that comes of these random bytes. Its statement has a number that none had before.
+    /// The machine, about to take up the identity that comes of these random bytes. Its statement
+    /// has a number that none had before.
     pub fn succeeding(&self, identity_seed: &[u8; 32]) -> Result<Self, InvalidMachine> {
-        Self::restore(&KeptKeys { successor: Some(Identity::encoded(identity_seed)?), issued: self.issued + 1, ..self.kept()? })
+        Self::restore(&KeptKeys {
+            successor: Some(Identity::encoded(identity_seed)?),
+            issued: self.issued + 1,
+            ..self.kept()?
+        })
     }
 
-    /// The machine with the identity that it was going to take up, if there is one, as the present one.
+    /// The machine with the identity that it was going to take up, if there is one, as the present
+    /// one.
     pub fn succeeded(&self, mesh: MeshId) -> Result<Self, InvalidMachine> {
         let kept = self.kept()?;
         let predecessors = self.and_predecessors(mesh);
         Self::restore(&match (kept.successor, predecessors) {
-            (Some(identity), Some(predecessors)) => KeptKeys { identity, predecessors, sequence: kept.issued, successor: None, ..kept },
+            (Some(identity), Some(predecessors)) => KeptKeys {
+                identity,
+                predecessors,
+                sequence: kept.issued,
+                successor: None,
+                ..kept
+            },
             (successor, _) => KeptKeys { successor, ..kept },
         })
     }
@@ -214,38 +260,75 @@ impl Machine {
 
     /// What they will rely on once it has taken up its next key, signed; `None` when it has none.
     pub fn announcement(&self, mesh: MeshId) -> Result<Option<SignedStatement>, serde_json::Error> {
-        self.next.as_ref().map(|next| self.state(mesh, next.key, self.issued)).transpose()
+        self.next
+            .as_ref()
+            .map(|next| self.state(mesh, next.key, self.issued))
+            .transpose()
     }
 
-    fn state(&self, mesh: MeshId, wireguard_key: WireguardKey, sequence: u64) -> Result<SignedStatement, serde_json::Error> {
+    fn state(
+        &self,
+        mesh: MeshId,
+        wireguard_key: WireguardKey,
+        sequence: u64,
+    ) -> Result<SignedStatement, serde_json::Error> {
         let (identity, predecessors) = (self.identity.key, self.predecessors.clone());
         enrolment::sign_statement(
-            &Statement { mesh, identity, wireguard_key, sequence, predecessors, unmanaged: false },
+            &Statement {
+                mesh,
+                identity,
+                wireguard_key,
+                sequence,
+                predecessors,
+                unmanaged: false,
+            },
             &self.identity.pair,
         )
     }
 
-    /// What other nodes will rely on once it has taken up its next identity, signed by that; `None` when it has none.
+    /// What other nodes will rely on once it has taken up its next identity, signed by that; `None`
+    /// when it has none.
     pub fn succession(&self, mesh: MeshId) -> Result<Option<SignedStatement>, serde_json::Error> {
-        let (Some(Identity { pair, key }), Some(predecessors)) = (&self.successor, self.and_predecessors(mesh)) else { return Ok(None) };
-        let statement =
-            Statement { mesh, identity: *key, wireguard_key: self.wireguard_key, sequence: self.issued, predecessors, unmanaged: false };
+        let (Some(Identity { pair, key }), Some(predecessors)) =
+            (&self.successor, self.and_predecessors(mesh))
+        else {
+            return Ok(None);
+        };
+        let statement = Statement {
+            mesh,
+            identity: *key,
+            wireguard_key: self.wireguard_key,
+            sequence: self.issued,
+            predecessors,
+            unmanaged: false,
+        };
         enrolment::sign_statement(&statement, pair).map(Some)
     }
 
-    /// The newest identities up to the present one, which signs for the one that it is going to take up; `None` when there is none.
+    /// The newest identities up to the present one, which signs for the one that it is going to
+    /// take up; `None` when there is none.
     fn and_predecessors(&self, mesh: MeshId) -> Option<Vec<Predecessor>> {
-        let signature = enrolment::sign_successor(mesh, self.successor.as_ref()?.key, &self.identity.pair);
+        let signature =
+            enrolment::sign_successor(mesh, self.successor.as_ref()?.key, &self.identity.pair);
         let mut predecessors = self.predecessors.clone();
-        predecessors.push(Predecessor { identity: self.identity.key, signature });
-        predecessors.drain(..predecessors.len().saturating_sub(Statement::MOST_PREDECESSORS));
+        predecessors.push(Predecessor {
+            identity: self.identity.key,
+            signature,
+        });
+        predecessors.drain(
+            ..predecessors
+                .len()
+                .saturating_sub(Statement::MOST_PREDECESSORS),
+        );
         Some(predecessors)
     }
 
-    /// The preshared key of the entry that stands ready for a peer's announced key. Nobody else knows it, so that no handshake with that
-    /// entry completes: it only shows that the peer has begun to use the key.
+    /// The preshared key of the entry that stands ready for a peer's announced key. Nobody else
+    /// knows it, so that no handshake with that entry completes: it only shows that the peer has
+    /// begun to use the key.
     pub fn canary_psk(&self, announced: WireguardKey) -> Psk {
-        let secret = Zeroizing::new([CANARY, &*self.wireguard_private_key(), announced.as_bytes()].concat());
+        let secret =
+            Zeroizing::new([CANARY, &*self.wireguard_private_key(), announced.as_bytes()].concat());
         let digest = digest(&SHA256, &secret);
         let mut psk = [0; 32];
         psk.copy_from_slice(digest.as_ref());
@@ -261,8 +344,14 @@ impl Machine {
         agent_version: &str,
     ) -> Result<EnrolFinish, serde_json::Error> {
         let statement = self.statement(join.mesh)?;
-        let (wireguard_proof, identity_proof) =
-            enrolment::prove(challenge.nonce, challenge.server_key, join.token, &statement, &self.wireguard, &self.identity.pair);
+        let (wireguard_proof, identity_proof) = enrolment::prove(
+            challenge.nonce,
+            challenge.server_key,
+            join.token,
+            &statement,
+            &self.wireguard,
+            &self.identity.pair,
+        );
         Ok(EnrolFinish {
             token: join.token,
             secret: join.secret.clone(),
@@ -275,9 +364,17 @@ impl Machine {
         })
     }
 
-    /// A token that says which node asks, good for five minutes from `now`, in seconds since 1970 by the coordinator's clock.
-    pub fn token(&self, enrolled: &Enrolled, now: i64) -> Result<Secret, jsonwebtoken::errors::Error> {
-        let header = Header { typ: Some(NODE_TOKEN_TYPE.to_owned()), ..Header::new(Algorithm::EdDSA) };
+    /// A token that says which node asks, good for five minutes from `now`, in seconds since 1970
+    /// by the coordinator's clock.
+    pub fn token(
+        &self,
+        enrolled: &Enrolled,
+        now: i64,
+    ) -> Result<Secret, jsonwebtoken::errors::Error> {
+        let header = Header {
+            typ: Some(NODE_TOKEN_TYPE.to_owned()),
+            ..Header::new(Algorithm::EdDSA)
+        };
         let claims = NodeClaims {
             iss: enrolled.node,
             sub: enrolled.node,
@@ -286,22 +383,34 @@ impl Machine {
             exp: now + NODE_TOKEN_LIFETIME_S,
             generation: enrolled.generation,
         };
-        let key = self.identity.pair.to_pkcs8().map_err(|_| jsonwebtoken::errors::ErrorKind::InvalidKeyFormat)?;
-        jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(key.as_ref())).map(Secret::new)
+        let key = self
+            .identity
+            .pair
+            .to_pkcs8()
+            .map_err(|_| jsonwebtoken::errors::ErrorKind::InvalidKeyFormat)?;
+        jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(key.as_ref()))
+            .map(Secret::new)
     }
 }
 
-/// The token that a node sends with its requests, used again for most of its life: a new signature for each request would have to be made
-/// here and verified there.
+/// The token that a node sends with its requests, used again for most of its life: a new signature
+/// for each request would have to be made here and verified there.
 #[derive(Debug, Default)]
 pub struct HeldToken(Option<(i64, Secret)>);
 
 impl HeldToken {
-    /// Seconds before its end at which a token is replaced; clocks may differ a little, and requests take time.
+    /// Seconds before its end at which a token is replaced; clocks may differ a little, and
+    /// requests take time.
     const SPARE_S: i64 = 60;
 
-    /// A token that is good for at least a minute from `now`, in seconds since 1970 by the coordinator's clock.
-    pub fn at(&mut self, now: i64, machine: &Machine, enrolled: &Enrolled) -> Result<Secret, jsonwebtoken::errors::Error> {
+    /// A token that is good for at least a minute from `now`, in seconds since 1970 by the
+    /// coordinator's clock.
+    pub fn at(
+        &mut self,
+        now: i64,
+        machine: &Machine,
+        enrolled: &Enrolled,
+    ) -> Result<Secret, jsonwebtoken::errors::Error> {
         // A clock that was set back makes a token that is not valid yet.
         let usable = |made: i64| (0..NODE_TOKEN_LIFETIME_S - Self::SPARE_S).contains(&(now - made));
         if let Some((_, token)) = self.0.as_ref().filter(|(made, _)| usable(*made)) {
@@ -316,13 +425,25 @@ impl HeldToken {
 impl Identity {
     /// The identity that comes of these random bytes, as PKCS#8.
     fn encoded(seed: &[u8; 32]) -> Result<Zeroizing<Vec<u8>>, InvalidMachine> {
-        Ok(Zeroizing::new(Ed25519KeyPair::from_seed_unchecked(seed)?.to_pkcs8()?.as_ref().to_vec()))
+        Ok(Zeroizing::new(
+            Ed25519KeyPair::from_seed_unchecked(seed)?
+                .to_pkcs8()?
+                .as_ref()
+                .to_vec(),
+        ))
     }
 
     fn of(kept: &[u8]) -> Result<Self, InvalidMachine> {
         let pair = Ed25519KeyPair::from_pkcs8(kept)?;
-        let key: [u8; 32] = pair.public_key().as_ref().try_into().map_err(|_| InvalidMachine::Encoding(Unspecified))?;
-        Ok(Self { pair, key: IdentityKey::from(key) })
+        let key: [u8; 32] = pair
+            .public_key()
+            .as_ref()
+            .try_into()
+            .map_err(|_| InvalidMachine::Encoding(Unspecified))?;
+        Ok(Self {
+            pair,
+            key: IdentityKey::from(key),
+        })
     }
 
     fn kept(&self) -> Result<Zeroizing<Vec<u8>>, InvalidMachine> {
@@ -357,44 +478,88 @@ mod tests {
     fn keys_that_were_kept_are_the_same_and_debug_hides_them() {
         let made = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
         let kept = Machine::restore(&made.kept().unwrap()).unwrap();
-        assert_eq!((made.identity_key(), made.wireguard_key()), (kept.identity_key(), kept.wireguard_key()));
+        assert_eq!(
+            (made.identity_key(), made.wireguard_key()),
+            (kept.identity_key(), kept.wireguard_key())
+        );
         assert_eq!((kept.sequence(), kept.since()), (1, 5));
-        assert_eq!(format!("{made:?}"), format!("Machine({})", made.wireguard_key()));
+        assert_eq!(
+            format!("{made:?}"),
+            format!("Machine({})", made.wireguard_key())
+        );
     }
 
     #[test]
     fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
         let before = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
         let preparing = before.preparing(&[3; 32]).unwrap();
-        assert_eq!((preparing.wireguard_key(), preparing.sequence()), (before.wireguard_key(), 1));
-        let announced = enrolment::verify_statement(&preparing.announcement(MESH).unwrap().unwrap(), MESH).unwrap();
-        assert_eq!((Some(announced.wireguard_key), announced.sequence), (preparing.next_key(), 2));
+        assert_eq!(
+            (preparing.wireguard_key(), preparing.sequence()),
+            (before.wireguard_key(), 1)
+        );
+        let announced =
+            enrolment::verify_statement(&preparing.announcement(MESH).unwrap().unwrap(), MESH)
+                .unwrap();
+        assert_eq!(
+            (Some(announced.wireguard_key), announced.sequence),
+            (preparing.next_key(), 2)
+        );
 
         let stayed = Machine::restore(&preparing.staying().unwrap().kept().unwrap()).unwrap();
-        assert_eq!((stayed.wireguard_key(), stayed.next_key()), (before.wireguard_key(), None));
+        assert_eq!(
+            (stayed.wireguard_key(), stayed.next_key()),
+            (before.wireguard_key(), None)
+        );
         let again = stayed.preparing(&[4; 32]).unwrap();
         let announced = again.announcement(MESH).unwrap().unwrap();
         assert_eq!(enrolment::sequence(&announced), Some(3));
 
         let after = again.switched(9).unwrap();
-        assert_eq!((Some(after.wireguard_key()), after.next_key(), after.since()), (again.next_key(), None, 9));
+        assert_eq!(
+            (Some(after.wireguard_key()), after.next_key(), after.since()),
+            (again.next_key(), None, 9)
+        );
         assert_eq!(after.statement(MESH).unwrap(), announced);
-        assert_ne!(before.canary_psk(after.wireguard_key()), after.canary_psk(after.wireguard_key()));
+        assert_ne!(
+            before.canary_psk(after.wireguard_key()),
+            after.canary_psk(after.wireguard_key())
+        );
     }
 
     #[test]
     fn the_next_identity_is_signed_for_by_the_present_one_and_taken_up_whole_or_not_at_all() {
         let before = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
-        assert_eq!((before.succession(MESH).unwrap(), before.successor()), (None, None));
-        let succeeding = Machine::restore(&before.succeeding(&[3; 32]).unwrap().kept().unwrap()).unwrap();
-        assert_eq!((succeeding.identity_key(), succeeding.sequence()), (before.identity_key(), 1));
+        assert_eq!(
+            (before.succession(MESH).unwrap(), before.successor()),
+            (None, None)
+        );
+        let succeeding =
+            Machine::restore(&before.succeeding(&[3; 32]).unwrap().kept().unwrap()).unwrap();
+        assert_eq!(
+            (succeeding.identity_key(), succeeding.sequence()),
+            (before.identity_key(), 1)
+        );
         let told = succeeding.succession(MESH).unwrap().unwrap();
         let after = Machine::restore(&succeeding.succeeded(MESH).unwrap().kept().unwrap()).unwrap();
-        assert_eq!(after.statement(MESH).unwrap(), told, "it is what was told, after a restart, too");
-        assert_eq!((Some(after.identity_key()), after.wireguard_key()), (succeeding.successor(), before.wireguard_key()));
+        assert_eq!(
+            after.statement(MESH).unwrap(),
+            told,
+            "it is what was told, after a restart, too"
+        );
+        assert_eq!(
+            (Some(after.identity_key()), after.wireguard_key()),
+            (succeeding.successor(), before.wireguard_key())
+        );
         let statement = enrolment::verify_statement(&told, MESH).unwrap();
-        assert_eq!((statement.identity, statement.sequence), (after.identity_key(), 2));
-        assert!(enrolment::is_or_was(&statement, before.identity_key()) && after.has_predecessors() && after.successor().is_none());
+        assert_eq!(
+            (statement.identity, statement.sequence),
+            (after.identity_key(), 2)
+        );
+        assert!(
+            enrolment::is_or_was(&statement, before.identity_key())
+                && after.has_predecessors()
+                && after.successor().is_none()
+        );
     }
 
     #[test]
@@ -402,40 +567,80 @@ mod tests {
         let mut machine = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
         let mut identities = vec![machine.identity_key()];
         for number in 0..Statement::MOST_PREDECESSORS + 2 {
-            machine = machine.succeeding(&[u8::try_from(number).unwrap() + 10; 32]).unwrap().succeeded(MESH).unwrap();
+            machine = machine
+                .succeeding(&[u8::try_from(number).unwrap() + 10; 32])
+                .unwrap()
+                .succeeded(MESH)
+                .unwrap();
             identities.push(machine.identity_key());
         }
-        let statement = enrolment::verify_statement(&machine.statement(MESH).unwrap(), MESH).unwrap();
-        let counts: Vec<_> = identities.iter().map(|identity| enrolment::is_or_was(&statement, *identity)).collect();
-        assert_eq!(counts.iter().position(|counts| *counts), Some(2), "{counts:?}");
+        let statement =
+            enrolment::verify_statement(&machine.statement(MESH).unwrap(), MESH).unwrap();
+        let counts: Vec<_> = identities
+            .iter()
+            .map(|identity| enrolment::is_or_was(&statement, *identity))
+            .collect();
+        assert_eq!(
+            counts.iter().position(|counts| *counts),
+            Some(2),
+            "{counts:?}"
+        );
         assert!(counts[2..].iter().all(|counts| *counts));
 
         let resigned = |change: &dyn Fn(&mut Vec<Predecessor>)| {
             let mut statement = statement.clone();
             change(&mut statement.predecessors);
-            enrolment::verify_statement(&enrolment::sign_statement(&statement, &machine.identity.pair).unwrap(), MESH).map(drop)
+            enrolment::verify_statement(
+                &enrolment::sign_statement(&statement, &machine.identity.pair).unwrap(),
+                MESH,
+            )
+            .map(drop)
         };
         assert_eq!(resigned(&|_| ()), Ok(()));
         for (change, what) in [
-            ((&|all: &mut Vec<_>| all.swap(3, 4)) as &dyn Fn(&mut Vec<Predecessor>), "another order"),
+            (
+                (&|all: &mut Vec<_>| all.swap(3, 4)) as &dyn Fn(&mut Vec<Predecessor>),
+                "another order",
+            ),
             (&|all| all.truncate(15), "no word of the last one"),
             (&|all| all.insert(0, all[0].clone()), "too many"),
         ] {
-            assert_eq!(resigned(change), Err(enrolment::InvalidStatement::Predecessor), "{what}");
+            assert_eq!(
+                resigned(change),
+                Err(enrolment::InvalidStatement::Predecessor),
+                "{what}"
+            );
         }
         let stranger = Machine::new(&[99; 32], &[2; 32], 5).unwrap();
-        let forged = Statement { identity: stranger.identity_key(), ..statement.clone() };
+        let forged = Statement {
+            identity: stranger.identity_key(),
+            ..statement.clone()
+        };
         let forged = enrolment::sign_statement(&forged, &stranger.identity.pair).unwrap();
-        assert_eq!(enrolment::verify_statement(&forged, MESH), Err(enrolment::InvalidStatement::Predecessor));
+        assert_eq!(
+            enrolment::verify_statement(&forged, MESH),
+            Err(enrolment::InvalidStatement::Predecessor)
+        );
     }
 
     #[test]
     fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
         let machine = Machine::new(&[1; 32], &[2; 32], 0).unwrap();
         let name: wattle_wire::name::Name = "dublin".parse().unwrap();
-        let enrolled = Enrolled { mesh: MESH, node: NodeId(Uuid::from_u128(2)), name: name.clone(), site: name, generation: 3 };
+        let enrolled = Enrolled {
+            mesh: MESH,
+            node: NodeId(Uuid::from_u128(2)),
+            name: name.clone(),
+            site: name,
+            generation: 3,
+        };
         let mut held = HeldToken::default();
-        let mut at = |now| held.at(now, &machine, &enrolled).unwrap().reveal().to_owned();
+        let mut at = |now| {
+            held.at(now, &machine, &enrolled)
+                .unwrap()
+                .reveal()
+                .to_owned()
+        };
         let made_at = |now| machine.token(&enrolled, now).unwrap().reveal().to_owned();
         assert_eq!([at(1000), at(1239)], [made_at(1000), made_at(1000)]);
         assert_eq!([at(1240), at(1100)], [made_at(1240), made_at(1100)]);
@@ -445,15 +650,29 @@ mod tests {
     fn a_token_verifies_with_the_identity_and_names_the_node() {
         let machine = Machine::new(&[1; 32], &[2; 32], 0).unwrap();
         let name: wattle_wire::name::Name = "dublin".parse().unwrap();
-        let enrolled = Enrolled { mesh: MESH, node: NodeId(Uuid::from_u128(2)), name: name.clone(), site: name, generation: 3 };
+        let enrolled = Enrolled {
+            mesh: MESH,
+            node: NodeId(Uuid::from_u128(2)),
+            name: name.clone(),
+            site: name,
+            generation: 3,
+        };
         let token = machine.token(&enrolled, 1_800_000_000).unwrap();
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_audience(&[MESH]);
         // Time is the coordinator's part.
         validation.validate_exp = false;
         let key = DecodingKey::from_ed_der(machine.identity_key().as_bytes());
-        let decoded = jsonwebtoken::decode::<NodeClaims>(token.reveal(), &key, &validation).unwrap();
+        let decoded =
+            jsonwebtoken::decode::<NodeClaims>(token.reveal(), &key, &validation).unwrap();
         assert_eq!(decoded.header.typ.as_deref(), Some(NODE_TOKEN_TYPE));
-        assert_eq!((decoded.claims.sub, decoded.claims.generation, decoded.claims.exp), (enrolled.node, 3, 1_800_000_300));
+        assert_eq!(
+            (
+                decoded.claims.sub,
+                decoded.claims.generation,
+                decoded.claims.exp
+            ),
+            (enrolled.node, 3, 1_800_000_300)
+        );
     }
 }

@@ -48,11 +48,16 @@ pub(super) mod on_disk {
 
     use super::Psk;
 
-    pub(in crate::keys) fn serialize<S: Serializer>(psk: &Psk, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::keys) fn serialize<S: Serializer>(
+        psk: &Psk,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         Bytes32::from(*psk.reveal()).serialize(serializer)
     }
 
-    pub(in crate::keys) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Psk, D::Error> {
+    pub(in crate::keys) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Psk, D::Error> {
         Bytes32::deserialize(deserializer).map(|bytes| Psk::new(*bytes.as_bytes()))
     }
 }

@@ -1,4 +1,5 @@
-//! How two nodes agree on the preshared key of their tunnel, so that only they know it: the rounds of one pair.
+//! How two nodes agree on the preshared key of their tunnel, so that only they know it: the rounds
+//! of one pair.
 //!
 //! ```text
 //!   initiator (higher id)                                responder (lower id)
@@ -8,11 +9,14 @@
 //!   uses the key           ◀─── commit ──────────────
 //! ```
 //!
-//! Each message is signed by its node's identity, and what a node answers it has kept on disk before. From `confirm` on the responder may
-//! use the new key while the initiator still uses the old one. That takes nothing from a live session, which knows nothing of the preshared
-//! key until it is renewed. Should `commit` not arrive in time, the initiator tries both in turn whenever handshakes fail.
+//! Each message is signed by its node's identity, and what a node answers it has kept on disk
+//! before. From `confirm` on the responder may use the new key while the initiator still uses the
+//! old one. That takes nothing from a live session, which knows nothing of the preshared key until
+//! it is renewed. Should `commit` not arrive in time, the initiator tries both in turn whenever
+//! handshakes fail.
 //!
-//! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk later learns no earlier key.
+//! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk
+//! later learns no earlier key.
 
 pub mod correspondence;
 pub mod exchange;
@@ -37,19 +41,23 @@ pub use self::kem::{Kem, KemSecret, SystemKem};
 pub use crate::keys::preshared_key::Psk;
 use crate::keys::{enrolment, node_keys::Machine, preshared_key::on_disk};
 
-/// Seconds for which a key is used: a day, less up to two hours that differ from round to round, so that a mesh does not renew all at once.
+/// Seconds for which a key is used: a day, less up to two hours that differ from round to round, so
+/// that a mesh does not renew all at once.
 const LIFETIME_S: u64 = 24 * 3600;
 const JITTER_S: u32 = 2 * 3600;
-/// Seconds after which a message is sent again that nobody has answered; they double up to an hour. The mailbox keeps letters, so this is for
-/// those that it lost.
+/// Seconds after which a message is sent again that nobody has answered; they double up to an hour.
+/// The mailbox keeps letters, so this is for those that it lost.
 const SHORTEST_RETRY_S: u64 = 30;
 const LONGEST_RETRY_S: u64 = 3600;
-/// Age of a handshake in seconds from which on its renewal seems to fail. WireGuard renews after 120 s (`REKEY_AFTER_TIME` of its paper,
-/// section 6.1) with the next packet that is sent, and the session ends after 180.
+/// Age of a handshake in seconds from which on its renewal seems to fail. WireGuard renews after
+/// 120 s (`REKEY_AFTER_TIME` of its paper, section 6.1) with the next packet that is sent, and the
+/// session ends after 180.
 const STALE_S: u64 = 130;
-/// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
+/// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which
+/// are 5 s apart (`REKEY_TIMEOUT`).
 const TRIAL_S: u64 = 15;
-/// Seconds within which no second handshake follows one that succeeded, and after which one that none has followed did.
+/// Seconds within which no second handshake follows one that succeeded, and after which one that
+/// none has followed did.
 const REPEATED_S: u64 = 60;
 const HELD_S: u64 = 12;
 
@@ -68,7 +76,8 @@ pub struct Ends<'a> {
     /// Who the peer is pinned to be.
     pub peer_identity: IdentityKey,
     pub peer_key: WireguardKey,
-    /// One of the two is about to take up another WireGuard key. Both ends must have the same preshared key at that moment.
+    /// One of the two is about to take up another WireGuard key. Both ends must have the same
+    /// preshared key at that moment.
     pub is_turning: bool,
 }
 
@@ -89,13 +98,19 @@ pub enum Ignored {
     Keys,
     #[error("the key in the message is not a valid key")]
     Kem,
-    #[error("the coordinator sent a preshared key for a tunnel whose two gateways agree on their own")]
+    #[error(
+        "the coordinator sent a preshared key for a tunnel whose two gateways agree on their own"
+    )]
     Managed,
-    #[error("cannot open the preshared key from the coordinator: it was made for another WireGuard key, or is damaged")]
+    #[error(
+        "cannot open the preshared key from the coordinator: it was made for another WireGuard \
+         key, or is damaged"
+    )]
     Sealed,
 }
 
-/// What one node knows of the preshared key of one tunnel. As it is kept on disk, it is [`Pair::kept`] first.
+/// What one node knows of the preshared key of one tunnel. As it is kept on disk, it is
+/// [`Pair::kept`] first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Pair {
     /// Number of the newest round that was begun or joined.
@@ -130,7 +145,8 @@ enum Phase {
     Requested {
         secret: KemSecret,
         keys: [WireguardKey; 2],
-        /// Who asked whom. The key depends on the signatures, so another identity of either is another round.
+        /// Who asked whom. The key depends on the signatures, so another identity of either is
+        /// another round.
         identities: [IdentityKey; 2],
         message: SignedPskMessage,
         retry: Retry,
@@ -145,7 +161,11 @@ enum Phase {
         trial: Trial,
     },
     /// Responder: has the key, and the initiator may have it.
-    Offered { next: Derived, keys: [WireguardKey; 2], message: SignedPskMessage },
+    Offered {
+        next: Derived,
+        keys: [WireguardKey; 2],
+        message: SignedPskMessage,
+    },
     /// Responder: waits for a request since it knows the peer.
     #[serde(skip)]
     Waiting { retry: Retry },
@@ -177,7 +197,11 @@ impl Ends<'_> {
     /// The initiator's and the responder's WireGuard key.
     fn keys(&self) -> [WireguardKey; 2] {
         let mine = self.machine.wireguard_key();
-        if self.is_initiator() { [mine, self.peer_key] } else { [self.peer_key, mine] }
+        if self.is_initiator() {
+            [mine, self.peer_key]
+        } else {
+            [self.peer_key, mine]
+        }
     }
 
     fn identities(&self) -> [IdentityKey; 2] {
@@ -185,12 +209,18 @@ impl Ends<'_> {
     }
 
     fn sign(&self, round: u64, step: PskStep) -> Option<SignedPskMessage> {
-        let message = PskMessage { mesh: self.mesh, from: self.me, to: self.peer, round, step };
+        let message = PskMessage {
+            mesh: self.mesh,
+            from: self.me,
+            to: self.peer,
+            round,
+            step,
+        };
         Some(self.signed(serde_json::to_string(&message).ok()?.into()))
     }
 
-    /// A message under the present identity. It is what it was unless the machine has taken up another identity since, whose word alone the
-    /// peer believes.
+    /// A message under the present identity. It is what it was unless the machine has taken up
+    /// another identity since, whose word alone the peer believes.
     fn signed(&self, message: Arc<str>) -> SignedPskMessage {
         let signature = self.machine.sign(&[PURPOSE, message.as_bytes()].concat());
         SignedPskMessage { message, signature }
@@ -198,8 +228,13 @@ impl Ends<'_> {
 
     /// Reads a message that the peer signed for this node.
     fn open(&self, signed: &SignedPskMessage) -> Result<PskMessage, Ignored> {
-        let message: PskMessage = serde_json::from_str(&signed.message).map_err(|_| Ignored::Unreadable)?;
-        if !enrolment::verify(self.peer_identity, &[PURPOSE, signed.message.as_bytes()].concat(), &signed.signature) {
+        let message: PskMessage =
+            serde_json::from_str(&signed.message).map_err(|_| Ignored::Unreadable)?;
+        if !enrolment::verify(
+            self.peer_identity,
+            &[PURPOSE, signed.message.as_bytes()].concat(),
+            &signed.signature,
+        ) {
             return Err(Ignored::Signature);
         }
         if (message.mesh, message.from, message.to) != (self.mesh, self.peer, self.me) {
@@ -210,13 +245,22 @@ impl Ends<'_> {
 }
 
 impl Pair {
-    /// The key to use now. Under `require` a first key is used as soon as it is there, for there is nothing to lose.
+    /// The key to use now. Under `require` a first key is used as soon as it is there, for there is
+    /// nothing to lose.
     pub fn key(&self, policy: PskPolicy) -> Option<&Psk> {
         let current = self.current.as_ref().map(|agreed| &agreed.psk);
         match &self.phase {
             Phase::Confirmed { next, trial, .. } if trial.next => Some(&next.psk),
-            Phase::Confirmed { next, .. } | Phase::Offered { next, .. } if policy == PskPolicy::Require => current.or(Some(&next.psk)),
-            Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Idle | Phase::Requested { .. } | Phase::Waiting { .. } => current,
+            Phase::Confirmed { next, .. } | Phase::Offered { next, .. }
+                if policy == PskPolicy::Require =>
+            {
+                current.or(Some(&next.psk))
+            }
+            Phase::Confirmed { .. }
+            | Phase::Offered { .. }
+            | Phase::Idle
+            | Phase::Requested { .. }
+            | Phase::Waiting { .. } => current,
         }
     }
 
@@ -227,22 +271,32 @@ impl Pair {
 
     /// Wants another key than the one that there is. It is forgotten in a restart.
     pub fn want_another(&mut self) {
-        // The initiator does not listen within the first seconds of a key, so the second time is soon.
-        self.wanted = self.current.is_some().then_some(Retry { said: 0, wait: SHORTEST_RETRY_S / 2 });
+        // The initiator does not listen within the first seconds of a key, so the second time is
+        // soon.
+        self.wanted = self.current.is_some().then_some(Retry {
+            said: 0,
+            wait: SHORTEST_RETRY_S / 2,
+        });
     }
 
     /// Whether the peer has left the first word about a first key unanswered.
     pub fn is_unanswered(&self) -> bool {
         match &self.phase {
-            Phase::Requested { retry, .. } | Phase::Waiting { retry } => self.current.is_none() && retry.wait > SHORTEST_RETRY_S,
+            Phase::Requested { retry, .. } | Phase::Waiting { retry } => {
+                self.current.is_none() && retry.wait > SHORTEST_RETRY_S
+            }
             Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } => false,
         }
     }
 
-    /// Whether this end begins the rounds and is in the middle of one. When neither end is, both have the same key, or none: the initiator is
-    /// the first to know of a round and the last to use its key.
+    /// Whether this end begins the rounds and is in the middle of one. When neither end is, both
+    /// have the same key, or none: the initiator is the first to know of a round and the last to
+    /// use its key.
     fn is_changing(&self) -> bool {
-        matches!(self.phase, Phase::Requested { .. } | Phase::Confirmed { .. })
+        matches!(
+            self.phase,
+            Phase::Requested { .. } | Phase::Confirmed { .. }
+        )
     }
 
     /// Whether the next thing that this end has to say would begin a round.
@@ -265,8 +319,15 @@ impl Pair {
 
     /// What of it outlives a restart.
     pub fn kept(&self) -> Self {
-        let phase = if self.is_kept() { self.phase.clone() } else { Phase::Idle };
-        Self { phase, ..self.clone() }
+        let phase = if self.is_kept() {
+            self.phase.clone()
+        } else {
+            Phase::Idle
+        };
+        Self {
+            phase,
+            ..self.clone()
+        }
     }
 
     /// Whether [`Pair::tick`] has anything to do.
@@ -274,11 +335,18 @@ impl Pair {
         match &self.phase {
             // A first key is not waited for: there is no tunnel yet, or one without.
             Phase::Idle if ends.is_turning && self.current.is_some() => false,
-            Phase::Idle if ends.is_initiator() => self.wanted.is_some() || self.is_used_up(ends, now),
-            Phase::Idle => self.current.is_none() || self.wanted.is_some_and(|retry| retry.is_due(now)),
-            Phase::Requested { keys, identities, retry, .. } => {
-                retry.is_due(now) || *keys != ends.keys() || *identities != ends.identities()
+            Phase::Idle if ends.is_initiator() => {
+                self.wanted.is_some() || self.is_used_up(ends, now)
             }
+            Phase::Idle => {
+                self.current.is_none() || self.wanted.is_some_and(|retry| retry.is_due(now))
+            }
+            Phase::Requested {
+                keys,
+                identities,
+                retry,
+                ..
+            } => retry.is_due(now) || *keys != ends.keys() || *identities != ends.identities(),
             Phase::Confirmed { retry, .. } | Phase::Waiting { retry } => retry.is_due(now),
             Phase::Offered { .. } => false,
         }
@@ -292,13 +360,22 @@ impl Pair {
         let keys_now = ends.keys();
         match &mut self.phase {
             // The number of the round is when it was begun. What nobody answers for a day is wiped.
-            Phase::Requested { keys, identities, message, retry, .. }
-                if *keys == keys_now && *identities == ends.identities() && now < self.round.saturating_add(LIFETIME_S) =>
+            Phase::Requested {
+                keys,
+                identities,
+                message,
+                retry,
+                ..
+            } if *keys == keys_now
+                && *identities == ends.identities()
+                && now < self.round.saturating_add(LIFETIME_S) =>
             {
                 retry.again(now);
                 Some(message.clone())
             }
-            Phase::Idle | Phase::Requested { .. } if ends.is_initiator() => self.begin(ends, now, kem),
+            Phase::Idle | Phase::Requested { .. } if ends.is_initiator() => {
+                self.begin(ends, now, kem)
+            }
             Phase::Confirmed { message, retry, .. } => {
                 retry.again(now);
                 Some(ends.signed(Arc::clone(&message.message)))
@@ -312,7 +389,9 @@ impl Pair {
                 ends.sign(NO_ROUND, PskStep::Renew {})
             }
             Phase::Idle | Phase::Requested { .. } | Phase::Offered { .. } => {
-                self.phase = Phase::Waiting { retry: Retry::new(now) };
+                self.phase = Phase::Waiting {
+                    retry: Retry::new(now),
+                };
                 None
             }
         }
@@ -332,10 +411,24 @@ impl Pair {
     ) -> Result<Option<SignedPskMessage>, Ignored> {
         let PskMessage { round, step, .. } = ends.open(signed)?;
         match (step, ends.is_initiator()) {
-            (PskStep::Request { initiator_key, responder_key, kem_key }, false) => {
-                self.requested(ends, signed, round, [initiator_key, responder_key], &kem_key, kem)
+            (
+                PskStep::Request {
+                    initiator_key,
+                    responder_key,
+                    kem_key,
+                },
+                false,
+            ) => self.requested(
+                ends,
+                signed,
+                round,
+                [initiator_key, responder_key],
+                &kem_key,
+                kem,
+            ),
+            (PskStep::Offer { ciphertext }, true) => {
+                self.offered(ends, signed, round, &ciphertext, now)
             }
-            (PskStep::Offer { ciphertext }, true) => self.offered(ends, signed, round, &ciphertext, now),
             (PskStep::Confirm { proof }, false) => self.confirmed(ends, round, proof, now),
             (PskStep::Commit {}, true) => self.committed(round, now),
             (PskStep::Renew {}, true) => self.renew(ends, round, now, kem),
@@ -348,12 +441,16 @@ impl Pair {
         matches!(self.phase, Phase::Confirmed { .. })
     }
 
-    /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to use is another one now.
+    /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to
+    /// use is another one now.
     ///
-    /// A device may take it for a handshake when it answers one that the other end then cannot read (gotatun does). So a handshake counts that
-    /// is not followed by another at once: it proves nothing, but gives reason to try no other key.
+    /// A device may take it for a handshake when it answers one that the other end then cannot read
+    /// (gotatun does). So a handshake counts that is not followed by another at once: it proves
+    /// nothing, but gives reason to try no other key.
     pub fn observe(&mut self, handshake_age_s: Option<u64>, now: u64) -> bool {
-        let Phase::Confirmed { trial, .. } = &mut self.phase else { return false };
+        let Phase::Confirmed { trial, .. } = &mut self.phase else {
+            return false;
+        };
         let at = handshake_age_s.map(|age| now.saturating_sub(age));
         if let Some(at) = at.filter(|at| *at > trial.handshake + 1) {
             trial.doubtful = at < trial.handshake + REPEATED_S;
@@ -373,7 +470,9 @@ impl Pair {
 
     fn is_used_up(&self, ends: &Ends<'_>, now: u64) -> bool {
         // A clock that went back by more than a day does not keep a key for longer.
-        self.current.as_ref().is_none_or(|agreed| agreed.keys != ends.keys() || now >= agreed.due || now + LIFETIME_S < agreed.since)
+        self.current.as_ref().is_none_or(|agreed| {
+            agreed.keys != ends.keys() || now >= agreed.due || now + LIFETIME_S < agreed.since
+        })
     }
 
     fn begin(&mut self, ends: &Ends<'_>, now: u64, kem: &impl Kem) -> Option<SignedPskMessage> {
@@ -383,8 +482,21 @@ impl Pair {
         self.round = now.max(self.round.saturating_add(1));
         let keys = ends.keys();
         let [initiator_key, responder_key] = keys;
-        let message = ends.sign(self.round, PskStep::Request { initiator_key, responder_key, kem_key })?;
-        self.phase = Phase::Requested { secret, keys, identities: ends.identities(), message: message.clone(), retry: Retry::new(now) };
+        let message = ends.sign(
+            self.round,
+            PskStep::Request {
+                initiator_key,
+                responder_key,
+                kem_key,
+            },
+        )?;
+        self.phase = Phase::Requested {
+            secret,
+            keys,
+            identities: ends.identities(),
+            message: message.clone(),
+            retry: Retry::new(now),
+        };
         Some(message)
     }
 
@@ -409,10 +521,16 @@ impl Pair {
             return Err(Ignored::Keys);
         }
         let (ciphertext, secret) = kem.encapsulate(kem_key).ok_or(Ignored::Kem)?;
-        let message = ends.sign(round, PskStep::Offer { ciphertext }).ok_or(Ignored::Unreadable)?;
+        let message = ends
+            .sign(round, PskStep::Offer { ciphertext })
+            .ok_or(Ignored::Unreadable)?;
         let next = derive(&secret, keys, request, &message).ok_or(Ignored::Kem)?;
         self.round = round;
-        self.phase = Phase::Offered { next, keys, message: message.clone() };
+        self.phase = Phase::Offered {
+            next,
+            keys,
+            message: message.clone(),
+        };
         Ok(Some(message))
     }
 
@@ -425,23 +543,51 @@ impl Pair {
         now: u64,
     ) -> Result<Option<SignedPskMessage>, Ignored> {
         match &self.phase {
-            Phase::Requested { secret, keys, message: request, .. } if round == self.round => {
+            Phase::Requested {
+                secret,
+                keys,
+                message: request,
+                ..
+            } if round == self.round => {
                 let keys = *keys;
                 let secret = secret.decapsulate(ciphertext).ok_or(Ignored::Kem)?;
                 let next = derive(&secret, keys, request, offer).ok_or(Ignored::Kem)?;
-                let message = ends.sign(round, PskStep::Confirm { proof: next.proof }).ok_or(Ignored::Unreadable)?;
-                let trial = Trial { next: false, since: now, handshake: 0, doubtful: false };
-                self.phase = Phase::Confirmed { next, keys, message: message.clone(), retry: Retry::new(now), trial };
+                let message = ends
+                    .sign(round, PskStep::Confirm { proof: next.proof })
+                    .ok_or(Ignored::Unreadable)?;
+                let trial = Trial {
+                    next: false,
+                    since: now,
+                    handshake: 0,
+                    doubtful: false,
+                };
+                self.phase = Phase::Confirmed {
+                    next,
+                    keys,
+                    message: message.clone(),
+                    retry: Retry::new(now),
+                    trial,
+                };
                 Ok(Some(message))
             }
-            Phase::Confirmed { message, .. } if round == self.round => Ok(Some(ends.signed(Arc::clone(&message.message)))),
-            Phase::Idle | Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => {
-                Err(Ignored::Unexpected)
+            Phase::Confirmed { message, .. } if round == self.round => {
+                Ok(Some(ends.signed(Arc::clone(&message.message))))
             }
+            Phase::Idle
+            | Phase::Requested { .. }
+            | Phase::Confirmed { .. }
+            | Phase::Offered { .. }
+            | Phase::Waiting { .. } => Err(Ignored::Unexpected),
         }
     }
 
-    fn confirmed(&mut self, ends: &Ends<'_>, round: u64, proof: Bytes32, now: u64) -> Result<Option<SignedPskMessage>, Ignored> {
+    fn confirmed(
+        &mut self,
+        ends: &Ends<'_>,
+        round: u64,
+        proof: Bytes32,
+        now: u64,
+    ) -> Result<Option<SignedPskMessage>, Ignored> {
         if round < self.round {
             return Err(Ignored::Old);
         }
@@ -450,10 +596,14 @@ impl Pair {
                 self.agree(now);
                 Ok(ends.sign(round, PskStep::Commit {}))
             }
-            Phase::Idle if round == self.round && self.current.is_some() => Ok(ends.sign(round, PskStep::Commit {})),
-            Phase::Idle | Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => {
-                Ok(ends.sign(round, PskStep::Renew {}))
+            Phase::Idle if round == self.round && self.current.is_some() => {
+                Ok(ends.sign(round, PskStep::Commit {}))
             }
+            Phase::Idle
+            | Phase::Requested { .. }
+            | Phase::Confirmed { .. }
+            | Phase::Offered { .. }
+            | Phase::Waiting { .. } => Ok(ends.sign(round, PskStep::Renew {})),
         }
     }
 
@@ -465,28 +615,47 @@ impl Pair {
         Ok(None)
     }
 
-    /// The responder has no key: of this round, so that the next one is not to be waited for, or none at all.
-    fn renew(&mut self, ends: &Ends<'_>, round: u64, now: u64, kem: &impl Kem) -> Result<Option<SignedPskMessage>, Ignored> {
+    /// The responder has no key: of this round, so that the next one is not to be waited for, or
+    /// none at all.
+    fn renew(
+        &mut self,
+        ends: &Ends<'_>,
+        round: u64,
+        now: u64,
+        kem: &impl Kem,
+    ) -> Result<Option<SignedPskMessage>, Ignored> {
         match &self.phase {
             Phase::Confirmed { .. } if round == self.round => Ok(self.begin(ends, now, kem)),
             Phase::Requested { message, .. } => Ok(Some(message.clone())),
             // Somebody may have kept the message to send it again and again.
             Phase::Idle if self.may_begin_again(ends, now) => Ok(self.begin(ends, now, kem)),
-            Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } | Phase::Waiting { .. } => Err(Ignored::Unexpected),
+            Phase::Idle
+            | Phase::Confirmed { .. }
+            | Phase::Offered { .. }
+            | Phase::Waiting { .. } => Err(Ignored::Unexpected),
         }
     }
 
     fn may_begin_again(&self, ends: &Ends<'_>, now: u64) -> bool {
-        self.current.as_ref().is_none_or(|agreed| !ends.is_turning && now.abs_diff(agreed.since) >= SHORTEST_RETRY_S)
+        self.current
+            .as_ref()
+            .is_none_or(|agreed| !ends.is_turning && now.abs_diff(agreed.since) >= SHORTEST_RETRY_S)
     }
 
     /// Both ends have the next key: there is no way back.
     fn agree(&mut self, now: u64) {
-        if let Phase::Confirmed { next, keys, .. } | Phase::Offered { next, keys, .. } = std::mem::take(&mut self.phase) {
+        if let Phase::Confirmed { next, keys, .. } | Phase::Offered { next, keys, .. } =
+            std::mem::take(&mut self.phase)
+        {
             let [a, b, c, d, ..] = *next.proof.as_bytes();
             self.wanted = None;
             let jitter = u64::from(u32::from_be_bytes([a, b, c, d]) % JITTER_S);
-            self.current = Some(Agreed { psk: next.psk, keys, since: now, due: now.saturating_add(LIFETIME_S - jitter) });
+            self.current = Some(Agreed {
+                psk: next.psk,
+                keys,
+                since: now,
+                due: now.saturating_add(LIFETIME_S - jitter),
+            });
         }
     }
 }
@@ -494,13 +663,19 @@ impl Pair {
 impl Default for Retry {
     /// Due at once.
     fn default() -> Self {
-        Self { said: 0, wait: SHORTEST_RETRY_S }
+        Self {
+            said: 0,
+            wait: SHORTEST_RETRY_S,
+        }
     }
 }
 
 impl Retry {
     fn new(now: u64) -> Self {
-        Self { said: now, wait: SHORTEST_RETRY_S }
+        Self {
+            said: now,
+            wait: SHORTEST_RETRY_S,
+        }
     }
 
     fn is_due(self, now: u64) -> bool {
@@ -508,6 +683,9 @@ impl Retry {
     }
 
     fn again(&mut self, now: u64) {
-        *self = Self { said: now, wait: LONGEST_RETRY_S.min(self.wait * 2) };
+        *self = Self {
+            said: now,
+            wait: LONGEST_RETRY_S.min(self.wait * 2),
+        };
     }
 }

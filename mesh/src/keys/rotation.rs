@@ -12,8 +12,9 @@
 //!   done(statement) ─────────────────────────▶ tells ───────────▶ forgets the former key
 //! ```
 //!
-//! While no handshake is complete, both ends keep their packets waiting; what the peers still send under the former key is received. That is
-//! why none is lost, and why the switch itself needs nobody but the two ends. A peer that was away learns of the key when it is back. An unmanaged
+//! While no handshake is complete, both ends keep their packets waiting; what the peers still send
+//! under the former key is received. That is why none is lost, and why the switch itself needs
+//! nobody but the two ends. A peer that was away learns of the key when it is back. An unmanaged
 //! peer learns of it by a new file alone, so no schedule begins a rotation while there is one.
 //!
 //! The part of the peers is [`canary`].
@@ -42,15 +43,18 @@ const ASK: Duration = Duration::from_millis(300);
 const FRESH: Duration = Duration::from_secs(2);
 /// How long the peers have to get ready.
 const READY: Duration = Duration::from_secs(30);
-/// When another node is at it, when the coordinator cannot be reached, and after something was said, until the view shows it.
+/// When another node is at it, when the coordinator cannot be reached, and after something was
+/// said, until the view shows it.
 const PAUSE: Duration = Duration::from_secs(3);
 /// When a rotation is tried again that had to be given up.
 const PUT_OFF: Duration = Duration::from_secs(600);
-/// The part of a key's lifetime by which the lifetimes of keys differ, so that a mesh does not renew all at once.
+/// The part of a key's lifetime by which the lifetimes of keys differ, so that a mesh does not
+/// renew all at once.
 const JITTER_PART: u64 = 8;
 const DAY_S: u64 = 24 * 3600;
 
-/// A change of the node's own WireGuard key, as far as it has come. What has to outlive a restart is part of the [`Machine`].
+/// A change of the node's own WireGuard key, as far as it has come. What has to outlive a restart
+/// is part of the [`Machine`].
 #[derive(Clone, Debug, Default)]
 pub struct Rotation {
     /// The coordinator knows of the next key.
@@ -92,7 +96,8 @@ pub enum Act {
     /// Make a key and keep it on disk: [`Machine::preparing`].
     MakeKey,
     Tell(RotationStep),
-    /// Keep the next key as the present one on disk, and give it to the device: [`Machine::switched`].
+    /// Keep the next key as the present one on disk, and give it to the device:
+    /// [`Machine::switched`].
     TakeUp,
     /// Forget the next key: [`Machine::staying`].
     GiveUp,
@@ -112,58 +117,111 @@ pub enum Told {
 impl Rotation {
     /// What is to be done next, if anything.
     pub fn next(&mut self, situation: &Situation<'_>) -> Option<Act> {
-        let Situation { known, machine, now, .. } = *situation;
+        let Situation {
+            known,
+            machine,
+            now,
+            ..
+        } = *situation;
         let own = known.myself.keys?;
         if now < self.silent_until {
             return None;
         }
         if machine.sequence() > own.sequence {
-            return machine.statement(known.mesh.id).ok().map(|statement| Act::Tell(RotationStep::Done(statement)));
+            return machine
+                .statement(known.mesh.id)
+                .ok()
+                .map(|statement| Act::Tell(RotationStep::Done(statement)));
         }
         if machine.next_key().is_none() {
             (self.announced, self.is_refused) = (None, false);
             if own.announced.is_some() {
                 return Some(Act::Tell(RotationStep::Withdraw {}));
             }
-            let is_due = own.rotate || (is_used_up(known, machine, situation.unix_s) && unmanaged(known).next().is_none());
+            let is_due = own.rotate
+                || (is_used_up(known, machine, situation.unix_s)
+                    && unmanaged(known).next().is_none());
             let is_due = is_due && now >= self.put_off_until;
-            // A next identity speaks of the present key. Whoever asks on this host waits for an answer.
+            // A next identity speaks of the present key. Whoever asks on this host waits for an
+            // answer.
             let is_free = machine.successor().is_none();
             return (is_free && (situation.is_asked || is_due)).then_some(Act::MakeKey);
         }
-        let announce = || machine.announcement(known.mesh.id).ok().flatten().map(|statement| Act::Tell(RotationStep::Announce(statement)));
-        let Some(Announced { since, heard, waiting_for }) = &self.announced else {
-            return if self.is_refused { Some(Act::GiveUp) } else { announce() };
+        let announce = || {
+            machine
+                .announcement(known.mesh.id)
+                .ok()
+                .flatten()
+                .map(|statement| Act::Tell(RotationStep::Announce(statement)))
         };
-        let in_touch = |peer: &KnownPeer| peer.entry(situation.link).is_some_and(ObservedPeer::is_live);
-        let missing =
-            known.peers.values().filter(|peer| waiting_for.contains(&peer.peer.node) && !peer.statement.unmanaged && in_touch(peer));
+        let Some(Announced {
+            since,
+            heard,
+            waiting_for,
+        }) = &self.announced
+        else {
+            return if self.is_refused {
+                Some(Act::GiveUp)
+            } else {
+                announce()
+            };
+        };
+        let in_touch = |peer: &KnownPeer| {
+            peer.entry(situation.link)
+                .is_some_and(ObservedPeer::is_live)
+        };
+        let missing = known.peers.values().filter(|peer| {
+            waiting_for.contains(&peer.peer.node) && !peer.statement.unmanaged && in_touch(peer)
+        });
         let missing: Vec<_> = missing.map(|peer| peer.peer.name.to_string()).collect();
         let is_fresh = now.saturating_sub(*heard) < FRESH;
-        let changing = || known.peers.values().find(|peer| situation.psks.is_changing(peer.peer.node) && in_touch(peer));
+        let changing = || {
+            known
+                .peers
+                .values()
+                .find(|peer| situation.psks.is_changing(peer.peer.node) && in_touch(peer))
+        };
         if missing.is_empty() && is_fresh && changing().is_none() {
             return Some(Act::TakeUp);
         }
         if now.saturating_sub(*since) > READY {
             let why = match changing() {
                 _ if !missing.is_empty() => {
-                    format!("the agents of {} are not ready for it: do they run, and do they reach the coordinator?", missing.join(", "))
+                    format!(
+                        "the agents of {} are not ready for it: do they run, and do they reach the \
+                         coordinator?",
+                        missing.join(", ")
+                    )
                 }
-                Some(peer) => format!("the agent of {} does not finish its change of the preshared key", peer.peer.name),
+                Some(peer) => format!(
+                    "the agent of {} does not finish its change of the preshared key",
+                    peer.peer.name
+                ),
                 None => "the coordinator could not be reached for long enough".to_owned(),
             };
             self.put_off(now, &why);
             return Some(Act::GiveUp);
         }
-        if now.saturating_sub(*heard) >= ASK { announce() } else { None }
+        if now.saturating_sub(*heard) >= ASK {
+            announce()
+        } else {
+            None
+        }
     }
 
     /// Takes note of what came of [`Act::Tell`].
     pub fn told(&mut self, step: &RotationStep, told: Told, now: Duration) {
         match (step, told) {
             (RotationStep::Announce(_), Told::Taken(answer)) => {
-                let since = self.announced.as_ref().map_or(now, |announced| announced.since);
-                self.announced = Some(Announced { since, heard: now, waiting_for: answer.waiting_for.into_iter().collect() });
+                let since = self
+                    .announced
+                    .as_ref()
+                    .map_or(now, |announced| announced.since);
+                self.announced = Some(Announced {
+                    since,
+                    heard: now,
+                    waiting_for: answer.waiting_for.into_iter().collect(),
+                });
                 self.problem = None;
             }
             (RotationStep::Announce(_), Told::Refused(why)) => {
@@ -175,20 +233,28 @@ impl Rotation {
                 self.silent_until = now + PAUSE;
             }
             (RotationStep::Done(_) | RotationStep::Withdraw {}, Told::Refused(why)) => {
-                self.problem = Some(format!("the coordinator does not take this node's WireGuard key: {why}"));
+                self.problem = Some(format!(
+                    "the coordinator does not take this node's WireGuard key: {why}"
+                ));
                 self.silent_until = now + PUT_OFF;
             }
             (RotationStep::Done(_) | RotationStep::Withdraw {}, Told::Taken(_) | Told::Busy)
-            | (RotationStep::Announce(_) | RotationStep::Done(_) | RotationStep::Withdraw {}, Told::Unreachable) => {
+            | (
+                RotationStep::Announce(_) | RotationStep::Done(_) | RotationStep::Withdraw {},
+                Told::Unreachable,
+            ) => {
                 self.silent_until = now + PAUSE;
             }
         }
     }
 
-    /// How soon [`Rotation::next`] may have something to do; absent means: not before something else happens.
+    /// How soon [`Rotation::next`] may have something to do; absent means: not before something
+    /// else happens.
     pub fn pace(&self, situation: &Situation<'_>) -> Option<Duration> {
         let own = situation.known.myself.keys?;
-        let is_under_way = situation.machine.next_key().is_some() || situation.machine.sequence() > own.sequence || own.announced.is_some();
+        let is_under_way = situation.machine.next_key().is_some()
+            || situation.machine.sequence() > own.sequence
+            || own.announced.is_some();
         is_under_way.then(|| self.silent_until.saturating_sub(situation.now).max(ASK))
     }
 
@@ -210,30 +276,39 @@ impl Rotation {
     }
 }
 
-/// Why the key is kept although it is older than the mesh lets keys become, in words: the files of unmanaged peers name it.
+/// Why the key is kept although it is older than the mesh lets keys become, in words: the files of
+/// unmanaged peers name it.
 pub fn kept_for_unmanaged(known: &Known, machine: &Machine, unix_s: u64) -> Option<String> {
     let names: Vec<_> = unmanaged(known).map(|name| name.to_string()).collect();
     (!names.is_empty() && is_used_up(known, machine, unix_s)).then(|| {
         format!(
-            "the WireGuard key is due to be changed and stays, for the files of {} name it: change it by `wattle-agent rotate --force`, then make and \
+            "the WireGuard key is due to be changed and stays, for the files of {} name it: change \
+             it by `wattle-agent rotate --force`, then make and \
              install new files",
             names.join(", ")
         )
     })
 }
 
-/// The peers that would lose their tunnel with this node if it changed its WireGuard key, until they have new files.
+/// The peers that would lose their tunnel with this node if it changed its WireGuard key, until
+/// they have new files.
 pub fn unmanaged(known: &Known) -> impl Iterator<Item = &Name> {
-    known.peers.values().filter(|peer| peer.statement.unmanaged).map(|peer| &peer.peer.name)
+    known
+        .peers
+        .values()
+        .filter(|peer| peer.statement.unmanaged)
+        .map(|peer| &peer.peer.name)
 }
 
-/// Whether the key is older than the mesh lets keys become. Each key has a lifetime of its own, up to an eighth shorter.
+/// Whether the key is older than the mesh lets keys become. Each key has a lifetime of its own, up
+/// to an eighth shorter.
 fn is_used_up(known: &Known, machine: &Machine, unix_s: u64) -> bool {
     let lifetime_s = u64::from(known.mesh.rotate_days) * DAY_S;
     if lifetime_s == 0 {
         return false;
     }
     let [a, b, c, d, ..] = *machine.wireguard_key().as_bytes();
-    let jitter_s = lifetime_s / JITTER_PART * u64::from(u32::from_be_bytes([a, b, c, d])) / u64::from(u32::MAX);
+    let jitter_s = lifetime_s / JITTER_PART * u64::from(u32::from_be_bytes([a, b, c, d]))
+        / u64::from(u32::MAX);
     unix_s.saturating_sub(machine.since()) >= lifetime_s - jitter_s
 }

@@ -27,16 +27,35 @@ impl TryFrom<ApiTokenRow> for ApiToken {
     type Error = Error;
 
     fn try_from(row: ApiTokenRow) -> Result<Self> {
-        let ApiTokenRow { id, name, role, created_at, expires_at, last_used_at } = row;
-        Ok(Self { id: TokenId(id), name, role: parse_role(&role)?, created_at, expires_at, last_used_at })
+        let ApiTokenRow {
+            id,
+            name,
+            role,
+            created_at,
+            expires_at,
+            last_used_at,
+        } = row;
+        Ok(Self {
+            id: TokenId(id),
+            name,
+            role: parse_role(&role)?,
+            created_at,
+            expires_at,
+            last_used_at,
+        })
     }
 }
 
 fn parse_role(role: &str) -> Result<Role> {
-    role.parse().map_err(|_| Error::Internal("a role in the database is not valid"))
+    role.parse()
+        .map_err(|_| Error::Internal("a role in the database is not valid"))
 }
 
-pub async fn insert(connection: &mut PgConnection, token: &secret::ApiToken, wanted: &NewApiToken) -> Result<ApiToken> {
+pub async fn insert(
+    connection: &mut PgConnection,
+    token: &secret::ApiToken,
+    wanted: &NewApiToken,
+) -> Result<ApiToken> {
     let row = sqlx::query_as!(
         ApiTokenRow,
         "INSERT INTO api_tokens (id, name, role, secret_hash, expires_at)
@@ -54,14 +73,22 @@ pub async fn insert(connection: &mut PgConnection, token: &secret::ApiToken, wan
 pub(super) async fn find(connection: &mut PgConnection, id: TokenId) -> Result<Option<ApiToken>> {
     let row = sqlx::query_as!(
         ApiTokenRow,
-        "SELECT id, name, role, created_at, expires_at, last_used_at FROM api_tokens WHERE id = $1 AND revoked_at IS NULL",
+        "SELECT id, name, role, created_at, expires_at, last_used_at FROM api_tokens WHERE id = $1 \
+         AND revoked_at IS NULL",
         id.0
     );
-    row.fetch_optional(connection).await?.map(ApiToken::try_from).transpose()
+    row.fetch_optional(connection)
+        .await?
+        .map(ApiToken::try_from)
+        .transpose()
 }
 
 /// The api tokens that were not revoked.
-pub async fn list(connection: &mut PgConnection, after: Option<TokenId>, limit: usize) -> Result<Vec<ApiToken>> {
+pub async fn list(
+    connection: &mut PgConnection,
+    after: Option<TokenId>,
+    limit: usize,
+) -> Result<Vec<ApiToken>> {
     let rows = sqlx::query_as!(
         ApiTokenRow,
         "SELECT id, name, role, created_at, expires_at, last_used_at FROM api_tokens
@@ -69,38 +96,72 @@ pub async fn list(connection: &mut PgConnection, after: Option<TokenId>, limit: 
         after.map(|id| id.0),
         i64::try_from(limit).unwrap_or(i64::MAX)
     );
-    rows.fetch_all(connection).await?.into_iter().map(ApiToken::try_from).collect()
+    rows.fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(ApiToken::try_from)
+        .collect()
 }
 
-/// The hash of an api token's secret and what the token is good for, if it is good for anything now.
-pub async fn credential(connection: &mut PgConnection, id: TokenId) -> Result<Option<(Vec<u8>, Grant)>> {
+/// The hash of an api token's secret and what the token is good for, if it is good for anything
+/// now.
+pub async fn credential(
+    connection: &mut PgConnection,
+    id: TokenId,
+) -> Result<Option<(Vec<u8>, Grant)>> {
     let row = sqlx::query!(
         "SELECT secret_hash, role, expires_at FROM api_tokens
          WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
         id.0
     );
-    let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
-    Ok(Some((row.secret_hash, Grant { role: parse_role(&row.role)?, expires_at: row.expires_at })))
+    let Some(row) = row.fetch_optional(connection).await? else {
+        return Ok(None);
+    };
+    Ok(Some((
+        row.secret_hash,
+        Grant {
+            role: parse_role(&row.role)?,
+            expires_at: row.expires_at,
+        },
+    )))
 }
 
 /// What an api token is good for now; it is not revoked before the transaction ends.
 pub(super) async fn lock(connection: &mut PgConnection, id: TokenId) -> Result<Option<Grant>> {
     let row = sqlx::query!(
         "SELECT role, expires_at FROM api_tokens
-         WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) FOR SHARE",
+         WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) FOR \
+         SHARE",
         id.0
     );
-    let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
-    Ok(Some(Grant { role: parse_role(&row.role)?, expires_at: row.expires_at }))
+    let Some(row) = row.fetch_optional(connection).await? else {
+        return Ok(None);
+    };
+    Ok(Some(Grant {
+        role: parse_role(&row.role)?,
+        expires_at: row.expires_at,
+    }))
 }
 
 /// The role that the api token had; `None` if there was none.
 pub async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<Option<Role>> {
-    let role = sqlx::query_scalar!("UPDATE api_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING role", id.0);
-    role.fetch_optional(connection).await?.map(|role| parse_role(&role)).transpose()
+    let role = sqlx::query_scalar!(
+        "UPDATE api_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING \
+         role",
+        id.0
+    );
+    role.fetch_optional(connection)
+        .await?
+        .map(|role| parse_role(&role))
+        .transpose()
 }
 
 pub async fn used(connection: &mut PgConnection, id: TokenId) -> Result<()> {
-    sqlx::query!("UPDATE api_tokens SET last_used_at = now() WHERE id = $1", id.0).execute(connection).await?;
+    sqlx::query!(
+        "UPDATE api_tokens SET last_used_at = now() WHERE id = $1",
+        id.0
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }

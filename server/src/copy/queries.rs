@@ -16,7 +16,8 @@ use crate::{
     mesh, nodes, sites,
 };
 
-/// How many revisions a coordinator remembers when it starts; agents that are further behind get a snapshot.
+/// How many revisions a coordinator remembers when it starts; agents that are further behind get a
+/// snapshot.
 const HISTORY: i64 = 10_000;
 
 /// What a revision changed.
@@ -27,13 +28,21 @@ pub struct Revision {
 }
 
 pub async fn position(connection: &mut PgConnection) -> Result<Position> {
-    Ok(sqlx::query_as!(Position, "SELECT epoch, revision FROM mesh").fetch_one(connection).await?)
+    Ok(
+        sqlx::query_as!(Position, "SELECT epoch, revision FROM mesh")
+            .fetch_one(connection)
+            .await?,
+    )
 }
 
-/// The database lost what was seen, if its position is before that: its numbers will be given out again, and must not be mistaken for those
-/// that were lost. Whether a new epoch began.
+/// The database lost what was seen, if its position is before that: its numbers will be given out
+/// again, and must not be mistaken for those that were lost. Whether a new epoch began.
 pub async fn begin_epoch(connection: &mut PgConnection, seen: Position) -> Result<bool> {
-    let begun = sqlx::query!("UPDATE mesh SET epoch = $1::bigint + 1 WHERE (epoch, revision) < ($1, $2)", seen.epoch, seen.revision);
+    let begun = sqlx::query!(
+        "UPDATE mesh SET epoch = $1::bigint + 1 WHERE (epoch, revision) < ($1, $2)",
+        seen.epoch,
+        seen.revision
+    );
     Ok(begun.execute(connection).await?.rows_affected() == 1)
 }
 
@@ -62,7 +71,9 @@ pub async fn directory(connection: &mut PgConnection) -> Result<(Position, Direc
 /// Reads all of the mesh, in a transaction that sees one moment.
 pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
     let (position, mut directory) = directory(connection).await?;
-    let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'").fetch_all(&mut *connection).await?;
+    let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'")
+        .fetch_all(&mut *connection)
+        .await?;
     directory.revoked.extend(revoked.into_iter().map(NodeId));
     let history = sqlx::query_as!(
         Revision,
@@ -72,17 +83,26 @@ pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
         position.epoch
     );
     let history = history.fetch_all(&mut *connection).await?;
-    Ok(Feed::new(directory, position, history.into_iter().map(|change| (change.revision, change.changes.0))))
+    Ok(Feed::new(
+        directory,
+        position,
+        history
+            .into_iter()
+            .map(|change| (change.revision, change.changes.0)),
+    ))
 }
 
 pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettings)> {
     let row = sqlx::query!(
-        "SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, probes, lossy_percent, slow_ms, epoch, revision FROM mesh"
+        "SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, probes, \
+         lossy_percent, slow_ms, epoch, revision FROM mesh"
     )
     .fetch_one(connection)
     .await?;
     let invalid = || Error::Internal("the settings of the mesh are not valid");
-    let ipnet::IpNet::V4(tunnel_prefix) = row.tunnel_prefix else { return Err(invalid()) };
+    let ipnet::IpNet::V4(tunnel_prefix) = row.tunnel_prefix else {
+        return Err(invalid());
+    };
     let settings = MeshSettings {
         id: MeshId(row.id),
         tunnel_prefix,
@@ -96,5 +116,11 @@ pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSe
             slow_ms: row.slow_ms.try_into().map_err(|_| invalid())?,
         },
     };
-    Ok((Position { epoch: row.epoch, revision: row.revision }, settings))
+    Ok((
+        Position {
+            epoch: row.epoch,
+            revision: row.revision,
+        },
+        settings,
+    ))
 }

@@ -40,7 +40,10 @@ pub(crate) struct NewNode<'n> {
 /// What is known of a node beside its keys.
 #[derive(Debug)]
 pub(crate) enum Kind<'n> {
-    Managed { agent_version: &'n str, join_token: TokenId },
+    Managed {
+        agent_version: &'n str,
+        join_token: TokenId,
+    },
     Unmanaged(&'n Unmanaged),
 }
 
@@ -60,27 +63,50 @@ pub(super) struct Token {
     pub(super) site_name: Name,
 }
 
-pub(super) async fn token_hash(connection: &mut PgConnection, token: TokenId) -> Result<Option<Vec<u8>>> {
-    let hash = sqlx::query_scalar!("SELECT secret_hash FROM join_tokens WHERE id = $1 AND revoked_at IS NULL", token.0);
+pub(super) async fn token_hash(
+    connection: &mut PgConnection,
+    token: TokenId,
+) -> Result<Option<Vec<u8>>> {
+    let hash = sqlx::query_scalar!(
+        "SELECT secret_hash FROM join_tokens WHERE id = $1 AND revoked_at IS NULL",
+        token.0
+    );
     Ok(hash.fetch_optional(connection).await?)
 }
 
 /// Reads a token, and lets nobody else use it nor enrol for its site until this transaction ends.
-pub(super) async fn lock_token(connection: &mut PgConnection, token: TokenId) -> Result<Option<Token>> {
+pub(super) async fn lock_token(
+    connection: &mut PgConnection,
+    token: TokenId,
+) -> Result<Option<Token>> {
     let row = sqlx::query!(
-        "SELECT secret_hash, sites.id AS site, sites.name AS site_name FROM join_tokens JOIN sites ON sites.id = join_tokens.site
-         WHERE join_tokens.id = $1 AND revoked_at IS NULL FOR UPDATE OF join_tokens FOR NO KEY UPDATE OF sites",
+        "SELECT secret_hash, sites.id AS site, sites.name AS site_name FROM join_tokens JOIN sites \
+         ON sites.id = join_tokens.site
+         WHERE join_tokens.id = $1 AND revoked_at IS NULL FOR UPDATE OF join_tokens FOR NO KEY \
+         UPDATE OF sites",
         token.0
     );
-    let Some(row) = row.fetch_optional(connection).await? else { return Ok(None) };
-    let site_name = row.site_name.parse().map_err(|_| Error::Internal("a site in the database is not valid"))?;
-    Ok(Some(Token { id: token, secret_hash: row.secret_hash, site: SiteId(row.site), site_name }))
+    let Some(row) = row.fetch_optional(connection).await? else {
+        return Ok(None);
+    };
+    let site_name = row
+        .site_name
+        .parse()
+        .map_err(|_| Error::Internal("a site in the database is not valid"))?;
+    Ok(Some(Token {
+        id: token,
+        secret_hash: row.secret_hash,
+        site: SiteId(row.site),
+        site_name,
+    }))
 }
 
-/// Takes one use of a token; `false` when there is none left or it has expired, by the database's clock.
+/// Takes one use of a token; `false` when there is none left or it has expired, by the database's
+/// clock.
 pub(super) async fn consume_token(connection: &mut PgConnection, token: TokenId) -> Result<bool> {
     let consumed = sqlx::query!(
-        "UPDATE join_tokens SET uses_left = uses_left - 1 WHERE id = $1 AND uses_left > 0 AND expires_at > now() AND revoked_at IS NULL",
+        "UPDATE join_tokens SET uses_left = uses_left - 1 WHERE id = $1 AND uses_left > 0 AND \
+         expires_at > now() AND revoked_at IS NULL",
         token.0
     );
     Ok(consumed.execute(connection).await?.rows_affected() == 1)
@@ -114,27 +140,48 @@ impl KeyHolders {
 
     /// The answer that a machine with these keys already got for this token.
     pub(super) fn enrolled_by(&self, token: &Token, mesh: MeshId) -> Result<Option<Enrolled>> {
-        let node = self.0.iter().find(|node| node.has_both && node.state != "revoked" && node.join_token == Some(token.id.0));
+        let node = self.0.iter().find(|node| {
+            node.has_both && node.state != "revoked" && node.join_token == Some(token.id.0)
+        });
         let Some(node) = node else { return Ok(None) };
-        let name = node.name.parse().map_err(|_| Error::Internal("a name in the database is not valid"))?;
-        Ok(Some(Enrolled { mesh, node: NodeId(node.id), name, site: token.site_name.clone(), generation: node.generation }))
+        let name = node
+            .name
+            .parse()
+            .map_err(|_| Error::Internal("a name in the database is not valid"))?;
+        Ok(Some(Enrolled {
+            mesh,
+            node: NodeId(node.id),
+            name,
+            site: token.site_name.clone(),
+            generation: node.generation,
+        }))
     }
 
     /// Refuses the keys of other nodes, and of nodes that were revoked.
     pub(crate) fn refuse(&self) -> Result<()> {
         match &self.0[..] {
             [] => Ok(()),
-            nodes if nodes.iter().any(|node| node.state == "revoked") => Err(error::key_revoked().into()),
+            nodes if nodes.iter().any(|node| node.state == "revoked") => {
+                Err(error::key_revoked().into())
+            }
             _ => Err(key_taken().into()),
         }
     }
 }
 
 /// Refuses an endpoint that lies in a subnet or is somebody else's.
-pub(super) async fn refuse_endpoint_clash(connection: &mut PgConnection, applicant: &Applicant, site: SiteId) -> Result<()> {
-    let Some(endpoint) = applicant.finish.endpoint else { return Ok(()) };
+pub(super) async fn refuse_endpoint_clash(
+    connection: &mut PgConnection,
+    applicant: &Applicant,
+    site: SiteId,
+) -> Result<()> {
+    let Some(endpoint) = applicant.finish.endpoint else {
+        return Ok(());
+    };
     sites::queries::lock(connection).await?;
-    if let Some(problem) = sites::queries::endpoint_in_foreign_subnet(connection, None, endpoint).await? {
+    if let Some(problem) =
+        sites::queries::endpoint_in_foreign_subnet(connection, None, endpoint).await?
+    {
         return Err(problem.into());
     }
     let holder = sqlx::query_scalar!(
@@ -144,22 +191,47 @@ pub(super) async fn refuse_endpoint_clash(connection: &mut PgConnection, applica
         site.0
     );
     match holder.fetch_optional(connection).await? {
-        Some(site) => Err(Problem { holder: Some(Holder { site, holds: endpoint.to_string() }), ..endpoint_taken() }.into()),
+        Some(site) => Err(Problem {
+            holder: Some(Holder {
+                site,
+                holds: endpoint.to_string(),
+            }),
+            ..endpoint_taken()
+        }
+        .into()),
         None => Ok(()),
     }
 }
 
-pub(crate) async fn insert(connection: &mut PgConnection, new: &NewNode<'_>, tunnel_prefix: Ipv4Net) -> Result<NodeRecord> {
-    let NewNode { id, site, site_name, statement, signed, endpoint, ref kind } = *new;
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    new: &NewNode<'_>,
+    tunnel_prefix: Ipv4Net,
+) -> Result<NodeRecord> {
+    let NewNode {
+        id,
+        site,
+        site_name,
+        statement,
+        signed,
+        endpoint,
+        ref kind,
+    } = *new;
     let name = free_name(connection, site_name).await?;
     let (agent, file) = match *kind {
-        Kind::Managed { agent_version, join_token } => (Some((agent_version, join_token)), None),
+        Kind::Managed {
+            agent_version,
+            join_token,
+        } => (Some((agent_version, join_token)), None),
         Kind::Unmanaged(file) => (None, Some(file)),
     };
     sqlx::query!(
-        "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, statement_signature, endpoint_address,
-                            endpoint_port, endpoint_verified, generation, agent_version, join_token, file_made_at, file_digest)
-         VALUES ($1, $2, $3, CASE WHEN EXISTS (SELECT FROM nodes WHERE site = $2 AND state = 'active') THEN 'standby' ELSE 'active' END,
+        "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, \
+         statement_signature, endpoint_address,
+                            endpoint_port, endpoint_verified, generation, agent_version, \
+                            join_token, file_made_at, file_digest)
+         VALUES ($1, $2, $3, CASE WHEN EXISTS (SELECT FROM nodes WHERE site = $2 AND state = \
+         'active') THEN 'standby' ELSE 'active' END,
                  $4, $5, $6, $7, $8, $9, $10, 1, $11, $12, $13, $14)",
         id.0,
         site.0,
@@ -178,7 +250,11 @@ pub(crate) async fn insert(connection: &mut PgConnection, new: &NewNode<'_>, tun
     )
     .execute(&mut *connection)
     .await?;
-    let own = sqlx::query!("UPDATE tunnel_addresses SET node = $1 WHERE site = $2 AND own AND node IS NULL", id.0, site.0);
+    let own = sqlx::query!(
+        "UPDATE tunnel_addresses SET node = $1 WHERE site = $2 AND own AND node IS NULL",
+        id.0,
+        site.0
+    );
     if own.execute(&mut *connection).await?.rows_affected() == 0 {
         sites::queries::lock(connection).await?;
         let address = sites::queries::free_addresses(connection, tunnel_prefix, 1).await?[0];
@@ -191,7 +267,11 @@ pub(crate) async fn insert(connection: &mut PgConnection, new: &NewNode<'_>, tun
         .execute(&mut *connection)
         .await?;
     }
-    nodes::queries::find(connection, id).await?.ok_or(Error::Internal("a node that was just inserted is not there"))
+    nodes::queries::find(connection, id)
+        .await?
+        .ok_or(Error::Internal(
+            "a node that was just inserted is not there",
+        ))
 }
 
 /// The first name for a node of a site that no node has.
@@ -200,8 +280,15 @@ async fn free_name(connection: &mut PgConnection, site: &Name) -> Result<Name> {
     loop {
         let some: Vec<Name> = names.by_ref().take(NAMES_AT_A_TIME).collect();
         let texts: Vec<_> = some.iter().map(ToString::to_string).collect();
-        let taken = sqlx::query_scalar!("SELECT name FROM nodes WHERE state <> 'revoked' AND name = ANY($1)", &texts);
-        let taken: BTreeSet<_> = taken.fetch_all(&mut *connection).await?.into_iter().collect();
+        let taken = sqlx::query_scalar!(
+            "SELECT name FROM nodes WHERE state <> 'revoked' AND name = ANY($1)",
+            &texts
+        );
+        let taken: BTreeSet<_> = taken
+            .fetch_all(&mut *connection)
+            .await?
+            .into_iter()
+            .collect();
         if let Some(free) = some.into_iter().find(|name| !taken.contains(name.as_str())) {
             return Ok(free);
         }
@@ -209,9 +296,21 @@ async fn free_name(connection: &mut PgConnection, site: &Name) -> Result<Name> {
 }
 
 pub(crate) fn key_taken() -> Problem {
-    error::taken("key_taken", "The key is taken", "statement", "another node has this key; make new keys on each machine", None)
+    error::taken(
+        "key_taken",
+        "The key is taken",
+        "statement",
+        "another node has this key; make new keys on each machine",
+        None,
+    )
 }
 
 pub(super) fn endpoint_taken() -> Problem {
-    error::taken("endpoint_taken", "The endpoint is taken", "endpoint", "another gateway has this endpoint", None)
+    error::taken(
+        "endpoint_taken",
+        "The endpoint is taken",
+        "endpoint",
+        "another gateway has this endpoint",
+        None,
+    )
 }

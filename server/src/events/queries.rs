@@ -24,48 +24,102 @@ impl TryFrom<EventRow> for Event {
     type Error = Error;
 
     fn try_from(row: EventRow) -> Result<Self> {
-        let EventRow { number, at, actor, action, object, revision, request_id, before, after, hash } = row;
-        let (before, after) = (before.map(digest).transpose()?, after.map(digest).transpose()?);
-        Ok(Self { number, at, actor, action, object, revision, request_id, before, after, hash: digest(hash)? })
+        let EventRow {
+            number,
+            at,
+            actor,
+            action,
+            object,
+            revision,
+            request_id,
+            before,
+            after,
+            hash,
+        } = row;
+        let (before, after) = (
+            before.map(digest).transpose()?,
+            after.map(digest).transpose()?,
+        );
+        Ok(Self {
+            number,
+            at,
+            actor,
+            action,
+            object,
+            revision,
+            request_id,
+            before,
+            after,
+            hash: digest(hash)?,
+        })
     }
 }
 
 fn digest(bytes: Vec<u8>) -> Result<Bytes32> {
-    <[u8; 32]>::try_from(bytes).map(Bytes32::from).map_err(|_| Error::Internal("a digest in the database has a wrong length"))
+    <[u8; 32]>::try_from(bytes)
+        .map(Bytes32::from)
+        .map_err(|_| Error::Internal("a digest in the database has a wrong length"))
 }
 
 /// The newest events before one.
-pub(super) async fn newest(connection: &mut PgConnection, before: Option<i64>, limit: usize) -> Result<Vec<Event>> {
+pub(super) async fn newest(
+    connection: &mut PgConnection,
+    before: Option<i64>,
+    limit: usize,
+) -> Result<Vec<Event>> {
     let rows = sqlx::query_as!(
         EventRow,
-        "SELECT number, at, actor, action, object, revision, request_id, before, after, hash FROM events
+        "SELECT number, at, actor, action, object, revision, request_id, before, after, hash FROM \
+         events
          WHERE $1::bigint IS NULL OR number < $1 ORDER BY number DESC LIMIT $2",
         before,
         i64::try_from(limit).unwrap_or(i64::MAX)
     );
-    rows.fetch_all(connection).await?.into_iter().map(Event::try_from).collect()
+    rows.fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(Event::try_from)
+        .collect()
 }
 
 /// The first events after one.
-pub(super) async fn after(connection: &mut PgConnection, number: i64, limit: usize) -> Result<Vec<Event>> {
+pub(super) async fn after(
+    connection: &mut PgConnection,
+    number: i64,
+    limit: usize,
+) -> Result<Vec<Event>> {
     let rows = sqlx::query_as!(
         EventRow,
-        "SELECT number, at, actor, action, object, revision, request_id, before, after, hash FROM events
+        "SELECT number, at, actor, action, object, revision, request_id, before, after, hash FROM \
+         events
          WHERE number > $1 ORDER BY number LIMIT $2",
         number,
         i64::try_from(limit).unwrap_or(i64::MAX)
     );
-    rows.fetch_all(connection).await?.into_iter().map(Event::try_from).collect()
+    rows.fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(Event::try_from)
+        .collect()
 }
 
 /// Whether it is in the audit log that this was done to the object.
 pub async fn is_told(connection: &mut PgConnection, action: &str, object: &str) -> Result<bool> {
-    let told = sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM events WHERE object = $1 AND action = $2) AS "told!""#, object, action);
+    let told = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM events WHERE object = $1 AND action = $2) AS "told!""#,
+        object,
+        action
+    );
     Ok(told.fetch_one(connection).await?)
 }
 
 /// The end of the chain, as the mesh's own row has it.
 pub(super) async fn head(connection: &mut PgConnection) -> Result<Head> {
-    let row = sqlx::query!("SELECT event_number, event_hash FROM mesh").fetch_one(connection).await?;
-    Ok(Head { number: row.event_number, hash: digest(row.event_hash)? })
+    let row = sqlx::query!("SELECT event_number, event_hash FROM mesh")
+        .fetch_one(connection)
+        .await?;
+    Ok(Head {
+        number: row.event_number,
+        hash: digest(row.event_hash)?,
+    })
 }

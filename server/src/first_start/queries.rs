@@ -9,9 +9,14 @@ use super::Mesh;
 use crate::error::{Error, Result};
 
 /// Whether there was none yet.
-pub(super) async fn insert_mesh(connection: &mut PgConnection, tunnel_prefix: IpNet, challenge_secret: [u8; 32]) -> Result<bool> {
+pub(super) async fn insert_mesh(
+    connection: &mut PgConnection,
+    tunnel_prefix: IpNet,
+    challenge_secret: [u8; 32],
+) -> Result<bool> {
     let inserted = sqlx::query!(
-        "INSERT INTO mesh (id, tunnel_prefix, listen_port, keepalive_s, epoch, revision, challenge_secret, psk)
+        "INSERT INTO mesh (id, tunnel_prefix, listen_port, keepalive_s, epoch, revision, \
+         challenge_secret, psk)
          VALUES ($1, $2, 51820, 25, 1, 0, $3, 'require') ON CONFLICT DO NOTHING",
         Uuid::now_v7(),
         tunnel_prefix,
@@ -21,7 +26,15 @@ pub(super) async fn insert_mesh(connection: &mut PgConnection, tunnel_prefix: Ip
 }
 
 pub(super) async fn mesh(connection: &mut PgConnection) -> Result<Mesh> {
-    let row = sqlx::query!("SELECT id, challenge_secret FROM mesh").fetch_one(connection).await?;
-    let challenge_secret = row.challenge_secret.try_into().map_err(|_| Error::Internal("the challenge secret has a wrong length"))?;
-    Ok(Mesh { id: MeshId(row.id), challenge_secret })
+    let row = sqlx::query!("SELECT id, challenge_secret FROM mesh")
+        .fetch_one(connection)
+        .await?;
+    let challenge_secret = row
+        .challenge_secret
+        .try_into()
+        .map_err(|_| Error::Internal("the challenge secret has a wrong length"))?;
+    Ok(Mesh {
+        id: MeshId(row.id),
+        challenge_secret,
+    })
 }

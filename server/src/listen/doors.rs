@@ -1,7 +1,8 @@
 //! Who is connected, and who has to give way when too many are.
 //!
-//! A connection counts as unproven until a request on it carried a valid credential, which takes an agent or a script a moment. So when there
-//! are too many, the oldest unproven one gives way: a flood of silent connections pushes out its own, and locks nobody out.
+//! A connection counts as unproven until a request on it carried a valid credential, which takes an
+//! agent or a script a moment. So when there are too many, the oldest unproven one gives way: a
+//! flood of silent connections pushes out its own, and locks nobody out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -45,7 +46,10 @@ pub struct Guest {
 
 impl Doors {
     pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, inside: Mutex::default() })
+        Arc::new(Self {
+            most,
+            inside: Mutex::default(),
+        })
     }
 
     /// Lets a connection in; others may have to give way for it.
@@ -60,13 +64,30 @@ impl Doors {
         let oldest_there = network.and_then(|network| {
             let from_there = inside.by_network.entry(network).or_default();
             from_there.insert(number);
-            from_there.first().copied().filter(|_| from_there.len() > MOST_UNPROVEN)
+            from_there
+                .first()
+                .copied()
+                .filter(|_| from_there.len() > MOST_UNPROVEN)
         });
-        let oldest = inside.unproven.keys().next().copied().filter(|_| inside.open > self.most);
-        if let Some(gives_way) = oldest_there.or(oldest).and_then(|number| inside.remove(number)) {
+        let oldest = inside
+            .unproven
+            .keys()
+            .next()
+            .copied()
+            .filter(|_| inside.open > self.most);
+        if let Some(gives_way) = oldest_there
+            .or(oldest)
+            .and_then(|number| inside.remove(number))
+        {
             gives_way.cancel();
         }
-        Arc::new(Guest { doors: Arc::clone(self), number, network, proven: AtomicBool::new(false), gives_way })
+        Arc::new(Guest {
+            doors: Arc::clone(self),
+            number,
+            network,
+            proven: AtomicBool::new(false),
+            gives_way,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -98,7 +119,8 @@ impl Guest {
         }
     }
 
-    /// Where it comes from: its address, of IPv6 its /64; `None` for loopback, where a proxy may stand for everybody.
+    /// Where it comes from: its address, of IPv6 its /64; `None` for loopback, where a proxy may
+    /// stand for everybody.
     pub fn network(&self) -> Option<IpAddr> {
         self.network
     }
@@ -146,9 +168,16 @@ mod tests {
         let doors = Doors::new(3);
         let [first, second, third] = [HERE, HERE, THERE].map(|address| doors.enter(address));
         first.prove();
-        assert!(![&first, &second, &third].into_iter().any(|guest| gave_way(guest)));
+        assert!(
+            ![&first, &second, &third]
+                .into_iter()
+                .any(|guest| gave_way(guest))
+        );
         let fourth = doors.enter(HERE);
-        assert_eq!([&first, &second, &third, &fourth].map(|guest| gave_way(guest)), [false, true, false, false]);
+        assert_eq!(
+            [&first, &second, &third, &fourth].map(|guest| gave_way(guest)),
+            [false, true, false, false]
+        );
         drop(second);
         third.prove();
         fourth.prove();
@@ -156,7 +185,10 @@ mod tests {
         assert!(gave_way(&fifth), "all others have proved who they are");
         drop((first, third, fourth, fifth));
         let inside = doors.lock();
-        assert_eq!((inside.open, inside.unproven.len(), inside.by_network.len()), (0, 0, 0));
+        assert_eq!(
+            (inside.open, inside.unproven.len(), inside.by_network.len()),
+            (0, 0, 0)
+        );
     }
 
     #[test]
@@ -167,11 +199,23 @@ mod tests {
         assert!(!gave_way(&other));
         assert_eq!(crowd.iter().filter(|guest| gave_way(guest)).count(), 10);
         assert!(crowd[..10].iter().all(|guest| gave_way(guest)));
-        let local: Vec<_> = (0..MOST_UNPROVEN + 10).map(|_| doors.enter("::1".parse().unwrap())).collect();
+        let local: Vec<_> = (0..MOST_UNPROVEN + 10)
+            .map(|_| doors.enter("::1".parse().unwrap()))
+            .collect();
         assert!(!local.iter().any(|guest| gave_way(guest)));
-        assert_eq!(network("2001:db8::1".parse().unwrap()), network("2001:db8::2".parse().unwrap()));
-        assert_ne!(network("2001:db8::1".parse().unwrap()), network("2001:db8:0:1::1".parse().unwrap()));
+        assert_eq!(
+            network("2001:db8::1".parse().unwrap()),
+            network("2001:db8::2".parse().unwrap())
+        );
+        assert_ne!(
+            network("2001:db8::1".parse().unwrap()),
+            network("2001:db8:0:1::1".parse().unwrap())
+        );
         assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), Some(HERE));
-        assert!(["::1", "127.0.0.9", "::ffff:127.0.0.1"].iter().all(|local| network(local.parse().unwrap()).is_none()));
+        assert!(
+            ["::1", "127.0.0.9", "::ffff:127.0.0.1"]
+                .iter()
+                .all(|local| network(local.parse().unwrap()).is_none())
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Work that is heavy for the processor takes turns, so that a thousand handshakes at once keep nobody else waiting.
+//! Work that is heavy for the processor takes turns, so that a thousand handshakes at once keep
+//! nobody else waiting.
 
 use std::{pin::pin, sync::Arc, task::ready, thread};
 
@@ -12,10 +13,13 @@ pub(super) struct Turns(Arc<Semaphore>);
 impl Turns {
     pub(super) fn new() -> Self {
         let processors = thread::available_parallelism().map_or(1, |number| number.get());
-        Self(Arc::new(Semaphore::new(processors.saturating_sub(1).max(1))))
+        Self(Arc::new(Semaphore::new(
+            processors.saturating_sub(1).max(1),
+        )))
     }
 
-    /// Does the work, each step of it in its turn. While the work waits for the other side it holds up nobody.
+    /// Does the work, each step of it in its turn. While the work waits for the other side it holds
+    /// up nobody.
     pub(super) async fn take<T>(&self, work: impl Future<Output = T>) -> T {
         let mut turns = PollSemaphore::new(Arc::clone(&self.0));
         let mut work = pin!(work);
@@ -38,11 +42,19 @@ mod tests {
     #[tokio::test]
     async fn work_that_waits_holds_up_nobody_and_work_that_is_given_up_neither() {
         let turns = Turns::new();
-        let waits: Vec<_> = (0..100).map(|_| Box::pin(turns.take(std::future::pending::<()>()))).collect();
+        let waits: Vec<_> = (0..100)
+            .map(|_| Box::pin(turns.take(std::future::pending::<()>())))
+            .collect();
         let mut waits = futures_util::future::select_all(waits);
         assert!(timeout(Duration::ZERO, &mut waits).await.is_err());
-        assert_eq!(timeout(Duration::from_secs(10), turns.take(async { 7 })).await, Ok(7));
+        assert_eq!(
+            timeout(Duration::from_secs(10), turns.take(async { 7 })).await,
+            Ok(7)
+        );
         drop(waits);
-        assert_eq!(timeout(Duration::from_secs(10), turns.take(async { 7 })).await, Ok(7));
+        assert_eq!(
+            timeout(Duration::from_secs(10), turns.take(async { 7 })).await,
+            Ok(7)
+        );
     }
 }

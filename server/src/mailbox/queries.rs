@@ -13,8 +13,18 @@ use wattle_wire::{
 use crate::error::{Error, Result};
 
 /// Takes letters away that are for this node.
-pub(super) async fn take(connection: &mut PgConnection, recipient: NodeId, ids: &[i64]) -> Result<()> {
-    sqlx::query!("DELETE FROM psk_messages WHERE recipient = $1 AND id = ANY($2)", recipient.0, ids).execute(connection).await?;
+pub(super) async fn take(
+    connection: &mut PgConnection,
+    recipient: NodeId,
+    ids: &[i64],
+) -> Result<()> {
+    sqlx::query!(
+        "DELETE FROM psk_messages WHERE recipient = $1 AND id = ANY($2)",
+        recipient.0,
+        ids
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -25,28 +35,50 @@ pub(super) async fn leave(
     letters: &BTreeMap<NodeId, SignedPskMessage>,
 ) -> Result<Vec<(NodeId, i64)>> {
     let recipients: Vec<Uuid> = letters.keys().map(|recipient| recipient.0).collect();
-    let messages: Vec<_> = letters.values().map(|signed| signed.message.to_string()).collect();
-    let signatures: Vec<_> = letters.values().map(|signed| signed.signature.as_bytes().to_vec()).collect();
+    let messages: Vec<_> = letters
+        .values()
+        .map(|signed| signed.message.to_string())
+        .collect();
+    let signatures: Vec<_> = letters
+        .values()
+        .map(|signed| signed.signature.as_bytes().to_vec())
+        .collect();
     let rows = sqlx::query!(
         "INSERT INTO psk_messages (sender, recipient, message, signature)
          SELECT $1, * FROM unnest($2::uuid[], $3::text[], $4::bytea[])
          ON CONFLICT (sender, recipient) DO UPDATE
-         SET id = DEFAULT, message = excluded.message, signature = excluded.signature, posted_at = now()
+         SET id = DEFAULT, message = excluded.message, signature = excluded.signature, posted_at = \
+         now()
          RETURNING recipient, id",
         sender.0,
         &recipients,
         &messages,
         &signatures
     );
-    Ok(rows.fetch_all(connection).await?.into_iter().map(|row| (NodeId(row.recipient), row.id)).collect())
+    Ok(rows
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(|row| (NodeId(row.recipient), row.id))
+        .collect())
 }
 
-/// Leaves preshared keys of the tunnels of an unmanaged node, each in the place of an earlier one for the same node.
-pub(crate) async fn give(connection: &mut PgConnection, sender: NodeId, made_ms: u64, sealed: &[(NodeId, SealedPsk)]) -> Result<()> {
-    let (recipients, sealed): (Vec<_>, Vec<_>) = sealed.iter().map(|(to, sealed)| (to.0, sealed.as_bytes().to_vec())).unzip();
+/// Leaves preshared keys of the tunnels of an unmanaged node, each in the place of an earlier one
+/// for the same node.
+pub(crate) async fn give(
+    connection: &mut PgConnection,
+    sender: NodeId,
+    made_ms: u64,
+    sealed: &[(NodeId, SealedPsk)],
+) -> Result<()> {
+    let (recipients, sealed): (Vec<_>, Vec<_>) = sealed
+        .iter()
+        .map(|(to, sealed)| (to.0, sealed.as_bytes().to_vec()))
+        .unzip();
     sqlx::query!(
         "INSERT INTO psk_messages (sender, recipient, sealed, made_ms)
-         SELECT $1, recipient, sealed, $4 FROM unnest($2::uuid[], $3::bytea[]) AS given(recipient, sealed)
+         SELECT $1, recipient, sealed, $4 FROM unnest($2::uuid[], $3::bytea[]) AS given(recipient, \
+         sealed)
          JOIN nodes ON nodes.id = recipient AND state <> 'revoked' ORDER BY recipient
          ON CONFLICT (sender, recipient) DO UPDATE
          SET id = DEFAULT, sealed = excluded.sealed, made_ms = excluded.made_ms, posted_at = now()",
@@ -64,25 +96,39 @@ pub(crate) async fn give(connection: &mut PgConnection, sender: NodeId, made_ms:
 pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) -> Result<Mail> {
     let most = i64::try_from(Errand::MOST_LETTERS).unwrap_or(i64::MAX);
     let rows = sqlx::query!(
-        "SELECT id, sender, message, signature, sealed, made_ms FROM psk_messages WHERE recipient = $1 ORDER BY id LIMIT $2",
+        "SELECT id, sender, message, signature, sealed, made_ms FROM psk_messages WHERE recipient \
+         = $1 ORDER BY id LIMIT $2",
         recipient.0,
         most + 1
     );
     let mut rows = rows.fetch_all(connection).await?;
     let more = rows.len() > Errand::MOST_LETTERS;
     rows.truncate(Errand::MOST_LETTERS);
-    let mut mail = Mail { more, ..Mail::default() };
+    let mut mail = Mail {
+        more,
+        ..Mail::default()
+    };
     for row in rows {
-        let (id, from, invalid) = (row.id, NodeId(row.sender), || Error::Internal("a letter in the database is not valid"));
+        let (id, from, invalid) = (row.id, NodeId(row.sender), || {
+            Error::Internal("a letter in the database is not valid")
+        });
         match (row.message, row.signature, row.sealed, row.made_ms) {
             (Some(message), Some(signature), None, None) => {
                 let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
-                let message = SignedPskMessage { message: message.into(), signature: Signature::from(signature) };
+                let message = SignedPskMessage {
+                    message: message.into(),
+                    signature: Signature::from(signature),
+                };
                 mail.letters.push(IncomingLetter { id, from, message });
             }
             (None, None, Some(sealed), Some(made_ms)) => {
                 let sealed: [u8; 80] = sealed.try_into().map_err(|_| invalid())?;
-                mail.given.push(GivenPsk { id, from, made_ms: made_ms.cast_unsigned(), sealed: SealedPsk::from(sealed) });
+                mail.given.push(GivenPsk {
+                    id,
+                    from,
+                    made_ms: made_ms.cast_unsigned(),
+                    sealed: SealedPsk::from(sealed),
+                });
             }
             _ => return Err(invalid()),
         }
@@ -92,11 +138,21 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
 
 /// How many letters wait.
 pub async fn count(connection: &mut PgConnection) -> Result<i64> {
-    Ok(sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM psk_messages"#).fetch_one(connection).await?)
+    Ok(
+        sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM psk_messages"#)
+            .fetch_one(connection)
+            .await?,
+    )
 }
 
 /// Who has letters, with the number of the newest.
 pub(super) async fn newest(connection: &mut PgConnection) -> Result<Vec<(NodeId, i64)>> {
-    let rows = sqlx::query!(r#"SELECT recipient, max(id) AS "id!" FROM psk_messages GROUP BY recipient"#).fetch_all(connection).await?;
-    Ok(rows.into_iter().map(|row| (NodeId(row.recipient), row.id)).collect())
+    let rows =
+        sqlx::query!(r#"SELECT recipient, max(id) AS "id!" FROM psk_messages GROUP BY recipient"#)
+            .fetch_all(connection)
+            .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (NodeId(row.recipient), row.id))
+        .collect())
 }

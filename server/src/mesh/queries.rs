@@ -7,7 +7,9 @@ use crate::error::{Error, Result};
 
 /// Lets one transaction at a time change the settings.
 pub(super) async fn lock(connection: &mut PgConnection) -> Result<()> {
-    sqlx::query!("SELECT id FROM mesh FOR UPDATE").fetch_one(connection).await?;
+    sqlx::query!("SELECT id FROM mesh FOR UPDATE")
+        .fetch_one(connection)
+        .await?;
     Ok(())
 }
 
@@ -16,7 +18,11 @@ pub(super) async fn update(connection: &mut PgConnection, settings: &MeshSetting
         PskPolicy::Require => "require",
         PskPolicy::Prefer => "prefer",
     };
-    let HealthSettings { probes, lossy_percent, slow_ms } = settings.health;
+    let HealthSettings {
+        probes,
+        lossy_percent,
+        slow_ms,
+    } = settings.health;
     sqlx::query!(
         "UPDATE mesh SET psk = $1, rotate_days = $2, probes = $3, lossy_percent = $4, slow_ms = $5",
         psk,

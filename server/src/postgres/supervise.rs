@@ -49,10 +49,15 @@ struct State {
 
 impl Supervisor {
     /// Starts Postgres in a thread of its own and waits until it is ready.
-    pub(crate) fn start(folder: Folder, binaries: &Binaries, ready_within: Duration) -> anyhow::Result<Arc<Self>> {
+    pub(crate) fn start(
+        folder: Folder,
+        binaries: &Binaries,
+        ready_within: Duration,
+    ) -> anyhow::Result<Arc<Self>> {
         let supervisor = Arc::new(Self::default());
         let (exits, exited) = mpsc::channel();
-        let (owner, postgres, home) = (Arc::clone(&supervisor), binaries.postgres(), folder.clone());
+        let (owner, postgres, home) =
+            (Arc::clone(&supervisor), binaries.postgres(), folder.clone());
         thread::Builder::new()
             .name("postgres".to_owned())
             .spawn(move || owner.run(&home, &postgres, &exits))
@@ -69,7 +74,11 @@ impl Supervisor {
             }
             if Instant::now() > deadline {
                 supervisor.stop();
-                bail!("Postgres is not ready after {} seconds: {}", ready_within.as_secs(), folder.last_words());
+                bail!(
+                    "Postgres is not ready after {} seconds: {}",
+                    ready_within.as_secs(),
+                    folder.last_words()
+                );
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -89,7 +98,10 @@ impl Supervisor {
             if let Some(pid) = state.pid {
                 let _ = kill(Pid::from_raw(pid), signal);
             }
-            (state, _) = self.changed.wait_timeout_while(state, STOP_WITHIN, |state| !state.ended).unwrap_or_else(PoisonError::into_inner);
+            (state, _) = self
+                .changed
+                .wait_timeout_while(state, STOP_WITHIN, |state| !state.ended)
+                .unwrap_or_else(PoisonError::into_inner);
             if state.ended {
                 return;
             }
@@ -98,7 +110,9 @@ impl Supervisor {
 
     fn is_ready(&self, folder: &Folder) -> bool {
         let pid = self.pid();
-        pid.is_some() && PostmasterFile::read(&folder.data).is_some_and(|file| file.ready && Some(file.pid) == pid)
+        pid.is_some()
+            && PostmasterFile::read(&folder.data)
+                .is_some_and(|file| file.ready && Some(file.pid) == pid)
     }
 
     fn run(&self, folder: &Folder, postgres: &Path, exits: &mpsc::Sender<String>) {
@@ -113,7 +127,10 @@ impl Supervisor {
             }
             tracing::warn!(error, "the private Postgres stopped; starting it again");
             let _ = exits.send(error);
-            drop(self.changed.wait_timeout_while(state, PAUSE, |state| !state.stopping));
+            drop(
+                self.changed
+                    .wait_timeout_while(state, PAUSE, |state| !state.stopping),
+            );
         }
         self.lock().ended = true;
         self.changed.notify_all();
@@ -169,7 +186,11 @@ fn spawn(folder: &Folder, postgres: &Path) -> anyhow::Result<Child> {
     let mut socket = OsString::from("unix_socket_directories=\"");
     socket.push(&folder.socket_folder);
     socket.push("\"");
-    command.arg("-D").arg(&folder.data).args(["-p", &PORT.to_string(), "-c", "listen_addresses=", "-c"]).arg(socket);
+    command
+        .arg("-D")
+        .arg(&folder.data)
+        .args(["-p", &PORT.to_string(), "-c", "listen_addresses=", "-c"])
+        .arg(socket);
     for setting in [
         "unix_socket_permissions=0700",
         "max_connections=100",
@@ -180,5 +201,9 @@ fn spawn(folder: &Folder, postgres: &Path) -> anyhow::Result<Child> {
     ] {
         command.args(["-c", setting]);
     }
-    command.stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("cannot run {}", postgres.display()))
+    command
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot run {}", postgres.display()))
 }

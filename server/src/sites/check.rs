@@ -42,9 +42,20 @@ pub(crate) struct Reserved {
 
 impl Draft {
     pub(crate) fn of(new: NewSite, reserved: &Reserved) -> Result<Self> {
-        let NewSite { name, description, labels, endpoint, subnets } = new;
+        let NewSite {
+            name,
+            description,
+            labels,
+            endpoint,
+            subnets,
+        } = new;
         if Uuid::try_parse(name.as_str()).is_ok() {
-            return Err(error::invalid("invalid_field", "name", "this name looks like an id; choose another").into());
+            return Err(error::invalid(
+                "invalid_field",
+                "name",
+                "this name looks like an id; choose another",
+            )
+            .into());
         }
         text::check("description", &description)?;
         check_labels(&labels)?;
@@ -52,7 +63,13 @@ impl Draft {
         if let Some(endpoint) = endpoint {
             check_endpoint(endpoint, &subnets, reserved.tunnel_prefix)?;
         }
-        Ok(Self { name, description, labels, endpoint, subnets })
+        Ok(Self {
+            name,
+            description,
+            labels,
+            endpoint,
+            subnets,
+        })
     }
 
     /// Whether a site is already so.
@@ -72,7 +89,10 @@ impl Draft {
 
     /// The field of the body that holds a prefix which overlaps with this one.
     pub(crate) fn field_of(&self, prefix: IpNet) -> String {
-        let position = self.subnets.iter().position(|subnet| subnet.overlaps(prefix));
+        let position = self
+            .subnets
+            .iter()
+            .position(|subnet| subnet.overlaps(prefix));
         position.map_or_else(|| "subnets".to_owned(), |index| format!("subnets[{index}]"))
     }
 }
@@ -82,7 +102,9 @@ pub(crate) fn patched(before: &SiteRecord, patch: &SitePatch) -> NewSite {
     let patch = patch.clone();
     NewSite {
         name: patch.name.unwrap_or_else(|| before.name.clone()),
-        description: patch.description.unwrap_or_else(|| before.description.clone()),
+        description: patch
+            .description
+            .unwrap_or_else(|| before.description.clone()),
         labels: patch.labels.unwrap_or_else(|| before.labels.clone()),
         endpoint: patch.endpoint.unwrap_or(before.endpoint),
         subnets: patch.subnets.unwrap_or_else(|| before.subnets.clone()),
@@ -91,29 +113,74 @@ pub(crate) fn patched(before: &SiteRecord, patch: &SitePatch) -> NewSite {
 
 fn check_labels(labels: &BTreeMap<Name, String>) -> Result<()> {
     if labels.len() > MOST_LABELS {
-        return Err(error::invalid("too_many", "labels", format!("a site has at most {MOST_LABELS} labels")).into());
+        return Err(error::invalid(
+            "too_many",
+            "labels",
+            format!("a site has at most {MOST_LABELS} labels"),
+        )
+        .into());
     }
-    labels.iter().try_for_each(|(label, value)| text::check(&format!("labels.{label}"), value))
+    labels
+        .iter()
+        .try_for_each(|(label, value)| text::check(&format!("labels.{label}"), value))
 }
 
 fn check_subnets(subnets: &[Subnet], reserved: &Reserved) -> Result<()> {
     let tunnel_prefix = reserved.tunnel_prefix;
     if subnets.len() > MOST_SUBNETS {
-        return Err(error::invalid("too_many", "subnets", format!("a site has at most {MOST_SUBNETS} subnets")).into());
+        return Err(error::invalid(
+            "too_many",
+            "subnets",
+            format!("a site has at most {MOST_SUBNETS} subnets"),
+        )
+        .into());
     }
     for (index, subnet) in subnets.iter().enumerate() {
         let field = format!("subnets[{index}]");
         if subnet.overlaps(tunnel_prefix.into()) {
-            let detail = format!("{subnet} overlaps with {tunnel_prefix}, from which the mesh takes its tunnel addresses");
-            let holder = Holder { site: "mesh".to_owned(), holds: tunnel_prefix.to_string() };
-            return Err(error::taken("subnet_taken", "The subnet is taken", &field, detail, Some(holder)).into());
+            let detail = format!(
+                "{subnet} overlaps with {tunnel_prefix}, from which the mesh takes its tunnel \
+                 addresses"
+            );
+            let holder = Holder {
+                site: "mesh".to_owned(),
+                holds: tunnel_prefix.to_string(),
+            };
+            return Err(error::taken(
+                "subnet_taken",
+                "The subnet is taken",
+                &field,
+                detail,
+                Some(holder),
+            )
+            .into());
         }
-        if let Some(coordinator) = reserved.coordinators.iter().find(|address| subnet.overlaps(IpNet::from(**address))) {
-            let detail = format!("{subnet} holds {coordinator}, where gateways reach the coordinator, which must be outside of the mesh");
-            let holder = Holder { site: "mesh".to_owned(), holds: coordinator.to_string() };
-            return Err(error::taken("subnet_holds_coordinator", "The subnet holds a coordinator", &field, detail, Some(holder)).into());
+        if let Some(coordinator) = reserved
+            .coordinators
+            .iter()
+            .find(|address| subnet.overlaps(IpNet::from(**address)))
+        {
+            let detail = format!(
+                "{subnet} holds {coordinator}, where gateways reach the coordinator, which must be \
+                 outside of the mesh"
+            );
+            let holder = Holder {
+                site: "mesh".to_owned(),
+                holds: coordinator.to_string(),
+            };
+            return Err(error::taken(
+                "subnet_holds_coordinator",
+                "The subnet holds a coordinator",
+                &field,
+                detail,
+                Some(holder),
+            )
+            .into());
         }
-        if let Some(other) = subnets[..index].iter().find(|other| overlap(other.net(), subnet.net())) {
+        if let Some(other) = subnets[..index]
+            .iter()
+            .find(|other| overlap(other.net(), subnet.net()))
+        {
             return Err(error::invalid(
                 "subnets_overlap",
                 field,
@@ -130,12 +197,23 @@ pub(crate) fn check_together(drafts: &[Draft]) -> Result<()> {
     let refuse = |index, problem: Problem| Err(Error::from(problem).of_site(index));
     let (mut names, mut endpoints) = (BTreeMap::new(), BTreeMap::new());
     for (index, draft) in drafts.iter().enumerate() {
-        let holder = |earlier: usize, holds: String| Some(Holder { site: drafts[earlier].name.to_string(), holds });
+        let holder = |earlier: usize, holds: String| {
+            Some(Holder {
+                site: drafts[earlier].name.to_string(),
+                holds,
+            })
+        };
         if let Some(earlier) = names.insert(&draft.name, index) {
             let holder = holder(earlier, draft.name.to_string());
             return refuse(
                 index,
-                error::taken("name_taken", "The name is taken", "name", "an earlier site of this import has this name", holder),
+                error::taken(
+                    "name_taken",
+                    "The name is taken",
+                    "name",
+                    "an earlier site of this import has this name",
+                    holder,
+                ),
             );
         }
         if let Some(endpoint) = draft.endpoint
@@ -143,27 +221,59 @@ pub(crate) fn check_together(drafts: &[Draft]) -> Result<()> {
         {
             let detail = format!("{endpoint} is the endpoint of an earlier site of this import");
             let holder = holder(earlier, endpoint.to_string());
-            return refuse(index, error::taken("endpoint_taken", "The endpoint is taken", "endpoint", detail, holder));
+            return refuse(
+                index,
+                error::taken(
+                    "endpoint_taken",
+                    "The endpoint is taken",
+                    "endpoint",
+                    detail,
+                    holder,
+                ),
+            );
         }
     }
-    let claims = drafts
-        .iter()
-        .enumerate()
-        .flat_map(|(site, draft)| draft.subnets.iter().enumerate().map(move |(field, subnet)| (subnet.net(), site, field)));
+    let claims = drafts.iter().enumerate().flat_map(|(site, draft)| {
+        draft
+            .subnets
+            .iter()
+            .enumerate()
+            .map(move |(field, subnet)| (subnet.net(), site, field))
+    });
     let mut claims: Vec<_> = claims.collect();
-    // Sorted by address and then by length, a prefix that lies in another follows it or follows one that lies in it too.
+    // Sorted by address and then by length, a prefix that lies in another follows it or follows one
+    // that lies in it too.
     claims.sort();
     for pair in claims.windows(2) {
         if let [first, second] = pair
             && overlap(first.0, second.0)
         {
-            let (earlier, later) = if first.1 < second.1 { (first, second) } else { (second, first) };
+            let (earlier, later) = if first.1 < second.1 {
+                (first, second)
+            } else {
+                (second, first)
+            };
             let site = drafts[earlier.1].name.to_string();
-            let detail =
-                format!("{} overlaps with {} of site {site} in this import; no two sites may share an address", later.0, earlier.0);
-            let holder = Holder { site, holds: earlier.0.to_string() };
+            let detail = format!(
+                "{} overlaps with {} of site {site} in this import; no two sites may share an \
+                 address",
+                later.0, earlier.0
+            );
+            let holder = Holder {
+                site,
+                holds: earlier.0.to_string(),
+            };
             let field = format!("subnets[{}]", later.2);
-            return refuse(later.1, error::taken("subnet_taken", "The subnet is taken", &field, detail, Some(holder)));
+            return refuse(
+                later.1,
+                error::taken(
+                    "subnet_taken",
+                    "The subnet is taken",
+                    &field,
+                    detail,
+                    Some(holder),
+                ),
+            );
         }
     }
     Ok(())
@@ -172,17 +282,31 @@ pub(crate) fn check_together(drafts: &[Draft]) -> Result<()> {
 /// Packets to an endpoint inside a tunnel's prefix would be sent into that tunnel.
 fn check_endpoint(endpoint: Endpoint, subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
     let address = IpNet::from(endpoint.socket().ip());
-    let own = subnets.iter().map(|subnet| subnet.net()).find(|prefix| overlap(*prefix, address));
-    match own.or_else(|| Some(IpNet::V4(tunnel_prefix)).filter(|prefix| overlap(*prefix, address))) {
+    let own = subnets
+        .iter()
+        .map(|subnet| subnet.net())
+        .find(|prefix| overlap(*prefix, address));
+    match own.or_else(|| Some(IpNet::V4(tunnel_prefix)).filter(|prefix| overlap(*prefix, address)))
+    {
         Some(prefix) => Err(endpoint_in_subnet(endpoint, prefix, None).into()),
         None => Ok(()),
     }
 }
 
 /// An endpoint lies inside a prefix that is reached through a tunnel.
-pub(crate) fn endpoint_in_subnet(endpoint: Endpoint, prefix: IpNet, holder: Option<Holder>) -> Problem {
-    let detail = format!("{endpoint} lies inside {prefix}, which is reached through a tunnel; give the gateway's address outside of it");
-    Problem { holder, ..error::invalid("endpoint_in_subnet", "endpoint", detail) }
+pub(crate) fn endpoint_in_subnet(
+    endpoint: Endpoint,
+    prefix: IpNet,
+    holder: Option<Holder>,
+) -> Problem {
+    let detail = format!(
+        "{endpoint} lies inside {prefix}, which is reached through a tunnel; give the gateway's \
+         address outside of it"
+    );
+    Problem {
+        holder,
+        ..error::invalid("endpoint_in_subnet", "endpoint", detail)
+    }
 }
 
 #[cfg(test)]
@@ -195,28 +319,96 @@ mod tests {
             tunnel_prefix: "10.99.0.0/16".parse().unwrap(),
             coordinators: vec!["10.50.0.1".parse().unwrap(), "fd50::1".parse().unwrap()],
         };
-        let Err(Error::Refused(problem)) = Draft::of(new, &reserved) else { return None };
+        let Err(Error::Refused(problem)) = Draft::of(new, &reserved) else {
+            return None;
+        };
         Some((problem.status, problem.code, problem.field))
     }
 
     #[test]
     fn limits_of_a_site() {
-        assert_eq!(problem_of(r#"{"name":"dublin","endpoint":"203.0.113.10:51820","subnets":["10.10.0.0/24"]}"#), None);
+        assert_eq!(
+            problem_of(
+                r#"{"name":"dublin","endpoint":"203.0.113.10:51820","subnets":["10.10.0.0/24"]}"#
+            ),
+            None
+        );
         let expect = |json: &str, status: u16, code: &str, field: &str| {
-            assert_eq!(problem_of(json), Some((status, code.to_owned(), Some(field.to_owned()))), "{json}");
+            assert_eq!(
+                problem_of(json),
+                Some((status, code.to_owned(), Some(field.to_owned()))),
+                "{json}"
+            );
         };
-        expect(r#"{"name":"a","subnets":["10.10.0.0/24","10.10.0.0/25"]}"#, 422, "subnets_overlap", "subnets[1]");
-        expect(r#"{"name":"a","subnets":["10.98.0.0/15"]}"#, 409, "subnet_taken", "subnets[0]");
-        expect(r#"{"name":"a","subnets":["10.51.0.0/16","10.50.0.0/16"]}"#, 409, "subnet_holds_coordinator", "subnets[1]");
-        expect(r#"{"name":"a","subnets":["fd50::/64"]}"#, 409, "subnet_holds_coordinator", "subnets[0]");
-        expect(r#"{"name":"a","endpoint":"10.10.0.1:51820","subnets":["10.10.0.0/24"]}"#, 422, "endpoint_in_subnet", "endpoint");
-        expect(r#"{"name":"a","endpoint":"10.99.3.4:51820"}"#, 422, "endpoint_in_subnet", "endpoint");
-        expect(r#"{"name":"a","description":"a\u202eb"}"#, 422, "invalid_text", "description");
-        expect(r#"{"name":"a","labels":{"x":"a\nb"}}"#, 422, "invalid_text", "labels.x");
-        expect(r#"{"name":"0192f0c1-2345-7000-8000-000000000001"}"#, 422, "invalid_field", "name");
+        expect(
+            r#"{"name":"a","subnets":["10.10.0.0/24","10.10.0.0/25"]}"#,
+            422,
+            "subnets_overlap",
+            "subnets[1]",
+        );
+        expect(
+            r#"{"name":"a","subnets":["10.98.0.0/15"]}"#,
+            409,
+            "subnet_taken",
+            "subnets[0]",
+        );
+        expect(
+            r#"{"name":"a","subnets":["10.51.0.0/16","10.50.0.0/16"]}"#,
+            409,
+            "subnet_holds_coordinator",
+            "subnets[1]",
+        );
+        expect(
+            r#"{"name":"a","subnets":["fd50::/64"]}"#,
+            409,
+            "subnet_holds_coordinator",
+            "subnets[0]",
+        );
+        expect(
+            r#"{"name":"a","endpoint":"10.10.0.1:51820","subnets":["10.10.0.0/24"]}"#,
+            422,
+            "endpoint_in_subnet",
+            "endpoint",
+        );
+        expect(
+            r#"{"name":"a","endpoint":"10.99.3.4:51820"}"#,
+            422,
+            "endpoint_in_subnet",
+            "endpoint",
+        );
+        expect(
+            r#"{"name":"a","description":"a\u202eb"}"#,
+            422,
+            "invalid_text",
+            "description",
+        );
+        expect(
+            r#"{"name":"a","labels":{"x":"a\nb"}}"#,
+            422,
+            "invalid_text",
+            "labels.x",
+        );
+        expect(
+            r#"{"name":"0192f0c1-2345-7000-8000-000000000001"}"#,
+            422,
+            "invalid_field",
+            "name",
+        );
         let labels: Vec<_> = (0..33).map(|number| format!(r#""l{number}":"""#)).collect();
-        expect(&format!(r#"{{"name":"a","labels":{{{}}}}}"#, labels.join(",")), 422, "too_many", "labels");
-        let subnets: Vec<_> = (0..=256).map(|number| format!(r#""10.{}.{}.0/24""#, 20 + number / 256, number % 256)).collect();
-        expect(&format!(r#"{{"name":"a","subnets":[{}]}}"#, subnets.join(",")), 422, "too_many", "subnets");
+        expect(
+            &format!(r#"{{"name":"a","labels":{{{}}}}}"#, labels.join(",")),
+            422,
+            "too_many",
+            "labels",
+        );
+        let subnets: Vec<_> = (0..=256)
+            .map(|number| format!(r#""10.{}.{}.0/24""#, 20 + number / 256, number % 256))
+            .collect();
+        expect(
+            &format!(r#"{{"name":"a","subnets":[{}]}}"#, subnets.join(",")),
+            422,
+            "too_many",
+            "subnets",
+        );
     }
 }

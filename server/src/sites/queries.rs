@@ -33,9 +33,12 @@ struct SiteRow {
     created_at: DateTime<Utc>,
 }
 
-/// Lets one transaction at a time give out addresses and compare endpoints with subnets. Readers are not held up.
+/// Lets one transaction at a time give out addresses and compare endpoints with subnets. Readers
+/// are not held up.
 pub async fn lock(connection: &mut PgConnection) -> Result<()> {
-    sqlx::query!("LOCK TABLE tunnel_addresses IN SHARE ROW EXCLUSIVE MODE").execute(connection).await?;
+    sqlx::query!("LOCK TABLE tunnel_addresses IN SHARE ROW EXCLUSIVE MODE")
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -57,66 +60,127 @@ async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<V
            WHERE $1::uuid IS NULL OR sites.id = $1"#,
         site.map(|site| site.0)
     );
-    rows.fetch_all(connection).await?.into_iter().map(SiteRecord::try_from).collect()
+    rows.fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(SiteRecord::try_from)
+        .collect()
 }
 
-pub(super) async fn insert(connection: &mut PgConnection, id: SiteId, draft: &Draft, tunnel_address: Ipv4Addr) -> Result<SiteRecord> {
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    id: SiteId,
+    draft: &Draft,
+    tunnel_address: Ipv4Addr,
+) -> Result<SiteRecord> {
     let created_at = sqlx::query_scalar!(
-        "INSERT INTO sites (id, name, description, labels, endpoint_address, endpoint_port) VALUES ($1, $2, $3, $4, $5, $6) RETURNING created_at",
+        "INSERT INTO sites (id, name, description, labels, endpoint_address, endpoint_port) VALUES \
+         ($1, $2, $3, $4, $5, $6) RETURNING created_at",
         id.0,
         draft.name.as_str(),
         draft.description,
         Json(&draft.labels) as _,
-        draft.endpoint.map(|endpoint| IpNet::from(endpoint.socket().ip())),
-        draft.endpoint.map(|endpoint| i32::from(endpoint.socket().port()))
+        draft
+            .endpoint
+            .map(|endpoint| IpNet::from(endpoint.socket().ip())),
+        draft
+            .endpoint
+            .map(|endpoint| i32::from(endpoint.socket().port()))
     )
     .fetch_one(&mut *connection)
     .await?;
     insert_subnets(connection, id, &draft.subnets).await?;
-    sqlx::query!("INSERT INTO tunnel_addresses (address, site, own) VALUES ($1, $2, true)", IpNet::from(IpAddr::V4(tunnel_address)), id.0)
-        .execute(connection)
-        .await?;
+    sqlx::query!(
+        "INSERT INTO tunnel_addresses (address, site, own) VALUES ($1, $2, true)",
+        IpNet::from(IpAddr::V4(tunnel_address)),
+        id.0
+    )
+    .execute(connection)
+    .await?;
     Ok(record(id, draft, tunnel_address, created_at))
 }
 
-pub(super) async fn update(connection: &mut PgConnection, before: SiteRecord, draft: &Draft) -> Result<SiteRecord> {
+pub(super) async fn update(
+    connection: &mut PgConnection,
+    before: SiteRecord,
+    draft: &Draft,
+) -> Result<SiteRecord> {
     sqlx::query!(
-        "UPDATE sites SET name = $2, description = $3, labels = $4, endpoint_address = $5, endpoint_port = $6 WHERE id = $1",
+        "UPDATE sites SET name = $2, description = $3, labels = $4, endpoint_address = $5, \
+         endpoint_port = $6 WHERE id = $1",
         before.id.0,
         draft.name.as_str(),
         draft.description,
         Json(&draft.labels) as _,
-        draft.endpoint.map(|endpoint| IpNet::from(endpoint.socket().ip())),
-        draft.endpoint.map(|endpoint| i32::from(endpoint.socket().port()))
+        draft
+            .endpoint
+            .map(|endpoint| IpNet::from(endpoint.socket().ip())),
+        draft
+            .endpoint
+            .map(|endpoint| i32::from(endpoint.socket().port()))
     )
     .execute(&mut *connection)
     .await?;
     let kept: Vec<_> = draft.subnets.iter().map(|subnet| subnet.net()).collect();
-    sqlx::query!("DELETE FROM subnets WHERE site = $1 AND prefix <> ALL($2)", before.id.0, &kept).execute(&mut *connection).await?;
-    let added: Vec<_> = draft.subnets.iter().copied().filter(|subnet| !before.subnets.contains(subnet)).collect();
+    sqlx::query!(
+        "DELETE FROM subnets WHERE site = $1 AND prefix <> ALL($2)",
+        before.id.0,
+        &kept
+    )
+    .execute(&mut *connection)
+    .await?;
+    let added: Vec<_> = draft
+        .subnets
+        .iter()
+        .copied()
+        .filter(|subnet| !before.subnets.contains(subnet))
+        .collect();
     insert_subnets(connection, before.id, &added).await?;
-    Ok(record(before.id, draft, before.tunnel_address, before.created_at))
+    Ok(record(
+        before.id,
+        draft,
+        before.tunnel_address,
+        before.created_at,
+    ))
 }
 
 pub(super) async fn delete(connection: &mut PgConnection, site: SiteId) -> Result<()> {
-    sqlx::query!("DELETE FROM sites WHERE id = $1", site.0).execute(connection).await?;
+    sqlx::query!("DELETE FROM sites WHERE id = $1", site.0)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
 /// So many tunnel addresses that nobody has, the lowest first. The caller holds the lock.
-pub async fn free_addresses(connection: &mut PgConnection, tunnel_prefix: Ipv4Net, count: usize) -> Result<Vec<Ipv4Addr>> {
-    let taken = sqlx::query_scalar!("SELECT address FROM tunnel_addresses").fetch_all(connection).await?;
+pub async fn free_addresses(
+    connection: &mut PgConnection,
+    tunnel_prefix: Ipv4Net,
+    count: usize,
+) -> Result<Vec<Ipv4Addr>> {
+    let taken = sqlx::query_scalar!("SELECT address FROM tunnel_addresses")
+        .fetch_all(connection)
+        .await?;
     let taken: BTreeSet<_> = taken.into_iter().filter_map(|net| v4(net).ok()).collect();
-    let free: Vec<_> = allocate::free_addresses(tunnel_prefix, &taken).take(count).collect();
+    let free: Vec<_> = allocate::free_addresses(tunnel_prefix, &taken)
+        .take(count)
+        .collect();
     if free.len() < count {
-        let detail = format!("of the tunnel addresses of {tunnel_prefix} only {} are free", free.len());
+        let detail = format!(
+            "of the tunnel addresses of {tunnel_prefix} only {} are free",
+            free.len()
+        );
         return Err(error::taken("no_tunnel_address", "The mesh is full", "", detail, None).into());
     }
     Ok(free)
 }
 
-/// Whether the endpoint lies in somebody's subnet, or a subnet holds somebody's endpoint. The caller holds the lock.
-pub(super) async fn endpoint_clash(connection: &mut PgConnection, site: Option<SiteId>, draft: &Draft) -> Result<Option<Problem>> {
+/// Whether the endpoint lies in somebody's subnet, or a subnet holds somebody's endpoint. The
+/// caller holds the lock.
+pub(super) async fn endpoint_clash(
+    connection: &mut PgConnection,
+    site: Option<SiteId>,
+    draft: &Draft,
+) -> Result<Option<Problem>> {
     if let Some(endpoint) = draft.endpoint
         && let Some(problem) = endpoint_in_foreign_subnet(connection, site, endpoint).await?
     {
@@ -135,12 +199,29 @@ pub(super) async fn endpoint_clash(connection: &mut PgConnection, site: Option<S
     )
     .fetch_optional(connection)
     .await?;
-    let Some(holder) = holder else { return Ok(None) };
+    let Some(holder) = holder else {
+        return Ok(None);
+    };
     let field = draft.field_of(holder.address);
-    let endpoint = SocketAddr::new(holder.address.addr(), u16::try_from(holder.port).unwrap_or_default());
-    let detail = format!("it holds {endpoint}, the endpoint of {}, which must be reached outside of the mesh", holder.name);
-    let holder = Holder { site: holder.name, holds: endpoint.to_string() };
-    Ok(Some(error::taken("subnet_holds_endpoint", "The subnet holds an endpoint", &field, detail, Some(holder))))
+    let endpoint = SocketAddr::new(
+        holder.address.addr(),
+        u16::try_from(holder.port).unwrap_or_default(),
+    );
+    let detail = format!(
+        "it holds {endpoint}, the endpoint of {}, which must be reached outside of the mesh",
+        holder.name
+    );
+    let holder = Holder {
+        site: holder.name,
+        holds: endpoint.to_string(),
+    };
+    Ok(Some(error::taken(
+        "subnet_holds_endpoint",
+        "The subnet holds an endpoint",
+        &field,
+        detail,
+        Some(holder),
+    )))
 }
 
 /// Whether an endpoint lies in the subnet of a site.
@@ -150,17 +231,31 @@ pub async fn endpoint_in_foreign_subnet(
     endpoint: Endpoint,
 ) -> Result<Option<Problem>> {
     let holder = sqlx::query!(
-        "SELECT name, prefix FROM subnets JOIN sites ON sites.id = subnets.site WHERE prefix >>= $1 AND sites.id IS DISTINCT FROM $2",
+        "SELECT name, prefix FROM subnets JOIN sites ON sites.id = subnets.site WHERE prefix >>= \
+         $1 AND sites.id IS DISTINCT FROM $2",
         IpNet::from(endpoint.socket().ip()),
         except.map(|site| site.0)
     )
     .fetch_optional(connection)
     .await?;
-    Ok(holder.map(|row| endpoint_in_subnet(endpoint, row.prefix, Some(Holder { site: row.name, holds: row.prefix.to_string() }))))
+    Ok(holder.map(|row| {
+        endpoint_in_subnet(
+            endpoint,
+            row.prefix,
+            Some(Holder {
+                site: row.name,
+                holds: row.prefix.to_string(),
+            }),
+        )
+    }))
 }
 
 /// Who holds a prefix that overlaps with one of the draft's.
-pub(super) async fn subnet_holder(connection: &mut PgConnection, site: Option<SiteId>, draft: &Draft) -> Result<Problem> {
+pub(super) async fn subnet_holder(
+    connection: &mut PgConnection,
+    site: Option<SiteId>,
+    draft: &Draft,
+) -> Result<Problem> {
     let prefixes: Vec<_> = draft.subnets.iter().map(|subnet| subnet.net()).collect();
     let holder = sqlx::query!(
         "SELECT name, prefix FROM subnets JOIN sites ON sites.id = subnets.site
@@ -172,38 +267,92 @@ pub(super) async fn subnet_holder(connection: &mut PgConnection, site: Option<Si
     .await?;
     let title = "The subnet is taken";
     let Some(row) = holder else {
-        return Ok(error::taken("subnet_taken", title, "subnets", "another site held one of them a moment ago; try again", None));
+        return Ok(error::taken(
+            "subnet_taken",
+            title,
+            "subnets",
+            "another site held one of them a moment ago; try again",
+            None,
+        ));
     };
     let field = draft.field_of(row.prefix);
-    let asked = draft.subnets.iter().find(|subnet| subnet.overlaps(row.prefix)).map(ToString::to_string).unwrap_or_default();
-    let detail = format!("{asked} overlaps with {} of site {}; no two sites may share an address", row.prefix, row.name);
-    Ok(error::taken("subnet_taken", title, &field, detail, Some(Holder { site: row.name, holds: row.prefix.to_string() })))
+    let asked = draft
+        .subnets
+        .iter()
+        .find(|subnet| subnet.overlaps(row.prefix))
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let detail = format!(
+        "{asked} overlaps with {} of site {}; no two sites may share an address",
+        row.prefix, row.name
+    );
+    Ok(error::taken(
+        "subnet_taken",
+        title,
+        &field,
+        detail,
+        Some(Holder {
+            site: row.name,
+            holds: row.prefix.to_string(),
+        }),
+    ))
 }
 
 /// Which site has the draft's endpoint.
-pub(super) async fn endpoint_holder(connection: &mut PgConnection, site: Option<SiteId>, draft: &Draft) -> Result<Problem> {
+pub(super) async fn endpoint_holder(
+    connection: &mut PgConnection,
+    site: Option<SiteId>,
+    draft: &Draft,
+) -> Result<Problem> {
     let endpoint = draft.endpoint.map(Endpoint::socket);
     let holder = sqlx::query_scalar!(
-        "SELECT name FROM sites WHERE endpoint_address = $1 AND endpoint_port = $2 AND id IS DISTINCT FROM $3",
+        "SELECT name FROM sites WHERE endpoint_address = $1 AND endpoint_port = $2 AND id IS \
+         DISTINCT FROM $3",
         endpoint.map(|socket| IpNet::from(socket.ip())),
         endpoint.map(|socket| i32::from(socket.port())),
         site.map(|site| site.0)
     )
     .fetch_optional(connection)
     .await?;
-    let holds = draft.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
-    let detail = format!("{holds} is the endpoint of another site; two gateways behind one address need two ports");
+    let holds = draft
+        .endpoint
+        .map(|endpoint| endpoint.to_string())
+        .unwrap_or_default();
+    let detail = format!(
+        "{holds} is the endpoint of another site; two gateways behind one address need two ports"
+    );
     let holder = holder.map(|site| Holder { site, holds });
-    Ok(error::taken("endpoint_taken", "The endpoint is taken", "endpoint", detail, holder))
+    Ok(error::taken(
+        "endpoint_taken",
+        "The endpoint is taken",
+        "endpoint",
+        detail,
+        holder,
+    ))
 }
 
-async fn insert_subnets(connection: &mut PgConnection, site: SiteId, subnets: &[Subnet]) -> Result<()> {
+async fn insert_subnets(
+    connection: &mut PgConnection,
+    site: SiteId,
+    subnets: &[Subnet],
+) -> Result<()> {
     let prefixes: Vec<_> = subnets.iter().map(|subnet| subnet.net()).collect();
-    sqlx::query!("INSERT INTO subnets (site, prefix) SELECT $1, unnest($2::inet[])", site.0, &prefixes).execute(connection).await?;
+    sqlx::query!(
+        "INSERT INTO subnets (site, prefix) SELECT $1, unnest($2::inet[])",
+        site.0,
+        &prefixes
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
-fn record(id: SiteId, draft: &Draft, tunnel_address: Ipv4Addr, created_at: DateTime<Utc>) -> SiteRecord {
+fn record(
+    id: SiteId,
+    draft: &Draft,
+    tunnel_address: Ipv4Addr,
+    created_at: DateTime<Utc>,
+) -> SiteRecord {
     SiteRecord {
         id,
         name: draft.name.clone(),
@@ -221,8 +370,11 @@ impl TryFrom<SiteRow> for SiteRecord {
 
     fn try_from(row: SiteRow) -> Result<Self> {
         let invalid = |_| Error::Internal("a site in the database is not valid");
-        let mut subnets: Vec<_> =
-            row.subnets.into_iter().map(|net| Subnet::try_from(net).map_err(|_| invalid(()))).collect::<Result<_>>()?;
+        let mut subnets: Vec<_> = row
+            .subnets
+            .into_iter()
+            .map(|net| Subnet::try_from(net).map_err(|_| invalid(())))
+            .collect::<Result<_>>()?;
         subnets.sort();
         Ok(Self {
             id: SiteId(row.id),
@@ -239,16 +391,23 @@ impl TryFrom<SiteRow> for SiteRecord {
 
 /// An endpoint as two columns hold it.
 pub fn endpoint(address: Option<IpNet>, port: Option<i32>) -> Result<Option<Endpoint>> {
-    let (Some(address), Some(port)) = (address, port) else { return Ok(None) };
-    let port = u16::try_from(port).map_err(|_| Error::Internal("a port in the database is not valid"))?;
+    let (Some(address), Some(port)) = (address, port) else {
+        return Ok(None);
+    };
+    let port =
+        u16::try_from(port).map_err(|_| Error::Internal("a port in the database is not valid"))?;
     let endpoint = Endpoint::try_from(SocketAddr::new(address.addr(), port));
-    endpoint.map(Some).map_err(|_| Error::Internal("an endpoint in the database is not valid"))
+    endpoint
+        .map(Some)
+        .map_err(|_| Error::Internal("an endpoint in the database is not valid"))
 }
 
 /// A tunnel address as a column holds it.
 pub fn v4(address: IpNet) -> Result<Ipv4Addr> {
     match address.addr() {
         IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => Err(Error::Internal("a tunnel address in the database is not of IPv4")),
+        IpAddr::V6(_) => Err(Error::Internal(
+            "a tunnel address in the database is not of IPv4",
+        )),
     }
 }

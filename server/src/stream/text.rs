@@ -16,9 +16,11 @@ use wattle_wire::{
     stream::StreamMessage,
 };
 
-/// The most of a message that is handed to a connection at a time, in bytes: what a reader has yet to take is not copied for it.
+/// The most of a message that is handed to a connection at a time, in bytes: what a reader has yet
+/// to take is not copied for it.
 const PIECE: usize = 16 * 1024;
-/// Deltas that are kept, each from another position: streams that are not slow are told of a change from the one or two positions before it.
+/// Deltas that are kept, each from another position: streams that are not slow are told of a change
+/// from the one or two positions before it.
 const MOST_DELTAS: usize = 8;
 
 /// A message on its way, in pieces.
@@ -113,8 +115,16 @@ impl Texts {
             br#","peers":["#,
         ]
         .concat();
-        let tail = [&br#"]},"removed":"#[..], &json(&directory.revoked), b"}\n\n"].concat();
-        let strangers: Vec<_> = directory.nodes_of(myself.site).map(|node| node.id).collect();
+        let tail = [
+            &br#"]},"removed":"#[..],
+            &json(&directory.revoked),
+            b"}\n\n",
+        ]
+        .concat();
+        let strangers: Vec<_> = directory
+            .nodes_of(myself.site)
+            .map(|node| node.id)
+            .collect();
         let mut text = VecDeque::from([head.into()]);
         text.extend(peers.without(&strangers));
         text.push_back(tail.into());
@@ -124,7 +134,10 @@ impl Texts {
     fn written<T>(&self, position: Position, read: impl FnOnce(&mut Written) -> T) -> T {
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if written.at != Some(position) {
-            *written = Written { at: Some(position), ..Written::default() };
+            *written = Written {
+                at: Some(position),
+                ..Written::default()
+            };
         }
         read(&mut written)
     }
@@ -133,18 +146,28 @@ impl Texts {
 impl Peers {
     fn of(feed: &Feed) -> Self {
         let (mut text, mut ends) = (Vec::new(), Vec::new());
-        for peer in feed.directory().nodes.keys().filter_map(|node| view::as_peer(feed.directory(), *node)) {
+        for peer in feed
+            .directory()
+            .nodes
+            .keys()
+            .filter_map(|node| view::as_peer(feed.directory(), *node))
+        {
             text.push(b',');
             text.extend(json(&peer));
             ends.push((peer.node, text.len()));
         }
-        Self { json: text.into(), ends }
+        Self {
+            json: text.into(),
+            ends,
+        }
     }
 
     /// The text of all but some nodes, which are in order, without the comma before the first.
     fn without(&self, nodes: &[NodeId]) -> Vec<Bytes> {
         let end = |index: usize| index.checked_sub(1).map_or(0, |before| self.ends[before].1);
-        let left_out = nodes.iter().filter_map(|node| self.ends.binary_search_by_key(node, |(node, _)| *node).ok());
+        let left_out = nodes
+            .iter()
+            .filter_map(|node| self.ends.binary_search_by_key(node, |(node, _)| *node).ok());
         let mut from = 0;
         let mut parts = Vec::new();
         for index in left_out {
@@ -188,7 +211,8 @@ mod tests {
         NodeId(Uuid::from_u128(u128::from(number)))
     }
 
-    /// Nodes of which the first, one in the middle and the last share a site; each other has its own.
+    /// Nodes of which the first, one in the middle and the last share a site; each other has its
+    /// own.
     fn feed() -> Feed {
         let mesh = MeshSettings {
             id: MESH,
@@ -218,7 +242,11 @@ mod tests {
                 id: node(number),
                 site,
                 name: format!("node-{number}").parse().unwrap(),
-                state: if number > 1 && shares { NodeState::Standby } else { NodeState::Active },
+                state: if number > 1 && shares {
+                    NodeState::Standby
+                } else {
+                    NodeState::Active
+                },
                 tunnel_address: [10, 99, 0, number].into(),
                 identity_key: machine.identity_key(),
                 wireguard_key: machine.wireguard_key(),
@@ -235,14 +263,32 @@ mod tests {
             }));
         }
         directory.apply(&RecordChange::NodeRevoked(node(99)));
-        Feed::new(directory, Position { epoch: 1, revision: 7 }, [])
+        Feed::new(
+            directory,
+            Position {
+                epoch: 1,
+                revision: 7,
+            },
+            [],
+        )
     }
 
     fn read(mut text: Text) -> StreamMessage {
         let pieces: Vec<_> = std::iter::from_fn(|| text.next()).collect();
-        assert!(pieces.iter().all(|piece| (1..=PIECE).contains(&piece.len())));
+        assert!(
+            pieces
+                .iter()
+                .all(|piece| (1..=PIECE).contains(&piece.len()))
+        );
         let event = String::from_utf8(pieces.concat()).unwrap();
-        serde_json::from_str(event.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap()).unwrap()
+        serde_json::from_str(
+            event
+                .strip_prefix("data: ")
+                .unwrap()
+                .strip_suffix("\n\n")
+                .unwrap(),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -250,8 +296,16 @@ mod tests {
         let (texts, feed) = (Texts::default(), feed());
         for number in 1..=NODES {
             let view = view::view(feed.directory(), node(number)).unwrap();
-            let expected = StreamMessage::Snapshot { position: feed.position(), view, removed: vec![node(99)] };
-            assert_eq!(read(texts.snapshot(&feed, node(number)).unwrap()), expected, "node {number}");
+            let expected = StreamMessage::Snapshot {
+                position: feed.position(),
+                view,
+                removed: vec![node(99)],
+            };
+            assert_eq!(
+                read(texts.snapshot(&feed, node(number)).unwrap()),
+                expected,
+                "node {number}"
+            );
         }
         assert!(texts.snapshot(&feed, node(99)).is_none());
     }
@@ -260,15 +314,27 @@ mod tests {
     fn a_change_is_written_once_for_all_whom_it_does_not_concern() {
         let (texts, mut feed) = (Texts::default(), feed());
         let since = feed.position();
-        let site = feed.directory().nodes_of(SiteId(Uuid::from_u128(2))).next().unwrap().site;
-        let site = SiteRecord { endpoint: Some("203.0.113.1:51820".parse().unwrap()), ..feed.directory().sites[&site].clone() };
+        let site = feed
+            .directory()
+            .nodes_of(SiteId(Uuid::from_u128(2)))
+            .next()
+            .unwrap()
+            .site;
+        let site = SiteRecord {
+            endpoint: Some("203.0.113.1:51820".parse().unwrap()),
+            ..feed.directory().sites[&site].clone()
+        };
         feed.advance(8, &[RecordChange::Site(site)]).unwrap();
         let event_of = |number| texts.delta(&feed, node(number), since).next().unwrap();
         assert_eq!(event_of(3).as_ptr(), event_of(60).as_ptr());
         let changed = feed.changed_since(since);
         for number in [1, 2, 3] {
             let expected = feed.delta(&changed, feed.audience(&changed, node(number)));
-            assert_eq!(read(texts.delta(&feed, node(number), since)), expected, "node {number}");
+            assert_eq!(
+                read(texts.delta(&feed, node(number), since)),
+                expected,
+                "node {number}"
+            );
         }
         assert_ne!(event_of(2), event_of(3));
     }

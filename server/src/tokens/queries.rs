@@ -21,8 +21,20 @@ struct JoinTokenRow {
 
 impl From<JoinTokenRow> for JoinToken {
     fn from(row: JoinTokenRow) -> Self {
-        let JoinTokenRow { id, site, uses_left, expires_at, created_at } = row;
-        Self { id: TokenId(id), site: SiteId(site), uses_left, expires_at, created_at }
+        let JoinTokenRow {
+            id,
+            site,
+            uses_left,
+            expires_at,
+            created_at,
+        } = row;
+        Self {
+            id: TokenId(id),
+            site: SiteId(site),
+            uses_left,
+            expires_at,
+            created_at,
+        }
     }
 }
 
@@ -44,26 +56,41 @@ pub async fn insert(connection: &mut PgConnection, issue: &Issue) -> Result<Join
 pub(super) async fn find(connection: &mut PgConnection, id: TokenId) -> Result<Option<JoinToken>> {
     let row = sqlx::query_as!(
         JoinTokenRow,
-        "SELECT id, site, uses_left, expires_at, created_at FROM join_tokens WHERE id = $1 AND revoked_at IS NULL",
+        "SELECT id, site, uses_left, expires_at, created_at FROM join_tokens WHERE id = $1 AND \
+         revoked_at IS NULL",
         id.0
     );
     Ok(row.fetch_optional(connection).await?.map(JoinToken::from))
 }
 
-pub(super) async fn of_site(connection: &mut PgConnection, site: SiteId, after: Option<TokenId>, limit: usize) -> Result<Vec<JoinToken>> {
+pub(super) async fn of_site(
+    connection: &mut PgConnection,
+    site: SiteId,
+    after: Option<TokenId>,
+    limit: usize,
+) -> Result<Vec<JoinToken>> {
     let rows = sqlx::query_as!(
         JoinTokenRow,
         "SELECT id, site, uses_left, expires_at, created_at FROM join_tokens
-         WHERE site = $1 AND revoked_at IS NULL AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
+         WHERE site = $1 AND revoked_at IS NULL AND ($2::uuid IS NULL OR id > $2) ORDER BY id \
+         LIMIT $3",
         site.0,
         after.map(|id| id.0),
         i64::try_from(limit).unwrap_or(i64::MAX)
     );
-    Ok(rows.fetch_all(connection).await?.into_iter().map(JoinToken::from).collect())
+    Ok(rows
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(JoinToken::from)
+        .collect())
 }
 
 /// Whether there was such a token.
 pub(super) async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<bool> {
-    let revoked = sqlx::query!("UPDATE join_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL", id.0);
+    let revoked = sqlx::query!(
+        "UPDATE join_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL",
+        id.0
+    );
     Ok(revoked.execute(connection).await?.rows_affected() == 1)
 }

@@ -7,9 +7,14 @@ use wattle_wire::ids::NodeId;
 use crate::error::Result;
 
 /// Writes who tries a node's endpoint; `None` when the node was met there.
-pub(super) async fn set(connection: &mut PgConnection, node: NodeId, trial: Option<&Trial>) -> Result<()> {
+pub(super) async fn set(
+    connection: &mut PgConnection,
+    node: NodeId,
+    trial: Option<&Trial>,
+) -> Result<()> {
     sqlx::query!(
-        "UPDATE nodes SET endpoint_verified = $2, endpoint_tried_by = $3, endpoint_tried_at = $4, endpoint_tries = $5 WHERE id = $1",
+        "UPDATE nodes SET endpoint_verified = $2, endpoint_tried_by = $3, endpoint_tried_at = $4, \
+         endpoint_tries = $5 WHERE id = $1",
         node.0,
         trial.is_none(),
         trial.and_then(|trial| trial.by).map(|by| by.0),

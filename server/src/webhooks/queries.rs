@@ -40,13 +40,29 @@ struct WebhookRow {
 
 impl From<WebhookRow> for Webhook {
     fn from(row: WebhookRow) -> Self {
-        let WebhookRow { id, url, created_at, delivered_at, error } = row;
-        Self { id: WebhookId(id), url, created_at, delivered_at, error }
+        let WebhookRow {
+            id,
+            url,
+            created_at,
+            delivered_at,
+            error,
+        } = row;
+        Self {
+            id: WebhookId(id),
+            url,
+            created_at,
+            delivered_at,
+            error,
+        }
     }
 }
 
 /// Adds a webhook; `None` when there are as many as may be.
-pub(super) async fn insert(connection: &mut PgConnection, id: WebhookId, url: &str) -> Result<Option<Webhook>> {
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    id: WebhookId,
+    url: &str,
+) -> Result<Option<Webhook>> {
     let row = sqlx::query_as!(
         WebhookRow,
         "INSERT INTO webhooks (id, url) SELECT $1, $2 WHERE (SELECT count(*) FROM webhooks) < $3
@@ -59,27 +75,50 @@ pub(super) async fn insert(connection: &mut PgConnection, id: WebhookId, url: &s
 }
 
 pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<Webhook>> {
-    let rows = sqlx::query_as!(WebhookRow, "SELECT id, url, created_at, delivered_at, error FROM webhooks ORDER BY id");
-    Ok(rows.fetch_all(connection).await?.into_iter().map(Webhook::from).collect())
+    let rows = sqlx::query_as!(
+        WebhookRow,
+        "SELECT id, url, created_at, delivered_at, error FROM webhooks ORDER BY id"
+    );
+    Ok(rows
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(Webhook::from)
+        .collect())
 }
 
 pub(super) async fn find(connection: &mut PgConnection, id: WebhookId) -> Result<Option<Webhook>> {
-    let row = sqlx::query_as!(WebhookRow, "SELECT id, url, created_at, delivered_at, error FROM webhooks WHERE id = $1", id.0);
+    let row = sqlx::query_as!(
+        WebhookRow,
+        "SELECT id, url, created_at, delivered_at, error FROM webhooks WHERE id = $1",
+        id.0
+    );
     Ok(row.fetch_optional(connection).await?.map(Webhook::from))
 }
 
 /// Whether there was one.
 pub(super) async fn delete(connection: &mut PgConnection, id: WebhookId) -> Result<bool> {
-    Ok(sqlx::query!("DELETE FROM webhooks WHERE id = $1", id.0).execute(connection).await?.rows_affected() > 0)
+    Ok(sqlx::query!("DELETE FROM webhooks WHERE id = $1", id.0)
+        .execute(connection)
+        .await?
+        .rows_affected()
+        > 0)
 }
 
 /// Notes links that changed, if there is anybody to tell.
 pub async fn note(connection: &mut PgConnection, moves: &[LinkMove]) -> Result<()> {
-    let (first, second): (Vec<Uuid>, Vec<Uuid>) = moves.iter().map(|link| (link.ends[0].0, link.ends[1].0)).unzip();
-    let (before, after): (Vec<_>, Vec<_>) = moves.iter().map(|link| (link.before.name(), link.after.name())).unzip();
+    let (first, second): (Vec<Uuid>, Vec<Uuid>) = moves
+        .iter()
+        .map(|link| (link.ends[0].0, link.ends[1].0))
+        .unzip();
+    let (before, after): (Vec<_>, Vec<_>) = moves
+        .iter()
+        .map(|link| (link.before.name(), link.after.name()))
+        .unzip();
     sqlx::query!(
         "INSERT INTO webhook_news (a, b, before, after)
-         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) WHERE EXISTS (SELECT FROM webhooks)",
+         SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) WHERE EXISTS (SELECT \
+         FROM webhooks)",
         &first,
         &second,
         &before as _,
@@ -91,10 +130,15 @@ pub async fn note(connection: &mut PgConnection, moves: &[LinkMove]) -> Result<(
 }
 
 /// Notes what became of nodes, if there is anybody to tell.
-pub async fn note_nodes(connection: &mut PgConnection, nodes: &[Uuid], change: NodeChange) -> Result<()> {
+pub async fn note_nodes(
+    connection: &mut PgConnection,
+    nodes: &[Uuid],
+    change: NodeChange,
+) -> Result<()> {
     sqlx::query!(
         "INSERT INTO webhook_news (a, name, after)
-         SELECT id, name, $2 FROM nodes WHERE id = ANY($1) AND EXISTS (SELECT FROM webhooks) ORDER BY id",
+         SELECT id, name, $2 FROM nodes WHERE id = ANY($1) AND EXISTS (SELECT FROM webhooks) ORDER \
+         BY id",
         nodes,
         change.name()
     )
@@ -103,23 +147,32 @@ pub async fn note_nodes(connection: &mut PgConnection, nodes: &[Uuid], change: N
     Ok(())
 }
 
-/// Notes which nodes became silent, that is, for so many seconds, and which are back; of several coordinators one does. `silent` are those that
-/// may be: nobody is who was not listened to.
-pub async fn note_silence(connection: &mut PgConnection, silent: &[Uuid], after_s: i64) -> Result<()> {
+/// Notes which nodes became silent, that is, for so many seconds, and which are back; of several
+/// coordinators one does. `silent` are those that may be: nobody is who was not listened to.
+pub async fn note_silence(
+    connection: &mut PgConnection,
+    silent: &[Uuid],
+    after_s: i64,
+) -> Result<()> {
     let turned = sqlx::query!(
         "WITH turned AS (
              SELECT node FROM node_reports
              WHERE CASE WHEN silent THEN at >= now() - interval '1 second' * $2::bigint
                         ELSE node = ANY($1) AND at < now() - interval '1 second' * $2::bigint END
              ORDER BY node FOR UPDATE SKIP LOCKED)
-         UPDATE node_reports SET silent = NOT silent FROM turned WHERE node_reports.node = turned.node
+         UPDATE node_reports SET silent = NOT silent FROM turned WHERE node_reports.node = \
+         turned.node
          RETURNING node_reports.node, silent",
         silent,
         after_s
     );
     let turned = turned.fetch_all(&mut *connection).await?;
     for (change, is_silent) in [(NodeChange::Silent, true), (NodeChange::Back, false)] {
-        let nodes: Vec<_> = turned.iter().filter(|row| row.silent == is_silent).map(|row| row.node).collect();
+        let nodes: Vec<_> = turned
+            .iter()
+            .filter(|row| row.silent == is_silent)
+            .map(|row| row.node)
+            .collect();
         if !nodes.is_empty() {
             note_nodes(connection, &nodes, change).await?;
         }
@@ -134,7 +187,8 @@ pub struct News {
     pub nodes: Vec<NodeMove>,
 }
 
-/// Takes what changed, once nothing more came for five seconds or after half a minute. Nothing while another coordinator does.
+/// Takes what changed, once nothing more came for five seconds or after half a minute. Nothing
+/// while another coordinator does.
 pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
     let rows = sqlx::query!(
         r#"WITH due AS (
@@ -149,11 +203,17 @@ pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
         match (row.name, row.b, row.before) {
             (Some(name), ..) => news.nodes.push(NodeMove {
                 node: NodeId(row.a),
-                name: name.parse().map_err(|_| Error::Internal("the name of a node in the database is not valid"))?,
+                name: name.parse().map_err(|_| {
+                    Error::Internal("the name of a node in the database is not valid")
+                })?,
                 change: node_change(&row.after)?,
             }),
             (None, Some(b), Some(before)) => {
-                news.links.push(LinkMove { ends: [NodeId(row.a), NodeId(b)], before: state(&before)?, after: state(&row.after)? });
+                news.links.push(LinkMove {
+                    ends: [NodeId(row.a), NodeId(b)],
+                    before: state(&before)?,
+                    after: state(&row.after)?,
+                });
             }
             (None, ..) => return Err(Error::Internal("news in the database are not valid")),
         }
@@ -163,11 +223,14 @@ pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
 
 /// Leaves a message for each webhook.
 pub(super) async fn enqueue(connection: &mut PgConnection, body: &str) -> Result<()> {
-    let webhooks = sqlx::query_scalar!("SELECT id FROM webhooks ORDER BY id").fetch_all(&mut *connection).await?;
+    let webhooks = sqlx::query_scalar!("SELECT id FROM webhooks ORDER BY id")
+        .fetch_all(&mut *connection)
+        .await?;
     let ids: Vec<_> = webhooks.iter().map(|_| Uuid::now_v7()).collect();
     sqlx::query!(
         "INSERT INTO webhook_deliveries (id, webhook, body)
-         SELECT new.id, webhook, $3 FROM unnest($1::uuid[], $2::uuid[]) AS new(id, webhook) JOIN webhooks ON webhooks.id = webhook",
+         SELECT new.id, webhook, $3 FROM unnest($1::uuid[], $2::uuid[]) AS new(id, webhook) JOIN \
+         webhooks ON webhooks.id = webhook",
         &ids,
         &webhooks,
         body
@@ -176,7 +239,8 @@ pub(super) async fn enqueue(connection: &mut PgConnection, body: &str) -> Result
     .await?;
     sqlx::query!(
         "DELETE FROM webhook_deliveries USING (
-             SELECT id, row_number() OVER (PARTITION BY webhook ORDER BY id DESC) AS place FROM webhook_deliveries) AS placed
+             SELECT id, row_number() OVER (PARTITION BY webhook ORDER BY id DESC) AS place FROM \
+             webhook_deliveries) AS placed
          WHERE webhook_deliveries.id = placed.id AND place > $1",
         MOST_WAITING
     )
@@ -185,31 +249,46 @@ pub(super) async fn enqueue(connection: &mut PgConnection, body: &str) -> Result
     Ok(())
 }
 
-/// The message that has waited the longest of those that are due. It is due again after twenty seconds, twice that after each attempt, in case
-/// nothing comes of this one.
+/// The message that has waited the longest of those that are due. It is due again after twenty
+/// seconds, twice that after each attempt, in case nothing comes of this one.
 pub(super) async fn lease(connection: &mut PgConnection) -> Result<Option<Delivery>> {
     let row = sqlx::query!(
         "WITH due AS (
-             SELECT id FROM webhook_deliveries WHERE next_at <= now() ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+             SELECT id FROM webhook_deliveries WHERE next_at <= now() ORDER BY next_at LIMIT 1 FOR \
+             UPDATE SKIP LOCKED)
          UPDATE webhook_deliveries AS delivery
-         SET attempts = attempts + 1, next_at = now() + least(interval '6 hours', interval '20 seconds' * power(2, attempts))
+         SET attempts = attempts + 1, next_at = now() + least(interval '6 hours', interval '20 \
+         seconds' * power(2, attempts))
          FROM due, webhooks WHERE delivery.id = due.id AND webhooks.id = delivery.webhook
          RETURNING delivery.id, webhook, url, body, attempts"
     );
     let row = row.fetch_optional(connection).await?;
-    Ok(row.map(|row| Delivery { id: row.id, webhook: WebhookId(row.webhook), url: row.url, body: row.body, attempts: row.attempts }))
+    Ok(row.map(|row| Delivery {
+        id: row.id,
+        webhook: WebhookId(row.webhook),
+        url: row.url,
+        body: row.body,
+        attempts: row.attempts,
+    }))
 }
 
 /// The message needs no more attempts.
 pub(super) async fn done(connection: &mut PgConnection, id: Uuid) -> Result<()> {
-    sqlx::query!("DELETE FROM webhook_deliveries WHERE id = $1", id).execute(connection).await?;
+    sqlx::query!("DELETE FROM webhook_deliveries WHERE id = $1", id)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
 /// Notes what came of an attempt.
-pub(super) async fn attempted(connection: &mut PgConnection, id: WebhookId, error: Option<&str>) -> Result<()> {
+pub(super) async fn attempted(
+    connection: &mut PgConnection,
+    id: WebhookId,
+    error: Option<&str>,
+) -> Result<()> {
     sqlx::query!(
-        "UPDATE webhooks SET error = $2, delivered_at = CASE WHEN $2::text IS NULL THEN now() ELSE delivered_at END WHERE id = $1",
+        "UPDATE webhooks SET error = $2, delivered_at = CASE WHEN $2::text IS NULL THEN now() ELSE \
+         delivered_at END WHERE id = $1",
         id.0,
         error
     )
@@ -219,11 +298,19 @@ pub(super) async fn attempted(connection: &mut PgConnection, id: WebhookId, erro
 }
 
 fn node_change(name: &str) -> Result<NodeChange> {
-    let found = NodeChange::ALL.into_iter().find(|change| change.name() == name);
-    found.ok_or(Error::Internal("what became of a node in the database is not valid"))
+    let found = NodeChange::ALL
+        .into_iter()
+        .find(|change| change.name() == name);
+    found.ok_or(Error::Internal(
+        "what became of a node in the database is not valid",
+    ))
 }
 
 fn state(name: &str) -> Result<LinkState> {
-    let found = LinkState::ALL.into_iter().find(|state| state.name() == name);
-    found.ok_or(Error::Internal("the state of a link in the database is not valid"))
+    let found = LinkState::ALL
+        .into_iter()
+        .find(|state| state.name() == name);
+    found.ok_or(Error::Internal(
+        "the state of a link in the database is not valid",
+    ))
 }

@@ -6,14 +6,21 @@ use wattle_wire::ids::{NodeId, SiteId};
 
 use crate::{error::Result, sites};
 
-/// Lets nobody else make a file or enrol for a site until this transaction ends, and as [`sites::queries::lock`].
+/// Lets nobody else make a file or enrol for a site until this transaction ends, and as
+/// [`sites::queries::lock`].
 pub(super) async fn lock(connection: &mut PgConnection, site: SiteId) -> Result<()> {
-    sqlx::query!("SELECT FROM sites WHERE id = $1 FOR NO KEY UPDATE", site.0).execute(&mut *connection).await?;
+    sqlx::query!("SELECT FROM sites WHERE id = $1 FOR NO KEY UPDATE", site.0)
+        .execute(&mut *connection)
+        .await?;
     sites::queries::lock(connection).await
 }
 
 /// Writes down that a node has another file.
-pub(super) async fn update(connection: &mut PgConnection, node: NodeId, file: &Unmanaged) -> Result<()> {
+pub(super) async fn update(
+    connection: &mut PgConnection,
+    node: NodeId,
+    file: &Unmanaged,
+) -> Result<()> {
     sqlx::query!(
         "UPDATE nodes SET file_made_at = $2, file_digest = $3 WHERE id = $1",
         node.0,

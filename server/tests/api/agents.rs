@@ -39,7 +39,11 @@ impl Machine {
     pub(crate) fn new() -> Self {
         let identity = Ed25519KeyPair::generate().unwrap();
         let pkcs8 = identity.to_pkcs8().unwrap().as_ref().to_vec();
-        Self { identity, pkcs8, wireguard: StaticSecret::random() }
+        Self {
+            identity,
+            pkcs8,
+            wireguard: StaticSecret::random(),
+        }
     }
 
     pub(crate) fn identity_key(&self) -> IdentityKey {
@@ -64,10 +68,17 @@ impl Machine {
 
     /// A proven claim to become a node.
     pub(crate) async fn finish(&self, coordinator: &Coordinator, join: &JoinString) -> EnrolFinish {
-        let challenge: EnrolChallenge = serde_json::from_value(start(coordinator, join).await.expect(200).json()).unwrap();
+        let challenge: EnrolChallenge =
+            serde_json::from_value(start(coordinator, join).await.expect(200).json()).unwrap();
         let statement = enrolment::sign_statement(&self.statement(join), &self.identity).unwrap();
-        let (wireguard_proof, identity_proof) =
-            enrolment::prove(challenge.nonce, challenge.server_key, join.token, &statement, &self.wireguard, &self.identity);
+        let (wireguard_proof, identity_proof) = enrolment::prove(
+            challenge.nonce,
+            challenge.server_key,
+            join.token,
+            &statement,
+            &self.wireguard,
+            &self.identity,
+        );
         EnrolFinish {
             token: join.token,
             secret: join.secret.clone(),
@@ -86,8 +97,13 @@ impl Machine {
     }
 
     pub(crate) async fn enrol(self, coordinator: &Coordinator, join: &JoinString) -> Node {
-        let enrolled = serde_json::from_value(self.try_enrol(coordinator, join).await.expect(200).json()).unwrap();
-        Node { machine: self, enrolled }
+        let enrolled =
+            serde_json::from_value(self.try_enrol(coordinator, join).await.expect(200).json())
+                .unwrap();
+        Node {
+            machine: self,
+            enrolled,
+        }
     }
 
     /// A token with any claims and any header that holds EdDSA.
@@ -98,17 +114,33 @@ impl Machine {
 
 pub(crate) async fn start(coordinator: &Coordinator, join: &JoinString) -> Answer {
     let body = json!({"token": join.token, "secret": join.secret});
-    send(coordinator.client.post(coordinator.url("/agent/enrol/start")).json(&body)).await
+    send(
+        coordinator
+            .client
+            .post(coordinator.url("/agent/enrol/start"))
+            .json(&body),
+    )
+    .await
 }
 
 pub(crate) async fn enrol(coordinator: &Coordinator, finish: &EnrolFinish) -> Answer {
-    send(coordinator.client.post(coordinator.url("/agent/enrol/finish")).json(finish)).await
+    send(
+        coordinator
+            .client
+            .post(coordinator.url("/agent/enrol/finish"))
+            .json(finish),
+    )
+    .await
 }
 
 /// The join string of a new site.
 pub(crate) async fn new_site(coordinator: &Coordinator, body: Value) -> JoinString {
     let created = coordinator.post("/sites", body).await.expect(201).json();
-    created["join_token"]["join_string"].as_str().unwrap().parse().unwrap()
+    created["join_token"]["join_string"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 /// A new site with a gateway.
@@ -131,31 +163,72 @@ impl Node {
     pub(crate) fn claims(&self) -> NodeClaims {
         let now = Utc::now().timestamp();
         let (id, generation) = (self.id(), self.enrolled.generation);
-        NodeClaims { iss: id, sub: id, aud: self.enrolled.mesh, iat: now, exp: now + 300, generation }
+        NodeClaims {
+            iss: id,
+            sub: id,
+            aud: self.enrolled.mesh,
+            iat: now,
+            exp: now + 300,
+            generation,
+        }
     }
 
     pub(crate) fn token(&self) -> String {
-        self.machine.sign(&node_header(), &serde_json::to_value(self.claims()).unwrap())
+        self.machine.sign(
+            &node_header(),
+            &serde_json::to_value(self.claims()).unwrap(),
+        )
     }
 
-    pub(crate) fn request(&self, coordinator: &Coordinator, method: Method, path: &str) -> reqwest::RequestBuilder {
-        coordinator.client.request(method, coordinator.url(path)).bearer_auth(self.token())
+    pub(crate) fn request(
+        &self,
+        coordinator: &Coordinator,
+        method: Method,
+        path: &str,
+    ) -> reqwest::RequestBuilder {
+        coordinator
+            .client
+            .request(method, coordinator.url(path))
+            .bearer_auth(self.token())
     }
 
     /// Reports, and sees to it that what is taken is in the database.
     pub(crate) async fn report(&self, coordinator: &Coordinator, body: Value) -> Answer {
-        let answer = send(self.request(coordinator, Method::POST, "/agent/report").json(&body)).await;
-        coordinator.server.app.reports.write(&coordinator.server.app.db).await.unwrap();
+        let answer = send(
+            self.request(coordinator, Method::POST, "/agent/report")
+                .json(&body),
+        )
+        .await;
+        coordinator
+            .server
+            .app
+            .reports
+            .write(&coordinator.server.app.db)
+            .await
+            .unwrap();
         answer
     }
 
-    pub(crate) async fn follow(&self, coordinator: &Coordinator, since: Option<Position>) -> Follower {
-        let path = since.map_or_else(|| "/agent/stream".to_owned(), |since| format!("/agent/stream?since={since}"));
-        let response = self.request(coordinator, Method::GET, &path).send().await.unwrap();
+    pub(crate) async fn follow(
+        &self,
+        coordinator: &Coordinator,
+        since: Option<Position>,
+    ) -> Follower {
+        let path = since.map_or_else(
+            || "/agent/stream".to_owned(),
+            |since| format!("/agent/stream?since={since}"),
+        );
+        let response = self
+            .request(coordinator, Method::GET, &path)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         let events = response.bytes_stream().eventsource();
-        Follower(Box::pin(events.map(|event| serde_json::from_str(&event.unwrap().data).unwrap())))
+        Follower(Box::pin(events.map(|event| {
+            serde_json::from_str(&event.unwrap().data).unwrap()
+        })))
     }
 }
 

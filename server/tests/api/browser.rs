@@ -39,12 +39,28 @@ impl Drop for Driver {
 
 impl Driver {
     fn start() -> Self {
-        let started = Command::new("chromedriver").arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let started = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
         let mut process = started.expect("chromedriver has to be installed: scripts/setup");
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         // "ChromeDriver was started successfully on port 40123."
-        let port = lines.map_while(Result::ok).find_map(|line| line.strip_suffix('.')?.rsplit_once("on port ")?.1.parse::<u16>().ok());
-        Self { process, url: format!("http://127.0.0.1:{}", port.expect("chromedriver says its port")) }
+        let port = lines.map_while(Result::ok).find_map(|line| {
+            line.strip_suffix('.')?
+                .rsplit_once("on port ")?
+                .1
+                .parse::<u16>()
+                .ok()
+        });
+        Self {
+            process,
+            url: format!(
+                "http://127.0.0.1:{}",
+                port.expect("chromedriver says its port")
+            ),
+        }
     }
 }
 
@@ -74,10 +90,20 @@ impl Browser {
             "goog:chromeOptions": {"args": arguments},
             "goog:loggingPrefs": {"browser": "ALL"},
         });
-        let Value::Object(capabilities) = capabilities else { unreachable!("it is an object") };
-        let client = ClientBuilder::new(HttpConnector::new()).capabilities(capabilities).connect(&driver.url).await.unwrap();
+        let Value::Object(capabilities) = capabilities else {
+            unreachable!("it is an object")
+        };
+        let client = ClientBuilder::new(HttpConnector::new())
+            .capabilities(capabilities)
+            .connect(&driver.url)
+            .await
+            .unwrap();
         client.goto(url).await.unwrap();
-        Self { client, driver, _profile: profile }
+        Self {
+            client,
+            driver,
+            _profile: profile,
+        }
     }
 
     pub(crate) async fn sign_in(&self, token: &str) {
@@ -87,7 +113,12 @@ impl Browser {
 
     /// Waits until the element is there.
     pub(crate) async fn find(&self, css: &str) -> Element {
-        let found = self.client.wait().at_most(PATIENCE).for_element(Locator::Css(css)).await;
+        let found = self
+            .client
+            .wait()
+            .at_most(PATIENCE)
+            .for_element(Locator::Css(css))
+            .await;
         match found {
             Ok(element) => element,
             Err(error) => panic!("{css}: {error}; the page: {}", self.text("body").await),
@@ -108,67 +139,102 @@ impl Browser {
     /// The text of the first such element, as it is seen; empty when there is none.
     pub(crate) async fn text(&self, css: &str) -> String {
         let script = "return document.querySelector(arguments[0])?.innerText ?? ''";
-        self.run(script, json!([css])).await.as_str().unwrap_or_default().to_owned()
+        self.run(script, json!([css]))
+            .await
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
     }
 
     /// Waits until the text of an element holds a phrase.
     pub(crate) async fn see(&self, css: &str, phrase: &str) {
-        self.until(&format!("{css} says {phrase:?}"), async || self.text(css).await.contains(phrase)).await;
+        self.until(&format!("{css} says {phrase:?}"), async || {
+            self.text(css).await.contains(phrase)
+        })
+        .await;
     }
 
     /// Waits until something holds.
     pub(crate) async fn until(&self, what: &str, holds: impl AsyncFn() -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !holds().await {
-            assert!(tokio::time::Instant::now() < deadline, "not in time: {what}; the page: {}", self.text("body").await);
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "not in time: {what}; the page: {}",
+                self.text("body").await
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// What a script returns.
     pub(crate) async fn run(&self, script: &str, arguments: Value) -> Value {
-        let Value::Array(arguments) = arguments else { panic!("arguments are a list") };
+        let Value::Array(arguments) = arguments else {
+            panic!("arguments are a list")
+        };
         self.client.execute(script, arguments).await.unwrap()
     }
 
     pub(crate) async fn go(&self, hash: &str) {
-        self.run("location.hash = arguments[0]", json!([hash])).await;
+        self.run("location.hash = arguments[0]", json!([hash]))
+            .await;
     }
 
     /// Dark or light, and how wide the screen is, in pixels.
     pub(crate) async fn become_(&self, scheme: &str, width: u32) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        self.command("Emulation.setEmulatedMedia", json!({"features": features})).await;
+        self.command("Emulation.setEmulatedMedia", json!({"features": features}))
+            .await;
         let mobile = width < 700;
         let metrics = json!({"width": width, "height": 1000, "deviceScaleFactor": if mobile { 2 } else { 1 }, "mobile": mobile});
-        self.command("Emulation.setDeviceMetricsOverride", metrics).await;
+        self.command("Emulation.setDeviceMetricsOverride", metrics)
+            .await;
     }
 
     /// Keeps a picture of the page below the build folder, as `page/<name>.png`.
     pub(crate) async fn keep(&self, name: &str) {
         let folder = pictures();
         fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join(format!("{name}.png")), self.client.screenshot().await.unwrap()).unwrap();
+        fs::write(
+            folder.join(format!("{name}.png")),
+            self.client.screenshot().await.unwrap(),
+        )
+        .unwrap();
     }
 
-    /// What the browser complained of: scripts that failed, files that the policy forbids. Answers of the coordinator with an error are no
-    /// complaint.
+    /// What the browser complained of: scripts that failed, files that the policy forbids. Answers
+    /// of the coordinator with an error are no complaint.
     pub(crate) async fn complaints(&self) -> Vec<String> {
-        let entries = self.driver(Method::POST, "se/log", json!({"type": "browser"})).await;
+        let entries = self
+            .driver(Method::POST, "se/log", json!({"type": "browser"}))
+            .await;
         let entries = entries.as_array().cloned().unwrap_or_default();
-        let texts = entries.iter().filter(|entry| entry["source"] != "network").map(|entry| entry["message"].as_str().unwrap_or_default());
+        let texts = entries
+            .iter()
+            .filter(|entry| entry["source"] != "network")
+            .map(|entry| entry["message"].as_str().unwrap_or_default());
         texts.map(str::to_owned).collect()
     }
 
     /// A command of the `DevTools` protocol.
     async fn command(&self, name: &str, parameters: Value) {
-        self.driver(Method::POST, "goog/cdp/execute", json!({"cmd": name, "params": parameters})).await;
+        self.driver(
+            Method::POST,
+            "goog/cdp/execute",
+            json!({"cmd": name, "params": parameters}),
+        )
+        .await;
     }
 
     async fn driver(&self, method: Method, path: &str, body: Value) -> Value {
         let session = self.client.session_id().await.unwrap().unwrap();
         let url = format!("{}/session/{session}/{path}", self.driver.url);
-        let answer = reqwest::Client::new().request(method, url).json(&body).send().await.unwrap();
+        let answer = reqwest::Client::new()
+            .request(method, url)
+            .json(&body)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status(), 200, "{path}");
         answer.json::<Value>().await.unwrap()["value"].take()
     }
@@ -176,6 +242,10 @@ impl Browser {
 
 fn pictures() -> PathBuf {
     let exe = env::current_exe().unwrap();
-    let build = exe.ancestors().find(|folder| folder.ends_with("deps")).and_then(Path::parent).expect("a test runs from the build folder");
+    let build = exe
+        .ancestors()
+        .find(|folder| folder.ends_with("deps"))
+        .and_then(Path::parent)
+        .expect("a test runs from the build folder");
     build.with_file_name("page")
 }

@@ -40,17 +40,30 @@ pub(crate) fn reachable_folder() -> TempDir {
 
 fn folder_in(parent: &Path) -> TempDir {
     let everyone_passes = fs::Permissions::from_mode(0o711);
-    tempfile::Builder::new().prefix("wattle-test-").permissions(everyone_passes).tempdir_in(parent).unwrap()
+    tempfile::Builder::new()
+        .prefix("wattle-test-")
+        .permissions(everyone_passes)
+        .tempdir_in(parent)
+        .unwrap()
 }
 
-/// A shell that reads from us until we are gone, however we ended, and then removes the folder as soon as no Postgres is left in it.
+/// A shell that reads from us until we are gone, however we ended, and then removes the folder as
+/// soon as no Postgres is left in it.
 fn sweep_after_us(folder: &Path) -> Child {
     let script = r#"cat
         for _ in $(seq 100); do ls "$1"/*/postgres/data/postmaster.pid || break; sleep 0.1; done
         rm -rf "$1"; sleep 2; rm -rf "$1""#;
     let mut shell = Command::new("sh");
-    shell.args(["-c", script, "sweep"]).arg(folder).process_group(0);
-    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    shell
+        .args(["-c", script, "sweep"])
+        .arg(folder)
+        .process_group(0);
+    shell
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// The Postgres of this test process; it goes down with it.
@@ -61,10 +74,15 @@ fn cluster() -> &'static Postgres {
 
 /// A new, empty database.
 pub(crate) async fn empty_database() -> PgConnectOptions {
-    let options = tokio::task::spawn_blocking(|| cluster().options()).await.unwrap();
+    let options = tokio::task::spawn_blocking(|| cluster().options())
+        .await
+        .unwrap();
     let name = format!("test_{}", Uuid::now_v7().simple());
     let mut connection = PgConnection::connect_with(&options).await.unwrap();
-    sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
+    sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}")))
+        .execute(&mut connection)
+        .await
+        .unwrap();
     connection.close().await.unwrap();
     options.database(&name)
 }
@@ -75,16 +93,23 @@ static TESTS: RwLock<()> = RwLock::const_new(());
 /// Lets other tests run meanwhile, or none.
 #[derive(Debug)]
 pub(crate) enum Company {
-    Others { _held: RwLockReadGuard<'static, ()> },
-    Nobody { _held: RwLockWriteGuard<'static, ()> },
+    Others {
+        _held: RwLockReadGuard<'static, ()>,
+    },
+    Nobody {
+        _held: RwLockWriteGuard<'static, ()>,
+    },
 }
 
 pub(crate) async fn among_others() -> Company {
-    Company::Others { _held: TESTS.read().await }
+    Company::Others {
+        _held: TESTS.read().await,
+    }
 }
 
 pub(crate) async fn alone() -> Company {
-    // Not in the queue of the lock: there it would keep a test from its second coordinator, which waits for the end of that test.
+    // Not in the queue of the lock: there it would keep a test from its second coordinator, which
+    // waits for the end of that test.
     loop {
         match TESTS.try_write() {
             Ok(held) => return Company::Nobody { _held: held },
@@ -117,11 +142,23 @@ impl Answer {
 
     /// Status, code and field of a problem.
     pub(crate) fn problem(&self) -> (u16, String, Option<String>) {
-        assert_eq!(self.headers[header::CONTENT_TYPE], "application/problem+json", "{}", self.text);
+        assert_eq!(
+            self.headers[header::CONTENT_TYPE],
+            "application/problem+json",
+            "{}",
+            self.text
+        );
         let json = self.json();
         assert_eq!(json["status"], self.status.as_u16(), "{json}");
-        assert!(json["title"].is_string() && json["detail"].is_string(), "{json}");
-        (self.status.as_u16(), json["code"].as_str().unwrap().to_owned(), json["field"].as_str().map(str::to_owned))
+        assert!(
+            json["title"].is_string() && json["detail"].is_string(),
+            "{json}"
+        );
+        (
+            self.status.as_u16(),
+            json["code"].as_str().unwrap().to_owned(),
+            json["field"].as_str().map(str::to_owned),
+        )
     }
 
     #[track_caller]
@@ -137,30 +174,69 @@ impl Coordinator {
         Self::start_in(among_others().await, empty_database().await, &[]).await
     }
 
-    /// The first coordinator of a new mesh, on a database that is empty, with more words on its command line.
-    pub(crate) async fn start_with(database: PgConnectOptions, arguments: &'static [&'static str]) -> Self {
+    /// The first coordinator of a new mesh, on a database that is empty, with more words on its
+    /// command line.
+    pub(crate) async fn start_with(
+        database: PgConnectOptions,
+        arguments: &'static [&'static str],
+    ) -> Self {
         Self::start_in(among_others().await, database, arguments).await
     }
 
-    pub(crate) async fn start_in(company: Company, database: PgConnectOptions, arguments: &'static [&'static str]) -> Self {
+    pub(crate) async fn start_in(
+        company: Company,
+        database: PgConnectOptions,
+        arguments: &'static [&'static str],
+    ) -> Self {
         let data_dir = reachable_folder();
         let server = serve(&database, data_dir.path(), arguments).await;
-        let token = fs::read_to_string(data_dir.path().join("api-token")).unwrap().trim().to_owned();
-        Self { server, database, token, client: client(data_dir.path()), data_dir, arguments, _company: company }
+        let token = fs::read_to_string(data_dir.path().join("api-token"))
+            .unwrap()
+            .trim()
+            .to_owned();
+        Self {
+            server,
+            database,
+            token,
+            client: client(data_dir.path()),
+            data_dir,
+            arguments,
+            _company: company,
+        }
     }
 
     /// A further coordinator on the same database.
     pub(crate) async fn another(&self) -> Self {
         let data_dir = reachable_folder();
-        fs::copy(self.data_dir.path().join("ca.pem"), data_dir.path().join("ca.pem")).unwrap();
+        fs::copy(
+            self.data_dir.path().join("ca.pem"),
+            data_dir.path().join("ca.pem"),
+        )
+        .unwrap();
         let server = serve(&self.database, data_dir.path(), self.arguments).await;
-        let (database, token, arguments) = (self.database.clone(), self.token.clone(), self.arguments);
-        Self { server, database, token, client: client(data_dir.path()), data_dir, arguments, _company: among_others().await }
+        let (database, token, arguments) =
+            (self.database.clone(), self.token.clone(), self.arguments);
+        Self {
+            server,
+            database,
+            token,
+            client: client(data_dir.path()),
+            data_dir,
+            arguments,
+            _company: among_others().await,
+        }
     }
 
-    /// The same, as seen by a client that reads no more than it is asked for: over HTTP/2, megabytes of an answer could come in the meantime.
+    /// The same, as seen by a client that reads no more than it is asked for: over HTTP/2,
+    /// megabytes of an answer could come in the meantime.
     pub(crate) fn lazily(self) -> Self {
-        Self { client: client_builder(self.data_dir.path()).http1_only().build().unwrap(), ..self }
+        Self {
+            client: client_builder(self.data_dir.path())
+                .http1_only()
+                .build()
+                .unwrap(),
+            ..self
+        }
     }
 
     /// How to open a connection that believes this coordinator and asks for no protocol.
@@ -173,7 +249,10 @@ impl Coordinator {
     /// A connection on which nothing was said yet.
     pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
         let connection = TcpStream::connect(self.server.address).await.unwrap();
-        self.tls().connect("localhost".try_into().unwrap(), connection).await.unwrap()
+        self.tls()
+            .connect("localhost".try_into().unwrap(), connection)
+            .await
+            .unwrap()
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -181,7 +260,9 @@ impl Coordinator {
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.client.request(method, self.url(path)).bearer_auth(&self.token)
+        self.client
+            .request(method, self.url(path))
+            .bearer_auth(&self.token)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -214,7 +295,10 @@ impl Coordinator {
     }
 
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
-        sqlx::query_scalar(sql).fetch_one(&mut self.connection().await).await.unwrap()
+        sqlx::query_scalar(sql)
+            .fetch_one(&mut self.connection().await)
+            .await
+            .unwrap()
     }
 }
 
@@ -224,27 +308,52 @@ pub(crate) fn client(data_dir: &Path) -> reqwest::Client {
 }
 
 fn client_builder(data_dir: &Path) -> reqwest::ClientBuilder {
-    let authority = reqwest::Certificate::from_pem(&fs::read(data_dir.join("ca.crt")).unwrap()).unwrap();
+    let authority =
+        reqwest::Certificate::from_pem(&fs::read(data_dir.join("ca.crt")).unwrap()).unwrap();
     reqwest::Client::builder().tls_certs_only([authority])
 }
 
 pub(crate) async fn send(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.unwrap();
-    Answer { status: response.status(), headers: response.headers().clone(), text: response.text().await.unwrap() }
+    Answer {
+        status: response.status(),
+        headers: response.headers().clone(),
+        text: response.text().await.unwrap(),
+    }
 }
 
-pub(crate) async fn serve(database: &PgConnectOptions, data_dir: &Path, arguments: &[&str]) -> Server {
+pub(crate) async fn serve(
+    database: &PgConnectOptions,
+    data_dir: &Path,
+    arguments: &[&str],
+) -> Server {
     let config = Config::parse_from(
-        [PathBuf::from("wattle-server"), "--data-dir".into(), data_dir.into()].into_iter().chain(arguments.iter().map(PathBuf::from)),
+        [
+            PathBuf::from("wattle-server"),
+            "--data-dir".into(),
+            data_dir.into(),
+        ]
+        .into_iter()
+        .chain(arguments.iter().map(PathBuf::from)),
     );
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    Server::start(database.clone(), listener, &config).await.unwrap()
+    Server::start(database.clone(), listener, &config)
+        .await
+        .unwrap()
 }
 
 /// As [`send`]; of a good answer, which may be a stream, only the head.
 pub(crate) async fn send_head(request: reqwest::RequestBuilder) -> Answer {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status(), response.headers().clone());
-    let text = if status.is_success() { String::new() } else { response.text().await.unwrap() };
-    Answer { status, headers, text }
+    let text = if status.is_success() {
+        String::new()
+    } else {
+        response.text().await.unwrap()
+    };
+    Answer {
+        status,
+        headers,
+        text,
+    }
 }

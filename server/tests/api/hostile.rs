@@ -33,7 +33,13 @@ enum Kind {
     BareHttp2,
 }
 
-const KINDS: [Kind; 5] = [Kind::Silent, Kind::UnfinishedClientHello, Kind::DribbledHeaders, Kind::SlowBody, Kind::BareHttp2];
+const KINDS: [Kind; 5] = [
+    Kind::Silent,
+    Kind::UnfinishedClientHello,
+    Kind::DribbledHeaders,
+    Kind::SlowBody,
+    Kind::BareHttp2,
+];
 /// What a client asks for in its handshake.
 const HTTP1: &[u8] = b"http/1.1";
 const HTTP2: &[u8] = b"h2";
@@ -52,13 +58,19 @@ struct Attacker {
 }
 
 impl Attacker {
-    /// Opens a connection and waits until the other side closes it; `None` if it does not within [`SOON`], which is ten seconds.
+    /// Opens a connection and waits until the other side closes it; `None` if it does not within
+    /// [`SOON`], which is ten seconds.
     async fn attack(self, number: u32) -> (Kind, Option<()>) {
         let kind = KINDS[number as usize % KINDS.len()];
         let hand = self.hands.acquire().await.unwrap();
         // From many addresses, none of them that of the healthy.
         let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from((Ipv4Addr::from(0x7f01_0000 + number % 1000), 0))).unwrap();
+        socket
+            .bind(SocketAddr::from((
+                Ipv4Addr::from(0x7f01_0000 + number % 1000),
+                0,
+            )))
+            .unwrap();
         let connection = socket.connect(self.coordinator).await.unwrap();
         let lives = async {
             match kind {
@@ -69,12 +81,20 @@ impl Attacker {
                 // The head of a record that announces 512 bytes, and a few of them.
                 Kind::UnfinishedClientHello => {
                     drop(hand);
-                    self.until_closed(connection, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", false).await;
+                    self.until_closed(
+                        connection,
+                        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+                        false,
+                    )
+                    .await;
                 }
-                Kind::DribbledHeaders => self.over_tls(connection, hand, HTTP1, b"GET / HTTP/1.1\r\nx-long: ", true).await,
+                Kind::DribbledHeaders => {
+                    self.over_tls(connection, hand, HTTP1, b"GET / HTTP/1.1\r\nx-long: ", true)
+                        .await
+                }
                 Kind::SlowBody => {
-                    let head =
-                        b"POST /agent/enrol/start HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{";
+                    let head = b"POST /agent/enrol/start HTTP/1.1\r\nhost: x\r\ncontent-type: \
+                            application/json\r\ncontent-length: 999\r\n\r\n{";
                     self.over_tls(connection, hand, HTTP1, head, true).await;
                 }
                 Kind::BareHttp2 => self.over_tls(connection, hand, HTTP2, PREFACE, false).await,
@@ -83,9 +103,18 @@ impl Attacker {
         (kind, timeout(SOON, lives).await.ok())
     }
 
-    async fn over_tls(&self, connection: TcpStream, hand: SemaphorePermit<'_>, protocol: &[u8], first: &[u8], dribbles: bool) {
+    async fn over_tls(
+        &self,
+        connection: TcpStream,
+        hand: SemaphorePermit<'_>,
+        protocol: &[u8],
+        first: &[u8],
+        dribbles: bool,
+    ) {
         let tls = self.tls.with_alpn(vec![protocol.to_vec()]);
-        let connected = tls.connect("localhost".try_into().unwrap(), connection).await;
+        let connected = tls
+            .connect("localhost".try_into().unwrap(), connection)
+            .await;
         drop(hand);
         match connected {
             Ok(connection) => self.until_closed(connection, first, dribbles).await,
@@ -95,7 +124,12 @@ impl Attacker {
     }
 
     /// Says something, then perhaps a blank each second, until the other side closes.
-    async fn until_closed(&self, mut connection: impl AsyncRead + AsyncWrite + Unpin, first: &[u8], dribbles: bool) {
+    async fn until_closed(
+        &self,
+        mut connection: impl AsyncRead + AsyncWrite + Unpin,
+        first: &[u8],
+        dribbles: bool,
+    ) {
         let said = connection.write_all(first).await;
         self.begun.fetch_add(1, Ordering::Relaxed);
         if said.is_err() {
@@ -115,7 +149,8 @@ impl Attacker {
     }
 }
 
-/// The slowest but one of a hundred requests, made one after the other; the best of five rounds, for the machine may have other work.
+/// The slowest but one of a hundred requests, made one after the other; the best of five rounds,
+/// for the machine may have other work.
 async fn p99(coordinator: &Coordinator) -> Duration {
     let mut rounds = Vec::new();
     for _ in 0..5 {
@@ -141,27 +176,52 @@ async fn c1_five_thousand_hostile_connections_are_closed_within_ten_seconds_and_
         hands: Arc::new(Semaphore::new(16)),
         begun: Arc::default(),
     };
-    let attacks: Vec<_> = (0..5_000).map(|number| tokio::spawn(attacker.clone().attack(number))).collect();
+    let attacks: Vec<_> = (0..5_000)
+        .map(|number| tokio::spawn(attacker.clone().attack(number)))
+        .collect();
     // The attackers' own handshakes use this machine, too.
     while attacker.begun.load(Ordering::Relaxed) < attacks.len() {
         sleep(Duration::from_millis(10)).await;
     }
     let attacked = p99(&coordinator).await;
-    let lives: Vec<_> = join_all(attacks).await.into_iter().map(Result::unwrap).collect();
-    let survivors: Vec<_> = lives.iter().filter(|(_, life)| life.is_none()).map(|(kind, _)| kind).collect();
-    assert!(survivors.is_empty(), "{} live on after {SOON:?}: {:?}", survivors.len(), survivors.first());
-    say(&format!("p99 {attacked:?} under attack, {normal:?} normally"));
-    // Nobody waits for the time limits of another. By how much less is a figure: the attackers are on this machine, too.
-    assert!(attacked < Duration::from_secs(1), "p99 {attacked:?} under attack, {normal:?} normally");
+    let lives: Vec<_> = join_all(attacks)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    let survivors: Vec<_> = lives
+        .iter()
+        .filter(|(_, life)| life.is_none())
+        .map(|(kind, _)| kind)
+        .collect();
+    assert!(
+        survivors.is_empty(),
+        "{} live on after {SOON:?}: {:?}",
+        survivors.len(),
+        survivors.first()
+    );
+    say(&format!(
+        "p99 {attacked:?} under attack, {normal:?} normally"
+    ));
+    // Nobody waits for the time limits of another. By how much less is a figure: the attackers are
+    // on this machine, too.
+    assert!(
+        attacked < Duration::from_secs(1),
+        "p99 {attacked:?} under attack, {normal:?} normally"
+    );
 }
 
 /// A figure for who asks for it with `--nocapture`.
-#[expect(clippy::print_stderr, reason = "what the tests print is shown to who asks")]
+#[expect(
+    clippy::print_stderr,
+    reason = "what the tests print is shown to who asks"
+)]
 fn say(figure: &str) {
     eprintln!("{figure}");
 }
 
-/// A connection of HTTP/2 by hand, on which the owner has made a request: it may stay for as long as it behaves.
+/// A connection of HTTP/2 by hand, on which the owner has made a request: it may stay for as long
+/// as it behaves.
 struct Http2(TlsStream<TcpStream>);
 
 const DATA: u8 = 0;
@@ -174,12 +234,26 @@ const END_HEADERS: u8 = 4;
 
 impl Http2 {
     async fn open(coordinator: &Coordinator) -> Self {
-        let connection = TcpStream::connect(coordinator.server.address).await.unwrap();
+        let connection = TcpStream::connect(coordinator.server.address)
+            .await
+            .unwrap();
         let tls = coordinator.tls();
-        let mut connection = tls.with_alpn(vec![HTTP2.to_vec()]).connect("localhost".try_into().unwrap(), connection).await.unwrap();
+        let mut connection = tls
+            .with_alpn(vec![HTTP2.to_vec()])
+            .connect("localhost".try_into().unwrap(), connection)
+            .await
+            .unwrap();
         connection.write_all(PREFACE).await.unwrap();
         let mut http2 = Self(connection);
-        http2.send(HEADERS, END_HEADERS | END_STREAM, 1, &request(0x82, Some(&coordinator.token))).await.unwrap();
+        http2
+            .send(
+                HEADERS,
+                END_HEADERS | END_STREAM,
+                1,
+                &request(0x82, Some(&coordinator.token)),
+            )
+            .await
+            .unwrap();
         loop {
             let (kind, stream, _) = http2.receive().await.unwrap();
             if (kind, stream) == (HEADERS, 1) {
@@ -199,7 +273,8 @@ impl Http2 {
     /// Sends frames, made from their number, until the coordinator ends the connection.
     async fn flood(self, what: &str, frames: impl Fn(u32) -> Vec<u8>) {
         let (mut reader, mut writer) = split(self.0);
-        let told = async { while !matches!(receive(&mut reader).await, Err(_) | Ok((GOAWAY, ..))) {} };
+        let told =
+            async { while !matches!(receive(&mut reader).await, Err(_) | Ok((GOAWAY, ..))) {} };
         let flood = async {
             let mut number = 0;
             while writer.write_all(&frames(number)).await.is_ok() {
@@ -230,7 +305,11 @@ async fn receive(connection: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, u
     connection.read_exact(&mut head).await?;
     let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
     connection.read_exact(&mut payload).await?;
-    Ok((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+    Ok((
+        head[3],
+        u32::from_be_bytes([head[5], head[6], head[7], head[8]]),
+        payload,
+    ))
 }
 
 /// The headers of a request for `/`, in HPACK; 0x82 is GET, 0x83 is POST.
@@ -253,7 +332,11 @@ async fn c2_floods_of_http2_frames_end_their_connection_and_no_other() {
     let get = request(0x82, None);
     let resets = |number| {
         let stream = 3 + 2 * number;
-        [frame(HEADERS, END_HEADERS | END_STREAM, stream, &get), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+        [
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, &get),
+            frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]),
+        ]
+        .concat()
     };
     let small = |number| match number {
         0 => frame(HEADERS, END_STREAM, 3, &get),
@@ -264,14 +347,25 @@ async fn c2_floods_of_http2_frames_end_their_connection_and_no_other() {
         _ => frame(CONTINUATION, 0, 3, &[0; 16_000]),
     };
     let empty_data = |number| match number {
-        0 => frame(HEADERS, END_HEADERS, 3, &request(0x83, Some(&coordinator.token))),
+        0 => frame(
+            HEADERS,
+            END_HEADERS,
+            3,
+            &request(0x83, Some(&coordinator.token)),
+        ),
         _ => frame(DATA, 0, 3, &[]),
     };
     tokio::join!(
         Http2::open(&coordinator).await.flood("resets", resets),
-        Http2::open(&coordinator).await.flood("small continuations", small),
-        Http2::open(&coordinator).await.flood("large continuations", large),
-        Http2::open(&coordinator).await.flood("empty data", empty_data),
+        Http2::open(&coordinator)
+            .await
+            .flood("small continuations", small),
+        Http2::open(&coordinator)
+            .await
+            .flood("large continuations", large),
+        Http2::open(&coordinator)
+            .await
+            .flood("empty data", empty_data),
     );
     coordinator.get("/sites").await.expect(200);
 }
@@ -282,7 +376,15 @@ async fn c2_one_connection_has_at_most_64_streams() {
     let mut http2 = Http2::open(&coordinator).await;
     for number in 0..65 {
         // Bodies that do not come.
-        http2.send(HEADERS, END_HEADERS, 3 + 2 * number, &request(0x83, Some(&coordinator.token))).await.unwrap();
+        http2
+            .send(
+                HEADERS,
+                END_HEADERS,
+                3 + 2 * number,
+                &request(0x83, Some(&coordinator.token)),
+            )
+            .await
+            .unwrap();
     }
     let refused = loop {
         let (kind, stream, payload) = timeout(SOON, http2.receive()).await.unwrap().unwrap();
@@ -297,7 +399,9 @@ async fn c2_one_connection_has_at_most_64_streams() {
 async fn c1_a_body_that_does_not_come_is_given_up_even_from_one_who_may_send_it() {
     let coordinator = Coordinator::start().await;
     let chunks = stream::iter([Ok::<_, io::Error>("{")]).chain(stream::pending());
-    let request = coordinator.request(Method::POST, "/sites").header("content-type", "application/json");
+    let request = coordinator
+        .request(Method::POST, "/sites")
+        .header("content-type", "application/json");
     let answer = send(request.body(reqwest::Body::wrap_stream(chunks))).await;
     assert_eq!(answer.problem(), (408, "too_slow".to_owned(), None));
     assert_eq!(coordinator.get("/sites").await.json()["items"], json!([]));

@@ -24,13 +24,24 @@ async fn follow(coordinator: &Coordinator, last: Option<&str>) -> Events {
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], "text/event-stream");
-    Box::pin(response.bytes_stream().eventsource().map(|event| event.unwrap()))
+    Box::pin(
+        response
+            .bytes_stream()
+            .eventsource()
+            .map(|event| event.unwrap()),
+    )
 }
 
 async fn next(events: &mut Events) -> (Event, MeshNews) {
-    let event = timeout(SOON, events.next()).await.expect("no event").expect("the stream ended");
+    let event = timeout(SOON, events.next())
+        .await
+        .expect("no event")
+        .expect("the stream ended");
     let news: MeshNews = serde_json::from_str(&event.data).unwrap();
-    assert_eq!(event.event, if news.complete { "snapshot" } else { "change" });
+    assert_eq!(
+        event.event,
+        if news.complete { "snapshot" } else { "change" }
+    );
     (event, news)
 }
 
@@ -55,20 +66,47 @@ async fn who_watches_hears_of_sites_nodes_and_links_as_they_change() {
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let mut events = follow(&coordinator, None).await;
     let (_, all) = next(&mut events).await;
-    assert_eq!((all.complete, all.sites.len(), all.nodes.len(), all.links.len()), (true, 1, 1, 0));
+    assert_eq!(
+        (
+            all.complete,
+            all.sites.len(),
+            all.nodes.len(),
+            all.links.len()
+        ),
+        (true, 1, 1, 0)
+    );
 
     let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
     let news = news_with(&mut events, |news| !news.links.is_empty()).await;
-    assert_eq!((news.complete, news.links[0].state), (false, LinkState::Never));
+    assert_eq!(
+        (news.complete, news.links[0].state),
+        (false, LinkState::Never)
+    );
 
-    dublin.report(&coordinator, report(frankfurt.id(), 3)).await.expect(204);
-    frankfurt.report(&coordinator, report(dublin.id(), 3)).await.expect(204);
-    let up = |news: &MeshNews| news.links.iter().any(|link| link.state == LinkState::Up && link.since.is_some());
+    dublin
+        .report(&coordinator, report(frankfurt.id(), 3))
+        .await
+        .expect(204);
+    frankfurt
+        .report(&coordinator, report(dublin.id(), 3))
+        .await
+        .expect(204);
+    let up = |news: &MeshNews| {
+        news.links
+            .iter()
+            .any(|link| link.state == LinkState::Up && link.since.is_some())
+    };
     news_with(&mut events, up).await;
 
-    coordinator.patch("/sites/dublin", json!({"description": "the first"})).await.expect(200);
+    coordinator
+        .patch("/sites/dublin", json!({"description": "the first"}))
+        .await
+        .expect(200);
     let news = news_with(&mut events, |news| !news.sites.is_empty()).await;
-    assert_eq!((news.sites.len(), news.sites[0].description.as_str()), (1, "the first"));
+    assert_eq!(
+        (news.sites.len(), news.sites[0].description.as_str()),
+        (1, "the first")
+    );
 
     coordinator.delete("/sites/frankfurt").await.expect(204);
     let news = news_with(&mut events, |news| !news.removed_sites.is_empty()).await;
@@ -80,13 +118,26 @@ async fn who_comes_back_hears_only_what_is_new() {
     let coordinator = Coordinator::start().await;
     new_node(&coordinator, json!({"name": "dublin"})).await;
     let (event, _) = next(&mut follow(&coordinator, None).await).await;
-    coordinator.post("/sites", json!({"name": "frankfurt"})).await.expect(201);
+    coordinator
+        .post("/sites", json!({"name": "frankfurt"}))
+        .await
+        .expect(201);
     let (_, news) = next(&mut follow(&coordinator, Some(&event.id)).await).await;
     assert!(!news.complete && news.nodes.is_empty());
-    assert_eq!(news.sites.iter().map(|site| site.name.as_str()).collect::<Vec<_>>(), ["frankfurt"]);
+    assert_eq!(
+        news.sites
+            .iter()
+            .map(|site| site.name.as_str())
+            .collect::<Vec<_>>(),
+        ["frankfurt"]
+    );
 
     // Another coordinator does not know what was told here; nonsense is as good as nothing.
-    for (coordinator, id) in [(&coordinator.another().await, event.id.as_str()), (&coordinator, "0"), (&coordinator, "x.1")] {
+    for (coordinator, id) in [
+        (&coordinator.another().await, event.id.as_str()),
+        (&coordinator, "0"),
+        (&coordinator, "x.1"),
+    ] {
         let (_, news) = next(&mut follow(coordinator, Some(id)).await).await;
         assert_eq!((news.complete, news.sites.len()), (true, 2), "{id}");
     }
@@ -97,8 +148,11 @@ async fn a15_a_stream_ends_with_the_token_that_opened_it() {
     let coordinator = Coordinator::start().await;
     let mut events = follow(&coordinator, None).await;
     next(&mut events).await;
-    let revoke = "WITH gone AS (UPDATE api_tokens SET revoked_at = now() RETURNING 1) SELECT count(*) FROM gone";
+    let revoke = "WITH gone AS (UPDATE api_tokens SET revoked_at = now() RETURNING 1) SELECT \
+        count(*) FROM gone";
     assert_eq!(coordinator.count(revoke).await, 1);
-    let ended = timeout(2 * SOON + Duration::from_secs(1), events.next()).await.expect("the stream goes on");
+    let ended = timeout(2 * SOON + Duration::from_secs(1), events.next())
+        .await
+        .expect("the stream goes on");
     assert_eq!(ended, None);
 }

@@ -18,10 +18,23 @@ use crate::{
 #[tokio::test]
 async fn a_node_is_shown_with_its_keys_and_its_last_report() {
     let coordinator = Coordinator::start().await;
-    let node = new_node(&coordinator, json!({"name": "dublin", "endpoint": "203.0.113.10:51820", "subnets": ["10.10.0.0/24"]})).await;
+    let node = new_node(
+        &coordinator,
+        json!({"name": "dublin", "endpoint": "203.0.113.10:51820", "subnets": ["10.10.0.0/24"]}),
+    )
+    .await;
     let shown = coordinator.get("/nodes/dublin").await.expect(200).json();
-    assert_eq!(coordinator.get(&format!("/nodes/{}", node.id())).await.json(), shown);
-    assert_eq!(coordinator.get("/nodes").await.json()["items"], json!([shown]));
+    assert_eq!(
+        coordinator
+            .get(&format!("/nodes/{}", node.id()))
+            .await
+            .json(),
+        shown
+    );
+    assert_eq!(
+        coordinator.get("/nodes").await.json()["items"],
+        json!([shown])
+    );
     for (field, value) in [
         ("id", json!(node.id())),
         ("name", json!("dublin")),
@@ -36,44 +49,102 @@ async fn a_node_is_shown_with_its_keys_and_its_last_report() {
     ] {
         assert_eq!(shown[field], value, "{field}");
     }
-    node.report(&coordinator, json!({"applied": "1.2", "device": "kernel", "links": [], "problems": ["no nft"]})).await.expect(204);
+    node.report(
+        &coordinator,
+        json!({"applied": "1.2", "device": "kernel", "links": [], "problems": ["no nft"]}),
+    )
+    .await
+    .expect(204);
     let report = &coordinator.get("/nodes/dublin").await.json()["last_report"];
-    assert_eq!((&report["applied"], &report["device"], &report["problems"]), (&json!("1.2"), &json!("kernel"), &json!(["no nft"])));
+    assert_eq!(
+        (&report["applied"], &report["device"], &report["problems"]),
+        (&json!("1.2"), &json!("kernel"), &json!(["no nft"]))
+    );
 }
 
 #[tokio::test]
 async fn e7_e10_what_a_compromised_node_says_of_prefixes_and_endpoints_reaches_no_other() {
     let coordinator = Coordinator::start().await;
     let site = |name: &str, host: u8| json!({"name": name, "endpoint": format!("203.0.113.{host}:51820"), "subnets": [format!("10.{host}.0.0/24")]});
-    let (dublin, frankfurt) = (new_node(&coordinator, site("dublin", 10)).await, new_node(&coordinator, site("frankfurt", 20)).await);
+    let (dublin, frankfurt) = (
+        new_node(&coordinator, site("dublin", 10)).await,
+        new_node(&coordinator, site("frankfurt", 20)).await,
+    );
     let before = coordinator.get("/nodes").await.json()["items"].clone();
-    let mut stream = dublin.follow(&coordinator, Some("1.4".parse().unwrap())).await;
+    let mut stream = dublin
+        .follow(&coordinator, Some("1.4".parse().unwrap()))
+        .await;
     stream.next().await;
     let claims = |field: &str, value: Value| {
         let mut report = json!({"applied": "1.4", "device": "kernel", "links": []});
         report[field] = value;
         report
     };
-    for (field, value) in [("subnets", json!(["10.10.0.0/24"])), ("prefixes", json!(["0.0.0.0/0"])), ("endpoint", json!("192.0.2.66:53"))] {
-        let (status, code, named) = frankfurt.report(&coordinator, claims(field, value)).await.problem();
-        assert_eq!((status, code.as_str(), named.as_deref()), (422, "unknown_field", Some(field)));
+    for (field, value) in [
+        ("subnets", json!(["10.10.0.0/24"])),
+        ("prefixes", json!(["0.0.0.0/0"])),
+        ("endpoint", json!("192.0.2.66:53")),
+    ] {
+        let (status, code, named) = frankfurt
+            .report(&coordinator, claims(field, value))
+            .await
+            .problem();
+        assert_eq!(
+            (status, code.as_str(), named.as_deref()),
+            (422, "unknown_field", Some(field))
+        );
     }
     // The endpoint at which it says to see a peer is its own view, and sends nobody anywhere.
     let victim = json!([{"peer": dublin.id(), "handshake_age_s": 1, "received_bytes": 1, "sent_bytes": 1, "endpoint": "192.0.2.66:53"}]);
-    frankfurt.report(&coordinator, claims("links", victim)).await.expect(204);
+    frankfurt
+        .report(&coordinator, claims("links", victim))
+        .await
+        .expect(204);
     // It has no way to ask for what is the operator's to say.
-    for (method, path) in [(Method::PATCH, "/sites/frankfurt"), (Method::POST, "/admissions"), (Method::POST, "/import")] {
-        let request = frankfurt.request(&coordinator, method, path).json(&json!({"endpoint": "192.0.2.66:53"}));
+    for (method, path) in [
+        (Method::PATCH, "/sites/frankfurt"),
+        (Method::POST, "/admissions"),
+        (Method::POST, "/import"),
+    ] {
+        let request = frankfurt
+            .request(&coordinator, method, path)
+            .json(&json!({"endpoint": "192.0.2.66:53"}));
         assert_eq!(send(request).await.problem().0, 403, "{path}");
     }
-    let endpoints = |nodes: &Value| nodes.as_array().unwrap().iter().map(|node| node["endpoint"].clone()).collect::<Vec<_>>();
-    assert_eq!(endpoints(&coordinator.get("/nodes").await.json()["items"]), endpoints(&before));
+    let endpoints = |nodes: &Value| {
+        nodes
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|node| node["endpoint"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        endpoints(&coordinator.get("/nodes").await.json()["items"]),
+        endpoints(&before)
+    );
     assert_eq!(coordinator.count("SELECT revision FROM mesh").await, 4);
     // The next that the other hears is the next change of the operator's.
-    coordinator.patch("/sites/frankfurt", json!({"description": "x", "subnets": ["10.21.0.0/24"]})).await.expect(200);
-    let Some(StreamMessage::Delta { since, changes, .. }) = stream.news().await else { panic!("no delta") };
-    let [ViewChange::Peer(peer)] = &changes[..] else { panic!("{changes:?}") };
-    assert_eq!((since, peer.endpoint), ("1.4".parse().unwrap(), Some("203.0.113.20:51820".parse().unwrap())));
+    coordinator
+        .patch(
+            "/sites/frankfurt",
+            json!({"description": "x", "subnets": ["10.21.0.0/24"]}),
+        )
+        .await
+        .expect(200);
+    let Some(StreamMessage::Delta { since, changes, .. }) = stream.news().await else {
+        panic!("no delta")
+    };
+    let [ViewChange::Peer(peer)] = &changes[..] else {
+        panic!("{changes:?}")
+    };
+    assert_eq!(
+        (since, peer.endpoint),
+        (
+            "1.4".parse().unwrap(),
+            Some("203.0.113.20:51820".parse().unwrap())
+        )
+    );
 }
 
 #[tokio::test]
@@ -82,94 +153,245 @@ async fn a14_a_revoked_node_is_gone_for_every_coordinator() {
     let another = coordinator.another().await;
     let node = new_node(&coordinator, json!({"name": "dublin"})).await;
     // It may turn to the other coordinator before that has heard of it.
-    node.report(&another, json!({"applied": "1.2", "device": "kernel", "links": []})).await.expect(204);
+    node.report(
+        &another,
+        json!({"applied": "1.2", "device": "kernel", "links": []}),
+    )
+    .await
+    .expect(204);
     coordinator.delete("/nodes/dublin").await.expect(204);
     coordinator.delete("/nodes/dublin").await.expect(404);
     coordinator.get("/nodes/dublin").await.expect(404);
-    node.report(&coordinator, json!({"applied": "1.2", "device": "kernel", "links": []})).await.expect(401);
+    node.report(
+        &coordinator,
+        json!({"applied": "1.2", "device": "kernel", "links": []}),
+    )
+    .await
+    .expect(401);
     another.server.app.copy.refresh().await;
-    node.report(&another, json!({"applied": "1.2", "device": "kernel", "links": []})).await.expect(401);
-    assert_eq!(coordinator.get("/sites/dublin").await.json()["nodes"], json!([]));
+    node.report(
+        &another,
+        json!({"applied": "1.2", "device": "kernel", "links": []}),
+    )
+    .await
+    .expect(401);
+    assert_eq!(
+        coordinator.get("/sites/dublin").await.json()["nodes"],
+        json!([])
+    );
 }
 
 /// What an operator signs of the nodes that the interface lists.
 pub(crate) async fn signed(coordinator: &Coordinator, operator: &Operator) -> Vec<SignedAdmission> {
-    let nodes: Vec<Node> = serde_json::from_value(coordinator.get("/nodes").await.json()["items"].clone()).unwrap();
-    let sites: Vec<Site> = serde_json::from_value(coordinator.get("/sites").await.json()["items"].clone()).unwrap();
+    let nodes: Vec<Node> =
+        serde_json::from_value(coordinator.get("/nodes").await.json()["items"].clone()).unwrap();
+    let sites: Vec<Site> =
+        serde_json::from_value(coordinator.get("/sites").await.json()["items"].clone()).unwrap();
     let mesh = coordinator.server.app.settings.mesh;
-    let of = |node: &Node| operator.candidate(mesh, node, sites.iter().find(|site| site.id == node.site).unwrap(), None);
-    nodes.iter().filter_map(of).map(|candidate| operator.sign(mesh, &candidate, 1_800_000_000, None).unwrap()).collect()
+    let of = |node: &Node| {
+        operator.candidate(
+            mesh,
+            node,
+            sites.iter().find(|site| site.id == node.site).unwrap(),
+            None,
+        )
+    };
+    nodes
+        .iter()
+        .filter_map(of)
+        .map(|candidate| {
+            operator
+                .sign(mesh, &candidate, 1_800_000_000, None)
+                .unwrap()
+        })
+        .collect()
 }
 
 fn admitted(shown: &Value) -> Vec<bool> {
-    shown["items"].as_array().unwrap().iter().map(|node| node["admitted"].as_bool().unwrap()).collect()
+    shown["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| node["admitted"].as_bool().unwrap())
+        .collect()
 }
 
 #[tokio::test]
 async fn admissions_are_kept_and_told_to_peers_byte_for_byte_in_one_revision_and_once() {
     let coordinator = Coordinator::start().await;
-    let dublin = new_node(&coordinator, json!({"name": "dublin", "subnets": ["10.10.0.0/24"]})).await;
-    let frankfurt = new_node(&coordinator, json!({"name": "frankfurt", "subnets": ["10.20.0.0/24"]})).await;
-    let mut stream = dublin.follow(&coordinator, Some("1.4".parse().unwrap())).await;
+    let dublin = new_node(
+        &coordinator,
+        json!({"name": "dublin", "subnets": ["10.10.0.0/24"]}),
+    )
+    .await;
+    let frankfurt = new_node(
+        &coordinator,
+        json!({"name": "frankfurt", "subnets": ["10.20.0.0/24"]}),
+    )
+    .await;
+    let mut stream = dublin
+        .follow(&coordinator, Some("1.4".parse().unwrap()))
+        .await;
     let operator = Operator::new(&[7; 32]).unwrap();
     let admissions = signed(&coordinator, &operator).await;
-    assert_eq!(admitted(&coordinator.get("/nodes").await.json()), [false, false]);
-    coordinator.post("/admissions", json!({ "admissions": admissions })).await.expect(204);
+    assert_eq!(
+        admitted(&coordinator.get("/nodes").await.json()),
+        [false, false]
+    );
+    coordinator
+        .post("/admissions", json!({ "admissions": admissions }))
+        .await
+        .expect(204);
     let shown = coordinator.get("/nodes").await.json();
     assert_eq!(admitted(&shown), [true, true]);
     assert_eq!(shown["items"][1]["admission"], json!(admissions[1]));
 
-    let Some(StreamMessage::Delta { position, changes, .. }) = stream.news().await else { panic!("no delta") };
+    let Some(StreamMessage::Delta {
+        position, changes, ..
+    }) = stream.news().await
+    else {
+        panic!("no delta")
+    };
     assert_eq!(position, "1.5".parse().unwrap());
-    let told = changes.iter().find_map(|change| if let ViewChange::Peer(peer) = change { Some(peer) } else { None }).unwrap();
-    assert_eq!((told.node, told.admission.as_ref()), (frankfurt.id(), Some(&admissions[1])));
+    let told = changes
+        .iter()
+        .find_map(|change| {
+            if let ViewChange::Peer(peer) = change {
+                Some(peer)
+            } else {
+                None
+            }
+        })
+        .unwrap();
+    assert_eq!(
+        (told.node, told.admission.as_ref()),
+        (frankfurt.id(), Some(&admissions[1]))
+    );
 
     // The same again is nothing new; a changed prefix is, and does not carry the admission along.
-    coordinator.post("/admissions", json!({ "admissions": admissions })).await.expect(204);
-    coordinator.patch("/sites/frankfurt", json!({"subnets": ["10.20.0.0/16"]})).await.expect(200);
-    let Some(StreamMessage::Delta { position, changes, .. }) = stream.news().await else { panic!("no delta") };
+    coordinator
+        .post("/admissions", json!({ "admissions": admissions }))
+        .await
+        .expect(204);
+    coordinator
+        .patch("/sites/frankfurt", json!({"subnets": ["10.20.0.0/16"]}))
+        .await
+        .expect(200);
+    let Some(StreamMessage::Delta {
+        position, changes, ..
+    }) = stream.news().await
+    else {
+        panic!("no delta")
+    };
     assert_eq!(position, "1.6".parse().unwrap());
-    let [ViewChange::Peer(told)] = &changes[..] else { panic!("{changes:?}") };
-    assert_eq!((told.subnets.clone(), &told.admission), (vec!["10.20.0.0/16".parse::<IpNet>().unwrap()], &None));
-    assert_eq!(admitted(&coordinator.get("/nodes").await.json()), [true, false]);
+    let [ViewChange::Peer(told)] = &changes[..] else {
+        panic!("{changes:?}")
+    };
+    assert_eq!(
+        (told.subnets.clone(), &told.admission),
+        (vec!["10.20.0.0/16".parse::<IpNet>().unwrap()], &None)
+    );
+    assert_eq!(
+        admitted(&coordinator.get("/nodes").await.json()),
+        [true, false]
+    );
 
     // Who joins later is told with the snapshot, and every coordinator knows.
     let another = coordinator.another().await;
-    let Some(StreamMessage::Snapshot { view, .. }) = dublin.follow(&another, None).await.next().await else { panic!("no snapshot") };
+    let Some(StreamMessage::Snapshot { view, .. }) =
+        dublin.follow(&another, None).await.next().await
+    else {
+        panic!("no snapshot")
+    };
     assert_eq!(view.peers[0].admission.as_ref(), Some(&admissions[1]));
-    let event =
-        coordinator.get("/events").await.json()["items"].as_array().unwrap().iter().find(|event| event["action"] == "node.admit").cloned();
+    let event = coordinator.get("/events").await.json()["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|event| event["action"] == "node.admit")
+        .cloned();
     assert_eq!(event.unwrap()["object"], "2 nodes");
 }
 
 #[tokio::test]
-async fn an_admission_that_is_not_signed_of_another_mesh_or_of_nobody_is_refused_with_all_that_came_with_it() {
+async fn an_admission_that_is_not_signed_of_another_mesh_or_of_nobody_is_refused_with_all_that_came_with_it()
+ {
     let coordinator = Coordinator::start().await;
     new_node(&coordinator, json!({"name": "dublin"})).await;
     new_node(&coordinator, json!({"name": "frankfurt"})).await;
     let operator = Operator::new(&[7; 32]).unwrap();
-    let [good, other] = &signed(&coordinator, &operator).await[..] else { panic!("two nodes") };
+    let [good, other] = &signed(&coordinator, &operator).await[..] else {
+        panic!("two nodes")
+    };
     let with = |from: &str, to: &str| {
         let text = other.admission.replace(from, to);
         assert_ne!(text, other.admission);
-        SignedAdmission { admission: text, ..other.clone() }
+        SignedAdmission {
+            admission: text,
+            ..other.clone()
+        }
     };
     let mesh = coordinator.server.app.settings.mesh;
-    let wattle_wire::lock::Admission { prefixes, .. } = serde_json::from_str(&other.admission).unwrap();
+    let wattle_wire::lock::Admission { prefixes, .. } =
+        serde_json::from_str(&other.admission).unwrap();
     let name: wattle_wire::name::Name = "nobody".parse().unwrap();
-    let nobody =
-        wattle_mesh::agent::admission::Candidate { name: name.clone(), site: name, identity: [3; 32].into(), prefixes, before: None };
+    let nobody = wattle_mesh::agent::admission::Candidate {
+        name: name.clone(),
+        site: name,
+        identity: [3; 32].into(),
+        prefixes,
+        before: None,
+    };
     for bad in [
         with("10.99.0.2/32", "0.0.0.0/0"),
-        SignedAdmission { admission: String::new(), ..other.clone() },
-        SignedAdmission { admission: " ".repeat(SignedAdmission::LONGEST + 1), ..other.clone() },
+        SignedAdmission {
+            admission: String::new(),
+            ..other.clone()
+        },
+        SignedAdmission {
+            admission: " ".repeat(SignedAdmission::LONGEST + 1),
+            ..other.clone()
+        },
         operator.sign(mesh, &nobody, 1, None).unwrap(),
-        operator.sign(wattle_wire::ids::MeshId(uuid::Uuid::nil()), &nobody, 1, None).unwrap(),
+        operator
+            .sign(
+                wattle_wire::ids::MeshId(uuid::Uuid::nil()),
+                &nobody,
+                1,
+                None,
+            )
+            .unwrap(),
     ] {
-        let answer = coordinator.post("/admissions", json!({ "admissions": [good, bad] })).await;
-        assert_eq!(answer.problem(), (422, "invalid_admission".to_owned(), Some("admissions[1]".to_owned())));
+        let answer = coordinator
+            .post("/admissions", json!({ "admissions": [good, bad] }))
+            .await;
+        assert_eq!(
+            answer.problem(),
+            (
+                422,
+                "invalid_admission".to_owned(),
+                Some("admissions[1]".to_owned())
+            )
+        );
     }
-    assert_eq!(coordinator.post("/admissions", json!({ "admissions": [good, good] })).await.problem().0, 422);
-    assert_eq!(coordinator.post("/admissions", json!({ "admissions": [] })).await.problem().0, 422);
-    assert_eq!(admitted(&coordinator.get("/nodes").await.json()), [false, false]);
+    assert_eq!(
+        coordinator
+            .post("/admissions", json!({ "admissions": [good, good] }))
+            .await
+            .problem()
+            .0,
+        422
+    );
+    assert_eq!(
+        coordinator
+            .post("/admissions", json!({ "admissions": [] }))
+            .await
+            .problem()
+            .0,
+        422
+    );
+    assert_eq!(
+        admitted(&coordinator.get("/nodes").await.json()),
+        [false, false]
+    );
 }

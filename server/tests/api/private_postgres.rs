@@ -45,15 +45,28 @@ impl Program {
         // Whoever writes to a pipe that nobody reads is stopped.
         thread::spawn(move || lines.for_each(drop));
         let client = client(data_dir);
-        Self { child, client, url: format!("https://{address}") }
+        Self {
+            child,
+            client,
+            url: format!("https://{address}"),
+        }
     }
 
     async fn call(&self, token: &str, name: Option<&str>) -> u16 {
         let request = match name {
-            Some(name) => self.client.post(format!("{}/sites", self.url)).json(&json!({"name": name})),
+            Some(name) => self
+                .client
+                .post(format!("{}/sites", self.url))
+                .json(&json!({"name": name})),
             None => self.client.get(format!("{}/sites/dublin", self.url)),
         };
-        request.bearer_auth(token).send().await.unwrap().status().as_u16()
+        request
+            .bearer_auth(token)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
     }
 
     fn end(mut self, signal: Signal) {
@@ -76,25 +89,45 @@ impl Drop for Program {
 /// The program, tied to the life of this test.
 fn program(data_dir: &Path) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "--", env!("CARGO_BIN_EXE_wattle-server"), "--data-dir"]).arg(data_dir);
+    command
+        .args([
+            "--pdeathsig",
+            "TERM",
+            "--",
+            env!("CARGO_BIN_EXE_wattle-server"),
+            "--data-dir",
+        ])
+        .arg(data_dir);
     command.env_remove("DATABASE_URL").stdin(Stdio::null());
     command
 }
 
 fn token(data_dir: &Path) -> String {
-    fs::read_to_string(data_dir.join("api-token")).unwrap().trim().to_owned()
+    fs::read_to_string(data_dir.join("api-token"))
+        .unwrap()
+        .trim()
+        .to_owned()
 }
 
 fn postgres_of(data_dir: &Path) -> Vec<i32> {
     let data = data_dir.join("postgres/data");
-    let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    processes.filter(|pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)).collect()
+    let processes = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    processes
+        .filter(|pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data))
+        .collect()
 }
 
 fn wait_until_gone(data_dir: &Path) {
     let deadline = Instant::now() + SOON;
     while !postgres_of(data_dir).is_empty() {
-        assert!(Instant::now() < deadline, "Postgres stays behind: {:?}", postgres_of(data_dir));
+        assert!(
+            Instant::now() < deadline,
+            "Postgres stays behind: {:?}",
+            postgres_of(data_dir)
+        );
         thread::park_timeout(Duration::from_millis(10));
     }
 }
@@ -106,7 +139,14 @@ async fn a_second_start_finds_everything_even_after_a_kill() {
     let data_dir = folder.path();
     let first = Program::start(data_dir);
     let token = token(data_dir);
-    assert_eq!(fs::metadata(data_dir.join("api-token")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(data_dir.join("api-token"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o600
+    );
     assert_eq!(first.call(&token, Some("dublin")).await, 201);
     first.end(Signal::SIGKILL);
 
@@ -136,17 +176,27 @@ async fn h7_systemd_is_told_that_the_coordinator_is_ready_and_lives_and_not_when
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     };
     let mut command = program(data_dir.path());
-    let child = command.args(["--listen", "127.0.0.1:0"]).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000").stderr(Stdio::null());
+    let child = command
+        .args(["--listen", "127.0.0.1:0"])
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "400000")
+        .stderr(Stdio::null());
     let child = child.spawn().unwrap();
     let pid = Pid::from_raw(child.id().try_into().unwrap());
     assert_eq!(hears().trim(), "READY=1");
-    let program = Program { child, url: String::new(), client: client(data_dir.path()) };
+    let program = Program {
+        child,
+        url: String::new(),
+        client: client(data_dir.path()),
+    };
     for _ in 0..3 {
         assert_eq!(hears().trim(), "WATCHDOG=1");
     }
     kill(pid, Signal::SIGSTOP).unwrap();
     // What was on its way is heard yet.
-    systemd.set_read_timeout(Some(Duration::from_millis(1000))).unwrap();
+    systemd
+        .set_read_timeout(Some(Duration::from_millis(1000)))
+        .unwrap();
     let mut buffer = [0; 100];
     let silent = (0..100).any(|_| systemd.recv(&mut buffer).is_err());
     assert!(silent, "it says that it lives while it stands still");
@@ -173,20 +223,28 @@ async fn a_postgres_that_dies_is_started_again() {
 }
 
 #[tokio::test]
-async fn the_command_line_makes_lists_and_revokes_tokens_while_the_coordinator_runs_and_while_it_does_not() {
+async fn the_command_line_makes_lists_and_revokes_tokens_while_the_coordinator_runs_and_while_it_does_not()
+ {
     let _company = among_others().await;
     let folder = reachable_folder();
     let data_dir = folder.path();
     let run = |arguments: &[&str]| {
         let output = program(data_dir).args(arguments).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let server = Program::start(data_dir);
     let made = run(&["token", "create", "--name", "ci"]);
     assert_eq!(server.call(&made, Some("dublin")).await, 201);
     let list = run(&["token", "list"]);
-    let line = list.lines().find(|line| line.ends_with("owner  ci")).unwrap();
+    let line = list
+        .lines()
+        .find(|line| line.ends_with("owner  ci"))
+        .unwrap();
     run(&["token", "revoke", line.split_whitespace().next().unwrap()]);
     assert_eq!(server.call(&made, None).await, 401);
     server.end(Signal::SIGTERM);
@@ -195,7 +253,9 @@ async fn the_command_line_makes_lists_and_revokes_tokens_while_the_coordinator_r
     assert_eq!(postgres_of(data_dir), Vec::<i32>::new());
     let server = Program::start(data_dir);
     assert_eq!(server.call(&made, None).await, 200);
-    let second = wattle_server::postgres::Postgres::start(data_dir).unwrap_err().to_string();
+    let second = wattle_server::postgres::Postgres::start(data_dir)
+        .unwrap_err()
+        .to_string();
     assert!(second.contains("another wattle-server uses"), "{second}");
 }
 

@@ -19,42 +19,86 @@ use crate::{
 fn machine_of(node: &Node) -> Machine {
     let identity = Zeroizing::new(node.machine.pkcs8.clone());
     let wireguard = Zeroizing::new(node.machine.wireguard.to_bytes());
-    let kept = KeptKeys { identity, wireguard, sequence: 1, since: 0, next: None, issued: 1, predecessors: vec![], successor: None };
+    let kept = KeptKeys {
+        identity,
+        wireguard,
+        sequence: 1,
+        since: 0,
+        next: None,
+        issued: 1,
+        predecessors: vec![],
+        successor: None,
+    };
     Machine::restore(&kept).unwrap()
 }
 
 async fn succeed(coordinator: &Coordinator, node: NodeId, statement: &SignedStatement) -> Answer {
     let body = json!({"node": node, "statement": statement});
-    send(coordinator.client.post(coordinator.url("/agent/identity")).json(&body)).await
+    send(
+        coordinator
+            .client
+            .post(coordinator.url("/agent/identity"))
+            .json(&body),
+    )
+    .await
 }
 
 async fn view(coordinator: &Coordinator, token: &str) -> Answer {
-    send(coordinator.client.get(coordinator.url("/agent/view")).bearer_auth(token)).await
+    send(
+        coordinator
+            .client
+            .get(coordinator.url("/agent/view"))
+            .bearer_auth(token),
+    )
+    .await
 }
 
 #[tokio::test]
-async fn another_identity_is_taken_and_told_byte_for_byte_and_who_has_the_former_one_is_nobody_any_more() {
+async fn another_identity_is_taken_and_told_byte_for_byte_and_who_has_the_former_one_is_nobody_any_more()
+ {
     let coordinator = Coordinator::start().await;
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
     let mesh = dublin.enrolled.mesh;
     let mut peer = frankfurt.follow(&coordinator, None).await;
     let mut own = dublin.follow(&coordinator, None).await;
-    assert!(matches!(own.news().await, Some(StreamMessage::Snapshot { .. })));
+    assert!(matches!(
+        own.news().await,
+        Some(StreamMessage::Snapshot { .. })
+    ));
     peer.news().await;
-    coordinator.post("/nodes/dublin/rotate", json!({})).await.expect(202);
+    coordinator
+        .post("/nodes/dublin/rotate", json!({}))
+        .await
+        .expect(202);
 
     let next = machine_of(&dublin).succeeding(&[7; 32]).unwrap();
     let statement = next.succession(mesh).unwrap().unwrap();
     let after = next.succeeded(mesh).unwrap();
     let revisions = "SELECT count(*) FROM changes";
-    succeed(&coordinator, dublin.id(), &statement).await.expect(204);
+    succeed(&coordinator, dublin.id(), &statement)
+        .await
+        .expect(204);
     let before = coordinator.count(revisions).await;
-    succeed(&coordinator, dublin.id(), &statement).await.expect(204);
-    assert_eq!(coordinator.count(revisions).await, before, "an answer that was lost costs nothing");
+    succeed(&coordinator, dublin.id(), &statement)
+        .await
+        .expect(204);
+    assert_eq!(
+        coordinator.count(revisions).await,
+        before,
+        "an answer that was lost costs nothing"
+    );
 
     view(&coordinator, &dublin.token()).await.expect(401);
-    view(&coordinator, after.token(&dublin.enrolled, chrono::Utc::now().timestamp()).unwrap().reveal()).await.expect(200);
+    view(
+        &coordinator,
+        after
+            .token(&dublin.enrolled, chrono::Utc::now().timestamp())
+            .unwrap()
+            .reveal(),
+    )
+    .await
+    .expect(200);
     loop {
         match own.news().await {
             Some(StreamMessage::Bye { reason }) => break assert_eq!(reason, ByeReason::Superseded),
@@ -63,7 +107,9 @@ async fn another_identity_is_taken_and_told_byte_for_byte_and_who_has_the_former
         }
     }
     let told = loop {
-        let Some(StreamMessage::Delta { changes, .. }) = peer.news().await else { panic!("no delta") };
+        let Some(StreamMessage::Delta { changes, .. }) = peer.news().await else {
+            panic!("no delta")
+        };
         if let [ViewChange::Peer(peer)] = &changes[..]
             && peer.statement.statement.contains("predecessors")
         {
@@ -72,16 +118,33 @@ async fn another_identity_is_taken_and_told_byte_for_byte_and_who_has_the_former
     };
     assert_eq!(told, statement);
     let shown = coordinator.get("/nodes/dublin").await.json();
-    assert_eq!((&shown["identity_key"], &shown["wireguard_key"]), (&json!(after.identity_key()), &json!(after.wireguard_key())));
-    assert_eq!(shown["rotation"]["phase"], "requested", "a new WireGuard key is still wanted");
+    assert_eq!(
+        (&shown["identity_key"], &shown["wireguard_key"]),
+        (&json!(after.identity_key()), &json!(after.wireguard_key()))
+    );
+    assert_eq!(
+        shown["rotation"]["phase"], "requested",
+        "a new WireGuard key is still wanted"
+    );
     let events = coordinator.get("/events").await.json();
-    let changes = events["items"].as_array().unwrap().iter().filter(|event| event["action"] == "node.identity.change").count();
+    let changes = events["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["action"] == "node.identity.change")
+        .count();
     assert_eq!(changes, 1);
 
     // The former identity enrols nowhere again, and no other node takes it up.
     let join = agents::new_site(&coordinator, json!({"name": "new-york"})).await;
-    let old = agents::Machine { wireguard: agents::Machine::new().wireguard, ..dublin.machine };
-    assert_eq!(old.try_enrol(&coordinator, &join).await.problem().1, "key_taken");
+    let old = agents::Machine {
+        wireguard: agents::Machine::new().wireguard,
+        ..dublin.machine
+    };
+    assert_eq!(
+        old.try_enrol(&coordinator, &join).await.problem().1,
+        "key_taken"
+    );
 }
 
 #[tokio::test]
@@ -90,11 +153,27 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
     let mesh = dublin.enrolled.mesh;
-    let succession = |machine: &Machine, seed: u8| machine.succeeding(&[seed; 32]).unwrap().succession(mesh).unwrap().unwrap();
-    let succeeded = |machine: &Machine, seed: u8| machine.succeeding(&[seed; 32]).unwrap().succeeded(mesh).unwrap();
+    let succession = |machine: &Machine, seed: u8| {
+        machine
+            .succeeding(&[seed; 32])
+            .unwrap()
+            .succession(mesh)
+            .unwrap()
+            .unwrap()
+    };
+    let succeeded = |machine: &Machine, seed: u8| {
+        machine
+            .succeeding(&[seed; 32])
+            .unwrap()
+            .succeeded(mesh)
+            .unwrap()
+    };
     let own = machine_of(&dublin);
     let first = succession(&own, 7);
-    let forged = SignedStatement { signature: succession(&own, 8).signature, ..first.clone() };
+    let forged = SignedStatement {
+        signature: succession(&own, 8).signature,
+        ..first.clone()
+    };
     let stranger = Machine::new(&[9; 32], &[9; 32], 0).unwrap();
     let nodes = "SELECT count(*) FROM nodes JOIN former_identities ON true";
     for (node, statement) in [
@@ -103,17 +182,36 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
         (dublin.id(), succession(&machine_of(&frankfurt), 7)),
         (frankfurt.id(), first.clone()),
         (NodeId(uuid::Uuid::nil()), first.clone()),
-        (dublin.id(), SignedStatement { statement: "{}".to_owned(), ..first.clone() }),
+        (
+            dublin.id(),
+            SignedStatement {
+                statement: "{}".to_owned(),
+                ..first.clone()
+            },
+        ),
     ] {
         succeed(&coordinator, node, &statement).await.expect(401);
     }
-    assert_eq!(succeed(&coordinator, dublin.id(), &own.statement(mesh).unwrap()).await.expect(204).text, "", "it has that one");
+    assert_eq!(
+        succeed(&coordinator, dublin.id(), &own.statement(mesh).unwrap())
+            .await
+            .expect(204)
+            .text,
+        "",
+        "it has that one"
+    );
     assert_eq!(coordinator.count(nodes).await, 0);
 
     // Who has been succeeded signs for nobody; a restored database takes several at once.
     let second = succeeded(&succeeded(&own, 7), 8);
-    succeed(&coordinator, dublin.id(), &second.statement(mesh).unwrap()).await.expect(204);
-    for late in [first, succession(&succeeded(&own, 7), 10), succession(&own, 11)] {
+    succeed(&coordinator, dublin.id(), &second.statement(mesh).unwrap())
+        .await
+        .expect(204);
+    for late in [
+        first,
+        succession(&succeeded(&own, 7), 10),
+        succession(&own, 11),
+    ] {
         succeed(&coordinator, dublin.id(), &late).await.expect(401);
     }
     let shown = coordinator.get("/nodes/dublin").await.json();
@@ -121,28 +219,56 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
 
     // One that another node has or had is nobody else's.
     for seed in [8, 7] {
-        let taken = succeed(&coordinator, frankfurt.id(), &succession(&machine_of(&frankfurt), seed)).await;
-        assert_eq!(taken.problem(), (409, "key_taken".to_owned(), Some("statement".to_owned())));
+        let taken = succeed(
+            &coordinator,
+            frankfurt.id(),
+            &succession(&machine_of(&frankfurt), seed),
+        )
+        .await;
+        assert_eq!(
+            taken.problem(),
+            (409, "key_taken".to_owned(), Some("statement".to_owned()))
+        );
     }
 }
 
 #[tokio::test]
-async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_around_the_order_of_statements() {
+async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_around_the_order_of_statements()
+ {
     let coordinator = Coordinator::start().await;
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let mesh = dublin.enrolled.mesh;
     let announced = machine_of(&dublin).preparing(&[5; 32]).unwrap();
     let announce = json!({"announce": announced.announcement(mesh).unwrap()});
-    send(dublin.request(&coordinator, Method::POST, "/agent/rotation").json(&announce)).await.expect(200);
+    send(
+        dublin
+            .request(&coordinator, Method::POST, "/agent/rotation")
+            .json(&announce),
+    )
+    .await
+    .expect(200);
     let next = announced.succeeding(&[7; 32]).unwrap();
-    succeed(&coordinator, dublin.id(), &next.succession(mesh).unwrap().unwrap()).await.expect(204);
-    assert_eq!(coordinator.get("/nodes/dublin").await.json()["rotation"], Value::Null);
+    succeed(
+        &coordinator,
+        dublin.id(),
+        &next.succession(mesh).unwrap().unwrap(),
+    )
+    .await
+    .expect(204);
+    assert_eq!(
+        coordinator.get("/nodes/dublin").await.json()["rotation"],
+        Value::Null
+    );
     let after = next.succeeded(mesh).unwrap();
-    let mut statement: Value = serde_json::from_str(&after.statement(mesh).unwrap().statement).unwrap();
+    let mut statement: Value =
+        serde_json::from_str(&after.statement(mesh).unwrap().statement).unwrap();
     statement["sequence"] = json!(2);
     let older = serde_json::from_value(statement).unwrap();
     let kept = after.kept().unwrap();
     let pair = aws_lc_rs::signature::Ed25519KeyPair::from_pkcs8(&kept.identity).unwrap();
     let older = wattle_mesh::keys::enrolment::sign_statement(&older, &pair).unwrap();
-    assert_eq!(succeed(&coordinator, dublin.id(), &older).await.problem().0, 422);
+    assert_eq!(
+        succeed(&coordinator, dublin.id(), &older).await.problem().0,
+        422
+    );
 }

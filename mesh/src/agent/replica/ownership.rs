@@ -1,4 +1,5 @@
-//! Who holds which key and which prefix. Each belongs to one; what comes is compared with its neighbours, not with all.
+//! Who holds which key and which prefix. Each belongs to one; what comes is compared with its
+//! neighbours, not with all.
 
 use std::{collections::BTreeMap, iter};
 
@@ -23,18 +24,33 @@ pub(super) struct Claims {
 /// Two claim the same. What was claimed before stays claimed; of the claimant, maybe a part.
 #[derive(Debug)]
 pub(super) enum Contradiction {
-    Key { holder: NodeId, claimant: NodeId },
-    Prefix { held: IpNet, holder: NodeId, claimed: IpNet, claimant: NodeId },
+    Key {
+        holder: NodeId,
+        claimant: NodeId,
+    },
+    Prefix {
+        held: IpNet,
+        holder: NodeId,
+        claimed: IpNet,
+        claimant: NodeId,
+    },
 }
 
 impl Claims {
     /// The claims of a view that holds together.
     pub(super) fn of(known: &Known) -> Self {
         let peers = known.peers.values();
-        let keys = peers.clone().flat_map(|known| keys(known).map(|key| (key, known.peer.node))).collect();
+        let keys = peers
+            .clone()
+            .flat_map(|known| keys(known).map(|key| (key, known.peer.node)))
+            .collect();
         let own = of_myself(&known.myself).map(|prefix| (prefix, known.myself.node));
-        let theirs = peers.flat_map(|KnownPeer { peer, .. }| of_peer(peer).map(|prefix| (prefix, peer.node)));
-        Self { keys, prefixes: own.chain(theirs).collect() }
+        let theirs = peers
+            .flat_map(|KnownPeer { peer, .. }| of_peer(peer).map(|prefix| (prefix, peer.node)));
+        Self {
+            keys,
+            prefixes: own.chain(theirs).collect(),
+        }
     }
 
     pub(super) fn take_peer(&mut self, known: &KnownPeer) -> Result<(), Contradiction> {
@@ -62,15 +78,27 @@ impl Claims {
         self.give_up(of_myself(myself));
     }
 
-    fn take(&mut self, claimant: NodeId, mut prefixes: impl Iterator<Item = IpNet>) -> Result<(), Contradiction> {
+    fn take(
+        &mut self,
+        claimant: NodeId,
+        mut prefixes: impl Iterator<Item = IpNet>,
+    ) -> Result<(), Contradiction> {
         prefixes.try_for_each(|claimed| {
-            // In the order of address and then length, with no two that overlap: what holds the prefix comes right before it, and of what
-            // lies in it the first comes right after it.
+            // In the order of address and then length, with no two that overlap: what holds the
+            // prefix comes right before it, and of what lies in it the first comes right after it.
             let before = self.prefixes.range(..=claimed).next_back();
             let after = self.prefixes.range(claimed..).next();
-            let clash = [before, after].into_iter().flatten().find(|(held, _)| overlap(**held, claimed));
+            let clash = [before, after]
+                .into_iter()
+                .flatten()
+                .find(|(held, _)| overlap(**held, claimed));
             if let Some((held, holder)) = clash {
-                return Err(Contradiction::Prefix { held: *held, holder: *holder, claimed, claimant });
+                return Err(Contradiction::Prefix {
+                    held: *held,
+                    holder: *holder,
+                    claimed,
+                    claimant,
+                });
             }
             self.prefixes.insert(claimed, claimant);
             Ok(())
@@ -86,7 +114,12 @@ impl Claims {
 
 /// The keys of a peer: the present one, and the one that it announced.
 pub(super) fn keys(known: &KnownPeer) -> impl Iterator<Item = WireguardKey> {
-    iter::once(known.statement.wireguard_key).chain(known.announced.as_ref().map(|announced| announced.wireguard_key))
+    iter::once(known.statement.wireguard_key).chain(
+        known
+            .announced
+            .as_ref()
+            .map(|announced| announced.wireguard_key),
+    )
 }
 
 fn of_peer(peer: &Peer) -> impl Iterator<Item = IpNet> {

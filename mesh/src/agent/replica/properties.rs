@@ -39,16 +39,29 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
-/// What a coordinator might claim of one of few nodes, be it true or not: keys and prefixes are drawn from so few that they clash.
+/// What a coordinator might claim of one of few nodes, be it true or not: keys and prefixes are
+/// drawn from so few that they clash.
 #[derive(Clone, Debug)]
 enum Claim {
-    Peer { node: u64, key: u64, sequence: u64, subnets: Vec<usize> },
+    Peer {
+        node: u64,
+        key: u64,
+        sequence: u64,
+        subnets: Vec<usize>,
+    },
     Removed(u64),
     Own(Vec<usize>),
     OtherMesh,
 }
 
-const SUBNETS: [&str; 6] = ["10.1.0.0/16", "10.1.2.0/24", "10.1.2.128/25", "10.2.0.0/24", "10.3.0.0/24", "fd00:1::/64"];
+const SUBNETS: [&str; 6] = [
+    "10.1.0.0/16",
+    "10.1.2.0/24",
+    "10.1.2.128/25",
+    "10.2.0.0/24",
+    "10.3.0.0/24",
+    "fd00:1::/64",
+];
 
 fn claim() -> impl Strategy<Value = Claim> {
     let subnets = || prop::collection::vec(0..SUBNETS.len(), 0..3);
@@ -62,14 +75,25 @@ fn claim() -> impl Strategy<Value = Claim> {
 }
 
 fn subnets_of<T: std::str::FromStr<Err: fmt::Debug>>(numbers: &[usize]) -> Vec<T> {
-    numbers.iter().map(|number| SUBNETS[*number].parse().unwrap()).collect()
+    numbers
+        .iter()
+        .map(|number| SUBNETS[*number].parse().unwrap())
+        .collect()
 }
 
 fn view_change(claim: Claim, known: &Known) -> ViewChange {
     match claim {
-        Claim::Peer { node, key, sequence, subnets } => {
+        Claim::Peer {
+            node,
+            key,
+            sequence,
+            subnets,
+        } => {
             let (_, record) = node_record(node);
-            let keys = Keys { identity: Keys::of(node).identity, wireguard: Keys::of(key).wireguard };
+            let keys = Keys {
+                identity: Keys::of(node).identity,
+                wireguard: Keys::of(key).wireguard,
+            };
             ViewChange::Peer(Peer {
                 node: record.id,
                 name: record.name.clone(),
@@ -84,20 +108,42 @@ fn view_change(claim: Claim, known: &Known) -> ViewChange {
             })
         }
         Claim::Removed(node) => ViewChange::PeerRemoved(node_id(node)),
-        Claim::Own(subnets) => ViewChange::Myself(Myself { subnets: subnets_of(&subnets), ..known.myself.clone() }),
-        Claim::OtherMesh => ViewChange::Mesh(MeshSettings { id: MeshId(uuid::Uuid::nil()), ..known.mesh.clone() }),
+        Claim::Own(subnets) => ViewChange::Myself(Myself {
+            subnets: subnets_of(&subnets),
+            ..known.myself.clone()
+        }),
+        Claim::OtherMesh => ViewChange::Mesh(MeshSettings {
+            id: MeshId(uuid::Uuid::nil()),
+            ..known.mesh.clone()
+        }),
     }
 }
 
-/// The law that the replica keeps by looking at what a message touches only: the whole view is made anew, and all of it compared.
+/// The law that the replica keeps by looking at what a message touches only: the whole view is made
+/// anew, and all of it compared.
 fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Option<Known> {
     let before = replica.known()?;
     let mut next = before.clone();
     for change in changes {
         match change {
             ViewChange::Peer(peer) => {
-                if let Ok(Believed { statement, announced }) = believe(peer, MESH, next.peers.get(&peer.node), replica.pin(peer.node)) {
-                    next.peers.insert(peer.node, KnownPeer { peer: peer.clone(), statement, announced });
+                if let Ok(Believed {
+                    statement,
+                    announced,
+                }) = believe(
+                    peer,
+                    MESH,
+                    next.peers.get(&peer.node),
+                    replica.pin(peer.node),
+                ) {
+                    next.peers.insert(
+                        peer.node,
+                        KnownPeer {
+                            peer: peer.clone(),
+                            statement,
+                            announced,
+                        },
+                    );
                 }
             }
             ViewChange::PeerRemoved(node) => {
@@ -107,21 +153,47 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
             ViewChange::Mesh(mesh) => next.mesh = mesh.clone(),
         }
     }
-    let gone = before.peers.iter().filter(|(node, _)| !next.peers.contains_key(node));
-    let (held, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        gone.map(|(node, peer)| (*node, peer.clone())).partition(|(node, _)| replica.held.contains(node));
-    let stay = if gone.len() > 1 && gone.len() * 2 > before.peers.len() { gone } else { BTreeMap::new() };
+    let gone = before
+        .peers
+        .iter()
+        .filter(|(node, _)| !next.peers.contains_key(node));
+    let (held, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = gone
+        .map(|(node, peer)| (*node, peer.clone()))
+        .partition(|(node, _)| replica.held.contains(node));
+    let stay = if gone.len() > 1 && gone.len() * 2 > before.peers.len() {
+        gone
+    } else {
+        BTreeMap::new()
+    };
     next.peers.extend(held.into_iter().chain(stay));
     next.position = position;
-    let keys: Vec<_> = next.peers.values().map(|known| known.statement.wireguard_key).collect();
-    let own: Vec<_> = next.myself.subnets.iter().map(|subnet| subnet.net()).collect();
+    let keys: Vec<_> = next
+        .peers
+        .values()
+        .map(|known| known.statement.wireguard_key)
+        .collect();
+    let own: Vec<_> = next
+        .myself
+        .subnets
+        .iter()
+        .map(|subnet| subnet.net())
+        .collect();
     let mut claims: Vec<_> = prefixes(next.myself.tunnel_address, &own).collect();
-    claims.extend(next.peers.values().flat_map(|known| prefixes(known.peer.tunnel_address, &known.peer.subnets)));
-    let alone = |index: usize, prefix: &IpNet| !claims[..index].iter().any(|other| overlap(*other, *prefix));
+    claims.extend(
+        next.peers
+            .values()
+            .flat_map(|known| prefixes(known.peer.tunnel_address, &known.peer.subnets)),
+    );
+    let alone = |index: usize, prefix: &IpNet| {
+        !claims[..index].iter().any(|other| overlap(*other, *prefix))
+    };
     let holds = next.mesh.id == MESH
         && !keys.contains(&Keys::of(1).wireguard_key())
         && keys.iter().collect::<BTreeSet<_>>().len() == keys.len()
-        && claims.iter().enumerate().all(|(index, prefix)| alone(index, prefix));
+        && claims
+            .iter()
+            .enumerate()
+            .all(|(index, prefix)| alone(index, prefix));
     holds.then_some(next)
 }
 
@@ -157,7 +229,11 @@ proptest! {
 
 /// The same changes, told in a snapshot: in it, absence says nothing.
 fn as_snapshot(position: Position, before: &Known, changes: Vec<ViewChange>) -> StreamMessage {
-    let mut view = View { mesh: before.mesh.clone(), myself: before.myself.clone(), peers: vec![] };
+    let mut view = View {
+        mesh: before.mesh.clone(),
+        myself: before.myself.clone(),
+        peers: vec![],
+    };
     let mut removed = vec![];
     for change in changes {
         match change {
@@ -167,7 +243,11 @@ fn as_snapshot(position: Position, before: &Known, changes: Vec<ViewChange>) -> 
             ViewChange::Mesh(mesh) => view.mesh = mesh,
         }
     }
-    StreamMessage::Snapshot { position, view, removed }
+    StreamMessage::Snapshot {
+        position,
+        view,
+        removed,
+    }
 }
 
 proptest! {

@@ -10,10 +10,20 @@ use crate::{
 
 /// Node 1's replica and the feed it follows, in a mesh of three.
 pub(super) fn world() -> (Replica, Feed) {
-    let feed = Feed::new(directory_of(3), Position { epoch: 1, revision: 10 }, []);
+    let feed = Feed::new(
+        directory_of(3),
+        Position {
+            epoch: 1,
+            revision: 10,
+        },
+        [],
+    );
     let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
     let message = next(&feed, replica.position());
-    assert_eq!(replica.receive(message), Received::Changed { refused: vec![] });
+    assert_eq!(
+        replica.receive(message),
+        Received::Changed { refused: vec![] }
+    );
     (replica, feed)
 }
 
@@ -31,18 +41,42 @@ fn e4_a_removed_peer_goes_and_an_absent_one_stays() {
     let before = peers(&replica);
     let mut shrunken = view::view(feed.directory(), node_id(1)).unwrap();
     shrunken.peers.clear();
-    let snapshot = StreamMessage::Snapshot { position: feed.position(), view: shrunken, removed: vec![] };
-    assert_eq!(replica.receive(snapshot), Received::Changed { refused: vec![] });
+    let snapshot = StreamMessage::Snapshot {
+        position: feed.position(),
+        view: shrunken,
+        removed: vec![],
+    };
+    assert_eq!(
+        replica.receive(snapshot),
+        Received::Changed { refused: vec![] }
+    );
     assert_eq!(peers(&replica), before);
 
-    feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))]).unwrap();
-    assert_eq!(replica.receive(next(&feed, replica.position())), Received::Changed { refused: vec![] });
-    assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(3)]);
+    feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))])
+        .unwrap();
+    assert_eq!(
+        replica.receive(next(&feed, replica.position())),
+        Received::Changed { refused: vec![] }
+    );
+    assert_eq!(
+        peers(&replica)
+            .iter()
+            .map(|peer| peer.node)
+            .collect::<Vec<_>>(),
+        [node_id(3)]
+    );
 }
 
 /// Node 1's replica in a mesh of five, and the feed it follows.
 fn larger_world() -> (Replica, Feed) {
-    let feed = Feed::new(directory_of(5), Position { epoch: 1, revision: 10 }, []);
+    let feed = Feed::new(
+        directory_of(5),
+        Position {
+            epoch: 1,
+            revision: 10,
+        },
+        [],
+    );
     let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
     replica.receive(next(&feed, None));
     (replica, feed)
@@ -50,7 +84,8 @@ fn larger_world() -> (Replica, Feed) {
 
 fn kept(replica: &Replica) -> Replica {
     let mut kept = Replica::new(MESH, Keys::of(1).wireguard_key());
-    let stored = serde_json::from_str(&serde_json::to_string(&replica.stored().unwrap()).unwrap()).unwrap();
+    let stored =
+        serde_json::from_str(&serde_json::to_string(&replica.stored().unwrap()).unwrap()).unwrap();
     assert_eq!(kept.restore(stored), Ok(vec![]));
     kept
 }
@@ -59,16 +94,33 @@ fn kept(replica: &Replica) -> Replica {
 fn e4_a_removal_of_more_than_half_of_all_peers_is_held_until_it_is_confirmed() {
     let (mut replica, mut feed) = larger_world();
     let before = peers(&replica);
-    feed.advance(11, &[2, 3, 4].map(|number| RecordChange::NodeRevoked(node_id(number)))).unwrap();
-    assert_eq!(replica.receive(next(&feed, replica.position())), Received::Changed { refused: vec![] });
+    feed.advance(
+        11,
+        &[2, 3, 4].map(|number| RecordChange::NodeRevoked(node_id(number))),
+    )
+    .unwrap();
+    assert_eq!(
+        replica.receive(next(&feed, replica.position())),
+        Received::Changed { refused: vec![] }
+    );
     assert_eq!(peers(&replica), before);
     assert_eq!(replica.position(), Some(feed.position()));
-    let problem = "3 of 4 peers are to be removed at once, and stay until `wattle-agent confirm` is run on the gateway";
+    let problem = "3 of 4 peers are to be removed at once, and stay until `wattle-agent confirm` \
+        is run on the gateway";
     let mut replica = kept(&replica);
     assert_eq!(replica.problems().collect::<Vec<_>>(), [problem]);
-    assert!(!replica.confirm(&[node_id(5)].into()), "of another peer nobody asked");
+    assert!(
+        !replica.confirm(&[node_id(5)].into()),
+        "of another peer nobody asked"
+    );
     assert!(replica.confirm(&replica.awaiting_confirmation()));
-    assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(5)]);
+    assert_eq!(
+        peers(&replica)
+            .iter()
+            .map(|peer| peer.node)
+            .collect::<Vec<_>>(),
+        [node_id(5)]
+    );
     assert_eq!(replica.problems().count(), 0);
 }
 
@@ -77,20 +129,52 @@ fn e4_half_of_all_peers_and_the_last_one_go_at_once() {
     let (mut replica, mut feed) = larger_world();
     for numbers in [&[2, 3][..], &[4], &[5]] {
         let revision = feed.position().revision + 1;
-        feed.advance(revision, &numbers.iter().map(|number| RecordChange::NodeRevoked(node_id(*number))).collect::<Vec<_>>()).unwrap();
+        feed.advance(
+            revision,
+            &numbers
+                .iter()
+                .map(|number| RecordChange::NodeRevoked(node_id(*number)))
+                .collect::<Vec<_>>(),
+        )
+        .unwrap();
         replica.receive(next(&feed, replica.position()));
-        assert!(peers(&replica).iter().all(|peer| numbers.iter().all(|number| peer.node != node_id(*number))));
+        assert!(
+            peers(&replica)
+                .iter()
+                .all(|peer| numbers.iter().all(|number| peer.node != node_id(*number)))
+        );
     }
 }
 
 #[test]
 fn e4_a_held_removal_is_off_when_the_coordinator_has_the_peers_again() {
     let (mut replica, mut feed) = larger_world();
-    let StreamMessage::Snapshot { position, view, removed } = next(&feed, None) else { panic!("no snapshot") };
-    feed.advance(11, &[2, 3, 4].map(|number| RecordChange::NodeRevoked(node_id(number)))).unwrap();
+    let StreamMessage::Snapshot {
+        position,
+        view,
+        removed,
+    } = next(&feed, None)
+    else {
+        panic!("no snapshot")
+    };
+    feed.advance(
+        11,
+        &[2, 3, 4].map(|number| RecordChange::NodeRevoked(node_id(number))),
+    )
+    .unwrap();
     replica.receive(next(&feed, replica.position()));
-    let whole = StreamMessage::Snapshot { position: Position { epoch: 2, ..position }, view, removed };
-    assert_eq!(replica.receive(whole), Received::Changed { refused: vec![] });
+    let whole = StreamMessage::Snapshot {
+        position: Position {
+            epoch: 2,
+            ..position
+        },
+        view,
+        removed,
+    };
+    assert_eq!(
+        replica.receive(whole),
+        Received::Changed { refused: vec![] }
+    );
     assert_eq!((replica.held.len(), peers(&replica).len()), (0, 4));
 }
 
@@ -98,50 +182,120 @@ fn e4_a_held_removal_is_off_when_the_coordinator_has_the_peers_again() {
 fn e2_a_peer_that_was_removed_comes_back_as_it_was_or_not_at_all() {
     let (mut replica, mut feed) = world();
     let second = peers(&replica)[0].clone();
-    feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))]).unwrap();
+    feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))])
+        .unwrap();
     replica.receive(next(&feed, replica.position()));
     let come_back = |replica: &mut Replica, statement| {
         let since = replica.position().unwrap();
-        let peer = Peer { statement, ..second.clone() };
-        replica.receive(StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] })
+        let peer = Peer {
+            statement,
+            ..second.clone()
+        };
+        replica.receive(StreamMessage::Delta {
+            since,
+            position: since,
+            changes: vec![ViewChange::Peer(peer)],
+        })
     };
     let mut replica = kept(&replica);
-    let refused = vec![Refusal { name: second.name.clone(), reason: RefusalReason::Identity }];
-    assert_eq!(come_back(&mut replica, Keys::of(66).statement(9)), Received::Changed { refused });
-    assert_eq!(come_back(&mut replica, second.statement.clone()), Received::Changed { refused: vec![] });
+    let refused = vec![Refusal {
+        name: second.name.clone(),
+        reason: RefusalReason::Identity,
+    }];
+    assert_eq!(
+        come_back(&mut replica, Keys::of(66).statement(9)),
+        Received::Changed { refused }
+    );
+    assert_eq!(
+        come_back(&mut replica, second.statement.clone()),
+        Received::Changed { refused: vec![] }
+    );
     assert_eq!(peers(&replica).len(), 2);
 
     // Nor does it help to remove and add it in one breath.
     let since = replica.position().unwrap();
-    let swapped = Peer { statement: Keys::of(66).statement(9), ..second.clone() };
-    let changes = vec![ViewChange::PeerRemoved(second.node), ViewChange::Peer(swapped)];
-    let refused = vec![Refusal { name: second.name, reason: RefusalReason::Identity }];
-    assert_eq!(replica.receive(StreamMessage::Delta { since, position: since, changes }), Received::Changed { refused });
-    assert_eq!(peers(&replica).iter().map(|peer| peer.node).collect::<Vec<_>>(), [node_id(3)]);
+    let swapped = Peer {
+        statement: Keys::of(66).statement(9),
+        ..second.clone()
+    };
+    let changes = vec![
+        ViewChange::PeerRemoved(second.node),
+        ViewChange::Peer(swapped),
+    ];
+    let refused = vec![Refusal {
+        name: second.name,
+        reason: RefusalReason::Identity,
+    }];
+    assert_eq!(
+        replica.receive(StreamMessage::Delta {
+            since,
+            position: since,
+            changes
+        }),
+        Received::Changed { refused }
+    );
+    assert_eq!(
+        peers(&replica)
+            .iter()
+            .map(|peer| peer.node)
+            .collect::<Vec<_>>(),
+        [node_id(3)]
+    );
 }
 
 #[test]
 fn e1_a_peer_that_claims_what_can_be_nobodys_lan_is_refused_and_its_old_record_stays() {
     let (mut replica, _) = world();
     let before = peers(&replica);
-    for claim in ["0.0.0.0/0", "::/0", "0.0.0.0/1", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "10.2.0.1/24"] {
-        let peer = Peer { subnets: vec![claim.parse().unwrap()], ..before[0].clone() };
+    for claim in [
+        "0.0.0.0/0",
+        "::/0",
+        "0.0.0.0/1",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/4",
+        "10.2.0.1/24",
+    ] {
+        let peer = Peer {
+            subnets: vec![claim.parse().unwrap()],
+            ..before[0].clone()
+        };
         let since = replica.position().unwrap();
-        let received = replica.receive(StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] });
-        assert!(matches!(received, Received::Changed { refused } if refused.len() == 1), "{claim}");
+        let received = replica.receive(StreamMessage::Delta {
+            since,
+            position: since,
+            changes: vec![ViewChange::Peer(peer)],
+        });
+        assert!(
+            matches!(received, Received::Changed { refused } if refused.len() == 1),
+            "{claim}"
+        );
         assert_eq!(peers(&replica), before);
     }
 }
 
 #[test]
-fn a_revoked_node_has_no_peers_once_that_is_confirmed_and_any_other_end_of_the_stream_changes_nothing() {
+fn a_revoked_node_has_no_peers_once_that_is_confirmed_and_any_other_end_of_the_stream_changes_nothing()
+ {
     let (mut replica, _) = world();
     let before = peers(&replica);
-    for reason in [ByeReason::Shutdown, ByeReason::Superseded, ByeReason::Unknown] {
-        assert_eq!(replica.receive(StreamMessage::Bye { reason }), Received::Bye(reason));
+    for reason in [
+        ByeReason::Shutdown,
+        ByeReason::Superseded,
+        ByeReason::Unknown,
+    ] {
+        assert_eq!(
+            replica.receive(StreamMessage::Bye { reason }),
+            Received::Bye(reason)
+        );
         assert_eq!(peers(&replica), before);
     }
-    assert_eq!(replica.receive(StreamMessage::Bye { reason: ByeReason::Revoked }), Received::Bye(ByeReason::Revoked));
+    assert_eq!(
+        replica.receive(StreamMessage::Bye {
+            reason: ByeReason::Revoked
+        }),
+        Received::Bye(ByeReason::Revoked)
+    );
     assert_eq!(peers(&replica), before);
     assert!(replica.confirm(&replica.awaiting_confirmation()));
     assert_eq!(peers(&replica), []);
@@ -150,35 +304,68 @@ fn a_revoked_node_has_no_peers_once_that_is_confirmed_and_any_other_end_of_the_s
 #[test]
 fn a_delta_that_does_not_follow_is_a_gap() {
     let (mut replica, mut feed) = world();
-    feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))]).unwrap();
+    feed.advance(11, &[RecordChange::NodeRevoked(node_id(2))])
+        .unwrap();
     let missed = feed.position();
-    feed.advance(12, &[RecordChange::NodeRevoked(node_id(3))]).unwrap();
+    feed.advance(12, &[RecordChange::NodeRevoked(node_id(3))])
+        .unwrap();
     let before = replica.stored().unwrap().view;
     let mut deaf = replica.clone();
     assert_eq!(deaf.receive(next(&feed, Some(missed))), Received::Gap);
     assert_eq!(deaf.stored().unwrap().view, before);
     let once = next(&feed, replica.position());
-    assert_eq!(replica.receive(once.clone()), Received::Changed { refused: vec![] });
+    assert_eq!(
+        replica.receive(once.clone()),
+        Received::Changed { refused: vec![] }
+    );
     let mut twice = replica.clone();
-    assert_eq!(twice.receive(once), Received::Gap, "the same delta once more");
+    assert_eq!(
+        twice.receive(once),
+        Received::Gap,
+        "the same delta once more"
+    );
     assert_eq!(twice.resume_from(), None);
     let mut empty = Replica::new(MESH, Keys::of(1).wireguard_key());
-    assert_eq!(empty.receive(StreamMessage::Heartbeat { position: missed }), Received::Gap);
+    assert_eq!(
+        empty.receive(StreamMessage::Heartbeat { position: missed }),
+        Received::Gap
+    );
 }
 
 #[test]
-fn e12_f3_a_revision_that_was_seen_is_not_turned_back_and_a_restored_database_is_followed_in_its_new_epoch() {
+fn e12_f3_a_revision_that_was_seen_is_not_turned_back_and_a_restored_database_is_followed_in_its_new_epoch()
+ {
     let (mut replica, mut feed) = world();
-    let StreamMessage::Snapshot { position: old, view: old_view, .. } = next(&feed, None) else { panic!("no snapshot") };
+    let StreamMessage::Snapshot {
+        position: old,
+        view: old_view,
+        ..
+    } = next(&feed, None)
+    else {
+        panic!("no snapshot")
+    };
     let mut site = crate::testing::node_record(2).0;
     site.subnets = vec!["10.22.0.0/24".parse().unwrap()];
     feed.advance(11, &[RecordChange::Site(site)]).unwrap();
     replica.receive(next(&feed, replica.position()));
     let (before, have) = (peers(&replica), feed.position());
-    let at = |position| StreamMessage::Snapshot { position, view: old_view.clone(), removed: vec![] };
+    let at = |position| StreamMessage::Snapshot {
+        position,
+        view: old_view.clone(),
+        removed: vec![],
+    };
 
-    for offered in [old, Position { epoch: 0, revision: 99 }] {
-        assert_eq!(replica.receive(at(offered)), Received::Rejected(Rejection::RolledBack { have, offered }));
+    for offered in [
+        old,
+        Position {
+            epoch: 0,
+            revision: 99,
+        },
+    ] {
+        assert_eq!(
+            replica.receive(at(offered)),
+            Received::Rejected(Rejection::RolledBack { have, offered })
+        );
         assert_eq!(
             (peers(&replica), replica.resume_from()),
             (before.clone(), Some(have)),
@@ -188,16 +375,29 @@ fn e12_f3_a_revision_that_was_seen_is_not_turned_back_and_a_restored_database_is
     }
     // Nor by a heartbeat or a delta, neither to what was before nor into another epoch.
     for position in [old, Position { epoch: 2, ..old }] {
-        let delta = StreamMessage::Delta { since: have, position, changes: vec![ViewChange::Peer(old_view.peers[0].clone())] };
+        let delta = StreamMessage::Delta {
+            since: have,
+            position,
+            changes: vec![ViewChange::Peer(old_view.peers[0].clone())],
+        };
         for message in [StreamMessage::Heartbeat { position }, delta] {
             let mut replica = replica.clone();
             assert_eq!(replica.receive(message), Received::Gap);
-            assert_eq!((peers(&replica), replica.position()), (before.clone(), Some(have)));
+            assert_eq!(
+                (peers(&replica), replica.position()),
+                (before.clone(), Some(have))
+            );
         }
     }
-    assert_eq!(replica.receive(StreamMessage::Heartbeat { position: have }), Received::Unchanged);
+    assert_eq!(
+        replica.receive(StreamMessage::Heartbeat { position: have }),
+        Received::Unchanged
+    );
     assert_eq!(replica.problems().count(), 0);
-    assert_eq!(replica.receive(at(Position { epoch: 2, ..old })), Received::Changed { refused: vec![] });
+    assert_eq!(
+        replica.receive(at(Position { epoch: 2, ..old })),
+        Received::Changed { refused: vec![] }
+    );
     assert_eq!(peers(&replica), old_view.peers);
 }
 
@@ -206,26 +406,59 @@ fn e2_a_key_that_its_node_did_not_sign_is_refused_and_the_old_one_stays() {
     let (mut replica, feed) = world();
     let before = peers(&replica);
     let peer_with = |statement: SignedStatement| {
-        let peer = Peer { statement, ..before[0].clone() };
+        let peer = Peer {
+            statement,
+            ..before[0].clone()
+        };
         let since = feed.position();
-        StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] }
+        StreamMessage::Delta {
+            since,
+            position: since,
+            changes: vec![ViewChange::Peer(peer)],
+        }
     };
-    let swapped = Keys { identity: Keys::of(2).identity, wireguard: Keys::of(66).wireguard };
+    let swapped = Keys {
+        identity: Keys::of(2).identity,
+        wireguard: Keys::of(66).wireguard,
+    };
     let mut forged = swapped.statement(2);
     forged.signature = before[0].statement.signature;
     for (statement, reason) in [
-        (forged, RefusalReason::Statement(InvalidStatement::Signature)),
+        (
+            forged,
+            RefusalReason::Statement(InvalidStatement::Signature),
+        ),
         (Keys::of(66).statement(2), RefusalReason::Identity),
         (swapped.statement(1), RefusalReason::Older),
     ] {
-        let refused = vec![Refusal { name: before[0].name.clone(), reason }];
-        assert_eq!(replica.receive(peer_with(statement)), Received::Changed { refused });
+        let refused = vec![Refusal {
+            name: before[0].name.clone(),
+            reason,
+        }];
+        assert_eq!(
+            replica.receive(peer_with(statement)),
+            Received::Changed { refused }
+        );
         assert_eq!(peers(&replica), before);
-        let unrelated = StreamMessage::Delta { since: feed.position(), position: feed.position(), changes: vec![] };
-        assert_eq!(replica.receive(unrelated), Received::Changed { refused: vec![] });
-        assert_eq!(replica.problems().count(), 1, "it is told until the coordinator says something better");
+        let unrelated = StreamMessage::Delta {
+            since: feed.position(),
+            position: feed.position(),
+            changes: vec![],
+        };
+        assert_eq!(
+            replica.receive(unrelated),
+            Received::Changed { refused: vec![] }
+        );
+        assert_eq!(
+            replica.problems().count(),
+            1,
+            "it is told until the coordinator says something better"
+        );
     }
-    assert_eq!(replica.receive(peer_with(swapped.statement(2))), Received::Changed { refused: vec![] });
+    assert_eq!(
+        replica.receive(peer_with(swapped.statement(2))),
+        Received::Changed { refused: vec![] }
+    );
     assert_eq!(replica.problems().count(), 0);
     assert_ne!(peers(&replica), before);
 }
@@ -237,28 +470,81 @@ fn b14_a_revision_that_contradicts_itself_changes_nothing() {
     let since = feed.position();
     let receive = |change: Peer| {
         let mut replica = replica.clone();
-        let position = Position { revision: since.revision + 1, ..since };
-        let received = replica.receive(StreamMessage::Delta { since, position, changes: vec![ViewChange::Peer(change)] });
+        let position = Position {
+            revision: since.revision + 1,
+            ..since
+        };
+        let received = replica.receive(StreamMessage::Delta {
+            since,
+            position,
+            changes: vec![ViewChange::Peer(change)],
+        });
         assert_eq!(peers(&replica), before);
         // What the coordinator says after it relies on what was rejected.
-        assert_eq!(replica.receive(StreamMessage::Heartbeat { position }), Received::Gap);
-        assert_eq!((replica.position(), replica.resume_from()), (Some(since), None));
+        assert_eq!(
+            replica.receive(StreamMessage::Heartbeat { position }),
+            Received::Gap
+        );
+        assert_eq!(
+            (replica.position(), replica.resume_from()),
+            (Some(since), None)
+        );
         assert!(replica.problems().next().is_some());
-        assert_eq!(replica.receive(next(&feed, replica.resume_from())), Received::Changed { refused: vec![] });
-        assert_eq!((replica.resume_from(), replica.problems().count()), (Some(since), 0));
+        assert_eq!(
+            replica.receive(next(&feed, replica.resume_from())),
+            Received::Changed { refused: vec![] }
+        );
+        assert_eq!(
+            (replica.resume_from(), replica.problems().count()),
+            (Some(since), 0)
+        );
         received
     };
     let [second, third] = [before[0].clone(), before[1].clone()];
-    let own_key = Peer { node: node_id(9), statement: Keys::of(1).statement(1), ..second.clone() };
-    assert_eq!(receive(own_key), Received::Rejected(Rejection::OwnKey(second.name.clone())));
-    let same_key = Peer { node: node_id(9), ..second.clone() };
-    assert!(matches!(receive(same_key), Received::Rejected(Rejection::SameKey(..))));
-    let same_prefix = Peer { subnets: second.subnets, ..third.clone() };
-    assert!(matches!(receive(same_prefix), Received::Rejected(Rejection::Overlap(..))));
-    let inside = Peer { subnets: vec!["10.2.0.128/25".parse().unwrap(), "10.77.0.0/24".parse().unwrap()], ..third.clone() };
-    assert!(matches!(receive(inside), Received::Rejected(Rejection::Overlap(..))));
-    let own_lan = Peer { subnets: vec!["10.1.0.0/24".parse().unwrap()], ..third };
-    assert!(matches!(receive(own_lan), Received::Rejected(Rejection::Overlap(..))));
+    let own_key = Peer {
+        node: node_id(9),
+        statement: Keys::of(1).statement(1),
+        ..second.clone()
+    };
+    assert_eq!(
+        receive(own_key),
+        Received::Rejected(Rejection::OwnKey(second.name.clone()))
+    );
+    let same_key = Peer {
+        node: node_id(9),
+        ..second.clone()
+    };
+    assert!(matches!(
+        receive(same_key),
+        Received::Rejected(Rejection::SameKey(..))
+    ));
+    let same_prefix = Peer {
+        subnets: second.subnets,
+        ..third.clone()
+    };
+    assert!(matches!(
+        receive(same_prefix),
+        Received::Rejected(Rejection::Overlap(..))
+    ));
+    let inside = Peer {
+        subnets: vec![
+            "10.2.0.128/25".parse().unwrap(),
+            "10.77.0.0/24".parse().unwrap(),
+        ],
+        ..third.clone()
+    };
+    assert!(matches!(
+        receive(inside),
+        Received::Rejected(Rejection::Overlap(..))
+    ));
+    let own_lan = Peer {
+        subnets: vec!["10.1.0.0/24".parse().unwrap()],
+        ..third
+    };
+    assert!(matches!(
+        receive(own_lan),
+        Received::Rejected(Rejection::Overlap(..))
+    ));
 }
 
 #[test]
@@ -274,29 +560,65 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
             predecessors: vec![],
             unmanaged: false,
         };
-        Peer { announced: Some(crate::keys::enrolment::sign_statement(&statement, &keys.identity).unwrap()), ..second.clone() }
+        Peer {
+            announced: Some(
+                crate::keys::enrolment::sign_statement(&statement, &keys.identity).unwrap(),
+            ),
+            ..second.clone()
+        }
     };
     let mut receive = |peer: Peer| {
         let mut view = view::view(feed.directory(), node_id(1)).unwrap();
         view.peers[0] = peer;
-        replica.receive(StreamMessage::Snapshot { position: feed.position(), view, removed: vec![] })
+        replica.receive(StreamMessage::Snapshot {
+            position: feed.position(),
+            view,
+            removed: vec![],
+        })
     };
     let (own, next) = (Keys::of(2), Keys::of(20));
     for (peer, why) in [
-        (announcing(&Keys::of(3), &next, 2), "not signed by the node's identity"),
+        (
+            announcing(&Keys::of(3), &next, 2),
+            "not signed by the node's identity",
+        ),
         (announcing(&own, &next, 1), "not a later number"),
         (announcing(&own, &own, 2), "the same key"),
     ] {
-        let Received::Changed { refused } = receive(peer) else { panic!("{why}") };
-        assert_eq!(refused.iter().map(|refusal| refusal.reason).collect::<Vec<_>>(), [RefusalReason::Announced], "{why}");
+        let Received::Changed { refused } = receive(peer) else {
+            panic!("{why}")
+        };
+        assert_eq!(
+            refused
+                .iter()
+                .map(|refusal| refusal.reason)
+                .collect::<Vec<_>>(),
+            [RefusalReason::Announced],
+            "{why}"
+        );
     }
     for taken in [1, 3] {
         let received = receive(announcing(&own, &Keys::of(taken), 2));
-        assert!(matches!(received, Received::Rejected(Rejection::OwnKey(_) | Rejection::SameKey(..))), "{received:?}");
+        assert!(
+            matches!(
+                received,
+                Received::Rejected(Rejection::OwnKey(_) | Rejection::SameKey(..))
+            ),
+            "{received:?}"
+        );
     }
-    assert_eq!(receive(announcing(&own, &next, 2)), Received::Changed { refused: vec![] });
+    assert_eq!(
+        receive(announcing(&own, &next, 2)),
+        Received::Changed { refused: vec![] }
+    );
     let known = &replica.known().unwrap().peers[&node_id(2)];
-    assert_eq!(known.announced.as_ref().map(|statement| statement.wireguard_key), Some(next.wireguard_key()));
+    assert_eq!(
+        known
+            .announced
+            .as_ref()
+            .map(|statement| statement.wireguard_key),
+        Some(next.wireguard_key())
+    );
     assert_eq!(known.statement.wireguard_key, own.wireguard_key());
 }
 
@@ -304,34 +626,77 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
 fn whether_an_agent_runs_on_a_node_never_changes_and_one_without_announces_no_key() {
     let (mut replica, feed) = world();
     let before = peers(&replica);
-    let removal =
-        StreamMessage::Delta { since: feed.position(), position: feed.position(), changes: vec![ViewChange::PeerRemoved(node_id(2))] };
+    let removal = StreamMessage::Delta {
+        since: feed.position(),
+        position: feed.position(),
+        changes: vec![ViewChange::PeerRemoved(node_id(2))],
+    };
     let tell = |replica: &mut Replica, peer: Peer| {
         let since = feed.position();
-        let delta = StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] };
-        let Received::Changed { refused } = replica.receive(delta) else { panic!("nothing was told") };
+        let delta = StreamMessage::Delta {
+            since,
+            position: since,
+            changes: vec![ViewChange::Peer(peer)],
+        };
+        let Received::Changed { refused } = replica.receive(delta) else {
+            panic!("nothing was told")
+        };
         refused.first().map(|refusal| refusal.reason)
     };
     let keys = Keys::of(2);
-    let turned = Peer { statement: keys.stating(2, true), ..before[0].clone() };
-    assert_eq!(tell(&mut replica, turned.clone()), Some(RefusalReason::Unmanaged));
+    let turned = Peer {
+        statement: keys.stating(2, true),
+        ..before[0].clone()
+    };
+    assert_eq!(
+        tell(&mut replica, turned.clone()),
+        Some(RefusalReason::Unmanaged)
+    );
     assert_eq!(peers(&replica), before);
     // After its removal and a restart, too.
     replica.receive(removal);
-    let stored = serde_json::from_str(&serde_json::to_string(&replica.stored().unwrap()).unwrap()).unwrap();
+    let stored =
+        serde_json::from_str(&serde_json::to_string(&replica.stored().unwrap()).unwrap()).unwrap();
     let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
     replica.restore(stored).unwrap();
     assert_eq!(tell(&mut replica, turned), Some(RefusalReason::Unmanaged));
 
-    let (alone, next) = (Keys::of(9), Keys { identity: Keys::of(9).identity, wireguard: Keys::of(90).wireguard });
+    let (alone, next) = (
+        Keys::of(9),
+        Keys {
+            identity: Keys::of(9).identity,
+            wireguard: Keys::of(90).wireguard,
+        },
+    );
     let address = "10.99.0.9".parse().unwrap();
-    let peer = Peer { node: node_id(9), statement: alone.unmanaged(), tunnel_address: address, subnets: vec![], ..before[0].clone() };
+    let peer = Peer {
+        node: node_id(9),
+        statement: alone.unmanaged(),
+        tunnel_address: address,
+        subnets: vec![],
+        ..before[0].clone()
+    };
     assert_eq!(tell(&mut replica, peer.clone()), None);
     for unmanaged in [true, false] {
-        let announcing = Peer { announced: Some(next.stating(2, unmanaged)), ..peer.clone() };
-        assert_eq!(tell(&mut replica, announcing), Some(RefusalReason::Announced));
+        let announcing = Peer {
+            announced: Some(next.stating(2, unmanaged)),
+            ..peer.clone()
+        };
+        assert_eq!(
+            tell(&mut replica, announcing),
+            Some(RefusalReason::Announced)
+        );
     }
-    assert_eq!(tell(&mut replica, Peer { statement: next.stating(2, false), ..peer }), Some(RefusalReason::Unmanaged));
+    assert_eq!(
+        tell(
+            &mut replica,
+            Peer {
+                statement: next.stating(2, false),
+                ..peer
+            }
+        ),
+        Some(RefusalReason::Unmanaged)
+    );
 }
 
 #[test]
@@ -340,14 +705,35 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
     let before = peers(&replica);
     let old = machine_of(2);
     let successor = old.succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap();
-    let further = successor.succeeding(&[67; 32]).unwrap().succeeded(MESH).unwrap();
+    let further = successor
+        .succeeding(&[67; 32])
+        .unwrap()
+        .succeeded(MESH)
+        .unwrap();
     let fork = old.succeeding(&[68; 32]).unwrap().succeeded(MESH).unwrap();
-    let late = fork.preparing(&[69; 32]).unwrap().preparing(&[69; 32]).unwrap().preparing(&[69; 32]).unwrap().switched(0).unwrap();
+    let late = fork
+        .preparing(&[69; 32])
+        .unwrap()
+        .preparing(&[69; 32])
+        .unwrap()
+        .preparing(&[69; 32])
+        .unwrap()
+        .switched(0)
+        .unwrap();
     let tell = |replica: &mut Replica, statement: SignedStatement| {
-        let peer = Peer { statement, ..before[0].clone() };
+        let peer = Peer {
+            statement,
+            ..before[0].clone()
+        };
         let since = feed.position();
-        let delta = StreamMessage::Delta { since, position: since, changes: vec![ViewChange::Peer(peer)] };
-        let Received::Changed { refused } = replica.receive(delta) else { panic!("nothing was told") };
+        let delta = StreamMessage::Delta {
+            since,
+            position: since,
+            changes: vec![ViewChange::Peer(peer)],
+        };
+        let Received::Changed { refused } = replica.receive(delta) else {
+            panic!("nothing was told")
+        };
         refused.first().map(|refusal| refusal.reason)
     };
     // Who missed the one in between follows, too.
@@ -356,12 +742,22 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
     for machine in [&successor, &further] {
         assert_eq!(tell(&mut replica, machine.statement(MESH).unwrap()), None);
     }
-    let pinned = |replica: &Replica| replica.known().unwrap().peers[&node_id(2)].statement.identity;
-    assert_eq!([pinned(&replica), pinned(&away)], [further.identity_key(); 2]);
+    let pinned = |replica: &Replica| {
+        replica.known().unwrap().peers[&node_id(2)]
+            .statement
+            .identity
+    };
+    assert_eq!(
+        [pinned(&replica), pinned(&away)],
+        [further.identity_key(); 2]
+    );
     // Whoever has a former key, and whatever he signs with it, is nobody any more.
     let stale = old.preparing(&[70; 32]).unwrap().switched(0).unwrap();
     for machine in [&late, &stale] {
-        assert_eq!(tell(&mut replica, machine.statement(MESH).unwrap()), Some(RefusalReason::Identity));
+        assert_eq!(
+            tell(&mut replica, machine.statement(MESH).unwrap()),
+            Some(RefusalReason::Identity)
+        );
         assert_eq!(pinned(&replica), further.identity_key());
     }
     // After its removal, too.
@@ -370,5 +766,8 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
         position: feed.position(),
         changes: vec![ViewChange::PeerRemoved(node_id(2))],
     });
-    assert_eq!(tell(&mut replica, late.statement(MESH).unwrap()), Some(RefusalReason::Identity));
+    assert_eq!(
+        tell(&mut replica, late.statement(MESH).unwrap()),
+        Some(RefusalReason::Identity)
+    );
 }

@@ -1,4 +1,5 @@
-//! The letters of a node about all of its preshared keys: what is to be sent, what was read, and when to ask the coordinator's mailbox.
+//! The letters of a node about all of its preshared keys: what is to be sent, what was read, and
+//! when to ask the coordinator's mailbox.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,10 +19,12 @@ use crate::{
     keys::node_keys::Machine,
 };
 
-/// How many letters of nodes wait that the view does not hold yet: as many as a coordinator without malice could have.
+/// How many letters of nodes wait that the view does not hold yet: as many as a coordinator without
+/// malice could have.
 const MOST_EARLY: usize = 1024;
 
-/// The keys of a node's tunnels, and the letters about them. One errand to the mailbox is under way at a time.
+/// The keys of a node's tunnels, and the letters about them. One errand to the mailbox is under way
+/// at a time.
 #[derive(Debug, Default)]
 pub struct Correspondence {
     exchange: Exchange,
@@ -31,10 +34,12 @@ pub struct Correspondence {
     taken: Vec<i64>,
     /// Peers of whose new WireGuard key no handshake has succeeded yet.
     unsettled: BTreeSet<NodeId>,
-    /// Letters of nodes that the view does not hold yet, for a letter may be faster than the view, and of those that are unsettled.
+    /// Letters of nodes that the view does not hold yet, for a letter may be faster than the view,
+    /// and of those that are unsettled.
     early: BTreeMap<NodeId, SignedPskMessage>,
-    /// Keys that the coordinator gave, by their numbers, until the view holds the unmanaged node and they are kept on disk. Nobody would give them
-    /// again, so they stay at the coordinator as well.
+    /// Keys that the coordinator gave, by their numbers, until the view holds the unmanaged node
+    /// and they are kept on disk. Nobody would give them again, so they stay at the coordinator as
+    /// well.
     given: BTreeMap<i64, GivenPsk>,
     /// There is mail.
     waiting: bool,
@@ -73,7 +78,11 @@ pub enum Brought {
 impl Correspondence {
     /// With what is on disk, and what is the matter with that.
     pub fn new(exchange: Exchange, problem: Option<String>) -> Self {
-        Self { exchange, problem, ..Self::default() }
+        Self {
+            exchange,
+            problem,
+            ..Self::default()
+        }
     }
 
     pub fn exchange(&self) -> &Exchange {
@@ -94,15 +103,24 @@ impl Correspondence {
         self.waiting = true;
     }
 
-    /// Does what is due by now, and reads the letters of nodes that have become known. With `unsettled` peers no key is changed.
-    pub fn tick<K: Kem>(&mut self, known: &Known, means: &Means<'_, K>, unsettled: BTreeSet<NodeId>) -> Progress {
+    /// Does what is due by now, and reads the letters of nodes that have become known. With
+    /// `unsettled` peers no key is changed.
+    pub fn tick<K: Kem>(
+        &mut self,
+        known: &Known,
+        means: &Means<'_, K>,
+        unsettled: BTreeSet<NodeId>,
+    ) -> Progress {
         self.unsettled = unsettled;
         // What could not be kept is still at the coordinator.
         self.waiting |= self.problem.is_some();
-        let (early, later): (BTreeMap<_, _>, _) =
-            mem::take(&mut self.early).into_iter().partition(|(node, _)| self.is_readable(Some(known), node));
+        let (early, later): (BTreeMap<_, _>, _) = mem::take(&mut self.early)
+            .into_iter()
+            .partition(|(node, _)| self.is_readable(Some(known), node));
         self.early = later;
-        let is_due = self.exchange.is_due(known, means.machine, means.now, &self.unsettled);
+        let is_due = self
+            .exchange
+            .is_due(known, means.machine, means.now, &self.unsettled);
         if early.is_empty() && !self.is_given_for(known) && !is_due {
             return Progress::default();
         }
@@ -134,39 +152,87 @@ impl Correspondence {
         }
         self.waiting = false;
         let leave = self.outbox.iter().take(Errand::MOST_LETTERS);
-        let leave = leave.map(|(to, message)| OutgoingLetter { to: *to, message: message.clone() }).collect();
-        Some(Errand { leave, taken: self.taken.iter().copied().take(Errand::MOST_LETTERS).collect() })
+        let leave = leave
+            .map(|(to, message)| OutgoingLetter {
+                to: *to,
+                message: message.clone(),
+            })
+            .collect();
+        Some(Errand {
+            leave,
+            taken: self
+                .taken
+                .iter()
+                .copied()
+                .take(Errand::MOST_LETTERS)
+                .collect(),
+        })
     }
 
     /// Reads what an errand has brought.
-    pub fn take_in<K: Kem>(&mut self, errand: &Errand, brought: Brought, known: Option<&Known>, means: &Means<'_, K>) -> Progress {
+    pub fn take_in<K: Kem>(
+        &mut self,
+        errand: &Errand,
+        brought: Brought,
+        known: Option<&Known>,
+        means: &Means<'_, K>,
+    ) -> Progress {
         if !matches!(brought, Brought::Nothing) {
             // What was refused and is still due is said again in time.
-            self.outbox.retain(|to, message| !errand.leave.iter().any(|left| left.to == *to && left.message == *message));
+            self.outbox.retain(|to, message| {
+                !errand
+                    .leave
+                    .iter()
+                    .any(|left| left.to == *to && left.message == *message)
+            });
         }
         let Brought::Mail(mail) = brought else {
             self.waiting |= matches!(brought, Brought::Nothing) || !errand.taken.is_empty();
             return Progress::default();
         };
         self.taken.retain(|id| !errand.taken.contains(id));
-        let new: Vec<_> = mail.letters.into_iter().take(Errand::MOST_LETTERS).filter(|letter| !self.taken.contains(&letter.id)).collect();
-        let is_new = |given: &GivenPsk| !self.taken.contains(&given.id) && !self.given.contains_key(&given.id);
-        let given: Vec<_> = mail.given.into_iter().take(Errand::MOST_LETTERS).filter(is_new).collect();
+        let new: Vec<_> = mail
+            .letters
+            .into_iter()
+            .take(Errand::MOST_LETTERS)
+            .filter(|letter| !self.taken.contains(&letter.id))
+            .collect();
+        let is_new = |given: &GivenPsk| {
+            !self.taken.contains(&given.id) && !self.given.contains_key(&given.id)
+        };
+        let given: Vec<_> = mail
+            .given
+            .into_iter()
+            .take(Errand::MOST_LETTERS)
+            .filter(is_new)
+            .collect();
         if new.is_empty() && given.is_empty() {
             return Progress::default();
         }
         self.waiting |= mail.more;
         let ids: Vec<_> = new.iter().map(|letter| letter.id).collect();
-        let letters: BTreeMap<_, _> = new.into_iter().map(|IncomingLetter { from, message, .. }| (from, message)).collect();
-        let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = letters.into_iter().partition(|(from, _)| self.is_readable(known, from));
+        let letters: BTreeMap<_, _> = new
+            .into_iter()
+            .map(|IncomingLetter { from, message, .. }| (from, message))
+            .collect();
+        let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = letters
+            .into_iter()
+            .partition(|(from, _)| self.is_readable(known, from));
         let room = MOST_EARLY.saturating_sub(self.given.len());
-        self.given.extend(given.into_iter().take(room).map(|given| (given.id, given)));
-        let (progress, kept) = match known.filter(|known| !readable.is_empty() || self.is_given_for(known)) {
+        self.given
+            .extend(given.into_iter().take(room).map(|given| (given.id, given)));
+        let (progress, kept) = match known
+            .filter(|known| !readable.is_empty() || self.is_given_for(known))
+        {
             Some(known) => self.read(self.exchange.clone(), known, &readable, Vec::new(), means),
             None => (Progress::default(), true),
         };
         if kept {
-            self.early.extend(early.into_iter().take(MOST_EARLY.saturating_sub(self.early.len())));
+            self.early.extend(
+                early
+                    .into_iter()
+                    .take(MOST_EARLY.saturating_sub(self.early.len())),
+            );
             self.taken.extend(ids);
         } else {
             // The disk is at fault: they wait at the coordinator.
@@ -176,14 +242,17 @@ impl Correspondence {
     }
 
     fn is_given_for(&self, known: &Known) -> bool {
-        self.given.values().any(|given| known.peers.contains_key(&given.from))
+        self.given
+            .values()
+            .any(|given| known.peers.contains_key(&given.from))
     }
 
     fn is_readable(&self, known: Option<&Known>, from: &NodeId) -> bool {
         known.is_some_and(|known| known.peers.contains_key(from)) && !self.unsettled.contains(from)
     }
 
-    /// Reads letters and all given keys of known peers, keeps what is known then, and says what there is to say. Whether it could be kept.
+    /// Reads letters and all given keys of known peers, keeps what is known then, and says what
+    /// there is to say. Whether it could be kept.
     fn read<K: Kem>(
         &mut self,
         mut next: Exchange,
@@ -193,9 +262,12 @@ impl Correspondence {
         means: &Means<'_, K>,
     ) -> (Progress, bool) {
         let mut ignored = Vec::new();
-        let mut pass_over = |peer: &KnownPeer, reason| ignored.push((peer.peer.name.clone(), reason));
+        let mut pass_over =
+            |peer: &KnownPeer, reason| ignored.push((peer.peer.name.clone(), reason));
         for (from, message) in letters {
-            let Some(peer) = known.peers.get(from) else { continue };
+            let Some(peer) = known.peers.get(from) else {
+                continue;
+            };
             match next.receive(known, means.machine, peer, message, means.now, means.kem) {
                 Ok(answer) => said.extend(answer),
                 Err(reason) => pass_over(peer, reason),
@@ -203,7 +275,9 @@ impl Correspondence {
         }
         let mut taken = Vec::new();
         for (id, given) in &self.given {
-            let Some(peer) = known.peers.get(&given.from) else { continue };
+            let Some(peer) = known.peers.get(&given.from) else {
+                continue;
+            };
             if let Err(reason) = next.take(known, means.machine, peer, given, means.now) {
                 pass_over(peer, reason);
             }
@@ -215,17 +289,33 @@ impl Correspondence {
             self.given.retain(|id, _| !taken.contains(id));
             self.taken.extend(taken);
         }
-        (Progress { may_differ, ignored }, kept)
+        (
+            Progress {
+                may_differ,
+                ignored,
+            },
+            kept,
+        )
     }
 
-    /// Keeps what is known now, and only then puts what it says into the outbox. Whether it could be kept.
-    fn keep<K>(&mut self, next: Exchange, letters: Vec<OutgoingLetter>, means: &Means<'_, K>) -> bool {
+    /// Keeps what is known now, and only then puts what it says into the outbox. Whether it could
+    /// be kept.
+    fn keep<K>(
+        &mut self,
+        next: Exchange,
+        letters: Vec<OutgoingLetter>,
+        means: &Means<'_, K>,
+    ) -> bool {
         self.problem = (means.keep)(&next.kept()).err();
         if self.problem.is_some() {
             return false;
         }
         self.exchange = next;
-        self.outbox.extend(letters.into_iter().map(|letter| (letter.to, letter.message)));
+        self.outbox.extend(
+            letters
+                .into_iter()
+                .map(|letter| (letter.to, letter.message)),
+        );
         true
     }
 }
@@ -261,13 +351,40 @@ mod tests {
             let (id, machine) = (node_id(number), machine_of(number));
             let mut replica = Replica::new(MESH, machine.wireguard_key());
             let view = view::view(directory, id).unwrap();
-            replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
-            Self { id, machine, replica, letters: Correspondence::default(), disk_is_full: false }
+            replica.receive(StreamMessage::Snapshot {
+                position: Position {
+                    epoch: 1,
+                    revision: 1,
+                },
+                view,
+                removed: vec![],
+            });
+            Self {
+                id,
+                machine,
+                replica,
+                letters: Correspondence::default(),
+                disk_is_full: false,
+            }
         }
 
-        fn step<T>(&mut self, step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> T) -> T {
-            let keep = |_: &Exchange| if self.disk_is_full { Err("it is full".to_owned()) } else { Ok(()) };
-            let means = Means { machine: &self.machine, now: NOW, kem: &SystemKem, keep: &keep };
+        fn step<T>(
+            &mut self,
+            step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> T,
+        ) -> T {
+            let keep = |_: &Exchange| {
+                if self.disk_is_full {
+                    Err("it is full".to_owned())
+                } else {
+                    Ok(())
+                }
+            };
+            let means = Means {
+                machine: &self.machine,
+                now: NOW,
+                kem: &SystemKem,
+                keep: &keep,
+            };
             step(&mut self.letters, self.replica.known().unwrap(), &means)
         }
     }
@@ -282,23 +399,62 @@ mod tests {
 
     impl Mailbox {
         fn serve(&mut self, node: NodeId, errand: &Errand) -> Mail {
-            self.letters.retain(|(to, _), letter| *to != node || !errand.taken.contains(&letter.id));
-            self.given.retain(|(to, _), given| *to != node || !errand.taken.contains(&given.id));
+            self.letters
+                .retain(|(to, _), letter| *to != node || !errand.taken.contains(&letter.id));
+            self.given
+                .retain(|(to, _), given| *to != node || !errand.taken.contains(&given.id));
             for OutgoingLetter { to, message } in &errand.leave {
                 self.ever += 1;
-                self.letters.insert((*to, node), IncomingLetter { id: self.ever, from: node, message: message.clone() });
+                self.letters.insert(
+                    (*to, node),
+                    IncomingLetter {
+                        id: self.ever,
+                        from: node,
+                        message: message.clone(),
+                    },
+                );
             }
-            let letters = self.letters.iter().filter(|((to, _), _)| *to == node).map(|(_, letter)| letter.clone()).collect();
-            let given = self.given.iter().filter(|((to, _), _)| *to == node).map(|(_, given)| given.clone()).collect();
-            Mail { letters, given, more: false }
+            let letters = self
+                .letters
+                .iter()
+                .filter(|((to, _), _)| *to == node)
+                .map(|(_, letter)| letter.clone())
+                .collect();
+            let given = self
+                .given
+                .iter()
+                .filter(|((to, _), _)| *to == node)
+                .map(|(_, given)| given.clone())
+                .collect();
+            Mail {
+                letters,
+                given,
+                more: false,
+            }
         }
 
         /// The coordinator makes a file of an unmanaged node.
         fn give(&mut self, from: u64, to: u64, made_ms: u64, psk: &Psk) {
-            let [(from, sender), (to, recipient)] = [from, to].map(|number| (node_id(number), machine_of(number).wireguard_key()));
-            let sealed = Given { mesh: MESH, from: (from, sender), to: (to, recipient), made_ms }.seal(psk).unwrap();
+            let [(from, sender), (to, recipient)] =
+                [from, to].map(|number| (node_id(number), machine_of(number).wireguard_key()));
+            let sealed = Given {
+                mesh: MESH,
+                from: (from, sender),
+                to: (to, recipient),
+                made_ms,
+            }
+            .seal(psk)
+            .unwrap();
             self.ever += 1;
-            self.given.insert((to, from), GivenPsk { id: self.ever, from, made_ms, sealed });
+            self.given.insert(
+                (to, from),
+                GivenPsk {
+                    id: self.ever,
+                    from,
+                    made_ms,
+                    sealed,
+                },
+            );
         }
     }
 
@@ -308,14 +464,24 @@ mod tests {
         while !mem::replace(&mut is_quiet, true) {
             for node in &mut *nodes {
                 node.step(|letters, known, means| letters.tick(known, means, BTreeSet::new()));
-                if mailbox.letters.keys().chain(mailbox.given.keys()).any(|(to, _)| *to == node.id) {
+                if mailbox
+                    .letters
+                    .keys()
+                    .chain(mailbox.given.keys())
+                    .any(|(to, _)| *to == node.id)
+                {
                     node.letters.mail_is_waiting();
                 }
-                let Some(errand) = node.letters.next_errand() else { continue };
+                let Some(errand) = node.letters.next_errand() else {
+                    continue;
+                };
                 let mail = mailbox.serve(node.id, &errand);
-                let progress = node.step(|letters, known, means| letters.take_in(&errand, Brought::Mail(mail), Some(known), means));
+                let progress = node.step(|letters, known, means| {
+                    letters.take_in(&errand, Brought::Mail(mail), Some(known), means)
+                });
                 assert!(progress.ignored.is_empty(), "{:?}", progress.ignored);
-                is_quiet &= !progress.may_differ && errand.leave.is_empty() && errand.taken.is_empty();
+                is_quiet &=
+                    !progress.may_differ && errand.leave.is_empty() && errand.taken.is_empty();
             }
         }
     }
@@ -323,12 +489,23 @@ mod tests {
     #[test]
     fn all_pairs_agree_with_four_letters_each_and_none_stays() {
         let directory = directory_of(NODES);
-        let mut nodes: Vec<_> = (1..=NODES).map(|number| Node::new(number, &directory)).collect();
+        let mut nodes: Vec<_> = (1..=NODES)
+            .map(|number| Node::new(number, &directory))
+            .collect();
         let mut mailbox = Mailbox::default();
         settle(&mut nodes, &mut mailbox);
         for (one, other) in [(0, 1), (1, 2), (2, 0)] {
-            let key = |of: usize, with: usize| nodes[of].letters.exchange().key(nodes[with].id, PskPolicy::Require).cloned();
-            assert!(key(one, other).is_some() && key(one, other) == key(other, one), "{one} and {other}");
+            let key = |of: usize, with: usize| {
+                nodes[of]
+                    .letters
+                    .exchange()
+                    .key(nodes[with].id, PskPolicy::Require)
+                    .cloned()
+            };
+            assert!(
+                key(one, other).is_some() && key(one, other) == key(other, one),
+                "{one} and {other}"
+            );
         }
         assert!(mailbox.letters.is_empty());
         assert_eq!(mailbox.ever, 4 * 3);
@@ -337,19 +514,35 @@ mod tests {
     #[test]
     fn what_cannot_be_kept_is_neither_used_nor_said_and_stays_at_the_coordinator() {
         let directory = directory_of(2);
-        let mut nodes: Vec<_> = (1..=2).map(|number| Node::new(number, &directory)).collect();
+        let mut nodes: Vec<_> = (1..=2)
+            .map(|number| Node::new(number, &directory))
+            .collect();
         let mut mailbox = Mailbox::default();
         let initiator = usize::from(nodes[1].id > nodes[0].id);
         nodes[1 - initiator].disk_is_full = true;
         settle(&mut nodes, &mut mailbox);
-        assert!(nodes.iter().all(|node| !node.letters.exchange().is_on_trial()));
+        assert!(
+            nodes
+                .iter()
+                .all(|node| !node.letters.exchange().is_on_trial())
+        );
         assert!(nodes[1 - initiator].letters.problem().is_some());
-        assert_eq!((mailbox.letters.len(), mailbox.ever), (1, 1), "the request waits");
+        assert_eq!(
+            (mailbox.letters.len(), mailbox.ever),
+            (1, 1),
+            "the request waits"
+        );
 
         nodes[1 - initiator].disk_is_full = false;
         settle(&mut nodes, &mut mailbox);
         assert!(nodes[1 - initiator].letters.problem().is_none());
-        assert!(nodes[0].letters.exchange().key(nodes[1].id, PskPolicy::Require).is_some());
+        assert!(
+            nodes[0]
+                .letters
+                .exchange()
+                .key(nodes[1].id, PskPolicy::Require)
+                .is_some()
+        );
         assert!(mailbox.letters.is_empty());
     }
 
@@ -362,7 +555,10 @@ mod tests {
 
     /// What the first node goes by with the second.
     fn key(node: &Node) -> Option<Psk> {
-        node.letters.exchange().key(node_id(2), PskPolicy::Require).cloned()
+        node.letters
+            .exchange()
+            .key(node_id(2), PskPolicy::Require)
+            .cloned()
     }
 
     #[test]
@@ -370,22 +566,44 @@ mod tests {
         let mut nodes = [Node::new(1, &with_an_unmanaged_peer())];
         let mut mailbox = Mailbox::default();
         settle(&mut nodes, &mut mailbox);
-        assert_eq!((nodes[0].letters.exchange().problems(nodes[0].replica.known().unwrap()).count(), mailbox.ever), (1, 0));
+        assert_eq!(
+            (
+                nodes[0]
+                    .letters
+                    .exchange()
+                    .problems(nodes[0].replica.known().unwrap())
+                    .count(),
+                mailbox.ever
+            ),
+            (1, 0)
+        );
         let [first, second] = [1, 2].map(|byte| Psk::new([byte; 32]));
         mailbox.give(2, 1, 1, &first);
         settle(&mut nodes, &mut mailbox);
         assert!(key(&nodes[0]) == Some(first.clone()) && mailbox.given.is_empty());
-        assert_eq!(nodes[0].letters.exchange().problems(nodes[0].replica.known().unwrap()).count(), 0);
+        assert_eq!(
+            nodes[0]
+                .letters
+                .exchange()
+                .problems(nodes[0].replica.known().unwrap())
+                .count(),
+            0
+        );
 
         let kept = serde_json::to_string(&nodes[0].letters.exchange().kept()).unwrap();
         nodes[0].letters = Correspondence::new(serde_json::from_str(&kept).unwrap(), None);
-        assert!(key(&nodes[0]) == Some(first.clone()) && !nodes[0].letters.exchange().is_on_trial());
+        assert!(
+            key(&nodes[0]) == Some(first.clone()) && !nodes[0].letters.exchange().is_on_trial()
+        );
         // The next file: the key in use stays for a turn, and nobody asks for another one.
         mailbox.give(2, 1, 2, &second);
         nodes[0].letters.want_others();
         settle(&mut nodes, &mut mailbox);
         assert!(key(&nodes[0]) == Some(first) && nodes[0].letters.exchange().is_on_trial());
-        assert_eq!((mailbox.given.len(), mailbox.letters.len(), mailbox.ever), (0, 0, 2));
+        assert_eq!(
+            (mailbox.given.len(), mailbox.letters.len(), mailbox.ever),
+            (0, 0, 2)
+        );
     }
 
     #[test]
@@ -400,7 +618,14 @@ mod tests {
         settle(&mut nodes, &mut mailbox);
         nodes[0].disk_is_full = true;
         let view = view::view(&with_an_unmanaged_peer(), node_id(1)).unwrap();
-        nodes[0].replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 2 }, view, removed: vec![] });
+        nodes[0].replica.receive(StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 2,
+            },
+            view,
+            removed: vec![],
+        });
         settle(&mut nodes, &mut mailbox);
         assert_eq!((key(&nodes[0]), mailbox.given.len()), (None, 1));
         assert!(nodes[0].letters.problem().is_some());
@@ -412,15 +637,39 @@ mod tests {
     #[test]
     fn a_key_is_given_for_tunnels_with_unmanaged_nodes_alone_and_to_the_present_wireguard_key() {
         let managed = directory_of(2);
-        for (directory, sealed_for, expected) in [(managed, 1, Ignored::Managed), (with_an_unmanaged_peer(), 3, Ignored::Sealed)] {
+        for (directory, sealed_for, expected) in [
+            (managed, 1, Ignored::Managed),
+            (with_an_unmanaged_peer(), 3, Ignored::Sealed),
+        ] {
             let (mut node, mut mailbox) = (Node::new(1, &directory), Mailbox::default());
             mailbox.give(2, sealed_for, 1, &Psk::new([7; 32]));
             let given = mailbox.given.into_values().collect();
-            let errand = Errand { leave: vec![], taken: vec![] };
-            let mail = Brought::Mail(Mail { letters: vec![], given, more: false });
-            let progress = node.step(|letters, known, means| letters.take_in(&errand, mail, Some(known), means));
-            assert_eq!(progress.ignored.iter().map(|(_, reason)| *reason).collect::<Vec<_>>(), [expected]);
-            assert_eq!((key(&node), node.letters.next_errand().map(|errand| errand.taken)), (None, Some(vec![1])));
+            let errand = Errand {
+                leave: vec![],
+                taken: vec![],
+            };
+            let mail = Brought::Mail(Mail {
+                letters: vec![],
+                given,
+                more: false,
+            });
+            let progress = node
+                .step(|letters, known, means| letters.take_in(&errand, mail, Some(known), means));
+            assert_eq!(
+                progress
+                    .ignored
+                    .iter()
+                    .map(|(_, reason)| *reason)
+                    .collect::<Vec<_>>(),
+                [expected]
+            );
+            assert_eq!(
+                (
+                    key(&node),
+                    node.letters.next_errand().map(|errand| errand.taken)
+                ),
+                (None, Some(vec![1]))
+            );
         }
     }
 }

@@ -22,14 +22,17 @@ use crate::{
     keys::node_keys::Machine,
 };
 
-/// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers, which may take two seconds where the two follow
-/// different coordinators. A peer that leaves its request unanswered until it is said again keeps no other waiting.
+/// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers,
+/// which may take two seconds where the two follow different coordinators. A peer that leaves its
+/// request unanswered until it is said again keeps no other waiting.
 const ASKED_AT_ONCE: usize = 256;
 
-/// The preshared keys of all tunnels of a node, with what is under way. As it is kept on disk, it is [`Exchange::kept`] first.
+/// The preshared keys of all tunnels of a node, with what is under way. As it is kept on disk, it
+/// is [`Exchange::kept`] first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Exchange {
-    /// Those that are agreed on with the peer. Each step is taken on a copy until it is on disk, and most change one pair of a thousand.
+    /// Those that are agreed on with the peer. Each step is taken on a copy until it is on disk,
+    /// and most change one pair of a thousand.
     #[serde(flatten)]
     pairs: BTreeMap<NodeId, Arc<Pair>>,
     /// Those of unmanaged peers.
@@ -40,8 +43,21 @@ pub struct Exchange {
 impl Exchange {
     /// What of it outlives a restart.
     pub fn kept(&self) -> Self {
-        let kept = |pair: &Arc<Pair>| if pair.is_kept() { Arc::clone(pair) } else { Arc::new(pair.kept()) };
-        Self { pairs: self.pairs.iter().map(|(peer, pair)| (*peer, kept(pair))).collect(), given: self.given.clone() }
+        let kept = |pair: &Arc<Pair>| {
+            if pair.is_kept() {
+                Arc::clone(pair)
+            } else {
+                Arc::new(pair.kept())
+            }
+        };
+        Self {
+            pairs: self
+                .pairs
+                .iter()
+                .map(|(peer, pair)| (*peer, kept(pair)))
+                .collect(),
+            given: self.given.clone(),
+        }
     }
 
     /// The key to use with a peer.
@@ -59,11 +75,14 @@ impl Exchange {
 
     /// Wants another key with each peer with which one is agreed on. It is forgotten in a restart.
     pub fn want_others(&mut self) {
-        self.pairs.values_mut().for_each(|pair| Arc::make_mut(pair).want_another());
+        self.pairs
+            .values_mut()
+            .for_each(|pair| Arc::make_mut(pair).want_another());
     }
 
-    /// Whether this node is in the middle of changing the key with the peer, so that the two may use different ones. When neither of the two is
-    /// and one is about to take up another WireGuard key, it stays so until then.
+    /// Whether this node is in the middle of changing the key with the peer, so that the two may
+    /// use different ones. When neither of the two is and one is about to take up another WireGuard
+    /// key, it stays so until then.
     pub fn is_changing(&self, peer: NodeId) -> bool {
         self.pairs.get(&peer).is_some_and(|pair| pair.is_changing())
     }
@@ -71,39 +90,60 @@ impl Exchange {
     /// Peers with which there is no key yet and that do not answer, or cannot, in words.
     pub fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
         let require = known.mesh.psk == PskPolicy::Require;
-        known.peers.iter().filter(move |_| require).filter_map(|(node, KnownPeer { peer, statement, .. })| {
-            if statement.unmanaged {
-                return (!self.given.contains_key(node)).then(|| {
+        known.peers.iter().filter(move |_| require).filter_map(
+            |(
+                node,
+                KnownPeer {
+                    peer, statement, ..
+                },
+            )| {
+                if statement.unmanaged {
+                    return (!self.given.contains_key(node)).then(|| {
                     format!(
-                        "no packets to {} yet: its wg-quick file is older than this node or its key. Make a new file for that site",
+                        "no packets to {} yet: its wg-quick file is older than this node or its \
+                         key. Make a new file for that site",
                         peer.name
                     )
                 });
-            }
-            self.pairs.get(node).is_some_and(|pair| pair.is_unanswered()).then(|| {
+                }
+                self.pairs.get(node).is_some_and(|pair| pair.is_unanswered()).then(|| {
                 format!(
-                    "no packets to {} yet: its agent has not agreed on a preshared key. Check that it is connected and up to date",
+                    "no packets to {} yet: its agent has not agreed on a preshared key. Check that \
+                     it is connected and up to date",
                     peer.name
                 )
             })
-        })
+            },
+        )
     }
 
     /// Whether [`Exchange::tick`] has anything to do.
-    pub fn is_due(&self, known: &Known, machine: &Machine, now: u64, unsettled: &BTreeSet<NodeId>) -> bool {
+    pub fn is_due(
+        &self,
+        known: &Known,
+        machine: &Machine,
+        now: u64,
+        unsettled: &BTreeSet<NodeId>,
+    ) -> bool {
         let fresh = Pair::default();
         let may_ask = self.may_ask(now) > 0;
         let due = |(node, peer)| {
-            let (pair, ends) = (self.pairs.get(node).map_or(&fresh, Arc::as_ref), ends(known, machine, peer));
+            let (pair, ends) = (
+                self.pairs.get(node).map_or(&fresh, Arc::as_ref),
+                ends(known, machine, peer),
+            );
             is_next(pair, &ends, now, may_ask)
         };
         let is_gone = |node| !known.peers.contains_key(node);
-        self.pairs.keys().chain(self.given.keys()).any(is_gone) || correspondents(known, unsettled).any(due)
+        self.pairs.keys().chain(self.given.keys()).any(is_gone)
+            || correspondents(known, unsettled).any(due)
     }
 
-    /// What to say because time has passed or peers have changed; the keys of peers that are gone are forgotten. `now` is in seconds since
-    /// 1970. The letters may be sent once this is kept on disk. To peers that are `unsettled`, of whose new WireGuard key no handshake has
-    /// succeeded yet, nothing is said: both ends of it must have the same preshared key.
+    /// What to say because time has passed or peers have changed; the keys of peers that are gone
+    /// are forgotten. `now` is in seconds since
+    /// 1970. The letters may be sent once this is kept on disk. To peers that are `unsettled`, of
+    ///       whose new WireGuard key no handshake has succeeded yet, nothing is said: both ends of
+    ///       it must have the same preshared key.
     pub fn tick(
         &mut self,
         known: &Known,
@@ -116,7 +156,10 @@ impl Exchange {
         self.given.retain(|node, _| known.peers.contains_key(node));
         let mut may_ask = self.may_ask(now);
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
-            let (pair, ends) = (self.pairs.entry(*node).or_default(), ends(known, machine, peer));
+            let (pair, ends) = (
+                self.pairs.entry(*node).or_default(),
+                ends(known, machine, peer),
+            );
             // Asked first: a pair that has nothing to do is not copied.
             if !is_next(pair, &ends, now, may_ask > 0) {
                 return None;
@@ -131,7 +174,12 @@ impl Exchange {
 
     /// How many more peers may be asked for a secret now.
     fn may_ask(&self, now: u64) -> usize {
-        ASKED_AT_ONCE.saturating_sub(self.pairs.values().filter(|pair| pair.is_asking(now)).count())
+        ASKED_AT_ONCE.saturating_sub(
+            self.pairs
+                .values()
+                .filter(|pair| pair.is_asking(now))
+                .count(),
+        )
     }
 
     /// Takes in a message of a peer. The answer may be sent once this is kept on disk.
@@ -152,7 +200,12 @@ impl Exchange {
             return Err(Ignored::Unexpected);
         }
         let to = peer.peer.node;
-        let answer = Arc::make_mut(self.pairs.entry(to).or_default()).receive(&ends(known, machine, peer), message, now, kem)?;
+        let answer = Arc::make_mut(self.pairs.entry(to).or_default()).receive(
+            &ends(known, machine, peer),
+            message,
+            now,
+            kem,
+        )?;
         Ok(answer.map(|message| OutgoingLetter { to, message }))
     }
 
@@ -161,43 +214,81 @@ impl Exchange {
     /// # Errors
     ///
     /// [`Ignored`]; everything is as it was.
-    pub fn take(&mut self, known: &Known, machine: &Machine, peer: &KnownPeer, given: &GivenPsk, now: u64) -> Result<(), Ignored> {
+    pub fn take(
+        &mut self,
+        known: &Known,
+        machine: &Machine,
+        peer: &KnownPeer,
+        given: &GivenPsk,
+        now: u64,
+    ) -> Result<(), Ignored> {
         if !peer.statement.unmanaged {
             return Err(Ignored::Managed);
         }
         let from = peer.peer.node;
         let to = (known.myself.node, machine.wireguard_key());
-        let tunnel = Given { mesh: known.mesh.id, from: (from, peer.statement.wireguard_key), to, made_ms: given.made_ms };
-        let psk = tunnel.open(&given.sealed, &machine.wireguard_private_key()).ok_or(Ignored::Sealed)?;
-        self.given.entry(from).or_default().take(psk, given.made_ms, now)
+        let tunnel = Given {
+            mesh: known.mesh.id,
+            from: (from, peer.statement.wireguard_key),
+            to,
+            made_ms: given.made_ms,
+        };
+        let psk = tunnel
+            .open(&given.sealed, &machine.wireguard_private_key())
+            .ok_or(Ignored::Sealed)?;
+        self.given
+            .entry(from)
+            .or_default()
+            .take(psk, given.made_ms, now)
     }
 
-    /// Lets keys that are tried in turn go on with their turns. To be said once, of keys as they were kept.
+    /// Lets keys that are tried in turn go on with their turns. To be said once, of keys as they
+    /// were kept.
     pub fn resume(&mut self, known: &Known, link: &Link) {
         for (node, files) in &mut self.given {
-            known.peers.get(node).and_then(|peer| peer.entry(link)).into_iter().for_each(|seen| files.resume(seen));
+            known
+                .peers
+                .get(node)
+                .and_then(|peer| peer.entry(link))
+                .into_iter()
+                .for_each(|seen| files.resume(seen));
         }
     }
 
     /// Whether [`Exchange::observe`] has anything to take note of.
     pub fn is_on_trial(&self) -> bool {
-        self.pairs.values().any(|pair| pair.is_on_trial()) || self.given.values().any(Files::is_on_trial)
+        self.pairs.values().any(|pair| pair.is_on_trial())
+            || self.given.values().any(Files::is_on_trial)
     }
 
     /// Takes note of what the device shows of the tunnels, at each look at it.
     pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> Moved {
         let entry = |node| known.peers.get(node)?.entry(link);
         let on_trial = self.pairs.iter_mut().filter(|(_, pair)| pair.is_on_trial());
-        let pairs = on_trial.filter_map(|(node, pair)| Some(Arc::make_mut(pair).observe(entry(node)?.handshake_age_s, now)));
+        let pairs = on_trial.filter_map(|(node, pair)| {
+            Some(Arc::make_mut(pair).observe(entry(node)?.handshake_age_s, now))
+        });
         let turned = pairs.filter(|turned| *turned).count() > 0;
-        let given = self.given.iter_mut().filter_map(|(node, files)| Some(files.observe(entry(node)?, now)));
-        given.max().unwrap_or_default().max(if turned { Moved::OnDisk } else { Moved::No })
+        let given = self
+            .given
+            .iter_mut()
+            .filter_map(|(node, files)| Some(files.observe(entry(node)?, now)));
+        given
+            .max()
+            .unwrap_or_default()
+            .max(if turned { Moved::OnDisk } else { Moved::No })
     }
 }
 
 /// The peers with which keys are agreed on, but for the `unsettled` ones.
-fn correspondents<'a>(known: &'a Known, unsettled: &BTreeSet<NodeId>) -> impl Iterator<Item = (&'a NodeId, &'a KnownPeer)> {
-    known.peers.iter().filter(|(node, peer)| !peer.statement.unmanaged && !unsettled.contains(node))
+fn correspondents<'a>(
+    known: &'a Known,
+    unsettled: &BTreeSet<NodeId>,
+) -> impl Iterator<Item = (&'a NodeId, &'a KnownPeer)> {
+    known
+        .peers
+        .iter()
+        .filter(|(node, peer)| !peer.statement.unmanaged && !unsettled.contains(node))
 }
 
 /// Whether something is to be said to a peer now: nothing is that would ask one peer too many.
@@ -213,7 +304,11 @@ fn ends<'a>(known: &Known, machine: &'a Machine, peer: &KnownPeer) -> Ends<'a> {
         peer: peer.peer.node,
         peer_identity: peer.statement.identity,
         peer_key: peer.statement.wireguard_key,
-        is_turning: peer.announced.is_some() || known.myself.keys.is_some_and(|keys| keys.announced.is_some()),
+        is_turning: peer.announced.is_some()
+            || known
+                .myself
+                .keys
+                .is_some_and(|keys| keys.announced.is_some()),
     }
 }
 
@@ -238,13 +333,23 @@ mod tests {
         let (directory, last) = (directory_of(nodes), machine_of(nodes));
         let mut replica = Replica::new(MESH, last.wireguard_key());
         let view = view::view(&directory, node_id(nodes)).unwrap();
-        replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+        replica.receive(StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
+        });
         let (known, none) = (replica.known().unwrap(), BTreeSet::new());
         let mut exchange = Exchange::default();
         let mut ask = |now| {
             let letters = exchange.tick(known, &last, now, &SystemKem, &none);
             assert!(!exchange.is_due(known, &last, now, &none));
-            letters.into_iter().map(|letter| letter.to).collect::<Vec<_>>()
+            letters
+                .into_iter()
+                .map(|letter| letter.to)
+                .collect::<Vec<_>>()
         };
         let first = ask(NOW);
         assert_eq!(first.len(), ASKED_AT_ONCE);

@@ -7,7 +7,8 @@
 //!                until packets arrive that only the newer key explains: the older one is forgotten
 //! ```
 //!
-//! Writing a preshared key takes nothing from a live session, and a session outlives the failure of its renewal by a minute.
+//! Writing a preshared key takes nothing from a live session, and a session outlives the failure of
+//! its renewal by a minute.
 
 #[cfg(test)]
 mod model;
@@ -19,13 +20,15 @@ use serde::{Deserialize, Serialize};
 use super::{Ignored, Psk};
 use crate::host::state::{ObservedPeer, SESSION_S};
 
-/// How many files the node may have. A session that a keepalive renews, 25 s late, outlives 35 s in which that fails: two turns of others.
+/// How many files the node may have. A session that a keepalive renews, 25 s late, outlives 35 s in
+/// which that fails: two turns of others.
 const MOST: usize = 3;
 /// Seconds of a turn: at least one of WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
 const TURN_S: u64 = 10;
-/// Ages of a session in seconds at which it is due to be renewed: WireGuard does so with the first packet that is sent after 120 s
-/// (`REKEY_AFTER_TIME` of its paper, section 6.1), a keepalive comes within another 25, and a second attempt 5 s later. Fifteen come before,
-/// because the device is looked at every five.
+/// Ages of a session in seconds at which it is due to be renewed: WireGuard does so with the first
+/// packet that is sent after 120 s (`REKEY_AFTER_TIME` of its paper, section 6.1), a keepalive
+/// comes within another 25, and a second attempt 5 s later. Fifteen come before, because the device
+/// is looked at every five.
 const RENEWAL_S: RangeInclusive<u64> = 105..=150;
 
 /// The keys of the files that the node may have, as kept on disk; and which of them has its turn.
@@ -80,9 +83,13 @@ impl Files {
         self.keys.get(self.trial.turn).map(|key| &key.psk)
     }
 
-    /// Lets the key that the device has go on with its turn. To be said before anything is observed.
+    /// Lets the key that the device has go on with its turn. To be said before anything is
+    /// observed.
     pub(super) fn resume(&mut self, seen: &ObservedPeer) {
-        let on_device = self.keys.iter().position(|key| Some(&key.psk) == seen.psk.as_ref());
+        let on_device = self
+            .keys
+            .iter()
+            .position(|key| Some(&key.psk) == seen.psk.as_ref());
         self.trial.turn = on_device.unwrap_or(self.trial.turn);
     }
 
@@ -95,8 +102,17 @@ impl Files {
         match self.keys.as_slice() {
             [.., newest] if made_ms <= newest.made_ms => return Err(Ignored::Old),
             // Whatever session there is is of the one key that there was.
-            [_] => self.trial = Trial { since: now, handshake: now, session: Some(0), ..Trial::default() },
-            keys if keys.len() == MOST => self.forget(usize::from(self.trial.session.unwrap_or(0) == 0)),
+            [_] => {
+                self.trial = Trial {
+                    since: now,
+                    handshake: now,
+                    session: Some(0),
+                    ..Trial::default()
+                }
+            }
+            keys if keys.len() == MOST => {
+                self.forget(usize::from(self.trial.session.unwrap_or(0) == 0))
+            }
             _ => {}
         }
         self.keys.push(FileKey { psk, made_ms });
@@ -121,8 +137,15 @@ impl Files {
             (0..shown).for_each(|_| self.forget(0));
             return Moved::OnDisk;
         }
-        let Trial { turn, since, session, .. } = self.trial;
-        let is_due = seen.handshake_age_s.is_some_and(|age| RENEWAL_S.contains(&age));
+        let Trial {
+            turn,
+            since,
+            session,
+            ..
+        } = self.trial;
+        let is_due = seen
+            .handshake_age_s
+            .is_some_and(|age| RENEWAL_S.contains(&age));
         let turns_to = match session.filter(|_| is_due) {
             Some(session) => session,
             None if now.abs_diff(since) >= TURN_S => (turn + 1) % self.keys.len(),
@@ -135,10 +158,12 @@ impl Files {
         Moved::InMemory
     }
 
-    /// The key that only a node which has its file can have made the device receive packets with, if there is one now.
+    /// The key that only a node which has its file can have made the device receive packets with,
+    /// if there is one now.
     ///
-    /// A device may take it for a handshake when it answers one that the other end then cannot read (gotatun does), and it may count what it
-    /// receives of one that fails (the kernel does). So that counts which arrives without another handshake, in a session, when all sessions of
+    /// A device may take it for a handshake when it answers one that the other end then cannot read
+    /// (gotatun does), and it may count what it receives of one that fails (the kernel does). So
+    /// that counts which arrives without another handshake, in a session, when all sessions of
     /// other keys are over.
     fn note(&mut self, seen: &ObservedPeer, now: u64) -> Option<usize> {
         let trial = &mut self.trial;
@@ -155,7 +180,9 @@ impl Files {
             return None;
         }
         let is_over = now > trial.first + SESSION_S + 1 && at + SESSION_S >= now;
-        trial.session.filter(|_| is_over && seen.received_bytes > received_before)
+        trial
+            .session
+            .filter(|_| is_over && seen.received_bytes > received_before)
     }
 
     /// Forgets a key, by its number.
@@ -163,6 +190,9 @@ impl Files {
         self.keys.remove(key);
         let trial = &mut self.trial;
         trial.turn -= usize::from(trial.turn > key || trial.turn == self.keys.len());
-        trial.session = trial.session.filter(|session| *session != key).map(|session| session - usize::from(session > key));
+        trial.session = trial
+            .session
+            .filter(|session| *session != key)
+            .map(|session| session - usize::from(session > key));
     }
 }

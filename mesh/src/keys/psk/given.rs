@@ -1,9 +1,12 @@
-//! Preshared keys of tunnels with unmanaged nodes. Nobody there could agree on one, so the coordinator makes it together with the node's file,
-//! seals it for the node at the other end, and forgets it.
+//! Preshared keys of tunnels with unmanaged nodes. Nobody there could agree on one, so the
+//! coordinator makes it together with the node's file, seals it for the node at the other end, and
+//! forgets it.
 //!
-//! It is sealed by HPKE (RFC 9180) in its base mode, with X25519, HKDF-SHA256 and ChaCha20-Poly1305, to the WireGuard key of the node at the other
-//! end. That says nothing of who made it, which is the coordinator's word as the whole file is. It does not withstand a quantum computer, which
-//! would need the sealed key as well: it is in the coordinator's database until the node has taken it.
+//! It is sealed by HPKE (RFC 9180) in its base mode, with X25519, HKDF-SHA256 and
+//! ChaCha20-Poly1305, to the WireGuard key of the node at the other end. That says nothing of who
+//! made it, which is the coordinator's word as the whole file is. It does not withstand a quantum
+//! computer, which would need the sealed key as well: it is in the coordinator's database until the
+//! node has taken it.
 
 use rustls::crypto::{
     aws_lc_rs::hpke::DH_KEM_X25519_HKDF_SHA256_CHACHA20_POLY1305 as SUITE,
@@ -37,22 +40,37 @@ impl Given {
     /// Seals a key. `None` when there are no random numbers.
     pub fn seal(&self, psk: &Psk) -> Option<SealedPsk> {
         let key = HpkePublicKey(self.to.1.as_bytes().to_vec());
-        let (encapsulated, ciphertext) = SUITE.seal(PURPOSE, &self.bound(), psk.reveal(), &key).ok()?;
-        <[u8; 80]>::try_from([encapsulated.0, ciphertext].concat()).ok().map(SealedPsk::from)
+        let (encapsulated, ciphertext) = SUITE
+            .seal(PURPOSE, &self.bound(), psk.reveal(), &key)
+            .ok()?;
+        <[u8; 80]>::try_from([encapsulated.0, ciphertext].concat())
+            .ok()
+            .map(SealedPsk::from)
     }
 
-    /// Opens a key that was sealed for the holder of this private key. `None` when it was not, or for another tunnel or file.
+    /// Opens a key that was sealed for the holder of this private key. `None` when it was not, or
+    /// for another tunnel or file.
     pub fn open(&self, sealed: &SealedPsk, private_key: &[u8; 32]) -> Option<Psk> {
         let (encapsulated, ciphertext) = sealed.as_bytes().split_at(ENCAPSULATED);
         let encapsulated = EncapsulatedSecret(encapsulated.to_vec());
         let key = HpkePrivateKey::from(private_key.to_vec());
-        let opened = Zeroizing::new(SUITE.open(&encapsulated, PURPOSE, &self.bound(), ciphertext, &key).ok()?);
+        let opened = Zeroizing::new(
+            SUITE
+                .open(&encapsulated, PURPOSE, &self.bound(), ciphertext, &key)
+                .ok()?,
+        );
         <[u8; 32]>::try_from(opened.as_slice()).ok().map(Psk::new)
     }
 
     fn bound(&self) -> Vec<u8> {
-        let ends = [self.from, self.to].map(|(node, key)| [node.0.as_bytes().as_slice(), key.as_bytes()].concat());
-        [self.mesh.0.as_bytes(), ends.concat().as_slice(), &self.made_ms.to_be_bytes()].concat()
+        let ends = [self.from, self.to]
+            .map(|(node, key)| [node.0.as_bytes().as_slice(), key.as_bytes()].concat());
+        [
+            self.mesh.0.as_bytes(),
+            ends.concat().as_slice(),
+            &self.made_ms.to_be_bytes(),
+        ]
+        .concat()
     }
 }
 
@@ -63,20 +81,47 @@ mod tests {
 
     #[test]
     fn a_given_key_opens_for_its_tunnel_and_file_alone() {
-        let [router, gateway, other] = [1, 2, 3].map(|number| (node_id(number), machine_of(number).wireguard_key()));
+        let [router, gateway, other] =
+            [1, 2, 3].map(|number| (node_id(number), machine_of(number).wireguard_key()));
         let private = |number| machine_of(number).wireguard_private_key();
-        let given = Given { mesh: MESH, from: router, to: gateway, made_ms: 7 };
+        let given = Given {
+            mesh: MESH,
+            from: router,
+            to: gateway,
+            made_ms: 7,
+        };
         let psk = Psk::new([9; 32]);
         let sealed = given.seal(&psk).unwrap();
         assert!(given.open(&sealed, &private(2)) == Some(psk.clone()));
         assert!(given.open(&sealed, &private(3)).is_none());
-        for elsewhere in [Given { from: other, ..given }, Given { to: other, ..given }, Given { made_ms: 8, ..given }] {
-            assert!(elsewhere.open(&sealed, &private(2)).is_none(), "{elsewhere:?}");
+        for elsewhere in [
+            Given {
+                from: other,
+                ..given
+            },
+            Given { to: other, ..given },
+            Given {
+                made_ms: 8,
+                ..given
+            },
+        ] {
+            assert!(
+                elsewhere.open(&sealed, &private(2)).is_none(),
+                "{elsewhere:?}"
+            );
         }
         let mut spoilt = *sealed.as_bytes();
         spoilt[79] ^= 1;
         assert!(given.open(&spoilt.into(), &private(2)).is_none());
-        assert!(!sealed.as_bytes().windows(32).any(|window| window == psk.reveal()));
-        assert!(given.seal(&psk) != Some(sealed), "each time it is sealed by another secret");
+        assert!(
+            !sealed
+                .as_bytes()
+                .windows(32)
+                .any(|window| window == psk.reveal())
+        );
+        assert!(
+            given.seal(&psk) != Some(sealed),
+            "each time it is sealed by another secret"
+        );
     }
 }

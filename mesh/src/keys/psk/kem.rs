@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 
 use super::{PURPOSE, Psk};
 
-/// The two operations of ML-KEM-768 that need random numbers. `None` when there are none, or the key is not one.
+/// The two operations of ML-KEM-768 that need random numbers. `None` when there are none, or the
+/// key is not one.
 pub trait Kem {
     fn generate(&self) -> Option<(KemSecret, KemKey)>;
     /// A new secret, and what carries it to the holder of the key.
@@ -38,8 +39,13 @@ impl fmt::Debug for KemSecret {
 
 impl KemSecret {
     pub(super) fn decapsulate(&self, ciphertext: &KemCiphertext) -> Option<Zeroizing<[u8; 32]>> {
-        let secret = self.0.decapsulate(Ciphertext::from(ciphertext.as_bytes().as_slice())).ok()?;
-        <[u8; 32]>::try_from(secret.as_ref()).ok().map(Zeroizing::new)
+        let secret = self
+            .0
+            .decapsulate(Ciphertext::from(ciphertext.as_bytes().as_slice()))
+            .ok()?;
+        <[u8; 32]>::try_from(secret.as_ref())
+            .ok()
+            .map(Zeroizing::new)
     }
 }
 
@@ -50,14 +56,27 @@ pub struct SystemKem;
 impl Kem for SystemKem {
     fn generate(&self) -> Option<(KemSecret, KemKey)> {
         let secret = DecapsulationKey::generate(&ML_KEM_768).ok()?;
-        let key: [u8; 1184] = secret.encapsulation_key().ok()?.key_bytes().ok()?.as_ref().try_into().ok()?;
+        let key: [u8; 1184] = secret
+            .encapsulation_key()
+            .ok()?
+            .key_bytes()
+            .ok()?
+            .as_ref()
+            .try_into()
+            .ok()?;
         Some((KemSecret(Arc::new(secret)), key.into()))
     }
 
     fn encapsulate(&self, key: &KemKey) -> Option<(KemCiphertext, Zeroizing<[u8; 32]>)> {
-        let (ciphertext, secret) = EncapsulationKey::new(&ML_KEM_768, key.as_bytes()).ok()?.encapsulate().ok()?;
+        let (ciphertext, secret) = EncapsulationKey::new(&ML_KEM_768, key.as_bytes())
+            .ok()?
+            .encapsulate()
+            .ok()?;
         let ciphertext: [u8; 1088] = ciphertext.as_ref().try_into().ok()?;
-        Some((ciphertext.into(), Zeroizing::new(secret.as_ref().try_into().ok()?)))
+        Some((
+            ciphertext.into(),
+            Zeroizing::new(secret.as_ref().try_into().ok()?),
+        ))
     }
 }
 
@@ -70,19 +89,44 @@ pub(super) struct Derived {
     pub(super) proof: Bytes32,
 }
 
-/// The key and its proof, by HKDF-SHA256 (RFC 5869) of the secret, bound to both WireGuard keys and to the whole of both signed messages.
-pub(super) fn derive(secret: &[u8; 32], keys: [WireguardKey; 2], request: &SignedPskMessage, offer: &SignedPskMessage) -> Option<Derived> {
+/// The key and its proof, by HKDF-SHA256 (RFC 5869) of the secret, bound to both WireGuard keys and
+/// to the whole of both signed messages.
+pub(super) fn derive(
+    secret: &[u8; 32],
+    keys: [WireguardKey; 2],
+    request: &SignedPskMessage,
+    offer: &SignedPskMessage,
+) -> Option<Derived> {
     struct Length;
     impl KeyType for Length {
         fn len(&self) -> usize {
             64
         }
     }
-    let whole = |signed: &SignedPskMessage| digest(&SHA256, &[signed.message.as_bytes(), signed.signature.as_bytes()].concat());
+    let whole = |signed: &SignedPskMessage| {
+        digest(
+            &SHA256,
+            &[signed.message.as_bytes(), signed.signature.as_bytes()].concat(),
+        )
+    };
     let (request, offer) = (whole(request), whole(offer));
-    let info = [PURPOSE, keys[0].as_bytes(), keys[1].as_bytes(), request.as_ref(), offer.as_ref()];
+    let info = [
+        PURPOSE,
+        keys[0].as_bytes(),
+        keys[1].as_bytes(),
+        request.as_ref(),
+        offer.as_ref(),
+    ];
     let mut okm = Zeroizing::new([0; 64]);
-    Salt::new(HKDF_SHA256, PURPOSE).extract(secret).expand(&info, Length).ok()?.fill(&mut *okm).ok()?;
+    Salt::new(HKDF_SHA256, PURPOSE)
+        .extract(secret)
+        .expand(&info, Length)
+        .ok()?
+        .fill(&mut *okm)
+        .ok()?;
     let (psk, proof) = okm.split_at(32);
-    Some(Derived { psk: Psk::new(psk.try_into().ok()?), proof: Bytes32::from(<[u8; 32]>::try_from(proof).ok()?) })
+    Some(Derived {
+        psk: Psk::new(psk.try_into().ok()?),
+        proof: Bytes32::from(<[u8; 32]>::try_from(proof).ok()?),
+    })
 }

@@ -1,4 +1,5 @@
-//! One pair under every kind of misfortune: both ends, a mailbox that loses and repeats letters, disks, and the tunnel between.
+//! One pair under every kind of misfortune: both ends, a mailbox that loses and repeats letters,
+//! disks, and the tunnel between.
 
 use proptest::prelude::*;
 use wattle_wire::{
@@ -11,7 +12,8 @@ use crate::testing::{MESH, node_id};
 
 const INITIATOR: usize = 0;
 const RESPONDER: usize = 1;
-/// Seconds after which WireGuard renews a session, between its attempts, and after which a session ends.
+/// Seconds after which WireGuard renews a session, between its attempts, and after which a session
+/// ends.
 const REKEY_S: u64 = 120;
 const ATTEMPT_S: u64 = 5;
 const SESSION_S: u64 = 180;
@@ -28,12 +30,18 @@ struct End {
 impl End {
     fn new(number: u8) -> Self {
         let machine = Machine::new(&[number; 32], &[number; 32], 0).unwrap();
-        Self { machine, id: node_id(u64::from(number)), pair: Pair::default(), disk: Pair::default() }
+        Self {
+            machine,
+            id: node_id(u64::from(number)),
+            pair: Pair::default(),
+            disk: Pair::default(),
+        }
     }
 
     fn keep(&mut self) {
         // As a file would hold it.
-        self.disk = serde_json::from_str(&serde_json::to_string(&self.pair.kept()).unwrap()).unwrap();
+        self.disk =
+            serde_json::from_str(&serde_json::to_string(&self.pair.kept()).unwrap()).unwrap();
     }
 }
 
@@ -49,7 +57,8 @@ struct World {
     handshakes: [Option<u64>; 2],
     /// Which end begins handshakes.
     caller: usize,
-    /// Whether a device takes its answer to a call for a handshake, whatever the caller makes of it, as gotatun does.
+    /// Whether a device takes its answer to a call for a handshake, whatever the caller makes of
+    /// it, as gotatun does.
     gullible: bool,
     /// Whether each end ever had a key to use.
     keyed: [bool; 2],
@@ -143,13 +152,20 @@ impl World {
 
     fn post(&mut self, to: usize, message: Option<SignedPskMessage>) {
         let Some(message) = message else { return };
-        assert!(message.message.len() <= SignedPskMessage::LONGEST, "{} bytes", message.message.len());
+        assert!(
+            message.message.len() <= SignedPskMessage::LONGEST,
+            "{} bytes",
+            message.message.len()
+        );
         self.ever[to].push(message.clone());
         self.mailbox[to] = Some(message);
     }
 
     fn receive(&mut self, end: usize, message: &SignedPskMessage) -> Option<SignedPskMessage> {
-        self.act(end, |pair, ends, now| pair.receive(ends, message, now, &SystemKem)).unwrap_or(None)
+        self.act(end, |pair, ends, now| {
+            pair.receive(ends, message, now, &SystemKem)
+        })
+        .unwrap_or(None)
     }
 
     fn deliver(&mut self, end: usize) {
@@ -187,7 +203,8 @@ impl World {
         keys[0] == keys[1] && (keys[0].is_some() || self.policy == PskPolicy::Prefer)
     }
 
-    /// Seconds pass: WireGuard renews its session, both agents look at their device. Returns the greatest age of a session.
+    /// Seconds pass: WireGuard renews its session, both agents look at their device. Returns the
+    /// greatest age of a session.
     fn pass(&mut self, seconds: u64) -> u64 {
         let mut oldest = 0;
         for _ in 0..seconds {
@@ -257,7 +274,10 @@ impl World {
                 }
             }
             Happening::Replay(end, which) => {
-                if let Some(letter) = self.ever[end].get(which % self.ever[end].len().max(1)).cloned() {
+                if let Some(letter) = self.ever[end]
+                    .get(which % self.ever[end].len().max(1))
+                    .cloned()
+                {
                     let answer = self.receive(end, &letter);
                     self.ends[end].keep();
                     self.post(1 - end, answer);
@@ -275,14 +295,28 @@ impl World {
     /// What holds at any moment.
     fn check(&mut self) -> Result<(), TestCaseError> {
         for end in [INITIATOR, RESPONDER] {
-            prop_assert!(self.key(end).is_some() || !self.keyed[end], "a pair that had a key has none");
+            prop_assert!(
+                self.key(end).is_some() || !self.keyed[end],
+                "a pair that had a key has none"
+            );
             self.keyed[end] |= self.key(end).is_some();
         }
         if let Some(agreed) = &self.ends[RESPONDER].pair.current {
             let initiator = &self.ends[INITIATOR].disk;
-            let next = if let Phase::Confirmed { next, .. } = &initiator.phase { Some(&next.psk) } else { None };
-            let has_it = next == Some(&agreed.psk) || initiator.current.as_ref().is_some_and(|current| current.psk == agreed.psk);
-            prop_assert!(has_it, "the responder uses a key that the initiator could lose");
+            let next = if let Phase::Confirmed { next, .. } = &initiator.phase {
+                Some(&next.psk)
+            } else {
+                None
+            };
+            let has_it = next == Some(&agreed.psk)
+                || initiator
+                    .current
+                    .as_ref()
+                    .is_some_and(|current| current.psk == agreed.psk);
+            prop_assert!(
+                has_it,
+                "the responder uses a key that the initiator could lose"
+            );
         }
         Ok(())
     }
@@ -306,7 +340,8 @@ proptest! {
         world.check()?;
         prop_assert!(world.key(INITIATOR).is_some());
         prop_assert_eq!(world.key(INITIATOR), world.key(RESPONDER));
-        // A responder may be left with an offer to an initiator that died and knows nothing of it; the next round takes its place.
+        // A responder may be left with an offer to an initiator that died and knows nothing of it;
+        // the next round takes its place.
         prop_assert!(matches!(world.ends[INITIATOR].pair.phase, Phase::Idle));
         world.pass(LIFETIME_S);
         world.settle();
@@ -353,18 +388,40 @@ proptest! {
 
 #[test]
 fn the_end_that_missed_the_commit_finds_the_key_before_the_session_ends() {
-    for (caller, gullible) in [(INITIATOR, false), (RESPONDER, false), (INITIATOR, true), (RESPONDER, true)] {
-        let mut world = World { caller, gullible, ..World::agreed(PskPolicy::Require) };
+    for (caller, gullible) in [
+        (INITIATOR, false),
+        (RESPONDER, false),
+        (INITIATOR, true),
+        (RESPONDER, true),
+    ] {
+        let mut world = World {
+            caller,
+            gullible,
+            ..World::agreed(PskPolicy::Require)
+        };
         world.pass(LIFETIME_S);
         world.tick(INITIATOR);
-        [RESPONDER, INITIATOR, RESPONDER].into_iter().for_each(|end| world.deliver(end));
-        assert!(!world.tunnel_works(), "the responder has changed to the new key, the initiator has not");
+        [RESPONDER, INITIATOR, RESPONDER]
+            .into_iter()
+            .for_each(|end| world.deliver(end));
+        assert!(
+            !world.tunnel_works(),
+            "the responder has changed to the new key, the initiator has not"
+        );
         world.fresh_session();
         let oldest = world.pass(3 * SESSION_S);
-        assert!(oldest < SESSION_S && world.tunnel_works(), "the session was {oldest} s old");
+        assert!(
+            oldest < SESSION_S && world.tunnel_works(),
+            "the session was {oldest} s old"
+        );
         // The coordinator is back.
         world.settle();
-        assert!(world.ends.iter().all(|end| matches!(end.pair.phase, Phase::Idle)));
+        assert!(
+            world
+                .ends
+                .iter()
+                .all(|end| matches!(end.pair.phase, Phase::Idle))
+        );
     }
 }
 
@@ -376,7 +433,10 @@ fn an_end_that_lost_its_disk_gets_a_new_key() {
         world.pass(60);
         (world.ends[end].pair, world.ends[end].disk) = Default::default();
         world.settle();
-        assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref(), "end {end}");
+        assert!(
+            world.tunnel_works() && world.key(INITIATOR) != before.as_ref(),
+            "end {end}"
+        );
     }
 }
 
@@ -420,8 +480,14 @@ fn the_ml_kem_key_of_a_request_that_nobody_answers_lives_for_a_day_and_an_hour_a
     for minute in 1..26 * 60 {
         world.now += 60;
         world.tick(INITIATOR);
-        if world.mailbox[RESPONDER].take().is_some_and(|message| message != first) {
-            assert!((24 * 60..=25 * 60).contains(&minute), "after {minute} minutes");
+        if world.mailbox[RESPONDER]
+            .take()
+            .is_some_and(|message| message != first)
+        {
+            assert!(
+                (24 * 60..=25 * 60).contains(&minute),
+                "after {minute} minutes"
+            );
             world.settle();
             return assert!(world.tunnel_works());
         }
@@ -455,7 +521,11 @@ fn a_key_is_replaced_within_a_day_and_not_all_at_once() {
         world.settle();
         assert!(world.tunnel_works() && world.key(RESPONDER) != before.as_ref());
     }
-    assert!(dues.iter().all(|lived| (LIFETIME_S - u64::from(JITTER_S)..=LIFETIME_S).contains(lived)), "{dues:?}");
+    assert!(
+        dues.iter()
+            .all(|lived| (LIFETIME_S - u64::from(JITTER_S)..=LIFETIME_S).contains(lived)),
+        "{dues:?}"
+    );
     assert!(dues.iter().any(|lived| *lived != dues[0]));
 }
 
@@ -467,13 +537,19 @@ fn a_new_wireguard_key_of_either_end_brings_a_new_round() {
         let number = [2, 1][end];
         world.ends[end].machine = Machine::new(&[number; 32], &[number + 40; 32], 0).unwrap();
         world.settle();
-        assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref(), "end {end}");
+        assert!(
+            world.tunnel_works() && world.key(INITIATOR) != before.as_ref(),
+            "end {end}"
+        );
     }
 }
 
 #[test]
 fn a_new_identity_of_either_end_costs_no_key_whatever_was_on_its_way() {
-    for (end, letters) in [INITIATOR, RESPONDER].into_iter().flat_map(|end| (0..5).map(move |letters| (end, letters))) {
+    for (end, letters) in [INITIATOR, RESPONDER]
+        .into_iter()
+        .flat_map(|end| (0..5).map(move |letters| (end, letters)))
+    {
         let mut world = World::agreed(PskPolicy::Require);
         let before = world.key(INITIATOR).cloned();
         world.pass(LIFETIME_S);
@@ -485,8 +561,17 @@ fn a_new_identity_of_either_end_costs_no_key_whatever_was_on_its_way() {
         world.check().unwrap();
         world.pass(SHORTEST_RETRY_S);
         world.settle();
-        assert!(world.tunnel_works() && world.key(INITIATOR) != before.as_ref(), "end {end} after {letters} letters");
-        assert!(world.ends.iter().all(|end| matches!(end.pair.phase, Phase::Idle)), "end {end} after {letters} letters");
+        assert!(
+            world.tunnel_works() && world.key(INITIATOR) != before.as_ref(),
+            "end {end} after {letters} letters"
+        );
+        assert!(
+            world
+                .ends
+                .iter()
+                .all(|end| matches!(end.pair.phase, Phase::Idle)),
+            "end {end} after {letters} letters"
+        );
     }
 }
 
@@ -508,32 +593,75 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
     let content: PskMessage = serde_json::from_str(&request.message).unwrap();
     let signed_by = |machine: &Machine, content: &PskMessage| {
         let message = serde_json::to_string(content).unwrap();
-        SignedPskMessage { signature: machine.sign(&[PURPOSE, message.as_bytes()].concat()), message: message.into() }
+        SignedPskMessage {
+            signature: machine.sign(&[PURPOSE, message.as_bytes()].concat()),
+            message: message.into(),
+        }
     };
-    let mut take =
-        |message: SignedPskMessage| world.act(RESPONDER, |pair, ends, now| pair.receive(ends, &message, now, &SystemKem)).map(drop);
+    let mut take = |message: SignedPskMessage| {
+        world
+            .act(RESPONDER, |pair, ends, now| {
+                pair.receive(ends, &message, now, &SystemKem)
+            })
+            .map(drop)
+    };
 
     let initiator = End::new(2).machine;
     let stranger = End::new(3).machine;
-    assert_eq!(take(signed_by(&stranger, &content)), Err(Ignored::Signature));
+    assert_eq!(
+        take(signed_by(&stranger, &content)),
+        Err(Ignored::Signature)
+    );
     let mut altered = request.clone();
     altered.message = altered.message.replace("\"round\":1", "\"round\":2").into();
     assert_eq!(take(altered), Err(Ignored::Signature));
     for other in [
-        PskMessage { to: node_id(9), ..content.clone() },
-        PskMessage { from: node_id(9), ..content.clone() },
-        PskMessage { mesh: MeshId(uuid::Uuid::from_u128(7)), ..content.clone() },
+        PskMessage {
+            to: node_id(9),
+            ..content.clone()
+        },
+        PskMessage {
+            from: node_id(9),
+            ..content.clone()
+        },
+        PskMessage {
+            mesh: MeshId(uuid::Uuid::from_u128(7)),
+            ..content.clone()
+        },
     ] {
         assert_eq!(take(signed_by(&initiator, &other)), Err(Ignored::Address));
     }
-    let PskStep::Request { initiator_key, kem_key, .. } = content.step.clone() else { panic!("{content:?}") };
+    let PskStep::Request {
+        initiator_key,
+        kem_key,
+        ..
+    } = content.step.clone()
+    else {
+        panic!("{content:?}")
+    };
     let other_key: WireguardKey = stranger.wireguard_key();
-    let step = PskStep::Request { initiator_key, responder_key: other_key, kem_key };
-    assert_eq!(take(signed_by(&initiator, &PskMessage { step, ..content })), Err(Ignored::Keys));
+    let step = PskStep::Request {
+        initiator_key,
+        responder_key: other_key,
+        kem_key,
+    };
+    assert_eq!(
+        take(signed_by(&initiator, &PskMessage { step, ..content })),
+        Err(Ignored::Keys)
+    );
     for step in [PskStep::Commit {}, PskStep::Renew {}] {
-        assert_eq!(take(signed_by(&initiator, &PskMessage { step, ..content })), Err(Ignored::Unexpected));
+        assert_eq!(
+            take(signed_by(&initiator, &PskMessage { step, ..content })),
+            Err(Ignored::Unexpected)
+        );
     }
-    assert_eq!(take(SignedPskMessage { message: "{}".into(), ..request }), Err(Ignored::Unreadable));
+    assert_eq!(
+        take(SignedPskMessage {
+            message: "{}".into(),
+            ..request
+        }),
+        Err(Ignored::Unreadable)
+    );
     assert_eq!(take(request), Ok(()));
 }
 
@@ -545,8 +673,20 @@ fn nothing_that_is_said_or_shown_holds_the_key() {
     let said: Vec<_> = world.ever.iter().flatten().collect();
     assert_eq!(said.len(), 4);
     assert!(said.iter().all(|message| !message.message.contains(&text)));
-    let shown = format!("{:?} {:?}", world.ends[INITIATOR].pair, world.key(INITIATOR));
+    let shown = format!(
+        "{:?} {:?}",
+        world.ends[INITIATOR].pair,
+        world.key(INITIATOR)
+    );
     assert!(!shown.contains(&text) && !shown.contains(&format!("{psk:?}")));
-    assert_eq!(serde_json::to_string(world.key(INITIATOR).unwrap()).unwrap(), "\"hidden\"");
-    assert!(serde_json::to_string(&world.ends[INITIATOR].disk).unwrap().contains(&text), "the disk does hold it");
+    assert_eq!(
+        serde_json::to_string(world.key(INITIATOR).unwrap()).unwrap(),
+        "\"hidden\""
+    );
+    assert!(
+        serde_json::to_string(&world.ends[INITIATOR].disk)
+            .unwrap()
+            .contains(&text),
+        "the disk does hold it"
+    );
 }

@@ -16,12 +16,15 @@ use crate::{
     keys::psk::exchange::Exchange,
 };
 
-/// How often the device is looked at while a peer is about to take up its announced key: packets of both ends wait until this node has seen it.
+/// How often the device is looked at while a peer is about to take up its announced key: packets of
+/// both ends wait until this node has seen it.
 const PACE: Duration = Duration::from_millis(50);
-/// For how long after an announcement it is looked at so often. A peer that takes longer is noticed at the next look at the whole host.
+/// For how long after an announcement it is looked at so often. A peer that takes longer is noticed
+/// at the next look at the whole host.
 const ATTENTIVE: Duration = Duration::from_secs(60);
-/// How long an entry that was made anew has for its handshake before it is made anew once more: one that makes a new entry sends its first
-/// handshake at once, while WireGuard itself waits 5 s after one that was lost (`REKEY_TIMEOUT` of its paper, section 6.1).
+/// How long an entry that was made anew has for its handshake before it is made anew once more: one
+/// that makes a new entry sends its first handshake at once, while WireGuard itself waits 5 s after
+/// one that was lost (`REKEY_TIMEOUT` of its paper, section 6.1).
 const FIRST_PROBE: Duration = Duration::from_millis(300);
 const LONGEST_PROBE: Duration = Duration::from_secs(5);
 /// After this time WireGuard goes on by itself.
@@ -76,22 +79,48 @@ impl Watch {
     /// Looks at the device. `now` is of a clock that only goes forward.
     pub fn look(&mut self, known: &Known, link: &Link, now: Duration) -> PeerKeys {
         let pending = |(node, peer): (&NodeId, &KnownPeer)| {
-            let announced = peer.announced.as_ref().filter(|announced| !is_taken_up(link, announced.wireguard_key))?;
-            let before = self.announced.get(node).filter(|(key, _)| *key == announced.wireguard_key);
+            let announced = peer
+                .announced
+                .as_ref()
+                .filter(|announced| !is_taken_up(link, announced.wireguard_key))?;
+            let before = self
+                .announced
+                .get(node)
+                .filter(|(key, _)| *key == announced.wireguard_key);
             Some((*node, *before.unwrap_or(&(announced.wireguard_key, now))))
         };
         self.announced = known.peers.iter().filter_map(pending).collect();
-        self.probes.retain(|node, probe| known.peers.contains_key(node) && now.saturating_sub(probe.since) < LAST_PROBE);
+        self.probes.retain(|node, probe| {
+            known.peers.contains_key(node) && now.saturating_sub(probe.since) < LAST_PROBE
+        });
         // Of a mesh that is at rest nobody needs it.
         let holders = LazyCell::new(|| holders(link));
-        PeerKeys(known.peers.iter().filter_map(|(node, peer)| Some((*node, self.peer_key(*node, peer, link, &holders, now)?))).collect())
+        PeerKeys(
+            known
+                .peers
+                .iter()
+                .filter_map(|(node, peer)| {
+                    Some((*node, self.peer_key(*node, peer, link, &holders, now)?))
+                })
+                .collect(),
+        )
     }
 
-    fn peer_key<F>(&mut self, node: NodeId, peer: &KnownPeer, link: &Link, holders: &LazyCell<Holders, F>, now: Duration) -> Option<PeerKey>
+    fn peer_key<F>(
+        &mut self,
+        node: NodeId,
+        peer: &KnownPeer,
+        link: &Link,
+        holders: &LazyCell<Holders, F>,
+        now: Duration,
+    ) -> Option<PeerKey>
     where
         F: FnOnce() -> Holders,
     {
-        let announced = peer.announced.as_ref().map(|announced| announced.wireguard_key);
+        let announced = peer
+            .announced
+            .as_ref()
+            .map(|announced| announced.wireguard_key);
         let taken_up = announced.filter(|key| is_taken_up(link, *key));
         let key = taken_up.unwrap_or(peer.statement.wireguard_key);
         let entry = link.peers.get(&key);
@@ -99,18 +128,43 @@ impl Watch {
         let configured = peer.peer.endpoint.map(|endpoint| endpoint.socket());
         let address = IpNet::from(IpAddr::V4(peer.peer.tunnel_address));
         if is_bare && let Some(former) = holders.get(&address).copied() {
-            let probe = KeyProbe { key, since: now, last: now, wait: FIRST_PROBE };
-            self.probes.entry(node).and_modify(|known| *known = if known.key == key { *known } else { probe }).or_insert(probe);
-            let endpoint = entry.and_then(|entry| entry.endpoint).or(configured).or(former);
-            return Some(PeerKey { taken_up: taken_up.is_some(), anew: entry.is_some(), endpoint });
+            let probe = KeyProbe {
+                key,
+                since: now,
+                last: now,
+                wait: FIRST_PROBE,
+            };
+            self.probes
+                .entry(node)
+                .and_modify(|known| *known = if known.key == key { *known } else { probe })
+                .or_insert(probe);
+            let endpoint = entry
+                .and_then(|entry| entry.endpoint)
+                .or(configured)
+                .or(former);
+            return Some(PeerKey {
+                taken_up: taken_up.is_some(),
+                anew: entry.is_some(),
+                endpoint,
+            });
         }
-        let probe = self.probes.get(&node).filter(|probe| probe.key == key && entry.is_none_or(|entry| entry.handshake_age_s.is_none()));
+        let probe = self.probes.get(&node).filter(|probe| {
+            probe.key == key && entry.is_none_or(|entry| entry.handshake_age_s.is_none())
+        });
         let Some(probe) = probe else {
             self.probes.remove(&node);
-            return taken_up.map(|_| PeerKey { taken_up: true, anew: false, endpoint: None });
+            return taken_up.map(|_| PeerKey {
+                taken_up: true,
+                anew: false,
+                endpoint: None,
+            });
         };
         let anew = entry.is_some() && now.saturating_sub(probe.last) >= probe.wait;
-        Some(PeerKey { taken_up: taken_up.is_some(), anew, endpoint: entry.and_then(|entry| entry.endpoint).or(configured) })
+        Some(PeerKey {
+            taken_up: taken_up.is_some(),
+            anew,
+            endpoint: entry.and_then(|entry| entry.endpoint).or(configured),
+        })
     }
 
     /// Takes note that the entries were made anew.
@@ -129,27 +183,51 @@ impl Watch {
 
     /// How soon the device is to be looked at again; absent means that there is no hurry.
     pub fn pace(&self, now: Duration) -> Option<Duration> {
-        let is_near = self.announced.values().any(|(_, since)| now.saturating_sub(*since) < ATTENTIVE);
+        let is_near = self
+            .announced
+            .values()
+            .any(|(_, since)| now.saturating_sub(*since) < ATTENTIVE);
         (is_near || !self.probes.is_empty()).then_some(PACE)
     }
 }
 
-/// The announced keys for which this node is ready: the device is, and both ends go by the same preshared key.
+/// The announced keys for which this node is ready: the device is, and both ends go by the same
+/// preshared key.
 pub fn armed(known: &Known, link: &Link, psks: &Exchange) -> Vec<Armed> {
-    let ready = known.peers.values().filter_map(|KnownPeer { peer, announced, .. }| {
-        let announced = announced.as_ref().filter(|announced| link.peers.contains_key(&announced.wireguard_key))?;
-        (!psks.is_changing(peer.node)).then_some(Armed { peer: peer.node, sequence: announced.sequence })
-    });
+    let ready = known.peers.values().filter_map(
+        |KnownPeer {
+             peer, announced, ..
+         }| {
+            let announced = announced
+                .as_ref()
+                .filter(|announced| link.peers.contains_key(&announced.wireguard_key))?;
+            (!psks.is_changing(peer.node)).then_some(Armed {
+                peer: peer.node,
+                sequence: announced.sequence,
+            })
+        },
+    );
     ready.collect()
 }
 
-/// Whether the peer uses its announced key: only its holder can make the entry receive anything, and only a switch gives it prefixes.
+/// Whether the peer uses its announced key: only its holder can make the entry receive anything,
+/// and only a switch gives it prefixes.
 fn is_taken_up(link: &Link, announced: WireguardKey) -> bool {
-    let sign = |entry: &ObservedPeer| entry.received_bytes > 0 || entry.handshake_age_s.is_some() || !entry.allowed_ips.is_empty();
+    let sign = |entry: &ObservedPeer| {
+        entry.received_bytes > 0 || entry.handshake_age_s.is_some() || !entry.allowed_ips.is_empty()
+    };
     link.peers.get(&announced).is_some_and(sign)
 }
 
 /// The endpoint of the entry that has a prefix now.
 fn holders(link: &Link) -> Holders {
-    link.peers.values().flat_map(|entry| entry.allowed_ips.iter().map(|prefix| (*prefix, entry.endpoint))).collect()
+    link.peers
+        .values()
+        .flat_map(|entry| {
+            entry
+                .allowed_ips
+                .iter()
+                .map(|prefix| (*prefix, entry.endpoint))
+        })
+        .collect()
 }

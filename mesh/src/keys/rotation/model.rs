@@ -1,5 +1,5 @@
-//! One node changes its key while messages are lost, repeated and late, programs die and the coordinator is away: in the end all go by one
-//! key, and the tunnels are up.
+//! One node changes its key while messages are lost, repeated and late, programs die and the
+//! coordinator is away: in the end all go by one key, and the tunnels are up.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -56,9 +56,20 @@ impl Gateway {
     fn new(number: u64) -> Self {
         let machine = machine_of(number);
         let replica = Replica::new(MESH, machine.wireguard_key());
-        let host = Observed { link: Some(Link::new(DeviceKind::Kernel)), ..Observed::default() };
+        let host = Observed {
+            link: Some(Link::new(DeviceKind::Kernel)),
+            ..Observed::default()
+        };
         let disk = machine.kept().unwrap();
-        Self { id: node_id(number), disk, host, machine, replica, rotation: Rotation::default(), watch: Watch::default() }
+        Self {
+            id: node_id(number),
+            disk,
+            host,
+            machine,
+            replica,
+            rotation: Rotation::default(),
+            watch: Watch::default(),
+        }
     }
 
     /// The agent dies and comes back, with the view that it has kept.
@@ -78,10 +89,24 @@ impl Gateway {
 
     /// Looks at the host and makes it what it should be, or dies after so many steps.
     fn reconcile(&mut self, now: Duration, steps: usize) {
-        let Some(known) = self.replica.known() else { return };
-        let peer_keys = self.watch.look(known, self.host.link.as_ref().unwrap(), now);
-        let local = Local { interface: "wattle0".parse().unwrap(), machine: &self.machine, addresses: vec![] };
-        let wanted = desired(known, &local, &Refused::default(), &Exchange::default(), &peer_keys);
+        let Some(known) = self.replica.known() else {
+            return;
+        };
+        let peer_keys = self
+            .watch
+            .look(known, self.host.link.as_ref().unwrap(), now);
+        let local = Local {
+            interface: "wattle0".parse().unwrap(),
+            machine: &self.machine,
+            addresses: vec![],
+        };
+        let wanted = desired(
+            known,
+            &local,
+            &Refused::default(),
+            &Exchange::default(),
+            &peer_keys,
+        );
         let plan = plan(&wanted, &self.host);
         let all = plan.steps.len() <= steps;
         for step in plan.steps.iter().take(steps) {
@@ -110,7 +135,8 @@ enum Happens {
     Hear(usize),
     /// What a gateway is ready for arrives.
     Report(usize),
-    /// The rotating node does what is next; the coordinator does not answer, or its answer is lost, or neither.
+    /// The rotating node does what is next; the coordinator does not answer, or its answer is lost,
+    /// or neither.
     Rotate {
         asked: bool,
         answered: bool,
@@ -146,7 +172,13 @@ impl World {
         let mut directory = directory_of(NODES);
         directory.mesh.psk = PskPolicy::Prefer;
         let gateways = (1..=NODES).map(Gateway::new).collect();
-        let mut world = Self { directory, revision: 1, armed: BTreeSet::new(), gateways, now: Duration::ZERO };
+        let mut world = Self {
+            directory,
+            revision: 1,
+            armed: BTreeSet::new(),
+            gateways,
+            now: Duration::ZERO,
+        };
         world.settle();
         world.change(|node| node.rotate_since = Some(chrono::DateTime::UNIX_EPOCH));
         world
@@ -162,22 +194,37 @@ impl World {
     fn hear(&mut self, gateway: usize) {
         let Gateway { id, replica, .. } = &mut self.gateways[gateway];
         let view = view::view(&self.directory, *id).unwrap();
-        let position = Position { epoch: 1, revision: self.revision };
-        let received = replica.receive(StreamMessage::Snapshot { position, view, removed: vec![] });
-        assert!(matches!(received, crate::agent::replica::Received::Changed { refused } if refused.is_empty()));
+        let position = Position {
+            epoch: 1,
+            revision: self.revision,
+        };
+        let received = replica.receive(StreamMessage::Snapshot {
+            position,
+            view,
+            removed: vec![],
+        });
+        assert!(
+            matches!(received, crate::agent::replica::Received::Changed { refused } if refused.is_empty())
+        );
     }
 
     fn report(&mut self, gateway: usize) {
         let gateway = &self.gateways[gateway];
         if let Some(known) = gateway.replica.known() {
-            self.armed.extend(armed(known, gateway.link(), &Exchange::default()).into_iter().map(|armed| (gateway.id, armed.sequence)));
+            self.armed.extend(
+                armed(known, gateway.link(), &Exchange::default())
+                    .into_iter()
+                    .map(|armed| (gateway.id, armed.sequence)),
+            );
         }
     }
 
     /// Whether anything was done.
     fn rotate(&mut self, asked: bool, answered: bool, busy: bool) -> bool {
         let gateway = &mut self.gateways[0];
-        let Some(known) = gateway.replica.known() else { return false };
+        let Some(known) = gateway.replica.known() else {
+            return false;
+        };
         let situation = Situation {
             known,
             machine: &gateway.machine,
@@ -187,7 +234,9 @@ impl World {
             now: self.now,
             unix_s: self.now.as_secs(),
         };
-        let Some(act) = gateway.rotation.next(&situation) else { return false };
+        let Some(act) = gateway.rotation.next(&situation) else {
+            return false;
+        };
         let machine = match act {
             Act::MakeKey => {
                 let mut secret = [77; 32];
@@ -196,7 +245,8 @@ impl World {
                 gateway.machine.preparing(&secret).unwrap()
             }
             Act::TakeUp => {
-                // The one moment of which packets depend: nobody in touch is unprepared, as far as he was heard of.
+                // The one moment of which packets depend: nobody in touch is unprepared, as far as
+                // he was heard of.
                 gateway.machine.switched(self.now.as_secs()).unwrap()
             }
             Act::GiveUp => gateway.machine.staying().unwrap(),
@@ -207,7 +257,11 @@ impl World {
                     Told::Busy
                 } else {
                     let answer = self.coordinator(&step);
-                    if answered { Told::Taken(answer) } else { Told::Unreachable }
+                    if answered {
+                        Told::Taken(answer)
+                    } else {
+                        Told::Unreachable
+                    }
                 };
                 self.gateways[0].rotation.told(&step, told, self.now);
                 return true;
@@ -223,13 +277,20 @@ impl World {
     fn coordinator(&mut self, step: &RotationStep) -> RotationAnswer {
         match step {
             RotationStep::Announce(statement) => {
-                let announced = Announced { statement: statement.clone(), at: chrono::DateTime::UNIX_EPOCH };
+                let announced = Announced {
+                    statement: statement.clone(),
+                    at: chrono::DateTime::UNIX_EPOCH,
+                };
                 if self.directory.nodes[&node_id(ROTATING)].announced.as_ref() != Some(&announced) {
                     self.change(|node| node.announced = Some(announced));
                 }
                 let sequence = verify_statement(statement, MESH).unwrap().sequence;
                 let peers = (2..=NODES).map(node_id);
-                RotationAnswer { waiting_for: peers.filter(|peer| !self.armed.contains(&(*peer, sequence))).collect() }
+                RotationAnswer {
+                    waiting_for: peers
+                        .filter(|peer| !self.armed.contains(&(*peer, sequence)))
+                        .collect(),
+                }
             }
             RotationStep::Done(statement) => {
                 let wireguard_key = verify_statement(statement, MESH).unwrap().wireguard_key;
@@ -252,14 +313,38 @@ impl World {
     fn call(&mut self, from: usize, to: usize) {
         let caller = self.gateways[from].link().public_key;
         let callee = self.gateways[to].link().public_key;
-        let (Some(caller), Some(callee)) = (caller, callee) else { return };
-        let calls = self.gateways[from].link().peers.get(&callee).is_some_and(|entry| !entry.allowed_ips.is_empty());
-        let Some(entry) = self.gateways[to].host.link.as_mut().unwrap().peers.get_mut(&caller).filter(|_| calls) else { return };
+        let (Some(caller), Some(callee)) = (caller, callee) else {
+            return;
+        };
+        let calls = self.gateways[from]
+            .link()
+            .peers
+            .get(&callee)
+            .is_some_and(|entry| !entry.allowed_ips.is_empty());
+        let Some(entry) = self.gateways[to]
+            .host
+            .link
+            .as_mut()
+            .unwrap()
+            .peers
+            .get_mut(&caller)
+            .filter(|_| calls)
+        else {
+            return;
+        };
         entry.received_bytes += 148;
-        // The entry that waits for an announced key has a preshared key of its own; no other has one here.
+        // The entry that waits for an announced key has a preshared key of its own; no other has
+        // one here.
         if entry.psk.is_none() {
             entry.handshake_age_s = Some(0);
-            let entry = self.gateways[from].host.link.as_mut().unwrap().peers.get_mut(&callee).unwrap();
+            let entry = self.gateways[from]
+                .host
+                .link
+                .as_mut()
+                .unwrap()
+                .peers
+                .get_mut(&callee)
+                .unwrap();
             (entry.handshake_age_s, entry.received_bytes) = (Some(0), entry.received_bytes + 92);
         }
     }
@@ -290,10 +375,16 @@ impl World {
         self.nobody_loses_what_is_his();
     }
 
-    /// A prefix has one holder at most, and each gateway that had an entry for another still has one.
+    /// A prefix has one holder at most, and each gateway that had an entry for another still has
+    /// one.
     fn nobody_loses_what_is_his(&self) {
         for gateway in &self.gateways {
-            let held: Vec<_> = gateway.link().peers.values().flat_map(|entry| &entry.allowed_ips).collect();
+            let held: Vec<_> = gateway
+                .link()
+                .peers
+                .values()
+                .flat_map(|entry| &entry.allowed_ips)
+                .collect();
             assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), held.len());
         }
     }
@@ -325,7 +416,11 @@ impl World {
         for gateway in &self.gateways {
             prop_assert_eq!(gateway.link().peers.len(), 2, "{:?}", gateway.link().peers);
             for entry in gateway.link().peers.values() {
-                prop_assert!(entry.is_live() && entry.psk.is_none() && !entry.allowed_ips.is_empty(), "{:?}", entry);
+                prop_assert!(
+                    entry.is_live() && entry.psk.is_none() && !entry.allowed_ips.is_empty(),
+                    "{:?}",
+                    entry
+                );
             }
         }
         Ok(())
@@ -362,7 +457,8 @@ fn until_taken_up(world: &mut World) {
 }
 
 #[test]
-fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_that_has_died_in_between() {
+fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_that_has_died_in_between()
+ {
     for dies in [false, true] {
         let mut world = World::new();
         until_taken_up(&mut world);
@@ -376,8 +472,17 @@ fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_tha
             world.gateways[peer].reconcile(world.now, usize::MAX);
             world.call(peer, 0);
             let entry = &world.gateways[peer].link().peers[&key];
-            assert!(entry.psk.is_none() && entry.allowed_ips.len() == 2 && entry.handshake_age_s == Some(0), "{entry:?}");
-            assert_eq!(world.gateways[peer].link().peers.len(), 2, "the former key is forgotten");
+            assert!(
+                entry.psk.is_none()
+                    && entry.allowed_ips.len() == 2
+                    && entry.handshake_age_s == Some(0),
+                "{entry:?}"
+            );
+            assert_eq!(
+                world.gateways[peer].link().peers.len(),
+                2,
+                "the former key is forgotten"
+            );
         }
         world.settle();
         world.agrees().unwrap();
@@ -385,18 +490,28 @@ fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_tha
 }
 
 #[test]
-fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_anew_until_it_is_heard() {
+fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_anew_until_it_is_heard()
+ {
     let mut world = World::new();
     until_taken_up(&mut world);
     world.gateways[0].reconcile(world.now, usize::MAX);
-    while world.directory.nodes[&node_id(ROTATING)].announced.is_some() {
+    while world.directory.nodes[&node_id(ROTATING)]
+        .announced
+        .is_some()
+    {
         world.rotate(true, true, false);
         world.pass(Duration::from_millis(100));
     }
     world.hear(1);
-    let (key, peer) = (world.gateways[0].machine.wireguard_key(), &mut world.gateways[1]);
+    let (key, peer) = (
+        world.gateways[0].machine.wireguard_key(),
+        &mut world.gateways[1],
+    );
     peer.reconcile(world.now, usize::MAX);
-    let (known, link) = (peer.replica.known().unwrap(), peer.host.link.as_ref().unwrap());
+    let (known, link) = (
+        peer.replica.known().unwrap(),
+        peer.host.link.as_ref().unwrap(),
+    );
     assert_eq!(link.peers[&key].allowed_ips.len(), 2);
     let began = world.now;
     let mut calls = vec![];
@@ -429,42 +544,94 @@ fn nothing_is_taken_up_while_somebody_in_touch_is_not_ready_and_the_old_key_stay
         world.pass(Duration::from_millis(500));
     }
     assert_eq!(world.gateways[0].machine.next_key(), None);
-    assert!(world.directory.nodes[&node_id(ROTATING)].announced.is_none(), "it is withdrawn");
+    assert!(
+        world.directory.nodes[&node_id(ROTATING)]
+            .announced
+            .is_none(),
+        "it is withdrawn"
+    );
     let problem = world.gateways[0].rotation.problem().unwrap();
-    assert!(problem.contains("site-3") && !problem.contains("site-2"), "{problem}");
+    assert!(
+        problem.contains("site-3") && !problem.contains("site-2"),
+        "{problem}"
+    );
 }
 
 /// The first node, whose key is as old as a key may become, and a peer without an agent.
 fn due_beside_an_unmanaged_peer() -> (Gateway, Link) {
     let mut directory = directory_of(2);
-    let mesh = MeshSettings { rotate_days: 30, ..directory.mesh.clone() };
+    let mesh = MeshSettings {
+        rotate_days: 30,
+        ..directory.mesh.clone()
+    };
     directory.apply(&RecordChange::Mesh(mesh));
     directory.apply(&RecordChange::Node(unmanaged_record(2)));
     let mut gateway = Gateway::new(ROTATING);
     let view = view::view(&directory, gateway.id).unwrap();
-    gateway.replica.receive(StreamMessage::Snapshot { position: Position { epoch: 1, revision: 1 }, view, removed: vec![] });
+    gateway.replica.receive(StreamMessage::Snapshot {
+        position: Position {
+            epoch: 1,
+            revision: 1,
+        },
+        view,
+        removed: vec![],
+    });
     gateway.reconcile(Duration::ZERO, usize::MAX);
     let mut link = gateway.link().clone();
-    link.peers.entry(machine_of(2).wireguard_key()).or_default().handshake_age_s = Some(0);
+    link.peers
+        .entry(machine_of(2).wireguard_key())
+        .or_default()
+        .handshake_age_s = Some(0);
     (gateway, link)
 }
 
 #[test]
-fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoever_asks_does_not_wait_for_it() {
+fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoever_asks_does_not_wait_for_it()
+ {
     let (gateway, link) = due_beside_an_unmanaged_peer();
-    let Gateway { machine, replica, mut rotation, .. } = gateway;
+    let Gateway {
+        machine,
+        replica,
+        mut rotation,
+        ..
+    } = gateway;
     let (known, psks) = (replica.known().unwrap(), Exchange::default());
     let unix_s = 31 * 24 * 3600;
-    let situation = Situation { known, machine: &machine, link: &link, psks: &psks, is_asked: false, now: Duration::from_secs(1), unix_s };
+    let situation = Situation {
+        known,
+        machine: &machine,
+        link: &link,
+        psks: &psks,
+        is_asked: false,
+        now: Duration::from_secs(1),
+        unix_s,
+    };
     assert_eq!(rotation.next(&situation), None);
     assert!(kept_for_unmanaged(known, &machine, unix_s).is_some_and(|why| why.contains("site-2")));
     assert_eq!(kept_for_unmanaged(known, &machine, 0), None);
 
-    assert_eq!(rotation.next(&Situation { is_asked: true, ..situation }), Some(Act::MakeKey));
+    assert_eq!(
+        rotation.next(&Situation {
+            is_asked: true,
+            ..situation
+        }),
+        Some(Act::MakeKey)
+    );
     let machine = machine.preparing(&[66; 32]).unwrap();
-    let situation = Situation { machine: &machine, ..situation };
-    let Some(Act::Tell(announce @ RotationStep::Announce(_))) = rotation.next(&situation) else { panic!("nothing is announced") };
-    rotation.told(&announce, Told::Taken(RotationAnswer { waiting_for: vec![node_id(2)] }), situation.now);
+    let situation = Situation {
+        machine: &machine,
+        ..situation
+    };
+    let Some(Act::Tell(announce @ RotationStep::Announce(_))) = rotation.next(&situation) else {
+        panic!("nothing is announced")
+    };
+    rotation.told(
+        &announce,
+        Told::Taken(RotationAnswer {
+            waiting_for: vec![node_id(2)],
+        }),
+        situation.now,
+    );
     assert_eq!(rotation.next(&situation), Some(Act::TakeUp));
 }
 
@@ -477,7 +644,8 @@ proptest! {
         for event in events {
             world.happen(event);
         }
-        // What was put off is tried again after ten minutes, and sessions do not last that long on their own.
+        // What was put off is tried again after ten minutes, and sessions do not last that long on
+        // their own.
         world.settle();
         world.agrees()?;
     }
@@ -492,7 +660,8 @@ proptest! {
             if before != after {
                 for peer in &world.gateways[1..] {
                     let live = world.gateways[0].link().peers.get(&peer.machine.wireguard_key()).is_some_and(|entry| entry.is_live());
-                    prop_assert!(!live || peer.link().peers.contains_key(&after), "{:?} is not ready", peer.id);
+                    prop_assert!(!live || peer.link().peers.contains_key(&after), "{:?} is not \
+                        ready", peer.id);
                 }
             }
         }

@@ -1,17 +1,23 @@
-//! An unmanaged node that has any of its files, the agent at the other end, and the tunnel between them, second by second.
+//! An unmanaged node that has any of its files, the agent at the other end, and the tunnel between
+//! them, second by second.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Seconds after which WireGuard renews a session: at the earliest, and with the next keepalive where nothing else is sent.
+/// Seconds after which WireGuard renews a session: at the earliest, and with the next keepalive
+/// where nothing else is sent.
 const EARLIEST_S: u64 = 120;
 const LATEST_S: u64 = EARLIEST_S + 25;
 const ATTEMPT_S: u64 = 5;
 /// Seconds between two looks of an agent at its device.
 const LOOK_S: u64 = 5;
-/// Seconds within which whoever restarts gets through: the rest of a renewal of the session that was, a turn of each other key, and an attempt.
-const FOUND_S: u64 = (*RENEWAL_S.end() - *RENEWAL_S.start()) + (MOST as u64 - 1) * (TURN_S + LOOK_S) + LOOK_S + 2 * ATTEMPT_S;
+/// Seconds within which whoever restarts gets through: the rest of a renewal of the session that
+/// was, a turn of each other key, and an attempt.
+const FOUND_S: u64 = (*RENEWAL_S.end() - *RENEWAL_S.start())
+    + (MOST as u64 - 1) * (TURN_S + LOOK_S)
+    + LOOK_S
+    + 2 * ATTEMPT_S;
 
 /// Numbers of bytes that a device counts.
 const MESSAGE: u64 = 148;
@@ -22,10 +28,12 @@ struct World {
     /// The agent's keys, and what a restart finds of them.
     files: Files,
     disk: Files,
-    /// How many files were made; the numbers of those that the agent was given, and that are on their way to it, in any order.
+    /// How many files were made; the numbers of those that the agent was given, and that are on
+    /// their way to it, in any order.
     made: u8,
     on_the_way: Vec<u8>,
-    /// The file that the node has; and when the session began that it has with the agent's device, if any.
+    /// The file that the node has; and when the session began that it has with the agent's device,
+    /// if any.
     installed: u8,
     session: Option<u64>,
     /// Whether packets of the node arrive.
@@ -127,12 +135,20 @@ impl World {
     }
 
     fn known(&self) -> Vec<u8> {
-        self.files.keys.iter().map(|key| key.psk.reveal()[0]).collect()
+        self.files
+            .keys
+            .iter()
+            .map(|key| key.psk.reveal()[0])
+            .collect()
     }
 
-    /// The files with which the node gets through. Once a newer one has worked, nobody is promised that an older one will again.
+    /// The files with which the node gets through. Once a newer one has worked, nobody is promised
+    /// that an older one will again.
     fn promised(&self) -> Vec<u8> {
-        self.known().into_iter().filter(|file| *file >= self.newest_used).collect()
+        self.known()
+            .into_iter()
+            .filter(|file| *file >= self.newest_used)
+            .collect()
     }
 
     fn restart_node(&mut self, file: u8) {
@@ -147,7 +163,10 @@ impl World {
             self.session = self.session.filter(|at| self.now - at <= SESSION_S);
             let age = self.session.map(|at| self.now - at);
             oldest = oldest.max(age.unwrap_or(0));
-            if self.is_there && age.is_none_or(|age| age >= self.renewal_s) && self.now.is_multiple_of(ATTEMPT_S) {
+            if self.is_there
+                && age.is_none_or(|age| age >= self.renewal_s)
+                && self.now.is_multiple_of(ATTEMPT_S)
+            {
                 self.call();
             } else if self.is_there && self.session.is_some() && self.now.is_multiple_of(7) {
                 self.device.received_bytes += DATA;
@@ -182,13 +201,24 @@ impl World {
     fn happen(&mut self, happening: Happening) {
         match happening {
             // What becomes of a fourth has a test of its own.
-            Happening::Make if self.files.keys.len() + self.on_the_way.len() < MOST => drop(self.make()),
+            Happening::Make if self.files.keys.len() + self.on_the_way.len() < MOST => {
+                let _ = self.make();
+            }
             Happening::Make => {}
             Happening::Take { which, again } => {
                 if let Some(place) = which.checked_rem(self.on_the_way.len()) {
                     let file = self.on_the_way[place];
-                    let is_older = self.files.keys.last().is_some_and(|newest| u64::from(file) <= newest.made_ms);
-                    assert_eq!(self.take(file).is_err(), is_older, "file {file}, known {:?}", self.known());
+                    let is_older = self
+                        .files
+                        .keys
+                        .last()
+                        .is_some_and(|newest| u64::from(file) <= newest.made_ms);
+                    assert_eq!(
+                        self.take(file).is_err(),
+                        is_older,
+                        "file {file}, known {:?}",
+                        self.known()
+                    );
                     if !again {
                         self.on_the_way.remove(place);
                     }
@@ -196,7 +226,11 @@ impl World {
             }
             Happening::DieBeforeKeeping(which) => {
                 if let Some(place) = which.checked_rem(self.on_the_way.len()) {
-                    let _ = self.files.take(psk(self.on_the_way[place]), self.on_the_way[place].into(), self.now);
+                    let _ = self.files.take(
+                        psk(self.on_the_way[place]),
+                        self.on_the_way[place].into(),
+                        self.now,
+                    );
                     self.files = self.disk.clone();
                 }
             }
@@ -209,7 +243,9 @@ impl World {
                 self.restart_node(known[which % known.len()]);
             }
             Happening::Off(seconds) | Happening::Cut(seconds) => {
-                self.session = self.session.filter(|_| matches!(happening, Happening::Cut(_)));
+                self.session = self
+                    .session
+                    .filter(|_| matches!(happening, Happening::Cut(_)));
                 self.is_there = false;
                 self.pass(seconds);
                 self.is_there = true;
@@ -221,11 +257,22 @@ impl World {
     /// What holds at any moment.
     fn check(&self) -> Result<(), TestCaseError> {
         let known = self.known();
-        prop_assert!(self.files.key().is_some(), "a tunnel that had a key has none");
+        prop_assert!(
+            self.files.key().is_some(),
+            "a tunnel that had a key has none"
+        );
         prop_assert!(known.is_sorted() && known.len() <= MOST);
-        prop_assert!(known[0] <= self.newest_used, "{known:?} without {}, which alone was used", self.newest_used);
+        prop_assert!(
+            known[0] <= self.newest_used,
+            "{known:?} without {}, which alone was used",
+            self.newest_used
+        );
         if self.session.is_some() {
-            prop_assert!(known.contains(&self.installed), "the key of the session, {}, is not among {known:?}", self.installed);
+            prop_assert!(
+                known.contains(&self.installed),
+                "the key of the session, {}, is not among {known:?}",
+                self.installed
+            );
         }
         Ok(())
     }
@@ -233,12 +280,17 @@ impl World {
 
 fn world() -> impl Strategy<Value = World> {
     let world = (any::<bool>(), EARLIEST_S..=LATEST_S, any::<bool>());
-    world.prop_map(|(agent_calls, renewal_s, gullible)| World::new(agent_calls, renewal_s, gullible))
+    world
+        .prop_map(|(agent_calls, renewal_s, gullible)| World::new(agent_calls, renewal_s, gullible))
 }
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "World {{ agent_calls: {}, renewal_s: {}, gullible: {} }}", self.agent_calls, self.renewal_s, self.gullible)
+        write!(
+            f,
+            "World {{ agent_calls: {}, renewal_s: {}, gullible: {} }}",
+            self.agent_calls, self.renewal_s, self.gullible
+        )
     }
 }
 
@@ -298,7 +350,10 @@ fn while_another_file_waits_to_be_installed_each_renewal_succeeds_at_once() {
         let file = world.make();
         world.take(file).unwrap();
         let (oldest, without) = world.pass(3600);
-        assert!(oldest <= EARLIEST_S + ATTEMPT_S && without == 0, "the session was {oldest} s old, and there was none for {without} s");
+        assert!(
+            oldest <= EARLIEST_S + ATTEMPT_S && without == 0,
+            "the session was {oldest} s old, and there was none for {without} s"
+        );
         assert_eq!(world.known(), [1, 2]);
     }
 }
@@ -332,7 +387,10 @@ fn what_a_device_takes_for_a_handshake_proves_nothing_while_the_session_before_i
 fn an_older_file_never_counts_and_neither_does_the_same_again() {
     let mut files = Files::default();
     files.take(psk(2), 2, 0).unwrap();
-    assert_eq!([1, 2].map(|file| files.take(psk(file), file.into(), 0)), [Err(Ignored::Old); 2]);
+    assert_eq!(
+        [1, 2].map(|file| files.take(psk(file), file.into(), 0)),
+        [Err(Ignored::Old); 2]
+    );
     assert!(files.key() == Some(&psk(2)) && !files.is_on_trial());
 }
 
@@ -354,9 +412,14 @@ fn of_many_files_the_newest_count_and_the_one_in_use() {
 #[test]
 fn the_key_that_the_device_has_goes_on_with_its_turn() {
     let mut files = Files::default();
-    [1, 2].iter().for_each(|file| files.take(psk(*file), (*file).into(), 0).unwrap());
+    [1, 2]
+        .iter()
+        .for_each(|file| files.take(psk(*file), (*file).into(), 0).unwrap());
     for (on_device, expected) in [(Some(2), 2), (Some(9), 2), (None, 2), (Some(1), 1)] {
-        files.resume(&ObservedPeer { psk: on_device.map(psk), ..ObservedPeer::default() });
+        files.resume(&ObservedPeer {
+            psk: on_device.map(psk),
+            ..ObservedPeer::default()
+        });
         assert!(files.key() == Some(&psk(expected)), "{on_device:?}");
     }
 }
@@ -366,6 +429,9 @@ fn what_is_kept_is_the_keys_alone() {
     let mut files = Files::default();
     files.take(psk(7), 7, 0).unwrap();
     let kept = serde_json::to_string(&files).unwrap();
-    assert_eq!(kept, r#"[{"psk":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","made_ms":7}]"#);
+    assert_eq!(
+        kept,
+        r#"[{"psk":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=","made_ms":7}]"#
+    );
     assert!(!format!("{files:?}").contains("7, 7"));
 }

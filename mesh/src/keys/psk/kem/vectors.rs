@@ -6,20 +6,26 @@ use shake::{ExtendableOutput, Shake128, Update, XofReader};
 
 use super::*;
 
-/// SHAKE128 of what a hundred rounds give: the accumulated vectors for FIPS 203 of <https://c2sp.org/CCTV/ML-KEM>, without decapsulation keys,
-/// as `TestAccumulated` of Go's `crypto/mlkem` has them.
+/// SHAKE128 of what a hundred rounds give: the accumulated vectors for FIPS 203 of
+/// <https://c2sp.org/CCTV/ML-KEM>, without decapsulation keys, as `TestAccumulated` of Go's
+/// `crypto/mlkem` has them.
 const ACCUMULATED: &str = "1114b1b6699ed191734fa339376afa7e285c9e6acf6ff0177d346696ce564415";
 const ROUNDS: usize = 100;
 
 type TheirSecret = ml_kem::DecapsulationKey<MlKem768>;
 
-#[expect(deprecated, reason = "the vectors, and aws-lc-rs, have decapsulation keys in the form of FIPS 203")]
+#[expect(
+    deprecated,
+    reason = "the vectors, and aws-lc-rs, have decapsulation keys in the form of FIPS 203"
+)]
 fn expanded(secret: &TheirSecret) -> Vec<u8> {
     ml_kem::ExpandedKeyEncoding::to_expanded_bytes(secret).to_vec()
 }
 
 fn ours(secret: &TheirSecret) -> KemSecret {
-    KemSecret(Arc::new(DecapsulationKey::new(&ML_KEM_768, &expanded(secret)).unwrap()))
+    KemSecret(Arc::new(
+        DecapsulationKey::new(&ML_KEM_768, &expanded(secret)).unwrap(),
+    ))
 }
 
 #[test]
@@ -31,9 +37,12 @@ fn decapsulation_gives_the_known_answers_of_fips_203() {
         random.read(&mut seed);
         random.read(&mut message);
         random.read(&mut garbage);
-        // Ours takes no random numbers, so theirs makes the key and the ciphertext, which the answers cover, too.
+        // Ours takes no random numbers, so theirs makes the key and the ciphertext, which the
+        // answers cover, too.
         let secret = TheirSecret::from_seed(seed.into());
-        let (ciphertext, shared) = secret.encapsulation_key().encapsulate_deterministic(&message.into());
+        let (ciphertext, shared) = secret
+            .encapsulation_key()
+            .encapsulate_deterministic(&message.into());
         let ciphertext: [u8; 1088] = ciphertext.as_slice().try_into().unwrap();
         let found = ours(&secret).decapsulate(&ciphertext.into()).unwrap();
         assert_eq!(*found, *shared);
@@ -58,9 +67,17 @@ fn each_understands_the_other() {
     assert_eq!(*secret.decapsulate(&ciphertext.into()).unwrap(), *shared);
 
     let theirs = TheirSecret::from_seed([9; 64].into());
-    let key: [u8; 1184] = theirs.encapsulation_key().to_bytes().as_slice().try_into().unwrap();
+    let key: [u8; 1184] = theirs
+        .encapsulation_key()
+        .to_bytes()
+        .as_slice()
+        .try_into()
+        .unwrap();
     let (ciphertext, shared) = SystemKem.encapsulate(&key.into()).unwrap();
-    assert_eq!(*theirs.decapsulate(&(*ciphertext.as_bytes()).into()), *shared);
+    assert_eq!(
+        *theirs.decapsulate(&(*ciphertext.as_bytes()).into()),
+        *shared
+    );
 }
 
 #[test]
