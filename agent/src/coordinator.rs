@@ -466,6 +466,9 @@ mod tests {
         let (_coordinator, silent) = tokio::io::duplex(1);
         let mut messages = Box::pin(messages(silent));
         let error = messages.next().await.unwrap().unwrap_err();
-        assert!(error.to_string().contains("silent for 30 s"), "{error}");
+        assert!(
+            error.to_string().contains("sent nothing for 30 s"),
+            "{error}"
+        );
     }
 }

@@ -34,6 +34,7 @@ use crate::{
     binaries::{Binaries, scratch},
     coordinator, enter,
     lab::Lab,
+    process::quoted,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK, SAO_PAULO},
     wait::{patience, wait_for},
 };
@@ -167,8 +168,8 @@ fn invite(folder: &Path, token: &Path, ca: &Path) -> Result<()> {
     let url = format!("https://127.0.0.1:{port}");
     let body = SAO_PAULO.body();
     let exe = env::current_exe()?;
-    let lab = exe.display();
-    let (token, ca, folder) = (token.display(), ca.display(), folder.display());
+    let [lab, token, ca] = [&exe, token, ca].map(|path| quoted(&path.to_string_lossy()));
+    let folder = folder.display();
     say(&format!(
         "\
 The REST interface is at {url}. In another terminal:

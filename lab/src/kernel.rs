@@ -26,6 +26,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     binaries::{Binaries, repository, scratch},
     coordinator,
+    process::quoted,
     wait::wait_for,
 };
 
@@ -320,6 +321,6 @@ fn environment() -> String {
         .into_iter()
         .filter_map(|name| Some((name, env::var(name).ok()?)));
     passed.fold(own, |lines, (name, value)| {
-        format!("{lines}export {name}='{}'\n", value.replace('\'', r"'\''"))
+        format!("{lines}export {name}={}\n", quoted(&value))
     })
 }

@@ -133,6 +133,16 @@ impl Drop for Daemon {
     }
 }
 
+/// A text as one word of a shell.
+pub fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:=,@%".contains(c);
+    if text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// The command as a person would type it.
 fn line(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())

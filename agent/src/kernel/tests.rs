@@ -386,7 +386,7 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
                 .unwrap_err();
             assert!(
                 format!("{foreign:#}")
-                    .contains("somebody else has a route to 10.6.0.0/24 already over lan0"),
+                    .contains("there is already another route to 10.6.0.0/24 over lan0"),
                 "{foreign:#}"
             );
             let stranger = kernel
@@ -459,7 +459,7 @@ fn h4_an_interface_of_somebody_else_is_named_and_left() {
                 let refused = kernel.apply(&Change::CreateLink, &key).await.unwrap_err();
                 assert!(
                     format!("{refused:#}")
-                        .contains(&format!("there is an interface wattle0 already, {what}")),
+                        .contains(&format!("the interface wattle0 exists already, {what}")),
                     "{refused:#}"
                 );
                 assert_eq!(kernel.observe().await.unwrap().link, None);

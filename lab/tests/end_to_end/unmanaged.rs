@@ -22,7 +22,7 @@ use wattle_wire::{
 /// and after the one before has ended.
 const DEVICE: &str = r#"#!/bin/sh
 while [ -e "/run/wireguard/$1.sock" ]; do sleep 0.05; done
-setsid AGENT device "$1" >>/run/device.log 2>&1 &
+setsid "AGENT" device "$1" >>/run/device.log 2>&1 &
 until wg show "$1" >/run/device.shown 2>&1; do sleep 0.05; done
 "#;
 

@@ -443,10 +443,10 @@ mod tests {
         });
         let refused = Guard::default().screen(&known, &surroundings(), NOW);
         let expected = [
-            "the guard refused 192.0.2.0/24 of peer site-2: it holds 192.0.2.7, the endpoint of \
-             peer site-3, which is reached outside of the tunnel",
-            "the guard refused 198.18.0.0/15 of peer site-2: it holds 198.18.0.2, the address of a \
-             coordinator",
+            "the guard refused 192.0.2.0/24 of peer site-2: it contains 192.0.2.7, the endpoint \
+             of peer site-3, which must be reached outside of the tunnel",
+            "the guard refused 198.18.0.0/15 of peer site-2: it contains 198.18.0.2, the address of \
+             a coordinator",
             "the guard refused 203.0.113.128/25 of peer site-2: this host has the network \
              203.0.113.0/24 on another interface",
         ];

@@ -334,7 +334,7 @@ mod tests {
             panic!("{alerts:?}")
         };
         assert_eq!(nodes.len(), MOST_NAMED);
-        assert_eq!(summary(&alerts), "no word from site-0 and 999 more");
+        assert_eq!(summary(&alerts), "site-0 and 999 more stopped reporting");
         assert_eq!(group_nodes(&[change(1, Silent), change(1, Back)]), []);
         assert_eq!(group_nodes(&[change(1, Back), change(1, Silent)]), []);
         let alerts = group_nodes(&[
@@ -351,7 +351,11 @@ mod tests {
             .collect();
         assert_eq!(
             told,
-            ["joined: site-2", "revoked: site-1", "no word from site-3"]
+            [
+                "joined: site-2",
+                "revoked: site-1",
+                "site-3 stopped reporting"
+            ]
         );
     }
 

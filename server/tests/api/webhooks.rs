@@ -262,7 +262,7 @@ async fn nodes_that_fall_silent_come_back_and_are_revoked_are_told_of_once() {
     );
     assert_eq!(
         next(&mut received, secret).await["summary"],
-        "no word from dublin"
+        "dublin stopped reporting"
     );
     // The coordinator itself sees that it is back.
     coordinator
@@ -273,7 +273,7 @@ async fn nodes_that_fall_silent_come_back_and_are_revoked_are_told_of_once() {
         .await;
     assert_eq!(
         next(&mut received, secret).await["summary"],
-        "word again from dublin"
+        "dublin reports again"
     );
     coordinator.delete("/sites/dublin").await.expect(204);
     coordinator.delete("/nodes/frankfurt").await.expect(204);

@@ -508,9 +508,8 @@ fn turning_the_lock_on_cuts_no_tunnel_and_lets_nobody_in_who_comes_later() {
     assert_eq!(world.carried_out(), all);
     world.restart(Some(operators(&[1])));
     assert_eq!(world.carried_out(), all);
-    let problem = "no operator has admitted 2 peers, of which site-3 is one: there before the \
-        lock, they stay as they were until they are \
-                   signed, or until `wattle-agent confirm` removes them";
+    let problem = "no operator has admitted 2 peers, site-3 among them. They were there before the lock, \
+        and stay until they are signed or until `wattle-agent confirm` removes them";
     assert_eq!(world.problems(), [problem]);
 
     // They get nothing beyond what they had, and whoever comes now is not tolerated, after a

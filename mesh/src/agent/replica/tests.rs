@@ -105,8 +105,8 @@ fn e4_a_removal_of_more_than_half_of_all_peers_is_held_until_it_is_confirmed() {
     );
     assert_eq!(peers(&replica), before);
     assert_eq!(replica.position(), Some(feed.position()));
-    let problem = "3 of 4 peers are to be removed at once, and stay until `wattle-agent confirm` \
-        is run on the gateway";
+    let problem = "the coordinator removed 3 of 4 peers at once. They stay until you run \
+        `wattle-agent confirm` on this gateway";
     let mut replica = kept(&replica);
     assert_eq!(replica.problems().collect::<Vec<_>>(), [problem]);
     assert!(
