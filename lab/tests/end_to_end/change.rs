@@ -135,7 +135,7 @@ pub(crate) fn a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is
     wait_for("it tells that the removal is held", patience(2.0), || {
         let problems = gateway.status()?["problems"].to_string();
         ensure!(
-            problems.contains("2 of 2 peers are to be removed at once"),
+            problems.contains("removed 2 of 2 peers at once"),
             "{problems}"
         );
         Ok(())
@@ -166,7 +166,7 @@ pub(crate) fn a_hundred_changes_of_one_site_lose_no_packet_of_another(folder: &P
         &lab.gateway(FRANKFURT)?.lan_host,
         FRANKFURT.lan_host(),
     )?;
-    // An emulated machine takes seconds for each: there, a fifth has to do.
+    // A machine of the kernel ground takes a second for each: there, a fifth has to do.
     let changes = if env::var_os(OWN_MACHINE).is_some() {
         20
     } else {

@@ -1,0 +1,250 @@
+use serde_json::json;
+
+use super::*;
+
+fn healthy() -> Symptoms {
+    Symptoms {
+        interface: "wattle0".parse().unwrap(),
+        may_administer: true,
+        runs: true,
+        device: Some(Device {
+            kind: DeviceKind::Kernel,
+            up: true,
+            port: 51820,
+            mtu: 1420,
+        }),
+        port: 51820,
+        probes: true,
+        forwards: true,
+        rp_filter: Some(2),
+        underlay: Some(("eth0".to_owned(), 1500)),
+        ruleset: Ok(
+            json!({"nftables": [{"chain": {"family": "inet", "table": "wattle", "name": "forward", "hook": "forward", "policy": "accept"}}]}),
+        ),
+        has_legacy_rules: false,
+        unresolved: Vec::new(),
+        coordinator: Ok(1),
+        peers: vec![PeerSymptoms {
+            name: "frankfurt".parse().unwrap(),
+            unmanaged: false,
+            handshake_age_s: Some(5),
+            endpoint: None,
+            sent_bytes: 1,
+        }],
+    }
+}
+
+/// What is told besides what is fine.
+fn told(symptoms: &Symptoms) -> Vec<(&'static str, Severity, String)> {
+    let findings = diagnose(symptoms)
+        .into_iter()
+        .filter(|finding| finding.severity != Severity::Fine);
+    findings
+        .map(|finding| {
+            (
+                finding.check,
+                finding.severity,
+                finding.fix.unwrap_or_default(),
+            )
+        })
+        .collect()
+}
+
+fn with_rules(rules: &[Value]) -> Symptoms {
+    let mut symptoms = healthy();
+    let mut all = symptoms.ruleset.clone().unwrap()["nftables"]
+        .as_array()
+        .unwrap()
+        .clone();
+    all.extend_from_slice(rules);
+    symptoms.ruleset = Ok(json!({"nftables": all}));
+    symptoms
+}
+
+fn chain(family: &str, table: &str, name: &str, hook: &str, policy: &str) -> Value {
+    json!({"chain": {"family": family, "table": table, "name": name, "type": "filter", "hook": hook, "prio": 0, "policy": policy}})
+}
+
+#[test]
+fn a_healthy_gateway_has_nothing_to_mend() {
+    assert_eq!(told(&healthy()), []);
+}
+
+#[test]
+fn each_ailment_is_told_with_its_remedy() {
+    type Ailment = (&'static str, Severity, fn(&mut Symptoms));
+    let ailments: [Ailment; 12] = [
+        ("rights", Severity::Fault, |s| s.may_administer = false),
+        ("agent", Severity::Fault, |s| s.runs = false),
+        ("wireguard", Severity::Fault, |s| s.device = None),
+        ("wireguard", Severity::Notice, |s| {
+            s.device.as_mut().unwrap().kind = DeviceKind::Userspace
+        }),
+        ("interface", Severity::Fault, |s| {
+            s.device.as_mut().unwrap().up = false
+        }),
+        ("port", Severity::Fault, |s| {
+            s.device.as_mut().unwrap().port = 40_000
+        }),
+        ("forwarding", Severity::Fault, |s| s.forwards = false),
+        ("rp_filter", Severity::Notice, |s| s.rp_filter = Some(1)),
+        ("mtu", Severity::Notice, |s| {
+            s.underlay = Some(("ppp0".to_owned(), 1492))
+        }),
+        ("dns", Severity::Fault, |s| {
+            s.unresolved = vec![("coordinator.example".to_owned(), "no such name".to_owned())]
+        }),
+        ("coordinator", Severity::Fault, |s| {
+            s.coordinator = Err("connection refused".to_owned())
+        }),
+        ("clock", Severity::Notice, |s| s.coordinator = Ok(-3600)),
+    ];
+    for (check, severity, befall) in ailments {
+        let mut symptoms = healthy();
+        befall(&mut symptoms);
+        let told = told(&symptoms);
+        assert!(
+            told.iter()
+                .any(|(told, how, fix)| *told == check && *how == severity && !fix.is_empty()),
+            "{check}: {told:?}"
+        );
+        assert_eq!(told.len(), 1, "{check}: {told:?}");
+    }
+}
+
+#[test]
+fn a_firewall_in_the_way_is_named_with_the_words_of_its_own_tool() {
+    let docker = [
+        chain("ip", "filter", "FORWARD", "forward", "drop"),
+        json!({"chain": {"family": "ip", "table": "filter", "name": "DOCKER-USER"}}),
+    ];
+    let ufw = [
+        chain("ip", "filter", "FORWARD", "forward", "drop"),
+        chain("ip", "filter", "INPUT", "input", "drop"),
+        json!({"chain": {"family": "ip", "table": "filter", "name": "ufw-user-input"}}),
+    ];
+    let own = [chain("inet", "mine", "fwd", "forward", "drop")];
+    let firewalld = [json!({"table": {"family": "inet", "name": "firewalld"}})];
+    for (rules, expected) in [
+        (
+            &docker[..],
+            vec!["iptables -I DOCKER-USER -i wattle0 -j ACCEPT"],
+        ),
+        (
+            &ufw[..],
+            vec![
+                "ufw route allow in on wattle0",
+                "ufw allow 51820/udp",
+                "ufw allow in on wattle0 to any port 9587",
+            ],
+        ),
+        (
+            &own[..],
+            vec!["nft insert rule inet mine fwd iifname wattle0 accept"],
+        ),
+        (
+            &firewalld[..],
+            vec!["firewall-cmd --permanent --zone=trusted --add-interface=wattle0"],
+        ),
+    ] {
+        let told = told(&with_rules(rules));
+        assert_eq!(told.len(), expected.len(), "{told:?}");
+        for ((check, _, fix), expected) in told.iter().zip(expected) {
+            assert!(
+                ["firewall", "probes"].contains(check) && fix.starts_with(expected),
+                "{fix}"
+            );
+        }
+    }
+    // One that was told of us is not in the way.
+    let rule = json!({"rule": {"family": "inet", "table": "mine", "chain": "fwd",
+        "expr": [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "wattle0"}}, {"accept": null}]}});
+    assert_eq!(told(&with_rules(&[own[0].clone(), rule])), []);
+}
+
+#[test]
+fn a_firewall_that_drops_probes_is_named_unless_the_mesh_wants_none() {
+    let input = chain("inet", "mine", "in", "input", "drop");
+    let rule = |handle: u64, expr: Value| json!({"rule": {"family": "inet", "table": "mine", "chain": "in", "handle": handle, "expr": expr}});
+    let port = |number: u64| json!({"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": number}});
+    let tunnel = rule(1, json!([port(51820), {"accept": null}]));
+    let told_of_probes = |rules: &[Value], probes: bool| {
+        let told = told(&Symptoms {
+            probes,
+            ..with_rules(rules)
+        });
+        assert!(
+            told.iter()
+                .all(|(check, severity, _)| *check == "probes" && *severity == Severity::Notice),
+            "{told:?}"
+        );
+        told.into_iter().map(|(.., fix)| fix).collect::<Vec<_>>()
+    };
+    let deaf = [input.clone(), tunnel.clone()];
+    let fix = "nft insert rule inet mine in iifname wattle0 udp dport 9587 accept; \
+               nft insert rule inet mine in iifname wattle0 tcp dport 9587 accept";
+    assert_eq!(told_of_probes(&deaf, true), [fix]);
+    assert_eq!(told_of_probes(&deaf, false), [""; 0]);
+    assert_eq!(
+        told_of_probes(
+            &[
+                input,
+                tunnel,
+                rule(2, json!([port(9587), {"accept": null}]))
+            ],
+            true
+        ),
+        [""; 0]
+    );
+    // A rule of its own against them, whatever the chain does with the rest.
+    let against = rule(7, json!([port(9587), {"drop": null}]));
+    let open = chain("inet", "mine", "in", "input", "accept");
+    assert_eq!(
+        told_of_probes(&[open.clone(), against.clone()], true),
+        ["nft delete rule inet mine in handle 7"]
+    );
+    assert_eq!(told_of_probes(&[open, against], false), [""; 0]);
+}
+
+#[test]
+fn a_missing_table_and_rules_that_cannot_be_seen_are_told() {
+    let mut symptoms = healthy();
+    symptoms.ruleset = Ok(json!({"nftables": []}));
+    symptoms.has_legacy_rules = true;
+    let severities: Vec<_> = told(&symptoms)
+        .into_iter()
+        .map(|(check, severity, _)| (check, severity))
+        .collect();
+    assert_eq!(
+        severities,
+        [
+            ("firewall", Severity::Fault),
+            ("firewall", Severity::Notice)
+        ]
+    );
+}
+
+#[test]
+fn a_tunnel_without_answers_says_where_the_packets_go() {
+    let mut symptoms = healthy();
+    let name = "frankfurt".parse().unwrap();
+    symptoms.peers = vec![PeerSymptoms {
+        name,
+        unmanaged: false,
+        handshake_age_s: None,
+        endpoint: Some("198.51.100.20:51820".to_owned()),
+        sent_bytes: 148,
+    }];
+    let told = told(&symptoms);
+    assert!(
+        told[0].1 == Severity::Fault && told[0].2.contains("198.51.100.20:51820"),
+        "{told:?}"
+    );
+    // What would be said of an agent there leads nowhere.
+    symptoms.peers[0].unmanaged = true;
+    let told = self::told(&symptoms);
+    assert!(
+        told[0].1 == Severity::Notice && told[0].2.contains("newest file"),
+        "{told:?}"
+    );
+}

@@ -1,0 +1,205 @@
+use jsonwebtoken::{DecodingKey, Validation};
+use uuid::Uuid;
+use wattle_wire::ids::NodeId;
+
+use super::*;
+use crate::testing::MESH;
+
+#[test]
+fn keys_that_were_kept_are_the_same_and_debug_hides_them() {
+    let made = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+    let kept = Machine::restore(&made.kept().unwrap()).unwrap();
+    assert_eq!(
+        (made.identity_key(), made.wireguard_key()),
+        (kept.identity_key(), kept.wireguard_key())
+    );
+    assert_eq!((kept.sequence(), kept.since()), (1, 5));
+    assert_eq!(
+        format!("{made:?}"),
+        format!("Machine({})", made.wireguard_key())
+    );
+}
+
+#[test]
+fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
+    let before = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+    let preparing = before.preparing(&[3; 32]).unwrap();
+    assert_eq!(
+        (preparing.wireguard_key(), preparing.sequence()),
+        (before.wireguard_key(), 1)
+    );
+    let announced =
+        enrolment::verify_statement(&preparing.announcement(MESH).unwrap().unwrap(), MESH).unwrap();
+    assert_eq!(
+        (Some(announced.wireguard_key), announced.sequence),
+        (preparing.next_key(), 2)
+    );
+
+    let stayed = Machine::restore(&preparing.staying().unwrap().kept().unwrap()).unwrap();
+    assert_eq!(
+        (stayed.wireguard_key(), stayed.next_key()),
+        (before.wireguard_key(), None)
+    );
+    let again = stayed.preparing(&[4; 32]).unwrap();
+    let announced = again.announcement(MESH).unwrap().unwrap();
+    assert_eq!(enrolment::sequence(&announced), Some(3));
+
+    let after = again.switched(9).unwrap();
+    assert_eq!(
+        (Some(after.wireguard_key()), after.next_key(), after.since()),
+        (again.next_key(), None, 9)
+    );
+    assert_eq!(after.statement(MESH).unwrap(), announced);
+    assert_ne!(
+        before.canary_psk(after.wireguard_key()),
+        after.canary_psk(after.wireguard_key())
+    );
+}
+
+#[test]
+fn the_next_identity_is_signed_for_by_the_present_one_and_taken_up_whole_or_not_at_all() {
+    let before = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+    assert_eq!(
+        (before.succession(MESH).unwrap(), before.successor()),
+        (None, None)
+    );
+    let succeeding =
+        Machine::restore(&before.succeeding(&[3; 32]).unwrap().kept().unwrap()).unwrap();
+    assert_eq!(
+        (succeeding.identity_key(), succeeding.sequence()),
+        (before.identity_key(), 1)
+    );
+    let told = succeeding.succession(MESH).unwrap().unwrap();
+    let after = Machine::restore(&succeeding.succeeded(MESH).unwrap().kept().unwrap()).unwrap();
+    assert_eq!(
+        after.statement(MESH).unwrap(),
+        told,
+        "it is what was told, after a restart, too"
+    );
+    assert_eq!(
+        (Some(after.identity_key()), after.wireguard_key()),
+        (succeeding.successor(), before.wireguard_key())
+    );
+    let statement = enrolment::verify_statement(&told, MESH).unwrap();
+    assert_eq!(
+        (statement.identity, statement.sequence),
+        (after.identity_key(), 2)
+    );
+    assert!(
+        enrolment::is_or_was(&statement, before.identity_key())
+            && after.has_predecessors()
+            && after.successor().is_none()
+    );
+}
+
+#[test]
+fn a_former_identity_counts_only_where_each_signed_for_the_next_and_the_oldest_are_dropped() {
+    let mut machine = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+    let mut identities = vec![machine.identity_key()];
+    for number in 0..Statement::MOST_PREDECESSORS + 2 {
+        machine = machine
+            .succeeding(&[u8::try_from(number).unwrap() + 10; 32])
+            .unwrap()
+            .succeeded(MESH)
+            .unwrap();
+        identities.push(machine.identity_key());
+    }
+    let statement = enrolment::verify_statement(&machine.statement(MESH).unwrap(), MESH).unwrap();
+    let counts: Vec<_> = identities
+        .iter()
+        .map(|identity| enrolment::is_or_was(&statement, *identity))
+        .collect();
+    assert_eq!(
+        counts.iter().position(|counts| *counts),
+        Some(2),
+        "{counts:?}"
+    );
+    assert!(counts[2..].iter().all(|counts| *counts));
+
+    let resigned = |change: &dyn Fn(&mut Vec<Predecessor>)| {
+        let mut statement = statement.clone();
+        change(&mut statement.predecessors);
+        enrolment::verify_statement(
+            &enrolment::sign_statement(&statement, &machine.identity.pair).unwrap(),
+            MESH,
+        )
+        .map(drop)
+    };
+    assert_eq!(resigned(&|_| ()), Ok(()));
+    for (change, what) in [
+        (
+            (&|all: &mut Vec<_>| all.swap(3, 4)) as &dyn Fn(&mut Vec<Predecessor>),
+            "another order",
+        ),
+        (&|all| all.truncate(15), "no word of the last one"),
+        (&|all| all.insert(0, all[0].clone()), "too many"),
+    ] {
+        assert_eq!(
+            resigned(change),
+            Err(enrolment::InvalidStatement::Predecessor),
+            "{what}"
+        );
+    }
+    let stranger = Machine::new(&[99; 32], &[2; 32], 5).unwrap();
+    let forged = Statement {
+        identity: stranger.identity_key(),
+        ..statement.clone()
+    };
+    let forged = enrolment::sign_statement(&forged, &stranger.identity.pair).unwrap();
+    assert_eq!(
+        enrolment::verify_statement(&forged, MESH),
+        Err(enrolment::InvalidStatement::Predecessor)
+    );
+}
+
+#[test]
+fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
+    let machine = Machine::new(&[1; 32], &[2; 32], 0).unwrap();
+    let name: wattle_wire::name::Name = "dublin".parse().unwrap();
+    let enrolled = Enrolled {
+        mesh: MESH,
+        node: NodeId(Uuid::from_u128(2)),
+        name: name.clone(),
+        site: name,
+        generation: 3,
+    };
+    let mut held = HeldToken::default();
+    let mut at = |now| {
+        held.at(now, &machine, &enrolled)
+            .unwrap()
+            .reveal()
+            .to_owned()
+    };
+    let made_at = |now| machine.token(&enrolled, now).unwrap().reveal().to_owned();
+    assert_eq!([at(1000), at(1239)], [made_at(1000), made_at(1000)]);
+    assert_eq!([at(1240), at(1100)], [made_at(1240), made_at(1100)]);
+}
+
+#[test]
+fn a_token_verifies_with_the_identity_and_names_the_node() {
+    let machine = Machine::new(&[1; 32], &[2; 32], 0).unwrap();
+    let name: wattle_wire::name::Name = "dublin".parse().unwrap();
+    let enrolled = Enrolled {
+        mesh: MESH,
+        node: NodeId(Uuid::from_u128(2)),
+        name: name.clone(),
+        site: name,
+        generation: 3,
+    };
+    let token = machine.token(&enrolled, 1_800_000_000).unwrap();
+    let mut validation = Validation::new(Algorithm::EdDSA);
+    validation.set_audience(&[MESH]);
+    // Time is the coordinator's part.
+    validation.validate_exp = false;
+    let key = DecodingKey::from_ed_der(machine.identity_key().as_bytes());
+    let decoded = jsonwebtoken::decode::<NodeClaims>(token.reveal(), &key, &validation).unwrap();
+    assert_eq!(decoded.header.typ.as_deref(), Some(NODE_TOKEN_TYPE));
+    assert_eq!(
+        (
+            decoded.claims.sub,
+            decoded.claims.generation,
+            decoded.claims.exp
+        ),
+        (enrolled.node, 3, 1_800_000_300)
+    );
+}

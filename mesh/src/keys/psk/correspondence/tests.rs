@@ -1,0 +1,347 @@
+use wattle_wire::{ids::Position, psk::PskPolicy, stream::StreamMessage};
+
+use super::*;
+use crate::{
+    agent::replica::Replica,
+    config::{
+        directory::{Directory, RecordChange},
+        view,
+    },
+    keys::psk::{Psk, SystemKem, given::Given},
+    testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
+};
+
+const NODES: u64 = 3;
+const NOW: u64 = 1_800_000_000;
+
+struct Node {
+    id: NodeId,
+    machine: Machine,
+    replica: Replica,
+    letters: Correspondence,
+    disk_is_full: bool,
+}
+
+impl Node {
+    fn new(number: u64, directory: &Directory) -> Self {
+        let (id, machine) = (node_id(number), machine_of(number));
+        let mut replica = Replica::new(MESH, machine.wireguard_key());
+        let view = view::view(directory, id).unwrap();
+        replica.receive(StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
+        });
+        Self {
+            id,
+            machine,
+            replica,
+            letters: Correspondence::default(),
+            disk_is_full: false,
+        }
+    }
+
+    fn step<T>(
+        &mut self,
+        step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> T,
+    ) -> T {
+        let keep = |_: &Exchange| {
+            if self.disk_is_full {
+                Err("it is full".to_owned())
+            } else {
+                Ok(())
+            }
+        };
+        let means = Means {
+            machine: &self.machine,
+            now: NOW,
+            kem: &SystemKem,
+            keep: &keep,
+        };
+        step(&mut self.letters, self.replica.known().unwrap(), &means)
+    }
+}
+
+/// What waits, by the recipient and the sender; and how many letters there ever were.
+#[derive(Default)]
+struct Mailbox {
+    letters: BTreeMap<(NodeId, NodeId), IncomingLetter>,
+    given: BTreeMap<(NodeId, NodeId), GivenPsk>,
+    ever: i64,
+}
+
+impl Mailbox {
+    fn serve(&mut self, node: NodeId, errand: &Errand) -> Mail {
+        self.letters
+            .retain(|(to, _), letter| *to != node || !errand.taken.contains(&letter.id));
+        self.given
+            .retain(|(to, _), given| *to != node || !errand.taken.contains(&given.id));
+        for OutgoingLetter { to, message } in &errand.leave {
+            self.ever += 1;
+            self.letters.insert(
+                (*to, node),
+                IncomingLetter {
+                    id: self.ever,
+                    from: node,
+                    message: message.clone(),
+                },
+            );
+        }
+        let letters = self
+            .letters
+            .iter()
+            .filter(|((to, _), _)| *to == node)
+            .map(|(_, letter)| letter.clone())
+            .collect();
+        let given = self
+            .given
+            .iter()
+            .filter(|((to, _), _)| *to == node)
+            .map(|(_, given)| given.clone())
+            .collect();
+        Mail {
+            letters,
+            given,
+            more: false,
+        }
+    }
+
+    /// The coordinator makes a file of an unmanaged node.
+    fn give(&mut self, from: u64, to: u64, made_ms: u64, psk: &Psk) {
+        let [(from, sender), (to, recipient)] =
+            [from, to].map(|number| (node_id(number), machine_of(number).wireguard_key()));
+        let sealed = Given {
+            mesh: MESH,
+            from: (from, sender),
+            to: (to, recipient),
+            made_ms,
+        }
+        .seal(psk)
+        .unwrap();
+        self.ever += 1;
+        self.given.insert(
+            (to, from),
+            GivenPsk {
+                id: self.ever,
+                from,
+                made_ms,
+                sealed,
+            },
+        );
+    }
+}
+
+/// Lets all do what they have to until nobody has anything left to do.
+fn settle(nodes: &mut [Node], mailbox: &mut Mailbox) {
+    let mut is_quiet = false;
+    while !mem::replace(&mut is_quiet, true) {
+        for node in &mut *nodes {
+            node.step(|letters, known, means| letters.tick(known, means, BTreeSet::new()));
+            if mailbox
+                .letters
+                .keys()
+                .chain(mailbox.given.keys())
+                .any(|(to, _)| *to == node.id)
+            {
+                node.letters.mail_is_waiting();
+            }
+            let Some(errand) = node.letters.next_errand() else {
+                continue;
+            };
+            let mail = mailbox.serve(node.id, &errand);
+            let progress = node.step(|letters, known, means| {
+                letters.take_in(&errand, Brought::Mail(mail), Some(known), means)
+            });
+            assert!(progress.ignored.is_empty(), "{:?}", progress.ignored);
+            is_quiet &= !progress.may_differ && errand.leave.is_empty() && errand.taken.is_empty();
+        }
+    }
+}
+
+#[test]
+fn all_pairs_agree_with_four_letters_each_and_none_stays() {
+    let directory = directory_of(NODES);
+    let mut nodes: Vec<_> = (1..=NODES)
+        .map(|number| Node::new(number, &directory))
+        .collect();
+    let mut mailbox = Mailbox::default();
+    settle(&mut nodes, &mut mailbox);
+    for (one, other) in [(0, 1), (1, 2), (2, 0)] {
+        let key = |of: usize, with: usize| {
+            nodes[of]
+                .letters
+                .exchange()
+                .key(nodes[with].id, PskPolicy::Require)
+                .cloned()
+        };
+        assert!(
+            key(one, other).is_some() && key(one, other) == key(other, one),
+            "{one} and {other}"
+        );
+    }
+    assert!(mailbox.letters.is_empty());
+    assert_eq!(mailbox.ever, 4 * 3);
+}
+
+#[test]
+fn what_cannot_be_kept_is_neither_used_nor_said_and_stays_at_the_coordinator() {
+    let directory = directory_of(2);
+    let mut nodes: Vec<_> = (1..=2)
+        .map(|number| Node::new(number, &directory))
+        .collect();
+    let mut mailbox = Mailbox::default();
+    let initiator = usize::from(nodes[1].id > nodes[0].id);
+    nodes[1 - initiator].disk_is_full = true;
+    settle(&mut nodes, &mut mailbox);
+    assert!(
+        nodes
+            .iter()
+            .all(|node| !node.letters.exchange().is_on_trial())
+    );
+    assert!(nodes[1 - initiator].letters.problem().is_some());
+    assert_eq!(
+        (mailbox.letters.len(), mailbox.ever),
+        (1, 1),
+        "the request waits"
+    );
+
+    nodes[1 - initiator].disk_is_full = false;
+    settle(&mut nodes, &mut mailbox);
+    assert!(nodes[1 - initiator].letters.problem().is_none());
+    assert!(
+        nodes[0]
+            .letters
+            .exchange()
+            .key(nodes[1].id, PskPolicy::Require)
+            .is_some()
+    );
+    assert!(mailbox.letters.is_empty());
+}
+
+/// Node 1 has an agent, node 2 has none.
+fn with_an_unmanaged_peer() -> Directory {
+    let mut directory = directory_of(2);
+    directory.apply(&RecordChange::Node(unmanaged_record(2)));
+    directory
+}
+
+/// What the first node goes by with the second.
+fn key(node: &Node) -> Option<Psk> {
+    node.letters
+        .exchange()
+        .key(node_id(2), PskPolicy::Require)
+        .cloned()
+}
+
+#[test]
+fn a_given_key_is_used_and_kept_and_nothing_is_said_to_an_unmanaged_peer() {
+    let mut nodes = [Node::new(1, &with_an_unmanaged_peer())];
+    let mut mailbox = Mailbox::default();
+    settle(&mut nodes, &mut mailbox);
+    assert_eq!(
+        (
+            nodes[0]
+                .letters
+                .exchange()
+                .problems(nodes[0].replica.known().unwrap())
+                .count(),
+            mailbox.ever
+        ),
+        (1, 0)
+    );
+    let [first, second] = [1, 2].map(|byte| Psk::new([byte; 32]));
+    mailbox.give(2, 1, 1, &first);
+    settle(&mut nodes, &mut mailbox);
+    assert!(key(&nodes[0]) == Some(first.clone()) && mailbox.given.is_empty());
+    assert_eq!(
+        nodes[0]
+            .letters
+            .exchange()
+            .problems(nodes[0].replica.known().unwrap())
+            .count(),
+        0
+    );
+
+    let kept = serde_json::to_string(&nodes[0].letters.exchange().kept()).unwrap();
+    nodes[0].letters = Correspondence::new(serde_json::from_str(&kept).unwrap(), None);
+    assert!(key(&nodes[0]) == Some(first.clone()) && !nodes[0].letters.exchange().is_on_trial());
+    // The next file: the key in use stays for a turn, and nobody asks for another one.
+    mailbox.give(2, 1, 2, &second);
+    nodes[0].letters.want_others();
+    settle(&mut nodes, &mut mailbox);
+    assert!(key(&nodes[0]) == Some(first) && nodes[0].letters.exchange().is_on_trial());
+    assert_eq!(
+        (mailbox.given.len(), mailbox.letters.len(), mailbox.ever),
+        (0, 0, 2)
+    );
+}
+
+#[test]
+fn a_given_key_stays_at_the_coordinator_until_the_view_holds_its_node_and_it_is_kept() {
+    let mut nodes = [Node::new(1, &directory_of(1))];
+    let (mut mailbox, psk) = (Mailbox::default(), Psk::new([7; 32]));
+    mailbox.give(2, 1, 1, &psk);
+    settle(&mut nodes, &mut mailbox);
+    assert_eq!((key(&nodes[0]), mailbox.given.len()), (None, 1));
+    // Whoever dies now gets it again.
+    nodes[0].letters = Correspondence::default();
+    settle(&mut nodes, &mut mailbox);
+    nodes[0].disk_is_full = true;
+    let view = view::view(&with_an_unmanaged_peer(), node_id(1)).unwrap();
+    nodes[0].replica.receive(StreamMessage::Snapshot {
+        position: Position {
+            epoch: 1,
+            revision: 2,
+        },
+        view,
+        removed: vec![],
+    });
+    settle(&mut nodes, &mut mailbox);
+    assert_eq!((key(&nodes[0]), mailbox.given.len()), (None, 1));
+    assert!(nodes[0].letters.problem().is_some());
+    nodes[0].disk_is_full = false;
+    settle(&mut nodes, &mut mailbox);
+    assert!(key(&nodes[0]) == Some(psk) && mailbox.given.is_empty());
+}
+
+#[test]
+fn a_key_is_given_for_tunnels_with_unmanaged_nodes_alone_and_to_the_present_wireguard_key() {
+    let managed = directory_of(2);
+    for (directory, sealed_for, expected) in [
+        (managed, 1, Ignored::Managed),
+        (with_an_unmanaged_peer(), 3, Ignored::Sealed),
+    ] {
+        let (mut node, mut mailbox) = (Node::new(1, &directory), Mailbox::default());
+        mailbox.give(2, sealed_for, 1, &Psk::new([7; 32]));
+        let given = mailbox.given.into_values().collect();
+        let errand = Errand {
+            leave: vec![],
+            taken: vec![],
+        };
+        let mail = Brought::Mail(Mail {
+            letters: vec![],
+            given,
+            more: false,
+        });
+        let progress =
+            node.step(|letters, known, means| letters.take_in(&errand, mail, Some(known), means));
+        assert_eq!(
+            progress
+                .ignored
+                .iter()
+                .map(|(_, reason)| *reason)
+                .collect::<Vec<_>>(),
+            [expected]
+        );
+        assert_eq!(
+            (
+                key(&node),
+                node.letters.next_errand().map(|errand| errand.taken)
+            ),
+            (None, Some(vec![1]))
+        );
+    }
+}
