@@ -15,7 +15,6 @@ use wattle_wire::{
 
 use crate::{
     auth::{KnownTokens, Verified},
-    certificate::Certificate,
     copy::Copy,
     db::{Actor, Change, Db, Made, Outcome},
     error::{self, Error, Result},
@@ -25,6 +24,7 @@ use crate::{
     report::Reports,
     sites,
     stream::Streams,
+    tls::certificate::Certificate,
 };
 
 /// What all handlers share: one pointer, which each request and each stream takes with it.

@@ -1,6 +1,8 @@
 //! The one way to change the mesh: a transaction that takes the next revision last, records what
 //! changed and who did it, and tells the other coordinators.
 
+pub mod idempotency;
+
 use std::{
     ops::{Deref, DerefMut},
     sync::LazyLock,
@@ -22,7 +24,6 @@ use wattle_mesh::{
 use wattle_wire::{ids::Position, key::Bytes32};
 
 use crate::{
-    answers,
     error::{self, Error, Result},
     secret,
     terms::{self, Terms},
@@ -333,7 +334,7 @@ impl Db {
         let mut transaction = self.begin().await?;
         let ticket = actor.terms.ticket.as_deref();
         if let Some(ticket) = ticket
-            && let Some(value) = answers::given(&mut transaction, ticket).await?
+            && let Some(value) = idempotency::given(&mut transaction, ticket).await?
         {
             return Ok(Committed {
                 value,
@@ -342,7 +343,7 @@ impl Db {
         }
         let (mut transaction, value, made) = carry_out(transaction, actor, work).await?;
         if let Some(ticket) = ticket {
-            answers::keep(&mut transaction, ticket, &value).await?;
+            idempotency::keep(&mut transaction, ticket, &value).await?;
         }
         let position = match made {
             Some(made) => record(&mut transaction, actor, made).await?,

@@ -1,13 +1,10 @@
 //! Wattle's coordinator: sites, keys and subnets in Postgres, REST for people and scripts, and a
 //! stream to each agent.
 
-pub mod answers;
 pub mod api_tokens;
 pub mod app;
 pub mod auth;
-pub mod authority;
 pub mod body;
-pub mod certificate;
 pub mod config;
 pub mod copy;
 pub mod db;
@@ -36,6 +33,7 @@ pub mod stream;
 pub mod succession;
 pub mod terms;
 mod text;
+pub mod tls;
 pub mod tokens;
 pub mod trials;
 pub mod ui;

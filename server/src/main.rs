@@ -15,13 +15,13 @@ use wattle_mesh::audit::Head;
 use wattle_server::{
     api_tokens,
     app::App,
-    authority,
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
     db::{Actor, Db},
     events, first_start,
     listen::Listeners,
     postgres, router, secret,
     server::{Database, Server},
+    tls::authority,
 };
 use wattle_wire::admin::{ApiToken, NewApiToken};
 

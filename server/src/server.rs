@@ -11,13 +11,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    answers, api_tokens,
+    api_tokens,
     app::{App, Parts, Settings},
     auth::{KnownTokens, Verified},
-    certificate::Certificate,
     config::Config,
     copy::Copy,
-    db::Db,
+    db::{Db, idempotency},
     error::Result,
     failures::Failures,
     first_start,
@@ -29,6 +28,7 @@ use crate::{
     report::Reports,
     router,
     stream::Streams,
+    tls::certificate::Certificate,
     trials, webhooks,
 };
 
@@ -182,7 +182,7 @@ async fn follow(app: App) {
 
 async fn forget_answers(app: &App) -> Result<()> {
     let mut transaction = app.db.follow().await?;
-    answers::queries::forget_old(&mut transaction).await?;
+    idempotency::queries::forget_old(&mut transaction).await?;
     Ok(transaction.commit().await?)
 }
 

@@ -15,9 +15,11 @@ use serde::{Deserialize, Serialize};
 use wattle_mesh::access::Action;
 
 use crate::{
-    answers::{self, Ticket},
     auth, body,
-    db::Actor,
+    db::{
+        Actor,
+        idempotency::{self, Ticket},
+    },
     error::{self, Error, Result},
     secret, sites,
 };
@@ -92,7 +94,7 @@ async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
         ticket: None,
     };
     // A dry run leaves nothing that a second one could do again.
-    if !dry_run && answers::named(request.headers())?.is_some() {
+    if !dry_run && idempotency::named(request.headers())?.is_some() {
         (request, terms.ticket) = with_ticket(request).await?;
     }
     if let Some(actor) = request.extensions_mut().get_mut::<Actor>() {
@@ -113,7 +115,7 @@ async fn with_ticket(request: Request) -> Result<(Request, Option<Arc<Ticket>>)>
     let body = body::read(body, sites::LARGEST_IMPORT).await?;
     let (api_token, key) = (
         auth::bearer(&parts.headers),
-        answers::named(&parts.headers)?,
+        idempotency::named(&parts.headers)?,
     );
     let ticket = api_token
         .zip(key)

@@ -674,7 +674,7 @@ async fn what_is_sent_again_with_its_idempotency_key_is_answered_again_and_done_
         .execute(&mut connection)
         .await
         .unwrap();
-    wattle_server::answers::queries::forget_old(&mut connection)
+    wattle_server::db::idempotency::queries::forget_old(&mut connection)
         .await
         .unwrap();
     assert_eq!(coordinator.count("SELECT count(*) FROM answers").await, 0);

@@ -9,11 +9,11 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use wattle_client::pin::{Pins, pin};
 use wattle_server::{
-    authority,
     config::Config,
     db::{Actor, Db},
     listen,
     server::Server,
+    tls::authority,
 };
 use wattle_wire::key::Bytes32;
 

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use wattle_wire::key::Bytes32;
 use zeroize::Zeroizing;
 
-use crate::{authority, config::Config, db::Db, listen, secret};
+use crate::{config::Config, db::Db, listen, secret, tls::authority};
 
 /// How often files and pins are looked at.
 const LOOK: Duration = Duration::from_secs(10);
@@ -258,7 +258,7 @@ fn host(url: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authority::Authority;
+    use crate::tls::authority::Authority;
 
     fn shown(certificate: &Certificate) -> Arc<CertifiedKey> {
         Arc::clone(&certificate.shown.read().unwrap().key)
