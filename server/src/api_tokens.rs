@@ -17,11 +17,13 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    auth::CallingToken,
-    body::{Body, Query},
     db::{Actor, Change},
     error::{self, Result},
-    page::{self, PageQuery},
+    http::{
+        auth::CallingToken,
+        body::{Body, Query},
+        page::{self, PageQuery},
+    },
     secret, text,
 };
 

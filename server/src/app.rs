@@ -14,11 +14,11 @@ use wattle_wire::{
 };
 
 use crate::{
-    auth::{KnownTokens, Verified},
     copy::Copy,
     db::{Actor, Change, Db, Made, Outcome},
     error::{self, Error, Result},
     failures::Failures,
+    http::auth::{KnownTokens, Verified},
     live::Live,
     metrics::Metrics,
     report::Reports,

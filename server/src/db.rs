@@ -25,8 +25,8 @@ use wattle_wire::{ids::Position, key::Bytes32};
 
 use crate::{
     error::{self, Error, Result},
+    http::preconditions::{self, Terms},
     secret,
-    terms::{self, Terms},
 };
 
 /// Without sqlx' own lock, which would outlive the transaction behind a pooler.
@@ -119,7 +119,7 @@ impl Change {
     /// 412 when the caller wants to change it only as it was.
     pub fn found(&mut self, object: &impl Serialize) -> Result<()> {
         match self.if_match.take() {
-            Some(if_match) if !terms::names(&if_match, object)? => {
+            Some(if_match) if !preconditions::names(&if_match, object)? => {
                 Err(error::changed_meanwhile().into())
             }
             _ => Ok(()),

@@ -25,12 +25,14 @@ use wattle_wire::{
 use self::queries::{Applicant, KeyHolders, Kind, NewNode};
 use crate::{
     app::App,
-    auth::{self, RequestId},
-    body::Body,
     db::Actor,
     error::{self, Error, Result},
     events,
-    listen::Guest,
+    http::{
+        auth::{self, RequestId},
+        body::Body,
+        listen::Guest,
+    },
     secret, text, webhooks,
 };
 

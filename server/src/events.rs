@@ -9,10 +9,12 @@ use wattle_wire::admin::{Event, Page};
 
 use crate::{
     app::App,
-    body::Query,
     db::Db,
     error::Result,
-    page::{self, PageQuery},
+    http::{
+        body::Query,
+        page::{self, PageQuery},
+    },
 };
 
 /// Events that are read at a time.

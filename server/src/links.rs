@@ -21,9 +21,11 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    body::Query,
     error::{self, Result},
-    page::{self, PageQuery},
+    http::{
+        body::Query,
+        page::{self, PageQuery},
+    },
 };
 
 /// Which links.

@@ -47,8 +47,8 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    auth,
     error::{Error, Result},
+    http::auth,
     links::{self, queries::Changed},
     nodes, sites, webhooks,
 };

@@ -16,9 +16,8 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    auth::CallingNode,
-    body::Body,
     error::{self, Result},
+    http::{auth::CallingNode, body::Body},
 };
 
 /// How often nodes are told of letters that another coordinator took, or that came before their

@@ -18,7 +18,7 @@ use wattle_server::{
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
     db::{Actor, Db},
     events, first_start,
-    listen::Listeners,
+    http::listen::Listeners,
     postgres, router, secret,
     server::{Database, Server},
     tls::authority,

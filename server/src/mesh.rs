@@ -12,11 +12,10 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    body::Body,
     copy,
     db::Actor,
     error::{self, Result},
-    terms::Tagged,
+    http::{body::Body, preconditions::Tagged},
 };
 
 /// Shows the settings of the mesh.

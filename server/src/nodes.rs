@@ -26,12 +26,14 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    body::{Body, Query},
     db::{Actor, Change},
     error::{self, Error, Result},
-    page::{self, PageQuery},
+    http::{
+        body::{Body, Query},
+        page::{self, PageQuery},
+        preconditions::Tagged,
+    },
     sites,
-    terms::Tagged,
 };
 
 /// The largest request of admissions, in bytes.

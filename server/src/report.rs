@@ -27,11 +27,10 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    auth::CallingNode,
-    body::Body,
     db::{Actor, Db},
     error::{self, Result},
     events,
+    http::{auth::CallingNode, body::Body},
     links::queries::{self, EndSaid, News},
     text,
 };

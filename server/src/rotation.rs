@@ -28,11 +28,13 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    auth::{CallingNode, RequestId},
-    body::Body,
     db::Actor,
     enrolment,
     error::{self, Error, Result},
+    http::{
+        auth::{CallingNode, RequestId},
+        body::Body,
+    },
     nodes, sites,
 };
 

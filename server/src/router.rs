@@ -30,9 +30,13 @@ use wattle_wire::{
 use crate::{
     api_tokens,
     app::App,
-    auth::{self, RequestId},
-    enrolment, error, events, health, links, live, mailbox, mesh, metrics, nodes, report, rotation,
-    sites, stream, succession, terms, tokens, ui, webhooks, wg_quick,
+    enrolment, error, events, health,
+    http::{
+        auth::{self, RequestId},
+        preconditions, ui,
+    },
+    links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, succession,
+    tokens, webhooks, wg_quick,
 };
 
 /// Position of the copy from which an answer was read.
@@ -131,7 +135,7 @@ pub fn router(app: App, audiences: Vec<Audience>) -> Router {
     let mut all: Router<App> = ui::routes();
     for action in Action::ALL {
         let routes: Router<App> = routes_for(action).into();
-        let routes = routes.route_layer(from_fn_with_state(action, terms::agree));
+        let routes = routes.route_layer(from_fn_with_state(action, preconditions::agree));
         all = all.merge(match action {
             Action::Ask => routes,
             Action::Read

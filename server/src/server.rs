@@ -13,14 +13,16 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api_tokens,
     app::{App, Parts, Settings},
-    auth::{KnownTokens, Verified},
     config::Config,
     copy::Copy,
     db::{Db, idempotency},
     error::Result,
     failures::Failures,
     first_start,
-    listen::{self, Listeners},
+    http::{
+        auth::{KnownTokens, Verified},
+        listen::{self, Listeners},
+    },
     live::{self, Live},
     mailbox,
     metrics::Metrics,

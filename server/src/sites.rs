@@ -24,13 +24,14 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    body::{Body, Query},
     db::Actor,
     error::{self, Error, Result},
-    nodes,
-    page::{self, PageQuery},
-    terms::Tagged,
-    tokens,
+    http::{
+        body::{Body, Query},
+        page::{self, PageQuery},
+        preconditions::Tagged,
+    },
+    nodes, tokens,
 };
 
 /// The largest import, in bytes.

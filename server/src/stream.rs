@@ -39,9 +39,8 @@ use wattle_wire::{
 use self::text::{Text, Texts};
 use crate::{
     app::App,
-    auth::CallingNode,
-    body::Query,
     error::{self, Result},
+    http::{auth::CallingNode, body::Query},
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_S);

@@ -15,11 +15,13 @@ use wattle_wire::{enrol::NewIdentity, key::IdentityKey};
 
 use crate::{
     app::App,
-    auth::{self, RequestId},
-    body::Body,
     db::Actor,
     enrolment,
     error::{self, Error, Result},
+    http::{
+        auth::{self, RequestId},
+        body::Body,
+    },
     nodes, rotation, sites,
 };
 

@@ -18,10 +18,12 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    body::{Body, Query},
     db::Actor,
     error::{self, Result},
-    page::{self, PageQuery},
+    http::{
+        body::{Body, Query},
+        page::{self, PageQuery},
+    },
     secret,
 };
 

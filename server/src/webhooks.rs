@@ -39,10 +39,12 @@ use wattle_wire::{
 use self::queries::{Delivery, News};
 use crate::{
     app::App,
-    body::{Body, Query},
     db::Actor,
     error::{self, Error, Result},
-    page::{self, PageQuery},
+    http::{
+        body::{Body, Query},
+        page::{self, PageQuery},
+    },
 };
 
 /// How often it is looked what there is to tell and to send.

@@ -33,11 +33,11 @@ use wattle_wire::{
 
 use crate::{
     app::App,
-    body::Body,
     copy,
     db::Actor,
     enrolment::queries::{self as enrolment, KeyHolders, Kind, NewNode},
     error::{self, Error, Result},
+    http::body::Body,
     mailbox, nodes, secret, sites, webhooks,
 };
 

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use wattle_wire::key::Bytes32;
 use zeroize::Zeroizing;
 
-use crate::{config::Config, db::Db, listen, secret, tls::authority};
+use crate::{config::Config, db::Db, http::listen, secret, tls::authority};
 
 /// How often files and pins are looked at.
 const LOOK: Duration = Duration::from_secs(10);

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use uuid::Uuid;
 use wattle_client::pin::Pins;
-use wattle_server::{config::Config, listen, postgres::Postgres, server::Server};
+use wattle_server::{config::Config, http::listen, postgres::Postgres, server::Server};
 
 /// How long a test waits for what should be there at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wattle_server::{
     config::Config,
-    listen::{self, Listeners},
+    http::listen::{self, Listeners},
     router,
     server::Server,
 };

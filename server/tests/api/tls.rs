@@ -11,7 +11,7 @@ use wattle_client::pin::{Pins, pin};
 use wattle_server::{
     config::Config,
     db::{Actor, Db},
-    listen,
+    http::listen,
     server::Server,
     tls::authority,
 };

@@ -1,8 +1,8 @@
 //! Accepts connections, and lets go of them when they do not prove who they are, when their other
 //! side is dead or the coordinator stops.
 
-mod doors;
-mod turns;
+mod handshakes;
+mod limiter;
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -29,8 +29,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use wattle_wire::stream::SILENCE_S;
 
-pub use self::doors::Guest;
-use self::{doors::Doors, turns::Turns};
+pub use self::limiter::Guest;
+use self::{handshakes::Turns, limiter::Doors};
 use crate::{config::Config, router::Audience};
 
 /// How long requests that are under way may take once the coordinator stops.

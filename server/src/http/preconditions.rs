@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 use wattle_mesh::access::Action;
 
 use crate::{
-    auth, body,
     db::{
         Actor,
         idempotency::{self, Ticket},
     },
     error::{self, Error, Result},
+    http::{auth, body},
     secret, sites,
 };
 

@@ -35,7 +35,7 @@ use crate::{
     app::App,
     db::Actor,
     error::{self, Error, Result},
-    listen::Guest,
+    http::listen::Guest,
     secret::{self, ApiToken},
 };
 

@@ -30,7 +30,7 @@ macro_rules! asset {
         Asset {
             name: $name,
             content_type: $content_type,
-            bytes: include_bytes!(concat!("../ui/", $name)),
+            bytes: include_bytes!(concat!("../../ui/", $name)),
         }
     };
 }

@@ -1,0 +1,8 @@
+//! HTTP, whatever it is about: connections, credentials, bodies, pages and conditional requests.
+
+pub mod auth;
+pub mod body;
+pub mod listen;
+pub mod page;
+pub mod preconditions;
+pub mod ui;
