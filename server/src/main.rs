@@ -13,14 +13,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wattle_mesh::audit::Head;
 use wattle_server::{
-    api_tokens,
-    app::App,
+    bootstrap,
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
     db::{Actor, Db},
-    events, first_start,
     http::listen::Listeners,
-    postgres, router, secret,
+    postgres, router,
+    routes::{api_tokens, events},
+    secret,
     server::{Database, Server},
+    state::app::App,
     tls::authority,
 };
 use wattle_wire::admin::{ApiToken, NewApiToken};
@@ -63,7 +64,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     // First of all, so that a taken port is told before a database is made.
     let listeners = Listeners::bind(config)?;
-    first_start::make_data_dir(&config.data_dir)?;
+    bootstrap::make_data_dir(&config.data_dir)?;
     let database = Database::open(config.database_url(), &config.data_dir).await?;
     let kind = database.kind();
     let result = async {
@@ -82,7 +83,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             address = %server.address,
             position = %server.app.copy.position(),
             database = kind,
-            api_token = %first_start::token_file(&config.data_dir).display(),
+            api_token = %bootstrap::token_file(&config.data_dir).display(),
             "serves"
         );
         tell_supervisor(NotifyState::Ready);

@@ -28,15 +28,16 @@ use wattle_wire::{
 };
 
 use crate::{
-    api_tokens,
-    app::App,
-    enrolment, error, events, health,
+    error,
     http::{
         auth::{self, RequestId},
         preconditions, ui,
     },
-    links, live, mailbox, mesh, metrics, nodes, report, rotation, sites, stream, succession,
-    tokens, webhooks, wg_quick,
+    routes::{
+        api_tokens, enrolment, events, health, links, mailbox, mesh, metrics, nodes, report,
+        rotation, sites, stream, succession, tokens, webhooks, wg_quick,
+    },
+    state::{app::App, link_tracker},
 };
 
 /// Position of the copy from which an answer was read.
@@ -67,7 +68,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(links::list))
             .routes(routes!(links::show))
             .routes(routes!(links::history))
-            .routes(routes!(live::follow))
+            .routes(routes!(link_tracker::follow))
             .routes(routes!(metrics::show))
             .routes(routes!(mesh::show))
             .routes(routes!(api_tokens::own))

@@ -11,27 +11,25 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api_tokens,
-    app::{App, Parts, Settings},
+    bootstrap,
     config::Config,
-    copy::Copy,
     db::{Db, idempotency},
     error::Result,
-    failures::Failures,
-    first_start,
     http::{
         auth::{KnownTokens, Verified},
         listen::{self, Listeners},
     },
-    live::{self, Live},
-    mailbox,
-    metrics::Metrics,
     postgres::Postgres,
-    report::Reports,
     router,
-    stream::Streams,
+    routes::{api_tokens, mailbox, metrics::Metrics, report::Reports, stream::Streams, webhooks},
+    state::{
+        app::{App, Parts, Settings},
+        auth_limiter::Failures,
+        link_tracker::{self, Live},
+        mesh_cache::Copy,
+    },
+    tasks::endpoint_check,
     tls::certificate::Certificate,
-    trials, webhooks,
 };
 
 /// How often what nodes said is dropped that do not take part any more.
@@ -63,7 +61,7 @@ impl Server {
         let db = Db::open(options, config.database_pooler).await?;
         let urls = config.urls(&addresses)?;
         let mesh =
-            first_start::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
+            bootstrap::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
         let copy = Copy::load(&db).await?;
         let certificate = match config.insecure_http {
             true => None,
@@ -173,8 +171,8 @@ async fn follow(app: App) {
         () = sweep => {}
         () = certificate => {}
         () = mailbox::follow(&app) => {}
-        () = live::keep_history(&app) => {}
-        () = trials::follow(&app) => {}
+        () = link_tracker::keep_history(&app) => {}
+        () = endpoint_check::follow(&app) => {}
         () = webhooks::follow(&app) => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {

@@ -31,12 +31,12 @@ use wattle_wire::{
 };
 
 use crate::{
-    api_tokens,
-    app::App,
     db::Actor,
     error::{self, Error, Result},
     http::listen::Guest,
+    routes::api_tokens,
     secret::{self, ApiToken},
+    state::app::App,
 };
 
 /// Seconds by which the clocks of a node and the coordinator may differ.

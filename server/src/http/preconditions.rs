@@ -21,7 +21,8 @@ use crate::{
     },
     error::{self, Error, Result},
     http::{auth, body},
-    secret, sites,
+    routes::sites,
+    secret,
 };
 
 /// Bytes of a hash that are enough to tell two states of one object apart.

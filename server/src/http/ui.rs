@@ -12,7 +12,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
-use crate::{app::App, error};
+use crate::{error, state::app::App};
 
 /// What the page may do: load what this coordinator serves, talk to it, and nothing else.
 const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors \

@@ -28,8 +28,8 @@ use wattle_wire::key::Bytes32;
 use zeroize::Zeroizing;
 
 use crate::{
+    bootstrap::{PRIVATE, PUBLIC, write_whole},
     db::{Actor, Db},
-    first_start::{PRIVATE, PUBLIC, write_whole},
 };
 
 /// Days for which a certificate of a coordinator is good.

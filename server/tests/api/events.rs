@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tracing::subscriber;
 use tracing_subscriber::fmt::MakeWriter;
 use wattle_mesh::audit::Head;
-use wattle_server::events;
+use wattle_server::routes::events;
 use wattle_wire::join::JoinString;
 
 use crate::{

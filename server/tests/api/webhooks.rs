@@ -16,7 +16,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
 };
-use wattle_server::webhooks;
+use wattle_server::routes::webhooks;
 
 use crate::{
     agents::{Node, new_node},

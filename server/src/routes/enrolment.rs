@@ -1,0 +1,168 @@
+//! `/agent/enrol/…`: how a machine becomes a node.
+//!
+//! Nothing is kept between the two requests; whether the token is good is decided in the
+//! transaction that inserts the node.
+
+pub mod queries;
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::Extensions,
+    response::{IntoResponse, Response},
+};
+use chrono::Utc;
+use uuid::Uuid;
+use wattle_mesh::{config::directory::RecordChange, keys::enrolment};
+use wattle_wire::{
+    enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
+    ids::NodeId,
+    webhook::NodeChange,
+};
+
+use self::queries::{Applicant, KeyHolders, Kind, NewNode};
+use crate::{
+    db::Actor,
+    error::{self, Error, Result},
+    http::{
+        auth::{self, RequestId},
+        body::Body,
+        listen::Guest,
+    },
+    routes::{events, webhooks},
+    secret,
+    state::app::App,
+    text,
+};
+
+/// The event of a join token that was good once, and that somebody else tries.
+const REFUSED: &str = "join-token.refuse";
+
+/// Asks for a challenge.
+///
+/// A token that is used up gets one, too: only the proof of the identity tells whether this is the
+/// machine that used it.
+#[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = EnrolChallenge)))]
+pub async fn start(
+    State(app): State<App>,
+    extensions: Extensions,
+    Body(start): Body<EnrolStart>,
+) -> Result<Response> {
+    let lookup = async {
+        let stored = queries::token_hash(&mut *app.db.begin().await?, start.token).await?;
+        Ok(stored.filter(|stored| secret::matches(start.secret.reveal(), stored)))
+    };
+    auth::unless_guessing(&app, auth::network(&extensions), lookup)
+        .await?
+        .ok_or_else(error::join_token_refused)?;
+    // Whoever has a join token is nobody to hang up on.
+    if let Some(guest) = extensions.get::<Arc<Guest>>() {
+        guest.prove();
+    }
+    let (nonce, server_key) = loop {
+        let nonce = enrolment::challenge_nonce(now_unix_s(), secret::random()?);
+        if let Some(server_key) = enrolment::challenge_key(&app.settings.challenge_secret, nonce) {
+            break (nonce, server_key);
+        }
+    };
+    Ok((
+        [("cache-control", "no-store")],
+        Json(EnrolChallenge { nonce, server_key }),
+    )
+        .into_response())
+}
+
+/// Proves both keys and becomes a node. Repeated with the same token and keys, it gets the same
+/// answer.
+#[utoipa::path(post, path = "/agent/enrol/finish", tag = "agents", request_body = EnrolFinish, responses((status = 200, body = Enrolled)))]
+pub async fn finish(
+    State(app): State<App>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Body(finish): Body<EnrolFinish>,
+) -> Result<Json<Enrolled>> {
+    text::check("agent_version", &finish.agent_version)?;
+    let statement = enrolment::check(
+        &finish,
+        app.settings.mesh,
+        &app.settings.challenge_secret,
+        now_unix_s(),
+    )
+    .map_err(|denied| error::proof_refused(denied.to_string()))?;
+    let applicant = Applicant {
+        id: NodeId(Uuid::now_v7()),
+        finish,
+        statement,
+    };
+    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
+    let actor = Actor::new(
+        format!("join-token:{}", applicant.finish.token),
+        Some(request_id),
+    );
+    let (applicant, mesh) = (&applicant, app.settings.mesh);
+    let enrolled = app.mutate(&actor, |mut change| async move {
+        let token = queries::lock_token(&mut change, applicant.finish.token)
+            .await?
+            .ok_or_else(error::join_token_refused)?;
+        if !secret::matches(applicant.finish.secret.reveal(), &token.secret_hash) {
+            return Err(error::join_token_refused().into());
+        }
+        let holders = KeyHolders::of(&mut change, &applicant.statement).await?;
+        if let Some(enrolled) = holders.enrolled_by(&token, mesh)? {
+            return Ok(change.not_needed(Some(enrolled)));
+        }
+        if !queries::consume_token(&mut change, applicant.finish.token).await? {
+            // Whoever has the secret had the join string, and is not who used it up. Said once,
+            // however often it is tried.
+            let token = applicant.finish.token;
+            return match events::queries::is_told(&mut change, REFUSED, &token.to_string()).await? {
+                true => Ok(change.not_needed(None)),
+                false => Ok(change.made(None, Vec::new(), REFUSED, token)),
+            };
+        }
+        holders.refuse()?;
+        queries::refuse_endpoint_clash(&mut change, applicant, token.site).await?;
+        let new = NewNode {
+            id: applicant.id,
+            site: token.site,
+            site_name: &token.site_name,
+            statement: &applicant.statement,
+            signed: &applicant.finish.statement,
+            endpoint: applicant.finish.endpoint,
+            kind: Kind::Managed {
+                agent_version: &applicant.finish.agent_version,
+                join_token: applicant.finish.token,
+            },
+        };
+        let record = queries::insert(&mut change, &new, tunnel_prefix).await?;
+        webhooks::queries::note_nodes(&mut change, &[record.id.0], NodeChange::Joined).await?;
+        let enrolled = Enrolled {
+            mesh,
+            node: record.id,
+            name: record.name.clone(),
+            site: token.site_name,
+            generation: record.generation,
+        };
+        Ok(change.made(
+            Some(enrolled),
+            vec![RecordChange::Node(record)],
+            "node.enrol",
+            applicant.id,
+        ))
+    });
+    let enrolled = enrolled.await.map_err(explain)?;
+    Ok(Json(enrolled.ok_or_else(error::join_token_refused)?))
+}
+
+fn explain(error: Error) -> Error {
+    match error.constraint() {
+        Some("node_identity_key" | "node_wireguard_key") => queries::key_taken().into(),
+        Some("node_endpoint") => queries::endpoint_taken().into(),
+        _ => error,
+    }
+}
+
+fn now_unix_s() -> u64 {
+    Utc::now().timestamp().try_into().unwrap_or_default()
+}

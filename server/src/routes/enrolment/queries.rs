@@ -1,0 +1,316 @@
+//! SQL of enrolment.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use sqlx::PgConnection;
+use uuid::Uuid;
+use wattle_mesh::config::{
+    allocate,
+    directory::{NodeRecord, Unmanaged},
+};
+use wattle_wire::{
+    endpoint::Endpoint,
+    enrol::{EnrolFinish, Enrolled, SignedStatement, Statement},
+    ids::{MeshId, NodeId, SiteId, TokenId},
+    name::Name,
+    problem::{Holder, Problem},
+};
+
+use crate::{
+    error::{self, Error, Result},
+    routes::{nodes, sites},
+};
+
+/// Names that are asked for together; few sites have as many gateways.
+const NAMES_AT_A_TIME: usize = 16;
+
+/// A node that is about to be, of the site in which it will be.
+#[derive(Debug)]
+pub(crate) struct NewNode<'n> {
+    pub(crate) id: NodeId,
+    pub(crate) site: SiteId,
+    pub(crate) site_name: &'n Name,
+    pub(crate) statement: &'n Statement,
+    pub(crate) signed: &'n SignedStatement,
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) kind: Kind<'n>,
+}
+
+/// What is known of a node beside its keys.
+#[derive(Debug)]
+pub(crate) enum Kind<'n> {
+    Managed {
+        agent_version: &'n str,
+        join_token: TokenId,
+    },
+    Unmanaged(&'n Unmanaged),
+}
+
+/// A machine whose proofs hold, and the id it gets should it become a node.
+#[derive(Debug)]
+pub(super) struct Applicant {
+    pub(super) id: NodeId,
+    pub(super) finish: EnrolFinish,
+    pub(super) statement: Statement,
+}
+
+/// A join token that was not revoked.
+pub(super) struct Token {
+    id: TokenId,
+    pub(super) secret_hash: Vec<u8>,
+    pub(super) site: SiteId,
+    pub(super) site_name: Name,
+}
+
+pub(super) async fn token_hash(
+    connection: &mut PgConnection,
+    token: TokenId,
+) -> Result<Option<Vec<u8>>> {
+    let hash = sqlx::query_scalar!(
+        "SELECT secret_hash FROM join_tokens WHERE id = $1 AND revoked_at IS NULL",
+        token.0
+    );
+    Ok(hash.fetch_optional(connection).await?)
+}
+
+/// Reads a token, and lets nobody else use it nor enrol for its site until this transaction ends.
+pub(super) async fn lock_token(
+    connection: &mut PgConnection,
+    token: TokenId,
+) -> Result<Option<Token>> {
+    let row = sqlx::query!(
+        "SELECT secret_hash, sites.id AS site, sites.name AS site_name FROM join_tokens JOIN sites \
+         ON sites.id = join_tokens.site
+         WHERE join_tokens.id = $1 AND revoked_at IS NULL FOR UPDATE OF join_tokens FOR NO KEY \
+         UPDATE OF sites",
+        token.0
+    );
+    let Some(row) = row.fetch_optional(connection).await? else {
+        return Ok(None);
+    };
+    let site_name = row
+        .site_name
+        .parse()
+        .map_err(|_| Error::Internal("a site in the database is not valid"))?;
+    Ok(Some(Token {
+        id: token,
+        secret_hash: row.secret_hash,
+        site: SiteId(row.site),
+        site_name,
+    }))
+}
+
+/// Takes one use of a token; `false` when there is none left or it has expired, by the database's
+/// clock.
+pub(super) async fn consume_token(connection: &mut PgConnection, token: TokenId) -> Result<bool> {
+    let consumed = sqlx::query!(
+        "UPDATE join_tokens SET uses_left = uses_left - 1 WHERE id = $1 AND uses_left > 0 AND \
+         expires_at > now() AND revoked_at IS NULL",
+        token.0
+    );
+    Ok(consumed.execute(connection).await?.rows_affected() == 1)
+}
+
+/// The nodes that have or had a key of a statement, revoked ones among them.
+pub(crate) struct KeyHolders(Vec<KeyHolder>);
+
+struct KeyHolder {
+    id: Uuid,
+    name: String,
+    state: String,
+    generation: i32,
+    join_token: Option<Uuid>,
+    /// It has both keys now, and not only one of them.
+    has_both: bool,
+}
+
+impl KeyHolders {
+    pub(crate) async fn of(connection: &mut PgConnection, statement: &Statement) -> Result<Self> {
+        let nodes = sqlx::query_as!(
+            KeyHolder,
+            r#"SELECT id, name, state, generation, join_token, identity_key = $1 AND wireguard_key = $2 AS "has_both!" FROM nodes
+               WHERE identity_key = $1 OR $2 IN (wireguard_key, announced_key)
+                   OR id = (SELECT node FROM former_identities WHERE identity_key = $1)"#,
+            statement.identity.as_bytes(),
+            statement.wireguard_key.as_bytes()
+        );
+        Ok(Self(nodes.fetch_all(connection).await?))
+    }
+
+    /// The answer that a machine with these keys already got for this token.
+    pub(super) fn enrolled_by(&self, token: &Token, mesh: MeshId) -> Result<Option<Enrolled>> {
+        let node = self.0.iter().find(|node| {
+            node.has_both && node.state != "revoked" && node.join_token == Some(token.id.0)
+        });
+        let Some(node) = node else { return Ok(None) };
+        let name = node
+            .name
+            .parse()
+            .map_err(|_| Error::Internal("a name in the database is not valid"))?;
+        Ok(Some(Enrolled {
+            mesh,
+            node: NodeId(node.id),
+            name,
+            site: token.site_name.clone(),
+            generation: node.generation,
+        }))
+    }
+
+    /// Refuses the keys of other nodes, and of nodes that were revoked.
+    pub(crate) fn refuse(&self) -> Result<()> {
+        match &self.0[..] {
+            [] => Ok(()),
+            nodes if nodes.iter().any(|node| node.state == "revoked") => {
+                Err(error::key_revoked().into())
+            }
+            _ => Err(key_taken().into()),
+        }
+    }
+}
+
+/// Refuses an endpoint that lies in a subnet or is somebody else's.
+pub(super) async fn refuse_endpoint_clash(
+    connection: &mut PgConnection,
+    applicant: &Applicant,
+    site: SiteId,
+) -> Result<()> {
+    let Some(endpoint) = applicant.finish.endpoint else {
+        return Ok(());
+    };
+    sites::queries::lock(connection).await?;
+    if let Some(problem) =
+        sites::queries::endpoint_in_foreign_subnet(connection, None, endpoint).await?
+    {
+        return Err(problem.into());
+    }
+    let holder = sqlx::query_scalar!(
+        "SELECT name FROM sites WHERE endpoint_address = $1 AND endpoint_port = $2 AND id <> $3",
+        IpNet::from(endpoint.socket().ip()),
+        i32::from(endpoint.socket().port()),
+        site.0
+    );
+    match holder.fetch_optional(connection).await? {
+        Some(site) => Err(Problem {
+            holder: Some(Holder {
+                site,
+                holds: endpoint.to_string(),
+            }),
+            ..endpoint_taken()
+        }
+        .into()),
+        None => Ok(()),
+    }
+}
+
+pub(crate) async fn insert(
+    connection: &mut PgConnection,
+    new: &NewNode<'_>,
+    tunnel_prefix: Ipv4Net,
+) -> Result<NodeRecord> {
+    let NewNode {
+        id,
+        site,
+        site_name,
+        statement,
+        signed,
+        endpoint,
+        ref kind,
+    } = *new;
+    let name = free_name(connection, site_name).await?;
+    let (agent, file) = match *kind {
+        Kind::Managed {
+            agent_version,
+            join_token,
+        } => (Some((agent_version, join_token)), None),
+        Kind::Unmanaged(file) => (None, Some(file)),
+    };
+    sqlx::query!(
+        "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, \
+         statement_signature, endpoint_address,
+                            endpoint_port, endpoint_verified, generation, agent_version, \
+                            join_token, file_made_at, file_digest)
+         VALUES ($1, $2, $3, CASE WHEN EXISTS (SELECT FROM nodes WHERE site = $2 AND state = \
+         'active') THEN 'standby' ELSE 'active' END,
+                 $4, $5, $6, $7, $8, $9, $10, 1, $11, $12, $13, $14)",
+        id.0,
+        site.0,
+        name.as_str(),
+        statement.identity.as_bytes(),
+        statement.wireguard_key.as_bytes(),
+        signed.statement,
+        signed.signature.as_bytes(),
+        endpoint.map(|endpoint| IpNet::from(endpoint.socket().ip())),
+        endpoint.map(|endpoint| i32::from(endpoint.socket().port())),
+        endpoint.is_none(),
+        agent.map(|(version, _)| version),
+        agent.map(|(_, token)| token.0),
+        file.map(|file| file.file_made_at),
+        file.map(|file| file.file_digest.as_bytes().as_slice())
+    )
+    .execute(&mut *connection)
+    .await?;
+    let own = sqlx::query!(
+        "UPDATE tunnel_addresses SET node = $1 WHERE site = $2 AND own AND node IS NULL",
+        id.0,
+        site.0
+    );
+    if own.execute(&mut *connection).await?.rows_affected() == 0 {
+        sites::queries::lock(connection).await?;
+        let address = sites::queries::free_addresses(connection, tunnel_prefix, 1).await?[0];
+        sqlx::query!(
+            "INSERT INTO tunnel_addresses (address, site, node, own) VALUES ($1, $2, $3, false)",
+            IpNet::from(IpAddr::V4(address)),
+            site.0,
+            id.0
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    nodes::queries::find(connection, id)
+        .await?
+        .ok_or(Error::Internal(
+            "a node that was just inserted is not there",
+        ))
+}
+
+/// The first name for a node of a site that no node has.
+async fn free_name(connection: &mut PgConnection, site: &Name) -> Result<Name> {
+    let mut names = allocate::node_names(site);
+    loop {
+        let some: Vec<Name> = names.by_ref().take(NAMES_AT_A_TIME).collect();
+        let texts: Vec<_> = some.iter().map(ToString::to_string).collect();
+        let taken = sqlx::query_scalar!(
+            "SELECT name FROM nodes WHERE state <> 'revoked' AND name = ANY($1)",
+            &texts
+        );
+        let taken: BTreeSet<_> = taken
+            .fetch_all(&mut *connection)
+            .await?
+            .into_iter()
+            .collect();
+        if let Some(free) = some.into_iter().find(|name| !taken.contains(name.as_str())) {
+            return Ok(free);
+        }
+    }
+}
+
+pub(crate) fn key_taken() -> Problem {
+    error::taken(
+        "key_taken",
+        "The key is taken",
+        "statement",
+        "another node has this key; make new keys on each machine",
+        None,
+    )
+}
+
+pub(super) fn endpoint_taken() -> Problem {
+    error::taken(
+        "endpoint_taken",
+        "The endpoint is taken",
+        "endpoint",
+        "another gateway has this endpoint",
+        None,
+    )
+}

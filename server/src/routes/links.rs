@@ -1,0 +1,243 @@
+//! `/links`: the health of every pair of nodes that should have a tunnel.
+
+pub mod queries;
+
+use std::ops::Bound;
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use wattle_mesh::{
+    config::{directory::Directory, view},
+    health::link::{self, EndReport, Heard, LinkRecord},
+};
+use wattle_wire::{
+    admin::{Link, LinkChange, LinkEnd, Page, PskMaker},
+    ids::NodeId,
+};
+
+use crate::{
+    error::{self, Result},
+    http::{
+        body::Query,
+        page::{self, PageQuery},
+    },
+    state::app::App,
+};
+
+/// Which links.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinksQuery {
+    node: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// Lists the links of the mesh with their health, in order of their ends' ids.
+#[utoipa::path(get, path = "/links", tag = "links",
+    params(("node" = Option<String>, Query, description = "id or name of a node, for its links \
+        only"), PageQuery),
+    responses((status = 200, body = Page<Link>)))]
+pub async fn list(
+    State(app): State<App>,
+    Query(LinksQuery {
+        node,
+        limit,
+        cursor,
+    }): Query<LinksQuery>,
+) -> Result<Json<Page<Link>>> {
+    let node = node.map(|node| app.find_node(&node)).transpose()?;
+    let (limit, after) = PageQuery::new(limit, cursor).read::<(NodeId, NodeId)>()?;
+    let wanted = |(a, b): &(NodeId, NodeId)| node.is_none_or(|node| node == *a || node == *b);
+    let page = app.copy.read(|feed| {
+        page::cut(
+            pairs(feed.directory(), after).filter(wanted),
+            limit,
+            |pair| *pair,
+        )
+    });
+    let mut transaction = app.db.begin().await?;
+    let stored = queries::of_pairs(&mut transaction, &page.items).await?;
+    let heard = queries::heard(&mut transaction, &page.items).await?;
+    drop(transaction);
+    let now = Utc::now();
+    let items = app.copy.read(|feed| {
+        page.items
+            .iter()
+            .filter_map(|pair| link(&app, feed.directory(), *pair, stored.get(pair), &heard, now))
+            .collect()
+    });
+    Ok(Json(Page {
+        items,
+        next_cursor: page.next_cursor,
+    }))
+}
+
+/// Shows a link. Its nodes may be given in either order.
+#[utoipa::path(get, path = "/links/{node}/{other}", tag = "links",
+    params(("node" = String, Path, description = "id or \
+        name"), ("other" = String, Path, description = "id or name")),
+    responses((status = 200, body = Link)))]
+pub async fn show(
+    State(app): State<App>,
+    Path((node, other)): Path<(String, String)>,
+) -> Result<Json<Link>> {
+    let pair = find(&app, &node, &other)?;
+    let mut transaction = app.db.begin().await?;
+    let stored = queries::of_pairs(&mut transaction, &[pair]).await?;
+    let heard = queries::heard(&mut transaction, &[pair]).await?;
+    drop(transaction);
+    let link = app.copy.read(|feed| {
+        link(
+            &app,
+            feed.directory(),
+            pair,
+            stored.get(&pair),
+            &heard,
+            Utc::now(),
+        )
+    });
+    link.map(Json)
+        .ok_or_else(|| error::not_found("link").into())
+}
+
+/// Lists the changes of a link's state in the last 30 days, newest first; at most 500 are
+/// remembered.
+///
+/// A state that lasted less than two seconds is not among them.
+#[utoipa::path(get, path = "/links/{node}/{other}/history", tag = "links",
+    params(("node" = String, Path, description = "id or \
+        name"), ("other" = String, Path, description = "id or name"), PageQuery),
+    responses((status = 200, body = Page<LinkChange>)))]
+pub async fn history(
+    State(app): State<App>,
+    Path((node, other)): Path<(String, String)>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<LinkChange>>> {
+    let (limit, before) = query.read::<i64>()?;
+    let pair = find(&app, &node, &other)?;
+    let rows = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+    let changes = queries::history(&mut *app.db.begin().await?, pair, before, rows).await?;
+    Ok(Json(page::cut(changes.into_iter(), limit, |change| {
+        change.at.timestamp_micros()
+    })))
+}
+
+/// The link that a path means.
+fn find(app: &App, node: &str, other: &str) -> Result<(NodeId, NodeId)> {
+    let (node, other) = (app.find_node(node)?, app.find_node(other)?);
+    let pair = (node.min(other), node.max(other));
+    let is_link = app
+        .copy
+        .read(|feed| view::linked(feed.directory(), pair.0, pair.1));
+    if is_link {
+        Ok(pair)
+    } else {
+        Err(error::not_found("link").into())
+    }
+}
+
+/// All pairs that should have a tunnel, each with the lower id first, after a pair.
+pub(crate) fn pairs(
+    directory: &Directory,
+    after: Option<(NodeId, NodeId)>,
+) -> impl Iterator<Item = (NodeId, NodeId)> {
+    let first = after.map_or(Bound::Unbounded, |(a, _)| Bound::Included(a));
+    directory
+        .nodes
+        .range((first, Bound::Unbounded))
+        .flat_map(move |(a, _)| {
+            let second = after
+                .filter(|after| after.0 == *a)
+                .map_or(*a, |after| after.1);
+            let others = directory
+                .nodes
+                .range((Bound::Excluded(second), Bound::Unbounded));
+            others
+                .filter(move |(b, _)| view::linked(directory, *a, **b))
+                .map(move |(b, _)| (*a, *b))
+        })
+}
+
+fn link(
+    app: &App,
+    directory: &Directory,
+    (a, b): (NodeId, NodeId),
+    stored: Option<&LinkRecord>,
+    heard: &Heard,
+    now: DateTime<Utc>,
+) -> Option<Link> {
+    let (reports, since) = stored
+        .copied()
+        .unwrap_or_default()
+        .reports([a, b], heard, now);
+    let unmanaged = directory.unmanaged([a, b]);
+    let reports = link::spoken_for(reports, unmanaged);
+    let ends = [
+        end(app, directory, a, b, reports[0])?,
+        end(app, directory, b, a, reports[1])?,
+    ];
+    let (state, fault) = link::link_health(reports);
+    let psk_made_by = if unmanaged.contains(&true) {
+        PskMaker::Coordinator
+    } else {
+        PskMaker::Nodes
+    };
+    Some(Link {
+        ends,
+        state,
+        fault,
+        since,
+        psk_made_by,
+    })
+}
+
+fn end(
+    app: &App,
+    directory: &Directory,
+    node: NodeId,
+    peer: NodeId,
+    report: Option<EndReport>,
+) -> Option<LinkEnd> {
+    let record = directory.nodes.get(&node)?;
+    let detail = app.reports.link(node, peer);
+    let probe = detail.and_then(|detail| detail.said.probe);
+    let peer_endpoint = detail.and_then(|detail| detail.said.endpoint);
+    let configured = directory
+        .nodes
+        .get(&peer)
+        .and_then(|peer| view::endpoint(peer, directory.sites.get(&peer.site)?));
+    Some(LinkEnd {
+        node,
+        name: record.name.clone(),
+        site_name: directory.sites.get(&record.site)?.name.clone(),
+        up: link::end_is_up(report),
+        state: report
+            .filter(|_| record.unmanaged.is_none())
+            .map(|report| report.state),
+        loss_percent: probe.map(|probe| probe.loss_percent),
+        round_trip_ms: probe.map(|probe| milliseconds(probe.round_trip_us)),
+        last_handshake_at: detail.and_then(|detail| detail.last_handshake_at),
+        received_bytes: detail.map_or(0, |detail| detail.said.received_bytes),
+        sent_bytes: detail.map_or(0, |detail| detail.said.sent_bytes),
+        peer_endpoint,
+        endpoint_source: peer_endpoint.map(|used| link::endpoint_source(used.socket(), configured)),
+        mtu: app.reports.last(node).and_then(|report| report.mtu),
+        reported_at: detail.map(|detail| detail.at),
+    })
+}
+
+/// Milliseconds with the two digits after the point that say something.
+fn milliseconds(microseconds: u32) -> f32 {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a round trip of a minute in microseconds has 27 bits; f32 keeps 24 of them, \
+            which is enough"
+    )]
+    let hundredths = (microseconds / 10) as f32;
+    hundredths / 100.0
+}

@@ -1,0 +1,470 @@
+//! SQL of the health of links.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use uuid::Uuid;
+use wattle_mesh::{
+    agent::reporting,
+    health::link::{self, EndRecord, Heard, LinkRecord},
+};
+use wattle_wire::{
+    admin::{LinkChange, LinkFault, LinkState},
+    ids::NodeId,
+    news::LinkNews,
+    report::{EndState, LinkReport, Start},
+    rotation::Armed,
+};
+
+use crate::{
+    error::{Error, Result},
+    routes::rotation,
+};
+
+/// Rows of one statement; it has to end within the database's limit of five seconds.
+pub const MOST_ROWS: usize = 20_000;
+/// Changes that are remembered of one link, and of all links together, of about 100 bytes each.
+const MOST_ENTRIES: i64 = 500;
+const MOST_ENTRIES_IN_ALL: i64 = 1_000_000;
+
+/// What one end says of a link now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndSaid {
+    pub peer: NodeId,
+    pub state: EndState,
+    pub probed: bool,
+    pub ever: bool,
+}
+
+impl EndSaid {
+    pub fn of(said: &LinkReport) -> Self {
+        let ever = said.handshake_age_s.is_some() || said.probe.is_some();
+        Self {
+            peer: said.peer,
+            state: link::end_state(said),
+            probed: said.probe.is_some(),
+            ever,
+        }
+    }
+}
+
+/// What nodes say that may be new.
+#[derive(Debug, Default)]
+pub struct News {
+    /// By the node that says it and its peer.
+    pub ends: BTreeMap<(NodeId, NodeId), EndSaid>,
+    /// Nodes that were heard of, and the start of their agents.
+    pub heard: BTreeMap<NodeId, Option<Start>>,
+    /// Peers' announced keys for which nodes are ready.
+    pub armed: BTreeSet<(NodeId, Armed)>,
+}
+
+impl News {
+    /// Adds what was said later.
+    pub fn extend(&mut self, later: Self) {
+        self.ends.extend(later.ends);
+        self.heard.extend(later.heard);
+        self.armed.extend(later.armed);
+    }
+}
+
+/// Stores what nodes say of their links where it is new, and that they were heard of. Rows that are
+/// so already are not even locked.
+///
+/// Returns nodes that report from two machines.
+///
+/// The order of the rows is the same for all who write, so that none waits for another in a circle.
+pub async fn store(connection: &mut PgConnection, news: &News) -> Result<Vec<NodeId>> {
+    rotation::queries::arm(connection, news.armed.iter().copied()).await?;
+    if news.ends.is_empty() && news.heard.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ends: Vec<_> = news.ends.iter().collect();
+    for ends in ends.chunks(MOST_ROWS) {
+        let (first, second): (Vec<_>, Vec<_>) =
+            ends.iter().partition(|((node, peer), _)| node < peer);
+        let (nodes, peers, states, probed, evers) = columns(&first);
+        sqlx::query!(
+            "INSERT INTO links AS stored (a, b, a_state, a_probed, a_ever, a_since)
+             SELECT a, b, said.state, probed, ever, now()
+             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::boolean[], $5::boolean[]) AS \
+             said(a, b, state, probed, ever)
+             LEFT JOIN links AS known USING (a, b)
+             WHERE (known.a_state IS DISTINCT FROM said.state OR known.a_probed <> probed OR ever \
+             AND NOT known.a_ever)
+               AND NOT EXISTS (SELECT FROM nodes WHERE id IN (a, b) AND nodes.state = 'revoked')
+             ORDER BY a, b
+             ON CONFLICT (a, b) DO UPDATE SET
+                a_state = excluded.a_state, a_probed = excluded.a_probed, a_ever = stored.a_ever \
+                OR excluded.a_ever,
+                a_since = CASE WHEN stored.a_state = excluded.a_state THEN stored.a_since ELSE \
+                now() END, written_at = now()",
+            &nodes,
+            &peers,
+            &states as _,
+            &probed,
+            &evers
+        )
+        .execute(&mut *connection)
+        .await?;
+        let (nodes, peers, states, probed, evers) = columns(&second);
+        sqlx::query!(
+            "INSERT INTO links AS stored (a, b, b_state, b_probed, b_ever, b_since)
+             SELECT a, b, said.state, probed, ever, now()
+             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::boolean[], $5::boolean[]) AS \
+             said(b, a, state, probed, ever)
+             LEFT JOIN links AS known USING (a, b)
+             WHERE (known.b_state IS DISTINCT FROM said.state OR known.b_probed <> probed OR ever \
+             AND NOT known.b_ever)
+               AND NOT EXISTS (SELECT FROM nodes WHERE id IN (a, b) AND nodes.state = 'revoked')
+             ORDER BY a, b
+             ON CONFLICT (a, b) DO UPDATE SET
+                b_state = excluded.b_state, b_probed = excluded.b_probed, b_ever = stored.b_ever \
+                OR excluded.b_ever,
+                b_since = CASE WHEN stored.b_state = excluded.b_state THEN stored.b_since ELSE \
+                now() END, written_at = now()",
+            &nodes,
+            &peers,
+            &states as _,
+            &probed,
+            &evers
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    hear(connection, &news.heard).await
+}
+
+/// Stores that nodes were heard of, and their newest start. Returns those that report from two
+/// machines.
+async fn hear(
+    connection: &mut PgConnection,
+    heard: &BTreeMap<NodeId, Option<Start>>,
+) -> Result<Vec<NodeId>> {
+    let nodes: Vec<_> = heard.keys().map(|node| node.0).collect();
+    let known = sqlx::query!(
+        r#"SELECT node, start_number AS "number!", start_drawn AS "drawn!" FROM node_reports WHERE node = ANY($1) AND start_number IS NOT NULL"#,
+        &nodes
+    );
+    let known = known.fetch_all(&mut *connection).await?.into_iter();
+    let known: BTreeMap<_, _> = known
+        .map(|row| {
+            (
+                NodeId(row.node),
+                Start {
+                    number: row.number,
+                    drawn: row.drawn,
+                },
+            )
+        })
+        .collect();
+    let copied = |node, said| {
+        known
+            .get(&node)
+            .is_some_and(|known| reporting::is_of_a_copy(*known, said))
+    };
+    let newest = heard
+        .iter()
+        .map(|(node, said)| said.filter(|said| !copied(*node, *said)));
+    let (numbers, drawn): (Vec<_>, Vec<_>) = newest
+        .map(|start| {
+            (
+                start.map(|start| start.number),
+                start.map(|start| start.drawn),
+            )
+        })
+        .unzip();
+    sqlx::query!(
+        "INSERT INTO node_reports AS stored (node, at, start_number, start_drawn)
+         SELECT id, now(), number, drawn FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS \
+         said(id, number, drawn) JOIN nodes USING (id)
+         WHERE state <> 'revoked' ORDER BY id
+         ON CONFLICT (node) DO UPDATE SET at = excluded.at,
+             start_number = coalesce(excluded.start_number, stored.start_number),
+             start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
+        &nodes,
+        &numbers as &[Option<i64>],
+        &drawn as &[Option<i64>]
+    )
+    .execute(&mut *connection)
+    .await?;
+    Ok(heard
+        .iter()
+        .filter(|(node, said)| said.is_some_and(|said| copied(**node, said)))
+        .map(|(node, _)| *node)
+        .collect())
+}
+
+/// The stored health of some links.
+pub async fn of_pairs(
+    connection: &mut PgConnection,
+    pairs: &[(NodeId, NodeId)],
+) -> Result<BTreeMap<(NodeId, NodeId), LinkRecord>> {
+    let (first, second): (Vec<Uuid>, Vec<Uuid>) = pairs.iter().map(|(a, b)| (a.0, b.0)).unzip();
+    let rows = sqlx::query_as!(
+        LinkRow,
+        r#"SELECT a AS "a!", b AS "b!", a_state, a_probed AS "a_probed!", a_ever AS "a_ever!", a_since,
+                  b_state, b_probed AS "b_probed!", b_ever AS "b_ever!", b_since, written_at AS "written_at!", state, fault
+           FROM links JOIN unnest($1::uuid[], $2::uuid[]) AS wanted(a, b) USING (a, b)"#,
+        &first,
+        &second
+    );
+    rows.fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(|row| Ok((row.pair(), row.record()?)))
+        .collect()
+}
+
+/// Links with what their ends say, and the moment up to which that is all.
+pub type Changed = (Vec<((NodeId, NodeId), LinkRecord)>, Option<DateTime<Utc>>);
+
+/// The stored health of the links of which an end said something new since a moment, of all links
+/// if none is given.
+pub async fn changed_since(
+    connection: &mut PgConnection,
+    since: Option<DateTime<Utc>>,
+) -> Result<Changed> {
+    let rows = sqlx::query_as!(
+        LinkRow,
+        "SELECT a, b, a_state, a_probed, a_ever, a_since, b_state, b_probed, b_ever, b_since, \
+         written_at, state, fault
+         FROM links WHERE written_at >= coalesce($1, '-infinity'::timestamptz)",
+        since
+    );
+    let rows = rows.fetch_all(connection).await?;
+    let newest = rows.iter().map(|row| row.written_at).max();
+    Ok((
+        rows.into_iter()
+            .map(|row| Ok((row.pair(), row.record()?)))
+            .collect::<Result<_>>()?,
+        newest,
+    ))
+}
+
+/// Adds to the history of links how they are now, where it does not say so already. Returns those
+/// that it was news of, with what it had said.
+///
+/// Several coordinators may come with the same; the first has the news.
+pub async fn record(
+    connection: &mut PgConnection,
+    links: &[LinkNews],
+) -> Result<Vec<(LinkNews, Option<(LinkState, Option<LinkFault>)>)>> {
+    let (first, second): (Vec<Uuid>, Vec<Uuid>) = links
+        .iter()
+        .map(|link| (link.ends[0].0, link.ends[1].0))
+        .unzip();
+    let states: Vec<_> = links.iter().map(|link| link.state.name()).collect();
+    let faults: Vec<_> = links
+        .iter()
+        .map(|link| link.fault.map(LinkFault::name))
+        .collect();
+    let since: Vec<_> = links.iter().map(|link| link.since).collect();
+    let rows = sqlx::query!(
+        r#"WITH said AS (
+               SELECT stored.a, stored.b, stored.state AS before, stored.fault AS fault_before, new.state, new.fault, coalesce(since, now()) AS since
+               FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[]) AS new(a, b, state, fault, since)
+               JOIN links AS stored USING (a, b)
+               WHERE (stored.state, stored.fault) IS DISTINCT FROM (new.state, new.fault)
+               ORDER BY a, b FOR UPDATE OF stored),
+           marked AS (
+               UPDATE links SET state = said.state, fault = said.fault, written_at = now() FROM said WHERE (links.a, links.b) = (said.a, said.b)),
+           entered AS (
+               -- Time may seem to stand still or to go back; what comes later stands later.
+               INSERT INTO link_history (a, b, at, state, fault)
+               SELECT a, b, greatest(since, (SELECT max(at) + interval '1 microsecond' FROM link_history AS old WHERE (old.a, old.b) = (said.a, said.b))),
+                      state, fault FROM said)
+           SELECT a, b, before, fault_before FROM said"#,
+        &first,
+        &second,
+        &states as _,
+        &faults as _,
+        &since as _
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let by_ends: BTreeMap<_, _> = links.iter().map(|link| (link.ends, *link)).collect();
+    let mut news = Vec::with_capacity(rows.len());
+    for row in rows {
+        let before = row
+            .before
+            .map(|state| link_state(&state, row.fault_before.as_deref()))
+            .transpose()?;
+        news.extend(
+            by_ends
+                .get(&[NodeId(row.a), NodeId(row.b)])
+                .map(|link| (*link, before)),
+        );
+    }
+    sqlx::query!(
+        "DELETE FROM link_history USING unnest($1::uuid[], $2::uuid[]) AS grown(a, b)
+         WHERE (link_history.a, link_history.b) = (grown.a, grown.b)
+           AND at < (SELECT at FROM link_history AS old WHERE (old.a, old.b) = (grown.a, grown.b) \
+           ORDER BY at DESC OFFSET $3 LIMIT 1)",
+        &first,
+        &second,
+        MOST_ENTRIES - 1
+    )
+    .execute(connection)
+    .await?;
+    Ok(news)
+}
+
+/// Drops what is too old or too much of the history of links.
+pub async fn prune_history(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query!(
+        "DELETE FROM link_history WHERE at < greatest(now() - interval '30 days', (SELECT at FROM \
+         link_history ORDER BY at DESC OFFSET $1 LIMIT 1))",
+        MOST_ENTRIES_IN_ALL
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Changes of a link's state, newest first, before a moment in microseconds since 1970 if one is
+/// given.
+pub async fn history(
+    connection: &mut PgConnection,
+    (a, b): (NodeId, NodeId),
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<LinkChange>> {
+    let rows = sqlx::query!(
+        r#"SELECT at, state, fault FROM link_history
+           WHERE a = $1 AND b = $2 AND at < coalesce('epoch'::timestamptz + $3 * interval '1 microsecond', 'infinity'::timestamptz)
+           ORDER BY at DESC LIMIT $4"#,
+        a.0,
+        b.0,
+        before.map(|before| before as f64),
+        limit
+    );
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    rows.map(|row| {
+        link_state(&row.state, row.fault.as_deref()).map(|(state, fault)| LinkChange {
+            at: row.at,
+            state,
+            fault,
+        })
+    })
+    .collect()
+}
+
+/// When each node was last heard of.
+pub async fn all_heard(connection: &mut PgConnection) -> Result<Heard> {
+    let rows = sqlx::query!("SELECT node, at FROM node_reports")
+        .fetch_all(connection)
+        .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (NodeId(row.node), row.at))
+        .collect())
+}
+
+/// When the nodes of some links were last heard of.
+pub async fn heard(connection: &mut PgConnection, pairs: &[(NodeId, NodeId)]) -> Result<Heard> {
+    let nodes: BTreeSet<_> = pairs.iter().flat_map(|(a, b)| [a.0, b.0]).collect();
+    let nodes: Vec<_> = nodes.into_iter().collect();
+    let rows = sqlx::query!(
+        "SELECT node, at FROM node_reports WHERE node = ANY($1)",
+        &nodes
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (NodeId(row.node), row.at))
+        .collect())
+}
+
+struct LinkRow {
+    a: Uuid,
+    b: Uuid,
+    a_state: Option<String>,
+    a_probed: bool,
+    a_ever: bool,
+    a_since: Option<DateTime<Utc>>,
+    b_state: Option<String>,
+    b_probed: bool,
+    b_ever: bool,
+    b_since: Option<DateTime<Utc>>,
+    written_at: DateTime<Utc>,
+    state: Option<String>,
+    fault: Option<String>,
+}
+
+impl LinkRow {
+    fn pair(&self) -> (NodeId, NodeId) {
+        (NodeId(self.a), NodeId(self.b))
+    }
+
+    fn record(self) -> Result<LinkRecord> {
+        let end =
+            |state: Option<String>, probed, ever, since: Option<DateTime<Utc>>| -> Result<_> {
+                match (state, since) {
+                    (Some(state), Some(since)) => Ok(Some(EndRecord {
+                        state: end_state(&state)?,
+                        probed,
+                        ever,
+                        since,
+                    })),
+                    _ => Ok(None),
+                }
+            };
+        let a = end(self.a_state, self.a_probed, self.a_ever, self.a_since)?;
+        let b = end(self.b_state, self.b_probed, self.b_ever, self.b_since)?;
+        let recorded = self
+            .state
+            .map(|state| link_state(&state, self.fault.as_deref()))
+            .transpose()?;
+        Ok(LinkRecord {
+            ends: [a, b],
+            recorded,
+        })
+    }
+}
+
+fn link_state(state: &str, fault: Option<&str>) -> Result<(LinkState, Option<LinkFault>)> {
+    let invalid = || Error::Internal("the state of a link in the database is not valid");
+    let state = LinkState::ALL
+        .into_iter()
+        .find(|known| known.name() == state)
+        .ok_or_else(invalid)?;
+    let fault = fault.map(|fault| {
+        LinkFault::ALL
+            .into_iter()
+            .find(|known| known.name() == fault)
+            .ok_or_else(invalid)
+    });
+    Ok((state, fault.transpose()?))
+}
+
+fn end_state(name: &str) -> Result<EndState> {
+    let found = EndState::ALL.into_iter().find(|state| state.name() == name);
+    found.ok_or(Error::Internal(
+        "the state of a link in the database is not valid",
+    ))
+}
+
+/// The columns of ends: node, peer, state, whether it was probed, whether it ever worked.
+type Columns = (
+    Vec<Uuid>,
+    Vec<Uuid>,
+    Vec<&'static str>,
+    Vec<bool>,
+    Vec<bool>,
+);
+
+fn columns(ends: &[&(&(NodeId, NodeId), &EndSaid)]) -> Columns {
+    let (nodes, peers) = ends
+        .iter()
+        .map(|((node, peer), _)| (node.0, peer.0))
+        .unzip();
+    let states = ends.iter().map(|(_, said)| said.state.name()).collect();
+    let (probed, evers) = ends
+        .iter()
+        .map(|(_, said)| (said.probed, said.ever))
+        .unzip();
+    (nodes, peers, states, probed, evers)
+}

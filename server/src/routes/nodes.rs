@@ -1,0 +1,261 @@
+//! `/nodes`: enrolled machines.
+
+pub mod queries;
+
+use std::collections::BTreeSet;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use chrono::Utc;
+use wattle_mesh::{
+    agent::admission,
+    config::{
+        directory::{Directory, NodeRecord, RecordChange, SiteRecord},
+        view,
+        wg_quick::Files,
+    },
+};
+use wattle_wire::{
+    admin::{Node, NodeRotation, Page, RotationPhase, UnmanagedNode},
+    ids::NodeId,
+    lock::{NewAdmissions, SignedAdmission},
+};
+
+use crate::{
+    db::{Actor, Change},
+    error::{self, Error, Result},
+    http::{
+        body::{Body, Query},
+        page::{self, PageQuery},
+        preconditions::Tagged,
+    },
+    routes::sites,
+    state::app::App,
+};
+
+/// The largest request of admissions, in bytes.
+const LARGEST_ADMISSIONS: usize = 4 * 1024 * 1024;
+
+/// Lists nodes, in the order in which they enrolled.
+#[utoipa::path(get, path = "/nodes", tag = "nodes", params(PageQuery), responses((status = 200, body = Page<Node>)))]
+pub async fn list(
+    State(app): State<App>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<Node>>> {
+    let (limit, after) = query.read::<NodeId>()?;
+    let page = app.copy.read(|feed| {
+        let directory = feed.directory();
+        let files = Files::of(directory);
+        let nodes = directory
+            .nodes
+            .range(page::after(after))
+            .filter_map(|(_, record)| node_in(&app, &files, record));
+        page::cut(nodes, limit, |node| node.id)
+    });
+    Ok(Json(page))
+}
+
+/// Shows a node.
+///
+/// Its `ETag` stands for its configuration: what it reports has no part in it.
+#[utoipa::path(get, path = "/nodes/{node}", tag = "nodes", params(("node" = String, Path, description = "id or name")),
+    responses((status = 200, body = Node)))]
+pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Tagged<Node>> {
+    let found = app
+        .copy
+        .read(|feed| configured_in(feed.directory(), feed.directory().find_node(&node)?));
+    let node = Tagged::new(found.ok_or_else(|| error::not_found("node"))?)?;
+    Ok(node.map(|node| {
+        app.copy
+            .read(|feed| with_news(&app, &Files::of(feed.directory()), node))
+    }))
+}
+
+/// Revokes a node for good: its stream ends, its peers remove it, its keys never enrol again.
+///
+/// A further node of its site takes its place.
+#[utoipa::path(delete, path = "/nodes/{node}", tag = "nodes", params(("node" = String, Path, description = "id or name")),
+    responses((status = 204)))]
+pub async fn revoke(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(node): Path<String>,
+) -> Result<StatusCode> {
+    let id = app.find_node(&node)?;
+    app.mutate(&actor, |mut change| async move {
+        sites::queries::lock(&mut change).await?;
+        is_as_seen(&mut change, id).await?;
+        let site = queries::revoke(&mut change, id)
+            .await?
+            .ok_or_else(|| error::not_found("node"))?;
+        let mut records = vec![RecordChange::NodeRevoked(id)];
+        records.extend(
+            queries::promote(&mut change, site)
+                .await?
+                .map(RecordChange::Node),
+        );
+        Ok(change.made((), records, "node.revoke", id))
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Compares a node that is about to change with what the caller has seen of it. The caller holds
+/// the lock.
+pub(crate) async fn is_as_seen(change: &mut Change, id: NodeId) -> Result<()> {
+    let node = queries::find(change, id)
+        .await?
+        .ok_or_else(|| error::not_found("node"))?;
+    let site = sites::queries::find(change, node.site)
+        .await?
+        .ok_or(Error::Internal("a node without its site"))?;
+    change.found(&configured(&node, &site))
+}
+
+/// Stores admissions that an operator signed: which nodes may be in the mesh, and with which
+/// prefixes.
+///
+/// All or none. A signature has to be that of the operator which the admission names; whether he
+/// may say so, each gateway decides by the keys that its own file names. Peers are told at once.
+/// `wattle-agent lock sign` makes and sends admissions.
+#[utoipa::path(post, path = "/admissions", tag = "nodes", request_body = NewAdmissions, responses((status = 204)))]
+pub async fn admit(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Body(NewAdmissions { admissions }): Body<NewAdmissions, LARGEST_ADMISSIONS>,
+) -> Result<StatusCode> {
+    if !(1..=NewAdmissions::MOST).contains(&admissions.len()) {
+        return Err(error::invalid(
+            "too_many",
+            "admissions",
+            format!("give 1 to {} admissions", NewAdmissions::MOST),
+        )
+        .into());
+    }
+    let invalid = |index: usize, detail: &str| {
+        Error::from(error::invalid(
+            "invalid_admission",
+            format!("admissions[{index}]"),
+            detail,
+        ))
+    };
+    let mut identities = Vec::with_capacity(admissions.len());
+    for (index, signed) in admissions.iter().enumerate() {
+        if signed.admission.len() > SignedAdmission::LONGEST {
+            return Err(invalid(index, "the admission is too long"));
+        }
+        let admission = admission::verify_admission(signed, app.settings.mesh)
+            .map_err(|error| invalid(index, &error.to_string()))?;
+        identities.push(admission.identity);
+    }
+    if identities.iter().collect::<BTreeSet<_>>().len() < identities.len() {
+        return Err(error::invalid(
+            "invalid_admission",
+            "admissions",
+            "two admissions are for the same node",
+        )
+        .into());
+    }
+    let (admissions, identities) = (&admissions, &identities);
+    app.mutate(&actor, |mut change| async move {
+        let known = queries::by_identity(&mut change, identities).await?;
+        let mut news = Vec::new();
+        for (index, (signed, identity)) in admissions.iter().zip(identities).enumerate() {
+            let (node, before) = known
+                .get(identity)
+                .ok_or_else(|| invalid(index, "no node has this identity"))?;
+            if before.as_ref() != Some(&signed.admission) {
+                news.push((*node, signed));
+            }
+        }
+        if news.is_empty() {
+            return Ok(change.not_needed(()));
+        }
+        queries::admit(&mut change, &news).await?;
+        let object = match &news[..] {
+            [(node, _)] => node.to_string(),
+            news => format!("{} nodes", news.len()),
+        };
+        let records = news
+            .into_iter()
+            .map(|(node, signed)| RecordChange::Admission(node, signed.clone()))
+            .collect();
+        Ok(change.made((), records, "node.admit", object))
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) fn node_in(app: &App, files: &Files<'_>, record: &NodeRecord) -> Option<Node> {
+    Some(with_news(
+        app,
+        files,
+        configured_in(files.directory, record)?,
+    ))
+}
+
+/// A node with what it reports, and whether its file is what the mesh is now: neither is its own
+/// configuration.
+fn with_news(app: &App, files: &Files<'_>, node: Node) -> Node {
+    let file_is_current = files
+        .directory
+        .nodes
+        .get(&node.id)
+        .and_then(|record| files.is_current(record))
+        .unwrap_or_default();
+    let unmanaged = node.unmanaged.map(|unmanaged| UnmanagedNode {
+        file_is_current,
+        ..unmanaged
+    });
+    Node {
+        last_report: app.reports.last(node.id),
+        unmanaged,
+        ..node
+    }
+}
+
+fn configured_in(directory: &Directory, record: &NodeRecord) -> Option<Node> {
+    Some(configured(record, directory.sites.get(&record.site)?))
+}
+
+/// A node as it is configured, for its tag.
+fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
+    Node {
+        id: record.id,
+        name: record.name.clone(),
+        site: record.site,
+        site_name: site.name.clone(),
+        state: record.state,
+        tunnel_address: record.tunnel_address,
+        wireguard_key: record.wireguard_key,
+        identity_key: record.identity_key,
+        endpoint: view::endpoint(record, site),
+        endpoint_verified: record.trial.is_none(),
+        admission: record.admission.clone(),
+        admitted: admission::is_admitted(record, site, Utc::now().timestamp()),
+        agent_version: record.agent_version.clone(),
+        unmanaged: record.unmanaged.as_ref().map(|file| UnmanagedNode {
+            file_made_at: file.file_made_at,
+            file_is_current: true,
+        }),
+        enrolled_at: record.enrolled_at,
+        last_report: None,
+        rotation: rotation(record),
+    }
+}
+
+fn rotation(record: &NodeRecord) -> Option<NodeRotation> {
+    let announced = record.announced.as_ref().map(|announced| NodeRotation {
+        phase: RotationPhase::Announced,
+        since: announced.at,
+    });
+    announced.or_else(|| {
+        record.rotate_since.map(|since| NodeRotation {
+            phase: RotationPhase::Requested,
+            since,
+        })
+    })
+}

@@ -1,0 +1,281 @@
+//! `POST /nodes/{node}/rotate` and `POST /agent/rotation`: how a node takes up a new WireGuard key,
+//! in turn with the others.
+
+pub mod queries;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::StatusCode,
+};
+use sqlx::PgConnection;
+use wattle_mesh::{
+    config::{
+        directory::{Directory, NodeRecord, RecordChange},
+        view,
+        wg_quick::Files,
+    },
+    keys::enrolment::{sequence, verify_statement},
+};
+use wattle_wire::{
+    admin::Node,
+    enrol::{SignedStatement, Statement},
+    ids::NodeId,
+    key::WireguardKey,
+    problem::Problem,
+    rotation::{RotationAnswer, RotationStep},
+};
+
+use crate::{
+    db::Actor,
+    error::{self, Error, Result},
+    http::{
+        auth::{CallingNode, RequestId},
+        body::Body,
+    },
+    routes::{enrolment, nodes, sites},
+    state::app::App,
+};
+
+/// Asks a node for a new WireGuard key.
+///
+/// Its agent makes one and changes over without losing a packet, as soon as no other node is doing
+/// so; `rotation` of the node shows how far it is. Asked again, it is still one new key. The answer
+/// is the node as it is now.
+///
+/// Files of unmanaged nodes name its present key: 409 `unmanaged_sites` while there are any that it
+/// has a link with, unless it is forced. Then it has no tunnel with them until they have new files.
+#[utoipa::path(post, path = "/nodes/{node}/rotate", tag = "nodes",
+    params(("node" = String, Path, description = "id or name"),
+        ("force" = Option<bool>, Query, description = "cut the node off from unmanaged sites, \
+            until they have new files")),
+    responses((status = 202, body = Node)))]
+pub async fn request(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(node): Path<String>,
+) -> Result<(StatusCode, Json<Node>)> {
+    let (app, actor, id) = (&app, &actor, app.find_node(&node)?);
+    app.mutate(actor, |mut change| async move {
+        nodes::is_as_seen(&mut change, id).await?;
+        app.copy
+            .read(|feed| refuse_to_cut_off(feed.directory(), id, actor.terms.force))?;
+        if !queries::request(&mut change, id).await? {
+            return Ok(change.not_needed(()));
+        }
+        let record = found(nodes::queries::find(&mut change, id).await?)?;
+        Ok(change.made((), vec![RecordChange::Node(record)], "node.rotate", id))
+    })
+    .await?;
+    let node = app.copy.read(|feed| {
+        nodes::node_in(
+            app,
+            &Files::of(feed.directory()),
+            feed.directory().nodes.get(&id)?,
+        )
+    });
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(node.ok_or_else(|| error::not_found("node"))?),
+    ))
+}
+
+/// Refuses a new key of a node whose present one is in files, and of a node that has no agent to
+/// make one.
+fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result<()> {
+    let refused = |code, title, detail: String| {
+        Err(Problem {
+            field: None,
+            ..error::taken(code, title, "", detail, None)
+        }
+        .into())
+    };
+    let Some(record) = directory.nodes.get(&node) else {
+        return Ok(());
+    };
+    if record.unmanaged.is_some() {
+        let detail = format!(
+            "no agent runs there that could make a key. For another key, remove the node (`DELETE \
+             /nodes/{}`) and make a new file",
+            record.name
+        );
+        return refused("unmanaged_node", "The node has no agent", detail);
+    }
+    let cut_off = directory
+        .nodes
+        .values()
+        .filter(|peer| peer.unmanaged.is_some() && view::should_have_tunnel(record, peer));
+    let names: Vec<_> = cut_off.map(|peer| peer.name.as_str()).collect();
+    if names.is_empty() || force {
+        return Ok(());
+    }
+    let detail = format!(
+        "with `?force=true` it gets one all the same, and has no tunnel with these sites without \
+         an agent until they have new files, because \
+         theirs name its present key: {}",
+        names.join(", ")
+    );
+    refused("unmanaged_sites", "Installed files name this key", detail)
+}
+
+/// Takes a step of a node's WireGuard key rotation, and answers which peers are not ready yet.
+///
+/// One node at a time changes its key: 409 `rotation_under_way` while another does. Each step may
+/// be repeated.
+#[utoipa::path(post, path = "/agent/rotation", tag = "agents", request_body = RotationStep, responses((status = 200, body = RotationAnswer)))]
+pub async fn advance(
+    State(app): State<App>,
+    Extension(CallingNode(node)): Extension<CallingNode>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    Body(step): Body<RotationStep>,
+) -> Result<Json<RotationAnswer>> {
+    let actor = Actor::new(format!("node:{node}"), Some(request_id));
+    match step {
+        RotationStep::Announce(signed) => announce(&app, &actor, node, &signed).await.map(Json),
+        RotationStep::Done(signed) => done(&app, &actor, node, &signed).await.map(Json),
+        RotationStep::Withdraw {} => withdraw(&app, &actor, node).await.map(Json),
+    }
+}
+
+async fn announce(
+    app: &App,
+    actor: &Actor,
+    node: NodeId,
+    signed: &SignedStatement,
+) -> Result<RotationAnswer> {
+    let statement = &verified(app, signed)?;
+    if !queries::is_announced(&mut *app.db.begin().await?, node, signed).await? {
+        let announced = app.mutate(actor, |mut change| async move {
+            sites::queries::lock(&mut change).await?;
+            let record = found(nodes::queries::find(&mut change, node).await?)?;
+            follows_of_same(&record, statement)?;
+            if let Some(other) = queries::under_way(&mut change, node).await? {
+                return Err(under_way(&other).into());
+            }
+            refuse_known_key(&mut change, node, statement.wireguard_key).await?;
+            let record = found(queries::announce(&mut change, node, signed, statement).await?)?;
+            Ok(change.made(
+                (),
+                vec![RecordChange::Node(record)],
+                "node.key.announce",
+                node,
+            ))
+        });
+        announced.await?;
+    }
+    let waiting_for =
+        queries::not_ready(&mut *app.db.begin().await?, node, statement.sequence).await?;
+    Ok(RotationAnswer { waiting_for })
+}
+
+async fn done(
+    app: &App,
+    actor: &Actor,
+    node: NodeId,
+    signed: &SignedStatement,
+) -> Result<RotationAnswer> {
+    let statement = &verified(app, signed)?;
+    app.mutate(actor, |mut change| async move {
+        sites::queries::lock(&mut change).await?;
+        let record = found(nodes::queries::find(&mut change, node).await?)?;
+        if record.statement == *signed {
+            return Ok(change.not_needed(()));
+        }
+        follows_of_same(&record, statement)?;
+        refuse_known_key(&mut change, node, statement.wireguard_key).await?;
+        let record = found(queries::take_up(&mut change, node, signed, statement).await?)?;
+        Ok(change.made(
+            (),
+            vec![RecordChange::Node(record)],
+            "node.key.change",
+            node,
+        ))
+    })
+    .await?;
+    Ok(RotationAnswer::default())
+}
+
+async fn withdraw(app: &App, actor: &Actor, node: NodeId) -> Result<RotationAnswer> {
+    app.mutate(actor, |mut change| async move {
+        match queries::withdraw(&mut change, node).await? {
+            Some(record) => Ok(change.made(
+                (),
+                vec![RecordChange::Node(record)],
+                "node.key.withdraw",
+                node,
+            )),
+            None => Ok(change.not_needed(())),
+        }
+    })
+    .await?;
+    Ok(RotationAnswer::default())
+}
+
+fn verified(app: &App, signed: &SignedStatement) -> Result<Statement> {
+    verify_statement(signed, app.settings.mesh)
+        .map_err(|invalid| error::invalid("statement", "statement", invalid.to_string()).into())
+}
+
+/// Refuses a statement that cannot follow the node's present one, or that is of another identity.
+fn follows_of_same(record: &NodeRecord, statement: &Statement) -> Result<()> {
+    if statement.identity != record.identity_key {
+        return Err(error::invalid(
+            "statement",
+            "statement",
+            "the statement is not signed by the node's identity",
+        )
+        .into());
+    }
+    follows(record, statement)
+}
+
+/// Refuses a statement whose number cannot follow that of the node's present one.
+pub(crate) fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> {
+    if statement.unmanaged {
+        return Err(error::invalid(
+            "statement",
+            "statement",
+            "the statement says `unmanaged`, but this node has an agent",
+        )
+        .into());
+    }
+    let present = sequence(&record.statement)
+        .ok_or(Error::Internal("a statement in the database is not valid"))?;
+    if statement.sequence <= present || i64::try_from(statement.sequence).is_err() {
+        return Err(error::invalid(
+            "statement",
+            "statement",
+            format!("its number must be above {present}"),
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Refuses a key that is or was another node's, or is what this node has already.
+pub(crate) async fn refuse_known_key(
+    connection: &mut PgConnection,
+    node: NodeId,
+    key: WireguardKey,
+) -> Result<()> {
+    if queries::is_known_key(connection, node, key).await? {
+        Err(enrolment::queries::key_taken().into())
+    } else {
+        Ok(())
+    }
+}
+
+fn under_way(node: &str) -> Problem {
+    let detail = format!("{node} is changing its WireGuard key; only one node at a time may");
+    error::taken(
+        "rotation_under_way",
+        "Another node is changing its key",
+        "statement",
+        detail,
+        None,
+    )
+}
+
+fn found(record: Option<NodeRecord>) -> Result<NodeRecord> {
+    record.ok_or_else(|| error::unauthorized().into())
+}

@@ -1,0 +1,193 @@
+//! SQL of changes of WireGuard keys.
+
+use sqlx::PgConnection;
+use wattle_mesh::config::directory::NodeRecord;
+use wattle_wire::{
+    enrol::{SignedStatement, Statement},
+    ids::NodeId,
+    key::WireguardKey,
+    rotation::Armed,
+};
+
+use crate::{error::Result, routes::nodes};
+
+/// Asks a node for a new key. Whether it was not asked before.
+pub(super) async fn request(connection: &mut PgConnection, node: NodeId) -> Result<bool> {
+    let asked = sqlx::query!(
+        "UPDATE nodes SET rotate_since = now() WHERE id = $1 AND rotate_since IS NULL AND state <> \
+         'revoked'",
+        node.0
+    );
+    Ok(asked.execute(connection).await?.rows_affected() == 1)
+}
+
+/// Whether a node has announced this statement, a moment ago.
+pub(super) async fn is_announced(
+    connection: &mut PgConnection,
+    node: NodeId,
+    signed: &SignedStatement,
+) -> Result<bool> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+               SELECT FROM nodes WHERE id = $1 AND announced = $2 AND announced_signature = $3 AND announced_at > now() - interval '1 minute'
+           ) AS "found!""#,
+        node.0,
+        signed.statement,
+        signed.signature.as_bytes()
+    );
+    Ok(found.fetch_one(connection).await?)
+}
+
+/// The name of another node that is changing its key. One that announced it two minutes ago and did
+/// not change is not waited for: its own agent gives up after half a minute, and changes only while
+/// the coordinator answers.
+pub(super) async fn under_way(
+    connection: &mut PgConnection,
+    node: NodeId,
+) -> Result<Option<String>> {
+    let name = sqlx::query_scalar!(
+        "SELECT name FROM nodes WHERE id <> $1 AND state <> 'revoked' AND announced_at > now() - \
+         interval '2 minutes' LIMIT 1",
+        node.0
+    );
+    Ok(name.fetch_optional(connection).await?)
+}
+
+/// Whether a key is or was another node's, or is what this node has already.
+pub(super) async fn is_known_key(
+    connection: &mut PgConnection,
+    node: NodeId,
+    key: WireguardKey,
+) -> Result<bool> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM nodes WHERE wireguard_key = $1 OR announced_key = $1 AND id <> $2) AS "found!""#,
+        key.as_bytes(),
+        node.0
+    );
+    Ok(found.fetch_one(connection).await?)
+}
+
+pub(super) async fn announce(
+    connection: &mut PgConnection,
+    node: NodeId,
+    signed: &SignedStatement,
+    statement: &Statement,
+) -> Result<Option<NodeRecord>> {
+    sqlx::query!(
+        "UPDATE nodes SET announced = $2, announced_signature = $3, announced_key = $4, \
+         announced_at = now() WHERE id = $1 AND state <> 'revoked'",
+        node.0,
+        signed.statement,
+        signed.signature.as_bytes(),
+        statement.wireguard_key.as_bytes()
+    )
+    .execute(&mut *connection)
+    .await?;
+    nodes::queries::find(connection, node).await
+}
+
+/// Puts a statement in the place of the node's present one, be it of another WireGuard key or
+/// another identity.
+pub(crate) async fn take_up(
+    connection: &mut PgConnection,
+    node: NodeId,
+    signed: &SignedStatement,
+    statement: &Statement,
+) -> Result<Option<NodeRecord>> {
+    sqlx::query!(
+        "UPDATE nodes SET statement = $2, statement_signature = $3, wireguard_key = $4, \
+         identity_key = $5, announced = NULL,
+             announced_signature = NULL, announced_key = NULL, announced_at = NULL,
+             rotate_since = CASE WHEN wireguard_key = $4 THEN rotate_since END
+         WHERE id = $1 AND state <> 'revoked'",
+        node.0,
+        signed.statement,
+        signed.signature.as_bytes(),
+        statement.wireguard_key.as_bytes(),
+        statement.identity.as_bytes()
+    )
+    .execute(&mut *connection)
+    .await?;
+    disarm(connection, node).await?;
+    nodes::queries::find(connection, node).await
+}
+
+/// `None` when nothing was announced.
+pub(super) async fn withdraw(
+    connection: &mut PgConnection,
+    node: NodeId,
+) -> Result<Option<NodeRecord>> {
+    let withdrawn = sqlx::query!(
+        "UPDATE nodes SET announced = NULL, announced_signature = NULL, announced_key = NULL, \
+         announced_at = NULL
+         WHERE id = $1 AND announced IS NOT NULL AND state <> 'revoked'",
+        node.0
+    );
+    if withdrawn.execute(&mut *connection).await?.rows_affected() == 0 {
+        return Ok(None);
+    }
+    disarm(connection, node).await?;
+    nodes::queries::find(connection, node).await
+}
+
+/// Nodes of other sites that have not said that they are ready for what a node announced, in order.
+/// One without an agent never will.
+pub(super) async fn not_ready(
+    connection: &mut PgConnection,
+    node: NodeId,
+    sequence: u64,
+) -> Result<Vec<NodeId>> {
+    let waiting = sqlx::query_scalar!(
+        "SELECT peers.id FROM nodes AS peers JOIN nodes AS own ON own.id = $1 AND own.site <> \
+         peers.site
+         WHERE peers.state <> 'revoked' AND peers.file_made_at IS NULL
+           AND NOT EXISTS (SELECT FROM armed_peers WHERE node = $1 AND sequence = $2 AND peer = \
+           peers.id)
+         ORDER BY peers.id",
+        node.0,
+        sequence.cast_signed()
+    );
+    Ok(waiting
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(NodeId)
+        .collect())
+}
+
+/// Notes which announced keys peers are ready for.
+pub async fn arm(
+    connection: &mut PgConnection,
+    armed: impl Iterator<Item = (NodeId, Armed)>,
+) -> Result<()> {
+    let (mut peers, mut nodes, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+    for (peer, armed) in armed {
+        peers.push(peer.0);
+        nodes.push(armed.peer.0);
+        sequences.push(armed.sequence.cast_signed());
+    }
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "INSERT INTO armed_peers (node, sequence, peer)
+         SELECT node, sequence, peer FROM unnest($1::uuid[], $2::bigint[], $3::uuid[]) AS \
+         said(node, sequence, peer)
+         WHERE NOT EXISTS (SELECT FROM nodes WHERE id IN (node, peer) AND state = 'revoked')
+         ORDER BY node, sequence, peer
+         ON CONFLICT DO NOTHING",
+        &nodes,
+        &sequences,
+        &peers
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn disarm(connection: &mut PgConnection, node: NodeId) -> Result<()> {
+    sqlx::query!("DELETE FROM armed_peers WHERE node = $1", node.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

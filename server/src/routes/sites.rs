@@ -1,0 +1,360 @@
+//! `/sites`: places with LAN subnets.
+
+mod check;
+pub mod queries;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use ipnet::Ipv4Net;
+use uuid::Uuid;
+use wattle_mesh::config::directory::{Directory, RecordChange, SiteRecord};
+use wattle_wire::{
+    admin::{
+        CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SiteNode, SitePatch,
+    },
+    ids::SiteId,
+    problem::{Holder, Problem},
+};
+
+use crate::{
+    db::Actor,
+    error::{self, Error, Result},
+    http::{
+        body::{Body, Query},
+        page::{self, PageQuery},
+        preconditions::Tagged,
+    },
+    routes::{nodes, tokens},
+    state::app::App,
+};
+
+/// The largest import, in bytes.
+pub const LARGEST_IMPORT: usize = 4 * 1024 * 1024;
+
+/// Creates a site, and a join token for its first gateway.
+///
+/// The answer holds, this once, the command to run on the gateway.
+#[utoipa::path(post, path = "/sites", tag = "sites", request_body = NewSite,
+    responses((status = 201, body = CreatedSite, headers(("Location" = String, description = "path \
+        of the new site")))))]
+pub async fn create(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Body(new): Body<NewSite>,
+) -> Result<Response> {
+    let reserved = reserved(&app);
+    let wanted = [Wanted::of(check::Draft::of(new, &reserved)?)?];
+    let created = insert(
+        &app,
+        &actor,
+        &wanted,
+        reserved.tunnel_prefix,
+        "site.create",
+        wanted[0].id.to_string(),
+    )
+    .await;
+    let created = created
+        .map_err(|(_, error)| error)?
+        .pop()
+        .ok_or(Error::Internal("a site was made and is not there"))?;
+    let headers = [
+        (header::LOCATION, format!("/sites/{}", created.site.id)),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
+    let tagged = Tagged::new(created.site.clone())?.map(|_| created);
+    Ok((StatusCode::CREATED, headers, tagged).into_response())
+}
+
+/// Creates many sites at once, all or none.
+///
+/// Each has the form of `POST /sites`, and each comes back with the command to run on its gateway.
+/// The mesh takes one revision for all of them.
+#[utoipa::path(post, path = "/import", tag = "sites", request_body = Import, responses((status = 201, body = Imported)))]
+pub async fn import(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Body(Import { sites }): Body<Import, LARGEST_IMPORT>,
+) -> Result<Response> {
+    if !(1..=Import::MOST_SITES).contains(&sites.len()) {
+        return Err(error::invalid(
+            "too_many",
+            "sites",
+            format!("an import has 1 to {} sites", Import::MOST_SITES),
+        )
+        .into());
+    }
+    let reserved = reserved(&app);
+    let drafts = sites
+        .into_iter()
+        .enumerate()
+        .map(|(index, new)| check::Draft::of(new, &reserved).map_err(|error| error.of_site(index)));
+    let drafts: Vec<_> = drafts.collect::<Result<_>>()?;
+    check::check_together(&drafts)?;
+    let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
+    let sites = insert(
+        &app,
+        &actor,
+        &wanted,
+        reserved.tunnel_prefix,
+        "site.import",
+        format!("{} sites", wanted.len()),
+    )
+    .await;
+    let sites = sites.map_err(|(index, error)| match index {
+        Some(index) => error.of_site(index),
+        None => error,
+    })?;
+    Ok((
+        StatusCode::CREATED,
+        [(header::CACHE_CONTROL, "no-store")],
+        Json(Imported { sites }),
+    )
+        .into_response())
+}
+
+/// A site that is about to be made, with a join token for its first gateway.
+struct Wanted {
+    id: SiteId,
+    draft: check::Draft,
+    join: tokens::Issue,
+}
+
+impl Wanted {
+    fn of(draft: check::Draft) -> Result<Self> {
+        let id = SiteId(Uuid::now_v7());
+        Ok(Self {
+            id,
+            draft,
+            join: tokens::Issue::fresh(id, NewJoinToken::default())?,
+        })
+    }
+}
+
+/// Makes sites in one revision. An error says at which of them it failed, if it was at one.
+async fn insert(
+    app: &App,
+    actor: &Actor,
+    wanted: &[Wanted],
+    tunnel_prefix: Ipv4Net,
+    action: &'static str,
+    object: String,
+) -> Result<Vec<CreatedSite>, (Option<usize>, Error)> {
+    let none = wanted.len();
+    let at = AtomicUsize::new(none);
+    let (reached, object) = (&at, &object);
+    let created = app.mutate(actor, |mut change| async move {
+        queries::lock(&mut change).await?;
+        let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
+        let (mut created, mut records) = (
+            Vec::with_capacity(wanted.len()),
+            Vec::with_capacity(wanted.len()),
+        );
+        for (index, (Wanted { id, draft, join }, address)) in
+            wanted.iter().zip(addresses).enumerate()
+        {
+            reached.store(index, Ordering::Relaxed);
+            refuse_clash(queries::endpoint_clash(&mut change, None, draft).await?)?;
+            let record = queries::insert(&mut change, *id, draft, address).await?;
+            let token = tokens::queries::insert(&mut change, join).await?;
+            created.push(CreatedSite {
+                site: shown(&record, vec![]),
+                join_token: join.created(app, &token),
+            });
+            records.push(RecordChange::Site(record));
+        }
+        reached.store(none, Ordering::Relaxed);
+        Ok(change.made(created, records, action, object))
+    });
+    match created.await {
+        Ok(created) => Ok(created),
+        Err(error) => {
+            let index = at.into_inner();
+            match wanted.get(index) {
+                Some(site) => Err((Some(index), explain(app, None, &site.draft, error).await)),
+                None => Err((None, error)),
+            }
+        }
+    }
+}
+
+/// Lists sites, in the order in which they were created.
+#[utoipa::path(get, path = "/sites", tag = "sites", params(PageQuery), responses((status = 200, body = Page<Site>)))]
+pub async fn list(
+    State(app): State<App>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<Site>>> {
+    let (limit, after) = query.read::<SiteId>()?;
+    let page = app.copy.read(|feed| {
+        let directory = feed.directory();
+        let sites = directory
+            .sites
+            .range(page::after(after))
+            .map(|(_, record)| site_in(directory, record));
+        page::cut(sites, limit, |site| site.id)
+    });
+    Ok(Json(page))
+}
+
+/// Shows a site.
+#[utoipa::path(get, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
+    responses((status = 200, body = Site)))]
+pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Tagged<Site>> {
+    let found = app.copy.read(|feed| {
+        feed.directory()
+            .find_site(&site)
+            .map(|record| site_in(feed.directory(), record))
+    });
+    Tagged::new(found.ok_or_else(|| error::not_found("site"))?)
+}
+
+/// Changes a site. Absent fields stay as they are; `"endpoint": null` takes the endpoint away.
+#[utoipa::path(patch, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
+    request_body = SitePatch, responses((status = 200, body = Site)))]
+pub async fn change(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(name): Path<String>,
+    Body(patch): Body<SitePatch>,
+) -> Result<Tagged<Site>> {
+    let known = app
+        .copy
+        .read(|feed| feed.directory().find_site(&name).cloned())
+        .ok_or_else(|| error::not_found("site"))?;
+    let (site, wanted, reserved) = (known.id, &patch, &reserved(&app));
+    let changed = app.mutate(&actor, |mut change| async move {
+        queries::lock(&mut change).await?;
+        let before = queries::find(&mut change, site)
+            .await?
+            .ok_or_else(|| error::not_found("site"))?;
+        let nodes = nodes::queries::of_site(&mut change, site).await?;
+        change.found(&shown(&before, nodes))?;
+        let draft = check::Draft::of(check::patched(&before, wanted), reserved)?;
+        if draft.equals(&before) {
+            return Ok(change.not_needed(before));
+        }
+        refuse_clash(queries::endpoint_clash(&mut change, Some(site), &draft).await?)?;
+        let after = queries::update(&mut change, before, &draft).await?;
+        Ok(change.made(
+            after.clone(),
+            vec![RecordChange::Site(after)],
+            "site.change",
+            site,
+        ))
+    });
+    match changed.await {
+        Ok(record) => Tagged::new(app.copy.read(|feed| site_in(feed.directory(), &record))),
+        Err(error) => {
+            let draft = check::Draft::of(check::patched(&known, &patch), reserved)?;
+            Err(explain(&app, Some(known.id), &draft, error).await)
+        }
+    }
+}
+
+/// Removes a site: its nodes are revoked, its subnets and tunnel address become free.
+#[utoipa::path(delete, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
+    responses((status = 204)))]
+pub async fn remove(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(site): Path<String>,
+) -> Result<StatusCode> {
+    let id = app.find_site(&site)?;
+    app.mutate(&actor, |mut change| async move {
+        queries::lock(&mut change).await?;
+        let site = queries::find(&mut change, id)
+            .await?
+            .ok_or_else(|| error::not_found("site"))?;
+        let nodes = nodes::queries::of_site(&mut change, id).await?;
+        change.found(&shown(&site, nodes))?;
+        let mut records: Vec<_> = nodes::queries::revoke_all_of(&mut change, id)
+            .await?
+            .into_iter()
+            .map(RecordChange::NodeRevoked)
+            .collect();
+        queries::delete(&mut change, id).await?;
+        records.push(RecordChange::SiteRemoved(id));
+        Ok(change.made((), records, "site.remove", id))
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
+    let nodes = directory.nodes_of(record.id).map(|node| SiteNode {
+        id: node.id,
+        name: node.name.clone(),
+        state: node.state,
+    });
+    shown(record, nodes.collect())
+}
+
+fn shown(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
+    let SiteRecord {
+        id,
+        name,
+        description,
+        labels,
+        endpoint,
+        subnets,
+        tunnel_address,
+        created_at,
+    } = record.clone();
+    Site {
+        id,
+        name,
+        description,
+        labels,
+        endpoint,
+        subnets,
+        tunnel_address,
+        nodes,
+        created_at,
+    }
+}
+
+fn reserved(app: &App) -> check::Reserved {
+    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
+    check::Reserved {
+        tunnel_prefix,
+        coordinators: app.settings.addresses(),
+    }
+}
+
+fn refuse_clash(clash: Option<Problem>) -> Result<()> {
+    clash.map_or(Ok(()), |problem| Err(problem.into()))
+}
+
+/// Says who holds what was asked for when a constraint of the database has refused it.
+async fn explain(app: &App, site: Option<SiteId>, draft: &check::Draft, error: Error) -> Error {
+    let mut transaction = match app.db.begin().await {
+        Ok(transaction) => transaction,
+        Err(error) => return error,
+    };
+    let problem = match error.constraint() {
+        Some("site_name") => {
+            let holder = Holder {
+                site: draft.name.to_string(),
+                holds: draft.name.to_string(),
+            };
+            Ok(error::taken(
+                "name_taken",
+                "The name is taken",
+                "name",
+                "another site has this name; choose another",
+                Some(holder),
+            ))
+        }
+        Some("subnets_do_not_overlap") => {
+            queries::subnet_holder(&mut transaction, site, draft).await
+        }
+        Some("site_endpoint") => queries::endpoint_holder(&mut transaction, site, draft).await,
+        _ => return error,
+    };
+    problem.map_or_else(|error| error, Error::from)
+}

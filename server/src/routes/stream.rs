@@ -1,0 +1,370 @@
+//! `GET /agent/stream`: each node follows what concerns it.
+//!
+//! A stream keeps no queue: it looks at the copy when the position has moved, so a slow reader
+//! costs no memory and gets the newest state.
+
+mod text;
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Extension, Json,
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use wattle_mesh::config::{
+    feed::{Feed, Next},
+    view,
+};
+use wattle_wire::{
+    ids::{NodeId, Position},
+    key::IdentityKey,
+    stream::{ByeReason, HEARTBEAT_S, StreamMessage},
+};
+
+use self::text::{Text, Texts};
+use crate::{
+    error::{self, Result},
+    http::{auth::CallingNode, body::Query},
+    state::app::App,
+};
+
+const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_S);
+/// Signs of life are due at multiples of this: of thousands of streams hundreds at one moment, so
+/// that the coordinator need not wake up for each.
+const BEAT: Duration = Duration::from_millis(250);
+/// How long to wait for this coordinator to catch up with a node that knows more; more than it
+/// takes to look at the database.
+const AHEAD: Duration = Duration::from_secs(5);
+
+/// The open streams: one per node, the newest wins.
+#[derive(Debug)]
+pub struct Streams {
+    open: Mutex<HashMap<NodeId, Open>>,
+    texts: Texts,
+    /// From when on beats are counted.
+    began: Instant,
+}
+
+/// An open stream, as others see it.
+#[derive(Clone, Debug, Default)]
+struct Open {
+    superseded: CancellationToken,
+    mail: Arc<Notify>,
+    /// The newest letter that the node was told of.
+    told: i64,
+}
+
+/// From where to follow.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamQuery {
+    /// The position up to which the node knows the mesh; absent means that it knows nothing.
+    since: Option<Position>,
+}
+
+/// Follows what concerns the calling node.
+///
+/// Server-sent events; the data of each is one message in JSON: first a snapshot, a delta or a
+/// heartbeat, then deltas as they come, a heartbeat every 15 seconds, and `bye` before the
+/// coordinator ends the stream.
+#[utoipa::path(get, path = "/agent/stream", tag = "agents",
+    params(("since" = Option<Position>, Query, description = "position up to which the node knows \
+        the mesh; absent: it knows nothing")),
+    responses((status = 200, content_type = "text/event-stream", body = String)))]
+pub async fn follow(
+    State(app): State<App>,
+    Extension(CallingNode(node)): Extension<CallingNode>,
+    Query(query): Query<StreamQuery>,
+) -> Response {
+    let now = Instant::now();
+    app.reports.distrust(node);
+    let Open {
+        superseded, mail, ..
+    } = app.streams.open(node);
+    let identity = app.copy.read(|feed| identity(feed, node));
+    let session = Session {
+        superseded,
+        mail,
+        position: app.copy.subscribe(),
+        app,
+        node,
+        identity,
+        since: query.since,
+        greeted: false,
+        ended: false,
+        rest: Text::default(),
+        opened: now,
+        // Until the greeting, which is at once.
+        heartbeat: now,
+    };
+    tracing::info!(%node, since = query.since.map(|since| since.to_string()), "stream opened");
+    let pieces = stream::unfold(session, |mut session| async move {
+        let piece = session.next().await?;
+        Some((Ok::<_, Infallible>(piece), session))
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(pieces)).into_response()
+}
+
+/// Shows all that the calling node must know. `ETag` is the position.
+#[utoipa::path(get, path = "/agent/view", tag = "agents", responses((status = 200, body = Object), (status = 304)))]
+pub async fn show(
+    State(app): State<App>,
+    Extension(CallingNode(node)): Extension<CallingNode>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let (view, position) = app
+        .copy
+        .read(|feed| (view::view(feed.directory(), node), feed.position()));
+    let view = view.ok_or_else(error::unauthorized)?;
+    let etag = format!("\"{position}\"");
+    let known = headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .any(|known| known.as_bytes() == etag.as_bytes());
+    if known {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response());
+    }
+    Ok((
+        [
+            (header::ETAG, etag),
+            (header::CACHE_CONTROL, "no-cache".to_owned()),
+        ],
+        Json(view),
+    )
+        .into_response())
+}
+
+/// One open stream.
+#[derive(Debug)]
+struct Session {
+    app: App,
+    node: NodeId,
+    /// As which it opened the stream; absent when it was removed meanwhile.
+    identity: Option<IdentityKey>,
+    /// The position up to which the node knows the mesh.
+    since: Option<Position>,
+    position: watch::Receiver<Position>,
+    superseded: CancellationToken,
+    mail: Arc<Notify>,
+    greeted: bool,
+    ended: bool,
+    /// What is left of the message that is on its way.
+    rest: Text,
+    /// Or when a node that knows more was last given up waiting for.
+    opened: Instant,
+    /// When the next sign of life is due.
+    heartbeat: Instant,
+}
+
+impl Session {
+    /// The next piece of what is to be said, when there is something; `None` ends the stream.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(piece) = self.rest.next() {
+            return Some(piece);
+        }
+        if self.ended {
+            return None;
+        }
+        self.rest = self.wait().await;
+        self.greeted = true;
+        self.heartbeat = self.app.streams.heartbeat_after(Instant::now());
+        self.rest.next()
+    }
+
+    /// Waits until there is something to say.
+    async fn wait(&mut self) -> Text {
+        loop {
+            self.position.borrow_and_update();
+            let due = match self.look() {
+                Look::Say(position, text) => {
+                    self.since = Some(position);
+                    return text;
+                }
+                Look::Wait(until) => until,
+                Look::Ahead(seen) => {
+                    // On its own heap: it is rare, and would take kilobytes of each stream.
+                    if let Err(error) = Box::pin(self.app.copy.begin_epoch_after(
+                        &self.app.db,
+                        self.node,
+                        seen,
+                    ))
+                    .await
+                    {
+                        tracing::debug!(%error, "cannot ask whether the database was restored");
+                    }
+                    self.opened = Instant::now();
+                    continue;
+                }
+                Look::Revoked => return self.bye(ByeReason::Revoked),
+                Look::Succeeded => return self.bye(ByeReason::Superseded),
+            };
+            tokio::select! {
+                biased;
+                () = self.app.stop.cancelled() => return self.bye(ByeReason::Shutdown),
+                () = self.superseded.cancelled() => return self.bye(ByeReason::Superseded),
+                _ = self.position.changed() => {}
+                () = self.mail.notified() => return Text::of(&StreamMessage::Mail),
+                () = sleep_until(due) => {}
+            }
+        }
+    }
+
+    fn look(&self) -> Look {
+        let texts = &self.app.streams.texts;
+        self.app.copy.read(|feed| {
+            let snapshot = || {
+                texts
+                    .snapshot(feed, self.node)
+                    .map_or(Look::Revoked, |text| Look::Say(feed.position(), text))
+            };
+            let now = Instant::now();
+            let known = identity(feed, self.node);
+            if known.is_some() && known != self.identity {
+                return Look::Succeeded;
+            }
+            match feed.next(self.node, self.since) {
+                Next::Delta(since) => {
+                    Look::Say(feed.position(), texts.delta(feed, self.node, since))
+                }
+                Next::Snapshot => snapshot(),
+                Next::Current if !self.greeted || now >= self.heartbeat => {
+                    let position = feed.position();
+                    Look::Say(position, Text::of(&StreamMessage::Heartbeat { position }))
+                }
+                Next::Current => Look::Wait(self.heartbeat),
+                Next::Ahead(seen) if now >= self.opened + AHEAD => Look::Ahead(seen),
+                Next::Ahead(_) => Look::Wait(self.opened + AHEAD),
+                Next::NotAMember => Look::Revoked,
+            }
+        })
+    }
+
+    fn bye(&mut self, reason: ByeReason) -> Text {
+        tracing::info!(node = %self.node, ?reason, "stream ended");
+        self.ended = true;
+        Text::of(&StreamMessage::Bye { reason })
+    }
+}
+
+/// What a look at the copy gives.
+enum Look {
+    /// There is this to say, after which the node knows the mesh up to the position.
+    Say(Position, Text),
+    /// There is nothing to say until then.
+    Wait(Instant),
+    /// The node has seen this, and the copy has had time to catch up with it.
+    Ahead(Position),
+    Revoked,
+    /// The node has another identity than the one that opened the stream.
+    Succeeded,
+}
+
+fn identity(feed: &Feed, node: NodeId) -> Option<IdentityKey> {
+    feed.directory()
+        .nodes
+        .get(&node)
+        .map(|record| record.identity_key)
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.app.streams.close(self.node, &self.superseded);
+    }
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self {
+            open: Mutex::default(),
+            texts: Texts::default(),
+            began: Instant::now(),
+        }
+    }
+}
+
+impl Streams {
+    /// When a stream on which something is said now has to show its next sign of life: at the last
+    /// beat before `HEARTBEAT` is over.
+    fn heartbeat_after(&self, now: Instant) -> Instant {
+        let limit = now + HEARTBEAT;
+        let since_beat = (limit - self.began).as_nanos() % BEAT.as_nanos();
+        limit - Duration::from_nanos(u64::try_from(since_beat).unwrap_or_default())
+    }
+
+    /// Whether a node has an open stream with this coordinator.
+    pub fn is_open(&self, node: NodeId) -> bool {
+        self.lock().contains_key(&node)
+    }
+
+    /// Tells nodes of the newest letter that waits for each, if it has an open stream here and was
+    /// not told of this one. Whether any was told.
+    pub fn tell_of_mail(&self, newest: Vec<(NodeId, i64)>) -> bool {
+        let (mut streams, mut told_any) = (self.lock(), false);
+        for (node, letter) in newest {
+            if let Some(open) = streams.get_mut(&node).filter(|open| open.told < letter) {
+                open.told = letter;
+                open.mail.notify_one();
+                told_any = true;
+            }
+        }
+        told_any
+    }
+
+    /// Registers a stream and ends the one that the node had before.
+    fn open(&self, node: NodeId) -> Open {
+        let open = Open::default();
+        if let Some(older) = self.lock().insert(node, open.clone()) {
+            older.superseded.cancel();
+        }
+        open
+    }
+
+    fn close(&self, node: NodeId, superseded: &CancellationToken) {
+        // A newer stream has cancelled this one and put itself in its place.
+        if !superseded.is_cancelled() {
+            self.lock().remove(&node);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_of_life_are_due_together_and_never_late() {
+        let streams = Streams::default();
+        let spoke = |ms| streams.began + Duration::from_millis(ms);
+        let due: Vec<_> = [0, 249, 250, 499]
+            .map(|ms| streams.heartbeat_after(spoke(ms)))
+            .into();
+        assert_eq!(
+            due,
+            [spoke(15_000), spoke(15_000), spoke(15_250), spoke(15_250)]
+        );
+    }
+}

@@ -1,0 +1,99 @@
+//! `POST /agent/identity`: how a node takes up another identity.
+
+pub mod queries;
+
+use axum::{
+    Extension,
+    extract::State,
+    http::{Extensions, StatusCode},
+};
+use wattle_mesh::{
+    config::directory::RecordChange,
+    keys::enrolment::{is_or_was, verify_statement},
+};
+use wattle_wire::{enrol::NewIdentity, key::IdentityKey};
+
+use crate::{
+    db::Actor,
+    error::{self, Error, Result},
+    http::{
+        auth::{self, RequestId},
+        body::Body,
+    },
+    routes::{enrolment, nodes, rotation, sites},
+    state::app::App,
+};
+
+/// Replaces a node's identity. The former identity has signed for the new one.
+///
+/// The statement is the credential: only who has the present identity can make it. Tokens of the
+/// one before are refused from then on, and its stream ends. It may be repeated. A WireGuard key
+/// that the node has announced is not any more.
+#[utoipa::path(post, path = "/agent/identity", tag = "agents", request_body = NewIdentity, responses((status = 204)))]
+pub async fn succeed(
+    State(app): State<App>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    extensions: Extensions,
+    Body(NewIdentity {
+        node,
+        statement: signed,
+    }): Body<NewIdentity>,
+) -> Result<StatusCode> {
+    let may_follow = |identity: IdentityKey| {
+        let statement = verify_statement(&signed, app.settings.mesh).ok()?;
+        is_or_was(&statement, identity).then_some(statement)
+    };
+    let verified = async {
+        let present = app.copy.read(|feed| {
+            feed.directory()
+                .nodes
+                .get(&node)
+                .map(|record| record.identity_key)
+        });
+        Ok(present.and_then(may_follow))
+    };
+    let statement = &auth::unless_guessing(&app, auth::network(&extensions), verified)
+        .await?
+        .ok_or_else(error::unauthorized)?;
+    let (actor, signed) = (
+        Actor::new(format!("node:{node}"), Some(request_id)),
+        &signed,
+    );
+    let changed = app.mutate(&actor, |mut change| async move {
+        sites::queries::lock(&mut change).await?;
+        let record = nodes::queries::find(&mut change, node)
+            .await?
+            .ok_or_else(error::unauthorized)?;
+        if record.statement == *signed {
+            return Ok(change.not_needed(()));
+        }
+        // The copy may be older than the database.
+        if !is_or_was(statement, record.identity_key) {
+            return Err(error::unauthorized().into());
+        }
+        rotation::follows(&record, statement)?;
+        if queries::is_former(&mut change, statement.identity).await? {
+            return Err(enrolment::queries::key_taken().into());
+        }
+        if statement.wireguard_key != record.wireguard_key {
+            rotation::refuse_known_key(&mut change, node, statement.wireguard_key).await?;
+        }
+        queries::keep_former(&mut change, node, statement).await?;
+        let record = rotation::queries::take_up(&mut change, node, signed, statement)
+            .await?
+            .ok_or_else(error::unauthorized)?;
+        Ok(change.made(
+            (),
+            vec![RecordChange::Node(record)],
+            "node.identity.change",
+            node,
+        ))
+    });
+    changed.await.map_err(|error| match error.constraint() {
+        Some("node_identity_key" | "node_wireguard_key") => {
+            Error::from(enrolment::queries::key_taken())
+        }
+        _ => error,
+    })?;
+    Ok(StatusCode::NO_CONTENT)
+}

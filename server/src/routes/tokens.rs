@@ -1,0 +1,179 @@
+//! `/join-tokens`: what lets a machine become a node.
+
+pub mod queries;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use uuid::Uuid;
+use wattle_wire::{
+    admin::{CreatedJoinToken, JoinToken, NewJoinToken, Page},
+    ids::{SiteId, TokenId},
+    join::JoinString,
+    secret::Secret,
+};
+
+use crate::{
+    db::Actor,
+    error::{self, Result},
+    http::{
+        body::{Body, Query},
+        page::{self, PageQuery},
+    },
+    secret,
+    state::app::App,
+};
+
+/// A join token that is about to be stored, with its secret.
+#[derive(Debug)]
+pub struct Issue {
+    pub id: TokenId,
+    pub site: SiteId,
+    pub secret: Secret,
+    pub wanted: NewJoinToken,
+}
+
+impl Issue {
+    /// # Errors
+    ///
+    /// A problem when more is wanted than a join token may be good for.
+    pub fn fresh(site: SiteId, wanted: NewJoinToken) -> Result<Self> {
+        check(&wanted)?;
+        Ok(Self {
+            id: TokenId(Uuid::now_v7()),
+            site,
+            secret: secret::fresh()?,
+            wanted,
+        })
+    }
+
+    /// What is shown this once.
+    pub fn created(&self, app: &App, stored: &JoinToken) -> CreatedJoinToken {
+        let join = JoinString {
+            urls: app.settings.urls.clone(),
+            mesh: app.settings.mesh,
+            pins: app.pins(),
+            token: self.id,
+            secret: self.secret.clone(),
+        };
+        CreatedJoinToken {
+            id: self.id,
+            expires_at: stored.expires_at,
+            join_string: Secret::new(join.to_string()),
+            command: Secret::new(format!("wattle-agent join {join}")),
+        }
+    }
+}
+
+/// Makes a join token for a further gateway of a site. An empty body asks for one use within an
+/// hour.
+#[utoipa::path(post, path = "/sites/{site}/join-tokens", tag = "join \
+    tokens", params(("site" = String, Path, description = "id or name")),
+    request_body = NewJoinToken, responses((status = 201, body = CreatedJoinToken)))]
+pub async fn create(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(site): Path<String>,
+    Body(wanted): Body<NewJoinToken>,
+) -> Result<Response> {
+    let issue = Issue::fresh(app.find_site(&site)?, wanted)?;
+    let (new, app) = (&issue, &app);
+    let created = app.mutate(&actor, |mut change| async move {
+        let stored = queries::insert(&mut change, new).await?;
+        change
+            .made(
+                new.created(app, &stored),
+                Vec::new(),
+                "join-token.create",
+                new.id,
+            )
+            .leaving(&stored)
+    });
+    let created = match created.await {
+        Err(error) if error.constraint() == Some("join_tokens_site_fkey") => {
+            return Err(error::not_found("site").into());
+        }
+        result => result?,
+    };
+    let headers = [
+        (header::LOCATION, format!("/join-tokens/{}", created.id)),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
+    Ok((StatusCode::CREATED, headers, Json(created)).into_response())
+}
+
+/// Lists the join tokens of a site that were not revoked, without their secrets.
+#[utoipa::path(get, path = "/sites/{site}/join-tokens", tag = "join tokens",
+    params(("site" = String, Path, description = "id or \
+        name"), PageQuery), responses((status = 200, body = Page<JoinToken>)))]
+pub async fn list(
+    State(app): State<App>,
+    Path(site): Path<String>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<JoinToken>>> {
+    let (limit, after) = query.read::<TokenId>()?;
+    let tokens = queries::of_site(
+        &mut *app.db.begin().await?,
+        app.find_site(&site)?,
+        after,
+        limit + 1,
+    )
+    .await?;
+    Ok(Json(page::cut(tokens.into_iter(), limit, |token| token.id)))
+}
+
+/// Shows a join token, without its secret.
+#[utoipa::path(get, path = "/join-tokens/{id}", tag = "join tokens", params(("id" = TokenId, Path)),
+    responses((status = 200, body = JoinToken)))]
+pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json<JoinToken>> {
+    let found = queries::find(&mut *app.db.begin().await?, parse(&id)?).await?;
+    found
+        .map(Json)
+        .ok_or_else(|| error::not_found("join token").into())
+}
+
+/// Revokes a join token. Nodes that enrolled with it stay.
+#[utoipa::path(delete, path = "/join-tokens/{id}", tag = "join \
+    tokens", params(("id" = TokenId, Path)), responses((status = 204)))]
+pub async fn revoke(
+    State(app): State<App>,
+    Extension(actor): Extension<Actor>,
+    Path(id): Path<String>,
+) -> Result<StatusCode> {
+    let id = parse(&id)?;
+    app.mutate(&actor, |mut change| async move {
+        if !queries::revoke(&mut change, id).await? {
+            return Err(error::not_found("join token").into());
+        }
+        Ok(change.made((), Vec::new(), "join-token.revoke", id))
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn parse(id: &str) -> Result<TokenId> {
+    id.parse()
+        .map_err(|_| error::not_found("join token").into())
+}
+
+fn check(wanted: &NewJoinToken) -> Result<()> {
+    if !(1..=NewJoinToken::MOST_USES).contains(&wanted.uses) {
+        return Err(error::invalid(
+            "invalid_field",
+            "uses",
+            format!("a join token has 1 to {} uses", NewJoinToken::MOST_USES),
+        )
+        .into());
+    }
+    if !(1..=NewJoinToken::LONGEST_S).contains(&wanted.expires_in_s) {
+        let detail = format!(
+            "a join token is valid for 1 to {} seconds (7 days)",
+            NewJoinToken::LONGEST_S
+        );
+        return Err(error::invalid("invalid_field", "expires_in_s", detail).into());
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! What all requests share: the mesh in memory, what nodes said, and who may call.
+
+pub mod app;
+pub mod auth_limiter;
+pub mod link_tracker;
+pub mod mesh_cache;

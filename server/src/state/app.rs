@@ -1,0 +1,166 @@
+//! What all handlers share.
+
+use std::{net::IpAddr, ops::Deref, sync::Arc};
+
+use axum::http::Uri;
+use ipnet::IpNet;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio_util::sync::CancellationToken;
+use wattle_mesh::config::{directory::RecordChange, impact};
+use wattle_wire::{
+    admin::{DryRun, LinkEffects},
+    ids::{MeshId, NodeId, SiteId},
+    key::Bytes32,
+};
+
+use crate::{
+    db::{Actor, Change, Db, Made, Outcome},
+    error::{self, Error, Result},
+    http::auth::{KnownTokens, Verified},
+    routes::{metrics::Metrics, report::Reports, sites, stream::Streams},
+    state::{auth_limiter::Failures, link_tracker::Live, mesh_cache::Copy},
+    tls::certificate::Certificate,
+};
+
+/// What all handlers share: one pointer, which each request and each stream takes with it.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Parts>);
+
+/// The parts of a coordinator.
+#[derive(Debug)]
+pub struct Parts {
+    pub db: Db,
+    pub copy: Copy,
+    pub streams: Streams,
+    pub reports: Reports,
+    pub live: Live,
+    pub metrics: Metrics,
+    pub verified: Verified,
+    pub known: KnownTokens,
+    pub failures: Failures,
+    pub settings: Settings,
+    /// `None` where a proxy speaks TLS, or nobody does.
+    pub certificate: Option<Arc<Certificate>>,
+    pub stop: CancellationToken,
+}
+
+/// What stays as it is while the coordinator runs.
+pub struct Settings {
+    pub mesh: MeshId,
+    /// What ephemeral keys of enrolment and secrets of webhooks are derived from.
+    pub challenge_secret: [u8; 32],
+    /// Where agents reach the coordinators, for join strings.
+    pub urls: Vec<String>,
+    /// Where webhooks may lead although that is refused by itself.
+    pub webhook_allow: Vec<IpNet>,
+}
+
+impl Settings {
+    /// The addresses where agents reach the coordinators, as far as they are told by address and
+    /// not by name.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let address = |url: &String| {
+            url.parse::<Uri>()
+                .ok()?
+                .host()?
+                .trim_matches(['[', ']'])
+                .parse()
+                .ok()
+        };
+        self.urls.iter().filter_map(address).collect()
+    }
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings")
+            .field("mesh", &self.mesh)
+            .field("urls", &self.urls)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads
+    /// what he wrote. Of a dry run it tells what it would do, which is no answer of the handler's
+    /// own and goes past it like an error.
+    pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned,
+        W: Future<Output = Result<Outcome<T>>>,
+    {
+        if actor.terms.dry_run {
+            let made = self.db.rehearse(actor, work).await?;
+            return Err(Error::DryRun(Box::new(self.dry_run(made))));
+        }
+        let committed = self.db.mutate(actor, work).await?;
+        if let Some(position) = committed.position {
+            self.copy.wait_for(position).await;
+        }
+        Ok(committed.value)
+    }
+
+    fn dry_run(&self, made: Option<Made>) -> DryRun {
+        let Some(Made {
+            records, action, ..
+        }) = made
+        else {
+            return DryRun {
+                would: None,
+                sites: Vec::new(),
+                links: LinkEffects::default(),
+            };
+        };
+        let before = self.copy.read(|feed| feed.directory().clone());
+        let (after, links) = impact::effect(&before, &records);
+        let sites = records.iter().filter_map(|record| match record {
+            RecordChange::Site(site) => Some(sites::site_in(&after, site)),
+            RecordChange::Mesh(_)
+            | RecordChange::SiteRemoved(_)
+            | RecordChange::Node(_)
+            | RecordChange::NodeRevoked(_)
+            | RecordChange::Admission(..) => None,
+        });
+        DryRun {
+            would: Some(action.to_owned()),
+            sites: sites.collect(),
+            links,
+        }
+    }
+
+    /// The pins by which agents know the coordinators; none when their certificate is publicly
+    /// valid.
+    pub fn pins(&self) -> Vec<Bytes32> {
+        self.certificate
+            .as_ref()
+            .map_or_else(Vec::new, |certificate| certificate.pins())
+    }
+
+    /// The site that a path means by an id or a name.
+    pub fn find_site(&self, id_or_name: &str) -> Result<SiteId> {
+        let found = self
+            .copy
+            .read(|feed| feed.directory().find_site(id_or_name).map(|site| site.id));
+        found.ok_or_else(|| error::not_found("site").into())
+    }
+
+    /// The node that a path means by an id or a name.
+    pub fn find_node(&self, id_or_name: &str) -> Result<NodeId> {
+        let found = self
+            .copy
+            .read(|feed| feed.directory().find_node(id_or_name).map(|node| node.id));
+        found.ok_or_else(|| error::not_found("node").into())
+    }
+}

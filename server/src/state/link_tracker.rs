@@ -1,0 +1,459 @@
+//! `GET /events/stream`: people and scripts follow what is new in the mesh.
+//!
+//! Like an agent's stream it keeps no queue: it looks at the board, which the coordinator has while
+//! somebody watches, and a slow reader gets the newest state. The id of an event names the board
+//! and the look at it, so that who comes back hears of what is new only.
+//!
+//! Of links the coordinator always remembers those of which an end ever said something; the board
+//! has all pairs, which are many.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    extract::State,
+    http::HeaderMap,
+    response::{
+        IntoResponse, Response, Sse,
+        sse::{Event, KeepAlive},
+    },
+};
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::stream;
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep},
+};
+use uuid::Uuid;
+use wattle_mesh::{
+    access::Action,
+    config::{directory::Directory, view, wg_quick::Files},
+    health::{
+        alert::LinkMove,
+        link::SILENT_S,
+        tracker::{LinkWatch, Pair},
+        watch_cache::{Board, Sight},
+    },
+};
+use wattle_wire::{
+    admin::LinkState,
+    ids::{NodeId, Position},
+    news::{LinkNews, MeshNews},
+};
+
+use crate::{
+    error::{Error, Result},
+    http::auth,
+    routes::{
+        links::{self, queries::Changed},
+        nodes, sites, webhooks,
+    },
+    state::app::App,
+};
+
+/// Least time between two looks at the links; configuration is looked at when it changes.
+const PACE: Duration = Duration::from_secs(1);
+/// What was written within this time before the last look is read again: it may have been committed
+/// after it.
+const OVERLAP: TimeDelta = TimeDelta::seconds(30);
+/// How often it is read when nodes were heard of: nobody is silent before 150 seconds.
+const HEAR: Duration = Duration::from_secs(5);
+/// For how long the board is kept for those who come back.
+const KEEP: Duration = Duration::from_secs(60);
+/// How long a link is as it is before its history says so: its ends do not notice at the same
+/// moment.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Time without a look after which nothing is known of who was silent meanwhile.
+const BREAK: Duration = Duration::from_secs(10);
+/// How often what is too old is dropped from the history of links.
+const PRUNE: Duration = Duration::from_secs(3600);
+/// How often a stream shows a sign of life, and proves again that its credential is valid.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Streams at a time.
+const MOST: usize = 256;
+
+/// What is seen of the mesh, for those who watch and for the history of links.
+#[derive(Debug)]
+pub struct Live {
+    seen: Mutex<Seen>,
+    places: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    links: LinkWatch,
+    /// Up to when links were read, by the clock of their rows.
+    read: Option<DateTime<Utc>>,
+    /// When it was read who was heard of.
+    heard: Option<Instant>,
+    /// Up to which reading it was noted who is silent.
+    noted: Option<Instant>,
+    looked: Option<(Instant, Position)>,
+    /// Since when links are looked at without a break.
+    listening: Option<(DateTime<Utc>, Instant)>,
+    /// How many nodes had left, and in which epoch, when links were last forgotten.
+    departed: (i64, usize),
+    /// Links whose history does not say yet how they are, with when that was first seen.
+    unrecorded: BTreeMap<Pair, (LinkNews, Instant)>,
+    /// For those who watch; absent while nobody does.
+    shown: Option<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    /// Tells boards apart: numbers of looks mean nothing to another.
+    id: Uuid,
+    board: Board,
+    /// When somebody last looked at it.
+    asked: Instant,
+}
+
+/// A look at a board, as the id of an event names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Told {
+    board: Uuid,
+    look: u64,
+}
+
+impl Told {
+    fn id(self) -> String {
+        format!("{}.{}", self.board.simple(), self.look)
+    }
+
+    fn parse(id: &str) -> Option<Self> {
+        let (board, look) = id.split_once('.')?;
+        Some(Self {
+            board: Uuid::try_parse(board).ok()?,
+            look: look.parse().ok()?,
+        })
+    }
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            seen: Mutex::default(),
+            places: Arc::new(Semaphore::new(MOST)),
+        }
+    }
+}
+
+/// Follows the mesh: sites, nodes and the state of links.
+///
+/// Server-sent events. The first, `snapshot`, holds everything; each `change` what is new since the
+/// event before. With the `Last-Event-ID` of an event that it has received, a client is told only
+/// what is new since then, if this coordinator still knows.
+#[utoipa::path(get, path = "/events/stream", tag = "events",
+    params(("Last-Event-ID" = Option<String>, Header, description = "id of the last event \
+        received; absent: tell everything")),
+    responses((status = 200, content_type = "text/event-stream", body = MeshNews)))]
+pub async fn follow(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
+    let Ok(place) = Arc::clone(&app.live.places).try_acquire_owned() else {
+        return Err(Error::Unavailable("too many streams of events"));
+    };
+    let told = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok())
+        .and_then(Told::parse);
+    let session = Session {
+        position: app.copy.subscribe(),
+        app,
+        headers,
+        told,
+        proven: Instant::now(),
+        _place: place,
+    };
+    let events = stream::unfold(session, |mut session| async move {
+        let event = session.next().await?;
+        Some((Ok::<_, Infallible>(event), session))
+    });
+    let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT));
+    Ok(([("x-accel-buffering", "no")], stream).into_response())
+}
+
+/// One who watches.
+struct Session {
+    app: App,
+    /// They hold the credential.
+    headers: HeaderMap,
+    /// The look up to which it was told.
+    told: Option<Told>,
+    position: watch::Receiver<Position>,
+    /// When the credential was last found valid.
+    proven: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Session {
+    /// The next event; `None` ends the stream.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            self.position.borrow_and_update();
+            if let Some((told, news)) = self.app.live.news(&self.app, self.told).await {
+                self.told = Some(told);
+                let kind = if news.complete { "snapshot" } else { "change" };
+                return Event::default()
+                    .event(kind)
+                    .id(told.id())
+                    .json_data(&news)
+                    .ok();
+            }
+            tokio::select! {
+                () = self.app.stop.cancelled() => return None,
+                _ = self.position.changed() => {}
+                () = sleep(PACE) => {}
+            }
+            if self.proven.elapsed() >= HEARTBEAT {
+                if !auth::admits_api_token(&self.app, &self.headers, Action::Read).await {
+                    return None;
+                }
+                self.proven = Instant::now();
+            }
+        }
+    }
+}
+
+impl Live {
+    /// What is new since a look, and the look that it leads up to.
+    async fn news(&self, app: &App, since: Option<Told>) -> Option<(Told, MeshNews)> {
+        let mut seen = self.seen.lock().await;
+        if seen.shown.is_none() {
+            seen.shown = Some(Shown {
+                id: Uuid::now_v7(),
+                board: Board::new(),
+                asked: Instant::now(),
+            });
+            // Nothing stands on it yet.
+            seen.looked = None;
+        }
+        seen.refresh(app).await;
+        let shown = seen.shown.as_mut()?;
+        shown.asked = Instant::now();
+        let since = since
+            .filter(|told| told.board == shown.id)
+            .map(|told| told.look);
+        Some((
+            Told {
+                board: shown.id,
+                look: shown.board.look(),
+            },
+            shown.board.news(since)?,
+        ))
+    }
+
+    /// The state of each link of which an end ever said something.
+    pub async fn link_states(&self, app: &App) -> Vec<LinkState> {
+        let mut seen = self.seen.lock().await;
+        seen.refresh(app).await;
+        seen.links.states().collect()
+    }
+}
+
+/// Looks at links, and keeps their history, until the coordinator stops.
+pub async fn keep_history(app: &App) {
+    let mut pruned: Option<Instant> = None;
+    loop {
+        sleep(PACE).await;
+        let kept = async {
+            app.live.record(app).await?;
+            if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
+                let mut transaction = app.db.report().await?;
+                links::queries::prune_history(&mut transaction).await?;
+                transaction.commit().await?;
+                pruned = Some(Instant::now());
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = kept.await {
+            tracing::debug!(%error, "cannot write the history of links");
+        }
+    }
+}
+
+impl Live {
+    /// Writes down what links are like that have been so for a moment, and who is silent.
+    async fn record(&self, app: &App) -> Result<()> {
+        let mut seen = self.seen.lock().await;
+        seen.shown = seen
+            .shown
+            .take()
+            .filter(|shown| shown.asked.elapsed() < KEEP);
+        seen.refresh(app).await;
+        let heard = seen.heard;
+        let silent: Option<Vec<_>> =
+            (heard != seen.noted).then(|| seen.links.silent().iter().map(|node| node.0).collect());
+        let settled: Vec<_> = seen
+            .unrecorded
+            .values()
+            .filter(|(_, since)| since.elapsed() >= SETTLE)
+            .map(|(link, _)| *link)
+            .collect();
+        drop(seen);
+        if let Some(silent) = silent {
+            let mut transaction = app.db.report().await?;
+            webhooks::queries::note_silence(&mut transaction, &silent, SILENT_S.cast_signed())
+                .await?;
+            transaction.commit().await?;
+            self.seen.lock().await.noted = heard;
+        }
+        for links in settled.chunks(links::queries::MOST_ROWS) {
+            let mut transaction = app.db.report().await?;
+            let news = links::queries::record(&mut transaction, links).await?;
+            // How a link is when it is first heard of is no change.
+            let moves = news.into_iter().filter_map(|(link, before)| {
+                Some(LinkMove {
+                    ends: link.ends,
+                    before: before?.0,
+                    after: link.state,
+                })
+            });
+            let moves: Vec<_> = moves.filter(|link| link.before != link.after).collect();
+            if !moves.is_empty() {
+                webhooks::queries::note(&mut transaction, &moves).await?;
+            }
+            transaction.commit().await?;
+        }
+        let mut seen = self.seen.lock().await;
+        for link in settled {
+            let pair = (link.ends[0], link.ends[1]);
+            if seen
+                .unrecorded
+                .get(&pair)
+                .is_some_and(|(now, _)| (now.state, now.fault) == (link.state, link.fault))
+            {
+                seen.unrecorded.remove(&pair);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Seen {
+    /// Looks at the mesh, unless that was done a moment ago and no revision came since.
+    async fn refresh(&mut self, app: &App) {
+        let recent = |(at, position): (Instant, Position)| {
+            at.elapsed() < PACE && position == app.copy.position()
+        };
+        if self.looked.is_some_and(recent) {
+            return;
+        }
+        let now = Utc::now();
+        let anew = match self.read(app, now).await {
+            Ok(anew) => anew,
+            Err(error) => {
+                // Links are shown as they were; configuration is in memory.
+                tracing::debug!(%error, "cannot read the health of links");
+                BTreeSet::new()
+            }
+        };
+        let board = self.shown.as_ref().map(|shown| &shown.board);
+        let (position, anew, seen) = app.copy.read(|feed| {
+            let directory = feed.directory();
+            let is_link = |(a, b): &Pair| view::linked(directory, *a, *b);
+            let departed = (feed.position().epoch, directory.revoked.len());
+            if departed != self.departed {
+                self.departed = departed;
+                self.links.retain(is_link);
+                self.unrecorded.retain(|pair, _| is_link(pair));
+            }
+            let mut anew: BTreeSet<_> = anew.into_iter().filter(is_link).collect();
+            let seen = board.map(|board| {
+                anew.extend(links_of_new_nodes(directory, board));
+                let sites: Vec<_> = directory
+                    .sites
+                    .values()
+                    .map(|site| sites::site_in(directory, site))
+                    .collect();
+                let files = Files::of(directory);
+                let nodes: Vec<_> = directory
+                    .nodes
+                    .values()
+                    .filter_map(|node| nodes::node_in(app, &files, node))
+                    .collect();
+                (sites, nodes)
+            });
+            let anew: Vec<_> = anew
+                .into_iter()
+                .map(|pair| (pair, directory.unmanaged([pair.0, pair.1])))
+                .collect();
+            (feed.position(), anew, seen)
+        });
+        let links: Vec<_> = anew
+            .into_iter()
+            .map(|(pair, unmanaged)| self.links.judge(pair, unmanaged, now))
+            .collect();
+        links
+            .iter()
+            .for_each(|link| note(&mut self.unrecorded, &self.links, link));
+        self.looked = Some((Instant::now(), position));
+        if let Some((shown, (sites, nodes))) = self.shown.as_mut().zip(seen) {
+            shown.board.see(Sight {
+                position,
+                sites,
+                nodes,
+                links,
+            });
+        }
+    }
+
+    /// Reads what is new of links; those to be judged anew.
+    async fn read(&mut self, app: &App, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
+        let mut transaction = app.db.follow().await?;
+        let (mut changed, newest): Changed =
+            links::queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP))
+                .await?;
+        let heard = match self.heard.is_some_and(|at| at.elapsed() < HEAR) {
+            true => None,
+            false => Some(links::queries::all_heard(&mut transaction).await?),
+        };
+        // The clock of the rows is the database's; the newest row is as far as it is known to have
+        // come.
+        self.read = self.read.max(newest);
+        if heard.is_some() {
+            self.heard = Some(Instant::now());
+        }
+        let unbroken = self
+            .listening
+            .filter(|(_, last)| last.elapsed() < BREAK)
+            .map_or(now, |(since, _)| since);
+        self.listening = Some((unbroken, Instant::now()));
+        // Rows of links that this copy does not have yet are read again until it has.
+        app.copy
+            .read(|feed| changed.retain(|((a, b), _)| view::linked(feed.directory(), *a, *b)));
+        Ok(self.links.take(changed, heard, unbroken, now))
+    }
+}
+
+/// The links of nodes that the board does not know yet.
+fn links_of_new_nodes(directory: &Directory, board: &Board) -> impl Iterator<Item = Pair> {
+    let new = directory.nodes.keys().filter(|node| !board.knows(**node));
+    let with_all = |node: NodeId| {
+        directory
+            .nodes
+            .keys()
+            .map(move |other| (node.min(*other), node.max(*other)))
+    };
+    new.copied()
+        .flat_map(with_all)
+        .filter(|(a, b)| view::linked(directory, *a, *b))
+}
+
+/// Notes that the history of a link does not say how it is, or that it does.
+fn note(unrecorded: &mut BTreeMap<Pair, (LinkNews, Instant)>, links: &LinkWatch, link: &LinkNews) {
+    let (pair, now) = ((link.ends[0], link.ends[1]), (link.state, link.fault));
+    let Some(record) = links.record(&pair) else {
+        return;
+    };
+    if record.recorded == Some(now) {
+        unrecorded.remove(&pair);
+    } else if unrecorded
+        .get(&pair)
+        .is_none_or(|(before, _)| (before.state, before.fault) != now)
+    {
+        unrecorded.insert(pair, (*link, Instant::now()));
+    }
+}

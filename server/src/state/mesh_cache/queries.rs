@@ -1,0 +1,126 @@
+//! SQL of the copy in memory.
+
+use sqlx::{PgConnection, types::Json};
+use wattle_mesh::config::{
+    directory::{Directory, RecordChange},
+    feed::Feed,
+};
+use wattle_wire::{
+    ids::{MeshId, NodeId, Position},
+    peer::MeshSettings,
+    probe::HealthSettings,
+};
+
+use crate::{
+    error::{Error, Result},
+    routes::{mesh, nodes, sites},
+};
+
+/// How many revisions a coordinator remembers when it starts; agents that are further behind get a
+/// snapshot.
+const HISTORY: i64 = 10_000;
+
+/// What a revision changed.
+#[derive(Debug)]
+pub struct Revision {
+    pub revision: i64,
+    pub changes: Json<Vec<RecordChange>>,
+}
+
+pub async fn position(connection: &mut PgConnection) -> Result<Position> {
+    Ok(
+        sqlx::query_as!(Position, "SELECT epoch, revision FROM mesh")
+            .fetch_one(connection)
+            .await?,
+    )
+}
+
+/// The database lost what was seen, if its position is before that: its numbers will be given out
+/// again, and must not be mistaken for those that were lost. Whether a new epoch began.
+pub async fn begin_epoch(connection: &mut PgConnection, seen: Position) -> Result<bool> {
+    let begun = sqlx::query!(
+        "UPDATE mesh SET epoch = $1::bigint + 1 WHERE (epoch, revision) < ($1, $2)",
+        seen.epoch,
+        seen.revision
+    );
+    Ok(begun.execute(connection).await?.rows_affected() == 1)
+}
+
+pub async fn changes_since(connection: &mut PgConnection, revision: i64) -> Result<Vec<Revision>> {
+    let changes = sqlx::query_as!(
+        Revision,
+        r#"SELECT revision, changes AS "changes: Json<Vec<RecordChange>>" FROM changes WHERE revision > $1 ORDER BY revision LIMIT 1000"#,
+        revision
+    );
+    Ok(changes.fetch_all(connection).await?)
+}
+
+/// Reads the configuration as it is now, but for nodes that once took part.
+pub async fn directory(connection: &mut PgConnection) -> Result<(Position, Directory)> {
+    let (position, mesh) = settings(connection).await?;
+    let mut directory = Directory::new(mesh);
+    for site in sites::queries::all(connection).await? {
+        directory.apply(&RecordChange::Site(site));
+    }
+    for node in nodes::queries::all(connection).await? {
+        directory.apply(&RecordChange::Node(node));
+    }
+    Ok((position, directory))
+}
+
+/// Reads all of the mesh, in a transaction that sees one moment.
+pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
+    let (position, mut directory) = directory(connection).await?;
+    let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'")
+        .fetch_all(&mut *connection)
+        .await?;
+    directory.revoked.extend(revoked.into_iter().map(NodeId));
+    let history = sqlx::query_as!(
+        Revision,
+        r#"SELECT revision, changes AS "changes: Json<Vec<RecordChange>>" FROM changes
+           WHERE revision > $1 AND epoch = $2 ORDER BY revision"#,
+        position.revision - HISTORY,
+        position.epoch
+    );
+    let history = history.fetch_all(&mut *connection).await?;
+    Ok(Feed::new(
+        directory,
+        position,
+        history
+            .into_iter()
+            .map(|change| (change.revision, change.changes.0)),
+    ))
+}
+
+pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettings)> {
+    let row = sqlx::query!(
+        "SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, probes, \
+         lossy_percent, slow_ms, epoch, revision FROM mesh"
+    )
+    .fetch_one(connection)
+    .await?;
+    let invalid = || Error::Internal("the settings of the mesh are not valid");
+    let ipnet::IpNet::V4(tunnel_prefix) = row.tunnel_prefix else {
+        return Err(invalid());
+    };
+    let settings = MeshSettings {
+        id: MeshId(row.id),
+        tunnel_prefix,
+        listen_port: row.listen_port.try_into().map_err(|_| invalid())?,
+        keepalive_s: row.keepalive_s.try_into().map_err(|_| invalid())?,
+        psk: mesh::queries::psk_policy(&row.psk)?,
+        rotate_days: row.rotate_days.try_into().map_err(|_| invalid())?,
+        health: HealthSettings {
+            probes: row.probes,
+            lossy_percent: row.lossy_percent.try_into().map_err(|_| invalid())?,
+            slow_ms: row.slow_ms.try_into().map_err(|_| invalid())?,
+        },
+    };
+    Ok((
+        Position {
+            epoch: row.epoch,
+            revision: row.revision,
+        },
+        settings,
+    ))
+}

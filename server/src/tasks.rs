@@ -1,0 +1,3 @@
+//! What the coordinator does by itself, beside answering requests.
+
+pub mod endpoint_check;

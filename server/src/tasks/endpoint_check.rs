@@ -1,0 +1,78 @@
+//! Has endpoints tried that nodes name themselves, and takes note of who was met there.
+
+pub mod queries;
+
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::time::interval;
+use wattle_mesh::config::{
+    directory::RecordChange,
+    endpoint_check::{self, Trial},
+};
+use wattle_wire::{endpoint::Endpoint, ids::NodeId};
+
+use crate::{
+    db::Actor,
+    error::Result,
+    routes::{nodes, sites},
+    state::app::App,
+};
+
+/// How often the nodes are looked at of which this is not known.
+const LOOK: Duration = Duration::from_secs(1);
+/// A peer that reported so lately is there to try.
+const HEARD: Duration = Duration::from_secs(120);
+
+/// Looks after all trials, again and again. Each coordinator goes by what it hears of the nodes
+/// that turn to it.
+pub async fn follow(app: &App) {
+    let mut ticks = interval(LOOK);
+    loop {
+        ticks.tick().await;
+        for (node, endpoint, trial) in under_way(app) {
+            if let Err(error) = advance(app, node, endpoint, &trial).await {
+                tracing::debug!(%node, %error, "cannot continue the checks of endpoints now");
+            }
+        }
+    }
+}
+
+fn under_way(app: &App) -> Vec<(NodeId, Endpoint, Trial)> {
+    app.copy.read(|feed| {
+        let nodes = feed.directory().nodes.values();
+        nodes
+            .filter_map(|node| Some((node.id, node.endpoint?, node.trial.clone()?)))
+            .collect()
+    })
+}
+
+async fn advance(app: &App, node: NodeId, endpoint: Endpoint, seen: &Trial) -> Result<()> {
+    let is_heard = |peer| app.reports.is_heard(peer, HEARD);
+    let next = app
+        .copy
+        .read(|feed| endpoint_check::next(feed.directory(), node, seen, Utc::now(), is_heard));
+    let (next, action) = match (app.reports.is_met(node, endpoint), &next) {
+        (true, _) => (None, "node.endpoint.meet"),
+        (false, Some(next)) => (Some(next), "node.endpoint.try"),
+        (false, None) => return Ok(()),
+    };
+    let actor = Actor::new("coordinator", None);
+    app.mutate(&actor, |mut change| async move {
+        sites::queries::lock(&mut change).await?;
+        let now = nodes::queries::find(&mut change, node).await?;
+        if now.and_then(|now| now.trial).as_ref() != Some(seen) {
+            // Another coordinator was quicker, or the node is gone.
+            return Ok(change.not_needed(()));
+        }
+        queries::set(&mut change, node, next).await?;
+        let record = nodes::queries::find(&mut change, node).await?;
+        Ok(change.made(
+            (),
+            record.into_iter().map(RecordChange::Node).collect(),
+            action,
+            node,
+        ))
+    })
+    .await
+}
