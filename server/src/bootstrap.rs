@@ -3,12 +3,7 @@
 
 mod queries;
 
-use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -18,6 +13,7 @@ use wattle_wire::{
 };
 
 use crate::{
+    data_dir::{PRIVATE, token_file, write_whole},
     db::Db,
     routes::api_tokens,
     secret::{self, ApiToken},
@@ -35,21 +31,6 @@ impl std::fmt::Debug for Mesh {
             .field("id", &self.id)
             .finish_non_exhaustive()
     }
-}
-
-/// The file of the owner's api token.
-pub fn token_file(data_dir: &Path) -> PathBuf {
-    data_dir.join("api-token")
-}
-
-/// Makes the data directory. Others may pass through, so that the account of a private Postgres
-/// reaches its folder, but not look.
-pub fn make_data_dir(data_dir: &Path) -> anyhow::Result<()> {
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o711)
-        .create(data_dir);
-    made.with_context(|| format!("cannot make {}", data_dir.display()))
 }
 
 /// Reads the mesh's row, and makes it if this is the first start of all coordinators on this
@@ -77,29 +58,4 @@ pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyh
         .context("cannot reach the database")?;
     let mesh = queries::mesh(&mut *db.begin().await?).await?;
     Ok(mesh)
-}
-
-/// Mode of a file that only its owner reads.
-pub(crate) const PRIVATE: u32 = 0o600;
-/// Mode of a file that everybody reads.
-pub(crate) const PUBLIC: u32 = 0o644;
-
-/// Writes a file with a mode, whole or not at all.
-pub(crate) fn write_whole(path: &Path, content: &str, mode: u32) -> io::Result<()> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".tmp");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&unfinished)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    path.parent()
-        .map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
 }

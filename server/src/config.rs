@@ -15,7 +15,7 @@ use wattle_wire::{
     key::Bytes32,
 };
 
-use crate::tls::authority::parse_fingerprint;
+use crate::fingerprint::parse_fingerprint;
 
 /// The coordinator of a Wattle mesh: it stores sites, keys and subnets, and tells each gateway what
 /// it must know.

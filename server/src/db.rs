@@ -1,6 +1,8 @@
 //! The one way to change the mesh: a transaction that takes the next revision last, records what
 //! changed and who did it, and tells the other coordinators.
 
+mod actor;
+pub mod etag;
 pub mod idempotency;
 
 use std::{
@@ -23,9 +25,9 @@ use wattle_mesh::{
 };
 use wattle_wire::{ids::Position, key::Bytes32};
 
+pub use self::actor::{Actor, Terms};
 use crate::{
     error::{self, Error, Result},
-    http::preconditions::{self, Terms},
     secret,
 };
 
@@ -59,26 +61,6 @@ pub struct Db {
     follow: PgPool,
     reports: PgPool,
     has_pooler: bool,
-}
-
-/// Who changes something, for the audit log, and on which terms.
-#[derive(Clone, Debug)]
-pub struct Actor {
-    /// `api-token:<id>`, `node:<id>`, `join-token:<id>` or `command line`.
-    pub name: String,
-    pub request_id: Option<String>,
-    pub terms: Terms,
-}
-
-impl Actor {
-    /// Somebody who makes no terms.
-    pub fn new(name: impl Into<String>, request_id: Option<String>) -> Self {
-        Self {
-            name: name.into(),
-            request_id,
-            terms: Terms::default(),
-        }
-    }
 }
 
 /// A change under way: a transaction that will take a revision.
@@ -119,7 +101,7 @@ impl Change {
     /// 412 when the caller wants to change it only as it was.
     pub fn found(&mut self, object: &impl Serialize) -> Result<()> {
         match self.if_match.take() {
-            Some(if_match) if !preconditions::names(&if_match, object)? => {
+            Some(if_match) if !etag::names(&if_match, object)? => {
                 Err(error::changed_meanwhile().into())
             }
             _ => Ok(()),

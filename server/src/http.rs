@@ -1,5 +1,6 @@
 //! HTTP, whatever it is about: connections, credentials, bodies, pages and conditional requests.
 
+pub mod audience;
 pub mod auth;
 pub mod body;
 pub mod listen;

@@ -3,8 +3,10 @@
 
 pub mod bootstrap;
 pub mod config;
+pub mod data_dir;
 pub mod db;
 pub mod error;
+pub mod fingerprint;
 pub mod http;
 pub mod postgres;
 pub mod router;

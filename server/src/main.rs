@@ -13,9 +13,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wattle_mesh::audit::Head;
 use wattle_server::{
-    bootstrap,
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
+    data_dir,
     db::{Actor, Db},
+    fingerprint::fingerprint,
     http::listen::Listeners,
     postgres, router,
     routes::{api_tokens, events},
@@ -64,7 +65,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     // First of all, so that a taken port is told before a database is made.
     let listeners = Listeners::bind(config)?;
-    bootstrap::make_data_dir(&config.data_dir)?;
+    data_dir::make_data_dir(&config.data_dir)?;
     let database = Database::open(config.database_url(), &config.data_dir).await?;
     let kind = database.kind();
     let result = async {
@@ -83,7 +84,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             address = %server.address,
             position = %server.app.copy.position(),
             database = kind,
-            api_token = %bootstrap::token_file(&config.data_dir).display(),
+            api_token = %data_dir::token_file(&config.data_dir).display(),
             "serves"
         );
         tell_supervisor(NotifyState::Ready);
@@ -222,12 +223,10 @@ async fn authority(
             .await?
             .iter()
             .try_for_each(|line| say(line)),
-        CaCommand::Next => say(&authority::fingerprint(
+        CaCommand::Next => say(&fingerprint(
             authority::make_next(&db, &actor, data_dir).await?,
         )),
-        CaCommand::Switch => say(&authority::fingerprint(
-            authority::switch(&db, data_dir).await?,
-        )),
+        CaCommand::Switch => say(&fingerprint(authority::switch(&db, data_dir).await?)),
         CaCommand::Forget { fingerprint } => {
             authority::forget(&db, &actor, data_dir, fingerprint).await
         }

@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
     http::{HeaderName, HeaderValue, header},
     middleware::{Next, from_fn, from_fn_with_state},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use tokio::time::timeout;
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
@@ -30,6 +30,7 @@ use wattle_wire::{
 use crate::{
     error,
     http::{
+        audience::{Audience, only},
         auth::{self, RequestId},
         preconditions, ui,
     },
@@ -54,7 +55,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
         Action::Ask => routes
             .routes(routes!(health::healthz))
             .routes(routes!(health::readyz))
-            .routes(routes!(health::openapi))
+            .routes(routes!(show_openapi))
             .routes(routes!(enrolment::start))
             .routes(routes!(enrolment::finish))
             .routes(routes!(succession::succeed)),
@@ -97,37 +98,6 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(report::receive))
             .routes(routes!(mailbox::exchange))
             .routes(routes!(rotation::advance)),
-    }
-}
-
-/// For whom a path is. Each may have a listener of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    Agents,
-    /// People and scripts.
-    Admin,
-    Metrics,
-}
-
-impl Audience {
-    /// For whom a path is; `None` means for everybody.
-    fn of(path: &str) -> Option<Self> {
-        match path {
-            "/healthz" | "/readyz" => None,
-            "/metrics" => Some(Self::Metrics),
-            path if path.starts_with("/agent/") => Some(Self::Agents),
-            _ => Some(Self::Admin),
-        }
-    }
-}
-
-/// What a listener is not for is not there.
-async fn only(State(audiences): State<Arc<[Audience]>>, request: Request, next: Next) -> Response {
-    match Audience::of(request.uri().path()) {
-        Some(audience) if !audiences.contains(&audience) => {
-            error::respond(&error::not_found("path"))
-        }
-        Some(_) | None => next.run(request).await,
     }
 }
 
@@ -235,6 +205,12 @@ pub fn openapi() -> OpenApi {
 pub fn openapi_json() -> String {
     let text = openapi().to_pretty_json().unwrap_or_default();
     text + "\n"
+}
+
+/// This description of the interface.
+#[utoipa::path(get, path = "/openapi.json", tag = "coordinator", responses((status = 200, body = Object)))]
+pub async fn show_openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi_json()).into_response()
 }
 
 /// Names each operation after its method and path: `get_sites_site`. Names of functions are unique

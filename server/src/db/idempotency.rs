@@ -14,7 +14,7 @@ use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
     hkdf::{HKDF_SHA256, Salt},
 };
-use axum::http::{HeaderMap, HeaderName, request::Parts};
+use axum::http::request::Parts;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::PgConnection;
 use zeroize::Zeroizing;
@@ -24,8 +24,6 @@ use crate::{
     secret,
 };
 
-const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
-const LONGEST_KEY: usize = 255;
 /// Separates this use of an api token from every other.
 const CONTEXT: &[u8] = b"wattle answers 1";
 const SEALED: Error = Error::Internal("an answer cannot be sealed or opened");
@@ -41,29 +39,6 @@ pub struct Ticket {
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Ticket(…)")
-    }
-}
-
-/// The `Idempotency-Key` of a request.
-///
-/// # Errors
-///
-/// 422 when there are several, or when it is empty, long or not plain text.
-pub fn named(headers: &HeaderMap) -> Result<Option<&str>> {
-    let mut named = headers.get_all(HEADER).iter();
-    let (first, second) = (named.next(), named.next());
-    let Some(first) = first else { return Ok(None) };
-    match first
-        .to_str()
-        .ok()
-        .filter(|key| second.is_none() && (1..=LONGEST_KEY).contains(&key.len()))
-    {
-        Some(key) => Ok(Some(key)),
-        None => Err(error::invalid_idempotency_key(format!(
-            "an Idempotency-Key has 1 to {LONGEST_KEY} printable ASCII characters; draw a new one \
-             for each request"
-        ))
-        .into()),
     }
 }
 

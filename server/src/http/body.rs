@@ -12,6 +12,8 @@ use crate::error::{self, Error, Result};
 
 /// The largest body that is read where nothing else is said, in bytes.
 pub const LARGEST_BODY: usize = 256 * 1024;
+/// The largest body of any change: an import of sites, in bytes.
+pub const LARGEST_IMPORT: usize = 4 * 1024 * 1024;
 /// How much of a larger one is read before the answer, in bytes.
 const MOST_THROWN_AWAY: usize = 8 * 1024 * 1024;
 /// The longest field name that an answer repeats.

@@ -31,7 +31,7 @@ use wattle_wire::stream::SILENCE_S;
 
 pub use self::limiter::Guest;
 use self::{handshakes::Turns, limiter::Doors};
-use crate::{config::Config, router::Audience};
+use crate::{config::Config, http::audience::Audience, tls::certificate::HTTP2};
 
 /// How long requests that are under way may take once the coordinator stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -50,8 +50,6 @@ const BACKLOG: u32 = 65_535;
 const EXHAUSTED: Duration = Duration::from_millis(100);
 /// Open files that are kept for the database, logs and certificates.
 const FILES_OF_OUR_OWN: u64 = 128;
-/// What a client that wants HTTP/2 asks for in its handshake (RFC 9113, section 3.2).
-pub(crate) const HTTP2: &[u8] = b"h2";
 /// Streams of one HTTP/2 connection at a time.
 const MOST_STREAMS: u32 = 64;
 /// The largest headers of a request, in bytes.

@@ -6,42 +6,23 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderValue, Method, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use wattle_mesh::access::Action;
 
 use crate::{
-    db::{
-        Actor,
-        idempotency::{self, Ticket},
-    },
+    db::{Actor, Terms, etag, idempotency::Ticket},
     error::{self, Error, Result},
     http::{auth, body},
-    routes::sites,
-    secret,
 };
 
-/// Bytes of a hash that are enough to tell two states of one object apart.
-const TAG: usize = 16;
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const LONGEST_KEY: usize = 255;
 /// The route that can be asked to do what it would refuse.
 const FORCED: &str = "/nodes/{node}/rotate";
-
-/// On which terms a change is asked for.
-#[derive(Clone, Debug, Default)]
-pub struct Terms {
-    /// Whether it is not to be made, but to be told what it would do.
-    pub dry_run: bool,
-    /// Whether it is to be made in spite of what it does to others.
-    pub force: bool,
-    /// The tags of which the object has to have one.
-    pub if_match: Option<String>,
-    /// By what it is known should it be sent again.
-    pub ticket: Option<Arc<Ticket>>,
-}
 
 /// The query of a change.
 #[derive(Debug, Default, Deserialize)]
@@ -95,7 +76,7 @@ async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
         ticket: None,
     };
     // A dry run leaves nothing that a second one could do again.
-    if !dry_run && idempotency::named(request.headers())?.is_some() {
+    if !dry_run && idempotency_key(request.headers())?.is_some() {
         (request, terms.ticket) = with_ticket(request).await?;
     }
     if let Some(actor) = request.extensions_mut().get_mut::<Actor>() {
@@ -113,10 +94,10 @@ async fn with_ticket(request: Request) -> Result<(Request, Option<Arc<Ticket>>)>
         .into());
     }
     let (parts, body) = request.into_parts();
-    let body = body::read(body, sites::LARGEST_IMPORT).await?;
+    let body = body::read(body, body::LARGEST_IMPORT).await?;
     let (api_token, key) = (
         auth::bearer(&parts.headers),
-        idempotency::named(&parts.headers)?,
+        idempotency_key(&parts.headers)?,
     );
     let ticket = api_token
         .zip(key)
@@ -175,25 +156,29 @@ impl<T: Serialize> IntoResponse for Tagged<T> {
     }
 }
 
-/// Whether an object is one of those that the caller names: one of these tags, or `*` for whatever
-/// there is.
-pub fn names(if_match: &str, object: &impl Serialize) -> Result<bool> {
-    let tag = text_of(object)?;
-    Ok(if_match
-        .split(',')
-        .map(str::trim)
-        .any(|named| named == "*" || named == tag))
-}
-
 fn tag(object: &impl Serialize) -> Result<HeaderValue> {
-    HeaderValue::try_from(text_of(object)?).map_err(|_| Error::Internal("a tag is no header"))
+    HeaderValue::try_from(etag::of(object)?).map_err(|_| Error::Internal("a tag is no header"))
 }
 
-fn text_of(object: &impl Serialize) -> Result<String> {
-    let text =
-        serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
-    Ok(format!(
-        "\"{}\"",
-        URL_SAFE_NO_PAD.encode(&secret::hash(text)[..TAG])
-    ))
+/// The `Idempotency-Key` of a request.
+///
+/// # Errors
+///
+/// 422 when there are several, or when it is empty, long or not plain text.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>> {
+    let mut named = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let (first, second) = (named.next(), named.next());
+    let Some(first) = first else { return Ok(None) };
+    match first
+        .to_str()
+        .ok()
+        .filter(|key| second.is_none() && (1..=LONGEST_KEY).contains(&key.len()))
+    {
+        Some(key) => Ok(Some(key)),
+        None => Err(error::invalid_idempotency_key(format!(
+            "an Idempotency-Key has 1 to {LONGEST_KEY} printable ASCII characters; draw a new one \
+             for each request"
+        ))
+        .into()),
+    }
 }

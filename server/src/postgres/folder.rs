@@ -20,7 +20,7 @@ use nix::{
 };
 
 use super::{PORT, USER, binaries::Binaries};
-use crate::bootstrap;
+use crate::data_dir;
 
 /// The longest path of a Unix socket, without its end.
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -45,7 +45,7 @@ pub(crate) struct Folder {
 impl Folder {
     /// Makes the folders below a data directory, private to the account that Postgres will run as.
     pub(crate) fn prepare(data_dir: &Path) -> anyhow::Result<Self> {
-        bootstrap::make_data_dir(data_dir)?;
+        data_dir::make_data_dir(data_dir)?;
         let data_dir = fs::canonicalize(data_dir)?;
         let account = account()?;
         let home = data_dir.join("postgres");

@@ -1,14 +1,14 @@
-//! `/healthz` and `/readyz`, for supervisors and load balancers; `/openapi.json`, for programs.
+//! `/healthz` and `/readyz`, for supervisors and load balancers.
 
 use axum::{
     Json,
     extract::State,
-    http::{StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use wattle_wire::admin::Readiness;
 
-use crate::{router, state::app::App};
+use crate::state::app::App;
 
 /// Says that the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "coordinator", responses((status = 204)))]
@@ -31,16 +31,6 @@ pub async fn readyz(State(app): State<App>) -> Response {
             ready,
             position: app.copy.position(),
         }),
-    )
-        .into_response()
-}
-
-/// This description of the interface.
-#[utoipa::path(get, path = "/openapi.json", tag = "coordinator", responses((status = 200, body = Object)))]
-pub async fn openapi() -> Response {
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        router::openapi_json(),
     )
         .into_response()
 }

@@ -26,16 +26,13 @@ use crate::{
     db::Actor,
     error::{self, Error, Result},
     http::{
-        body::{Body, Query},
+        body::{Body, LARGEST_IMPORT, Query},
         page::{self, PageQuery},
         preconditions::Tagged,
     },
     routes::{nodes, tokens},
     state::app::App,
 };
-
-/// The largest import, in bytes.
-pub const LARGEST_IMPORT: usize = 4 * 1024 * 1024;
 
 /// Creates a site, and a join token for its first gateway.
 ///

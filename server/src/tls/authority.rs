@@ -28,8 +28,9 @@ use wattle_wire::key::Bytes32;
 use zeroize::Zeroizing;
 
 use crate::{
-    bootstrap::{PRIVATE, PUBLIC, write_whole},
+    data_dir::{PRIVATE, PUBLIC, write_whole},
     db::{Actor, Db},
+    fingerprint::fingerprint,
 };
 
 /// Days for which a certificate of a coordinator is good.
@@ -312,32 +313,11 @@ pub async fn forget(db: &Db, actor: &Actor, data_dir: &Path, pin: Bytes32) -> an
     Ok(())
 }
 
-/// A pin as `openssl x509 -fingerprint -sha256` prints it.
-pub fn fingerprint(pin: Bytes32) -> String {
-    pin.as_bytes().map(|byte| format!("{byte:02X}")).join(":")
-}
-
 fn fingerprints(pins: &[Bytes32]) -> String {
     pins.iter()
         .map(|pin| fingerprint(*pin))
         .collect::<Vec<_>>()
         .join(" or ")
-}
-
-/// Reads what [`fingerprint`] prints.
-pub fn parse_fingerprint(text: &str) -> Result<Bytes32, String> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|byte| {
-            u8::from_str_radix(byte, 16)
-                .ok()
-                .filter(|_| byte.len() == 2)
-        })
-        .collect();
-    let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-    bytes
-        .map(Bytes32::from)
-        .ok_or_else(|| "this is not a fingerprint as `wattle-server ca list` prints it".to_owned())
 }
 
 #[cfg(test)]
@@ -356,21 +336,5 @@ mod tests {
         let (_, key) = made.pem.split_once("PRIVATE KEY-----\n").unwrap();
         assert!(!format!("{made:?}").contains(&key[..40]));
         assert!(Authority::from_pem(Zeroizing::new(made.public_pem().to_owned())).is_err());
-    }
-
-    #[test]
-    fn a_fingerprint_reads_back() {
-        let pin = Authority::fresh().unwrap().pin();
-        assert_eq!(parse_fingerprint(&fingerprint(pin)), Ok(pin));
-        assert_eq!(parse_fingerprint(&fingerprint(pin).to_lowercase()), Ok(pin));
-        for bad in [
-            "",
-            "AB",
-            &fingerprint(pin)[1..],
-            &format!("{}:00", fingerprint(pin)),
-            &"+1:".repeat(32),
-        ] {
-            assert!(parse_fingerprint(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -24,10 +24,12 @@ use tokio_util::sync::CancellationToken;
 use wattle_wire::key::Bytes32;
 use zeroize::Zeroizing;
 
-use crate::{config::Config, db::Db, http::listen, secret, tls::authority};
+use crate::{config::Config, db::Db, secret, tls::authority};
 
 /// How often files and pins are looked at.
 const LOOK: Duration = Duration::from_secs(10);
+/// What a client that wants HTTP/2 asks for in its handshake (RFC 9113, section 3.2).
+pub(crate) const HTTP2: &[u8] = b"h2";
 
 /// Where the certificate comes from.
 #[derive(Debug)]
@@ -104,7 +106,7 @@ impl Certificate {
         let mut config = builder
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(self) as _);
-        config.alpn_protocols = vec![listen::HTTP2.to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Arc::new(config))

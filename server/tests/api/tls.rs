@@ -122,7 +122,7 @@ async fn a_further_coordinator_needs_the_authority_of_the_first() {
         .await
         .unwrap_err()
         .to_string();
-    let fingerprint = authority::fingerprint(coordinator.server.app.pins()[0]);
+    let fingerprint = wattle_server::fingerprint::fingerprint(coordinator.server.app.pins()[0]);
     assert!(
         error.contains(&fingerprint) && error.contains("ca.pem is missing: copy it"),
         "{error}"
