@@ -2,8 +2,12 @@
 //! changed and who did it, and tells the other coordinators.
 
 mod actor;
+pub mod audit_log;
 pub mod etag;
 pub mod idempotency;
+pub mod node_records;
+pub mod site_records;
+pub mod webhook_news;
 
 use std::{
     ops::{Deref, DerefMut},

@@ -35,10 +35,10 @@ use crate::{
         preconditions, ui,
     },
     routes::{
-        api_tokens, enrolment, events, health, links, mailbox, mesh, metrics, nodes, report,
-        rotation, sites, stream, succession, tokens, webhooks, wg_quick,
+        api_tokens, enrolment, event_stream, events, health, links, mailbox, mesh, metrics, nodes,
+        report, rotation, sites, stream, succession, tokens, webhooks, wg_quick,
     },
-    state::{app::App, link_tracker},
+    state::app::App,
 };
 
 /// Position of the copy from which an answer was read.
@@ -69,7 +69,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(links::list))
             .routes(routes!(links::show))
             .routes(routes!(links::history))
-            .routes(routes!(link_tracker::follow))
+            .routes(routes!(event_stream::follow))
             .routes(routes!(metrics::show))
             .routes(routes!(mesh::show))
             .routes(routes!(api_tokens::own))

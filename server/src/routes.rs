@@ -2,6 +2,7 @@
 
 pub mod api_tokens;
 pub mod enrolment;
+pub mod event_stream;
 pub mod events;
 pub mod health;
 pub mod links;

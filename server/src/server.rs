@@ -15,20 +15,21 @@ use crate::{
     config::Config,
     db::{Db, idempotency},
     error::Result,
-    http::{
-        auth::{KnownTokens, Verified},
-        listen::{self, Listeners},
-    },
+    http::listen::{self, Listeners},
     postgres::Postgres,
     router,
-    routes::{api_tokens, mailbox, metrics::Metrics, report::Reports, stream::Streams, webhooks},
+    routes::api_tokens,
     state::{
         app::{App, Parts, Settings},
         auth_limiter::Failures,
-        link_tracker::{self, Live},
+        credentials::{KnownTokens, Verified},
+        link_tracker::Live,
         mesh_cache::Copy,
+        metrics::Metrics,
+        reports::Reports,
+        streams::Streams,
     },
-    tasks::endpoint_check,
+    tasks::{endpoint_check, history, mailbox, webhook_outbox},
     tls::certificate::Certificate,
 };
 
@@ -167,13 +168,13 @@ async fn follow(app: App) {
     tokio::select! {
         () = app.copy.follow(&app.db, &app.stop) => {}
         () = app.reports.write_on(&app.db) => {}
-        () = app.metrics.follow(&app) => {}
+        () = app.metrics.follow(&app.copy, &app.stop) => {}
         () = sweep => {}
         () = certificate => {}
         () = mailbox::follow(&app) => {}
-        () = link_tracker::keep_history(&app) => {}
+        () = history::follow(&app) => {}
         () = endpoint_check::follow(&app) => {}
-        () = webhooks::follow(&app) => {}
+        () = webhook_outbox::follow(&app) => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {
         tracing::debug!(%error, "the last reports of nodes were not written");

@@ -2,5 +2,10 @@
 
 pub mod app;
 pub mod auth_limiter;
+pub mod credentials;
 pub mod link_tracker;
 pub mod mesh_cache;
+pub mod metrics;
+pub mod reports;
+pub mod representation;
+pub mod streams;

@@ -1,12 +1,9 @@
 //! Who is calling: a person or script with an api token, or a node with a token that it signed
 //! itself.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+mod queries;
+
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
@@ -27,23 +24,19 @@ use wattle_wire::{
     PINS_HEADER,
     enrol::{NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims},
     ids::{NodeId, TokenId},
-    key::IdentityKey,
 };
 
+pub(crate) use self::queries::parse_role;
 use crate::{
     db::Actor,
     error::{self, Error, Result},
     http::listen::Guest,
-    routes::api_tokens,
     secret::{self, ApiToken},
     state::app::App,
 };
 
 /// Seconds by which the clocks of a node and the coordinator may differ.
 const LEEWAY_S: i64 = 60;
-/// How often the use of an api token is written down.
-const USES: Duration = Duration::from_secs(60);
-
 /// The id of a request, in its answer, in the log and in the audit log.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
@@ -52,76 +45,9 @@ pub struct RequestId(pub String);
 #[derive(Clone, Copy, Debug)]
 pub struct CallingNode(pub NodeId);
 
-/// The newest token of each node whose signature was found good, so that it is not verified at each
-/// request.
-///
-/// Whether the node takes part, with which key, and whether the token is in time is asked each time
-/// all the same.
-#[derive(Debug, Default)]
-pub struct Verified(Mutex<HashMap<NodeId, ([u8; 32], IdentityKey)>>);
-
-impl Verified {
-    /// Forgets nodes that do not take part any more.
-    pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|node, _| takes_part(*node));
-    }
-
-    fn has(&self, node: NodeId, hash: [u8; 32], key: IdentityKey) -> bool {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&node)
-            == Some(&(hash, key))
-    }
-
-    fn remember(&self, node: NodeId, hash: [u8; 32], key: IdentityKey) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(node, (hash, key));
-    }
-}
-
 /// The api token that calls.
 #[derive(Clone, Copy, Debug)]
 pub struct CallingToken(pub TokenId);
-
-/// Api tokens that were good before, and when this coordinator last wrote that down.
-#[derive(Debug, Default)]
-pub struct KnownTokens(Mutex<HashMap<TokenId, Option<Instant>>>);
-
-impl KnownTokens {
-    /// Those that were used before the coordinator started: a start during an attack locks nobody
-    /// out.
-    pub fn of(used: impl IntoIterator<Item = TokenId>) -> Self {
-        Self(Mutex::new(used.into_iter().map(|id| (id, None)).collect()))
-    }
-
-    pub fn has(&self, id: TokenId) -> bool {
-        self.lock().contains_key(&id)
-    }
-
-    /// Whether this use is to be written down.
-    fn use_is_due(&self, id: TokenId, now: Instant) -> bool {
-        let mut known = self.lock();
-        let due = known
-            .get(&id)
-            .copied()
-            .flatten()
-            .is_none_or(|written| now.duration_since(written) >= USES);
-        if due {
-            known.insert(id, Some(now));
-        }
-        due
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, Option<Instant>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Who a credential belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,7 +131,7 @@ async fn api_token(app: &App, token: &ApiToken, network: Option<IpAddr>) -> Resu
     // Its holder is not kept out by what others at his address do.
     let network = network.filter(|_| !app.known.has(token.id));
     let lookup = async {
-        let stored = api_tokens::queries::credential(&mut *app.db.begin().await?, token.id).await?;
+        let stored = queries::credential(&mut *app.db.begin().await?, token.id).await?;
         Ok(stored
             .filter(|(hash, _)| secret::matches(token.secret.reveal(), hash))
             .map(|(_, grant)| grant))
@@ -215,7 +141,7 @@ async fn api_token(app: &App, token: &ApiToken, network: Option<IpAddr>) -> Resu
     };
     if app.known.use_is_due(token.id, Instant::now()) {
         let mut transaction = app.db.begin().await?;
-        api_tokens::queries::used(&mut transaction, token.id).await?;
+        queries::used(&mut transaction, token.id).await?;
         transaction.commit().await?;
     }
     Ok(Caller::ApiToken(token.id, grant))

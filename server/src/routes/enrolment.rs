@@ -24,14 +24,13 @@ use wattle_wire::{
 
 use self::queries::{Applicant, KeyHolders, Kind, NewNode};
 use crate::{
-    db::Actor,
+    db::{Actor, audit_log, webhook_news},
     error::{self, Error, Result},
     http::{
         auth::{self, RequestId},
         body::Body,
         listen::Guest,
     },
-    routes::{events, webhooks},
     secret,
     state::app::App,
     text,
@@ -116,7 +115,7 @@ pub async fn finish(
             // Whoever has the secret had the join string, and is not who used it up. Said once,
             // however often it is tried.
             let token = applicant.finish.token;
-            return match events::queries::is_told(&mut change, REFUSED, &token.to_string()).await? {
+            return match audit_log::is_told(&mut change, REFUSED, &token.to_string()).await? {
                 true => Ok(change.not_needed(None)),
                 false => Ok(change.made(None, Vec::new(), REFUSED, token)),
             };
@@ -136,7 +135,7 @@ pub async fn finish(
             },
         };
         let record = queries::insert(&mut change, &new, tunnel_prefix).await?;
-        webhooks::queries::note_nodes(&mut change, &[record.id.0], NodeChange::Joined).await?;
+        webhook_news::note_nodes(&mut change, &[record.id.0], NodeChange::Joined).await?;
         let enrolled = Enrolled {
             mesh,
             node: record.id,

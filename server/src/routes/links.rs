@@ -1,7 +1,5 @@
 //! `/links`: the health of every pair of nodes that should have a tunnel.
 
-pub mod queries;
-
 use std::ops::Bound;
 
 use axum::{
@@ -25,7 +23,7 @@ use crate::{
         body::Query,
         page::{self, PageQuery},
     },
-    state::app::App,
+    state::{app::App, link_tracker::queries},
 };
 
 /// Which links.

@@ -1,10 +1,6 @@
 //! `GET /metrics`: what the operator of a coordinator needs to know, in Prometheus' text format.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::time::Instant;
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -12,115 +8,15 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
-};
+use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use wattle_mesh::config::view;
-use wattle_wire::{
-    admin::{LinkState, NodeState},
-    ids::Position,
-};
+use wattle_wire::admin::{LinkState, NodeState};
 
 use crate::{
     error::{Error, Result},
     routes::mailbox,
     state::app::App,
 };
-
-/// Revisions of which it is remembered when this coordinator saw them first.
-const REMEMBERED: usize = 1000;
-/// Seconds; from one machine to another on a LAN, up to an agent that was away for a while.
-const PROPAGATION_S: [f64; 12] = [
-    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-];
-
-/// What is counted as it happens. What can be looked up is looked up when somebody asks.
-#[derive(Debug)]
-pub struct Metrics {
-    registry: Registry,
-    requests: IntCounterVec,
-    durations: HistogramVec,
-    propagation: Histogram,
-    /// Revision → when this coordinator saw it.
-    seen: Mutex<BTreeMap<i64, Instant>>,
-}
-
-impl Metrics {
-    pub fn new() -> anyhow::Result<Self> {
-        let registry = Registry::new();
-        let requests = IntCounterVec::new(
-            Opts::new("wattle_requests_total", "Requests that were answered."),
-            &["method", "route", "status"],
-        )?;
-        let durations = HistogramVec::new(
-            HistogramOpts::new(
-                "wattle_request_duration_seconds",
-                "Time until the answer to a request began. Streams last longer.",
-            ),
-            &["route"],
-        )?;
-        let propagation = Histogram::with_opts(
-            HistogramOpts::new(
-                "wattle_propagation_seconds",
-                "Time from when this coordinator saw a revision until an agent reported that its \
-                 host applied it.",
-            )
-            .buckets(PROPAGATION_S.to_vec()),
-        )?;
-        let collectors: [Box<dyn Collector>; 4] = [
-            Box::new(requests.clone()),
-            Box::new(durations.clone()),
-            Box::new(propagation.clone()),
-            Box::new(ProcessCollector::for_self()),
-        ];
-        collectors
-            .into_iter()
-            .try_for_each(|collector| registry.register(collector))?;
-        Ok(Self {
-            registry,
-            requests,
-            durations,
-            propagation,
-            seen: Mutex::default(),
-        })
-    }
-
-    /// This coordinator's copy has come to a position.
-    pub fn saw(&self, position: Position) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.entry(position.revision).or_insert_with(Instant::now);
-        while seen.len() > REMEMBERED {
-            seen.pop_first();
-        }
-    }
-
-    /// A node says that its host follows a position; before it said another, or nothing yet.
-    pub fn applied(&self, before: Option<Position>, now: Position) {
-        let Some(before) = before else { return };
-        if now.epoch != before.epoch || now.revision <= before.revision {
-            return;
-        }
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // Revisions that came at once were seen as the last of them.
-        if let Some((_, at)) = seen.range(now.revision..).next() {
-            self.propagation.observe(at.elapsed().as_secs_f64());
-        }
-    }
-
-    /// Notes each new position, until the coordinator stops.
-    pub async fn follow(&self, app: &App) {
-        let mut position = app.copy.subscribe();
-        loop {
-            let now = *position.borrow_and_update();
-            self.saw(now);
-            tokio::select! {
-                () = app.stop.cancelled() => return,
-                changed = position.changed() => if changed.is_err() { return },
-            }
-        }
-    }
-}
 
 /// Metrics of this coordinator and of the mesh, in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "coordinator", responses((status = 200, content_type = "text/plain", body = String)))]
@@ -234,7 +130,7 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         )?;
     }
 
-    let seen = app.live.link_states(app).await;
+    let seen = app.live.link_states(app.sources()).await;
     let links = app.copy.read(|feed| view::count_links(feed.directory()));
     let states = [
         ("up", LinkState::Up),
@@ -305,38 +201,4 @@ pub async fn counted(State(app): State<App>, request: Request, next: Next) -> Re
         .with_label_values(&[&route])
         .observe(began.elapsed().as_secs_f64());
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn position(revision: i64) -> Position {
-        Position { epoch: 1, revision }
-    }
-
-    #[test]
-    fn propagation_counts_each_step_forward_of_an_agent_once() {
-        let metrics = Metrics::new().unwrap();
-        metrics.saw(position(5));
-        metrics.saw(position(9));
-        let counted = |before, now| {
-            let had = metrics.propagation.get_sample_count();
-            metrics.applied(before, now);
-            metrics.propagation.get_sample_count() - had
-        };
-        assert_eq!(
-            counted(None, position(9)),
-            0,
-            "who comes back after a restart was not slow"
-        );
-        assert_eq!(counted(Some(position(5)), position(7)), 1);
-        assert_eq!(counted(Some(position(9)), position(9)), 0);
-        assert_eq!(counted(Some(position(9)), position(8)), 0);
-        assert_eq!(
-            counted(Some(position(9)), position(10)),
-            0,
-            "nobody saw that one yet"
-        );
-    }
 }

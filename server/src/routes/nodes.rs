@@ -9,31 +9,28 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use chrono::Utc;
 use wattle_mesh::{
     agent::admission,
-    config::{
-        directory::{Directory, NodeRecord, RecordChange, SiteRecord},
-        view,
-        wg_quick::Files,
-    },
+    config::{directory::RecordChange, wg_quick::Files},
 };
 use wattle_wire::{
-    admin::{Node, NodeRotation, Page, RotationPhase, UnmanagedNode},
+    admin::{Node, Page},
     ids::NodeId,
     lock::{NewAdmissions, SignedAdmission},
 };
 
 use crate::{
-    db::{Actor, Change},
+    db::{Actor, Change, node_records, site_records},
     error::{self, Error, Result},
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
         preconditions::Tagged,
     },
-    routes::sites,
-    state::app::App,
+    state::{
+        app::App,
+        representation::{configured, configured_in, node_in, with_news},
+    },
 };
 
 /// The largest request of admissions, in bytes.
@@ -52,7 +49,7 @@ pub async fn list(
         let nodes = directory
             .nodes
             .range(page::after(after))
-            .filter_map(|(_, record)| node_in(&app, &files, record));
+            .filter_map(|(_, record)| node_in(&app.reports, &files, record));
         page::cut(nodes, limit, |node| node.id)
     });
     Ok(Json(page))
@@ -70,7 +67,7 @@ pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Ta
     let node = Tagged::new(found.ok_or_else(|| error::not_found("node"))?)?;
     Ok(node.map(|node| {
         app.copy
-            .read(|feed| with_news(&app, &Files::of(feed.directory()), node))
+            .read(|feed| with_news(&app.reports, &Files::of(feed.directory()), node))
     }))
 }
 
@@ -86,7 +83,7 @@ pub async fn revoke(
 ) -> Result<StatusCode> {
     let id = app.find_node(&node)?;
     app.mutate(&actor, |mut change| async move {
-        sites::queries::lock(&mut change).await?;
+        site_records::lock(&mut change).await?;
         is_as_seen(&mut change, id).await?;
         let site = queries::revoke(&mut change, id)
             .await?
@@ -106,10 +103,10 @@ pub async fn revoke(
 /// Compares a node that is about to change with what the caller has seen of it. The caller holds
 /// the lock.
 pub(crate) async fn is_as_seen(change: &mut Change, id: NodeId) -> Result<()> {
-    let node = queries::find(change, id)
+    let node = node_records::find(change, id)
         .await?
         .ok_or_else(|| error::not_found("node"))?;
-    let site = sites::queries::find(change, node.site)
+    let site = site_records::find(change, node.site)
         .await?
         .ok_or(Error::Internal("a node without its site"))?;
     change.found(&configured(&node, &site))
@@ -187,75 +184,4 @@ pub async fn admit(
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-pub(crate) fn node_in(app: &App, files: &Files<'_>, record: &NodeRecord) -> Option<Node> {
-    Some(with_news(
-        app,
-        files,
-        configured_in(files.directory, record)?,
-    ))
-}
-
-/// A node with what it reports, and whether its file is what the mesh is now: neither is its own
-/// configuration.
-fn with_news(app: &App, files: &Files<'_>, node: Node) -> Node {
-    let file_is_current = files
-        .directory
-        .nodes
-        .get(&node.id)
-        .and_then(|record| files.is_current(record))
-        .unwrap_or_default();
-    let unmanaged = node.unmanaged.map(|unmanaged| UnmanagedNode {
-        file_is_current,
-        ..unmanaged
-    });
-    Node {
-        last_report: app.reports.last(node.id),
-        unmanaged,
-        ..node
-    }
-}
-
-fn configured_in(directory: &Directory, record: &NodeRecord) -> Option<Node> {
-    Some(configured(record, directory.sites.get(&record.site)?))
-}
-
-/// A node as it is configured, for its tag.
-fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
-    Node {
-        id: record.id,
-        name: record.name.clone(),
-        site: record.site,
-        site_name: site.name.clone(),
-        state: record.state,
-        tunnel_address: record.tunnel_address,
-        wireguard_key: record.wireguard_key,
-        identity_key: record.identity_key,
-        endpoint: view::endpoint(record, site),
-        endpoint_verified: record.trial.is_none(),
-        admission: record.admission.clone(),
-        admitted: admission::is_admitted(record, site, Utc::now().timestamp()),
-        agent_version: record.agent_version.clone(),
-        unmanaged: record.unmanaged.as_ref().map(|file| UnmanagedNode {
-            file_made_at: file.file_made_at,
-            file_is_current: true,
-        }),
-        enrolled_at: record.enrolled_at,
-        last_report: None,
-        rotation: rotation(record),
-    }
-}
-
-fn rotation(record: &NodeRecord) -> Option<NodeRotation> {
-    let announced = record.announced.as_ref().map(|announced| NodeRotation {
-        phase: RotationPhase::Announced,
-        since: announced.at,
-    });
-    announced.or_else(|| {
-        record.rotate_since.map(|since| NodeRotation {
-            phase: RotationPhase::Requested,
-            since,
-        })
-    })
 }

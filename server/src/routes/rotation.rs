@@ -27,14 +27,14 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::Actor,
+    db::{Actor, node_records, site_records},
     error::{self, Error, Result},
     http::{
         auth::{CallingNode, RequestId},
         body::Body,
     },
-    routes::{enrolment, nodes, sites},
-    state::app::App,
+    routes::{enrolment, nodes},
+    state::{app::App, representation},
 };
 
 /// Asks a node for a new WireGuard key.
@@ -63,13 +63,13 @@ pub async fn request(
         if !queries::request(&mut change, id).await? {
             return Ok(change.not_needed(()));
         }
-        let record = found(nodes::queries::find(&mut change, id).await?)?;
+        let record = found(node_records::find(&mut change, id).await?)?;
         Ok(change.made((), vec![RecordChange::Node(record)], "node.rotate", id))
     })
     .await?;
     let node = app.copy.read(|feed| {
-        nodes::node_in(
-            app,
+        representation::node_in(
+            &app.reports,
             &Files::of(feed.directory()),
             feed.directory().nodes.get(&id)?,
         )
@@ -146,8 +146,8 @@ async fn announce(
     let statement = &verified(app, signed)?;
     if !queries::is_announced(&mut *app.db.begin().await?, node, signed).await? {
         let announced = app.mutate(actor, |mut change| async move {
-            sites::queries::lock(&mut change).await?;
-            let record = found(nodes::queries::find(&mut change, node).await?)?;
+            site_records::lock(&mut change).await?;
+            let record = found(node_records::find(&mut change, node).await?)?;
             follows_of_same(&record, statement)?;
             if let Some(other) = queries::under_way(&mut change, node).await? {
                 return Err(under_way(&other).into());
@@ -176,8 +176,8 @@ async fn done(
 ) -> Result<RotationAnswer> {
     let statement = &verified(app, signed)?;
     app.mutate(actor, |mut change| async move {
-        sites::queries::lock(&mut change).await?;
-        let record = found(nodes::queries::find(&mut change, node).await?)?;
+        site_records::lock(&mut change).await?;
+        let record = found(node_records::find(&mut change, node).await?)?;
         if record.statement == *signed {
             return Ok(change.not_needed(()));
         }

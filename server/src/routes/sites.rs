@@ -13,17 +13,15 @@ use axum::{
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
-use wattle_mesh::config::directory::{Directory, RecordChange, SiteRecord};
+use wattle_mesh::config::directory::RecordChange;
 use wattle_wire::{
-    admin::{
-        CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SiteNode, SitePatch,
-    },
+    admin::{CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SitePatch},
     ids::SiteId,
     problem::{Holder, Problem},
 };
 
 use crate::{
-    db::Actor,
+    db::{Actor, node_records, site_records},
     error::{self, Error, Result},
     http::{
         body::{Body, LARGEST_IMPORT, Query},
@@ -31,7 +29,10 @@ use crate::{
         preconditions::Tagged,
     },
     routes::{nodes, tokens},
-    state::app::App,
+    state::{
+        app::App,
+        representation::{shown, site_in},
+    },
 };
 
 /// Creates a site, and a join token for its first gateway.
@@ -146,7 +147,7 @@ async fn insert(
     let at = AtomicUsize::new(none);
     let (reached, object) = (&at, &object);
     let created = app.mutate(actor, |mut change| async move {
-        queries::lock(&mut change).await?;
+        site_records::lock(&mut change).await?;
         let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
         let (mut created, mut records) = (
             Vec::with_capacity(wanted.len()),
@@ -225,11 +226,11 @@ pub async fn change(
         .ok_or_else(|| error::not_found("site"))?;
     let (site, wanted, reserved) = (known.id, &patch, &reserved(&app));
     let changed = app.mutate(&actor, |mut change| async move {
-        queries::lock(&mut change).await?;
-        let before = queries::find(&mut change, site)
+        site_records::lock(&mut change).await?;
+        let before = site_records::find(&mut change, site)
             .await?
             .ok_or_else(|| error::not_found("site"))?;
-        let nodes = nodes::queries::of_site(&mut change, site).await?;
+        let nodes = node_records::of_site(&mut change, site).await?;
         change.found(&shown(&before, nodes))?;
         let draft = check::Draft::of(check::patched(&before, wanted), reserved)?;
         if draft.equals(&before) {
@@ -263,11 +264,11 @@ pub async fn remove(
 ) -> Result<StatusCode> {
     let id = app.find_site(&site)?;
     app.mutate(&actor, |mut change| async move {
-        queries::lock(&mut change).await?;
-        let site = queries::find(&mut change, id)
+        site_records::lock(&mut change).await?;
+        let site = site_records::find(&mut change, id)
             .await?
             .ok_or_else(|| error::not_found("site"))?;
-        let nodes = nodes::queries::of_site(&mut change, id).await?;
+        let nodes = node_records::of_site(&mut change, id).await?;
         change.found(&shown(&site, nodes))?;
         let mut records: Vec<_> = nodes::queries::revoke_all_of(&mut change, id)
             .await?
@@ -280,39 +281,6 @@ pub async fn remove(
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-pub(crate) fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
-    let nodes = directory.nodes_of(record.id).map(|node| SiteNode {
-        id: node.id,
-        name: node.name.clone(),
-        state: node.state,
-    });
-    shown(record, nodes.collect())
-}
-
-fn shown(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
-    let SiteRecord {
-        id,
-        name,
-        description,
-        labels,
-        endpoint,
-        subnets,
-        tunnel_address,
-        created_at,
-    } = record.clone();
-    Site {
-        id,
-        name,
-        description,
-        labels,
-        endpoint,
-        subnets,
-        tunnel_address,
-        nodes,
-        created_at,
-    }
 }
 
 fn reserved(app: &App) -> check::Reserved {

@@ -14,13 +14,13 @@ use wattle_mesh::{
 use wattle_wire::{enrol::NewIdentity, key::IdentityKey};
 
 use crate::{
-    db::Actor,
+    db::{Actor, node_records, site_records},
     error::{self, Error, Result},
     http::{
         auth::{self, RequestId},
         body::Body,
     },
-    routes::{enrolment, nodes, rotation, sites},
+    routes::{enrolment, rotation},
     state::app::App,
 };
 
@@ -60,8 +60,8 @@ pub async fn succeed(
         &signed,
     );
     let changed = app.mutate(&actor, |mut change| async move {
-        sites::queries::lock(&mut change).await?;
-        let record = nodes::queries::find(&mut change, node)
+        site_records::lock(&mut change).await?;
+        let record = node_records::find(&mut change, node)
             .await?
             .ok_or_else(error::unauthorized)?;
         if record.statement == *signed {

@@ -1,42 +1,22 @@
-//! `/webhooks`: who is told by HTTP of links and nodes that change their state, and the telling.
-//!
-//! What changes is noted in the transaction that changes a node or writes the history of links, so
-//! it is noted once however many coordinators there are. Once nothing more comes, or after half a
-//! minute, it becomes one message to each webhook; whichever coordinator is first sends it.
+//! `/webhooks`: who is told by HTTP of links and nodes that change their state.
 
 pub mod queries;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
-
-use anyhow::{Context, bail, ensure};
-use aws_lc_rs::hmac;
+use anyhow::bail;
 use axum::{
     Extension, Json,
     extract::{Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use chrono::Utc;
-use ipnet::IpNet;
-use reqwest::{Client, Url, redirect};
-use tokio::{net::lookup_host, time::timeout};
+use tokio::time::timeout;
 use uuid::Uuid;
-use wattle_mesh::{
-    config::view,
-    health::alert::{self, LinkMove},
-};
 use wattle_wire::{
     admin::Page,
-    ids::{NodeId, WebhookId},
-    name::Name,
-    secret::Secret,
-    webhook::{Alert, CreatedWebhook, Message, NewWebhook, SIGNATURE_HEADER, Webhook},
+    ids::WebhookId,
+    webhook::{CreatedWebhook, NewWebhook, Webhook},
 };
 
-use self::queries::{Delivery, News};
 use crate::{
     db::Actor,
     error::{self, Error, Result},
@@ -45,20 +25,8 @@ use crate::{
         page::{self, PageQuery},
     },
     state::app::App,
+    tasks::webhook_outbox::{self, PATIENCE, Refused},
 };
-
-/// How often it is looked what there is to tell and to send.
-const PACE: Duration = Duration::from_secs(1);
-/// How long a webhook may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a name may take to be resolved.
-const RESOLVE: Duration = Duration::from_secs(3);
-/// Alerts in one message.
-const MOST_ALERTS: usize = 100;
-/// Bytes of a URL.
-const LONGEST_URL: usize = 2_048;
-/// Characters of an error that are kept.
-const LONGEST_ERROR: usize = 200;
 
 /// Makes a webhook: messages of links and nodes that change their state are posted to its URL,
 /// signed with the secret that is shown this once.
@@ -69,15 +37,15 @@ pub async fn create(
     Body(wanted): Body<NewWebhook>,
 ) -> Result<Response> {
     let refused = |detail: String| error::invalid("invalid_url", "url", detail);
-    let url = parse(&wanted.url).map_err(|error| refused(format!("{error:#}")))?;
+    let url = webhook_outbox::parse(&wanted.url).map_err(|error| refused(format!("{error:#}")))?;
     // A name that is not known now may be later; where it leads is asked each time.
-    if let Err(error) = addresses(&url, &app.settings.webhook_allow).await
+    if let Err(error) = webhook_outbox::addresses(&url, &app.settings.webhook_allow).await
         && error.is::<Refused>()
     {
         return Err(refused(error.to_string()).into());
     }
     let (id, url) = (WebhookId(Uuid::now_v7()), &wanted.url);
-    let secret = &secret(&app, id);
+    let secret = &webhook_outbox::secret(&app, id);
     let created = app.mutate(&actor, |mut change| async move {
         let webhook = queries::insert(&mut change, id, url).await?;
         let Some(webhook) = webhook else {
@@ -153,210 +121,26 @@ pub async fn test(
     let webhook = queries::find(&mut *app.db.begin().await?, id)
         .await?
         .ok_or_else(|| error::not_found("webhook"))?;
-    let message = message(&app, Vec::new());
+    let message = webhook_outbox::message(&app, Vec::new());
     let body = serde_json::to_string(&message)
         .map_err(|_| Error::Internal("a message cannot be written"))?;
     // A request has to end before its own deadline.
-    let sent = timeout(PATIENCE / 2, send(&app, &webhook.url, id, &body)).await;
+    let sent = timeout(
+        PATIENCE / 2,
+        webhook_outbox::send(&app, &webhook.url, id, &body),
+    )
+    .await;
     let error = sent
         .unwrap_or_else(|_| bail!("no answer within {} s", PATIENCE.as_secs() / 2))
         .err()
-        .map(|error| words(&error));
+        .map(|error| webhook_outbox::words(&error));
     let mut transaction = app.db.begin().await?;
-    queries::attempted(&mut transaction, id, error.as_deref()).await?;
+    webhook_outbox::queries::attempted(&mut transaction, id, error.as_deref()).await?;
     let webhook = queries::find(&mut transaction, id)
         .await?
         .ok_or_else(|| error::not_found("webhook"))?;
     transaction.commit().await?;
     Ok(Json(webhook))
-}
-
-/// Tells webhooks of what changes, for as long as the coordinator runs.
-pub async fn follow(app: &App) {
-    loop {
-        tokio::time::sleep(PACE).await;
-        if let Err(error) = tell(app).await {
-            tracing::debug!(%error, "cannot prepare messages to webhooks now");
-        }
-        if let Err(error) = deliver(app).await {
-            tracing::debug!(%error, "cannot send to webhooks now");
-        }
-    }
-}
-
-/// Makes messages of what changed.
-async fn tell(app: &App) -> Result<()> {
-    let mut transaction = app.db.follow().await?;
-    let News { links, nodes } = queries::take_news(&mut transaction).await?;
-    if links.is_empty() && nodes.is_empty() {
-        return Ok(());
-    }
-    let mut alerts = grouped(app, &links);
-    alerts.extend(alert::group_nodes(&nodes));
-    if !alerts.is_empty() {
-        let message = message(app, alerts);
-        let body = serde_json::to_string(&message)
-            .map_err(|_| Error::Internal("a message cannot be written"))?;
-        queries::enqueue(&mut transaction, &body).await?;
-    }
-    Ok(transaction.commit().await?)
-}
-
-fn grouped(app: &App, moves: &[LinkMove]) -> Vec<Alert> {
-    app.copy.read(|feed| {
-        let directory = feed.directory();
-        let about = |node: NodeId| -> Option<(Name, usize)> {
-            let links = directory
-                .nodes
-                .keys()
-                .filter(|other| view::linked(directory, node, **other))
-                .count();
-            Some((directory.nodes.get(&node)?.name.clone(), links))
-        };
-        alert::group(moves, about)
-    })
-}
-
-fn message(app: &App, mut alerts: Vec<Alert>) -> Message {
-    let summary = alert::summary(&alerts);
-    let more = alerts.len().saturating_sub(MOST_ALERTS);
-    alerts.truncate(MOST_ALERTS);
-    Message {
-        id: Uuid::now_v7(),
-        mesh: app.settings.mesh,
-        at: Utc::now(),
-        summary,
-        alerts,
-        more,
-    }
-}
-
-/// Sends what is due, one message after the other.
-async fn deliver(app: &App) -> Result<()> {
-    loop {
-        let mut transaction = app.db.follow().await?;
-        let Some(Delivery {
-            id,
-            webhook,
-            url,
-            body,
-            attempts,
-        }) = queries::lease(&mut transaction).await?
-        else {
-            return Ok(());
-        };
-        transaction.commit().await?;
-        let sent = send(app, &url, webhook, &body).await;
-        let mut transaction = app.db.follow().await?;
-        let error = sent.as_ref().err().map(words);
-        queries::attempted(&mut transaction, webhook, error.as_deref()).await?;
-        match sent {
-            Ok(()) => queries::done(&mut transaction, id).await?,
-            Err(error) if attempts >= queries::MOST_ATTEMPTS => {
-                tracing::warn!(%webhook, "gave up a message to a webhook: {}", words(&error));
-                queries::done(&mut transaction, id).await?;
-            }
-            Err(_) => {}
-        }
-        transaction.commit().await?;
-    }
-}
-
-/// Posts a body, signed. The URL is in no error: it may hold a secret.
-async fn send(app: &App, url: &str, webhook: WebhookId, body: &str) -> anyhow::Result<()> {
-    let url = parse(url)?;
-    let addresses = addresses(&url, &app.settings.webhook_allow).await?;
-    let host = url.host_str().context("the URL names no host")?.to_owned();
-    // A redirect could lead anywhere, and so could a proxy or a name that is resolved once more.
-    let client = Client::builder()
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .timeout(PATIENCE)
-        .resolve_to_addrs(&host, &addresses);
-    let (at, secret) = (Utc::now().timestamp(), secret(app, webhook));
-    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.reveal().as_bytes());
-    let signature = hex(hmac::sign(&key, format!("{at}.{body}").as_bytes()).as_ref());
-    let request = client
-        .build()?
-        .post(url)
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(body.to_owned());
-    let answer = request
-        .header(SIGNATURE_HEADER, format!("t={at},v1={signature}"))
-        .send()
-        .await
-        .map_err(reqwest::Error::without_url)?;
-    ensure!(
-        answer.status().is_success(),
-        "it answered {}",
-        answer.status()
-    );
-    Ok(())
-}
-
-/// Where a URL must not lead.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{0} is an address of the coordinator's own host, or link-local: nothing is sent there (see \
-     --webhook-allow)"
-)]
-struct Refused(IpAddr);
-
-fn parse(text: &str) -> anyhow::Result<Url> {
-    ensure!(text.len() <= LONGEST_URL, "at most {LONGEST_URL} bytes");
-    let url = Url::parse(text)
-        .ok()
-        .context("not a URL; it is written https://host/path")?;
-    ensure!(
-        ["https", "http"].contains(&url.scheme()),
-        "it must begin with https:// or http://"
-    );
-    ensure!(
-        url.username().is_empty() && url.password().is_none(),
-        "it must not contain a user or a password"
-    );
-    ensure!(url.host_str().is_some(), "it must name a host");
-    Ok(url)
-}
-
-/// Where a URL leads now; an error if any of that is refused.
-async fn addresses(url: &Url, allow: &[IpNet]) -> anyhow::Result<Vec<SocketAddr>> {
-    let (host, port) = (
-        url.host_str().context("the URL names no host")?,
-        url.port_or_known_default()
-            .context("the URL names no port")?,
-    );
-    let resolved = timeout(RESOLVE, lookup_host((host.trim_matches(['[', ']']), port)))
-        .await
-        .context("its name could not be resolved in time")?;
-    let addresses: Vec<_> = resolved
-        .context("its name could not be resolved")?
-        .collect();
-    ensure!(!addresses.is_empty(), "its name has no addresses");
-    let refused = addresses
-        .iter()
-        .map(SocketAddr::ip)
-        .find(|ip| !alert::may_send_to(*ip) && !allow.iter().any(|net| net.contains(ip)));
-    refused.map_or(Ok(addresses), |ip| Err(Refused(ip).into()))
-}
-
-/// What signs the messages of a webhook: derived from the secret of the mesh, so that all
-/// coordinators know it and nobody has to keep it.
-fn secret(app: &App, webhook: WebhookId) -> Secret {
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &app.settings.challenge_secret);
-    Secret::new(hex(hmac::sign(
-        &key,
-        format!("wattle webhook v1 {webhook}").as_bytes(),
-    )
-    .as_ref()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn words(error: &anyhow::Error) -> String {
-    format!("{error:#}").chars().take(LONGEST_ERROR).collect()
 }
 
 fn parse_id(id: &str) -> Result<WebhookId> {

@@ -32,15 +32,16 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::Actor,
+    db::{Actor, webhook_news},
     error::{self, Error, Result},
     http::body::Body,
     routes::{
         enrolment::queries::{self as enrolment, KeyHolders, Kind, NewNode},
-        mailbox, nodes, sites, webhooks,
+        mailbox,
     },
     secret,
-    state::{app::App, mesh_cache},
+    state::{app::App, mesh_cache, representation},
+    tasks,
 };
 
 /// Makes the wg-quick file of a site whose gateway has no agent: a router, a phone, a cloud
@@ -67,7 +68,7 @@ pub async fn create(
             .sites
             .get(&site)
             .ok_or_else(|| error::not_found("site"))?;
-        change.found(&sites::site_in(&directory, record))?;
+        change.found(&representation::site_in(&directory, record))?;
         let (node, private_key) = match gateway(&directory, site, wireguard_key)? {
             Some(node) => (node, None),
             None => insert(&mut change, &directory, record, wireguard_key).await?,
@@ -92,7 +93,7 @@ pub async fn create(
             },
         );
         directory.apply(&RecordChange::Node(node.clone()));
-        let shown = nodes::node_in(app, &Files::of(&directory), &node)
+        let shown = representation::node_in(&app.reports, &Files::of(&directory), &node)
             .ok_or(Error::Internal("an unmanaged node without its site"))?;
         let (created, id) = (
             CreatedWgQuick {
@@ -113,7 +114,7 @@ pub async fn create(
         Some("node_wireguard_key") => key_of_another(enrolment::key_taken().into()),
         _ => error,
     })?;
-    mailbox::tell(app).await;
+    tasks::mailbox::tell(app).await;
     let headers = [
         (header::LOCATION, format!("/nodes/{}", created.node.id)),
         (header::CACHE_CONTROL, "no-store".to_owned()),
@@ -213,7 +214,7 @@ async fn insert(
         kind: Kind::Unmanaged(&file),
     };
     let node = enrolment::insert(connection, &new, directory.mesh.tunnel_prefix).await?;
-    webhooks::queries::note_nodes(connection, &[id.0], NodeChange::Joined).await?;
+    webhook_news::note_nodes(connection, &[id.0], NodeChange::Joined).await?;
     Ok((node, private_key))
 }
 

@@ -13,12 +13,19 @@ use wattle_wire::{
     key::Bytes32,
 };
 
+use super::{
+    auth_limiter::Failures,
+    credentials::{KnownTokens, Verified},
+    link_tracker::{Live, Sources},
+    mesh_cache::Copy,
+    metrics::Metrics,
+    reports::Reports,
+    representation,
+    streams::Streams,
+};
 use crate::{
     db::{Actor, Change, Db, Made, Outcome},
     error::{self, Error, Result},
-    http::auth::{KnownTokens, Verified},
-    routes::{metrics::Metrics, report::Reports, sites, stream::Streams},
-    state::{auth_limiter::Failures, link_tracker::Live, mesh_cache::Copy},
     tls::certificate::Certificate,
 };
 
@@ -93,6 +100,15 @@ impl App {
         Self(Arc::new(parts))
     }
 
+    /// What the tracker of links looks at.
+    pub fn sources(&self) -> Sources<'_> {
+        Sources {
+            db: &self.db,
+            copy: &self.copy,
+            reports: &self.reports,
+        }
+    }
+
     /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads
     /// what he wrote. Of a dry run it tells what it would do, which is no answer of the handler's
     /// own and goes past it like an error.
@@ -126,7 +142,7 @@ impl App {
         let before = self.copy.read(|feed| feed.directory().clone());
         let (after, links) = impact::effect(&before, &records);
         let sites = records.iter().filter_map(|record| match record {
-            RecordChange::Site(site) => Some(sites::site_in(&after, site)),
+            RecordChange::Site(site) => Some(representation::site_in(&after, site)),
             RecordChange::Mesh(_)
             | RecordChange::SiteRemoved(_)
             | RecordChange::Node(_)

@@ -1,36 +1,23 @@
-//! `GET /events/stream`: people and scripts follow what is new in the mesh.
+//! What is seen of the links of the mesh, for those who watch and for the history of links.
 //!
-//! Like an agent's stream it keeps no queue: it looks at the board, which the coordinator has while
-//! somebody watches, and a slow reader gets the newest state. The id of an event names the board
-//! and the look at it, so that who comes back hears of what is new only.
-//!
-//! Of links the coordinator always remembers those of which an end ever said something; the board
-//! has all pairs, which are many.
+//! The coordinator always remembers those links of which an end ever said something. The board,
+//! which it has while somebody watches, has all pairs, which are many.
+
+pub mod queries;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
     sync::Arc,
     time::Duration,
 };
 
-use axum::{
-    extract::State,
-    http::HeaderMap,
-    response::{
-        IntoResponse, Response, Sse,
-        sse::{Event, KeepAlive},
-    },
-};
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_util::stream;
 use tokio::{
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    time::Instant,
 };
 use uuid::Uuid;
 use wattle_mesh::{
-    access::Action,
     config::{directory::Directory, view, wg_quick::Files},
     health::{
         alert::LinkMove,
@@ -45,18 +32,15 @@ use wattle_wire::{
     news::{LinkNews, MeshNews},
 };
 
+use self::queries::Changed;
+use super::{mesh_cache::Copy, reports::Reports, representation};
 use crate::{
-    error::{Error, Result},
-    http::auth,
-    routes::{
-        links::{self, queries::Changed},
-        nodes, sites, webhooks,
-    },
-    state::app::App,
+    db::{Db, webhook_news},
+    error::Result,
 };
 
 /// Least time between two looks at the links; configuration is looked at when it changes.
-const PACE: Duration = Duration::from_secs(1);
+pub const PACE: Duration = Duration::from_secs(1);
 /// What was written within this time before the last look is read again: it may have been committed
 /// after it.
 const OVERLAP: TimeDelta = TimeDelta::seconds(30);
@@ -69,10 +53,6 @@ const KEEP: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(2);
 /// Time without a look after which nothing is known of who was silent meanwhile.
 const BREAK: Duration = Duration::from_secs(10);
-/// How often what is too old is dropped from the history of links.
-const PRUNE: Duration = Duration::from_secs(3600);
-/// How often a stream shows a sign of life, and proves again that its credential is valid.
-const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Streams at a time.
 const MOST: usize = 256;
 
@@ -114,17 +94,17 @@ struct Shown {
 
 /// A look at a board, as the id of an event names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Told {
+pub struct Told {
     board: Uuid,
     look: u64,
 }
 
 impl Told {
-    fn id(self) -> String {
+    pub fn id(self) -> String {
         format!("{}.{}", self.board.simple(), self.look)
     }
 
-    fn parse(id: &str) -> Option<Self> {
+    pub fn parse(id: &str) -> Option<Self> {
         let (board, look) = id.split_once('.')?;
         Some(Self {
             board: Uuid::try_parse(board).ok()?,
@@ -142,84 +122,26 @@ impl Default for Live {
     }
 }
 
-/// Follows the mesh: sites, nodes and the state of links.
-///
-/// Server-sent events. The first, `snapshot`, holds everything; each `change` what is new since the
-/// event before. With the `Last-Event-ID` of an event that it has received, a client is told only
-/// what is new since then, if this coordinator still knows.
-#[utoipa::path(get, path = "/events/stream", tag = "events",
-    params(("Last-Event-ID" = Option<String>, Header, description = "id of the last event \
-        received; absent: tell everything")),
-    responses((status = 200, content_type = "text/event-stream", body = MeshNews)))]
-pub async fn follow(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
-    let Ok(place) = Arc::clone(&app.live.places).try_acquire_owned() else {
-        return Err(Error::Unavailable("too many streams of events"));
-    };
-    let told = headers
-        .get("last-event-id")
-        .and_then(|id| id.to_str().ok())
-        .and_then(Told::parse);
-    let session = Session {
-        position: app.copy.subscribe(),
-        app,
-        headers,
-        told,
-        proven: Instant::now(),
-        _place: place,
-    };
-    let events = stream::unfold(session, |mut session| async move {
-        let event = session.next().await?;
-        Some((Ok::<_, Infallible>(event), session))
-    });
-    let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT));
-    Ok(([("x-accel-buffering", "no")], stream).into_response())
-}
-
-/// One who watches.
-struct Session {
-    app: App,
-    /// They hold the credential.
-    headers: HeaderMap,
-    /// The look up to which it was told.
-    told: Option<Told>,
-    position: watch::Receiver<Position>,
-    /// When the credential was last found valid.
-    proven: Instant,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Session {
-    /// The next event; `None` ends the stream.
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            self.position.borrow_and_update();
-            if let Some((told, news)) = self.app.live.news(&self.app, self.told).await {
-                self.told = Some(told);
-                let kind = if news.complete { "snapshot" } else { "change" };
-                return Event::default()
-                    .event(kind)
-                    .id(told.id())
-                    .json_data(&news)
-                    .ok();
-            }
-            tokio::select! {
-                () = self.app.stop.cancelled() => return None,
-                _ = self.position.changed() => {}
-                () = sleep(PACE) => {}
-            }
-            if self.proven.elapsed() >= HEARTBEAT {
-                if !auth::admits_api_token(&self.app, &self.headers, Action::Read).await {
-                    return None;
-                }
-                self.proven = Instant::now();
-            }
-        }
-    }
+/// What is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    pub db: &'a Db,
+    pub copy: &'a Copy,
+    pub reports: &'a Reports,
 }
 
 impl Live {
+    /// A place for one more stream; `None` when there are too many.
+    pub fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
     /// What is new since a look, and the look that it leads up to.
-    async fn news(&self, app: &App, since: Option<Told>) -> Option<(Told, MeshNews)> {
+    pub async fn news(
+        &self,
+        sources: Sources<'_>,
+        since: Option<Told>,
+    ) -> Option<(Told, MeshNews)> {
         let mut seen = self.seen.lock().await;
         if seen.shown.is_none() {
             seen.shown = Some(Shown {
@@ -230,7 +152,7 @@ impl Live {
             // Nothing stands on it yet.
             seen.looked = None;
         }
-        seen.refresh(app).await;
+        seen.refresh(sources).await;
         let shown = seen.shown.as_mut()?;
         shown.asked = Instant::now();
         let since = since
@@ -246,43 +168,22 @@ impl Live {
     }
 
     /// The state of each link of which an end ever said something.
-    pub async fn link_states(&self, app: &App) -> Vec<LinkState> {
+    pub async fn link_states(&self, sources: Sources<'_>) -> Vec<LinkState> {
         let mut seen = self.seen.lock().await;
-        seen.refresh(app).await;
+        seen.refresh(sources).await;
         seen.links.states().collect()
-    }
-}
-
-/// Looks at links, and keeps their history, until the coordinator stops.
-pub async fn keep_history(app: &App) {
-    let mut pruned: Option<Instant> = None;
-    loop {
-        sleep(PACE).await;
-        let kept = async {
-            app.live.record(app).await?;
-            if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
-                let mut transaction = app.db.report().await?;
-                links::queries::prune_history(&mut transaction).await?;
-                transaction.commit().await?;
-                pruned = Some(Instant::now());
-            }
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = kept.await {
-            tracing::debug!(%error, "cannot write the history of links");
-        }
     }
 }
 
 impl Live {
     /// Writes down what links are like that have been so for a moment, and who is silent.
-    async fn record(&self, app: &App) -> Result<()> {
+    pub async fn record(&self, sources: Sources<'_>) -> Result<()> {
         let mut seen = self.seen.lock().await;
         seen.shown = seen
             .shown
             .take()
             .filter(|shown| shown.asked.elapsed() < KEEP);
-        seen.refresh(app).await;
+        seen.refresh(sources).await;
         let heard = seen.heard;
         let silent: Option<Vec<_>> =
             (heard != seen.noted).then(|| seen.links.silent().iter().map(|node| node.0).collect());
@@ -294,15 +195,14 @@ impl Live {
             .collect();
         drop(seen);
         if let Some(silent) = silent {
-            let mut transaction = app.db.report().await?;
-            webhooks::queries::note_silence(&mut transaction, &silent, SILENT_S.cast_signed())
-                .await?;
+            let mut transaction = sources.db.report().await?;
+            webhook_news::note_silence(&mut transaction, &silent, SILENT_S.cast_signed()).await?;
             transaction.commit().await?;
             self.seen.lock().await.noted = heard;
         }
-        for links in settled.chunks(links::queries::MOST_ROWS) {
-            let mut transaction = app.db.report().await?;
-            let news = links::queries::record(&mut transaction, links).await?;
+        for links in settled.chunks(queries::MOST_ROWS) {
+            let mut transaction = sources.db.report().await?;
+            let news = queries::record(&mut transaction, links).await?;
             // How a link is when it is first heard of is no change.
             let moves = news.into_iter().filter_map(|(link, before)| {
                 Some(LinkMove {
@@ -313,7 +213,7 @@ impl Live {
             });
             let moves: Vec<_> = moves.filter(|link| link.before != link.after).collect();
             if !moves.is_empty() {
-                webhooks::queries::note(&mut transaction, &moves).await?;
+                webhook_news::note(&mut transaction, &moves).await?;
             }
             transaction.commit().await?;
         }
@@ -334,15 +234,15 @@ impl Live {
 
 impl Seen {
     /// Looks at the mesh, unless that was done a moment ago and no revision came since.
-    async fn refresh(&mut self, app: &App) {
+    async fn refresh(&mut self, sources: Sources<'_>) {
         let recent = |(at, position): (Instant, Position)| {
-            at.elapsed() < PACE && position == app.copy.position()
+            at.elapsed() < PACE && position == sources.copy.position()
         };
         if self.looked.is_some_and(recent) {
             return;
         }
         let now = Utc::now();
-        let anew = match self.read(app, now).await {
+        let anew = match self.read(sources, now).await {
             Ok(anew) => anew,
             Err(error) => {
                 // Links are shown as they were; configuration is in memory.
@@ -351,7 +251,7 @@ impl Seen {
             }
         };
         let board = self.shown.as_ref().map(|shown| &shown.board);
-        let (position, anew, seen) = app.copy.read(|feed| {
+        let (position, anew, seen) = sources.copy.read(|feed| {
             let directory = feed.directory();
             let is_link = |(a, b): &Pair| view::linked(directory, *a, *b);
             let departed = (feed.position().epoch, directory.revoked.len());
@@ -366,13 +266,13 @@ impl Seen {
                 let sites: Vec<_> = directory
                     .sites
                     .values()
-                    .map(|site| sites::site_in(directory, site))
+                    .map(|site| representation::site_in(directory, site))
                     .collect();
                 let files = Files::of(directory);
                 let nodes: Vec<_> = directory
                     .nodes
                     .values()
-                    .filter_map(|node| nodes::node_in(app, &files, node))
+                    .filter_map(|node| representation::node_in(sources.reports, &files, node))
                     .collect();
                 (sites, nodes)
             });
@@ -401,14 +301,13 @@ impl Seen {
     }
 
     /// Reads what is new of links; those to be judged anew.
-    async fn read(&mut self, app: &App, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
-        let mut transaction = app.db.follow().await?;
+    async fn read(&mut self, sources: Sources<'_>, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
+        let mut transaction = sources.db.follow().await?;
         let (mut changed, newest): Changed =
-            links::queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP))
-                .await?;
+            queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP)).await?;
         let heard = match self.heard.is_some_and(|at| at.elapsed() < HEAR) {
             true => None,
-            false => Some(links::queries::all_heard(&mut transaction).await?),
+            false => Some(queries::all_heard(&mut transaction).await?),
         };
         // The clock of the rows is the database's; the newest row is as far as it is known to have
         // come.
@@ -422,7 +321,8 @@ impl Seen {
             .map_or(now, |(since, _)| since);
         self.listening = Some((unbroken, Instant::now()));
         // Rows of links that this copy does not have yet are read again until it has.
-        app.copy
+        sources
+            .copy
             .read(|feed| changed.retain(|((a, b), _)| view::linked(feed.directory(), *a, *b)));
         Ok(self.links.take(changed, heard, unbroken, now))
     }

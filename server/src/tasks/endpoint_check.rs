@@ -13,9 +13,8 @@ use wattle_mesh::config::{
 use wattle_wire::{endpoint::Endpoint, ids::NodeId};
 
 use crate::{
-    db::Actor,
+    db::{Actor, node_records, site_records},
     error::Result,
-    routes::{nodes, sites},
     state::app::App,
 };
 
@@ -59,14 +58,14 @@ async fn advance(app: &App, node: NodeId, endpoint: Endpoint, seen: &Trial) -> R
     };
     let actor = Actor::new("coordinator", None);
     app.mutate(&actor, |mut change| async move {
-        sites::queries::lock(&mut change).await?;
-        let now = nodes::queries::find(&mut change, node).await?;
+        site_records::lock(&mut change).await?;
+        let now = node_records::find(&mut change, node).await?;
         if now.and_then(|now| now.trial).as_ref() != Some(seen) {
             // Another coordinator was quicker, or the node is gone.
             return Ok(change.not_needed(()));
         }
         queries::set(&mut change, node, next).await?;
-        let record = nodes::queries::find(&mut change, node).await?;
+        let record = node_records::find(&mut change, node).await?;
         Ok(change.made(
             (),
             record.into_iter().map(RecordChange::Node).collect(),

@@ -16,7 +16,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
 };
-use wattle_server::routes::webhooks;
+use wattle_server::db::webhook_news;
 
 use crate::{
     agents::{Node, new_node},
@@ -252,7 +252,7 @@ async fn nodes_that_fall_silent_come_back_and_are_revoked_are_told_of_once() {
         vec![dublin.id().0],
         vec![],
     ] {
-        webhooks::queries::note_silence(&mut connection, &missed, 150)
+        webhook_news::note_silence(&mut connection, &missed, 150)
             .await
             .unwrap();
     }

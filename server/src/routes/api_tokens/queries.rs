@@ -11,6 +11,7 @@ use wattle_wire::{
 
 use crate::{
     error::{Error, Result},
+    http::auth::parse_role,
     secret,
 };
 
@@ -44,11 +45,6 @@ impl TryFrom<ApiTokenRow> for ApiToken {
             last_used_at,
         })
     }
-}
-
-fn parse_role(role: &str) -> Result<Role> {
-    role.parse()
-        .map_err(|_| Error::Internal("a role in the database is not valid"))
 }
 
 pub async fn insert(
@@ -103,29 +99,6 @@ pub async fn list(
         .collect()
 }
 
-/// The hash of an api token's secret and what the token is good for, if it is good for anything
-/// now.
-pub async fn credential(
-    connection: &mut PgConnection,
-    id: TokenId,
-) -> Result<Option<(Vec<u8>, Grant)>> {
-    let row = sqlx::query!(
-        "SELECT secret_hash, role, expires_at FROM api_tokens
-         WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
-        id.0
-    );
-    let Some(row) = row.fetch_optional(connection).await? else {
-        return Ok(None);
-    };
-    Ok(Some((
-        row.secret_hash,
-        Grant {
-            role: parse_role(&row.role)?,
-            expires_at: row.expires_at,
-        },
-    )))
-}
-
 /// What an api token is good for now; it is not revoked before the transaction ends.
 pub(super) async fn lock(connection: &mut PgConnection, id: TokenId) -> Result<Option<Grant>> {
     let row = sqlx::query!(
@@ -154,14 +127,4 @@ pub async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<Option
         .await?
         .map(|role| parse_role(&role))
         .transpose()
-}
-
-pub async fn used(connection: &mut PgConnection, id: TokenId) -> Result<()> {
-    sqlx::query!(
-        "UPDATE api_tokens SET last_used_at = now() WHERE id = $1",
-        id.0
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }

@@ -18,8 +18,9 @@ use wattle_wire::{
 };
 
 use crate::{
+    db::{node_records, site_records},
     error::{self, Error, Result},
-    routes::{nodes, sites},
+    routes::sites,
 };
 
 /// Names that are asked for together; few sites have as many gateways.
@@ -178,7 +179,7 @@ pub(super) async fn refuse_endpoint_clash(
     let Some(endpoint) = applicant.finish.endpoint else {
         return Ok(());
     };
-    sites::queries::lock(connection).await?;
+    site_records::lock(connection).await?;
     if let Some(problem) =
         sites::queries::endpoint_in_foreign_subnet(connection, None, endpoint).await?
     {
@@ -256,7 +257,7 @@ pub(crate) async fn insert(
         site.0
     );
     if own.execute(&mut *connection).await?.rows_affected() == 0 {
-        sites::queries::lock(connection).await?;
+        site_records::lock(connection).await?;
         let address = sites::queries::free_addresses(connection, tunnel_prefix, 1).await?[0];
         sqlx::query!(
             "INSERT INTO tunnel_addresses (address, site, node, own) VALUES ($1, $2, $3, false)",
@@ -267,7 +268,7 @@ pub(crate) async fn insert(
         .execute(&mut *connection)
         .await?;
     }
-    nodes::queries::find(connection, id)
+    node_records::find(connection, id)
         .await?
         .ok_or(Error::Internal(
             "a node that was just inserted is not there",

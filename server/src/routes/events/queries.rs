@@ -103,16 +103,6 @@ pub(super) async fn after(
         .collect()
 }
 
-/// Whether it is in the audit log that this was done to the object.
-pub async fn is_told(connection: &mut PgConnection, action: &str, object: &str) -> Result<bool> {
-    let told = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM events WHERE object = $1 AND action = $2) AS "told!""#,
-        object,
-        action
-    );
-    Ok(told.fetch_one(connection).await?)
-}
-
 /// The end of the chain, as the mesh's own row has it.
 pub(super) async fn head(connection: &mut PgConnection) -> Result<Head> {
     let row = sqlx::query!("SELECT event_number, event_hash FROM mesh")

@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use wattle_wire::{peer::MeshSettings, probe::HealthSettings, psk::PskPolicy};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Lets one transaction at a time change the settings.
 pub(super) async fn lock(connection: &mut PgConnection) -> Result<()> {
@@ -34,13 +34,4 @@ pub(super) async fn update(connection: &mut PgConnection, settings: &MeshSetting
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// The policy as a column holds it.
-pub fn psk_policy(text: &str) -> Result<PskPolicy> {
-    match text {
-        "require" => Ok(PskPolicy::Require),
-        "prefer" => Ok(PskPolicy::Prefer),
-        _ => Err(Error::Internal("the policy of preshared keys is not valid")),
-    }
 }

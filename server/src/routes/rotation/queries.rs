@@ -6,10 +6,9 @@ use wattle_wire::{
     enrol::{SignedStatement, Statement},
     ids::NodeId,
     key::WireguardKey,
-    rotation::Armed,
 };
 
-use crate::{error::Result, routes::nodes};
+use crate::{db::node_records, error::Result};
 
 /// Asks a node for a new key. Whether it was not asked before.
 pub(super) async fn request(connection: &mut PgConnection, node: NodeId) -> Result<bool> {
@@ -83,7 +82,7 @@ pub(super) async fn announce(
     )
     .execute(&mut *connection)
     .await?;
-    nodes::queries::find(connection, node).await
+    node_records::find(connection, node).await
 }
 
 /// Puts a statement in the place of the node's present one, be it of another WireGuard key or
@@ -109,7 +108,7 @@ pub(crate) async fn take_up(
     .execute(&mut *connection)
     .await?;
     disarm(connection, node).await?;
-    nodes::queries::find(connection, node).await
+    node_records::find(connection, node).await
 }
 
 /// `None` when nothing was announced.
@@ -127,7 +126,7 @@ pub(super) async fn withdraw(
         return Ok(None);
     }
     disarm(connection, node).await?;
-    nodes::queries::find(connection, node).await
+    node_records::find(connection, node).await
 }
 
 /// Nodes of other sites that have not said that they are ready for what a node announced, in order.
@@ -153,36 +152,6 @@ pub(super) async fn not_ready(
         .into_iter()
         .map(NodeId)
         .collect())
-}
-
-/// Notes which announced keys peers are ready for.
-pub async fn arm(
-    connection: &mut PgConnection,
-    armed: impl Iterator<Item = (NodeId, Armed)>,
-) -> Result<()> {
-    let (mut peers, mut nodes, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
-    for (peer, armed) in armed {
-        peers.push(peer.0);
-        nodes.push(armed.peer.0);
-        sequences.push(armed.sequence.cast_signed());
-    }
-    if nodes.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        "INSERT INTO armed_peers (node, sequence, peer)
-         SELECT node, sequence, peer FROM unnest($1::uuid[], $2::bigint[], $3::uuid[]) AS \
-         said(node, sequence, peer)
-         WHERE NOT EXISTS (SELECT FROM nodes WHERE id IN (node, peer) AND state = 'revoked')
-         ORDER BY node, sequence, peer
-         ON CONFLICT DO NOTHING",
-        &nodes,
-        &sequences,
-        &peers
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 async fn disarm(connection: &mut PgConnection, node: NodeId) -> Result<()> {

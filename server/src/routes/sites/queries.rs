@@ -1,71 +1,26 @@
 //! SQL of sites, subnets and the tunnel addresses that go with them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use chrono::{DateTime, Utc};
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::{PgConnection, types::Json};
-use uuid::Uuid;
 use wattle_mesh::config::{allocate, directory::SiteRecord};
 use wattle_wire::{
     endpoint::Endpoint,
     ids::SiteId,
-    name::Name,
     problem::{Holder, Problem},
     subnet::Subnet,
 };
 
 use super::check::{Draft, endpoint_in_subnet};
-use crate::error::{self, Error, Result};
-
-struct SiteRow {
-    id: Uuid,
-    name: String,
-    description: String,
-    labels: Json<BTreeMap<Name, String>>,
-    endpoint_address: Option<IpNet>,
-    endpoint_port: Option<i32>,
-    subnets: Vec<IpNet>,
-    tunnel_address: IpNet,
-    created_at: DateTime<Utc>,
-}
-
-/// Lets one transaction at a time give out addresses and compare endpoints with subnets. Readers
-/// are not held up.
-pub async fn lock(connection: &mut PgConnection) -> Result<()> {
-    sqlx::query!("LOCK TABLE tunnel_addresses IN SHARE ROW EXCLUSIVE MODE")
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-pub async fn all(connection: &mut PgConnection) -> Result<Vec<SiteRecord>> {
-    select(connection, None).await
-}
-
-pub async fn find(connection: &mut PgConnection, site: SiteId) -> Result<Option<SiteRecord>> {
-    Ok(select(connection, Some(site)).await?.pop())
-}
-
-async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<Vec<SiteRecord>> {
-    let rows = sqlx::query_as!(
-        SiteRow,
-        r#"SELECT sites.id, name, description, labels AS "labels: Json<BTreeMap<Name, String>>", endpoint_address, endpoint_port,
-                  ARRAY(SELECT prefix FROM subnets WHERE subnets.site = sites.id) AS "subnets!: Vec<IpNet>",
-                  tunnel_addresses.address AS tunnel_address, created_at
-           FROM sites JOIN tunnel_addresses ON tunnel_addresses.site = sites.id AND own
-           WHERE $1::uuid IS NULL OR sites.id = $1"#,
-        site.map(|site| site.0)
-    );
-    rows.fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(SiteRecord::try_from)
-        .collect()
-}
+use crate::{
+    db::site_records::v4,
+    error::{self, Result},
+};
 
 pub(super) async fn insert(
     connection: &mut PgConnection,
@@ -362,52 +317,5 @@ fn record(
         subnets: draft.sorted_subnets(),
         tunnel_address,
         created_at,
-    }
-}
-
-impl TryFrom<SiteRow> for SiteRecord {
-    type Error = Error;
-
-    fn try_from(row: SiteRow) -> Result<Self> {
-        let invalid = |_| Error::Internal("a site in the database is not valid");
-        let mut subnets: Vec<_> = row
-            .subnets
-            .into_iter()
-            .map(|net| Subnet::try_from(net).map_err(|_| invalid(())))
-            .collect::<Result<_>>()?;
-        subnets.sort();
-        Ok(Self {
-            id: SiteId(row.id),
-            name: row.name.parse().map_err(|_| invalid(()))?,
-            description: row.description,
-            labels: row.labels.0,
-            endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
-            subnets,
-            tunnel_address: v4(row.tunnel_address)?,
-            created_at: row.created_at,
-        })
-    }
-}
-
-/// An endpoint as two columns hold it.
-pub fn endpoint(address: Option<IpNet>, port: Option<i32>) -> Result<Option<Endpoint>> {
-    let (Some(address), Some(port)) = (address, port) else {
-        return Ok(None);
-    };
-    let port =
-        u16::try_from(port).map_err(|_| Error::Internal("a port in the database is not valid"))?;
-    let endpoint = Endpoint::try_from(SocketAddr::new(address.addr(), port));
-    endpoint
-        .map(Some)
-        .map_err(|_| Error::Internal("an endpoint in the database is not valid"))
-}
-
-/// A tunnel address as a column holds it.
-pub fn v4(address: IpNet) -> Result<Ipv4Addr> {
-    match address.addr() {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => Err(Error::Internal(
-            "a tunnel address in the database is not of IPv4",
-        )),
     }
 }

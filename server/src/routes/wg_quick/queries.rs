@@ -4,15 +4,15 @@ use sqlx::PgConnection;
 use wattle_mesh::config::directory::Unmanaged;
 use wattle_wire::ids::{NodeId, SiteId};
 
-use crate::{error::Result, routes::sites};
+use crate::{db::site_records, error::Result};
 
 /// Lets nobody else make a file or enrol for a site until this transaction ends, and as
-/// [`sites::queries::lock`].
+/// [`site_records::lock`].
 pub(super) async fn lock(connection: &mut PgConnection, site: SiteId) -> Result<()> {
     sqlx::query!("SELECT FROM sites WHERE id = $1 FOR NO KEY UPDATE", site.0)
         .execute(&mut *connection)
         .await?;
-    sites::queries::lock(connection).await
+    site_records::lock(connection).await
 }
 
 /// Writes down that a node has another file.

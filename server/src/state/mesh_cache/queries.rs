@@ -9,11 +9,12 @@ use wattle_wire::{
     ids::{MeshId, NodeId, Position},
     peer::MeshSettings,
     probe::HealthSettings,
+    psk::PskPolicy,
 };
 
 use crate::{
+    db::{node_records, site_records},
     error::{Error, Result},
-    routes::{mesh, nodes, sites},
 };
 
 /// How many revisions a coordinator remembers when it starts; agents that are further behind get a
@@ -59,10 +60,10 @@ pub async fn changes_since(connection: &mut PgConnection, revision: i64) -> Resu
 pub async fn directory(connection: &mut PgConnection) -> Result<(Position, Directory)> {
     let (position, mesh) = settings(connection).await?;
     let mut directory = Directory::new(mesh);
-    for site in sites::queries::all(connection).await? {
+    for site in site_records::all(connection).await? {
         directory.apply(&RecordChange::Site(site));
     }
-    for node in nodes::queries::all(connection).await? {
+    for node in node_records::all(connection).await? {
         directory.apply(&RecordChange::Node(node));
     }
     Ok((position, directory))
@@ -108,7 +109,7 @@ pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSe
         tunnel_prefix,
         listen_port: row.listen_port.try_into().map_err(|_| invalid())?,
         keepalive_s: row.keepalive_s.try_into().map_err(|_| invalid())?,
-        psk: mesh::queries::psk_policy(&row.psk)?,
+        psk: psk_policy(&row.psk)?,
         rotate_days: row.rotate_days.try_into().map_err(|_| invalid())?,
         health: HealthSettings {
             probes: row.probes,
@@ -123,4 +124,13 @@ pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSe
         },
         settings,
     ))
+}
+
+/// The policy as a column holds it.
+fn psk_policy(text: &str) -> Result<PskPolicy> {
+    match text {
+        "require" => Ok(PskPolicy::Require),
+        "prefer" => Ok(PskPolicy::Prefer),
+        _ => Err(Error::Internal("the policy of preshared keys is not valid")),
+    }
 }

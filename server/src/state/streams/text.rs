@@ -25,11 +25,11 @@ const MOST_DELTAS: usize = 8;
 
 /// A message on its way, in pieces.
 #[derive(Debug, Default)]
-pub(super) struct Text(VecDeque<Bytes>);
+pub struct Text(VecDeque<Bytes>);
 
 /// What was written at the newest position.
 #[derive(Debug, Default)]
-pub(super) struct Texts(Mutex<Written>);
+pub struct Texts(Mutex<Written>);
 
 #[derive(Debug, Default)]
 struct Written {
@@ -57,12 +57,12 @@ struct Peers {
 }
 
 impl Text {
-    pub(super) fn of(message: &StreamMessage) -> Self {
+    pub fn of(message: &StreamMessage) -> Self {
         Self([event(message)].into())
     }
 
     /// The next piece; `None` when all of it was handed out.
-    pub(super) fn next(&mut self) -> Option<Bytes> {
+    pub fn next_piece(&mut self) -> Option<Bytes> {
         let part = self.0.front_mut()?;
         let piece = part.split_to(part.len().min(PIECE));
         if part.is_empty() {
@@ -74,7 +74,7 @@ impl Text {
 
 impl Texts {
     /// Tells a node what changed since a position from which there is a delta.
-    pub(super) fn delta(&self, feed: &Feed, node: NodeId, since: Position) -> Text {
+    pub fn delta(&self, feed: &Feed, node: NodeId, since: Position) -> Text {
         let delta = self.written(feed.position(), |written| {
             if let Some(delta) = written.deltas.get(&since) {
                 return Arc::clone(delta);
@@ -94,7 +94,7 @@ impl Texts {
     }
 
     /// Tells a node the whole view; `None` if it does not take part.
-    pub(super) fn snapshot(&self, feed: &Feed, node: NodeId) -> Option<Text> {
+    pub fn snapshot(&self, feed: &Feed, node: NodeId) -> Option<Text> {
         let peers = self.written(feed.position(), |written| {
             written.peers.upgrade().unwrap_or_else(|| {
                 let peers = Arc::new(Peers::of(feed));
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn read(mut text: Text) -> StreamMessage {
-        let pieces: Vec<_> = std::iter::from_fn(|| text.next()).collect();
+        let pieces: Vec<_> = std::iter::from_fn(|| text.next_piece()).collect();
         assert!(
             pieces
                 .iter()
@@ -325,7 +325,12 @@ mod tests {
             ..feed.directory().sites[&site].clone()
         };
         feed.advance(8, &[RecordChange::Site(site)]).unwrap();
-        let event_of = |number| texts.delta(&feed, node(number), since).next().unwrap();
+        let event_of = |number| {
+            texts
+                .delta(&feed, node(number), since)
+                .next_piece()
+                .unwrap()
+        };
         assert_eq!(event_of(3).as_ptr(), event_of(60).as_ptr());
         let changed = feed.changed_since(since);
         for number in [1, 2, 3] {

@@ -1,0 +1,47 @@
+//! SQL of credentials.
+
+use sqlx::PgConnection;
+use wattle_mesh::access::Grant;
+use wattle_wire::{admin::Role, ids::TokenId};
+
+use crate::error::{Error, Result};
+
+/// The hash of an api token's secret and what the token is good for, if it is good for anything
+/// now.
+pub(super) async fn credential(
+    connection: &mut PgConnection,
+    id: TokenId,
+) -> Result<Option<(Vec<u8>, Grant)>> {
+    let row = sqlx::query!(
+        "SELECT secret_hash, role, expires_at FROM api_tokens
+         WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
+        id.0
+    );
+    let Some(row) = row.fetch_optional(connection).await? else {
+        return Ok(None);
+    };
+    Ok(Some((
+        row.secret_hash,
+        Grant {
+            role: parse_role(&row.role)?,
+            expires_at: row.expires_at,
+        },
+    )))
+}
+
+/// Notes that an api token was used.
+pub(super) async fn used(connection: &mut PgConnection, id: TokenId) -> Result<()> {
+    sqlx::query!(
+        "UPDATE api_tokens SET last_used_at = now() WHERE id = $1",
+        id.0
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A role as a column holds it.
+pub(crate) fn parse_role(role: &str) -> Result<Role> {
+    role.parse()
+        .map_err(|_| Error::Internal("a role in the database is not valid"))
+}

@@ -1,0 +1,371 @@
+//! What nodes say of themselves and their links, in memory and on its way to the database.
+
+mod queries;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep, timeout},
+};
+use wattle_mesh::config::endpoint_check;
+use wattle_wire::{
+    admin::NodeReport,
+    endpoint::Endpoint,
+    ids::NodeId,
+    report::{LinkReport, Report, Start},
+};
+
+use self::queries::{EndSaid, News};
+use crate::{
+    db::{Actor, Db, audit_log},
+    error::{self, Result},
+};
+
+/// The event of a node that reports from two machines.
+const COPIED: &str = "node.copied";
+/// An age over ten years is as good as ten years, and keeps every calculation within its range.
+const LONGEST_AGE_S: u64 = 10 * 365 * 24 * 3600;
+/// Reports that are taken in at a time; each may hold its largest size of memory.
+const AT_A_TIME: usize = 256;
+/// How long a report waits for its turn before it is sent away.
+const TURN: Duration = Duration::from_secs(1);
+/// How often what nodes said is written to the database.
+const WRITE: Duration = Duration::from_millis(250);
+/// Link ends that wait to be written, about 100 bytes each. A report that would bring more is sent
+/// away.
+const MOST_WAITING: usize = 500_000;
+/// How often a node is noted as heard of.
+const HEARD: Duration = Duration::from_secs(50);
+/// For how long this coordinator believes that the database still has what it wrote of a node's
+/// links: another coordinator may have written since then.
+const TRUST: Duration = Duration::from_secs(15 * 60);
+
+/// What nodes last said, in the memory of this coordinator, and what of it is yet to be written to
+/// the database.
+#[derive(Debug)]
+pub struct Reports {
+    said: Mutex<HashMap<NodeId, Said>>,
+    waiting: Mutex<News>,
+    /// Held while it is written, so that what was said first is written first.
+    writing: tokio::sync::Mutex<()>,
+    turns: Semaphore,
+    /// Nodes whose keys two machines have.
+    copied: Mutex<BTreeSet<NodeId>>,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self {
+            said: Mutex::default(),
+            waiting: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
+            turns: Semaphore::new(AT_A_TIME),
+            copied: Mutex::default(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Said {
+    report: NodeReport,
+    links: BTreeMap<NodeId, LinkDetail>,
+    /// When it was last noted as heard of.
+    heard: Option<Instant>,
+    start: Option<Start>,
+    /// Since when what it says of its links is compared with what it said before; absent means that
+    /// all of it is news.
+    trusted: Option<Instant>,
+}
+
+/// What one end of a link last said of it.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkDetail {
+    pub at: DateTime<Utc>,
+    pub last_handshake_at: Option<DateTime<Utc>>,
+    pub said: LinkReport,
+}
+
+impl Reports {
+    /// Takes a turn to take a report in.
+    ///
+    /// # Errors
+    ///
+    /// 429 when none comes within a second.
+    pub async fn turn(&self) -> Result<SemaphorePermit<'_>> {
+        let turn = timeout(TURN, self.turns.acquire()).await;
+        turn.ok()
+            .and_then(std::result::Result::ok)
+            .ok_or_else(|| error::busy().into())
+    }
+
+    /// What a node last said of itself.
+    pub fn last(&self, node: NodeId) -> Option<NodeReport> {
+        self.lock().get(&node).map(|said| said.report.clone())
+    }
+
+    /// What a node last said of its link with another.
+    pub fn link(&self, node: NodeId, peer: NodeId) -> Option<LinkDetail> {
+        self.lock().get(&node)?.links.get(&peer).copied()
+    }
+
+    /// Whether a node was heard of here within such a time.
+    pub fn is_heard(&self, node: NodeId, within: Duration) -> bool {
+        let age = |said: &Said| (Utc::now() - said.report.at).to_std().unwrap_or_default();
+        self.lock()
+            .get(&node)
+            .is_some_and(|said| age(said) <= within)
+    }
+
+    /// Whether a peer says that it has met a node at this endpoint.
+    pub fn is_met(&self, node: NodeId, endpoint: Endpoint) -> bool {
+        self.lock()
+            .values()
+            .filter_map(|said| said.links.get(&node))
+            .any(|link| endpoint_check::is_met(endpoint, &link.said))
+    }
+
+    /// Forgets nodes that do not take part any more.
+    pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
+        self.copied().retain(|node| takes_part(*node));
+        let mut said = self.lock();
+        said.retain(|node, _| takes_part(*node));
+        said.values_mut()
+            .for_each(|said| said.links.retain(|peer, _| takes_part(*peer)));
+    }
+
+    /// The node comes from elsewhere, where it may have said other things: its next account is
+    /// written whatever it said here before.
+    pub fn distrust(&self, node: NodeId) {
+        if let Some(said) = self.lock().get_mut(&node) {
+            (said.heard, said.trusted) = (None, None);
+        }
+    }
+
+    /// Writes what nodes say, again and again. What is lost when the coordinator dies is said
+    /// again: each node gives its whole account to the coordinator that it turns to.
+    pub async fn write_on(&self, db: &Db) {
+        let mut away = false;
+        loop {
+            sleep(WRITE).await;
+            match self.write(db).await {
+                Ok(()) => away = false,
+                Err(error) => {
+                    if !mem::replace(&mut away, true) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot write reports to the database; trying again"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes what waits. What cannot be written goes on waiting, unless it was overtaken.
+    pub async fn write(&self, db: &Db) -> Result<()> {
+        let _alone = self.writing.lock().await;
+        let news = mem::take(&mut *self.waiting());
+        let written = async {
+            let mut transaction = db.report().await?;
+            let copied = queries::store(&mut transaction, &news).await?;
+            transaction.commit().await?;
+            Ok(copied)
+        };
+        match written.await {
+            Ok(copied) => {
+                for node in copied {
+                    self.tell_copied(db, node).await?;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let mut waiting = self.waiting();
+                let overtaken = mem::replace(&mut *waiting, news);
+                waiting.extend(overtaken);
+                Err(error)
+            }
+        }
+    }
+
+    /// Two machines have the keys of a node: says so in the audit log once, and in the metrics
+    /// until it is revoked.
+    async fn tell_copied(&self, db: &Db, node: NodeId) -> Result<()> {
+        if self.copied().contains(&node) {
+            return Ok(());
+        }
+        let actor = Actor::new(format!("node:{node}"), None);
+        let told = db.mutate(&actor, |mut change| async move {
+            match audit_log::is_told(&mut change, COPIED, &node.to_string()).await? {
+                true => Ok(change.not_needed(())),
+                false => Ok(change.made((), Vec::new(), COPIED, node)),
+            }
+        });
+        told.await?;
+        tracing::warn!(%node, "two machines have the keys of this node, or an older state \
+            directory was restored. Revoke the node and join it again");
+        self.copied().insert(node);
+        Ok(())
+    }
+
+    /// How many nodes are known to have their keys on two machines.
+    pub fn count_copied(&self) -> usize {
+        self.copied().len()
+    }
+
+    /// Keeps what a node said; what of it is new waits to be written.
+    ///
+    /// # Errors
+    ///
+    /// 429 when too much waits already.
+    pub fn keep(
+        &self,
+        node: NodeId,
+        report: Report,
+        links: BTreeMap<NodeId, LinkReport>,
+    ) -> Result<()> {
+        let Report {
+            applied,
+            device,
+            mtu,
+            links: _,
+            problems,
+            armed,
+            start,
+        } = report;
+        let (at, now) = (Utc::now(), Instant::now());
+        let report = NodeReport {
+            at,
+            applied,
+            device,
+            mtu,
+            problems,
+        };
+        let mut all = self.lock();
+        let before = all.get(&node);
+        let trusted = before
+            .and_then(|said| said.trusted)
+            .filter(|trusted| now - *trusted < TRUST);
+        let heard = before
+            .filter(|said| said.start == start)
+            .and_then(|said| said.heard)
+            .filter(|heard| now - *heard < HEARD);
+        let known = |peer| {
+            before
+                .filter(|_| trusted.is_some())?
+                .links
+                .get(&peer)
+                .map(|detail| EndSaid::of(&detail.said))
+        };
+        let news = links
+            .values()
+            .map(EndSaid::of)
+            .filter(|state| known(state.peer) != Some(*state));
+        let news: Vec<_> = news.map(|state| ((node, state.peer), state)).collect();
+        let mut waiting = self.waiting();
+        if waiting.ends.len() + news.len() > MOST_WAITING {
+            return Err(error::busy().into());
+        }
+        waiting.ends.extend(news);
+        waiting
+            .armed
+            .extend(armed.into_iter().map(|armed| (node, armed)));
+        if heard.is_none() {
+            waiting.heard.insert(node, start);
+        }
+        drop(waiting);
+        let said = all.entry(node).or_insert_with(|| Said {
+            report: report.clone(),
+            links: BTreeMap::new(),
+            heard,
+            start,
+            trusted,
+        });
+        (said.report, said.heard, said.start, said.trusted) =
+            (report, heard.or(Some(now)), start, trusted.or(Some(now)));
+        said.links.extend(links.into_iter().map(|(peer, said)| {
+            let age = said
+                .handshake_age_s
+                .map(|age| TimeDelta::seconds(age.min(LONGEST_AGE_S).cast_signed()));
+            (
+                peer,
+                LinkDetail {
+                    at,
+                    last_handshake_at: age.map(|age| at - age),
+                    said,
+                },
+            )
+        }));
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copied(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, News> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use wattle_wire::report::DeviceKind;
+
+    use super::*;
+
+    fn node(number: u64) -> NodeId {
+        NodeId(Uuid::from_u128(u128::from(number)))
+    }
+
+    #[test]
+    fn c7_more_than_can_be_written_is_sent_away_and_what_is_no_news_is_not() {
+        let reports = Reports::default();
+        let keep = |from: u64, peers: u64| {
+            let link = |peer| LinkReport {
+                peer,
+                handshake_age_s: Some(1),
+                received_bytes: 0,
+                sent_bytes: 0,
+                endpoint: None,
+                probe: None,
+            };
+            let links = (1..=peers)
+                .map(|peer| (node(peer), link(node(peer))))
+                .collect();
+            let applied = "1.1".parse().unwrap();
+            let report = Report {
+                applied,
+                device: DeviceKind::Kernel,
+                mtu: None,
+                links: vec![],
+                problems: vec![],
+                armed: vec![],
+                start: None,
+            };
+            reports.keep(node(from), report, links)
+        };
+        for from in 0..500 {
+            keep(from, 1_000).unwrap();
+        }
+        assert_eq!(reports.waiting().ends.len(), MOST_WAITING);
+        assert!(keep(500, 1).is_err());
+        assert!(
+            reports.last(node(500)).is_none(),
+            "what is sent away leaves nothing"
+        );
+        keep(7, 1_000).unwrap();
+        keep(501, 0).unwrap();
+    }
+}

@@ -1,0 +1,237 @@
+//! SQL of what nodes report.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+use wattle_mesh::{agent::reporting, health::link};
+use wattle_wire::{
+    ids::NodeId,
+    report::{EndState, LinkReport, Start},
+    rotation::Armed,
+};
+
+use crate::error::Result;
+
+/// Rows of one statement; it has to end within the database's limit of five seconds.
+const MOST_ROWS: usize = 20_000;
+
+/// What one end says of a link now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct EndSaid {
+    pub peer: NodeId,
+    pub state: EndState,
+    pub probed: bool,
+    pub ever: bool,
+}
+
+impl EndSaid {
+    pub(super) fn of(said: &LinkReport) -> Self {
+        let ever = said.handshake_age_s.is_some() || said.probe.is_some();
+        Self {
+            peer: said.peer,
+            state: link::end_state(said),
+            probed: said.probe.is_some(),
+            ever,
+        }
+    }
+}
+
+/// What nodes say that may be new.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// By the node that says it and its peer.
+    pub ends: BTreeMap<(NodeId, NodeId), EndSaid>,
+    /// Nodes that were heard of, and the start of their agents.
+    pub heard: BTreeMap<NodeId, Option<Start>>,
+    /// Peers' announced keys for which nodes are ready.
+    pub armed: BTreeSet<(NodeId, Armed)>,
+}
+
+impl News {
+    /// Adds what was said later.
+    pub(super) fn extend(&mut self, later: Self) {
+        self.ends.extend(later.ends);
+        self.heard.extend(later.heard);
+        self.armed.extend(later.armed);
+    }
+}
+
+/// Stores what nodes say of their links where it is new, and that they were heard of. Rows that are
+/// so already are not even locked.
+///
+/// Returns nodes that report from two machines.
+///
+/// The order of the rows is the same for all who write, so that none waits for another in a circle.
+pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<Vec<NodeId>> {
+    arm(connection, news.armed.iter().copied()).await?;
+    if news.ends.is_empty() && news.heard.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ends: Vec<_> = news.ends.iter().collect();
+    for ends in ends.chunks(MOST_ROWS) {
+        let (first, second): (Vec<_>, Vec<_>) =
+            ends.iter().partition(|((node, peer), _)| node < peer);
+        let (nodes, peers, states, probed, evers) = columns(&first);
+        sqlx::query!(
+            "INSERT INTO links AS stored (a, b, a_state, a_probed, a_ever, a_since)
+             SELECT a, b, said.state, probed, ever, now()
+             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::boolean[], $5::boolean[]) AS \
+             said(a, b, state, probed, ever)
+             LEFT JOIN links AS known USING (a, b)
+             WHERE (known.a_state IS DISTINCT FROM said.state OR known.a_probed <> probed OR ever \
+             AND NOT known.a_ever)
+               AND NOT EXISTS (SELECT FROM nodes WHERE id IN (a, b) AND nodes.state = 'revoked')
+             ORDER BY a, b
+             ON CONFLICT (a, b) DO UPDATE SET
+                a_state = excluded.a_state, a_probed = excluded.a_probed, a_ever = stored.a_ever \
+                OR excluded.a_ever,
+                a_since = CASE WHEN stored.a_state = excluded.a_state THEN stored.a_since ELSE \
+                now() END, written_at = now()",
+            &nodes,
+            &peers,
+            &states as _,
+            &probed,
+            &evers
+        )
+        .execute(&mut *connection)
+        .await?;
+        let (nodes, peers, states, probed, evers) = columns(&second);
+        sqlx::query!(
+            "INSERT INTO links AS stored (a, b, b_state, b_probed, b_ever, b_since)
+             SELECT a, b, said.state, probed, ever, now()
+             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::boolean[], $5::boolean[]) AS \
+             said(b, a, state, probed, ever)
+             LEFT JOIN links AS known USING (a, b)
+             WHERE (known.b_state IS DISTINCT FROM said.state OR known.b_probed <> probed OR ever \
+             AND NOT known.b_ever)
+               AND NOT EXISTS (SELECT FROM nodes WHERE id IN (a, b) AND nodes.state = 'revoked')
+             ORDER BY a, b
+             ON CONFLICT (a, b) DO UPDATE SET
+                b_state = excluded.b_state, b_probed = excluded.b_probed, b_ever = stored.b_ever \
+                OR excluded.b_ever,
+                b_since = CASE WHEN stored.b_state = excluded.b_state THEN stored.b_since ELSE \
+                now() END, written_at = now()",
+            &nodes,
+            &peers,
+            &states as _,
+            &probed,
+            &evers
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    hear(connection, &news.heard).await
+}
+
+/// Stores that nodes were heard of, and their newest start. Returns those that report from two
+/// machines.
+async fn hear(
+    connection: &mut PgConnection,
+    heard: &BTreeMap<NodeId, Option<Start>>,
+) -> Result<Vec<NodeId>> {
+    let nodes: Vec<_> = heard.keys().map(|node| node.0).collect();
+    let known = sqlx::query!(
+        r#"SELECT node, start_number AS "number!", start_drawn AS "drawn!" FROM node_reports WHERE node = ANY($1) AND start_number IS NOT NULL"#,
+        &nodes
+    );
+    let known = known.fetch_all(&mut *connection).await?.into_iter();
+    let known: BTreeMap<_, _> = known
+        .map(|row| {
+            (
+                NodeId(row.node),
+                Start {
+                    number: row.number,
+                    drawn: row.drawn,
+                },
+            )
+        })
+        .collect();
+    let copied = |node, said| {
+        known
+            .get(&node)
+            .is_some_and(|known| reporting::is_of_a_copy(*known, said))
+    };
+    let newest = heard
+        .iter()
+        .map(|(node, said)| said.filter(|said| !copied(*node, *said)));
+    let (numbers, drawn): (Vec<_>, Vec<_>) = newest
+        .map(|start| {
+            (
+                start.map(|start| start.number),
+                start.map(|start| start.drawn),
+            )
+        })
+        .unzip();
+    sqlx::query!(
+        "INSERT INTO node_reports AS stored (node, at, start_number, start_drawn)
+         SELECT id, now(), number, drawn FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS \
+         said(id, number, drawn) JOIN nodes USING (id)
+         WHERE state <> 'revoked' ORDER BY id
+         ON CONFLICT (node) DO UPDATE SET at = excluded.at,
+             start_number = coalesce(excluded.start_number, stored.start_number),
+             start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
+        &nodes,
+        &numbers as &[Option<i64>],
+        &drawn as &[Option<i64>]
+    )
+    .execute(&mut *connection)
+    .await?;
+    Ok(heard
+        .iter()
+        .filter(|(node, said)| said.is_some_and(|said| copied(**node, said)))
+        .map(|(node, _)| *node)
+        .collect())
+}
+
+/// Notes which announced keys peers are ready for.
+async fn arm(
+    connection: &mut PgConnection,
+    armed: impl Iterator<Item = (NodeId, Armed)>,
+) -> Result<()> {
+    let (mut peers, mut nodes, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+    for (peer, armed) in armed {
+        peers.push(peer.0);
+        nodes.push(armed.peer.0);
+        sequences.push(armed.sequence.cast_signed());
+    }
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "INSERT INTO armed_peers (node, sequence, peer)
+         SELECT node, sequence, peer FROM unnest($1::uuid[], $2::bigint[], $3::uuid[]) AS \
+         said(node, sequence, peer)
+         WHERE NOT EXISTS (SELECT FROM nodes WHERE id IN (node, peer) AND state = 'revoked')
+         ORDER BY node, sequence, peer
+         ON CONFLICT DO NOTHING",
+        &nodes,
+        &sequences,
+        &peers
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The columns of ends: node, peer, state, whether it was probed, whether it ever worked.
+type Columns = (
+    Vec<Uuid>,
+    Vec<Uuid>,
+    Vec<&'static str>,
+    Vec<bool>,
+    Vec<bool>,
+);
+
+fn columns(ends: &[&(&(NodeId, NodeId), &EndSaid)]) -> Columns {
+    let (nodes, peers) = ends
+        .iter()
+        .map(|((node, peer), _)| (node.0, peer.0))
+        .unzip();
+    let states = ends.iter().map(|(_, said)| said.state.name()).collect();
+    let (probed, evers) = ends
+        .iter()
+        .map(|(_, said)| (said.probed, said.ever))
+        .unzip();
+    (nodes, peers, states, probed, evers)
+}

@@ -1,0 +1,118 @@
+//! Sites and nodes as the REST interface shows them.
+
+use chrono::Utc;
+use wattle_mesh::{
+    agent::admission,
+    config::{
+        directory::{Directory, NodeRecord, SiteRecord},
+        view,
+        wg_quick::Files,
+    },
+};
+use wattle_wire::admin::{Node, NodeRotation, RotationPhase, Site, SiteNode, UnmanagedNode};
+
+use super::reports::Reports;
+
+pub fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
+    let nodes = directory.nodes_of(record.id).map(|node| SiteNode {
+        id: node.id,
+        name: node.name.clone(),
+        state: node.state,
+    });
+    shown(record, nodes.collect())
+}
+
+pub fn shown(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
+    let SiteRecord {
+        id,
+        name,
+        description,
+        labels,
+        endpoint,
+        subnets,
+        tunnel_address,
+        created_at,
+    } = record.clone();
+    Site {
+        id,
+        name,
+        description,
+        labels,
+        endpoint,
+        subnets,
+        tunnel_address,
+        nodes,
+        created_at,
+    }
+}
+
+pub fn node_in(reports: &Reports, files: &Files<'_>, record: &NodeRecord) -> Option<Node> {
+    Some(with_news(
+        reports,
+        files,
+        configured_in(files.directory, record)?,
+    ))
+}
+
+/// A node with what it reports, and whether its file is what the mesh is now: neither is its own
+/// configuration.
+pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
+    let file_is_current = files
+        .directory
+        .nodes
+        .get(&node.id)
+        .and_then(|record| files.is_current(record))
+        .unwrap_or_default();
+    let unmanaged = node.unmanaged.map(|unmanaged| UnmanagedNode {
+        file_is_current,
+        ..unmanaged
+    });
+    Node {
+        last_report: reports.last(node.id),
+        unmanaged,
+        ..node
+    }
+}
+
+pub fn configured_in(directory: &Directory, record: &NodeRecord) -> Option<Node> {
+    Some(configured(record, directory.sites.get(&record.site)?))
+}
+
+/// A node as it is configured, for its tag.
+pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
+    Node {
+        id: record.id,
+        name: record.name.clone(),
+        site: record.site,
+        site_name: site.name.clone(),
+        state: record.state,
+        tunnel_address: record.tunnel_address,
+        wireguard_key: record.wireguard_key,
+        identity_key: record.identity_key,
+        endpoint: view::endpoint(record, site),
+        endpoint_verified: record.trial.is_none(),
+        admission: record.admission.clone(),
+        admitted: admission::is_admitted(record, site, Utc::now().timestamp()),
+        agent_version: record.agent_version.clone(),
+        unmanaged: record.unmanaged.as_ref().map(|file| UnmanagedNode {
+            file_made_at: file.file_made_at,
+            file_is_current: true,
+        }),
+        enrolled_at: record.enrolled_at,
+        last_report: None,
+        rotation: rotation(record),
+    }
+}
+
+fn rotation(record: &NodeRecord) -> Option<NodeRotation> {
+    let announced = record.announced.as_ref().map(|announced| NodeRotation {
+        phase: RotationPhase::Announced,
+        since: announced.at,
+    });
+    announced.or_else(|| {
+        record.rotate_since.map(|since| NodeRotation {
+            phase: RotationPhase::Requested,
+            since,
+        })
+    })
+}
