@@ -27,7 +27,7 @@ use crate::{
     http::auth,
     state::{
         app::App,
-        link_tracker::{PACE, Told},
+        link_tracker::{EventId, REFRESH_INTERVAL},
     },
 };
 
@@ -44,18 +44,18 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
         received; absent: tell everything")),
     responses((status = 200, content_type = "text/event-stream", body = MeshNews)))]
 pub async fn follow(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
-    let Some(place) = app.live.place() else {
+    let Some(place) = app.link_tracker.place() else {
         return Err(Error::Unavailable("too many streams of events"));
     };
-    let told = headers
+    let last_event = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok())
-        .and_then(Told::parse);
+        .and_then(EventId::parse);
     let session = Session {
         position: app.copy.subscribe(),
         app,
         headers,
-        told,
+        last_event,
         proven: Instant::now(),
         _place: place,
     };
@@ -72,8 +72,8 @@ struct Session {
     app: App,
     /// They hold the credential.
     headers: HeaderMap,
-    /// The look up to which it was told.
-    told: Option<Told>,
+    /// The last event that it has.
+    last_event: Option<EventId>,
     position: watch::Receiver<Position>,
     /// When the credential was last found valid.
     proven: Instant,
@@ -85,19 +85,24 @@ impl Session {
     async fn next(&mut self) -> Option<Event> {
         loop {
             self.position.borrow_and_update();
-            if let Some((told, news)) = self.app.live.news(self.app.sources(), self.told).await {
-                self.told = Some(told);
+            if let Some((event, news)) = self
+                .app
+                .link_tracker
+                .news(self.app.sources(), self.last_event)
+                .await
+            {
+                self.last_event = Some(event);
                 let kind = if news.complete { "snapshot" } else { "change" };
                 return Event::default()
                     .event(kind)
-                    .id(told.id())
+                    .id(event.id())
                     .json_data(&news)
                     .ok();
             }
             tokio::select! {
                 () = self.app.stop.cancelled() => return None,
                 _ = self.position.changed() => {}
-                () = sleep(PACE) => {}
+                () = sleep(REFRESH_INTERVAL) => {}
             }
             if self.proven.elapsed() >= HEARTBEAT {
                 if !auth::admits_api_token(&self.app, &self.headers, Action::Read).await {

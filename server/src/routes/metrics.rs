@@ -130,7 +130,7 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         )?;
     }
 
-    let seen = app.live.link_states(app.sources()).await;
+    let seen = app.link_tracker.link_states(app.sources()).await;
     let links = app.copy.read(|feed| view::count_links(feed.directory()));
     let states = [
         ("up", LinkState::Up),

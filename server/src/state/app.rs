@@ -16,7 +16,7 @@ use wattle_wire::{
 use super::{
     auth_limiter::Failures,
     credentials::{KnownTokens, Verified},
-    link_tracker::{Live, Sources},
+    link_tracker::{LinkTracker, Sources},
     mesh_cache::Copy,
     metrics::Metrics,
     reports::Reports,
@@ -40,7 +40,7 @@ pub struct Parts {
     pub copy: Copy,
     pub streams: Streams,
     pub reports: Reports,
-    pub live: Live,
+    pub link_tracker: LinkTracker,
     pub metrics: Metrics,
     pub verified: Verified,
     pub known: KnownTokens,

@@ -1,4 +1,4 @@
-//! What is seen of the links of the mesh, for those who watch and for the history of links.
+//! Tracks the links of the mesh, for those who watch and for the history of links.
 //!
 //! The coordinator always remembers those links of which an end ever said something. The board,
 //! which it has while somebody watches, has all pairs, which are many.
@@ -40,31 +40,31 @@ use crate::{
 };
 
 /// Least time between two looks at the links; configuration is looked at when it changes.
-pub const PACE: Duration = Duration::from_secs(1);
+pub const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// What was written within this time before the last look is read again: it may have been committed
 /// after it.
-const OVERLAP: TimeDelta = TimeDelta::seconds(30);
+const REREAD_WINDOW: TimeDelta = TimeDelta::seconds(30);
 /// How often it is read when nodes were heard of: nobody is silent before 150 seconds.
-const HEAR: Duration = Duration::from_secs(5);
+const HEARD_INTERVAL: Duration = Duration::from_secs(5);
 /// For how long the board is kept for those who come back.
-const KEEP: Duration = Duration::from_secs(60);
+const BOARD_LIFETIME: Duration = Duration::from_secs(60);
 /// How long a link is as it is before its history says so: its ends do not notice at the same
 /// moment.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Time without a look after which nothing is known of who was silent meanwhile.
-const BREAK: Duration = Duration::from_secs(10);
+const LONGEST_GAP: Duration = Duration::from_secs(10);
 /// Streams at a time.
-const MOST: usize = 256;
+const MOST_STREAMS: usize = 256;
 
-/// What is seen of the mesh, for those who watch and for the history of links.
+/// Tracks sites, nodes and links, for those who watch and for the history of links.
 #[derive(Debug)]
-pub struct Live {
-    seen: Mutex<Seen>,
+pub struct LinkTracker {
+    tracked: Mutex<Tracked>,
     places: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct Tracked {
     links: LinkWatch,
     /// Up to when links were read, by the clock of their rows.
     read: Option<DateTime<Utc>>,
@@ -80,11 +80,11 @@ struct Seen {
     /// Links whose history does not say yet how they are, with when that was first seen.
     unrecorded: BTreeMap<Pair, (LinkNews, Instant)>,
     /// For those who watch; absent while nobody does.
-    shown: Option<Shown>,
+    shown: Option<WatchedBoard>,
 }
 
 #[derive(Debug)]
-struct Shown {
+struct WatchedBoard {
     /// Tells boards apart: numbers of looks mean nothing to another.
     id: Uuid,
     board: Board,
@@ -94,12 +94,12 @@ struct Shown {
 
 /// A look at a board, as the id of an event names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct EventId {
     board: Uuid,
     look: u64,
 }
 
-impl Told {
+impl EventId {
     pub fn id(self) -> String {
         format!("{}.{}", self.board.simple(), self.look)
     }
@@ -113,11 +113,11 @@ impl Told {
     }
 }
 
-impl Default for Live {
+impl Default for LinkTracker {
     fn default() -> Self {
         Self {
-            seen: Mutex::default(),
-            places: Arc::new(Semaphore::new(MOST)),
+            tracked: Mutex::default(),
+            places: Arc::new(Semaphore::new(MOST_STREAMS)),
         }
     }
 }
@@ -130,7 +130,7 @@ pub struct Sources<'a> {
     pub reports: &'a Reports,
 }
 
-impl Live {
+impl LinkTracker {
     /// A place for one more stream; `None` when there are too many.
     pub fn place(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.places).try_acquire_owned().ok()
@@ -140,26 +140,26 @@ impl Live {
     pub async fn news(
         &self,
         sources: Sources<'_>,
-        since: Option<Told>,
-    ) -> Option<(Told, MeshNews)> {
-        let mut seen = self.seen.lock().await;
-        if seen.shown.is_none() {
-            seen.shown = Some(Shown {
+        since: Option<EventId>,
+    ) -> Option<(EventId, MeshNews)> {
+        let mut tracked = self.tracked.lock().await;
+        if tracked.shown.is_none() {
+            tracked.shown = Some(WatchedBoard {
                 id: Uuid::now_v7(),
                 board: Board::new(),
                 asked: Instant::now(),
             });
             // Nothing stands on it yet.
-            seen.looked = None;
+            tracked.looked = None;
         }
-        seen.refresh(sources).await;
-        let shown = seen.shown.as_mut()?;
+        tracked.refresh(sources).await;
+        let shown = tracked.shown.as_mut()?;
         shown.asked = Instant::now();
         let since = since
-            .filter(|told| told.board == shown.id)
-            .map(|told| told.look);
+            .filter(|event| event.board == shown.id)
+            .map(|event| event.look);
         Some((
-            Told {
+            EventId {
                 board: shown.id,
                 look: shown.board.look(),
             },
@@ -169,36 +169,36 @@ impl Live {
 
     /// The state of each link of which an end ever said something.
     pub async fn link_states(&self, sources: Sources<'_>) -> Vec<LinkState> {
-        let mut seen = self.seen.lock().await;
-        seen.refresh(sources).await;
-        seen.links.states().collect()
+        let mut tracked = self.tracked.lock().await;
+        tracked.refresh(sources).await;
+        tracked.links.states().collect()
     }
 }
 
-impl Live {
+impl LinkTracker {
     /// Writes down what links are like that have been so for a moment, and who is silent.
     pub async fn record(&self, sources: Sources<'_>) -> Result<()> {
-        let mut seen = self.seen.lock().await;
-        seen.shown = seen
+        let mut tracked = self.tracked.lock().await;
+        tracked.shown = tracked
             .shown
             .take()
-            .filter(|shown| shown.asked.elapsed() < KEEP);
-        seen.refresh(sources).await;
-        let heard = seen.heard;
-        let silent: Option<Vec<_>> =
-            (heard != seen.noted).then(|| seen.links.silent().iter().map(|node| node.0).collect());
-        let settled: Vec<_> = seen
+            .filter(|shown| shown.asked.elapsed() < BOARD_LIFETIME);
+        tracked.refresh(sources).await;
+        let heard = tracked.heard;
+        let silent: Option<Vec<_>> = (heard != tracked.noted)
+            .then(|| tracked.links.silent().iter().map(|node| node.0).collect());
+        let settled: Vec<_> = tracked
             .unrecorded
             .values()
-            .filter(|(_, since)| since.elapsed() >= SETTLE)
+            .filter(|(_, since)| since.elapsed() >= SETTLE_TIME)
             .map(|(link, _)| *link)
             .collect();
-        drop(seen);
+        drop(tracked);
         if let Some(silent) = silent {
             let mut transaction = sources.db.report().await?;
             webhook_news::note_silence(&mut transaction, &silent, SILENT_S.cast_signed()).await?;
             transaction.commit().await?;
-            self.seen.lock().await.noted = heard;
+            self.tracked.lock().await.noted = heard;
         }
         for links in settled.chunks(queries::MOST_ROWS) {
             let mut transaction = sources.db.report().await?;
@@ -217,26 +217,26 @@ impl Live {
             }
             transaction.commit().await?;
         }
-        let mut seen = self.seen.lock().await;
+        let mut tracked = self.tracked.lock().await;
         for link in settled {
             let pair = (link.ends[0], link.ends[1]);
-            if seen
+            if tracked
                 .unrecorded
                 .get(&pair)
                 .is_some_and(|(now, _)| (now.state, now.fault) == (link.state, link.fault))
             {
-                seen.unrecorded.remove(&pair);
+                tracked.unrecorded.remove(&pair);
             }
         }
         Ok(())
     }
 }
 
-impl Seen {
+impl Tracked {
     /// Looks at the mesh, unless that was done a moment ago and no revision came since.
     async fn refresh(&mut self, sources: Sources<'_>) {
         let recent = |(at, position): (Instant, Position)| {
-            at.elapsed() < PACE && position == sources.copy.position()
+            at.elapsed() < REFRESH_INTERVAL && position == sources.copy.position()
         };
         if self.looked.is_some_and(recent) {
             return;
@@ -251,7 +251,7 @@ impl Seen {
             }
         };
         let board = self.shown.as_ref().map(|shown| &shown.board);
-        let (position, anew, seen) = sources.copy.read(|feed| {
+        let (position, anew, sights) = sources.copy.read(|feed| {
             let directory = feed.directory();
             let is_link = |(a, b): &Pair| view::linked(directory, *a, *b);
             let departed = (feed.position().epoch, directory.revoked.len());
@@ -261,7 +261,7 @@ impl Seen {
                 self.unrecorded.retain(|pair, _| is_link(pair));
             }
             let mut anew: BTreeSet<_> = anew.into_iter().filter(is_link).collect();
-            let seen = board.map(|board| {
+            let sights = board.map(|board| {
                 anew.extend(links_of_new_nodes(directory, board));
                 let sites: Vec<_> = directory
                     .sites
@@ -280,7 +280,7 @@ impl Seen {
                 .into_iter()
                 .map(|pair| (pair, directory.unmanaged([pair.0, pair.1])))
                 .collect();
-            (feed.position(), anew, seen)
+            (feed.position(), anew, sights)
         });
         let links: Vec<_> = anew
             .into_iter()
@@ -290,7 +290,7 @@ impl Seen {
             .iter()
             .for_each(|link| note(&mut self.unrecorded, &self.links, link));
         self.looked = Some((Instant::now(), position));
-        if let Some((shown, (sites, nodes))) = self.shown.as_mut().zip(seen) {
+        if let Some((shown, (sites, nodes))) = self.shown.as_mut().zip(sights) {
             shown.board.see(Sight {
                 position,
                 sites,
@@ -304,8 +304,9 @@ impl Seen {
     async fn read(&mut self, sources: Sources<'_>, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
         let mut transaction = sources.db.follow().await?;
         let (mut changed, newest): Changed =
-            queries::changed_since(&mut transaction, self.read.map(|read| read - OVERLAP)).await?;
-        let heard = match self.heard.is_some_and(|at| at.elapsed() < HEAR) {
+            queries::changed_since(&mut transaction, self.read.map(|read| read - REREAD_WINDOW))
+                .await?;
+        let heard = match self.heard.is_some_and(|at| at.elapsed() < HEARD_INTERVAL) {
             true => None,
             false => Some(queries::all_heard(&mut transaction).await?),
         };
@@ -317,7 +318,7 @@ impl Seen {
         }
         let unbroken = self
             .listening
-            .filter(|(_, last)| last.elapsed() < BREAK)
+            .filter(|(_, last)| last.elapsed() < LONGEST_GAP)
             .map_or(now, |(since, _)| since);
         self.listening = Some((unbroken, Instant::now()));
         // Rows of links that this copy does not have yet are read again until it has.

@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     state::{
         app::App,
-        link_tracker::{PACE, queries},
+        link_tracker::{REFRESH_INTERVAL, queries},
     },
 };
 
@@ -19,9 +19,9 @@ const PRUNE: Duration = Duration::from_secs(3600);
 pub async fn follow(app: &App) {
     let mut pruned: Option<Instant> = None;
     loop {
-        sleep(PACE).await;
+        sleep(REFRESH_INTERVAL).await;
         let kept = async {
-            app.live.record(app.sources()).await?;
+            app.link_tracker.record(app.sources()).await?;
             if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
                 let mut transaction = app.db.report().await?;
                 queries::prune_history(&mut transaction).await?;

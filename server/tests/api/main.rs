@@ -8,13 +8,14 @@ mod browser;
 mod cases;
 mod database;
 mod enrolment;
+mod event_stream;
 mod events;
 mod harness;
 mod hostile;
 mod http;
 mod join_tokens;
 mod links;
-mod live;
+
 mod mailbox;
 mod metrics;
 mod nodes;
