@@ -30,7 +30,7 @@ pub(crate) use self::queries::parse_role;
 use crate::{
     db::Actor,
     error::{self, Error, Result},
-    http::listen::Guest,
+    http::listen::Connection,
     secret::{self, ApiToken},
     state::app::App,
 };
@@ -67,8 +67,8 @@ pub async fn enter(
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
-    if let Some(guest) = request.extensions().get::<Arc<Guest>>() {
-        guest.prove();
+    if let Some(connection) = request.extensions().get::<Arc<Connection>>() {
+        connection.set_authenticated();
     }
     let actor = match caller {
         Caller::ApiToken(_, grant) => access::Actor::ApiToken(grant),
@@ -173,8 +173,8 @@ pub async fn unless_guessing<T>(
 /// Where a request comes from, for [`unless_guessing`].
 pub fn network(extensions: &Extensions) -> Option<IpAddr> {
     extensions
-        .get::<Arc<Guest>>()
-        .and_then(|guest| guest.network())
+        .get::<Arc<Connection>>()
+        .and_then(|connection| connection.network())
 }
 
 /// The credential of a request.

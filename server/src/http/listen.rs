@@ -29,15 +29,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use wattle_wire::stream::SILENCE_S;
 
-pub use self::limiter::Guest;
-use self::{handshakes::Turns, limiter::Doors};
+pub use self::limiter::Connection;
+use self::{handshakes::HandshakeLimiter, limiter::ConnectionLimiter};
 use crate::{config::Config, http::audience::Audience, tls::certificate::HTTP2};
 
 /// How long requests that are under way may take once the coordinator stops.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a connection may take to prove who it is: TLS handshake, headers and a valid
 /// credential.
-const PROOF: Duration = Duration::from_secs(8);
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long a connection of HTTP/1.1 may idle between requests: longer than an agent's between two
 /// reports.
 const IDLE: Duration = Duration::from_secs(75);
@@ -134,13 +134,13 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let server = Arc::new(Server {
         tls: tls.map(TlsAcceptor::from),
-        handshakes: Turns::new(),
+        handshakes: HandshakeLimiter::new(),
         http1: http1(),
         http2: http2(),
         router,
         stop,
     });
-    let doors = Doors::new((most_connections()? / shares).max(1));
+    let limiter = ConnectionLimiter::new((most_connections()? / shares).max(1));
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -148,10 +148,10 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((connection, address)) => {
-                set_options(&connection);
-                let guest = doors.enter(address.ip());
-                connections.spawn(Arc::clone(&server).attend(connection, guest));
+            Ok((socket, address)) => {
+                set_options(&socket);
+                let connection = limiter.add(address.ip());
+                connections.spawn(Arc::clone(&server).serve_connection(socket, connection));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -168,7 +168,7 @@ pub async fn serve(
 /// What all connections share.
 struct Server {
     tls: Option<TlsAcceptor>,
-    handshakes: Turns,
+    handshakes: HandshakeLimiter,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     router: Router,
@@ -176,46 +176,43 @@ struct Server {
 }
 
 impl Server {
-    async fn attend(self: Arc<Self>, connection: TcpStream, guest: Arc<Guest>) {
+    async fn serve_connection(self: Arc<Self>, socket: TcpStream, connection: Arc<Connection>) {
         tokio::select! {
-            () = self.welcome(connection, &guest) => {}
-            () = guest.gave_way() => tracing::debug!("closed the oldest connection without a \
+            () = self.serve_http(socket, &connection) => {}
+            () = connection.evicted() => tracing::debug!("closed the oldest connection without a \
                 credential: there are too many"),
-            () = unproven(&guest) => tracing::debug!("closed a connection that showed no \
+            () = unauthenticated(&connection) => tracing::debug!("closed a connection that showed no \
                 credential in time"),
         }
     }
 
-    async fn welcome(&self, connection: TcpStream, guest: &Arc<Guest>) {
+    async fn serve_http(&self, socket: TcpStream, connection: &Arc<Connection>) {
         let service = service_fn(|request: Request<Incoming>| {
             let mut request = request.map(Body::new);
-            request.extensions_mut().insert(Arc::clone(guest));
+            request.extensions_mut().insert(Arc::clone(connection));
             self.router.clone().oneshot(request)
         });
         let Some(tls) = &self.tls else {
             return self
-                .converse(Box::pin(
-                    self.http1
-                        .serve_connection(TokioIo::new(connection), service),
+                .run_until_stopped(Box::pin(
+                    self.http1.serve_connection(TokioIo::new(socket), service),
                 ))
                 .await;
         };
         // What a handshake takes of memory it gives back: the connection that comes of it may idle
         // for months.
-        let connection = match Box::pin(self.shake_hands(tls, connection)).await {
-            Ok(connection) => connection,
+        let socket = match Box::pin(self.shake_hands(tls, socket)).await {
+            Ok(socket) => socket,
             Err(error) => return tracing::debug!(%error, "the TLS handshake failed"),
         };
-        if connection.get_ref().1.alpn_protocol() == Some(HTTP2) {
-            self.converse(Box::pin(
-                self.http2
-                    .serve_connection(TokioIo::new(connection), service),
+        if socket.get_ref().1.alpn_protocol() == Some(HTTP2) {
+            self.run_until_stopped(Box::pin(
+                self.http2.serve_connection(TokioIo::new(socket), service),
             ))
             .await;
         } else {
-            self.converse(Box::pin(
-                self.http1
-                    .serve_connection(TokioIo::new(connection), service),
+            self.run_until_stopped(Box::pin(
+                self.http1.serve_connection(TokioIo::new(socket), service),
             ))
             .await;
         }
@@ -224,23 +221,20 @@ impl Server {
     async fn shake_hands(
         &self,
         tls: &TlsAcceptor,
-        connection: TcpStream,
+        socket: TcpStream,
     ) -> io::Result<Box<TlsStream<TcpStream>>> {
-        self.handshakes
-            .take(tls.accept(connection))
-            .await
-            .map(Box::new)
+        self.handshakes.run(tls.accept(socket)).await.map(Box::new)
     }
 
-    async fn converse<C: GracefulConnection<Error = hyper::Error>>(
+    async fn run_until_stopped<C: GracefulConnection<Error = hyper::Error>>(
         &self,
-        mut conversation: Pin<Box<C>>,
+        mut running: Pin<Box<C>>,
     ) {
         tokio::select! {
-            result = conversation.as_mut() => return log(result),
-            () = self.stop.cancelled() => conversation.as_mut().graceful_shutdown(),
+            result = running.as_mut() => return log(result),
+            () = self.stop.cancelled() => running.as_mut().graceful_shutdown(),
         }
-        match timeout(GRACE, conversation).await {
+        match timeout(GRACE, running).await {
             Ok(result) => log(result),
             Err(_) => tracing::warn!("stopping: requests that are still running are cut off"),
         }
@@ -254,9 +248,9 @@ fn log(result: hyper::Result<()>) {
 }
 
 /// Waits until a connection has had its time and proved nothing; for ever if it proves itself.
-async fn unproven(guest: &Guest) {
-    sleep(PROOF).await;
-    if guest.is_proven() {
+async fn unauthenticated(connection: &Connection) {
+    sleep(AUTHENTICATION_TIMEOUT).await;
+    if connection.is_authenticated() {
         std::future::pending::<Infallible>().await;
     }
 }
@@ -287,8 +281,8 @@ fn http2() -> http2::Builder<TokioExecutor> {
     builder
 }
 
-fn set_options(connection: &TcpStream) {
-    let socket = SockRef::from(connection);
+fn set_options(socket: &TcpStream) {
+    let socket = SockRef::from(socket);
     // A heartbeat that nobody acknowledges is how a dead agent is noticed.
     let set = socket
         .set_tcp_nodelay(true)

@@ -29,7 +29,7 @@ use crate::{
     http::{
         auth::{self, RequestId},
         body::Body,
-        listen::Guest,
+        listen::Connection,
     },
     secret,
     state::app::App,
@@ -57,8 +57,8 @@ pub async fn start(
         .await?
         .ok_or_else(error::join_token_refused)?;
     // Whoever has a join token is nobody to hang up on.
-    if let Some(guest) = extensions.get::<Arc<Guest>>() {
-        guest.prove();
+    if let Some(connection) = extensions.get::<Arc<Connection>>() {
+        connection.set_authenticated();
     }
     let (nonce, server_key) = loop {
         let nonce = enrolment::challenge_nonce(now_unix_s(), secret::random()?);

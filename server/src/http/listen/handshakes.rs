@@ -8,9 +8,9 @@ use tokio_util::sync::PollSemaphore;
 
 /// As many turns at a time as leave a processor to others, where there are several.
 #[derive(Debug)]
-pub(super) struct Turns(Arc<Semaphore>);
+pub(super) struct HandshakeLimiter(Arc<Semaphore>);
 
-impl Turns {
+impl HandshakeLimiter {
     pub(super) fn new() -> Self {
         let processors = thread::available_parallelism().map_or(1, |number| number.get());
         Self(Arc::new(Semaphore::new(
@@ -20,7 +20,7 @@ impl Turns {
 
     /// Does the work, each step of it in its turn. While the work waits for the other side it holds
     /// up nobody.
-    pub(super) async fn take<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> T {
         let mut turns = PollSemaphore::new(Arc::clone(&self.0));
         let mut work = pin!(work);
         std::future::poll_fn(|context| {
@@ -41,19 +41,19 @@ mod tests {
 
     #[tokio::test]
     async fn work_that_waits_holds_up_nobody_and_work_that_is_given_up_neither() {
-        let turns = Turns::new();
+        let limiter = HandshakeLimiter::new();
         let waits: Vec<_> = (0..100)
-            .map(|_| Box::pin(turns.take(std::future::pending::<()>())))
+            .map(|_| Box::pin(limiter.run(std::future::pending::<()>())))
             .collect();
         let mut waits = futures_util::future::select_all(waits);
         assert!(timeout(Duration::ZERO, &mut waits).await.is_err());
         assert_eq!(
-            timeout(Duration::from_secs(10), turns.take(async { 7 })).await,
+            timeout(Duration::from_secs(10), limiter.run(async { 7 })).await,
             Ok(7)
         );
         drop(waits);
         assert_eq!(
-            timeout(Duration::from_secs(10), turns.take(async { 7 })).await,
+            timeout(Duration::from_secs(10), limiter.run(async { 7 })).await,
             Ok(7)
         );
     }

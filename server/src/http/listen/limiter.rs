@@ -1,8 +1,8 @@
-//! Who is connected, and who has to give way when too many are.
+//! Limits how many connections are open, and evicts some when there are too many.
 //!
-//! A connection counts as unproven until a request on it carried a valid credential, which takes an
-//! agent or a script a moment. So when there are too many, the oldest unproven one gives way: a
-//! flood of silent connections pushes out its own, and locks nobody out.
+//! A connection counts as unauthenticated until a request on it carried a valid credential, which
+//! takes an agent or a script a moment. So when there are too many, the oldest unauthenticated one
+//! is evicted: a flood of silent connections pushes out its own, and locks nobody out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,90 +15,95 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// Unproven connections from one address (of IPv6: one /64) at a time. Loopback is not counted.
-const MOST_UNPROVEN: usize = 256;
+/// Unauthenticated connections from one address (of IPv6: one /64) at a time. Loopback is not
+/// counted.
+const MOST_UNAUTHENTICATED: usize = 256;
 
 /// Counts connections.
 #[derive(Debug)]
-pub(super) struct Doors {
+pub(super) struct ConnectionLimiter {
     most: usize,
-    inside: Mutex<Inside>,
+    connections: Mutex<Connections>,
 }
 
 #[derive(Debug, Default)]
-struct Inside {
+struct Connections {
     open: usize,
-    entered: u64,
+    added: u64,
     /// In the order in which they came.
-    unproven: BTreeMap<u64, (Option<IpAddr>, CancellationToken)>,
+    unauthenticated: BTreeMap<u64, (Option<IpAddr>, CancellationToken)>,
     by_network: HashMap<IpAddr, BTreeSet<u64>>,
 }
 
 /// An open connection.
 #[derive(Debug)]
-pub struct Guest {
-    doors: Arc<Doors>,
+pub struct Connection {
+    limiter: Arc<ConnectionLimiter>,
     number: u64,
     network: Option<IpAddr>,
-    proven: AtomicBool,
-    gives_way: CancellationToken,
+    authenticated: AtomicBool,
+    eviction: CancellationToken,
 }
 
-impl Doors {
+impl ConnectionLimiter {
     pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
-            inside: Mutex::default(),
+            connections: Mutex::default(),
         })
     }
 
-    /// Lets a connection in; others may have to give way for it.
-    pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Arc<Guest> {
+    /// Lets a connection in; another may be evicted for it.
+    pub(super) fn add(self: &Arc<Self>, address: IpAddr) -> Arc<Connection> {
         let network = network(address);
-        let gives_way = CancellationToken::new();
-        let mut inside = self.lock();
-        inside.open += 1;
-        inside.entered += 1;
-        let number = inside.entered;
-        inside.unproven.insert(number, (network, gives_way.clone()));
+        let eviction = CancellationToken::new();
+        let mut connections = self.lock();
+        connections.open += 1;
+        connections.added += 1;
+        let number = connections.added;
+        connections
+            .unauthenticated
+            .insert(number, (network, eviction.clone()));
         let oldest_there = network.and_then(|network| {
-            let from_there = inside.by_network.entry(network).or_default();
+            let from_there = connections.by_network.entry(network).or_default();
             from_there.insert(number);
             from_there
                 .first()
                 .copied()
-                .filter(|_| from_there.len() > MOST_UNPROVEN)
+                .filter(|_| from_there.len() > MOST_UNAUTHENTICATED)
         });
-        let oldest = inside
-            .unproven
+        let oldest = connections
+            .unauthenticated
             .keys()
             .next()
             .copied()
-            .filter(|_| inside.open > self.most);
-        if let Some(gives_way) = oldest_there
+            .filter(|_| connections.open > self.most);
+        if let Some(eviction) = oldest_there
             .or(oldest)
-            .and_then(|number| inside.remove(number))
+            .and_then(|number| connections.remove(number))
         {
-            gives_way.cancel();
+            eviction.cancel();
         }
-        Arc::new(Guest {
-            doors: Arc::clone(self),
+        Arc::new(Connection {
+            limiter: Arc::clone(self),
             number,
             network,
-            proven: AtomicBool::new(false),
-            gives_way,
+            authenticated: AtomicBool::new(false),
+            eviction,
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Connections> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inside {
-    /// Takes a connection off the list of the unproven.
+impl Connections {
+    /// Takes a connection off the list of the unauthenticated.
     fn remove(&mut self, number: u64) -> Option<CancellationToken> {
-        let (network, gives_way) = self.unproven.remove(&number)?;
+        let (network, eviction) = self.unauthenticated.remove(&number)?;
         if let Some(network) = network
             && let Some(from_there) = self.by_network.get_mut(&network)
         {
@@ -107,15 +112,15 @@ impl Inside {
                 self.by_network.remove(&network);
             }
         }
-        Some(gives_way)
+        Some(eviction)
     }
 }
 
-impl Guest {
+impl Connection {
     /// A request on this connection carried a valid credential.
-    pub fn prove(&self) {
-        if !self.proven.swap(true, Ordering::Relaxed) {
-            self.doors.lock().remove(self.number);
+    pub fn set_authenticated(&self) {
+        if !self.authenticated.swap(true, Ordering::Relaxed) {
+            self.limiter.lock().remove(self.number);
         }
     }
 
@@ -125,25 +130,25 @@ impl Guest {
         self.network
     }
 
-    pub(super) fn is_proven(&self) -> bool {
-        self.proven.load(Ordering::Relaxed)
+    pub(super) fn is_authenticated(&self) -> bool {
+        self.authenticated.load(Ordering::Relaxed)
     }
 
     /// Waits until this connection has to end for another; for ever if it need not.
-    pub(super) async fn gave_way(&self) {
-        self.gives_way.cancelled().await;
+    pub(super) async fn evicted(&self) {
+        self.eviction.cancelled().await;
     }
 }
 
-impl Drop for Guest {
+impl Drop for Connection {
     fn drop(&mut self) {
-        let mut inside = self.doors.lock();
-        inside.remove(self.number);
-        inside.open -= 1;
+        let mut connections = self.limiter.lock();
+        connections.remove(self.number);
+        connections.open -= 1;
     }
 }
 
-/// See [`Guest::network`].
+/// See [`Connection::network`].
 fn network(address: IpAddr) -> Option<IpAddr> {
     match address.to_canonical() {
         address if address.is_loopback() => None,
@@ -159,50 +164,62 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
-    fn gave_way(guest: &Guest) -> bool {
-        guest.gives_way.is_cancelled()
+    fn is_evicted(connection: &Connection) -> bool {
+        connection.eviction.is_cancelled()
     }
 
     #[test]
     fn the_oldest_that_proved_nothing_gives_way_and_nobody_else() {
-        let doors = Doors::new(3);
-        let [first, second, third] = [HERE, HERE, THERE].map(|address| doors.enter(address));
-        first.prove();
+        let limiter = ConnectionLimiter::new(3);
+        let [first, second, third] = [HERE, HERE, THERE].map(|address| limiter.add(address));
+        first.set_authenticated();
         assert!(
             ![&first, &second, &third]
                 .into_iter()
-                .any(|guest| gave_way(guest))
+                .any(|connection| is_evicted(connection))
         );
-        let fourth = doors.enter(HERE);
+        let fourth = limiter.add(HERE);
         assert_eq!(
-            [&first, &second, &third, &fourth].map(|guest| gave_way(guest)),
+            [&first, &second, &third, &fourth].map(|connection| is_evicted(connection)),
             [false, true, false, false]
         );
         drop(second);
-        third.prove();
-        fourth.prove();
-        let fifth = doors.enter(HERE);
-        assert!(gave_way(&fifth), "all others have proved who they are");
+        third.set_authenticated();
+        fourth.set_authenticated();
+        let fifth = limiter.add(HERE);
+        assert!(is_evicted(&fifth), "all others have proved who they are");
         drop((first, third, fourth, fifth));
-        let inside = doors.lock();
+        let connections = limiter.lock();
         assert_eq!(
-            (inside.open, inside.unproven.len(), inside.by_network.len()),
+            (
+                connections.open,
+                connections.unauthenticated.len(),
+                connections.by_network.len()
+            ),
             (0, 0, 0)
         );
     }
 
     #[test]
     fn one_address_pushes_out_its_own_alone() {
-        let doors = Doors::new(usize::MAX);
-        let other = doors.enter(THERE);
-        let crowd: Vec<_> = (0..MOST_UNPROVEN + 10).map(|_| doors.enter(HERE)).collect();
-        assert!(!gave_way(&other));
-        assert_eq!(crowd.iter().filter(|guest| gave_way(guest)).count(), 10);
-        assert!(crowd[..10].iter().all(|guest| gave_way(guest)));
-        let local: Vec<_> = (0..MOST_UNPROVEN + 10)
-            .map(|_| doors.enter("::1".parse().unwrap()))
+        let limiter = ConnectionLimiter::new(usize::MAX);
+        let other = limiter.add(THERE);
+        let crowd: Vec<_> = (0..MOST_UNAUTHENTICATED + 10)
+            .map(|_| limiter.add(HERE))
             .collect();
-        assert!(!local.iter().any(|guest| gave_way(guest)));
+        assert!(!is_evicted(&other));
+        assert_eq!(
+            crowd
+                .iter()
+                .filter(|connection| is_evicted(connection))
+                .count(),
+            10
+        );
+        assert!(crowd[..10].iter().all(|connection| is_evicted(connection)));
+        let local: Vec<_> = (0..MOST_UNAUTHENTICATED + 10)
+            .map(|_| limiter.add("::1".parse().unwrap()))
+            .collect();
+        assert!(!local.iter().any(|connection| is_evicted(connection)));
         assert_eq!(
             network("2001:db8::1".parse().unwrap()),
             network("2001:db8::2".parse().unwrap())
