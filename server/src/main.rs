@@ -82,7 +82,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         }
         tracing::info!(
             address = %server.address,
-            position = %server.app.copy.position(),
+            position = %server.app.mesh_cache.position(),
             database = kind,
             api_token = %data_dir::token_file(&config.data_dir).display(),
             "serves"
@@ -112,9 +112,9 @@ async fn show_life(app: &App) {
     let mut ticks = tokio::time::interval(limit / 2);
     loop {
         ticks.tick().await;
-        // Everything waits for the lock of the copy sooner or later: a coordinator that is stuck
+        // Everything waits for the lock of the cache sooner or later: a coordinator that is stuck
         // does not get it.
-        app.copy.read(|_| ());
+        app.mesh_cache.read(|_| ());
         tell_supervisor(NotifyState::Watchdog);
     }
 }

@@ -41,7 +41,7 @@ use crate::{
     state::app::App,
 };
 
-/// Position of the copy from which an answer was read.
+/// Position of the cache from which an answer was read.
 const POSITION: HeaderName = HeaderName::from_static("wattle-position");
 /// How long a request may take, its body included; more than the database's own limits together.
 const LONGEST_REQUEST: Duration = Duration::from_secs(8);
@@ -317,12 +317,16 @@ async fn limited(request: Request, next: Next) -> Response {
 }
 
 async fn with_position(State(app): State<App>, request: Request, next: Next) -> Response {
-    // What is read is at least as new as the copy was before, and what is written is there
+    // What is read is at least as new as the cache was before, and what is written is there
     // afterwards.
-    let before = app.copy.position();
+    let before = app.mesh_cache.position();
     let reads = request.method().is_safe();
     let mut response = next.run(request).await;
-    let position = if reads { before } else { app.copy.position() };
+    let position = if reads {
+        before
+    } else {
+        app.mesh_cache.position()
+    };
     if let Ok(position) = HeaderValue::from_str(&position.to_string()) {
         response.headers_mut().insert(POSITION, position);
     }

@@ -24,7 +24,7 @@ use crate::{
         auth_limiter::Failures,
         credentials::{KnownTokens, Verified},
         link_tracker::LinkTracker,
-        mesh_cache::Copy,
+        mesh_cache::MeshCache,
         metrics::Metrics,
         reports::Reports,
         streams::Streams,
@@ -63,7 +63,7 @@ impl Server {
         let urls = config.urls(&addresses)?;
         let mesh =
             bootstrap::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
-        let copy = Copy::load(&db).await?;
+        let mesh_cache = MeshCache::load(&db).await?;
         let certificate = match config.insecure_http {
             true => None,
             false => Some(Certificate::open(&db, config, &urls, &addresses[1..]).await?),
@@ -78,7 +78,7 @@ impl Server {
         let stop = CancellationToken::new();
         let app = App::new(Parts {
             db,
-            copy,
+            mesh_cache,
             streams: Streams::default(),
             reports: Reports::default(),
             link_tracker: LinkTracker::default(),
@@ -147,10 +147,10 @@ async fn follow(app: App) {
         let mut ticks = interval(SWEEP);
         loop {
             ticks.tick().await;
-            // Not asked of the copy one by one: whoever reads the copy may wait for the reports
+            // Not asked of the cache one by one: whoever reads the cache may wait for the reports
             // meanwhile.
             let nodes: BTreeSet<_> = app
-                .copy
+                .mesh_cache
                 .read(|feed| feed.directory().nodes.keys().copied().collect());
             app.reports.retain(|node| nodes.contains(&node));
             app.verified.retain(|node| nodes.contains(&node));
@@ -166,9 +166,9 @@ async fn follow(app: App) {
         }
     };
     tokio::select! {
-        () = app.copy.follow(&app.db, &app.stop) => {}
+        () = app.mesh_cache.follow(&app.db, &app.stop) => {}
         () = app.reports.write_on(&app.db) => {}
-        () = app.metrics.follow(&app.copy, &app.stop) => {}
+        () = app.metrics.follow(&app.mesh_cache, &app.stop) => {}
         () = sweep => {}
         () = certificate => {}
         () = mailbox::follow(&app) => {}

@@ -197,22 +197,22 @@ async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId>
             feed.directory().nodes.contains_key(&claimed.sub)
                 || feed.directory().revoked.contains(&claimed.sub)
         };
-        app.copy.read(takes_part).then_some(())
+        app.mesh_cache.read(takes_part).then_some(())
     };
     if known().is_none() {
         // It may have enrolled with another coordinator a moment ago.
         let refreshed = async {
-            app.copy.refresh().await;
+            app.mesh_cache.refresh().await;
             Ok(known())
         };
         unless_guessing(app, network, refreshed).await?;
     }
-    if !app.copy.is_fresh() {
+    if !app.mesh_cache.is_fresh() {
         return Err(Error::Unavailable(
             "the copy of the mesh in memory is too old to check credentials",
         ));
     }
-    let found = app.copy.read(|feed| {
+    let found = app.mesh_cache.read(|feed| {
         feed.directory()
             .nodes
             .get(&claimed.sub)

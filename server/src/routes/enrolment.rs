@@ -94,7 +94,9 @@ pub async fn finish(
         finish,
         statement,
     };
-    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
+    let tunnel_prefix = app
+        .mesh_cache
+        .read(|feed| feed.directory().mesh.tunnel_prefix);
     let actor = Actor::new(
         format!("join-token:{}", applicant.finish.token),
         Some(request_id),

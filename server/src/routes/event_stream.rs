@@ -52,7 +52,7 @@ pub async fn follow(State(app): State<App>, headers: HeaderMap) -> Result<Respon
         .and_then(|id| id.to_str().ok())
         .and_then(EventId::parse);
     let session = Session {
-        position: app.copy.subscribe(),
+        position: app.mesh_cache.subscribe(),
         app,
         headers,
         last_event,

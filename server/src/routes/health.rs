@@ -19,7 +19,7 @@ pub async fn healthz() -> StatusCode {
 /// Says whether this coordinator has a fresh copy of the mesh; 503 when it has not.
 #[utoipa::path(get, path = "/readyz", tag = "coordinator", responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
 pub async fn readyz(State(app): State<App>) -> Response {
-    let ready = app.copy.is_fresh() && !app.stop.is_cancelled();
+    let ready = app.mesh_cache.is_fresh() && !app.stop.is_cancelled();
     let status = if ready {
         StatusCode::OK
     } else {
@@ -29,7 +29,7 @@ pub async fn readyz(State(app): State<App>) -> Response {
         status,
         Json(Readiness {
             ready,
-            position: app.copy.position(),
+            position: app.mesh_cache.position(),
         }),
     )
         .into_response()

@@ -51,7 +51,7 @@ pub async fn list(
     let node = node.map(|node| app.find_node(&node)).transpose()?;
     let (limit, after) = PageQuery::new(limit, cursor).read::<(NodeId, NodeId)>()?;
     let wanted = |(a, b): &(NodeId, NodeId)| node.is_none_or(|node| node == *a || node == *b);
-    let page = app.copy.read(|feed| {
+    let page = app.mesh_cache.read(|feed| {
         page::cut(
             pairs(feed.directory(), after).filter(wanted),
             limit,
@@ -63,7 +63,7 @@ pub async fn list(
     let heard = queries::heard(&mut transaction, &page.items).await?;
     drop(transaction);
     let now = Utc::now();
-    let items = app.copy.read(|feed| {
+    let items = app.mesh_cache.read(|feed| {
         page.items
             .iter()
             .filter_map(|pair| link(&app, feed.directory(), *pair, stored.get(pair), &heard, now))
@@ -89,7 +89,7 @@ pub async fn show(
     let stored = queries::of_pairs(&mut transaction, &[pair]).await?;
     let heard = queries::heard(&mut transaction, &[pair]).await?;
     drop(transaction);
-    let link = app.copy.read(|feed| {
+    let link = app.mesh_cache.read(|feed| {
         link(
             &app,
             feed.directory(),
@@ -130,7 +130,7 @@ fn find(app: &App, node: &str, other: &str) -> Result<(NodeId, NodeId)> {
     let (node, other) = (app.find_node(node)?, app.find_node(other)?);
     let pair = (node.min(other), node.max(other));
     let is_link = app
-        .copy
+        .mesh_cache
         .read(|feed| view::linked(feed.directory(), pair.0, pair.1));
     if is_link {
         Ok(pair)

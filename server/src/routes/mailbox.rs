@@ -71,7 +71,7 @@ fn check(app: &App, node: NodeId, letter: &OutgoingLetter, index: usize) -> Resu
     let problem = if letter.message.message.len() > SignedPskMessage::LONGEST {
         error::too_large(SignedPskMessage::LONGEST)
     } else if app
-        .copy
+        .mesh_cache
         .read(|feed| !view::linked(feed.directory(), node, letter.to))
     {
         error::not_found("peer")

@@ -20,7 +20,7 @@ use crate::{
 /// Shows the settings of the mesh.
 #[utoipa::path(get, path = "/mesh", tag = "mesh", responses((status = 200, body = Mesh)))]
 pub async fn show(State(app): State<App>) -> Result<Tagged<Mesh>> {
-    Tagged::new(app.copy.read(|feed| mesh(&feed.directory().mesh)))
+    Tagged::new(app.mesh_cache.read(|feed| mesh(&feed.directory().mesh)))
 }
 
 /// Changes settings of the mesh; fields that are absent stay as they are.

@@ -53,7 +53,7 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
             .for_each(|(label, value)| gauges.with_label_values(&[label]).set(*value));
         registry.register(Box::new(gauges))
     };
-    let position = app.copy.position();
+    let position = app.mesh_cache.position();
     gauge(
         "wattle_epoch",
         "The epoch of the mesh's revisions. It grows when the database has lost revisions.",
@@ -67,10 +67,10 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
     gauge(
         "wattle_copy_fresh",
         "Whether this coordinator compared its copy with the database in the last ten seconds.",
-        app.copy.is_fresh().into(),
+        app.mesh_cache.is_fresh().into(),
     )?;
 
-    let (sites, nodes) = app.copy.read(|feed| {
+    let (sites, nodes) = app.mesh_cache.read(|feed| {
         let nodes: Vec<_> = feed
             .directory()
             .nodes
@@ -131,7 +131,9 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
     }
 
     let seen = app.link_tracker.link_states(app.sources()).await;
-    let links = app.copy.read(|feed| view::count_links(feed.directory()));
+    let links = app
+        .mesh_cache
+        .read(|feed| view::count_links(feed.directory()));
     let states = [
         ("up", LinkState::Up),
         ("degraded", LinkState::Degraded),

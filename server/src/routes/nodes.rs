@@ -43,7 +43,7 @@ pub async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<Node>>> {
     let (limit, after) = query.read::<NodeId>()?;
-    let page = app.copy.read(|feed| {
+    let page = app.mesh_cache.read(|feed| {
         let directory = feed.directory();
         let files = Files::of(directory);
         let nodes = directory
@@ -62,11 +62,11 @@ pub async fn list(
     responses((status = 200, body = Node)))]
 pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Tagged<Node>> {
     let found = app
-        .copy
+        .mesh_cache
         .read(|feed| configured_in(feed.directory(), feed.directory().find_node(&node)?));
     let node = Tagged::new(found.ok_or_else(|| error::not_found("node"))?)?;
     Ok(node.map(|node| {
-        app.copy
+        app.mesh_cache
             .read(|feed| with_news(&app.reports, &Files::of(feed.directory()), node))
     }))
 }

@@ -36,7 +36,7 @@ pub async fn receive(
     let _turn = app.reports.turn().await?;
     let Body(report) = Body::<Report, LARGEST_REPORT>::from_request(request, &app).await?;
     // The last entry of a peer counts; those of strangers, and of the node itself, do not.
-    let known = app.copy.read(|feed| {
+    let known = app.mesh_cache.read(|feed| {
         check(&report, feed.directory().nodes.len().saturating_sub(1))?;
         let linked = report
             .links
@@ -46,7 +46,7 @@ pub async fn receive(
     })?;
     let mut report = report;
     report.armed.retain(|armed| {
-        app.copy
+        app.mesh_cache
             .read(|feed| view::linked(feed.directory(), node, armed.peer))
     });
     let (before, applied) = (

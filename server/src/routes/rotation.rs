@@ -58,7 +58,7 @@ pub async fn request(
     let (app, actor, id) = (&app, &actor, app.find_node(&node)?);
     app.mutate(actor, |mut change| async move {
         nodes::is_as_seen(&mut change, id).await?;
-        app.copy
+        app.mesh_cache
             .read(|feed| refuse_to_cut_off(feed.directory(), id, actor.terms.force))?;
         if !queries::request(&mut change, id).await? {
             return Ok(change.not_needed(()));
@@ -67,7 +67,7 @@ pub async fn request(
         Ok(change.made((), vec![RecordChange::Node(record)], "node.rotate", id))
     })
     .await?;
-    let node = app.copy.read(|feed| {
+    let node = app.mesh_cache.read(|feed| {
         representation::node_in(
             &app.reports,
             &Files::of(feed.directory()),

@@ -188,7 +188,7 @@ pub async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<Site>>> {
     let (limit, after) = query.read::<SiteId>()?;
-    let page = app.copy.read(|feed| {
+    let page = app.mesh_cache.read(|feed| {
         let directory = feed.directory();
         let sites = directory
             .sites
@@ -203,7 +203,7 @@ pub async fn list(
 #[utoipa::path(get, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
     responses((status = 200, body = Site)))]
 pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Tagged<Site>> {
-    let found = app.copy.read(|feed| {
+    let found = app.mesh_cache.read(|feed| {
         feed.directory()
             .find_site(&site)
             .map(|record| site_in(feed.directory(), record))
@@ -221,7 +221,7 @@ pub async fn change(
     Body(patch): Body<SitePatch>,
 ) -> Result<Tagged<Site>> {
     let known = app
-        .copy
+        .mesh_cache
         .read(|feed| feed.directory().find_site(&name).cloned())
         .ok_or_else(|| error::not_found("site"))?;
     let (site, wanted, reserved) = (known.id, &patch, &reserved(&app));
@@ -246,7 +246,10 @@ pub async fn change(
         ))
     });
     match changed.await {
-        Ok(record) => Tagged::new(app.copy.read(|feed| site_in(feed.directory(), &record))),
+        Ok(record) => Tagged::new(
+            app.mesh_cache
+                .read(|feed| site_in(feed.directory(), &record)),
+        ),
         Err(error) => {
             let draft = check::Draft::of(check::patched(&known, &patch), reserved)?;
             Err(explain(&app, Some(known.id), &draft, error).await)
@@ -284,7 +287,9 @@ pub async fn remove(
 }
 
 fn reserved(app: &App) -> check::Reserved {
-    let tunnel_prefix = app.copy.read(|feed| feed.directory().mesh.tunnel_prefix);
+    let tunnel_prefix = app
+        .mesh_cache
+        .read(|feed| feed.directory().mesh.tunnel_prefix);
     check::Reserved {
         tunnel_prefix,
         coordinators: app.settings.addresses(),

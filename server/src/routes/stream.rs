@@ -1,6 +1,6 @@
 //! `GET /agent/stream`: each node follows what concerns it.
 //!
-//! A stream keeps no queue: it looks at the copy when the position has moved, so a slow reader
+//! A stream keeps no queue: it looks at the cache when the position has moved, so a slow reader
 //! costs no memory and gets the newest state.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
@@ -69,11 +69,11 @@ pub async fn follow(
     let Open {
         superseded, mail, ..
     } = app.streams.open(node);
-    let identity = app.copy.read(|feed| identity(feed, node));
+    let identity = app.mesh_cache.read(|feed| identity(feed, node));
     let session = Session {
         superseded,
         mail,
-        position: app.copy.subscribe(),
+        position: app.mesh_cache.subscribe(),
         app,
         node,
         identity,
@@ -106,7 +106,7 @@ pub async fn show(
     headers: HeaderMap,
 ) -> Result<Response> {
     let (view, position) = app
-        .copy
+        .mesh_cache
         .read(|feed| (view::view(feed.directory(), node), feed.position()));
     let view = view.ok_or_else(error::unauthorized)?;
     let etag = format!("\"{position}\"");
@@ -176,7 +176,7 @@ impl Session {
                 Look::Wait(until) => until,
                 Look::Ahead(seen) => {
                     // On its own heap: it is rare, and would take kilobytes of each stream.
-                    if let Err(error) = Box::pin(self.app.copy.begin_epoch_after(
+                    if let Err(error) = Box::pin(self.app.mesh_cache.begin_epoch_after(
                         &self.app.db,
                         self.node,
                         seen,
@@ -204,7 +204,7 @@ impl Session {
 
     fn look(&self) -> Look {
         let texts = &self.app.streams.texts;
-        self.app.copy.read(|feed| {
+        self.app.mesh_cache.read(|feed| {
             let snapshot = || {
                 texts
                     .snapshot(feed, self.node)
@@ -239,13 +239,13 @@ impl Session {
     }
 }
 
-/// What a look at the copy gives.
+/// What a look at the cache gives.
 enum Look {
     /// There is this to say, after which the node knows the mesh up to the position.
     Say(Position, Text),
     /// There is nothing to say until then.
     Wait(Instant),
-    /// The node has seen this, and the copy has had time to catch up with it.
+    /// The node has seen this, and the cache has had time to catch up with it.
     Ahead(Position),
     Revoked,
     /// The node has another identity than the one that opened the stream.

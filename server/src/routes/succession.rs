@@ -44,7 +44,7 @@ pub async fn succeed(
         is_or_was(&statement, identity).then_some(statement)
     };
     let verified = async {
-        let present = app.copy.read(|feed| {
+        let present = app.mesh_cache.read(|feed| {
             feed.directory()
                 .nodes
                 .get(&node)
@@ -67,7 +67,7 @@ pub async fn succeed(
         if record.statement == *signed {
             return Ok(change.not_needed(()));
         }
-        // The copy may be older than the database.
+        // The cache may be older than the database.
         if !is_or_was(statement, record.identity_key) {
             return Err(error::unauthorized().into());
         }

@@ -17,7 +17,7 @@ use super::{
     auth_limiter::Failures,
     credentials::{KnownTokens, Verified},
     link_tracker::{LinkTracker, Sources},
-    mesh_cache::Copy,
+    mesh_cache::MeshCache,
     metrics::Metrics,
     reports::Reports,
     representation,
@@ -37,7 +37,7 @@ pub struct App(Arc<Parts>);
 #[derive(Debug)]
 pub struct Parts {
     pub db: Db,
-    pub copy: Copy,
+    pub mesh_cache: MeshCache,
     pub streams: Streams,
     pub reports: Reports,
     pub link_tracker: LinkTracker,
@@ -104,12 +104,12 @@ impl App {
     pub fn sources(&self) -> Sources<'_> {
         Sources {
             db: &self.db,
-            copy: &self.copy,
+            mesh_cache: &self.mesh_cache,
             reports: &self.reports,
         }
     }
 
-    /// Carries out a change and waits until this coordinator's copy has it, so that who wrote reads
+    /// Carries out a change and waits until this coordinator's cache has it, so that who wrote reads
     /// what he wrote. Of a dry run it tells what it would do, which is no answer of the handler's
     /// own and goes past it like an error.
     pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<T>
@@ -123,7 +123,7 @@ impl App {
         }
         let committed = self.db.mutate(actor, work).await?;
         if let Some(position) = committed.position {
-            self.copy.wait_for(position).await;
+            self.mesh_cache.wait_for(position).await;
         }
         Ok(committed.value)
     }
@@ -139,7 +139,7 @@ impl App {
                 links: LinkEffects::default(),
             };
         };
-        let before = self.copy.read(|feed| feed.directory().clone());
+        let before = self.mesh_cache.read(|feed| feed.directory().clone());
         let (after, links) = impact::effect(&before, &records);
         let sites = records.iter().filter_map(|record| match record {
             RecordChange::Site(site) => Some(representation::site_in(&after, site)),
@@ -167,7 +167,7 @@ impl App {
     /// The site that a path means by an id or a name.
     pub fn find_site(&self, id_or_name: &str) -> Result<SiteId> {
         let found = self
-            .copy
+            .mesh_cache
             .read(|feed| feed.directory().find_site(id_or_name).map(|site| site.id));
         found.ok_or_else(|| error::not_found("site").into())
     }
@@ -175,7 +175,7 @@ impl App {
     /// The node that a path means by an id or a name.
     pub fn find_node(&self, id_or_name: &str) -> Result<NodeId> {
         let found = self
-            .copy
+            .mesh_cache
             .read(|feed| feed.directory().find_node(id_or_name).map(|node| node.id));
         found.ok_or_else(|| error::not_found("node").into())
     }

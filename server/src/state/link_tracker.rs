@@ -33,7 +33,7 @@ use wattle_wire::{
 };
 
 use self::queries::Changed;
-use super::{mesh_cache::Copy, reports::Reports, representation};
+use super::{mesh_cache::MeshCache, reports::Reports, representation};
 use crate::{
     db::{Db, webhook_news},
     error::Result,
@@ -126,7 +126,7 @@ impl Default for LinkTracker {
 #[derive(Clone, Copy, Debug)]
 pub struct Sources<'a> {
     pub db: &'a Db,
-    pub copy: &'a Copy,
+    pub mesh_cache: &'a MeshCache,
     pub reports: &'a Reports,
 }
 
@@ -236,7 +236,7 @@ impl Tracked {
     /// Looks at the mesh, unless that was done a moment ago and no revision came since.
     async fn refresh(&mut self, sources: Sources<'_>) {
         let recent = |(at, position): (Instant, Position)| {
-            at.elapsed() < REFRESH_INTERVAL && position == sources.copy.position()
+            at.elapsed() < REFRESH_INTERVAL && position == sources.mesh_cache.position()
         };
         if self.looked.is_some_and(recent) {
             return;
@@ -251,7 +251,7 @@ impl Tracked {
             }
         };
         let board = self.shown.as_ref().map(|shown| &shown.board);
-        let (position, anew, sights) = sources.copy.read(|feed| {
+        let (position, anew, sights) = sources.mesh_cache.read(|feed| {
             let directory = feed.directory();
             let is_link = |(a, b): &Pair| view::linked(directory, *a, *b);
             let departed = (feed.position().epoch, directory.revoked.len());
@@ -321,9 +321,9 @@ impl Tracked {
             .filter(|(_, last)| last.elapsed() < LONGEST_GAP)
             .map_or(now, |(since, _)| since);
         self.listening = Some((unbroken, Instant::now()));
-        // Rows of links that this copy does not have yet are read again until it has.
+        // Rows of links that the cache does not have yet are read again until it has.
         sources
-            .copy
+            .mesh_cache
             .read(|feed| changed.retain(|((a, b), _)| view::linked(feed.directory(), *a, *b)));
         Ok(self.links.take(changed, heard, unbroken, now))
     }

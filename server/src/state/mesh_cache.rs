@@ -1,7 +1,7 @@
-//! The coordinator's copy of the mesh in memory, and how it follows the database.
+//! The mesh in memory, and how it follows the database.
 //!
 //! `NOTIFY` is a hint, a poll every two seconds closes what it misses. Whoever reads can ask how
-//! fresh the copy is.
+//! fresh the cache is.
 
 pub mod queries;
 
@@ -23,7 +23,7 @@ use crate::{db::Db, error::Error};
 
 /// How often the database is asked for news that no notification told of.
 const POLL: Duration = Duration::from_secs(2);
-/// A copy that was not compared with the database for longer than this says nothing about who may
+/// A cache that was not compared with the database for longer than this says nothing about who may
 /// do what.
 const STALE: Duration = Duration::from_secs(10);
 /// Least time between two epochs that begin on a node's word.
@@ -31,13 +31,13 @@ const EPOCHS: Duration = Duration::from_secs(3600);
 /// By how many epochs a node's word may be ahead; more were never begun between a backup and its
 /// restore.
 const MOST_EPOCHS: i64 = 16;
-/// How long a request waits for the copy to have what it wrote, or to be compared with the
+/// How long a request waits for the cache to have what it wrote, or to be compared with the
 /// database.
 const CATCH_UP: Duration = Duration::from_secs(2);
 
-/// The copy.
+/// The mesh as this coordinator knows it.
 #[derive(Debug)]
-pub struct Copy {
+pub struct MeshCache {
     feed: RwLock<Feed>,
     position: watch::Sender<Position>,
     /// When the last comparison with the database began that succeeded.
@@ -47,7 +47,7 @@ pub struct Copy {
     believed: Mutex<Option<Instant>>,
 }
 
-impl Copy {
+impl MeshCache {
     /// Reads the mesh from the database.
     pub async fn load(db: &Db) -> anyhow::Result<Self> {
         let began = Instant::now();
@@ -65,7 +65,7 @@ impl Copy {
         })
     }
 
-    /// Reads in the copy. The closure must be quick: nothing else moves meanwhile.
+    /// Reads in the cache. The closure must be quick: nothing else moves meanwhile.
     pub fn read<T>(&self, reader: impl FnOnce(&Feed) -> T) -> T {
         reader(&self.feed.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -79,12 +79,12 @@ impl Copy {
         self.position.subscribe()
     }
 
-    /// Whether the copy may be trusted about who may do what.
+    /// Whether the cache may be trusted about who may do what.
     pub fn is_fresh(&self) -> bool {
         self.confirmed.borrow().elapsed() < STALE
     }
 
-    /// Waits until the copy has a position, so that who wrote reads what he wrote. Gives up after
+    /// Waits until the cache has a position, so that who wrote reads what he wrote. Gives up after
     /// two seconds: it is written all the same.
     pub async fn wait_for(&self, wanted: Position) {
         let mut position = self.subscribe();
@@ -96,7 +96,7 @@ impl Copy {
         }
     }
 
-    /// Compares the copy with the database now. Gives up after two seconds.
+    /// Compares the cache with the database now. Gives up after two seconds.
     pub async fn refresh(&self) {
         let asked = Instant::now();
         let mut confirmed = self.confirmed.subscribe();
@@ -104,7 +104,7 @@ impl Copy {
         let _ = timeout(CATCH_UP, confirmed.wait_for(|began| *began >= asked)).await;
     }
 
-    /// A node has seen a position that this copy does not have. If the database does not have it
+    /// A node has seen a position that the cache does not have. If the database does not have it
     /// either, it was restored while no coordinator that remembers ran, and begins a new epoch: no
     /// node goes back within one.
     ///

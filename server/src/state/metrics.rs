@@ -13,7 +13,7 @@ use prometheus::{
 use tokio_util::sync::CancellationToken;
 use wattle_wire::ids::Position;
 
-use super::mesh_cache::Copy;
+use super::mesh_cache::MeshCache;
 
 /// Revisions of which it is remembered when this coordinator saw them first.
 const REMEMBERED: usize = 1000;
@@ -73,7 +73,7 @@ impl Metrics {
         })
     }
 
-    /// This coordinator's copy has come to a position.
+    /// This coordinator's cache has come to a position.
     pub fn saw(&self, position: Position) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.entry(position.revision).or_insert_with(Instant::now);
@@ -96,8 +96,8 @@ impl Metrics {
     }
 
     /// Notes each new position, until the coordinator stops.
-    pub async fn follow(&self, copy: &Copy, stop: &CancellationToken) {
-        let mut position = copy.subscribe();
+    pub async fn follow(&self, mesh_cache: &MeshCache, stop: &CancellationToken) {
+        let mut position = mesh_cache.subscribe();
         loop {
             let now = *position.borrow_and_update();
             self.saw(now);

@@ -38,7 +38,7 @@ pub async fn follow(app: &App) {
 }
 
 fn under_way(app: &App) -> Vec<(NodeId, Endpoint, Trial)> {
-    app.copy.read(|feed| {
+    app.mesh_cache.read(|feed| {
         let nodes = feed.directory().nodes.values();
         nodes
             .filter_map(|node| Some((node.id, node.endpoint?, node.trial.clone()?)))
@@ -49,7 +49,7 @@ fn under_way(app: &App) -> Vec<(NodeId, Endpoint, Trial)> {
 async fn advance(app: &App, node: NodeId, endpoint: Endpoint, seen: &Trial) -> Result<()> {
     let is_heard = |peer| app.reports.is_heard(peer, HEARD);
     let next = app
-        .copy
+        .mesh_cache
         .read(|feed| endpoint_check::next(feed.directory(), node, seen, Utc::now(), is_heard));
     let (next, action) = match (app.reports.is_met(node, endpoint), &next) {
         (true, _) => (None, "node.endpoint.meet"),

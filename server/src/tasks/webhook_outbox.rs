@@ -81,7 +81,7 @@ async fn tell(app: &App) -> Result<()> {
 }
 
 fn grouped(app: &App, moves: &[LinkMove]) -> Vec<Alert> {
-    app.copy.read(|feed| {
+    app.mesh_cache.read(|feed| {
         let directory = feed.directory();
         let about = |node: NodeId| -> Option<(Name, usize)> {
             let links = directory

@@ -246,7 +246,7 @@ async fn a17_what_is_captured_and_sent_again_changes_nothing_wherever_and_after_
     }
     coordinator.delete("/nodes/dublin").await.expect(204);
     for at in [&coordinator, &other, &restarted] {
-        at.server.app.copy.refresh().await;
+        at.server.app.mesh_cache.refresh().await;
         assert_eq!(replay(at).await, [401, 401]);
         assert_eq!(enrol(at, &finish).await.problem().0, 401);
     }
@@ -769,7 +769,7 @@ async fn c10_nothing_that_anybody_sends_to_any_route_breaks_the_coordinator_or_m
     );
     // The tokens may be gone by now, by the hand of one of them.
     assert_eq!(coordinator.get("/healthz").await.status, 204);
-    assert!(coordinator.server.app.copy.is_fresh());
+    assert!(coordinator.server.app.mesh_cache.is_fresh());
 }
 
 #[tokio::test]

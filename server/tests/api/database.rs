@@ -13,7 +13,7 @@ use crate::{
 };
 
 async fn reaches(coordinator: &Coordinator, revision: i64) {
-    let mut position = coordinator.server.app.copy.subscribe();
+    let mut position = coordinator.server.app.mesh_cache.subscribe();
     timeout(
         SOON,
         position.wait_for(|position| position.revision >= revision),
@@ -83,7 +83,7 @@ async fn f3_a_database_that_lost_revisions_begins_a_new_epoch() {
         .execute(&mut coordinator.connection().await)
         .await
         .unwrap();
-    let mut position = coordinator.server.app.copy.subscribe();
+    let mut position = coordinator.server.app.mesh_cache.subscribe();
     let new = timeout(SOON, position.wait_for(|position| position.epoch == 2))
         .await
         .expect("no new epoch")

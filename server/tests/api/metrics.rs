@@ -175,9 +175,13 @@ fn each_alert_of_the_package_fires_when_it_should_and_not_else() {
 
 #[test]
 fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
-    let code = ["server/src/metrics.rs", "agent/src/metrics.rs"]
-        .map(|path| fs::read_to_string(repository(path)).unwrap())
-        .concat();
+    let code = [
+        "server/src/state/metrics.rs",
+        "server/src/routes/metrics.rs",
+        "agent/src/metrics.rs",
+    ]
+    .map(|path| fs::read_to_string(repository(path)).unwrap())
+    .concat();
     let dashboard: Value = serde_json::from_str(
         &fs::read_to_string(repository("packaging/grafana/wattle.json")).unwrap(),
     )

@@ -168,7 +168,7 @@ async fn a14_a_revoked_node_is_gone_for_every_coordinator() {
     )
     .await
     .expect(401);
-    another.server.app.copy.refresh().await;
+    another.server.app.mesh_cache.refresh().await;
     node.report(
         &another,
         json!({"applied": "1.2", "device": "kernel", "links": []}),

@@ -97,8 +97,8 @@ async fn c8_agents_that_all_come_back_at_once_are_current_soon_and_the_database_
         .patch("/sites/site-0", json!({"subnets": ["10.10.0.0/24"]}))
         .await
         .expect(200);
-    another.server.app.copy.refresh().await;
-    let now = coordinator.server.app.copy.position();
+    another.server.app.mesh_cache.refresh().await;
+    let now = coordinator.server.app.mesh_cache.position();
     let since = Position {
         revision: now.revision - 1,
         ..now

@@ -142,7 +142,7 @@ async fn f3_a_node_that_has_seen_what_a_restored_database_lost_begins_a_new_epoc
         coordinator
             .server
             .app
-            .copy
+            .mesh_cache
             .begin_epoch_after(&coordinator.server.app.db, dublin.id(), lie)
             .await
             .unwrap();

@@ -568,7 +568,7 @@ async fn of_two_changes_at_once_to_what_both_saw_one_is_made() {
         let mut statuses = [a.status.as_u16(), b.status.as_u16()];
         statuses.sort_unstable();
         assert_eq!(statuses, [200, 412], "{} {}", a.text, b.text);
-        coordinator.server.app.copy.refresh().await;
+        coordinator.server.app.mesh_cache.refresh().await;
     }
 }
 

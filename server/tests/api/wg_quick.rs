@@ -315,7 +315,7 @@ async fn of_many_that_ask_for_the_first_file_at_once_all_get_one_of_the_same_nod
         new_node(&coordinator, json!({"name": "dublin"})).await,
     );
     new_site(&coordinator, json!({"name": "cork"})).await;
-    other.server.app.copy.refresh().await;
+    other.server.app.mesh_cache.refresh().await;
     let asked = (0..8).map(|turn| {
         make(
             if turn % 2 == 0 { &coordinator } else { &other },

@@ -1,4 +1,4 @@
-//! SQL of the copy in memory.
+//! SQL of the mesh in memory.
 
 use sqlx::{PgConnection, types::Json};
 use wattle_mesh::config::{
