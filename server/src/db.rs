@@ -29,7 +29,7 @@ use wattle_mesh::{
 };
 use wattle_wire::{ids::Position, key::Bytes32};
 
-pub use self::actor::{Actor, Terms};
+pub use self::actor::{Actor, ChangeOptions};
 use crate::{
     error::{self, Error, Result},
     secret,
@@ -103,9 +103,9 @@ impl Change {
     /// # Errors
     ///
     /// 412 when the caller wants to change it only as it was.
-    pub fn found(&mut self, object: &impl Serialize) -> Result<()> {
+    pub fn check_precondition(&mut self, object: &impl Serialize) -> Result<()> {
         match self.if_match.take() {
-            Some(if_match) if !etag::names(&if_match, object)? => {
+            Some(if_match) if !etag::matches(&if_match, object)? => {
                 Err(error::changed_meanwhile().into())
             }
             _ => Ok(()),
@@ -318,9 +318,10 @@ impl Db {
         W: Future<Output = Result<Outcome<T>>>,
     {
         let mut transaction = self.begin().await?;
-        let ticket = actor.terms.ticket.as_deref();
-        if let Some(ticket) = ticket
-            && let Some(value) = idempotency::given(&mut transaction, ticket).await?
+        let idempotency_key = actor.options.idempotency_key.as_deref();
+        if let Some(idempotency_key) = idempotency_key
+            && let Some(value) =
+                idempotency::earlier_answer(&mut transaction, idempotency_key).await?
         {
             return Ok(Committed {
                 value,
@@ -328,8 +329,8 @@ impl Db {
             });
         }
         let (mut transaction, value, made) = carry_out(transaction, actor, work).await?;
-        if let Some(ticket) = ticket {
-            idempotency::keep(&mut transaction, ticket, &value).await?;
+        if let Some(idempotency_key) = idempotency_key {
+            idempotency::keep(&mut transaction, idempotency_key, &value).await?;
         }
         let position = match made {
             Some(made) => record(&mut transaction, actor, made).await?,
@@ -367,7 +368,7 @@ where
         made,
     } = work(Change {
         transaction,
-        if_match: actor.terms.if_match.clone(),
+        if_match: actor.options.if_match.clone(),
     })
     .await?;
     // Of some objects nobody is shown a tag; whoever names one all the same is not to be passed

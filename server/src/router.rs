@@ -106,7 +106,7 @@ pub fn router(app: App, audiences: Vec<Audience>) -> Router {
     let mut all: Router<App> = ui::routes();
     for action in Action::ALL {
         let routes: Router<App> = routes_for(action).into();
-        let routes = routes.route_layer(from_fn_with_state(action, preconditions::agree));
+        let routes = routes.route_layer(from_fn_with_state(action, preconditions::read));
         all = all.merge(match action {
             Action::Ask => routes,
             Action::Read
@@ -182,7 +182,7 @@ pub fn openapi() -> OpenApi {
             name_operations(path, item);
         }
         if scheme == Some("api_token") {
-            part.paths.paths.values_mut().for_each(tell_terms);
+            part.paths.paths.values_mut().for_each(document_options);
         }
         for operation in part.paths.paths.values_mut().flat_map(operations) {
             operation.security =
@@ -234,8 +234,8 @@ fn name_operations(path: &str, item: &mut PathItem) {
     }
 }
 
-/// Tells on which terms the changes of a path can be asked for.
-fn tell_terms(item: &mut PathItem) {
+/// Documents how the changes of a path can be asked for.
+fn document_options(item: &mut PathItem) {
     let changes = [
         (&mut item.post, true),
         (&mut item.patch, false),

@@ -1,32 +1,32 @@
-//! Who changes something, and on which terms.
+//! Who changes something, and with which options.
 
 use std::sync::Arc;
 
-use super::idempotency::Ticket;
+use super::idempotency::IdempotencyKey;
 
-/// Who changes something, for the audit log, and on which terms.
+/// Who changes something, for the audit log, and with which options.
 #[derive(Clone, Debug)]
 pub struct Actor {
     /// `api-token:<id>`, `node:<id>`, `join-token:<id>` or `command line`.
     pub name: String,
     pub request_id: Option<String>,
-    pub terms: Terms,
+    pub options: ChangeOptions,
 }
 
 impl Actor {
-    /// Somebody who makes no terms.
+    /// Somebody who asks for no options.
     pub fn new(name: impl Into<String>, request_id: Option<String>) -> Self {
         Self {
             name: name.into(),
             request_id,
-            terms: Terms::default(),
+            options: ChangeOptions::default(),
         }
     }
 }
 
-/// On which terms a change is asked for.
+/// How a change is asked for.
 #[derive(Clone, Debug, Default)]
-pub struct Terms {
+pub struct ChangeOptions {
     /// Whether it is not to be made, but to be told what it would do.
     pub dry_run: bool,
     /// Whether it is to be made in spite of what it does to others.
@@ -34,5 +34,5 @@ pub struct Terms {
     /// The tags of which the object has to have one.
     pub if_match: Option<String>,
     /// By what it is known should it be sent again.
-    pub ticket: Option<Arc<Ticket>>,
+    pub idempotency_key: Option<Arc<IdempotencyKey>>,
 }

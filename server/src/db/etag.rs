@@ -23,7 +23,7 @@ pub fn of(object: &impl Serialize) -> Result<String> {
 
 /// Whether an object is one of those that the caller names: one of these tags, or `*` for whatever
 /// there is.
-pub fn names(if_match: &str, object: &impl Serialize) -> Result<bool> {
+pub fn matches(if_match: &str, object: &impl Serialize) -> Result<bool> {
     let tag = of(object)?;
     Ok(if_match
         .split(',')

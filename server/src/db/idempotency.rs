@@ -29,21 +29,21 @@ const CONTEXT: &[u8] = b"wattle answers 1";
 const SEALED: Error = Error::Internal("an answer cannot be sealed or opened");
 
 /// What lets its holder hear an answer again.
-pub struct Ticket {
+pub struct IdempotencyKey {
     id: [u8; 32],
     /// Hash of the request that it was made for.
     request: [u8; 32],
-    key: Zeroizing<[u8; 32]>,
+    cipher_key: Zeroizing<[u8; 32]>,
 }
 
-impl fmt::Debug for Ticket {
+impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Ticket(…)")
+        f.write_str("IdempotencyKey(…)")
     }
 }
 
-impl Ticket {
-    /// The ticket for a request of who holds this api token, under a key that he chose.
+impl IdempotencyKey {
+    /// The key for a request of whoever holds this api token, under a name that they chose.
     pub fn new(api_token: &str, key: &str, parts: &Parts, body: &[u8]) -> Result<Self> {
         let secrets = Zeroizing::new([api_token.as_bytes(), b" ", key.as_bytes()].concat());
         let derived = Salt::new(HKDF_SHA256, CONTEXT).extract(&secrets);
@@ -63,7 +63,7 @@ impl Ticket {
         Ok(Self {
             id: *derive(b"id")?,
             request: secret::hash(request),
-            key: derive(b"key")?,
+            cipher_key: derive(b"key")?,
         })
     }
 
@@ -88,7 +88,7 @@ impl Ticket {
     }
 
     fn cipher(&self) -> Result<RandomizedNonceKey> {
-        RandomizedNonceKey::new(&AES_256_GCM, &*self.key).map_err(|_| SEALED)
+        RandomizedNonceKey::new(&AES_256_GCM, &*self.cipher_key).map_err(|_| SEALED)
     }
 }
 
@@ -99,26 +99,26 @@ impl Ticket {
 ///
 /// 409 when the key was used for another request; 503 when the same is still under way elsewhere
 /// and goes on for long.
-pub async fn given<T: DeserializeOwned>(
+pub async fn earlier_answer<T: DeserializeOwned>(
     connection: &mut PgConnection,
-    ticket: &Ticket,
+    key: &IdempotencyKey,
 ) -> Result<Option<T>> {
-    let Some((request, sealed)) = queries::claim(connection, ticket).await? else {
+    let Some((request, sealed)) = queries::claim(connection, key).await? else {
         return Ok(None);
     };
-    if request != ticket.request {
+    if request != key.request {
         return Err(error::idempotency_key_reused().into());
     }
-    ticket.open(&sealed).map(Some)
+    key.open(&sealed).map(Some)
 }
 
 /// Keeps the answer to a request that was carried out in this transaction.
 pub async fn keep(
     connection: &mut PgConnection,
-    ticket: &Ticket,
+    key: &IdempotencyKey,
     answer: &impl Serialize,
 ) -> Result<()> {
-    queries::keep(connection, ticket, &ticket.seal(answer)?).await
+    queries::keep(connection, key, &key.seal(answer)?).await
 }
 
 #[cfg(test)]
@@ -127,28 +127,28 @@ mod tests {
 
     use super::*;
 
-    fn ticket(api_token: &str, key: &str, path: &str, body: &[u8]) -> Ticket {
+    fn key(api_token: &str, key: &str, path: &str, body: &[u8]) -> IdempotencyKey {
         let (parts, ()) = Request::post(path).body(()).unwrap().into_parts();
-        Ticket::new(api_token, key, &parts, body).unwrap()
+        IdempotencyKey::new(api_token, key, &parts, body).unwrap()
     }
 
     #[test]
     fn an_answer_opens_for_its_caller_its_key_and_its_request_alone() {
-        let own = ticket("token", "key", "/sites", b"{}");
+        let own = key("token", "key", "/sites", b"{}");
         let sealed = own.seal(&"a secret").unwrap();
         assert!(!sealed.windows(6).any(|part| part == b"secret"));
         assert_eq!(
-            ticket("token", "key", "/sites", b"{}")
+            key("token", "key", "/sites", b"{}")
                 .open::<String>(&sealed)
                 .unwrap(),
             "a secret"
         );
         assert_ne!(own.seal(&"a secret").unwrap(), sealed);
         let foreign = [
-            ticket("tokem", "key", "/sites", b"{}"),
-            ticket("token", "kez", "/sites", b"{}"),
-            ticket("token", "key", "/import", b"{}"),
-            ticket("token", "key", "/sites", b"{ }"),
+            key("tokem", "key", "/sites", b"{}"),
+            key("token", "kez", "/sites", b"{}"),
+            key("token", "key", "/import", b"{}"),
+            key("token", "key", "/sites", b"{ }"),
         ];
         for other in &foreign {
             assert!(other.open::<String>(&sealed).is_err());

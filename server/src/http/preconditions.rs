@@ -1,4 +1,4 @@
-//! On which terms a change is asked for: to be told only what it would do, in spite of what it does
+//! How a change is asked for: to be told only what it would do, in spite of what it does
 //! to others, only if its object is as the caller last saw it, or once however often it is sent.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use wattle_mesh::access::Action;
 
 use crate::{
-    db::{Actor, Terms, etag, idempotency::Ticket},
+    db::{Actor, ChangeOptions, etag, idempotency::IdempotencyKey},
     error::{self, Error, Result},
     http::{auth, body},
 };
@@ -33,16 +33,15 @@ struct ChangeQuery {
     force: Option<bool>,
 }
 
-/// Reads the terms of a request that has come in, and refuses those that its route knows nothing
-/// of.
-pub async fn agree(State(action): State<Action>, request: Request, next: Next) -> Response {
-    match with_terms(action, request).await {
+/// Reads from a request how its change is asked for, and refuses what its route knows nothing of.
+pub async fn read(State(action): State<Action>, request: Request, next: Next) -> Response {
+    match with_options(action, request).await {
         Ok(request) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
-async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
+async fn with_options(action: Action, mut request: Request) -> Result<Request> {
     let query = request.uri().query().unwrap_or_default();
     let is_change = match action {
         Action::Change | Action::Grant | Action::Configure => !request.method().is_safe(),
@@ -69,24 +68,24 @@ async fn with_terms(action: Action, mut request: Request) -> Result<Request> {
     {
         return Err(error::invalid_change_query().into());
     }
-    let mut terms = Terms {
+    let mut options = ChangeOptions {
         dry_run,
         force: force.unwrap_or_default(),
         if_match: if_match(request.headers()),
-        ticket: None,
+        idempotency_key: None,
     };
     // A dry run leaves nothing that a second one could do again.
-    if !dry_run && idempotency_key(request.headers())?.is_some() {
-        (request, terms.ticket) = with_ticket(request).await?;
+    if !dry_run && idempotency_key_of(request.headers())?.is_some() {
+        (request, options.idempotency_key) = with_idempotency_key(request).await?;
     }
     if let Some(actor) = request.extensions_mut().get_mut::<Actor>() {
-        actor.terms = terms;
+        actor.options = options;
     }
     Ok(request)
 }
 
 /// Reads the body of a request that is to be known again.
-async fn with_ticket(request: Request) -> Result<(Request, Option<Arc<Ticket>>)> {
+async fn with_idempotency_key(request: Request) -> Result<(Request, Option<Arc<IdempotencyKey>>)> {
     if request.method() != Method::POST {
         return Err(error::invalid_idempotency_key(
             "only POST takes an Idempotency-Key; PATCH and DELETE can be repeated anyway",
@@ -97,15 +96,15 @@ async fn with_ticket(request: Request) -> Result<(Request, Option<Arc<Ticket>>)>
     let body = body::read(body, body::LARGEST_IMPORT).await?;
     let (api_token, key) = (
         auth::bearer(&parts.headers),
-        idempotency_key(&parts.headers)?,
+        idempotency_key_of(&parts.headers)?,
     );
-    let ticket = api_token
+    let idempotency_key = api_token
         .zip(key)
-        .map(|(api_token, key)| Ticket::new(api_token, key, &parts, &body))
+        .map(|(api_token, key)| IdempotencyKey::new(api_token, key, &parts, &body))
         .transpose()?;
     Ok((
         Request::from_parts(parts, body.into()),
-        ticket.map(Arc::new),
+        idempotency_key.map(Arc::new),
     ))
 }
 
@@ -126,12 +125,12 @@ fn if_match(headers: &HeaderMap) -> Option<String> {
 /// An object as it is shown, with its tag in the header `ETag`: another state of it has another
 /// tag.
 #[derive(Debug)]
-pub struct Tagged<T> {
+pub struct WithEtag<T> {
     tag: HeaderValue,
     shown: T,
 }
 
-impl<T: Serialize> Tagged<T> {
+impl<T: Serialize> WithEtag<T> {
     pub fn new(shown: T) -> Result<Self> {
         Ok(Self {
             tag: tag(&shown)?,
@@ -140,17 +139,17 @@ impl<T: Serialize> Tagged<T> {
     }
 }
 
-impl<T> Tagged<T> {
+impl<T> WithEtag<T> {
     /// Shows something more, of which the tag does not depend.
-    pub fn map<U>(self, more: impl FnOnce(T) -> U) -> Tagged<U> {
-        Tagged {
+    pub fn map<U>(self, more: impl FnOnce(T) -> U) -> WithEtag<U> {
+        WithEtag {
             tag: self.tag,
             shown: more(self.shown),
         }
     }
 }
 
-impl<T: Serialize> IntoResponse for Tagged<T> {
+impl<T: Serialize> IntoResponse for WithEtag<T> {
     fn into_response(self) -> Response {
         ([(header::ETAG, self.tag)], Json(self.shown)).into_response()
     }
@@ -165,7 +164,7 @@ fn tag(object: &impl Serialize) -> Result<HeaderValue> {
 /// # Errors
 ///
 /// 422 when there are several, or when it is empty, long or not plain text.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>> {
+fn idempotency_key_of(headers: &HeaderMap) -> Result<Option<&str>> {
     let mut named = headers.get_all(IDEMPOTENCY_KEY).iter();
     let (first, second) = (named.next(), named.next());
     let Some(first) = first else { return Ok(None) };

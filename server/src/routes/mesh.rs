@@ -13,14 +13,14 @@ use wattle_wire::{
 use crate::{
     db::Actor,
     error::{self, Result},
-    http::{body::Body, preconditions::Tagged},
+    http::{body::Body, preconditions::WithEtag},
     state::{app::App, mesh_cache},
 };
 
 /// Shows the settings of the mesh.
 #[utoipa::path(get, path = "/mesh", tag = "mesh", responses((status = 200, body = Mesh)))]
-pub async fn show(State(app): State<App>) -> Result<Tagged<Mesh>> {
-    Tagged::new(app.mesh_cache.read(|feed| mesh(&feed.directory().mesh)))
+pub async fn show(State(app): State<App>) -> Result<WithEtag<Mesh>> {
+    WithEtag::new(app.mesh_cache.read(|feed| mesh(&feed.directory().mesh)))
 }
 
 /// Changes settings of the mesh; fields that are absent stay as they are.
@@ -33,13 +33,13 @@ pub async fn change(
     State(app): State<App>,
     Extension(actor): Extension<Actor>,
     Body(patch): Body<MeshPatch>,
-) -> Result<Tagged<Mesh>> {
+) -> Result<WithEtag<Mesh>> {
     check(&patch)?;
     let patch = &patch;
     let settings = app.mutate(&actor, |mut change| async move {
         queries::lock(&mut change).await?;
         let (_, before) = mesh_cache::queries::settings(&mut change).await?;
-        change.found(&mesh(&before))?;
+        change.check_precondition(&mesh(&before))?;
         let health = HealthSettings {
             probes: patch.probes.unwrap_or(before.health.probes),
             lossy_percent: patch.lossy_percent.unwrap_or(before.health.lossy_percent),
@@ -62,7 +62,7 @@ pub async fn change(
             "mesh",
         ))
     });
-    Tagged::new(mesh(&settings.await?))
+    WithEtag::new(mesh(&settings.await?))
 }
 
 fn check(patch: &MeshPatch) -> Result<()> {

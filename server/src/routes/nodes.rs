@@ -25,7 +25,7 @@ use crate::{
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
-        preconditions::Tagged,
+        preconditions::WithEtag,
     },
     state::{
         app::App,
@@ -60,11 +60,11 @@ pub async fn list(
 /// Its `ETag` stands for its configuration: what it reports has no part in it.
 #[utoipa::path(get, path = "/nodes/{node}", tag = "nodes", params(("node" = String, Path, description = "id or name")),
     responses((status = 200, body = Node)))]
-pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Tagged<Node>> {
+pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<WithEtag<Node>> {
     let found = app
         .mesh_cache
         .read(|feed| configured_in(feed.directory(), feed.directory().find_node(&node)?));
-    let node = Tagged::new(found.ok_or_else(|| error::not_found("node"))?)?;
+    let node = WithEtag::new(found.ok_or_else(|| error::not_found("node"))?)?;
     Ok(node.map(|node| {
         app.mesh_cache
             .read(|feed| with_news(&app.reports, &Files::of(feed.directory()), node))
@@ -109,7 +109,7 @@ pub(crate) async fn is_as_seen(change: &mut Change, id: NodeId) -> Result<()> {
     let site = site_records::find(change, node.site)
         .await?
         .ok_or(Error::Internal("a node without its site"))?;
-    change.found(&configured(&node, &site))
+    change.check_precondition(&configured(&node, &site))
 }
 
 /// Stores admissions that an operator signed: which nodes may be in the mesh, and with which

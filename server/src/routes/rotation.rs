@@ -59,7 +59,7 @@ pub async fn request(
     app.mutate(actor, |mut change| async move {
         nodes::is_as_seen(&mut change, id).await?;
         app.mesh_cache
-            .read(|feed| refuse_to_cut_off(feed.directory(), id, actor.terms.force))?;
+            .read(|feed| refuse_to_cut_off(feed.directory(), id, actor.options.force))?;
         if !queries::request(&mut change, id).await? {
             return Ok(change.not_needed(()));
         }

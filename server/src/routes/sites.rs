@@ -26,7 +26,7 @@ use crate::{
     http::{
         body::{Body, LARGEST_IMPORT, Query},
         page::{self, PageQuery},
-        preconditions::Tagged,
+        preconditions::WithEtag,
     },
     routes::{nodes, tokens},
     state::{
@@ -65,7 +65,7 @@ pub async fn create(
         (header::LOCATION, format!("/sites/{}", created.site.id)),
         (header::CACHE_CONTROL, "no-store".to_owned()),
     ];
-    let tagged = Tagged::new(created.site.clone())?.map(|_| created);
+    let tagged = WithEtag::new(created.site.clone())?.map(|_| created);
     Ok((StatusCode::CREATED, headers, tagged).into_response())
 }
 
@@ -202,13 +202,13 @@ pub async fn list(
 /// Shows a site.
 #[utoipa::path(get, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
     responses((status = 200, body = Site)))]
-pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Tagged<Site>> {
+pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<WithEtag<Site>> {
     let found = app.mesh_cache.read(|feed| {
         feed.directory()
             .find_site(&site)
             .map(|record| site_in(feed.directory(), record))
     });
-    Tagged::new(found.ok_or_else(|| error::not_found("site"))?)
+    WithEtag::new(found.ok_or_else(|| error::not_found("site"))?)
 }
 
 /// Changes a site. Absent fields stay as they are; `"endpoint": null` takes the endpoint away.
@@ -219,7 +219,7 @@ pub async fn change(
     Extension(actor): Extension<Actor>,
     Path(name): Path<String>,
     Body(patch): Body<SitePatch>,
-) -> Result<Tagged<Site>> {
+) -> Result<WithEtag<Site>> {
     let known = app
         .mesh_cache
         .read(|feed| feed.directory().find_site(&name).cloned())
@@ -231,7 +231,7 @@ pub async fn change(
             .await?
             .ok_or_else(|| error::not_found("site"))?;
         let nodes = node_records::of_site(&mut change, site).await?;
-        change.found(&shown(&before, nodes))?;
+        change.check_precondition(&shown(&before, nodes))?;
         let draft = check::Draft::of(check::patched(&before, wanted), reserved)?;
         if draft.equals(&before) {
             return Ok(change.not_needed(before));
@@ -246,7 +246,7 @@ pub async fn change(
         ))
     });
     match changed.await {
-        Ok(record) => Tagged::new(
+        Ok(record) => WithEtag::new(
             app.mesh_cache
                 .read(|feed| site_in(feed.directory(), &record)),
         ),
@@ -272,7 +272,7 @@ pub async fn remove(
             .await?
             .ok_or_else(|| error::not_found("site"))?;
         let nodes = node_records::of_site(&mut change, id).await?;
-        change.found(&shown(&site, nodes))?;
+        change.check_precondition(&shown(&site, nodes))?;
         let mut records: Vec<_> = nodes::queries::revoke_all_of(&mut change, id)
             .await?
             .into_iter()

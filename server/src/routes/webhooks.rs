@@ -114,7 +114,7 @@ pub async fn test(
     Extension(actor): Extension<Actor>,
     Path(id): Path<String>,
 ) -> Result<Json<Webhook>> {
-    if actor.terms.dry_run {
+    if actor.options.dry_run {
         return Err(error::no_dry_run().into());
     }
     let id = parse_id(&id)?;

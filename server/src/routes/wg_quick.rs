@@ -68,7 +68,7 @@ pub async fn create(
             .sites
             .get(&site)
             .ok_or_else(|| error::not_found("site"))?;
-        change.found(&representation::site_in(&directory, record))?;
+        change.check_precondition(&representation::site_in(&directory, record))?;
         let (node, private_key) = match gateway(&directory, site, wireguard_key)? {
             Some(node) => (node, None),
             None => insert(&mut change, &directory, record, wireguard_key).await?,

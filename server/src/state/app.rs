@@ -117,7 +117,7 @@ impl App {
         T: Serialize + DeserializeOwned,
         W: Future<Output = Result<Outcome<T>>>,
     {
-        if actor.terms.dry_run {
+        if actor.options.dry_run {
             let made = self.db.rehearse(actor, work).await?;
             return Err(Error::DryRun(Box::new(self.dry_run(made))));
         }

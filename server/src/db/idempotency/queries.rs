@@ -2,26 +2,26 @@
 
 use sqlx::PgConnection;
 
-use super::Ticket;
+use super::IdempotencyKey;
 use crate::error::{Error, Result};
 
-/// The hash of the request that the ticket was used for, and its sealed answer. `None` makes it
+/// The hash of the request that the key was used for, and its sealed answer. `None` makes it
 /// this transaction's: others wait for its end.
 pub(super) async fn claim(
     connection: &mut PgConnection,
-    ticket: &Ticket,
+    key: &IdempotencyKey,
 ) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
     let claimed = sqlx::query!(
         "INSERT INTO answers (id, request) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING",
-        ticket.id.as_slice(),
-        ticket.request.as_slice()
+        key.id.as_slice(),
+        key.request.as_slice()
     );
     if claimed.execute(&mut *connection).await?.rows_affected() == 1 {
         return Ok(None);
     }
     let row = sqlx::query!(
         "SELECT request, sealed FROM answers WHERE id = $1",
-        ticket.id.as_slice()
+        key.id.as_slice()
     );
     // It may just have been forgotten, after its day.
     let row = row
@@ -37,12 +37,12 @@ pub(super) async fn claim(
 
 pub(super) async fn keep(
     connection: &mut PgConnection,
-    ticket: &Ticket,
+    key: &IdempotencyKey,
     sealed: &[u8],
 ) -> Result<()> {
     sqlx::query!(
         "UPDATE answers SET sealed = $2 WHERE id = $1",
-        ticket.id.as_slice(),
+        key.id.as_slice(),
         sealed
     )
     .execute(connection)

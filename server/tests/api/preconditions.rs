@@ -1,4 +1,4 @@
-//! On which terms a change is asked for: as a dry run, only if its object is as it was, or once
+//! How a change is asked for: as a dry run, only if its object is as it was, or once
 //! however often it is sent.
 
 use std::collections::BTreeSet;
