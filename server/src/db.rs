@@ -29,7 +29,7 @@ use wattle_mesh::{
 };
 use wattle_wire::{ids::Position, key::Bytes32};
 
-pub use self::actor::{Actor, ChangeOptions};
+pub use self::actor::{AuditActor, ChangeOptions};
 use crate::{
     error::{self, Error, Result},
     secret,
@@ -69,7 +69,7 @@ pub struct Db {
 
 /// A change under way: a transaction that will take a revision.
 #[derive(Debug)]
-pub struct Change {
+pub struct PendingChange {
     transaction: Transaction<'static, Postgres>,
     /// The tags of which the object has to have one; `None` when it has, or when none were named.
     if_match: Option<String>,
@@ -77,16 +77,16 @@ pub struct Change {
 
 /// A change that is ready to be committed.
 #[derive(Debug)]
-pub struct Outcome<T> {
-    change: Change,
+pub struct ChangeOutcome<T> {
+    change: PendingChange,
     value: T,
     /// `None` when nothing was to be done.
-    made: Option<Made>,
+    record: Option<ChangeRecord>,
 }
 
 /// What was done, for those who follow and for the audit log.
 #[derive(Debug)]
-pub struct Made {
+pub struct ChangeRecord {
     /// The records as they are now; empty when the configuration is as it was, which takes no
     /// revision.
     pub records: Vec<RecordChange>,
@@ -96,7 +96,7 @@ pub struct Made {
     after: Option<Bytes32>,
 }
 
-impl Change {
+impl PendingChange {
     /// The object of the change is now so, as it is shown to the caller, and stays so until the
     /// transaction ends.
     ///
@@ -113,17 +113,17 @@ impl Change {
     }
 
     /// Something was changed: the records are now so, and this was done to that object.
-    pub fn made<T>(
+    pub fn changed<T>(
         self,
         value: T,
         records: Vec<RecordChange>,
         action: &'static str,
         object: impl ToString,
-    ) -> Outcome<T> {
-        Outcome {
+    ) -> ChangeOutcome<T> {
+        ChangeOutcome {
             change: self,
             value,
-            made: Some(Made {
+            record: Some(ChangeRecord {
                 records,
                 action,
                 object: object.to_string(),
@@ -133,26 +133,26 @@ impl Change {
     }
 
     /// Everything is already as it should be.
-    pub fn not_needed<T>(self, value: T) -> Outcome<T> {
-        Outcome {
+    pub fn unchanged<T>(self, value: T) -> ChangeOutcome<T> {
+        ChangeOutcome {
             change: self,
             value,
-            made: None,
+            record: None,
         }
     }
 }
 
-impl<T> Outcome<T> {
+impl<T> ChangeOutcome<T> {
     /// Says what the object is now, of which there is no record. Secrets have no place in it.
-    pub fn leaving(mut self, object: &impl Serialize) -> Result<Self> {
-        if let Some(made) = &mut self.made {
-            made.after = Some(digest(object)?);
+    pub fn with_object(mut self, object: &impl Serialize) -> Result<Self> {
+        if let Some(record) = &mut self.record {
+            record.after = Some(digest(object)?);
         }
         Ok(self)
     }
 }
 
-impl Deref for Change {
+impl Deref for PendingChange {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
@@ -160,7 +160,7 @@ impl Deref for Change {
     }
 }
 
-impl DerefMut for Change {
+impl DerefMut for PendingChange {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.transaction
     }
@@ -283,39 +283,39 @@ impl Db {
     /// and nothing is done.
     pub async fn mutate<T, W>(
         &self,
-        actor: &Actor,
-        work: impl Fn(Change) -> W,
+        actor: &AuditActor,
+        work: impl Fn(PendingChange) -> W,
     ) -> Result<Committed<T>>
     where
         T: Serialize + DeserializeOwned,
-        W: Future<Output = Result<Outcome<T>>>,
+        W: Future<Output = Result<ChangeOutcome<T>>>,
     {
         let work = &work;
-        again(|| self.attempt(actor, work)).await
+        with_retry(|| self.attempt(actor, work)).await
     }
 
     /// What [`Db::mutate`] would do: all of `work` is carried out and rolled back. `None` when
     /// nothing is to be done.
-    pub async fn rehearse<T, W>(
+    pub async fn dry_run<T, W>(
         &self,
-        actor: &Actor,
-        work: impl Fn(Change) -> W,
-    ) -> Result<Option<Made>>
+        actor: &AuditActor,
+        work: impl Fn(PendingChange) -> W,
+    ) -> Result<Option<ChangeRecord>>
     where
-        W: Future<Output = Result<Outcome<T>>>,
+        W: Future<Output = Result<ChangeOutcome<T>>>,
     {
         let work = &work;
-        again(|| self.try_out(actor, work)).await
+        with_retry(|| self.attempt_dry_run(actor, work)).await
     }
 
     async fn attempt<T, W>(
         &self,
-        actor: &Actor,
-        work: &impl Fn(Change) -> W,
+        actor: &AuditActor,
+        work: &impl Fn(PendingChange) -> W,
     ) -> Result<Committed<T>>
     where
         T: Serialize + DeserializeOwned,
-        W: Future<Output = Result<Outcome<T>>>,
+        W: Future<Output = Result<ChangeOutcome<T>>>,
     {
         let mut transaction = self.begin().await?;
         let idempotency_key = actor.options.idempotency_key.as_deref();
@@ -328,45 +328,46 @@ impl Db {
                 position: None,
             });
         }
-        let (mut transaction, value, made) = carry_out(transaction, actor, work).await?;
+        let (mut transaction, value, record) = execute(transaction, actor, work).await?;
         if let Some(idempotency_key) = idempotency_key {
             idempotency::keep(&mut transaction, idempotency_key, &value).await?;
         }
-        let position = match made {
-            Some(made) => record(&mut transaction, actor, made).await?,
+        let position = match record {
+            Some(record) => write_record(&mut transaction, actor, record).await?,
             None => None,
         };
         transaction.commit().await?;
         Ok(Committed { value, position })
     }
 
-    async fn try_out<T, W>(
+    async fn attempt_dry_run<T, W>(
         &self,
-        actor: &Actor,
-        work: &impl Fn(Change) -> W,
-    ) -> Result<Option<Made>>
+        actor: &AuditActor,
+        work: &impl Fn(PendingChange) -> W,
+    ) -> Result<Option<ChangeRecord>>
     where
-        W: Future<Output = Result<Outcome<T>>>,
+        W: Future<Output = Result<ChangeOutcome<T>>>,
     {
-        let (transaction, _, made) = carry_out(self.begin().await?, actor, work).await?;
+        let (transaction, _, record) = execute(self.begin().await?, actor, work).await?;
         transaction.rollback().await?;
-        Ok(made)
+        Ok(record)
     }
 }
 
-async fn carry_out<T, W>(
+/// Runs the work of a change in a transaction, which it gives back.
+async fn execute<T, W>(
     transaction: Transaction<'static, Postgres>,
-    actor: &Actor,
-    work: &impl Fn(Change) -> W,
-) -> Result<(Transaction<'static, Postgres>, T, Option<Made>)>
+    actor: &AuditActor,
+    work: &impl Fn(PendingChange) -> W,
+) -> Result<(Transaction<'static, Postgres>, T, Option<ChangeRecord>)>
 where
-    W: Future<Output = Result<Outcome<T>>>,
+    W: Future<Output = Result<ChangeOutcome<T>>>,
 {
-    let Outcome {
+    let ChangeOutcome {
         change,
         value,
-        made,
-    } = work(Change {
+        record,
+    } = work(PendingChange {
         transaction,
         if_match: actor.options.if_match.clone(),
     })
@@ -376,11 +377,11 @@ where
     if change.if_match.is_some() {
         return Err(error::changed_meanwhile().into());
     }
-    Ok((change.transaction, value, made))
+    Ok((change.transaction, value, record))
 }
 
 /// Does something in a transaction, and again should it lose against another.
-async fn again<T, A>(attempt: impl Fn() -> A) -> Result<T>
+async fn with_retry<T, A>(attempt: impl Fn() -> A) -> Result<T>
 where
     A: Future<Output = Result<T>>,
 {
@@ -436,17 +437,17 @@ async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
 ///
 /// The hash of the event is that of [`audit::Head::then`]. The last event of the object is
 /// committed: whoever changes an object has locked it.
-async fn record(
+async fn write_record(
     transaction: &mut Transaction<'_, Postgres>,
-    actor: &Actor,
-    made: Made,
+    actor: &AuditActor,
+    record: ChangeRecord,
 ) -> Result<Option<Position>> {
-    let Made {
+    let ChangeRecord {
         records,
         action,
         object,
         after,
-    } = made;
+    } = record;
     let after = match (after, &records[..]) {
         (None, []) => None,
         (None, records) if records.iter().any(is_removal) => None,

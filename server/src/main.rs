@@ -15,7 +15,7 @@ use wattle_mesh::audit::Head;
 use wattle_server::{
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
     data_dir,
-    db::{Actor, Db},
+    db::{AuditActor, Db},
     fingerprint::fingerprint,
     http::listen::Listeners,
     postgres, router,
@@ -127,7 +127,10 @@ fn tell_supervisor(state: NotifyState<'_>) {
 }
 
 /// Does something with the database, which the coordinator may be using.
-async fn with_database<W>(config: &Config, work: impl FnOnce(Db, Actor) -> W) -> anyhow::Result<()>
+async fn with_database<W>(
+    config: &Config,
+    work: impl FnOnce(Db, AuditActor) -> W,
+) -> anyhow::Result<()>
 where
     W: Future<Output = anyhow::Result<()>>,
 {
@@ -138,7 +141,7 @@ where
             (database.options(), Some(database))
         }
     };
-    let actor = Actor::new("command line", None);
+    let actor = AuditActor::new("command line", None);
     let result =
         async { work(Db::open(options, config.database_pooler).await?, actor).await }.await;
     if let Some(database) = started {
@@ -147,7 +150,7 @@ where
     result
 }
 
-async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()> {
+async fn token(db: Db, actor: AuditActor, command: TokenCommand) -> anyhow::Result<()> {
     match command {
         TokenCommand::Create {
             name,
@@ -166,8 +169,8 @@ async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()
             db.mutate(&actor, |mut change| async move {
                 let api_token = api_tokens::queries::insert(&mut change, new, wanted).await?;
                 change
-                    .made((), Vec::new(), "api-token.create", new.id)
-                    .leaving(&api_token)
+                    .changed((), Vec::new(), "api-token.create", new.id)
+                    .with_object(&api_token)
             })
             .await?;
             say(&token.reveal())
@@ -194,8 +197,8 @@ async fn token(db: Db, actor: Actor, command: TokenCommand) -> anyhow::Result<()
         TokenCommand::Revoke { id } => {
             let revoked = db.mutate(&actor, |mut change| async move {
                 match api_tokens::queries::revoke(&mut change, id).await? {
-                    Some(_) => Ok(change.made(true, Vec::new(), "api-token.revoke", id)),
-                    None => Ok(change.not_needed(false)),
+                    Some(_) => Ok(change.changed(true, Vec::new(), "api-token.revoke", id)),
+                    None => Ok(change.unchanged(false)),
                 }
             });
             anyhow::ensure!(revoked.await?.value, "there is no such api token");
@@ -214,7 +217,7 @@ async fn verify(db: Db, seen: Option<Head>) -> anyhow::Result<()> {
 
 async fn authority(
     db: Db,
-    actor: Actor,
+    actor: AuditActor,
     data_dir: &Path,
     command: CaCommand,
 ) -> anyhow::Result<()> {

@@ -6,14 +6,14 @@ use super::idempotency::IdempotencyKey;
 
 /// Who changes something, for the audit log, and with which options.
 #[derive(Clone, Debug)]
-pub struct Actor {
+pub struct AuditActor {
     /// `api-token:<id>`, `node:<id>`, `join-token:<id>` or `command line`.
     pub name: String,
     pub request_id: Option<String>,
     pub options: ChangeOptions,
 }
 
-impl Actor {
+impl AuditActor {
     /// Somebody who asks for no options.
     pub fn new(name: impl Into<String>, request_id: Option<String>) -> Self {
         Self {

@@ -28,7 +28,7 @@ use wattle_wire::{
 
 pub(crate) use self::queries::parse_role;
 use crate::{
-    db::Actor,
+    db::AuditActor,
     error::{self, Error, Result},
     http::listen::Connection,
     secret::{self, ApiToken},
@@ -85,7 +85,7 @@ pub async fn enter(
                 .map(|id| id.0.clone());
             request
                 .extensions_mut()
-                .insert(Actor::new(format!("api-token:{id}"), request_id));
+                .insert(AuditActor::new(format!("api-token:{id}"), request_id));
             request.extensions_mut().insert(CallingToken(id));
             next.run(request).await
         }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use wattle_mesh::access::Action;
 
 use crate::{
-    db::{Actor, ChangeOptions, etag, idempotency::IdempotencyKey},
+    db::{AuditActor, ChangeOptions, etag, idempotency::IdempotencyKey},
     error::{self, Error, Result},
     http::{auth, body},
 };
@@ -78,7 +78,7 @@ async fn with_options(action: Action, mut request: Request) -> Result<Request> {
     if !dry_run && idempotency_key_of(request.headers())?.is_some() {
         (request, options.idempotency_key) = with_idempotency_key(request).await?;
     }
-    if let Some(actor) = request.extensions_mut().get_mut::<Actor>() {
+    if let Some(actor) = request.extensions_mut().get_mut::<AuditActor>() {
         actor.options = options;
     }
     Ok(request)

@@ -16,7 +16,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::{Actor, Change},
+    db::{AuditActor, PendingChange},
     error::{self, Result},
     http::{
         auth::CallingToken,
@@ -33,7 +33,7 @@ use crate::{
     tokens", request_body = NewApiToken, responses((status = 201, body = CreatedApiToken)))]
 pub async fn create(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Extension(caller): Extension<CallingToken>,
     Body(wanted): Body<NewApiToken>,
 ) -> Result<Response> {
@@ -58,8 +58,8 @@ pub async fn create(
             token: Secret::new(new.reveal()),
         };
         change
-            .made(created, Vec::new(), "api-token.create", new.id)
-            .leaving(&api_token)
+            .changed(created, Vec::new(), "api-token.create", new.id)
+            .with_object(&api_token)
     });
     let created = created.await?;
     let headers = [
@@ -110,7 +110,7 @@ pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json
     tokens", params(("id" = TokenId, Path)), responses((status = 204)))]
 pub async fn revoke(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Extension(caller): Extension<CallingToken>,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
@@ -126,7 +126,7 @@ pub async fn revoke(
             Object::ApiToken(role),
         )
         .map_err(error::denied)?;
-        Ok(change.made((), Vec::new(), "api-token.revoke", id))
+        Ok(change.changed((), Vec::new(), "api-token.revoke", id))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -134,7 +134,7 @@ pub async fn revoke(
 
 impl CallingToken {
     /// What the calling token is good for, which nobody changes before this transaction ends.
-    async fn lock(self, change: &mut Change) -> Result<Grant> {
+    async fn lock(self, change: &mut PendingChange) -> Result<Grant> {
         queries::lock(change, self.0)
             .await?
             .ok_or_else(|| error::unauthorized().into())

@@ -24,7 +24,7 @@ use wattle_wire::{
 
 use self::queries::{Applicant, KeyHolders, Kind, NewNode};
 use crate::{
-    db::{Actor, audit_log, webhook_news},
+    db::{AuditActor, audit_log, webhook_news},
     error::{self, Error, Result},
     http::{
         auth::{self, RequestId},
@@ -97,7 +97,7 @@ pub async fn finish(
     let tunnel_prefix = app
         .mesh_cache
         .read(|feed| feed.directory().mesh.tunnel_prefix);
-    let actor = Actor::new(
+    let actor = AuditActor::new(
         format!("join-token:{}", applicant.finish.token),
         Some(request_id),
     );
@@ -111,15 +111,15 @@ pub async fn finish(
         }
         let holders = KeyHolders::of(&mut change, &applicant.statement).await?;
         if let Some(enrolled) = holders.enrolled_by(&token, mesh)? {
-            return Ok(change.not_needed(Some(enrolled)));
+            return Ok(change.unchanged(Some(enrolled)));
         }
         if !queries::consume_token(&mut change, applicant.finish.token).await? {
             // Whoever has the secret had the join string, and is not who used it up. Said once,
             // however often it is tried.
             let token = applicant.finish.token;
             return match audit_log::is_told(&mut change, REFUSED, &token.to_string()).await? {
-                true => Ok(change.not_needed(None)),
-                false => Ok(change.made(None, Vec::new(), REFUSED, token)),
+                true => Ok(change.unchanged(None)),
+                false => Ok(change.changed(None, Vec::new(), REFUSED, token)),
             };
         }
         holders.refuse()?;
@@ -145,7 +145,7 @@ pub async fn finish(
             site: token.site_name,
             generation: record.generation,
         };
-        Ok(change.made(
+        Ok(change.changed(
             Some(enrolled),
             vec![RecordChange::Node(record)],
             "node.enrol",

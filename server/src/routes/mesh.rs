@@ -11,7 +11,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::Actor,
+    db::AuditActor,
     error::{self, Result},
     http::{body::Body, preconditions::WithEtag},
     state::{app::App, mesh_cache},
@@ -31,7 +31,7 @@ pub async fn show(State(app): State<App>) -> Result<WithEtag<Mesh>> {
 #[utoipa::path(patch, path = "/mesh", tag = "mesh", request_body = MeshPatch, responses((status = 200, body = Mesh)))]
 pub async fn change(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Body(patch): Body<MeshPatch>,
 ) -> Result<WithEtag<Mesh>> {
     check(&patch)?;
@@ -52,10 +52,10 @@ pub async fn change(
             ..before.clone()
         };
         if after == before {
-            return Ok(change.not_needed(after));
+            return Ok(change.unchanged(after));
         }
         queries::update(&mut change, &after).await?;
-        Ok(change.made(
+        Ok(change.changed(
             after.clone(),
             vec![RecordChange::Mesh(after)],
             "mesh.change",

@@ -20,7 +20,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::{Actor, Change, node_records, site_records},
+    db::{AuditActor, PendingChange, node_records, site_records},
     error::{self, Error, Result},
     http::{
         body::{Body, Query},
@@ -78,7 +78,7 @@ pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Wi
     responses((status = 204)))]
 pub async fn revoke(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(node): Path<String>,
 ) -> Result<StatusCode> {
     let id = app.find_node(&node)?;
@@ -94,7 +94,7 @@ pub async fn revoke(
                 .await?
                 .map(RecordChange::Node),
         );
-        Ok(change.made((), records, "node.revoke", id))
+        Ok(change.changed((), records, "node.revoke", id))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -102,7 +102,7 @@ pub async fn revoke(
 
 /// Compares a node that is about to change with what the caller has seen of it. The caller holds
 /// the lock.
-pub(crate) async fn is_as_seen(change: &mut Change, id: NodeId) -> Result<()> {
+pub(crate) async fn is_as_seen(change: &mut PendingChange, id: NodeId) -> Result<()> {
     let node = node_records::find(change, id)
         .await?
         .ok_or_else(|| error::not_found("node"))?;
@@ -121,7 +121,7 @@ pub(crate) async fn is_as_seen(change: &mut Change, id: NodeId) -> Result<()> {
 #[utoipa::path(post, path = "/admissions", tag = "nodes", request_body = NewAdmissions, responses((status = 204)))]
 pub async fn admit(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Body(NewAdmissions { admissions }): Body<NewAdmissions, LARGEST_ADMISSIONS>,
 ) -> Result<StatusCode> {
     if !(1..=NewAdmissions::MOST).contains(&admissions.len()) {
@@ -169,7 +169,7 @@ pub async fn admit(
             }
         }
         if news.is_empty() {
-            return Ok(change.not_needed(()));
+            return Ok(change.unchanged(()));
         }
         queries::admit(&mut change, &news).await?;
         let object = match &news[..] {
@@ -180,7 +180,7 @@ pub async fn admit(
             .into_iter()
             .map(|(node, signed)| RecordChange::Admission(node, signed.clone()))
             .collect();
-        Ok(change.made((), records, "node.admit", object))
+        Ok(change.changed((), records, "node.admit", object))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

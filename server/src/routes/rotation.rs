@@ -27,7 +27,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::{Actor, node_records, site_records},
+    db::{AuditActor, node_records, site_records},
     error::{self, Error, Result},
     http::{
         auth::{CallingNode, RequestId},
@@ -52,7 +52,7 @@ use crate::{
     responses((status = 202, body = Node)))]
 pub async fn request(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(node): Path<String>,
 ) -> Result<(StatusCode, Json<Node>)> {
     let (app, actor, id) = (&app, &actor, app.find_node(&node)?);
@@ -61,10 +61,10 @@ pub async fn request(
         app.mesh_cache
             .read(|feed| refuse_to_cut_off(feed.directory(), id, actor.options.force))?;
         if !queries::request(&mut change, id).await? {
-            return Ok(change.not_needed(()));
+            return Ok(change.unchanged(()));
         }
         let record = found(node_records::find(&mut change, id).await?)?;
-        Ok(change.made((), vec![RecordChange::Node(record)], "node.rotate", id))
+        Ok(change.changed((), vec![RecordChange::Node(record)], "node.rotate", id))
     })
     .await?;
     let node = app.mesh_cache.read(|feed| {
@@ -129,7 +129,7 @@ pub async fn advance(
     Extension(RequestId(request_id)): Extension<RequestId>,
     Body(step): Body<RotationStep>,
 ) -> Result<Json<RotationAnswer>> {
-    let actor = Actor::new(format!("node:{node}"), Some(request_id));
+    let actor = AuditActor::new(format!("node:{node}"), Some(request_id));
     match step {
         RotationStep::Announce(signed) => announce(&app, &actor, node, &signed).await.map(Json),
         RotationStep::Done(signed) => done(&app, &actor, node, &signed).await.map(Json),
@@ -139,7 +139,7 @@ pub async fn advance(
 
 async fn announce(
     app: &App,
-    actor: &Actor,
+    actor: &AuditActor,
     node: NodeId,
     signed: &SignedStatement,
 ) -> Result<RotationAnswer> {
@@ -154,7 +154,7 @@ async fn announce(
             }
             refuse_known_key(&mut change, node, statement.wireguard_key).await?;
             let record = found(queries::announce(&mut change, node, signed, statement).await?)?;
-            Ok(change.made(
+            Ok(change.changed(
                 (),
                 vec![RecordChange::Node(record)],
                 "node.key.announce",
@@ -170,7 +170,7 @@ async fn announce(
 
 async fn done(
     app: &App,
-    actor: &Actor,
+    actor: &AuditActor,
     node: NodeId,
     signed: &SignedStatement,
 ) -> Result<RotationAnswer> {
@@ -179,12 +179,12 @@ async fn done(
         site_records::lock(&mut change).await?;
         let record = found(node_records::find(&mut change, node).await?)?;
         if record.statement == *signed {
-            return Ok(change.not_needed(()));
+            return Ok(change.unchanged(()));
         }
         follows_of_same(&record, statement)?;
         refuse_known_key(&mut change, node, statement.wireguard_key).await?;
         let record = found(queries::take_up(&mut change, node, signed, statement).await?)?;
-        Ok(change.made(
+        Ok(change.changed(
             (),
             vec![RecordChange::Node(record)],
             "node.key.change",
@@ -195,16 +195,16 @@ async fn done(
     Ok(RotationAnswer::default())
 }
 
-async fn withdraw(app: &App, actor: &Actor, node: NodeId) -> Result<RotationAnswer> {
+async fn withdraw(app: &App, actor: &AuditActor, node: NodeId) -> Result<RotationAnswer> {
     app.mutate(actor, |mut change| async move {
         match queries::withdraw(&mut change, node).await? {
-            Some(record) => Ok(change.made(
+            Some(record) => Ok(change.changed(
                 (),
                 vec![RecordChange::Node(record)],
                 "node.key.withdraw",
                 node,
             )),
-            None => Ok(change.not_needed(())),
+            None => Ok(change.unchanged(())),
         }
     })
     .await?;

@@ -21,7 +21,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::{Actor, node_records, site_records},
+    db::{AuditActor, node_records, site_records},
     error::{self, Error, Result},
     http::{
         body::{Body, LARGEST_IMPORT, Query},
@@ -43,7 +43,7 @@ use crate::{
         of the new site")))))]
 pub async fn create(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Body(new): Body<NewSite>,
 ) -> Result<Response> {
     let reserved = reserved(&app);
@@ -76,7 +76,7 @@ pub async fn create(
 #[utoipa::path(post, path = "/import", tag = "sites", request_body = Import, responses((status = 201, body = Imported)))]
 pub async fn import(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Body(Import { sites }): Body<Import, LARGEST_IMPORT>,
 ) -> Result<Response> {
     if !(1..=Import::MOST_SITES).contains(&sites.len()) {
@@ -137,7 +137,7 @@ impl Wanted {
 /// Makes sites in one revision. An error says at which of them it failed, if it was at one.
 async fn insert(
     app: &App,
-    actor: &Actor,
+    actor: &AuditActor,
     wanted: &[Wanted],
     tunnel_prefix: Ipv4Net,
     action: &'static str,
@@ -167,7 +167,7 @@ async fn insert(
             records.push(RecordChange::Site(record));
         }
         reached.store(none, Ordering::Relaxed);
-        Ok(change.made(created, records, action, object))
+        Ok(change.changed(created, records, action, object))
     });
     match created.await {
         Ok(created) => Ok(created),
@@ -216,7 +216,7 @@ pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Wi
     request_body = SitePatch, responses((status = 200, body = Site)))]
 pub async fn change(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(name): Path<String>,
     Body(patch): Body<SitePatch>,
 ) -> Result<WithEtag<Site>> {
@@ -234,11 +234,11 @@ pub async fn change(
         change.check_precondition(&shown(&before, nodes))?;
         let draft = check::Draft::of(check::patched(&before, wanted), reserved)?;
         if draft.equals(&before) {
-            return Ok(change.not_needed(before));
+            return Ok(change.unchanged(before));
         }
         refuse_clash(queries::endpoint_clash(&mut change, Some(site), &draft).await?)?;
         let after = queries::update(&mut change, before, &draft).await?;
-        Ok(change.made(
+        Ok(change.changed(
             after.clone(),
             vec![RecordChange::Site(after)],
             "site.change",
@@ -262,7 +262,7 @@ pub async fn change(
     responses((status = 204)))]
 pub async fn remove(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(site): Path<String>,
 ) -> Result<StatusCode> {
     let id = app.find_site(&site)?;
@@ -280,7 +280,7 @@ pub async fn remove(
             .collect();
         queries::delete(&mut change, id).await?;
         records.push(RecordChange::SiteRemoved(id));
-        Ok(change.made((), records, "site.remove", id))
+        Ok(change.changed((), records, "site.remove", id))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

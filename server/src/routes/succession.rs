@@ -14,7 +14,7 @@ use wattle_mesh::{
 use wattle_wire::{enrol::NewIdentity, key::IdentityKey};
 
 use crate::{
-    db::{Actor, node_records, site_records},
+    db::{AuditActor, node_records, site_records},
     error::{self, Error, Result},
     http::{
         auth::{self, RequestId},
@@ -56,7 +56,7 @@ pub async fn succeed(
         .await?
         .ok_or_else(error::unauthorized)?;
     let (actor, signed) = (
-        Actor::new(format!("node:{node}"), Some(request_id)),
+        AuditActor::new(format!("node:{node}"), Some(request_id)),
         &signed,
     );
     let changed = app.mutate(&actor, |mut change| async move {
@@ -65,7 +65,7 @@ pub async fn succeed(
             .await?
             .ok_or_else(error::unauthorized)?;
         if record.statement == *signed {
-            return Ok(change.not_needed(()));
+            return Ok(change.unchanged(()));
         }
         // The cache may be older than the database.
         if !is_or_was(statement, record.identity_key) {
@@ -82,7 +82,7 @@ pub async fn succeed(
         let record = rotation::queries::take_up(&mut change, node, signed, statement)
             .await?
             .ok_or_else(error::unauthorized)?;
-        Ok(change.made(
+        Ok(change.changed(
             (),
             vec![RecordChange::Node(record)],
             "node.identity.change",

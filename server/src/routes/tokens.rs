@@ -17,7 +17,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::Actor,
+    db::AuditActor,
     error::{self, Result},
     http::{
         body::{Body, Query},
@@ -75,7 +75,7 @@ impl Issue {
     request_body = NewJoinToken, responses((status = 201, body = CreatedJoinToken)))]
 pub async fn create(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(site): Path<String>,
     Body(wanted): Body<NewJoinToken>,
 ) -> Result<Response> {
@@ -84,13 +84,13 @@ pub async fn create(
     let created = app.mutate(&actor, |mut change| async move {
         let stored = queries::insert(&mut change, new).await?;
         change
-            .made(
+            .changed(
                 new.created(app, &stored),
                 Vec::new(),
                 "join-token.create",
                 new.id,
             )
-            .leaving(&stored)
+            .with_object(&stored)
     });
     let created = match created.await {
         Err(error) if error.constraint() == Some("join_tokens_site_fkey") => {
@@ -140,7 +140,7 @@ pub async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Json
     tokens", params(("id" = TokenId, Path)), responses((status = 204)))]
 pub async fn revoke(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
     let id = parse(&id)?;
@@ -148,7 +148,7 @@ pub async fn revoke(
         if !queries::revoke(&mut change, id).await? {
             return Err(error::not_found("join token").into());
         }
-        Ok(change.made((), Vec::new(), "join-token.revoke", id))
+        Ok(change.changed((), Vec::new(), "join-token.revoke", id))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

@@ -18,7 +18,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::Actor,
+    db::AuditActor,
     error::{self, Error, Result},
     http::{
         body::{Body, Query},
@@ -33,7 +33,7 @@ use crate::{
 #[utoipa::path(post, path = "/webhooks", tag = "webhooks", request_body = NewWebhook, responses((status = 201, body = CreatedWebhook)))]
 pub async fn create(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Body(wanted): Body<NewWebhook>,
 ) -> Result<Response> {
     let refused = |detail: String| error::invalid("invalid_url", "url", detail);
@@ -61,8 +61,8 @@ pub async fn create(
             secret: secret.clone(),
         };
         change
-            .made(created, Vec::new(), "webhook.create", id)
-            .leaving(&webhook)
+            .changed(created, Vec::new(), "webhook.create", id)
+            .with_object(&webhook)
     });
     let created = created.await?;
     let headers = [
@@ -93,7 +93,7 @@ pub async fn list(
 #[utoipa::path(delete, path = "/webhooks/{id}", tag = "webhooks", params(("id" = WebhookId, Path)), responses((status = 204)))]
 pub async fn remove(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(id): Path<String>,
 ) -> Result<StatusCode> {
     let id = parse_id(&id)?;
@@ -101,7 +101,7 @@ pub async fn remove(
         if !queries::delete(&mut change, id).await? {
             return Err(error::not_found("webhook").into());
         }
-        Ok(change.made((), Vec::new(), "webhook.delete", id))
+        Ok(change.changed((), Vec::new(), "webhook.delete", id))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -111,7 +111,7 @@ pub async fn remove(
 #[utoipa::path(post, path = "/webhooks/{id}/test", tag = "webhooks", params(("id" = WebhookId, Path)), responses((status = 200, body = Webhook)))]
 pub async fn test(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(id): Path<String>,
 ) -> Result<Json<Webhook>> {
     if actor.options.dry_run {

@@ -32,7 +32,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::{Actor, webhook_news},
+    db::{AuditActor, webhook_news},
     error::{self, Error, Result},
     http::body::Body,
     routes::{
@@ -56,7 +56,7 @@ use crate::{
     request_body = NewWgQuick, responses((status = 201, body = CreatedWgQuick, headers(("Location" = String, description = "path of the node")))))]
 pub async fn create(
     State(app): State<App>,
-    Extension(actor): Extension<Actor>,
+    Extension(actor): Extension<AuditActor>,
     Path(site): Path<String>,
     Body(NewWgQuick { wireguard_key }): Body<NewWgQuick>,
 ) -> Result<Response> {
@@ -103,7 +103,7 @@ pub async fn create(
             },
             node.id,
         );
-        Ok(change.made(
+        Ok(change.changed(
             created,
             vec![RecordChange::Node(node)],
             "wg-quick.create",

@@ -24,7 +24,7 @@ use super::{
     streams::Streams,
 };
 use crate::{
-    db::{Actor, Change, Db, Made, Outcome},
+    db::{AuditActor, ChangeOutcome, ChangeRecord, Db, PendingChange},
     error::{self, Error, Result},
     tls::certificate::Certificate,
 };
@@ -112,14 +112,18 @@ impl App {
     /// Carries out a change and waits until this coordinator's cache has it, so that who wrote reads
     /// what he wrote. Of a dry run it tells what it would do, which is no answer of the handler's
     /// own and goes past it like an error.
-    pub async fn mutate<T, W>(&self, actor: &Actor, work: impl Fn(Change) -> W) -> Result<T>
+    pub async fn mutate<T, W>(
+        &self,
+        actor: &AuditActor,
+        work: impl Fn(PendingChange) -> W,
+    ) -> Result<T>
     where
         T: Serialize + DeserializeOwned,
-        W: Future<Output = Result<Outcome<T>>>,
+        W: Future<Output = Result<ChangeOutcome<T>>>,
     {
         if actor.options.dry_run {
-            let made = self.db.rehearse(actor, work).await?;
-            return Err(Error::DryRun(Box::new(self.dry_run(made))));
+            let record = self.db.dry_run(actor, work).await?;
+            return Err(Error::DryRun(Box::new(self.describe_dry_run(record))));
         }
         let committed = self.db.mutate(actor, work).await?;
         if let Some(position) = committed.position {
@@ -128,10 +132,10 @@ impl App {
         Ok(committed.value)
     }
 
-    fn dry_run(&self, made: Option<Made>) -> DryRun {
-        let Some(Made {
+    fn describe_dry_run(&self, record: Option<ChangeRecord>) -> DryRun {
+        let Some(ChangeRecord {
             records, action, ..
-        }) = made
+        }) = record
         else {
             return DryRun {
                 would: None,

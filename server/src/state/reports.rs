@@ -24,7 +24,7 @@ use wattle_wire::{
 
 use self::queries::{EndSaid, News};
 use crate::{
-    db::{Actor, Db, audit_log},
+    db::{AuditActor, Db, audit_log},
     error::{self, Result},
 };
 
@@ -200,11 +200,11 @@ impl Reports {
         if self.copied().contains(&node) {
             return Ok(());
         }
-        let actor = Actor::new(format!("node:{node}"), None);
+        let actor = AuditActor::new(format!("node:{node}"), None);
         let told = db.mutate(&actor, |mut change| async move {
             match audit_log::is_told(&mut change, COPIED, &node.to_string()).await? {
-                true => Ok(change.not_needed(())),
-                false => Ok(change.made((), Vec::new(), COPIED, node)),
+                true => Ok(change.unchanged(())),
+                false => Ok(change.changed((), Vec::new(), COPIED, node)),
             }
         });
         told.await?;

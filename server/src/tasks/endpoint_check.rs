@@ -13,7 +13,7 @@ use wattle_mesh::config::{
 use wattle_wire::{endpoint::Endpoint, ids::NodeId};
 
 use crate::{
-    db::{Actor, node_records, site_records},
+    db::{AuditActor, node_records, site_records},
     error::Result,
     state::app::App,
 };
@@ -56,17 +56,17 @@ async fn advance(app: &App, node: NodeId, endpoint: Endpoint, seen: &Trial) -> R
         (false, Some(next)) => (Some(next), "node.endpoint.try"),
         (false, None) => return Ok(()),
     };
-    let actor = Actor::new("coordinator", None);
+    let actor = AuditActor::new("coordinator", None);
     app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let now = node_records::find(&mut change, node).await?;
         if now.and_then(|now| now.trial).as_ref() != Some(seen) {
             // Another coordinator was quicker, or the node is gone.
-            return Ok(change.not_needed(()));
+            return Ok(change.unchanged(()));
         }
         queries::set(&mut change, node, next).await?;
         let record = node_records::find(&mut change, node).await?;
-        Ok(change.made(
+        Ok(change.changed(
             (),
             record.into_iter().map(RecordChange::Node).collect(),
             action,

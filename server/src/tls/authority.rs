@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     data_dir::{PRIVATE, PUBLIC, write_whole},
-    db::{Actor, Db},
+    db::{AuditActor, Db},
     fingerprint::fingerprint,
 };
 
@@ -252,7 +252,7 @@ pub async fn list(db: &Db, data_dir: &Path) -> anyhow::Result<Vec<String>> {
 
 /// Makes the authority that is to follow; agents learn from now on to trust it beside the present
 /// one.
-pub async fn make_next(db: &Db, actor: &Actor, data_dir: &Path) -> anyhow::Result<Bytes32> {
+pub async fn make_next(db: &Db, actor: &AuditActor, data_dir: &Path) -> anyhow::Result<Bytes32> {
     let file = next_file(data_dir);
     let authority = match Authority::load(&file)? {
         Some(authority) => authority,
@@ -265,8 +265,8 @@ pub async fn make_next(db: &Db, actor: &Actor, data_dir: &Path) -> anyhow::Resul
     let pin = authority.pin();
     db.mutate(actor, |mut change| async move {
         match queries::insert(&mut change, pin).await? {
-            true => Ok(change.made((), Vec::new(), "authority.trust", fingerprint(pin))),
-            false => Ok(change.not_needed(())),
+            true => Ok(change.changed((), Vec::new(), "authority.trust", fingerprint(pin))),
+            false => Ok(change.unchanged(())),
         }
     })
     .await?;
@@ -294,7 +294,12 @@ pub async fn switch(db: &Db, data_dir: &Path) -> anyhow::Result<Bytes32> {
 }
 
 /// Ends the trust in an authority.
-pub async fn forget(db: &Db, actor: &Actor, data_dir: &Path, pin: Bytes32) -> anyhow::Result<()> {
+pub async fn forget(
+    db: &Db,
+    actor: &AuditActor,
+    data_dir: &Path,
+    pin: Bytes32,
+) -> anyhow::Result<()> {
     let present = Authority::load(&secret_file(data_dir))?.map(|authority| authority.pin());
     ensure!(
         present != Some(pin),
@@ -302,8 +307,8 @@ pub async fn forget(db: &Db, actor: &Actor, data_dir: &Path, pin: Bytes32) -> an
     );
     let forgotten = db.mutate(actor, |mut change| async move {
         match queries::delete(&mut change, pin).await? {
-            true => Ok(change.made(true, Vec::new(), "authority.forget", fingerprint(pin))),
-            false => Ok(change.not_needed(false)),
+            true => Ok(change.changed(true, Vec::new(), "authority.forget", fingerprint(pin))),
+            false => Ok(change.unchanged(false)),
         }
     });
     ensure!(

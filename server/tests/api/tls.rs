@@ -10,7 +10,7 @@ use tokio::process::Command;
 use wattle_client::pin::{Pins, pin};
 use wattle_server::{
     config::Config,
-    db::{Actor, Db},
+    db::{AuditActor, Db},
     http::listen,
     server::Server,
     tls::authority,
@@ -65,8 +65,8 @@ async fn curl(coordinator: &Coordinator, arguments: &[&str]) -> bool {
         .success()
 }
 
-fn command_line() -> Actor {
-    Actor::new("command line", None)
+fn command_line() -> AuditActor {
+    AuditActor::new("command line", None)
 }
 
 #[tokio::test]
