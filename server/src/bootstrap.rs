@@ -16,18 +16,18 @@ use crate::{
     data_dir::{PRIVATE, token_file, write_whole},
     db::Db,
     routes::api_tokens,
-    secret::{self, ApiToken},
+    secret::{self, ApiCredential},
 };
 
 /// What the database knows of the mesh that stays as it is.
-pub struct Mesh {
+pub struct MeshIdentity {
     pub id: MeshId,
     pub challenge_secret: [u8; 32],
 }
 
-impl std::fmt::Debug for Mesh {
+impl std::fmt::Debug for MeshIdentity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mesh")
+        f.debug_struct("MeshIdentity")
             .field("id", &self.id)
             .finish_non_exhaustive()
     }
@@ -35,10 +35,14 @@ impl std::fmt::Debug for Mesh {
 
 /// Reads the mesh's row, and makes it if this is the first start of all coordinators on this
 /// database.
-pub async fn ensure_mesh(db: &Db, data_dir: &Path, tunnel_prefix: IpNet) -> anyhow::Result<Mesh> {
+pub async fn ensure_mesh(
+    db: &Db,
+    data_dir: &Path,
+    tunnel_prefix: IpNet,
+) -> anyhow::Result<MeshIdentity> {
     let mut transaction = db.begin().await.context("cannot reach the database")?;
     if queries::insert_mesh(&mut transaction, tunnel_prefix, secret::random()?).await? {
-        let token = ApiToken::fresh()?;
+        let token = ApiCredential::fresh()?;
         let owner = NewApiToken {
             name: "first start".to_owned(),
             role: Role::Owner,

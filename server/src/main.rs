@@ -157,7 +157,7 @@ async fn token(db: Db, actor: AuditActor, command: TokenCommand) -> anyhow::Resu
             role,
             expires_in_s,
         } => {
-            let token = secret::ApiToken::fresh()?;
+            let token = secret::ApiCredential::fresh()?;
             let (new, wanted) = (
                 &token,
                 &NewApiToken {

@@ -30,7 +30,7 @@ use wattle_wire::{
 use crate::{
     error,
     http::{
-        audience::{Audience, only},
+        audience::{RouteAudience, only},
         auth::{self, RequestId},
         preconditions, ui,
     },
@@ -102,7 +102,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
 }
 
 /// The router of a listener, with everything around it.
-pub fn router(app: App, audiences: Vec<Audience>) -> Router {
+pub fn router(app: App, audiences: Vec<RouteAudience>) -> Router {
     let mut all: Router<App> = ui::routes();
     for action in Action::ALL {
         let routes: Router<App> = routes_for(action).into();

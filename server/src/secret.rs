@@ -45,12 +45,12 @@ pub fn matches(secret: &str, stored: &[u8]) -> bool {
 /// The checksum, CRC-32 in hex over all before it, finds copying mistakes, and lets scanners tell a
 /// token from what looks like one.
 #[derive(Debug)]
-pub struct ApiToken {
+pub struct ApiCredential {
     pub id: TokenId,
     pub secret: Secret,
 }
 
-impl ApiToken {
+impl ApiCredential {
     pub fn fresh() -> Result<Self> {
         Ok(Self {
             id: TokenId(Uuid::now_v7()),
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn an_api_token_reads_back_and_its_debug_hides_the_secret() {
-        let token = ApiToken::fresh().unwrap();
-        let again = ApiToken::parse(&token.reveal()).unwrap();
+        let token = ApiCredential::fresh().unwrap();
+        let again = ApiCredential::parse(&token.reveal()).unwrap();
         assert_eq!(again.id, token.id);
         assert!(matches(again.secret.reveal(), &hash(token.secret.reveal())));
         assert!(!format!("{token:?}").contains(token.secret.reveal()));
@@ -108,7 +108,7 @@ mod tests {
             &token.reveal()[1..],
             &format!("{}x", token.reveal()),
         ] {
-            assert!(ApiToken::parse(bad).is_none(), "{bad}");
+            assert!(ApiCredential::parse(bad).is_none(), "{bad}");
         }
     }
 }

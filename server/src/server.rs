@@ -21,7 +21,7 @@ use crate::{
     routes::api_tokens,
     state::{
         app::{App, Parts, Settings},
-        auth_limiter::Failures,
+        auth_limiter::AuthLimiter,
         credentials::{KnownTokens, Verified},
         link_tracker::LinkTracker,
         mesh_cache::MeshCache,
@@ -85,7 +85,7 @@ impl Server {
             metrics: Metrics::new()?,
             verified: Verified::default(),
             known,
-            failures: Failures::default(),
+            auth_limiter: AuthLimiter::default(),
             settings: Settings {
                 mesh: mesh.id,
                 challenge_secret: mesh.challenge_secret,

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_wire::ids::MeshId;
 
-use super::Mesh;
+use super::MeshIdentity;
 use crate::error::{Error, Result};
 
 /// Whether there was none yet.
@@ -25,7 +25,7 @@ pub(super) async fn insert_mesh(
     Ok(inserted.execute(connection).await?.rows_affected() == 1)
 }
 
-pub(super) async fn mesh(connection: &mut PgConnection) -> Result<Mesh> {
+pub(super) async fn mesh(connection: &mut PgConnection) -> Result<MeshIdentity> {
     let row = sqlx::query!("SELECT id, challenge_secret FROM mesh")
         .fetch_one(connection)
         .await?;
@@ -33,7 +33,7 @@ pub(super) async fn mesh(connection: &mut PgConnection) -> Result<Mesh> {
         .challenge_secret
         .try_into()
         .map_err(|_| Error::Internal("the challenge secret has a wrong length"))?;
-    Ok(Mesh {
+    Ok(MeshIdentity {
         id: MeshId(row.id),
         challenge_secret,
     })

@@ -12,14 +12,14 @@ use crate::error;
 
 /// For whom a path is. Each may have a listener of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
+pub enum RouteAudience {
     Agents,
     /// People and scripts.
     Admin,
     Metrics,
 }
 
-impl Audience {
+impl RouteAudience {
     /// For whom a path is; `None` means for everybody.
     fn of(path: &str) -> Option<Self> {
         match path {
@@ -33,11 +33,11 @@ impl Audience {
 
 /// What a listener is not for is not there.
 pub(crate) async fn only(
-    State(audiences): State<Arc<[Audience]>>,
+    State(audiences): State<Arc<[RouteAudience]>>,
     request: Request,
     next: Next,
 ) -> Response {
-    match Audience::of(request.uri().path()) {
+    match RouteAudience::of(request.uri().path()) {
         Some(audience) if !audiences.contains(&audience) => {
             error::respond(&error::not_found("path"))
         }

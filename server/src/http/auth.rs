@@ -31,7 +31,7 @@ use crate::{
     db::AuditActor,
     error::{self, Error, Result},
     http::listen::Connection,
-    secret::{self, ApiToken},
+    secret::{self, ApiCredential},
     state::app::App,
 };
 
@@ -121,13 +121,13 @@ pub async fn admits_api_token(app: &App, headers: &HeaderMap, action: Action) ->
 
 async fn caller(app: &App, headers: &HeaderMap, network: Option<IpAddr>) -> Result<Caller> {
     let bearer = bearer(headers).ok_or_else(error::unauthorized)?;
-    match ApiToken::parse(bearer) {
+    match ApiCredential::parse(bearer) {
         Some(token) => api_token(app, &token, network).await,
         None => node(app, bearer, network).await.map(Caller::Node),
     }
 }
 
-async fn api_token(app: &App, token: &ApiToken, network: Option<IpAddr>) -> Result<Caller> {
+async fn api_token(app: &App, token: &ApiCredential, network: Option<IpAddr>) -> Result<Caller> {
     // Its holder is not kept out by what others at his address do.
     let network = network.filter(|_| !app.known.has(token.id));
     let lookup = async {
@@ -160,12 +160,12 @@ pub async fn unless_guessing<T>(
     let Some(network) = network else {
         return lookup.await;
     };
-    if !app.failures.allow(network, Instant::now()) {
+    if !app.auth_limiter.allow(network, Instant::now()) {
         return Err(error::too_many_failures().into());
     }
     let found = lookup.await?;
     if found.is_none() {
-        app.failures.count(network, Instant::now());
+        app.auth_limiter.count_failure(network, Instant::now());
     }
     Ok(found)
 }

@@ -31,7 +31,7 @@ use wattle_wire::stream::SILENCE_S;
 
 pub use self::limiter::Connection;
 use self::{handshakes::HandshakeLimiter, limiter::ConnectionLimiter};
-use crate::{config::Config, http::audience::Audience, tls::certificate::HTTP2};
+use crate::{config::Config, http::audience::RouteAudience, tls::certificate::HTTP2};
 
 /// How long requests that are under way may take once the coordinator stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -97,11 +97,11 @@ impl Listeners {
     }
 
     /// Each listener and what it is for, that of agents first.
-    pub(crate) fn each(self) -> Vec<(TcpListener, Vec<Audience>)> {
-        let mut all = vec![(self.agents, vec![Audience::Agents])];
+    pub(crate) fn each(self) -> Vec<(TcpListener, Vec<RouteAudience>)> {
+        let mut all = vec![(self.agents, vec![RouteAudience::Agents])];
         for (listener, audience) in [
-            (self.admin, Audience::Admin),
-            (self.metrics, Audience::Metrics),
+            (self.admin, RouteAudience::Admin),
+            (self.metrics, RouteAudience::Metrics),
         ] {
             match listener {
                 Some(listener) => all.push((listener, vec![audience])),

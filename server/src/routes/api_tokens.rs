@@ -38,7 +38,7 @@ pub async fn create(
     Body(wanted): Body<NewApiToken>,
 ) -> Result<Response> {
     check(&wanted)?;
-    let token = secret::ApiToken::fresh()?;
+    let token = secret::ApiCredential::fresh()?;
     let (new, wanted) = (&token, &wanted);
     let created = app.mutate(&actor, |mut change| async move {
         let own = caller.lock(&mut change).await?;

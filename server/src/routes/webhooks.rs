@@ -25,7 +25,7 @@ use crate::{
         page::{self, PageQuery},
     },
     state::app::App,
-    tasks::webhook_outbox::{self, PATIENCE, Refused},
+    tasks::webhook_outbox::{self, PATIENCE, RefusedAddress},
 };
 
 /// Makes a webhook: messages of links and nodes that change their state are posted to its URL,
@@ -40,7 +40,7 @@ pub async fn create(
     let url = webhook_outbox::parse(&wanted.url).map_err(|error| refused(format!("{error:#}")))?;
     // A name that is not known now may be later; where it leads is asked each time.
     if let Err(error) = webhook_outbox::addresses(&url, &app.settings.webhook_allow).await
-        && error.is::<Refused>()
+        && error.is::<RefusedAddress>()
     {
         return Err(refused(error.to_string()).into());
     }

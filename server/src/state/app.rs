@@ -14,7 +14,7 @@ use wattle_wire::{
 };
 
 use super::{
-    auth_limiter::Failures,
+    auth_limiter::AuthLimiter,
     credentials::{KnownTokens, Verified},
     link_tracker::{LinkTracker, Sources},
     mesh_cache::MeshCache,
@@ -44,7 +44,7 @@ pub struct Parts {
     pub metrics: Metrics,
     pub verified: Verified,
     pub known: KnownTokens,
-    pub failures: Failures,
+    pub auth_limiter: AuthLimiter,
     pub settings: Settings,
     /// `None` where a proxy speaks TLS, or nobody does.
     pub certificate: Option<Arc<Certificate>>,

@@ -24,7 +24,7 @@ const MOST_ADDRESSES: usize = 65_536;
 
 /// When each address, and all together, will have all their failures free again.
 #[derive(Debug, Default)]
-pub struct Failures(Mutex<Counted>);
+pub struct AuthLimiter(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
@@ -32,7 +32,7 @@ struct Counted {
     all: Option<Instant>,
 }
 
-impl Failures {
+impl AuthLimiter {
     /// Whether a credential from this address may be looked up now.
     pub fn allow(&self, network: IpAddr, now: Instant) -> bool {
         let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +45,7 @@ impl Failures {
             && has_room(counted.all.as_ref(), RECOVERY_OF_ALL, BURST_OF_ALL)
     }
 
-    pub fn count(&self, network: IpAddr, now: Instant) {
+    pub fn count_failure(&self, network: IpAddr, now: Instant) {
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let addresses = &mut counted.addresses;
         if addresses.len() >= MOST_ADDRESSES {
@@ -66,36 +66,36 @@ mod tests {
 
     #[test]
     fn an_address_has_some_failures_free_and_then_one_each_second_and_others_are_not_touched() {
-        let failures = Failures::default();
+        let limiter = AuthLimiter::default();
         let [here, there] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
         let start = Instant::now();
         let mut allowed = 0;
-        while failures.allow(here, start) {
-            failures.count(here, start);
+        while limiter.allow(here, start) {
+            limiter.count_failure(here, start);
             allowed += 1;
         }
         assert_eq!(allowed, BURST);
-        assert!(failures.allow(there, start));
+        assert!(limiter.allow(there, start));
         let later = start + RECOVERY;
-        assert!(failures.allow(here, later));
-        failures.count(here, later);
-        assert!(!failures.allow(here, later));
+        assert!(limiter.allow(here, later));
+        limiter.count_failure(here, later);
+        assert!(!limiter.allow(here, later));
         let rested = start + RECOVERY * (BURST + 2);
         (0..BURST).for_each(|_| {
-            assert!(failures.allow(here, rested));
-            failures.count(here, rested);
+            assert!(limiter.allow(here, rested));
+            limiter.count_failure(here, rested);
         });
-        assert!(!failures.allow(here, rested));
+        assert!(!limiter.allow(here, rested));
     }
     #[test]
     fn c6_many_addresses_together_have_some_failures_free_and_then_two_hundred_each_second() {
-        let failures = Failures::default();
+        let limiter = AuthLimiter::default();
         let start = Instant::now();
         let guess = |number: u32, now: Instant| {
             let network = IpAddr::from(number.to_be_bytes());
-            let allowed = failures.allow(network, now);
+            let allowed = limiter.allow(network, now);
             if allowed {
-                failures.count(network, now);
+                limiter.count_failure(network, now);
             }
             allowed
         };

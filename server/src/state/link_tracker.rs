@@ -32,7 +32,7 @@ use wattle_wire::{
     news::{LinkNews, MeshNews},
 };
 
-use self::queries::Changed;
+use self::queries::ChangedLinks;
 use super::{mesh_cache::MeshCache, reports::Reports, representation};
 use crate::{
     db::{Db, webhook_news},
@@ -303,9 +303,11 @@ impl Tracked {
     /// Reads what is new of links; those to be judged anew.
     async fn read(&mut self, sources: Sources<'_>, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
         let mut transaction = sources.db.follow().await?;
-        let (mut changed, newest): Changed =
-            queries::changed_since(&mut transaction, self.read.map(|read| read - REREAD_WINDOW))
-                .await?;
+        let ChangedLinks {
+            links: mut changed,
+            newest,
+        } = queries::changed_since(&mut transaction, self.read.map(|read| read - REREAD_WINDOW))
+            .await?;
         let heard = match self.heard.is_some_and(|at| at.elapsed() < HEARD_INTERVAL) {
             true => None,
             false => Some(queries::all_heard(&mut transaction).await?),

@@ -178,7 +178,7 @@ pub async fn send(app: &App, url: &str, webhook: WebhookId, body: &str) -> anyho
     "{0} is an address of the coordinator's own host, or link-local: nothing is sent there (see \
      --webhook-allow)"
 )]
-pub struct Refused(IpAddr);
+pub struct RefusedAddress(IpAddr);
 
 pub fn parse(text: &str) -> anyhow::Result<Url> {
     ensure!(text.len() <= LONGEST_URL, "at most {LONGEST_URL} bytes");
@@ -215,7 +215,7 @@ pub async fn addresses(url: &Url, allow: &[IpNet]) -> anyhow::Result<Vec<SocketA
         .iter()
         .map(SocketAddr::ip)
         .find(|ip| !alert::may_send_to(*ip) && !allow.iter().any(|net| net.contains(ip)));
-    refused.map_or(Ok(addresses), |ip| Err(Refused(ip).into()))
+    refused.map_or(Ok(addresses), |ip| Err(RefusedAddress(ip).into()))
 }
 
 /// What signs the messages of a webhook: derived from the secret of the mesh, so that all

@@ -7,7 +7,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
 use wattle_mesh::access::{Action, Actor, Grant, Object, authorise};
-use wattle_server::{router, secret::ApiToken};
+use wattle_server::{router, secret::ApiCredential};
 use wattle_wire::admin::Role;
 
 use crate::{
@@ -28,7 +28,7 @@ async fn a6_a7_every_route_lets_in_whom_the_rules_let_in_and_nobody_else() {
         Some(String::new()),
         Some("x".to_owned()),
         Some("a.b.c".to_owned()),
-        Some(ApiToken::fresh().unwrap().reveal()),
+        Some(ApiCredential::fresh().unwrap().reveal()),
         Some(foreign),
     ];
     let grant = |role| {

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use wattle_mesh::access::Action;
-use wattle_server::{router, secret::ApiToken};
+use wattle_server::{router, secret::ApiCredential};
 use wattle_wire::{
     admin::Role,
     stream::{ByeReason, StreamMessage},
@@ -543,7 +543,7 @@ async fn c3_of_a_hundred_streams_of_one_node_the_newest_is_open_and_who_has_no_c
         "x".to_owned(),
         "a.b.c".to_owned(),
         "wattle_x".to_owned(),
-        ApiToken::fresh().unwrap().reveal() + "x",
+        ApiCredential::fresh().unwrap().reveal() + "x",
     ];
     for turn in 0..500 {
         let answer = send_head(call(
@@ -573,7 +573,7 @@ async fn c6_who_used_his_token_before_a_restart_is_known_to_the_coordinator_that
             .server
             .app
             .known
-            .has(ApiToken::parse(token).unwrap().id)
+            .has(ApiCredential::parse(token).unwrap().id)
     };
     assert!(has(&coordinator.token));
     assert!(!has(unused["token"].as_str().unwrap()));

@@ -49,7 +49,7 @@ impl TryFrom<ApiTokenRow> for ApiToken {
 
 pub async fn insert(
     connection: &mut PgConnection,
-    token: &secret::ApiToken,
+    token: &secret::ApiCredential,
     wanted: &NewApiToken,
 ) -> Result<ApiToken> {
     let row = sqlx::query_as!(

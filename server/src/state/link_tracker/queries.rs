@@ -43,14 +43,19 @@ pub async fn of_pairs(
 }
 
 /// Links with what their ends say, and the moment up to which that is all.
-pub type Changed = (Vec<((NodeId, NodeId), LinkRecord)>, Option<DateTime<Utc>>);
+#[derive(Debug)]
+pub struct ChangedLinks {
+    pub links: Vec<((NodeId, NodeId), LinkRecord)>,
+    /// When the last of them was written.
+    pub newest: Option<DateTime<Utc>>,
+}
 
 /// The stored health of the links of which an end said something new since a moment, of all links
 /// if none is given.
 pub async fn changed_since(
     connection: &mut PgConnection,
     since: Option<DateTime<Utc>>,
-) -> Result<Changed> {
+) -> Result<ChangedLinks> {
     let rows = sqlx::query_as!(
         LinkRow,
         "SELECT a, b, a_state, a_probed, a_ever, a_since, b_state, b_probed, b_ever, b_since, \
@@ -60,12 +65,11 @@ pub async fn changed_since(
     );
     let rows = rows.fetch_all(connection).await?;
     let newest = rows.iter().map(|row| row.written_at).max();
-    Ok((
-        rows.into_iter()
-            .map(|row| Ok((row.pair(), row.record()?)))
-            .collect::<Result<_>>()?,
-        newest,
-    ))
+    let links = rows
+        .into_iter()
+        .map(|row| Ok((row.pair(), row.record()?)))
+        .collect::<Result<_>>()?;
+    Ok(ChangedLinks { links, newest })
 }
 
 /// Adds to the history of links how they are now, where it does not say so already. Returns those
