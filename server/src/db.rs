@@ -328,7 +328,12 @@ impl Db {
                 position: None,
             });
         }
-        let (mut transaction, value, record) = execute(transaction, actor, work).await?;
+        let ChangeOutcome {
+            change,
+            value,
+            record,
+        } = execute(transaction, actor, work).await?;
+        let mut transaction = change.transaction;
         if let Some(idempotency_key) = idempotency_key {
             idempotency::keep(&mut transaction, idempotency_key, &value).await?;
         }
@@ -348,36 +353,32 @@ impl Db {
     where
         W: Future<Output = Result<ChangeOutcome<T>>>,
     {
-        let (transaction, _, record) = execute(self.begin().await?, actor, work).await?;
-        transaction.rollback().await?;
-        Ok(record)
+        let outcome = execute(self.begin().await?, actor, work).await?;
+        outcome.change.transaction.rollback().await?;
+        Ok(outcome.record)
     }
 }
 
-/// Runs the work of a change in a transaction, which it gives back.
+/// Runs the work of a change in a transaction.
 async fn execute<T, W>(
     transaction: Transaction<'static, Postgres>,
     actor: &AuditActor,
     work: &impl Fn(PendingChange) -> W,
-) -> Result<(Transaction<'static, Postgres>, T, Option<ChangeRecord>)>
+) -> Result<ChangeOutcome<T>>
 where
     W: Future<Output = Result<ChangeOutcome<T>>>,
 {
-    let ChangeOutcome {
-        change,
-        value,
-        record,
-    } = work(PendingChange {
+    let outcome = work(PendingChange {
         transaction,
         if_match: actor.options.if_match.clone(),
     })
     .await?;
     // Of some objects nobody is shown a tag; whoever names one all the same is not to be passed
     // over.
-    if change.if_match.is_some() {
+    if outcome.change.if_match.is_some() {
         return Err(error::changed_meanwhile().into());
     }
-    Ok((change.transaction, value, record))
+    Ok(outcome)
 }
 
 /// Does something in a transaction, and again should it lose against another.

@@ -130,14 +130,24 @@ pub fn router(app: App, audiences: Vec<RouteAudience>) -> Router {
         .with_state(app)
 }
 
-/// Each operation, and the action that it is.
-pub fn table() -> Vec<(&'static str, String, Action)> {
+/// An operation of the interface, and the action that it is.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    pub method: &'static str,
+    pub path: String,
+    pub action: Action,
+}
+
+/// Every operation.
+pub fn table() -> Vec<Operation> {
     let rows = Action::ALL.into_iter().flat_map(|action| {
         let paths = routes_for(action).into_openapi().paths.paths;
         paths.into_iter().flat_map(move |(path, item)| {
-            methods(&item)
-                .into_iter()
-                .map(move |method| (method, path.clone(), action))
+            methods(&item).into_iter().map(move |method| Operation {
+                method,
+                path: path.clone(),
+                action,
+            })
         })
     });
     rows.collect()

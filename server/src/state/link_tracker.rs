@@ -204,11 +204,11 @@ impl LinkTracker {
             let mut transaction = sources.db.report().await?;
             let news = queries::record(&mut transaction, links).await?;
             // How a link is when it is first heard of is no change.
-            let moves = news.into_iter().filter_map(|(link, before)| {
+            let moves = news.into_iter().filter_map(|recorded| {
                 Some(LinkMove {
-                    ends: link.ends,
-                    before: before?.0,
-                    after: link.state,
+                    ends: recorded.link.ends,
+                    before: recorded.before?,
+                    after: recorded.link.state,
                 })
             });
             let moves: Vec<_> = moves.filter(|link| link.before != link.after).collect();

@@ -29,24 +29,42 @@ pub async fn follow(app: &App) {
     let mut ticks = interval(LOOK);
     loop {
         ticks.tick().await;
-        for (node, endpoint, trial) in under_way(app) {
-            if let Err(error) = advance(app, node, endpoint, &trial).await {
-                tracing::debug!(%node, %error, "cannot continue the checks of endpoints now");
+        for check in under_way(app) {
+            if let Err(error) = advance(app, &check).await {
+                tracing::debug!(node = %check.node, %error, "cannot continue the checks of endpoints now");
             }
         }
     }
 }
 
-fn under_way(app: &App) -> Vec<(NodeId, Endpoint, Trial)> {
+/// A check of an endpoint that is under way.
+#[derive(Debug)]
+struct EndpointCheck {
+    node: NodeId,
+    endpoint: Endpoint,
+    state: Trial,
+}
+
+fn under_way(app: &App) -> Vec<EndpointCheck> {
     app.mesh_cache.read(|feed| {
-        let nodes = feed.directory().nodes.values();
-        nodes
-            .filter_map(|node| Some((node.id, node.endpoint?, node.trial.clone()?)))
-            .collect()
+        let checks = feed.directory().nodes.values().filter_map(|node| {
+            Some(EndpointCheck {
+                node: node.id,
+                endpoint: node.endpoint?,
+                state: node.trial.clone()?,
+            })
+        });
+        checks.collect()
     })
 }
 
-async fn advance(app: &App, node: NodeId, endpoint: Endpoint, seen: &Trial) -> Result<()> {
+async fn advance(app: &App, check: &EndpointCheck) -> Result<()> {
+    let EndpointCheck {
+        node,
+        endpoint,
+        state: seen,
+    } = check;
+    let (node, endpoint) = (*node, *endpoint);
     let is_heard = |peer| app.reports.is_heard(peer, HEARD);
     let next = app
         .mesh_cache

@@ -7,7 +7,10 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
 use wattle_mesh::access::{Action, Actor, Grant, Object, authorise};
-use wattle_server::{router, secret::ApiCredential};
+use wattle_server::{
+    router::{self, Operation},
+    secret::ApiCredential,
+};
 use wattle_wire::admin::Role;
 
 use crate::{
@@ -52,7 +55,12 @@ async fn a6_a7_every_route_lets_in_whom_the_rules_let_in_and_nobody_else() {
         ));
     }
     let mut open = BTreeSet::new();
-    for (method, path, action) in router::table() {
+    for Operation {
+        method,
+        path,
+        action,
+    } in router::table()
+    {
         // Nothing of what is named here exists, so that nothing is changed by whoever is let in.
         let url = coordinator.url(
             &path

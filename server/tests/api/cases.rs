@@ -11,7 +11,10 @@ use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use wattle_mesh::access::Action;
-use wattle_server::{router, secret::ApiCredential};
+use wattle_server::{
+    router::{self, Operation},
+    secret::ApiCredential,
+};
 use wattle_wire::{
     admin::Role,
     stream::{ByeReason, StreamMessage},
@@ -138,7 +141,12 @@ async fn a8_a_field_that_nobody_asked_for_is_refused_by_every_route_that_takes_a
     let node = new_node(&coordinator, json!({"name": "dublin"})).await;
     let events = coordinator.count("SELECT event_number FROM mesh").await;
     let mut taken = 0;
-    for (method, path, action) in router::table() {
+    for Operation {
+        method,
+        path,
+        action,
+    } in router::table()
+    {
         let body = match (method, path.as_str()) {
             // Those take none, or one of several forms, each with a name.
             ("GET" | "DELETE", _)
@@ -717,7 +725,7 @@ async fn c10_nothing_that_anybody_sends_to_any_route_breaks_the_coordinator_or_m
     let mut numbers = Numbers(0x5eed);
     let (mut tried, mut grown_from) = (0, resident_kib());
     for round in (0..).take_while(|round| *round < ROUNDS || Instant::now() < end) {
-        for (method, path, _) in router::table() {
+        for Operation { method, path, .. } in router::table() {
             let path: Vec<_> = path
                 .split('/')
                 .map(|part| {
@@ -855,7 +863,12 @@ async fn d9_a_page_of_another_origin_and_a_name_that_was_rebound_get_nowhere() {
                 .all(|name| !name.as_str().starts_with("access-control-") && name != "set-cookie")
         )
     };
-    for (method, path, action) in router::table() {
+    for Operation {
+        method,
+        path,
+        action,
+    } in router::table()
+    {
         let answer = send_head(foreign(
             Method::from_bytes(method.as_bytes()).unwrap(),
             &path.replace("{site}", "x"),

@@ -231,7 +231,7 @@ async fn each_listener_serves_what_it_is_for_and_knows_of_nothing_else() {
     let client = client(data_dir.path());
     for (path, served) in router::table()
         .into_iter()
-        .map(|(_, path, _)| path)
+        .map(|operation| operation.path)
         .chain(["/".to_owned(), "/ui/main.js".to_owned()])
         .map(|path| {
             let served = match path.as_str() {

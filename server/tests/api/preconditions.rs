@@ -7,7 +7,7 @@ use reqwest::{Method, header};
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, time::Instant};
 use wattle_mesh::{access::Action, agent::admission::Operator};
-use wattle_server::router;
+use wattle_server::router::{self, Operation};
 
 use crate::{
     agents::{Machine, new_node},
@@ -259,9 +259,9 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
     };
     let all = router::table()
         .into_iter()
-        .filter(|(method, _, action)| is_change(method, action));
+        .filter(|operation| is_change(operation.method, &operation.action));
     let all: BTreeSet<_> = all
-        .map(|(method, path, _)| format!("{method} {path}"))
+        .map(|operation| format!("{} {}", operation.method, operation.path))
         .collect();
     assert_eq!(tried, all, "each change is tried here");
 }
@@ -305,7 +305,12 @@ async fn a_dry_run_is_refused_as_the_change_would_be_and_wherever_it_means_nothi
         assert_eq!(answer.problem().1, "invalid_query", "{query}");
     }
     assert_eq!(coordinator.count("SELECT count(*) FROM sites").await, 1);
-    for (method, path, action) in router::table() {
+    for Operation {
+        method,
+        path,
+        action,
+    } in router::table()
+    {
         if method != "GET" && ![Action::Ask, Action::TakePart].contains(&action) {
             continue;
         }

@@ -72,6 +72,14 @@ pub async fn changed_since(
     Ok(ChangedLinks { links, newest })
 }
 
+/// A link whose state is new in its history.
+#[derive(Debug)]
+pub struct RecordedLink {
+    pub link: LinkNews,
+    /// What its history said before; absent for a link that is first heard of.
+    pub before: Option<LinkState>,
+}
+
 /// Adds to the history of links how they are now, where it does not say so already. Returns those
 /// that it was news of, with what it had said.
 ///
@@ -79,7 +87,7 @@ pub async fn changed_since(
 pub async fn record(
     connection: &mut PgConnection,
     links: &[LinkNews],
-) -> Result<Vec<(LinkNews, Option<(LinkState, Option<LinkFault>)>)>> {
+) -> Result<Vec<RecordedLink>> {
     let (first, second): (Vec<Uuid>, Vec<Uuid>) = links
         .iter()
         .map(|link| (link.ends[0].0, link.ends[1].0))
@@ -120,11 +128,11 @@ pub async fn record(
             .before
             .map(|state| link_state(&state, row.fault_before.as_deref()))
             .transpose()?;
-        news.extend(
-            by_ends
-                .get(&[NodeId(row.a), NodeId(row.b)])
-                .map(|link| (*link, before)),
-        );
+        let link = by_ends.get(&[NodeId(row.a), NodeId(row.b)]);
+        news.extend(link.map(|link| RecordedLink {
+            link: *link,
+            before: before.map(|(state, _)| state),
+        }));
     }
     sqlx::query!(
         "DELETE FROM link_history USING unnest($1::uuid[], $2::uuid[]) AS grown(a, b)

@@ -72,7 +72,7 @@ pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<
     for ends in ends.chunks(MOST_ROWS) {
         let (first, second): (Vec<_>, Vec<_>) =
             ends.iter().partition(|((node, peer), _)| node < peer);
-        let (nodes, peers, states, probed, evers) = columns(&first);
+        let columns = EndColumns::of(&first);
         sqlx::query!(
             "INSERT INTO links AS stored (a, b, a_state, a_probed, a_ever, a_since)
              SELECT a, b, said.state, probed, ever, now()
@@ -88,15 +88,15 @@ pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<
                 OR excluded.a_ever,
                 a_since = CASE WHEN stored.a_state = excluded.a_state THEN stored.a_since ELSE \
                 now() END, written_at = now()",
-            &nodes,
-            &peers,
-            &states as _,
-            &probed,
-            &evers
+            &columns.nodes,
+            &columns.peers,
+            &columns.states as _,
+            &columns.probed,
+            &columns.ever
         )
         .execute(&mut *connection)
         .await?;
-        let (nodes, peers, states, probed, evers) = columns(&second);
+        let columns = EndColumns::of(&second);
         sqlx::query!(
             "INSERT INTO links AS stored (a, b, b_state, b_probed, b_ever, b_since)
              SELECT a, b, said.state, probed, ever, now()
@@ -112,11 +112,11 @@ pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<
                 OR excluded.b_ever,
                 b_since = CASE WHEN stored.b_state = excluded.b_state THEN stored.b_since ELSE \
                 now() END, written_at = now()",
-            &nodes,
-            &peers,
-            &states as _,
-            &probed,
-            &evers
+            &columns.nodes,
+            &columns.peers,
+            &columns.states as _,
+            &columns.probed,
+            &columns.ever
         )
         .execute(&mut *connection)
         .await?;
@@ -214,24 +214,26 @@ async fn arm(
     Ok(())
 }
 
-/// The columns of ends: node, peer, state, whether it was probed, whether it ever worked.
-type Columns = (
-    Vec<Uuid>,
-    Vec<Uuid>,
-    Vec<&'static str>,
-    Vec<bool>,
-    Vec<bool>,
-);
+/// Ends of links, in a column for each thing that is said of them.
+#[derive(Default)]
+struct EndColumns {
+    nodes: Vec<Uuid>,
+    peers: Vec<Uuid>,
+    states: Vec<&'static str>,
+    probed: Vec<bool>,
+    ever: Vec<bool>,
+}
 
-fn columns(ends: &[&(&(NodeId, NodeId), &EndSaid)]) -> Columns {
-    let (nodes, peers) = ends
-        .iter()
-        .map(|((node, peer), _)| (node.0, peer.0))
-        .unzip();
-    let states = ends.iter().map(|(_, said)| said.state.name()).collect();
-    let (probed, evers) = ends
-        .iter()
-        .map(|(_, said)| (said.probed, said.ever))
-        .unzip();
-    (nodes, peers, states, probed, evers)
+impl EndColumns {
+    fn of(ends: &[&(&(NodeId, NodeId), &EndSaid)]) -> Self {
+        let mut columns = Self::default();
+        for ((node, peer), said) in ends {
+            columns.nodes.push(node.0);
+            columns.peers.push(peer.0);
+            columns.states.push(said.state.name());
+            columns.probed.push(said.probed);
+            columns.ever.push(said.ever);
+        }
+        columns
+    }
 }
