@@ -22,8 +22,8 @@ const WIDER_PER_MILLE: usize = 5;
 const LONGEST: usize = 600;
 /// How many files, names and circles there still are. These numbers may only fall.
 const LONG_FILES: usize = 5;
-const SHARED_NAMES: usize = 15;
-const CIRCLES: usize = 2;
+const SHARED_NAMES: usize = 7;
+const CIRCLES: usize = 1;
 /// How many offenders a message lists.
 const LISTED: usize = 60;
 /// What a type is declared with.
