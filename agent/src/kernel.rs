@@ -25,7 +25,7 @@ use device_state::{Dump, Write};
 use ipnet::IpNet;
 use link::{Found, Kind, Tables};
 use nix::errno::Errno;
-use owned::{OwnedInterface, OwnedRuleset, OwnedStore};
+use owned::{OwnedDevice, OwnedInterface, OwnedRuleset, OwnedStore};
 use tracing::info;
 use wattle_mesh::host::{
     interface::InterfaceName,
@@ -33,11 +33,11 @@ use wattle_mesh::host::{
         AllowedIps, Change, Family, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange,
     },
 };
-use wattle_wire::{key::WireguardKey, report::DeviceKind};
+use wattle_wire::{ids::NodeId, key::WireguardKey, report::DeviceKind};
 
 use zeroize::Zeroizing;
 
-use crate::store::Store;
+use crate::{identity::Slot, store::Store};
 
 const NEEDS_NET_ADMIN: &str =
     "the agent needs CAP_NET_ADMIN: run it as root or by its systemd unit";
@@ -77,10 +77,10 @@ impl Kernel {
     /// What the host lets pass. This is the slow part of [`Kernel::observe`]: `nft` is started for
     /// it.
     pub(crate) async fn observe_policy(&self) -> anyhow::Result<Policy> {
-        let made = self.owned.load()?;
+        let made = self.owned.get().ruleset;
         Ok(Policy {
             forwarding: forwarding::observe()?,
-            ruleset: nft::observe(made.ruleset.as_ref()).await?,
+            ruleset: nft::observe(made.as_ref(), || self.nodes()).await?,
         })
     }
 
@@ -102,10 +102,15 @@ impl Kernel {
     pub(crate) async fn observe_peers(
         &self,
     ) -> anyhow::Result<Option<BTreeMap<WireguardKey, ObservedPeer>>> {
-        let Some(found) = Tables::open()?.find(&self.interface).await? else {
+        let Holder::Agent { dump, .. } = self.holder(&Tables::open()?).await? else {
             return Ok(None);
         };
-        Ok(self.dump(&found).await?.map(|(_, dump)| dump.peers))
+        Ok(dump.map(|(_, dump)| dump.peers))
+    }
+
+    /// What of the agent's own memory could not be kept, in words.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.owned.problem()
     }
 
     /// Takes one step. `private_key` is read for [`Change::SetPrivateKey`] only.
@@ -116,8 +121,10 @@ impl Kernel {
     ) -> anyhow::Result<()> {
         let interface = &self.interface;
         match change {
-            Change::SetRuleset(ruleset) => self.remember(nft::set(ruleset).await),
-            Change::UpdateRuleset { from, to } => self.remember(nft::update(from, to).await),
+            Change::SetRuleset(ruleset) => self.remember(nft::set(ruleset, &self.nodes()).await),
+            Change::UpdateRuleset { from, to } => {
+                self.remember(nft::update(from, to, &self.nodes()).await)
+            }
             Change::CreateLink => self
                 .create_link()
                 .await
@@ -159,7 +166,11 @@ impl Kernel {
             }
             Change::SetUp => {
                 let (tables, index) = self.link_index().await?;
-                if self.owned.load()?.interface == Some(OwnedInterface::Kernel) {
+                if self
+                    .owned
+                    .interface()
+                    .is_some_and(|made| made.device == OwnedDevice::Kernel)
+                {
                     forwarding::remember_redirects(&self.owned)?;
                 }
                 tables
@@ -221,12 +232,12 @@ impl Kernel {
     /// Takes away what the agent made and nothing else, and says in words what that was. A second
     /// call finds nothing to do.
     pub(crate) async fn down(&self) -> anyhow::Result<Vec<String>> {
-        let made = self.owned.load()?;
+        let made = self.owned.get();
         let mut done = Vec::new();
-        if made.interface.is_some() && self.remove_link(made.interface.as_ref()).await? {
-            done.push(format!("removed the interface {}", self.interface));
+        if let Some(name) = self.remove_link().await? {
+            done.push(format!("removed the interface {name}"));
         }
-        if made.ruleset.is_some() && nft::remove().await? {
+        if nft::remove(&self.nodes()).await? {
             done.push("removed the nftables table inet wattle".to_owned());
         }
         done.extend(forwarding::restore(&made.sysctls)?);
@@ -236,26 +247,100 @@ impl Kernel {
 
     fn remember(&self, made: anyhow::Result<OwnedRuleset>) -> anyhow::Result<()> {
         let made = made.context("cannot set the table inet wattle")?;
-        self.owned.change(|owned| owned.ruleset = Some(made))
+        self.owned.change(|owned| owned.ruleset = Some(made));
+        Ok(())
+    }
+
+    /// The nodes whose table is this agent's: the one that it was when it made it, and the one that
+    /// it is, should the record be lost.
+    fn nodes(&self) -> Vec<NodeId> {
+        let made = self.owned.get().ruleset.map(|made| made.ruleset.node);
+        let present = Slot::Present.load(&self.store).ok().flatten();
+        let present = present.and_then(|(_, membership)| Some(membership?.enrolled.node));
+        made.into_iter().chain(present).collect()
+    }
+
+    /// Whether a WireGuard key is this node's: nobody else has it.
+    fn is_own_key(&self, key: WireguardKey) -> bool {
+        let present = Slot::Present.load(&self.store).ok().flatten();
+        present.is_some_and(|(machine, _)| {
+            [Some(machine.wireguard_key()), machine.next_key()].contains(&Some(key))
+        })
+    }
+
+    /// Who has the interface of our name. It is the agent's if the agent remembers that it made it,
+    /// or if it holds a key of this node; its name says nothing.
+    async fn holder(&self, tables: &Tables) -> anyhow::Result<Holder> {
+        let Some(found) = tables.find(&self.interface).await? else {
+            return Ok(Holder::Nobody);
+        };
+        let made = self.owned.interface();
+        let remembered = made.as_ref().and_then(|made| made.index) == Some(found.index);
+        let dump = self.dump(&found).await?;
+        if remembered {
+            return Ok(Holder::Agent { found, dump });
+        }
+        let Some((kind, dump)) = dump else {
+            return Ok(Holder::Other(found));
+        };
+        let was_being_made = made.is_some_and(|made| made.index.is_none());
+        let is_blank = dump.public_key.is_none() && dump.peers.is_empty();
+        if was_being_made && is_blank || dump.public_key.is_some_and(|key| self.is_own_key(key)) {
+            let device = match kind {
+                DeviceKind::Kernel => OwnedDevice::Kernel,
+                DeviceKind::Userspace => OwnedDevice::Userspace {
+                    process: userspace::process_id(&self.interface).await,
+                },
+            };
+            self.owned.change(|owned| {
+                owned.interface = Some(OwnedInterface {
+                    device,
+                    index: Some(found.index),
+                });
+            });
+            let dump = Some((kind, dump));
+            return Ok(Holder::Agent { found, dump });
+        }
+        Ok(Holder::Other(found))
+    }
+
+    /// The interface that the agent made.
+    async fn own_link(&self, tables: &Tables) -> anyhow::Result<Found> {
+        match self.holder(tables).await? {
+            Holder::Agent { found, .. } => Ok(found),
+            Holder::Other(found) => bail!(self.taken(&found)),
+            Holder::Nobody => bail!("there is no interface {}", self.interface),
+        }
+    }
+
+    fn taken(&self, found: &Found) -> String {
+        let what = match &found.kind {
+            Kind::Wireguard => "another WireGuard interface".to_owned(),
+            Kind::Tun => "a TUN interface of another program".to_owned(),
+            Kind::Other(kind) => format!("an interface of kind {kind}"),
+        };
+        format!(
+            "{} is {what}, which this agent did not make. It is left as it is: rename or remove \
+             it, or give the agent another name with --interface",
+            self.interface
+        )
     }
 
     /// The interface of our name alone; `None` where there is none that counts.
     pub(crate) async fn observe_link(&self) -> anyhow::Result<Option<Link>> {
         let tables = Tables::open()?;
-        let Some(found) = tables.find(&self.interface).await? else {
-            return Ok(None);
-        };
-        let Some((
-            device,
-            Dump {
-                public_key,
-                listen_port,
-                peers,
-            },
-        )) = self.dump(&found).await?
+        let Holder::Agent {
+            found,
+            dump: Some((device, dump)),
+        } = self.holder(&tables).await?
         else {
             return Ok(None);
         };
+        let Dump {
+            public_key,
+            listen_port,
+            peers,
+        } = dump;
         Ok(Some(Link {
             device,
             up: found.up,
@@ -280,59 +365,77 @@ impl Kernel {
 
     async fn create_link(&self) -> anyhow::Result<()> {
         let tables = Tables::open()?;
-        if let Some(found) = tables.find(&self.interface).await?
-            && self.dump(&found).await?.is_some()
-        {
-            return Ok(());
+        match self.holder(&tables).await? {
+            Holder::Agent { dump: Some(_), .. } => return Ok(()),
+            Holder::Other(found) => bail!(self.taken(&found)),
+            Holder::Agent { dump: None, .. } | Holder::Nobody => {}
+        }
+        if let Some(renamed) = self.renamed(&tables).await? {
+            bail!(
+                "the interface that this agent made is named {renamed} now: give it its name back \
+                 with `ip link set {renamed} down && ip link set {renamed} name {}`, or remove it \
+                 with `ip link del {renamed}`",
+                self.interface
+            );
         }
         // One that does not answer, or one whose interface was deleted and which is about to end:
         // the new one needs its socket.
         self.end_device().await?;
         if let Some(found) = tables.find(&self.interface).await? {
-            let what = if let Kind::Other(kind) = found.kind {
-                format!("of kind {kind}")
-            } else {
-                "behind which no device answers".to_owned()
-            };
-            bail!(
-                "the interface {} exists already, {what}, and Wattle did not make it: remove it, \
-                 or set another --interface",
-                self.interface
-            );
+            bail!(self.taken(&found));
         }
 
-        self.owned
-            .change(|made| made.interface = Some(OwnedInterface::Kernel))?;
+        self.made(OwnedDevice::Kernel, None);
         match tables.add_wireguard(&self.interface).await {
             Ok(()) => {
+                self.made(OwnedDevice::Kernel, self.index(&tables).await?);
                 info!(interface = %self.interface, "made a WireGuard interface of the kernel");
                 return Ok(());
             }
             Err(error) if has_no_wireguard(&error) => {}
             Err(error) => {
-                self.owned.change(|made| made.interface = None)?;
+                self.owned.change(|made| made.interface = None);
                 return Err(explained(error));
             }
         }
-        self.owned
-            .change(|made| made.interface = Some(OwnedInterface::Userspace { process: None }))?;
+        self.made(OwnedDevice::Userspace { process: None }, None);
         let process = userspace::start(&self.interface, self.store.dir()).await?;
-        self.owned.change(|made| {
-            made.interface = Some(OwnedInterface::Userspace {
-                process: Some(process),
-            })
-        })?;
+        let device = OwnedDevice::Userspace {
+            process: Some(process),
+        };
+        self.made(device, self.index(&tables).await?);
         info!(interface = %self.interface, process, "made a userspace WireGuard interface: this \
             kernel has no WireGuard");
         Ok(())
+    }
+
+    fn made(&self, device: OwnedDevice, index: Option<u32>) {
+        self.owned
+            .change(|owned| owned.interface = Some(OwnedInterface { device, index }));
+    }
+
+    async fn index(&self, tables: &Tables) -> anyhow::Result<Option<u32>> {
+        let found = tables.find(&self.interface).await?;
+        Ok(found.map(|found| found.index))
+    }
+
+    /// The other name that somebody gave to the interface that the agent made.
+    async fn renamed(&self, tables: &Tables) -> anyhow::Result<Option<String>> {
+        let Some(index) = self.owned.interface().and_then(|made| made.index) else {
+            return Ok(None);
+        };
+        let found = tables.find_by_index(index).await?;
+        Ok(found
+            .filter(|found| device_kind(found).is_some() && found.name != self.interface.as_str())
+            .map(|found| found.name))
     }
 
     /// Ends the userspace device, whether its interface is still there or not. The record may have
     /// been written before the process was known, so who answers on the socket counts too; either
     /// must prove to be a device of this interface.
     async fn end_device(&self) -> anyhow::Result<()> {
-        let made = self.owned.load()?;
-        let Some(OwnedInterface::Userspace { process }) = made.interface else {
+        let made = self.owned.interface().map(|made| made.device);
+        let Some(OwnedDevice::Userspace { process }) = made else {
             return Ok(());
         };
         for process in process
@@ -344,32 +447,32 @@ impl Kernel {
         Ok(())
     }
 
-    /// Whether there was one.
-    async fn remove_link(&self, made: Option<&OwnedInterface>) -> anyhow::Result<bool> {
+    /// Removes the interface that the agent made, whatever its name is by now. The name, if there
+    /// was one.
+    async fn remove_link(&self) -> anyhow::Result<Option<String>> {
         let tables = Tables::open()?;
-        let found = tables.find(&self.interface).await?;
+        // One that was being made, or of which the record is lost, is known after this.
+        self.holder(&tables).await?;
+        let Some(OwnedInterface { device, index }) = self.owned.interface() else {
+            return Ok(None);
+        };
+        let Some(index) = index else {
+            self.end_device().await?;
+            return Ok(None);
+        };
+        let found = tables.find_by_index(index).await?;
         self.end_device().await?;
-        if let (
-            Some(OwnedInterface::Kernel),
-            Some(Found {
-                kind: Kind::Wireguard,
-                index,
-                ..
-            }),
-        ) = (made, &found)
-        {
-            let removed = tables.remove(*index).await.map_err(explained);
-            removed.with_context(|| format!("cannot remove the interface {}", self.interface))?;
+        let Some(found) = found else { return Ok(None) };
+        if device == OwnedDevice::Kernel && found.kind == Kind::Wireguard {
+            let removed = tables.remove(index).await.map_err(explained);
+            removed.with_context(|| format!("cannot remove the interface {}", found.name))?;
         }
-        Ok(found.is_some() && tables.find(&self.interface).await?.is_none())
+        let left = tables.find_by_index(index).await?;
+        Ok(left.is_none().then_some(found.name))
     }
 
     async fn write(&self, what: &Write<'_>) -> anyhow::Result<()> {
-        let tables = Tables::open()?;
-        let found = tables
-            .find(&self.interface)
-            .await?
-            .with_context(|| format!("there is no interface {}", self.interface))?;
+        let found = self.own_link(&Tables::open()?).await?;
         let kind = device_kind(&found)
             .with_context(|| format!("the interface {} is not WireGuard", self.interface))?;
         wireguard::write(&self.interface, kind, what).await
@@ -377,9 +480,21 @@ impl Kernel {
 
     async fn link_index(&self) -> anyhow::Result<(Tables, u32)> {
         let tables = Tables::open()?;
-        let index = tables.index(&self.interface).await?;
+        let index = self.own_link(&tables).await?.index;
         Ok((tables, index))
     }
+}
+
+/// Who has the interface of the agent's name.
+enum Holder {
+    Nobody,
+    Agent {
+        found: Found,
+        /// Absent where no device answers.
+        dump: Option<(DeviceKind, Dump)>,
+    },
+    /// Somebody else made it.
+    Other(Found),
 }
 
 fn device_kind(found: &Found) -> Option<DeviceKind> {

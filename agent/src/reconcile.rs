@@ -199,6 +199,7 @@ impl Host {
             let observed = self.observe_and_follow(aim, &mut outcome).await;
             outcome.observed = observed.inspect_err(|error| warn!("{error:#}")).ok();
         }
+        outcome.problems.extend(self.kernel.problem());
         outcome
     }
 

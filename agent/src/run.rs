@@ -85,9 +85,7 @@ pub(crate) async fn down(paths: &Paths) -> anyhow::Result<()> {
     if gone.is_empty() {
         output::line("nothing to remove");
     }
-    for what in gone {
-        output::line(format!("removed {what}"));
-    }
+    gone.into_iter().for_each(output::line);
     Ok(())
 }
 

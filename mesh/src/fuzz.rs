@@ -284,6 +284,7 @@ fn state(bytes: &mut impl Iterator<Item = u8>) -> Desired {
             BTreeSet::new()
         },
         ruleset: Ruleset {
+            node: NodeId(uuid::Uuid::nil()),
             interface,
             local: BTreeSet::new(),
             remote,

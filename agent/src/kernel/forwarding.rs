@@ -40,8 +40,9 @@ pub(super) fn remember_redirects(owned: &OwnedStore) -> anyhow::Result<()> {
     let path = "net/ipv4/conf/all/send_redirects";
     match read(path)? {
         Some(value) if value != "0" => remember(path, &value, "0", owned),
-        _ => Ok(()),
+        _ => {}
     }
+    Ok(())
 }
 
 /// Sets back what the agent set and nobody has changed since, last first. Says in words what.
@@ -92,11 +93,11 @@ fn switch(family: Family) -> &'static str {
 
 /// Remembers first: a crash in between restores what is still so.
 fn set(path: &str, before: &str, to: &str, owned: &OwnedStore) -> anyhow::Result<()> {
-    remember(path, before, to, owned)?;
+    remember(path, before, to, owned);
     write(path, to)
 }
 
-fn remember(path: &str, before: &str, to: &str, owned: &OwnedStore) -> anyhow::Result<()> {
+fn remember(path: &str, before: &str, to: &str, owned: &OwnedStore) {
     owned.change(|made| {
         // A second time keeps what it was before the first.
         if !made.sysctls.iter().any(|known| known.path == path) {
@@ -106,7 +107,7 @@ fn remember(path: &str, before: &str, to: &str, owned: &OwnedStore) -> anyhow::R
                 set_to: to.to_owned(),
             });
         }
-    })
+    });
 }
 
 /// The value; nothing means there is no such switch.

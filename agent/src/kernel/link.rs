@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::{
-    Handle, LinkUnspec, LinkWireguard, RouteMessageBuilder,
+    Handle, LinkGetRequest, LinkUnspec, LinkWireguard, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage},
@@ -43,6 +43,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) index: u32,
+    pub(super) name: String,
     pub(super) kind: Kind,
     pub(super) up: bool,
     pub(super) mtu: u32,
@@ -62,29 +63,17 @@ impl Tables {
     }
 
     pub(super) async fn find(&self, interface: &InterfaceName) -> anyhow::Result<Option<Found>> {
-        match self
-            .0
-            .link()
-            .get()
-            .match_name(interface.as_str())
-            .execute()
-            .try_next()
+        let request = self.0.link().get().match_name(interface.as_str());
+        first(request)
             .await
-            .map_err(into_io)
-        {
-            Ok(message) => Ok(message.as_ref().map(found)),
-            Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
-            Err(error) => Err(super::explained(error))
-                .with_context(|| format!("cannot look for the interface {interface}")),
-        }
+            .with_context(|| format!("cannot look for the interface {interface}"))
     }
 
-    /// As [`Tables::find`], for what cannot go on without.
-    pub(super) async fn index(&self, interface: &InterfaceName) -> anyhow::Result<u32> {
-        let found = self.find(interface).await?;
-        Ok(found
-            .with_context(|| format!("there is no interface {interface}"))?
-            .index)
+    /// As [`Tables::find`], whatever its name is.
+    pub(super) async fn find_by_index(&self, index: u32) -> anyhow::Result<Option<Found>> {
+        first(self.0.link().get().match_index(index))
+            .await
+            .with_context(|| format!("cannot look for the interface with index {index}"))
     }
 
     /// Makes an interface of the kernel's own WireGuard. The error is left as it is: by it the
@@ -289,6 +278,14 @@ impl Tables {
     }
 }
 
+async fn first(request: LinkGetRequest) -> anyhow::Result<Option<Found>> {
+    match request.execute().try_next().await.map_err(into_io) {
+        Ok(message) => Ok(message.as_ref().map(found)),
+        Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(None),
+        Err(error) => Err(super::explained(error)),
+    }
+}
+
 fn found(message: &LinkMessage) -> Found {
     let infos = message.attributes.iter().filter_map(|attribute| {
         if let LinkAttribute::LinkInfo(infos) = attribute {
@@ -311,8 +308,16 @@ fn found(message: &LinkMessage) -> Found {
             None
         }
     });
+    let name = message.attributes.iter().find_map(|attribute| {
+        if let LinkAttribute::IfName(name) = attribute {
+            Some(name.clone())
+        } else {
+            None
+        }
+    });
     Found {
         index: message.header.index,
+        name: name.unwrap_or_default(),
         kind: match kind {
             Some(kind) if *kind == InfoKind::Wireguard => Kind::Wireguard,
             Some(kind) if *kind == InfoKind::Tun => Kind::Tun,

@@ -6,7 +6,11 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use tracing::debug;
-use wattle_mesh::host::{ruleset::Ruleset, state::ObservedRuleset};
+use wattle_mesh::host::{
+    ruleset::{Ruleset, mark},
+    state::ObservedRuleset,
+};
+use wattle_wire::ids::NodeId;
 
 use super::owned::OwnedRuleset;
 
@@ -17,8 +21,12 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// from nothing, and no packet sees a gap.
 const START_AFRESH: &str = "table inet wattle\ndelete table inet wattle\n";
 
-/// Compares the table with what it was right after it was made.
-pub(super) async fn observe(made: Option<&OwnedRuleset>) -> anyhow::Result<ObservedRuleset> {
+/// Compares the table with what it was right after it was made. `nodes` are those whose table is
+/// this agent's.
+pub(super) async fn observe(
+    made: Option<&OwnedRuleset>,
+    nodes: impl Fn() -> Vec<NodeId>,
+) -> anyhow::Result<ObservedRuleset> {
     let listing = match list().await {
         Ok(listing) => listing,
         // Where there is no nft, there is no table of ours; making one will say what is missing.
@@ -32,19 +40,27 @@ pub(super) async fn observe(made: Option<&OwnedRuleset>) -> anyhow::Result<Obser
         {
             ObservedRuleset::Intact(made.ruleset.clone())
         }
-        (Some(_), _) => ObservedRuleset::Altered,
+        (Some(listing), _) if is_made_by(&listing, &nodes()) => ObservedRuleset::Altered,
+        (Some(_), _) => ObservedRuleset::Foreign,
     })
 }
 
-/// Makes the table, or makes it anew. Gives what to remember of it.
+/// Makes the table, or makes it anew if it is of one of `nodes`. Gives what to remember of it.
 ///
 /// Where there is none, the sets come first and the chain after them, so that no packet meets a
 /// chain whose sets are still empty. One that is there is replaced in one transaction: there is
 /// never a moment without rules.
-pub(super) async fn set(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
+pub(super) async fn set(ruleset: &Ruleset, nodes: &[NodeId]) -> anyhow::Result<OwnedRuleset> {
     let transactions = match list().await? {
-        None => vec![ruleset.sets(), ruleset.chain()],
-        Some(_) => vec![format!("{START_AFRESH}{}", text(ruleset))],
+        None => vec![ruleset.sets(), ruleset.chains()],
+        Some(listing) if is_made_by(&listing, nodes) => {
+            vec![format!("{START_AFRESH}{}", text(ruleset))]
+        }
+        Some(_) => bail!(
+            "there is a table inet wattle already, and this agent did not make it: see `nft list \
+             table inet wattle`, and remove it with `nft delete table inet wattle` if nobody \
+             needs it"
+        ),
     };
     for transaction in transactions {
         run(&["-f", "-"], &transaction)
@@ -55,12 +71,16 @@ pub(super) async fn set(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
 }
 
 /// Takes and gives the table only what differs. Gives what to remember of it.
-pub(super) async fn update(from: &Ruleset, to: &Ruleset) -> anyhow::Result<OwnedRuleset> {
+pub(super) async fn update(
+    from: &Ruleset,
+    to: &Ruleset,
+    nodes: &[NodeId],
+) -> anyhow::Result<OwnedRuleset> {
     match run(&["-f", "-"], &to.update_from(from)).await? {
         Ok(_) => made(to).await,
         Err(complaint) => {
             debug!(%complaint, "nft refused the difference; making the table again");
-            set(to).await
+            set(to, nodes).await
         }
     }
 }
@@ -73,9 +93,12 @@ pub(super) async fn everything() -> anyhow::Result<Value> {
     serde_json::from_str(&listing).context("nft's listing is not JSON")
 }
 
-/// Whether there was one.
-pub(super) async fn remove() -> anyhow::Result<bool> {
-    if list().await?.is_none() {
+/// Whether there was one of one of `nodes`.
+pub(super) async fn remove(nodes: &[NodeId]) -> anyhow::Result<bool> {
+    if !list()
+        .await?
+        .is_some_and(|listing| is_made_by(&listing, nodes))
+    {
         return Ok(false);
     }
     run(&["-f", "-"], START_AFRESH)
@@ -96,7 +119,16 @@ async fn made(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
 }
 
 fn text(ruleset: &Ruleset) -> String {
-    ruleset.sets() + &ruleset.chain()
+    ruleset.sets() + &ruleset.chains()
+}
+
+/// Whether the listing shows the mark of one of the nodes.
+fn is_made_by(listing: &str, nodes: &[NodeId]) -> bool {
+    let marks: Vec<_> = nodes.iter().map(|node| mark(*node)).collect();
+    let mut chains = listing
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("chain ")?.split(' ').next());
+    chains.any(|chain| marks.iter().any(|mark| mark == chain))
 }
 
 /// The table without its counters; nothing means there is none.

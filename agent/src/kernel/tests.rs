@@ -21,6 +21,7 @@ use wattle_wire::key::WireguardKey;
 
 use super::*;
 
+const NODE: &str = "018f3c1e-7d2a-7b31-9c55-0242ac120002";
 const IN_NAMESPACE: &str = "WATTLE_TEST_IN_NAMESPACE";
 
 /// Runs the test of this name again, in namespaces in which it is root and alone.
@@ -123,6 +124,16 @@ async fn device(interface: &InterfaceName, seed: u8, port: u16) {
     }
     write(interface, &Write::PrivateKey(&Zeroizing::new([seed; 32]))).await;
     write(interface, &Write::ListenPort(port)).await;
+}
+
+/// Lets the agent remember that it made the interface.
+async fn own(kernel: &Kernel) {
+    let tables = Tables::open().unwrap();
+    let device = match kind(&kernel.interface).await {
+        DeviceKind::Kernel => OwnedDevice::Kernel,
+        DeviceKind::Userspace => OwnedDevice::Userspace { process: None },
+    };
+    kernel.made(device, kernel.index(&tables).await.unwrap());
 }
 
 async fn device_in_this_process(interface: &InterfaceName) {
@@ -326,7 +337,9 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             assert_eq!(kernel.observe().await.unwrap(), Observed::default());
 
             device(&name("wattle0"), 1, 51820).await;
+            own(&kernel).await;
             let of = |local: &str, remote: &str| Ruleset {
+                node: NODE.parse().unwrap(),
                 interface: name("wattle0"),
                 local: prefixes(local),
                 remote: prefixes(remote),
@@ -408,9 +421,17 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
                 ObservedRuleset::Intact(first)
             );
 
-            // The interface was there before: it stays.
+            let done = kernel.down().await.unwrap();
+            let rest = match link.device {
+                DeviceKind::Kernel => {
+                    assert_eq!(done[0], "removed the interface wattle0");
+                    &done[1..]
+                }
+                // The device runs in this process, which is no device process.
+                DeviceKind::Userspace => &done[..],
+            };
             assert_eq!(
-                kernel.down().await.unwrap(),
+                rest,
                 [
                     "removed the nftables table inet wattle",
                     "set net.ipv4.ip_forward back to 0"
@@ -419,55 +440,203 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
             let left = kernel.observe().await.unwrap();
             assert_eq!(
-                (
-                    left.link.map(|link| link.addresses),
-                    left.forwarding,
-                    left.ruleset
-                ),
-                (
-                    Some(link.addresses),
-                    BTreeSet::new(),
-                    ObservedRuleset::Absent
-                )
+                (left.link, left.forwarding, left.ruleset),
+                (None, BTreeSet::new(), ObservedRuleset::Absent)
             );
         },
     );
 }
 
 #[test]
-fn h4_an_interface_of_somebody_else_is_named_and_left() {
+fn i2_an_interface_of_somebody_else_is_named_and_left() {
     in_namespace(
-        "h4_an_interface_of_somebody_else_is_named_and_left",
+        "i2_an_interface_of_somebody_else_is_named_and_left",
         async {
             let folder = tempfile::tempdir().unwrap();
-            let kernel =
-                Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
-            let key = Zeroizing::new([1; 32]);
+            let store = Store::open(folder.path()).unwrap();
+            let kernel = Kernel::new(name("wattle0"), &store).unwrap();
             for (make, remove, what) in [
                 (
                     "ip link add wattle0 type veth peer name other0",
                     "ip link del wattle0",
-                    "of kind veth",
+                    "an interface of kind veth",
                 ),
                 (
                     "ip tuntap add wattle0 mode tun",
                     "ip tuntap del wattle0 mode tun",
-                    "behind which no device answers",
+                    "a TUN interface of another program",
                 ),
             ] {
                 command(make);
-                let refused = kernel.apply(&Change::CreateLink, &key).await.unwrap_err();
-                assert!(
-                    format!("{refused:#}")
-                        .contains(&format!("the interface wattle0 exists already, {what}")),
-                    "{refused:#}"
-                );
-                assert_eq!(kernel.observe().await.unwrap().link, None);
-                assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
+                is_left_alone(&kernel, what).await;
                 command(remove);
+            }
+            let remembers_nothing = OwnedInterface {
+                device: OwnedDevice::Kernel,
+                index: Some(77),
+            };
+            let was_making_one = OwnedInterface {
+                device: OwnedDevice::Userspace { process: None },
+                index: None,
+            };
+            device(&name("wattle0"), 9, 51999).await;
+            set_peer(
+                &name("wattle0"),
+                &public_key(2),
+                &peer(None, 0, "10.7.0.0/24"),
+            )
+            .await;
+            let before = dump(&name("wattle0")).await;
+            for record in [None, Some(remembers_nothing), Some(was_making_one)] {
+                kernel.owned.change(|owned| owned.interface = record);
+                let what = match kind(&name("wattle0")).await {
+                    DeviceKind::Kernel => "another WireGuard interface",
+                    DeviceKind::Userspace => "a TUN interface of another program",
+                };
+                is_left_alone(&kernel, what).await;
+                let after = dump(&name("wattle0")).await;
+                assert_eq!(
+                    (before.public_key, before.listen_port, before.peers.len()),
+                    (after.public_key, after.listen_port, after.peers.len())
+                );
             }
         },
     );
+}
+
+/// An interface of the agent's name that it did not make is not read, not written and not removed.
+async fn is_left_alone(kernel: &Kernel, what: &str) {
+    assert_eq!(kernel.observe().await.unwrap().link, None, "{what}");
+    let key = Zeroizing::new([1; 32]);
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    for change in [
+        Change::CreateLink,
+        Change::SetPrivateKey(public_key(1)),
+        Change::SetListenPort(51820),
+        Change::SetMtu(1300),
+        Change::AddAddress(net("10.99.0.1/16")),
+        Change::SetUp,
+        Change::SetRoute(net("10.2.0.0/24"), None),
+        Change::RemoveRoute(net("10.2.0.0/24")),
+        Change::SetPeer(public_key(3), peer(None, 0, "10.3.0.0/24")),
+        Change::RemovePeer(public_key(2)),
+    ] {
+        let refused = kernel.apply(&change, &key).await.unwrap_err();
+        assert!(
+            format!("{refused:#}").contains(&format!("wattle0 is {what}, which this agent did")),
+            "{change}: {refused:#}"
+        );
+    }
+    assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
+    assert!(
+        Tables::open()
+            .unwrap()
+            .find(&name("wattle0"))
+            .await
+            .unwrap()
+            .is_some()
+    );
+}
+
+#[test]
+fn i2_the_agents_interface_is_known_by_memory_and_by_its_key_and_under_another_name() {
+    in_namespace(
+        "i2_the_agents_interface_is_known_by_memory_and_by_its_key_and_under_another_name",
+        async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let kernel = || Kernel::new(name("wattle0"), &store).unwrap();
+            let machine = Slot::Present.load_or_make(&store).unwrap();
+            device(&name("wattle0"), 9, 51820).await;
+            assert_eq!(kernel().observe_link().await.unwrap(), None);
+            write(
+                &name("wattle0"),
+                &Write::PrivateKey(&machine.wireguard_private_key()),
+            )
+            .await;
+            // The record is lost, and the key is this node's.
+            assert!(kernel().observe_link().await.unwrap().is_some());
+            command("ip link set wattle0 name lan7");
+            assert_eq!(kernel().observe_link().await.unwrap(), None);
+            let refused = kernel()
+                .apply(&Change::CreateLink, &Zeroizing::new([1; 32]))
+                .await
+                .unwrap_err();
+            assert!(
+                format!("{refused:#}").contains("is named lan7 now"),
+                "{refused:#}"
+            );
+            if Tables::open()
+                .unwrap()
+                .add_wireguard(&name("probe0"))
+                .await
+                .is_ok()
+            {
+                // The kernel's own goes by its number.
+                assert_eq!(
+                    kernel().down().await.unwrap(),
+                    ["removed the interface lan7"]
+                );
+            }
+        },
+    );
+}
+
+#[test]
+fn i2_a_table_of_somebody_else_is_named_and_left() {
+    in_namespace("i2_a_table_of_somebody_else_is_named_and_left", async {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = Kernel::new(name("wattle0"), &Store::open(folder.path()).unwrap()).unwrap();
+        let ruleset = |node: &str, remote: &str| Ruleset {
+            node: node.parse().unwrap(),
+            interface: name("wattle0"),
+            local: BTreeSet::new(),
+            remote: prefixes(remote),
+        };
+        let key = Zeroizing::new([1; 32]);
+        let set = Change::SetRuleset(ruleset(NODE, "10.2.0.0/24"));
+        // By hand, and by the agent of another node in this namespace.
+        let another = ruleset("018f3c1e-7d2a-7b31-9c55-0242ac120003", "10.3.0.0/24");
+        nft("table inet wattle { set remote4 { type ipv4_addr; }; }");
+        for made_by_agent in [false, true] {
+            if made_by_agent {
+                command("nft delete table inet wattle");
+                nft(&(another.sets() + &another.chains()));
+            }
+            let before = nft_listing();
+            assert_eq!(
+                kernel.observe().await.unwrap().ruleset,
+                ObservedRuleset::Foreign
+            );
+            let refused = kernel.apply(&set, &key).await.unwrap_err();
+            assert!(
+                format!("{refused:#}").contains("this agent did not make it"),
+                "{refused:#}"
+            );
+            assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
+            assert_eq!(nft_listing(), before);
+        }
+        command("nft delete table inet wattle");
+        kernel.apply(&set, &key).await.unwrap();
+        // Ours, and then somebody else's again.
+        command("nft flush ruleset");
+        nft("table inet wattle { chain forward { }; }");
+        assert_eq!(
+            kernel.observe().await.unwrap().ruleset,
+            ObservedRuleset::Foreign
+        );
+        assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
+    });
+}
+
+fn nft(text: &str) {
+    let status = Command::new("nft").arg(text).status();
+    assert!(status.is_ok_and(|status| status.success()), "{text}");
+}
+
+fn nft_listing() -> Vec<u8> {
+    let output = Command::new("nft").args(["list", "ruleset"]).output();
+    output.unwrap().stdout
 }
 
 #[test]
@@ -481,6 +650,7 @@ fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
                 Kernel::new(interface.clone(), &Store::open(folder.path()).unwrap()).unwrap();
             let key = Zeroizing::new([1; 32]);
             device(&interface, 1, 51820).await;
+            own(&kernel).await;
             let numbered = |number: u16| {
                 let [high, low] = number.to_be_bytes();
                 let mut secret = [7; 32];

@@ -122,6 +122,7 @@ pub fn desired(
         routes,
         forwarding: subnets.iter().map(|subnet| Family::from(*subnet)).collect(),
         ruleset: Ruleset {
+            node: known.myself.node,
             interface: local.interface.clone(),
             local: subnets.into_iter().collect(),
             remote,
@@ -249,7 +250,7 @@ mod tests {
             machine: &machine_of(1),
             addresses: vec![],
         };
-        let text = |desired: Desired| desired.ruleset.sets() + &desired.ruleset.chain();
+        let text = |desired: Desired| desired.ruleset.sets() + &desired.ruleset.chains();
         let named = text(desired(
             replica.known().unwrap(),
             &local,

@@ -92,16 +92,24 @@ impl Plan {
         let set = || Change::SetRuleset(desired.ruleset.clone());
         match &observed.ruleset {
             ObservedRuleset::Intact(found) if *found == desired.ruleset => {}
-            ObservedRuleset::Intact(found) if found.interface == desired.ruleset.interface => {
+            ObservedRuleset::Intact(found)
+                if (found.node, &found.interface)
+                    == (desired.ruleset.node, &desired.ruleset.interface) =>
+            {
                 let update = Change::UpdateRuleset {
                     from: found.clone(),
                     to: desired.ruleset.clone(),
                 };
                 self.push(update, "the prefixes of the mesh changed");
             }
-            ObservedRuleset::Intact(_) => self.push(set(), "the table is for another interface"),
+            ObservedRuleset::Intact(_) => {
+                self.push(set(), "the table is for another interface or node");
+            }
             ObservedRuleset::Absent => self.push(set(), "the table is missing"),
             ObservedRuleset::Altered => self.push(set(), "the table was altered"),
+            ObservedRuleset::Foreign => {
+                self.push(set(), "another program has a table of this name")
+            }
         }
         for family in desired.forwarding.difference(&observed.forwarding) {
             self.push(

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use wattle_wire::ids::NodeId;
 
 use crate::host::interface::InterfaceName;
 
@@ -14,9 +15,17 @@ use crate::host::interface::InterfaceName;
 /// are untouched and still have their say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ruleset {
+    /// Whose table it is.
+    pub node: NodeId,
     pub interface: InterfaceName,
     pub local: BTreeSet<IpNet>,
     pub remote: BTreeSet<IpNet>,
+}
+
+/// The name of the empty chain that says which node made the table. A name is all that every
+/// version of nft keeps: comments need Linux 5.10.
+pub fn mark(node: NodeId) -> String {
+    format!("node_{}", node.to_string().replace('-', "_"))
 }
 
 /// A set of the table: its name, the type of its elements, and them.
@@ -37,11 +46,13 @@ impl Ruleset {
         format!("table inet wattle {{\n{}}}\n", sets.concat())
     }
 
-    /// The chain alone, which relies on the sets.
-    pub fn chain(&self) -> String {
-        let interface = &self.interface;
+    /// The chains alone, which rely on the sets. One is empty and only says whose table it is.
+    pub fn chains(&self) -> String {
+        let (mark, interface) = (mark(self.node), &self.interface);
         format!(
             "table inet wattle {{
+\tchain {mark} {{
+\t}}
 \tchain forward {{
 \t\ttype filter hook forward priority filter; policy accept;
 \t\tiifname \"{interface}\" tcp flags syn tcp option maxseg size set rt mtu
@@ -62,6 +73,7 @@ impl Ruleset {
     /// only what differs.
     pub fn update_from(&self, before: &Self) -> String {
         let without = |of: &Self, but: &Self| Self {
+            node: of.node,
             interface: of.interface.clone(),
             local: &of.local - &but.local,
             remote: &of.remote - &but.remote,
@@ -108,6 +120,7 @@ mod tests {
     fn ruleset(local: &[&str], remote: &[&str]) -> Ruleset {
         let prefixes = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         Ruleset {
+            node: NodeId(uuid::Uuid::nil()),
             interface: "wattle0".parse().unwrap(),
             local: prefixes(local),
             remote: prefixes(remote),

@@ -105,6 +105,8 @@ pub enum ObservedRuleset {
     Intact(Ruleset),
     /// It is there, and not as we made it.
     Altered,
+    /// Somebody else made a table of this name.
+    Foreign,
 }
 
 /// A WireGuard interface, as found.

@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
+use wattle_wire::ids::NodeId;
 
 use super::*;
 use crate::{
@@ -68,6 +69,7 @@ fn ruleset() -> impl Strategy<Value = Ruleset> {
     let remote = prop::collection::btree_set((0..PREFIXES).prop_map(prefix), 0..3);
     (prop_oneof![Just("wattle0"), Just("wattle1")], remote).prop_map(|(interface, remote)| {
         Ruleset {
+            node: NodeId(uuid::Uuid::nil()),
             interface: interface.parse().unwrap(),
             local: BTreeSet::new(),
             remote,
@@ -148,6 +150,7 @@ prop_compose! {
         ruleset in prop_oneof![
             Just(ObservedRuleset::Absent),
             Just(ObservedRuleset::Altered),
+            Just(ObservedRuleset::Foreign),
             ruleset().prop_map(ObservedRuleset::Intact),
         ],
     ) -> Observed {
@@ -303,6 +306,7 @@ fn a_prefix_that_moves_is_written_once_and_the_ruleset_stands_first() {
         routes: BTreeMap::new(),
         forwarding: BTreeSet::new(),
         ruleset: Ruleset {
+            node: NodeId(uuid::Uuid::nil()),
             interface: "wattle0".parse().unwrap(),
             local: BTreeSet::new(),
             remote: BTreeSet::new(),
