@@ -194,6 +194,19 @@ impl Coordinator {
         Ok(messages(StreamReader::new(bytes)))
     }
 
+    /// Asks whether the node is a member of the mesh; [`RequestError::NotAMember`] says no.
+    pub(crate) async fn knows(
+        &self,
+        machine: &Machine,
+        membership: &Membership,
+    ) -> Result<(), RequestError> {
+        self.send_signed(Method::GET, "/agent/view", machine, membership, |builder| {
+            builder.timeout(REQUEST_TIMEOUT)
+        })
+        .await
+        .map(drop)
+    }
+
     /// Asks a coordinator whether it is there. Seconds by which this host's clock is ahead of its
     /// clock.
     pub(crate) async fn clock_ahead(&self) -> Result<i64, RequestError> {

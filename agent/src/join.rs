@@ -31,8 +31,8 @@ pub(crate) async fn join(
     let slot = if replace { Slot::Next } else { Slot::Present };
     // Whoever follows the mesh with the old keys must not meet the new ones.
     let _stopped = if replace { Some(store.lock()?) } else { None };
-    if let Some((_, Some(membership))) = slot.load(&store)? {
-        return reach(&store, slot, membership, join);
+    if let Some((machine, Some(membership))) = slot.load(&store)? {
+        return compare(&store, slot, &machine, membership, join).await;
     }
     let machine = slot.load_or_make(&store)?;
     let enrolled = match enrol(&join, &machine, endpoint).await {
@@ -72,41 +72,66 @@ pub(crate) async fn join(
     Ok(())
 }
 
-/// A machine that is a node already takes over where the coordinators are and by which authority it
-/// knows them.
-fn reach(
+/// Compares a machine that is a node already with what the join string wants. It takes over where
+/// the coordinators are and by which authority it knows them.
+///
+/// # Errors
+///
+/// What to do, unless the machine is what the join string wants.
+async fn compare(
     store: &Store,
     slot: Slot,
+    machine: &Machine,
     membership: Membership,
     join: JoinString,
 ) -> anyhow::Result<()> {
-    let Membership {
-        enrolled,
-        urls,
-        pins,
-    } = membership;
-    if enrolled.mesh != join.mesh {
+    let Enrolled {
+        mesh,
+        name,
+        site,
+        site_id,
+        ..
+    } = &membership.enrolled;
+    let is = format!("this machine is node {name} of site {site}");
+    if *mesh != join.mesh {
         bail!(
-            "this machine is node {} of another mesh. To leave that mesh, run `wattle-agent down` \
-             and then `join --replace`",
-            enrolled.name
+            "{is} of another mesh. To leave that mesh, stop the agent, run `wattle-agent down` \
+             and then `wattle-agent join --replace`"
         );
     }
-    let (name, site) = (enrolled.name.clone(), enrolled.site.clone());
-    if (&urls, &pins) == (&join.urls, &join.pins) {
-        output::line(format!("already node {name} of site {site}: nothing to do"));
+    if *site_id != join.site {
+        bail!(
+            "{is}, and the join string is for another site. Use it on a gateway of that site; to \
+             move this machine there, stop the agent and run `wattle-agent join --replace`, then \
+             remove {name} at the coordinator"
+        );
+    }
+    let membership = Membership {
+        urls: join.urls,
+        pins: join.pins,
+        ..membership
+    };
+    let coordinator = Coordinator::new(membership.urls.clone(), membership.pins.clone())?;
+    match coordinator.knows(machine, &membership).await {
+        Ok(()) => {}
+        Err(RequestError::NotAMember) => bail!(
+            "{is} no more: it was removed from the mesh. To make it a node again, with new keys, \
+             stop the agent and run `wattle-agent join --replace`"
+        ),
+        Err(error) => {
+            return Err(error).context(format!(
+                "{is} and keeps its coordinators; those of the join string cannot tell whether it \
+                 is one still"
+            ));
+        }
+    }
+    if slot.load(store)?.and_then(|(_, kept)| kept).as_ref() == Some(&membership) {
+        output::line(format!("{is} already: nothing to do"));
         return Ok(());
     }
-    slot.save_membership(
-        store,
-        Membership {
-            enrolled,
-            urls: join.urls,
-            pins: join.pins,
-        },
-    )?;
+    slot.save_membership(store, membership)?;
     output::line(format!(
-        "already node {name} of site {site}: now uses the coordinators of this join string"
+        "{is} already: now uses the coordinators of this join string"
     ));
     Ok(())
 }

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use crate::{
     endpoint::Endpoint,
-    ids::{MeshId, NodeId, TokenId},
+    ids::{MeshId, NodeId, SiteId, TokenId},
     key::{Bytes32, IdentityKey, Signature, WireguardKey},
     name::Name,
     secret::Secret,
@@ -105,6 +105,7 @@ pub struct Enrolled {
     pub node: NodeId,
     pub name: Name,
     pub site: Name,
+    pub site_id: SiteId,
     /// Generation of the node's credential; tokens that the node signs carry it.
     pub generation: i32,
 }

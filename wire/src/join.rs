@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    ids::{MeshId, TokenId},
+    ids::{MeshId, SiteId, TokenId},
     key::Bytes32,
     secret::Secret,
 };
@@ -28,6 +28,9 @@ pub struct JoinString {
     pub urls: Vec<String>,
     #[serde(rename = "m")]
     pub mesh: MeshId,
+    /// The site that the machine becomes a gateway of.
+    #[serde(rename = "i")]
+    pub site: SiteId,
     /// SHA-256 of the certificates of the authorities to trust, and of no others; empty means those
     /// of the system.
     #[serde(rename = "p", default, skip_serializing_if = "Vec::is_empty")]
@@ -119,6 +122,7 @@ mod tests {
         JoinString {
             urls: vec!["https://198.18.0.2:8443".to_owned()],
             mesh: MeshId(Uuid::from_u128(1)),
+            site: SiteId(Uuid::from_u128(3)),
             pins: vec![],
             token: TokenId(Uuid::from_u128(2)),
             secret: Secret::new("hush".to_owned()),

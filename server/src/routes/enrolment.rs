@@ -143,6 +143,7 @@ pub async fn finish(
             node: record.id,
             name: record.name.clone(),
             site: token.site_name,
+            site_id: token.site,
             generation: record.generation,
         };
         Ok(change.changed(

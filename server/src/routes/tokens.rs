@@ -55,6 +55,7 @@ impl Issue {
         let join = JoinString {
             urls: app.settings.urls.clone(),
             mesh: app.settings.mesh,
+            site: self.site,
             pins: app.pins(),
             token: self.id,
             secret: self.secret.clone(),

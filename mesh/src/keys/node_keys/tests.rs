@@ -1,6 +1,6 @@
 use jsonwebtoken::{DecodingKey, Validation};
 use uuid::Uuid;
-use wattle_wire::ids::NodeId;
+use wattle_wire::ids::{NodeId, SiteId};
 
 use super::*;
 use crate::testing::MESH;
@@ -161,6 +161,7 @@ fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
         node: NodeId(Uuid::from_u128(2)),
         name: name.clone(),
         site: name,
+        site_id: SiteId(Uuid::from_u128(4)),
         generation: 3,
     };
     let mut held = HeldToken::default();
@@ -184,6 +185,7 @@ fn a_token_verifies_with_the_identity_and_names_the_node() {
         node: NodeId(Uuid::from_u128(2)),
         name: name.clone(),
         site: name,
+        site_id: SiteId(Uuid::from_u128(4)),
         generation: 3,
     };
     let token = machine.token(&enrolled, 1_800_000_000).unwrap();

@@ -154,6 +154,7 @@ impl KeyHolders {
             node: NodeId(node.id),
             name,
             site: token.site_name.clone(),
+            site_id: token.site,
             generation: node.generation,
         }))
     }
