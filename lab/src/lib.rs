@@ -23,6 +23,7 @@ pub mod api;
 pub mod binaries;
 pub mod coordinator;
 pub mod demo;
+pub mod device;
 pub mod enter;
 pub mod exec;
 pub mod flow;

@@ -60,8 +60,8 @@ pub(crate) fn h6_a_module_that_comes_later_is_used_from_the_next_interface_on_an
         "the new interface is the kernel's, and the other end does not care",
         patience(10.0),
         || {
-            same(&devices(&lab)?, &vec!["kernel".into(), "userspace".into()])?;
-            lab.ping_all()
+            lab.ping_all()?;
+            same(&devices(&lab)?, &vec!["kernel".into(), "userspace".into()])
         },
     )
 }
@@ -125,8 +125,8 @@ pub(crate) fn an_ordinary_user_with_cap_net_admin_alone_weaves_repairs_and_takes
     ] {
         host.run(&meddling)?;
         wait_for("it is repaired", patience(10.0), || {
-            host.run("nft list table inet wattle")
-                .and_then(|_| lab.ping_all())
+            lab.ping_all()?;
+            host.run("nft list table inet wattle").map(drop)
         })
         .with_context(|| format!("after `{meddling}`"))?;
     }

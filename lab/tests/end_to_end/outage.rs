@@ -48,12 +48,7 @@ pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_
     ensure!(patch.status == 200, "{patch:?}");
     wait_for("the change arrives everywhere", patience(20.0), || {
         for site in [DUBLIN, FRANKFURT] {
-            let routes = lab.gateway(site)?.host.run("ip -4 route show")?;
-            ensure!(
-                routes.contains("10.31.0.0/24"),
-                "{} has {routes}",
-                site.name
-            );
+            lab.gateway(site)?.host.expect_route("10.31.0.0/24")?;
         }
         Ok(())
     })?;
@@ -95,8 +90,7 @@ pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_pack
         ensure!(patch.status == 200, "{patch:?}");
         wait_for("the change arrives everywhere", patience(5.0), || {
             for site in [DUBLIN, FRANKFURT] {
-                let routes = lab.gateway(site)?.host.run("ip -4 route show")?;
-                ensure!(routes.contains(subnet), "{} has {routes}", site.name);
+                lab.gateway(site)?.host.expect_route(subnet)?;
             }
             Ok(())
         })
@@ -202,9 +196,7 @@ pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_los
     };
     let arrives = |lab: &Lab, subnet: &str| {
         wait_for("the change arrives", patience(20.0), || {
-            let routes = lab.gateway(DUBLIN)?.host.run("ip -4 route show")?;
-            ensure!(routes.contains(subnet), "{routes}");
-            Ok(())
+            lab.gateway(DUBLIN)?.host.expect_route(subnet)
         })
     };
 
@@ -324,9 +316,10 @@ fn leave_work(gateway: &Gateway) -> Result<()> {
 
 /// Whether an agent runs that has done what [`leave_work`] left.
 fn is_in_charge(gateway: &Gateway) -> Result<()> {
+    gateway.host.run("nft list table inet wattle")?;
     let status = gateway.status()?;
     ensure!(status["agent_running"] == true, "{status}");
-    gateway.host.run("nft list table inet wattle").map(drop)
+    Ok(())
 }
 
 /// How many snapshots the agent has taken since it began to log.

@@ -9,7 +9,7 @@ use wattle_lab::{
     gateway::{INTERFACE, STATE_DIR},
     patience,
     process::Daemon,
-    site::{DUBLIN, FRANKFURT, GUIDE},
+    site::{DUBLIN, FRANKFURT, GUIDE, PORT},
     wait::same,
     wait_for,
 };
@@ -63,15 +63,10 @@ pub(crate) fn h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within
         dublin.host.run(&meddling)?;
         wait_for("it is repaired", patience(10.0), || {
             same(&dublin.allowed_ips()?, &peers)?;
-            same(
-                &dublin
-                    .host
-                    .run(&format!("wg show {INTERFACE} listen-port"))?
-                    .trim(),
-                &"51820",
-            )?;
-            dublin.host.run("nft list table inet wattle")?;
-            lab.ping_all()
+            same(&dublin.device()?.listen_port, &PORT)?;
+            lab.ping_all()?;
+            // What takes a program comes last, and seldom twice.
+            dublin.host.run("nft list table inet wattle").map(drop)
         })
         .with_context(|| format!("after `{meddling}`"))?;
     }
@@ -165,15 +160,13 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
         ensure!(patch.status == 200, "{patch:?}");
         let host = &lab.gateway(DUBLIN)?.host;
         wait_for("the change is carried out", patience(10.0), || {
-            let routes = host.run("ip -4 route show")?;
-            ensure!(routes.contains(&lan), "{routes}");
-            Ok(())
+            host.expect_route(&lan)
         })
     };
 
     let host = &lab.gateway(DUBLIN)?.host;
-    let kept = host.run(&format!("cat {STATE_DIR}/node.json"))?;
-    let view = |host: &Host| host.run(&format!("cat {STATE_DIR}/view.json"));
+    let kept = host.read(&format!("{STATE_DIR}/node.json"))?;
+    let view = |host: &Host| host.read(&format!("{STATE_DIR}/view.json"));
     // The view before the last one would make room for the next. What else takes the place of
     // another does so, too, and is filled up.
     host.run(&format!("rm -f {STATE_DIR}/view.json.previous"))?;
@@ -206,7 +199,7 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
         ensure!(view != before, "{view}");
         Ok(())
     })?;
-    same(&host.run(&format!("cat {STATE_DIR}/node.json"))?, &kept)?;
+    same(&host.read(&format!("{STATE_DIR}/node.json"))?, &kept)?;
 
     // A damaged view gives way to the one before it, pins and all; a key that is open to others is
     // private again.

@@ -189,7 +189,7 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
 ) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
-    let peers = lab.gateway(DUBLIN)?.by_peer("endpoints")?;
+    let peers = lab.gateway(DUBLIN)?.device()?.peers;
     let is = |state: &str, fault: Option<&str>| {
         let link: Value = api.get("/links/dublin/frankfurt")?;
         same(
@@ -213,10 +213,7 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
 
     cut(&lab, DUBLIN, FRANKFURT)?;
     wait_for("the link is down", patience(5.0), || is("down", None))?;
-    same(
-        &lab.gateway(DUBLIN)?.by_peer("endpoints")?.len(),
-        &peers.len(),
-    )?;
+    same(&lab.gateway(DUBLIN)?.device()?.peers.len(), &peers.len())?;
     let third: Value = api.get("/links/dublin/new-york")?;
     same(&third["state"], &json!("up"))?;
 
@@ -242,7 +239,7 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
     lab.gateway_mut(FRANKFURT)?.kill_agent()?;
     let dublin = lab.gateway(DUBLIN)?;
     let refused = || -> Result<u64> {
-        let text = dublin.host.run("cat /proc/net/snmp")?;
+        let text = dublin.host.proc_net("snmp")?;
         let mut lines = text
             .lines()
             .filter(|line| line.starts_with("Icmp:"))
