@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
     net::{Ipv4Addr, UdpSocket},
+    os::fd::AsRawFd,
     path::PathBuf,
     process::{Child, ChildStdin, Command, Output, Stdio},
     thread,
@@ -14,10 +15,10 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use nix::{
     sched::{CloneFlags, setns},
-    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+    sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket},
 };
 
-use crate::process;
+use crate::{process, wait::Events};
 
 /// What `ps` shows in front of the host's name.
 pub const MARK: &str = "wattle-lab-host";
@@ -53,6 +54,15 @@ const ECHO_REQUEST: [u8; 64] = {
 };
 /// The first byte of an answer.
 const ECHO_REPLY: u8 = 0;
+
+/// What the kernel tells of a network to whoever joins these groups: interfaces, IPv4 addresses and
+/// IPv4 routes (`RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`), and the rules of nftables
+/// (the bit of `NFNLGRP_NFTABLES`). WireGuard tells nobody of peers, keys and handshakes: who waits
+/// for those looks again and again.
+const TOLD: [(SockProtocol, u32); 2] = [
+    (SockProtocol::NetlinkRoute, 0x1 | 0x10 | 0x40),
+    (SockProtocol::NetlinkNetFilter, 1 << 6),
+];
 
 /// A machine of the lab.
 #[derive(Debug)]
@@ -175,6 +185,21 @@ impl Host {
         Ok(())
     }
 
+    /// What its kernel tells from now on of interfaces, routes and rules of nftables, and nothing
+    /// of WireGuard.
+    pub fn changes(&self) -> Result<Events> {
+        let sources = self.in_its_network(|| {
+            let join = |(protocol, groups)| -> Result<_> {
+                let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+                let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+                bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+                Ok(socket)
+            };
+            TOLD.into_iter().map(join).collect()
+        })?;
+        Ok(Events::of(sources, Vec::new()))
+    }
+
     /// Where a path of the host is for this program.
     pub fn path(&self, path: &str) -> PathBuf {
         format!("/proc/{}/root{path}", self.pid()).into()
@@ -211,17 +236,6 @@ impl Host {
         lines
             .map(|line| read(line).with_context(|| line.to_owned()))
             .collect()
-    }
-
-    /// An error with all routes if there is none to the prefix.
-    pub fn expect_route(&self, prefix: &str) -> Result<()> {
-        let routes = self.routes()?;
-        ensure!(
-            routes.contains(&prefix.parse()?),
-            "{} has no route to {prefix}, but {routes:?}",
-            self.name
-        );
-        Ok(())
     }
 
     fn line(&self, line: &str) -> Result<Command> {

@@ -4,9 +4,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use wattle_wire::admin::CreatedSite;
 
@@ -18,7 +19,7 @@ use crate::{
     host::Host,
     process,
     site::Site,
-    wait::{patience, wait_for},
+    wait::{Events, patience, wait_for},
 };
 
 /// The internet of the lab: one bridge, which has the router's address in each prefix.
@@ -138,6 +139,37 @@ impl Lab {
         pairs.try_for_each(|(from, to)| from.lan_host.ping(to.site.lan_host()))
     }
 
+    /// Waits until each of these sites' gateways has a route to the prefix.
+    pub fn wait_for_route(&self, sites: &[Site], prefix: &str, deadline: Duration) -> Result<()> {
+        let prefix = prefix.parse()?;
+        let hosts = self.hosts_of(sites)?;
+        let what = format!("there is a route to {prefix}");
+        changes(&hosts)?.wait_for(&what, deadline, || {
+            for host in &hosts {
+                let routes = host.routes()?;
+                ensure!(routes.contains(&prefix), "{} has {routes:?}", host.name());
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits until the agents' rules are there on each of these sites' gateways, and have the word.
+    pub fn wait_for_rules(&self, sites: &[Site], word: &str, deadline: Duration) -> Result<()> {
+        let hosts = self.hosts_of(sites)?;
+        changes(&hosts)?.wait_for("the rules are there", deadline, || {
+            for host in &hosts {
+                let rules = host.run("nft list table inet wattle")?;
+                ensure!(rules.contains(word), "{} has {rules}", host.name());
+            }
+            Ok(())
+        })
+    }
+
+    fn hosts_of(&self, sites: &[Site]) -> Result<Vec<&Host>> {
+        let gateways = sites.iter().map(|site| self.gateway(*site));
+        gateways.map(|gateway| Ok(&gateway?.host)).collect()
+    }
+
     /// Every gateway with every other.
     pub fn pairs(&self) -> impl Iterator<Item = (&Gateway, &Gateway)> {
         let others = |from: &Gateway| {
@@ -166,6 +198,12 @@ impl Lab {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
+}
+
+/// What the kernels of all these tell from now on.
+fn changes(hosts: &[&Host]) -> Result<Events> {
+    let mut events = hosts.iter().map(|host| host.changes());
+    events.try_fold(Events::default(), |all, more| Ok(all.and(more?)))
 }
 
 /// Puts the host's eth0 on the underlay, and does what `more` lines of `ip` say there.

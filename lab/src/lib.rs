@@ -45,4 +45,4 @@ pub use ground::Ground;
 pub use host::Host;
 pub use lab::Lab;
 pub use site::Site;
-pub use wait::{patience, wait_for};
+pub use wait::{Events, patience, wait_for};

@@ -194,15 +194,8 @@ pub(crate) fn a_hundred_changes_of_one_site_lose_no_packet_of_another(folder: &P
         ensure!(answer.status == 200, "{answer:?}");
         flow.more(3)?;
     }
-    wait_for("the last change arrives", patience(2.0), || {
-        for site in [DUBLIN, FRANKFURT] {
-            let host = &lab.gateway(site)?.host;
-            host.expect_route(&last)?;
-            let rules = host.run("nft list table inet wattle")?;
-            ensure!(rules.contains(&last), "{} has {rules}", site.name);
-        }
-        Ok(())
-    })?;
+    lab.wait_for_rules(&[DUBLIN, FRANKFURT], &last, patience(2.0))
+        .context("with the last change")?;
     flow.expect_no_loss().map(drop)
 }
 

@@ -123,7 +123,7 @@ pub(crate) fn each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is
         [FRANKFURT, NEW_YORK],
     ]
     .map(|pair| pair.map(|site| site.name.to_owned()));
-    wait_for(
+    api.changes()?.wait_for(
         "every link is up, seen from both ends",
         patience(20.0),
         || {
@@ -148,7 +148,7 @@ pub(crate) fn each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is
             Ok(())
         },
     )?;
-    wait_for(
+    api.changes()?.wait_for(
         "every node says what moves its packets",
         patience(10.0),
         || {

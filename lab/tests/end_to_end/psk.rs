@@ -129,7 +129,8 @@ pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_on
     let key = || key(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?);
     let agreed = wait_for("both ends have one key", patience(10.0), key)?;
     set_policy(&api, "require")?;
-    wait_for("both have heard of it", patience(5.0), || {
+    let changes = api.changes()?;
+    changes.wait_for("both have heard of it", patience(5.0), || {
         let nodes: Page<Node> = api.get("/nodes")?;
         let applied: BTreeSet<_> = nodes
             .items
