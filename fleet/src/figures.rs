@@ -20,6 +20,15 @@ pub(crate) fn spread(mut times: Vec<Duration>) -> String {
     format!("{:.1} / {:.1} / {:.1} ms", at(0.5), at(0.99), at(1.0))
 }
 
+/// How long so many things took, and how many in a second.
+pub(crate) fn rate(count: u32, time: Duration) -> String {
+    format!(
+        "{:.1} s, {:.0}/s",
+        time.as_secs_f64(),
+        f64::from(count) / time.as_secs_f64()
+    )
+}
+
 /// What some processes use together.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {

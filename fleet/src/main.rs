@@ -6,6 +6,8 @@ mod agent;
 mod coordinator;
 mod figures;
 mod run;
+mod site;
+mod table;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 

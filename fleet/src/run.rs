@@ -2,13 +2,12 @@
 //! end of a coordinator.
 
 use std::{
-    net::Ipv4Addr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -27,8 +26,10 @@ use crate::{
     Options,
     agent::{Agent, Reached, Shared},
     coordinator::Coordinators,
-    figures::{Usages, mib, spread},
+    figures::{Usages, mib, rate, spread},
     progress,
+    site::{site, subnet},
+    table::Rows,
 };
 
 /// Enrolments at the same time.
@@ -69,7 +70,7 @@ struct Fleet {
 }
 
 async fn measure(options: &Options, coordinators: &mut Coordinators) -> anyhow::Result<Table> {
-    let mut rows = Rows(vec![]);
+    let mut rows = Rows::default();
     rows.add(
         "agents, of which hold the whole view",
         format!("{}, {}", options.agents, options.whole.min(options.agents)),
@@ -526,79 +527,4 @@ async fn all(
         ),
     }
     Ok(all)
-}
-
-fn site(number: u32) -> Value {
-    json!({ "name": format!("fleet-{number}"), "endpoint": endpoint(number), "subnets": [subnet(number)] })
-}
-
-/// 10.128.0.0/24 and on: the upper half of 10.0.0.0/8, clear of the tunnel prefix.
-fn subnet(number: u32) -> String {
-    format!(
-        "{}/24",
-        Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 0)) + number * 256)
-    )
-}
-
-/// Of the range for benchmarks, RFC 2544; nothing is ever sent there.
-fn endpoint(number: u32) -> String {
-    format!(
-        "{}:51820",
-        Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 1)) + number)
-    )
-}
-
-fn rate(count: u32, time: Duration) -> String {
-    format!(
-        "{:.1} s, {:.0}/s",
-        time.as_secs_f64(),
-        f64::from(count) / time.as_secs_f64()
-    )
-}
-
-struct Rows(Vec<[String; 2]>);
-
-impl Rows {
-    fn add(&mut self, what: &str, figure: String) {
-        self.0.push([what.to_owned(), figure]);
-    }
-
-    /// What each of some things took of the processors since `before`, and whether the fleet itself
-    /// was in the way of more.
-    fn add_processor_time(
-        &mut self,
-        of: &str,
-        before: &Usages,
-        coordinators: &Coordinators,
-        count: u32,
-    ) {
-        let pids = coordinators.pids();
-        if pids.is_empty() {
-            return;
-        }
-        let after = Usages::of(&pids);
-        self.add(
-            &format!("processor time for each {of}: coordinators / Postgres / fleet"),
-            after.cpu_since(before, count),
-        );
-        let share = after.fleets_share_since(before);
-        if share > 0.5 {
-            self.add(
-                "bottleneck",
-                format!(
-                    "the fleet itself, with {:.0} % of the processor time of this",
-                    share * 100.0
-                ),
-            );
-        }
-    }
-
-    fn table(self) -> Table {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        for row in self.0 {
-            table.add_row(row);
-        }
-        table
-    }
 }

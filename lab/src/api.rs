@@ -1,12 +1,16 @@
 //! The REST interface, through `curl`, as a person uses it.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::process;
+use crate::{process, wait::Events};
 
 /// Where the interface is, and who calls.
 #[derive(Clone, Debug)]
@@ -42,6 +46,22 @@ impl Api {
         } else {
             bail!("DELETE {path}: {answer:?}")
         }
+    }
+
+    /// What is new in the mesh from now on, as one `curl` hears it.
+    pub fn changes(&self) -> Result<Events> {
+        let mut curl = self.curl();
+        curl.args(["--silent", "--no-buffer", "--noproxy", "*", "--header"])
+            .arg(format!("Authorization: Bearer {}", self.token))
+            .arg(format!("{}/events/stream", self.url));
+        let mut curl = curl
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting curl")?;
+        let news = curl.stdout.take().context("no pipe")?;
+        fcntl(&news, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Events::of(vec![news.into()], vec![curl]))
     }
 
     /// `curl`, as the README has it: it believes this coordinator.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -88,7 +88,7 @@ impl Coordinator {
             url: url(port),
             ..self.api()?
         };
-        wait_until_ready(&mut another, &api, || Ok(()))?;
+        wait_until_ready(&mut another, port, &api, || Ok(()))?;
         self.others.insert(port, another);
         Ok(api)
     }
@@ -125,9 +125,9 @@ impl Coordinator {
             token: String::new(),
             ca: ca.clone(),
         };
-        wait_until_ready(server, &anonymous, || {
+        wait_until_ready(server, PORT, &anonymous, || {
             // It is made before the server listens, and where curl cannot see it.
-            fs::write(&ca, host.run(&format!("cat {DATA_DIR}/ca.crt"))?).map_err(Into::into)
+            fs::write(&ca, host.read(&format!("{DATA_DIR}/ca.crt"))?).map_err(Into::into)
         })
     }
 
@@ -135,7 +135,7 @@ impl Coordinator {
     pub fn api(&self) -> Result<Api> {
         let token = self
             .host
-            .run(&format!("cat {DATA_DIR}/api-token"))
+            .read(&format!("{DATA_DIR}/api-token"))
             .context("reading the api token of the first start")?;
         Ok(Api {
             url: url(PORT),
@@ -198,6 +198,7 @@ impl Coordinator {
 /// look needs.
 fn wait_until_ready(
     server: &mut Daemon,
+    port: u16,
     api: &Api,
     mut prepare: impl FnMut() -> Result<()>,
 ) -> Result<()> {
@@ -206,6 +207,8 @@ fn wait_until_ready(
             return Ok(Err(ended));
         }
         prepare()?;
+        // Before it listens, there is nothing to start `curl` for.
+        TcpStream::connect((ADDRESS, port))?;
         let answer = api.request("GET", "/readyz", None)?;
         if answer.status == 200 {
             Ok(Ok(()))

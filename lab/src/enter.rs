@@ -24,7 +24,7 @@ use nix::{
     unistd::{Pid, geteuid},
 };
 
-use crate::flow;
+use crate::flow::end;
 
 /// Which part of the lab this process is.
 const ROLE: &str = "WATTLE_LAB_ROLE";
@@ -46,7 +46,7 @@ pub fn main(
         None => return outside(),
         Some("init") => init(),
         Some("worker") => worker(inside),
-        Some(flow::ROLE) => flow::main().map(|()| ExitCode::SUCCESS),
+        Some(end::ROLE) => end::main().map(|()| ExitCode::SUCCESS),
         Some(other) => Err(anyhow::anyhow!(
             "{ROLE} is {other}, which is no part of a lab"
         )),

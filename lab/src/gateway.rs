@@ -1,12 +1,13 @@
 //! A site's gateway with its agent, and the host of the LAN behind it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, process::Output};
+use std::{net::Ipv4Addr, path::PathBuf, process::Output};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::{
     binaries::Binaries,
+    device::TunnelDevice,
     host::Host,
     process::{self, Daemon},
     site::Site,
@@ -142,40 +143,20 @@ impl Gateway {
             .context("reading the agent's status")
     }
 
-    /// Each peer's public key with its allowed prefixes, sorted, as the device has them.
-    pub fn allowed_ips(&self) -> Result<Vec<(String, Vec<String>)>> {
-        let text = self.host.run(&format!("wg show {INTERFACE} allowed-ips"))?;
-        let mut peers: Vec<_> = text
-            .lines()
-            .filter_map(|line| {
-                let mut words = line.split_whitespace().map(str::to_owned);
-                let key = words.next()?;
-                let mut prefixes: Vec<_> = words.filter(|word| word != "(none)").collect();
-                prefixes.sort();
-                Some((key, prefixes))
-            })
-            .collect();
-        peers.sort();
-        Ok(peers)
+    /// What the device of the tunnels says of itself.
+    pub fn device(&self) -> Result<TunnelDevice> {
+        TunnelDevice::of(&self.host, INTERFACE)
     }
 
-    /// What `wg show` says of each peer in two columns: the peer's public key and `what`.
-    pub fn by_peer(&self, what: &str) -> Result<BTreeMap<String, String>> {
-        let text = self.host.run(&format!("wg show {INTERFACE} {what}"))?;
-        Ok(text
-            .lines()
-            .filter_map(|line| line.split_once('\t'))
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect())
+    /// Each peer's public key with its allowed prefixes, sorted, as the device has them.
+    pub fn allowed_ips(&self) -> Result<Vec<(String, Vec<String>)>> {
+        let peers = self.device()?.peers.into_iter();
+        Ok(peers.map(|(key, peer)| (key, peer.allowed_ips)).collect())
     }
 
     /// Public half of the interface's key.
     pub fn public_key(&self) -> Result<String> {
-        Ok(self
-            .host
-            .run(&format!("wg show {INTERFACE} public-key"))?
-            .trim()
-            .to_owned())
+        Ok(self.device()?.public_key)
     }
 
     /// The tunnel address that the interface has.

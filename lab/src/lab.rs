@@ -4,9 +4,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use wattle_wire::admin::CreatedSite;
 
@@ -18,7 +19,7 @@ use crate::{
     host::Host,
     process,
     site::Site,
-    wait::{patience, wait_for},
+    wait::{Events, patience, wait_for},
 };
 
 /// The internet of the lab: one bridge, which has the router's address in each prefix.
@@ -67,6 +68,7 @@ impl Lab {
             &coordinator.host,
             &format!("{}/24", coordinator::ADDRESS),
             "198.18.0.1",
+            "",
         )?;
         let mut lab = Self {
             coordinator,
@@ -107,12 +109,18 @@ impl Lab {
     /// One more site, with its networks.
     pub fn add_site(&mut self, site: Site) -> Result<()> {
         let gateway = Gateway::start(site, self.binaries.clone(), self.folder.clone())?;
-        connect(
-            &gateway.host,
-            &format!("{}/24", site.address),
-            &site.router().to_string(),
-        )?;
-        attach_lan(&gateway)?;
+        let Gateway { host, lan_host, .. } = &gateway;
+        let (inside, length) = (site.gateway_on_lan(), site.lan.prefix_len());
+        // And a cable from its lan0 to the LAN's one host.
+        let lan = format!(
+            "link add lan0 type veth peer name eth0 netns {}\naddress add {inside}/{length} dev \
+             lan0\nlink set lan0 up\n",
+            lan_host.pid()
+        );
+        let router = site.router().to_string();
+        connect(host, &format!("{}/24", site.address), &router, &lan)?;
+        let address = format!("{}/{length}", site.lan_host());
+        join_network(lan_host, &address, &inside.to_string(), "")?;
         self.gateways.push(gateway);
         Ok(())
     }
@@ -129,6 +137,37 @@ impl Lab {
             .pairs()
             .filter(|(from, to)| sites.contains(&from.site) && sites.contains(&to.site));
         pairs.try_for_each(|(from, to)| from.lan_host.ping(to.site.lan_host()))
+    }
+
+    /// Waits until each of these sites' gateways has a route to the prefix.
+    pub fn wait_for_route(&self, sites: &[Site], prefix: &str, deadline: Duration) -> Result<()> {
+        let prefix = prefix.parse()?;
+        let hosts = self.hosts_of(sites)?;
+        let what = format!("there is a route to {prefix}");
+        changes(&hosts)?.wait_for(&what, deadline, || {
+            for host in &hosts {
+                let routes = host.routes()?;
+                ensure!(routes.contains(&prefix), "{} has {routes:?}", host.name());
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits until the agents' rules are there on each of these sites' gateways, and have the word.
+    pub fn wait_for_rules(&self, sites: &[Site], word: &str, deadline: Duration) -> Result<()> {
+        let hosts = self.hosts_of(sites)?;
+        changes(&hosts)?.wait_for("the rules are there", deadline, || {
+            for host in &hosts {
+                let rules = host.run("nft list table inet wattle")?;
+                ensure!(rules.contains(word), "{} has {rules}", host.name());
+            }
+            Ok(())
+        })
+    }
+
+    fn hosts_of(&self, sites: &[Site]) -> Result<Vec<&Host>> {
+        let gateways = sites.iter().map(|site| self.gateway(*site));
+        gateways.map(|gateway| Ok(&gateway?.host)).collect()
     }
 
     /// Every gateway with every other.
@@ -161,8 +200,14 @@ impl Lab {
     }
 }
 
-/// Puts the host's eth0 on the underlay.
-fn connect(host: &Host, address: &str, router: &str) -> Result<()> {
+/// What the kernels of all these tell from now on.
+fn changes(hosts: &[&Host]) -> Result<Events> {
+    let mut events = hosts.iter().map(|host| host.changes());
+    events.try_fold(Events::default(), |all, more| Ok(all.and(more?)))
+}
+
+/// Puts the host's eth0 on the underlay, and does what `more` lines of `ip` say there.
+fn connect(host: &Host, address: &str, router: &str, more: &str) -> Result<()> {
     let (name, pid) = (host.name(), host.pid());
     batch(
         Command::new("ip"),
@@ -171,37 +216,17 @@ fn connect(host: &Host, address: &str, router: &str) -> Result<()> {
              up\n"
         ),
     )?;
-    batch(
-        host.command("ip"),
-        &format!(
-            "address add {address} dev eth0\nlink set eth0 up\nroute add default via {router}\n"
-        ),
-    )
+    join_network(host, address, router, more)
 }
 
-/// A cable from the gateway's lan0 to the LAN's one host.
-fn attach_lan(gateway: &Gateway) -> Result<()> {
-    let Gateway {
-        site,
-        host,
-        lan_host,
-        ..
-    } = gateway;
-    let length = site.lan.prefix_len();
-    let (pid, inside) = (lan_host.pid(), site.gateway_on_lan());
+/// Switches a host's network on, whose eth0 has a cable. One program does all: on the kernel ground
+/// each takes 10 ms to start.
+fn join_network(host: &Host, address: &str, router: &str, more: &str) -> Result<()> {
     batch(
         host.command("ip"),
         &format!(
-            "link add lan0 type veth peer name eth0 netns {pid}\naddress add {inside}/{length} dev \
-             lan0\nlink set lan0 up\n"
-        ),
-    )?;
-    let address = site.lan_host();
-    batch(
-        lan_host.command("ip"),
-        &format!(
-            "address add {address}/{length} dev eth0\nlink set eth0 up\nroute add default via \
-             {inside}\n"
+            "link set lo up\naddress add {address} dev eth0\nlink set eth0 up\nroute add default \
+             via {router}\n{more}"
         ),
     )
 }

@@ -5,15 +5,19 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 
-use crate::wait::{patience, wait_for};
+use crate::wait::{Events, patience, wait_for};
 
 /// Runs a command to its end and gives its standard output; a failure is an error that says what it
 /// printed.
@@ -88,6 +92,18 @@ impl Daemon {
     /// Everything that was logged under this name so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until its log has a text.
+    pub fn wait_for_log(&self, text: &str, deadline: Duration) -> Result<()> {
+        let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        changes.add_watch(&self.log, AddWatchFlags::IN_MODIFY)?;
+        let changes = Events::of(vec![changes.into()], Vec::new());
+        changes.wait_for("the log has it", deadline, || {
+            let log = self.log();
+            ensure!(log.contains(text), "no {text:?} in {log}");
+            Ok(())
+        })
     }
 
     /// An error with the end of its log if it is not running any more.

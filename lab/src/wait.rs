@@ -3,18 +3,28 @@
 use std::{
     env,
     fmt::Debug,
+    os::fd::{AsFd, OwnedFd},
+    process::Child,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::read,
+};
 
 /// A number by which all deadlines are multiplied, for machines that are slow on purpose; 1 if
 /// absent.
 const PATIENCE: &str = "WATTLE_LAB_PATIENCE";
-/// Least time between two looks. A look that takes long is followed by as long a pause: it costs
-/// what is looked for its time.
+/// Least time between two looks where no event tells of a change: WireGuard tells nobody of a
+/// handshake, nor a ping that it would be answered now, nor an agent of its status. A look that
+/// takes long is followed by as long a pause: it costs what is looked for its time.
 const PACE: Duration = Duration::from_millis(20);
+/// The same where events tell when it is worth to look: for what they do not tell.
+const QUIET_PACE: Duration = Duration::from_millis(500);
 
 /// So many seconds, on a machine of usual speed.
 pub fn patience(seconds: f64) -> Duration {
@@ -30,19 +40,97 @@ pub fn patience(seconds: f64) -> Duration {
 pub fn wait_for<T>(
     what: &str,
     deadline: Duration,
-    mut condition: impl FnMut() -> Result<T>,
+    condition: impl FnMut() -> Result<T>,
 ) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        let look = Instant::now();
-        let status = match condition() {
-            Ok(value) => return Ok(value),
-            Err(status) => status,
-        };
-        if start.elapsed() >= deadline {
-            bail!("{what}: not within {deadline:?}; last: {status:#}");
+    Events::default().wait_for(what, deadline, condition)
+}
+
+/// What tells that it is worth to look again: descriptors that have something to read then.
+#[derive(Debug, Default)]
+pub struct Events {
+    sources: Vec<OwnedFd>,
+    /// Processes that write to some of them.
+    tellers: Vec<Child>,
+}
+
+impl Events {
+    /// Reading from the sources must not block.
+    pub(crate) fn of(sources: Vec<OwnedFd>, tellers: Vec<Child>) -> Self {
+        Self { sources, tellers }
+    }
+
+    /// These, and others.
+    #[must_use]
+    pub fn and(mut self, mut others: Self) -> Self {
+        self.sources.append(&mut others.sources);
+        self.tellers.append(&mut others.tellers);
+        self
+    }
+
+    /// As [`wait_for`]; an event makes it look again at once. Events from before the first look
+    /// count, too, so none is missed between two looks.
+    pub fn wait_for<T>(
+        mut self,
+        what: &str,
+        deadline: Duration,
+        mut condition: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        loop {
+            let look = Instant::now();
+            let status = match condition() {
+                Ok(value) => return Ok(value),
+                Err(status) => status,
+            };
+            let left = deadline.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                bail!("{what}: not within {deadline:?}; last: {status:#}");
+            }
+            if self.sources.is_empty() {
+                thread::sleep(look.elapsed().max(PACE));
+            } else {
+                self.pass(QUIET_PACE.min(left))?;
+            }
         }
-        thread::sleep(look.elapsed().max(PACE));
+    }
+
+    /// Waits for an event, at most so long.
+    fn pass(&mut self, time: Duration) -> Result<()> {
+        let mut all: Vec<_> = self
+            .sources
+            .iter()
+            .map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN))
+            .collect();
+        match poll(&mut all, PollTimeout::try_from(time)?) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.sources.retain(is_open);
+        Ok(())
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        for teller in &mut self.tellers {
+            // It may have ended already.
+            let _ = teller.kill();
+            let _ = teller.wait();
+        }
+    }
+}
+
+/// Reads what there is; says whether more may come.
+fn is_open(source: &OwnedFd) -> bool {
+    let mut buffer = [0; 1 << 16];
+    loop {
+        match read(source, &mut buffer) {
+            Ok(0) => return false,
+            Ok(_) | Err(Errno::EINTR) => {}
+            // The kernel says so when it had more to tell than it could keep.
+            Err(Errno::EAGAIN | Errno::ENOBUFS) => return true,
+            Err(_) => return false,
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use std::{net::IpAddr, path::Path};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use wattle_lab::{
-    Flow, Ground, Lab, patience,
+    Flow, Gateway, Ground, Lab,
+    gateway::INTERFACE,
+    patience,
     process::Daemon,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK},
     wait::same,
@@ -110,10 +112,9 @@ pub(crate) fn each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is
     let api = lab.weave()?;
     let nodes: Page<Node> = api.get("/nodes")?;
     for gateway in &lab.gateways {
-        same(
-            &gateway.allowed_ips()?,
-            &expected_peers(&nodes.items, gateway.site, &GUIDE)?,
-        )?;
+        let expected = expected_peers(&nodes.items, gateway.site, &GUIDE)?;
+        same(&gateway.allowed_ips()?, &expected)?;
+        same(&shown_by_wg(gateway)?, &expected)?;
     }
 
     let names = [
@@ -122,7 +123,7 @@ pub(crate) fn each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is
         [FRANKFURT, NEW_YORK],
     ]
     .map(|pair| pair.map(|site| site.name.to_owned()));
-    wait_for(
+    api.changes()?.wait_for(
         "every link is up, seen from both ends",
         patience(20.0),
         || {
@@ -147,7 +148,7 @@ pub(crate) fn each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is
             Ok(())
         },
     )?;
-    wait_for(
+    api.changes()?.wait_for(
         "every node says what moves its packets",
         patience(10.0),
         || {
@@ -164,6 +165,25 @@ pub(crate) fn each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is
             same(&devices, &vec![Some((ground.device(), vec![])); 3])
         },
     )
+}
+
+/// The same as [`Gateway::allowed_ips`], as `wg` has it.
+fn shown_by_wg(gateway: &Gateway) -> Result<Vec<(String, Vec<String>)>> {
+    let text = gateway
+        .host
+        .run(&format!("wg show {INTERFACE} allowed-ips"))?;
+    let mut peers: Vec<_> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            let key = words.next()?;
+            let mut prefixes: Vec<_> = words.filter(|word| word != "(none)").collect();
+            prefixes.sort();
+            Some((key, prefixes))
+        })
+        .collect();
+    peers.sort();
+    Ok(peers)
 }
 
 fn report_figure(folder: &Path, line: &str) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What only a kernel with WireGuard can show, on a machine of its own: modules come and go there,
 //! and root is real.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use wattle_lab::{
@@ -60,8 +60,8 @@ pub(crate) fn h6_a_module_that_comes_later_is_used_from_the_next_interface_on_an
         "the new interface is the kernel's, and the other end does not care",
         patience(10.0),
         || {
-            same(&devices(&lab)?, &vec!["kernel".into(), "userspace".into()])?;
-            lab.ping_all()
+            lab.ping_all()?;
+            same(&devices(&lab)?, &vec!["kernel".into(), "userspace".into()])
         },
     )
 }
@@ -80,11 +80,8 @@ pub(crate) fn h6_a_taken_port_is_named_and_the_tunnels_come_up_when_it_is_free(
     }
     let api = lab.start_coordinator()?;
     join_all(&mut lab, &api, |_| Vec::new())?;
-    wait_for("the agent says who is in its way", patience(10.0), || {
-        let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
-        ensure!(log.contains("another program has the UDP port"), "{log}");
-        Ok(())
-    })?;
+    let agent = lab.gateway_mut(DUBLIN)?.agent()?;
+    agent.wait_for_log("another program has the UDP port", patience(10.0))?;
     lab.gateway(DUBLIN)?.host.run("ip link del other")?;
     wait_for("both LANs ping", patience(10.0), || lab.ping_all())
 }
@@ -124,11 +121,13 @@ pub(crate) fn an_ordinary_user_with_cap_net_admin_alone_weaves_repairs_and_takes
         "nft delete table inet wattle".to_owned(),
     ] {
         host.run(&meddling)?;
-        wait_for("it is repaired", patience(10.0), || {
-            host.run("nft list table inet wattle")
-                .and_then(|_| lab.ping_all())
-        })
-        .with_context(|| format!("after `{meddling}`"))?;
+        let deadline = Instant::now() + patience(10.0);
+        wait_for("it is repaired", patience(10.0), || lab.ping_all())
+            .and_then(|()| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                lab.wait_for_rules(&[DUBLIN], "chain", left)
+            })
+            .with_context(|| format!("after `{meddling}`"))?;
     }
     let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
     ensure!(!log.contains("cannot"), "{log}");
@@ -159,11 +158,8 @@ pub(crate) fn h6_an_agent_that_may_not_make_interfaces_says_what_it_needs_and_go
             Vec::new()
         }
     })?;
-    wait_for("the agent says what it needs", patience(10.0), || {
-        let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
-        ensure!(log.contains("CAP_NET_ADMIN"), "{log}");
-        Ok(())
-    })?;
+    let agent = lab.gateway_mut(DUBLIN)?.agent()?;
+    agent.wait_for_log("CAP_NET_ADMIN", patience(10.0))?;
     same(
         &lab.gateway(DUBLIN)?
             .host

@@ -15,7 +15,7 @@ use nix::{
 use wattle_lab::{
     Api, Flow, Lab,
     binaries::scratch,
-    enter, patience, process,
+    coordinator, enter, patience, process,
     site::{FRANKFURT, GUIDE},
     wait::same,
     wait_for,
@@ -32,7 +32,7 @@ pub(crate) fn sites_reach_each_others_gateways_over_the_underlay_and_not_each_ot
     let lab = Lab::build(folder, &GUIDE)?;
     for (from, to) in lab.pairs() {
         from.host.ping(to.site.address)?;
-        from.host.ping("198.18.0.2")?;
+        from.host.ping(coordinator::ADDRESS)?;
         from.lan_host.ping(from.site.gateway_on_lan())?;
         ensure!(
             from.lan_host.ping(to.site.lan_host()).is_err(),

@@ -1,6 +1,12 @@
 //! Programs die; packets go on.
 
-use std::{os::unix::net::UnixDatagram, path::Path, sync::mpsc, thread};
+use std::{
+    os::unix::net::UnixDatagram,
+    path::Path,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -26,9 +32,7 @@ pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_
     dublin.kill_agent()?;
     leave_work(dublin)?;
     dublin.start_agent()?;
-    wait_for("the agent works from its disk", patience(5.0), || {
-        is_in_charge(lab.gateway(DUBLIN)?)
-    })?;
+    wait_in_charge(lab.gateway(DUBLIN)?, patience(5.0)).context("from its disk")?;
     flows[0].more(100)?;
     lab.ping_all()?;
 
@@ -46,17 +50,7 @@ pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_
         Some(&json!({ "subnets": ["10.30.0.0/24", "10.31.0.0/24"] }).to_string()),
     )?;
     ensure!(patch.status == 200, "{patch:?}");
-    wait_for("the change arrives everywhere", patience(20.0), || {
-        for site in [DUBLIN, FRANKFURT] {
-            let routes = lab.gateway(site)?.host.run("ip -4 route show")?;
-            ensure!(
-                routes.contains("10.31.0.0/24"),
-                "{} has {routes}",
-                site.name
-            );
-        }
-        Ok(())
-    })?;
+    lab.wait_for_route(&[DUBLIN, FRANKFURT], "10.31.0.0/24", patience(20.0))?;
     for (gateway, before) in lab.gateways.iter_mut().zip(snapshots) {
         let after = self::snapshots(gateway)?;
         ensure!(after == before, "{} needed a snapshot", gateway.site.name);
@@ -93,13 +87,7 @@ pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_pack
             Some(&json!({ "subnets": ["10.30.0.0/24", subnet] }).to_string()),
         )?;
         ensure!(patch.status == 200, "{patch:?}");
-        wait_for("the change arrives everywhere", patience(5.0), || {
-            for site in [DUBLIN, FRANKFURT] {
-                let routes = lab.gateway(site)?.host.run("ip -4 route show")?;
-                ensure!(routes.contains(subnet), "{} has {routes}", site.name);
-            }
-            Ok(())
-        })
+        lab.wait_for_route(&[DUBLIN, FRANKFURT], subnet, patience(5.0))
     };
 
     arrives(&lab, &apis[1], "10.31.0.0/24")
@@ -136,9 +124,10 @@ pub(crate) fn h1_a_killed_agent_leaves_its_tunnels_up(folder: &Path) -> Result<(
     for gateway in &mut lab.gateways {
         gateway.start_agent()?;
     }
-    wait_for("the agents are in charge again", patience(10.0), || {
-        lab.gateways.iter().try_for_each(is_in_charge)
-    })?;
+    let deadline = Instant::now() + patience(10.0);
+    for gateway in &lab.gateways {
+        wait_in_charge(gateway, deadline.saturating_duration_since(Instant::now()))?;
+    }
     flows[0].more(100)?;
     for flow in flows {
         flow.expect_no_loss()?;
@@ -170,9 +159,7 @@ pub(crate) fn an_agent_that_is_stopped_and_started_again_loses_no_packet(
             "the plan is {plan}"
         );
         gateway.start_agent()?;
-        wait_for("the agent is in charge again", patience(10.0), || {
-            is_in_charge(gateway)
-        })?;
+        wait_in_charge(gateway, patience(10.0))?;
         flow.more(50)?;
     }
     flow.expect_no_loss().map(drop)
@@ -200,26 +187,13 @@ pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_los
         ensure!(patch.status == 200, "{patch:?}");
         Ok(())
     };
-    let arrives = |lab: &Lab, subnet: &str| {
-        wait_for("the change arrives", patience(20.0), || {
-            let routes = lab.gateway(DUBLIN)?.host.run("ip -4 route show")?;
-            ensure!(routes.contains(subnet), "{routes}");
-            Ok(())
-        })
-    };
+    let arrives = |lab: &Lab, subnet: &str| lab.wait_for_route(&[DUBLIN], subnet, patience(20.0));
 
     // Fewer than it has open: it gets no more.
     descriptors(&lab, agent, 3)?;
     change("10.31.0.0/24")?;
-    wait_for(
-        "the agent has run out of descriptors",
-        patience(20.0),
-        || {
-            let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
-            ensure!(log.contains("Too many open files"), "{log}");
-            Ok(())
-        },
-    )?;
+    let dublin = lab.gateway_mut(DUBLIN)?.agent()?;
+    dublin.wait_for_log("Too many open files", patience(20.0))?;
     descriptors(&lab, agent, 1024)?;
     arrives(&lab, "10.31.0.0/24").context("to an agent that had no descriptors")?;
 
@@ -263,9 +237,7 @@ pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_los
     dublin.kill_agent()?;
     leave_work(dublin)?;
     dublin.start_agent()?;
-    wait_for("the agent is in charge again", patience(10.0), || {
-        is_in_charge(lab.gateway(DUBLIN)?)
-    })?;
+    wait_in_charge(lab.gateway(DUBLIN)?, patience(10.0))?;
     flow.expect_no_loss().map(drop)
 }
 
@@ -303,9 +275,7 @@ pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_o
     let dublin = lab.gateway(DUBLIN)?;
     let created: CreatedSite = api.post("/sites", &dublin.site.body())?;
     dublin.join(created.join_token.join_string.reveal())?;
-    wait_for("the agent is in charge", patience(20.0), || {
-        is_in_charge(lab.gateway(DUBLIN)?)
-    })?;
+    wait_in_charge(lab.gateway(DUBLIN)?, patience(20.0))?;
     while tells.try_recv().is_ok() {}
     same(&hears()?.as_str(), &"WATCHDOG=1")
 }
@@ -322,11 +292,15 @@ fn leave_work(gateway: &Gateway) -> Result<()> {
     gateway.host.run("nft delete table inet wattle").map(drop)
 }
 
-/// Whether an agent runs that has done what [`leave_work`] left.
-fn is_in_charge(gateway: &Gateway) -> Result<()> {
-    let status = gateway.status()?;
-    ensure!(status["agent_running"] == true, "{status}");
-    gateway.host.run("nft list table inet wattle").map(drop)
+/// Waits until an agent runs that has done what [`leave_work`] left.
+fn wait_in_charge(gateway: &Gateway, deadline: Duration) -> Result<()> {
+    let changes = gateway.host.changes()?;
+    changes.wait_for("an agent is in charge", deadline, || {
+        gateway.host.run("nft list table inet wattle")?;
+        let status = gateway.status()?;
+        ensure!(status["agent_running"] == true, "{status}");
+        Ok(())
+    })
 }
 
 /// How many snapshots the agent has taken since it began to log.

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use wattle_lab::{
     Api, Coordinator, Flow, Gateway, Lab,
+    device::TunnelPeer,
     gateway::STATE_DIR,
     patience,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK},
@@ -114,8 +115,8 @@ pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_on
     wait_for("packets pass without a key", patience(5.0), || {
         lab.ping_all()
     })?;
-    let [one, other] = ends(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?)?;
-    same(&[one.as_str(), &other], &["(none)"; 2])?;
+    let keys = ends(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?)?;
+    same(&keys, &[None, None])?;
     let flow = Flow::start(
         &lab.gateway(DUBLIN)?.lan_host,
         &lab.gateway(FRANKFURT)?.lan_host,
@@ -128,7 +129,8 @@ pub(crate) fn without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_on
     let key = || key(lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?);
     let agreed = wait_for("both ends have one key", patience(10.0), key)?;
     set_policy(&api, "require")?;
-    wait_for("both have heard of it", patience(5.0), || {
+    let changes = api.changes()?;
+    changes.wait_for("both have heard of it", patience(5.0), || {
         let nodes: Page<Node> = api.get("/nodes")?;
         let applied: BTreeSet<_> = nodes
             .items
@@ -346,39 +348,40 @@ pub(crate) fn the_session_that_is_renewed_with_another_key_loses_no_packet_even_
 fn key(one: &Gateway, other: &Gateway) -> Result<String> {
     let [key, same] = ends(one, other)?;
     ensure!(
-        key != "(none)" && key == same,
+        key == same,
         "{} and {} do not agree",
         one.site.name,
         other.site.name
     );
-    Ok(key)
+    key.with_context(|| format!("{} has no key", one.site.name))
 }
 
 /// What each end has.
-fn ends(one: &Gateway, other: &Gateway) -> Result<[String; 2]> {
-    let of = |one: &Gateway, other: &Gateway| {
-        one.by_peer("preshared-keys")?
-            .remove(&other.public_key()?)
-            .context("there is no such peer")
-    };
-    Ok([of(one, other)?, of(other, one)?])
+fn ends(one: &Gateway, other: &Gateway) -> Result<[Option<String>; 2]> {
+    Ok([
+        peer(one, other)?.preshared_key,
+        peer(other, one)?.preshared_key,
+    ])
+}
+
+/// What the device of `one` has of `other`.
+fn peer(one: &Gateway, other: &Gateway) -> Result<TunnelPeer> {
+    one.device()?
+        .peers
+        .remove(&other.public_key()?)
+        .context("there is no such peer")
 }
 
 /// Seconds since 1970 at which `one` last shook hands with `other`.
 fn handshake(one: &Gateway, other: &Gateway) -> Result<u64> {
-    let at = one
-        .by_peer("latest-handshakes")?
-        .remove(&other.public_key()?)
-        .context("there is no such peer")?;
-    Ok(at.parse()?)
+    Ok(peer(one, other)?.handshake_s)
 }
 
 /// Ends the agent with `kill -9`, and starts it again on a day on which its keys are due.
 fn renew(gateway: &mut Gateway) -> Result<()> {
     let path = format!("{STATE_DIR}/psk.json");
     let mut pairs = wait_for("no round is under way", patience(10.0), || {
-        let pairs: Map<String, Value> =
-            serde_json::from_str(&gateway.host.run(&format!("cat {path}"))?)?;
+        let pairs: Map<String, Value> = serde_json::from_str(&gateway.host.read(&path)?)?;
         ensure!(
             pairs
                 .values()

@@ -1,6 +1,6 @@
 //! Strangers meddle; the agent keeps what is its own in order and leaves the rest alone.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -9,7 +9,7 @@ use wattle_lab::{
     gateway::{INTERFACE, STATE_DIR},
     patience,
     process::Daemon,
-    site::{DUBLIN, FRANKFURT, GUIDE},
+    site::{DUBLIN, FRANKFURT, GUIDE, PORT},
     wait::same,
     wait_for,
 };
@@ -61,17 +61,15 @@ pub(crate) fn h4_a_deleted_interface_and_what_a_stranger_set_are_repaired_within
     ];
     for meddling in meddling {
         dublin.host.run(&meddling)?;
+        let deadline = Instant::now() + patience(10.0);
         wait_for("it is repaired", patience(10.0), || {
             same(&dublin.allowed_ips()?, &peers)?;
-            same(
-                &dublin
-                    .host
-                    .run(&format!("wg show {INTERFACE} listen-port"))?
-                    .trim(),
-                &"51820",
-            )?;
-            dublin.host.run("nft list table inet wattle")?;
+            same(&dublin.device()?.listen_port, &PORT)?;
             lab.ping_all()
+        })
+        .and_then(|()| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            lab.wait_for_rules(&[DUBLIN], "chain", left)
         })
         .with_context(|| format!("after `{meddling}`"))?;
     }
@@ -163,17 +161,12 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
             Some(&json!({ "subnets": [FRANKFURT.lan, lan] }).to_string()),
         )?;
         ensure!(patch.status == 200, "{patch:?}");
-        let host = &lab.gateway(DUBLIN)?.host;
-        wait_for("the change is carried out", patience(10.0), || {
-            let routes = host.run("ip -4 route show")?;
-            ensure!(routes.contains(&lan), "{routes}");
-            Ok(())
-        })
+        lab.wait_for_route(&[DUBLIN], &lan, patience(10.0))
     };
 
     let host = &lab.gateway(DUBLIN)?.host;
-    let kept = host.run(&format!("cat {STATE_DIR}/node.json"))?;
-    let view = |host: &Host| host.run(&format!("cat {STATE_DIR}/view.json"));
+    let kept = host.read(&format!("{STATE_DIR}/node.json"))?;
+    let view = |host: &Host| host.read(&format!("{STATE_DIR}/view.json"));
     // The view before the last one would make room for the next. What else takes the place of
     // another does so, too, and is filled up.
     host.run(&format!("rm -f {STATE_DIR}/view.json.previous"))?;
@@ -206,7 +199,7 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
         ensure!(view != before, "{view}");
         Ok(())
     })?;
-    same(&host.run(&format!("cat {STATE_DIR}/node.json"))?, &kept)?;
+    same(&host.read(&format!("{STATE_DIR}/node.json"))?, &kept)?;
 
     // A damaged view gives way to the one before it, pins and all; a key that is open to others is
     // private again.
@@ -260,15 +253,8 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     follows(&lab).context("with the files gone")?;
     lab.gateway_mut(DUBLIN)?.kill_agent()?;
     lab.gateway_mut(DUBLIN)?.start_agent()?;
-    wait_for(
-        "the agent waits to be told who it is",
-        patience(5.0),
-        || {
-            let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
-            ensure!(log.contains("this machine is not a node yet"), "{log}");
-            Ok(())
-        },
-    )?;
+    let agent = lab.gateway_mut(DUBLIN)?.agent()?;
+    agent.wait_for_log("this machine is not a node yet", patience(5.0))?;
     same(&lab.gateway(DUBLIN)?.public_key()?, &key)?;
     flow.more(20)?;
     flow.expect_no_loss().map(drop)

@@ -189,7 +189,7 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
 ) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
-    let peers = lab.gateway(DUBLIN)?.by_peer("endpoints")?;
+    let peers = lab.gateway(DUBLIN)?.device()?.peers;
     let is = |state: &str, fault: Option<&str>| {
         let link: Value = api.get("/links/dublin/frankfurt")?;
         same(
@@ -198,37 +198,39 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
         )?;
         Ok(link)
     };
-    let link = wait_for("both ends probe the link", patience(20.0), || {
-        let link = is("up", None)?;
-        let measured = link["ends"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|end| end["round_trip_ms"].is_number())
-            .count();
-        same(&measured, &2)?;
-        Ok(link)
-    })?;
+    let link = api
+        .changes()?
+        .wait_for("both ends probe the link", patience(20.0), || {
+            let link = is("up", None)?;
+            let measured = link["ends"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|end| end["round_trip_ms"].is_number())
+                .count();
+            same(&measured, &2)?;
+            Ok(link)
+        })?;
     same(&link["ends"][0]["mtu"], &json!(1420))?;
 
     cut(&lab, DUBLIN, FRANKFURT)?;
-    wait_for("the link is down", patience(5.0), || is("down", None))?;
-    same(
-        &lab.gateway(DUBLIN)?.by_peer("endpoints")?.len(),
-        &peers.len(),
-    )?;
+    api.changes()?
+        .wait_for("the link is down", patience(5.0), || is("down", None))?;
+    same(&lab.gateway(DUBLIN)?.device()?.peers.len(), &peers.len())?;
     let third: Value = api.get("/links/dublin/new-york")?;
     same(&third["state"], &json!("up"))?;
 
     // What Dublin sends arrives nowhere; it hears Frankfurt.
     lab.gateway(DUBLIN)?.host.run("nft delete table inet cut")?;
-    wait_for("the link works one way", patience(20.0), || {
-        is("degraded", Some("asymmetric"))
-    })?;
+    api.changes()?
+        .wait_for("the link works one way", patience(20.0), || {
+            is("degraded", Some("asymmetric"))
+        })?;
     lab.gateway(FRANKFURT)?
         .host
         .run("nft delete table inet cut")?;
-    wait_for("the link is up again", patience(30.0), || is("up", None))?;
+    api.changes()?
+        .wait_for("the link is up again", patience(30.0), || is("up", None))?;
     wait_for("the history tells of it", patience(10.0), || {
         let history: Value = api.get("/links/dublin/frankfurt/history")?;
         let states: Vec<_> = items(&history)
@@ -242,7 +244,7 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
     lab.gateway_mut(FRANKFURT)?.kill_agent()?;
     let dublin = lab.gateway(DUBLIN)?;
     let refused = || -> Result<u64> {
-        let text = dublin.host.run("cat /proc/net/snmp")?;
+        let text = dublin.host.proc_net("snmp")?;
         let mut lines = text
             .lines()
             .filter(|line| line.starts_with("Icmp:"))

@@ -70,10 +70,11 @@ pub(crate) fn a_site_with_a_file_reaches_all_and_gets_through_with_the_old_file_
     };
     let second: String = second.lines().map(with_key).collect();
     let is_in_turn = |gateway: &Gateway| {
-        let psk = gateway
-            .by_peer("preshared-keys")?
+        let mut peers = gateway.device()?.peers;
+        let peer = peers
             .remove(&router.public_key()?)
             .context("there is no such peer")?;
+        let psk = peer.preshared_key.context("it has no preshared key")?;
         ensure!(
             values(&second, "PresharedKey").contains(&psk),
             "it still has the turn of the old key"
@@ -106,7 +107,7 @@ pub(crate) fn a_site_with_a_file_reaches_all_and_gets_through_with_the_old_file_
     for site in [DUBLIN, FRANKFURT] {
         wait_for("the peer is gone", patience(5.0), || {
             ensure!(
-                !lab.gateway(site)?.by_peer("endpoints")?.contains_key(&gone),
+                !lab.gateway(site)?.device()?.peers.contains_key(&gone),
                 "{} still has it",
                 site.name
             );
@@ -185,7 +186,7 @@ fn what_is_said_of_it(lab: &Lab, key: &str) -> Result<()> {
         peer["name"] == "new-york" && peer["preshared_key"] == true && peer["state"] == "up",
         "{status}"
     );
-    ensure!(dublin.by_peer("endpoints")?.contains_key(key), "{status}");
+    ensure!(dublin.device()?.peers.contains_key(key), "{status}");
     dublin.agent_says(&["verify"])?;
     let before = dublin.public_key()?;
     let refused = dublin.try_agent(&["rotate"])?;
