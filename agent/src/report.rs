@@ -66,19 +66,22 @@ impl Reporter {
         self.on_its_way.is_some()
     }
 
-    /// The whole account of this node; `None` while it has no interface.
+    /// The whole account of this node. Without an interface all its links are down; where the host
+    /// cannot be observed, nothing is said of them.
     pub(crate) fn account(
         &self,
         known: &Known,
-        observed: &Observed,
+        observed: Option<&Observed>,
         probes: &BTreeMap<NodeId, ProbeReport>,
         psks: &Exchange,
         problems: impl Iterator<Item = String>,
-    ) -> Option<Report> {
-        let link = observed.link.as_ref()?;
+    ) -> Report {
+        let link = observed.and_then(|observed| observed.link.as_ref());
+        let peers = observed.map(|_| known.peers.values());
         let none = ObservedPeer::default();
-        let links = known.peers.values().map(|known @ KnownPeer { peer, .. }| {
-            let found = known.entry(link).unwrap_or(&none);
+        let links = peers.into_iter().flatten().map(|known| {
+            let KnownPeer { peer, .. } = known;
+            let found = link.and_then(|link| known.entry(link)).unwrap_or(&none);
             LinkReport {
                 peer: peer.node,
                 handshake_age_s: found.handshake_age_s,
@@ -90,15 +93,17 @@ impl Reporter {
                 probe: probes.get(&peer.node).copied(),
             }
         });
-        Some(Report {
+        Report {
             applied: known.position,
-            device: link.device,
-            mtu: Some(link.mtu),
+            device: link.map(|link| link.device),
+            mtu: link.map(|link| link.mtu),
             links: links.collect(),
             problems: fit_problems(problems),
-            armed: armed(known, link, psks),
+            armed: link
+                .map(|link| armed(known, link, psks))
+                .unwrap_or_default(),
             start: self.start,
-        })
+        }
     }
 
     /// Sends what of an account is due at `now`, if anything, without waiting for it. `now` is of a

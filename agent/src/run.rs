@@ -595,20 +595,14 @@ impl Agent {
 
     /// Sends the report that is due, if any, without waiting for it.
     fn tell(&mut self) {
-        let (false, Some(known), Some(observed)) = (
-            self.reporter.is_busy(),
-            self.replica.known(),
-            &self.outcome.observed,
-        ) else {
+        let (false, Some(known)) = (self.reporter.is_busy(), self.replica.known()) else {
             return;
         };
+        let observed = self.outcome.observed.as_ref();
         let (probes, psks) = (self.prober.reports(), self.correspondence.exchange());
-        let Some(full) =
-            self.reporter
-                .account(known, observed, &probes, psks, self.problems(known))
-        else {
-            return;
-        };
+        let full = self
+            .reporter
+            .account(known, observed, &probes, psks, self.problems(known));
         self.reporter.go(
             full,
             self.started.elapsed(),

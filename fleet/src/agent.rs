@@ -437,7 +437,7 @@ impl Agent {
     ) -> anyhow::Result<()> {
         let report = serde_json::to_vec(&Report {
             applied,
-            device: DeviceKind::Userspace,
+            device: Some(DeviceKind::Userspace),
             mtu: None,
             links,
             problems: Vec::new(),

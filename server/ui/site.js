@@ -97,7 +97,7 @@ function gatewayTable(mesh, nodes) {
       h("th", { scope: "row" }, node.name),
       h("td", {}, node.state, node.unmanaged ? h("span", { class: "faint" }, ", no agent") : null, node.rotation ? h("span", { class: "faint" }, `, new key ${node.rotation.phase}`) : null, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
       h("td", { class: "mono" }, node.tunnel_address),
-      h("td", {}, report ? (report.device === "kernel" ? "kernel" : "userspace") : "–"),
+      h("td", {}, report ? (report.device ?? "no interface") : "–"),
       h("td", {}, node.unmanaged ? fileState(node.unmanaged) : report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),
       h("td", {}, node.unmanaged ? "–" : since(report?.at)),
       h("td", {}, node.agent_version ?? "none"),

@@ -379,7 +379,8 @@ pub enum RotationPhase {
 pub struct NodeReport {
     pub at: DateTime<Utc>,
     pub applied: Position,
-    pub device: DeviceKind,
+    /// Null while it has no WireGuard interface of its own.
+    pub device: Option<DeviceKind>,
     /// MTU of its interface, in bytes; null when it did not say.
     pub mtu: Option<u32>,
     pub problems: Vec<String>,

@@ -18,7 +18,9 @@ pub const SUMMARY_S: u64 = 60;
 pub struct Report {
     /// The position of the view that the host carries out now.
     pub applied: Position,
-    pub device: DeviceKind,
+    /// Absent while the node has no WireGuard interface of its own; `problems` says why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceKind>,
     /// MTU of the interface in bytes; absent means unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,

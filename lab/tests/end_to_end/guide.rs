@@ -162,7 +162,7 @@ pub(crate) fn each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is
                         .map(|report| (report.device, report.problems.clone()))
                 })
                 .collect();
-            same(&devices, &vec![Some((ground.device(), vec![])); 3])
+            same(&devices, &vec![Some((Some(ground.device()), vec![])); 3])
         },
     )
 }

@@ -19,6 +19,57 @@ use wattle_wire::{
 /// An id that nothing has.
 const UNKNOWN: &str = "01890000-0000-7000-8000-000000000001";
 
+pub(crate) fn t5_a_join_string_is_compared_with_what_the_machine_is(folder: &Path) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
+    let api = lab.start_coordinator()?;
+    let dublin: CreatedSite = api.post("/sites", &DUBLIN.body())?;
+    let frankfurt: CreatedSite = api.post("/sites", &FRANKFURT.body())?;
+    let (own, other) = (
+        dublin.join_token.join_string.reveal(),
+        frankfurt.join_token.join_string.reveal(),
+    );
+    let mut foreign: JoinString = own.parse()?;
+    foreign.mesh = UNKNOWN.parse()?;
+    let foreign = foreign.to_string();
+    lab.gateway(DUBLIN)?.join(own)?;
+    // Before the agent runs, and beside it.
+    for runs in [false, true] {
+        if runs {
+            lab.gateway_mut(DUBLIN)?.start_agent()?;
+        }
+        let gateway = lab.gateway(DUBLIN)?;
+        let said = gateway.join(own)?;
+        ensure!(
+            said.contains("node dublin of site dublin already"),
+            "{said}"
+        );
+        let another: CreatedJoinToken = api.post("/sites/dublin/join-tokens", &json!({}))?;
+        gateway.join(another.join_string.reveal())?;
+        refused(gateway, other, "for another site")?;
+        refused(gateway, &foreign, "of another mesh")?;
+    }
+    api.delete("/nodes/dublin")?;
+    let again: CreatedJoinToken = api.post("/sites/dublin/join-tokens", &json!({}))?;
+    let again = again.join_string.reveal();
+    refused(lab.gateway(DUBLIN)?, again, "was removed from the mesh")?;
+    refused(lab.gateway(DUBLIN)?, own, "was removed from the mesh")?;
+    lab.gateway_mut(DUBLIN)?.stop_agent()?;
+    lab.gateway(DUBLIN)?
+        .agent_says(&["join", "--replace", again])?;
+    let said = lab.gateway(DUBLIN)?.join(own)?;
+    ensure!(
+        said.contains("node dublin of site dublin already"),
+        "{said}"
+    );
+    // Nobody can say whether it still is one.
+    lab.coordinator.kill()?;
+    refused(
+        lab.gateway(DUBLIN)?,
+        own,
+        "cannot tell whether it is one still",
+    )
+}
+
 pub(crate) fn join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing(
     folder: &Path,
 ) -> Result<()> {

@@ -127,6 +127,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     rotation::handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up,
     input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
     input::c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is,
+    input::t5_a_join_string_is_compared_with_what_the_machine_is,
     input::a_bad_request_gets_a_problem_that_says_why_and_changes_nothing,
 ];
 

@@ -147,7 +147,7 @@ mod tests {
                 epoch: 1,
                 revision: 1,
             },
-            device: DeviceKind::Kernel,
+            device: Some(DeviceKind::Kernel),
             mtu: None,
             links: (1..).zip(ages).map(link).collect(),
             problems: vec![],

@@ -347,7 +347,7 @@ mod tests {
             let applied = "1.1".parse().unwrap();
             let report = Report {
                 applied,
-                device: DeviceKind::Kernel,
+                device: Some(DeviceKind::Kernel),
                 mtu: None,
                 links: vec![],
                 problems: vec![],
