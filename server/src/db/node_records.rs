@@ -20,8 +20,8 @@ use super::site_records::{endpoint, v4};
 use crate::error::{Error, Result};
 
 struct NodeRow {
-    id: Uuid,
-    site: Uuid,
+    id: NodeId,
+    site: SiteId,
     name: String,
     state: String,
     tunnel_address: IpNet,
@@ -141,8 +141,8 @@ impl TryFrom<NodeRow> for NodeRecord {
             tries: row.endpoint_tries.unsigned_abs(),
         });
         Ok(Self {
-            id: NodeId(row.id),
-            site: SiteId(row.site),
+            id: row.id,
+            site: row.site,
             name: row.name.parse().map_err(|_| invalid())?,
             state: match row.state.as_str() {
                 "active" => NodeState::Active,

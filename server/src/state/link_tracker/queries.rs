@@ -216,8 +216,8 @@ pub async fn heard(connection: &mut PgConnection, pairs: &[(NodeId, NodeId)]) ->
 }
 
 struct LinkRow {
-    a: Uuid,
-    b: Uuid,
+    a: NodeId,
+    b: NodeId,
     a_state: Option<String>,
     a_probed: bool,
     a_ever: bool,
@@ -233,7 +233,7 @@ struct LinkRow {
 
 impl LinkRow {
     fn pair(&self) -> (NodeId, NodeId) {
-        (NodeId(self.a), NodeId(self.b))
+        (self.a, self.b)
     }
 
     fn record(self) -> Result<LinkRecord> {

@@ -99,7 +99,8 @@ pub(super) async fn enqueue(connection: &mut PgConnection, body: &str) -> Result
 /// The message that has waited the longest of those that are due. It is due again after twenty
 /// seconds, twice that after each attempt, in case nothing comes of this one.
 pub(super) async fn lease(connection: &mut PgConnection) -> Result<Option<Delivery>> {
-    let row = sqlx::query!(
+    let delivery = sqlx::query_as!(
+        Delivery,
         "WITH due AS (
              SELECT id FROM webhook_deliveries WHERE next_at <= now() ORDER BY next_at LIMIT 1 FOR \
              UPDATE SKIP LOCKED)
@@ -109,14 +110,7 @@ pub(super) async fn lease(connection: &mut PgConnection) -> Result<Option<Delive
          FROM due, webhooks WHERE delivery.id = due.id AND webhooks.id = delivery.webhook
          RETURNING delivery.id, webhook, url, body, attempts"
     );
-    let row = row.fetch_optional(connection).await?;
-    Ok(row.map(|row| Delivery {
-        id: row.id,
-        webhook: WebhookId(row.webhook),
-        url: row.url,
-        body: row.body,
-        attempts: row.attempts,
-    }))
+    Ok(delivery.fetch_optional(connection).await?)
 }
 
 /// The message needs no more attempts.
