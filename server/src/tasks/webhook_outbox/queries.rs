@@ -43,17 +43,19 @@ pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
                WHERE (SELECT max(at) < now() - interval '5 seconds' OR min(at) < now() - interval '30 seconds' FROM webhook_news)
                FOR UPDATE SKIP LOCKED),
            taken AS (DELETE FROM webhook_news USING due WHERE webhook_news.number = due.number RETURNING webhook_news.*)
-           SELECT a AS "a!", b, before, after AS "after!", name FROM taken ORDER BY number"#
+           SELECT a AS "a!", b, before, after AS "after!", name,
+                  CASE WHEN name IS NOT NULL THEN after END AS "change: NodeChange"
+           FROM taken ORDER BY number"#
     );
     let mut news = News::default();
     for row in rows.fetch_all(connection).await? {
-        match (row.name, row.b, row.before) {
-            (Some(name), ..) => news.nodes.push(NodeMove {
+        match (row.name.zip(row.change), row.b, row.before) {
+            (Some((name, change)), ..) => news.nodes.push(NodeMove {
                 node: NodeId(row.a),
                 name: name.parse().map_err(|_| {
                     Error::Internal("the name of a node in the database is not valid")
                 })?,
-                change: node_change(&row.after)?,
+                change,
             }),
             (None, Some(b), Some(before)) => {
                 news.links.push(LinkMove {
@@ -136,15 +138,6 @@ pub async fn attempted(
     .execute(connection)
     .await?;
     Ok(())
-}
-
-fn node_change(name: &str) -> Result<NodeChange> {
-    let found = NodeChange::ALL
-        .into_iter()
-        .find(|change| change.name() == name);
-    found.ok_or(Error::Internal(
-        "what became of a node in the database is not valid",
-    ))
 }
 
 fn state(name: &str) -> Result<LinkState> {
