@@ -5,6 +5,8 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
+use anstyle::AnsiColor;
+
 /// Prints a line on standard output. A reader that has gone away is no error: `wattle-agent status
 /// | head` is fine.
 pub(crate) fn line(text: impl Display) {
@@ -33,29 +35,29 @@ pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 
 /// A text in green on a terminal, as it is elsewhere.
 pub(crate) fn green(text: &str) -> String {
-    coloured(32, text)
+    coloured(AnsiColor::Green, text)
 }
 
 /// A text in yellow on a terminal, as it is elsewhere.
 pub(crate) fn yellow(text: &str) -> String {
-    coloured(33, text)
+    coloured(AnsiColor::Yellow, text)
 }
 
 /// A text in red on a terminal, as it is elsewhere.
 pub(crate) fn red(text: &str) -> String {
-    coloured(31, text)
+    coloured(AnsiColor::Red, text)
 }
 
-/// By the colours that ECMA-48 numbers. Who sets `NO_COLOR` wants none: no-color.org.
-fn coloured(number: u8, text: &str) -> String {
+fn coloured(colour: AnsiColor, text: &str) -> String {
     if has_colour() {
-        format!("\u{1b}[{number}m{text}\u{1b}[0m")
+        let style = colour.on_default();
+        format!("{style}{text}{style:#}")
     } else {
         text.to_owned()
     }
 }
 
-/// Whether colours are wanted on standard output.
+/// Whether colours are wanted on standard output. Who sets `NO_COLOR` wants none: no-color.org.
 pub(crate) fn has_colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -1,5 +1,6 @@
 //! Pins of certificate authorities as people read and write them.
 
+use hex::FromHex;
 use wattle_wire::key::Bytes32;
 
 /// A pin as `openssl x509 -fingerprint -sha256` prints it.
@@ -9,16 +10,10 @@ pub fn fingerprint(pin: Bytes32) -> String {
 
 /// Reads what [`fingerprint`] prints.
 pub fn parse_fingerprint(text: &str) -> Result<Bytes32, String> {
-    let bytes: Option<Vec<u8>> = text
-        .split(':')
-        .map(|byte| {
-            u8::from_str_radix(byte, 16)
-                .ok()
-                .filter(|_| byte.len() == 2)
-        })
-        .collect();
-    let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let bytes: Result<Vec<_>, _> = text.split(':').map(<[u8; 1]>::from_hex).collect();
     bytes
+        .ok()
+        .and_then(|bytes| <[u8; 32]>::try_from(bytes.concat()).ok())
         .map(Bytes32::from)
         .ok_or_else(|| "this is not a fingerprint as `wattle-server ca list` prints it".to_owned())
 }

@@ -72,6 +72,7 @@ pub struct WireguardKey([u8; 32]);
 /// An Ed25519 public key: who a node is. Whether it verifies anything is found out when it does.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = String)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::Type), sqlx(transparent))]
 pub struct IdentityKey([u8; 32]);
 
 /// An Ed25519 public key: an operator who says who may be in the mesh. Its private half is on no
@@ -83,11 +84,13 @@ pub struct OperatorKey([u8; 32]);
 /// A number that is used once, or a digest: 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
 #[schema(value_type = String)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::Type), sqlx(transparent))]
 pub struct Bytes32([u8; 32]);
 
 /// An Ed25519 signature.
 #[derive(Clone, Copy, PartialEq, Eq, ToSchema)]
 #[schema(value_type = String)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::Type), sqlx(transparent))]
 pub struct Signature([u8; 64]);
 
 /// An ML-KEM-768 encapsulation key (FIPS 203, section 8). Whether it is one is found out when it is
@@ -102,6 +105,7 @@ pub struct KemCiphertext(Box<[u8; 1088]>);
 /// A preshared key that only the holder of one WireGuard key can read: see `mesh::psk::given`.
 #[derive(Clone, Copy, PartialEq, Eq, ToSchema)]
 #[schema(value_type = String)]
+#[cfg_attr(feature = "sqlx", derive(sqlx::Type), sqlx(transparent))]
 pub struct SealedPsk([u8; 80]);
 
 bytes_as_base64!(WireguardKey, 32);

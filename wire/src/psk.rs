@@ -118,6 +118,11 @@ pub struct GivenPsk {
 /// Whether packets may pass between two nodes that have not agreed on a preshared key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(
+    feature = "sqlx",
+    derive(sqlx::Type),
+    sqlx(type_name = "text", rename_all = "snake_case")
+)]
 pub enum PskPolicy {
     /// None passes. A new mesh has this.
     Require,

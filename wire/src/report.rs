@@ -95,6 +95,11 @@ pub struct ProbeReport {
 /// A link as one of its ends finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(
+    feature = "sqlx",
+    derive(sqlx::Type),
+    sqlx(type_name = "text", rename_all = "snake_case")
+)]
 pub enum EndState {
     Up,
     /// It works, and probes are lost.
@@ -107,19 +112,6 @@ pub enum EndState {
 }
 
 impl EndState {
-    pub const ALL: [Self; 5] = [Self::Up, Self::Lossy, Self::Slow, Self::OneWay, Self::Down];
-
-    /// As in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Lossy => "lossy",
-            Self::Slow => "slow",
-            Self::OneWay => "one_way",
-            Self::Down => "down",
-        }
-    }
-
     /// Whether packets get there and back.
     pub fn works(self) -> bool {
         match self {

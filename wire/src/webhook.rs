@@ -101,6 +101,11 @@ pub struct AlertNode {
 /// What became of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(
+    feature = "sqlx",
+    derive(sqlx::Type),
+    sqlx(type_name = "text", rename_all = "snake_case")
+)]
 pub enum NodeChange {
     Joined,
     /// By itself or with its site.
@@ -113,14 +118,4 @@ pub enum NodeChange {
 
 impl NodeChange {
     pub const ALL: [Self; 4] = [Self::Joined, Self::Revoked, Self::Silent, Self::Back];
-
-    /// As in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Joined => "joined",
-            Self::Revoked => "revoked",
-            Self::Silent => "silent",
-            Self::Back => "back",
-        }
-    }
 }

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -247,10 +247,10 @@ fn request(what: &Write<'_>) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::from("set=1\n"));
     // Writing to a string cannot fail.
     let _ = match what {
-        Write::PrivateKey(key) => writeln!(text, "private_key={}", *hex(key)),
+        Write::PrivateKey(key) => writeln!(text, "private_key={}", *to_hex(key)),
         Write::ListenPort(port) => writeln!(text, "listen_port={port}"),
         Write::Peers(peers) => peers.iter().try_for_each(|(key, change)| {
-            writeln!(text, "public_key={}", *hex(key.as_bytes()))?;
+            writeln!(text, "public_key={}", *to_hex(key.as_bytes()))?;
             match change {
                 Some(change) => peer_lines(&mut text, change),
                 None => writeln!(text, "remove=true"),
@@ -263,7 +263,7 @@ fn request(what: &Write<'_>) -> Zeroizing<String> {
 
 fn peer_lines(text: &mut String, change: &PeerChange) -> fmt::Result {
     if let Some(psk) = &change.psk {
-        writeln!(text, "preshared_key={}", *hex(psk.reveal()))?;
+        writeln!(text, "preshared_key={}", *to_hex(psk.reveal()))?;
     }
     if let Some(endpoint) = change.endpoint {
         writeln!(text, "endpoint={endpoint}")?;
@@ -292,7 +292,7 @@ fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
     for line in text.lines().filter(|line| !line.is_empty()) {
         let (name, value) = line.split_once('=').context("a line without =")?;
         if name == "public_key" {
-            current = unhex(value)?
+            current = from_hex(value)?
                 .as_slice()
                 .try_into()
                 .ok()
@@ -305,12 +305,12 @@ fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
         let peer = current.as_ref().and_then(|key| dump.peers.get_mut(key));
         match (name, peer) {
             ("private_key", _) => {
-                dump.public_key = super::device_state::public_half(&*unhex(value)?)
+                dump.public_key = super::device_state::public_half(&*from_hex(value)?)
             }
             ("listen_port", _) => dump.listen_port = value.parse()?,
             ("errno", _) if value != "0" => bail!("error number {value}"),
             ("preshared_key", Some(peer)) => {
-                peer.psk = Some(unhex(value)?)
+                peer.psk = Some(from_hex(value)?)
                     .filter(|psk| **psk != [0; 32])
                     .map(|psk| Psk::new(*psk))
             }
@@ -329,22 +329,15 @@ fn parse_dump(text: &str, now_s: u64) -> anyhow::Result<Dump> {
     Ok(dump)
 }
 
-fn hex(bytes: &[u8; 32]) -> Zeroizing<String> {
-    let mut text = Zeroizing::new(String::with_capacity(64));
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+fn to_hex(bytes: &[u8; 32]) -> Zeroizing<String> {
+    Zeroizing::new(hex::encode(bytes))
 }
 
-fn unhex(text: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
+/// The error of `hex` would say which character is wrong, and it may be one of a private key.
+fn from_hex(text: &str) -> anyhow::Result<Zeroizing<[u8; 32]>> {
     let mut bytes = Zeroizing::new([0; 32]);
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        bail!("a key that is not 64 hexadecimal digits");
-    }
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits)?, 16)?;
-    }
+    hex::decode_to_slice(text, &mut *bytes)
+        .map_err(|_| anyhow!("a key that is not 64 hexadecimal digits"))?;
     Ok(bytes)
 }
 
@@ -358,7 +351,11 @@ mod tests {
     const LOW_ORDER: &str = "0100000000000000000000000000000000000000000000000000000000000000";
 
     fn key() -> wattle_wire::key::WireguardKey {
-        unhex(KEY).map(|bytes| *bytes).unwrap().try_into().unwrap()
+        from_hex(KEY)
+            .map(|bytes| *bytes)
+            .unwrap()
+            .try_into()
+            .unwrap()
     }
 
     #[test]
@@ -430,7 +427,7 @@ mod tests {
             endpoint: Some("[fd00::1]:7".parse().unwrap()),
             keepalive_s: 25,
             allowed_ips: ["10.2.0.0/24".parse().unwrap()].into(),
-            psk: Some(Psk::new(*unhex(KEY).unwrap())),
+            psk: Some(Psk::new(*from_hex(KEY).unwrap())),
             handshake_age_s: Some(10),
             received_bytes: 1,
             sent_bytes: 2,

@@ -20,21 +20,21 @@ use super::site_records::{endpoint, v4};
 use crate::error::{Error, Result};
 
 struct NodeRow {
-    id: Uuid,
-    site: Uuid,
+    id: NodeId,
+    site: SiteId,
     name: String,
     state: String,
     tunnel_address: IpNet,
-    identity_key: Vec<u8>,
+    identity_key: IdentityKey,
     wireguard_key: Vec<u8>,
     statement: String,
-    statement_signature: Vec<u8>,
+    statement_signature: Signature,
     announced: Option<String>,
-    announced_signature: Option<Vec<u8>>,
+    announced_signature: Option<Signature>,
     announced_at: Option<DateTime<Utc>>,
     rotate_since: Option<DateTime<Utc>>,
     admission: Option<String>,
-    admission_signature: Option<Vec<u8>>,
+    admission_signature: Option<Signature>,
     endpoint_address: Option<IpNet>,
     endpoint_port: Option<i32>,
     endpoint_verified: bool,
@@ -43,7 +43,7 @@ struct NodeRow {
     endpoint_tries: i32,
     agent_version: Option<String>,
     file_made_at: Option<DateTime<Utc>>,
-    file_digest: Option<Vec<u8>>,
+    file_digest: Option<Bytes32>,
     generation: i32,
     enrolled_at: DateTime<Utc>,
 }
@@ -78,12 +78,18 @@ async fn select(
 ) -> Result<Vec<NodeRecord>> {
     let rows = sqlx::query_as!(
         NodeRow,
-        r#"SELECT id, nodes.site AS "site!", name, state, tunnel_addresses.address AS tunnel_address, identity_key, wireguard_key, statement,
-                  statement_signature, announced, announced_signature, announced_at, rotate_since, admission, admission_signature,
-                  endpoint_address, endpoint_port, endpoint_verified, endpoint_tried_by, endpoint_tried_at, endpoint_tries, agent_version, file_made_at, file_digest,
-                  generation, enrolled_at
+        r#"SELECT id, nodes.site AS "site!", name, state,
+                  tunnel_addresses.address AS tunnel_address,
+                  identity_key AS "identity_key: IdentityKey", wireguard_key, statement,
+                  statement_signature AS "statement_signature: Signature", announced,
+                  announced_signature AS "announced_signature: Signature", announced_at,
+                  rotate_since, admission, admission_signature AS "admission_signature: Signature",
+                  endpoint_address, endpoint_port, endpoint_verified, endpoint_tried_by,
+                  endpoint_tried_at, endpoint_tries, agent_version, file_made_at,
+                  file_digest AS "file_digest: Bytes32", generation, enrolled_at
            FROM nodes JOIN tunnel_addresses ON tunnel_addresses.node = nodes.id
-           WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1) AND ($2::uuid IS NULL OR nodes.site = $2)"#,
+           WHERE state <> 'revoked' AND ($1::uuid IS NULL OR id = $1)
+             AND ($2::uuid IS NULL OR nodes.site = $2)"#,
         node.map(|node| node.0),
         site.map(|site| site.0)
     );
@@ -99,50 +105,27 @@ impl TryFrom<NodeRow> for NodeRecord {
 
     fn try_from(row: NodeRow) -> Result<Self> {
         let invalid = || Error::Internal("a node in the database is not valid");
-        let identity_key: [u8; 32] = row.identity_key.try_into().map_err(|_| invalid())?;
         let wireguard_key: [u8; 32] = row.wireguard_key.try_into().map_err(|_| invalid())?;
-        let signed = |statement, signature: Vec<u8>| {
-            let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
-            Ok::<_, Error>(SignedStatement {
-                statement,
-                signature: Signature::from(signature),
-            })
-        };
-        let admission = match (row.admission, row.admission_signature) {
-            (Some(admission), Some(signature)) => {
-                let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
-                Some(SignedAdmission {
-                    admission,
-                    signature: Signature::from(signature),
-                })
-            }
-            _ => None,
-        };
+        let admission = row.admission.zip(row.admission_signature);
         let announced = match (row.announced, row.announced_signature, row.announced_at) {
             (Some(statement), Some(signature), Some(at)) => Some(Announced {
-                statement: signed(statement, signature)?,
+                statement: SignedStatement {
+                    statement,
+                    signature,
+                },
                 at,
             }),
             _ => None,
         };
-        let unmanaged = match (row.file_made_at, row.file_digest) {
-            (Some(file_made_at), Some(digest)) => {
-                let digest: [u8; 32] = digest.try_into().map_err(|_| invalid())?;
-                Some(Unmanaged {
-                    file_made_at,
-                    file_digest: Bytes32::from(digest),
-                })
-            }
-            _ => None,
-        };
+        let unmanaged = row.file_made_at.zip(row.file_digest);
         let trial = (!row.endpoint_verified).then(|| Trial {
             by: row.endpoint_tried_by.map(NodeId),
             since: row.endpoint_tried_at,
             tries: row.endpoint_tries.unsigned_abs(),
         });
         Ok(Self {
-            id: NodeId(row.id),
-            site: SiteId(row.site),
+            id: row.id,
+            site: row.site,
             name: row.name.parse().map_err(|_| invalid())?,
             state: match row.state.as_str() {
                 "active" => NodeState::Active,
@@ -150,16 +133,25 @@ impl TryFrom<NodeRow> for NodeRecord {
                 _ => return Err(invalid()),
             },
             tunnel_address: v4(row.tunnel_address)?,
-            identity_key: IdentityKey::from(identity_key),
+            identity_key: row.identity_key,
             wireguard_key: WireguardKey::try_from(wireguard_key).map_err(|_| invalid())?,
-            statement: signed(row.statement, row.statement_signature)?,
+            statement: SignedStatement {
+                statement: row.statement,
+                signature: row.statement_signature,
+            },
             announced,
             rotate_since: row.rotate_since,
-            admission,
+            admission: admission.map(|(admission, signature)| SignedAdmission {
+                admission,
+                signature,
+            }),
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
             trial,
             agent_version: row.agent_version,
-            unmanaged,
+            unmanaged: unmanaged.map(|(file_made_at, file_digest)| Unmanaged {
+                file_made_at,
+                file_digest,
+            }),
             generation: row.generation,
             enrolled_at: row.enrolled_at,
         })

@@ -8,14 +8,13 @@ use std::{
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, types::Json};
-use uuid::Uuid;
 use wattle_mesh::config::directory::SiteRecord;
 use wattle_wire::{endpoint::Endpoint, ids::SiteId, name::Name, subnet::Subnet};
 
 use crate::error::{Error, Result};
 
 struct SiteRow {
-    id: Uuid,
+    id: SiteId,
     name: String,
     description: String,
     labels: Json<BTreeMap<Name, String>>,
@@ -72,7 +71,7 @@ impl TryFrom<SiteRow> for SiteRecord {
             .collect::<Result<_>>()?;
         subnets.sort();
         Ok(Self {
-            id: SiteId(row.id),
+            id: row.id,
             name: row.name.parse().map_err(|_| invalid(()))?,
             description: row.description,
             labels: row.labels.0,

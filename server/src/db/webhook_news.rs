@@ -42,7 +42,7 @@ pub async fn note_nodes(
          SELECT id, name, $2 FROM nodes WHERE id = ANY($1) AND EXISTS (SELECT FROM webhooks) ORDER \
          BY id",
         nodes,
-        change.name()
+        change as NodeChange
     )
     .execute(connection)
     .await?;

@@ -153,7 +153,7 @@ pub async fn send(app: &App, url: &str, webhook: WebhookId, body: &str) -> anyho
         .resolve_to_addrs(&host, &addresses);
     let (at, secret) = (Utc::now().timestamp(), secret(app, webhook));
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.reveal().as_bytes());
-    let signature = hex(hmac::sign(&key, format!("{at}.{body}").as_bytes()).as_ref());
+    let signature = hex::encode(hmac::sign(&key, format!("{at}.{body}").as_bytes()));
     let request = client
         .build()?
         .post(url)
@@ -222,15 +222,10 @@ pub async fn addresses(url: &Url, allow: &[IpNet]) -> anyhow::Result<Vec<SocketA
 /// coordinators know it and nobody has to keep it.
 pub fn secret(app: &App, webhook: WebhookId) -> Secret {
     let key = hmac::Key::new(hmac::HMAC_SHA256, &app.settings.challenge_secret);
-    Secret::new(hex(hmac::sign(
+    Secret::new(hex::encode(hmac::sign(
         &key,
         format!("wattle webhook v1 {webhook}").as_bytes(),
-    )
-    .as_ref()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    )))
 }
 
 pub fn words(error: &anyhow::Error) -> String {

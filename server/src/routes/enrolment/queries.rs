@@ -117,7 +117,7 @@ pub(super) async fn consume_token(connection: &mut PgConnection, token: TokenId)
 pub(crate) struct KeyHolders(Vec<KeyHolder>);
 
 struct KeyHolder {
-    id: Uuid,
+    id: NodeId,
     name: String,
     state: String,
     generation: i32,
@@ -151,7 +151,7 @@ impl KeyHolders {
             .map_err(|_| Error::Internal("a name in the database is not valid"))?;
         Ok(Some(Enrolled {
             mesh,
-            node: NodeId(node.id),
+            node: node.id,
             name,
             site: token.site_name.clone(),
             site_id: token.site,

@@ -96,8 +96,9 @@ pub(crate) async fn give(
 pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) -> Result<Mail> {
     let most = i64::try_from(Errand::MOST_LETTERS).unwrap_or(i64::MAX);
     let rows = sqlx::query!(
-        "SELECT id, sender, message, signature, sealed, made_ms FROM psk_messages WHERE recipient \
-         = $1 ORDER BY id LIMIT $2",
+        r#"SELECT id, sender, message, signature AS "signature: Signature",
+                  sealed AS "sealed: SealedPsk", made_ms
+           FROM psk_messages WHERE recipient = $1 ORDER BY id LIMIT $2"#,
         recipient.0,
         most + 1
     );
@@ -109,28 +110,24 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
         ..Mail::default()
     };
     for row in rows {
-        let (id, from, invalid) = (row.id, NodeId(row.sender), || {
-            Error::Internal("a letter in the database is not valid")
-        });
+        let (id, from) = (row.id, NodeId(row.sender));
         match (row.message, row.signature, row.sealed, row.made_ms) {
             (Some(message), Some(signature), None, None) => {
-                let signature: [u8; 64] = signature.try_into().map_err(|_| invalid())?;
                 let message = SignedPskMessage {
                     message: message.into(),
-                    signature: Signature::from(signature),
+                    signature,
                 };
                 mail.letters.push(IncomingLetter { id, from, message });
             }
             (None, None, Some(sealed), Some(made_ms)) => {
-                let sealed: [u8; 80] = sealed.try_into().map_err(|_| invalid())?;
                 mail.given.push(GivenPsk {
                     id,
                     from,
                     made_ms: made_ms.cast_unsigned(),
-                    sealed: SealedPsk::from(sealed),
+                    sealed,
                 });
             }
-            _ => return Err(invalid()),
+            _ => return Err(Error::Internal("a letter in the database is not valid")),
         }
     }
     Ok(mail)

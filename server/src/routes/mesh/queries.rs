@@ -14,10 +14,6 @@ pub(super) async fn lock(connection: &mut PgConnection) -> Result<()> {
 }
 
 pub(super) async fn update(connection: &mut PgConnection, settings: &MeshSettings) -> Result<()> {
-    let psk = match settings.psk {
-        PskPolicy::Require => "require",
-        PskPolicy::Prefer => "prefer",
-    };
     let HealthSettings {
         probes,
         lossy_percent,
@@ -25,7 +21,7 @@ pub(super) async fn update(connection: &mut PgConnection, settings: &MeshSetting
     } = settings.health;
     sqlx::query!(
         "UPDATE mesh SET psk = $1, rotate_days = $2, probes = $3, lossy_percent = $4, slow_ms = $5",
-        psk,
+        settings.psk as PskPolicy,
         i32::from(settings.rotate_days),
         probes,
         i32::from(lossy_percent),

@@ -14,7 +14,7 @@ use wattle_wire::{
 
 use crate::{
     db::{node_records, webhook_news},
-    error::{Error, Result},
+    error::Result,
 };
 
 /// Revokes a node and gives its tunnel address back. Returns its site; `None` when there is no such
@@ -70,18 +70,14 @@ pub async fn by_identity(
         .map(|identity| identity.as_bytes().to_vec())
         .collect();
     let rows = sqlx::query!(
-        "SELECT id, identity_key, admission FROM nodes WHERE identity_key = ANY($1) AND state <> \
-         'revoked' ORDER BY id FOR UPDATE",
+        r#"SELECT id, identity_key AS "identity_key: IdentityKey", admission FROM nodes
+           WHERE identity_key = ANY($1) AND state <> 'revoked' ORDER BY id FOR UPDATE"#,
         &identities
     );
-    let nodes = rows.fetch_all(connection).await?.into_iter().map(|row| {
-        let key: [u8; 32] = row
-            .identity_key
-            .try_into()
-            .map_err(|_| Error::Internal("a node in the database is not valid"))?;
-        Ok((IdentityKey::from(key), (NodeId(row.id), row.admission)))
-    });
-    nodes.collect()
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    Ok(rows
+        .map(|row| (row.identity_key, (NodeId(row.id), row.admission)))
+        .collect())
 }
 
 /// Keeps operators' words for nodes.

@@ -1,8 +1,6 @@
 //! SQL of join tokens.
 
-use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
-use uuid::Uuid;
 use wattle_wire::{
     admin::JoinToken,
     ids::{SiteId, TokenId},
@@ -11,36 +9,9 @@ use wattle_wire::{
 use super::Issue;
 use crate::{error::Result, secret};
 
-struct JoinTokenRow {
-    id: Uuid,
-    site: Uuid,
-    uses_left: i32,
-    expires_at: DateTime<Utc>,
-    created_at: DateTime<Utc>,
-}
-
-impl From<JoinTokenRow> for JoinToken {
-    fn from(row: JoinTokenRow) -> Self {
-        let JoinTokenRow {
-            id,
-            site,
-            uses_left,
-            expires_at,
-            created_at,
-        } = row;
-        Self {
-            id: TokenId(id),
-            site: SiteId(site),
-            uses_left,
-            expires_at,
-            created_at,
-        }
-    }
-}
-
 pub async fn insert(connection: &mut PgConnection, issue: &Issue) -> Result<JoinToken> {
     let row = sqlx::query_as!(
-        JoinTokenRow,
+        JoinToken,
         "INSERT INTO join_tokens (id, site, secret_hash, uses_left, expires_at)
          VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5::bigint::double precision))
          RETURNING id, site, uses_left, expires_at, created_at",
@@ -50,17 +21,17 @@ pub async fn insert(connection: &mut PgConnection, issue: &Issue) -> Result<Join
         issue.wanted.uses,
         issue.wanted.expires_in_s
     );
-    Ok(row.fetch_one(connection).await?.into())
+    Ok(row.fetch_one(connection).await?)
 }
 
 pub(super) async fn find(connection: &mut PgConnection, id: TokenId) -> Result<Option<JoinToken>> {
     let row = sqlx::query_as!(
-        JoinTokenRow,
+        JoinToken,
         "SELECT id, site, uses_left, expires_at, created_at FROM join_tokens WHERE id = $1 AND \
          revoked_at IS NULL",
         id.0
     );
-    Ok(row.fetch_optional(connection).await?.map(JoinToken::from))
+    Ok(row.fetch_optional(connection).await?)
 }
 
 pub(super) async fn of_site(
@@ -70,7 +41,7 @@ pub(super) async fn of_site(
     limit: usize,
 ) -> Result<Vec<JoinToken>> {
     let rows = sqlx::query_as!(
-        JoinTokenRow,
+        JoinToken,
         "SELECT id, site, uses_left, expires_at, created_at FROM join_tokens
          WHERE site = $1 AND revoked_at IS NULL AND ($2::uuid IS NULL OR id > $2) ORDER BY id \
          LIMIT $3",
@@ -78,12 +49,7 @@ pub(super) async fn of_site(
         after.map(|id| id.0),
         i64::try_from(limit).unwrap_or(i64::MAX)
     );
-    Ok(rows
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(JoinToken::from)
-        .collect())
+    Ok(rows.fetch_all(connection).await?)
 }
 
 /// Whether there was such a token.

@@ -1,40 +1,12 @@
 //! SQL of webhooks.
 
-use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
-use uuid::Uuid;
 use wattle_wire::{ids::WebhookId, webhook::Webhook};
 
 use crate::error::Result;
 
 /// Webhooks of a mesh.
 pub const MOST: i64 = 16;
-struct WebhookRow {
-    id: Uuid,
-    url: String,
-    created_at: DateTime<Utc>,
-    delivered_at: Option<DateTime<Utc>>,
-    error: Option<String>,
-}
-
-impl From<WebhookRow> for Webhook {
-    fn from(row: WebhookRow) -> Self {
-        let WebhookRow {
-            id,
-            url,
-            created_at,
-            delivered_at,
-            error,
-        } = row;
-        Self {
-            id: WebhookId(id),
-            url,
-            created_at,
-            delivered_at,
-            error,
-        }
-    }
-}
 
 /// Adds a webhook; `None` when there are as many as may be.
 pub(super) async fn insert(
@@ -43,36 +15,31 @@ pub(super) async fn insert(
     url: &str,
 ) -> Result<Option<Webhook>> {
     let row = sqlx::query_as!(
-        WebhookRow,
+        Webhook,
         "INSERT INTO webhooks (id, url) SELECT $1, $2 WHERE (SELECT count(*) FROM webhooks) < $3
          RETURNING id, url, created_at, delivered_at, error",
         id.0,
         url,
         MOST
     );
-    Ok(row.fetch_optional(connection).await?.map(Webhook::from))
+    Ok(row.fetch_optional(connection).await?)
 }
 
 pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<Webhook>> {
     let rows = sqlx::query_as!(
-        WebhookRow,
+        Webhook,
         "SELECT id, url, created_at, delivered_at, error FROM webhooks ORDER BY id"
     );
-    Ok(rows
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(Webhook::from)
-        .collect())
+    Ok(rows.fetch_all(connection).await?)
 }
 
 pub(super) async fn find(connection: &mut PgConnection, id: WebhookId) -> Result<Option<Webhook>> {
     let row = sqlx::query_as!(
-        WebhookRow,
+        Webhook,
         "SELECT id, url, created_at, delivered_at, error FROM webhooks WHERE id = $1",
         id.0
     );
-    Ok(row.fetch_optional(connection).await?.map(Webhook::from))
+    Ok(row.fetch_optional(connection).await?)
 }
 
 /// Whether there was one.

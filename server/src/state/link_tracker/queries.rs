@@ -29,8 +29,10 @@ pub async fn of_pairs(
     let (first, second): (Vec<Uuid>, Vec<Uuid>) = pairs.iter().map(|(a, b)| (a.0, b.0)).unzip();
     let rows = sqlx::query_as!(
         LinkRow,
-        r#"SELECT a AS "a!", b AS "b!", a_state, a_probed AS "a_probed!", a_ever AS "a_ever!", a_since,
-                  b_state, b_probed AS "b_probed!", b_ever AS "b_ever!", b_since, written_at AS "written_at!", state, fault
+        r#"SELECT a AS "a!", b AS "b!", a_state AS "a_state: EndState",
+                  a_probed AS "a_probed!", a_ever AS "a_ever!", a_since,
+                  b_state AS "b_state: EndState", b_probed AS "b_probed!", b_ever AS "b_ever!",
+                  b_since, written_at AS "written_at!", state, fault
            FROM links JOIN unnest($1::uuid[], $2::uuid[]) AS wanted(a, b) USING (a, b)"#,
         &first,
         &second
@@ -58,9 +60,10 @@ pub async fn changed_since(
 ) -> Result<ChangedLinks> {
     let rows = sqlx::query_as!(
         LinkRow,
-        "SELECT a, b, a_state, a_probed, a_ever, a_since, b_state, b_probed, b_ever, b_since, \
-         written_at, state, fault
-         FROM links WHERE written_at >= coalesce($1, '-infinity'::timestamptz)",
+        r#"SELECT a, b, a_state AS "a_state: EndState", a_probed, a_ever, a_since,
+                  b_state AS "b_state: EndState", b_probed, b_ever, b_since, written_at, state,
+                  fault
+           FROM links WHERE written_at >= coalesce($1, '-infinity'::timestamptz)"#,
         since
     );
     let rows = rows.fetch_all(connection).await?;
@@ -216,13 +219,13 @@ pub async fn heard(connection: &mut PgConnection, pairs: &[(NodeId, NodeId)]) ->
 }
 
 struct LinkRow {
-    a: Uuid,
-    b: Uuid,
-    a_state: Option<String>,
+    a: NodeId,
+    b: NodeId,
+    a_state: Option<EndState>,
     a_probed: bool,
     a_ever: bool,
     a_since: Option<DateTime<Utc>>,
-    b_state: Option<String>,
+    b_state: Option<EndState>,
     b_probed: bool,
     b_ever: bool,
     b_since: Option<DateTime<Utc>>,
@@ -233,24 +236,21 @@ struct LinkRow {
 
 impl LinkRow {
     fn pair(&self) -> (NodeId, NodeId) {
-        (NodeId(self.a), NodeId(self.b))
+        (self.a, self.b)
     }
 
     fn record(self) -> Result<LinkRecord> {
-        let end =
-            |state: Option<String>, probed, ever, since: Option<DateTime<Utc>>| -> Result<_> {
-                match (state, since) {
-                    (Some(state), Some(since)) => Ok(Some(EndRecord {
-                        state: end_state(&state)?,
-                        probed,
-                        ever,
-                        since,
-                    })),
-                    _ => Ok(None),
-                }
-            };
-        let a = end(self.a_state, self.a_probed, self.a_ever, self.a_since)?;
-        let b = end(self.b_state, self.b_probed, self.b_ever, self.b_since)?;
+        let end = |state: Option<_>, probed, ever, since: Option<_>| {
+            let (state, since) = state.zip(since)?;
+            Some(EndRecord {
+                state,
+                probed,
+                ever,
+                since,
+            })
+        };
+        let a = end(self.a_state, self.a_probed, self.a_ever, self.a_since);
+        let b = end(self.b_state, self.b_probed, self.b_ever, self.b_since);
         let recorded = self
             .state
             .map(|state| link_state(&state, self.fault.as_deref()))
@@ -275,11 +275,4 @@ fn link_state(state: &str, fault: Option<&str>) -> Result<(LinkState, Option<Lin
             .ok_or_else(invalid)
     });
     Ok((state, fault.transpose()?))
-}
-
-fn end_state(name: &str) -> Result<EndState> {
-    let found = EndState::ALL.into_iter().find(|state| state.name() == name);
-    found.ok_or(Error::Internal(
-        "the state of a link in the database is not valid",
-    ))
 }

@@ -95,8 +95,8 @@ pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
 
 pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSettings)> {
     let row = sqlx::query!(
-        "SELECT id, tunnel_prefix, listen_port, keepalive_s, psk, rotate_days, probes, \
-         lossy_percent, slow_ms, epoch, revision FROM mesh"
+        r#"SELECT id, tunnel_prefix, listen_port, keepalive_s, psk AS "psk: PskPolicy", rotate_days,
+                  probes, lossy_percent, slow_ms, epoch, revision FROM mesh"#
     )
     .fetch_one(connection)
     .await?;
@@ -109,7 +109,7 @@ pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSe
         tunnel_prefix,
         listen_port: row.listen_port.try_into().map_err(|_| invalid())?,
         keepalive_s: row.keepalive_s.try_into().map_err(|_| invalid())?,
-        psk: psk_policy(&row.psk)?,
+        psk: row.psk,
         rotate_days: row.rotate_days.try_into().map_err(|_| invalid())?,
         health: HealthSettings {
             probes: row.probes,
@@ -124,13 +124,4 @@ pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSe
         },
         settings,
     ))
-}
-
-/// The policy as a column holds it.
-fn psk_policy(text: &str) -> Result<PskPolicy> {
-    match text {
-        "require" => Ok(PskPolicy::Require),
-        "prefer" => Ok(PskPolicy::Prefer),
-        _ => Err(Error::Internal("the policy of preshared keys is not valid")),
-    }
 }

@@ -219,7 +219,7 @@ async fn arm(
 struct EndColumns {
     nodes: Vec<Uuid>,
     peers: Vec<Uuid>,
-    states: Vec<&'static str>,
+    states: Vec<EndState>,
     probed: Vec<bool>,
     ever: Vec<bool>,
 }
@@ -230,7 +230,7 @@ impl EndColumns {
         for ((node, peer), said) in ends {
             columns.nodes.push(node.0);
             columns.peers.push(peer.0);
-            columns.states.push(said.state.name());
+            columns.states.push(said.state);
             columns.probed.push(said.probed);
             columns.ever.push(said.ever);
         }

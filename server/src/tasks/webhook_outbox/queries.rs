@@ -43,17 +43,19 @@ pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
                WHERE (SELECT max(at) < now() - interval '5 seconds' OR min(at) < now() - interval '30 seconds' FROM webhook_news)
                FOR UPDATE SKIP LOCKED),
            taken AS (DELETE FROM webhook_news USING due WHERE webhook_news.number = due.number RETURNING webhook_news.*)
-           SELECT a AS "a!", b, before, after AS "after!", name FROM taken ORDER BY number"#
+           SELECT a AS "a!", b, before, after AS "after!", name,
+                  CASE WHEN name IS NOT NULL THEN after END AS "change: NodeChange"
+           FROM taken ORDER BY number"#
     );
     let mut news = News::default();
     for row in rows.fetch_all(connection).await? {
-        match (row.name, row.b, row.before) {
-            (Some(name), ..) => news.nodes.push(NodeMove {
+        match (row.name.zip(row.change), row.b, row.before) {
+            (Some((name, change)), ..) => news.nodes.push(NodeMove {
                 node: NodeId(row.a),
                 name: name.parse().map_err(|_| {
                     Error::Internal("the name of a node in the database is not valid")
                 })?,
-                change: node_change(&row.after)?,
+                change,
             }),
             (None, Some(b), Some(before)) => {
                 news.links.push(LinkMove {
@@ -99,7 +101,8 @@ pub(super) async fn enqueue(connection: &mut PgConnection, body: &str) -> Result
 /// The message that has waited the longest of those that are due. It is due again after twenty
 /// seconds, twice that after each attempt, in case nothing comes of this one.
 pub(super) async fn lease(connection: &mut PgConnection) -> Result<Option<Delivery>> {
-    let row = sqlx::query!(
+    let delivery = sqlx::query_as!(
+        Delivery,
         "WITH due AS (
              SELECT id FROM webhook_deliveries WHERE next_at <= now() ORDER BY next_at LIMIT 1 FOR \
              UPDATE SKIP LOCKED)
@@ -109,14 +112,7 @@ pub(super) async fn lease(connection: &mut PgConnection) -> Result<Option<Delive
          FROM due, webhooks WHERE delivery.id = due.id AND webhooks.id = delivery.webhook
          RETURNING delivery.id, webhook, url, body, attempts"
     );
-    let row = row.fetch_optional(connection).await?;
-    Ok(row.map(|row| Delivery {
-        id: row.id,
-        webhook: WebhookId(row.webhook),
-        url: row.url,
-        body: row.body,
-        attempts: row.attempts,
-    }))
+    Ok(delivery.fetch_optional(connection).await?)
 }
 
 /// The message needs no more attempts.
@@ -142,15 +138,6 @@ pub async fn attempted(
     .execute(connection)
     .await?;
     Ok(())
-}
-
-fn node_change(name: &str) -> Result<NodeChange> {
-    let found = NodeChange::ALL
-        .into_iter()
-        .find(|change| change.name() == name);
-    found.ok_or(Error::Internal(
-        "what became of a node in the database is not valid",
-    ))
 }
 
 fn state(name: &str) -> Result<LinkState> {

@@ -3,24 +3,26 @@
 use sqlx::PgConnection;
 use wattle_wire::key::Bytes32;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The pins, oldest first; nobody else changes them before the transaction ends.
 pub(super) async fn lock_pins(connection: &mut PgConnection) -> Result<Vec<Bytes32>> {
     sqlx::query!("LOCK TABLE authorities IN SHARE ROW EXCLUSIVE MODE")
         .execute(&mut *connection)
         .await?;
-    let pins = sqlx::query_scalar!("SELECT pin FROM authorities ORDER BY made_at")
-        .fetch_all(connection)
-        .await?;
-    pins.into_iter().map(parse).collect()
+    Ok(
+        sqlx::query_scalar!(r#"SELECT pin AS "pin: Bytes32" FROM authorities ORDER BY made_at"#)
+            .fetch_all(connection)
+            .await?,
+    )
 }
 
 pub(super) async fn pins(connection: &mut PgConnection) -> Result<Vec<Bytes32>> {
-    let pins = sqlx::query_scalar!("SELECT pin FROM authorities ORDER BY made_at")
-        .fetch_all(connection)
-        .await?;
-    pins.into_iter().map(parse).collect()
+    Ok(
+        sqlx::query_scalar!(r#"SELECT pin AS "pin: Bytes32" FROM authorities ORDER BY made_at"#)
+            .fetch_all(connection)
+            .await?,
+    )
 }
 
 /// Whether the pin is new.
@@ -41,10 +43,4 @@ pub(super) async fn delete(connection: &mut PgConnection, pin: Bytes32) -> Resul
             .rows_affected()
             == 1,
     )
-}
-
-fn parse(pin: Vec<u8>) -> Result<Bytes32> {
-    <[u8; 32]>::try_from(pin)
-        .map(Bytes32::from)
-        .map_err(|_| Error::Internal("a pin has a wrong length"))
 }
