@@ -2,9 +2,9 @@
 //! has.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, OpenOptions, Permissions},
     io::{self, BufRead, IsTerminal, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -139,8 +139,17 @@ pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::R
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    fs::write(path, format!("{rules}\n"))
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    // Public keys, which the agent reads as its own user whatever the umask of this one is.
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(path)
+        .and_then(|mut file| {
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            file.write_all(format!("{rules}\n").as_bytes())
+        });
+    written.with_context(|| format!("cannot write {}", path.display()))?;
     output::line(format!(
         "wrote {}: this host accepts only peers that an operator has admitted",
         path.display()

@@ -13,6 +13,7 @@ mod kernel;
 mod lock;
 mod metrics;
 mod output;
+mod owner;
 mod probe;
 mod psk;
 mod random;
@@ -57,6 +58,13 @@ fn threads(command: &Command) -> usize {
 
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { paths, command, .. } = cli;
+    if let Command::Join { operator_keys, .. } = &command {
+        // The one file outside of the state folder, which its owner may not write.
+        lock::require(&paths, operator_keys)?;
+    }
+    if !matches!(command, Command::Lock(_) | Command::Device { .. }) {
+        owner::become_owner(&paths.state_dir)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads(&command))
         .enable_all()
@@ -67,11 +75,8 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
                 join_string,
                 endpoint,
                 replace,
-                operator_keys,
-            } => {
-                lock::require(&paths, &operator_keys)?;
-                join::join(&paths, &join_string, endpoint, replace).await
-            }
+                ..
+            } => join::join(&paths, &join_string, endpoint, replace).await,
             Command::Run { metrics } => run::run(&paths, metrics).await,
             Command::Status { json } => return status::status(&paths, json).await,
             Command::Verify {

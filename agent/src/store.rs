@@ -57,7 +57,11 @@ impl Store {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+                let hint = match error.kind() {
+                    ErrorKind::PermissionDenied => "; run this as root",
+                    _ => "",
+                };
+                return Err(error).with_context(|| format!("cannot read {}{hint}", path.display()));
             }
         };
         let mode = fs::metadata(&path)?.permissions().mode();
@@ -150,33 +154,30 @@ impl Store {
 
     /// Waits for a lock that is held for moments only.
     pub(crate) fn wait_for(&self, name: &str) -> anyhow::Result<File> {
-        let file = self.open_lock(name)?;
+        let opened = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.path(name));
+        let file = opened.with_context(|| format!("cannot open {}", self.path(name).display()))?;
         file.lock()
             .with_context(|| format!("cannot lock {}", self.path(name).display()))?;
         Ok(file)
     }
 
+    /// It is the directory itself that is locked: a disk that is full or may not be written keeps
+    /// no agent from starting.
     fn try_lock(&self) -> anyhow::Result<Option<RunLock>> {
-        let name = "run.lock";
-        let file = self.open_lock(name)?;
+        let opened = File::open(&self.dir);
+        let file = opened.with_context(|| format!("cannot open {}", self.dir.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(RunLock { _file: file })),
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("cannot lock {}", self.path(name).display()))
+                Err(error).with_context(|| format!("cannot lock {}", self.dir.display()))
             }
         }
-    }
-
-    fn open_lock(&self, name: &str) -> anyhow::Result<File> {
-        let path = self.path(name);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path);
-        file.with_context(|| format!("cannot open {}", path.display()))
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
