@@ -21,7 +21,7 @@ const WIDER_PER_MILLE: usize = 5;
 /// The longest file, in lines.
 const LONGEST: usize = 600;
 /// How many files, names and circles there still are. These numbers may only fall.
-const LONG_FILES: usize = 5;
+const LONG_FILES: usize = 1;
 const SHARED_NAMES: usize = 7;
 const CIRCLES: usize = 1;
 /// How many offenders a message lists.

@@ -1,37 +1,36 @@
 //! The agent's half of the stream: its own copy of the view, which believes only what holds
 //! together and what the nodes themselves signed.
 
+mod belief;
+mod draft;
 mod ownership;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wattle_wire::{
-    enrol::{SignedStatement, Statement},
     ids::{MeshId, NodeId, Position},
-    key::{IdentityKey, OperatorKey, WireguardKey},
+    key::{OperatorKey, WireguardKey},
     name::Name,
     peer::{MeshSettings, Myself, Peer, View},
     stream::{ByeReason, StreamMessage, ViewChange},
-    subnet::{InvalidSubnet, Subnet},
 };
 
-use self::ownership::{Claims, Contradiction};
+pub use self::belief::{Pin, Refusal, RefusalReason};
+use self::{
+    belief::{Believed, believe},
+    draft::{Draft, put},
+    ownership::{Claims, Contradiction},
+};
+use crate::agent::admission::Admitted;
 pub use crate::agent::known_peer::KnownPeer;
 pub(crate) use crate::agent::known_peer::prefixes;
-use crate::{
-    agent::admission::Admitted,
-    keys::enrolment::{InvalidStatement, is_or_was, verify_statement},
-};
 
 /// What a node knows of its mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,18 +70,6 @@ impl Stored {
     }
 }
 
-/// Who a node is, from first sight on: nobody else can take its place, nor can an old key of its
-/// own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
-    pub identity: IdentityKey,
-    /// Number of the newest statement seen.
-    pub sequence: u64,
-    /// Whether no agent runs there.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unmanaged: bool,
-}
-
 /// A node's copy of its view.
 #[derive(Clone, Debug)]
 pub struct Replica {
@@ -116,39 +103,6 @@ pub enum Received {
     Rejected(Rejection),
     /// The coordinator ended the stream.
     Bye(ByeReason),
-}
-
-/// A peer whose new record is not believed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub name: Name,
-    pub reason: RefusalReason,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "peer {} refused: {}", self.name, self.reason)
-    }
-}
-
-/// Why a peer's new record is not believed.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum RefusalReason {
-    #[error(transparent)]
-    Statement(#[from] InvalidStatement),
-    #[error("its statement is signed by an identity that the known one has not signed for")]
-    Identity,
-    #[error("its statement is older than the one known")]
-    Older,
-    #[error(
-        "its statement changes whether the node has an agent, which is never allowed: remove the \
-         node and make another"
-    )]
-    Unmanaged,
-    #[error("it announces a key that cannot follow the present one")]
-    Announced,
-    #[error("it has a prefix that no site can have: {0}")]
-    Prefix(#[from] InvalidSubnet),
 }
 
 /// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to
@@ -600,47 +554,6 @@ impl Replica {
     }
 }
 
-/// What a message makes of the view, until it is clear that it holds together.
-struct Draft {
-    mesh: MeshSettings,
-    myself: Myself,
-    /// Peers that it touches; `None` for those that go.
-    peers: BTreeMap<NodeId, Option<KnownPeer>>,
-    refused: BTreeMap<NodeId, Option<Refusal>>,
-    /// Peers that were to go and stay for now.
-    held: BTreeSet<NodeId>,
-}
-
-impl Draft {
-    fn new(mesh: MeshSettings, myself: Myself) -> Self {
-        Self {
-            mesh,
-            myself,
-            peers: BTreeMap::new(),
-            refused: BTreeMap::new(),
-            held: BTreeSet::new(),
-        }
-    }
-}
-
-/// Writes entries, and takes those away that are `None`.
-fn put<V>(map: &mut BTreeMap<NodeId, V>, entries: BTreeMap<NodeId, Option<V>>) {
-    if map.is_empty() {
-        // Half the memory of one that grows in order.
-        *map = entries
-            .into_iter()
-            .filter_map(|(node, entry)| Some((node, entry?)))
-            .collect();
-        return;
-    }
-    for (node, entry) in entries {
-        match entry {
-            Some(value) => map.insert(node, value),
-            None => map.remove(&node),
-        };
-    }
-}
-
 /// Whether a delta or a heartbeat can lead from one position to another. A new epoch begins with a
 /// snapshot.
 fn follows(from: Position, to: Position) -> bool {
@@ -651,86 +564,4 @@ fn follows(from: Position, to: Position) -> bool {
 /// the same as an intended farewell. One peer alone always goes.
 fn must_be_confirmed(removed: usize, all: usize) -> bool {
     removed > 1 && removed * 2 > all
-}
-
-/// What of a peer's record its node has signed.
-#[derive(Clone, Debug)]
-struct Believed {
-    statement: Statement,
-    announced: Option<Statement>,
-}
-
-/// The statements of a peer's record, if all of the record can be believed. `known` is the record
-/// that it follows; a peer without one, that was removed before, is still pinned.
-fn believe(
-    peer: &Peer,
-    mesh: MeshId,
-    known: Option<&KnownPeer>,
-    pin: Option<Pin>,
-) -> Result<Believed, RefusalReason> {
-    for prefix in &peer.subnets {
-        Subnet::try_from(*prefix)?;
-    }
-    let statement = match known {
-        Some(known) if known.peer.statement == peer.statement => known.statement.clone(),
-        Some(_) | None => believe_statement(&peer.statement, mesh, known, pin)?,
-    };
-    let announced = match (&peer.announced, known) {
-        (Some(signed), Some(known)) if known.peer.announced.as_ref() == Some(signed) => {
-            known.announced.clone()
-        }
-        (Some(signed), _) => Some(verify_statement(signed, mesh)?),
-        (None, _) => None,
-    };
-    let follows = |next: &Statement| {
-        let is_another =
-            next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key;
-        is_another && next.identity == statement.identity && !next.unmanaged && !statement.unmanaged
-    };
-    if announced.as_ref().is_some_and(|next| !follows(next)) {
-        return Err(RefusalReason::Announced);
-    }
-    Ok(Believed {
-        statement,
-        announced,
-    })
-}
-
-fn believe_statement(
-    signed: &SignedStatement,
-    mesh: MeshId,
-    known: Option<&KnownPeer>,
-    pin: Option<Pin>,
-) -> Result<Statement, RefusalReason> {
-    let statement = verify_statement(signed, mesh)?;
-    // Nobody signs two statements of one number; who was removed may come back with his last one.
-    let is_old = |sequence| {
-        if known.is_some() {
-            statement.sequence <= sequence
-        } else {
-            statement.sequence < sequence
-        }
-    };
-    match known.map(Pin::of).or(pin) {
-        Some(pin) if !is_or_was(&statement, pin.identity) => Err(RefusalReason::Identity),
-        Some(pin) if is_old(pin.sequence) => Err(RefusalReason::Older),
-        Some(pin) if statement.unmanaged != pin.unmanaged => Err(RefusalReason::Unmanaged),
-        Some(_) | None => Ok(statement),
-    }
-}
-
-impl Pin {
-    fn of(known: &KnownPeer) -> Self {
-        let Statement {
-            identity,
-            sequence,
-            unmanaged,
-            ..
-        } = known.statement;
-        Self {
-            identity,
-            sequence,
-            unmanaged,
-        }
-    }
 }

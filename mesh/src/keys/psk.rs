@@ -19,36 +19,38 @@
 //! later learns no earlier key.
 
 pub mod correspondence;
+mod ends;
 pub mod exchange;
 mod files;
 pub mod given;
 mod kem;
 #[cfg(test)]
 mod model;
+mod retry;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use wattle_wire::{
-    ids::{MeshId, NodeId},
     key::{Bytes32, IdentityKey, KemCiphertext, KemKey, WireguardKey},
     psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
 };
 
-use self::kem::{Derived, derive};
-pub use self::kem::{Kem, KemSecret, SystemKem};
+pub use self::{
+    ends::{Ends, Ignored},
+    kem::{Kem, KemSecret, SystemKem},
+};
+use self::{
+    kem::{Derived, derive},
+    retry::{Retry, SHORTEST_RETRY_S},
+};
 pub use crate::keys::preshared_key::Psk;
-use crate::keys::{enrolment, node_keys::Machine, preshared_key::on_disk};
+use crate::keys::preshared_key::on_disk;
 
 /// Seconds for which a key is used: a day, less up to two hours that differ from round to round, so
 /// that a mesh does not renew all at once.
 const LIFETIME_S: u64 = 24 * 3600;
 const JITTER_S: u32 = 2 * 3600;
-/// Seconds after which a message is sent again that nobody has answered; they double up to an hour.
-/// The mailbox keeps letters, so this is for those that it lost.
-const SHORTEST_RETRY_S: u64 = 30;
-const LONGEST_RETRY_S: u64 = 3600;
 /// Age of a handshake in seconds from which on its renewal seems to fail. WireGuard renews after
 /// 120 s (`REKEY_AFTER_TIME` of its paper, section 6.1) with the next packet that is sent, and the
 /// session ends after 180.
@@ -65,49 +67,6 @@ const HELD_S: u64 = 12;
 const NO_ROUND: u64 = 0;
 
 const PURPOSE: &[u8] = b"wattle psk v1\0";
-
-/// The two ends of a tunnel, from one of them.
-#[derive(Debug)]
-pub struct Ends<'a> {
-    pub mesh: MeshId,
-    pub machine: &'a Machine,
-    pub me: NodeId,
-    pub peer: NodeId,
-    /// Who the peer is pinned to be.
-    pub peer_identity: IdentityKey,
-    pub peer_key: WireguardKey,
-    /// One of the two is about to take up another WireGuard key. Both ends must have the same
-    /// preshared key at that moment.
-    pub is_turning: bool,
-}
-
-/// Why a message is not taken.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Ignored {
-    #[error("the message cannot be read")]
-    Unreadable,
-    #[error("the message is not signed by the peer")]
-    Signature,
-    #[error("the message is for another node or of another mesh")]
-    Address,
-    #[error("the message is of an earlier round, or the key of an earlier file")]
-    Old,
-    #[error("the message answers no message of this node")]
-    Unexpected,
-    #[error("the message is about other WireGuard keys")]
-    Keys,
-    #[error("the key in the message is not a valid key")]
-    Kem,
-    #[error(
-        "the coordinator sent a preshared key for a tunnel whose two gateways agree on their own"
-    )]
-    Managed,
-    #[error(
-        "cannot open the preshared key from the coordinator: it was made for another WireGuard \
-         key, or is damaged"
-    )]
-    Sealed,
-}
 
 /// What one node knows of the preshared key of one tunnel. As it is kept on disk, it is
 /// [`Pair::kept`] first.
@@ -171,13 +130,6 @@ enum Phase {
     Waiting { retry: Retry },
 }
 
-/// When to say something again.
-#[derive(Clone, Copy, Debug)]
-struct Retry {
-    said: u64,
-    wait: u64,
-}
-
 /// Which key the initiator has in use while it cannot know which one the responder has.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Trial {
@@ -187,61 +139,6 @@ struct Trial {
     handshake: u64,
     /// It followed another too soon for that to have succeeded.
     doubtful: bool,
-}
-
-impl Ends<'_> {
-    fn is_initiator(&self) -> bool {
-        self.me > self.peer
-    }
-
-    /// The initiator's and the responder's WireGuard key.
-    fn keys(&self) -> [WireguardKey; 2] {
-        let mine = self.machine.wireguard_key();
-        if self.is_initiator() {
-            [mine, self.peer_key]
-        } else {
-            [self.peer_key, mine]
-        }
-    }
-
-    fn identities(&self) -> [IdentityKey; 2] {
-        [self.machine.identity_key(), self.peer_identity]
-    }
-
-    fn sign(&self, round: u64, step: PskStep) -> Option<SignedPskMessage> {
-        let message = PskMessage {
-            mesh: self.mesh,
-            from: self.me,
-            to: self.peer,
-            round,
-            step,
-        };
-        Some(self.signed(serde_json::to_string(&message).ok()?.into()))
-    }
-
-    /// A message under the present identity. It is what it was unless the machine has taken up
-    /// another identity since, whose word alone the peer believes.
-    fn signed(&self, message: Arc<str>) -> SignedPskMessage {
-        let signature = self.machine.sign(&[PURPOSE, message.as_bytes()].concat());
-        SignedPskMessage { message, signature }
-    }
-
-    /// Reads a message that the peer signed for this node.
-    fn open(&self, signed: &SignedPskMessage) -> Result<PskMessage, Ignored> {
-        let message: PskMessage =
-            serde_json::from_str(&signed.message).map_err(|_| Ignored::Unreadable)?;
-        if !enrolment::verify(
-            self.peer_identity,
-            &[PURPOSE, signed.message.as_bytes()].concat(),
-            &signed.signature,
-        ) {
-            return Err(Ignored::Signature);
-        }
-        if (message.mesh, message.from, message.to) != (self.mesh, self.peer, self.me) {
-            return Err(Ignored::Address);
-        }
-        Ok(message)
-    }
 }
 
 impl Pair {
@@ -657,35 +554,5 @@ impl Pair {
                 due: now.saturating_add(LIFETIME_S - jitter),
             });
         }
-    }
-}
-
-impl Default for Retry {
-    /// Due at once.
-    fn default() -> Self {
-        Self {
-            said: 0,
-            wait: SHORTEST_RETRY_S,
-        }
-    }
-}
-
-impl Retry {
-    fn new(now: u64) -> Self {
-        Self {
-            said: now,
-            wait: SHORTEST_RETRY_S,
-        }
-    }
-
-    fn is_due(self, now: u64) -> bool {
-        now.abs_diff(self.said) >= self.wait
-    }
-
-    fn again(&mut self, now: u64) {
-        *self = Self {
-            said: now,
-            wait: LONGEST_RETRY_S.min(self.wait * 2),
-        };
     }
 }

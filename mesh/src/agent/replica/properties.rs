@@ -1,6 +1,6 @@
 //! Laws of the replica.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use proptest::prelude::*;
 use wattle_wire::subnet::overlap;

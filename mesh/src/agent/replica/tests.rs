@@ -1,10 +1,11 @@
 //! What a replica takes in, and what it refuses.
 
-use wattle_wire::enrol::SignedStatement;
+use wattle_wire::enrol::{SignedStatement, Statement};
 
 use super::*;
 use crate::{
     config::{directory::RecordChange, feed::Feed, view},
+    keys::enrolment::InvalidStatement,
     testing::{Keys, MESH, directory_of, machine_of, next_message, node_id},
 };
 

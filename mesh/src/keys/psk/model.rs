@@ -3,12 +3,16 @@
 
 use proptest::prelude::*;
 use wattle_wire::{
+    ids::{MeshId, NodeId},
     key::WireguardKey,
     psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
 };
 
-use super::*;
-use crate::testing::{MESH, node_id};
+use super::{retry::LONGEST_RETRY_S, *};
+use crate::{
+    keys::node_keys::Machine,
+    testing::{MESH, node_id},
+};
 
 const INITIATOR: usize = 0;
 const RESPONDER: usize = 1;
