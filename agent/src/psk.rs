@@ -5,13 +5,14 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
+use wattle_client::kem::SystemKem;
 use wattle_mesh::{
     agent::replica::Known,
     host::state::Link,
     keys::{
         node_keys::Machine,
         psk::{
-            Ignored, SystemKem,
+            Ignored,
             correspondence::{Brought, Correspondence, Means, Progress},
             exchange::Exchange,
         },

@@ -21,16 +21,13 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::sleep,
 };
-use wattle_client::pin::Pins;
+use wattle_client::{kem::SystemKem, pin::Pins};
 use wattle_mesh::{
     agent::replica::{Known, Received, Replica, Stored},
     backoff::backoff,
     keys::{
         node_keys::{HeldToken, Machine},
-        psk::{
-            SystemKem,
-            correspondence::{Brought, Correspondence, Means, Progress},
-        },
+        psk::correspondence::{Brought, Correspondence, Means, Progress},
     },
 };
 use wattle_wire::{

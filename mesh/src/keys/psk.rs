@@ -38,7 +38,7 @@ use wattle_wire::{
 
 pub use self::{
     ends::{Ends, Ignored},
-    kem::{Kem, KemSecret, SystemKem},
+    kem::{Kem, KemSecret},
 };
 use self::{
     kem::{Derived, derive},

@@ -320,7 +320,7 @@ mod tests {
     use crate::{
         agent::replica::Replica,
         config::view,
-        keys::psk::SystemKem,
+        keys::psk::kem::seeded::SeededKem,
         testing::{MESH, directory_of, machine_of, node_id},
     };
 
@@ -344,7 +344,7 @@ mod tests {
         let (known, none) = (replica.known().unwrap(), BTreeSet::new());
         let mut exchange = Exchange::default();
         let mut ask = |now| {
-            let letters = exchange.tick(known, &last, now, &SystemKem, &none);
+            let letters = exchange.tick(known, &last, now, &SeededKem, &none);
             assert!(!exchange.is_due(known, &last, now, &none));
             letters
                 .into_iter()

@@ -8,7 +8,7 @@ use wattle_wire::{
     psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
 };
 
-use super::{retry::LONGEST_RETRY_S, *};
+use super::{kem::seeded::SeededKem, retry::LONGEST_RETRY_S, *};
 use crate::{
     keys::node_keys::Machine,
     testing::{MESH, node_id},
@@ -167,7 +167,7 @@ impl World {
 
     fn receive(&mut self, end: usize, message: &SignedPskMessage) -> Option<SignedPskMessage> {
         self.act(end, |pair, ends, now| {
-            pair.receive(ends, message, now, &SystemKem)
+            pair.receive(ends, message, now, &SeededKem)
         })
         .unwrap_or(None)
     }
@@ -181,7 +181,7 @@ impl World {
     }
 
     fn tick(&mut self, end: usize) {
-        let said = self.act(end, |pair, ends, now| pair.tick(ends, now, &SystemKem));
+        let said = self.act(end, |pair, ends, now| pair.tick(ends, now, &SeededKem));
         self.ends[end].keep();
         self.post(1 - end, said);
     }
@@ -605,7 +605,7 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
     let mut take = |message: SignedPskMessage| {
         world
             .act(RESPONDER, |pair, ends, now| {
-                pair.receive(ends, &message, now, &SystemKem)
+                pair.receive(ends, &message, now, &SeededKem)
             })
             .map(drop)
     };

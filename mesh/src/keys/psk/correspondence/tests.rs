@@ -7,7 +7,11 @@ use crate::{
         directory::{Directory, RecordChange},
         view,
     },
-    keys::psk::{Psk, SystemKem, given::Given},
+    keys::psk::{
+        Psk,
+        given::{Given, testing::seal},
+        kem::seeded::SeededKem,
+    },
     testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
 };
 
@@ -46,7 +50,7 @@ impl Node {
 
     fn step<T>(
         &mut self,
-        step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> T,
+        step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SeededKem>) -> T,
     ) -> T {
         let keep = |_: &Exchange| {
             if self.disk_is_full {
@@ -58,7 +62,7 @@ impl Node {
         let means = Means {
             machine: &self.machine,
             now: NOW,
-            kem: &SystemKem,
+            kem: &SeededKem,
             keep: &keep,
         };
         step(&mut self.letters, self.replica.known().unwrap(), &means)
@@ -113,14 +117,13 @@ impl Mailbox {
     fn give(&mut self, from: u64, to: u64, made_ms: u64, psk: &Psk) {
         let [(from, sender), (to, recipient)] =
             [from, to].map(|number| (node_id(number), machine_of(number).wireguard_key()));
-        let sealed = Given {
+        let given = Given {
             mesh: MESH,
             from: (from, sender),
             to: (to, recipient),
             made_ms,
-        }
-        .seal(psk)
-        .unwrap();
+        };
+        let sealed = seal(&given, psk);
         self.ever += 1;
         self.given.insert(
             (to, from),
