@@ -197,12 +197,17 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         "Whether the WireGuard interface is there and up.",
         &["device", "site"],
     )?;
-    up.with_label_values(&[device, site])
-        .set(observed.link.as_ref().is_some_and(|link| link.up).into());
-    let Some(link) = &observed.link else {
+    up.with_label_values(&[device, site]).set(
+        observed
+            .interface
+            .as_ref()
+            .is_some_and(|interface| interface.up)
+            .into(),
+    );
+    let Some(interface) = &observed.interface else {
         return encode(&registry);
     };
-    if let Some(key) = link.public_key {
+    if let Some(key) = interface.public_key {
         let info = gauges(
             "wireguard_device_info",
             "The WireGuard device.",
@@ -262,7 +267,7 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         peer, statement, ..
     } in known.peers.values()
     {
-        let found = peer_known.entry(link).unwrap_or(&none);
+        let found = peer_known.entry(interface).unwrap_or(&none);
         let (key, name, peer_site) = (
             statement.wireguard_key.to_string(),
             peer.name.as_str(),

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use wattle_client::kem::SystemKem;
 use wattle_mesh::{
     agent::replica::Known,
-    host::state::Link,
+    host::state::Interface,
     keys::{
         node_keys::Machine,
         psk::{
@@ -114,9 +114,14 @@ impl PskClient {
     }
 
     /// Takes note of the handshakes. Whether a key may be another one now.
-    pub(crate) fn observe(&mut self, known: &Known, link: &Link, machine: &Machine) -> bool {
+    pub(crate) fn observe(
+        &mut self,
+        known: &Known,
+        interface: &Interface,
+        machine: &Machine,
+    ) -> bool {
         self.go_on(machine, |correspondence, means| Progress {
-            may_differ: correspondence.observe(known, link, means),
+            may_differ: correspondence.observe(known, interface, means),
             ..Progress::default()
         })
     }

@@ -113,10 +113,10 @@ impl Host {
     pub(crate) async fn wireguard_key(&self) -> anyhow::Result<Option<WireguardKey>> {
         Ok(self
             .kernel
-            .observe_link()
+            .observe_interface()
             .await
             .context(UNREADABLE)?
-            .and_then(|link| link.public_key))
+            .and_then(|interface| interface.public_key))
     }
 
     /// What the host lets the mesh do to it now.
@@ -178,9 +178,9 @@ impl Host {
         };
         let now = aim.now();
         let peer_keys = observed
-            .link
+            .interface
             .as_ref()
-            .map(|link| aim.watch.look(aim.known, link, now))
+            .map(|interface| aim.watch.look(aim.known, interface, now))
             .unwrap_or_default();
         let plan = plan(
             &self.desired(aim.known, aim.machine, aim.psks, &peer_keys, &limits),
@@ -237,13 +237,14 @@ impl Host {
         else {
             return Ok(());
         };
-        let (Some(link), Some(peers)) = (&mut observed.link, self.kernel.observe_peers().await?)
+        let (Some(interface), Some(peers)) =
+            (&mut observed.interface, self.kernel.observe_peers().await?)
         else {
             return Ok(());
         };
-        link.peers = peers;
+        interface.peers = peers;
         let now = aim.now();
-        let peer_keys = aim.watch.look(aim.known, link, now);
+        let peer_keys = aim.watch.look(aim.known, interface, now);
         if !peer_keys.is_pressing() {
             return Ok(());
         }
@@ -285,7 +286,7 @@ impl Host {
                     Ok(()) => info!(reason = step.reason, "{}", step.change),
                     Err(error) => {
                         problems.push(format!("cannot {}: {error:#}", step.change));
-                        if step.change == Change::CreateLink {
+                        if step.change == Change::CreateInterface {
                             // Nothing that follows can be done without the interface.
                             break 'plan;
                         }

@@ -75,10 +75,10 @@ impl Reporter {
         psks: &Exchange,
         problems: impl Iterator<Item = String>,
     ) -> Option<Report> {
-        let link = observed.link.as_ref()?;
+        let interface = observed.interface.as_ref()?;
         let none = ObservedPeer::default();
         let links = known.peers.values().map(|known @ KnownPeer { peer, .. }| {
-            let found = known.entry(link).unwrap_or(&none);
+            let found = known.entry(interface).unwrap_or(&none);
             LinkReport {
                 peer: peer.node,
                 handshake_age_s: found.handshake_age_s,
@@ -92,11 +92,11 @@ impl Reporter {
         });
         Some(Report {
             applied: known.position,
-            device: link.device,
-            mtu: Some(link.mtu),
+            device: interface.device,
+            mtu: Some(interface.mtu),
             links: links.collect(),
             problems: fit_problems(problems),
-            armed: armed(known, link, psks),
+            armed: armed(known, interface, psks),
             start: self.start,
         })
     }

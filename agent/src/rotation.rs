@@ -14,9 +14,11 @@ use tracing::{info, warn};
 use wattle_mesh::{
     agent::replica::Known,
     keys::{
-        identity_rotation::{self, Succession},
+        identity_rotation::{IdentityAction, IdentityReply, Succession},
         node_keys::Machine,
-        rotation::{Act, Rotation, Situation, Told, kept_for_unmanaged, unmanaged},
+        rotation::{
+            Rotation, RotationAction, RotationReply, Situation, kept_for_unmanaged, unmanaged,
+        },
     },
 };
 use wattle_wire::{enrol::NewIdentity, rotation::RotationStep};
@@ -69,8 +71,8 @@ pub(crate) struct KeyChange {
 /// What came of telling the coordinator.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    OfKey(RotationStep, Told),
-    OfIdentity(identity_rotation::Told),
+    OfKey(RotationStep, RotationReply),
+    OfIdentity(IdentityReply),
 }
 
 impl KeyChange {
@@ -150,13 +152,15 @@ impl KeyChange {
             ..situation
         };
         let changed = match self.rotation.next(&situation)? {
-            Act::Tell(step) => {
+            RotationAction::Tell(step) => {
                 self.tell(step, coordinator, machine, membership);
                 return None;
             }
-            Act::MakeKey => random::bytes().and_then(|secret| Ok(machine.preparing(&secret)?)),
-            Act::TakeUp => machine.switched(unix_s()).map_err(Into::into),
-            Act::GiveUp => machine.staying().map_err(Into::into),
+            RotationAction::MakeKey => {
+                random::bytes().and_then(|secret| Ok(machine.preparing(&secret)?))
+            }
+            RotationAction::TakeUp => machine.switched(unix_s()).map_err(Into::into),
+            RotationAction::GiveUp => machine.staying().map_err(Into::into),
         };
         let kept = changed.and_then(|changed| {
             Slot::Present
@@ -197,7 +201,7 @@ impl KeyChange {
             is_known,
             now,
         )? {
-            identity_rotation::Act::Tell(statement) => {
+            IdentityAction::Tell(statement) => {
                 self.tell_identity(
                     NewIdentity {
                         node: membership.enrolled.node,
@@ -207,10 +211,10 @@ impl KeyChange {
                 );
                 return None;
             }
-            identity_rotation::Act::MakeIdentity => {
+            IdentityAction::MakeIdentity => {
                 random::bytes().and_then(|seed| Ok(machine.succeeding(&seed)?))
             }
-            identity_rotation::Act::TakeUp => machine.succeeded(mesh).map_err(Into::into),
+            IdentityAction::TakeUp => machine.succeeded(mesh).map_err(Into::into),
         };
         match changed.and_then(|changed| {
             Slot::Present
@@ -296,17 +300,17 @@ impl KeyChange {
         );
         tokio::spawn(async move {
             let told = match coordinator.rotation(&machine, &membership, &step).await {
-                Ok(answer) => Told::Taken(answer),
+                Ok(answer) => RotationReply::Taken(answer),
                 Err(RequestError::Refused {
                     status: StatusCode::CONFLICT,
                     problem,
-                }) if problem.code == "rotation_under_way" => Told::Busy,
+                }) if problem.code == "rotation_under_way" => RotationReply::Busy,
                 Err(error @ RequestError::Refused { status, .. }) if is_final(status) => {
-                    Told::Refused(format!("{error:#}"))
+                    RotationReply::Refused(format!("{error:#}"))
                 }
                 Err(error) => {
                     tracing::debug!("the coordinator was not told of the WireGuard key: {error:#}");
-                    Told::Unreachable
+                    RotationReply::Unreachable
                 }
             };
             let _ = sender.send(Heard::OfKey(step, told));
@@ -319,13 +323,13 @@ impl KeyChange {
         let coordinator = Arc::clone(coordinator);
         tokio::spawn(async move {
             let told = match coordinator.succeed(&identity).await {
-                Ok(()) => identity_rotation::Told::Taken,
+                Ok(()) => IdentityReply::Taken,
                 Err(error @ RequestError::Refused { status, .. }) if is_final(status) => {
-                    identity_rotation::Told::Refused(format!("{error:#}"))
+                    IdentityReply::Refused(format!("{error:#}"))
                 }
                 Err(error) => {
                     tracing::debug!("the coordinator was not told of the identity: {error:#}");
-                    identity_rotation::Told::Unreachable
+                    IdentityReply::Unreachable
                 }
             };
             let _ = sender.send(Heard::OfIdentity(told));
@@ -345,7 +349,7 @@ impl KeyChange {
         match heard {
             Some(Heard::OfKey(step, told)) => self.rotation.told(&step, told, now),
             Some(Heard::OfIdentity(told)) => {
-                let is_refused = matches!(told, identity_rotation::Told::Refused(_));
+                let is_refused = matches!(told, IdentityReply::Refused(_));
                 self.succession.told(told, now);
                 if is_refused {
                     warn!("{}", self.succession.problem().unwrap_or_default());

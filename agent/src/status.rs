@@ -123,13 +123,13 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
         .context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
     let observed = found.host.observe().await?;
     observed
-        .link
+        .interface
         .iter()
-        .for_each(|link| found.psks.resume(known, link));
+        .for_each(|interface| found.psks.resume(known, interface));
     let turns = observed
-        .link
+        .interface
         .as_ref()
-        .map(|link| Watch::default().look(known, link, Duration::ZERO))
+        .map(|interface| Watch::default().look(known, interface, Duration::ZERO))
         .unwrap_or_default();
     let desired = found.host.desired(
         known,
@@ -200,9 +200,9 @@ fn describe(
                  peer, statement, ..
              }| {
                 let entry = observed
-                    .link
+                    .interface
                     .as_ref()
-                    .and_then(|link| known.entry(link))
+                    .and_then(|interface| known.entry(interface))
                     .unwrap_or(&none);
                 let state = match entry.handshake_age_s {
                     _ if refused.is_unsigned(peer.node) => PeerState::Unsigned,
@@ -236,8 +236,11 @@ fn describe(
         identity: found.machine.identity_key(),
         locked: found.host.operators().is_some(),
         interface: paths.interface.to_string(),
-        device: observed.link.as_ref().map(|link| link.device),
-        mtu: observed.link.as_ref().map(|link| link.mtu),
+        device: observed
+            .interface
+            .as_ref()
+            .map(|interface| interface.device),
+        mtu: observed.interface.as_ref().map(|interface| interface.mtu),
         tunnel_address: found
             .known
             .as_ref()

@@ -17,7 +17,7 @@ use crate::{
     gateway::Gateway,
     host::Host,
     process,
-    site::Site,
+    site::LabSite,
     wait::{patience, wait_for},
 };
 
@@ -47,7 +47,7 @@ pub struct Lab {
 
 impl Lab {
     /// Makes the networks. No program of Wattle runs yet; their logs will go to `folder`.
-    pub fn build(folder: &Path, sites: &[Site]) -> Result<Self> {
+    pub fn build(folder: &Path, sites: &[LabSite]) -> Result<Self> {
         let binaries = Binaries::find()?;
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         batch(Command::new("ip"), UNDERLAY)?;
@@ -105,7 +105,7 @@ impl Lab {
     }
 
     /// One more site, with its networks.
-    pub fn add_site(&mut self, site: Site) -> Result<()> {
+    pub fn add_site(&mut self, site: LabSite) -> Result<()> {
         let gateway = Gateway::start(site, self.binaries.clone(), self.folder.clone())?;
         connect(
             &gateway.host,
@@ -124,7 +124,7 @@ impl Lab {
     }
 
     /// As [`Lab::ping_all`], among some of the sites.
-    pub fn ping_all_of(&self, sites: &[Site]) -> Result<()> {
+    pub fn ping_all_of(&self, sites: &[LabSite]) -> Result<()> {
         let mut pairs = self
             .pairs()
             .filter(|(from, to)| sites.contains(&from.site) && sites.contains(&to.site));
@@ -142,14 +142,14 @@ impl Lab {
             .flat_map(move |from| others(from).map(move |to| (from, to)))
     }
 
-    pub fn gateway(&self, site: Site) -> Result<&Gateway> {
+    pub fn gateway(&self, site: LabSite) -> Result<&Gateway> {
         self.gateways
             .iter()
             .find(|gateway| gateway.site == site)
             .with_context(|| format!("{} is not in this lab", site.name))
     }
 
-    pub fn gateway_mut(&mut self, site: Site) -> Result<&mut Gateway> {
+    pub fn gateway_mut(&mut self, site: LabSite) -> Result<&mut Gateway> {
         self.gateways
             .iter_mut()
             .find(|gateway| gateway.site == site)

@@ -18,7 +18,7 @@ use wattle_mesh::{
     host::{
         desired::{Local, desired},
         plan::plan,
-        state::{Desired, Link, Observed, ObservedPeer, ObservedRuleset},
+        state::{Desired, Interface, Observed, ObservedPeer, ObservedRuleset},
     },
     keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::PeerKeys},
 };
@@ -156,7 +156,7 @@ fn reached(desired: &Desired) -> Observed {
             (*key, found)
         })
         .collect();
-    let link = Link {
+    let interface = Interface {
         up: true,
         mtu: desired.mtu,
         addresses: desired.addresses.clone(),
@@ -164,10 +164,10 @@ fn reached(desired: &Desired) -> Observed {
         public_key: Some(desired.public_key),
         listen_port: desired.listen_port,
         peers,
-        ..Link::new(DeviceKind::Kernel)
+        ..Interface::new(DeviceKind::Kernel)
     };
     Observed {
-        link: Some(link),
+        interface: Some(interface),
         forwarding: desired.forwarding.clone(),
         ruleset: ObservedRuleset::Intact(desired.ruleset.clone()),
     }

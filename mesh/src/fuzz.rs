@@ -210,9 +210,9 @@ pub fn plan_of(data: &[u8]) {
         host = carried_out(host.clone(), &plan(&second, &host));
         assert_eq!(plan(&second, &host), Plan::default());
         let found: Vec<_> = host
-            .link
+            .interface
             .iter()
-            .flat_map(|link| link.peers.values().flat_map(|peer| &peer.allowed_ips))
+            .flat_map(|interface| interface.peers.values().flat_map(|peer| &peer.allowed_ips))
             .collect();
         assert_eq!(
             found.iter().collect::<BTreeSet<_>>().len(),

@@ -102,7 +102,7 @@ async fn write(interface: &InterfaceName, what: &Write<'_>) {
     try_write(interface, what).await.unwrap();
 }
 
-async fn set_peer(interface: &InterfaceName, key: &WireguardKey, change: &PeerChange) {
+async fn set_peer(interface: &InterfaceName, key: &WireguardKey, change: &PeerUpdate) {
     write(interface, &Write::Peers(vec![(key, Some(change))])).await;
 }
 
@@ -138,9 +138,9 @@ async fn device_in_this_process(interface: &InterfaceName) {
     .await;
 }
 
-fn peer(endpoint: Option<&str>, keepalive_s: u16, allowed_ips: &str) -> PeerChange {
+fn peer(endpoint: Option<&str>, keepalive_s: u16, allowed_ips: &str) -> PeerUpdate {
     let endpoint = endpoint.map(|text| text.parse::<SocketAddr>().unwrap());
-    PeerChange {
+    PeerUpdate {
         endpoint,
         keepalive_s: Some(keepalive_s),
         allowed_ips: AllowedIps::Replace(prefixes(allowed_ips)),
@@ -192,23 +192,23 @@ fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
             let before = seen().await;
             assert_eq!(before.endpoint, Some("127.0.0.1:51820".parse().unwrap()));
             let psk = Some(Psk::new([7; 32]));
-            let keepalive = PeerChange {
+            let keepalive = PeerUpdate {
                 keepalive_s: Some(30),
-                ..PeerChange::default()
+                ..PeerUpdate::default()
             };
-            let more = PeerChange {
+            let more = PeerUpdate {
                 allowed_ips: AllowedIps::Add(prefixes("10.1.0.0/24")),
-                ..PeerChange::default()
+                ..PeerUpdate::default()
             };
-            let others = PeerChange {
+            let others = PeerUpdate {
                 allowed_ips: AllowedIps::Replace(prefixes("10.3.0.0/24")),
                 psk: psk.clone(),
-                ..PeerChange::default()
+                ..PeerUpdate::default()
             };
             for change in [keepalive, more, others] {
                 set_peer(&there, &public_key(1), &change).await;
             }
-            set_peer(&there, &public_key(3), &PeerChange::default()).await;
+            set_peer(&there, &public_key(3), &PeerUpdate::default()).await;
             write(&there, &Write::Peers(vec![(&public_key(3), None)])).await;
 
             let after = seen().await;
@@ -260,9 +260,9 @@ fn a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there() {
             )
             .await;
             set_peer(&interface, &public_key(3), &peer(None, 0, "10.2.0.0/24")).await;
-            let touch = PeerChange {
+            let touch = PeerUpdate {
                 keepalive_s: Some(25),
-                ..PeerChange::default()
+                ..PeerUpdate::default()
             };
             set_peer(&interface, &public_key(2), &touch).await;
 
@@ -343,7 +343,7 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
                     from: first.clone(),
                     to: ruleset.clone(),
                 },
-                Change::CreateLink,
+                Change::CreateInterface,
                 Change::SetPrivateKey(public_key(1)),
                 Change::SetMtu(1380),
                 Change::AddAddress(net("10.99.0.1/16")),
@@ -362,17 +362,17 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             }
             command("ip route add 10.5.0.0/24 dev wattle0");
 
-            let link = Link {
+            let interface = Interface {
                 up: true,
                 mtu: 1380,
                 addresses: prefixes("10.99.0.1/16 fd99::1/64"),
                 routes: [(net("10.2.0.0/24"), source), (net("fd02::/64"), None)].into(),
                 public_key: Some(public_key(1)),
                 listen_port: 51820,
-                ..Link::new(kind(&name("wattle0")).await)
+                ..Interface::new(kind(&name("wattle0")).await)
             };
             let applied = Observed {
-                link: Some(link.clone()),
+                interface: Some(interface.clone()),
                 forwarding: [Family::V4].into(),
                 ruleset: ObservedRuleset::Intact(ruleset.clone()),
             };
@@ -420,12 +420,12 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             let left = kernel.observe().await.unwrap();
             assert_eq!(
                 (
-                    left.link.map(|link| link.addresses),
+                    left.interface.map(|interface| interface.addresses),
                     left.forwarding,
                     left.ruleset
                 ),
                 (
-                    Some(link.addresses),
+                    Some(interface.addresses),
                     BTreeSet::new(),
                     ObservedRuleset::Absent
                 )
@@ -456,13 +456,16 @@ fn h4_an_interface_of_somebody_else_is_named_and_left() {
                 ),
             ] {
                 command(make);
-                let refused = kernel.apply(&Change::CreateLink, &key).await.unwrap_err();
+                let refused = kernel
+                    .apply(&Change::CreateInterface, &key)
+                    .await
+                    .unwrap_err();
                 assert!(
                     format!("{refused:#}")
                         .contains(&format!("the interface wattle0 exists already, {what}")),
                     "{refused:#}"
                 );
-                assert_eq!(kernel.observe().await.unwrap().link, None);
+                assert_eq!(kernel.observe().await.unwrap().interface, None);
                 assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
                 command(remove);
             }
@@ -500,7 +503,7 @@ fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
 
             // A device that runs sends in vain, and counts it.
             let seen = async || {
-                let mut peers = kernel.observe().await.unwrap().link.unwrap().peers;
+                let mut peers = kernel.observe().await.unwrap().interface.unwrap().peers;
                 peers.values_mut().for_each(|peer| peer.sent_bytes = 0);
                 peers
             };

@@ -442,12 +442,13 @@ impl Agent {
         let may_differ = self
             .correspondence
             .tick(known, &self.machine, self.watch.unsettled());
-        let link = self
+        let interface = self
             .outcome
             .observed
             .as_ref()
-            .and_then(|observed| observed.link.as_ref());
-        link.is_some_and(|link| self.correspondence.observe(known, link, &self.machine))
+            .and_then(|observed| observed.interface.as_ref());
+        interface
+            .is_some_and(|interface| self.correspondence.observe(known, interface, &self.machine))
             || may_differ
     }
 
@@ -488,8 +489,8 @@ impl Agent {
             .outcome
             .observed
             .iter()
-            .flat_map(|observed| &observed.link)
-            .flat_map(|link| link.peers.values());
+            .flat_map(|observed| &observed.interface)
+            .flat_map(|interface| interface.peers.values());
         let settled = self.last_change.elapsed() > SETTLING || peers.all(ObservedPeer::is_live);
         let interval = if settled {
             OBSERVE_INTERVAL
@@ -556,11 +557,11 @@ fn situation<'a>(
     psks: &'a Exchange,
     now: Duration,
 ) -> Option<Situation<'a>> {
-    let link = outcome.observed.as_ref()?.link.as_ref()?;
+    let interface = outcome.observed.as_ref()?.interface.as_ref()?;
     Some(Situation {
         known: replica.known()?,
         machine,
-        link,
+        interface,
         psks,
         is_asked: false,
         now,

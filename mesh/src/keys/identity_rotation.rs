@@ -35,7 +35,7 @@ pub struct Succession {
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum IdentityAction {
     /// Make an identity and keep it on disk: [`Machine::succeeding`].
     MakeIdentity,
     Tell(SignedStatement),
@@ -45,7 +45,7 @@ pub enum Act {
 
 /// What came of telling the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum IdentityReply {
     Taken,
     Unreachable,
     /// In words.
@@ -63,36 +63,40 @@ impl Succession {
         is_asked: bool,
         is_known: bool,
         now: Duration,
-    ) -> Option<Act> {
+    ) -> Option<IdentityAction> {
         if self.is_taken {
             self.is_taken = false;
-            return machine.successor().map(|_| Act::TakeUp);
+            return machine.successor().map(|_| IdentityAction::TakeUp);
         }
         if now < self.silent_until {
             return None;
         }
         match machine.successor() {
-            Some(_) => machine.succession(mesh).ok().flatten().map(Act::Tell),
+            Some(_) => machine
+                .succession(mesh)
+                .ok()
+                .flatten()
+                .map(IdentityAction::Tell),
             // A WireGuard key that is being announced bears the present identity's signature.
-            None if is_asked && machine.next_key().is_none() => Some(Act::MakeIdentity),
+            None if is_asked && machine.next_key().is_none() => Some(IdentityAction::MakeIdentity),
             None if !is_known && machine.has_predecessors() => {
-                machine.statement(mesh).ok().map(Act::Tell)
+                machine.statement(mesh).ok().map(IdentityAction::Tell)
             }
             None => None,
         }
     }
 
-    /// Takes note of what came of [`Act::Tell`].
-    pub fn told(&mut self, told: Told, now: Duration) {
+    /// Takes note of what came of [`IdentityAction::Tell`].
+    pub fn told(&mut self, told: IdentityReply, now: Duration) {
         (self.is_taken, self.silent_until) = match &told {
-            Told::Taken => (true, now),
-            Told::Unreachable => (false, now + PAUSE),
-            Told::Refused(_) => (false, now + PUT_OFF),
+            IdentityReply::Taken => (true, now),
+            IdentityReply::Unreachable => (false, now + PAUSE),
+            IdentityReply::Refused(_) => (false, now + PUT_OFF),
         };
         match told {
-            Told::Taken => self.problem = None,
-            Told::Unreachable => {}
-            Told::Refused(why) => {
+            IdentityReply::Taken => self.problem = None,
+            IdentityReply::Unreachable => {}
+            IdentityReply::Refused(why) => {
                 self.problem = Some(format!(
                     "the coordinator does not take this node's new identity: {why}"
                 ))
@@ -191,20 +195,20 @@ mod tests {
                 return;
             };
             match act {
-                Act::MakeIdentity => {
+                IdentityAction::MakeIdentity => {
                     self.seed = self.seed.wrapping_add(1);
                     let next = self.disk.succeeding(&[self.seed; 32]).unwrap();
                     if is_kept {
                         (self.disk, self.is_asked) = (next, false);
                     }
                 }
-                Act::TakeUp => {
+                IdentityAction::TakeUp => {
                     let next = self.disk.succeeded(MESH).unwrap();
                     if is_kept {
                         self.disk = next;
                     }
                 }
-                Act::Tell(statement) => {
+                IdentityAction::Tell(statement) => {
                     let taken = Self::take(&mut self.coordinator, &statement);
                     if taken {
                         assert!(
@@ -213,15 +217,15 @@ mod tests {
                         );
                     }
                     let told = if taken {
-                        Told::Taken
+                        IdentityReply::Taken
                     } else {
-                        Told::Refused("no".to_owned())
+                        IdentityReply::Refused("no".to_owned())
                     };
                     self.succession.told(
                         if answer_arrives {
                             told
                         } else {
-                            Told::Unreachable
+                            IdentityReply::Unreachable
                         },
                         self.now,
                     );
@@ -241,7 +245,7 @@ mod tests {
                 Happening::Restart => self.succession = Succession::default(),
                 Happening::Refuse => self
                     .succession
-                    .told(Told::Refused("not now".to_owned()), self.now),
+                    .told(IdentityReply::Refused("not now".to_owned()), self.now),
                 Happening::RestoreDatabase => {
                     self.coordinator = machine_of(1).statement(MESH).unwrap()
                 }
@@ -294,14 +298,14 @@ mod tests {
         );
         assert_eq!(
             succession.next(&machine, MESH, true, true, now),
-            Some(Act::MakeIdentity)
+            Some(IdentityAction::MakeIdentity)
         );
         let next = machine.succeeding(&[9; 32]).unwrap();
         assert!(matches!(
             succession.next(&next, MESH, false, true, now),
-            Some(Act::Tell(_))
+            Some(IdentityAction::Tell(_))
         ));
-        succession.told(Told::Refused("it is full".to_owned()), now);
+        succession.told(IdentityReply::Refused("it is full".to_owned()), now);
         assert_eq!(
             succession.problem(),
             Some("the coordinator does not take this node's new identity: it is full")
@@ -312,7 +316,7 @@ mod tests {
         );
         assert!(matches!(
             succession.next(&next, MESH, true, true, now + PUT_OFF),
-            Some(Act::Tell(_))
+            Some(IdentityAction::Tell(_))
         ));
     }
 }

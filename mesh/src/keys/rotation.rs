@@ -33,7 +33,7 @@ use wattle_wire::{
 
 use crate::{
     agent::replica::{Known, KnownPeer},
-    host::state::{Link, ObservedPeer},
+    host::state::{Interface, ObservedPeer},
     keys::{node_keys::Machine, psk::exchange::Exchange},
 };
 
@@ -80,7 +80,7 @@ struct Announced {
 pub struct Situation<'a> {
     pub known: &'a Known,
     pub machine: &'a Machine,
-    pub link: &'a Link,
+    pub interface: &'a Interface,
     pub psks: &'a Exchange,
     /// Somebody on this host asks for a new key.
     pub is_asked: bool,
@@ -92,7 +92,7 @@ pub struct Situation<'a> {
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum RotationAction {
     /// Make a key and keep it on disk: [`Machine::preparing`].
     MakeKey,
     Tell(RotationStep),
@@ -105,7 +105,7 @@ pub enum Act {
 
 /// What came of telling the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum RotationReply {
     Taken(RotationAnswer),
     /// Another node is changing its key.
     Busy,
@@ -116,7 +116,7 @@ pub enum Told {
 
 impl Rotation {
     /// What is to be done next, if anything.
-    pub fn next(&mut self, situation: &Situation<'_>) -> Option<Act> {
+    pub fn next(&mut self, situation: &Situation<'_>) -> Option<RotationAction> {
         let Situation {
             known,
             machine,
@@ -131,12 +131,12 @@ impl Rotation {
             return machine
                 .statement(known.mesh.id)
                 .ok()
-                .map(|statement| Act::Tell(RotationStep::Done(statement)));
+                .map(|statement| RotationAction::Tell(RotationStep::Done(statement)));
         }
         if machine.next_key().is_none() {
             (self.announced, self.is_refused) = (None, false);
             if own.announced.is_some() {
-                return Some(Act::Tell(RotationStep::Withdraw {}));
+                return Some(RotationAction::Tell(RotationStep::Withdraw {}));
             }
             let is_due = own.rotate
                 || (is_used_up(known, machine, situation.unix_s)
@@ -145,14 +145,14 @@ impl Rotation {
             // A next identity speaks of the present key. Whoever asks on this host waits for an
             // answer.
             let is_free = machine.successor().is_none();
-            return (is_free && (situation.is_asked || is_due)).then_some(Act::MakeKey);
+            return (is_free && (situation.is_asked || is_due)).then_some(RotationAction::MakeKey);
         }
         let announce = || {
             machine
                 .announcement(known.mesh.id)
                 .ok()
                 .flatten()
-                .map(|statement| Act::Tell(RotationStep::Announce(statement)))
+                .map(|statement| RotationAction::Tell(RotationStep::Announce(statement)))
         };
         let Some(Announced {
             since,
@@ -161,13 +161,13 @@ impl Rotation {
         }) = &self.announced
         else {
             return if self.is_refused {
-                Some(Act::GiveUp)
+                Some(RotationAction::GiveUp)
             } else {
                 announce()
             };
         };
         let in_touch = |peer: &KnownPeer| {
-            peer.entry(situation.link)
+            peer.entry(situation.interface)
                 .is_some_and(ObservedPeer::is_live)
         };
         let missing = known.peers.values().filter(|peer| {
@@ -182,7 +182,7 @@ impl Rotation {
                 .find(|peer| situation.psks.is_changing(peer.peer.node) && in_touch(peer))
         };
         if missing.is_empty() && is_fresh && changing().is_none() {
-            return Some(Act::TakeUp);
+            return Some(RotationAction::TakeUp);
         }
         if now.saturating_sub(*since) > READY {
             let why = match changing() {
@@ -200,7 +200,7 @@ impl Rotation {
                 None => "the coordinator could not be reached for long enough".to_owned(),
             };
             self.put_off(now, &why);
-            return Some(Act::GiveUp);
+            return Some(RotationAction::GiveUp);
         }
         if now.saturating_sub(*heard) >= ASK {
             announce()
@@ -209,10 +209,10 @@ impl Rotation {
         }
     }
 
-    /// Takes note of what came of [`Act::Tell`].
-    pub fn told(&mut self, step: &RotationStep, told: Told, now: Duration) {
+    /// Takes note of what came of [`RotationAction::Tell`].
+    pub fn told(&mut self, step: &RotationStep, told: RotationReply, now: Duration) {
         match (step, told) {
-            (RotationStep::Announce(_), Told::Taken(answer)) => {
+            (RotationStep::Announce(_), RotationReply::Taken(answer)) => {
                 let since = self
                     .announced
                     .as_ref()
@@ -224,24 +224,27 @@ impl Rotation {
                 });
                 self.problem = None;
             }
-            (RotationStep::Announce(_), Told::Refused(why)) => {
+            (RotationStep::Announce(_), RotationReply::Refused(why)) => {
                 (self.announced, self.is_refused) = (None, true);
                 self.put_off(now, &why);
             }
-            (RotationStep::Announce(_), Told::Busy) => {
+            (RotationStep::Announce(_), RotationReply::Busy) => {
                 self.announced = None;
                 self.silent_until = now + PAUSE;
             }
-            (RotationStep::Done(_) | RotationStep::Withdraw {}, Told::Refused(why)) => {
+            (RotationStep::Done(_) | RotationStep::Withdraw {}, RotationReply::Refused(why)) => {
                 self.problem = Some(format!(
                     "the coordinator does not take this node's WireGuard key: {why}"
                 ));
                 self.silent_until = now + PUT_OFF;
             }
-            (RotationStep::Done(_) | RotationStep::Withdraw {}, Told::Taken(_) | Told::Busy)
+            (
+                RotationStep::Done(_) | RotationStep::Withdraw {},
+                RotationReply::Taken(_) | RotationReply::Busy,
+            )
             | (
                 RotationStep::Announce(_) | RotationStep::Done(_) | RotationStep::Withdraw {},
-                Told::Unreachable,
+                RotationReply::Unreachable,
             ) => {
                 self.silent_until = now + PAUSE;
             }

@@ -22,7 +22,7 @@ use wattle_mesh::{
     health::{
         alert::LinkMove,
         link::SILENT_S,
-        tracker::{LinkWatch, Pair},
+        tracker::{LinkId, TrackedLinks},
         watch_cache::{Board, Sight},
     },
 };
@@ -65,7 +65,7 @@ pub struct LinkTracker {
 
 #[derive(Debug, Default)]
 struct Tracked {
-    links: LinkWatch,
+    links: TrackedLinks,
     /// Up to when links were read, by the clock of their rows.
     read: Option<DateTime<Utc>>,
     /// When it was read who was heard of.
@@ -78,7 +78,7 @@ struct Tracked {
     /// How many nodes had left, and in which epoch, when links were last forgotten.
     departed: (i64, usize),
     /// Links whose history does not say yet how they are, with when that was first seen.
-    unrecorded: BTreeMap<Pair, (LinkNews, Instant)>,
+    unrecorded: BTreeMap<LinkId, (LinkNews, Instant)>,
     /// For those who watch; absent while nobody does.
     shown: Option<WatchedBoard>,
 }
@@ -253,7 +253,7 @@ impl Tracked {
         let board = self.shown.as_ref().map(|shown| &shown.board);
         let (position, anew, sights) = sources.mesh_cache.read(|feed| {
             let directory = feed.directory();
-            let is_link = |(a, b): &Pair| view::linked(directory, *a, *b);
+            let is_link = |(a, b): &LinkId| view::linked(directory, *a, *b);
             let departed = (feed.position().epoch, directory.revoked.len());
             if departed != self.departed {
                 self.departed = departed;
@@ -301,7 +301,7 @@ impl Tracked {
     }
 
     /// Reads what is new of links; those to be judged anew.
-    async fn read(&mut self, sources: Sources<'_>, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
+    async fn read(&mut self, sources: Sources<'_>, now: DateTime<Utc>) -> Result<BTreeSet<LinkId>> {
         let mut transaction = sources.db.follow().await?;
         let ChangedLinks {
             links: mut changed,
@@ -332,7 +332,7 @@ impl Tracked {
 }
 
 /// The links of nodes that the board does not know yet.
-fn links_of_new_nodes(directory: &Directory, board: &Board) -> impl Iterator<Item = Pair> {
+fn links_of_new_nodes(directory: &Directory, board: &Board) -> impl Iterator<Item = LinkId> {
     let new = directory.nodes.keys().filter(|node| !board.knows(**node));
     let with_all = |node: NodeId| {
         directory
@@ -346,7 +346,11 @@ fn links_of_new_nodes(directory: &Directory, board: &Board) -> impl Iterator<Ite
 }
 
 /// Notes that the history of a link does not say how it is, or that it does.
-fn note(unrecorded: &mut BTreeMap<Pair, (LinkNews, Instant)>, links: &LinkWatch, link: &LinkNews) {
+fn note(
+    unrecorded: &mut BTreeMap<LinkId, (LinkNews, Instant)>,
+    links: &TrackedLinks,
+    link: &LinkNews,
+) {
     let (pair, now) = ((link.ends[0], link.ends[1]), (link.state, link.fault));
     let Some(record) = links.record(&pair) else {
         return;

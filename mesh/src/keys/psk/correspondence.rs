@@ -15,7 +15,7 @@ use wattle_wire::{
 use super::{Ignored, Kem, exchange::Exchange, files::Moved};
 use crate::{
     agent::replica::{Known, KnownPeer},
-    host::state::Link,
+    host::state::Interface,
     keys::node_keys::Machine,
 };
 
@@ -131,13 +131,18 @@ impl Correspondence {
     }
 
     /// Takes note of what the device shows. Whether a key may be another one now.
-    pub fn observe<K: Kem>(&mut self, known: &Known, link: &Link, means: &Means<'_, K>) -> bool {
+    pub fn observe<K: Kem>(
+        &mut self,
+        known: &Known,
+        interface: &Interface,
+        means: &Means<'_, K>,
+    ) -> bool {
         // Most looks find nothing on trial, and a copy of a thousand pairs is megabytes.
         if !self.exchange.is_on_trial() {
             return false;
         }
         let mut next = self.exchange.clone();
-        let moved = next.observe(known, link, means.now);
+        let moved = next.observe(known, interface, means.now);
         if moved == Moved::OnDisk {
             return self.keep(next, Vec::new(), means);
         }

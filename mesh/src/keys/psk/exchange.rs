@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     agent::replica::{Known, KnownPeer},
-    host::state::Link,
+    host::state::Interface,
     keys::node_keys::Machine,
 };
 
@@ -244,12 +244,12 @@ impl Exchange {
 
     /// Lets keys that are tried in turn go on with their turns. To be said once, of keys as they
     /// were kept.
-    pub fn resume(&mut self, known: &Known, link: &Link) {
+    pub fn resume(&mut self, known: &Known, interface: &Interface) {
         for (node, files) in &mut self.given {
             known
                 .peers
                 .get(node)
-                .and_then(|peer| peer.entry(link))
+                .and_then(|peer| peer.entry(interface))
                 .into_iter()
                 .for_each(|seen| files.resume(seen));
         }
@@ -262,8 +262,8 @@ impl Exchange {
     }
 
     /// Takes note of what the device shows of the tunnels, at each look at it.
-    pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> Moved {
-        let entry = |node| known.peers.get(node)?.entry(link);
+    pub fn observe(&mut self, known: &Known, interface: &Interface, now: u64) -> Moved {
+        let entry = |node| known.peers.get(node)?.entry(interface);
         let on_trial = self.pairs.iter_mut().filter(|(_, pair)| pair.is_on_trial());
         let pairs = on_trial.filter_map(|(node, pair)| {
             Some(Arc::make_mut(pair).observe(entry(node)?.handshake_age_s, now))

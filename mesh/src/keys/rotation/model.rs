@@ -14,7 +14,7 @@ use wattle_wire::{
 };
 
 use super::{
-    Act, Rotation, Situation, Told,
+    Rotation, RotationAction, RotationReply, Situation,
     canary::{Watch, armed},
     kept_for_unmanaged,
 };
@@ -27,7 +27,7 @@ use crate::{
     host::{
         desired::{Local, desired},
         plan::plan,
-        state::{Link, Observed},
+        state::{Interface, Observed},
     },
     keys::{
         enrolment::verify_statement,
@@ -57,7 +57,7 @@ impl Gateway {
         let machine = machine_of(number);
         let replica = Replica::new(MESH, machine.wireguard_key());
         let host = Observed {
-            link: Some(Link::new(DeviceKind::Kernel)),
+            interface: Some(Interface::new(DeviceKind::Kernel)),
             ..Observed::default()
         };
         let disk = machine.kept().unwrap();
@@ -83,8 +83,8 @@ impl Gateway {
         (self.rotation, self.watch) = (Rotation::default(), Watch::default());
     }
 
-    fn link(&self) -> &Link {
-        self.host.link.as_ref().unwrap()
+    fn interface(&self) -> &Interface {
+        self.host.interface.as_ref().unwrap()
     }
 
     /// Looks at the host and makes it what it should be, or dies after so many steps.
@@ -94,7 +94,7 @@ impl Gateway {
         };
         let peer_keys = self
             .watch
-            .look(known, self.host.link.as_ref().unwrap(), now);
+            .look(known, self.host.interface.as_ref().unwrap(), now);
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             machine: &self.machine,
@@ -212,7 +212,7 @@ impl World {
         let gateway = &self.gateways[gateway];
         if let Some(known) = gateway.replica.known() {
             self.armed.extend(
-                armed(known, gateway.link(), &Exchange::default())
+                armed(known, gateway.interface(), &Exchange::default())
                     .into_iter()
                     .map(|armed| (gateway.id, armed.sequence)),
             );
@@ -228,7 +228,7 @@ impl World {
         let situation = Situation {
             known,
             machine: &gateway.machine,
-            link: gateway.host.link.as_ref().unwrap(),
+            interface: gateway.host.interface.as_ref().unwrap(),
             psks: &Exchange::default(),
             is_asked: false,
             now: self.now,
@@ -238,29 +238,29 @@ impl World {
             return false;
         };
         let machine = match act {
-            Act::MakeKey => {
+            RotationAction::MakeKey => {
                 let mut secret = [77; 32];
                 secret[..8].copy_from_slice(&self.revision.to_be_bytes());
                 secret[8..24].copy_from_slice(&self.now.as_nanos().to_be_bytes());
                 gateway.machine.preparing(&secret).unwrap()
             }
-            Act::TakeUp => {
+            RotationAction::TakeUp => {
                 // The one moment of which packets depend: nobody in touch is unprepared, as far as
                 // he was heard of.
                 gateway.machine.switched(self.now.as_secs()).unwrap()
             }
-            Act::GiveUp => gateway.machine.staying().unwrap(),
-            Act::Tell(step) => {
+            RotationAction::GiveUp => gateway.machine.staying().unwrap(),
+            RotationAction::Tell(step) => {
                 let told = if !asked {
-                    Told::Unreachable
+                    RotationReply::Unreachable
                 } else if busy {
-                    Told::Busy
+                    RotationReply::Busy
                 } else {
                     let answer = self.coordinator(&step);
                     if answered {
-                        Told::Taken(answer)
+                        RotationReply::Taken(answer)
                     } else {
-                        Told::Unreachable
+                        RotationReply::Unreachable
                     }
                 };
                 self.gateways[0].rotation.told(&step, told, self.now);
@@ -311,19 +311,19 @@ impl World {
 
     /// A first handshake message, and its answer if there is one, as WireGuard does it.
     fn call(&mut self, from: usize, to: usize) {
-        let caller = self.gateways[from].link().public_key;
-        let callee = self.gateways[to].link().public_key;
+        let caller = self.gateways[from].interface().public_key;
+        let callee = self.gateways[to].interface().public_key;
         let (Some(caller), Some(callee)) = (caller, callee) else {
             return;
         };
         let calls = self.gateways[from]
-            .link()
+            .interface()
             .peers
             .get(&callee)
             .is_some_and(|entry| !entry.allowed_ips.is_empty());
         let Some(entry) = self.gateways[to]
             .host
-            .link
+            .interface
             .as_mut()
             .unwrap()
             .peers
@@ -339,7 +339,7 @@ impl World {
             entry.handshake_age_s = Some(0);
             let entry = self.gateways[from]
                 .host
-                .link
+                .interface
                 .as_mut()
                 .unwrap()
                 .peers
@@ -354,7 +354,7 @@ impl World {
         self.now += time;
         let passed = self.now.as_secs() - before;
         for gateway in &mut self.gateways {
-            for entry in gateway.host.link.as_mut().unwrap().peers.values_mut() {
+            for entry in gateway.host.interface.as_mut().unwrap().peers.values_mut() {
                 entry.handshake_age_s = entry.handshake_age_s.map(|age| age + passed);
             }
         }
@@ -380,7 +380,7 @@ impl World {
     fn nobody_loses_what_is_his(&self) {
         for gateway in &self.gateways {
             let held: Vec<_> = gateway
-                .link()
+                .interface()
                 .peers
                 .values()
                 .flat_map(|entry| &entry.allowed_ips)
@@ -411,11 +411,16 @@ impl World {
     /// All go by the rotating node's key, and all tunnels are up.
     fn agrees(&self) -> Result<(), TestCaseError> {
         let key = self.gateways[0].machine.wireguard_key();
-        prop_assert_eq!(self.gateways[0].link().public_key, Some(key));
+        prop_assert_eq!(self.gateways[0].interface().public_key, Some(key));
         prop_assert_eq!(self.directory.nodes[&node_id(ROTATING)].wireguard_key, key);
         for gateway in &self.gateways {
-            prop_assert_eq!(gateway.link().peers.len(), 2, "{:?}", gateway.link().peers);
-            for entry in gateway.link().peers.values() {
+            prop_assert_eq!(
+                gateway.interface().peers.len(),
+                2,
+                "{:?}",
+                gateway.interface().peers
+            );
+            for entry in gateway.interface().peers.values() {
                 prop_assert!(
                     entry.is_live() && entry.psk.is_none() && !entry.allowed_ips.is_empty(),
                     "{:?}",
@@ -471,7 +476,7 @@ fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_tha
             world.call(0, peer);
             world.gateways[peer].reconcile(world.now, usize::MAX);
             world.call(peer, 0);
-            let entry = &world.gateways[peer].link().peers[&key];
+            let entry = &world.gateways[peer].interface().peers[&key];
             assert!(
                 entry.psk.is_none()
                     && entry.allowed_ips.len() == 2
@@ -479,7 +484,7 @@ fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_tha
                 "{entry:?}"
             );
             assert_eq!(
-                world.gateways[peer].link().peers.len(),
+                world.gateways[peer].interface().peers.len(),
                 2,
                 "the former key is forgotten"
             );
@@ -508,16 +513,16 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
         &mut world.gateways[1],
     );
     peer.reconcile(world.now, usize::MAX);
-    let (known, link) = (
+    let (known, interface) = (
         peer.replica.known().unwrap(),
-        peer.host.link.as_ref().unwrap(),
+        peer.host.interface.as_ref().unwrap(),
     );
-    assert_eq!(link.peers[&key].allowed_ips.len(), 2);
+    assert_eq!(interface.peers[&key].allowed_ips.len(), 2);
     let began = world.now;
     let mut calls = vec![];
     for ms in (0..20_000).step_by(50) {
         let now = began + Duration::from_millis(ms);
-        let peer_keys = peer.watch.look(known, link, now);
+        let peer_keys = peer.watch.look(known, interface, now);
         if peer_keys.is_pressing() {
             calls.push(ms);
             peer.watch.probed(&peer_keys, now);
@@ -526,7 +531,7 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
     }
     assert_eq!(calls, [300, 900, 2_100, 4_500, 9_300, 14_300, 19_300]);
     let late = began + Duration::from_secs(70);
-    peer.watch.look(known, link, late);
+    peer.watch.look(known, interface, late);
     assert_eq!(peer.watch.pace(late), None, "WireGuard goes on by itself");
 }
 
@@ -558,7 +563,7 @@ fn nothing_is_taken_up_while_somebody_in_touch_is_not_ready_and_the_old_key_stay
 }
 
 /// The first node, whose key is as old as a key may become, and a peer without an agent.
-fn due_beside_an_unmanaged_peer() -> (Gateway, Link) {
+fn due_beside_an_unmanaged_peer() -> (Gateway, Interface) {
     let mut directory = directory_of(2);
     let mesh = MeshSettings {
         rotate_days: 30,
@@ -577,18 +582,19 @@ fn due_beside_an_unmanaged_peer() -> (Gateway, Link) {
         removed: vec![],
     });
     gateway.reconcile(Duration::ZERO, usize::MAX);
-    let mut link = gateway.link().clone();
-    link.peers
+    let mut interface = gateway.interface().clone();
+    interface
+        .peers
         .entry(machine_of(2).wireguard_key())
         .or_default()
         .handshake_age_s = Some(0);
-    (gateway, link)
+    (gateway, interface)
 }
 
 #[test]
 fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoever_asks_does_not_wait_for_it()
  {
-    let (gateway, link) = due_beside_an_unmanaged_peer();
+    let (gateway, interface) = due_beside_an_unmanaged_peer();
     let Gateway {
         machine,
         replica,
@@ -600,7 +606,7 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
     let situation = Situation {
         known,
         machine: &machine,
-        link: &link,
+        interface: &interface,
         psks: &psks,
         is_asked: false,
         now: Duration::from_secs(1),
@@ -615,24 +621,26 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
             is_asked: true,
             ..situation
         }),
-        Some(Act::MakeKey)
+        Some(RotationAction::MakeKey)
     );
     let machine = machine.preparing(&[66; 32]).unwrap();
     let situation = Situation {
         machine: &machine,
         ..situation
     };
-    let Some(Act::Tell(announce @ RotationStep::Announce(_))) = rotation.next(&situation) else {
+    let Some(RotationAction::Tell(announce @ RotationStep::Announce(_))) =
+        rotation.next(&situation)
+    else {
         panic!("nothing is announced")
     };
     rotation.told(
         &announce,
-        Told::Taken(RotationAnswer {
+        RotationReply::Taken(RotationAnswer {
             waiting_for: vec![node_id(2)],
         }),
         situation.now,
     );
-    assert_eq!(rotation.next(&situation), Some(Act::TakeUp));
+    assert_eq!(rotation.next(&situation), Some(RotationAction::TakeUp));
 }
 
 proptest! {
@@ -659,8 +667,8 @@ proptest! {
             let after = world.gateways[0].machine.wireguard_key();
             if before != after {
                 for peer in &world.gateways[1..] {
-                    let live = world.gateways[0].link().peers.get(&peer.machine.wireguard_key()).is_some_and(|entry| entry.is_live());
-                    prop_assert!(!live || peer.link().peers.contains_key(&after), "{:?} is not \
+                    let live = world.gateways[0].interface().peers.get(&peer.machine.wireguard_key()).is_some_and(|entry| entry.is_live());
+                    prop_assert!(!live || peer.interface().peers.contains_key(&after), "{:?} is not \
                         ready", peer.id);
                 }
             }
