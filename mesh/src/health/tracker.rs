@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use wattle_wire::{admin::LinkState, ids::NodeId, news::LinkNews};
+use wattle_wire::{admin::LinkState, event_stream::LinkStatus, ids::NodeId};
 
 use crate::health::link::{Heard, LinkRecord, SILENT_S, end_is_up, link_health, spoken_for};
 
@@ -102,7 +102,7 @@ impl TrackedLinks {
     }
 
     /// How a link is now, of whose ends these are unmanaged.
-    pub fn judge(&mut self, pair: LinkId, unmanaged: [bool; 2], now: DateTime<Utc>) -> LinkNews {
+    pub fn judge(&mut self, pair: LinkId, unmanaged: [bool; 2], now: DateTime<Utc>) -> LinkStatus {
         let ends = [pair.0, pair.1];
         let (reports, since) =
             self.record(&pair)
@@ -122,7 +122,7 @@ impl TrackedLinks {
         if let Some(link) = self.links.get_mut(&pair) {
             link.state = state;
         }
-        LinkNews {
+        LinkStatus {
             ends,
             state,
             fault,
