@@ -35,9 +35,9 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 /// How often to look whether this host has the address by now.
 const NO_ADDRESS: Duration = Duration::from_secs(1);
 /// How long a client may take to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(5);
+const HEADER_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the agent saw at its last look.
+/// What the agent observed last.
 #[derive(Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) interface: &'a InterfaceName,
@@ -114,7 +114,7 @@ async fn answer(connection: TcpStream, text: watch::Receiver<String>) {
     let mut http = http1::Builder::new();
     let conversation = http
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(HEADER_LIMIT)
         .serve_connection(TokioIo::new(connection), service);
     if let Err(error) = conversation.await {
         tracing::debug!("a scrape failed: {error}");

@@ -58,7 +58,7 @@ impl Aim<'_> {
     }
 }
 
-/// What one look at the host gave.
+/// What one observation of the host gave.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// The host after all steps; absent when it cannot be observed.
@@ -161,14 +161,14 @@ impl Host {
     /// One round. Whatever fails is told and the rest goes on; the next round tries again. `last`
     /// is what the round before gave.
     pub(crate) async fn reconcile(&self, aim: &mut Aim<'_>, last: &mut Outcome) -> Outcome {
-        let looked = async {
+        let observing = async {
             anyhow::Ok((
                 self.observe_and_follow(aim, last).await?,
                 self.limits(aim.known).await?,
             ))
         };
-        let (observed, limits) = match looked.await {
-            Ok(looked) => looked,
+        let (observed, limits) = match observing.await {
+            Ok(observed) => observed,
             Err(error) => {
                 return Outcome {
                     problems: vec![format!("{error:#}")],
@@ -180,7 +180,7 @@ impl Host {
         let peer_keys = observed
             .interface
             .as_ref()
-            .map(|interface| aim.watch.look(aim.known, interface, now))
+            .map(|interface| aim.watch.observe(aim.known, interface, now))
             .unwrap_or_default();
         let plan = plan(
             &self.desired(aim.known, aim.machine, aim.psks, &peer_keys, &limits),
@@ -213,7 +213,7 @@ impl Host {
         let policy = loop {
             tokio::select! {
                 policy = &mut policy => break policy,
-                () = sleep(aim.watch.pace(aim.now()).unwrap_or(Duration::MAX)) => self.follow_keys(aim, last).await,
+                () = sleep(aim.watch.interval(aim.now()).unwrap_or(Duration::MAX)) => self.follow_keys(aim, last).await,
             }
         };
         let observed = async { self.kernel.observe_with(policy?).await };
@@ -221,7 +221,7 @@ impl Host {
     }
 
     /// Looks at the peers alone, and follows those that have taken up the keys which they
-    /// announced: packets wait for that, so nothing else is looked at meanwhile.
+    /// announced: packets wait for that, so nothing else is observed meanwhile.
     pub(crate) async fn follow_keys(&self, aim: &mut Aim<'_>, last: &mut Outcome) {
         if let Err(error) = self.try_follow_keys(aim, last).await {
             warn!("{error:#}");
@@ -244,7 +244,7 @@ impl Host {
         };
         interface.peers = peers;
         let now = aim.now();
-        let peer_keys = aim.watch.look(aim.known, interface, now);
+        let peer_keys = aim.watch.observe(aim.known, interface, now);
         if !peer_keys.is_pressing() {
             return Ok(());
         }

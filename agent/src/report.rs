@@ -140,7 +140,7 @@ impl Reporter {
             };
             if told.is_none() {
                 // The next one is due at once; a coordinator in trouble is not asked more often
-                // than the host is looked at.
+                // than the host is observed.
                 sleep(OBSERVE_INTERVAL).await;
             }
             let _ = sender.send(told);

@@ -35,9 +35,9 @@ use crate::{
 const ASKED: &str = "rotate.json";
 /// How long `wattle-agent rotate --psk` waits for peers that do not answer: a key that was just
 /// agreed on is replaced at the second time of asking.
-const PATIENCE: Duration = Duration::from_secs(90);
+const ROTATION_LIMIT: Duration = Duration::from_secs(90);
 /// How often `wattle-agent rotate` looks whether it is done.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A request of `wattle-agent rotate`, and what stands in its way.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl KeyChange {
     }
 
     /// Looks whether somebody on this host asks for a new key.
-    pub(crate) fn look(&mut self) {
+    pub(crate) fn read_requests(&mut self) {
         match self.store.read::<Asked>(ASKED) {
             Ok(asked) => {
                 let asked = asked
@@ -127,11 +127,11 @@ impl KeyChange {
     }
 
     /// How soon there may be something to do.
-    pub(crate) fn pace(&self, situation: &Situation<'_>) -> Option<Duration> {
+    pub(crate) fn interval(&self, situation: &Situation<'_>) -> Option<Duration> {
         if self.telling.is_some() {
             None
         } else {
-            self.rotation.pace(situation)
+            self.rotation.interval(situation)
         }
     }
 
@@ -446,7 +446,7 @@ pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
             output::line("all preshared keys are new");
             return Ok(());
         }
-        if asked.elapsed() > PATIENCE {
+        if asked.elapsed() > ROTATION_LIMIT {
             let (old, all) = (old.join(", "), peers.len());
             bail!(
                 "of {all} peers, these have not answered: {old}. Their tunnels keep their present \
@@ -480,6 +480,6 @@ async fn look_again(store: &Store) -> anyhow::Result<()> {
         store.remove(ASKED)?;
         bail!(problem);
     }
-    tokio::time::sleep(LOOK).await;
+    tokio::time::sleep(POLL_INTERVAL).await;
     Ok(())
 }

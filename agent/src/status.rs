@@ -129,7 +129,7 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
     let turns = observed
         .interface
         .as_ref()
-        .map(|interface| Watch::default().look(known, interface, Duration::ZERO))
+        .map(|interface| Watch::default().observe(known, interface, Duration::ZERO))
         .unwrap_or_default();
     let desired = found.host.desired(
         known,

@@ -39,9 +39,9 @@ use crate::{
 /// The same while tunnels are coming up, so that the coordinator hears of their first handshakes
 /// soon.
 const OBSERVE_SOON_INTERVAL: Duration = Duration::from_secs(1);
-/// For so many times as long as a look took, none follows unasked: where rules are long in listing,
-/// looks leave the processor to others.
-const REST: u32 = 3;
+/// The next observation waits for this many times as long as the last one took: where it takes long
+/// to list the rules, that leaves the processor to others.
+const REST_FACTOR: u32 = 3;
 /// For how long after a change tunnels are expected to come up.
 const SETTLING: Duration = Duration::from_secs(30);
 
@@ -74,8 +74,8 @@ pub(super) struct Agent {
     /// The coordinator does not know the node as who it is.
     is_stranger: bool,
     outcome: Outcome,
-    /// When the last look ended, and how long it took.
-    looked: (Instant, Duration),
+    /// When the last observation ended, and how long it took.
+    last_observation: (Instant, Duration),
     last_change: Instant,
     started: Instant,
     correspondence: PskClient,
@@ -119,7 +119,7 @@ impl Agent {
             disconnected: None,
             is_stranger: false,
             outcome: Outcome::default(),
-            looked: (now, Duration::ZERO),
+            last_observation: (now, Duration::ZERO),
             last_change: now,
             started: now,
             reporter,
@@ -168,9 +168,9 @@ impl Agent {
                         self.handle(event);
                     }
                 }
-                () = tokio::time::sleep_until(self.next_look()) => self.reconcile().await,
-                () = sleep(self.watch.pace(self.started.elapsed()).unwrap_or(Duration::MAX)) => self.peek().await,
-                () = sleep(self.key_pace().unwrap_or(Duration::MAX)) => {}
+                () = tokio::time::sleep_until(self.next_observation()) => self.reconcile().await,
+                () = sleep(self.watch.interval(self.started.elapsed()).unwrap_or(Duration::MAX)) => self.follow_keys().await,
+                () = sleep(self.key_interval().unwrap_or(Duration::MAX)) => {}
                 told = self.key_change.told() => self.key_change.take_in(told, self.started.elapsed()),
                 told = self.reporter.told() => self.reporter.take_in(told),
                 done = self.correspondence.done() => {
@@ -201,7 +201,7 @@ impl Agent {
                     .go(&self.coordinator, &self.machine, &self.membership);
                 self.change_key().await;
             }
-            self.tell();
+            self.send_report();
         };
         follower.abort();
         ended
@@ -331,7 +331,7 @@ impl Agent {
     }
 
     /// Follows peers that have taken up the keys which they announced.
-    async fn peek(&mut self) {
+    async fn follow_keys(&mut self) {
         if let Some((host, mut aim, outcome)) = self.aim() {
             host.follow_keys(&mut aim, outcome).await;
         }
@@ -384,9 +384,9 @@ impl Agent {
     }
 
     /// How soon there may be something to do about this node's key.
-    fn key_pace(&self) -> Option<Duration> {
+    fn key_interval(&self) -> Option<Duration> {
         let psks = self.correspondence.exchange();
-        self.key_change.pace(&situation(
+        self.key_change.interval(&situation(
             &self.replica,
             &self.outcome,
             &self.machine,
@@ -398,12 +398,12 @@ impl Agent {
     async fn reconcile(&mut self) {
         let begin = Instant::now();
         self.take_confirmation();
-        self.key_change.look();
+        self.key_change.read_requests();
         if self.key_change.psks_are_asked_for() {
             self.correspondence.want_others();
         }
         self.round().await;
-        // After the look at the device, which tells whose WireGuard key is new: with those no
+        // After the device was observed, which tells whose WireGuard key is new: with those no
         // preshared key is changed yet.
         if self.tend_psks() {
             self.round().await;
@@ -412,7 +412,7 @@ impl Agent {
             self.prober.follow(known);
         }
         self.show_metrics();
-        self.looked = (Instant::now(), begin.elapsed());
+        self.last_observation = (Instant::now(), begin.elapsed());
     }
 
     async fn round(&mut self) {
@@ -484,7 +484,7 @@ impl Agent {
         }
     }
 
-    fn next_look(&self) -> Instant {
+    fn next_observation(&self) -> Instant {
         let mut peers = self
             .outcome
             .observed
@@ -497,8 +497,8 @@ impl Agent {
         } else {
             OBSERVE_SOON_INTERVAL
         };
-        let (ended, took) = self.looked;
-        ended + interval.max(took * REST)
+        let (ended, took) = self.last_observation;
+        ended + interval.max(took * REST_FACTOR)
     }
 
     fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
@@ -511,7 +511,7 @@ impl Agent {
     }
 
     /// Sends the report that is due, if any, without waiting for it.
-    fn tell(&mut self) {
+    fn send_report(&mut self) {
         let (false, Some(known), Some(observed)) = (
             self.reporter.is_busy(),
             self.replica.known(),

@@ -1,5 +1,5 @@
 //! When a node reports, and what: changes at once, everything in a summary from time to time, never
-//! all links at each look.
+//! all links at each observation of the host.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -19,7 +19,7 @@ use crate::{
 /// so each goes on sending 148 bytes now and then.
 const MOST: u32 = 3;
 /// For how long a peer tries before another does.
-const PATIENCE: TimeDelta = TimeDelta::seconds(60);
+const TRY_LIMIT: TimeDelta = TimeDelta::seconds(60);
 
 /// The trial that is to follow: by the next of the node's peers, in order of their ids, that was
 /// heard of lately.
@@ -32,7 +32,7 @@ pub fn next(
     now: DateTime<Utc>,
     is_heard: impl Fn(NodeId) -> bool,
 ) -> Option<Trial> {
-    let is_due = trial.tries < MOST && trial.since.is_none_or(|since| now - since >= PATIENCE);
+    let is_due = trial.tries < MOST && trial.since.is_none_or(|since| now - since >= TRY_LIMIT);
     let last = trial.by.unwrap_or(node);
     let later = directory
         .nodes

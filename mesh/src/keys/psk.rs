@@ -338,8 +338,8 @@ impl Pair {
         matches!(self.phase, Phase::Confirmed { .. })
     }
 
-    /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to
-    /// use is another one now.
+    /// Takes note of the tunnel's newest handshake, at each observation of the device. Whether the
+    /// key to use is another one now.
     ///
     /// A device may take it for a handshake when it answers one that the other end then cannot read
     /// (gotatun does). So a handshake counts that is not followed by another at once: it proves

@@ -253,7 +253,7 @@ impl Rotation {
 
     /// How soon [`Rotation::next`] may have something to do; absent means: not before something
     /// else happens.
-    pub fn pace(&self, situation: &Situation<'_>) -> Option<Duration> {
+    pub fn interval(&self, situation: &Situation<'_>) -> Option<Duration> {
         let own = situation.known.myself.keys?;
         let is_under_way = situation.machine.next_key().is_some()
             || situation.machine.sequence() > own.sequence

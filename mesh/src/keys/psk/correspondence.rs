@@ -137,7 +137,7 @@ impl Correspondence {
         interface: &Interface,
         means: &Means<'_, K>,
     ) -> bool {
-        // Most looks find nothing on trial, and a copy of a thousand pairs is megabytes.
+        // Most observations find no candidate, and a copy of a thousand pairs is megabytes.
         if !self.exchange.is_on_trial() {
             return false;
         }

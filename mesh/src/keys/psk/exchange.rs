@@ -261,7 +261,7 @@ impl Exchange {
             || self.given.values().any(Files::is_on_trial)
     }
 
-    /// Takes note of what the device shows of the tunnels, at each look at it.
+    /// Takes note of what the device shows of the tunnels, at each observation of it.
     pub fn observe(&mut self, known: &Known, interface: &Interface, now: u64) -> Moved {
         let entry = |node| known.peers.get(node)?.entry(interface);
         let on_trial = self.pairs.iter_mut().filter(|(_, pair)| pair.is_on_trial());

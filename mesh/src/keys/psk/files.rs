@@ -28,7 +28,7 @@ const TURN_S: u64 = 10;
 /// Ages of a session in seconds at which it is due to be renewed: WireGuard does so with the first
 /// packet that is sent after 120 s (`REKEY_AFTER_TIME` of its paper, section 6.1), a keepalive
 /// comes within another 25, and a second attempt 5 s later. Fifteen come before, because the device
-/// is looked at every five.
+/// is observed every five.
 const RENEWAL_S: RangeInclusive<u64> = 105..=150;
 
 /// The keys of the files that the node may have, as kept on disk; and which of them has its turn.
@@ -62,11 +62,11 @@ struct Trial {
     session: Option<usize>,
     /// When the first handshake was of those that were all of that key.
     first: u64,
-    /// What had been received at the last look.
+    /// What had been received when it was observed last.
     received_bytes: u64,
 }
 
-/// What a look at the device made of the keys.
+/// What an observation of the device made of the keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Moved {
     #[default]
@@ -124,7 +124,7 @@ impl Files {
         self.keys.len() > 1
     }
 
-    /// Takes note of the tunnel, at each look at the device. `now` is in seconds since 1970.
+    /// Takes note of the tunnel, at each observation of the device. `now` is in seconds since 1970.
     pub(super) fn observe(&mut self, seen: &ObservedPeer, now: u64) -> Moved {
         if !self.is_on_trial() {
             return Moved::No;

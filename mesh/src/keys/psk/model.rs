@@ -21,8 +21,8 @@ const RESPONDER: usize = 1;
 const REKEY_S: u64 = 120;
 const ATTEMPT_S: u64 = 5;
 const SESSION_S: u64 = 180;
-/// Seconds between two looks of an agent at its device.
-const LOOK_S: u64 = 5;
+/// Seconds between two observations of its device by an agent.
+const OBSERVE_INTERVAL_S: u64 = 5;
 
 struct End {
     machine: Machine,
@@ -207,7 +207,7 @@ impl World {
         keys[0] == keys[1] && (keys[0].is_some() || self.policy == PskPolicy::Prefer)
     }
 
-    /// Seconds pass: WireGuard renews its session, both agents look at their device. Returns the
+    /// Seconds pass: WireGuard renews its session, both agents observe their device. Returns the
     /// greatest age of a session.
     fn pass(&mut self, seconds: u64) -> u64 {
         let mut oldest = 0;
@@ -218,7 +218,7 @@ impl World {
             if age.is_none_or(|age| age >= REKEY_S) && self.now.is_multiple_of(ATTEMPT_S) {
                 self.call();
             }
-            if self.now % LOOK_S == 2 {
+            if self.now % OBSERVE_INTERVAL_S == 2 {
                 for end in [INITIATOR, RESPONDER] {
                     let age = self.handshakes[end].map(|at| self.now - at);
                     if self.act(end, |pair, _, now| pair.observe(age, now)) {
@@ -251,7 +251,7 @@ impl World {
                 self.tick(end);
                 self.deliver(end);
             }
-            self.pass(LOOK_S);
+            self.pass(OBSERVE_INTERVAL_S);
         }
     }
 

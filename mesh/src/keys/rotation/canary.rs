@@ -16,11 +16,11 @@ use crate::{
     keys::psk::exchange::Exchange,
 };
 
-/// How often the device is looked at while a peer is about to take up its announced key: packets of
+/// How often the device is observed while a peer is about to take up its announced key: packets of
 /// both ends wait until this node has seen it.
-const PACE: Duration = Duration::from_millis(50);
-/// For how long after an announcement it is looked at so often. A peer that takes longer is noticed
-/// at the next look at the whole host.
+const OBSERVE_INTERVAL: Duration = Duration::from_millis(50);
+/// For how long after an announcement it is observed so often. A peer that takes longer is noticed
+/// at the next observation of the whole host.
 const ATTENTIVE: Duration = Duration::from_secs(60);
 /// How long an entry that was made anew has for its handshake before it is made anew once more: one
 /// that makes a new entry sends its first handshake at once, while WireGuard itself waits 5 s after
@@ -77,7 +77,7 @@ impl PeerKeys {
 
 impl Watch {
     /// Looks at the device. `now` is of a clock that only goes forward.
-    pub fn look(&mut self, known: &Known, interface: &Interface, now: Duration) -> PeerKeys {
+    pub fn observe(&mut self, known: &Known, interface: &Interface, now: Duration) -> PeerKeys {
         let pending = |(node, peer): (&NodeId, &KnownPeer)| {
             let announced = peer
                 .announced
@@ -181,13 +181,13 @@ impl Watch {
         self.probes.keys().copied().collect()
     }
 
-    /// How soon the device is to be looked at again; absent means that there is no hurry.
-    pub fn pace(&self, now: Duration) -> Option<Duration> {
+    /// How soon the device is to be observed again; absent means that there is no hurry.
+    pub fn interval(&self, now: Duration) -> Option<Duration> {
         let is_near = self
             .announced
             .values()
             .any(|(_, since)| now.saturating_sub(*since) < ATTENTIVE);
-        (is_near || !self.probes.is_empty()).then_some(PACE)
+        (is_near || !self.probes.is_empty()).then_some(OBSERVE_INTERVAL)
     }
 }
 

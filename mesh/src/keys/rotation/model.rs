@@ -94,7 +94,7 @@ impl Gateway {
         };
         let peer_keys = self
             .watch
-            .look(known, self.host.interface.as_ref().unwrap(), now);
+            .observe(known, self.host.interface.as_ref().unwrap(), now);
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             machine: &self.machine,
@@ -522,17 +522,21 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
     let mut calls = vec![];
     for ms in (0..20_000).step_by(50) {
         let now = began + Duration::from_millis(ms);
-        let peer_keys = peer.watch.look(known, interface, now);
+        let peer_keys = peer.watch.observe(known, interface, now);
         if peer_keys.is_pressing() {
             calls.push(ms);
             peer.watch.probed(&peer_keys, now);
         }
-        assert!(peer.watch.pace(now).is_some());
+        assert!(peer.watch.interval(now).is_some());
     }
     assert_eq!(calls, [300, 900, 2_100, 4_500, 9_300, 14_300, 19_300]);
     let late = began + Duration::from_secs(70);
-    peer.watch.look(known, interface, late);
-    assert_eq!(peer.watch.pace(late), None, "WireGuard goes on by itself");
+    peer.watch.observe(known, interface, late);
+    assert_eq!(
+        peer.watch.interval(late),
+        None,
+        "WireGuard goes on by itself"
+    );
 }
 
 #[test]
