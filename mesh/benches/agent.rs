@@ -54,7 +54,7 @@ fn peer(number: u32) -> Peer {
         tunnel_address: [10, 99 + high, middle, low].into(),
         subnets: vec![format!("10.{}.{low}.0/24", 128 + middle).parse().unwrap()],
         endpoint: Some(format!("198.18.{middle}.{low}:51820").parse().unwrap()),
-        trial: None,
+        endpoint_check: None,
         admission: None,
     }
 }

@@ -143,7 +143,7 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
         rotate_since: None,
         admission: None,
         endpoint: None,
-        trial: None,
+        endpoint_check: None,
         agent_version: Some("0".to_owned()),
         unmanaged: None,
         generation: 1,

@@ -26,7 +26,7 @@ pub use self::belief::{Pin, Refusal, RefusalReason};
 use self::{
     belief::{Believed, believe},
     draft::{Draft, put},
-    ownership::{Claims, Contradiction},
+    ownership::{Contradiction, Ownership},
 };
 use crate::agent::admission::Admitted;
 pub use crate::agent::known_peer::KnownPeer;
@@ -79,7 +79,7 @@ pub struct Replica {
     operators: Option<BTreeSet<OperatorKey>>,
     known: Option<Known>,
     /// Who of `known` holds which key and prefix.
-    claims: Claims,
+    ownership: Ownership,
     /// A message was missed or rejected: what follows it says nothing until a snapshot comes.
     out_of_step: bool,
     /// Records of peers that were not believed, and still are what the coordinator says.
@@ -131,7 +131,7 @@ impl Replica {
             own_key,
             operators: None,
             known: None,
-            claims: Claims::default(),
+            ownership: Ownership::default(),
             out_of_step: false,
             refused: BTreeMap::new(),
             rejected: None,
@@ -347,7 +347,7 @@ impl Replica {
         mut next: Draft,
         changes: Vec<ViewChange>,
     ) -> Received {
-        let mut news = Vec::new();
+        let mut newly_refused = Vec::new();
         for change in changes {
             match change {
                 ViewChange::Peer(peer) => match believe(
@@ -381,7 +381,7 @@ impl Replica {
                             name: peer.name,
                             reason,
                         };
-                        news.push(refusal.clone());
+                        newly_refused.push(refusal.clone());
                         next.refused.insert(peer.node, Some(refusal));
                     }
                 },
@@ -394,17 +394,19 @@ impl Replica {
             }
         }
         self.hold(&mut next);
-        if let Err(rejection) = self.claim(&next) {
-            // A revision that is rejected is rare: making the claims anew is simpler than to undo
-            // some of them.
-            self.claims = self.known.as_ref().map(Claims::of).unwrap_or_default();
+        if let Err(rejection) = self.assign(&next) {
+            // A revision that is rejected is rare: working out the owners anew is simpler than to
+            // undo some of them.
+            self.ownership = self.known.as_ref().map(Ownership::of).unwrap_or_default();
             self.out_of_step = true;
             self.rejected = Some(rejection.clone());
             return Received::Rejected(rejection);
         }
         self.adopt(position, next);
         (self.rejected, self.out_of_step) = (None, false);
-        Received::Changed { refused: news }
+        Received::Changed {
+            refused: newly_refused,
+        }
     }
 
     /// Keeps the peers that are not to go without being asked about: those of a message that
@@ -441,7 +443,7 @@ impl Replica {
                 .admitted
                 .iter_mut()
                 .for_each(|admitted| admitted.forget(&peer));
-            self.claims.give_up_peer(&peer);
+            self.ownership.release_peer(&peer);
             self.departed.insert(node, Pin::of(&peer));
         }
     }
@@ -453,9 +455,9 @@ impl Replica {
         }
     }
 
-    /// Moves the claims on to what is next: first all that is given up, then all that is taken, so
+    /// Makes the owners those of what is next: first all is released, then all is taken, so
     /// that two peers can swap.
-    fn claim(&mut self, next: &Draft) -> Result<(), Rejection> {
+    fn assign(&mut self, next: &Draft) -> Result<(), Rejection> {
         if next.mesh.id != self.mesh {
             return Err(Rejection::Mesh);
         }
@@ -467,9 +469,9 @@ impl Replica {
             next.peers
                 .keys()
                 .filter_map(|node| known.peers.get(node))
-                .for_each(|peer| self.claims.give_up_peer(peer));
+                .for_each(|peer| self.ownership.release_peer(peer));
             if moved {
-                self.claims.give_up_own(&known.myself);
+                self.ownership.release_own(&known.myself);
             }
         }
         let mut peers = next.peers.values().flatten();
@@ -480,11 +482,11 @@ impl Replica {
             return Err(Rejection::OwnKey(own.peer.name.clone()));
         }
         let own = if moved {
-            self.claims.take_own(&next.myself)
+            self.ownership.take_own(&next.myself)
         } else {
             Ok(())
         };
-        let taken = own.and_then(|()| peers.try_for_each(|peer| self.claims.take_peer(peer)));
+        let taken = own.and_then(|()| peers.try_for_each(|peer| self.ownership.take_peer(peer)));
         taken.map_err(|contradiction| {
             let name = |node| match self.peer_in(next, node) {
                 Some(known) if node != next.myself.node => known.peer.name.clone(),

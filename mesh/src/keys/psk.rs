@@ -57,7 +57,7 @@ const JITTER_S: u32 = 2 * 3600;
 const STALE_S: u64 = 130;
 /// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which
 /// are 5 s apart (`REKEY_TIMEOUT`).
-const TRIAL_S: u64 = 15;
+const CANDIDATE_S: u64 = 15;
 /// Seconds within which no second handshake follows one that succeeded, and after which one that
 /// none has followed did.
 const REPEATED_S: u64 = 60;
@@ -117,7 +117,8 @@ enum Phase {
         message: SignedPskMessage,
         #[serde(skip)]
         retry: Retry,
-        trial: Trial,
+        #[serde(rename = "trial")]
+        candidate: Candidate,
     },
     /// Responder: has the key, and the initiator may have it.
     Offered {
@@ -132,7 +133,7 @@ enum Phase {
 
 /// Which key the initiator has in use while it cannot know which one the responder has.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Trial {
+struct Candidate {
     next: bool,
     since: u64,
     /// When the newest handshake was, in seconds since 1970; 0 if none was seen.
@@ -147,7 +148,9 @@ impl Pair {
     pub fn key(&self, policy: PskPolicy) -> Option<&Psk> {
         let current = self.current.as_ref().map(|agreed| &agreed.psk);
         match &self.phase {
-            Phase::Confirmed { next, trial, .. } if trial.next => Some(&next.psk),
+            Phase::Confirmed {
+                next, candidate, ..
+            } if candidate.next => Some(&next.psk),
             Phase::Confirmed { next, .. } | Phase::Offered { next, .. }
                 if policy == PskPolicy::Require =>
             {
@@ -334,7 +337,7 @@ impl Pair {
     }
 
     /// Whether [`Pair::observe`] has anything to take note of.
-    pub fn is_on_trial(&self) -> bool {
+    pub fn has_candidates(&self) -> bool {
         matches!(self.phase, Phase::Confirmed { .. })
     }
 
@@ -345,22 +348,22 @@ impl Pair {
     /// (gotatun does). So a handshake counts that is not followed by another at once: it proves
     /// nothing, but gives reason to try no other key.
     pub fn observe(&mut self, handshake_age_s: Option<u64>, now: u64) -> bool {
-        let Phase::Confirmed { trial, .. } = &mut self.phase else {
+        let Phase::Confirmed { candidate, .. } = &mut self.phase else {
             return false;
         };
         let at = handshake_age_s.map(|age| now.saturating_sub(age));
-        if let Some(at) = at.filter(|at| *at > trial.handshake + 1) {
-            trial.doubtful = at < trial.handshake + REPEATED_S;
-            trial.handshake = at;
-        } else if now >= trial.handshake + HELD_S {
-            trial.doubtful = false;
+        if let Some(at) = at.filter(|at| *at > candidate.handshake + 1) {
+            candidate.doubtful = at < candidate.handshake + REPEATED_S;
+            candidate.handshake = at;
+        } else if now >= candidate.handshake + HELD_S {
+            candidate.doubtful = false;
         }
-        let is_stale = trial.doubtful || handshake_age_s.is_none_or(|age| age > STALE_S);
+        let is_stale = candidate.doubtful || handshake_age_s.is_none_or(|age| age > STALE_S);
         // Without a key of before there is nothing to go back to.
-        let may_turn = !trial.next || self.current.is_some();
-        let turns = is_stale && may_turn && now.abs_diff(trial.since) >= TRIAL_S;
+        let may_turn = !candidate.next || self.current.is_some();
+        let turns = is_stale && may_turn && now.abs_diff(candidate.since) >= CANDIDATE_S;
         if turns {
-            (trial.next, trial.since) = (!trial.next, now);
+            (candidate.next, candidate.since) = (!candidate.next, now);
         }
         turns
     }
@@ -452,7 +455,7 @@ impl Pair {
                 let message = ends
                     .sign(round, PskStep::Confirm { proof: next.proof })
                     .ok_or(Ignored::Unreadable)?;
-                let trial = Trial {
+                let candidate = Candidate {
                     next: false,
                     since: now,
                     handshake: 0,
@@ -463,7 +466,7 @@ impl Pair {
                     keys,
                     message: message.clone(),
                     retry: Retry::new(now),
-                    trial,
+                    candidate,
                 };
                 Ok(Some(message))
             }

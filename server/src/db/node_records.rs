@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::config::{
     directory::{Announced, NodeRecord, Unmanaged},
-    endpoint_check::Trial,
+    endpoint_check::CheckState,
 };
 use wattle_wire::{
     admin::{NodeState, SiteNode},
@@ -135,7 +135,7 @@ impl TryFrom<NodeRow> for NodeRecord {
             }
             _ => None,
         };
-        let trial = (!row.endpoint_verified).then(|| Trial {
+        let endpoint_check = (!row.endpoint_verified).then(|| CheckState {
             by: row.endpoint_tried_by.map(NodeId),
             since: row.endpoint_tried_at,
             tries: row.endpoint_tries.unsigned_abs(),
@@ -157,7 +157,7 @@ impl TryFrom<NodeRow> for NodeRecord {
             rotate_since: row.rotate_since,
             admission,
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
-            trial,
+            endpoint_check,
             agent_version: row.agent_version,
             unmanaged,
             generation: row.generation,

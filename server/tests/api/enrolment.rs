@@ -8,7 +8,7 @@ use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{Enrolled, Statement},
     join::JoinString,
-    peer::{EndpointTrial, Peer},
+    peer::{EndpointCheck, Peer},
     secret::Secret,
     stream::{StreamMessage, ViewChange},
 };
@@ -375,11 +375,11 @@ async fn e10_an_endpoint_that_a_node_names_is_tried_by_one_peer_and_by_all_once_
 
     // Both are told the same: that the one alone tries it.
     for stream in &mut streams {
-        let tried = told_of(stream, |peer| peer.trial.is_some()).await;
+        let tried = told_of(stream, |peer| peer.endpoint_check.is_some()).await;
         assert_eq!((tried.node, tried.endpoint), (frankfurt.node, None));
         assert_eq!(
-            tried.trial,
-            Some(EndpointTrial {
+            tried.endpoint_check,
+            Some(EndpointCheck {
                 endpoint,
                 by: dublin.id()
             })
@@ -414,13 +414,13 @@ async fn e10_an_endpoint_that_a_node_names_is_tried_by_one_peer_and_by_all_once_
         Some("203.0.113.9:51820".parse().unwrap()),
         "where the operator says, all look"
     );
-    assert!(hinted.trial.is_some());
+    assert!(hinted.endpoint_check.is_some());
     cork.report(&coordinator, seen(link("198.51.100.20:40000")))
         .await
         .expect(204);
     for stream in &mut streams {
         let met = told_of(stream, |peer| {
-            peer.trial.is_none() && peer.endpoint.is_some()
+            peer.endpoint_check.is_none() && peer.endpoint.is_some()
         })
         .await;
         assert_eq!(met.endpoint, Some(endpoint));

@@ -138,7 +138,7 @@ impl Correspondence {
         means: &Means<'_, K>,
     ) -> bool {
         // Most observations find no candidate, and a copy of a thousand pairs is megabytes.
-        if !self.exchange.is_on_trial() {
+        if !self.exchange.has_candidates() {
             return false;
         }
         let mut next = self.exchange.clone();

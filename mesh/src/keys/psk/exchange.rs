@@ -256,16 +256,19 @@ impl Exchange {
     }
 
     /// Whether [`Exchange::observe`] has anything to take note of.
-    pub fn is_on_trial(&self) -> bool {
-        self.pairs.values().any(|pair| pair.is_on_trial())
-            || self.given.values().any(Files::is_on_trial)
+    pub fn has_candidates(&self) -> bool {
+        self.pairs.values().any(|pair| pair.has_candidates())
+            || self.given.values().any(Files::has_candidates)
     }
 
     /// Takes note of what the device shows of the tunnels, at each observation of it.
     pub fn observe(&mut self, known: &Known, interface: &Interface, now: u64) -> Moved {
         let entry = |node| known.peers.get(node)?.entry(interface);
-        let on_trial = self.pairs.iter_mut().filter(|(_, pair)| pair.is_on_trial());
-        let pairs = on_trial.filter_map(|(node, pair)| {
+        let open = self
+            .pairs
+            .iter_mut()
+            .filter(|(_, pair)| pair.has_candidates());
+        let pairs = open.filter_map(|(node, pair)| {
             Some(Arc::make_mut(pair).observe(entry(node)?.handshake_age_s, now))
         });
         let turned = pairs.filter(|turned| *turned).count() > 0;

@@ -254,7 +254,7 @@ mod tests {
                 announced: None,
                 rotate_since: None,
                 admission: None,
-                trial: None,
+                endpoint_check: None,
                 endpoint: None,
                 agent_version: Some(String::new()),
                 unmanaged: None,

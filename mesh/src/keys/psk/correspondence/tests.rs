@@ -202,7 +202,7 @@ fn what_cannot_be_kept_is_neither_used_nor_said_and_stays_at_the_coordinator() {
     assert!(
         nodes
             .iter()
-            .all(|node| !node.letters.exchange().is_on_trial())
+            .all(|node| !node.letters.exchange().has_candidates())
     );
     assert!(nodes[1 - initiator].letters.problem().is_some());
     assert_eq!(
@@ -270,12 +270,12 @@ fn a_given_key_is_used_and_kept_and_nothing_is_said_to_an_unmanaged_peer() {
 
     let kept = serde_json::to_string(&nodes[0].letters.exchange().kept()).unwrap();
     nodes[0].letters = Correspondence::new(serde_json::from_str(&kept).unwrap(), None);
-    assert!(key(&nodes[0]) == Some(first.clone()) && !nodes[0].letters.exchange().is_on_trial());
+    assert!(key(&nodes[0]) == Some(first.clone()) && !nodes[0].letters.exchange().has_candidates());
     // The next file: the key in use stays for a turn, and nobody asks for another one.
     mailbox.give(2, 1, 2, &second);
     nodes[0].letters.want_others();
     settle(&mut nodes, &mut mailbox);
-    assert!(key(&nodes[0]) == Some(first) && nodes[0].letters.exchange().is_on_trial());
+    assert!(key(&nodes[0]) == Some(first) && nodes[0].letters.exchange().has_candidates());
     assert_eq!(
         (mailbox.given.len(), mailbox.letters.len(), mailbox.ever),
         (0, 0, 2)

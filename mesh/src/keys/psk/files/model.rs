@@ -391,7 +391,7 @@ fn an_older_file_never_counts_and_neither_does_the_same_again() {
         [1, 2].map(|file| files.take(psk(file), file.into(), 0)),
         [Err(Ignored::Old); 2]
     );
-    assert!(files.key() == Some(&psk(2)) && !files.is_on_trial());
+    assert!(files.key() == Some(&psk(2)) && !files.has_candidates());
 }
 
 #[test]
