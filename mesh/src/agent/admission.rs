@@ -45,7 +45,8 @@ pub enum InvalidAdmission {
     Mesh,
 }
 
-/// Reads an admission that the operator it names has signed. Whether he may is not asked here.
+/// Reads an admission that the operator it names has signed. Whether the operator may is not asked
+/// here.
 ///
 /// # Errors
 ///
@@ -72,7 +73,7 @@ pub fn verify_admission(
     }
 }
 
-/// An operator with his key pair.
+/// An operator with a key pair.
 pub struct Operator {
     keys: Ed25519KeyPair,
     key: OperatorKey,
@@ -99,7 +100,7 @@ impl Operator {
     }
 
     /// Signs what the operator saw and agreed to, at a time in seconds since 1970; always later
-    /// than what he signed before.
+    /// than what was signed before.
     ///
     /// # Errors
     ///
@@ -189,11 +190,12 @@ pub struct Candidate {
     pub site: Name,
     pub identity: IdentityKey,
     pub prefixes: BTreeSet<IpNet>,
-    /// What he signed of the node before; absent means nothing, as far as the coordinator tells.
+    /// What the operator signed of the node before; absent means nothing, as far as the coordinator
+    /// tells.
     pub before: Option<Admission>,
 }
 
-/// Whether a node has the word of an operator, whoever he is, that holds at a time, in seconds
+/// Whether a node has the word of an operator, whoever that is, that holds at a time, in seconds
 /// since 1970, and covers all that its site has.
 pub fn is_admitted(node: &NodeRecord, site: &SiteRecord, now: i64) -> bool {
     let Some(Ok(admission)) = node

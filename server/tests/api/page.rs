@@ -222,7 +222,7 @@ async fn an_operator_makes_api_tokens_as_far_as_his_own_goes_and_everybody_reads
     assert_eq!(
         browser.run(buttons, json!([])).await,
         0,
-        "neither his own nor an owner's"
+        "neither one's own nor an owner's"
     );
 
     browser.click("#make-token").await;

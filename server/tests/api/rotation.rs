@@ -257,7 +257,7 @@ async fn a_key_that_is_anothers_and_a_statement_that_does_not_follow_are_refused
     assert_eq!(
         coordinator.count("SELECT count(*) FROM armed_peers").await,
         0,
-        "nobody is ready for himself"
+        "no node is ready for itself"
     );
 }
 

@@ -625,7 +625,7 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
         MESH,
     )
     .unwrap();
-    assert_eq!(later.signed_at, NOW + 1, "even if his clock was set back");
+    assert_eq!(later.signed_at, NOW + 1, "even if the clock was set back");
     // That it is to end is a change; that it is to end a little later is not.
     let ending = operator
         .candidate(MESH, &node(Some(signed)), &site, Some(NOW + 10 * LATER_S))
@@ -652,7 +652,7 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
             )
             .is_some()
     );
-    // Somebody else's word does not spare him his own.
+    // Somebody else's word is not the operator's own.
     let other = Operator::new(&[2; 32]).unwrap();
     assert!(
         other

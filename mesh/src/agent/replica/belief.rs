@@ -128,7 +128,7 @@ fn believe_statement(
     pin: Option<Pin>,
 ) -> Result<Statement, RefusalReason> {
     let statement = verify_statement(signed, mesh)?;
-    // Nobody signs two statements of one number; who was removed may come back with his last one.
+    // Nobody signs two statements of one number; a removed node may come back with its last one.
     let is_old = |sequence| {
         if known.is_some() {
             statement.sequence <= sequence

@@ -752,7 +752,7 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
         [pinned(&replica), pinned(&away)],
         [further.identity_key(); 2]
     );
-    // Whoever has a former key, and whatever he signs with it, is nobody any more.
+    // Whoever has a former key, and whatever is signed with it, counts for nothing.
     let stale = old.preparing(&[70; 32]).unwrap().switched(0).unwrap();
     for machine in [&late, &stale] {
         assert_eq!(
