@@ -30,7 +30,7 @@ use wattle_wire::{
     ids::Position,
     key::Bytes32,
     problem::Problem,
-    psk::{Errand, Mail},
+    psk::{MailboxRequest, MailboxResponse},
     report::Report,
     rotation::{RotationAnswer, RotationStep},
     stream::{HEARTBEAT_S, SILENCE_S, StreamMessage},
@@ -144,14 +144,14 @@ impl Coordinator {
             .map(drop)
     }
 
-    /// Leaves letters for other nodes and fetches those for this one.
+    /// Leaves messages for other nodes and fetches those for this one.
     pub(crate) async fn mailbox(
         &self,
         machine: &Machine,
         membership: &Membership,
-        errand: &Errand,
-    ) -> Result<Mail, RequestError> {
-        self.ask_signed("/agent/mailbox", machine, membership, errand)
+        request: &MailboxRequest,
+    ) -> Result<MailboxResponse, RequestError> {
+        self.ask_signed("/agent/mailbox", machine, membership, request)
             .await
     }
 

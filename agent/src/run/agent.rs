@@ -78,7 +78,7 @@ pub(super) struct Agent {
     last_observation: (Instant, Duration),
     last_change: Instant,
     started: Instant,
-    correspondence: PskClient,
+    mailbox: PskClient,
     key_change: KeyChange,
     watch: Watch,
     prober: Prober,
@@ -107,7 +107,7 @@ impl Agent {
             host,
             machine: Arc::new(machine),
             membership,
-            correspondence: PskClient::new(store.clone()),
+            mailbox: PskClient::new(store.clone()),
             key_change: KeyChange::new(store.clone()),
             watch: Watch::default(),
             prober: Prober::start(&paths.interface),
@@ -173,8 +173,8 @@ impl Agent {
                 () = sleep(self.key_interval().unwrap_or(Duration::MAX)) => {}
                 told = self.key_change.told() => self.key_change.take_in(told, self.started.elapsed()),
                 told = self.reporter.told() => self.reporter.take_in(told),
-                done = self.correspondence.done() => {
-                    self.view_changed |= self.correspondence.take_in(done, self.replica.known(), &self.machine);
+                done = self.mailbox.done() => {
+                    self.view_changed |= self.mailbox.take_in(done, self.replica.known(), &self.machine);
                 }
                 () = self.prober.news() => self.show_metrics(),
                 () = stop.asked() => break Ended::Stopped,
@@ -197,7 +197,7 @@ impl Agent {
                 break ended;
             }
             if self.disconnected.is_none() {
-                self.correspondence
+                self.mailbox
                     .go(&self.coordinator, &self.machine, &self.membership);
                 self.change_key().await;
             }
@@ -269,8 +269,8 @@ impl Agent {
         if let StreamMessage::Snapshot { position, .. } = &message {
             info!(%position, "received a snapshot");
         }
-        if message == StreamMessage::Mail {
-            self.correspondence.mail_is_waiting();
+        if message == StreamMessage::MessagesWaiting {
+            self.mailbox.messages_are_waiting();
         }
         let before = self.replica.position();
         match self.replica.receive(message) {
@@ -323,7 +323,7 @@ impl Agent {
         let aim = Aim {
             known: self.replica.known()?,
             machine: &self.machine,
-            psks: self.correspondence.exchange(),
+            psks: self.mailbox.exchange(),
             watch: &mut self.watch,
             started: self.started,
         };
@@ -344,7 +344,7 @@ impl Agent {
             &self.replica,
             &self.outcome,
             &self.machine,
-            self.correspondence.exchange(),
+            self.mailbox.exchange(),
             now,
         ) {
             let Some(machine) = self.key_change.go(
@@ -385,7 +385,7 @@ impl Agent {
 
     /// How soon there may be something to do about this node's key.
     fn key_interval(&self) -> Option<Duration> {
-        let psks = self.correspondence.exchange();
+        let psks = self.mailbox.exchange();
         self.key_change.interval(&situation(
             &self.replica,
             &self.outcome,
@@ -400,7 +400,7 @@ impl Agent {
         self.take_confirmation();
         self.key_change.read_requests();
         if self.key_change.psks_are_asked_for() {
-            self.correspondence.want_others();
+            self.mailbox.want_others();
         }
         self.round().await;
         // After the device was observed, which tells whose WireGuard key is new: with those no
@@ -440,15 +440,14 @@ impl Agent {
             return false;
         };
         let may_differ = self
-            .correspondence
+            .mailbox
             .tick(known, &self.machine, self.watch.unsettled());
         let interface = self
             .outcome
             .observed
             .as_ref()
             .and_then(|observed| observed.interface.as_ref());
-        interface
-            .is_some_and(|interface| self.correspondence.observe(known, interface, &self.machine))
+        interface.is_some_and(|interface| self.mailbox.observe(known, interface, &self.machine))
             || may_differ
     }
 
@@ -506,7 +505,7 @@ impl Agent {
             .replica
             .problems()
             .chain(self.outcome.problems.iter().cloned());
-        host.chain(self.correspondence.problems(known))
+        host.chain(self.mailbox.problems(known))
             .chain(self.key_change.problems(known, &self.machine))
     }
 
@@ -519,7 +518,7 @@ impl Agent {
         ) else {
             return;
         };
-        let (probes, psks) = (self.prober.reports(), self.correspondence.exchange());
+        let (probes, psks) = (self.prober.reports(), self.mailbox.exchange());
         let Some(full) =
             self.reporter
                 .account(known, observed, &probes, psks, self.problems(known))

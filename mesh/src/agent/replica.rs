@@ -310,7 +310,7 @@ impl Replica {
                 }
                 Received::Bye(reason)
             }
-            StreamMessage::Mail | StreamMessage::Unknown => Received::Unchanged,
+            StreamMessage::MessagesWaiting | StreamMessage::Unknown => Received::Unchanged,
         }
     }
 

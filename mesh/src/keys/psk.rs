@@ -18,12 +18,12 @@
 //! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk
 //! later learns no earlier key.
 
-pub mod correspondence;
 mod ends;
 pub mod exchange;
 mod files;
 pub mod given;
 mod kem;
+pub mod mailbox;
 #[cfg(test)]
 mod model;
 mod retry;

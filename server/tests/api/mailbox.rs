@@ -196,7 +196,7 @@ async fn the_recipient_is_told_on_its_stream_by_whichever_coordinator_it_follows
     .await
     .expect(200);
     for follower in [&mut near, &mut far] {
-        assert_eq!(follower.news().await, Some(StreamMessage::Mail));
+        assert_eq!(follower.news().await, Some(StreamMessage::MessagesWaiting));
     }
     // A letter that came before the stream is told of, too.
     let mut again = frankfurt.follow(&further, None).await;
@@ -204,7 +204,7 @@ async fn the_recipient_is_told_on_its_stream_by_whichever_coordinator_it_follows
         again.news().await,
         Some(StreamMessage::Snapshot { .. })
     ));
-    assert_eq!(again.news().await, Some(StreamMessage::Mail));
+    assert_eq!(again.news().await, Some(StreamMessage::MessagesWaiting));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
     ids::NodeId,
-    psk::{GivenPsk, OutgoingLetter, PskPolicy, SignedPskMessage},
+    psk::{GivenPsk, OutgoingMessage, PskPolicy, SignedPskMessage},
 };
 
 use super::{
@@ -136,12 +136,12 @@ impl Exchange {
         };
         let is_gone = |node| !known.peers.contains_key(node);
         self.pairs.keys().chain(self.given.keys()).any(is_gone)
-            || correspondents(known, unsettled).any(due)
+            || agreeing_peers(known, unsettled).any(due)
     }
 
     /// What to say because time has passed or peers have changed; the keys of peers that are gone
     /// are forgotten. `now` is in seconds since
-    /// 1970. The letters may be sent once this is kept on disk. To peers that are `unsettled`, of
+    /// 1970. The messages may be sent once this is kept on disk. To peers that are `unsettled`, of
     ///       whose new WireGuard key no handshake has succeeded yet, nothing is said: both ends of
     ///       it must have the same preshared key.
     pub fn tick(
@@ -151,7 +151,7 @@ impl Exchange {
         now: u64,
         kem: &impl Kem,
         unsettled: &BTreeSet<NodeId>,
-    ) -> Vec<OutgoingLetter> {
+    ) -> Vec<OutgoingMessage> {
         self.pairs.retain(|node, _| known.peers.contains_key(node));
         self.given.retain(|node, _| known.peers.contains_key(node));
         let mut may_ask = self.may_ask(now);
@@ -167,9 +167,9 @@ impl Exchange {
             let begins = pair.would_begin(&ends);
             let message = Arc::make_mut(pair).tick(&ends, now, kem)?;
             may_ask -= usize::from(begins);
-            Some(OutgoingLetter { to: *node, message })
+            Some(OutgoingMessage { to: *node, message })
         };
-        correspondents(known, unsettled).filter_map(say).collect()
+        agreeing_peers(known, unsettled).filter_map(say).collect()
     }
 
     /// How many more peers may be asked for a secret now.
@@ -195,7 +195,7 @@ impl Exchange {
         message: &SignedPskMessage,
         now: u64,
         kem: &impl Kem,
-    ) -> Result<Option<OutgoingLetter>, Ignored> {
+    ) -> Result<Option<OutgoingMessage>, Ignored> {
         if peer.statement.unmanaged {
             return Err(Ignored::Unexpected);
         }
@@ -206,7 +206,7 @@ impl Exchange {
             now,
             kem,
         )?;
-        Ok(answer.map(|message| OutgoingLetter { to, message }))
+        Ok(answer.map(|message| OutgoingMessage { to, message }))
     }
 
     /// Takes in a key that the coordinator gave. It may be used once this is kept on disk.
@@ -284,7 +284,7 @@ impl Exchange {
 }
 
 /// The peers with which keys are agreed on, but for the `unsettled` ones.
-fn correspondents<'a>(
+fn agreeing_peers<'a>(
     known: &'a Known,
     unsettled: &BTreeSet<NodeId>,
 ) -> impl Iterator<Item = (&'a NodeId, &'a KnownPeer)> {
@@ -347,11 +347,11 @@ mod tests {
         let (known, none) = (replica.known().unwrap(), BTreeSet::new());
         let mut exchange = Exchange::default();
         let mut ask = |now| {
-            let letters = exchange.tick(known, &last, now, &SeededKem, &none);
+            let messages = exchange.tick(known, &last, now, &SeededKem, &none);
             assert!(!exchange.is_due(known, &last, now, &none));
-            letters
+            messages
                 .into_iter()
-                .map(|letter| letter.to)
+                .map(|message| message.to)
                 .collect::<Vec<_>>()
         };
         let first = ask(NOW);

@@ -1,4 +1,4 @@
-//! One pair under every kind of misfortune: both ends, a mailbox that loses and repeats letters,
+//! One pair under every kind of misfortune: both ends, a mailbox that loses and repeats messages,
 //! disks, and the tunnel between.
 
 use proptest::prelude::*;
@@ -53,7 +53,7 @@ struct World {
     policy: PskPolicy,
     now: u64,
     ends: [End; 2],
-    /// The letter that waits for each end, and all that ever did.
+    /// The message that waits for each end, and all that ever did.
     mailbox: [Option<SignedPskMessage>; 2],
     ever: [Vec<SignedPskMessage>; 2],
     /// When the session in use was made, and the newest handshake as each end's device tells it.
@@ -72,17 +72,17 @@ struct World {
 
 #[derive(Clone, Copy, Debug)]
 enum Happening {
-    /// The end takes its letter.
+    /// The end takes its message.
     Deliver(usize),
     /// It takes it and another takes the same again.
     DeliverTwice(usize),
-    /// It is killed before it has kept what the letter made of it.
+    /// It is killed before it has kept what the message made of it.
     DieBeforeKeeping(usize),
     /// It is killed after that, and before it has answered.
     DieBeforeAnswering(usize),
     /// It gets something that was for it long ago.
     Replay(usize, usize),
-    /// The mailbox forgets its letter.
+    /// The mailbox forgets its message.
     Lose(usize),
     Restart(usize),
     Tick(usize),
@@ -173,8 +173,8 @@ impl World {
     }
 
     fn deliver(&mut self, end: usize) {
-        if let Some(letter) = self.mailbox[end].take() {
-            let answer = self.receive(end, &letter);
+        if let Some(message) = self.mailbox[end].take() {
+            let answer = self.receive(end, &message);
             self.ends[end].keep();
             self.post(1 - end, answer);
         }
@@ -259,30 +259,30 @@ impl World {
         match happening {
             Happening::Deliver(end) => self.deliver(end),
             Happening::DeliverTwice(end) => {
-                let letter = self.mailbox[end].clone();
+                let message = self.mailbox[end].clone();
                 self.deliver(end);
-                self.mailbox[end] = letter;
+                self.mailbox[end] = message;
                 self.deliver(end);
             }
             Happening::DieBeforeKeeping(end) => {
-                if let Some(letter) = self.mailbox[end].clone() {
-                    self.receive(end, &letter);
+                if let Some(message) = self.mailbox[end].clone() {
+                    self.receive(end, &message);
                     self.restart(end);
                 }
             }
             Happening::DieBeforeAnswering(end) => {
-                if let Some(letter) = self.mailbox[end].clone() {
-                    self.receive(end, &letter);
+                if let Some(message) = self.mailbox[end].clone() {
+                    self.receive(end, &message);
                     self.ends[end].keep();
                     self.restart(end);
                 }
             }
             Happening::Replay(end, which) => {
-                if let Some(letter) = self.ever[end]
+                if let Some(message) = self.ever[end]
                     .get(which % self.ever[end].len().max(1))
                     .cloned()
                 {
-                    let answer = self.receive(end, &letter);
+                    let answer = self.receive(end, &message);
                     self.ends[end].keep();
                     self.post(1 - end, answer);
                 }
@@ -338,7 +338,7 @@ proptest! {
             world.happen(happening);
             world.check()?;
         }
-        // A letter that the mailbox lost is sent again after an hour at most.
+        // A message that the mailbox lost is sent again after an hour at most.
         world.pass(LONGEST_RETRY_S);
         world.settle();
         world.check()?;
@@ -447,17 +447,17 @@ fn an_end_that_lost_its_disk_gets_a_new_key() {
 #[test]
 fn an_end_that_lost_its_disk_in_the_middle_of_a_round_gets_a_new_key() {
     for end in [INITIATOR, RESPONDER] {
-        for letters in 0..4 {
+        for messages in 0..4 {
             let mut world = World::agreed(PskPolicy::Require);
             world.pass(LIFETIME_S);
             world.tick(INITIATOR);
-            for letter in 0..letters {
-                world.deliver([RESPONDER, INITIATOR][letter % 2]);
+            for message in 0..messages {
+                world.deliver([RESPONDER, INITIATOR][message % 2]);
             }
             (world.ends[end].pair, world.ends[end].disk) = Default::default();
             world.pass(LONGEST_RETRY_S);
             world.settle();
-            assert!(world.tunnel_works(), "end {end} after {letters} letters");
+            assert!(world.tunnel_works(), "end {end} after {messages} messages");
         }
     }
 }
@@ -550,16 +550,16 @@ fn a_new_wireguard_key_of_either_end_brings_a_new_round() {
 
 #[test]
 fn a_new_identity_of_either_end_costs_no_key_whatever_was_on_its_way() {
-    for (end, letters) in [INITIATOR, RESPONDER]
+    for (end, messages) in [INITIATOR, RESPONDER]
         .into_iter()
-        .flat_map(|end| (0..5).map(move |letters| (end, letters)))
+        .flat_map(|end| (0..5).map(move |messages| (end, messages)))
     {
         let mut world = World::agreed(PskPolicy::Require);
         let before = world.key(INITIATOR).cloned();
         world.pass(LIFETIME_S);
         world.tick(INITIATOR);
-        for letter in 0..letters {
-            world.deliver([RESPONDER, INITIATOR][letter % 2]);
+        for message in 0..messages {
+            world.deliver([RESPONDER, INITIATOR][message % 2]);
         }
         world.succeed(end);
         world.check().unwrap();
@@ -567,14 +567,14 @@ fn a_new_identity_of_either_end_costs_no_key_whatever_was_on_its_way() {
         world.settle();
         assert!(
             world.tunnel_works() && world.key(INITIATOR) != before.as_ref(),
-            "end {end} after {letters} letters"
+            "end {end} after {messages} messages"
         );
         assert!(
             world
                 .ends
                 .iter()
                 .all(|end| matches!(end.pair.phase, Phase::Idle)),
-            "end {end} after {letters} letters"
+            "end {end} after {messages} messages"
         );
     }
 }

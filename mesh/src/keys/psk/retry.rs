@@ -1,7 +1,7 @@
 //! When to say something again that nobody has answered.
 
 /// Seconds after which a message is sent again that nobody has answered; they double up to an hour.
-/// The mailbox keeps letters, so this is for those that it lost.
+/// The mailbox keeps messages, so this is for those that it lost.
 pub(super) const SHORTEST_RETRY_S: u64 = 30;
 pub(super) const LONGEST_RETRY_S: u64 = 3600;
 

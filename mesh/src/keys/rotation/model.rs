@@ -246,7 +246,7 @@ impl World {
             }
             RotationAction::TakeUp => {
                 // The one moment of which packets depend: nobody in touch is unprepared, as far as
-                // he was heard of.
+                // it was heard of.
                 gateway.machine.switched(self.now.as_secs()).unwrap()
             }
             RotationAction::GiveUp => gateway.machine.staying().unwrap(),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use wattle_wire::{
     ids::NodeId,
     key::{SealedPsk, Signature},
-    psk::{Errand, GivenPsk, IncomingLetter, Mail, SignedPskMessage},
+    psk::{GivenPsk, IncomingMessage, MailboxRequest, MailboxResponse, SignedPskMessage},
 };
 
 use crate::error::{Error, Result};
@@ -93,8 +93,11 @@ pub(crate) async fn give(
 }
 
 /// The oldest letters and given keys for a node.
-pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) -> Result<Mail> {
-    let most = i64::try_from(Errand::MOST_LETTERS).unwrap_or(i64::MAX);
+pub(super) async fn waiting(
+    connection: &mut PgConnection,
+    recipient: NodeId,
+) -> Result<MailboxResponse> {
+    let most = i64::try_from(MailboxRequest::MOST_MESSAGES).unwrap_or(i64::MAX);
     let rows = sqlx::query!(
         "SELECT id, sender, message, signature, sealed, made_ms FROM psk_messages WHERE recipient \
          = $1 ORDER BY id LIMIT $2",
@@ -102,11 +105,11 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
         most + 1
     );
     let mut rows = rows.fetch_all(connection).await?;
-    let more = rows.len() > Errand::MOST_LETTERS;
-    rows.truncate(Errand::MOST_LETTERS);
-    let mut mail = Mail {
+    let more = rows.len() > MailboxRequest::MOST_MESSAGES;
+    rows.truncate(MailboxRequest::MOST_MESSAGES);
+    let mut mail = MailboxResponse {
         more,
-        ..Mail::default()
+        ..MailboxResponse::default()
     };
     for row in rows {
         let (id, from, invalid) = (row.id, NodeId(row.sender), || {
@@ -119,7 +122,7 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
                     message: message.into(),
                     signature: Signature::from(signature),
                 };
-                mail.letters.push(IncomingLetter { id, from, message });
+                mail.messages.push(IncomingMessage { id, from, message });
             }
             (None, None, Some(sealed), Some(made_ms)) => {
                 let sealed: [u8; 80] = sealed.try_into().map_err(|_| invalid())?;
