@@ -10,7 +10,7 @@ use wattle_mesh::{
     agent::replica::Known,
     host::state::Interface,
     keys::{
-        node_keys::Machine,
+        node_keys::NodeKeys,
         psk::{
             Ignored,
             exchange::Exchange,
@@ -105,10 +105,10 @@ impl PskClient {
     pub(crate) fn tick(
         &mut self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         unsettled: BTreeSet<NodeId>,
     ) -> bool {
-        self.advance(machine, |mailbox, means| {
+        self.advance(node_keys, |mailbox, means| {
             mailbox.tick(known, means, unsettled)
         })
     }
@@ -118,9 +118,9 @@ impl PskClient {
         &mut self,
         known: &Known,
         interface: &Interface,
-        machine: &Machine,
+        node_keys: &NodeKeys,
     ) -> bool {
-        self.advance(machine, |mailbox, means| Progress {
+        self.advance(node_keys, |mailbox, means| Progress {
             may_differ: mailbox.observe(known, interface, means),
             ..Progress::default()
         })
@@ -131,7 +131,7 @@ impl PskClient {
     pub(crate) fn go(
         &mut self,
         coordinator: &Arc<Coordinator>,
-        machine: &Arc<Machine>,
+        node_keys: &Arc<NodeKeys>,
         membership: &Membership,
     ) {
         if self.request.is_some() {
@@ -142,13 +142,13 @@ impl PskClient {
         };
         let (sender, receiver) = oneshot::channel();
         self.request = Some(receiver);
-        let (coordinator, machine, membership) = (
+        let (coordinator, node_keys, membership) = (
             Arc::clone(coordinator),
-            Arc::clone(machine),
+            Arc::clone(node_keys),
             membership.clone(),
         );
         tokio::spawn(async move {
-            let reply = match coordinator.mailbox(&machine, &membership, &request).await {
+            let reply = match coordinator.mailbox(&node_keys, &membership, &request).await {
                 Ok(response) => MailboxReply::Response(response),
                 Err(error) => {
                     debug!("a request to the mailbox failed: {error:#}");
@@ -178,20 +178,20 @@ impl PskClient {
         &mut self,
         done: Option<Done>,
         known: Option<&Known>,
-        machine: &Machine,
+        node_keys: &NodeKeys,
     ) -> bool {
         self.request = None;
         let Some(Done { request, reply }) = done else {
             return false;
         };
-        self.advance(machine, |mailbox, means| {
+        self.advance(node_keys, |mailbox, means| {
             mailbox.take_in(&request, reply, known, means)
         })
     }
 
     fn advance(
         &mut self,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         step: impl FnOnce(&mut PskMailbox, &Means<'_, SystemKem>) -> Progress,
     ) -> bool {
         let before = self.mailbox.problem().map(str::to_owned);
@@ -206,7 +206,7 @@ impl PskClient {
         } = step(
             &mut self.mailbox,
             &Means {
-                machine,
+                node_keys,
                 now: unix_s(),
                 kem: &SystemKem,
                 keep: &keep,

@@ -18,7 +18,7 @@ use wattle_mesh::{
         state::{Change, Desired, Observed},
     },
     keys::{
-        node_keys::Machine,
+        node_keys::NodeKeys,
         psk::exchange::Exchange,
         rotation::canary::{PeerKeys, Watch},
     },
@@ -45,7 +45,7 @@ pub(crate) struct Host {
 /// What the host is to be made to, and which peers are on the way to new keys.
 pub(crate) struct Aim<'a> {
     pub(crate) known: &'a Known,
-    pub(crate) machine: &'a Machine,
+    pub(crate) node_keys: &'a NodeKeys,
     pub(crate) psks: &'a Exchange,
     pub(crate) watch: &'a mut Watch,
     /// Where the clock of `watch` begins.
@@ -140,14 +140,14 @@ impl Host {
     pub(crate) fn desired(
         &self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         psks: &Exchange,
         peer_keys: &PeerKeys,
         limits: &Limits,
     ) -> Desired {
         let local = Local {
             interface: self.interface.clone(),
-            machine,
+            node_keys,
             addresses: limits.addresses.clone(),
         };
         desired(known, &local, &limits.refused, psks, peer_keys)
@@ -183,7 +183,7 @@ impl Host {
             .map(|interface| aim.watch.observe(aim.known, interface, now))
             .unwrap_or_default();
         let plan = plan(
-            &self.desired(aim.known, aim.machine, aim.psks, &peer_keys, &limits),
+            &self.desired(aim.known, aim.node_keys, aim.psks, &peer_keys, &limits),
             &observed,
         );
         let changed = plan.steps.iter().any(|step| !step.change.is_unnoticed());
@@ -194,7 +194,9 @@ impl Host {
             limits,
         };
         if !plan.steps.is_empty() {
-            outcome.problems.extend(self.apply(plan, aim.machine).await);
+            outcome
+                .problems
+                .extend(self.apply(plan, aim.node_keys).await);
             aim.watch.probed(&peer_keys, now);
             let observed = self.observe_and_follow(aim, &mut outcome).await;
             outcome.observed = observed.inspect_err(|error| warn!("{error:#}")).ok();
@@ -249,7 +251,7 @@ impl Host {
             return Ok(());
         }
         let mut steps = plan(
-            &self.desired(aim.known, aim.machine, aim.psks, &peer_keys, limits),
+            &self.desired(aim.known, aim.node_keys, aim.psks, &peer_keys, limits),
             observed,
         )
         .steps;
@@ -265,8 +267,8 @@ impl Host {
     }
 
     /// What could not be done, in words.
-    async fn apply(&self, plan: Plan, machine: &Machine) -> Vec<String> {
-        let private_key = machine.wireguard_private_key();
+    async fn apply(&self, plan: Plan, node_keys: &NodeKeys) -> Vec<String> {
+        let private_key = node_keys.wireguard_private_key();
         let mut problems = Vec::new();
         'plan: for steps in plan
             .steps

@@ -11,7 +11,7 @@ use wattle_mesh::{
         reporting::{Reporting, fit_problems},
     },
     host::state::{Observed, ObservedPeer},
-    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::armed},
+    keys::{node_keys::NodeKeys, psk::exchange::Exchange, rotation::canary::armed},
 };
 use wattle_wire::{
     endpoint::Endpoint,
@@ -108,7 +108,7 @@ impl Reporter {
         full: Report,
         now: Duration,
         coordinator: &Arc<Coordinator>,
-        machine: &Arc<Machine>,
+        node_keys: &Arc<NodeKeys>,
         membership: &Membership,
     ) {
         let links = full.links.len();
@@ -117,13 +117,13 @@ impl Reporter {
         };
         let (sender, receiver) = oneshot::channel();
         self.on_its_way = Some(receiver);
-        let (coordinator, machine, membership) = (
+        let (coordinator, node_keys, membership) = (
             Arc::clone(coordinator),
-            Arc::clone(machine),
+            Arc::clone(node_keys),
             membership.clone(),
         );
         tokio::spawn(async move {
-            let told = match coordinator.report(&machine, &membership, &report).await {
+            let told = match coordinator.report(&node_keys, &membership, &report).await {
                 Ok(()) => Some(ToldReport {
                     report,
                     links,

@@ -15,7 +15,7 @@ use wattle_mesh::{
     agent::replica::Known,
     keys::{
         identity_rotation::{IdentityAction, IdentityReply, Succession},
-        node_keys::Machine,
+        node_keys::NodeKeys,
         rotation::{
             Rotation, RotationAction, RotationReply, Situation, kept_for_unmanaged, unmanaged,
         },
@@ -90,7 +90,7 @@ impl KeyChange {
     pub(crate) fn problems(
         &self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
     ) -> impl Iterator<Item = String> {
         let own = self
             .rotation
@@ -98,7 +98,7 @@ impl KeyChange {
             .into_iter()
             .chain(self.succession.problem())
             .map(str::to_owned);
-        own.chain(kept_for_unmanaged(known, machine, unix_s()))
+        own.chain(kept_for_unmanaged(known, node_keys, unix_s()))
     }
 
     /// Looks whether somebody on this host asks for a new key.
@@ -141,9 +141,9 @@ impl KeyChange {
         &mut self,
         situation: Situation<'_>,
         coordinator: &Arc<Coordinator>,
-        machine: &Arc<Machine>,
+        node_keys: &Arc<NodeKeys>,
         membership: &Membership,
-    ) -> Option<Machine> {
+    ) -> Option<NodeKeys> {
         if self.telling.is_some() {
             return None;
         }
@@ -153,14 +153,14 @@ impl KeyChange {
         };
         let changed = match self.rotation.next(&situation)? {
             RotationAction::Tell(step) => {
-                self.tell(step, coordinator, machine, membership);
+                self.tell(step, coordinator, node_keys, membership);
                 return None;
             }
             RotationAction::MakeKey => {
-                random::bytes().and_then(|secret| Ok(machine.preparing(&secret)?))
+                random::bytes().and_then(|secret| Ok(node_keys.preparing(&secret)?))
             }
-            RotationAction::TakeUp => machine.switched(unix_s()).map_err(Into::into),
-            RotationAction::GiveUp => machine.staying().map_err(Into::into),
+            RotationAction::TakeUp => node_keys.switched(unix_s()).map_err(Into::into),
+            RotationAction::GiveUp => node_keys.staying().map_err(Into::into),
         };
         let kept = changed.and_then(|changed| {
             Slot::Present
@@ -169,7 +169,7 @@ impl KeyChange {
         });
         match kept {
             Ok(changed) => {
-                self.note(machine, &changed);
+                self.note(node_keys, &changed);
                 Some(changed)
             }
             Err(error) => {
@@ -185,17 +185,17 @@ impl KeyChange {
     pub(crate) fn succeed(
         &mut self,
         coordinator: &Arc<Coordinator>,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: &Membership,
         is_known: bool,
         now: Duration,
-    ) -> Option<Machine> {
+    ) -> Option<NodeKeys> {
         if self.telling.is_some() {
             return None;
         }
         let mesh = membership.enrolled.mesh;
         let changed = match self.succession.next(
-            machine,
+            node_keys,
             mesh,
             self.asked == Some(What::Identity),
             is_known,
@@ -212,9 +212,9 @@ impl KeyChange {
                 return None;
             }
             IdentityAction::MakeIdentity => {
-                random::bytes().and_then(|seed| Ok(machine.succeeding(&seed)?))
+                random::bytes().and_then(|seed| Ok(node_keys.succeeding(&seed)?))
             }
-            IdentityAction::TakeUp => machine.succeeded(mesh).map_err(Into::into),
+            IdentityAction::TakeUp => node_keys.succeeded(mesh).map_err(Into::into),
         };
         match changed.and_then(|changed| {
             Slot::Present
@@ -222,7 +222,7 @@ impl KeyChange {
                 .map(|()| changed)
         }) {
             Ok(changed) => {
-                if changed.identity_key() != machine.identity_key() {
+                if changed.identity_key() != node_keys.identity_key() {
                     info!(identity = %changed.identity_key(), "uses a new identity");
                     self.done();
                 }
@@ -236,7 +236,7 @@ impl KeyChange {
         }
     }
 
-    fn note(&mut self, before: &Machine, after: &Machine) {
+    fn note(&mut self, before: &NodeKeys, after: &NodeKeys) {
         if after.wireguard_key() != before.wireguard_key() {
             info!(key = %after.wireguard_key(), "uses a new WireGuard key");
             self.done();
@@ -288,18 +288,18 @@ impl KeyChange {
         &mut self,
         step: RotationStep,
         coordinator: &Arc<Coordinator>,
-        machine: &Arc<Machine>,
+        node_keys: &Arc<NodeKeys>,
         membership: &Membership,
     ) {
         let (sender, receiver) = oneshot::channel();
         self.telling = Some(receiver);
-        let (coordinator, machine, membership) = (
+        let (coordinator, node_keys, membership) = (
             Arc::clone(coordinator),
-            Arc::clone(machine),
+            Arc::clone(node_keys),
             membership.clone(),
         );
         tokio::spawn(async move {
-            let told = match coordinator.rotation(&machine, &membership, &step).await {
+            let told = match coordinator.rotation(&node_keys, &membership, &step).await {
                 Ok(answer) => RotationReply::Taken(answer),
                 Err(RequestError::Refused {
                     status: StatusCode::CONFLICT,
@@ -383,7 +383,7 @@ pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
              same, add --force"
         );
     }
-    let (host, before) = (&found.host, found.machine.wireguard_key());
+    let (host, before) = (&found.host, found.node_keys.wireguard_key());
     ask(&found.store, What::WireguardKey)?;
     output::line(
         "asked the running agent for a new WireGuard key; its peers get ready for it first",
@@ -400,7 +400,7 @@ pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
 /// `wattle-agent rotate --identity`.
 pub(crate) async fn succeed(paths: &Paths) -> anyhow::Result<()> {
     let found = status::find(paths)?;
-    let before = found.machine.identity_key();
+    let before = found.node_keys.identity_key();
     ask(&found.store, What::Identity)?;
     output::line(
         "asked the running agent for another identity; the coordinator is told of it first",
@@ -408,7 +408,7 @@ pub(crate) async fn succeed(paths: &Paths) -> anyhow::Result<()> {
     loop {
         let after = Slot::Present
             .load(&found.store)?
-            .map(|(machine, _)| machine.identity_key());
+            .map(|(node_keys, _)| node_keys.identity_key());
         if let Some(after) = after.filter(|after| *after != before) {
             output::line(format!("the identity is {after} now; it was {before}"));
             return Ok(());

@@ -10,7 +10,7 @@ use tokio::{
     time::sleep,
 };
 use tracing::info;
-use wattle_mesh::keys::node_keys::Machine;
+use wattle_mesh::keys::node_keys::NodeKeys;
 
 use self::agent::{Agent, Ended};
 use crate::{
@@ -37,16 +37,16 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
     // The agent is ready when the tunnels that it knows from disk are up: at boot, the network
     // waits for that (packaging/systemd).
     let mut supervisor = Supervisor::new();
-    let (mut machine, mut membership) = tokio::select! {
+    let (mut node_keys, mut membership) = tokio::select! {
         joined = wait_for_join(&store, &mut supervisor) => joined?,
         () = stop.asked() => return Ok(()),
     };
     loop {
-        let mut agent = Agent::new(paths, store.clone(), machine, membership, metrics.clone())?;
+        let mut agent = Agent::new(paths, store.clone(), node_keys, membership, metrics.clone())?;
         agent.start_from_disk().await;
         match agent.run(&mut stop, &mut supervisor).await {
             Ended::Stopped => break,
-            Ended::Anew(with_machine, as_node) => (machine, membership) = (with_machine, as_node),
+            Ended::Anew(with_machine, as_node) => (node_keys, membership) = (with_machine, as_node),
         }
     }
     info!("stopped; the tunnels stay up");
@@ -93,11 +93,11 @@ impl Stop {
 async fn wait_for_join(
     store: &Store,
     supervisor: &mut Supervisor,
-) -> anyhow::Result<(Machine, Membership)> {
+) -> anyhow::Result<(NodeKeys, Membership)> {
     let mut told = false;
     loop {
-        if let Some((machine, Some(membership))) = Slot::Present.load(store)? {
-            return Ok((machine, membership));
+        if let Some((node_keys, Some(membership))) = Slot::Present.load(store)? {
+            return Ok((node_keys, membership));
         }
         supervisor.alive();
         if !told {

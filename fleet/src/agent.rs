@@ -26,7 +26,7 @@ use wattle_mesh::{
     agent::replica::{Known, Received, Replica, Stored},
     backoff::backoff,
     keys::{
-        node_keys::{HeldToken, Machine},
+        node_keys::{HeldToken, NodeKeys},
         psk::mailbox::{MailboxReply, Means, Progress, PskMailbox},
     },
 };
@@ -90,7 +90,7 @@ pub(crate) struct Agent {
     shared: Arc<Shared>,
     client: Client,
     site: CreatedSite,
-    machine: Machine,
+    node_keys: NodeKeys,
     enrolled: Enrolled,
     token: Mutex<HeldToken>,
     /// Which coordinator it turns to, of those that it knows.
@@ -132,14 +132,14 @@ impl Agent {
         aws_lc_rs::rand::fill(seeds.as_flattened_mut())
             .ok()
             .context("no random numbers")?;
-        let machine = Machine::new(&seeds[0], &seeds[1], 0)?;
+        let node_keys = NodeKeys::new(&seeds[0], &seeds[1], 0)?;
         let start = EnrolStart {
             token: join.token,
             secret: join.secret.clone(),
         };
         let challenge: EnrolChallenge =
             post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
-        let claim = machine.claim(&join, &challenge, None, "fleet")?;
+        let claim = node_keys.claim(&join, &challenge, None, "fleet")?;
         let enrolled: Enrolled =
             post(&client, &format!("{url}/agent/enrol/finish"), &claim).await?;
         let turns_to = AtomicU64::new(number.into());
@@ -153,7 +153,7 @@ impl Agent {
             shared,
             client,
             site,
-            machine,
+            node_keys,
             enrolled,
             token,
             turns_to,
@@ -188,7 +188,7 @@ impl Agent {
 
     /// A replica that knows nothing yet.
     pub(crate) fn blank(&self) -> Replica {
-        Replica::new(self.enrolled.mesh, self.machine.wireguard_key())
+        Replica::new(self.enrolled.mesh, self.node_keys.wireguard_key())
     }
 
     /// A replica that is at a position. To save the fleet's memory it has none of the peers; what
@@ -379,7 +379,7 @@ impl Agent {
             &mut mailbox,
             known,
             &Means {
-                machine: &self.machine,
+                node_keys: &self.node_keys,
                 now,
                 kem: &SystemKem,
                 keep: &|_| Ok(()),
@@ -481,7 +481,7 @@ impl Agent {
     fn bearer(&self) -> anyhow::Result<String> {
         let mut token = locked(&self.token);
         Ok(token
-            .at(Utc::now().timestamp(), &self.machine, &self.enrolled)?
+            .at(Utc::now().timestamp(), &self.node_keys, &self.enrolled)?
             .reveal()
             .to_owned())
     }

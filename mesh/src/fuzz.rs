@@ -30,7 +30,7 @@ use crate::{
         psk::{Psk, exchange::Exchange},
         rotation::canary::PeerKeys,
     },
-    testing::{Keys, MESH, machine_of},
+    testing::{Keys, MESH, node_keys_of},
 };
 
 /// Takes any bytes.
@@ -159,7 +159,7 @@ fn is_within_limits(known: &Known) {
     };
     let local = Local {
         interface,
-        machine: &machine_of(1),
+        node_keys: &node_keys_of(1),
         addresses: vec![network],
     };
     let wanted = desired(

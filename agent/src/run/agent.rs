@@ -12,7 +12,7 @@ use wattle_mesh::{
     agent::replica::{Known, Received, Replica},
     host::{interface::InterfaceName, state::ObservedPeer},
     keys::{
-        node_keys::Machine,
+        node_keys::NodeKeys,
         psk::exchange::Exchange,
         rotation::{Situation, canary::Watch},
     },
@@ -50,14 +50,14 @@ pub(super) enum Ended {
     Stopped,
     /// `join` said where else the coordinators are, or the node has another identity; the loop
     /// begins anew with that.
-    Anew(Machine, Membership),
+    Anew(NodeKeys, Membership),
 }
 
 pub(super) struct Agent {
     interface: InterfaceName,
     metrics: Option<Arc<Metrics>>,
     store: Store,
-    machine: Arc<Machine>,
+    node_keys: Arc<NodeKeys>,
     membership: Membership,
     coordinator: Arc<Coordinator>,
     host: Host,
@@ -89,7 +89,7 @@ impl Agent {
     pub(super) fn new(
         paths: &Paths,
         store: Store,
-        machine: Machine,
+        node_keys: NodeKeys,
         membership: Membership,
         metrics: Option<Arc<Metrics>>,
     ) -> anyhow::Result<Self> {
@@ -102,10 +102,10 @@ impl Agent {
                 membership.urls.clone(),
                 membership.pins.clone(),
             )?),
-            replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key())
+            replica: Replica::new(membership.enrolled.mesh, node_keys.wireguard_key())
                 .locked_by(host.operators()),
             host,
-            machine: Arc::new(machine),
+            node_keys: Arc::new(node_keys),
             membership,
             mailbox: PskClient::new(store.clone()),
             key_change: KeyChange::new(store.clone()),
@@ -151,7 +151,7 @@ impl Agent {
         let (sender, mut events) = mpsc::channel(16);
         let follower = follow::follow(
             Arc::clone(&self.coordinator),
-            Arc::clone(&self.machine),
+            Arc::clone(&self.node_keys),
             self.membership.clone(),
             Arc::clone(&self.reconnect),
             sender,
@@ -174,7 +174,7 @@ impl Agent {
                 told = self.key_change.told() => self.key_change.take_in(told, self.started.elapsed()),
                 told = self.reporter.told() => self.reporter.take_in(told),
                 done = self.mailbox.done() => {
-                    self.view_changed |= self.mailbox.take_in(done, self.replica.known(), &self.machine);
+                    self.view_changed |= self.mailbox.take_in(done, self.replica.known(), &self.node_keys);
                 }
                 () = self.prober.news() => self.show_metrics(),
                 () = stop.asked() => break Ended::Stopped,
@@ -198,7 +198,7 @@ impl Agent {
             }
             if self.disconnected.is_none() {
                 self.mailbox
-                    .go(&self.coordinator, &self.machine, &self.membership);
+                    .go(&self.coordinator, &self.node_keys, &self.membership);
                 self.change_key().await;
             }
             self.send_report();
@@ -223,8 +223,8 @@ impl Agent {
     /// Whether `join` left a new account of where the coordinators are.
     fn rejoined(&self) -> Option<Ended> {
         match Slot::Present.load(&self.store) {
-            Ok(Some((machine, Some(membership)))) if membership != self.membership => {
-                Some(Ended::Anew(machine, membership))
+            Ok(Some((node_keys, Some(membership)))) if membership != self.membership => {
+                Some(Ended::Anew(node_keys, membership))
             }
             Ok(_) => None,
             Err(error) => {
@@ -322,7 +322,7 @@ impl Agent {
     fn aim(&mut self) -> Option<(&Host, Aim<'_>, &mut Outcome)> {
         let aim = Aim {
             known: self.replica.known()?,
-            machine: &self.machine,
+            node_keys: &self.node_keys,
             psks: self.mailbox.exchange(),
             watch: &mut self.watch,
             started: self.started,
@@ -343,22 +343,22 @@ impl Agent {
         while let Some(situation) = situation(
             &self.replica,
             &self.outcome,
-            &self.machine,
+            &self.node_keys,
             self.mailbox.exchange(),
             now,
         ) {
-            let Some(machine) = self.key_change.go(
+            let Some(node_keys) = self.key_change.go(
                 situation,
                 &self.coordinator,
-                &self.machine,
+                &self.node_keys,
                 &self.membership,
             ) else {
                 return;
             };
-            let is_another = machine.wireguard_key() != self.machine.wireguard_key();
-            self.machine = Arc::new(machine);
+            let is_another = node_keys.wireguard_key() != self.node_keys.wireguard_key();
+            self.node_keys = Arc::new(node_keys);
             if is_another {
-                self.replica.set_own_key(self.machine.wireguard_key());
+                self.replica.set_own_key(self.node_keys.wireguard_key());
                 self.reconcile().await;
             }
         }
@@ -368,17 +368,17 @@ impl Agent {
     /// the node by either.
     fn change_identity(&mut self) -> Option<Ended> {
         let now = self.started.elapsed();
-        while let Some(machine) = self.key_change.succeed(
+        while let Some(node_keys) = self.key_change.succeed(
             &self.coordinator,
-            &self.machine,
+            &self.node_keys,
             &self.membership,
             !self.is_stranger,
             now,
         ) {
-            if machine.identity_key() != self.machine.identity_key() {
-                return Some(Ended::Anew(machine, self.membership.clone()));
+            if node_keys.identity_key() != self.node_keys.identity_key() {
+                return Some(Ended::Anew(node_keys, self.membership.clone()));
             }
-            self.machine = Arc::new(machine);
+            self.node_keys = Arc::new(node_keys);
         }
         None
     }
@@ -389,7 +389,7 @@ impl Agent {
         self.key_change.interval(&situation(
             &self.replica,
             &self.outcome,
-            &self.machine,
+            &self.node_keys,
             psks,
             self.started.elapsed(),
         )?)
@@ -441,13 +441,13 @@ impl Agent {
         };
         let may_differ = self
             .mailbox
-            .tick(known, &self.machine, self.watch.unsettled());
+            .tick(known, &self.node_keys, self.watch.unsettled());
         let interface = self
             .outcome
             .observed
             .as_ref()
             .and_then(|observed| observed.interface.as_ref());
-        interface.is_some_and(|interface| self.mailbox.observe(known, interface, &self.machine))
+        interface.is_some_and(|interface| self.mailbox.observe(known, interface, &self.node_keys))
             || may_differ
     }
 
@@ -506,7 +506,7 @@ impl Agent {
             .problems()
             .chain(self.outcome.problems.iter().cloned());
         host.chain(self.mailbox.problems(known))
-            .chain(self.key_change.problems(known, &self.machine))
+            .chain(self.key_change.problems(known, &self.node_keys))
     }
 
     /// Sends the report that is due, if any, without waiting for it.
@@ -529,7 +529,7 @@ impl Agent {
             full,
             self.started.elapsed(),
             &self.coordinator,
-            &self.machine,
+            &self.node_keys,
             &self.membership,
         );
     }
@@ -552,14 +552,14 @@ impl Agent {
 fn situation<'a>(
     replica: &'a Replica,
     outcome: &'a Outcome,
-    machine: &'a Machine,
+    node_keys: &'a NodeKeys,
     psks: &'a Exchange,
     now: Duration,
 ) -> Option<Situation<'a>> {
     let interface = outcome.observed.as_ref()?.interface.as_ref()?;
     Some(Situation {
         known: replica.known()?,
-        machine,
+        node_keys,
         interface,
         psks,
         is_asked: false,

@@ -374,7 +374,7 @@ mod tests {
             state::Desired,
         },
         keys::{psk::exchange::Exchange, rotation::canary::PeerKeys},
-        testing::{Keys, MESH, directory_of, machine_of, node_id},
+        testing::{Keys, MESH, directory_of, node_id, node_keys_of},
     };
 
     /// Seconds since 1970.
@@ -410,7 +410,7 @@ mod tests {
     fn carried_out(known: &Known, refused: &Refused) -> Desired {
         let local = Local {
             interface: "wattle0".parse().unwrap(),
-            machine: &machine_of(1),
+            node_keys: &node_keys_of(1),
             addresses: surroundings().networks,
         };
         desired(

@@ -209,7 +209,7 @@ mod tests {
     use wattle_wire::admin::{LinkState, NodeState};
 
     use super::*;
-    use crate::testing::machine_of;
+    use crate::testing::node_keys_of;
 
     fn position(revision: i64) -> Position {
         Position { epoch: 1, revision }
@@ -237,8 +237,8 @@ mod tests {
             site_name: format!("site-{number}").parse().unwrap(),
             state: NodeState::Active,
             tunnel_address: [10, 99, 0, 1].into(),
-            wireguard_key: machine_of(1).wireguard_key(),
-            identity_key: machine_of(1).identity_key(),
+            wireguard_key: node_keys_of(1).wireguard_key(),
+            identity_key: node_keys_of(1).identity_key(),
             endpoint: None,
             endpoint_verified: true,
             admission: None,

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use wattle_wire::{enrol::SignedStatement, ids::MeshId};
 
-use crate::keys::node_keys::Machine;
+use crate::keys::node_keys::NodeKeys;
 
 /// When the coordinator is told again that did not answer.
 const PAUSE: Duration = Duration::from_secs(3);
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 const PUT_OFF: Duration = Duration::from_secs(600);
 
 /// A change of the node's identity, as far as it has come. What has to outlive a restart is part of
-/// the [`Machine`].
+/// the [`NodeKeys`].
 #[derive(Clone, Debug, Default)]
 pub struct Succession {
     /// The coordinator took the statement of the next identity.
@@ -36,10 +36,10 @@ pub struct Succession {
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IdentityAction {
-    /// Make an identity and keep it on disk: [`Machine::succeeding`].
+    /// Make an identity and keep it on disk: [`NodeKeys::succeeding`].
     MakeIdentity,
     Tell(SignedStatement),
-    /// Keep the next identity as the present one on disk: [`Machine::succeeded`].
+    /// Keep the next identity as the present one on disk: [`NodeKeys::succeeded`].
     TakeUp,
 }
 
@@ -58,7 +58,7 @@ impl Succession {
     /// restored may know it as who it was. `now` is of a clock that only goes forward.
     pub fn next(
         &mut self,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         mesh: MeshId,
         is_asked: bool,
         is_known: bool,
@@ -66,21 +66,23 @@ impl Succession {
     ) -> Option<IdentityAction> {
         if self.is_taken {
             self.is_taken = false;
-            return machine.successor().map(|_| IdentityAction::TakeUp);
+            return node_keys.successor().map(|_| IdentityAction::TakeUp);
         }
         if now < self.silent_until {
             return None;
         }
-        match machine.successor() {
-            Some(_) => machine
+        match node_keys.successor() {
+            Some(_) => node_keys
                 .succession(mesh)
                 .ok()
                 .flatten()
                 .map(IdentityAction::Tell),
             // A WireGuard key that is being announced bears the present identity's signature.
-            None if is_asked && machine.next_key().is_none() => Some(IdentityAction::MakeIdentity),
-            None if !is_known && machine.has_predecessors() => {
-                machine.statement(mesh).ok().map(IdentityAction::Tell)
+            None if is_asked && node_keys.next_key().is_none() => {
+                Some(IdentityAction::MakeIdentity)
+            }
+            None if !is_known && node_keys.has_predecessors() => {
+                node_keys.statement(mesh).ok().map(IdentityAction::Tell)
             }
             None => None,
         }
@@ -128,7 +130,7 @@ mod tests {
     use super::*;
     use crate::{
         keys::enrolment::{is_or_was, verify_statement},
-        testing::{MESH, machine_of},
+        testing::{MESH, node_keys_of},
     };
 
     #[derive(Clone, Copy, Debug)]
@@ -148,7 +150,7 @@ mod tests {
     }
 
     struct World {
-        disk: Machine,
+        disk: NodeKeys,
         succession: Succession,
         is_asked: bool,
         now: Duration,
@@ -160,7 +162,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let disk = machine_of(1);
+            let disk = node_keys_of(1);
             let statement = disk.statement(MESH).unwrap();
             Self {
                 disk,
@@ -247,7 +249,7 @@ mod tests {
                     .succession
                     .told(IdentityReply::Refused("not now".to_owned()), self.now),
                 Happening::RestoreDatabase => {
-                    self.coordinator = machine_of(1).statement(MESH).unwrap()
+                    self.coordinator = node_keys_of(1).statement(MESH).unwrap()
                 }
             }
             self.now += PAUSE;
@@ -289,18 +291,24 @@ mod tests {
     #[test]
     fn nothing_is_begun_unless_asked_nor_while_a_wireguard_key_is_announced_and_a_refusal_is_told()
     {
-        let (machine, now) = (machine_of(1), Duration::from_secs(100));
+        let (node_keys, now) = (node_keys_of(1), Duration::from_secs(100));
         let mut succession = Succession::default();
-        assert_eq!(succession.next(&machine, MESH, false, false, now), None);
+        assert_eq!(succession.next(&node_keys, MESH, false, false, now), None);
         assert_eq!(
-            succession.next(&machine.preparing(&[9; 32]).unwrap(), MESH, true, true, now),
+            succession.next(
+                &node_keys.preparing(&[9; 32]).unwrap(),
+                MESH,
+                true,
+                true,
+                now
+            ),
             None
         );
         assert_eq!(
-            succession.next(&machine, MESH, true, true, now),
+            succession.next(&node_keys, MESH, true, true, now),
             Some(IdentityAction::MakeIdentity)
         );
-        let next = machine.succeeding(&[9; 32]).unwrap();
+        let next = node_keys.succeeding(&[9; 32]).unwrap();
         assert!(matches!(
             succession.next(&next, MESH, false, true, now),
             Some(IdentityAction::Tell(_))

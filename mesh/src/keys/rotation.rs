@@ -34,7 +34,7 @@ use wattle_wire::{
 use crate::{
     agent::replica::{Known, KnownPeer},
     host::state::{Interface, ObservedPeer},
-    keys::{node_keys::Machine, psk::exchange::Exchange},
+    keys::{node_keys::NodeKeys, psk::exchange::Exchange},
 };
 
 /// How often the coordinator is asked who is ready.
@@ -54,7 +54,7 @@ const JITTER_PART: u64 = 8;
 const DAY_S: u64 = 24 * 3600;
 
 /// A change of the node's own WireGuard key, as far as it has come. What has to outlive a restart
-/// is part of the [`Machine`].
+/// is part of the [`NodeKeys`].
 #[derive(Clone, Debug, Default)]
 pub struct Rotation {
     /// The coordinator knows of the next key.
@@ -79,7 +79,7 @@ struct Announced {
 #[derive(Clone, Copy, Debug)]
 pub struct Situation<'a> {
     pub known: &'a Known,
-    pub machine: &'a Machine,
+    pub node_keys: &'a NodeKeys,
     pub interface: &'a Interface,
     pub psks: &'a Exchange,
     /// Somebody on this host asks for a new key.
@@ -93,13 +93,13 @@ pub struct Situation<'a> {
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RotationAction {
-    /// Make a key and keep it on disk: [`Machine::preparing`].
+    /// Make a key and keep it on disk: [`NodeKeys::preparing`].
     MakeKey,
     Tell(RotationStep),
     /// Keep the next key as the present one on disk, and give it to the device:
-    /// [`Machine::switched`].
+    /// [`NodeKeys::switched`].
     TakeUp,
-    /// Forget the next key: [`Machine::staying`].
+    /// Forget the next key: [`NodeKeys::staying`].
     GiveUp,
 }
 
@@ -119,7 +119,7 @@ impl Rotation {
     pub fn next(&mut self, situation: &Situation<'_>) -> Option<RotationAction> {
         let Situation {
             known,
-            machine,
+            node_keys,
             now,
             ..
         } = *situation;
@@ -127,28 +127,28 @@ impl Rotation {
         if now < self.silent_until {
             return None;
         }
-        if machine.sequence() > own.sequence {
-            return machine
+        if node_keys.sequence() > own.sequence {
+            return node_keys
                 .statement(known.mesh.id)
                 .ok()
                 .map(|statement| RotationAction::Tell(RotationStep::Done(statement)));
         }
-        if machine.next_key().is_none() {
+        if node_keys.next_key().is_none() {
             (self.announced, self.is_refused) = (None, false);
             if own.announced.is_some() {
                 return Some(RotationAction::Tell(RotationStep::Withdraw {}));
             }
             let is_due = own.rotate
-                || (is_used_up(known, machine, situation.unix_s)
+                || (is_used_up(known, node_keys, situation.unix_s)
                     && unmanaged(known).next().is_none());
             let is_due = is_due && now >= self.put_off_until;
             // A next identity speaks of the present key. Whoever asks on this host waits for an
             // answer.
-            let is_free = machine.successor().is_none();
+            let is_free = node_keys.successor().is_none();
             return (is_free && (situation.is_asked || is_due)).then_some(RotationAction::MakeKey);
         }
         let announce = || {
-            machine
+            node_keys
                 .announcement(known.mesh.id)
                 .ok()
                 .flatten()
@@ -255,8 +255,8 @@ impl Rotation {
     /// else happens.
     pub fn interval(&self, situation: &Situation<'_>) -> Option<Duration> {
         let own = situation.known.myself.keys?;
-        let is_under_way = situation.machine.next_key().is_some()
-            || situation.machine.sequence() > own.sequence
+        let is_under_way = situation.node_keys.next_key().is_some()
+            || situation.node_keys.sequence() > own.sequence
             || own.announced.is_some();
         is_under_way.then(|| self.silent_until.saturating_sub(situation.now).max(ASK))
     }
@@ -281,9 +281,9 @@ impl Rotation {
 
 /// Why the key is kept although it is older than the mesh lets keys become, in words: the files of
 /// unmanaged peers name it.
-pub fn kept_for_unmanaged(known: &Known, machine: &Machine, unix_s: u64) -> Option<String> {
+pub fn kept_for_unmanaged(known: &Known, node_keys: &NodeKeys, unix_s: u64) -> Option<String> {
     let names: Vec<_> = unmanaged(known).map(|name| name.to_string()).collect();
-    (!names.is_empty() && is_used_up(known, machine, unix_s)).then(|| {
+    (!names.is_empty() && is_used_up(known, node_keys, unix_s)).then(|| {
         format!(
             "the WireGuard key is due to be changed and stays, for the files of {} name it: change \
              it by `wattle-agent rotate --force`, then make and \
@@ -305,13 +305,13 @@ pub fn unmanaged(known: &Known) -> impl Iterator<Item = &Name> {
 
 /// Whether the key is older than the mesh lets keys become. Each key has a lifetime of its own, up
 /// to an eighth shorter.
-fn is_used_up(known: &Known, machine: &Machine, unix_s: u64) -> bool {
+fn is_used_up(known: &Known, node_keys: &NodeKeys, unix_s: u64) -> bool {
     let lifetime_s = u64::from(known.mesh.rotate_days) * DAY_S;
     if lifetime_s == 0 {
         return false;
     }
-    let [a, b, c, d, ..] = *machine.wireguard_key().as_bytes();
+    let [a, b, c, d, ..] = *node_keys.wireguard_key().as_bytes();
     let jitter_s = lifetime_s / JITTER_PART * u64::from(u32::from_be_bytes([a, b, c, d]))
         / u64::from(u32::MAX);
-    unix_s.saturating_sub(machine.since()) >= lifetime_s - jitter_s
+    unix_s.saturating_sub(node_keys.since()) >= lifetime_s - jitter_s
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use wattle_wire::stream::StreamMessage;
 
 use crate::{
-    agents::{Machine, Node, new_node},
+    agents::{Node, NodeKeys, new_node},
     harness::{Answer, Coordinator, send},
 };
 
@@ -242,7 +242,7 @@ async fn letters_of_a_revoked_node_go_with_it() {
 #[tokio::test]
 async fn a_new_mesh_requires_preshared_keys_and_a_change_reaches_every_node() {
     let coordinator = Coordinator::start().await;
-    let node = Machine::new()
+    let node = NodeKeys::new()
         .enrol(
             &coordinator,
             &crate::agents::new_site(&coordinator, json!({"name": "dublin"})).await,

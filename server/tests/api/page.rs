@@ -7,7 +7,7 @@ use wattle_mesh::agent::admission::Operator;
 use wattle_wire::{ids::NodeId, join::JoinString};
 
 use crate::{
-    agents::{Machine, Node, new_node},
+    agents::{Node, NodeKeys, new_node},
     browser::Browser,
     harness::{Coordinator, send},
     nodes::signed,
@@ -113,7 +113,7 @@ async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
         .unwrap()
         .parse()
         .unwrap();
-    let dublin = Machine::new().enrol(&coordinator, &join).await;
+    let dublin = NodeKeys::new().enrol(&coordinator, &join).await;
     assert_eq!(
         coordinator.get("/sites/dublin").await.json()["labels"],
         json!({"region": "emea"})

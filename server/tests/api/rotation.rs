@@ -11,7 +11,7 @@ use wattle_wire::{
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
-    agents::{Machine, Node, new_node, new_site},
+    agents::{Node, NodeKeys, new_node, new_site},
     harness::{Answer, Coordinator, send},
 };
 
@@ -19,7 +19,7 @@ fn new_key() -> WireguardKey {
     WireguardKey::try_from(PublicKey::from(&StaticSecret::random()).to_bytes()).unwrap()
 }
 
-fn signed(node: &Node, by: &Machine, key: WireguardKey, sequence: u64) -> SignedStatement {
+fn signed(node: &Node, by: &NodeKeys, key: WireguardKey, sequence: u64) -> SignedStatement {
     let statement = Statement {
         mesh: node.enrolled.mesh,
         identity: by.identity_key(),

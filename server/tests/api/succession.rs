@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_mesh::keys::node_keys::{KeptKeys, Machine};
+use wattle_mesh::keys::node_keys::{NodeKeys, StoredNodeKeys};
 use wattle_wire::{
     enrol::SignedStatement,
     ids::NodeId,
@@ -16,10 +16,10 @@ use crate::{
 };
 
 /// The machine of a node, as its agent has it.
-fn machine_of(node: &Node) -> Machine {
+fn machine_of(node: &Node) -> NodeKeys {
     let identity = Zeroizing::new(node.machine.pkcs8.clone());
     let wireguard = Zeroizing::new(node.machine.wireguard.to_bytes());
-    let kept = KeptKeys {
+    let kept = StoredNodeKeys {
         identity,
         wireguard,
         sequence: 1,
@@ -29,7 +29,7 @@ fn machine_of(node: &Node) -> Machine {
         predecessors: vec![],
         successor: None,
     };
-    Machine::restore(&kept).unwrap()
+    NodeKeys::restore(&kept).unwrap()
 }
 
 async fn succeed(coordinator: &Coordinator, node: NodeId, statement: &SignedStatement) -> Answer {
@@ -137,8 +137,8 @@ async fn another_identity_is_taken_and_told_byte_for_byte_and_who_has_the_former
 
     // The former identity enrols nowhere again, and no other node takes it up.
     let join = agents::new_site(&coordinator, json!({"name": "new-york"})).await;
-    let old = agents::Machine {
-        wireguard: agents::Machine::new().wireguard,
+    let old = agents::NodeKeys {
+        wireguard: agents::NodeKeys::new().wireguard,
         ..dublin.machine
     };
     assert_eq!(
@@ -153,7 +153,7 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
     let mesh = dublin.enrolled.mesh;
-    let succession = |machine: &Machine, seed: u8| {
+    let succession = |machine: &NodeKeys, seed: u8| {
         machine
             .succeeding(&[seed; 32])
             .unwrap()
@@ -161,7 +161,7 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
             .unwrap()
             .unwrap()
     };
-    let succeeded = |machine: &Machine, seed: u8| {
+    let succeeded = |machine: &NodeKeys, seed: u8| {
         machine
             .succeeding(&[seed; 32])
             .unwrap()
@@ -174,7 +174,7 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
         signature: succession(&own, 8).signature,
         ..first.clone()
     };
-    let stranger = Machine::new(&[9; 32], &[9; 32], 0).unwrap();
+    let stranger = NodeKeys::new(&[9; 32], &[9; 32], 0).unwrap();
     let nodes = "SELECT count(*) FROM nodes JOIN former_identities ON true";
     for (node, statement) in [
         (dublin.id(), forged),

@@ -15,7 +15,7 @@ use wattle_wire::{
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
-    agents::{Machine, Node, new_node, new_site},
+    agents::{Node, NodeKeys, new_node, new_site},
     harness::{Coordinator, reachable_folder, send},
 };
 
@@ -346,7 +346,7 @@ async fn an_agent_that_joins_beside_a_gateway_without_one_takes_over_when_that_i
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "cork"})).await;
     let file = make(&coordinator, "/sites/cork/wg-quick", json!({})).await;
-    let gateway = Machine::new().enrol(&coordinator, &join).await;
+    let gateway = NodeKeys::new().enrol(&coordinator, &join).await;
     assert_eq!(
         coordinator
             .get(&format!("/nodes/{}", gateway.id()))

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     config::{directory::RecordChange, feed::Feed, view},
     keys::enrolment::InvalidStatement,
-    testing::{Keys, MESH, directory_of, machine_of, next_message, node_id},
+    testing::{Keys, MESH, directory_of, next_message, node_id, node_keys_of},
 };
 
 /// Node 1's replica and the feed it follows, in a mesh of three.
@@ -704,7 +704,7 @@ fn whether_an_agent_runs_on_a_node_never_changes_and_one_without_announces_no_ke
 fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no_way_back() {
     let (mut replica, feed) = world();
     let before = peers(&replica);
-    let old = machine_of(2);
+    let old = node_keys_of(2);
     let successor = old.succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap();
     let further = successor
         .succeeding(&[67; 32])
@@ -740,8 +740,8 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
     // Who missed the one in between follows, too.
     let mut away = replica.clone();
     assert_eq!(tell(&mut away, further.statement(MESH).unwrap()), None);
-    for machine in [&successor, &further] {
-        assert_eq!(tell(&mut replica, machine.statement(MESH).unwrap()), None);
+    for node_keys in [&successor, &further] {
+        assert_eq!(tell(&mut replica, node_keys.statement(MESH).unwrap()), None);
     }
     let pinned = |replica: &Replica| {
         replica.known().unwrap().peers[&node_id(2)]
@@ -754,9 +754,9 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
     );
     // Whoever has a former key, and whatever is signed with it, counts for nothing.
     let stale = old.preparing(&[70; 32]).unwrap().switched(0).unwrap();
-    for machine in [&late, &stale] {
+    for node_keys in [&late, &stale] {
         assert_eq!(
-            tell(&mut replica, machine.statement(MESH).unwrap()),
+            tell(&mut replica, node_keys.statement(MESH).unwrap()),
             Some(RefusalReason::Identity)
         );
         assert_eq!(pinned(&replica), further.identity_key());

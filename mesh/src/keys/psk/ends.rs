@@ -10,13 +10,13 @@ use wattle_wire::{
 };
 
 use super::PURPOSE;
-use crate::keys::{enrolment, node_keys::Machine};
+use crate::keys::{enrolment, node_keys::NodeKeys};
 
 /// The two ends of a tunnel, from one of them.
 #[derive(Debug)]
 pub struct Ends<'a> {
     pub mesh: MeshId,
-    pub machine: &'a Machine,
+    pub node_keys: &'a NodeKeys,
     pub me: NodeId,
     pub peer: NodeId,
     /// Who the peer is pinned to be.
@@ -34,7 +34,7 @@ impl Ends<'_> {
 
     /// The initiator's and the responder's WireGuard key.
     pub(super) fn keys(&self) -> [WireguardKey; 2] {
-        let mine = self.machine.wireguard_key();
+        let mine = self.node_keys.wireguard_key();
         if self.is_initiator() {
             [mine, self.peer_key]
         } else {
@@ -43,7 +43,7 @@ impl Ends<'_> {
     }
 
     pub(super) fn identities(&self) -> [IdentityKey; 2] {
-        [self.machine.identity_key(), self.peer_identity]
+        [self.node_keys.identity_key(), self.peer_identity]
     }
 
     pub(super) fn sign(&self, round: u64, step: PskStep) -> Option<SignedPskMessage> {
@@ -60,7 +60,7 @@ impl Ends<'_> {
     /// A message under the present identity. It is what it was unless the machine has taken up
     /// another identity since, whose word alone the peer believes.
     pub(super) fn signed(&self, message: Arc<str>) -> SignedPskMessage {
-        let signature = self.machine.sign(&[PURPOSE, message.as_bytes()].concat());
+        let signature = self.node_keys.sign(&[PURPOSE, message.as_bytes()].concat());
         SignedPskMessage { message, signature }
     }
 

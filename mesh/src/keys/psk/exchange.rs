@@ -19,7 +19,7 @@ use super::{
 use crate::{
     agent::replica::{Known, KnownPeer},
     host::state::Interface,
-    keys::node_keys::Machine,
+    keys::node_keys::NodeKeys,
 };
 
 /// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers,
@@ -121,7 +121,7 @@ impl Exchange {
     pub fn is_due(
         &self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         now: u64,
         unsettled: &BTreeSet<NodeId>,
     ) -> bool {
@@ -130,7 +130,7 @@ impl Exchange {
         let due = |(node, peer)| {
             let (pair, ends) = (
                 self.pairs.get(node).map_or(&fresh, Arc::as_ref),
-                ends(known, machine, peer),
+                ends(known, node_keys, peer),
             );
             is_next(pair, &ends, now, may_ask)
         };
@@ -147,7 +147,7 @@ impl Exchange {
     pub fn tick(
         &mut self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         now: u64,
         kem: &impl Kem,
         unsettled: &BTreeSet<NodeId>,
@@ -158,7 +158,7 @@ impl Exchange {
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
             let (pair, ends) = (
                 self.pairs.entry(*node).or_default(),
-                ends(known, machine, peer),
+                ends(known, node_keys, peer),
             );
             // Asked first: a pair that has nothing to do is not copied.
             if !is_next(pair, &ends, now, may_ask > 0) {
@@ -190,7 +190,7 @@ impl Exchange {
     pub fn receive(
         &mut self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         peer: &KnownPeer,
         message: &SignedPskMessage,
         now: u64,
@@ -201,7 +201,7 @@ impl Exchange {
         }
         let to = peer.peer.node;
         let answer = Arc::make_mut(self.pairs.entry(to).or_default()).receive(
-            &ends(known, machine, peer),
+            &ends(known, node_keys, peer),
             message,
             now,
             kem,
@@ -217,7 +217,7 @@ impl Exchange {
     pub fn take(
         &mut self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         peer: &KnownPeer,
         given: &GivenPsk,
         now: u64,
@@ -226,7 +226,7 @@ impl Exchange {
             return Err(Ignored::Managed);
         }
         let from = peer.peer.node;
-        let to = (known.myself.node, machine.wireguard_key());
+        let to = (known.myself.node, node_keys.wireguard_key());
         let tunnel = Given {
             mesh: known.mesh.id,
             from: (from, peer.statement.wireguard_key),
@@ -234,7 +234,7 @@ impl Exchange {
             made_ms: given.made_ms,
         };
         let psk = tunnel
-            .open(&given.sealed, &machine.wireguard_private_key())
+            .open(&given.sealed, &node_keys.wireguard_private_key())
             .ok_or(Ignored::Sealed)?;
         self.given
             .entry(from)
@@ -299,10 +299,10 @@ fn is_next(pair: &Pair, ends: &Ends<'_>, now: u64, may_ask: bool) -> bool {
     pair.is_due(ends, now) && (may_ask || !pair.would_begin(ends))
 }
 
-fn ends<'a>(known: &Known, machine: &'a Machine, peer: &KnownPeer) -> Ends<'a> {
+fn ends<'a>(known: &Known, node_keys: &'a NodeKeys, peer: &KnownPeer) -> Ends<'a> {
     Ends {
         mesh: known.mesh.id,
-        machine,
+        node_keys,
         me: known.myself.node,
         peer: peer.peer.node,
         peer_identity: peer.statement.identity,
@@ -324,7 +324,7 @@ mod tests {
         agent::replica::Replica,
         config::view,
         keys::psk::kem::seeded::SeededKem,
-        testing::{MESH, directory_of, machine_of, node_id},
+        testing::{MESH, directory_of, node_id, node_keys_of},
     };
 
     const NOW: u64 = 1_800_000_000;
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn a_node_asks_so_many_peers_at_a_time_and_one_that_does_not_answer_keeps_nobody_waiting() {
         let nodes = u64::try_from(ASKED_AT_ONCE + MORE + 1).unwrap();
-        let (directory, last) = (directory_of(nodes), machine_of(nodes));
+        let (directory, last) = (directory_of(nodes), node_keys_of(nodes));
         let mut replica = Replica::new(MESH, last.wireguard_key());
         let view = view::view(&directory, node_id(nodes)).unwrap();
         replica.receive(StreamMessage::Snapshot {

@@ -87,13 +87,13 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::{testing::seal, *};
-    use crate::testing::{MESH, machine_of, node_id};
+    use crate::testing::{MESH, node_id, node_keys_of};
 
     #[test]
     fn a_given_key_opens_for_its_tunnel_and_file_alone() {
         let [router, gateway, other] =
-            [1, 2, 3].map(|number| (node_id(number), machine_of(number).wireguard_key()));
-        let private = |number| machine_of(number).wireguard_private_key();
+            [1, 2, 3].map(|number| (node_id(number), node_keys_of(number).wireguard_key()));
+        let private = |number| node_keys_of(number).wireguard_private_key();
         let given = Given {
             mesh: MESH,
             from: router,

@@ -19,7 +19,7 @@ use super::{Ignored, Kem, exchange::Exchange, files::Moved};
 use crate::{
     agent::replica::{Known, KnownPeer},
     host::state::Interface,
-    keys::node_keys::Machine,
+    keys::node_keys::NodeKeys,
 };
 
 /// How many messages of nodes wait that the view does not hold yet: as many as a coordinator
@@ -52,7 +52,7 @@ pub struct PskMailbox {
 /// What the mailbox needs of the world.
 #[expect(missing_debug_implementations, reason = "it is for one call")]
 pub struct Means<'a, K> {
-    pub machine: &'a Machine,
+    pub node_keys: &'a NodeKeys,
     /// Seconds since 1970.
     pub now: u64,
     pub kem: &'a K,
@@ -123,12 +123,18 @@ impl PskMailbox {
         self.early = later;
         let is_due = self
             .exchange
-            .is_due(known, means.machine, means.now, &self.unsettled);
+            .is_due(known, means.node_keys, means.now, &self.unsettled);
         if early.is_empty() && !self.is_given_for(known) && !is_due {
             return Progress::default();
         }
         let mut next = self.exchange.clone();
-        let messages = next.tick(known, means.machine, means.now, means.kem, &self.unsettled);
+        let messages = next.tick(
+            known,
+            means.node_keys,
+            means.now,
+            means.kem,
+            &self.unsettled,
+        );
         let (progress, _) = self.read(next, known, &early, messages, means);
         progress
     }
@@ -276,7 +282,7 @@ impl PskMailbox {
             let Some(peer) = known.peers.get(from) else {
                 continue;
             };
-            match next.receive(known, means.machine, peer, message, means.now, means.kem) {
+            match next.receive(known, means.node_keys, peer, message, means.now, means.kem) {
                 Ok(answer) => said.extend(answer),
                 Err(reason) => pass_over(peer, reason),
             }
@@ -286,7 +292,7 @@ impl PskMailbox {
             let Some(peer) = known.peers.get(&given.from) else {
                 continue;
             };
-            if let Err(reason) = next.take(known, means.machine, peer, given, means.now) {
+            if let Err(reason) = next.take(known, means.node_keys, peer, given, means.now) {
                 pass_over(peer, reason);
             }
             taken.push(*id);

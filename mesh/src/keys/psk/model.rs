@@ -10,7 +10,7 @@ use wattle_wire::{
 
 use super::{kem::seeded::SeededKem, retry::LONGEST_RETRY_S, *};
 use crate::{
-    keys::node_keys::Machine,
+    keys::node_keys::NodeKeys,
     testing::{MESH, node_id},
 };
 
@@ -25,7 +25,7 @@ const SESSION_S: u64 = 180;
 const OBSERVE_INTERVAL_S: u64 = 5;
 
 struct End {
-    machine: Machine,
+    node_keys: NodeKeys,
     id: NodeId,
     pair: Pair,
     disk: Pair,
@@ -33,9 +33,9 @@ struct End {
 
 impl End {
     fn new(number: u8) -> Self {
-        let machine = Machine::new(&[number; 32], &[number; 32], 0).unwrap();
+        let node_keys = NodeKeys::new(&[number; 32], &[number; 32], 0).unwrap();
         Self {
-            machine,
+            node_keys,
             id: node_id(u64::from(number)),
             pair: Pair::default(),
             disk: Pair::default(),
@@ -142,11 +142,11 @@ impl World {
         let (me, peer) = (&self.ends[end], &self.ends[1 - end]);
         let ends = Ends {
             mesh: MESH,
-            machine: &me.machine,
+            node_keys: &me.node_keys,
             me: me.id,
             peer: peer.id,
-            peer_identity: peer.machine.identity_key(),
-            peer_key: peer.machine.wireguard_key(),
+            peer_identity: peer.node_keys.identity_key(),
+            peer_key: peer.node_keys.wireguard_key(),
             is_turning: self.is_turning,
         };
         let result = work(&mut pair, &ends, now);
@@ -191,10 +191,14 @@ impl World {
     }
 
     fn succeed(&mut self, end: usize) {
-        let machine = &mut self.ends[end].machine;
+        let node_keys = &mut self.ends[end].node_keys;
         let mut seed = [7; 32];
-        seed[..8].copy_from_slice(&machine.sequence().to_be_bytes());
-        *machine = machine.succeeding(&seed).unwrap().succeeded(MESH).unwrap();
+        seed[..8].copy_from_slice(&node_keys.sequence().to_be_bytes());
+        *node_keys = node_keys
+            .succeeding(&seed)
+            .unwrap()
+            .succeeded(MESH)
+            .unwrap();
     }
 
     fn key(&self, end: usize) -> Option<&Psk> {
@@ -539,7 +543,7 @@ fn a_new_wireguard_key_of_either_end_brings_a_new_round() {
         let mut world = World::agreed(PskPolicy::Require);
         let before = world.key(INITIATOR).cloned();
         let number = [2, 1][end];
-        world.ends[end].machine = Machine::new(&[number; 32], &[number + 40; 32], 0).unwrap();
+        world.ends[end].node_keys = NodeKeys::new(&[number; 32], &[number + 40; 32], 0).unwrap();
         world.settle();
         assert!(
             world.tunnel_works() && world.key(INITIATOR) != before.as_ref(),
@@ -595,10 +599,10 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
     world.tick(INITIATOR);
     let request = world.mailbox[RESPONDER].clone().unwrap();
     let content: PskMessage = serde_json::from_str(&request.message).unwrap();
-    let signed_by = |machine: &Machine, content: &PskMessage| {
+    let signed_by = |node_keys: &NodeKeys, content: &PskMessage| {
         let message = serde_json::to_string(content).unwrap();
         SignedPskMessage {
-            signature: machine.sign(&[PURPOSE, message.as_bytes()].concat()),
+            signature: node_keys.sign(&[PURPOSE, message.as_bytes()].concat()),
             message: message.into(),
         }
     };
@@ -610,8 +614,8 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
             .map(drop)
     };
 
-    let initiator = End::new(2).machine;
-    let stranger = End::new(3).machine;
+    let initiator = End::new(2).node_keys;
+    let stranger = End::new(3).node_keys;
     assert_eq!(
         take(signed_by(&stranger, &content)),
         Err(Ignored::Signature)

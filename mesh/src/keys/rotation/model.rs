@@ -31,10 +31,10 @@ use crate::{
     },
     keys::{
         enrolment::verify_statement,
-        node_keys::{KeptKeys, Machine},
+        node_keys::{NodeKeys, StoredNodeKeys},
         psk::exchange::Exchange,
     },
-    testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
+    testing::{MESH, directory_of, node_id, node_keys_of, unmanaged_record},
 };
 
 /// The node that changes its key; the others are its peers.
@@ -44,9 +44,9 @@ const NODES: u64 = 3;
 /// A gateway: what outlives its agent, and what does not.
 struct Gateway {
     id: NodeId,
-    disk: KeptKeys,
+    disk: StoredNodeKeys,
     host: Observed,
-    machine: Machine,
+    node_keys: NodeKeys,
     replica: Replica,
     rotation: Rotation,
     watch: Watch,
@@ -54,18 +54,18 @@ struct Gateway {
 
 impl Gateway {
     fn new(number: u64) -> Self {
-        let machine = machine_of(number);
-        let replica = Replica::new(MESH, machine.wireguard_key());
+        let node_keys = node_keys_of(number);
+        let replica = Replica::new(MESH, node_keys.wireguard_key());
         let host = Observed {
             interface: Some(Interface::new(DeviceKind::Kernel)),
             ..Observed::default()
         };
-        let disk = machine.kept().unwrap();
+        let disk = node_keys.kept().unwrap();
         Self {
             id: node_id(number),
             disk,
             host,
-            machine,
+            node_keys,
             replica,
             rotation: Rotation::default(),
             watch: Watch::default(),
@@ -75,8 +75,8 @@ impl Gateway {
     /// The agent dies and comes back, with the view that it has kept.
     fn restart(&mut self) {
         let stored = self.replica.stored();
-        self.machine = Machine::restore(&self.disk).unwrap();
-        self.replica = Replica::new(MESH, self.machine.wireguard_key());
+        self.node_keys = NodeKeys::restore(&self.disk).unwrap();
+        self.replica = Replica::new(MESH, self.node_keys.wireguard_key());
         if let Some(stored) = stored {
             self.replica.restore(stored).unwrap();
         }
@@ -97,7 +97,7 @@ impl Gateway {
             .observe(known, self.host.interface.as_ref().unwrap(), now);
         let local = Local {
             interface: "wattle0".parse().unwrap(),
-            machine: &self.machine,
+            node_keys: &self.node_keys,
             addresses: vec![],
         };
         let wanted = desired(
@@ -227,7 +227,7 @@ impl World {
         };
         let situation = Situation {
             known,
-            machine: &gateway.machine,
+            node_keys: &gateway.node_keys,
             interface: gateway.host.interface.as_ref().unwrap(),
             psks: &Exchange::default(),
             is_asked: false,
@@ -237,19 +237,19 @@ impl World {
         let Some(act) = gateway.rotation.next(&situation) else {
             return false;
         };
-        let machine = match act {
+        let node_keys = match act {
             RotationAction::MakeKey => {
                 let mut secret = [77; 32];
                 secret[..8].copy_from_slice(&self.revision.to_be_bytes());
                 secret[8..24].copy_from_slice(&self.now.as_nanos().to_be_bytes());
-                gateway.machine.preparing(&secret).unwrap()
+                gateway.node_keys.preparing(&secret).unwrap()
             }
             RotationAction::TakeUp => {
                 // The one moment of which packets depend: nobody in touch is unprepared, as far as
                 // it was heard of.
-                gateway.machine.switched(self.now.as_secs()).unwrap()
+                gateway.node_keys.switched(self.now.as_secs()).unwrap()
             }
-            RotationAction::GiveUp => gateway.machine.staying().unwrap(),
+            RotationAction::GiveUp => gateway.node_keys.staying().unwrap(),
             RotationAction::Tell(step) => {
                 let told = if !asked {
                     RotationReply::Unreachable
@@ -267,9 +267,9 @@ impl World {
                 return true;
             }
         };
-        gateway.disk = machine.kept().unwrap();
-        gateway.replica.set_own_key(machine.wireguard_key());
-        gateway.machine = machine;
+        gateway.disk = node_keys.kept().unwrap();
+        gateway.replica.set_own_key(node_keys.wireguard_key());
+        gateway.node_keys = node_keys;
         true
     }
 
@@ -410,7 +410,7 @@ impl World {
 
     /// All go by the rotating node's key, and all tunnels are up.
     fn agrees(&self) -> Result<(), TestCaseError> {
-        let key = self.gateways[0].machine.wireguard_key();
+        let key = self.gateways[0].node_keys.wireguard_key();
         prop_assert_eq!(self.gateways[0].interface().public_key, Some(key));
         prop_assert_eq!(self.directory.nodes[&node_id(ROTATING)].wireguard_key, key);
         for gateway in &self.gateways {
@@ -435,21 +435,21 @@ impl World {
 #[test]
 fn a_key_that_somebody_asked_for_is_taken_up_once() {
     let mut world = World::new();
-    let before = world.gateways[0].machine.wireguard_key();
+    let before = world.gateways[0].node_keys.wireguard_key();
     world.agrees().unwrap();
     world.settle();
     world.agrees().unwrap();
-    let after = world.gateways[0].machine.wireguard_key();
+    let after = world.gateways[0].node_keys.wireguard_key();
     assert_ne!(before, after);
     assert_eq!(world.directory.nodes[&node_id(ROTATING)].rotate_since, None);
     world.settle();
-    assert_eq!(world.gateways[0].machine.wireguard_key(), after);
+    assert_eq!(world.gateways[0].node_keys.wireguard_key(), after);
 }
 
 /// Goes on until the key is taken up, and is not on the device yet.
 fn until_taken_up(world: &mut World) {
-    let before = world.gateways[0].machine.wireguard_key();
-    while world.gateways[0].machine.wireguard_key() == before {
+    let before = world.gateways[0].node_keys.wireguard_key();
+    while world.gateways[0].node_keys.wireguard_key() == before {
         for gateway in 0..world.gateways.len() {
             world.hear(gateway);
             world.gateways[gateway].reconcile(world.now, usize::MAX);
@@ -471,7 +471,7 @@ fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_tha
             world.gateways[0].restart();
         }
         world.gateways[0].reconcile(world.now, usize::MAX);
-        let key = world.gateways[0].machine.wireguard_key();
+        let key = world.gateways[0].node_keys.wireguard_key();
         for peer in [1, 2] {
             world.call(0, peer);
             world.gateways[peer].reconcile(world.now, usize::MAX);
@@ -509,7 +509,7 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
     }
     world.hear(1);
     let (key, peer) = (
-        world.gateways[0].machine.wireguard_key(),
+        world.gateways[0].node_keys.wireguard_key(),
         &mut world.gateways[1],
     );
     peer.reconcile(world.now, usize::MAX);
@@ -542,17 +542,17 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
 #[test]
 fn nothing_is_taken_up_while_somebody_in_touch_is_not_ready_and_the_old_key_stays() {
     let mut world = World::new();
-    let before = world.gateways[0].machine.wireguard_key();
+    let before = world.gateways[0].node_keys.wireguard_key();
     for _ in 0..120 {
         world.hear(0);
         world.hear(1);
         world.gateways[1].reconcile(world.now, usize::MAX);
         world.report(1);
         world.rotate(true, true, false);
-        assert_eq!(world.gateways[0].machine.wireguard_key(), before);
+        assert_eq!(world.gateways[0].node_keys.wireguard_key(), before);
         world.pass(Duration::from_millis(500));
     }
-    assert_eq!(world.gateways[0].machine.next_key(), None);
+    assert_eq!(world.gateways[0].node_keys.next_key(), None);
     assert!(
         world.directory.nodes[&node_id(ROTATING)]
             .announced
@@ -589,7 +589,7 @@ fn due_beside_an_unmanaged_peer() -> (Gateway, Interface) {
     let mut interface = gateway.interface().clone();
     interface
         .peers
-        .entry(machine_of(2).wireguard_key())
+        .entry(node_keys_of(2).wireguard_key())
         .or_default()
         .handshake_age_s = Some(0);
     (gateway, interface)
@@ -600,7 +600,7 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
  {
     let (gateway, interface) = due_beside_an_unmanaged_peer();
     let Gateway {
-        machine,
+        node_keys,
         replica,
         mut rotation,
         ..
@@ -609,7 +609,7 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
     let unix_s = 31 * 24 * 3600;
     let situation = Situation {
         known,
-        machine: &machine,
+        node_keys: &node_keys,
         interface: &interface,
         psks: &psks,
         is_asked: false,
@@ -617,8 +617,10 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
         unix_s,
     };
     assert_eq!(rotation.next(&situation), None);
-    assert!(kept_for_unmanaged(known, &machine, unix_s).is_some_and(|why| why.contains("site-2")));
-    assert_eq!(kept_for_unmanaged(known, &machine, 0), None);
+    assert!(
+        kept_for_unmanaged(known, &node_keys, unix_s).is_some_and(|why| why.contains("site-2"))
+    );
+    assert_eq!(kept_for_unmanaged(known, &node_keys, 0), None);
 
     assert_eq!(
         rotation.next(&Situation {
@@ -627,9 +629,9 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
         }),
         Some(RotationAction::MakeKey)
     );
-    let machine = machine.preparing(&[66; 32]).unwrap();
+    let node_keys = node_keys.preparing(&[66; 32]).unwrap();
     let situation = Situation {
-        machine: &machine,
+        node_keys: &node_keys,
         ..situation
     };
     let Some(RotationAction::Tell(announce @ RotationStep::Announce(_))) =
@@ -666,12 +668,12 @@ proptest! {
     fn a_key_is_taken_up_only_when_all_in_touch_stand_ready(events in prop::collection::vec(happens(), 0..120)) {
         let mut world = World::new();
         for event in events {
-            let before = world.gateways[0].machine.wireguard_key();
+            let before = world.gateways[0].node_keys.wireguard_key();
             world.happen(event);
-            let after = world.gateways[0].machine.wireguard_key();
+            let after = world.gateways[0].node_keys.wireguard_key();
             if before != after {
                 for peer in &world.gateways[1..] {
-                    let live = world.gateways[0].interface().peers.get(&peer.machine.wireguard_key()).is_some_and(|entry| entry.is_live());
+                    let live = world.gateways[0].interface().peers.get(&peer.node_keys.wireguard_key()).is_some_and(|entry| entry.is_live());
                     prop_assert!(!live || peer.interface().peers.contains_key(&after), "{:?} is not \
                         ready", peer.id);
                 }

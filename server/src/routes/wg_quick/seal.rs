@@ -21,14 +21,14 @@ pub(super) fn seal(given: &Given, psk: &Psk) -> Option<SealedPsk> {
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
-    use wattle_mesh::keys::node_keys::Machine;
+    use wattle_mesh::keys::node_keys::NodeKeys;
     use wattle_wire::ids::{MeshId, NodeId};
 
     use super::*;
 
     #[test]
     fn a_key_is_sealed_by_another_secret_each_time_and_opens_for_its_node() {
-        let machine = |number| Machine::new(&[number; 32], &[number; 32], 0).unwrap();
+        let machine = |number| NodeKeys::new(&[number; 32], &[number; 32], 0).unwrap();
         let end = |number: u8| {
             let node = NodeId(Uuid::from_u128(number.into()));
             (node, machine(number).wireguard_key())

@@ -12,7 +12,7 @@ use crate::{
         given::{Given, testing::seal},
         kem::seeded::SeededKem,
     },
-    testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
+    testing::{MESH, directory_of, node_id, node_keys_of, unmanaged_record},
 };
 
 const NODES: u64 = 3;
@@ -20,7 +20,7 @@ const NOW: u64 = 1_800_000_000;
 
 struct Node {
     id: NodeId,
-    machine: Machine,
+    node_keys: NodeKeys,
     replica: Replica,
     messages: PskMailbox,
     disk_is_full: bool,
@@ -28,8 +28,8 @@ struct Node {
 
 impl Node {
     fn new(number: u64, directory: &Directory) -> Self {
-        let (id, machine) = (node_id(number), machine_of(number));
-        let mut replica = Replica::new(MESH, machine.wireguard_key());
+        let (id, node_keys) = (node_id(number), node_keys_of(number));
+        let mut replica = Replica::new(MESH, node_keys.wireguard_key());
         let view = view::view(directory, id).unwrap();
         replica.receive(StreamMessage::Snapshot {
             position: Position {
@@ -41,7 +41,7 @@ impl Node {
         });
         Self {
             id,
-            machine,
+            node_keys,
             replica,
             messages: PskMailbox::default(),
             disk_is_full: false,
@@ -60,7 +60,7 @@ impl Node {
             }
         };
         let means = Means {
-            machine: &self.machine,
+            node_keys: &self.node_keys,
             now: NOW,
             kem: &SeededKem,
             keep: &keep,
@@ -116,7 +116,7 @@ impl Mailbox {
     /// The coordinator makes a file of an unmanaged node.
     fn give(&mut self, from: u64, to: u64, made_ms: u64, psk: &Psk) {
         let [(from, sender), (to, recipient)] =
-            [from, to].map(|number| (node_id(number), machine_of(number).wireguard_key()));
+            [from, to].map(|number| (node_id(number), node_keys_of(number).wireguard_key()));
         let given = Given {
             mesh: MESH,
             from: (from, sender),
