@@ -173,7 +173,7 @@ impl Coordinator {
     }
 
     /// Says that this node takes up another identity.
-    pub(crate) async fn succeed(&self, identity: &NewIdentity) -> Result<(), RequestError> {
+    pub(crate) async fn rotate_identity(&self, identity: &NewIdentity) -> Result<(), RequestError> {
         let request = |builder: RequestBuilder| Ok(builder.timeout(REQUEST_TIMEOUT).json(identity));
         self.send(Method::POST, "/agent/identity", request)
             .await

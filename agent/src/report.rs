@@ -11,7 +11,7 @@ use wattle_mesh::{
         reporting::{Reporting, fit_problems},
     },
     host::state::{Observed, ObservedPeer},
-    keys::{node_keys::NodeKeys, psk::exchange::Exchange, rotation::canary::armed},
+    keys::{node_keys::NodeKeys, psk::exchange::Exchange, rotation::canary::keys_in_place},
 };
 use wattle_wire::{
     endpoint::Endpoint,
@@ -96,7 +96,7 @@ impl Reporter {
             mtu: Some(interface.mtu),
             links: links.collect(),
             problems: fit_problems(problems),
-            armed: armed(known, interface, psks),
+            keys_in_place: keys_in_place(known, interface, psks),
             start: self.start,
         })
     }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use wattle_mesh::{
     agent::replica::Known,
     keys::{
-        identity_rotation::{IdentityAction, IdentityReply, Succession},
+        identity_rotation::{IdentityAction, IdentityReply, IdentityRotation},
         node_keys::NodeKeys,
         rotation::{
             Rotation, RotationAction, RotationReply, Situation, kept_for_unmanaged, unmanaged,
@@ -63,7 +63,7 @@ enum What {
 pub(crate) struct KeyChange {
     store: Store,
     rotation: Rotation,
-    succession: Succession,
+    identity_rotation: IdentityRotation,
     asked: Option<What>,
     telling: Option<oneshot::Receiver<Heard>>,
 }
@@ -80,7 +80,7 @@ impl KeyChange {
         Self {
             store,
             rotation: Rotation::default(),
-            succession: Succession::default(),
+            identity_rotation: IdentityRotation::default(),
             asked: None,
             telling: None,
         }
@@ -96,7 +96,7 @@ impl KeyChange {
             .rotation
             .problem()
             .into_iter()
-            .chain(self.succession.problem())
+            .chain(self.identity_rotation.problem())
             .map(str::to_owned);
         own.chain(kept_for_unmanaged(known, node_keys, unix_s()))
     }
@@ -109,7 +109,7 @@ impl KeyChange {
                     .filter(|asked| asked.problem.is_none())
                     .map(|asked| asked.what);
                 if asked == Some(What::Identity) && self.asked != asked {
-                    self.succession.hurry();
+                    self.identity_rotation.hurry();
                 }
                 self.asked = asked;
             }
@@ -182,7 +182,7 @@ impl KeyChange {
 
     /// Does what is to be done next for another identity, without waiting for the coordinator. The
     /// machine, when it is another now.
-    pub(crate) fn succeed(
+    pub(crate) fn rotate_identity(
         &mut self,
         coordinator: &Arc<Coordinator>,
         node_keys: &NodeKeys,
@@ -194,7 +194,7 @@ impl KeyChange {
             return None;
         }
         let mesh = membership.enrolled.mesh;
-        let changed = match self.succession.next(
+        let changed = match self.identity_rotation.next(
             node_keys,
             mesh,
             self.asked == Some(What::Identity),
@@ -212,9 +212,9 @@ impl KeyChange {
                 return None;
             }
             IdentityAction::MakeIdentity => {
-                random::bytes().and_then(|seed| Ok(node_keys.succeeding(&seed)?))
+                random::bytes().and_then(|seed| Ok(node_keys.preparing_identity(&seed)?))
             }
-            IdentityAction::TakeUp => node_keys.succeeded(mesh).map_err(Into::into),
+            IdentityAction::TakeUp => node_keys.identity_switched(mesh).map_err(Into::into),
         };
         match changed.and_then(|changed| {
             Slot::Present
@@ -229,7 +229,7 @@ impl KeyChange {
                 Some(changed)
             }
             Err(error) => {
-                self.succession.failed(&format!("{error:#}"), now);
+                self.identity_rotation.failed(&format!("{error:#}"), now);
                 self.answer(What::Identity);
                 None
             }
@@ -270,7 +270,7 @@ impl KeyChange {
         self.asked = None;
         let problem = match what {
             What::WireguardKey => self.rotation.problem(),
-            What::Identity => self.succession.problem(),
+            What::Identity => self.identity_rotation.problem(),
             What::PresharedKeys => None,
         };
         if let Err(error) = self.store.write(
@@ -322,7 +322,7 @@ impl KeyChange {
         self.telling = Some(receiver);
         let coordinator = Arc::clone(coordinator);
         tokio::spawn(async move {
-            let told = match coordinator.succeed(&identity).await {
+            let told = match coordinator.rotate_identity(&identity).await {
                 Ok(()) => IdentityReply::Taken,
                 Err(error @ RequestError::Refused { status, .. }) if is_final(status) => {
                     IdentityReply::Refused(format!("{error:#}"))
@@ -350,9 +350,9 @@ impl KeyChange {
             Some(Heard::OfKey(step, told)) => self.rotation.told(&step, told, now),
             Some(Heard::OfIdentity(told)) => {
                 let is_refused = matches!(told, IdentityReply::Refused(_));
-                self.succession.told(told, now);
+                self.identity_rotation.told(told, now);
                 if is_refused {
-                    warn!("{}", self.succession.problem().unwrap_or_default());
+                    warn!("{}", self.identity_rotation.problem().unwrap_or_default());
                     self.answer(What::Identity);
                 }
             }
@@ -398,7 +398,7 @@ pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent rotate --identity`.
-pub(crate) async fn succeed(paths: &Paths) -> anyhow::Result<()> {
+pub(crate) async fn rotate_identity(paths: &Paths) -> anyhow::Result<()> {
     let found = status::find(paths)?;
     let before = found.node_keys.identity_key();
     ask(&found.store, What::Identity)?;

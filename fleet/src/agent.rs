@@ -219,7 +219,7 @@ impl Agent {
             position,
             view,
             departed: Default::default(),
-            held: Default::default(),
+            removal_pending: Default::default(),
             admitted: None,
         })?;
         Ok(replica)
@@ -438,7 +438,7 @@ impl Agent {
             mtu: None,
             links,
             problems: Vec::new(),
-            armed: Vec::new(),
+            keys_in_place: Vec::new(),
             start: None,
         })?;
         let mut failures = 0;

@@ -41,7 +41,7 @@ pub struct OwnKeys {
 /// A peer's announced key for which a node is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Armed {
+pub struct KeyInPlace {
     pub peer: NodeId,
     /// Number of the announced statement.
     pub sequence: u64,

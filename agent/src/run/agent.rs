@@ -319,7 +319,7 @@ impl Agent {
 
     /// What the host is to be made to, and what the last round gave; nothing before there is a
     /// view.
-    fn aim(&mut self) -> Option<(&Host, Aim<'_>, &mut Outcome)> {
+    fn aim(&mut self) -> Option<Aimed<'_>> {
         let aim = Aim {
             known: self.replica.known()?,
             node_keys: &self.node_keys,
@@ -327,13 +327,22 @@ impl Agent {
             watch: &mut self.watch,
             started: self.started,
         };
-        Some((&self.host, aim, &mut self.outcome))
+        Some(Aimed {
+            host: &self.host,
+            aim,
+            last: &mut self.outcome,
+        })
     }
 
     /// Follows peers that have taken up the keys which they announced.
     async fn follow_keys(&mut self) {
-        if let Some((host, mut aim, outcome)) = self.aim() {
-            host.follow_keys(&mut aim, outcome).await;
+        if let Some(Aimed {
+            host,
+            mut aim,
+            last,
+        }) = self.aim()
+        {
+            host.follow_keys(&mut aim, last).await;
         }
     }
 
@@ -368,7 +377,7 @@ impl Agent {
     /// the node by either.
     fn change_identity(&mut self) -> Option<Ended> {
         let now = self.started.elapsed();
-        while let Some(node_keys) = self.key_change.succeed(
+        while let Some(node_keys) = self.key_change.rotate_identity(
             &self.coordinator,
             &self.node_keys,
             &self.membership,
@@ -416,7 +425,12 @@ impl Agent {
     }
 
     async fn round(&mut self) {
-        let Some((host, mut aim, last)) = self.aim() else {
+        let Some(Aimed {
+            host,
+            mut aim,
+            last,
+        }) = self.aim()
+        else {
             return;
         };
         let outcome = host.reconcile(&mut aim, last).await;
@@ -545,6 +559,13 @@ impl Agent {
             warn!("{error:#}");
         }
     }
+}
+
+/// The host, what it is to be made to, and what the last round gave.
+struct Aimed<'a> {
+    host: &'a Host,
+    aim: Aim<'a>,
+    last: &'a mut Outcome,
 }
 
 /// What a change of the node's key depends on; `None` while nothing is known of the mesh or the

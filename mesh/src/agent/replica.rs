@@ -49,8 +49,8 @@ pub struct Stored {
     pub position: Position,
     pub view: View,
     /// Peers of the view whose removal waits to be confirmed.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub held: BTreeSet<NodeId>,
+    #[serde(rename = "held", default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removal_pending: BTreeSet<NodeId>,
     /// What peers that were removed are pinned to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub departed: BTreeMap<NodeId, Pin>,
@@ -62,10 +62,10 @@ pub struct Stored {
 impl Stored {
     /// As [`Replica::awaiting_confirmation`].
     pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
-        self.held
+        self.removal_pending
             .iter()
             .copied()
-            .chain(self.admitted.iter().flat_map(Admitted::tolerated))
+            .chain(self.admitted.iter().flat_map(Admitted::grandfathered))
             .collect()
     }
 }
@@ -86,7 +86,7 @@ pub struct Replica {
     refused: BTreeMap<NodeId, Refusal>,
     rejected: Option<Rejection>,
     /// Peers whose removal waits to be confirmed; they stay.
-    held: BTreeSet<NodeId>,
+    removal_pending: BTreeSet<NodeId>,
     departed: BTreeMap<NodeId, Pin>,
 }
 
@@ -135,7 +135,7 @@ impl Replica {
             out_of_step: false,
             refused: BTreeMap::new(),
             rejected: None,
-            held: BTreeSet::new(),
+            removal_pending: BTreeSet::new(),
             departed: BTreeMap::new(),
         }
     }
@@ -164,7 +164,7 @@ impl Replica {
             Received::Rejected(rejection) => return Err(rejection),
             Received::Unchanged | Received::Gap | Received::Bye(_) => Vec::new(),
         };
-        self.held = stored.held;
+        self.removal_pending = stored.removal_pending;
         if let (Some(known), Some(operators)) = (&mut self.known, self.operators.clone()) {
             known.admitted = Some(match stored.admitted {
                 Some(admitted) => admitted.kept(operators, self.mesh, &known.peers),
@@ -194,9 +194,9 @@ impl Replica {
             .rejected
             .iter()
             .map(|rejection| format!("rejected the newest revision: {rejection}"));
-        let held = (!self.held.is_empty()).then(|| {
+        let held = (!self.removal_pending.is_empty()).then(|| {
             let (held, all) = (
-                self.held.len(),
+                self.removal_pending.len(),
                 self.known.as_ref().map_or(0, |known| known.peers.len()),
             );
             format!(
@@ -212,19 +212,24 @@ impl Replica {
     /// Peers whose removal waits to be confirmed, and those that were there before the lock and
     /// were not admitted since.
     pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
-        let tolerated = self
+        let grandfathered = self
             .known
             .iter()
             .flat_map(|known| &known.admitted)
-            .flat_map(Admitted::tolerated);
-        self.held.iter().copied().chain(tolerated).collect()
+            .flat_map(Admitted::grandfathered);
+        self.removal_pending
+            .iter()
+            .copied()
+            .chain(grandfathered)
+            .collect()
     }
 
     /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names. Whether there
     /// were any.
     pub fn confirm(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
-        let confirmed: BTreeSet<_> = self.held.intersection(nodes).copied().collect();
-        self.held.retain(|node| !confirmed.contains(node));
+        let confirmed: BTreeSet<_> = self.removal_pending.intersection(nodes).copied().collect();
+        self.removal_pending
+            .retain(|node| !confirmed.contains(node));
         confirmed.iter().for_each(|node| self.remove(*node));
         let admitted = self
             .known
@@ -251,15 +256,15 @@ impl Replica {
             myself: known.myself.clone(),
             peers,
         };
-        let (held, departed, admitted) = (
-            self.held.clone(),
+        let (removal_pending, departed, admitted) = (
+            self.removal_pending.clone(),
             self.departed.clone(),
             known.admitted.clone(),
         );
         Some(Stored {
             position: known.position,
             view,
-            held,
+            removal_pending,
             departed,
             admitted,
         })
@@ -303,7 +308,7 @@ impl Replica {
                     // it if it is true, and if it is not, the tunnels are worth keeping.
                     let all: BTreeSet<_> = known.peers.keys().copied().collect();
                     if must_be_confirmed(all.len(), all.len()) {
-                        self.held = all;
+                        self.removal_pending = all;
                     } else {
                         all.into_iter().for_each(|node| self.remove(node));
                     }
@@ -393,7 +398,7 @@ impl Replica {
                 ViewChange::Mesh(mesh) => next.mesh = mesh,
             }
         }
-        self.hold(&mut next);
+        self.hold_removals(&mut next);
         if let Err(rejection) = self.assign(&next) {
             // A revision that is rejected is rare: working out the owners anew is simpler than to
             // undo some of them.
@@ -411,7 +416,7 @@ impl Replica {
 
     /// Keeps the peers that are not to go without being asked about: those of a message that
     /// removes more than half of all, and those of earlier ones.
-    fn hold(&self, next: &mut Draft) {
+    fn hold_removals(&self, next: &mut Draft) {
         let Some(known) = &self.known else { return };
         let goes = |(node, peer): (&NodeId, &Option<KnownPeer>)| {
             (peer.is_none() && known.peers.contains_key(node)).then_some(*node)
@@ -420,12 +425,12 @@ impl Replica {
             .peers
             .iter()
             .filter_map(goes)
-            .partition(|node| self.held.contains(node));
+            .partition(|node| self.removal_pending.contains(node));
         if must_be_confirmed(new.len(), known.peers.len()) {
-            next.held = new;
+            next.removal_pending = new;
         }
         next.peers
-            .retain(|node, _| !again.contains(node) && !next.held.contains(node));
+            .retain(|node, _| !again.contains(node) && !next.removal_pending.contains(node));
     }
 
     /// What a node is pinned to, whether it is a peer now or was one once.
@@ -512,10 +517,11 @@ impl Replica {
             myself,
             peers,
             refused,
-            held,
+            removal_pending,
         } = next;
-        self.held.retain(|node| !peers.contains_key(node));
-        self.held.extend(held);
+        self.removal_pending
+            .retain(|node| !peers.contains_key(node));
+        self.removal_pending.extend(removal_pending);
         let gone = peers
             .iter()
             .filter(|(_, peer)| peer.is_none())

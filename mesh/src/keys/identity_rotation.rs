@@ -26,7 +26,7 @@ const PUT_OFF: Duration = Duration::from_secs(600);
 /// A change of the node's identity, as far as it has come. What has to outlive a restart is part of
 /// the [`NodeKeys`].
 #[derive(Clone, Debug, Default)]
-pub struct Succession {
+pub struct IdentityRotation {
     /// The coordinator took the statement of the next identity.
     is_taken: bool,
     silent_until: Duration,
@@ -36,10 +36,10 @@ pub struct Succession {
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IdentityAction {
-    /// Make an identity and keep it on disk: [`NodeKeys::succeeding`].
+    /// Make an identity and keep it on disk: [`NodeKeys::preparing_identity`].
     MakeIdentity,
     Tell(SignedStatement),
-    /// Keep the next identity as the present one on disk: [`NodeKeys::succeeded`].
+    /// Keep the next identity as the present one on disk: [`NodeKeys::identity_switched`].
     TakeUp,
 }
 
@@ -52,7 +52,7 @@ pub enum IdentityReply {
     Refused(String),
 }
 
-impl Succession {
+impl IdentityRotation {
     /// What is to be done next, if anything. `is_asked`: somebody on this host asks for another
     /// identity. `is_known`: the coordinator lets the node in as who it is; one whose database was
     /// restored may know it as who it was. `now` is of a clock that only goes forward.
@@ -73,7 +73,7 @@ impl Succession {
         }
         match node_keys.successor() {
             Some(_) => node_keys
-                .succession(mesh)
+                .next_identity_statement(mesh)
                 .ok()
                 .flatten()
                 .map(IdentityAction::Tell),
@@ -151,7 +151,7 @@ mod tests {
 
     struct World {
         disk: NodeKeys,
-        succession: Succession,
+        identity_rotation: IdentityRotation,
         is_asked: bool,
         now: Duration,
         seed: u8,
@@ -166,7 +166,7 @@ mod tests {
             let statement = disk.statement(MESH).unwrap();
             Self {
                 disk,
-                succession: Succession::default(),
+                identity_rotation: IdentityRotation::default(),
                 is_asked: false,
                 now: Duration::ZERO,
                 seed: 100,
@@ -191,7 +191,7 @@ mod tests {
             let known_as = verify_statement(&self.coordinator, MESH).unwrap().identity;
             let is_known = known_as == self.disk.identity_key();
             let Some(act) =
-                self.succession
+                self.identity_rotation
                     .next(&self.disk, MESH, self.is_asked, is_known, self.now)
             else {
                 return;
@@ -199,13 +199,13 @@ mod tests {
             match act {
                 IdentityAction::MakeIdentity => {
                     self.seed = self.seed.wrapping_add(1);
-                    let next = self.disk.succeeding(&[self.seed; 32]).unwrap();
+                    let next = self.disk.preparing_identity(&[self.seed; 32]).unwrap();
                     if is_kept {
                         (self.disk, self.is_asked) = (next, false);
                     }
                 }
                 IdentityAction::TakeUp => {
-                    let next = self.disk.succeeded(MESH).unwrap();
+                    let next = self.disk.identity_switched(MESH).unwrap();
                     if is_kept {
                         self.disk = next;
                     }
@@ -223,7 +223,7 @@ mod tests {
                     } else {
                         IdentityReply::Refused("no".to_owned())
                     };
-                    self.succession.told(
+                    self.identity_rotation.told(
                         if answer_arrives {
                             told
                         } else {
@@ -234,7 +234,7 @@ mod tests {
                 }
             }
             if !is_kept {
-                self.succession = Succession::default();
+                self.identity_rotation = IdentityRotation::default();
             }
         }
 
@@ -244,9 +244,9 @@ mod tests {
                 Happening::Step => self.step(true, true),
                 Happening::LoseAnswer => self.step(false, true),
                 Happening::Die => self.step(true, false),
-                Happening::Restart => self.succession = Succession::default(),
+                Happening::Restart => self.identity_rotation = IdentityRotation::default(),
                 Happening::Refuse => self
-                    .succession
+                    .identity_rotation
                     .told(IdentityReply::Refused("not now".to_owned()), self.now),
                 Happening::RestoreDatabase => {
                     self.coordinator = node_keys_of(1).statement(MESH).unwrap()
@@ -292,10 +292,13 @@ mod tests {
     fn nothing_is_begun_unless_asked_nor_while_a_wireguard_key_is_announced_and_a_refusal_is_told()
     {
         let (node_keys, now) = (node_keys_of(1), Duration::from_secs(100));
-        let mut succession = Succession::default();
-        assert_eq!(succession.next(&node_keys, MESH, false, false, now), None);
+        let mut identity_rotation = IdentityRotation::default();
         assert_eq!(
-            succession.next(
+            identity_rotation.next(&node_keys, MESH, false, false, now),
+            None
+        );
+        assert_eq!(
+            identity_rotation.next(
                 &node_keys.preparing(&[9; 32]).unwrap(),
                 MESH,
                 true,
@@ -305,25 +308,25 @@ mod tests {
             None
         );
         assert_eq!(
-            succession.next(&node_keys, MESH, true, true, now),
+            identity_rotation.next(&node_keys, MESH, true, true, now),
             Some(IdentityAction::MakeIdentity)
         );
-        let next = node_keys.succeeding(&[9; 32]).unwrap();
+        let next = node_keys.preparing_identity(&[9; 32]).unwrap();
         assert!(matches!(
-            succession.next(&next, MESH, false, true, now),
+            identity_rotation.next(&next, MESH, false, true, now),
             Some(IdentityAction::Tell(_))
         ));
-        succession.told(IdentityReply::Refused("it is full".to_owned()), now);
+        identity_rotation.told(IdentityReply::Refused("it is full".to_owned()), now);
         assert_eq!(
-            succession.problem(),
+            identity_rotation.problem(),
             Some("the coordinator does not take this node's new identity: it is full")
         );
         assert_eq!(
-            succession.next(&next, MESH, true, true, now + PUT_OFF - PAUSE),
+            identity_rotation.next(&next, MESH, true, true, now + PUT_OFF - PAUSE),
             None
         );
         assert!(matches!(
-            succession.next(&next, MESH, true, true, now + PUT_OFF),
+            identity_rotation.next(&next, MESH, true, true, now + PUT_OFF),
             Some(IdentityAction::Tell(_))
         ));
     }

@@ -186,7 +186,7 @@ impl NodeKeys {
 
     /// The machine, about to take up the identity that comes of these random bytes. Its statement
     /// has a number that none had before.
-    pub fn succeeding(&self, identity_seed: &[u8; 32]) -> Result<Self, InvalidNodeKeys> {
+    pub fn preparing_identity(&self, identity_seed: &[u8; 32]) -> Result<Self, InvalidNodeKeys> {
         Self::restore(&StoredNodeKeys {
             successor: Some(Identity::encoded(identity_seed)?),
             issued: self.issued + 1,
@@ -196,7 +196,7 @@ impl NodeKeys {
 
     /// The machine with the identity that it was going to take up, if there is one, as the present
     /// one.
-    pub fn succeeded(&self, mesh: MeshId) -> Result<Self, InvalidNodeKeys> {
+    pub fn identity_switched(&self, mesh: MeshId) -> Result<Self, InvalidNodeKeys> {
         let kept = self.kept()?;
         let predecessors = self.and_predecessors(mesh);
         Self::restore(&match (kept.successor, predecessors) {
@@ -288,7 +288,10 @@ impl NodeKeys {
 
     /// What other nodes will rely on once it has taken up its next identity, signed by that; `None`
     /// when it has none.
-    pub fn succession(&self, mesh: MeshId) -> Result<Option<SignedStatement>, serde_json::Error> {
+    pub fn next_identity_statement(
+        &self,
+        mesh: MeshId,
+    ) -> Result<Option<SignedStatement>, serde_json::Error> {
         let (Some(Identity { pair, key }), Some(predecessors)) =
             (&self.successor, self.and_predecessors(mesh))
         else {

@@ -319,7 +319,11 @@ fn an_admission_holds_for_the_identity_that_the_admitted_one_signed_for_and_then
     let mut world = World::new(3, &[2, 3]);
     let before = world.carried_out();
     let old = node_keys_of(2);
-    let successor = old.succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap();
+    let successor = old
+        .preparing_identity(&[66; 32])
+        .unwrap()
+        .identity_switched(MESH)
+        .unwrap();
     let record = |node_keys: &NodeKeys, id| {
         let statement = node_keys.statement(MESH).unwrap();
         NodeRecord {
@@ -338,9 +342,9 @@ fn an_admission_holds_for_the_identity_that_the_admitted_one_signed_for_and_then
     assert!(is_admitted(&node, &site, NOW));
     // Somebody who has the former key comes as another node with the word that was given for it.
     let thief = old
-        .succeeding(&[67; 32])
+        .preparing_identity(&[67; 32])
         .unwrap()
-        .succeeded(MESH)
+        .identity_switched(MESH)
         .unwrap()
         .preparing(&[68; 32])
         .unwrap()
@@ -384,9 +388,9 @@ fn e12_a_node_that_was_removed_does_not_come_back_under_another_identity_with_th
         .clone();
     world.change(&[RecordChange::NodeRevoked(node_id(2))]);
     let statement = node_keys_of(2)
-        .succeeding(&[66; 32])
+        .preparing_identity(&[66; 32])
         .unwrap()
-        .succeeded(MESH)
+        .identity_switched(MESH)
         .unwrap()
         .statement(MESH)
         .unwrap();

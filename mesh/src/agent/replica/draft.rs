@@ -17,7 +17,7 @@ pub(super) struct Draft {
     pub(super) peers: BTreeMap<NodeId, Option<KnownPeer>>,
     pub(super) refused: BTreeMap<NodeId, Option<Refusal>>,
     /// Peers that were to go and stay for now.
-    pub(super) held: BTreeSet<NodeId>,
+    pub(super) removal_pending: BTreeSet<NodeId>,
 }
 
 impl Draft {
@@ -27,7 +27,7 @@ impl Draft {
             myself,
             peers: BTreeMap::new(),
             refused: BTreeMap::new(),
-            held: BTreeSet::new(),
+            removal_pending: BTreeSet::new(),
         }
     }
 }

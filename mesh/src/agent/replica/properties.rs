@@ -159,7 +159,7 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
         .filter(|(node, _)| !next.peers.contains_key(node));
     let (held, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = gone
         .map(|(node, peer)| (*node, peer.clone()))
-        .partition(|(node, _)| replica.held.contains(node));
+        .partition(|(node, _)| replica.removal_pending.contains(node));
     let stay = if gone.len() > 1 && gone.len() * 2 > before.peers.len() {
         gone
     } else {

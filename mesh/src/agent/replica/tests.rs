@@ -176,7 +176,10 @@ fn e4_a_held_removal_is_off_when_the_coordinator_has_the_peers_again() {
         replica.receive(whole),
         Received::Changed { refused: vec![] }
     );
-    assert_eq!((replica.held.len(), peers(&replica).len()), (0, 4));
+    assert_eq!(
+        (replica.removal_pending.len(), peers(&replica).len()),
+        (0, 4)
+    );
 }
 
 #[test]
@@ -705,13 +708,21 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
     let (mut replica, feed) = world();
     let before = peers(&replica);
     let old = node_keys_of(2);
-    let successor = old.succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap();
-    let further = successor
-        .succeeding(&[67; 32])
+    let successor = old
+        .preparing_identity(&[66; 32])
         .unwrap()
-        .succeeded(MESH)
+        .identity_switched(MESH)
         .unwrap();
-    let fork = old.succeeding(&[68; 32]).unwrap().succeeded(MESH).unwrap();
+    let further = successor
+        .preparing_identity(&[67; 32])
+        .unwrap()
+        .identity_switched(MESH)
+        .unwrap();
+    let fork = old
+        .preparing_identity(&[68; 32])
+        .unwrap()
+        .identity_switched(MESH)
+        .unwrap();
     let late = fork
         .preparing(&[69; 32])
         .unwrap()

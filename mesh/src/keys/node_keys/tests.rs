@@ -60,17 +60,21 @@ fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
 fn the_next_identity_is_signed_for_by_the_present_one_and_taken_up_whole_or_not_at_all() {
     let before = NodeKeys::new(&[1; 32], &[2; 32], 5).unwrap();
     assert_eq!(
-        (before.succession(MESH).unwrap(), before.successor()),
+        (
+            before.next_identity_statement(MESH).unwrap(),
+            before.successor()
+        ),
         (None, None)
     );
     let succeeding =
-        NodeKeys::restore(&before.succeeding(&[3; 32]).unwrap().kept().unwrap()).unwrap();
+        NodeKeys::restore(&before.preparing_identity(&[3; 32]).unwrap().kept().unwrap()).unwrap();
     assert_eq!(
         (succeeding.identity_key(), succeeding.sequence()),
         (before.identity_key(), 1)
     );
-    let told = succeeding.succession(MESH).unwrap().unwrap();
-    let after = NodeKeys::restore(&succeeding.succeeded(MESH).unwrap().kept().unwrap()).unwrap();
+    let told = succeeding.next_identity_statement(MESH).unwrap().unwrap();
+    let after =
+        NodeKeys::restore(&succeeding.identity_switched(MESH).unwrap().kept().unwrap()).unwrap();
     assert_eq!(
         after.statement(MESH).unwrap(),
         told,
@@ -98,9 +102,9 @@ fn a_former_identity_counts_only_where_each_signed_for_the_next_and_the_oldest_a
     let mut identities = vec![node_keys.identity_key()];
     for number in 0..Statement::MOST_PREDECESSORS + 2 {
         node_keys = node_keys
-            .succeeding(&[u8::try_from(number).unwrap() + 10; 32])
+            .preparing_identity(&[u8::try_from(number).unwrap() + 10; 32])
             .unwrap()
-            .succeeded(MESH)
+            .identity_switched(MESH)
             .unwrap();
         identities.push(node_keys.identity_key());
     }

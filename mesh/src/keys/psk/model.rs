@@ -89,7 +89,7 @@ enum Happening {
     /// Somebody at the end wants another key.
     Want(usize),
     /// The end takes up another identity, which the other learns of at once.
-    Succeed(usize),
+    RotateIdentity(usize),
     /// Time passes, with the tunnel up.
     Pass(u64),
 }
@@ -106,7 +106,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => end().prop_map(Happening::Restart),
         4 => end().prop_map(Happening::Tick),
         1 => end().prop_map(Happening::Want),
-        1 => end().prop_map(Happening::Succeed),
+        1 => end().prop_map(Happening::RotateIdentity),
         2 => prop_oneof![1..60u64, Just(200), Just(25 * 3600)].prop_map(Happening::Pass),
     ]
 }
@@ -190,14 +190,14 @@ impl World {
         self.ends[end].pair = self.ends[end].disk.clone();
     }
 
-    fn succeed(&mut self, end: usize) {
+    fn rotate_identity(&mut self, end: usize) {
         let node_keys = &mut self.ends[end].node_keys;
         let mut seed = [7; 32];
         seed[..8].copy_from_slice(&node_keys.sequence().to_be_bytes());
         *node_keys = node_keys
-            .succeeding(&seed)
+            .preparing_identity(&seed)
             .unwrap()
-            .succeeded(MESH)
+            .identity_switched(MESH)
             .unwrap();
     }
 
@@ -295,7 +295,7 @@ impl World {
             Happening::Restart(end) => self.restart(end),
             Happening::Tick(end) => self.tick(end),
             Happening::Want(end) => self.ends[end].pair.want_another(),
-            Happening::Succeed(end) => self.succeed(end),
+            Happening::RotateIdentity(end) => self.rotate_identity(end),
             Happening::Pass(seconds) => drop(self.pass(seconds)),
         }
     }
@@ -565,7 +565,7 @@ fn a_new_identity_of_either_end_costs_no_key_whatever_was_on_its_way() {
         for message in 0..messages {
             world.deliver([RESPONDER, INITIATOR][message % 2]);
         }
-        world.succeed(end);
+        world.rotate_identity(end);
         world.check().unwrap();
         world.pass(SHORTEST_RETRY_S);
         world.settle();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wattle_wire::{ids::NodeId, key::WireguardKey, rotation::Armed};
+use wattle_wire::{ids::NodeId, key::WireguardKey, rotation::KeyInPlace};
 
 use crate::{
     agent::replica::{Known, KnownPeer},
@@ -193,7 +193,7 @@ impl Watch {
 
 /// The announced keys for which this node is ready: the device is, and both ends go by the same
 /// preshared key.
-pub fn armed(known: &Known, interface: &Interface, psks: &Exchange) -> Vec<Armed> {
+pub fn keys_in_place(known: &Known, interface: &Interface, psks: &Exchange) -> Vec<KeyInPlace> {
     let ready = known.peers.values().filter_map(
         |KnownPeer {
              peer, announced, ..
@@ -201,7 +201,7 @@ pub fn armed(known: &Known, interface: &Interface, psks: &Exchange) -> Vec<Armed
             let announced = announced
                 .as_ref()
                 .filter(|announced| interface.peers.contains_key(&announced.wireguard_key))?;
-            (!psks.is_changing(peer.node)).then_some(Armed {
+            (!psks.is_changing(peer.node)).then_some(KeyInPlace {
                 peer: peer.node,
                 sequence: announced.sequence,
             })

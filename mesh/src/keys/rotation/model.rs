@@ -15,7 +15,7 @@ use wattle_wire::{
 
 use super::{
     Rotation, RotationAction, RotationReply, Situation,
-    canary::{Watch, armed},
+    canary::{Watch, keys_in_place},
     kept_for_unmanaged,
 };
 use crate::{
@@ -123,7 +123,7 @@ impl Gateway {
 struct World {
     directory: Directory,
     revision: i64,
-    armed: BTreeSet<(NodeId, u64)>,
+    keys_in_place: BTreeSet<(NodeId, u64)>,
     gateways: Vec<Gateway>,
     now: Duration,
 }
@@ -175,7 +175,7 @@ impl World {
         let mut world = Self {
             directory,
             revision: 1,
-            armed: BTreeSet::new(),
+            keys_in_place: BTreeSet::new(),
             gateways,
             now: Duration::ZERO,
         };
@@ -211,10 +211,10 @@ impl World {
     fn report(&mut self, gateway: usize) {
         let gateway = &self.gateways[gateway];
         if let Some(known) = gateway.replica.known() {
-            self.armed.extend(
-                armed(known, gateway.interface(), &Exchange::default())
+            self.keys_in_place.extend(
+                keys_in_place(known, gateway.interface(), &Exchange::default())
                     .into_iter()
-                    .map(|armed| (gateway.id, armed.sequence)),
+                    .map(|key| (gateway.id, key.sequence)),
             );
         }
     }
@@ -288,7 +288,7 @@ impl World {
                 let peers = (2..=NODES).map(node_id);
                 RotationAnswer {
                     waiting_for: peers
-                        .filter(|peer| !self.armed.contains(&(*peer, sequence)))
+                        .filter(|peer| !self.keys_in_place.contains(&(*peer, sequence)))
                         .collect(),
                 }
             }

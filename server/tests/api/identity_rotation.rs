@@ -72,9 +72,9 @@ async fn another_identity_is_taken_and_told_byte_for_byte_and_who_has_the_former
         .await
         .expect(202);
 
-    let next = machine_of(&dublin).succeeding(&[7; 32]).unwrap();
-    let statement = next.succession(mesh).unwrap().unwrap();
-    let after = next.succeeded(mesh).unwrap();
+    let next = machine_of(&dublin).preparing_identity(&[7; 32]).unwrap();
+    let statement = next.next_identity_statement(mesh).unwrap().unwrap();
+    let after = next.identity_switched(mesh).unwrap();
     let revisions = "SELECT count(*) FROM changes";
     succeed(&coordinator, dublin.id(), &statement)
         .await
@@ -155,17 +155,17 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
     let mesh = dublin.enrolled.mesh;
     let succession = |machine: &NodeKeys, seed: u8| {
         machine
-            .succeeding(&[seed; 32])
+            .preparing_identity(&[seed; 32])
             .unwrap()
-            .succession(mesh)
+            .next_identity_statement(mesh)
             .unwrap()
             .unwrap()
     };
     let succeeded = |machine: &NodeKeys, seed: u8| {
         machine
-            .succeeding(&[seed; 32])
+            .preparing_identity(&[seed; 32])
             .unwrap()
-            .succeeded(mesh)
+            .identity_switched(mesh)
             .unwrap()
     };
     let own = machine_of(&dublin);
@@ -247,11 +247,11 @@ async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_aro
     )
     .await
     .expect(200);
-    let next = announced.succeeding(&[7; 32]).unwrap();
+    let next = announced.preparing_identity(&[7; 32]).unwrap();
     succeed(
         &coordinator,
         dublin.id(),
-        &next.succession(mesh).unwrap().unwrap(),
+        &next.next_identity_statement(mesh).unwrap().unwrap(),
     )
     .await
     .expect(204);
@@ -259,7 +259,7 @@ async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_aro
         coordinator.get("/nodes/dublin").await.json()["rotation"],
         Value::Null
     );
-    let after = next.succeeded(mesh).unwrap();
+    let after = next.identity_switched(mesh).unwrap();
     let mut statement: Value =
         serde_json::from_str(&after.statement(mesh).unwrap().statement).unwrap();
     statement["sequence"] = json!(2);
