@@ -28,7 +28,7 @@ use crate::{
 
 const PSKS: &str = "psk.json";
 /// How long to wait after a request that failed.
-const PAUSE: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The keys that are kept.
 pub(crate) fn load(store: &Store) -> anyhow::Result<Exchange> {
@@ -152,7 +152,7 @@ impl PskClient {
                 Ok(response) => MailboxReply::Response(response),
                 Err(error) => {
                     debug!("a request to the mailbox failed: {error:#}");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(RETRY_INTERVAL).await;
                     let is_refused = matches!(error, RequestError::Refused { status, .. } if status.is_client_error());
                     if is_refused {
                         MailboxReply::Refused

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How often a machine that is not a node looks whether it has become one.
-const WAIT_FOR_JOIN: Duration = Duration::from_millis(200);
+const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::Result<()> {
     let store = Store::open(&paths.state_dir)?;
@@ -104,6 +104,6 @@ async fn wait_for_join(
             info!("this machine is not a node yet: waiting for `wattle-agent join`");
             told = true;
         }
-        sleep(WAIT_FOR_JOIN).await;
+        sleep(JOIN_POLL_INTERVAL).await;
     }
 }

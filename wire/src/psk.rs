@@ -1,5 +1,5 @@
 //! How two nodes agree on the preshared key of their tunnel, with the coordinator as a mailbox that
-//! cannot read it: see `mesh::psk`.
+//! cannot read it: see `mesh::keys::psk`.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
 //! How a node takes up a new WireGuard key without losing a packet: what it says to the
-//! coordinator, and its peers through it. See `mesh::rotation`.
+//! coordinator, and its peers through it. See `mesh::keys::rotation`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -43,7 +43,7 @@ const OBSERVE_SOON_INTERVAL: Duration = Duration::from_secs(1);
 /// to list the rules, that leaves the processor to others.
 const REST_FACTOR: u32 = 3;
 /// For how long after a change tunnels are expected to come up.
-const SETTLING: Duration = Duration::from_secs(30);
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why the loop ended.
 pub(super) enum Ended {
@@ -504,7 +504,7 @@ impl Agent {
             .iter()
             .flat_map(|observed| &observed.interface)
             .flat_map(|interface| interface.peers.values());
-        let settled = self.last_change.elapsed() > SETTLING || peers.all(ObservedPeer::is_live);
+        let settled = self.last_change.elapsed() > SETTLE_LIMIT || peers.all(ObservedPeer::is_live);
         let interval = if settled {
             OBSERVE_INTERVAL
         } else {

@@ -19,9 +19,9 @@ use wattle_wire::{enrol::SignedStatement, ids::MeshId};
 use crate::keys::node_keys::NodeKeys;
 
 /// When the coordinator is told again that did not answer.
-const PAUSE: Duration = Duration::from_secs(3);
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// The same when it refused: an older one cannot take another identity.
-const PUT_OFF: Duration = Duration::from_secs(600);
+const RETRY_LATER_INTERVAL: Duration = Duration::from_secs(600);
 
 /// A change of the node's identity, as far as it has come. What has to outlive a restart is part of
 /// the [`NodeKeys`].
@@ -92,8 +92,8 @@ impl IdentityRotation {
     pub fn told(&mut self, told: IdentityReply, now: Duration) {
         (self.is_taken, self.silent_until) = match &told {
             IdentityReply::Taken => (true, now),
-            IdentityReply::Unreachable => (false, now + PAUSE),
-            IdentityReply::Refused(_) => (false, now + PUT_OFF),
+            IdentityReply::Unreachable => (false, now + RETRY_INTERVAL),
+            IdentityReply::Refused(_) => (false, now + RETRY_LATER_INTERVAL),
         };
         match told {
             IdentityReply::Taken => self.problem = None,
@@ -113,7 +113,7 @@ impl IdentityRotation {
 
     /// A step could not be carried out on this host.
     pub fn failed(&mut self, why: &str, now: Duration) {
-        self.silent_until = now + PAUSE;
+        self.silent_until = now + RETRY_INTERVAL;
         self.problem = Some(format!("the identity was not changed: {why}"));
     }
 
@@ -252,7 +252,7 @@ mod tests {
                     self.coordinator = node_keys_of(1).statement(MESH).unwrap()
                 }
             }
-            self.now += PAUSE;
+            self.now += RETRY_INTERVAL;
         }
     }
 
@@ -278,7 +278,7 @@ mod tests {
                 was_asked |= matches!(happening, Happening::Ask);
             }
             for _ in 0..8 {
-                world.now += PUT_OFF;
+                world.now += RETRY_LATER_INTERVAL;
                 world.happen(Happening::Step);
             }
             prop_assert!(world.disk.successor().is_none() && !world.is_asked);
@@ -322,11 +322,17 @@ mod tests {
             Some("the coordinator does not take this node's new identity: it is full")
         );
         assert_eq!(
-            identity_rotation.next(&next, MESH, true, true, now + PUT_OFF - PAUSE),
+            identity_rotation.next(
+                &next,
+                MESH,
+                true,
+                true,
+                now + RETRY_LATER_INTERVAL - RETRY_INTERVAL
+            ),
             None
         );
         assert!(matches!(
-            identity_rotation.next(&next, MESH, true, true, now + PUT_OFF),
+            identity_rotation.next(&next, MESH, true, true, now + RETRY_LATER_INTERVAL),
             Some(IdentityAction::Tell(_))
         ));
     }

@@ -493,7 +493,7 @@ impl Pair {
         }
         match &self.phase {
             Phase::Offered { next, .. } if round == self.round && next.proof == proof => {
-                self.agree(now);
+                self.use_next(now);
                 Ok(ends.sign(round, PskStep::Commit {}))
             }
             Phase::Idle if round == self.round && self.current.is_some() => {
@@ -511,7 +511,7 @@ impl Pair {
         if round != self.round || !matches!(self.phase, Phase::Confirmed { .. }) {
             return Err(Ignored::Unexpected);
         }
-        self.agree(now);
+        self.use_next(now);
         Ok(None)
     }
 
@@ -543,7 +543,7 @@ impl Pair {
     }
 
     /// Both ends have the next key: there is no way back.
-    fn agree(&mut self, now: u64) {
+    fn use_next(&mut self, now: u64) {
         if let Phase::Confirmed { next, keys, .. } | Phase::Offered { next, keys, .. } =
             std::mem::take(&mut self.phase)
         {

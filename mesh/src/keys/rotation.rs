@@ -38,16 +38,16 @@ use crate::{
 };
 
 /// How often the coordinator is asked who is ready.
-const ASK: Duration = Duration::from_millis(300);
+const ASK_INTERVAL: Duration = Duration::from_millis(300);
 /// For how long what it said about that holds.
-const FRESH: Duration = Duration::from_secs(2);
+const ANSWER_LIFETIME: Duration = Duration::from_secs(2);
 /// How long the peers have to get ready.
-const READY: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(30);
 /// When another node is at it, when the coordinator cannot be reached, and after something was
 /// said, until the view shows it.
-const PAUSE: Duration = Duration::from_secs(3);
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// When a rotation is tried again that had to be given up.
-const PUT_OFF: Duration = Duration::from_secs(600);
+const RETRY_LATER_INTERVAL: Duration = Duration::from_secs(600);
 /// The part of a key's lifetime by which the lifetimes of keys differ, so that a mesh does not
 /// renew all at once.
 const JITTER_PART: u64 = 8;
@@ -174,7 +174,7 @@ impl Rotation {
             waiting_for.contains(&peer.peer.node) && !peer.statement.unmanaged && in_touch(peer)
         });
         let missing: Vec<_> = missing.map(|peer| peer.peer.name.to_string()).collect();
-        let is_fresh = now.saturating_sub(*heard) < FRESH;
+        let is_fresh = now.saturating_sub(*heard) < ANSWER_LIFETIME;
         let changing = || {
             known
                 .peers
@@ -184,7 +184,7 @@ impl Rotation {
         if missing.is_empty() && is_fresh && changing().is_none() {
             return Some(RotationAction::TakeUp);
         }
-        if now.saturating_sub(*since) > READY {
+        if now.saturating_sub(*since) > READY_LIMIT {
             let why = match changing() {
                 _ if !missing.is_empty() => {
                     format!(
@@ -202,7 +202,7 @@ impl Rotation {
             self.put_off(now, &why);
             return Some(RotationAction::GiveUp);
         }
-        if now.saturating_sub(*heard) >= ASK {
+        if now.saturating_sub(*heard) >= ASK_INTERVAL {
             announce()
         } else {
             None
@@ -230,13 +230,13 @@ impl Rotation {
             }
             (RotationStep::Announce(_), RotationReply::Busy) => {
                 self.announced = None;
-                self.silent_until = now + PAUSE;
+                self.silent_until = now + RETRY_INTERVAL;
             }
             (RotationStep::Done(_) | RotationStep::Withdraw {}, RotationReply::Refused(why)) => {
                 self.problem = Some(format!(
                     "the coordinator does not take this node's WireGuard key: {why}"
                 ));
-                self.silent_until = now + PUT_OFF;
+                self.silent_until = now + RETRY_LATER_INTERVAL;
             }
             (
                 RotationStep::Done(_) | RotationStep::Withdraw {},
@@ -246,7 +246,7 @@ impl Rotation {
                 RotationStep::Announce(_) | RotationStep::Done(_) | RotationStep::Withdraw {},
                 RotationReply::Unreachable,
             ) => {
-                self.silent_until = now + PAUSE;
+                self.silent_until = now + RETRY_INTERVAL;
             }
         }
     }
@@ -258,13 +258,17 @@ impl Rotation {
         let is_under_way = situation.node_keys.next_key().is_some()
             || situation.node_keys.sequence() > own.sequence
             || own.announced.is_some();
-        is_under_way.then(|| self.silent_until.saturating_sub(situation.now).max(ASK))
+        is_under_way.then(|| {
+            self.silent_until
+                .saturating_sub(situation.now)
+                .max(ASK_INTERVAL)
+        })
     }
 
     /// A step could not be carried out on this host.
     pub fn failed(&mut self, why: &str, now: Duration) {
         self.announced = None;
-        self.silent_until = now + PAUSE;
+        self.silent_until = now + RETRY_INTERVAL;
         self.put_off(now, why);
     }
 
@@ -275,7 +279,7 @@ impl Rotation {
 
     fn put_off(&mut self, now: Duration, why: &str) {
         self.problem = Some(format!("the WireGuard key was not changed: {why}"));
-        self.put_off_until = now + PUT_OFF;
+        self.put_off_until = now + RETRY_LATER_INTERVAL;
     }
 }
 
