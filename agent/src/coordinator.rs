@@ -23,14 +23,14 @@ use tokio_util::{
     io::StreamReader,
 };
 use wattle_client::pin::Pins;
-use wattle_mesh::keys::node_keys::{HeldToken, Machine};
+use wattle_mesh::keys::node_keys::{HeldToken, NodeKeys};
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled, NewIdentity},
     ids::Position,
     key::Bytes32,
     problem::Problem,
-    psk::{Errand, Mail},
+    psk::{MailboxRequest, MailboxResponse},
     report::Report,
     rotation::{RotationAnswer, RotationStep},
     stream::{HEARTBEAT_S, SILENCE_S, StreamMessage},
@@ -134,40 +134,46 @@ impl Coordinator {
     /// Tells how this node is.
     pub(crate) async fn report(
         &self,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: &Membership,
         report: &Report,
     ) -> Result<(), RequestError> {
         let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(report);
-        self.send_signed(Method::POST, "/agent/report", machine, membership, request)
-            .await
-            .map(drop)
+        self.send_signed(
+            Method::POST,
+            "/agent/report",
+            node_keys,
+            membership,
+            request,
+        )
+        .await
+        .map(drop)
     }
 
-    /// Leaves letters for other nodes and fetches those for this one.
+    /// Leaves messages for other nodes and fetches those for this one.
     pub(crate) async fn mailbox(
         &self,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: &Membership,
-        errand: &Errand,
-    ) -> Result<Mail, RequestError> {
-        self.ask_signed("/agent/mailbox", machine, membership, errand)
+        request: &MailboxRequest,
+    ) -> Result<MailboxResponse, RequestError> {
+        self.ask_signed("/agent/mailbox", node_keys, membership, request)
             .await
     }
 
     /// Says how far this node is with its next WireGuard key.
     pub(crate) async fn rotation(
         &self,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: &Membership,
         step: &RotationStep,
     ) -> Result<RotationAnswer, RequestError> {
-        self.ask_signed("/agent/rotation", machine, membership, step)
+        self.ask_signed("/agent/rotation", node_keys, membership, step)
             .await
     }
 
     /// Says that this node takes up another identity.
-    pub(crate) async fn succeed(&self, identity: &NewIdentity) -> Result<(), RequestError> {
+    pub(crate) async fn rotate_identity(&self, identity: &NewIdentity) -> Result<(), RequestError> {
         let request = |builder: RequestBuilder| Ok(builder.timeout(REQUEST_TIMEOUT).json(identity));
         self.send(Method::POST, "/agent/identity", request)
             .await
@@ -178,7 +184,7 @@ impl Coordinator {
     /// silent for too long.
     pub(crate) async fn stream(
         &self,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: &Membership,
         since: Option<Position>,
     ) -> Result<impl Stream<Item = anyhow::Result<StreamMessage>> + use<>, RequestError> {
@@ -186,7 +192,7 @@ impl Coordinator {
             || "/agent/stream".to_owned(),
             |since| format!("/agent/stream?since={since}"),
         );
-        let opened = self.send_signed(Method::GET, &path, machine, membership, |builder| builder);
+        let opened = self.send_signed(Method::GET, &path, node_keys, membership, |builder| builder);
         let response = tokio::time::timeout(REQUEST_TIMEOUT, opened)
             .await
             .map_err(|_| anyhow!("the coordinator did not answer in time"))??;
@@ -197,7 +203,7 @@ impl Coordinator {
     /// Asks whether the node is a member of the mesh; [`RequestError::NotAMember`] says no.
     pub(crate) async fn knows(
         &self,
-        machine: &Machine,
+        machine: &NodeKeys,
         membership: &Membership,
     ) -> Result<(), RequestError> {
         self.send_signed(Method::GET, "/agent/view", machine, membership, |builder| {
@@ -240,13 +246,13 @@ impl Coordinator {
     async fn ask_signed<B: Serialize, A: DeserializeOwned>(
         &self,
         path: &str,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: &Membership,
         body: &B,
     ) -> Result<A, RequestError> {
         let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(body);
         let response = self
-            .send_signed(Method::POST, path, machine, membership, request)
+            .send_signed(Method::POST, path, node_keys, membership, request)
             .await?;
         read(response).await
     }
@@ -257,7 +263,7 @@ impl Coordinator {
         &self,
         method: Method,
         path: &str,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: &Membership,
         request: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, RequestError> {
@@ -266,7 +272,7 @@ impl Coordinator {
             let mut held = self.token.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(request(
                 builder.bearer_auth(
-                    held.at(now, machine, &membership.enrolled)
+                    held.at(now, node_keys, &membership.enrolled)
                         .context("cannot sign a token")?
                         .reveal(),
                 ),

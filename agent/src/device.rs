@@ -11,8 +11,8 @@
 //! whenever it is written to: its session, its counters and its learned endpoint would go with
 //! every change of a keepalive (gotatun 0.10.2, `on_api_set`). Its parser and its dump are used.
 
-mod driven;
-mod turn;
+mod lease;
+mod wireguard;
 
 use std::{
     fs, io,
@@ -22,7 +22,6 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use driven::Driven;
 use gotatun::tun::tun_async_device::TunDevice;
 use nix::sys::stat::Mode;
 use tokio::{
@@ -33,6 +32,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 use wattle_mesh::host::interface::InterfaceName;
+use wireguard::WireguardDevice;
 use zeroize::Zeroizing;
 
 /// Where `wg` and everybody else looks for the sockets of userspace devices.
@@ -47,7 +47,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Longest request in bytes. One with 10,000 peers is a quarter of it.
 const LONGEST_REQUEST: usize = 16 << 20;
 
-/// Path of the socket on which the device of an interface is driven.
+/// Path of the socket on which the device of an interface takes commands.
 pub(crate) fn socket_path(interface: &InterfaceName) -> PathBuf {
     Path::new(SOCKETS).join(format!("{interface}.sock"))
 }
@@ -76,7 +76,7 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
     let index = nix::net::if_::if_nametoindex(interface.as_str())
         .with_context(|| format!("no interface {interface} after its creation"))?;
     let is_there = || nix::net::if_::if_nametoindex(interface.as_str()) == Ok(index);
-    let mut device = Driven::new(tun)
+    let mut device = WireguardDevice::new(tun)
         .await
         .with_context(|| format!("cannot start the device of {interface}"))?;
 

@@ -35,7 +35,7 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
         coordinator.clock_ahead(),
         symptoms::ruleset()
     );
-    let link = observed.link.as_ref();
+    let interface = observed.interface.as_ref();
     let none = ObservedPeer::default();
     let peers = found
         .known
@@ -45,7 +45,9 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
             |known @ KnownPeer {
                  peer, statement, ..
              }| {
-                let seen = link.and_then(|link| known.entry(link)).unwrap_or(&none);
+                let seen = interface
+                    .and_then(|interface| known.entry(interface))
+                    .unwrap_or(&none);
                 PeerSymptoms {
                     name: peer.name.clone(),
                     unmanaged: statement.unmanaged,
@@ -59,11 +61,11 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
         interface: paths.interface.clone(),
         may_administer: symptoms::may_administer(),
         runs: found.store.is_locked()?,
-        device: link.map(|link| Device {
-            kind: link.device,
-            up: link.up,
-            port: link.listen_port,
-            mtu: link.mtu,
+        device: interface.map(|interface| Device {
+            kind: interface.device,
+            up: interface.up,
+            port: interface.listen_port,
+            mtu: interface.mtu,
         }),
         port: found
             .known

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
-use wattle_mesh::{agent::replica::Stored, backoff::backoff, keys::node_keys::Machine};
+use wattle_mesh::{agent::replica::Stored, backoff::backoff, keys::node_keys::NodeKeys};
 use wattle_wire::{
     ids::{NodeId, Position},
     stream::StreamMessage,
@@ -110,7 +110,7 @@ pub(crate) fn save_connection(store: &Store, connection: &Connection) -> anyhow:
 /// once.
 pub(crate) async fn follow(
     coordinator: Arc<Coordinator>,
-    machine: Arc<Machine>,
+    node_keys: Arc<NodeKeys>,
     membership: Membership,
     reconnect: Arc<Notify>,
     events: mpsc::Sender<Event>,
@@ -122,7 +122,7 @@ pub(crate) async fn follow(
             return;
         }
         let Ok(since) = position.await else { return };
-        let once = once(&coordinator, &machine, &membership, since, &events);
+        let once = once(&coordinator, &node_keys, &membership, since, &events);
         let ended = tokio::select! {
             ended = once => ended,
             // A coordinator whose snapshots are rejected is asked less and less often.
@@ -158,13 +158,13 @@ pub(crate) async fn follow(
 /// Follows one stream to its end. An error says whether the stream had been open.
 async fn once(
     coordinator: &Coordinator,
-    machine: &Machine,
+    node_keys: &NodeKeys,
     membership: &Membership,
     since: Option<Position>,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), (bool, anyhow::Error)> {
     let stream = coordinator
-        .stream(machine, membership, since)
+        .stream(node_keys, membership, since)
         .await
         .map_err(|error| (false, error.into()))?;
     let mut stream = std::pin::pin!(stream);

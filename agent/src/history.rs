@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use chrono::{SecondsFormat, Utc};
 use wattle_mesh::agent::{
-    history::{History, PeerChange, PeerHistory, Seen, Told},
+    history::{History, PeerChange, PeerFacts, PeerHistory, Seen},
     replica::Known,
 };
 
@@ -128,12 +128,12 @@ fn change_in_words(PeerChange { from, to, .. }: &PeerChange) -> String {
 }
 
 fn in_words(
-    Told {
+    PeerFacts {
         identity,
         wireguard_key,
         prefixes,
         endpoint,
-    }: &Told,
+    }: &PeerFacts,
 ) -> String {
     format!(
         "identity {identity}, key {wireguard_key}, prefixes {}, endpoint {}",

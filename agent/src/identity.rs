@@ -4,7 +4,7 @@
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use wattle_mesh::keys::node_keys::{KeptKeys, Machine};
+use wattle_mesh::keys::node_keys::{NodeKeys, StoredNodeKeys};
 use wattle_wire::{
     enrol::{Enrolled, Predecessor},
     key::Bytes32,
@@ -22,7 +22,7 @@ pub(crate) enum Slot {
     Next,
 }
 
-/// [`Machine`] and [`Membership`] as they are kept, in one file, so that they change together:
+/// [`NodeKeys`] and [`Membership`] as they are kept, in one file, so that they change together:
 /// private halves in base64.
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -74,39 +74,39 @@ impl Slot {
     pub(crate) fn load(
         self,
         store: &Store,
-    ) -> anyhow::Result<Option<(Machine, Option<Membership>)>> {
+    ) -> anyhow::Result<Option<(NodeKeys, Option<Membership>)>> {
         let Some(stored) = store.read::<Stored>(self.file())? else {
             return Ok(None);
         };
-        let machine = stored.keys.machine().with_context(|| {
+        let node_keys = stored.keys.node_keys().with_context(|| {
             format!(
                 "{} is damaged; restore it, or join again with --replace",
                 store.path(self.file()).display()
             )
         })?;
-        Ok(Some((machine, stored.membership)))
+        Ok(Some((node_keys, stored.membership)))
     }
 
     /// Reads the keys, or makes new ones and keeps them.
-    pub(crate) fn load_or_make(self, store: &Store) -> anyhow::Result<Machine> {
-        if let Some((machine, _)) = self.load(store)? {
-            return Ok(machine);
+    pub(crate) fn load_or_make(self, store: &Store) -> anyhow::Result<NodeKeys> {
+        if let Some((node_keys, _)) = self.load(store)? {
+            return Ok(node_keys);
         }
-        let machine = Machine::new(&*random::bytes()?, &*random::bytes()?, unix_s())?;
-        self.save(store, &machine, None)?;
-        Ok(machine)
+        let node_keys = NodeKeys::new(&*random::bytes()?, &*random::bytes()?, unix_s())?;
+        self.save(store, &node_keys, None)?;
+        Ok(node_keys)
     }
 
     pub(crate) fn save(
         self,
         store: &Store,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: Option<Membership>,
     ) -> anyhow::Result<()> {
         store.write(
             self.file(),
             &Stored {
-                keys: StoredKeys::of(machine)?,
+                keys: StoredKeys::of(node_keys)?,
                 membership,
             },
         )
@@ -114,8 +114,8 @@ impl Slot {
 
     /// Keeps other keys of the same machine. What somebody else has changed of the membership
     /// stays.
-    pub(crate) fn save_keys(self, store: &Store, machine: &Machine) -> anyhow::Result<()> {
-        let keys = StoredKeys::of(machine)?;
+    pub(crate) fn save_keys(self, store: &Store, node_keys: &NodeKeys) -> anyhow::Result<()> {
+        let keys = StoredKeys::of(node_keys)?;
         self.change(store, |stored| stored.keys = keys)
     }
 
@@ -144,8 +144,8 @@ impl Slot {
 }
 
 impl StoredKeys {
-    fn of(machine: &Machine) -> anyhow::Result<Self> {
-        let kept = machine.kept()?;
+    fn of(node_keys: &NodeKeys) -> anyhow::Result<Self> {
+        let kept = node_keys.kept()?;
         let secret = |bytes: &[u8]| Secret::new(STANDARD.encode(bytes));
         Ok(Self {
             identity: secret(&kept.identity),
@@ -159,7 +159,7 @@ impl StoredKeys {
         })
     }
 
-    fn machine(&self) -> anyhow::Result<Machine> {
+    fn node_keys(&self) -> anyhow::Result<NodeKeys> {
         let bytes = |secret: &Secret| {
             STANDARD
                 .decode(secret.reveal())
@@ -171,7 +171,7 @@ impl StoredKeys {
                 .map(Zeroizing::new)
                 .context("not a key")
         };
-        let kept = KeptKeys {
+        let kept = StoredNodeKeys {
             identity: bytes(&self.identity)?,
             wireguard: key(&self.wireguard)?,
             sequence: self.sequence,
@@ -181,7 +181,7 @@ impl StoredKeys {
             predecessors: self.predecessors.clone(),
             successor: self.next_identity.as_ref().map(bytes).transpose()?,
         };
-        Ok(Machine::restore(&kept)?)
+        Ok(NodeKeys::restore(&kept)?)
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use anyhow::{Context, bail};
 use reqwest::StatusCode;
-use wattle_mesh::keys::node_keys::Machine;
+use wattle_mesh::keys::node_keys::NodeKeys;
 use wattle_wire::{
     endpoint::Endpoint,
     enrol::{EnrolStart, Enrolled},
@@ -34,8 +34,8 @@ pub(crate) async fn join(
     if let Some((machine, Some(membership))) = slot.load(&store)? {
         return compare(&store, slot, &machine, membership, join).await;
     }
-    let machine = slot.load_or_make(&store)?;
-    let enrolled = match enrol(&join, &machine, endpoint).await {
+    let node_keys = slot.load_or_make(&store)?;
+    let enrolled = match enrol(&join, &node_keys, endpoint).await {
         // These keys were enrolled before, and the answer was lost or the node revoked.
         Err(
             error @ RequestError::Refused {
@@ -57,7 +57,7 @@ pub(crate) async fn join(
     }
     Slot::Present.save(
         &store,
-        &machine,
+        &node_keys,
         Some(Membership {
             enrolled,
             urls: join.urls,
@@ -81,7 +81,7 @@ pub(crate) async fn join(
 async fn compare(
     store: &Store,
     slot: Slot,
-    machine: &Machine,
+    machine: &NodeKeys,
     membership: Membership,
     join: JoinString,
 ) -> anyhow::Result<()> {
@@ -151,7 +151,7 @@ fn read(join_string: &str) -> anyhow::Result<String> {
 
 async fn enrol(
     join: &JoinString,
-    machine: &Machine,
+    node_keys: &NodeKeys,
     endpoint: Option<Endpoint>,
 ) -> Result<Enrolled, RequestError> {
     let coordinator = Coordinator::new(join.urls.clone(), join.pins.clone())?;
@@ -160,7 +160,7 @@ async fn enrol(
         secret: join.secret.clone(),
     };
     let challenge = coordinator.enrol_start(&start).await?;
-    let claim = machine
+    let claim = node_keys
         .claim(join, &challenge, endpoint, env!("CARGO_PKG_VERSION"))
         .context("cannot encode the join request")?;
     coordinator.enrol_finish(&claim).await

@@ -30,7 +30,7 @@ use tracing::info;
 use wattle_mesh::host::{
     interface::InterfaceName,
     state::{
-        AllowedIps, Change, Family, Link, Observed, ObservedPeer, ObservedRuleset, PeerChange,
+        AllowedIps, Change, Family, Interface, Observed, ObservedPeer, ObservedRuleset, PeerUpdate,
     },
 };
 use wattle_wire::{ids::NodeId, key::WireguardKey, report::DeviceKind};
@@ -91,7 +91,7 @@ impl Kernel {
             ruleset,
         } = policy;
         Ok(Observed {
-            link: self.observe_link().await?,
+            interface: self.observe_interface().await?,
             forwarding,
             ruleset,
         })
@@ -125,8 +125,8 @@ impl Kernel {
             Change::UpdateRuleset { from, to } => {
                 self.remember(nft::update(from, to, &self.nodes()).await)
             }
-            Change::CreateLink => self
-                .create_link()
+            Change::CreateInterface => self
+                .create_interface()
                 .await
                 .with_context(|| format!("cannot make the interface {interface}")),
             Change::SetPrivateKey(public_key) => {
@@ -327,7 +327,7 @@ impl Kernel {
     }
 
     /// The interface of our name alone; `None` where there is none that counts.
-    pub(crate) async fn observe_link(&self) -> anyhow::Result<Option<Link>> {
+    pub(crate) async fn observe_interface(&self) -> anyhow::Result<Option<Interface>> {
         let tables = Tables::open()?;
         let Holder::Agent {
             found,
@@ -341,7 +341,7 @@ impl Kernel {
             listen_port,
             peers,
         } = dump;
-        Ok(Some(Link {
+        Ok(Some(Interface {
             device,
             up: found.up,
             mtu: found.mtu,
@@ -363,7 +363,7 @@ impl Kernel {
             .map(|dump| (kind, dump)))
     }
 
-    async fn create_link(&self) -> anyhow::Result<()> {
+    async fn create_interface(&self) -> anyhow::Result<()> {
         let tables = Tables::open()?;
         match self.holder(&tables).await? {
             Holder::Agent { dump: Some(_), .. } => return Ok(()),
@@ -521,7 +521,7 @@ fn has_no_wireguard(error: &io::Error) -> bool {
 }
 
 /// What a change of a peer is about, in words.
-fn named(peer: &PeerChange) -> String {
+fn named(peer: &PeerUpdate) -> String {
     let mut parts = Vec::new();
     if let Some(endpoint) = peer.endpoint {
         parts.push(format!("the endpoint {endpoint}"));

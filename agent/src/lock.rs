@@ -93,7 +93,7 @@ pub(crate) async fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
         return Ok(());
     }
     if !arguments.yes {
-        agree(candidates.len())?;
+        ask_whether_to_sign(candidates.len())?;
     }
     let now = Utc::now().timestamp();
     let signed = candidates
@@ -217,7 +217,7 @@ fn show(candidate: &Candidate) {
     }
 }
 
-fn agree(count: usize) -> anyhow::Result<()> {
+fn ask_whether_to_sign(count: usize) -> anyhow::Result<()> {
     ensure!(
         io::stdin().is_terminal(),
         "cannot ask, because standard input is not a terminal: check what is shown, and pass --yes \

@@ -88,7 +88,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Doctor { json } => return doctor::doctor(&paths, json).await,
             Command::History { json } => history::show(&paths, json),
             Command::Plan { json } => status::plan_command(&paths, json).await,
-            Command::Rotate { identity: true, .. } => rotation::succeed(&paths).await,
+            Command::Rotate { identity: true, .. } => rotation::rotate_identity(&paths).await,
             Command::Rotate { psk: true, .. } => rotation::renew_psks(&paths).await,
             Command::Rotate { force, .. } => rotation::rotate(&paths, force).await,
             Command::Confirm => follow::confirm(&paths),

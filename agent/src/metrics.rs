@@ -35,9 +35,9 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 /// How often to look whether this host has the address by now.
 const NO_ADDRESS: Duration = Duration::from_secs(1);
 /// How long a client may take to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(5);
+const HEADER_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the agent saw at its last look.
+/// What the agent observed last.
 #[derive(Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) interface: &'a InterfaceName,
@@ -114,7 +114,7 @@ async fn answer(connection: TcpStream, text: watch::Receiver<String>) {
     let mut http = http1::Builder::new();
     let conversation = http
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(HEADER_LIMIT)
         .serve_connection(TokioIo::new(connection), service);
     if let Err(error) = conversation.await {
         tracing::debug!("a scrape failed: {error}");
@@ -197,12 +197,17 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         "Whether the WireGuard interface is there and up.",
         &["device", "site"],
     )?;
-    up.with_label_values(&[device, site])
-        .set(observed.link.as_ref().is_some_and(|link| link.up).into());
-    let Some(link) = &observed.link else {
+    up.with_label_values(&[device, site]).set(
+        observed
+            .interface
+            .as_ref()
+            .is_some_and(|interface| interface.up)
+            .into(),
+    );
+    let Some(interface) = &observed.interface else {
         return encode(&registry);
     };
-    if let Some(key) = link.public_key {
+    if let Some(key) = interface.public_key {
         let info = gauges(
             "wireguard_device_info",
             "The WireGuard device.",
@@ -262,7 +267,7 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
         peer, statement, ..
     } in known.peers.values()
     {
-        let found = peer_known.entry(link).unwrap_or(&none);
+        let found = peer_known.entry(interface).unwrap_or(&none);
         let (key, name, peer_site) = (
             statement.wireguard_key.to_string(),
             peer.name.as_str(),

@@ -1,23 +1,24 @@
-//! Preshared keys: what of them is kept on disk, and the errands to the coordinator's mailbox on
+//! Preshared keys: what of them is kept on disk, and the requests to the coordinator's mailbox on
 //! which nodes agree on them.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
+use wattle_client::kem::SystemKem;
 use wattle_mesh::{
     agent::replica::Known,
-    host::state::Link,
+    host::state::Interface,
     keys::{
-        node_keys::Machine,
+        node_keys::NodeKeys,
         psk::{
-            Ignored, SystemKem,
-            correspondence::{Brought, Correspondence, Means, Progress},
+            Ignored,
             exchange::Exchange,
+            mailbox::{MailboxReply, Means, Progress, PskMailbox},
         },
     },
 };
-use wattle_wire::{ids::NodeId, psk::Errand};
+use wattle_wire::{ids::NodeId, psk::MailboxRequest};
 
 use crate::{
     coordinator::{Coordinator, RequestError},
@@ -26,8 +27,8 @@ use crate::{
 };
 
 const PSKS: &str = "psk.json";
-/// How long to wait after an errand that failed.
-const PAUSE: Duration = Duration::from_secs(5);
+/// How long to wait after a request that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The keys that are kept.
 pub(crate) fn load(store: &Store) -> anyhow::Result<Exchange> {
@@ -39,20 +40,20 @@ pub(crate) fn forget(store: &Store) -> anyhow::Result<()> {
     store.remove(PSKS)
 }
 
-/// The keys of this node's tunnels, kept on disk, and the errands about them to the coordinator's
+/// The keys of this node's tunnels, kept on disk, and the requests about them to the coordinator's
 /// mailbox.
 #[derive(Debug)]
 pub(crate) struct PskClient {
     store: Store,
-    correspondence: Correspondence,
-    errand: Option<oneshot::Receiver<Done>>,
+    mailbox: PskMailbox,
+    request: Option<oneshot::Receiver<Done>>,
 }
 
-/// An errand that is over.
+/// A request that is over.
 #[derive(Debug)]
 pub(crate) struct Done {
-    errand: Errand,
-    brought: Brought,
+    request: MailboxRequest,
+    reply: MailboxReply,
 }
 
 impl PskClient {
@@ -72,18 +73,18 @@ impl PskClient {
         }
         Self {
             store,
-            correspondence: Correspondence::new(exchange, problem),
-            errand: None,
+            mailbox: PskMailbox::new(exchange, problem),
+            request: None,
         }
     }
 
     pub(crate) fn exchange(&self) -> &Exchange {
-        self.correspondence.exchange()
+        self.mailbox.exchange()
     }
 
     /// What stands in the way of new keys, in words.
     pub(crate) fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
-        self.correspondence
+        self.mailbox
             .problem()
             .map(str::to_owned)
             .into_iter()
@@ -92,11 +93,11 @@ impl PskClient {
 
     /// Wants another key with each peer.
     pub(crate) fn want_others(&mut self) {
-        self.correspondence.want_others();
+        self.mailbox.want_others();
     }
 
-    pub(crate) fn mail_is_waiting(&mut self) {
-        self.correspondence.mail_is_waiting();
+    pub(crate) fn messages_are_waiting(&mut self) {
+        self.mailbox.messages_are_waiting();
     }
 
     /// Does what is due by now; with `unsettled` peers no key is changed. Whether a key may be
@@ -104,91 +105,96 @@ impl PskClient {
     pub(crate) fn tick(
         &mut self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         unsettled: BTreeSet<NodeId>,
     ) -> bool {
-        self.go_on(machine, |correspondence, means| {
-            correspondence.tick(known, means, unsettled)
+        self.advance(node_keys, |mailbox, means| {
+            mailbox.tick(known, means, unsettled)
         })
     }
 
     /// Takes note of the handshakes. Whether a key may be another one now.
-    pub(crate) fn observe(&mut self, known: &Known, link: &Link, machine: &Machine) -> bool {
-        self.go_on(machine, |correspondence, means| Progress {
-            may_differ: correspondence.observe(known, link, means),
+    pub(crate) fn observe(
+        &mut self,
+        known: &Known,
+        interface: &Interface,
+        node_keys: &NodeKeys,
+    ) -> bool {
+        self.advance(node_keys, |mailbox, means| Progress {
+            may_differ: mailbox.observe(known, interface, means),
             ..Progress::default()
         })
     }
 
-    /// Goes on an errand to the mailbox if there is reason to, without waiting for it. One is under
+    /// Sends a request to the mailbox if there is reason to, without waiting for it. One is under
     /// way at a time.
     pub(crate) fn go(
         &mut self,
         coordinator: &Arc<Coordinator>,
-        machine: &Arc<Machine>,
+        node_keys: &Arc<NodeKeys>,
         membership: &Membership,
     ) {
-        if self.errand.is_some() {
+        if self.request.is_some() {
             return;
         }
-        let Some(errand) = self.correspondence.next_errand() else {
+        let Some(request) = self.mailbox.next_request() else {
             return;
         };
         let (sender, receiver) = oneshot::channel();
-        self.errand = Some(receiver);
-        let (coordinator, machine, membership) = (
+        self.request = Some(receiver);
+        let (coordinator, node_keys, membership) = (
             Arc::clone(coordinator),
-            Arc::clone(machine),
+            Arc::clone(node_keys),
             membership.clone(),
         );
         tokio::spawn(async move {
-            let brought = match coordinator.mailbox(&machine, &membership, &errand).await {
-                Ok(mail) => Brought::Mail(mail),
+            let reply = match coordinator.mailbox(&node_keys, &membership, &request).await {
+                Ok(response) => MailboxReply::Response(response),
                 Err(error) => {
                     debug!("a request to the mailbox failed: {error:#}");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(RETRY_INTERVAL).await;
                     let is_refused = matches!(error, RequestError::Refused { status, .. } if status.is_client_error());
                     if is_refused {
-                        Brought::Refused
+                        MailboxReply::Refused
                     } else {
-                        Brought::Nothing
+                        MailboxReply::Failed
                     }
                 }
             };
-            let _ = sender.send(Done { errand, brought });
+            let _ = sender.send(Done { request, reply });
         });
     }
 
-    /// Waits until the errand that is under way is over; for ever when none is.
+    /// Waits until the request that is under way is over; for ever when none is.
     pub(crate) async fn done(&mut self) -> Option<Done> {
-        match &mut self.errand {
+        match &mut self.request {
             Some(receiver) => receiver.await.ok(),
             None => std::future::pending().await,
         }
     }
 
-    /// Reads what an errand has brought. Whether a key may be another one now.
+    /// Reads what a request has brought. Whether a key may be another one now.
     pub(crate) fn take_in(
         &mut self,
         done: Option<Done>,
         known: Option<&Known>,
-        machine: &Machine,
+        node_keys: &NodeKeys,
     ) -> bool {
-        self.errand = None;
-        let Some(Done { errand, brought }) = done else {
+        self.request = None;
+        let Some(Done { request, reply }) = done else {
             return false;
         };
-        self.go_on(machine, |correspondence, means| {
-            correspondence.take_in(&errand, brought, known, means)
+        self.advance(node_keys, |mailbox, means| {
+            mailbox.take_in(&request, reply, known, means)
         })
     }
 
-    fn go_on(
+    fn advance(
         &mut self,
-        machine: &Machine,
-        step: impl FnOnce(&mut Correspondence, &Means<'_, SystemKem>) -> Progress,
+        node_keys: &NodeKeys,
+        step: impl FnOnce(&mut PskMailbox, &Means<'_, SystemKem>) -> Progress,
     ) -> bool {
-        let before = self.correspondence.problem().map(str::to_owned);
+        let before = self.mailbox.problem().map(str::to_owned);
         let keep = |exchange: &Exchange| {
             self.store
                 .write(PSKS, exchange)
@@ -198,9 +204,9 @@ impl PskClient {
             may_differ,
             ignored,
         } = step(
-            &mut self.correspondence,
+            &mut self.mailbox,
             &Means {
-                machine,
+                node_keys,
                 now: unix_s(),
                 kem: &SystemKem,
                 keep: &keep,
@@ -221,7 +227,7 @@ impl PskClient {
                 }
             }
         }
-        match self.correspondence.problem() {
+        match self.mailbox.problem() {
             Some(problem) if before.as_deref() != Some(problem) => warn!("{problem}"),
             Some(_) | None => {}
         }

@@ -18,7 +18,7 @@ use wattle_mesh::{
         state::{Change, Desired, Observed},
     },
     keys::{
-        node_keys::Machine,
+        node_keys::NodeKeys,
         psk::exchange::Exchange,
         rotation::canary::{PeerKeys, Watch},
     },
@@ -45,7 +45,7 @@ pub(crate) struct Host {
 /// What the host is to be made to, and which peers are on the way to new keys.
 pub(crate) struct Aim<'a> {
     pub(crate) known: &'a Known,
-    pub(crate) machine: &'a Machine,
+    pub(crate) node_keys: &'a NodeKeys,
     pub(crate) psks: &'a Exchange,
     pub(crate) watch: &'a mut Watch,
     /// Where the clock of `watch` begins.
@@ -58,7 +58,7 @@ impl Aim<'_> {
     }
 }
 
-/// What one look at the host gave.
+/// What one observation of the host gave.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// The host after all steps; absent when it cannot be observed.
@@ -113,10 +113,10 @@ impl Host {
     pub(crate) async fn wireguard_key(&self) -> anyhow::Result<Option<WireguardKey>> {
         Ok(self
             .kernel
-            .observe_link()
+            .observe_interface()
             .await
             .context(UNREADABLE)?
-            .and_then(|link| link.public_key))
+            .and_then(|interface| interface.public_key))
     }
 
     /// What the host lets the mesh do to it now.
@@ -140,14 +140,14 @@ impl Host {
     pub(crate) fn desired(
         &self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         psks: &Exchange,
         peer_keys: &PeerKeys,
         limits: &Limits,
     ) -> Desired {
         let local = Local {
             interface: self.interface.clone(),
-            machine,
+            node_keys,
             addresses: limits.addresses.clone(),
         };
         desired(known, &local, &limits.refused, psks, peer_keys)
@@ -161,14 +161,14 @@ impl Host {
     /// One round. Whatever fails is told and the rest goes on; the next round tries again. `last`
     /// is what the round before gave.
     pub(crate) async fn reconcile(&self, aim: &mut Aim<'_>, last: &mut Outcome) -> Outcome {
-        let looked = async {
+        let observing = async {
             anyhow::Ok((
                 self.observe_and_follow(aim, last).await?,
                 self.limits(aim.known).await?,
             ))
         };
-        let (observed, limits) = match looked.await {
-            Ok(looked) => looked,
+        let (observed, limits) = match observing.await {
+            Ok(observed) => observed,
             Err(error) => {
                 return Outcome {
                     problems: vec![format!("{error:#}")],
@@ -178,12 +178,12 @@ impl Host {
         };
         let now = aim.now();
         let peer_keys = observed
-            .link
+            .interface
             .as_ref()
-            .map(|link| aim.watch.look(aim.known, link, now))
+            .map(|interface| aim.watch.observe(aim.known, interface, now))
             .unwrap_or_default();
         let plan = plan(
-            &self.desired(aim.known, aim.machine, aim.psks, &peer_keys, &limits),
+            &self.desired(aim.known, aim.node_keys, aim.psks, &peer_keys, &limits),
             &observed,
         );
         let changed = plan.steps.iter().any(|step| !step.change.is_unnoticed());
@@ -194,7 +194,9 @@ impl Host {
             limits,
         };
         if !plan.steps.is_empty() {
-            outcome.problems.extend(self.apply(plan, aim.machine).await);
+            outcome
+                .problems
+                .extend(self.apply(plan, aim.node_keys).await);
             aim.watch.probed(&peer_keys, now);
             let observed = self.observe_and_follow(aim, &mut outcome).await;
             outcome.observed = observed.inspect_err(|error| warn!("{error:#}")).ok();
@@ -214,7 +216,7 @@ impl Host {
         let policy = loop {
             tokio::select! {
                 policy = &mut policy => break policy,
-                () = sleep(aim.watch.pace(aim.now()).unwrap_or(Duration::MAX)) => self.follow_keys(aim, last).await,
+                () = sleep(aim.watch.interval(aim.now()).unwrap_or(Duration::MAX)) => self.follow_keys(aim, last).await,
             }
         };
         let observed = async { self.kernel.observe_with(policy?).await };
@@ -222,7 +224,7 @@ impl Host {
     }
 
     /// Looks at the peers alone, and follows those that have taken up the keys which they
-    /// announced: packets wait for that, so nothing else is looked at meanwhile.
+    /// announced: packets wait for that, so nothing else is observed meanwhile.
     pub(crate) async fn follow_keys(&self, aim: &mut Aim<'_>, last: &mut Outcome) {
         if let Err(error) = self.try_follow_keys(aim, last).await {
             warn!("{error:#}");
@@ -238,18 +240,19 @@ impl Host {
         else {
             return Ok(());
         };
-        let (Some(link), Some(peers)) = (&mut observed.link, self.kernel.observe_peers().await?)
+        let (Some(interface), Some(peers)) =
+            (&mut observed.interface, self.kernel.observe_peers().await?)
         else {
             return Ok(());
         };
-        link.peers = peers;
+        interface.peers = peers;
         let now = aim.now();
-        let peer_keys = aim.watch.look(aim.known, link, now);
+        let peer_keys = aim.watch.observe(aim.known, interface, now);
         if !peer_keys.is_pressing() {
             return Ok(());
         }
         let mut steps = plan(
-            &self.desired(aim.known, aim.machine, aim.psks, &peer_keys, limits),
+            &self.desired(aim.known, aim.node_keys, aim.psks, &peer_keys, limits),
             observed,
         )
         .steps;
@@ -265,8 +268,8 @@ impl Host {
     }
 
     /// What could not be done, in words.
-    async fn apply(&self, plan: Plan, machine: &Machine) -> Vec<String> {
-        let private_key = machine.wireguard_private_key();
+    async fn apply(&self, plan: Plan, node_keys: &NodeKeys) -> Vec<String> {
+        let private_key = node_keys.wireguard_private_key();
         let mut problems = Vec::new();
         'plan: for steps in plan
             .steps
@@ -286,7 +289,7 @@ impl Host {
                     Ok(()) => info!(reason = step.reason, "{}", step.change),
                     Err(error) => {
                         problems.push(format!("cannot {}: {error:#}", step.change));
-                        if step.change == Change::CreateLink {
+                        if step.change == Change::CreateInterface {
                             // Nothing that follows can be done without the interface.
                             break 'plan;
                         }

@@ -11,7 +11,7 @@ use wattle_mesh::{
         reporting::{Reporting, fit_problems},
     },
     host::state::{Observed, ObservedPeer},
-    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::armed},
+    keys::{node_keys::NodeKeys, psk::exchange::Exchange, rotation::canary::keys_in_place},
 };
 use wattle_wire::{
     endpoint::Endpoint,
@@ -76,12 +76,14 @@ impl Reporter {
         psks: &Exchange,
         problems: impl Iterator<Item = String>,
     ) -> Report {
-        let link = observed.and_then(|observed| observed.link.as_ref());
+        let interface = observed.and_then(|observed| observed.interface.as_ref());
         let peers = observed.map(|_| known.peers.values());
         let none = ObservedPeer::default();
         let links = peers.into_iter().flatten().map(|known| {
             let KnownPeer { peer, .. } = known;
-            let found = link.and_then(|link| known.entry(link)).unwrap_or(&none);
+            let found = interface
+                .and_then(|interface| known.entry(interface))
+                .unwrap_or(&none);
             LinkReport {
                 peer: peer.node,
                 handshake_age_s: found.handshake_age_s,
@@ -95,12 +97,12 @@ impl Reporter {
         });
         Report {
             applied: known.position,
-            device: link.map(|link| link.device),
-            mtu: link.map(|link| link.mtu),
+            device: interface.map(|interface| interface.device),
+            mtu: interface.map(|interface| interface.mtu),
             links: links.collect(),
             problems: fit_problems(problems),
-            armed: link
-                .map(|link| armed(known, link, psks))
+            keys_in_place: interface
+                .map(|interface| keys_in_place(known, interface, psks))
                 .unwrap_or_default(),
             start: self.start,
         }
@@ -113,7 +115,7 @@ impl Reporter {
         full: Report,
         now: Duration,
         coordinator: &Arc<Coordinator>,
-        machine: &Arc<Machine>,
+        node_keys: &Arc<NodeKeys>,
         membership: &Membership,
     ) {
         let links = full.links.len();
@@ -122,13 +124,13 @@ impl Reporter {
         };
         let (sender, receiver) = oneshot::channel();
         self.on_its_way = Some(receiver);
-        let (coordinator, machine, membership) = (
+        let (coordinator, node_keys, membership) = (
             Arc::clone(coordinator),
-            Arc::clone(machine),
+            Arc::clone(node_keys),
             membership.clone(),
         );
         tokio::spawn(async move {
-            let told = match coordinator.report(&machine, &membership, &report).await {
+            let told = match coordinator.report(&node_keys, &membership, &report).await {
                 Ok(()) => Some(ToldReport {
                     report,
                     links,
@@ -145,7 +147,7 @@ impl Reporter {
             };
             if told.is_none() {
                 // The next one is due at once; a coordinator in trouble is not asked more often
-                // than the host is looked at.
+                // than the host is observed.
                 sleep(OBSERVE_INTERVAL).await;
             }
             let _ = sender.send(told);

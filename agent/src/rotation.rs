@@ -14,9 +14,11 @@ use tracing::{info, warn};
 use wattle_mesh::{
     agent::replica::Known,
     keys::{
-        identity_rotation::{self, Succession},
-        node_keys::Machine,
-        rotation::{Act, Rotation, Situation, Told, kept_for_unmanaged, unmanaged},
+        identity_rotation::{IdentityAction, IdentityReply, IdentityRotation},
+        node_keys::NodeKeys,
+        rotation::{
+            Rotation, RotationAction, RotationReply, Situation, kept_for_unmanaged, unmanaged,
+        },
     },
 };
 use wattle_wire::{enrol::NewIdentity, rotation::RotationStep};
@@ -33,9 +35,9 @@ use crate::{
 const ASKED: &str = "rotate.json";
 /// How long `wattle-agent rotate --psk` waits for peers that do not answer: a key that was just
 /// agreed on is replaced at the second time of asking.
-const PATIENCE: Duration = Duration::from_secs(90);
+const ROTATION_LIMIT: Duration = Duration::from_secs(90);
 /// How often `wattle-agent rotate` looks whether it is done.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A request of `wattle-agent rotate`, and what stands in its way.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -61,7 +63,7 @@ enum What {
 pub(crate) struct KeyChange {
     store: Store,
     rotation: Rotation,
-    succession: Succession,
+    identity_rotation: IdentityRotation,
     asked: Option<What>,
     telling: Option<oneshot::Receiver<Heard>>,
 }
@@ -69,8 +71,8 @@ pub(crate) struct KeyChange {
 /// What came of telling the coordinator.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    OfKey(RotationStep, Told),
-    OfIdentity(identity_rotation::Told),
+    OfKey(RotationStep, RotationReply),
+    OfIdentity(IdentityReply),
 }
 
 impl KeyChange {
@@ -78,7 +80,7 @@ impl KeyChange {
         Self {
             store,
             rotation: Rotation::default(),
-            succession: Succession::default(),
+            identity_rotation: IdentityRotation::default(),
             asked: None,
             telling: None,
         }
@@ -88,26 +90,26 @@ impl KeyChange {
     pub(crate) fn problems(
         &self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
     ) -> impl Iterator<Item = String> {
         let own = self
             .rotation
             .problem()
             .into_iter()
-            .chain(self.succession.problem())
+            .chain(self.identity_rotation.problem())
             .map(str::to_owned);
-        own.chain(kept_for_unmanaged(known, machine, unix_s()))
+        own.chain(kept_for_unmanaged(known, node_keys, unix_s()))
     }
 
     /// Looks whether somebody on this host asks for a new key.
-    pub(crate) fn look(&mut self) {
+    pub(crate) fn read_requests(&mut self) {
         match self.store.read::<Asked>(ASKED) {
             Ok(asked) => {
                 let asked = asked
                     .filter(|asked| asked.problem.is_none())
                     .map(|asked| asked.what);
                 if asked == Some(What::Identity) && self.asked != asked {
-                    self.succession.hurry();
+                    self.identity_rotation.hurry();
                 }
                 self.asked = asked;
             }
@@ -125,11 +127,11 @@ impl KeyChange {
     }
 
     /// How soon there may be something to do.
-    pub(crate) fn pace(&self, situation: &Situation<'_>) -> Option<Duration> {
+    pub(crate) fn interval(&self, situation: &Situation<'_>) -> Option<Duration> {
         if self.telling.is_some() {
             None
         } else {
-            self.rotation.pace(situation)
+            self.rotation.interval(situation)
         }
     }
 
@@ -139,9 +141,9 @@ impl KeyChange {
         &mut self,
         situation: Situation<'_>,
         coordinator: &Arc<Coordinator>,
-        machine: &Arc<Machine>,
+        node_keys: &Arc<NodeKeys>,
         membership: &Membership,
-    ) -> Option<Machine> {
+    ) -> Option<NodeKeys> {
         if self.telling.is_some() {
             return None;
         }
@@ -150,13 +152,15 @@ impl KeyChange {
             ..situation
         };
         let changed = match self.rotation.next(&situation)? {
-            Act::Tell(step) => {
-                self.tell(step, coordinator, machine, membership);
+            RotationAction::Tell(step) => {
+                self.tell(step, coordinator, node_keys, membership);
                 return None;
             }
-            Act::MakeKey => random::bytes().and_then(|secret| Ok(machine.preparing(&secret)?)),
-            Act::TakeUp => machine.switched(unix_s()).map_err(Into::into),
-            Act::GiveUp => machine.staying().map_err(Into::into),
+            RotationAction::MakeKey => {
+                random::bytes().and_then(|secret| Ok(node_keys.preparing(&secret)?))
+            }
+            RotationAction::TakeUp => node_keys.switched(unix_s()).map_err(Into::into),
+            RotationAction::GiveUp => node_keys.staying().map_err(Into::into),
         };
         let kept = changed.and_then(|changed| {
             Slot::Present
@@ -165,7 +169,7 @@ impl KeyChange {
         });
         match kept {
             Ok(changed) => {
-                self.note(machine, &changed);
+                self.note(node_keys, &changed);
                 Some(changed)
             }
             Err(error) => {
@@ -178,26 +182,26 @@ impl KeyChange {
 
     /// Does what is to be done next for another identity, without waiting for the coordinator. The
     /// machine, when it is another now.
-    pub(crate) fn succeed(
+    pub(crate) fn rotate_identity(
         &mut self,
         coordinator: &Arc<Coordinator>,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         membership: &Membership,
         is_known: bool,
         now: Duration,
-    ) -> Option<Machine> {
+    ) -> Option<NodeKeys> {
         if self.telling.is_some() {
             return None;
         }
         let mesh = membership.enrolled.mesh;
-        let changed = match self.succession.next(
-            machine,
+        let changed = match self.identity_rotation.next(
+            node_keys,
             mesh,
             self.asked == Some(What::Identity),
             is_known,
             now,
         )? {
-            identity_rotation::Act::Tell(statement) => {
+            IdentityAction::Tell(statement) => {
                 self.tell_identity(
                     NewIdentity {
                         node: membership.enrolled.node,
@@ -207,10 +211,10 @@ impl KeyChange {
                 );
                 return None;
             }
-            identity_rotation::Act::MakeIdentity => {
-                random::bytes().and_then(|seed| Ok(machine.succeeding(&seed)?))
+            IdentityAction::MakeIdentity => {
+                random::bytes().and_then(|seed| Ok(node_keys.preparing_identity(&seed)?))
             }
-            identity_rotation::Act::TakeUp => machine.succeeded(mesh).map_err(Into::into),
+            IdentityAction::TakeUp => node_keys.identity_switched(mesh).map_err(Into::into),
         };
         match changed.and_then(|changed| {
             Slot::Present
@@ -218,21 +222,21 @@ impl KeyChange {
                 .map(|()| changed)
         }) {
             Ok(changed) => {
-                if changed.identity_key() != machine.identity_key() {
+                if changed.identity_key() != node_keys.identity_key() {
                     info!(identity = %changed.identity_key(), "uses a new identity");
                     self.done();
                 }
                 Some(changed)
             }
             Err(error) => {
-                self.succession.failed(&format!("{error:#}"), now);
+                self.identity_rotation.failed(&format!("{error:#}"), now);
                 self.answer(What::Identity);
                 None
             }
         }
     }
 
-    fn note(&mut self, before: &Machine, after: &Machine) {
+    fn note(&mut self, before: &NodeKeys, after: &NodeKeys) {
         if after.wireguard_key() != before.wireguard_key() {
             info!(key = %after.wireguard_key(), "uses a new WireGuard key");
             self.done();
@@ -266,7 +270,7 @@ impl KeyChange {
         self.asked = None;
         let problem = match what {
             What::WireguardKey => self.rotation.problem(),
-            What::Identity => self.succession.problem(),
+            What::Identity => self.identity_rotation.problem(),
             What::PresharedKeys => None,
         };
         if let Err(error) = self.store.write(
@@ -284,29 +288,29 @@ impl KeyChange {
         &mut self,
         step: RotationStep,
         coordinator: &Arc<Coordinator>,
-        machine: &Arc<Machine>,
+        node_keys: &Arc<NodeKeys>,
         membership: &Membership,
     ) {
         let (sender, receiver) = oneshot::channel();
         self.telling = Some(receiver);
-        let (coordinator, machine, membership) = (
+        let (coordinator, node_keys, membership) = (
             Arc::clone(coordinator),
-            Arc::clone(machine),
+            Arc::clone(node_keys),
             membership.clone(),
         );
         tokio::spawn(async move {
-            let told = match coordinator.rotation(&machine, &membership, &step).await {
-                Ok(answer) => Told::Taken(answer),
+            let told = match coordinator.rotation(&node_keys, &membership, &step).await {
+                Ok(answer) => RotationReply::Taken(answer),
                 Err(RequestError::Refused {
                     status: StatusCode::CONFLICT,
                     problem,
-                }) if problem.code == "rotation_under_way" => Told::Busy,
+                }) if problem.code == "rotation_under_way" => RotationReply::Busy,
                 Err(error @ RequestError::Refused { status, .. }) if is_final(status) => {
-                    Told::Refused(format!("{error:#}"))
+                    RotationReply::Refused(format!("{error:#}"))
                 }
                 Err(error) => {
                     tracing::debug!("the coordinator was not told of the WireGuard key: {error:#}");
-                    Told::Unreachable
+                    RotationReply::Unreachable
                 }
             };
             let _ = sender.send(Heard::OfKey(step, told));
@@ -318,14 +322,14 @@ impl KeyChange {
         self.telling = Some(receiver);
         let coordinator = Arc::clone(coordinator);
         tokio::spawn(async move {
-            let told = match coordinator.succeed(&identity).await {
-                Ok(()) => identity_rotation::Told::Taken,
+            let told = match coordinator.rotate_identity(&identity).await {
+                Ok(()) => IdentityReply::Taken,
                 Err(error @ RequestError::Refused { status, .. }) if is_final(status) => {
-                    identity_rotation::Told::Refused(format!("{error:#}"))
+                    IdentityReply::Refused(format!("{error:#}"))
                 }
                 Err(error) => {
                     tracing::debug!("the coordinator was not told of the identity: {error:#}");
-                    identity_rotation::Told::Unreachable
+                    IdentityReply::Unreachable
                 }
             };
             let _ = sender.send(Heard::OfIdentity(told));
@@ -345,10 +349,10 @@ impl KeyChange {
         match heard {
             Some(Heard::OfKey(step, told)) => self.rotation.told(&step, told, now),
             Some(Heard::OfIdentity(told)) => {
-                let is_refused = matches!(told, identity_rotation::Told::Refused(_));
-                self.succession.told(told, now);
+                let is_refused = matches!(told, IdentityReply::Refused(_));
+                self.identity_rotation.told(told, now);
                 if is_refused {
-                    warn!("{}", self.succession.problem().unwrap_or_default());
+                    warn!("{}", self.identity_rotation.problem().unwrap_or_default());
                     self.answer(What::Identity);
                 }
             }
@@ -379,7 +383,7 @@ pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
              same, add --force"
         );
     }
-    let (host, before) = (&found.host, found.machine.wireguard_key());
+    let (host, before) = (&found.host, found.node_keys.wireguard_key());
     ask(&found.store, What::WireguardKey)?;
     output::line(
         "asked the running agent for a new WireGuard key; its peers get ready for it first",
@@ -394,9 +398,9 @@ pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent rotate --identity`.
-pub(crate) async fn succeed(paths: &Paths) -> anyhow::Result<()> {
+pub(crate) async fn rotate_identity(paths: &Paths) -> anyhow::Result<()> {
     let found = status::find(paths)?;
-    let before = found.machine.identity_key();
+    let before = found.node_keys.identity_key();
     ask(&found.store, What::Identity)?;
     output::line(
         "asked the running agent for another identity; the coordinator is told of it first",
@@ -404,7 +408,7 @@ pub(crate) async fn succeed(paths: &Paths) -> anyhow::Result<()> {
     loop {
         let after = Slot::Present
             .load(&found.store)?
-            .map(|(machine, _)| machine.identity_key());
+            .map(|(node_keys, _)| node_keys.identity_key());
         if let Some(after) = after.filter(|after| *after != before) {
             output::line(format!("the identity is {after} now; it was {before}"));
             return Ok(());
@@ -442,7 +446,7 @@ pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
             output::line("all preshared keys are new");
             return Ok(());
         }
-        if asked.elapsed() > PATIENCE {
+        if asked.elapsed() > ROTATION_LIMIT {
             let (old, all) = (old.join(", "), peers.len());
             bail!(
                 "of {all} peers, these have not answered: {old}. Their tunnels keep their present \
@@ -476,6 +480,6 @@ async fn look_again(store: &Store) -> anyhow::Result<()> {
         store.remove(ASKED)?;
         bail!(problem);
     }
-    tokio::time::sleep(LOOK).await;
+    tokio::time::sleep(POLL_INTERVAL).await;
     Ok(())
 }

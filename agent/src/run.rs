@@ -1,53 +1,30 @@
-//! `wattle-agent run`: the loop. A message, the clock or a signal comes; the replica takes it in,
-//! the host follows, the coordinator is told.
+//! `wattle-agent run`, from start to end. The loop itself is in `agent`.
+
+mod agent;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Notify, mpsc},
-    time::{Instant, sleep},
+    time::sleep,
 };
-use tracing::{info, warn};
-use wattle_mesh::{
-    agent::replica::{Known, Received, Replica},
-    host::{interface::InterfaceName, state::ObservedPeer},
-    keys::{
-        node_keys::Machine,
-        psk::exchange::Exchange,
-        rotation::{Situation, canary::Watch},
-    },
-};
-use wattle_wire::stream::{ByeReason, StreamMessage};
+use tracing::info;
+use wattle_mesh::keys::node_keys::NodeKeys;
 
+use self::agent::{Agent, Ended};
 use crate::{
     config::Paths,
-    coordinator::Coordinator,
-    follow::{self, Connection, Event},
-    history::Record,
-    identity::{Membership, Slot, unix_s},
-    metrics::{Metrics, Seen},
+    identity::{Membership, Slot},
+    metrics::Metrics,
     output,
-    probe::Prober,
-    psk::PskClient,
-    reconcile::{Aim, Host, OBSERVE_INTERVAL, Outcome},
-    report::Reporter,
-    rotation::KeyChange,
+    reconcile::Host,
     store::Store,
     supervisor::Supervisor,
 };
 
-/// The same while tunnels are coming up, so that the coordinator hears of their first handshakes
-/// soon.
-const OBSERVE_SOON_INTERVAL: Duration = Duration::from_secs(1);
-/// For so many times as long as a look took, none follows unasked: where rules are long in listing,
-/// looks leave the processor to others.
-const REST: u32 = 3;
-/// For how long after a change tunnels are expected to come up.
-const SETTLING: Duration = Duration::from_secs(30);
 /// How often a machine that is not a node looks whether it has become one.
-const WAIT_FOR_JOIN: Duration = Duration::from_millis(200);
+const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::Result<()> {
     let store = Store::open(&paths.state_dir)?;
@@ -60,16 +37,16 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
     // The agent is ready when the tunnels that it knows from disk are up: at boot, the network
     // waits for that (packaging/systemd).
     let mut supervisor = Supervisor::new();
-    let (mut machine, mut membership) = tokio::select! {
+    let (mut node_keys, mut membership) = tokio::select! {
         joined = wait_for_join(&store, &mut supervisor) => joined?,
         () = stop.asked() => return Ok(()),
     };
     loop {
-        let mut agent = Agent::new(paths, store.clone(), machine, membership, metrics.clone())?;
+        let mut agent = Agent::new(paths, store.clone(), node_keys, membership, metrics.clone())?;
         agent.start_from_disk().await;
         match agent.run(&mut stop, &mut supervisor).await {
             Ended::Stopped => break,
-            Ended::Anew(with_machine, as_node) => (machine, membership) = (with_machine, as_node),
+            Ended::Anew(with_machine, as_node) => (node_keys, membership) = (with_machine, as_node),
         }
     }
     info!("stopped; the tunnels stay up");
@@ -114,534 +91,17 @@ impl Stop {
 async fn wait_for_join(
     store: &Store,
     supervisor: &mut Supervisor,
-) -> anyhow::Result<(Machine, Membership)> {
+) -> anyhow::Result<(NodeKeys, Membership)> {
     let mut told = false;
     loop {
-        if let Some((machine, Some(membership))) = Slot::Present.load(store)? {
-            return Ok((machine, membership));
+        if let Some((node_keys, Some(membership))) = Slot::Present.load(store)? {
+            return Ok((node_keys, membership));
         }
         supervisor.alive();
         if !told {
             info!("this machine is not a node yet: waiting for `wattle-agent join`");
             told = true;
         }
-        sleep(WAIT_FOR_JOIN).await;
+        sleep(JOIN_POLL_INTERVAL).await;
     }
-}
-
-/// Why the loop ended.
-enum Ended {
-    Stopped,
-    /// `join` said where else the coordinators are, or the node has another identity; the loop
-    /// begins anew with that.
-    Anew(Machine, Membership),
-}
-
-struct Agent {
-    interface: InterfaceName,
-    metrics: Option<Arc<Metrics>>,
-    store: Store,
-    machine: Arc<Machine>,
-    membership: Membership,
-    coordinator: Arc<Coordinator>,
-    host: Host,
-    replica: Replica,
-    /// The host has yet to follow the view.
-    view_changed: bool,
-    /// The view on disk is older.
-    view_unsaved: bool,
-    /// What was told of the peers until now.
-    record: Record,
-    reconnect: Arc<Notify>,
-    /// Why there is no stream; absent while there is one.
-    disconnected: Option<String>,
-    /// The coordinator does not know the node as who it is.
-    is_stranger: bool,
-    outcome: Outcome,
-    /// When the last look ended, and how long it took.
-    looked: (Instant, Duration),
-    last_change: Instant,
-    started: Instant,
-    correspondence: PskClient,
-    key_change: KeyChange,
-    watch: Watch,
-    prober: Prober,
-    reporter: Reporter,
-}
-
-impl Agent {
-    fn new(
-        paths: &Paths,
-        store: Store,
-        machine: Machine,
-        membership: Membership,
-        metrics: Option<Arc<Metrics>>,
-    ) -> anyhow::Result<Self> {
-        let (now, reporter) = (Instant::now(), Reporter::new(&store));
-        let host = Host::new(paths, &store, &membership.urls)?;
-        Ok(Self {
-            interface: paths.interface.clone(),
-            metrics,
-            coordinator: Arc::new(Coordinator::new(
-                membership.urls.clone(),
-                membership.pins.clone(),
-            )?),
-            replica: Replica::new(membership.enrolled.mesh, machine.wireguard_key())
-                .locked_by(host.operators()),
-            host,
-            machine: Arc::new(machine),
-            membership,
-            correspondence: PskClient::new(store.clone()),
-            key_change: KeyChange::new(store.clone()),
-            watch: Watch::default(),
-            prober: Prober::start(&paths.interface),
-            record: Record::open(store.clone()),
-            store,
-            view_changed: false,
-            view_unsaved: false,
-            reconnect: Arc::new(Notify::new()),
-            disconnected: None,
-            is_stranger: false,
-            outcome: Outcome::default(),
-            looked: (now, Duration::ZERO),
-            last_change: now,
-            started: now,
-            reporter,
-        })
-    }
-
-    /// Carries out the last good view before the first network call, so that tunnels come up with
-    /// the coordinator away.
-    async fn start_from_disk(&mut self) {
-        match follow::load_view(&self.store) {
-            Ok(Some(stored)) => {
-                let position = stored.position;
-                match self.replica.restore(stored) {
-                    Ok(refused) => {
-                        info!(%position, refused = refused.len(), "loaded the view from disk");
-                        self.reconcile().await;
-                        // Who was there when the lock was turned on is known from now on.
-                        self.save_view();
-                    }
-                    Err(rejection) => warn!("cannot use the view on disk: {rejection}"),
-                }
-            }
-            Ok(None) => {}
-            Err(error) => warn!("the view kept on disk is not usable: {error:#}"),
-        }
-    }
-
-    async fn run(&mut self, stop: &mut Stop, supervisor: &mut Supervisor) -> Ended {
-        let (sender, mut events) = mpsc::channel(16);
-        let follower = follow::follow(
-            Arc::clone(&self.coordinator),
-            Arc::clone(&self.machine),
-            self.membership.clone(),
-            Arc::clone(&self.reconnect),
-            sender,
-        );
-        let follower = tokio::spawn(follower);
-        let ended = loop {
-            supervisor.alive();
-            tokio::select! {
-                event = events.recv() => {
-                    let Some(event) = event else { break Ended::Stopped };
-                    self.handle(event);
-                    // The host follows the newest view, not each on the way there.
-                    while let Ok(event) = events.try_recv() {
-                        self.handle(event);
-                    }
-                }
-                () = tokio::time::sleep_until(self.next_look()) => self.reconcile().await,
-                () = sleep(self.watch.pace(self.started.elapsed()).unwrap_or(Duration::MAX)) => self.peek().await,
-                () = sleep(self.key_pace().unwrap_or(Duration::MAX)) => {}
-                told = self.key_change.told() => self.key_change.take_in(told, self.started.elapsed()),
-                told = self.reporter.told() => self.reporter.take_in(told),
-                done = self.correspondence.done() => {
-                    self.view_changed |= self.correspondence.take_in(done, self.replica.known(), &self.machine);
-                }
-                () = self.prober.news() => self.show_metrics(),
-                () = stop.asked() => break Ended::Stopped,
-            }
-            if std::mem::take(&mut self.view_changed) {
-                self.reconcile().await;
-            }
-            // After the host has followed: a view that makes the agent crash is not what it starts
-            // from.
-            if std::mem::take(&mut self.view_unsaved) {
-                self.save_view();
-            }
-            self.save_pins();
-            if self.disconnected.is_some()
-                && let Some(ended) = self.rejoined()
-            {
-                break ended;
-            }
-            if let Some(ended) = self.change_identity() {
-                break ended;
-            }
-            if self.disconnected.is_none() {
-                self.correspondence
-                    .go(&self.coordinator, &self.machine, &self.membership);
-                self.change_key().await;
-            }
-            self.tell();
-        };
-        follower.abort();
-        ended
-    }
-
-    /// Keeps the pins that the coordinator told, so that a restart knows them.
-    fn save_pins(&mut self) {
-        let pins = self.coordinator.pins();
-        if pins == self.membership.pins {
-            return;
-        }
-        self.membership.pins = pins;
-        match Slot::Present.save_membership(&self.store, self.membership.clone()) {
-            Ok(()) => info!("the coordinator changed the certificate authorities to trust"),
-            Err(error) => warn!("{error:#}"),
-        }
-    }
-
-    /// Whether `join` left a new account of where the coordinators are.
-    fn rejoined(&self) -> Option<Ended> {
-        match Slot::Present.load(&self.store) {
-            Ok(Some((machine, Some(membership)))) if membership != self.membership => {
-                Some(Ended::Anew(machine, membership))
-            }
-            Ok(_) => None,
-            Err(error) => {
-                tracing::debug!("{error:#}");
-                None
-            }
-        }
-    }
-
-    fn handle(&mut self, event: Event) {
-        match event {
-            Event::WhereFrom(answer) => {
-                let _ = answer.send(self.replica.resume_from());
-            }
-            Event::Connected => {
-                info!(url = self.coordinator.url(), "connected to the coordinator");
-                (self.disconnected, self.is_stranger) = (None, false);
-                self.save_connection(None);
-                // It may be another coordinator than before, or a new process: it gets the whole
-                // account.
-                self.reporter.forget();
-            }
-            Event::Disconnected {
-                reason,
-                is_stranger,
-            } => {
-                // Once for each reason: a coordinator may be away for days.
-                if self.disconnected.as_ref() != Some(&reason) {
-                    warn!(
-                        reason,
-                        "not connected to the coordinator; the tunnels stay as they are"
-                    );
-                    self.save_connection(Some(reason.clone()));
-                }
-                (self.disconnected, self.is_stranger) = (Some(reason), is_stranger);
-            }
-            Event::Message(message) => self.receive(message),
-        }
-    }
-
-    fn receive(&mut self, message: StreamMessage) {
-        if let StreamMessage::Snapshot { position, .. } = &message {
-            info!(%position, "received a snapshot");
-        }
-        if message == StreamMessage::Mail {
-            self.correspondence.mail_is_waiting();
-        }
-        let before = self.replica.position();
-        match self.replica.receive(message) {
-            Received::Unchanged => {}
-            Received::Changed { refused } => {
-                for refusal in &refused {
-                    warn!("{refusal}");
-                }
-                self.last_change = Instant::now();
-                self.view_changed = true;
-            }
-            Received::Gap => {
-                self.ask_for_snapshot("a message does not follow the position that this node has")
-            }
-            Received::Rejected(rejection) => {
-                self.ask_for_snapshot(&format!("rejected the newest revision: {rejection}"));
-            }
-            Received::Bye(ByeReason::Revoked) => {
-                warn!(
-                    "the coordinator says that this node was removed from the mesh. `wattle-agent \
-                     down` removes what is left here"
-                );
-                (self.view_changed, self.view_unsaved) = (true, true);
-            }
-            Received::Bye(reason) => info!(?reason, "the coordinator ended the stream"),
-        }
-        self.view_unsaved |= self.replica.position() != before;
-    }
-
-    /// Keeps the view on disk.
-    fn save_view(&mut self) {
-        if let Some(known) = self.replica.known() {
-            self.record.note(known);
-        }
-        if let Some(stored) = self.replica.stored()
-            && let Err(error) = follow::save_view(&self.store, &stored)
-        {
-            warn!("{error:#}");
-        }
-    }
-
-    fn ask_for_snapshot(&self, reason: &str) {
-        warn!(reason, "asking for a snapshot");
-        self.reconnect.notify_one();
-    }
-
-    /// What the host is to be made to, and what the last round gave; nothing before there is a
-    /// view.
-    fn aim(&mut self) -> Option<(&Host, Aim<'_>, &mut Outcome)> {
-        let aim = Aim {
-            known: self.replica.known()?,
-            machine: &self.machine,
-            psks: self.correspondence.exchange(),
-            watch: &mut self.watch,
-            started: self.started,
-        };
-        Some((&self.host, aim, &mut self.outcome))
-    }
-
-    /// Follows peers that have taken up the keys which they announced.
-    async fn peek(&mut self) {
-        if let Some((host, mut aim, outcome)) = self.aim() {
-            host.follow_keys(&mut aim, outcome).await;
-        }
-    }
-
-    /// Takes the steps to a new key that can be taken now.
-    async fn change_key(&mut self) {
-        let now = self.started.elapsed();
-        while let Some(situation) = situation(
-            &self.replica,
-            &self.outcome,
-            &self.machine,
-            self.correspondence.exchange(),
-            now,
-        ) {
-            let Some(machine) = self.key_change.go(
-                situation,
-                &self.coordinator,
-                &self.machine,
-                &self.membership,
-            ) else {
-                return;
-            };
-            let is_another = machine.wireguard_key() != self.machine.wireguard_key();
-            self.machine = Arc::new(machine);
-            if is_another {
-                self.replica.set_own_key(self.machine.wireguard_key());
-                self.reconcile().await;
-            }
-        }
-    }
-
-    /// Takes the steps to another identity that can be taken now, with a coordinator that may know
-    /// the node by either.
-    fn change_identity(&mut self) -> Option<Ended> {
-        let now = self.started.elapsed();
-        while let Some(machine) = self.key_change.succeed(
-            &self.coordinator,
-            &self.machine,
-            &self.membership,
-            !self.is_stranger,
-            now,
-        ) {
-            if machine.identity_key() != self.machine.identity_key() {
-                return Some(Ended::Anew(machine, self.membership.clone()));
-            }
-            self.machine = Arc::new(machine);
-        }
-        None
-    }
-
-    /// How soon there may be something to do about this node's key.
-    fn key_pace(&self) -> Option<Duration> {
-        let psks = self.correspondence.exchange();
-        self.key_change.pace(&situation(
-            &self.replica,
-            &self.outcome,
-            &self.machine,
-            psks,
-            self.started.elapsed(),
-        )?)
-    }
-
-    async fn reconcile(&mut self) {
-        let begin = Instant::now();
-        self.take_confirmation();
-        self.key_change.look();
-        if self.key_change.psks_are_asked_for() {
-            self.correspondence.want_others();
-        }
-        self.round().await;
-        // After the look at the device, which tells whose WireGuard key is new: with those no
-        // preshared key is changed yet.
-        if self.tend_psks() {
-            self.round().await;
-        }
-        if let Some(known) = self.replica.known() {
-            self.prober.follow(known);
-        }
-        self.show_metrics();
-        self.looked = (Instant::now(), begin.elapsed());
-    }
-
-    async fn round(&mut self) {
-        let Some((host, mut aim, last)) = self.aim() else {
-            return;
-        };
-        let outcome = host.reconcile(&mut aim, last).await;
-        for problem in outcome
-            .problems
-            .iter()
-            .filter(|problem| !self.outcome.problems.contains(problem))
-        {
-            warn!("{problem}");
-        }
-        if outcome.changed && outcome.problems.is_empty() {
-            self.last_change = Instant::now();
-        }
-        self.outcome = outcome;
-    }
-
-    /// Lets the preshared keys know the time and the device. Whether the device may have to have
-    /// others now.
-    fn tend_psks(&mut self) -> bool {
-        let Some(known) = self.replica.known() else {
-            return false;
-        };
-        let may_differ = self
-            .correspondence
-            .tick(known, &self.machine, self.watch.unsettled());
-        let link = self
-            .outcome
-            .observed
-            .as_ref()
-            .and_then(|observed| observed.link.as_ref());
-        link.is_some_and(|link| self.correspondence.observe(known, link, &self.machine))
-            || may_differ
-    }
-
-    fn show_metrics(&self) {
-        let (Some(metrics), Some(known), Some(observed)) =
-            (&self.metrics, self.replica.known(), &self.outcome.observed)
-        else {
-            return;
-        };
-        metrics.show(&Seen {
-            interface: &self.interface,
-            known,
-            observed,
-            probes: &self.prober.reports(),
-            connected: self.disconnected.is_none(),
-            problems: self.problems(known).count(),
-            now: chrono::Utc::now().timestamp(),
-        });
-    }
-
-    /// Carries out the removals that somebody has confirmed since.
-    fn take_confirmation(&mut self) {
-        if self.replica.awaiting_confirmation().is_empty() {
-            return;
-        }
-        match follow::take_confirmed(&self.store) {
-            Ok(Some(confirmed)) if self.replica.confirm(&confirmed) => {
-                info!("the removal of peers was confirmed");
-                self.save_view();
-            }
-            Ok(_) => {}
-            Err(error) => warn!("{error:#}"),
-        }
-    }
-
-    fn next_look(&self) -> Instant {
-        let mut peers = self
-            .outcome
-            .observed
-            .iter()
-            .flat_map(|observed| &observed.link)
-            .flat_map(|link| link.peers.values());
-        let settled = self.last_change.elapsed() > SETTLING || peers.all(ObservedPeer::is_live);
-        let interval = if settled {
-            OBSERVE_INTERVAL
-        } else {
-            OBSERVE_SOON_INTERVAL
-        };
-        let (ended, took) = self.looked;
-        ended + interval.max(took * REST)
-    }
-
-    fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
-        let host = self
-            .replica
-            .problems()
-            .chain(self.outcome.problems.iter().cloned());
-        host.chain(self.correspondence.problems(known))
-            .chain(self.key_change.problems(known, &self.machine))
-    }
-
-    /// Sends the report that is due, if any, without waiting for it.
-    fn tell(&mut self) {
-        let (false, Some(known)) = (self.reporter.is_busy(), self.replica.known()) else {
-            return;
-        };
-        let observed = self.outcome.observed.as_ref();
-        let (probes, psks) = (self.prober.reports(), self.correspondence.exchange());
-        let full = self
-            .reporter
-            .account(known, observed, &probes, psks, self.problems(known));
-        self.reporter.go(
-            full,
-            self.started.elapsed(),
-            &self.coordinator,
-            &self.machine,
-            &self.membership,
-        );
-    }
-
-    fn save_connection(&self, error: Option<String>) {
-        let connection = Connection {
-            connected: error.is_none(),
-            url: self.coordinator.url().to_owned(),
-            since: chrono::Utc::now().timestamp(),
-            error,
-        };
-        if let Err(error) = follow::save_connection(&self.store, &connection) {
-            warn!("{error:#}");
-        }
-    }
-}
-
-/// What a change of the node's key depends on; `None` while nothing is known of the mesh or the
-/// host.
-fn situation<'a>(
-    replica: &'a Replica,
-    outcome: &'a Outcome,
-    machine: &'a Machine,
-    psks: &'a Exchange,
-    now: Duration,
-) -> Option<Situation<'a>> {
-    let link = outcome.observed.as_ref()?.link.as_ref()?;
-    Some(Situation {
-        known: replica.known()?,
-        machine,
-        link,
-        psks,
-        is_asked: false,
-        now,
-        unix_s: unix_s(),
-    })
 }

@@ -16,7 +16,7 @@ use wattle_mesh::{
         state::{Observed, ObservedPeer},
     },
     keys::{
-        node_keys::Machine,
+        node_keys::NodeKeys,
         psk::exchange::Exchange,
         rotation::{self, canary::Watch},
     },
@@ -37,7 +37,7 @@ use crate::{
 /// What the state directory and the host say.
 pub(crate) struct Found {
     pub(crate) membership: Membership,
-    pub(crate) machine: Machine,
+    pub(crate) node_keys: NodeKeys,
     pub(crate) known: Option<Known>,
     /// What of the coordinator's newest word is not carried out.
     problems: Vec<String>,
@@ -123,17 +123,17 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
         .context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
     let observed = found.host.observe().await?;
     observed
-        .link
+        .interface
         .iter()
-        .for_each(|link| found.psks.resume(known, link));
+        .for_each(|interface| found.psks.resume(known, interface));
     let turns = observed
-        .link
+        .interface
         .as_ref()
-        .map(|link| Watch::default().look(known, link, Duration::ZERO))
+        .map(|interface| Watch::default().observe(known, interface, Duration::ZERO))
         .unwrap_or_default();
     let desired = found.host.desired(
         known,
-        &found.machine,
+        &found.node_keys,
         &found.psks,
         &turns,
         &found.host.limits(known).await?,
@@ -153,15 +153,15 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
 
 pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
     let store = Store::open(&paths.state_dir)?;
-    let Some((machine, Some(membership))) = Slot::Present.load(&store)? else {
+    let Some((node_keys, Some(membership))) = Slot::Present.load(&store)? else {
         bail!(
             "this machine is not a node yet: run `wattle-agent join` with the join string of its \
              site"
         );
     };
     let host = Host::new(paths, &store, &membership.urls)?;
-    let mut replica =
-        Replica::new(membership.enrolled.mesh, machine.wireguard_key()).locked_by(host.operators());
+    let mut replica = Replica::new(membership.enrolled.mesh, node_keys.wireguard_key())
+        .locked_by(host.operators());
     if let Some(stored) = follow::load_view(&store)? {
         replica
             .restore(stored)
@@ -175,7 +175,7 @@ pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
     });
     Ok(Found {
         membership,
-        machine,
+        node_keys,
         known,
         problems,
         psks,
@@ -200,9 +200,9 @@ fn describe(
                  peer, statement, ..
              }| {
                 let entry = observed
-                    .link
+                    .interface
                     .as_ref()
-                    .and_then(|link| known.entry(link))
+                    .and_then(|interface| known.entry(interface))
                     .unwrap_or(&none);
                 let state = match entry.handshake_age_s {
                     _ if refused.is_unsigned(peer.node) => PeerState::Unsigned,
@@ -229,15 +229,18 @@ fn describe(
     let kept = found
         .known
         .as_ref()
-        .and_then(|known| rotation::kept_for_unmanaged(known, &found.machine, unix_s()));
+        .and_then(|known| rotation::kept_for_unmanaged(known, &found.node_keys, unix_s()));
     Ok(Status {
         node: found.membership.enrolled.name.clone(),
         site: found.membership.enrolled.site.clone(),
-        identity: found.machine.identity_key(),
+        identity: found.node_keys.identity_key(),
         locked: found.host.operators().is_some(),
         interface: paths.interface.to_string(),
-        device: observed.link.as_ref().map(|link| link.device),
-        mtu: observed.link.as_ref().map(|link| link.mtu),
+        device: observed
+            .interface
+            .as_ref()
+            .map(|interface| interface.device),
+        mtu: observed.interface.as_ref().map(|interface| interface.mtu),
         tunnel_address: found
             .known
             .as_ref()

@@ -57,9 +57,10 @@ impl Store {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => {
-                let hint = match error.kind() {
-                    ErrorKind::PermissionDenied => "; run this as root",
-                    _ => "",
+                let hint = if error.kind() == ErrorKind::PermissionDenied {
+                    "; run this as root"
+                } else {
+                    ""
                 };
                 return Err(error).with_context(|| format!("cannot read {}{hint}", path.display()));
             }

@@ -10,7 +10,7 @@ use tracing::debug;
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     /// How often to tell that the loop goes on; absent means never.
-    pace: Option<Duration>,
+    interval: Option<Duration>,
     /// When that was last told; absent before the agent is ready.
     told: Option<Instant>,
 }
@@ -19,7 +19,7 @@ impl Supervisor {
     pub(crate) fn new() -> Self {
         // What is left of the limit is for one pass of the loop.
         Self {
-            pace: watchdog_enabled().map(|limit| limit / 10),
+            interval: watchdog_enabled().map(|limit| limit / 10),
             told: None,
         }
     }
@@ -29,13 +29,16 @@ impl Supervisor {
     pub(crate) fn alive(&mut self) {
         let Some(told) = self.told else {
             tell(NotifyState::Ready);
-            if self.pace.is_some() {
+            if self.interval.is_some() {
                 tell(NotifyState::Watchdog);
             }
             self.told = Some(Instant::now());
             return;
         };
-        if self.pace.is_some_and(|pace| told.elapsed() >= pace) {
+        if self
+            .interval
+            .is_some_and(|interval| told.elapsed() >= interval)
+        {
             tell(NotifyState::Watchdog);
             self.told = Some(Instant::now());
         }

@@ -1,5 +1,5 @@
 //! One simulated agent: real keys, real enrolment, real stream, the agents' own replica and
-//! letters; no kernel, no disk.
+//! messages; no kernel, no disk.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,16 +21,13 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::sleep,
 };
-use wattle_client::pin::Pins;
+use wattle_client::{kem::SystemKem, pin::Pins};
 use wattle_mesh::{
     agent::replica::{Known, Received, Replica, Stored},
     backoff::backoff,
     keys::{
-        node_keys::{HeldToken, Machine},
-        psk::{
-            SystemKem,
-            correspondence::{Brought, Correspondence, Means, Progress},
-        },
+        node_keys::{HeldToken, NodeKeys},
+        psk::mailbox::{MailboxReply, Means, Progress, PskMailbox},
     },
 };
 use wattle_wire::{
@@ -40,7 +37,7 @@ use wattle_wire::{
     join::JoinString,
     key::Bytes32,
     peer::{MeshSettings, Myself, View},
-    psk::{Errand, Mail, PskPolicy},
+    psk::{MailboxRequest, MailboxResponse, PskPolicy},
     report::{DeviceKind, LinkReport, Report},
     stream::StreamMessage,
 };
@@ -48,7 +45,7 @@ use wattle_wire::{
 /// Reports on their way at the same time; more would only wait in the sockets of one machine.
 const REPORTS_AT_A_TIME: usize = 64;
 
-/// How long to wait after an errand to the mailbox that failed.
+/// How long to wait after a request to the mailbox that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often a report is repeated before the agent begins anew with another stream.
@@ -73,8 +70,8 @@ pub(crate) struct Counters {
     pub(crate) messages: AtomicU64,
     /// Reports that did not arrive, and were sent again.
     pub(crate) repeated: AtomicU64,
-    /// Letters about preshared keys that were left in the mailbox.
-    pub(crate) letters: AtomicU64,
+    /// Messages about preshared keys that were left in the mailbox.
+    pub(crate) mailbox_messages: AtomicU64,
 }
 
 /// An agent reached a revision.
@@ -93,12 +90,12 @@ pub(crate) struct Agent {
     shared: Arc<Shared>,
     client: Client,
     site: CreatedSite,
-    machine: Machine,
+    node_keys: NodeKeys,
     enrolled: Enrolled,
     token: Mutex<HeldToken>,
     /// Which coordinator it turns to, of those that it knows.
     turns_to: AtomicU64,
-    letters: Mutex<Correspondence>,
+    mailbox: Mutex<PskMailbox>,
     /// With whom it agrees on preshared keys, as if it knew nobody else.
     partners: Mutex<BTreeSet<NodeId>>,
     /// With how many peers it has agreed on a preshared key.
@@ -135,18 +132,18 @@ impl Agent {
         aws_lc_rs::rand::fill(seeds.as_flattened_mut())
             .ok()
             .context("no random numbers")?;
-        let machine = Machine::new(&seeds[0], &seeds[1], 0)?;
+        let node_keys = NodeKeys::new(&seeds[0], &seeds[1], 0)?;
         let start = EnrolStart {
             token: join.token,
             secret: join.secret.clone(),
         };
         let challenge: EnrolChallenge =
             post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
-        let claim = machine.claim(&join, &challenge, None, "fleet")?;
+        let claim = node_keys.claim(&join, &challenge, None, "fleet")?;
         let enrolled: Enrolled =
             post(&client, &format!("{url}/agent/enrol/finish"), &claim).await?;
         let turns_to = AtomicU64::new(number.into());
-        let (token, letters, partners, agreed) = (
+        let (token, mailbox, partners, agreed) = (
             Mutex::default(),
             Mutex::default(),
             Mutex::default(),
@@ -156,11 +153,11 @@ impl Agent {
             shared,
             client,
             site,
-            machine,
+            node_keys,
             enrolled,
             token,
             turns_to,
-            letters,
+            mailbox,
             partners,
             agreed,
         })
@@ -191,7 +188,7 @@ impl Agent {
 
     /// A replica that knows nothing yet.
     pub(crate) fn blank(&self) -> Replica {
-        Replica::new(self.enrolled.mesh, self.machine.wireguard_key())
+        Replica::new(self.enrolled.mesh, self.node_keys.wireguard_key())
     }
 
     /// A replica that is at a position. To save the fleet's memory it has none of the peers; what
@@ -222,7 +219,7 @@ impl Agent {
             position,
             view,
             departed: Default::default(),
-            held: Default::default(),
+            removal_pending: Default::default(),
             admitted: None,
         })?;
         Ok(replica)
@@ -267,16 +264,16 @@ impl Agent {
         }
         let mut chunks = response.bytes_stream();
         let mut buffer = Vec::new();
-        let (mut errand, mut is_away) = (OptionFuture::default(), false);
+        let (mut request, mut is_away) = (OptionFuture::default(), false);
         loop {
-            if !is_away && let Some(next) = self.next_errand() {
-                (errand, is_away) = (Some(self.go(next)).into(), true);
+            if !is_away && let Some(next) = self.next_request() {
+                (request, is_away) = (Some(self.go(next)).into(), true);
             }
             let chunk = tokio::select! {
                 chunk = chunks.next() => chunk.context("the stream ended")??,
-                Some((errand, brought)) = &mut errand, if is_away => {
+                Some((request, reply)) = &mut request, if is_away => {
                     is_away = false;
-                    self.correspond(replica, |letters, known, means| letters.take_in(&errand, brought, Some(known), means));
+                    self.use_mailbox(replica, |mailbox, known, means| mailbox.take_in(&request, reply, Some(known), means));
                     continue;
                 }
             };
@@ -314,14 +311,14 @@ impl Agent {
         if matches!(message, StreamMessage::Snapshot { .. }) {
             counters.snapshots.fetch_add(1, Ordering::Relaxed);
         }
-        if message == StreamMessage::Mail {
-            locked(&self.letters).mail_is_waiting();
+        if message == StreamMessage::MessagesWaiting {
+            locked(&self.mailbox).messages_are_waiting();
         }
         let before = replica.position();
         match replica.receive(message) {
             Received::Changed { refused } if refused.is_empty() => {
-                self.correspond(replica, |letters, known, means| {
-                    letters.tick(known, means, BTreeSet::new())
+                self.use_mailbox(replica, |mailbox, known, means| {
+                    mailbox.tick(known, means, BTreeSet::new())
                 });
             }
             Received::Unchanged => {}
@@ -348,18 +345,18 @@ impl Agent {
         Ok(())
     }
 
-    fn next_errand(&self) -> Option<Errand> {
+    fn next_request(&self) -> Option<MailboxRequest> {
         if locked(&self.partners).is_empty() {
             None
         } else {
-            locked(&self.letters).next_errand()
+            locked(&self.mailbox).next_request()
         }
     }
 
-    fn correspond(
+    fn use_mailbox(
         &self,
         replica: &Replica,
-        step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> Progress,
+        step: impl FnOnce(&mut PskMailbox, &Known, &Means<'_, SystemKem>) -> Progress,
     ) {
         let (Some(known), partners) = (replica.known(), locked(&self.partners)) else {
             return;
@@ -376,13 +373,13 @@ impl Agent {
             ..known.clone()
         };
         let now = u64::try_from(Utc::now().timestamp()).unwrap_or_default();
-        let mut letters = locked(&self.letters);
+        let mut mailbox = locked(&self.mailbox);
         // There is no disk: an agent of the fleet is never restarted.
         step(
-            &mut letters,
+            &mut mailbox,
             known,
             &Means {
-                machine: &self.machine,
+                node_keys: &self.node_keys,
                 now,
                 kem: &SystemKem,
                 keep: &|_| Ok(()),
@@ -391,37 +388,37 @@ impl Agent {
         let agreed = known
             .peers
             .keys()
-            .filter(|peer| letters.exchange().key(**peer, PskPolicy::Prefer).is_some())
+            .filter(|peer| mailbox.exchange().key(**peer, PskPolicy::Prefer).is_some())
             .count();
         self.agreed.store(agreed, Ordering::Relaxed);
     }
 
-    fn go(&self, errand: Errand) -> BoxFuture<'_, (Errand, Brought)> {
+    fn go(&self, request: MailboxRequest) -> BoxFuture<'_, (MailboxRequest, MailboxReply)> {
         Box::pin(async move {
-            let brought = match self.ask_mailbox(&errand).await {
-                Ok(mail) => {
+            let reply = match self.ask_mailbox(&request).await {
+                Ok(response) => {
                     self.shared
                         .counters
-                        .letters
-                        .fetch_add(errand.leave.len() as u64, Ordering::Relaxed);
-                    Brought::Mail(mail)
+                        .mailbox_messages
+                        .fetch_add(request.leave.len() as u64, Ordering::Relaxed);
+                    MailboxReply::Response(response)
                 }
                 Err(_) => {
                     sleep(PAUSE).await;
-                    Brought::Nothing
+                    MailboxReply::Failed
                 }
             };
-            (errand, brought)
+            (request, reply)
         })
     }
 
-    async fn ask_mailbox(&self, errand: &Errand) -> anyhow::Result<Mail> {
+    async fn ask_mailbox(&self, wanted: &MailboxRequest) -> anyhow::Result<MailboxResponse> {
         let request = self
             .client
             .post(format!("{}/agent/mailbox", self.url()))
             .bearer_auth(self.bearer()?);
         Ok(request
-            .json(errand)
+            .json(wanted)
             .send()
             .await?
             .error_for_status()?
@@ -441,7 +438,7 @@ impl Agent {
             mtu: None,
             links,
             problems: Vec::new(),
-            armed: Vec::new(),
+            keys_in_place: Vec::new(),
             start: None,
         })?;
         let mut failures = 0;
@@ -484,7 +481,7 @@ impl Agent {
     fn bearer(&self) -> anyhow::Result<String> {
         let mut token = locked(&self.token);
         Ok(token
-            .at(Utc::now().timestamp(), &self.machine, &self.enrolled)?
+            .at(Utc::now().timestamp(), &self.node_keys, &self.enrolled)?
             .reveal()
             .to_owned())
     }

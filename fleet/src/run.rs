@@ -322,7 +322,13 @@ async fn join(
         .iter()
         .for_each(|agent| agent.agree_with([node.node()].into()));
     node.agree_with(partners.iter().map(|agent| agent.node()).collect());
-    let letters = || fleet.shared.counters.letters.load(Ordering::Relaxed);
+    let letters = || {
+        fleet
+            .shared
+            .counters
+            .mailbox_messages
+            .load(Ordering::Relaxed)
+    };
     let (_stop, stopped) = watch::channel(false);
     let (sender, _reached) = mpsc::unbounded_channel();
     let (begin, mut applied, mut most) = (Instant::now(), vec![], 0);

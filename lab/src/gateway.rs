@@ -10,7 +10,7 @@ use crate::{
     device::TunnelDevice,
     host::Host,
     process::{self, Daemon},
-    site::Site,
+    site::LabSite,
 };
 
 /// The agent's state on each gateway; `/run` is the gateway's own.
@@ -33,7 +33,7 @@ const PLACE: [&str; 6] = [
 /// A site of the lab: its gateway and its LAN.
 #[derive(Debug)]
 pub struct Gateway {
-    pub site: Site,
+    pub site: LabSite,
     pub host: Host,
     pub lan_host: Host,
     binaries: Binaries,
@@ -42,7 +42,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn start(site: Site, binaries: Binaries, logs: PathBuf) -> Result<Self> {
+    pub(crate) fn start(site: LabSite, binaries: Binaries, logs: PathBuf) -> Result<Self> {
         let host = Host::start(site.name)?;
         let lan_host = Host::start(&format!("{}-host", site.name))?;
         Ok(Self {

@@ -18,7 +18,7 @@ use crate::{
     gateway::Gateway,
     host::Host,
     process,
-    site::Site,
+    site::LabSite,
     wait::{Events, patience, wait_for},
 };
 
@@ -48,7 +48,7 @@ pub struct Lab {
 
 impl Lab {
     /// Makes the networks. No program of Wattle runs yet; their logs will go to `folder`.
-    pub fn build(folder: &Path, sites: &[Site]) -> Result<Self> {
+    pub fn build(folder: &Path, sites: &[LabSite]) -> Result<Self> {
         let binaries = Binaries::find()?;
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         batch(Command::new("ip"), UNDERLAY)?;
@@ -107,7 +107,7 @@ impl Lab {
     }
 
     /// One more site, with its networks.
-    pub fn add_site(&mut self, site: Site) -> Result<()> {
+    pub fn add_site(&mut self, site: LabSite) -> Result<()> {
         let gateway = Gateway::start(site, self.binaries.clone(), self.folder.clone())?;
         let Gateway { host, lan_host, .. } = &gateway;
         let (inside, length) = (site.gateway_on_lan(), site.lan.prefix_len());
@@ -132,7 +132,7 @@ impl Lab {
     }
 
     /// As [`Lab::ping_all`], among some of the sites.
-    pub fn ping_all_of(&self, sites: &[Site]) -> Result<()> {
+    pub fn ping_all_of(&self, sites: &[LabSite]) -> Result<()> {
         let mut pairs = self
             .pairs()
             .filter(|(from, to)| sites.contains(&from.site) && sites.contains(&to.site));
@@ -140,7 +140,12 @@ impl Lab {
     }
 
     /// Waits until each of these sites' gateways has a route to the prefix.
-    pub fn wait_for_route(&self, sites: &[Site], prefix: &str, deadline: Duration) -> Result<()> {
+    pub fn wait_for_route(
+        &self,
+        sites: &[LabSite],
+        prefix: &str,
+        deadline: Duration,
+    ) -> Result<()> {
         let prefix = prefix.parse()?;
         let hosts = self.hosts_of(sites)?;
         let what = format!("there is a route to {prefix}");
@@ -154,7 +159,7 @@ impl Lab {
     }
 
     /// Waits until the agents' rules are there on each of these sites' gateways, and have the word.
-    pub fn wait_for_rules(&self, sites: &[Site], word: &str, deadline: Duration) -> Result<()> {
+    pub fn wait_for_rules(&self, sites: &[LabSite], word: &str, deadline: Duration) -> Result<()> {
         let hosts = self.hosts_of(sites)?;
         changes(&hosts)?.wait_for("the rules are there", deadline, || {
             for host in &hosts {
@@ -165,7 +170,7 @@ impl Lab {
         })
     }
 
-    fn hosts_of(&self, sites: &[Site]) -> Result<Vec<&Host>> {
+    fn hosts_of(&self, sites: &[LabSite]) -> Result<Vec<&Host>> {
         let gateways = sites.iter().map(|site| self.gateway(*site));
         gateways.map(|gateway| Ok(&gateway?.host)).collect()
     }
@@ -181,14 +186,14 @@ impl Lab {
             .flat_map(move |from| others(from).map(move |to| (from, to)))
     }
 
-    pub fn gateway(&self, site: Site) -> Result<&Gateway> {
+    pub fn gateway(&self, site: LabSite) -> Result<&Gateway> {
         self.gateways
             .iter()
             .find(|gateway| gateway.site == site)
             .with_context(|| format!("{} is not in this lab", site.name))
     }
 
-    pub fn gateway_mut(&mut self, site: Site) -> Result<&mut Gateway> {
+    pub fn gateway_mut(&mut self, site: LabSite) -> Result<&mut Gateway> {
         self.gateways
             .iter_mut()
             .find(|gateway| gateway.site == site)

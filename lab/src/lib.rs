@@ -44,5 +44,5 @@ pub use gateway::Gateway;
 pub use ground::Ground;
 pub use host::Host;
 pub use lab::Lab;
-pub use site::Site;
+pub use site::LabSite;
 pub use wait::{Events, patience, wait_for};

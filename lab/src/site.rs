@@ -10,34 +10,34 @@ pub const PORT: u16 = 51820;
 
 /// A site as the lab builds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Site {
+pub struct LabSite {
     pub name: &'static str,
     /// The gateway's address on the underlay.
     pub address: Ipv4Addr,
     pub lan: Ipv4Net,
 }
 
-pub const DUBLIN: Site = site("dublin", [203, 0, 113, 10], [10, 10, 0, 0]);
-pub const FRANKFURT: Site = site("frankfurt", [198, 51, 100, 20], [10, 20, 0, 0]);
-pub const NEW_YORK: Site = site("new-york", [192, 0, 2, 30], [10, 30, 0, 0]);
+pub const DUBLIN: LabSite = site("dublin", [203, 0, 113, 10], [10, 10, 0, 0]);
+pub const FRANKFURT: LabSite = site("frankfurt", [198, 51, 100, 20], [10, 20, 0, 0]);
+pub const NEW_YORK: LabSite = site("new-york", [192, 0, 2, 30], [10, 30, 0, 0]);
 /// The one that comes later.
-pub const SAO_PAULO: Site = site("sao-paulo", [192, 0, 2, 40], [10, 40, 0, 0]);
+pub const SAO_PAULO: LabSite = site("sao-paulo", [192, 0, 2, 40], [10, 40, 0, 0]);
 
 /// The three with which Wattle began.
-pub const GUIDE: [Site; 3] = [DUBLIN, FRANKFURT, NEW_YORK];
+pub const GUIDE: [LabSite; 3] = [DUBLIN, FRANKFURT, NEW_YORK];
 
-const fn site(name: &'static str, address: [u8; 4], lan: [u8; 4]) -> Site {
+const fn site(name: &'static str, address: [u8; 4], lan: [u8; 4]) -> LabSite {
     let [a, b, c, d] = lan;
     let lan = Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), 24);
     let [a, b, c, d] = address;
-    Site {
+    LabSite {
         name,
         address: Ipv4Addr::new(a, b, c, d),
         lan,
     }
 }
 
-impl Site {
+impl LabSite {
     /// The body of `POST /sites`.
     pub fn body(&self) -> Value {
         json!({ "name": self.name, "endpoint": self.endpoint(), "subnets": [self.lan] })

@@ -18,9 +18,9 @@ use wattle_mesh::{
     host::{
         desired::{Local, desired},
         plan::plan,
-        state::{Desired, Link, Observed, ObservedPeer, ObservedRuleset},
+        state::{Desired, Interface, Observed, ObservedPeer, ObservedRuleset},
     },
-    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::PeerKeys},
+    keys::{node_keys::NodeKeys, psk::exchange::Exchange, rotation::canary::PeerKeys},
 };
 use wattle_wire::{
     ids::{MeshId, NodeId, Position, SiteId},
@@ -34,10 +34,10 @@ use wattle_wire::{
 const MESH: MeshId = MeshId(Uuid::from_u128(1));
 const SIZES: [u32; 2] = [1_000, 10_000];
 
-fn machine(number: u32) -> Machine {
+fn node_keys(number: u32) -> NodeKeys {
     let mut seed = [7; 32];
     seed[..4].copy_from_slice(&number.to_be_bytes());
-    Machine::new(&seed, &seed, 0).expect("every seed gives keys")
+    NodeKeys::new(&seed, &seed, 0).expect("every seed gives keys")
 }
 
 fn peer(number: u32) -> Peer {
@@ -47,14 +47,14 @@ fn peer(number: u32) -> Peer {
         node: NodeId(Uuid::from_u128(u128::from(number))),
         name: name.clone(),
         site_name: name,
-        statement: machine(number)
+        statement: node_keys(number)
             .statement(MESH)
             .expect("a statement can be written"),
         announced: None,
         tunnel_address: [10, 99 + high, middle, low].into(),
         subnets: vec![format!("10.{}.{low}.0/24", 128 + middle).parse().unwrap()],
         endpoint: Some(format!("198.18.{middle}.{low}:51820").parse().unwrap()),
-        trial: None,
+        endpoint_check: None,
         admission: None,
     }
 }
@@ -77,7 +77,7 @@ fn renumbered(peer: &Peer) -> Peer {
 
 /// The replica of node 0, which knows so many peers.
 fn replica(peers: u32) -> Replica {
-    let myself = machine(0);
+    let myself = node_keys(0);
     let name: wattle_wire::name::Name = "site-0".parse().unwrap();
     let view = View {
         mesh: MeshSettings {
@@ -129,7 +129,7 @@ fn delta(peer: Peer) -> StreamMessage {
 fn wanted(replica: &Replica) -> Desired {
     let local = Local {
         interface: "wattle0".parse().unwrap(),
-        machine: &machine(0),
+        node_keys: &node_keys(0),
         addresses: vec![],
     };
     desired(
@@ -156,7 +156,7 @@ fn reached(desired: &Desired) -> Observed {
             (*key, found)
         })
         .collect();
-    let link = Link {
+    let interface = Interface {
         up: true,
         mtu: desired.mtu,
         addresses: desired.addresses.clone(),
@@ -164,10 +164,10 @@ fn reached(desired: &Desired) -> Observed {
         public_key: Some(desired.public_key),
         listen_port: desired.listen_port,
         peers,
-        ..Link::new(DeviceKind::Kernel)
+        ..Interface::new(DeviceKind::Kernel)
     };
     Observed {
-        link: Some(link),
+        interface: Some(interface),
         forwarding: desired.forwarding.clone(),
         ruleset: ObservedRuleset::Intact(desired.ruleset.clone()),
     }

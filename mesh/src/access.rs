@@ -53,7 +53,7 @@ pub enum Object {
 
 /// Why somebody may not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Denied {
+pub enum AccessDenied {
     #[error("no credential")]
     Unknown,
     #[error("this route takes an api token; nodes use the routes under /agent")]
@@ -82,13 +82,13 @@ impl Action {
 /// # Errors
 ///
 /// Why not.
-pub fn authorise(actor: Actor, action: Action, object: Object) -> Result<(), Denied> {
+pub fn authorise(actor: Actor, action: Action, object: Object) -> Result<(), AccessDenied> {
     let needed = match action {
         Action::Ask => return Ok(()),
         Action::TakePart => {
             return match actor {
-                Actor::Anybody => Err(Denied::Unknown),
-                Actor::ApiToken(_) => Err(Denied::ForNodesAlone),
+                Actor::Anybody => Err(AccessDenied::Unknown),
+                Actor::ApiToken(_) => Err(AccessDenied::ForNodesAlone),
                 Actor::Node => Ok(()),
             };
         }
@@ -97,12 +97,12 @@ pub fn authorise(actor: Actor, action: Action, object: Object) -> Result<(), Den
         Action::Configure => Role::Owner,
     };
     let own = match actor {
-        Actor::Anybody => return Err(Denied::Unknown),
-        Actor::Node => return Err(Denied::NotForNodes),
+        Actor::Anybody => return Err(AccessDenied::Unknown),
+        Actor::Node => return Err(AccessDenied::NotForNodes),
         Actor::ApiToken(own) => own,
     };
     if own.role < needed {
-        return Err(Denied::Role(needed));
+        return Err(AccessDenied::Role(needed));
     }
     let within_own = match object {
         Object::Mesh => true,
@@ -117,7 +117,7 @@ pub fn authorise(actor: Actor, action: Action, object: Object) -> Result<(), Den
     if within_own {
         Ok(())
     } else {
-        Err(Denied::MoreThanOwn)
+        Err(AccessDenied::MoreThanOwn)
     }
 }
 

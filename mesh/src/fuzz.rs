@@ -30,7 +30,7 @@ use crate::{
         psk::{Psk, exchange::Exchange},
         rotation::canary::PeerKeys,
     },
-    testing::{Keys, MESH, machine_of},
+    testing::{Keys, MESH, node_keys_of},
 };
 
 /// Takes any bytes.
@@ -159,7 +159,7 @@ fn is_within_limits(known: &Known) {
     };
     let local = Local {
         interface,
-        machine: &machine_of(1),
+        node_keys: &node_keys_of(1),
         addresses: vec![network],
     };
     let wanted = desired(
@@ -210,9 +210,9 @@ pub fn plan_of(data: &[u8]) {
         host = carried_out(host.clone(), &plan(&second, &host));
         assert_eq!(plan(&second, &host), Plan::default());
         let found: Vec<_> = host
-            .link
+            .interface
             .iter()
-            .flat_map(|link| link.peers.values().flat_map(|peer| &peer.allowed_ips))
+            .flat_map(|interface| interface.peers.values().flat_map(|peer| &peer.allowed_ips))
             .collect();
         assert_eq!(
             found.iter().collect::<BTreeSet<_>>().len(),

@@ -29,7 +29,7 @@ use crate::{
     },
     keys::{
         enrolment,
-        node_keys::{KeptKeys, Machine},
+        node_keys::{NodeKeys, StoredNodeKeys},
     },
 };
 
@@ -84,11 +84,11 @@ impl Keys {
 }
 
 /// The machine with the keys of a number.
-pub(crate) fn machine_of(number: u64) -> Machine {
+pub(crate) fn node_keys_of(number: u64) -> NodeKeys {
     let keys = Keys::of(number);
     let identity = Zeroizing::new(keys.identity.to_pkcs8().unwrap().as_ref().to_vec());
     let wireguard = Zeroizing::new(keys.wireguard.to_bytes());
-    Machine::restore(&KeptKeys {
+    NodeKeys::restore(&StoredNodeKeys {
         identity,
         wireguard,
         sequence: 1,
@@ -143,7 +143,7 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
         rotate_since: None,
         admission: None,
         endpoint: None,
-        trial: None,
+        endpoint_check: None,
         agent_version: Some("0".to_owned()),
         unmanaged: None,
         generation: 1,

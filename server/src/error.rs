@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use thiserror::Error;
-use wattle_mesh::access::Denied;
+use wattle_mesh::access::AccessDenied;
 use wattle_wire::{
     admin::DryRun,
     problem::{Holder, PROBLEM_JSON, Problem},
@@ -240,12 +240,13 @@ pub fn forbidden(detail: &str) -> Problem {
 }
 
 /// 401 or 403: what the rules of access say.
-pub fn denied(denied: Denied) -> Error {
+pub fn denied(denied: AccessDenied) -> Error {
     let problem = match denied {
-        Denied::Unknown => unauthorized(),
-        Denied::NotForNodes | Denied::ForNodesAlone | Denied::Role(_) | Denied::MoreThanOwn => {
-            forbidden(&denied.to_string())
-        }
+        AccessDenied::Unknown => unauthorized(),
+        AccessDenied::NotForNodes
+        | AccessDenied::ForNodesAlone
+        | AccessDenied::Role(_)
+        | AccessDenied::MoreThanOwn => forbidden(&denied.to_string()),
     };
     problem.into()
 }

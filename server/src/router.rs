@@ -35,8 +35,8 @@ use crate::{
         preconditions, ui,
     },
     routes::{
-        api_tokens, enrolment, event_stream, events, health, links, mailbox, mesh, metrics, nodes,
-        report, rotation, sites, stream, succession, tokens, webhooks, wg_quick,
+        api_tokens, enrolment, event_stream, events, health, identity_rotation, links, mailbox,
+        mesh, metrics, nodes, report, rotation, sites, stream, tokens, webhooks, wg_quick,
     },
     state::app::App,
 };
@@ -58,7 +58,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(show_openapi))
             .routes(routes!(enrolment::start))
             .routes(routes!(enrolment::finish))
-            .routes(routes!(succession::succeed)),
+            .routes(routes!(identity_rotation::succeed)),
         Action::Read => routes
             .routes(routes!(sites::list))
             .routes(routes!(sites::show))

@@ -8,7 +8,7 @@ const ROLES = ["viewer", "operator", "owner"];
 const DAY_S = 86_400;
 const LIFETIMES = [[DAY_S, "a day"], [30 * DAY_S, "30 days"], [365 * DAY_S, "a year"], [null, "as long as the mesh"]];
 
-/** `own` is the token of this tab: nobody makes more than he has. */
+/** `own` is the token of this tab: nobody makes one that may do more. */
 export function tokenPage(own) {
   const name = h("input", { id: "token-name", autocomplete: "off", maxlength: "256", "aria-describedby": "token-error", "aria-required": "true", placeholder: "backup script" });
   const roles = ROLES.slice(0, ROLES.indexOf(own.role) + 1);

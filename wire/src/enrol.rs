@@ -55,7 +55,7 @@ impl Statement {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Predecessor {
     pub identity: IdentityKey,
-    /// Over the identity that followed: see `mesh::admit`.
+    /// Over the identity that followed: see `mesh::keys::enrolment`.
     pub signature: Signature,
 }
 
@@ -86,7 +86,7 @@ pub struct EnrolFinish {
     /// The challenge's number.
     pub nonce: Bytes32,
     pub statement: SignedStatement,
-    /// Shows that the machine holds the WireGuard private key: see `mesh::admit`.
+    /// Shows that the machine holds the WireGuard private key: see `mesh::keys::enrolment`.
     pub wireguard_proof: Bytes32,
     /// Shows that the machine holds the identity private key: its signature over the whole
     /// exchange.

@@ -102,7 +102,8 @@ pub struct KemKey(Box<[u8; 1184]>);
 #[derive(Clone, PartialEq, Eq)]
 pub struct KemCiphertext(Box<[u8; 1088]>);
 
-/// A preshared key that only the holder of one WireGuard key can read: see `mesh::psk::given`.
+/// A preshared key that only the holder of one WireGuard key can read: see
+/// `mesh::keys::psk::given`.
 #[derive(Clone, Copy, PartialEq, Eq, ToSchema)]
 #[schema(value_type = String)]
 #[cfg_attr(feature = "sqlx", derive(sqlx::Type), sqlx(transparent))]

@@ -7,12 +7,12 @@
 pub mod admin;
 pub mod endpoint;
 pub mod enrol;
+pub mod event_stream;
 pub mod ids;
 pub mod join;
 pub mod key;
 pub mod lock;
 pub mod name;
-pub mod news;
 pub mod peer;
 pub mod probe;
 pub mod problem;

@@ -73,7 +73,8 @@ pub struct Peer {
     pub endpoint: Option<Endpoint>,
     /// Absent means that the peer is where it says it is, as far as anybody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trial: Option<EndpointTrial>,
+    #[serde(rename = "trial")]
+    pub endpoint_check: Option<EndpointCheck>,
     /// An operator's word that the peer may be in the mesh; absent means: the last one that was
     /// told, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +84,7 @@ pub struct Peer {
 /// An endpoint that a node names itself and at which nobody has met it yet. One of its peers tries
 /// it; no other may send anything there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndpointTrial {
+pub struct EndpointCheck {
     pub endpoint: Endpoint,
     pub by: NodeId,
 }
@@ -91,9 +92,9 @@ pub struct EndpointTrial {
 impl Peer {
     /// Where this node is to look for the peer.
     pub fn endpoint_for(&self, node: NodeId) -> Option<Endpoint> {
-        self.trial
-            .filter(|trial| trial.by == node)
-            .map(|trial| trial.endpoint)
+        self.endpoint_check
+            .filter(|check| check.by == node)
+            .map(|check| check.endpoint)
             .or(self.endpoint)
     }
 }

@@ -1,5 +1,5 @@
 //! How two nodes agree on the preshared key of their tunnel, with the coordinator as a mailbox that
-//! cannot read it: see `mesh::psk`.
+//! cannot read it: see `mesh::keys::psk`.
 
 use std::sync::Arc;
 
@@ -59,52 +59,53 @@ impl SignedPskMessage {
     pub const LONGEST: usize = 2048;
 }
 
-/// `POST /agent/mailbox`: leaves letters for other nodes, takes away those that were dealt with,
+/// `POST /agent/mailbox`: leaves messages for other nodes, takes away those that were dealt with,
 /// and asks for what is waiting.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Errand {
-    /// At most [`Errand::MOST_LETTERS`]. A letter takes the place of an earlier one to the same
-    /// node that still waits there.
-    pub leave: Vec<OutgoingLetter>,
-    /// Numbers of letters that were dealt with.
+pub struct MailboxRequest {
+    /// At most [`MailboxRequest::MOST_MESSAGES`]. A message takes the place of an earlier one to
+    /// the same node that still waits there.
+    pub leave: Vec<OutgoingMessage>,
+    /// Numbers of messages that were dealt with.
     pub taken: Vec<i64>,
 }
 
-impl Errand {
-    pub const MOST_LETTERS: usize = 64;
+impl MailboxRequest {
+    pub const MOST_MESSAGES: usize = 64;
 }
 
-/// A letter to another node.
+/// A message to another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct OutgoingLetter {
+pub struct OutgoingMessage {
     pub to: NodeId,
     pub message: SignedPskMessage,
 }
 
-/// Answer to an [`Errand`].
+/// Answer to a [`MailboxRequest`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-pub struct Mail {
-    /// The oldest, at most [`Errand::MOST_LETTERS`].
-    pub letters: Vec<IncomingLetter>,
-    /// Of tunnels with unmanaged nodes, at most [`Errand::MOST_LETTERS`].
+pub struct MailboxResponse {
+    /// The oldest, at most [`MailboxRequest::MOST_MESSAGES`].
+    #[serde(rename = "letters")]
+    pub messages: Vec<IncomingMessage>,
+    /// Of tunnels with unmanaged nodes, at most [`MailboxRequest::MOST_MESSAGES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub given: Vec<GivenPsk>,
     /// Whether still more are waiting.
     pub more: bool,
 }
 
-/// A letter that waits for the calling node.
+/// A message that waits for the calling node.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct IncomingLetter {
+pub struct IncomingMessage {
     pub id: i64,
     pub from: NodeId,
     pub message: SignedPskMessage,
 }
 
 /// A preshared key that the coordinator made for the tunnel with an unmanaged node, when it made
-/// that node's file. It is nobody's letter, and has its number among theirs.
+/// that node's file. It is no node's message, and has its number among theirs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GivenPsk {
     pub id: i64,

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use crate::{
     endpoint::Endpoint,
     ids::{NodeId, Position},
-    rotation::Armed,
+    rotation::KeyInPlace,
 };
 
 /// Seconds between two summaries; changes are reported at once.
@@ -32,8 +32,8 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
     /// Announced keys of peers for which the host is ready, at most as many as it has peers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub armed: Vec<Armed>,
+    #[serde(rename = "armed", default, skip_serializing_if = "Vec::is_empty")]
+    pub keys_in_place: Vec<KeyInPlace>,
     /// Absent means that the agent could not write it down, or is older than this field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<Start>,

@@ -1,5 +1,5 @@
 //! How a node takes up a new WireGuard key without losing a packet: what it says to the
-//! coordinator, and its peers through it. See `mesh::rotation`.
+//! coordinator, and its peers through it. See `mesh::keys::rotation`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -41,7 +41,7 @@ pub struct OwnKeys {
 /// A peer's announced key for which a node is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Armed {
+pub struct KeyInPlace {
     pub peer: NodeId,
     /// Number of the announced statement.
     pub sequence: u64,

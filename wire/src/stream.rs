@@ -36,8 +36,9 @@ pub enum StreamMessage {
     /// Nothing changed for this node up to `position`: the first answer to a node that is current,
     /// and afterwards a sign of life.
     Heartbeat { position: Position },
-    /// Letters wait in the mailbox.
-    Mail,
+    /// Messages wait in the mailbox.
+    #[serde(rename = "mail")]
+    MessagesWaiting,
     /// The coordinator ends the stream.
     Bye { reason: ByeReason },
     /// A message of a newer coordinator.

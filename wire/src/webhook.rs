@@ -1,4 +1,4 @@
-//! Webhooks: who is told of links and nodes that change their state, and what he is told.
+//! Webhooks: who is told of links and nodes that change their state, and what they are told.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use wattle_mesh::host::state::{ObservedPeer, PeerChange};
+use wattle_mesh::host::state::{ObservedPeer, PeerUpdate};
 use wattle_wire::key::WireguardKey;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
@@ -20,7 +20,7 @@ pub(super) enum Write<'a> {
     PrivateKey(&'a Zeroizing<[u8; 32]>),
     ListenPort(u16),
     /// In this order; a peer without a change is removed.
-    Peers(Vec<(&'a WireguardKey, Option<&'a PeerChange>)>),
+    Peers(Vec<(&'a WireguardKey, Option<&'a PeerUpdate>)>),
 }
 
 /// The public half of a private key, if it is one that WireGuard can use.

@@ -7,7 +7,7 @@ use surge_ping::{Client, Config, ICMP, IcmpPacket, PingIdentifier, PingSequence}
 use wattle_mesh::diagnose::verify::Answers;
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes of payload, as `ping` sends them.
 const PAYLOAD: [u8; 56] = [0; 56];
 
@@ -30,7 +30,7 @@ pub(crate) async fn ping(address: IpAddr, identifier: u16, count: u16) -> anyhow
         .build();
     let client = Client::new(&config).context("cannot send pings: run this as root")?;
     let mut pinger = client.pinger(address, PingIdentifier(identifier)).await;
-    pinger.timeout(PATIENCE);
+    pinger.timeout(ANSWER_LIMIT);
     let mut answers = Answers {
         address,
         sent: usize::from(count),

@@ -103,7 +103,7 @@ async fn write(interface: &InterfaceName, what: &Write<'_>) {
     try_write(interface, what).await.unwrap();
 }
 
-async fn set_peer(interface: &InterfaceName, key: &WireguardKey, change: &PeerChange) {
+async fn set_peer(interface: &InterfaceName, key: &WireguardKey, change: &PeerUpdate) {
     write(interface, &Write::Peers(vec![(key, Some(change))])).await;
 }
 
@@ -149,9 +149,9 @@ async fn device_in_this_process(interface: &InterfaceName) {
     .await;
 }
 
-fn peer(endpoint: Option<&str>, keepalive_s: u16, allowed_ips: &str) -> PeerChange {
+fn peer(endpoint: Option<&str>, keepalive_s: u16, allowed_ips: &str) -> PeerUpdate {
     let endpoint = endpoint.map(|text| text.parse::<SocketAddr>().unwrap());
-    PeerChange {
+    PeerUpdate {
         endpoint,
         keepalive_s: Some(keepalive_s),
         allowed_ips: AllowedIps::Replace(prefixes(allowed_ips)),
@@ -203,23 +203,23 @@ fn a_write_to_a_live_peer_leaves_its_session_its_endpoint_and_its_counters() {
             let before = seen().await;
             assert_eq!(before.endpoint, Some("127.0.0.1:51820".parse().unwrap()));
             let psk = Some(Psk::new([7; 32]));
-            let keepalive = PeerChange {
+            let keepalive = PeerUpdate {
                 keepalive_s: Some(30),
-                ..PeerChange::default()
+                ..PeerUpdate::default()
             };
-            let more = PeerChange {
+            let more = PeerUpdate {
                 allowed_ips: AllowedIps::Add(prefixes("10.1.0.0/24")),
-                ..PeerChange::default()
+                ..PeerUpdate::default()
             };
-            let others = PeerChange {
+            let others = PeerUpdate {
                 allowed_ips: AllowedIps::Replace(prefixes("10.3.0.0/24")),
                 psk: psk.clone(),
-                ..PeerChange::default()
+                ..PeerUpdate::default()
             };
             for change in [keepalive, more, others] {
                 set_peer(&there, &public_key(1), &change).await;
             }
-            set_peer(&there, &public_key(3), &PeerChange::default()).await;
+            set_peer(&there, &public_key(3), &PeerUpdate::default()).await;
             write(&there, &Write::Peers(vec![(&public_key(3), None)])).await;
 
             let after = seen().await;
@@ -271,9 +271,9 @@ fn a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there() {
             )
             .await;
             set_peer(&interface, &public_key(3), &peer(None, 0, "10.2.0.0/24")).await;
-            let touch = PeerChange {
+            let touch = PeerUpdate {
                 keepalive_s: Some(25),
-                ..PeerChange::default()
+                ..PeerUpdate::default()
             };
             set_peer(&interface, &public_key(2), &touch).await;
 
@@ -356,7 +356,7 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
                     from: first.clone(),
                     to: ruleset.clone(),
                 },
-                Change::CreateLink,
+                Change::CreateInterface,
                 Change::SetPrivateKey(public_key(1)),
                 Change::SetMtu(1380),
                 Change::AddAddress(net("10.99.0.1/16")),
@@ -375,17 +375,17 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             }
             command("ip route add 10.5.0.0/24 dev wattle0");
 
-            let link = Link {
+            let interface = Interface {
                 up: true,
                 mtu: 1380,
                 addresses: prefixes("10.99.0.1/16 fd99::1/64"),
                 routes: [(net("10.2.0.0/24"), source), (net("fd02::/64"), None)].into(),
                 public_key: Some(public_key(1)),
                 listen_port: 51820,
-                ..Link::new(kind(&name("wattle0")).await)
+                ..Interface::new(kind(&name("wattle0")).await)
             };
             let applied = Observed {
-                link: Some(link.clone()),
+                interface: Some(interface.clone()),
                 forwarding: [Family::V4].into(),
                 ruleset: ObservedRuleset::Intact(ruleset.clone()),
             };
@@ -422,7 +422,7 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             );
 
             let done = kernel.down().await.unwrap();
-            let rest = match link.device {
+            let rest = match interface.device {
                 DeviceKind::Kernel => {
                     assert_eq!(done[0], "removed the interface wattle0");
                     &done[1..]
@@ -440,7 +440,7 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
             let left = kernel.observe().await.unwrap();
             assert_eq!(
-                (left.link, left.forwarding, left.ruleset),
+                (left.interface, left.forwarding, left.ruleset),
                 (None, BTreeSet::new(), ObservedRuleset::Absent)
             );
         },
@@ -506,11 +506,11 @@ fn i2_an_interface_of_somebody_else_is_named_and_left() {
 
 /// An interface of the agent's name that it did not make is not read, not written and not removed.
 async fn is_left_alone(kernel: &Kernel, what: &str) {
-    assert_eq!(kernel.observe().await.unwrap().link, None, "{what}");
+    assert_eq!(kernel.observe().await.unwrap().interface, None, "{what}");
     let key = Zeroizing::new([1; 32]);
     let net = |text: &str| text.parse::<IpNet>().unwrap();
     for change in [
-        Change::CreateLink,
+        Change::CreateInterface,
         Change::SetPrivateKey(public_key(1)),
         Change::SetListenPort(51820),
         Change::SetMtu(1300),
@@ -548,18 +548,18 @@ fn i2_the_agents_interface_is_known_by_memory_and_by_its_key_and_under_another_n
             let kernel = || Kernel::new(name("wattle0"), &store).unwrap();
             let machine = Slot::Present.load_or_make(&store).unwrap();
             device(&name("wattle0"), 9, 51820).await;
-            assert_eq!(kernel().observe_link().await.unwrap(), None);
+            assert_eq!(kernel().observe_interface().await.unwrap(), None);
             write(
                 &name("wattle0"),
                 &Write::PrivateKey(&machine.wireguard_private_key()),
             )
             .await;
             // The record is lost, and the key is this node's.
-            assert!(kernel().observe_link().await.unwrap().is_some());
+            assert!(kernel().observe_interface().await.unwrap().is_some());
             command("ip link set wattle0 name lan7");
-            assert_eq!(kernel().observe_link().await.unwrap(), None);
+            assert_eq!(kernel().observe_interface().await.unwrap(), None);
             let refused = kernel()
-                .apply(&Change::CreateLink, &Zeroizing::new([1; 32]))
+                .apply(&Change::CreateInterface, &Zeroizing::new([1; 32]))
                 .await
                 .unwrap_err();
             assert!(
@@ -670,7 +670,7 @@ fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
 
             // A device that runs sends in vain, and counts it.
             let seen = async || {
-                let mut peers = kernel.observe().await.unwrap().link.unwrap().peers;
+                let mut peers = kernel.observe().await.unwrap().interface.unwrap().peers;
                 peers.values_mut().for_each(|peer| peer.sent_bytes = 0);
                 peers
             };

@@ -26,7 +26,7 @@ const COUNTED: Duration = Duration::from_secs(2);
 /// Bytes after which it is counted no longer: two seconds of 4 Gbit/s.
 const MOST_BYTES: u64 = 1 << 30;
 /// How long a step may take beside the counting itself.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// How long who calls waits for its turn.
 const TURN: Duration = Duration::from_secs(15);
 /// Callers that wait; more are turned away by the system.
@@ -79,7 +79,7 @@ fn listen(interface: &str, address: Ipv4Addr) -> io::Result<TcpListener> {
 async fn count(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     stream.write_all(&[Throughput::TURN]).await?;
-    let mut bytes = timeout(PATIENCE, stream.read(&mut buffer)).await?? as u64;
+    let mut bytes = timeout(ANSWER_LIMIT, stream.read(&mut buffer)).await?? as u64;
     let start = Instant::now();
     while bytes > 0 && bytes < MOST_BYTES {
         match timeout_at(start + COUNTED, stream.read(&mut buffer)).await {
@@ -96,7 +96,7 @@ async fn count(mut stream: TcpStream) -> io::Result<()> {
     // What is still on its way would otherwise be answered with a reset, which could overtake the
     // answer.
     let rest = async { while stream.read(&mut buffer).await.is_ok_and(|more| more > 0) {} };
-    let _ = timeout(PATIENCE, rest).await;
+    let _ = timeout(ANSWER_LIMIT, rest).await;
     Ok(())
 }
 
@@ -110,7 +110,7 @@ pub(crate) async fn measure(from: Ipv4Addr, to: Ipv4Addr) -> anyhow::Result<Thro
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddrV4::new(from, 0).into())?;
     let connecting = socket.connect(SocketAddrV4::new(to, PROBE_PORT).into());
-    let stream = match timeout(PATIENCE, connecting).await {
+    let stream = match timeout(ANSWER_LIMIT, connecting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             bail!("its agent does not run, or is older than this one")
@@ -144,7 +144,7 @@ pub(crate) async fn measure(from: Ipv4Addr, to: Ipv4Addr) -> anyhow::Result<Thro
             Err::<Infallible, io::Error>(error) = send => Err(error),
         }
     };
-    timeout(COUNTED + PATIENCE, measured)
+    timeout(COUNTED + ANSWER_LIMIT, measured)
         .await
         .context("it did not say how much arrived")?
         .context("the connection broke")?;
@@ -180,7 +180,7 @@ mod tests {
             let start = Instant::now();
             let counted = measure(one, other).await.unwrap();
             assert!(
-                start.elapsed() < PATIENCE + COUNTED + PATIENCE,
+                start.elapsed() < ANSWER_LIMIT + COUNTED + ANSWER_LIMIT,
                 "{:?}",
                 start.elapsed()
             );
@@ -188,7 +188,7 @@ mod tests {
             assert!(
                 counted.bytes > 1 << 20
                     && counted.bytes < MOST_BYTES + CHUNK as u64
-                    && took < COUNTED + PATIENCE,
+                    && took < COUNTED + ANSWER_LIMIT,
                 "{counted:?}"
             );
         };

@@ -30,7 +30,7 @@ use tracing::info;
 use wattle_mesh::{
     host::{
         interface::InterfaceName,
-        state::{AllowedIps, PeerChange},
+        state::{AllowedIps, PeerUpdate},
     },
     keys::psk::Psk,
 };
@@ -261,7 +261,7 @@ fn request(what: &Write<'_>) -> Zeroizing<String> {
     text
 }
 
-fn peer_lines(text: &mut String, change: &PeerChange) -> fmt::Result {
+fn peer_lines(text: &mut String, change: &PeerUpdate) -> fmt::Result {
     if let Some(psk) = &change.psk {
         writeln!(text, "preshared_key={}", *to_hex(psk.reveal()))?;
     }
@@ -360,9 +360,9 @@ mod tests {
 
     #[test]
     fn a_request_names_only_what_changes() {
-        let change = PeerChange {
+        let change = PeerUpdate {
             keepalive_s: Some(0),
-            ..PeerChange::default()
+            ..PeerUpdate::default()
         };
         assert_eq!(
             *request(&Write::Peers(vec![(&key(), Some(&change))])),
@@ -392,19 +392,19 @@ mod tests {
                 .map(|text| text.parse().unwrap())
                 .collect()
         };
-        let add = PeerChange {
+        let add = PeerUpdate {
             allowed_ips: AllowedIps::Add(prefixes()),
-            ..PeerChange::default()
+            ..PeerUpdate::default()
         };
         let lines = "allowed_ip=10.2.0.0/24\nallowed_ip=fd99::2/128\n\n";
         assert_eq!(
             *request(&Write::Peers(vec![(&key(), Some(&add))])),
             format!("set=1\npublic_key={KEY}\n{lines}")
         );
-        let replace = PeerChange {
+        let replace = PeerUpdate {
             allowed_ips: AllowedIps::Replace(prefixes()),
             psk: Some(Psk::new([7; 32])),
-            ..PeerChange::default()
+            ..PeerUpdate::default()
         };
         let psk = "07".repeat(32);
         assert_eq!(

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use wattle_mesh::{
     host::{
         interface::InterfaceName,
-        state::{AllowedIps, ObservedPeer, PeerChange},
+        state::{AllowedIps, ObservedPeer, PeerUpdate},
     },
     keys::psk::Psk,
 };
@@ -154,7 +154,7 @@ fn kernel_update(what: &Write<'_>) -> DeviceUpdate {
 }
 
 /// One peer, in as few messages as its prefixes fit in; only the first replaces.
-fn peer_messages(key: &WireguardKey, change: &PeerChange) -> Vec<PeerConfigBuilder> {
+fn peer_messages(key: &WireguardKey, change: &PeerUpdate) -> Vec<PeerConfigBuilder> {
     let key = Key(*key.as_bytes());
     let mut first = PeerConfigBuilder::new(&key);
     if let Some(psk) = &change.psk {
@@ -204,9 +204,9 @@ mod tests {
 
     #[test]
     fn a_change_of_the_keepalive_names_nothing_else() {
-        let change = PeerChange {
+        let change = PeerUpdate {
             keepalive_s: Some(25),
-            ..PeerChange::default()
+            ..PeerUpdate::default()
         };
         let bare = PeerConfigBuilder::new(&Key(*key(1).as_bytes()));
         assert_eq!(
@@ -217,9 +217,9 @@ mod tests {
 
     #[test]
     fn many_prefixes_take_several_messages_of_which_only_the_first_replaces() {
-        let change = PeerChange {
+        let change = PeerUpdate {
             allowed_ips: AllowedIps::Replace(prefixes(200)),
-            ..PeerChange::default()
+            ..PeerUpdate::default()
         };
         let messages = peer_messages(&key(1), &change);
         let bare = PeerConfigBuilder::new(&Key(*key(1).as_bytes()));
@@ -242,9 +242,9 @@ mod tests {
 
     #[test]
     fn a_peer_without_prefixes_is_replaced_all_the_same() {
-        let change = PeerChange {
+        let change = PeerUpdate {
             allowed_ips: AllowedIps::Replace(BTreeSet::new()),
-            ..PeerChange::default()
+            ..PeerUpdate::default()
         };
         assert_eq!(
             peer_messages(&key(1), &change),

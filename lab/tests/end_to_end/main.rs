@@ -40,7 +40,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 use wattle_lab::{
-    Ground, Site, binaries,
+    Ground, LabSite, binaries,
     coordinator::make_cluster,
     enter, ground,
     kernel::{self as machine, Machines},
@@ -400,8 +400,8 @@ fn say(line: &str) {
 /// prefixes, both in order.
 fn expected_peers(
     nodes: &[Node],
-    site: Site,
-    sites: &[Site],
+    site: LabSite,
+    sites: &[LabSite],
 ) -> Result<Vec<(String, Vec<String>)>> {
     let others = sites.iter().filter(|other| **other != site);
     let mut peers = others

@@ -5,7 +5,7 @@ use std::{env, path::Path};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use wattle_lab::{
-    Api, Flow, Lab, Site,
+    Api, Flow, Lab, LabSite,
     flow::Outcome,
     gateway::STATE_DIR,
     kernel::OWN_MACHINE,
@@ -469,7 +469,7 @@ fn have_followed(lab: &Lab, key: &str) -> Result<()> {
 
 /// Between all three, there and back.
 fn flows(lab: &Lab) -> Result<Vec<Flow>> {
-    let flow = |from, to: Site| {
+    let flow = |from, to: LabSite| {
         Flow::start(
             &lab.gateway(from)?.lan_host,
             &lab.gateway(to)?.lan_host,

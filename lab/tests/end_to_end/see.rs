@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use wattle_lab::{
-    Gateway, Lab, Site,
+    Gateway, Lab, LabSite,
     lab::items,
     patience,
     process::Daemon,
@@ -273,7 +273,7 @@ pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_
 }
 
 /// Cuts two sites off from each other, and from nobody else.
-fn cut(lab: &Lab, one: Site, other: Site) -> Result<()> {
+fn cut(lab: &Lab, one: LabSite, other: LabSite) -> Result<()> {
     for (at, from) in [(one, other), (other, one)] {
         let rules = format!(
             "table inet cut {{\nchain way {{ type filter hook input priority 0; ip saddr {} drop; \

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use wattle_lab::{
-    Flow, Host, Lab, Site,
+    Flow, Host, Lab, LabSite,
     api::Api,
     coordinator,
     gateway::GUARD,
@@ -332,7 +332,7 @@ pub(crate) fn e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_tha
     const VICTIM: &str = "203.0.113.66:51820";
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.start_coordinator()?;
-    let join = |lab: &mut Lab, site: Site, endpoint: &str| -> Result<()> {
+    let join = |lab: &mut Lab, site: LabSite, endpoint: &str| -> Result<()> {
         let created: CreatedSite = api.post(
             "/sites",
             &json!({ "name": site.name, "subnets": [site.lan] }),
@@ -353,7 +353,7 @@ pub(crate) fn e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_tha
     wait_for("both LANs ping", patience(10.0), || {
         lab.ping_all_of(&[DUBLIN, FRANKFURT])
     })?;
-    let is_verified = |site: Site| -> Result<bool> {
+    let is_verified = |site: LabSite| -> Result<bool> {
         Ok(api
             .get::<Node>(&format!("/nodes/{}", site.name))?
             .endpoint_verified)
@@ -386,7 +386,7 @@ pub(crate) fn e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_tha
         .wireguard_key
         .to_string();
     let sought_at = |lab: &Lab| -> Result<Vec<Option<String>>> {
-        let of = |site: Site| {
+        let of = |site: LabSite| {
             let peer = lab.gateway(site)?.device()?.peers.remove(&key);
             let peer = peer.with_context(|| format!("{} has no such peer", site.name))?;
             Ok(peer.endpoint.map(|endpoint| endpoint.to_string()))

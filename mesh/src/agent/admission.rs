@@ -45,7 +45,8 @@ pub enum InvalidAdmission {
     Mesh,
 }
 
-/// Reads an admission that the operator it names has signed. Whether he may is not asked here.
+/// Reads an admission that the operator it names has signed. Whether the operator may is not asked
+/// here.
 ///
 /// # Errors
 ///
@@ -72,7 +73,7 @@ pub fn verify_admission(
     }
 }
 
-/// An operator with his key pair.
+/// An operator with a key pair.
 pub struct Operator {
     keys: Ed25519KeyPair,
     key: OperatorKey,
@@ -99,7 +100,7 @@ impl Operator {
     }
 
     /// Signs what the operator saw and agreed to, at a time in seconds since 1970; always later
-    /// than what he signed before.
+    /// than what was signed before.
     ///
     /// # Errors
     ///
@@ -189,11 +190,12 @@ pub struct Candidate {
     pub site: Name,
     pub identity: IdentityKey,
     pub prefixes: BTreeSet<IpNet>,
-    /// What he signed of the node before; absent means nothing, as far as the coordinator tells.
+    /// What the operator signed of the node before; absent means nothing, as far as the coordinator
+    /// tells.
     pub before: Option<Admission>,
 }
 
-/// Whether a node has the word of an operator, whoever he is, that holds at a time, in seconds
+/// Whether a node has the word of an operator, whoever that is, that holds at a time, in seconds
 /// since 1970, and covers all that its site has.
 pub fn is_admitted(node: &NodeRecord, site: &SiteRecord, now: i64) -> bool {
     let Some(Ok(admission)) = node
@@ -231,8 +233,12 @@ pub struct Admitted {
     spent: BTreeMap<IdentityKey, i64>,
     /// Peers without an admission that were there when the lock was turned on, with the prefixes
     /// that they had.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    tolerated: BTreeMap<NodeId, BTreeSet<IpNet>>,
+    #[serde(
+        rename = "tolerated",
+        default,
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    grandfathered: BTreeMap<NodeId, BTreeSet<IpNet>>,
 }
 
 /// How a peer stands with the operators.
@@ -241,7 +247,7 @@ pub enum Standing<'a> {
     /// It may have these prefixes.
     Admitted(&'a BTreeSet<IpNet>),
     /// Nobody has admitted it. It was there before the lock, and keeps what it had then.
-    Tolerated(&'a BTreeSet<IpNet>),
+    Grandfathered(&'a BTreeSet<IpNet>),
     Unsigned(Unsigned),
 }
 
@@ -265,7 +271,7 @@ impl Admitted {
 
     /// The lock is turned on where there are peers already. Those whom nobody has admitted stay as
     /// they are until somebody does or confirms that they go: a tunnel that works is not cut
-    /// because a signature is late. Whoever comes later is not tolerated.
+    /// because a signature is late. Whoever comes later is not grandfathered.
     #[must_use]
     pub fn turned_on(
         operators: BTreeSet<OperatorKey>,
@@ -274,12 +280,12 @@ impl Admitted {
     ) -> Self {
         let tolerate =
             |known: &KnownPeer| prefixes(known.peer.tunnel_address, &known.peer.subnets).collect();
-        let tolerated = peers
+        let grandfathered = peers
             .iter()
             .map(|(node, known)| (*node, tolerate(known)))
             .collect();
         Self {
-            tolerated,
+            grandfathered,
             ..Self::new(operators)
         }
         .learning(mesh, peers)
@@ -325,7 +331,7 @@ impl Admitted {
         let spent =
             [identity, admission.identity].map(|identity| self.spent.get(&identity).copied());
         if is_known && is_newer(newest) && spent.into_iter().all(is_newer) {
-            self.tolerated.remove(&known.peer.node);
+            self.grandfathered.remove(&known.peer.node);
             self.admissions.insert(identity, admission);
         }
     }
@@ -343,7 +349,7 @@ impl Admitted {
 
     /// A peer was removed. It does not come back with the admission that it had.
     pub fn forget(&mut self, known: &KnownPeer) {
-        self.tolerated.remove(&known.peer.node);
+        self.grandfathered.remove(&known.peer.node);
         if let Some(admission) = self.admissions.remove(&known.statement.identity) {
             self.spent
                 .insert(known.statement.identity, admission.signed_at);
@@ -351,21 +357,21 @@ impl Admitted {
     }
 
     /// Peers that stay until somebody admits them or confirms that they go.
-    pub fn tolerated(&self) -> impl Iterator<Item = NodeId> {
-        self.tolerated.keys().copied()
+    pub fn grandfathered(&self) -> impl Iterator<Item = NodeId> {
+        self.grandfathered.keys().copied()
     }
 
-    /// These peers are not tolerated any more. Whether one was.
+    /// These peers are not grandfathered any more. Whether one was.
     pub fn confirm(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
-        let before = self.tolerated.len();
-        self.tolerated.retain(|node, _| !nodes.contains(node));
-        self.tolerated.len() < before
+        let before = self.grandfathered.len();
+        self.grandfathered.retain(|node, _| !nodes.contains(node));
+        self.grandfathered.len() < before
     }
 
     /// How a peer stands at a time, in seconds since 1970.
     pub fn standing(&self, known: &KnownPeer, now: i64) -> Standing<'_> {
-        if let Some(prefixes) = self.tolerated.get(&known.peer.node) {
-            return Standing::Tolerated(prefixes);
+        if let Some(prefixes) = self.grandfathered.get(&known.peer.node) {
+            return Standing::Grandfathered(prefixes);
         }
         match self.admissions.get(&known.statement.identity) {
             None => Standing::Unsigned(Unsigned::NotAdmitted),

@@ -73,7 +73,7 @@ pub struct Refused {
     prefixes: BTreeMap<IpNet, PrefixRefusal>,
     peers: BTreeMap<NodeId, PeerRefusal>,
     /// Peers that only stay because they were there before the lock.
-    tolerated: Vec<Name>,
+    grandfathered: Vec<Name>,
     tunnel_prefix: Option<(IpNet, Reason)>,
 }
 
@@ -130,8 +130,8 @@ impl Guard {
             let admitted = match standing {
                 None => None,
                 Some(Standing::Admitted(prefixes)) => Some(prefixes),
-                Some(Standing::Tolerated(prefixes)) => {
-                    refused.tolerated.push(peer.name.clone());
+                Some(Standing::Grandfathered(prefixes)) => {
+                    refused.grandfathered.push(peer.name.clone());
                     Some(prefixes)
                 }
                 Some(Standing::Unsigned(reason)) => {
@@ -271,15 +271,15 @@ impl Refused {
         let peers = by_reason
             .into_iter()
             .map(|(reason, peers)| format!("the guard refused {}: {reason}", some_of(&peers)));
-        let tolerated: Vec<_> = self.tolerated.iter().collect();
-        let tolerated = (!tolerated.is_empty()).then(|| {
-            let peers = some_of(&tolerated);
+        let grandfathered: Vec<_> = self.grandfathered.iter().collect();
+        let grandfathered = (!grandfathered.is_empty()).then(|| {
+            let peers = some_of(&grandfathered);
             format!(
                 "no operator has admitted {peers}. They were there before the lock, and stay until \
                  they are signed or until `wattle-agent confirm` removes them"
             )
         });
-        tunnel.chain(tolerated).chain(peers).chain(prefixes)
+        tunnel.chain(grandfathered).chain(peers).chain(prefixes)
     }
 
     fn refuse_peer(&mut self, node: NodeId, peer: &Name, reason: PeerReason) {
@@ -374,7 +374,7 @@ mod tests {
             state::Desired,
         },
         keys::{psk::exchange::Exchange, rotation::canary::PeerKeys},
-        testing::{Keys, MESH, directory_of, machine_of, node_id},
+        testing::{Keys, MESH, directory_of, node_id, node_keys_of},
     };
 
     /// Seconds since 1970.
@@ -410,7 +410,7 @@ mod tests {
     fn carried_out(known: &Known, refused: &Refused) -> Desired {
         let local = Local {
             interface: "wattle0".parse().unwrap(),
-            machine: &machine_of(1),
+            node_keys: &node_keys_of(1),
             addresses: surroundings().networks,
         };
         desired(

@@ -35,14 +35,14 @@ pub struct PeerHistory {
     pub name: Name,
     pub first_seen: Seen,
     /// What it was at first sight.
-    pub at_first: Arc<Told>,
+    pub at_first: Arc<PeerFacts>,
     /// Oldest first.
     pub changes: VecDeque<PeerChange>,
     /// How many changes there were before the oldest of `changes`.
     #[serde(default)]
     pub dropped: u64,
     /// What it is; absent when it was removed.
-    pub now: Option<Arc<Told>>,
+    pub now: Option<Arc<PeerFacts>>,
 }
 
 /// When something was taken up, and from which position.
@@ -54,7 +54,7 @@ pub struct Seen {
 
 /// What says who a peer is and where its packets go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct PeerFacts {
     pub identity: IdentityKey,
     pub wireguard_key: WireguardKey,
     pub prefixes: BTreeSet<IpNet>,
@@ -66,9 +66,9 @@ pub struct Told {
 pub struct PeerChange {
     pub seen: Seen,
     /// Absent when it had been removed.
-    pub from: Option<Arc<Told>>,
+    pub from: Option<Arc<PeerFacts>>,
     /// Absent when it is removed.
-    pub to: Option<Arc<Told>>,
+    pub to: Option<Arc<PeerFacts>>,
 }
 
 impl History {
@@ -140,7 +140,7 @@ impl History {
 }
 
 impl PeerHistory {
-    fn change(&mut self, seen: Seen, to: Option<Arc<Told>>) {
+    fn change(&mut self, seen: Seen, to: Option<Arc<PeerFacts>>) {
         self.changes.push_back(PeerChange {
             seen,
             from: self.now.take(),
@@ -154,11 +154,11 @@ impl PeerHistory {
     }
 }
 
-fn told(known: &KnownPeer, myself: NodeId) -> Told {
+fn told(known: &KnownPeer, myself: NodeId) -> PeerFacts {
     let KnownPeer {
         peer, statement, ..
     } = known;
-    Told {
+    PeerFacts {
         identity: statement.identity,
         wireguard_key: statement.wireguard_key,
         prefixes: prefixes(peer.tunnel_address, &peer.subnets).collect(),
@@ -217,12 +217,12 @@ mod tests {
             !history.note(replica.known().unwrap(), at(2)),
             "nothing is new"
         );
-        let before = Told::clone(&history.0[&node_id(2)].at_first);
+        let before = PeerFacts::clone(&history.0[&node_id(2)].at_first);
         move_peer(&mut replica, 2, "192.0.2.66:51820", 2);
         assert!(history.note(replica.known().unwrap(), at(3)));
         move_peer(&mut replica, 2, "203.0.113.2:51820", 3);
         assert!(history.note(replica.known().unwrap(), at(4)));
-        let thief = Told {
+        let thief = PeerFacts {
             endpoint: Some("192.0.2.66:51820".parse().unwrap()),
             ..before.clone()
         };
@@ -234,7 +234,7 @@ mod tests {
                 position: position(1)
             }
         );
-        let change = |second, revision, from: &Told, to: &Told| PeerChange {
+        let change = |second, revision, from: &PeerFacts, to: &PeerFacts| PeerChange {
             seen: Seen {
                 at: at(second),
                 position: position(revision),

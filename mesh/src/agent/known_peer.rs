@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use wattle_wire::{enrol::Statement, peer::Peer};
 
-use crate::host::state::{Link, ObservedPeer};
+use crate::host::state::{Interface, ObservedPeer};
 
 /// A peer with what it signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,14 +21,14 @@ pub struct KnownPeer {
 
 impl KnownPeer {
     /// The peer's entry on the device: the one that has its prefixes, be it of the announced key.
-    pub fn entry<'a>(&self, link: &'a Link) -> Option<&'a ObservedPeer> {
+    pub fn entry<'a>(&self, interface: &'a Interface) -> Option<&'a ObservedPeer> {
         let announced = self
             .announced
             .as_ref()
-            .and_then(|announced| link.peers.get(&announced.wireguard_key));
+            .and_then(|announced| interface.peers.get(&announced.wireguard_key));
         announced
             .filter(|entry| !entry.allowed_ips.is_empty())
-            .or_else(|| link.peers.get(&self.statement.wireguard_key))
+            .or_else(|| interface.peers.get(&self.statement.wireguard_key))
     }
 }
 

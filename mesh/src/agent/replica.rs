@@ -1,37 +1,36 @@
 //! The agent's half of the stream: its own copy of the view, which believes only what holds
 //! together and what the nodes themselves signed.
 
+mod belief;
+mod draft;
 mod ownership;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use wattle_wire::{
-    enrol::{SignedStatement, Statement},
     ids::{MeshId, NodeId, Position},
-    key::{IdentityKey, OperatorKey, WireguardKey},
+    key::{OperatorKey, WireguardKey},
     name::Name,
     peer::{MeshSettings, Myself, Peer, View},
     stream::{ByeReason, StreamMessage, ViewChange},
-    subnet::{InvalidSubnet, Subnet},
 };
 
-use self::ownership::{Claims, Contradiction};
+pub use self::belief::{Pin, Refusal, RefusalReason};
+use self::{
+    belief::{Believed, believe},
+    draft::{Draft, put},
+    ownership::{Contradiction, Ownership},
+};
+use crate::agent::admission::Admitted;
 pub use crate::agent::known_peer::KnownPeer;
 pub(crate) use crate::agent::known_peer::prefixes;
-use crate::{
-    agent::admission::Admitted,
-    keys::enrolment::{InvalidStatement, is_or_was, verify_statement},
-};
 
 /// What a node knows of its mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +49,8 @@ pub struct Stored {
     pub position: Position,
     pub view: View,
     /// Peers of the view whose removal waits to be confirmed.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub held: BTreeSet<NodeId>,
+    #[serde(rename = "held", default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removal_pending: BTreeSet<NodeId>,
     /// What peers that were removed are pinned to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub departed: BTreeMap<NodeId, Pin>,
@@ -63,24 +62,12 @@ pub struct Stored {
 impl Stored {
     /// As [`Replica::awaiting_confirmation`].
     pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
-        self.held
+        self.removal_pending
             .iter()
             .copied()
-            .chain(self.admitted.iter().flat_map(Admitted::tolerated))
+            .chain(self.admitted.iter().flat_map(Admitted::grandfathered))
             .collect()
     }
-}
-
-/// Who a node is, from first sight on: nobody else can take its place, nor can an old key of its
-/// own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
-    pub identity: IdentityKey,
-    /// Number of the newest statement seen.
-    pub sequence: u64,
-    /// Whether no agent runs there.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unmanaged: bool,
 }
 
 /// A node's copy of its view.
@@ -92,14 +79,14 @@ pub struct Replica {
     operators: Option<BTreeSet<OperatorKey>>,
     known: Option<Known>,
     /// Who of `known` holds which key and prefix.
-    claims: Claims,
+    ownership: Ownership,
     /// A message was missed or rejected: what follows it says nothing until a snapshot comes.
     out_of_step: bool,
     /// Records of peers that were not believed, and still are what the coordinator says.
     refused: BTreeMap<NodeId, Refusal>,
     rejected: Option<Rejection>,
     /// Peers whose removal waits to be confirmed; they stay.
-    held: BTreeSet<NodeId>,
+    removal_pending: BTreeSet<NodeId>,
     departed: BTreeMap<NodeId, Pin>,
 }
 
@@ -116,39 +103,6 @@ pub enum Received {
     Rejected(Rejection),
     /// The coordinator ended the stream.
     Bye(ByeReason),
-}
-
-/// A peer whose new record is not believed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub name: Name,
-    pub reason: RefusalReason,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "peer {} refused: {}", self.name, self.reason)
-    }
-}
-
-/// Why a peer's new record is not believed.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum RefusalReason {
-    #[error(transparent)]
-    Statement(#[from] InvalidStatement),
-    #[error("its statement is signed by an identity that the known one has not signed for")]
-    Identity,
-    #[error("its statement is older than the one known")]
-    Older,
-    #[error(
-        "its statement changes whether the node has an agent, which is never allowed: remove the \
-         node and make another"
-    )]
-    Unmanaged,
-    #[error("it announces a key that cannot follow the present one")]
-    Announced,
-    #[error("it has a prefix that no site can have: {0}")]
-    Prefix(#[from] InvalidSubnet),
 }
 
 /// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to
@@ -177,11 +131,11 @@ impl Replica {
             own_key,
             operators: None,
             known: None,
-            claims: Claims::default(),
+            ownership: Ownership::default(),
             out_of_step: false,
             refused: BTreeMap::new(),
             rejected: None,
-            held: BTreeSet::new(),
+            removal_pending: BTreeSet::new(),
             departed: BTreeMap::new(),
         }
     }
@@ -210,7 +164,7 @@ impl Replica {
             Received::Rejected(rejection) => return Err(rejection),
             Received::Unchanged | Received::Gap | Received::Bye(_) => Vec::new(),
         };
-        self.held = stored.held;
+        self.removal_pending = stored.removal_pending;
         if let (Some(known), Some(operators)) = (&mut self.known, self.operators.clone()) {
             known.admitted = Some(match stored.admitted {
                 Some(admitted) => admitted.kept(operators, self.mesh, &known.peers),
@@ -240,9 +194,9 @@ impl Replica {
             .rejected
             .iter()
             .map(|rejection| format!("rejected the newest revision: {rejection}"));
-        let held = (!self.held.is_empty()).then(|| {
+        let held = (!self.removal_pending.is_empty()).then(|| {
             let (held, all) = (
-                self.held.len(),
+                self.removal_pending.len(),
                 self.known.as_ref().map_or(0, |known| known.peers.len()),
             );
             format!(
@@ -258,19 +212,24 @@ impl Replica {
     /// Peers whose removal waits to be confirmed, and those that were there before the lock and
     /// were not admitted since.
     pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
-        let tolerated = self
+        let grandfathered = self
             .known
             .iter()
             .flat_map(|known| &known.admitted)
-            .flat_map(Admitted::tolerated);
-        self.held.iter().copied().chain(tolerated).collect()
+            .flat_map(Admitted::grandfathered);
+        self.removal_pending
+            .iter()
+            .copied()
+            .chain(grandfathered)
+            .collect()
     }
 
     /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names. Whether there
     /// were any.
     pub fn confirm(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
-        let confirmed: BTreeSet<_> = self.held.intersection(nodes).copied().collect();
-        self.held.retain(|node| !confirmed.contains(node));
+        let confirmed: BTreeSet<_> = self.removal_pending.intersection(nodes).copied().collect();
+        self.removal_pending
+            .retain(|node| !confirmed.contains(node));
         confirmed.iter().for_each(|node| self.remove(*node));
         let admitted = self
             .known
@@ -297,15 +256,15 @@ impl Replica {
             myself: known.myself.clone(),
             peers,
         };
-        let (held, departed, admitted) = (
-            self.held.clone(),
+        let (removal_pending, departed, admitted) = (
+            self.removal_pending.clone(),
             self.departed.clone(),
             known.admitted.clone(),
         );
         Some(Stored {
             position: known.position,
             view,
-            held,
+            removal_pending,
             departed,
             admitted,
         })
@@ -349,14 +308,14 @@ impl Replica {
                     // it if it is true, and if it is not, the tunnels are worth keeping.
                     let all: BTreeSet<_> = known.peers.keys().copied().collect();
                     if must_be_confirmed(all.len(), all.len()) {
-                        self.held = all;
+                        self.removal_pending = all;
                     } else {
                         all.into_iter().for_each(|node| self.remove(node));
                     }
                 }
                 Received::Bye(reason)
             }
-            StreamMessage::Mail | StreamMessage::Unknown => Received::Unchanged,
+            StreamMessage::MessagesWaiting | StreamMessage::Unknown => Received::Unchanged,
         }
     }
 
@@ -393,7 +352,7 @@ impl Replica {
         mut next: Draft,
         changes: Vec<ViewChange>,
     ) -> Received {
-        let mut news = Vec::new();
+        let mut newly_refused = Vec::new();
         for change in changes {
             match change {
                 ViewChange::Peer(peer) => match believe(
@@ -427,7 +386,7 @@ impl Replica {
                             name: peer.name,
                             reason,
                         };
-                        news.push(refusal.clone());
+                        newly_refused.push(refusal.clone());
                         next.refused.insert(peer.node, Some(refusal));
                     }
                 },
@@ -439,23 +398,25 @@ impl Replica {
                 ViewChange::Mesh(mesh) => next.mesh = mesh,
             }
         }
-        self.hold(&mut next);
-        if let Err(rejection) = self.claim(&next) {
-            // A revision that is rejected is rare: making the claims anew is simpler than to undo
-            // some of them.
-            self.claims = self.known.as_ref().map(Claims::of).unwrap_or_default();
+        self.hold_removals(&mut next);
+        if let Err(rejection) = self.assign(&next) {
+            // A revision that is rejected is rare: working out the owners anew is simpler than to
+            // undo some of them.
+            self.ownership = self.known.as_ref().map(Ownership::of).unwrap_or_default();
             self.out_of_step = true;
             self.rejected = Some(rejection.clone());
             return Received::Rejected(rejection);
         }
         self.adopt(position, next);
         (self.rejected, self.out_of_step) = (None, false);
-        Received::Changed { refused: news }
+        Received::Changed {
+            refused: newly_refused,
+        }
     }
 
     /// Keeps the peers that are not to go without being asked about: those of a message that
     /// removes more than half of all, and those of earlier ones.
-    fn hold(&self, next: &mut Draft) {
+    fn hold_removals(&self, next: &mut Draft) {
         let Some(known) = &self.known else { return };
         let goes = |(node, peer): (&NodeId, &Option<KnownPeer>)| {
             (peer.is_none() && known.peers.contains_key(node)).then_some(*node)
@@ -464,12 +425,12 @@ impl Replica {
             .peers
             .iter()
             .filter_map(goes)
-            .partition(|node| self.held.contains(node));
+            .partition(|node| self.removal_pending.contains(node));
         if must_be_confirmed(new.len(), known.peers.len()) {
-            next.held = new;
+            next.removal_pending = new;
         }
         next.peers
-            .retain(|node, _| !again.contains(node) && !next.held.contains(node));
+            .retain(|node, _| !again.contains(node) && !next.removal_pending.contains(node));
     }
 
     /// What a node is pinned to, whether it is a peer now or was one once.
@@ -487,7 +448,7 @@ impl Replica {
                 .admitted
                 .iter_mut()
                 .for_each(|admitted| admitted.forget(&peer));
-            self.claims.give_up_peer(&peer);
+            self.ownership.release_peer(&peer);
             self.departed.insert(node, Pin::of(&peer));
         }
     }
@@ -499,9 +460,9 @@ impl Replica {
         }
     }
 
-    /// Moves the claims on to what is next: first all that is given up, then all that is taken, so
+    /// Makes the owners those of what is next: first all is released, then all is taken, so
     /// that two peers can swap.
-    fn claim(&mut self, next: &Draft) -> Result<(), Rejection> {
+    fn assign(&mut self, next: &Draft) -> Result<(), Rejection> {
         if next.mesh.id != self.mesh {
             return Err(Rejection::Mesh);
         }
@@ -513,9 +474,9 @@ impl Replica {
             next.peers
                 .keys()
                 .filter_map(|node| known.peers.get(node))
-                .for_each(|peer| self.claims.give_up_peer(peer));
+                .for_each(|peer| self.ownership.release_peer(peer));
             if moved {
-                self.claims.give_up_own(&known.myself);
+                self.ownership.release_own(&known.myself);
             }
         }
         let mut peers = next.peers.values().flatten();
@@ -526,11 +487,11 @@ impl Replica {
             return Err(Rejection::OwnKey(own.peer.name.clone()));
         }
         let own = if moved {
-            self.claims.take_own(&next.myself)
+            self.ownership.take_own(&next.myself)
         } else {
             Ok(())
         };
-        let taken = own.and_then(|()| peers.try_for_each(|peer| self.claims.take_peer(peer)));
+        let taken = own.and_then(|()| peers.try_for_each(|peer| self.ownership.take_peer(peer)));
         taken.map_err(|contradiction| {
             let name = |node| match self.peer_in(next, node) {
                 Some(known) if node != next.myself.node => known.peer.name.clone(),
@@ -556,10 +517,11 @@ impl Replica {
             myself,
             peers,
             refused,
-            held,
+            removal_pending,
         } = next;
-        self.held.retain(|node| !peers.contains_key(node));
-        self.held.extend(held);
+        self.removal_pending
+            .retain(|node| !peers.contains_key(node));
+        self.removal_pending.extend(removal_pending);
         let gone = peers
             .iter()
             .filter(|(_, peer)| peer.is_none())
@@ -600,47 +562,6 @@ impl Replica {
     }
 }
 
-/// What a message makes of the view, until it is clear that it holds together.
-struct Draft {
-    mesh: MeshSettings,
-    myself: Myself,
-    /// Peers that it touches; `None` for those that go.
-    peers: BTreeMap<NodeId, Option<KnownPeer>>,
-    refused: BTreeMap<NodeId, Option<Refusal>>,
-    /// Peers that were to go and stay for now.
-    held: BTreeSet<NodeId>,
-}
-
-impl Draft {
-    fn new(mesh: MeshSettings, myself: Myself) -> Self {
-        Self {
-            mesh,
-            myself,
-            peers: BTreeMap::new(),
-            refused: BTreeMap::new(),
-            held: BTreeSet::new(),
-        }
-    }
-}
-
-/// Writes entries, and takes those away that are `None`.
-fn put<V>(map: &mut BTreeMap<NodeId, V>, entries: BTreeMap<NodeId, Option<V>>) {
-    if map.is_empty() {
-        // Half the memory of one that grows in order.
-        *map = entries
-            .into_iter()
-            .filter_map(|(node, entry)| Some((node, entry?)))
-            .collect();
-        return;
-    }
-    for (node, entry) in entries {
-        match entry {
-            Some(value) => map.insert(node, value),
-            None => map.remove(&node),
-        };
-    }
-}
-
 /// Whether a delta or a heartbeat can lead from one position to another. A new epoch begins with a
 /// snapshot.
 fn follows(from: Position, to: Position) -> bool {
@@ -651,86 +572,4 @@ fn follows(from: Position, to: Position) -> bool {
 /// the same as an intended farewell. One peer alone always goes.
 fn must_be_confirmed(removed: usize, all: usize) -> bool {
     removed > 1 && removed * 2 > all
-}
-
-/// What of a peer's record its node has signed.
-#[derive(Clone, Debug)]
-struct Believed {
-    statement: Statement,
-    announced: Option<Statement>,
-}
-
-/// The statements of a peer's record, if all of the record can be believed. `known` is the record
-/// that it follows; a peer without one, that was removed before, is still pinned.
-fn believe(
-    peer: &Peer,
-    mesh: MeshId,
-    known: Option<&KnownPeer>,
-    pin: Option<Pin>,
-) -> Result<Believed, RefusalReason> {
-    for prefix in &peer.subnets {
-        Subnet::try_from(*prefix)?;
-    }
-    let statement = match known {
-        Some(known) if known.peer.statement == peer.statement => known.statement.clone(),
-        Some(_) | None => believe_statement(&peer.statement, mesh, known, pin)?,
-    };
-    let announced = match (&peer.announced, known) {
-        (Some(signed), Some(known)) if known.peer.announced.as_ref() == Some(signed) => {
-            known.announced.clone()
-        }
-        (Some(signed), _) => Some(verify_statement(signed, mesh)?),
-        (None, _) => None,
-    };
-    let follows = |next: &Statement| {
-        let is_another =
-            next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key;
-        is_another && next.identity == statement.identity && !next.unmanaged && !statement.unmanaged
-    };
-    if announced.as_ref().is_some_and(|next| !follows(next)) {
-        return Err(RefusalReason::Announced);
-    }
-    Ok(Believed {
-        statement,
-        announced,
-    })
-}
-
-fn believe_statement(
-    signed: &SignedStatement,
-    mesh: MeshId,
-    known: Option<&KnownPeer>,
-    pin: Option<Pin>,
-) -> Result<Statement, RefusalReason> {
-    let statement = verify_statement(signed, mesh)?;
-    // Nobody signs two statements of one number; who was removed may come back with his last one.
-    let is_old = |sequence| {
-        if known.is_some() {
-            statement.sequence <= sequence
-        } else {
-            statement.sequence < sequence
-        }
-    };
-    match known.map(Pin::of).or(pin) {
-        Some(pin) if !is_or_was(&statement, pin.identity) => Err(RefusalReason::Identity),
-        Some(pin) if is_old(pin.sequence) => Err(RefusalReason::Older),
-        Some(pin) if statement.unmanaged != pin.unmanaged => Err(RefusalReason::Unmanaged),
-        Some(_) | None => Ok(statement),
-    }
-}
-
-impl Pin {
-    fn of(known: &KnownPeer) -> Self {
-        let Statement {
-            identity,
-            sequence,
-            unmanaged,
-            ..
-        } = known.statement;
-        Self {
-            identity,
-            sequence,
-            unmanaged,
-        }
-    }
 }

@@ -1,5 +1,5 @@
 //! When a node reports, and what: changes at once, everything in a summary from time to time, never
-//! all links at each look.
+//! all links at each observation of the host.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,11 +22,17 @@ struct Told {
     summary_at: Duration,
     /// The last report, without its links.
     host: Report,
-    links: BTreeMap<NodeId, LinkState>,
+    links: BTreeMap<NodeId, ReportedLink>,
 }
 
 /// What of a link is worth telling at once.
-type LinkState = (EndState, bool, bool, Option<Endpoint>);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ReportedLink {
+    state: EndState,
+    had_handshake: bool,
+    is_probed: bool,
+    endpoint: Option<Endpoint>,
+}
 
 impl Reporting {
     /// Forgets what the coordinator was told, because it may have forgotten: the next report is a
@@ -47,7 +53,7 @@ impl Reporting {
         let changed: Vec<_> = full
             .links
             .iter()
-            .filter(|link| told.links.get(&link.peer) != Some(&state(link)))
+            .filter(|link| told.links.get(&link.peer) != Some(&ReportedLink::of(link)))
             .copied()
             .collect();
         let report = Report {
@@ -70,7 +76,12 @@ impl Reporting {
             .as_ref()
             .map(|told| told.links.clone())
             .unwrap_or_default();
-        known.extend(report.links.iter().map(|link| (link.peer, state(link))));
+        known.extend(
+            report
+                .links
+                .iter()
+                .map(|link| (link.peer, ReportedLink::of(link))),
+        );
         let summary_at = before
             .filter(|_| !is_summary)
             .map_or(now, |told| told.summary_at);
@@ -113,13 +124,15 @@ pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
         .collect()
 }
 
-fn state(link: &LinkReport) -> LinkState {
-    (
-        end_state(link),
-        link.handshake_age_s.is_some(),
-        link.probe.is_some(),
-        link.endpoint,
-    )
+impl ReportedLink {
+    fn of(link: &LinkReport) -> Self {
+        Self {
+            state: end_state(link),
+            had_handshake: link.handshake_age_s.is_some(),
+            is_probed: link.probe.is_some(),
+            endpoint: link.endpoint,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +164,7 @@ mod tests {
             mtu: None,
             links: (1..).zip(ages).map(link).collect(),
             problems: vec![],
-            armed: vec![],
+            keys_in_place: vec![],
             start: None,
         }
     }

@@ -23,7 +23,7 @@ use wattle_wire::{
 
 /// How far an endpoint is known at which nobody has met its node yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trial {
+pub struct CheckState {
     /// Who tries it; absent means that nobody was there to do so.
     pub by: Option<NodeId>,
     /// Since when; absent with `by`.
@@ -71,7 +71,8 @@ pub struct NodeRecord {
     pub endpoint: Option<Endpoint>,
     /// Nobody has met the node at its endpoint yet; absent means that somebody has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trial: Option<Trial>,
+    #[serde(rename = "trial")]
+    pub endpoint_check: Option<CheckState>,
     /// Absent for an unmanaged node, and for no other.
     pub agent_version: Option<String>,
     /// The file of an unmanaged node; absent for one with an agent.

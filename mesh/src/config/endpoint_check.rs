@@ -9,7 +9,7 @@ use std::ops::Bound;
 use chrono::{DateTime, TimeDelta, Utc};
 use wattle_wire::{endpoint::Endpoint, ids::NodeId, report::LinkReport};
 
-pub use crate::config::directory::Trial;
+pub use crate::config::directory::CheckState;
 use crate::{
     config::{directory::Directory, view},
     host::state::SESSION_S,
@@ -19,21 +19,21 @@ use crate::{
 /// so each goes on sending 148 bytes now and then.
 const MOST: u32 = 3;
 /// For how long a peer tries before another does.
-const PATIENCE: TimeDelta = TimeDelta::seconds(60);
+const TRY_LIMIT: TimeDelta = TimeDelta::seconds(60);
 
-/// The trial that is to follow: by the next of the node's peers, in order of their ids, that was
+/// The check that is to follow: by the next of the node's peers, in order of their ids, that was
 /// heard of lately.
 ///
 /// `None` while the present one is given time, when enough have tried, or when nobody is there.
 pub fn next(
     directory: &Directory,
     node: NodeId,
-    trial: &Trial,
+    check: &CheckState,
     now: DateTime<Utc>,
     is_heard: impl Fn(NodeId) -> bool,
-) -> Option<Trial> {
-    let is_due = trial.tries < MOST && trial.since.is_none_or(|since| now - since >= PATIENCE);
-    let last = trial.by.unwrap_or(node);
+) -> Option<CheckState> {
+    let is_due = check.tries < MOST && check.since.is_none_or(|since| now - since >= TRY_LIMIT);
+    let last = check.by.unwrap_or(node);
     let later = directory
         .nodes
         .range((Bound::Excluded(last), Bound::Unbounded));
@@ -42,10 +42,10 @@ pub fn next(
         .map(|(other, _)| *other)
         .filter(|_| is_due);
     let by = others.find(|other| view::linked(directory, node, *other) && is_heard(*other))?;
-    Some(Trial {
+    Some(CheckState {
         by: Some(by),
         since: Some(now),
-        tries: trial.tries + 1,
+        tries: check.tries + 1,
     })
 }
 
@@ -66,17 +66,17 @@ mod tests {
         let directory = directory_of(9);
         let at = |seconds| DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds);
         let heard = |node| node != node_id(1) && node != node_id(6);
-        let mut trial = Trial::default();
+        let mut check = CheckState::default();
         assert_eq!(
-            next(&directory, node_id(8), &trial, at(0), |_| false),
+            next(&directory, node_id(8), &check, at(0), |_| false),
             None,
             "nobody is there"
         );
         let mut tried = Vec::new();
         for second in 0..600 {
-            if let Some(next) = next(&directory, node_id(8), &trial, at(second), heard) {
+            if let Some(next) = next(&directory, node_id(8), &check, at(second), heard) {
                 tried.push((second, next.by));
-                trial = next;
+                check = next;
             }
         }
         assert_eq!(

@@ -4,7 +4,7 @@ use wattle_wire::{
     admin::NodeState,
     endpoint::Endpoint,
     ids::NodeId,
-    peer::{EndpointTrial, Myself, Peer, View},
+    peer::{EndpointCheck, Myself, Peer, View},
     rotation::OwnKeys,
     subnet::Subnet,
 };
@@ -86,15 +86,14 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
             .map(|subnet| subnet.net())
             .collect(),
         endpoint: known_endpoint(node, site),
-        trial: node
-            .endpoint
-            .zip(node.trial.as_ref())
-            .and_then(|(endpoint, trial)| {
-                Some(EndpointTrial {
+        endpoint_check: node.endpoint.zip(node.endpoint_check.as_ref()).and_then(
+            |(endpoint, check)| {
+                Some(EndpointCheck {
                     endpoint,
-                    by: trial.by?,
+                    by: check.by?,
                 })
-            }),
+            },
+        ),
         admission: node.admission.clone(),
     })
 }
@@ -139,7 +138,7 @@ fn subnets(node: &NodeRecord, site: &SiteRecord) -> Vec<Subnet> {
 
 /// Where all peers look for the node: not where nobody has met it.
 fn known_endpoint(node: &NodeRecord, site: &SiteRecord) -> Option<Endpoint> {
-    match (&node.trial, node.state) {
+    match (&node.endpoint_check, node.state) {
         (None, _) => endpoint(node, site),
         (Some(_), NodeState::Active) => site.endpoint,
         (Some(_), NodeState::Standby) => None,

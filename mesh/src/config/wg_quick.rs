@@ -49,7 +49,7 @@ impl fmt::Debug for PrivateKey {
 /// What a file says, but for its secrets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WgQuick {
-    interface: Interface,
+    interface: InterfaceSection,
     /// In order of their ids.
     pub peers: Vec<FilePeer>,
     /// Nodes of other sites without a tunnel: nobody could tell the two gateways their preshared
@@ -58,7 +58,7 @@ pub struct WgQuick {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Interface {
+struct InterfaceSection {
     address: IpNet,
     /// `None` for a gateway that speaks first, from whatever port.
     listen_port: Option<u16>,
@@ -94,7 +94,7 @@ impl WgQuick {
             }
         }
         Some(Self {
-            interface: Interface::of(directory, node)?,
+            interface: InterfaceSection::of(directory, node)?,
             peers,
             unreachable,
         })
@@ -172,7 +172,7 @@ impl WgQuick {
     }
 }
 
-impl Interface {
+impl InterfaceSection {
     fn of(directory: &Directory, node: &NodeRecord) -> Option<Self> {
         let endpoint = view::endpoint(node, directory.sites.get(&node.site)?);
         Some(Self {
@@ -201,7 +201,10 @@ impl FilePeer {
     }
 }
 
-fn digest(interface: &Interface, peers: impl Iterator<Item = Option<Bytes32>>) -> Option<Bytes32> {
+fn digest(
+    interface: &InterfaceSection,
+    peers: impl Iterator<Item = Option<Bytes32>>,
+) -> Option<Bytes32> {
     let mut bytes = serde_json::to_vec(interface).ok()?;
     for peer in peers {
         bytes.extend(peer?.as_bytes());
@@ -244,8 +247,8 @@ impl<'d> Files<'d> {
             .values()
             .filter(|other| view::should_have_tunnel(node, other));
         let others = others.map(|other| peers.get(&other.id).copied().flatten());
-        let now =
-            Interface::of(self.directory, node).and_then(|interface| digest(&interface, others));
+        let now = InterfaceSection::of(self.directory, node)
+            .and_then(|interface| digest(&interface, others));
         Some(now == Some(made.file_digest))
     }
 }

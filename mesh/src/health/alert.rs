@@ -99,14 +99,14 @@ pub fn group(moves: &[LinkMove], about: impl Fn(NodeId) -> Option<(Name, usize)>
             .filter(|(_, (_, after))| *after == state)
             .map(|(ends, (before, _))| (*ends, *before))
             .collect();
-        while let Some((node, name, count, of)) = most_concerned(&links, &about) {
-            links.retain(|ends, _| !ends.contains(&node));
+        while let Some(concerned) = most_concerned(&links, &about) {
+            links.retain(|ends, _| !ends.contains(&concerned.node));
             alerts.push(Alert::Node {
-                node,
-                name,
+                node: concerned.node,
+                name: concerned.name,
                 state,
-                links: count,
-                of,
+                links: concerned.links,
+                of: concerned.of,
             });
         }
         alerts.extend(links.into_iter().filter_map(|(ends, before)| {
@@ -122,11 +122,19 @@ pub fn group(moves: &[LinkMove], about: impl Fn(NodeId) -> Option<(Name, usize)>
     alerts
 }
 
+/// A node with how many of its links changed, of how many.
+struct Concerned {
+    node: NodeId,
+    name: Name,
+    links: usize,
+    of: usize,
+}
+
 /// The node that has the most of these links, if they are most of its own.
 fn most_concerned(
     links: &BTreeMap<[NodeId; 2], LinkState>,
     about: &impl Fn(NodeId) -> Option<(Name, usize)>,
-) -> Option<(NodeId, Name, usize, usize)> {
+) -> Option<Concerned> {
     let mut counts: BTreeMap<NodeId, usize> = BTreeMap::new();
     links
         .keys()
@@ -134,7 +142,12 @@ fn most_concerned(
         .for_each(|node| *counts.entry(*node).or_default() += 1);
     let (node, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
     let (name, of) = about(node)?;
-    (count >= LEAST_LINKS && count * 2 > of).then_some((node, name, count, of))
+    (count >= LEAST_LINKS && count * 2 > of).then_some(Concerned {
+        node,
+        name,
+        links: count,
+        of,
+    })
 }
 
 /// Alerts in a sentence.

@@ -19,12 +19,12 @@ use wattle_wire::{
 use crate::agent::replica::Known;
 
 /// Least time between two probes of one peer, and the time after which an answer is missed.
-pub const PACE: Duration = Duration::from_secs(1);
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Least time between any two probes: 50 in a second, so that of 1,000 peers each is asked every 20
 /// s.
 const SPACING: Duration = Duration::from_millis(20);
-/// Probes in a row whose answers are missed when a peer counts as down: with [`PACE`], four seconds
-/// after the last answer at most.
+/// Probes in a row whose answers are missed when a peer counts as down: with [`PROBE_INTERVAL`],
+/// four seconds after the last answer at most.
 const MOST_MISSED: u32 = 3;
 /// Answers in a row with which a peer that was down counts as up: at first, and at most.
 const LEAST_ANSWERS: u32 = 3;
@@ -44,7 +44,7 @@ const UNHEARD: Duration = Duration::from_secs(10);
 /// Requests, one after the other, with which a peer that was silent is heard.
 const LEAST_HEARD: u32 = 3;
 /// Least time between two answers to one peer.
-const ANSWER_PACE: Duration = Duration::from_millis(250);
+const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
 
 /// All peers that are probed. Times are of a clock that only goes forward.
 #[derive(Debug, Default)]
@@ -130,12 +130,12 @@ impl Probes {
             let peer = self.peers.get_mut(&node)?;
             self.news |= peer.judge(&self.settings, now);
             let due_at = if peer.is_doubtful() {
-                peer.last_sent_at() + PACE
+                peer.last_sent_at() + PROBE_INTERVAL
             } else {
                 peer.last_sent_at() + round
             };
             let send = peer.sent == 0 || due_at <= now;
-            peer.next_at = if send { now + PACE } else { due_at };
+            peer.next_at = if send { now + PROBE_INTERVAL } else { due_at };
             self.queue.insert((peer.next_at, node));
             if send {
                 self.not_before = now + SPACING;
@@ -168,7 +168,7 @@ impl Probes {
         peer.heard = Some((now, in_a_row.saturating_add(1)));
         let answer = peer
             .told_at
-            .is_none_or(|at| now.saturating_sub(at) >= ANSWER_PACE);
+            .is_none_or(|at| now.saturating_sub(at) >= ANSWER_INTERVAL);
         if answer {
             peer.told_at = Some(now);
         }
@@ -200,7 +200,7 @@ impl Probes {
 
 /// Time between two probes of one peer that is well.
 fn interval(peers: usize) -> Duration {
-    PACE.max(SPACING * u32::try_from(peers).unwrap_or(u32::MAX))
+    PROBE_INTERVAL.max(SPACING * u32::try_from(peers).unwrap_or(u32::MAX))
 }
 
 impl Peer {
@@ -259,7 +259,7 @@ impl Peer {
         u32::from(
             self.counted > 0
                 && self.answered & 1 == 0
-                && now.saturating_sub(self.last_sent_at()) < PACE,
+                && now.saturating_sub(self.last_sent_at()) < PROBE_INTERVAL,
         )
     }
 

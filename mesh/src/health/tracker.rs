@@ -4,21 +4,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use wattle_wire::{admin::LinkState, ids::NodeId, news::LinkNews};
+use wattle_wire::{admin::LinkState, event_stream::LinkStatus, ids::NodeId};
 
 use crate::health::link::{Heard, LinkRecord, SILENT_S, end_is_up, link_health, spoken_for};
 
 /// The two ends of a link, the lower id first.
-pub type Pair = (NodeId, NodeId);
+pub type LinkId = (NodeId, NodeId);
 
 /// What is remembered of all links of which an end ever said something.
 #[derive(Debug, Default)]
-pub struct LinkWatch {
-    links: BTreeMap<Pair, Watched>,
+pub struct TrackedLinks {
+    links: BTreeMap<LinkId, Watched>,
     heard: Heard,
     silent: BTreeSet<NodeId>,
     /// Links of which time alone may change the judgement.
-    open: BTreeSet<Pair>,
+    open: BTreeSet<LinkId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -28,18 +28,18 @@ struct Watched {
     state: LinkState,
 }
 
-impl LinkWatch {
+impl TrackedLinks {
     /// Takes in what was written of links, and when nodes were heard of, if that was read anew;
     /// says which links to judge anew.
     ///
     /// Nobody counts as silent who was not listened to: `listening_since` is when that began.
     pub fn take(
         &mut self,
-        changed: Vec<(Pair, LinkRecord)>,
+        changed: Vec<(LinkId, LinkRecord)>,
         heard: Option<Heard>,
         listening_since: DateTime<Utc>,
         now: DateTime<Utc>,
-    ) -> BTreeSet<Pair> {
+    ) -> BTreeSet<LinkId> {
         if let Some(heard) = heard {
             self.heard = heard;
         }
@@ -85,13 +85,13 @@ impl LinkWatch {
     }
 
     /// Forgets links that are none any more.
-    pub fn retain(&mut self, is_link: impl Fn(&Pair) -> bool) {
+    pub fn retain(&mut self, is_link: impl Fn(&LinkId) -> bool) {
         self.links.retain(|pair, _| is_link(pair));
         self.open.retain(is_link);
     }
 
     /// What is remembered of a link.
-    pub fn record(&self, pair: &Pair) -> Option<&LinkRecord> {
+    pub fn record(&self, pair: &LinkId) -> Option<&LinkRecord> {
         self.links.get(pair).map(|link| &link.record)
     }
 
@@ -102,7 +102,7 @@ impl LinkWatch {
     }
 
     /// How a link is now, of whose ends these are unmanaged.
-    pub fn judge(&mut self, pair: Pair, unmanaged: [bool; 2], now: DateTime<Utc>) -> LinkNews {
+    pub fn judge(&mut self, pair: LinkId, unmanaged: [bool; 2], now: DateTime<Utc>) -> LinkStatus {
         let ends = [pair.0, pair.1];
         let (reports, since) =
             self.record(&pair)
@@ -122,7 +122,7 @@ impl LinkWatch {
         if let Some(link) = self.links.get_mut(&pair) {
             link.state = state;
         }
-        LinkNews {
+        LinkStatus {
             ends,
             state,
             fault,
@@ -165,11 +165,11 @@ mod tests {
     #[test]
     fn only_links_that_may_have_changed_are_judged_anew() {
         let pairs = [(node(1), node(2)), (node(1), node(3)), (node(2), node(3))];
-        let mut watch = LinkWatch::default();
+        let mut links = TrackedLinks::default();
         let heard = |one, two, three| {
             Heard::from([(node(1), at(one)), (node(2), at(two)), (node(3), at(three))])
         };
-        let all = watch.take(
+        let all = links.take(
             pairs.map(|pair| (pair, up_since(0))).to_vec(),
             Some(heard(0, 0, 0)),
             at(0),
@@ -178,69 +178,69 @@ mod tests {
         assert_eq!(all, pairs.into());
         assert!(
             all.iter()
-                .all(|pair| watch.judge(*pair, NONE, at(0)).state == LinkState::Up)
+                .all(|pair| links.judge(*pair, NONE, at(0)).state == LinkState::Up)
         );
         assert_eq!(
-            watch.take(vec![], Some(heard(50, 50, 50)), at(0), at(60)),
+            links.take(vec![], Some(heard(50, 50, 50)), at(0), at(60)),
             [].into(),
             "a sign of life changes nothing"
         );
-        assert_eq!(watch.take(vec![], None, at(0), at(61)), [].into());
+        assert_eq!(links.take(vec![], None, at(0), at(61)), [].into());
 
         // Node 3 falls silent.
-        let anew = watch.take(vec![], Some(heard(200, 200, 50)), at(0), at(201));
+        let anew = links.take(vec![], Some(heard(200, 200, 50)), at(0), at(201));
         assert_eq!(anew, [pairs[1], pairs[2]].into());
         assert!(
             anew.iter()
-                .all(|pair| watch.judge(*pair, NONE, at(201)).state == LinkState::Degraded)
+                .all(|pair| links.judge(*pair, NONE, at(201)).state == LinkState::Degraded)
         );
-        let degraded = watch
+        let degraded = links
             .states()
             .filter(|state| *state == LinkState::Degraded)
             .count();
-        assert_eq!((watch.states().count(), degraded), (3, 2));
+        assert_eq!((links.states().count(), degraded), (3, 2));
         // Time may still change what is to be thought of links whose ends disagree; here they do
         // not, the one is silent.
         assert_eq!(
-            watch.take(vec![], Some(heard(250, 250, 250)), at(0), at(251)),
+            links.take(vec![], Some(heard(250, 250, 250)), at(0), at(251)),
             [pairs[1], pairs[2]].into()
         );
-        assert_eq!(watch.judge(pairs[1], NONE, at(251)).state, LinkState::Up);
+        assert_eq!(links.judge(pairs[1], NONE, at(251)).state, LinkState::Up);
     }
 
     #[test]
     fn nobody_is_silent_to_whom_nobody_listened() {
         let pair = (node(1), node(2));
-        let mut watch = LinkWatch::default();
+        let mut links = TrackedLinks::default();
         let heard = Heard::from([(node(1), at(0)), (node(2), at(0))]);
-        watch.take(vec![(pair, up_since(0))], Some(heard), at(1000), at(1000));
-        assert_eq!(watch.judge(pair, NONE, at(1000)).state, LinkState::Up);
+        links.take(vec![(pair, up_since(0))], Some(heard), at(1000), at(1000));
+        assert_eq!(links.judge(pair, NONE, at(1000)).state, LinkState::Up);
         assert_eq!(
-            watch.take(vec![], None, at(1000), at(1151)),
+            links.take(vec![], None, at(1000), at(1151)),
             [pair].into(),
             "silence is noticed without a word"
         );
-        assert_eq!(watch.judge(pair, NONE, at(1151)).state, LinkState::Down);
+        assert_eq!(links.judge(pair, NONE, at(1151)).state, LinkState::Down);
     }
 
     #[test]
     fn a_link_with_an_unmanaged_node_is_up_and_settled_by_the_word_of_the_other_end_alone() {
         let pair = (node(1), node(2));
-        let mut watch = LinkWatch::default();
+        let mut links = TrackedLinks::default();
         let LinkRecord { ends: [end, _], .. } = up_since(0);
         let record = LinkRecord {
             ends: [end, None],
             recorded: None,
         };
-        watch.take(
+        links.take(
             vec![(pair, record)],
             Some(Heard::from([(node(1), at(0))])),
             at(0),
             at(0),
         );
-        assert_eq!(watch.judge(pair, [false, true], at(0)).state, LinkState::Up);
+        assert_eq!(links.judge(pair, [false, true], at(0)).state, LinkState::Up);
         assert_eq!(
-            watch.take(
+            links.take(
                 vec![],
                 Some(Heard::from([(node(1), at(50))])),
                 at(0),
@@ -250,7 +250,7 @@ mod tests {
             "the ends do not disagree"
         );
         assert_eq!(
-            watch.take(
+            links.take(
                 vec![],
                 Some(Heard::from([(node(1), at(50))])),
                 at(0),
@@ -259,9 +259,9 @@ mod tests {
             [pair].into()
         );
         assert_eq!(
-            watch.judge(pair, [false, true], at(201)).state,
+            links.judge(pair, [false, true], at(201)).state,
             LinkState::Down
         );
-        assert_eq!(watch.silent(), &[node(1)].into());
+        assert_eq!(links.silent(), &[node(1)].into());
     }
 }

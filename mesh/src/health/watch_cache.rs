@@ -1,49 +1,50 @@
-//! The mesh as those see it who watch it, and what is new to each of them.
+//! The cache behind the event stream: the mesh as it was seen last, and what is new to each
+//! client.
 
 use std::collections::BTreeMap;
 
 use wattle_wire::{
     admin::{Node, Site},
+    event_stream::{LinkStatus, MeshUpdate},
     ids::{NodeId, Position, SiteId},
-    news::{LinkNews, MeshNews},
 };
 
 /// Removals that are remembered; who has not heard of an older one is told everything.
 const REMEMBERED: usize = 10_000;
 
-/// What can be seen at one moment.
+/// The mesh at one moment.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct Snapshot {
     pub position: Position,
     pub sites: Vec<Site>,
     pub nodes: Vec<Node>,
-    /// Links that may be another way than they were, and those of nodes that the board does not
+    /// Links that may be another way than they were, and those of nodes that the cache does not
     /// know yet. A link goes with either of its nodes.
-    pub links: Vec<LinkNews>,
+    pub links: Vec<LinkStatus>,
 }
 
-/// What was seen last, each part with the number of the look that found it so.
+/// What was seen last, each part with the version in which it changed last.
 ///
-/// Who watches remembers one number: the look up to which it was told.
+/// A client remembers one number: the version up to which it was told.
 #[derive(Debug)]
-pub struct Board {
-    /// The last look that found something new.
-    look: u64,
+pub struct WatchCache {
+    /// The newest version: it grows when something has changed.
+    version: u64,
     position: Position,
     sites: BTreeMap<SiteId, (u64, Site)>,
     nodes: BTreeMap<NodeId, (u64, Node)>,
-    links: BTreeMap<[NodeId; 2], (u64, LinkNews)>,
+    links: BTreeMap<[NodeId; 2], (u64, LinkStatus)>,
     removed_sites: BTreeMap<SiteId, u64>,
     removed_nodes: BTreeMap<NodeId, u64>,
-    /// The newest look of which removals were forgotten.
+    /// The newest version of which removals were forgotten.
     forgotten: u64,
 }
 
-impl Board {
-    /// A board on which nothing stands yet.
+impl WatchCache {
+    /// A cache that holds nothing yet.
     pub fn new() -> Self {
         Self {
-            look: 0,
+            version: 0,
             position: Position {
                 epoch: 0,
                 revision: 0,
@@ -57,9 +58,9 @@ impl Board {
         }
     }
 
-    /// The last look that found something new.
-    pub fn look(&self) -> u64 {
-        self.look
+    /// The newest version: it grows when something has changed.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Whether a node was seen.
@@ -67,28 +68,28 @@ impl Board {
         self.nodes.contains_key(&node)
     }
 
-    /// Takes in what is to be seen now.
-    pub fn see(&mut self, sight: Sight) {
-        let look = self.look + 1;
-        let Sight {
+    /// Takes in what the mesh is now.
+    pub fn update(&mut self, snapshot: Snapshot) {
+        let version = self.version + 1;
+        let Snapshot {
             position,
             sites,
             nodes,
             links,
-        } = sight;
-        let sites = settle(
+        } = snapshot;
+        let sites = refresh(
             &mut self.sites,
             sites.into_iter().map(|site| (site.id, site)),
-            look,
+            version,
             PartialEq::eq,
         );
-        let nodes = settle(
+        let nodes = refresh(
             &mut self.nodes,
             nodes.into_iter().map(|node| (node.id, node)),
-            look,
+            version,
             same_node,
         );
-        let changed = |link: &LinkNews| {
+        let changed = |link: &LinkStatus| {
             self.links
                 .get(&link.ends)
                 .is_none_or(|(_, known)| known != link)
@@ -96,7 +97,7 @@ impl Board {
         let links: Vec<_> = links.into_iter().filter(changed).collect();
         let links_changed = !links.is_empty();
         self.links
-            .extend(links.into_iter().map(|link| (link.ends, (look, link))));
+            .extend(links.into_iter().map(|link| (link.ends, (version, link))));
         if !nodes.gone.is_empty() {
             self.links
                 .retain(|ends, _| ends.iter().all(|end| self.nodes.contains_key(end)));
@@ -104,26 +105,27 @@ impl Board {
         if position == self.position && !(sites.changed || nodes.changed || links_changed) {
             return;
         }
-        (self.look, self.position) = (look, position);
+        (self.version, self.position) = (version, position);
         self.removed_sites
-            .extend(sites.gone.into_iter().map(|site| (site, look)));
+            .extend(sites.gone.into_iter().map(|site| (site, version)));
         self.removed_nodes
-            .extend(nodes.gone.into_iter().map(|node| (node, look)));
+            .extend(nodes.gone.into_iter().map(|node| (node, version)));
         if self.removed_sites.len() + self.removed_nodes.len() > REMEMBERED {
             self.removed_sites.clear();
             self.removed_nodes.clear();
-            self.forgotten = look;
+            self.forgotten = version;
         }
     }
 
-    /// What is new since a look; everything for who was told nothing. `None` when nothing is new.
-    pub fn news(&self, since: Option<u64>) -> Option<MeshNews> {
-        let known = since.filter(|since| (self.forgotten..=self.look).contains(since));
-        if known == Some(self.look) {
+    /// What is new since a version; everything for a client that was told nothing. `None` when
+    /// nothing is new.
+    pub fn changes_since(&self, since: Option<u64>) -> Option<MeshUpdate> {
+        let known = since.filter(|since| (self.forgotten..=self.version).contains(since));
+        if known == Some(self.version) {
             return None;
         }
         let since = known.unwrap_or_default();
-        Some(MeshNews {
+        Some(MeshUpdate {
             position: self.position,
             complete: known.is_none(),
             sites: newer(&self.sites, since),
@@ -139,43 +141,43 @@ impl Board {
     }
 }
 
-impl Default for Board {
+impl Default for WatchCache {
     fn default() -> Self {
         Self::new()
     }
 }
 
-struct Settled<K> {
+struct Refreshed<K> {
     changed: bool,
     gone: Vec<K>,
 }
 
-fn settle<K: Ord + Copy, V>(
-    board: &mut BTreeMap<K, (u64, V)>,
-    sight: impl Iterator<Item = (K, V)>,
-    look: u64,
+fn refresh<K: Ord + Copy, V>(
+    cache: &mut BTreeMap<K, (u64, V)>,
+    snapshot: impl Iterator<Item = (K, V)>,
+    version: u64,
     same: impl Fn(&V, &V) -> bool,
-) -> Settled<K> {
+) -> Refreshed<K> {
     let mut changed = false;
-    let mut before = std::mem::take(board);
-    for (key, value) in sight {
+    let mut before = std::mem::take(cache);
+    for (key, value) in snapshot {
         let entry = match before.remove(&key) {
             Some(known) if same(&known.1, &value) => known,
             _ => {
                 changed = true;
-                (look, value)
+                (version, value)
             }
         };
-        board.insert(key, entry);
+        cache.insert(key, entry);
     }
     changed |= !before.is_empty();
-    Settled {
+    Refreshed {
         changed,
         gone: before.into_keys().collect(),
     }
 }
 
-/// Whether a node is the same but for the time of its last report, which is not news.
+/// Whether a node is the same but for the time of its last report, which is no change.
 fn same_node(a: &Node, b: &Node) -> bool {
     let mut a = a.clone();
     if let (Some(a), Some(b)) = (&mut a.last_report, &b.last_report) {
@@ -184,18 +186,18 @@ fn same_node(a: &Node, b: &Node) -> bool {
     a == *b
 }
 
-fn newer<K, V: Clone>(board: &BTreeMap<K, (u64, V)>, since: u64) -> Vec<V> {
-    board
+fn newer<K, V: Clone>(cache: &BTreeMap<K, (u64, V)>, since: u64) -> Vec<V> {
+    cache
         .values()
-        .filter(|(look, _)| *look > since)
+        .filter(|(version, _)| *version > since)
         .map(|(_, value)| value.clone())
         .collect()
 }
 
-fn removed<K: Copy>(board: &BTreeMap<K, u64>, since: u64) -> Vec<K> {
-    board
+fn removed<K: Copy>(cache: &BTreeMap<K, u64>, since: u64) -> Vec<K> {
+    cache
         .iter()
-        .filter(|(_, look)| **look > since)
+        .filter(|(_, version)| **version > since)
         .map(|(key, _)| *key)
         .collect()
 }
@@ -207,7 +209,7 @@ mod tests {
     use wattle_wire::admin::{LinkState, NodeState};
 
     use super::*;
-    use crate::testing::machine_of;
+    use crate::testing::node_keys_of;
 
     fn position(revision: i64) -> Position {
         Position { epoch: 1, revision }
@@ -235,8 +237,8 @@ mod tests {
             site_name: format!("site-{number}").parse().unwrap(),
             state: NodeState::Active,
             tunnel_address: [10, 99, 0, 1].into(),
-            wireguard_key: machine_of(1).wireguard_key(),
-            identity_key: machine_of(1).identity_key(),
+            wireguard_key: node_keys_of(1).wireguard_key(),
+            identity_key: node_keys_of(1).identity_key(),
             endpoint: None,
             endpoint_verified: true,
             admission: None,
@@ -249,8 +251,8 @@ mod tests {
         }
     }
 
-    fn link(state: LinkState) -> LinkNews {
-        LinkNews {
+    fn link(state: LinkState) -> LinkStatus {
+        LinkStatus {
             ends: [NodeId(Uuid::from_u128(1)), NodeId(Uuid::from_u128(2))],
             state,
             fault: None,
@@ -258,8 +260,8 @@ mod tests {
         }
     }
 
-    fn sight(revision: i64, sites: Vec<Site>, links: Vec<LinkNews>) -> Sight {
-        Sight {
+    fn snapshot(revision: i64, sites: Vec<Site>, links: Vec<LinkStatus>) -> Snapshot {
+        Snapshot {
             position: position(revision),
             sites,
             nodes: Vec::new(),
@@ -269,31 +271,35 @@ mod tests {
 
     #[test]
     fn who_was_told_nothing_is_told_everything_and_then_only_what_is_new() {
-        let mut board = Board::new();
-        board.see(sight(
+        let mut cache = WatchCache::new();
+        cache.update(snapshot(
             1,
             vec![site(1, ""), site(2, "")],
             vec![link(LinkState::Up)],
         ));
-        let all = board.news(None).unwrap();
+        let all = cache.changes_since(None).unwrap();
         assert!(all.complete);
         assert_eq!((all.sites.len(), all.links.len()), (2, 1));
-        let told = board.look();
-        assert_eq!(board.news(Some(told)), None);
+        let told = cache.version();
+        assert_eq!(cache.changes_since(Some(told)), None);
 
-        board.see(sight(
+        cache.update(snapshot(
             1,
             vec![site(1, ""), site(2, "")],
             vec![link(LinkState::Up)],
         ));
-        assert_eq!(board.news(Some(told)), None, "the same again is no news");
+        assert_eq!(
+            cache.changes_since(Some(told)),
+            None,
+            "the same again is no change"
+        );
 
-        board.see(sight(
+        cache.update(snapshot(
             2,
             vec![site(1, "changed")],
             vec![link(LinkState::Down)],
         ));
-        let expected = MeshNews {
+        let expected = MeshUpdate {
             position: position(2),
             complete: false,
             sites: vec![site(1, "changed")],
@@ -302,59 +308,65 @@ mod tests {
             removed_sites: vec![site(2, "").id],
             removed_nodes: Vec::new(),
         };
-        assert_eq!(board.news(Some(told)), Some(expected));
+        assert_eq!(cache.changes_since(Some(told)), Some(expected));
     }
 
     #[test]
-    fn who_comes_back_is_told_what_happened_meanwhile_however_many_looks_that_took() {
-        let mut board = Board::new();
-        board.see(sight(1, vec![site(1, "")], Vec::new()));
-        let told = board.look();
-        board.see(sight(2, vec![site(1, ""), site(2, "")], Vec::new()));
-        board.see(sight(
+    fn who_comes_back_is_told_what_happened_meanwhile_however_many_versions_that_took() {
+        let mut cache = WatchCache::new();
+        cache.update(snapshot(1, vec![site(1, "")], Vec::new()));
+        let told = cache.version();
+        cache.update(snapshot(2, vec![site(1, ""), site(2, "")], Vec::new()));
+        cache.update(snapshot(
             3,
             vec![site(1, ""), site(2, ""), site(3, "")],
             Vec::new(),
         ));
-        let news = board.news(Some(told)).unwrap();
+        let changes = cache.changes_since(Some(told)).unwrap();
         assert_eq!(
-            (news.complete, news.position, news.sites),
+            (changes.complete, changes.position, changes.sites),
             (false, position(3), vec![site(2, ""), site(3, "")])
         );
         assert!(
-            board.news(Some(board.look() + 1)).unwrap().complete,
-            "a look of another board counts as none"
+            cache
+                .changes_since(Some(cache.version() + 1))
+                .unwrap()
+                .complete,
+            "a version of another cache counts as none"
         );
     }
 
     #[test]
     fn a_link_stays_as_it_was_seen_and_goes_with_either_of_its_nodes() {
-        let mut board = Board::new();
-        let see = |board: &mut Board, nodes: &[u128], links| {
-            board.see(Sight {
+        let mut cache = WatchCache::new();
+        let see = |cache: &mut WatchCache, nodes: &[u128], links| {
+            cache.update(Snapshot {
                 nodes: nodes.iter().map(|number| node(*number)).collect(),
-                ..sight(1, vec![], links)
+                ..snapshot(1, vec![], links)
             });
         };
-        see(&mut board, &[1, 2], vec![link(LinkState::Up)]);
-        see(&mut board, &[1, 2, 3], vec![]);
-        assert_eq!(board.news(None).unwrap().links, [link(LinkState::Up)]);
-        see(&mut board, &[1, 3], vec![]);
-        assert_eq!(board.news(None).unwrap().links, []);
-        assert!(board.knows(node(3).id) && !board.knows(node(2).id));
+        see(&mut cache, &[1, 2], vec![link(LinkState::Up)]);
+        see(&mut cache, &[1, 2, 3], vec![]);
+        assert_eq!(
+            cache.changes_since(None).unwrap().links,
+            [link(LinkState::Up)]
+        );
+        see(&mut cache, &[1, 3], vec![]);
+        assert_eq!(cache.changes_since(None).unwrap().links, []);
+        assert!(cache.knows(node(3).id) && !cache.knows(node(2).id));
     }
 
     #[test]
     fn forgotten_removals_cost_a_whole_account() {
-        let mut board = Board::new();
-        board.see(sight(
+        let mut cache = WatchCache::new();
+        cache.update(snapshot(
             1,
             (0..10_001).map(|number| site(number, "")).collect(),
             Vec::new(),
         ));
-        let told = board.look();
-        board.see(sight(2, Vec::new(), Vec::new()));
-        let news = board.news(Some(told)).unwrap();
-        assert!(news.complete && news.removed_sites.is_empty());
+        let told = cache.version();
+        cache.update(snapshot(2, Vec::new(), Vec::new()));
+        let changes = cache.changes_since(Some(told)).unwrap();
+        assert!(changes.complete && changes.removed_sites.is_empty());
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         state::{Desired, DesiredPeer, DesiredPsk, Family},
     },
     keys::{
-        node_keys::Machine,
+        node_keys::NodeKeys,
         psk::{Psk, exchange::Exchange},
         rotation::canary::PeerKeys,
     },
@@ -33,7 +33,7 @@ pub const DEFAULT_MTU: u32 = 1420;
 #[derive(Clone, Debug)]
 pub struct Local<'a> {
     pub interface: InterfaceName,
-    pub machine: &'a Machine,
+    pub node_keys: &'a NodeKeys,
     /// Addresses of the host's other interfaces.
     pub addresses: Vec<IpNet>,
 }
@@ -89,7 +89,7 @@ pub fn desired(
         let announced = announced.as_ref().map(|announced| announced.wireguard_key);
         let taken_up = announced.filter(|_| key.is_some_and(|key| key.taken_up));
         if let Some(key) = announced.filter(|_| taken_up.is_none() && psk != DesiredPsk::Required) {
-            peers.insert(key, canary(peer, local.machine.canary_psk(key)));
+            peers.insert(key, canary(peer, local.node_keys.canary_psk(key)));
         }
         let desired = DesiredPeer {
             name: peer.name.clone(),
@@ -111,7 +111,7 @@ pub fn desired(
         .collect();
     Desired {
         interface: local.interface.clone(),
-        public_key: local.machine.wireguard_key(),
+        public_key: local.node_keys.wireguard_key(),
         listen_port: known
             .myself
             .endpoint
@@ -163,7 +163,7 @@ mod tests {
             directory::{NodeRecord, RecordChange, SiteRecord},
             view,
         },
-        testing::{Keys, MESH, directory_of, machine_of, node_id, node_record},
+        testing::{Keys, MESH, directory_of, node_id, node_keys_of, node_record},
     };
 
     fn net(text: &str) -> IpNet {
@@ -184,7 +184,7 @@ mod tests {
         });
         let local = Local {
             interface: "wattle0".parse().unwrap(),
-            machine: &machine_of(1),
+            node_keys: &node_keys_of(1),
             addresses: vec![net("203.0.113.1/24"), net("10.1.0.1/24"), net("fd00::1/64")],
         };
         let desired = desired(
@@ -247,7 +247,7 @@ mod tests {
         });
         let local = Local {
             interface: "wattle0".parse().unwrap(),
-            machine: &machine_of(1),
+            node_keys: &node_keys_of(1),
             addresses: vec![],
         };
         let text = |desired: Desired| desired.ruleset.sets() + &desired.ruleset.chains();

@@ -16,8 +16,8 @@ use serde::Serialize;
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 
 use crate::host::state::{
-    AllowedIps, Change, Desired, DesiredPeer, DesiredPsk, Link, Observed, ObservedPeer,
-    ObservedRuleset, PeerChange,
+    AllowedIps, Change, Desired, DesiredPeer, DesiredPsk, Interface, Observed, ObservedPeer,
+    ObservedRuleset, PeerUpdate,
 };
 
 /// The steps from what is to what should be; empty when nothing is to be done.
@@ -39,23 +39,26 @@ pub struct Step {
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
     plan.host(desired, observed);
-    let fresh = Link::new(DeviceKind::Kernel);
-    let link = observed.link.as_ref().unwrap_or_else(|| {
-        plan.push(Change::CreateLink, "the interface is missing");
+    let fresh = Interface::new(DeviceKind::Kernel);
+    let interface = observed.interface.as_ref().unwrap_or_else(|| {
+        plan.push(Change::CreateInterface, "the interface is missing");
         &fresh
     });
-    let routes = differences(&desired.routes, &link.routes, |wanted, found| {
+    let routes = differences(&desired.routes, &interface.routes, |wanted, found| {
         wanted == found
     });
-    let mut peers = differences(&desired.peers, &link.peers, DesiredPeer::is_met_by);
+    let mut peers = differences(&desired.peers, &interface.peers, DesiredPeer::is_met_by);
     for (_, wanted, found) in &mut peers {
         *wanted = wanted.filter(|wanted| wanted.may_be_there(*found));
     }
-    plan.link(desired, link);
+    plan.interface(desired, interface);
     plan.routes(&routes);
     plan.peers(&peers);
-    if link.public_key.is_some_and(|key| key != desired.public_key) {
-        plan.call(desired, link);
+    if interface
+        .public_key
+        .is_some_and(|key| key != desired.public_key)
+    {
+        plan.call(desired, interface);
     }
     for (key, ..) in peers.iter().filter(|(key, wanted, found)| {
         wanted.is_none() && found.is_some() && **key != desired.public_key
@@ -71,7 +74,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     for (prefix, ..) in routes.iter().filter(|(_, wanted, _)| wanted.is_none()) {
         plan.push(Change::RemoveRoute(**prefix), "no peer has this prefix");
     }
-    for address in link.addresses.difference(&desired.addresses) {
+    for address in interface.addresses.difference(&desired.addresses) {
         plan.push(
             Change::RemoveAddress(*address),
             "not the node's tunnel address",
@@ -119,36 +122,36 @@ impl Plan {
         }
     }
 
-    fn link(&mut self, desired: &Desired, link: &Link) {
-        if link.public_key != Some(desired.public_key) {
-            let reason = if link.public_key.is_some() {
+    fn interface(&mut self, desired: &Desired, interface: &Interface) {
+        if interface.public_key != Some(desired.public_key) {
+            let reason = if interface.public_key.is_some() {
                 "the interface has another key"
             } else {
                 "the interface has no key"
             };
             self.push(Change::SetPrivateKey(desired.public_key), reason);
         }
-        if link.listen_port != desired.listen_port {
+        if interface.listen_port != desired.listen_port {
             self.push(
                 Change::SetListenPort(desired.listen_port),
-                format!("it is {}", link.listen_port),
+                format!("it is {}", interface.listen_port),
             );
         }
-        if link.mtu != desired.mtu {
-            let reason = if link.mtu == 0 {
+        if interface.mtu != desired.mtu {
+            let reason = if interface.mtu == 0 {
                 "the interface is new".to_owned()
             } else {
-                format!("it is {}", link.mtu)
+                format!("it is {}", interface.mtu)
             };
             self.push(Change::SetMtu(desired.mtu), reason);
         }
-        for address in desired.addresses.difference(&link.addresses) {
+        for address in desired.addresses.difference(&interface.addresses) {
             self.push(
                 Change::AddAddress(*address),
                 "the node's tunnel address is missing",
             );
         }
-        if !link.up {
+        if !interface.up {
             self.push(Change::SetUp, "the interface is down");
         }
     }
@@ -192,15 +195,15 @@ impl Plan {
 
     /// Shakes hands with the peers that stay, of whose sessions none is left. WireGuard does so
     /// when it is given a keepalive.
-    fn call(&mut self, desired: &Desired, link: &Link) {
-        let keepalive = |seconds| PeerChange {
+    fn call(&mut self, desired: &Desired, interface: &Interface) {
+        let keepalive = |seconds| PeerUpdate {
             keepalive_s: Some(seconds),
-            ..PeerChange::default()
+            ..PeerUpdate::default()
         };
         for (key, peer) in desired
             .peers
             .iter()
-            .filter(|(key, peer)| link.peers.contains_key(key) && !peer.allowed_ips.is_empty())
+            .filter(|(key, peer)| interface.peers.contains_key(key) && !peer.allowed_ips.is_empty())
         {
             let reason = format!("{}: the interface has another key now", peer.name);
             let all = [0, peer.keepalive_s.max(1), peer.keepalive_s];
@@ -223,7 +226,7 @@ impl Plan {
             );
         }
         let Some(observed) = observed.filter(|_| !desired.anew) else {
-            let change = PeerChange {
+            let change = PeerUpdate {
                 endpoint: desired.endpoint,
                 keepalive_s: Some(desired.keepalive_s),
                 allowed_ips: AllowedIps::Replace(desired.allowed_ips.clone()),
@@ -243,7 +246,7 @@ impl Plan {
                 format!("{} {reason}", desired.name),
             );
         };
-        let mut change = PeerChange::default();
+        let mut change = PeerUpdate::default();
         let mut reasons = Vec::new();
         if !desired.endpoint_is_met_by(observed) {
             change.endpoint = desired.endpoint;
@@ -365,7 +368,7 @@ impl fmt::Display for Change {
             Self::UpdateRuleset { .. } => {
                 f.write_str("update the prefixes of nftables table inet wattle")
             }
-            Self::CreateLink => f.write_str("create the interface"),
+            Self::CreateInterface => f.write_str("create the interface"),
             Self::SetPrivateKey(key) => write!(f, "set the private key of {key}"),
             Self::SetListenPort(port) => write!(f, "set the listen port to {port}"),
             Self::SetMtu(mtu) => write!(f, "set the MTU to {mtu}"),
@@ -382,7 +385,7 @@ impl fmt::Display for Change {
     }
 }
 
-impl fmt::Display for PeerChange {
+impl fmt::Display for PeerUpdate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(endpoint) = self.endpoint {
             write!(f, " endpoint {endpoint}")?;

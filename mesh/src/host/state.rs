@@ -88,7 +88,8 @@ impl From<IpNet> for Family {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Observed {
     /// The WireGuard interface of our name; absent means there is none.
-    pub link: Option<Link>,
+    #[serde(rename = "link")]
+    pub interface: Option<Interface>,
     /// Families that the host forwards.
     pub forwarding: BTreeSet<Family>,
     /// The table `inet wattle`.
@@ -111,7 +112,7 @@ pub enum ObservedRuleset {
 
 /// A WireGuard interface, as found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Link {
+pub struct Interface {
     pub device: DeviceKind,
     pub up: bool,
     /// Bytes.
@@ -126,7 +127,7 @@ pub struct Link {
     pub peers: BTreeMap<WireguardKey, ObservedPeer>,
 }
 
-impl Link {
+impl Interface {
     /// An interface right after its creation, of whose MTU nothing is known.
     pub fn new(device: DeviceKind) -> Self {
         Self {
@@ -178,7 +179,8 @@ pub enum Change {
     },
     /// Makes the interface: the kernel's own if it can, else a userspace one. A userspace device
     /// whose interface is gone is ended first.
-    CreateLink,
+    #[serde(rename = "create_link")]
+    CreateInterface,
     /// Gives the interface the private key of this public key.
     SetPrivateKey(WireguardKey),
     SetListenPort(u16),
@@ -191,7 +193,7 @@ pub enum Change {
     /// Makes the route over the interface, or replaces it when it has another source.
     SetRoute(IpNet, Option<IpAddr>),
     RemoveRoute(IpNet),
-    SetPeer(WireguardKey, PeerChange),
+    SetPeer(WireguardKey, PeerUpdate),
     RemovePeer(WireguardKey),
 }
 
@@ -204,20 +206,20 @@ impl Change {
         };
         change.psk.is_some()
             && *change
-                == PeerChange {
+                == PeerUpdate {
                     psk: change.psk.clone(),
-                    ..PeerChange::default()
+                    ..PeerUpdate::default()
                 }
     }
 
     /// The peer that this is about, with what to write of it; nothing if it is to go.
-    pub fn of_peer(&self) -> Option<(&WireguardKey, Option<&PeerChange>)> {
+    pub fn of_peer(&self) -> Option<(&WireguardKey, Option<&PeerUpdate>)> {
         match self {
             Self::SetPeer(key, change) => Some((key, Some(change))),
             Self::RemovePeer(key) => Some((key, None)),
             Self::SetRuleset(_)
             | Self::UpdateRuleset { .. }
-            | Self::CreateLink
+            | Self::CreateInterface
             | Self::SetPrivateKey(_)
             | Self::SetListenPort(_)
             | Self::SetMtu(_)
@@ -234,7 +236,7 @@ impl Change {
 /// What to write of one peer, in one message; fields that are absent stay as they are. The peer is
 /// made if it is not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct PeerChange {
+pub struct PeerUpdate {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -278,7 +280,7 @@ impl Observed {
             Change::EnableForwarding(family) => {
                 self.forwarding.insert(*family);
             }
-            Change::CreateLink => self.link = Some(Link::new(DeviceKind::Kernel)),
+            Change::CreateInterface => self.interface = Some(Interface::new(DeviceKind::Kernel)),
             Change::SetPrivateKey(_)
             | Change::SetListenPort(_)
             | Change::SetMtu(_)
@@ -288,13 +290,15 @@ impl Observed {
             | Change::SetRoute(..)
             | Change::RemoveRoute(_)
             | Change::SetPeer(..)
-            | Change::RemovePeer(_) => self.link = self.link.map(|link| link.after(change)),
+            | Change::RemovePeer(_) => {
+                self.interface = self.interface.map(|interface| interface.after(change))
+            }
         }
         self
     }
 }
 
-impl Link {
+impl Interface {
     fn after(mut self, change: &Change) -> Self {
         match change {
             Change::SetPrivateKey(key) => {
@@ -323,12 +327,12 @@ impl Link {
             Change::SetRuleset(_)
             | Change::UpdateRuleset { .. }
             | Change::EnableForwarding(_)
-            | Change::CreateLink => {}
+            | Change::CreateInterface => {}
         }
         self
     }
 
-    fn set_peer(&mut self, key: WireguardKey, change: &PeerChange) {
+    fn set_peer(&mut self, key: WireguardKey, change: &PeerUpdate) {
         let mut peer = self.peers.remove(&key).unwrap_or_default();
         peer.endpoint = change.endpoint.or(peer.endpoint);
         peer.keepalive_s = change.keepalive_s.unwrap_or(peer.keepalive_s);

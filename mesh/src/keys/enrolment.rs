@@ -43,7 +43,7 @@ pub enum InvalidStatement {
 
 /// Why an enrolment is refused.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Denied {
+pub enum EnrolmentRefused {
     #[error(transparent)]
     Statement(#[from] InvalidStatement),
     #[error("a new node has no former identities")]
@@ -180,25 +180,25 @@ pub fn prove(
 ///
 /// # Errors
 ///
-/// [`Denied`], with the first claim that does not hold.
+/// [`EnrolmentRefused`], with the first claim that does not hold.
 pub fn check(
     finish: &EnrolFinish,
     mesh: MeshId,
     challenge_secret: &[u8; 32],
     now_unix_s: u64,
-) -> Result<Statement, Denied> {
+) -> Result<Statement, EnrolmentRefused> {
     let mut made = [0; 8];
     made.copy_from_slice(&finish.nonce.as_bytes()[..8]);
     let made = u64::from_be_bytes(made);
     if made > now_unix_s || now_unix_s - made > CHALLENGE_LIFETIME_S {
-        return Err(Denied::Expired);
+        return Err(EnrolmentRefused::Expired);
     }
     let statement = verify_statement(&finish.statement, mesh)?;
     if !statement.predecessors.is_empty() {
-        return Err(Denied::Predecessors);
+        return Err(EnrolmentRefused::Predecessors);
     }
     if statement.unmanaged {
-        return Err(Denied::Unmanaged);
+        return Err(EnrolmentRefused::Unmanaged);
     }
     let shared = challenge_private_key(challenge_secret, finish.nonce)
         .diffie_hellman(&PublicKey::from(*statement.wireguard_key.as_bytes()));
@@ -208,7 +208,7 @@ pub fn check(
         &wireguard_message(finish.nonce, &finish.statement),
         finish.wireguard_proof.as_bytes(),
     )
-    .map_err(|_| Denied::WireguardProof)?;
+    .map_err(|_| EnrolmentRefused::WireguardProof)?;
     let message = identity_message(
         finish.nonce,
         finish.token,
@@ -216,7 +216,7 @@ pub fn check(
         finish.wireguard_proof,
     );
     if !verify(statement.identity, &message, &finish.identity_proof) {
-        return Err(Denied::IdentityProof);
+        return Err(EnrolmentRefused::IdentityProof);
     }
     Ok(statement)
 }
@@ -315,7 +315,7 @@ mod tests {
         }
     }
 
-    fn check_at(finish: &EnrolFinish, now: u64) -> Result<Statement, Denied> {
+    fn check_at(finish: &EnrolFinish, now: u64) -> Result<Statement, EnrolmentRefused> {
         check(finish, MESH, &CHALLENGE_SECRET, now)
     }
 
@@ -334,9 +334,9 @@ mod tests {
         assert!(check_at(&finish, NOW + CHALLENGE_LIFETIME_S).is_ok());
         assert_eq!(
             check_at(&finish, NOW + CHALLENGE_LIFETIME_S + 1),
-            Err(Denied::Expired)
+            Err(EnrolmentRefused::Expired)
         );
-        assert_eq!(check_at(&finish, NOW - 1), Err(Denied::Expired));
+        assert_eq!(check_at(&finish, NOW - 1), Err(EnrolmentRefused::Expired));
     }
 
     #[test]
@@ -352,7 +352,10 @@ mod tests {
             unmanaged: false,
         };
         forged.statement = sign_statement(&claim, &mine.identity).unwrap();
-        assert_eq!(check_at(&forged, NOW), Err(Denied::WireguardProof));
+        assert_eq!(
+            check_at(&forged, NOW),
+            Err(EnrolmentRefused::WireguardProof)
+        );
     }
 
     #[test]
@@ -360,7 +363,7 @@ mod tests {
         let keys = Keys::of(1);
         let mut alone = finish(&keys);
         alone.statement = keys.unmanaged();
-        assert_eq!(check_at(&alone, NOW), Err(Denied::Unmanaged));
+        assert_eq!(check_at(&alone, NOW), Err(EnrolmentRefused::Unmanaged));
     }
 
     #[test]
@@ -379,7 +382,7 @@ mod tests {
             &mine.identity,
         );
         (forged.wireguard_proof, forged.identity_proof) = (wireguard, identity);
-        assert_eq!(check_at(&forged, NOW), Err(Denied::IdentityProof));
+        assert_eq!(check_at(&forged, NOW), Err(EnrolmentRefused::IdentityProof));
     }
 
     #[test]
@@ -387,14 +390,20 @@ mod tests {
         let keys = Keys::of(1);
         let mut other_token = finish(&keys);
         other_token.token = TokenId(Uuid::from_u128(10));
-        assert_eq!(check_at(&other_token, NOW), Err(Denied::IdentityProof));
+        assert_eq!(
+            check_at(&other_token, NOW),
+            Err(EnrolmentRefused::IdentityProof)
+        );
         let mut other_nonce = finish(&keys);
         other_nonce.nonce = challenge_nonce(NOW, [4; 24]);
-        assert_eq!(check_at(&other_nonce, NOW), Err(Denied::WireguardProof));
+        assert_eq!(
+            check_at(&other_nonce, NOW),
+            Err(EnrolmentRefused::WireguardProof)
+        );
         let other_mesh = MeshId(Uuid::from_u128(77));
         assert_eq!(
             check(&finish(&keys), other_mesh, &CHALLENGE_SECRET, NOW),
-            Err(Denied::Statement(InvalidStatement::Mesh))
+            Err(EnrolmentRefused::Statement(InvalidStatement::Mesh))
         );
         let mut altered = finish(&keys);
         altered.statement.statement = altered
@@ -403,7 +412,7 @@ mod tests {
             .replace("\"sequence\":1", "\"sequence\":2");
         assert_eq!(
             check_at(&altered, NOW),
-            Err(Denied::Statement(InvalidStatement::Signature))
+            Err(EnrolmentRefused::Statement(InvalidStatement::Signature))
         );
     }
 }

@@ -16,17 +16,17 @@ use std::time::Duration;
 
 use wattle_wire::{enrol::SignedStatement, ids::MeshId};
 
-use crate::keys::node_keys::Machine;
+use crate::keys::node_keys::NodeKeys;
 
 /// When the coordinator is told again that did not answer.
-const PAUSE: Duration = Duration::from_secs(3);
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// The same when it refused: an older one cannot take another identity.
-const PUT_OFF: Duration = Duration::from_secs(600);
+const RETRY_LATER_INTERVAL: Duration = Duration::from_secs(600);
 
 /// A change of the node's identity, as far as it has come. What has to outlive a restart is part of
-/// the [`Machine`].
+/// the [`NodeKeys`].
 #[derive(Clone, Debug, Default)]
-pub struct Succession {
+pub struct IdentityRotation {
     /// The coordinator took the statement of the next identity.
     is_taken: bool,
     silent_until: Duration,
@@ -35,64 +35,70 @@ pub struct Succession {
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
-    /// Make an identity and keep it on disk: [`Machine::succeeding`].
+pub enum IdentityAction {
+    /// Make an identity and keep it on disk: [`NodeKeys::preparing_identity`].
     MakeIdentity,
     Tell(SignedStatement),
-    /// Keep the next identity as the present one on disk: [`Machine::succeeded`].
+    /// Keep the next identity as the present one on disk: [`NodeKeys::identity_switched`].
     TakeUp,
 }
 
 /// What came of telling the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum IdentityReply {
     Taken,
     Unreachable,
     /// In words.
     Refused(String),
 }
 
-impl Succession {
+impl IdentityRotation {
     /// What is to be done next, if anything. `is_asked`: somebody on this host asks for another
     /// identity. `is_known`: the coordinator lets the node in as who it is; one whose database was
     /// restored may know it as who it was. `now` is of a clock that only goes forward.
     pub fn next(
         &mut self,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         mesh: MeshId,
         is_asked: bool,
         is_known: bool,
         now: Duration,
-    ) -> Option<Act> {
+    ) -> Option<IdentityAction> {
         if self.is_taken {
             self.is_taken = false;
-            return machine.successor().map(|_| Act::TakeUp);
+            return node_keys.successor().map(|_| IdentityAction::TakeUp);
         }
         if now < self.silent_until {
             return None;
         }
-        match machine.successor() {
-            Some(_) => machine.succession(mesh).ok().flatten().map(Act::Tell),
+        match node_keys.successor() {
+            Some(_) => node_keys
+                .next_identity_statement(mesh)
+                .ok()
+                .flatten()
+                .map(IdentityAction::Tell),
             // A WireGuard key that is being announced bears the present identity's signature.
-            None if is_asked && machine.next_key().is_none() => Some(Act::MakeIdentity),
-            None if !is_known && machine.has_predecessors() => {
-                machine.statement(mesh).ok().map(Act::Tell)
+            None if is_asked && node_keys.next_key().is_none() => {
+                Some(IdentityAction::MakeIdentity)
+            }
+            None if !is_known && node_keys.has_predecessors() => {
+                node_keys.statement(mesh).ok().map(IdentityAction::Tell)
             }
             None => None,
         }
     }
 
-    /// Takes note of what came of [`Act::Tell`].
-    pub fn told(&mut self, told: Told, now: Duration) {
+    /// Takes note of what came of [`IdentityAction::Tell`].
+    pub fn told(&mut self, told: IdentityReply, now: Duration) {
         (self.is_taken, self.silent_until) = match &told {
-            Told::Taken => (true, now),
-            Told::Unreachable => (false, now + PAUSE),
-            Told::Refused(_) => (false, now + PUT_OFF),
+            IdentityReply::Taken => (true, now),
+            IdentityReply::Unreachable => (false, now + RETRY_INTERVAL),
+            IdentityReply::Refused(_) => (false, now + RETRY_LATER_INTERVAL),
         };
         match told {
-            Told::Taken => self.problem = None,
-            Told::Unreachable => {}
-            Told::Refused(why) => {
+            IdentityReply::Taken => self.problem = None,
+            IdentityReply::Unreachable => {}
+            IdentityReply::Refused(why) => {
                 self.problem = Some(format!(
                     "the coordinator does not take this node's new identity: {why}"
                 ))
@@ -107,7 +113,7 @@ impl Succession {
 
     /// A step could not be carried out on this host.
     pub fn failed(&mut self, why: &str, now: Duration) {
-        self.silent_until = now + PAUSE;
+        self.silent_until = now + RETRY_INTERVAL;
         self.problem = Some(format!("the identity was not changed: {why}"));
     }
 
@@ -124,7 +130,7 @@ mod tests {
     use super::*;
     use crate::{
         keys::enrolment::{is_or_was, verify_statement},
-        testing::{MESH, machine_of},
+        testing::{MESH, node_keys_of},
     };
 
     #[derive(Clone, Copy, Debug)]
@@ -144,8 +150,8 @@ mod tests {
     }
 
     struct World {
-        disk: Machine,
-        succession: Succession,
+        disk: NodeKeys,
+        identity_rotation: IdentityRotation,
         is_asked: bool,
         now: Duration,
         seed: u8,
@@ -156,11 +162,11 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let disk = machine_of(1);
+            let disk = node_keys_of(1);
             let statement = disk.statement(MESH).unwrap();
             Self {
                 disk,
-                succession: Succession::default(),
+                identity_rotation: IdentityRotation::default(),
                 is_asked: false,
                 now: Duration::ZERO,
                 seed: 100,
@@ -185,26 +191,26 @@ mod tests {
             let known_as = verify_statement(&self.coordinator, MESH).unwrap().identity;
             let is_known = known_as == self.disk.identity_key();
             let Some(act) =
-                self.succession
+                self.identity_rotation
                     .next(&self.disk, MESH, self.is_asked, is_known, self.now)
             else {
                 return;
             };
             match act {
-                Act::MakeIdentity => {
+                IdentityAction::MakeIdentity => {
                     self.seed = self.seed.wrapping_add(1);
-                    let next = self.disk.succeeding(&[self.seed; 32]).unwrap();
+                    let next = self.disk.preparing_identity(&[self.seed; 32]).unwrap();
                     if is_kept {
                         (self.disk, self.is_asked) = (next, false);
                     }
                 }
-                Act::TakeUp => {
-                    let next = self.disk.succeeded(MESH).unwrap();
+                IdentityAction::TakeUp => {
+                    let next = self.disk.identity_switched(MESH).unwrap();
                     if is_kept {
                         self.disk = next;
                     }
                 }
-                Act::Tell(statement) => {
+                IdentityAction::Tell(statement) => {
                     let taken = Self::take(&mut self.coordinator, &statement);
                     if taken {
                         assert!(
@@ -213,22 +219,22 @@ mod tests {
                         );
                     }
                     let told = if taken {
-                        Told::Taken
+                        IdentityReply::Taken
                     } else {
-                        Told::Refused("no".to_owned())
+                        IdentityReply::Refused("no".to_owned())
                     };
-                    self.succession.told(
+                    self.identity_rotation.told(
                         if answer_arrives {
                             told
                         } else {
-                            Told::Unreachable
+                            IdentityReply::Unreachable
                         },
                         self.now,
                     );
                 }
             }
             if !is_kept {
-                self.succession = Succession::default();
+                self.identity_rotation = IdentityRotation::default();
             }
         }
 
@@ -238,15 +244,15 @@ mod tests {
                 Happening::Step => self.step(true, true),
                 Happening::LoseAnswer => self.step(false, true),
                 Happening::Die => self.step(true, false),
-                Happening::Restart => self.succession = Succession::default(),
+                Happening::Restart => self.identity_rotation = IdentityRotation::default(),
                 Happening::Refuse => self
-                    .succession
-                    .told(Told::Refused("not now".to_owned()), self.now),
+                    .identity_rotation
+                    .told(IdentityReply::Refused("not now".to_owned()), self.now),
                 Happening::RestoreDatabase => {
-                    self.coordinator = machine_of(1).statement(MESH).unwrap()
+                    self.coordinator = node_keys_of(1).statement(MESH).unwrap()
                 }
             }
-            self.now += PAUSE;
+            self.now += RETRY_INTERVAL;
         }
     }
 
@@ -272,7 +278,7 @@ mod tests {
                 was_asked |= matches!(happening, Happening::Ask);
             }
             for _ in 0..8 {
-                world.now += PUT_OFF;
+                world.now += RETRY_LATER_INTERVAL;
                 world.happen(Happening::Step);
             }
             prop_assert!(world.disk.successor().is_none() && !world.is_asked);
@@ -285,34 +291,49 @@ mod tests {
     #[test]
     fn nothing_is_begun_unless_asked_nor_while_a_wireguard_key_is_announced_and_a_refusal_is_told()
     {
-        let (machine, now) = (machine_of(1), Duration::from_secs(100));
-        let mut succession = Succession::default();
-        assert_eq!(succession.next(&machine, MESH, false, false, now), None);
+        let (node_keys, now) = (node_keys_of(1), Duration::from_secs(100));
+        let mut identity_rotation = IdentityRotation::default();
         assert_eq!(
-            succession.next(&machine.preparing(&[9; 32]).unwrap(), MESH, true, true, now),
+            identity_rotation.next(&node_keys, MESH, false, false, now),
             None
         );
         assert_eq!(
-            succession.next(&machine, MESH, true, true, now),
-            Some(Act::MakeIdentity)
+            identity_rotation.next(
+                &node_keys.preparing(&[9; 32]).unwrap(),
+                MESH,
+                true,
+                true,
+                now
+            ),
+            None
         );
-        let next = machine.succeeding(&[9; 32]).unwrap();
-        assert!(matches!(
-            succession.next(&next, MESH, false, true, now),
-            Some(Act::Tell(_))
-        ));
-        succession.told(Told::Refused("it is full".to_owned()), now);
         assert_eq!(
-            succession.problem(),
+            identity_rotation.next(&node_keys, MESH, true, true, now),
+            Some(IdentityAction::MakeIdentity)
+        );
+        let next = node_keys.preparing_identity(&[9; 32]).unwrap();
+        assert!(matches!(
+            identity_rotation.next(&next, MESH, false, true, now),
+            Some(IdentityAction::Tell(_))
+        ));
+        identity_rotation.told(IdentityReply::Refused("it is full".to_owned()), now);
+        assert_eq!(
+            identity_rotation.problem(),
             Some("the coordinator does not take this node's new identity: it is full")
         );
         assert_eq!(
-            succession.next(&next, MESH, true, true, now + PUT_OFF - PAUSE),
+            identity_rotation.next(
+                &next,
+                MESH,
+                true,
+                true,
+                now + RETRY_LATER_INTERVAL - RETRY_INTERVAL
+            ),
             None
         );
         assert!(matches!(
-            succession.next(&next, MESH, true, true, now + PUT_OFF),
-            Some(Act::Tell(_))
+            identity_rotation.next(&next, MESH, true, true, now + RETRY_LATER_INTERVAL),
+            Some(IdentityAction::Tell(_))
         ));
     }
 }

@@ -28,7 +28,7 @@ use crate::keys::{enrolment, preshared_key::Psk};
 const CANARY: &[u8] = b"wattle canary v1\0";
 
 /// The keys of a machine. `Debug` shows the public WireGuard key only.
-pub struct Machine {
+pub struct NodeKeys {
     identity: Identity,
     wireguard: StaticSecret,
     wireguard_key: WireguardKey,
@@ -57,7 +57,7 @@ struct NextKey {
 }
 
 /// The keys of a machine as they are kept.
-pub struct KeptKeys {
+pub struct StoredNodeKeys {
     /// PKCS#8.
     pub identity: Zeroizing<Vec<u8>>,
     pub wireguard: Zeroizing<[u8; 32]>,
@@ -70,15 +70,15 @@ pub struct KeptKeys {
     pub successor: Option<Zeroizing<Vec<u8>>>,
 }
 
-impl fmt::Debug for KeptKeys {
+impl fmt::Debug for StoredNodeKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeptKeys(statement {})", self.sequence)
+        write!(f, "StoredNodeKeys(statement {})", self.sequence)
     }
 }
 
 /// Why keys are not usable.
 #[derive(Debug, Error)]
-pub enum InvalidMachine {
+pub enum InvalidNodeKeys {
     #[error("the identity key is damaged")]
     Identity(#[from] KeyRejected),
     #[error("the identity key cannot be encoded")]
@@ -87,14 +87,14 @@ pub enum InvalidMachine {
     Wireguard(#[from] InvalidKey),
 }
 
-impl Machine {
+impl NodeKeys {
     /// A machine with the keys that come of these random bytes. `now` is in seconds since 1970.
     pub fn new(
         identity_seed: &[u8; 32],
         wireguard: &[u8; 32],
         now: u64,
-    ) -> Result<Self, InvalidMachine> {
-        Self::restore(&KeptKeys {
+    ) -> Result<Self, InvalidNodeKeys> {
+        Self::restore(&StoredNodeKeys {
             identity: Identity::encoded(identity_seed)?,
             wireguard: Zeroizing::new(*wireguard),
             sequence: 1,
@@ -107,7 +107,7 @@ impl Machine {
     }
 
     /// A machine with keys that were kept.
-    pub fn restore(kept: &KeptKeys) -> Result<Self, InvalidMachine> {
+    pub fn restore(kept: &StoredNodeKeys) -> Result<Self, InvalidNodeKeys> {
         let NextKey {
             secret: wireguard,
             key: wireguard_key,
@@ -134,8 +134,8 @@ impl Machine {
     }
 
     /// The keys as they are to be kept.
-    pub fn kept(&self) -> Result<KeptKeys, InvalidMachine> {
-        Ok(KeptKeys {
+    pub fn kept(&self) -> Result<StoredNodeKeys, InvalidNodeKeys> {
+        Ok(StoredNodeKeys {
             identity: self.identity.kept()?,
             wireguard: self.wireguard_private_key(),
             sequence: self.sequence,
@@ -152,8 +152,8 @@ impl Machine {
 
     /// The machine, about to take up the key that comes of these random bytes. Its statement has a
     /// number that none had before.
-    pub fn preparing(&self, wireguard: &[u8; 32]) -> Result<Self, InvalidMachine> {
-        Self::restore(&KeptKeys {
+    pub fn preparing(&self, wireguard: &[u8; 32]) -> Result<Self, InvalidNodeKeys> {
+        Self::restore(&StoredNodeKeys {
             next: Some(Zeroizing::new(*wireguard)),
             issued: self.issued + 1,
             ..self.kept()?
@@ -161,8 +161,8 @@ impl Machine {
     }
 
     /// The machine, staying with the key that it has.
-    pub fn staying(&self) -> Result<Self, InvalidMachine> {
-        Self::restore(&KeptKeys {
+    pub fn staying(&self) -> Result<Self, InvalidNodeKeys> {
+        Self::restore(&StoredNodeKeys {
             next: None,
             ..self.kept()?
         })
@@ -170,10 +170,10 @@ impl Machine {
 
     /// The machine with its next key, if there is one, as the present one. `now` is in seconds
     /// since 1970.
-    pub fn switched(&self, now: u64) -> Result<Self, InvalidMachine> {
+    pub fn switched(&self, now: u64) -> Result<Self, InvalidNodeKeys> {
         let kept = self.kept()?;
         Self::restore(&match kept.next {
-            Some(wireguard) => KeptKeys {
+            Some(wireguard) => StoredNodeKeys {
                 wireguard,
                 next: None,
                 sequence: kept.issued,
@@ -186,8 +186,8 @@ impl Machine {
 
     /// The machine, about to take up the identity that comes of these random bytes. Its statement
     /// has a number that none had before.
-    pub fn succeeding(&self, identity_seed: &[u8; 32]) -> Result<Self, InvalidMachine> {
-        Self::restore(&KeptKeys {
+    pub fn preparing_identity(&self, identity_seed: &[u8; 32]) -> Result<Self, InvalidNodeKeys> {
+        Self::restore(&StoredNodeKeys {
             successor: Some(Identity::encoded(identity_seed)?),
             issued: self.issued + 1,
             ..self.kept()?
@@ -196,18 +196,18 @@ impl Machine {
 
     /// The machine with the identity that it was going to take up, if there is one, as the present
     /// one.
-    pub fn succeeded(&self, mesh: MeshId) -> Result<Self, InvalidMachine> {
+    pub fn identity_switched(&self, mesh: MeshId) -> Result<Self, InvalidNodeKeys> {
         let kept = self.kept()?;
         let predecessors = self.and_predecessors(mesh);
         Self::restore(&match (kept.successor, predecessors) {
-            (Some(identity), Some(predecessors)) => KeptKeys {
+            (Some(identity), Some(predecessors)) => StoredNodeKeys {
                 identity,
                 predecessors,
                 sequence: kept.issued,
                 successor: None,
                 ..kept
             },
-            (successor, _) => KeptKeys { successor, ..kept },
+            (successor, _) => StoredNodeKeys { successor, ..kept },
         })
     }
 
@@ -288,7 +288,10 @@ impl Machine {
 
     /// What other nodes will rely on once it has taken up its next identity, signed by that; `None`
     /// when it has none.
-    pub fn succession(&self, mesh: MeshId) -> Result<Option<SignedStatement>, serde_json::Error> {
+    pub fn next_identity_statement(
+        &self,
+        mesh: MeshId,
+    ) -> Result<Option<SignedStatement>, serde_json::Error> {
         let (Some(Identity { pair, key }), Some(predecessors)) =
             (&self.successor, self.and_predecessors(mesh))
         else {
@@ -408,7 +411,7 @@ impl HeldToken {
     pub fn at(
         &mut self,
         now: i64,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         enrolled: &Enrolled,
     ) -> Result<Secret, jsonwebtoken::errors::Error> {
         // A clock that was set back makes a token that is not valid yet.
@@ -416,7 +419,7 @@ impl HeldToken {
         if let Some((_, token)) = self.0.as_ref().filter(|(made, _)| usable(*made)) {
             return Ok(token.clone());
         }
-        let token = machine.token(enrolled, now)?;
+        let token = node_keys.token(enrolled, now)?;
         self.0 = Some((now, token.clone()));
         Ok(token)
     }
@@ -424,7 +427,7 @@ impl HeldToken {
 
 impl Identity {
     /// The identity that comes of these random bytes, as PKCS#8.
-    fn encoded(seed: &[u8; 32]) -> Result<Zeroizing<Vec<u8>>, InvalidMachine> {
+    fn encoded(seed: &[u8; 32]) -> Result<Zeroizing<Vec<u8>>, InvalidNodeKeys> {
         Ok(Zeroizing::new(
             Ed25519KeyPair::from_seed_unchecked(seed)?
                 .to_pkcs8()?
@@ -433,35 +436,35 @@ impl Identity {
         ))
     }
 
-    fn of(kept: &[u8]) -> Result<Self, InvalidMachine> {
+    fn of(kept: &[u8]) -> Result<Self, InvalidNodeKeys> {
         let pair = Ed25519KeyPair::from_pkcs8(kept)?;
         let key: [u8; 32] = pair
             .public_key()
             .as_ref()
             .try_into()
-            .map_err(|_| InvalidMachine::Encoding(Unspecified))?;
+            .map_err(|_| InvalidNodeKeys::Encoding(Unspecified))?;
         Ok(Self {
             pair,
             key: IdentityKey::from(key),
         })
     }
 
-    fn kept(&self) -> Result<Zeroizing<Vec<u8>>, InvalidMachine> {
+    fn kept(&self) -> Result<Zeroizing<Vec<u8>>, InvalidNodeKeys> {
         Ok(Zeroizing::new(self.pair.to_pkcs8()?.as_ref().to_vec()))
     }
 }
 
 impl NextKey {
-    fn of(secret: &[u8; 32]) -> Result<Self, InvalidMachine> {
+    fn of(secret: &[u8; 32]) -> Result<Self, InvalidNodeKeys> {
         let secret = StaticSecret::from(*secret);
         let key = WireguardKey::try_from(PublicKey::from(&secret).to_bytes())?;
         Ok(Self { secret, key })
     }
 }
 
-impl fmt::Debug for Machine {
+impl fmt::Debug for NodeKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Machine({})", self.wireguard_key)
+        write!(f, "NodeKeys({})", self.wireguard_key)
     }
 }
 

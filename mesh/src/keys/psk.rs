@@ -18,44 +18,46 @@
 //! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk
 //! later learns no earlier key.
 
-pub mod correspondence;
+mod ends;
 pub mod exchange;
 mod files;
 pub mod given;
 mod kem;
+pub mod mailbox;
 #[cfg(test)]
 mod model;
+mod retry;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use wattle_wire::{
-    ids::{MeshId, NodeId},
     key::{Bytes32, IdentityKey, KemCiphertext, KemKey, WireguardKey},
     psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
 };
 
-use self::kem::{Derived, derive};
-pub use self::kem::{Kem, KemSecret, SystemKem};
+pub use self::{
+    ends::{Ends, Ignored},
+    kem::{Kem, KemSecret},
+};
+use self::{
+    kem::{Derived, derive},
+    retry::{Retry, SHORTEST_RETRY_S},
+};
 pub use crate::keys::preshared_key::Psk;
-use crate::keys::{enrolment, node_keys::Machine, preshared_key::on_disk};
+use crate::keys::preshared_key::on_disk;
 
 /// Seconds for which a key is used: a day, less up to two hours that differ from round to round, so
 /// that a mesh does not renew all at once.
 const LIFETIME_S: u64 = 24 * 3600;
 const JITTER_S: u32 = 2 * 3600;
-/// Seconds after which a message is sent again that nobody has answered; they double up to an hour.
-/// The mailbox keeps letters, so this is for those that it lost.
-const SHORTEST_RETRY_S: u64 = 30;
-const LONGEST_RETRY_S: u64 = 3600;
 /// Age of a handshake in seconds from which on its renewal seems to fail. WireGuard renews after
 /// 120 s (`REKEY_AFTER_TIME` of its paper, section 6.1) with the next packet that is sent, and the
 /// session ends after 180.
 const STALE_S: u64 = 130;
 /// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which
 /// are 5 s apart (`REKEY_TIMEOUT`).
-const TRIAL_S: u64 = 15;
+const CANDIDATE_S: u64 = 15;
 /// Seconds within which no second handshake follows one that succeeded, and after which one that
 /// none has followed did.
 const REPEATED_S: u64 = 60;
@@ -65,49 +67,6 @@ const HELD_S: u64 = 12;
 const NO_ROUND: u64 = 0;
 
 const PURPOSE: &[u8] = b"wattle psk v1\0";
-
-/// The two ends of a tunnel, from one of them.
-#[derive(Debug)]
-pub struct Ends<'a> {
-    pub mesh: MeshId,
-    pub machine: &'a Machine,
-    pub me: NodeId,
-    pub peer: NodeId,
-    /// Who the peer is pinned to be.
-    pub peer_identity: IdentityKey,
-    pub peer_key: WireguardKey,
-    /// One of the two is about to take up another WireGuard key. Both ends must have the same
-    /// preshared key at that moment.
-    pub is_turning: bool,
-}
-
-/// Why a message is not taken.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Ignored {
-    #[error("the message cannot be read")]
-    Unreadable,
-    #[error("the message is not signed by the peer")]
-    Signature,
-    #[error("the message is for another node or of another mesh")]
-    Address,
-    #[error("the message is of an earlier round, or the key of an earlier file")]
-    Old,
-    #[error("the message answers no message of this node")]
-    Unexpected,
-    #[error("the message is about other WireGuard keys")]
-    Keys,
-    #[error("the key in the message is not a valid key")]
-    Kem,
-    #[error(
-        "the coordinator sent a preshared key for a tunnel whose two gateways agree on their own"
-    )]
-    Managed,
-    #[error(
-        "cannot open the preshared key from the coordinator: it was made for another WireGuard \
-         key, or is damaged"
-    )]
-    Sealed,
-}
 
 /// What one node knows of the preshared key of one tunnel. As it is kept on disk, it is
 /// [`Pair::kept`] first.
@@ -158,7 +117,8 @@ enum Phase {
         message: SignedPskMessage,
         #[serde(skip)]
         retry: Retry,
-        trial: Trial,
+        #[serde(rename = "trial")]
+        candidate: Candidate,
     },
     /// Responder: has the key, and the initiator may have it.
     Offered {
@@ -171,16 +131,9 @@ enum Phase {
     Waiting { retry: Retry },
 }
 
-/// When to say something again.
-#[derive(Clone, Copy, Debug)]
-struct Retry {
-    said: u64,
-    wait: u64,
-}
-
 /// Which key the initiator has in use while it cannot know which one the responder has.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Trial {
+struct Candidate {
     next: bool,
     since: u64,
     /// When the newest handshake was, in seconds since 1970; 0 if none was seen.
@@ -189,68 +142,15 @@ struct Trial {
     doubtful: bool,
 }
 
-impl Ends<'_> {
-    fn is_initiator(&self) -> bool {
-        self.me > self.peer
-    }
-
-    /// The initiator's and the responder's WireGuard key.
-    fn keys(&self) -> [WireguardKey; 2] {
-        let mine = self.machine.wireguard_key();
-        if self.is_initiator() {
-            [mine, self.peer_key]
-        } else {
-            [self.peer_key, mine]
-        }
-    }
-
-    fn identities(&self) -> [IdentityKey; 2] {
-        [self.machine.identity_key(), self.peer_identity]
-    }
-
-    fn sign(&self, round: u64, step: PskStep) -> Option<SignedPskMessage> {
-        let message = PskMessage {
-            mesh: self.mesh,
-            from: self.me,
-            to: self.peer,
-            round,
-            step,
-        };
-        Some(self.signed(serde_json::to_string(&message).ok()?.into()))
-    }
-
-    /// A message under the present identity. It is what it was unless the machine has taken up
-    /// another identity since, whose word alone the peer believes.
-    fn signed(&self, message: Arc<str>) -> SignedPskMessage {
-        let signature = self.machine.sign(&[PURPOSE, message.as_bytes()].concat());
-        SignedPskMessage { message, signature }
-    }
-
-    /// Reads a message that the peer signed for this node.
-    fn open(&self, signed: &SignedPskMessage) -> Result<PskMessage, Ignored> {
-        let message: PskMessage =
-            serde_json::from_str(&signed.message).map_err(|_| Ignored::Unreadable)?;
-        if !enrolment::verify(
-            self.peer_identity,
-            &[PURPOSE, signed.message.as_bytes()].concat(),
-            &signed.signature,
-        ) {
-            return Err(Ignored::Signature);
-        }
-        if (message.mesh, message.from, message.to) != (self.mesh, self.peer, self.me) {
-            return Err(Ignored::Address);
-        }
-        Ok(message)
-    }
-}
-
 impl Pair {
     /// The key to use now. Under `require` a first key is used as soon as it is there, for there is
     /// nothing to lose.
     pub fn key(&self, policy: PskPolicy) -> Option<&Psk> {
         let current = self.current.as_ref().map(|agreed| &agreed.psk);
         match &self.phase {
-            Phase::Confirmed { next, trial, .. } if trial.next => Some(&next.psk),
+            Phase::Confirmed {
+                next, candidate, ..
+            } if candidate.next => Some(&next.psk),
             Phase::Confirmed { next, .. } | Phase::Offered { next, .. }
                 if policy == PskPolicy::Require =>
             {
@@ -437,33 +337,33 @@ impl Pair {
     }
 
     /// Whether [`Pair::observe`] has anything to take note of.
-    pub fn is_on_trial(&self) -> bool {
+    pub fn has_candidates(&self) -> bool {
         matches!(self.phase, Phase::Confirmed { .. })
     }
 
-    /// Takes note of the tunnel's newest handshake, at each look at the device. Whether the key to
-    /// use is another one now.
+    /// Takes note of the tunnel's newest handshake, at each observation of the device. Whether the
+    /// key to use is another one now.
     ///
     /// A device may take it for a handshake when it answers one that the other end then cannot read
     /// (gotatun does). So a handshake counts that is not followed by another at once: it proves
     /// nothing, but gives reason to try no other key.
     pub fn observe(&mut self, handshake_age_s: Option<u64>, now: u64) -> bool {
-        let Phase::Confirmed { trial, .. } = &mut self.phase else {
+        let Phase::Confirmed { candidate, .. } = &mut self.phase else {
             return false;
         };
         let at = handshake_age_s.map(|age| now.saturating_sub(age));
-        if let Some(at) = at.filter(|at| *at > trial.handshake + 1) {
-            trial.doubtful = at < trial.handshake + REPEATED_S;
-            trial.handshake = at;
-        } else if now >= trial.handshake + HELD_S {
-            trial.doubtful = false;
+        if let Some(at) = at.filter(|at| *at > candidate.handshake + 1) {
+            candidate.doubtful = at < candidate.handshake + REPEATED_S;
+            candidate.handshake = at;
+        } else if now >= candidate.handshake + HELD_S {
+            candidate.doubtful = false;
         }
-        let is_stale = trial.doubtful || handshake_age_s.is_none_or(|age| age > STALE_S);
+        let is_stale = candidate.doubtful || handshake_age_s.is_none_or(|age| age > STALE_S);
         // Without a key of before there is nothing to go back to.
-        let may_turn = !trial.next || self.current.is_some();
-        let turns = is_stale && may_turn && now.abs_diff(trial.since) >= TRIAL_S;
+        let may_turn = !candidate.next || self.current.is_some();
+        let turns = is_stale && may_turn && now.abs_diff(candidate.since) >= CANDIDATE_S;
         if turns {
-            (trial.next, trial.since) = (!trial.next, now);
+            (candidate.next, candidate.since) = (!candidate.next, now);
         }
         turns
     }
@@ -555,7 +455,7 @@ impl Pair {
                 let message = ends
                     .sign(round, PskStep::Confirm { proof: next.proof })
                     .ok_or(Ignored::Unreadable)?;
-                let trial = Trial {
+                let candidate = Candidate {
                     next: false,
                     since: now,
                     handshake: 0,
@@ -566,7 +466,7 @@ impl Pair {
                     keys,
                     message: message.clone(),
                     retry: Retry::new(now),
-                    trial,
+                    candidate,
                 };
                 Ok(Some(message))
             }
@@ -593,7 +493,7 @@ impl Pair {
         }
         match &self.phase {
             Phase::Offered { next, .. } if round == self.round && next.proof == proof => {
-                self.agree(now);
+                self.use_next(now);
                 Ok(ends.sign(round, PskStep::Commit {}))
             }
             Phase::Idle if round == self.round && self.current.is_some() => {
@@ -611,7 +511,7 @@ impl Pair {
         if round != self.round || !matches!(self.phase, Phase::Confirmed { .. }) {
             return Err(Ignored::Unexpected);
         }
-        self.agree(now);
+        self.use_next(now);
         Ok(None)
     }
 
@@ -643,7 +543,7 @@ impl Pair {
     }
 
     /// Both ends have the next key: there is no way back.
-    fn agree(&mut self, now: u64) {
+    fn use_next(&mut self, now: u64) {
         if let Phase::Confirmed { next, keys, .. } | Phase::Offered { next, keys, .. } =
             std::mem::take(&mut self.phase)
         {
@@ -657,35 +557,5 @@ impl Pair {
                 due: now.saturating_add(LIFETIME_S - jitter),
             });
         }
-    }
-}
-
-impl Default for Retry {
-    /// Due at once.
-    fn default() -> Self {
-        Self {
-            said: 0,
-            wait: SHORTEST_RETRY_S,
-        }
-    }
-}
-
-impl Retry {
-    fn new(now: u64) -> Self {
-        Self {
-            said: now,
-            wait: SHORTEST_RETRY_S,
-        }
-    }
-
-    fn is_due(self, now: u64) -> bool {
-        now.abs_diff(self.said) >= self.wait
-    }
-
-    fn again(&mut self, now: u64) {
-        *self = Self {
-            said: now,
-            wait: LONGEST_RETRY_S.min(self.wait * 2),
-        };
     }
 }

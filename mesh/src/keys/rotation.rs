@@ -33,28 +33,28 @@ use wattle_wire::{
 
 use crate::{
     agent::replica::{Known, KnownPeer},
-    host::state::{Link, ObservedPeer},
-    keys::{node_keys::Machine, psk::exchange::Exchange},
+    host::state::{Interface, ObservedPeer},
+    keys::{node_keys::NodeKeys, psk::exchange::Exchange},
 };
 
 /// How often the coordinator is asked who is ready.
-const ASK: Duration = Duration::from_millis(300);
+const ASK_INTERVAL: Duration = Duration::from_millis(300);
 /// For how long what it said about that holds.
-const FRESH: Duration = Duration::from_secs(2);
+const ANSWER_LIFETIME: Duration = Duration::from_secs(2);
 /// How long the peers have to get ready.
-const READY: Duration = Duration::from_secs(30);
+const READY_LIMIT: Duration = Duration::from_secs(30);
 /// When another node is at it, when the coordinator cannot be reached, and after something was
 /// said, until the view shows it.
-const PAUSE: Duration = Duration::from_secs(3);
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// When a rotation is tried again that had to be given up.
-const PUT_OFF: Duration = Duration::from_secs(600);
+const RETRY_LATER_INTERVAL: Duration = Duration::from_secs(600);
 /// The part of a key's lifetime by which the lifetimes of keys differ, so that a mesh does not
 /// renew all at once.
 const JITTER_PART: u64 = 8;
 const DAY_S: u64 = 24 * 3600;
 
 /// A change of the node's own WireGuard key, as far as it has come. What has to outlive a restart
-/// is part of the [`Machine`].
+/// is part of the [`NodeKeys`].
 #[derive(Clone, Debug, Default)]
 pub struct Rotation {
     /// The coordinator knows of the next key.
@@ -79,8 +79,8 @@ struct Announced {
 #[derive(Clone, Copy, Debug)]
 pub struct Situation<'a> {
     pub known: &'a Known,
-    pub machine: &'a Machine,
-    pub link: &'a Link,
+    pub node_keys: &'a NodeKeys,
+    pub interface: &'a Interface,
     pub psks: &'a Exchange,
     /// Somebody on this host asks for a new key.
     pub is_asked: bool,
@@ -92,20 +92,20 @@ pub struct Situation<'a> {
 
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Act {
-    /// Make a key and keep it on disk: [`Machine::preparing`].
+pub enum RotationAction {
+    /// Make a key and keep it on disk: [`NodeKeys::preparing`].
     MakeKey,
     Tell(RotationStep),
     /// Keep the next key as the present one on disk, and give it to the device:
-    /// [`Machine::switched`].
+    /// [`NodeKeys::switched`].
     TakeUp,
-    /// Forget the next key: [`Machine::staying`].
+    /// Forget the next key: [`NodeKeys::staying`].
     GiveUp,
 }
 
 /// What came of telling the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum RotationReply {
     Taken(RotationAnswer),
     /// Another node is changing its key.
     Busy,
@@ -116,10 +116,10 @@ pub enum Told {
 
 impl Rotation {
     /// What is to be done next, if anything.
-    pub fn next(&mut self, situation: &Situation<'_>) -> Option<Act> {
+    pub fn next(&mut self, situation: &Situation<'_>) -> Option<RotationAction> {
         let Situation {
             known,
-            machine,
+            node_keys,
             now,
             ..
         } = *situation;
@@ -127,32 +127,32 @@ impl Rotation {
         if now < self.silent_until {
             return None;
         }
-        if machine.sequence() > own.sequence {
-            return machine
+        if node_keys.sequence() > own.sequence {
+            return node_keys
                 .statement(known.mesh.id)
                 .ok()
-                .map(|statement| Act::Tell(RotationStep::Done(statement)));
+                .map(|statement| RotationAction::Tell(RotationStep::Done(statement)));
         }
-        if machine.next_key().is_none() {
+        if node_keys.next_key().is_none() {
             (self.announced, self.is_refused) = (None, false);
             if own.announced.is_some() {
-                return Some(Act::Tell(RotationStep::Withdraw {}));
+                return Some(RotationAction::Tell(RotationStep::Withdraw {}));
             }
             let is_due = own.rotate
-                || (is_used_up(known, machine, situation.unix_s)
+                || (is_used_up(known, node_keys, situation.unix_s)
                     && unmanaged(known).next().is_none());
             let is_due = is_due && now >= self.put_off_until;
             // A next identity speaks of the present key. Whoever asks on this host waits for an
             // answer.
-            let is_free = machine.successor().is_none();
-            return (is_free && (situation.is_asked || is_due)).then_some(Act::MakeKey);
+            let is_free = node_keys.successor().is_none();
+            return (is_free && (situation.is_asked || is_due)).then_some(RotationAction::MakeKey);
         }
         let announce = || {
-            machine
+            node_keys
                 .announcement(known.mesh.id)
                 .ok()
                 .flatten()
-                .map(|statement| Act::Tell(RotationStep::Announce(statement)))
+                .map(|statement| RotationAction::Tell(RotationStep::Announce(statement)))
         };
         let Some(Announced {
             since,
@@ -161,20 +161,20 @@ impl Rotation {
         }) = &self.announced
         else {
             return if self.is_refused {
-                Some(Act::GiveUp)
+                Some(RotationAction::GiveUp)
             } else {
                 announce()
             };
         };
         let in_touch = |peer: &KnownPeer| {
-            peer.entry(situation.link)
+            peer.entry(situation.interface)
                 .is_some_and(ObservedPeer::is_live)
         };
         let missing = known.peers.values().filter(|peer| {
             waiting_for.contains(&peer.peer.node) && !peer.statement.unmanaged && in_touch(peer)
         });
         let missing: Vec<_> = missing.map(|peer| peer.peer.name.to_string()).collect();
-        let is_fresh = now.saturating_sub(*heard) < FRESH;
+        let is_fresh = now.saturating_sub(*heard) < ANSWER_LIFETIME;
         let changing = || {
             known
                 .peers
@@ -182,9 +182,9 @@ impl Rotation {
                 .find(|peer| situation.psks.is_changing(peer.peer.node) && in_touch(peer))
         };
         if missing.is_empty() && is_fresh && changing().is_none() {
-            return Some(Act::TakeUp);
+            return Some(RotationAction::TakeUp);
         }
-        if now.saturating_sub(*since) > READY {
+        if now.saturating_sub(*since) > READY_LIMIT {
             let why = match changing() {
                 _ if !missing.is_empty() => {
                     format!(
@@ -200,19 +200,19 @@ impl Rotation {
                 None => "the coordinator could not be reached for long enough".to_owned(),
             };
             self.put_off(now, &why);
-            return Some(Act::GiveUp);
+            return Some(RotationAction::GiveUp);
         }
-        if now.saturating_sub(*heard) >= ASK {
+        if now.saturating_sub(*heard) >= ASK_INTERVAL {
             announce()
         } else {
             None
         }
     }
 
-    /// Takes note of what came of [`Act::Tell`].
-    pub fn told(&mut self, step: &RotationStep, told: Told, now: Duration) {
+    /// Takes note of what came of [`RotationAction::Tell`].
+    pub fn told(&mut self, step: &RotationStep, told: RotationReply, now: Duration) {
         match (step, told) {
-            (RotationStep::Announce(_), Told::Taken(answer)) => {
+            (RotationStep::Announce(_), RotationReply::Taken(answer)) => {
                 let since = self
                     .announced
                     .as_ref()
@@ -224,44 +224,51 @@ impl Rotation {
                 });
                 self.problem = None;
             }
-            (RotationStep::Announce(_), Told::Refused(why)) => {
+            (RotationStep::Announce(_), RotationReply::Refused(why)) => {
                 (self.announced, self.is_refused) = (None, true);
                 self.put_off(now, &why);
             }
-            (RotationStep::Announce(_), Told::Busy) => {
+            (RotationStep::Announce(_), RotationReply::Busy) => {
                 self.announced = None;
-                self.silent_until = now + PAUSE;
+                self.silent_until = now + RETRY_INTERVAL;
             }
-            (RotationStep::Done(_) | RotationStep::Withdraw {}, Told::Refused(why)) => {
+            (RotationStep::Done(_) | RotationStep::Withdraw {}, RotationReply::Refused(why)) => {
                 self.problem = Some(format!(
                     "the coordinator does not take this node's WireGuard key: {why}"
                 ));
-                self.silent_until = now + PUT_OFF;
+                self.silent_until = now + RETRY_LATER_INTERVAL;
             }
-            (RotationStep::Done(_) | RotationStep::Withdraw {}, Told::Taken(_) | Told::Busy)
+            (
+                RotationStep::Done(_) | RotationStep::Withdraw {},
+                RotationReply::Taken(_) | RotationReply::Busy,
+            )
             | (
                 RotationStep::Announce(_) | RotationStep::Done(_) | RotationStep::Withdraw {},
-                Told::Unreachable,
+                RotationReply::Unreachable,
             ) => {
-                self.silent_until = now + PAUSE;
+                self.silent_until = now + RETRY_INTERVAL;
             }
         }
     }
 
     /// How soon [`Rotation::next`] may have something to do; absent means: not before something
     /// else happens.
-    pub fn pace(&self, situation: &Situation<'_>) -> Option<Duration> {
+    pub fn interval(&self, situation: &Situation<'_>) -> Option<Duration> {
         let own = situation.known.myself.keys?;
-        let is_under_way = situation.machine.next_key().is_some()
-            || situation.machine.sequence() > own.sequence
+        let is_under_way = situation.node_keys.next_key().is_some()
+            || situation.node_keys.sequence() > own.sequence
             || own.announced.is_some();
-        is_under_way.then(|| self.silent_until.saturating_sub(situation.now).max(ASK))
+        is_under_way.then(|| {
+            self.silent_until
+                .saturating_sub(situation.now)
+                .max(ASK_INTERVAL)
+        })
     }
 
     /// A step could not be carried out on this host.
     pub fn failed(&mut self, why: &str, now: Duration) {
         self.announced = None;
-        self.silent_until = now + PAUSE;
+        self.silent_until = now + RETRY_INTERVAL;
         self.put_off(now, why);
     }
 
@@ -272,15 +279,15 @@ impl Rotation {
 
     fn put_off(&mut self, now: Duration, why: &str) {
         self.problem = Some(format!("the WireGuard key was not changed: {why}"));
-        self.put_off_until = now + PUT_OFF;
+        self.put_off_until = now + RETRY_LATER_INTERVAL;
     }
 }
 
 /// Why the key is kept although it is older than the mesh lets keys become, in words: the files of
 /// unmanaged peers name it.
-pub fn kept_for_unmanaged(known: &Known, machine: &Machine, unix_s: u64) -> Option<String> {
+pub fn kept_for_unmanaged(known: &Known, node_keys: &NodeKeys, unix_s: u64) -> Option<String> {
     let names: Vec<_> = unmanaged(known).map(|name| name.to_string()).collect();
-    (!names.is_empty() && is_used_up(known, machine, unix_s)).then(|| {
+    (!names.is_empty() && is_used_up(known, node_keys, unix_s)).then(|| {
         format!(
             "the WireGuard key is due to be changed and stays, for the files of {} name it: change \
              it by `wattle-agent rotate --force`, then make and \
@@ -302,13 +309,13 @@ pub fn unmanaged(known: &Known) -> impl Iterator<Item = &Name> {
 
 /// Whether the key is older than the mesh lets keys become. Each key has a lifetime of its own, up
 /// to an eighth shorter.
-fn is_used_up(known: &Known, machine: &Machine, unix_s: u64) -> bool {
+fn is_used_up(known: &Known, node_keys: &NodeKeys, unix_s: u64) -> bool {
     let lifetime_s = u64::from(known.mesh.rotate_days) * DAY_S;
     if lifetime_s == 0 {
         return false;
     }
-    let [a, b, c, d, ..] = *machine.wireguard_key().as_bytes();
+    let [a, b, c, d, ..] = *node_keys.wireguard_key().as_bytes();
     let jitter_s = lifetime_s / JITTER_PART * u64::from(u32::from_be_bytes([a, b, c, d]))
         / u64::from(u32::MAX);
-    unix_s.saturating_sub(machine.since()) >= lifetime_s - jitter_s
+    unix_s.saturating_sub(node_keys.since()) >= lifetime_s - jitter_s
 }

@@ -3,7 +3,7 @@
 //!
 //! They are kept in the transaction of the change, so that there is none without the other. An
 //! answer may hold a secret that is shown once; so it is sealed under a key derived from the
-//! caller's api token and his `Idempotency-Key`. Of the first only a hash is in the database: who
+//! caller's api token and the `Idempotency-Key`. Of the first only a hash is in the database: who
 //! steals it reads no answer, however easily the second is guessed.
 
 pub mod queries;

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::config::{
     directory::{Announced, NodeRecord, Unmanaged},
-    endpoint_check::Trial,
+    endpoint_check::CheckState,
 };
 use wattle_wire::{
     admin::{NodeState, SiteNode},
@@ -118,7 +118,7 @@ impl TryFrom<NodeRow> for NodeRecord {
             _ => None,
         };
         let unmanaged = row.file_made_at.zip(row.file_digest);
-        let trial = (!row.endpoint_verified).then(|| Trial {
+        let endpoint_check = (!row.endpoint_verified).then(|| CheckState {
             by: row.endpoint_tried_by.map(NodeId),
             since: row.endpoint_tried_at,
             tries: row.endpoint_tries.unsigned_abs(),
@@ -146,7 +146,7 @@ impl TryFrom<NodeRow> for NodeRecord {
                 signature,
             }),
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
-            trial,
+            endpoint_check,
             agent_version: row.agent_version,
             unmanaged: unmanaged.map(|(file_made_at, file_digest)| Unmanaged {
                 file_made_at,

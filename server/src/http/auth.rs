@@ -128,7 +128,7 @@ async fn caller(app: &App, headers: &HeaderMap, network: Option<IpAddr>) -> Resu
 }
 
 async fn api_token(app: &App, token: &ApiCredential, network: Option<IpAddr>) -> Result<Caller> {
-    // Its holder is not kept out by what others at his address do.
+    // Its holder is not kept out by what others at the same address do.
     let network = network.filter(|_| !app.known.has(token.id));
     let lookup = async {
         let stored = queries::credential(&mut *app.db.begin().await?, token.id).await?;

@@ -42,7 +42,7 @@ impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S>
 }
 
 /// Reads a body whole. One that is too large is read on for a while and thrown away: who is cut off
-/// while he sends seldom sees the answer.
+/// while sending seldom sees the answer.
 pub async fn read(body: axum::body::Body, largest: usize) -> Result<Vec<u8>> {
     let mut chunks = body.into_data_stream();
     let (mut bytes, mut length) = (Vec::new(), 0);

@@ -1,7 +1,7 @@
 //! `GET /events/stream`: people and scripts follow what is new in the mesh.
 //!
-//! Like an agent's stream it keeps no queue: it looks at the board, which the coordinator has while
-//! somebody watches, and a slow reader gets the newest state. The id of an event names the board
+//! Like an agent's stream it keeps no queue: it reads the cache, which the coordinator has while
+//! somebody watches, and a slow reader gets the newest state. The id of an event names the cache
 //! and the look at it, so that who comes back hears of what is new only.
 
 use std::{convert::Infallible, time::Duration};
@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use wattle_mesh::access::Action;
-use wattle_wire::{ids::Position, news::MeshNews};
+use wattle_wire::{event_stream::MeshUpdate, ids::Position};
 
 use crate::{
     error::{Error, Result},
@@ -42,7 +42,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 #[utoipa::path(get, path = "/events/stream", tag = "events",
     params(("Last-Event-ID" = Option<String>, Header, description = "id of the last event \
         received; absent: tell everything")),
-    responses((status = 200, content_type = "text/event-stream", body = MeshNews)))]
+    responses((status = 200, content_type = "text/event-stream", body = MeshUpdate)))]
 pub async fn follow(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
     let Some(place) = app.link_tracker.place() else {
         return Err(Error::Unavailable("too many streams of events"));
@@ -88,7 +88,7 @@ impl Session {
             if let Some((event, news)) = self
                 .app
                 .link_tracker
-                .news(self.app.sources(), self.last_event)
+                .changes_since(self.app.sources(), self.last_event)
                 .await
             {
                 self.last_event = Some(event);

@@ -1,4 +1,4 @@
-//! `/agent/mailbox`: letters with which nodes agree on preshared keys, and keys that the
+//! `/agent/mailbox`: messages with which nodes agree on preshared keys, and keys that the
 //! coordinator gave for tunnels with unmanaged nodes. It can read none of them.
 
 pub mod queries;
@@ -10,7 +10,7 @@ use wattle_mesh::config::view;
 use wattle_wire::{
     ids::NodeId,
     problem::Problem,
-    psk::{Errand, Mail, OutgoingLetter, SignedPskMessage},
+    psk::{MailboxRequest, MailboxResponse, OutgoingMessage, SignedPskMessage},
 };
 
 use crate::{
@@ -22,57 +22,63 @@ use crate::{
 /// Leaves messages for other nodes, deletes those that were handled, and returns what is waiting,
 /// in one transaction.
 ///
-/// A node has one letter at a time in the mailbox of another; a new one takes the place of the old.
-/// Nobody but the recipient sees it.
-#[utoipa::path(post, path = "/agent/mailbox", tag = "agents", request_body = Errand, responses((status = 200, body = Mail)))]
+/// A node has one message at a time in the mailbox of another; a new one takes the place of the
+/// old. Nobody but the recipient sees it.
+#[utoipa::path(post, path = "/agent/mailbox", tag = "agents", request_body = MailboxRequest, responses((status = 200, body = MailboxResponse)))]
 pub async fn exchange(
     State(app): State<App>,
     Extension(CallingNode(node)): Extension<CallingNode>,
-    Body(errand): Body<Errand>,
-) -> Result<Json<Mail>> {
-    for (field, count) in [("leave", errand.leave.len()), ("taken", errand.taken.len())] {
-        if count > Errand::MOST_LETTERS {
+    Body(request): Body<MailboxRequest>,
+) -> Result<Json<MailboxResponse>> {
+    for (field, count) in [
+        ("leave", request.leave.len()),
+        ("taken", request.taken.len()),
+    ] {
+        if count > MailboxRequest::MOST_MESSAGES {
             return Err(error::invalid(
                 "too_many",
                 field,
-                format!("at most {} messages at a time", Errand::MOST_LETTERS),
+                format!(
+                    "at most {} messages at a time",
+                    MailboxRequest::MOST_MESSAGES
+                ),
             )
             .into());
         }
     }
-    errand
+    request
         .leave
         .iter()
         .enumerate()
-        .try_for_each(|(index, letter)| check(&app, node, letter, index))?;
+        .try_for_each(|(index, message)| check(&app, node, message, index))?;
     // Each recipient once, and in order, so that two who write to each other's neighbours do not
     // wait for one another.
-    let letters: BTreeMap<NodeId, SignedPskMessage> = errand
+    let messages: BTreeMap<NodeId, SignedPskMessage> = request
         .leave
         .into_iter()
-        .map(|letter| (letter.to, letter.message))
+        .map(|message| (message.to, message.message))
         .collect();
     let mut transaction = app.db.begin().await?;
-    if !errand.taken.is_empty() {
-        queries::take(&mut transaction, node, &errand.taken).await?;
+    if !request.taken.is_empty() {
+        queries::take(&mut transaction, node, &request.taken).await?;
     }
-    let left = if letters.is_empty() {
+    let left = if messages.is_empty() {
         Vec::new()
     } else {
-        queries::leave(&mut transaction, node, &letters).await?
+        queries::leave(&mut transaction, node, &messages).await?
     };
-    let mail = queries::waiting(&mut transaction, node).await?;
+    let response = queries::waiting(&mut transaction, node).await?;
     transaction.commit().await?;
-    app.streams.tell_of_mail(left);
-    Ok(Json(mail))
+    app.streams.tell_of_messages(left);
+    Ok(Json(response))
 }
 
-fn check(app: &App, node: NodeId, letter: &OutgoingLetter, index: usize) -> Result<()> {
-    let problem = if letter.message.message.len() > SignedPskMessage::LONGEST {
+fn check(app: &App, node: NodeId, message: &OutgoingMessage, index: usize) -> Result<()> {
+    let problem = if message.message.message.len() > SignedPskMessage::LONGEST {
         error::too_large(SignedPskMessage::LONGEST)
     } else if app
         .mesh_cache
-        .read(|feed| !view::linked(feed.directory(), node, letter.to))
+        .read(|feed| !view::linked(feed.directory(), node, message.to))
     {
         error::not_found("peer")
     } else {

@@ -115,9 +115,9 @@ pub(crate) async fn is_as_seen(change: &mut PendingChange, id: NodeId) -> Result
 /// Stores admissions that an operator signed: which nodes may be in the mesh, and with which
 /// prefixes.
 ///
-/// All or none. A signature has to be that of the operator which the admission names; whether he
-/// may say so, each gateway decides by the keys that its own file names. Peers are told at once.
-/// `wattle-agent lock sign` makes and sends admissions.
+/// All or none. A signature has to be that of the operator which the admission names; whether that
+/// one may say so, each gateway decides by the keys that its own file names. Peers are told at
+/// once. `wattle-agent lock sign` makes and sends admissions.
 #[utoipa::path(post, path = "/admissions", tag = "nodes", request_body = NewAdmissions, responses((status = 204)))]
 pub async fn admit(
     State(app): State<App>,

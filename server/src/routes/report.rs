@@ -45,9 +45,9 @@ pub async fn receive(
         Ok::<BTreeMap<_, _>, error::Error>(linked.map(|link| (link.peer, *link)).collect())
     })?;
     let mut report = report;
-    report.armed.retain(|armed| {
+    report.keys_in_place.retain(|key| {
         app.mesh_cache
-            .read(|feed| view::linked(feed.directory(), node, armed.peer))
+            .read(|feed| view::linked(feed.directory(), node, key.peer))
     });
     let (before, applied) = (
         app.reports.last(node).map(|before| before.applied),
@@ -68,7 +68,7 @@ fn check(report: &Report, peers: usize) -> Result<()> {
         )
         .into());
     }
-    if report.armed.len() > most {
+    if report.keys_in_place.len() > most {
         return Err(error::invalid(
             "too_many",
             "armed",

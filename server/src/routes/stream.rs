@@ -196,7 +196,7 @@ impl Session {
                 () = self.app.stop.cancelled() => return self.bye(ByeReason::Shutdown),
                 () = self.superseded.cancelled() => return self.bye(ByeReason::Superseded),
                 _ = self.position.changed() => {}
-                () = self.mail.notified() => return Text::of(&StreamMessage::Mail),
+                () = self.mail.notified() => return Text::of(&StreamMessage::MessagesWaiting),
                 () = sleep_until(due) => {}
             }
         }

@@ -1,6 +1,7 @@
 //! `POST /sites/{site}/wg-quick`: gateways without an agent, which take a file.
 
 mod queries;
+mod seal;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use axum::{
@@ -242,9 +243,7 @@ async fn give(
         };
         sealed.push((
             peer.node,
-            given
-                .seal(&psk)
-                .ok_or(Error::Internal("a preshared key cannot be sealed"))?,
+            seal::seal(&given, &psk).ok_or(Error::Internal("a preshared key cannot be sealed"))?,
         ));
         psks.push(psk);
     }

@@ -109,8 +109,8 @@ impl App {
         }
     }
 
-    /// Carries out a change and waits until this coordinator's cache has it, so that who wrote reads
-    /// what he wrote. Of a dry run it tells what it would do, which is no answer of the handler's
+    /// Carries out a change and waits until this coordinator's cache has it, so that a writer reads
+    /// its own writes. Of a dry run it tells what it would do, which is no answer of the handler's
     /// own and goes past it like an error.
     pub async fn mutate<T, W>(
         &self,

@@ -1,6 +1,6 @@
 //! Tracks the links of the mesh, for those who watch and for the history of links.
 //!
-//! The coordinator always remembers those links of which an end ever said something. The board,
+//! The coordinator always remembers those links of which an end ever said something. The cache,
 //! which it has while somebody watches, has all pairs, which are many.
 
 pub mod queries;
@@ -22,14 +22,14 @@ use wattle_mesh::{
     health::{
         alert::LinkMove,
         link::SILENT_S,
-        tracker::{LinkWatch, Pair},
-        watch_cache::{Board, Sight},
+        tracker::{LinkId, TrackedLinks},
+        watch_cache::{Snapshot, WatchCache},
     },
 };
 use wattle_wire::{
     admin::LinkState,
+    event_stream::{LinkStatus, MeshUpdate},
     ids::{NodeId, Position},
-    news::{LinkNews, MeshNews},
 };
 
 use self::queries::ChangedLinks;
@@ -46,8 +46,8 @@ pub const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 const REREAD_WINDOW: TimeDelta = TimeDelta::seconds(30);
 /// How often it is read when nodes were heard of: nobody is silent before 150 seconds.
 const HEARD_INTERVAL: Duration = Duration::from_secs(5);
-/// For how long the board is kept for those who come back.
-const BOARD_LIFETIME: Duration = Duration::from_secs(60);
+/// For how long the cache is kept for those who come back.
+const CACHE_LIFETIME: Duration = Duration::from_secs(60);
 /// How long a link is as it is before its history says so: its ends do not notice at the same
 /// moment.
 const SETTLE_TIME: Duration = Duration::from_secs(2);
@@ -65,7 +65,7 @@ pub struct LinkTracker {
 
 #[derive(Debug, Default)]
 struct Tracked {
-    links: LinkWatch,
+    links: TrackedLinks,
     /// Up to when links were read, by the clock of their rows.
     read: Option<DateTime<Utc>>,
     /// When it was read who was heard of.
@@ -78,37 +78,37 @@ struct Tracked {
     /// How many nodes had left, and in which epoch, when links were last forgotten.
     departed: (i64, usize),
     /// Links whose history does not say yet how they are, with when that was first seen.
-    unrecorded: BTreeMap<Pair, (LinkNews, Instant)>,
+    unrecorded: BTreeMap<LinkId, (LinkStatus, Instant)>,
     /// For those who watch; absent while nobody does.
-    shown: Option<WatchedBoard>,
+    watched: Option<WatchedCache>,
 }
 
 #[derive(Debug)]
-struct WatchedBoard {
-    /// Tells boards apart: numbers of looks mean nothing to another.
+struct WatchedCache {
+    /// Tells caches apart: versions of one mean nothing to another.
     id: Uuid,
-    board: Board,
-    /// When somebody last looked at it.
+    cache: WatchCache,
+    /// When somebody last asked for it.
     asked: Instant,
 }
 
-/// A look at a board, as the id of an event names it.
+/// A version of a cache, as the id of an event names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventId {
-    board: Uuid,
-    look: u64,
+    cache: Uuid,
+    version: u64,
 }
 
 impl EventId {
     pub fn id(self) -> String {
-        format!("{}.{}", self.board.simple(), self.look)
+        format!("{}.{}", self.cache.simple(), self.version)
     }
 
     pub fn parse(id: &str) -> Option<Self> {
-        let (board, look) = id.split_once('.')?;
+        let (cache, version) = id.split_once('.')?;
         Some(Self {
-            board: Uuid::try_parse(board).ok()?,
-            look: look.parse().ok()?,
+            cache: Uuid::try_parse(cache).ok()?,
+            version: version.parse().ok()?,
         })
     }
 }
@@ -136,34 +136,34 @@ impl LinkTracker {
         Arc::clone(&self.places).try_acquire_owned().ok()
     }
 
-    /// What is new since a look, and the look that it leads up to.
-    pub async fn news(
+    /// What is new since a version, and the version that it leads up to.
+    pub async fn changes_since(
         &self,
         sources: Sources<'_>,
         since: Option<EventId>,
-    ) -> Option<(EventId, MeshNews)> {
+    ) -> Option<(EventId, MeshUpdate)> {
         let mut tracked = self.tracked.lock().await;
-        if tracked.shown.is_none() {
-            tracked.shown = Some(WatchedBoard {
+        if tracked.watched.is_none() {
+            tracked.watched = Some(WatchedCache {
                 id: Uuid::now_v7(),
-                board: Board::new(),
+                cache: WatchCache::new(),
                 asked: Instant::now(),
             });
-            // Nothing stands on it yet.
+            // It holds nothing yet.
             tracked.looked = None;
         }
         tracked.refresh(sources).await;
-        let shown = tracked.shown.as_mut()?;
-        shown.asked = Instant::now();
+        let watched = tracked.watched.as_mut()?;
+        watched.asked = Instant::now();
         let since = since
-            .filter(|event| event.board == shown.id)
-            .map(|event| event.look);
+            .filter(|event| event.cache == watched.id)
+            .map(|event| event.version);
         Some((
             EventId {
-                board: shown.id,
-                look: shown.board.look(),
+                cache: watched.id,
+                version: watched.cache.version(),
             },
-            shown.board.news(since)?,
+            watched.cache.changes_since(since)?,
         ))
     }
 
@@ -179,10 +179,10 @@ impl LinkTracker {
     /// Writes down what links are like that have been so for a moment, and who is silent.
     pub async fn record(&self, sources: Sources<'_>) -> Result<()> {
         let mut tracked = self.tracked.lock().await;
-        tracked.shown = tracked
-            .shown
+        tracked.watched = tracked
+            .watched
             .take()
-            .filter(|shown| shown.asked.elapsed() < BOARD_LIFETIME);
+            .filter(|watched| watched.asked.elapsed() < CACHE_LIFETIME);
         tracked.refresh(sources).await;
         let heard = tracked.heard;
         let silent: Option<Vec<_>> = (heard != tracked.noted)
@@ -250,10 +250,10 @@ impl Tracked {
                 BTreeSet::new()
             }
         };
-        let board = self.shown.as_ref().map(|shown| &shown.board);
-        let (position, anew, sights) = sources.mesh_cache.read(|feed| {
+        let cache = self.watched.as_ref().map(|watched| &watched.cache);
+        let (position, anew, seen) = sources.mesh_cache.read(|feed| {
             let directory = feed.directory();
-            let is_link = |(a, b): &Pair| view::linked(directory, *a, *b);
+            let is_link = |(a, b): &LinkId| view::linked(directory, *a, *b);
             let departed = (feed.position().epoch, directory.revoked.len());
             if departed != self.departed {
                 self.departed = departed;
@@ -261,8 +261,8 @@ impl Tracked {
                 self.unrecorded.retain(|pair, _| is_link(pair));
             }
             let mut anew: BTreeSet<_> = anew.into_iter().filter(is_link).collect();
-            let sights = board.map(|board| {
-                anew.extend(links_of_new_nodes(directory, board));
+            let seen = cache.map(|cache| {
+                anew.extend(links_of_new_nodes(directory, cache));
                 let sites: Vec<_> = directory
                     .sites
                     .values()
@@ -280,7 +280,7 @@ impl Tracked {
                 .into_iter()
                 .map(|pair| (pair, directory.unmanaged([pair.0, pair.1])))
                 .collect();
-            (feed.position(), anew, sights)
+            (feed.position(), anew, seen)
         });
         let links: Vec<_> = anew
             .into_iter()
@@ -290,8 +290,8 @@ impl Tracked {
             .iter()
             .for_each(|link| note(&mut self.unrecorded, &self.links, link));
         self.looked = Some((Instant::now(), position));
-        if let Some((shown, (sites, nodes))) = self.shown.as_mut().zip(sights) {
-            shown.board.see(Sight {
+        if let Some((watched, (sites, nodes))) = self.watched.as_mut().zip(seen) {
+            watched.cache.update(Snapshot {
                 position,
                 sites,
                 nodes,
@@ -301,7 +301,7 @@ impl Tracked {
     }
 
     /// Reads what is new of links; those to be judged anew.
-    async fn read(&mut self, sources: Sources<'_>, now: DateTime<Utc>) -> Result<BTreeSet<Pair>> {
+    async fn read(&mut self, sources: Sources<'_>, now: DateTime<Utc>) -> Result<BTreeSet<LinkId>> {
         let mut transaction = sources.db.follow().await?;
         let ChangedLinks {
             links: mut changed,
@@ -331,9 +331,9 @@ impl Tracked {
     }
 }
 
-/// The links of nodes that the board does not know yet.
-fn links_of_new_nodes(directory: &Directory, board: &Board) -> impl Iterator<Item = Pair> {
-    let new = directory.nodes.keys().filter(|node| !board.knows(**node));
+/// The links of nodes that the cache does not know yet.
+fn links_of_new_nodes(directory: &Directory, cache: &WatchCache) -> impl Iterator<Item = LinkId> {
+    let new = directory.nodes.keys().filter(|node| !cache.knows(**node));
     let with_all = |node: NodeId| {
         directory
             .nodes
@@ -346,7 +346,11 @@ fn links_of_new_nodes(directory: &Directory, board: &Board) -> impl Iterator<Ite
 }
 
 /// Notes that the history of a link does not say how it is, or that it does.
-fn note(unrecorded: &mut BTreeMap<Pair, (LinkNews, Instant)>, links: &LinkWatch, link: &LinkNews) {
+fn note(
+    unrecorded: &mut BTreeMap<LinkId, (LinkStatus, Instant)>,
+    links: &TrackedLinks,
+    link: &LinkStatus,
+) {
     let (pair, now) = ((link.ends[0], link.ends[1]), (link.state, link.fault));
     let Some(record) = links.record(&pair) else {
         return;

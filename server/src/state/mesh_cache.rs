@@ -84,7 +84,7 @@ impl MeshCache {
         self.confirmed.borrow().elapsed() < STALE
     }
 
-    /// Waits until the cache has a position, so that who wrote reads what he wrote. Gives up after
+    /// Waits until the cache has a position, so that a writer reads its own writes. Gives up after
     /// two seconds: it is written all the same.
     pub async fn wait_for(&self, wanted: Position) {
         let mut position = self.subscribe();

@@ -236,7 +236,7 @@ impl Reports {
             mtu,
             links: _,
             problems,
-            armed,
+            keys_in_place: armed,
             start,
         } = report;
         let (at, now) = (Utc::now(), Instant::now());
@@ -351,7 +351,7 @@ mod tests {
                 mtu: None,
                 links: vec![],
                 problems: vec![],
-                armed: vec![],
+                keys_in_place: vec![],
                 start: None,
             };
             reports.keep(node(from), report, links)

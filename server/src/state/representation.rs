@@ -90,7 +90,7 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         wireguard_key: record.wireguard_key,
         identity_key: record.identity_key,
         endpoint: view::endpoint(record, site),
-        endpoint_verified: record.trial.is_none(),
+        endpoint_verified: record.endpoint_check.is_none(),
         admission: record.admission.clone(),
         admitted: admission::is_admitted(record, site, Utc::now().timestamp()),
         agent_version: record.agent_version.clone(),

@@ -62,7 +62,7 @@ impl Streams {
 
     /// Tells nodes of the newest letter that waits for each, if it has an open stream here and was
     /// not told of this one. Whether any was told.
-    pub fn tell_of_mail(&self, newest: Vec<(NodeId, i64)>) -> bool {
+    pub fn tell_of_messages(&self, newest: Vec<(NodeId, i64)>) -> bool {
         let (mut streams, mut told_any) = (self.lock(), false);
         for (node, letter) in newest {
             if let Some(open) = streams.get_mut(&node).filter(|open| open.told < letter) {

@@ -8,7 +8,7 @@ use chrono::Utc;
 use tokio::time::interval;
 use wattle_mesh::config::{
     directory::RecordChange,
-    endpoint_check::{self, Trial},
+    endpoint_check::{self, CheckState},
 };
 use wattle_wire::{endpoint::Endpoint, ids::NodeId};
 
@@ -42,7 +42,7 @@ pub async fn follow(app: &App) {
 struct EndpointCheck {
     node: NodeId,
     endpoint: Endpoint,
-    state: Trial,
+    state: CheckState,
 }
 
 fn under_way(app: &App) -> Vec<EndpointCheck> {
@@ -51,7 +51,7 @@ fn under_way(app: &App) -> Vec<EndpointCheck> {
             Some(EndpointCheck {
                 node: node.id,
                 endpoint: node.endpoint?,
-                state: node.trial.clone()?,
+                state: node.endpoint_check.clone()?,
             })
         });
         checks.collect()
@@ -78,7 +78,7 @@ async fn advance(app: &App, check: &EndpointCheck) -> Result<()> {
     app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let now = node_records::find(&mut change, node).await?;
-        if now.and_then(|now| now.trial).as_ref() != Some(seen) {
+        if now.and_then(|now| now.endpoint_check).as_ref() != Some(seen) {
             // Another coordinator was quicker, or the node is gone.
             return Ok(change.unchanged(()));
         }

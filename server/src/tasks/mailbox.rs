@@ -38,7 +38,7 @@ pub async fn follow(app: &App) {
 pub(crate) async fn tell(app: &App) -> bool {
     let newest = async { queries::newest(&mut *app.db.follow().await?).await };
     match newest.await {
-        Ok(newest) => app.streams.tell_of_mail(newest),
+        Ok(newest) => app.streams.tell_of_messages(newest),
         Err(error) => {
             tracing::debug!(%error, "cannot ask the database for new messages; tries again");
             false

@@ -23,7 +23,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use crate::harness::{Answer, Coordinator, SOON, send};
 
 /// The keys of a machine.
-pub(crate) struct Machine {
+pub(crate) struct NodeKeys {
     pub(crate) identity: Ed25519KeyPair,
     pub(crate) pkcs8: Vec<u8>,
     pub(crate) wireguard: StaticSecret,
@@ -31,11 +31,11 @@ pub(crate) struct Machine {
 
 /// A machine that has become a node.
 pub(crate) struct Node {
-    pub(crate) machine: Machine,
+    pub(crate) machine: NodeKeys,
     pub(crate) enrolled: Enrolled,
 }
 
-impl Machine {
+impl NodeKeys {
     pub(crate) fn new() -> Self {
         let identity = Ed25519KeyPair::generate().unwrap();
         let pkcs8 = identity.to_pkcs8().unwrap().as_ref().to_vec();
@@ -146,7 +146,7 @@ pub(crate) async fn new_site(coordinator: &Coordinator, body: Value) -> JoinStri
 /// A new site with a gateway.
 pub(crate) async fn new_node(coordinator: &Coordinator, body: Value) -> Node {
     let join = new_site(coordinator, body).await;
-    Machine::new().enrol(coordinator, &join).await
+    NodeKeys::new().enrol(coordinator, &join).await
 }
 
 pub(crate) fn node_header() -> Header {

@@ -14,7 +14,7 @@ use wattle_server::{
 use wattle_wire::admin::Role;
 
 use crate::{
-    agents::{Machine, Node, new_node, node_header},
+    agents::{Node, NodeKeys, new_node, node_header},
     harness::{Answer, Coordinator, send, send_head},
 };
 
@@ -22,7 +22,7 @@ use crate::{
 async fn a6_a7_every_route_lets_in_whom_the_rules_let_in_and_nobody_else() {
     let coordinator = Coordinator::start().await;
     let node = new_node(&coordinator, json!({"name": "dublin"})).await;
-    let foreign = Machine::new().sign(
+    let foreign = NodeKeys::new().sign(
         &node_header(),
         &serde_json::to_value(node.claims()).unwrap(),
     );
@@ -447,7 +447,7 @@ fn forgeries(node: &Node, other: &Node) -> Vec<(String, String)> {
     ));
     forged.push((
         "nobody's key".to_owned(),
-        Machine::new().sign(&node_header(), &claims),
+        NodeKeys::new().sign(&node_header(), &claims),
     ));
     forged.push((
         "cut signature".to_owned(),

@@ -21,7 +21,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    agents::{Machine, enrol, new_node, new_site},
+    agents::{NodeKeys, enrol, new_node, new_site},
     harness::{
         Answer, Coordinator, SOON, alone, empty_database, reachable_folder, send, send_head, serve,
     },
@@ -52,9 +52,9 @@ fn said(peer: &crate::agents::Node, endpoint: Value) -> Value {
 async fn a1_a_join_token_that_was_used_is_refused_to_others_and_the_audit_log_says_so_once() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
-    let owner = Machine::new().enrol(&coordinator, &join).await;
+    let owner = NodeKeys::new().enrol(&coordinator, &join).await;
     for _ in 0..3 {
-        let answer = Machine::new().try_enrol(&coordinator, &join).await;
+        let answer = NodeKeys::new().try_enrol(&coordinator, &join).await;
         assert_eq!(
             answer.problem(),
             (401, "join_token_refused".to_owned(), None)
@@ -198,7 +198,7 @@ async fn a17_what_is_captured_and_sent_again_changes_nothing_wherever_and_after_
     let coordinator = Coordinator::start().await;
     let other = coordinator.another().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
-    let machine = Machine::new();
+    let machine = NodeKeys::new();
     let finish = machine.finish(&coordinator, &join).await;
     let enrolled = enrol(&coordinator, &finish).await.expect(200);
     let dublin = crate::agents::Node {

@@ -169,7 +169,7 @@ async fn a_dump_of_the_database_holds_no_secret() {
         .unwrap()
         .parse()
         .unwrap();
-    let node = crate::agents::Machine::new()
+    let node = crate::agents::NodeKeys::new()
         .enrol(&coordinator, &join)
         .await;
     new_node(&coordinator, json!({"name": "frankfurt"})).await;

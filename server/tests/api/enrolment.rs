@@ -8,13 +8,13 @@ use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{Enrolled, Statement},
     join::JoinString,
-    peer::{EndpointTrial, Peer},
+    peer::{EndpointCheck, Peer},
     secret::Secret,
     stream::{StreamMessage, ViewChange},
 };
 
 use crate::{
-    agents::{Follower, Machine, enrol, new_node, new_site, start},
+    agents::{Follower, NodeKeys, enrol, new_node, new_site, start},
     harness::Coordinator,
 };
 
@@ -37,7 +37,7 @@ async fn the_first_node_carries_the_site_and_further_ones_stand_by() {
         .expect(201)
         .json();
     let join: JoinString = token["join_string"].as_str().unwrap().parse().unwrap();
-    let second = Machine::new().enrol(&coordinator, &join).await;
+    let second = NodeKeys::new().enrol(&coordinator, &join).await;
     let nodes = coordinator.get("/nodes").await.json();
     let shown: Vec<_> = nodes["items"]
         .as_array()
@@ -72,7 +72,7 @@ async fn the_first_node_carries_the_site_and_further_ones_stand_by() {
         .await
         .expect(201)
         .json();
-    let third = Machine::new()
+    let third = NodeKeys::new()
         .enrol(
             &coordinator,
             &token["join_string"].as_str().unwrap().parse().unwrap(),
@@ -97,7 +97,7 @@ async fn a2_fifty_machines_with_one_token_give_exactly_one_node() {
     ];
     let all: Vec<_> = coordinators.iter().chain(&further).collect();
     let join = new_site(all[0], json!({"name": "dublin"})).await;
-    let machines: Vec<_> = (0..50).map(|_| Machine::new()).collect();
+    let machines: Vec<_> = (0..50).map(|_| NodeKeys::new()).collect();
     let attempts = machines
         .iter()
         .enumerate()
@@ -116,7 +116,7 @@ async fn a2_fifty_machines_with_one_token_give_exactly_one_node() {
 async fn a3_a_lost_answer_is_given_again_and_no_second_use_is_taken() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
-    let machine = Machine::new();
+    let machine = NodeKeys::new();
     let finish = machine.finish(&coordinator, &join).await;
     let first = enrol(&coordinator, &finish).await.expect(200).json();
     assert_eq!(enrol(&coordinator, &finish).await.expect(200).json(), first);
@@ -132,7 +132,7 @@ async fn a3_a_lost_answer_is_given_again_and_no_second_use_is_taken() {
     assert_eq!(coordinator.count("SELECT count(*) FROM nodes").await, 1);
     assert_eq!(coordinator.count("SELECT revision FROM mesh").await, 2);
     assert_eq!(
-        Machine::new()
+        NodeKeys::new()
             .try_enrol(&coordinator, &join)
             .await
             .problem(),
@@ -155,11 +155,11 @@ async fn a4_whatever_is_wrong_with_a_token_is_answered_alike() {
     for join in [&wrong_secret, &unknown] {
         assert_eq!(start(&coordinator, join).await.problem(), refused());
     }
-    let mut finish = Machine::new().finish(&coordinator, &join).await;
+    let mut finish = NodeKeys::new().finish(&coordinator, &join).await;
     finish.secret = wrong_secret.secret;
     assert_eq!(enrol(&coordinator, &finish).await.problem(), refused());
 
-    let machine = Machine::new();
+    let machine = NodeKeys::new();
     sqlx::query("UPDATE join_tokens SET expires_at = now()")
         .execute(&mut coordinator.connection().await)
         .await
@@ -186,7 +186,7 @@ async fn a4_whatever_is_wrong_with_a_token_is_answered_alike() {
 async fn b13_forged_proofs_are_refused_and_take_no_use() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
-    let (mine, theirs) = (Machine::new(), Machine::new());
+    let (mine, theirs) = (NodeKeys::new(), NodeKeys::new());
     let honest = mine.finish(&coordinator, &join).await;
 
     let claim = Statement {
@@ -235,9 +235,9 @@ async fn a16_keys_of_others_and_of_revoked_nodes_do_not_enrol() {
             .problem(),
         (409, "key_taken".to_owned(), Some("statement".to_owned()))
     );
-    let same_wireguard = Machine {
+    let same_wireguard = NodeKeys {
         wireguard: dublin.machine.wireguard.clone(),
-        ..Machine::new()
+        ..NodeKeys::new()
     };
     assert_eq!(
         same_wireguard
@@ -254,14 +254,14 @@ async fn a16_keys_of_others_and_of_revoked_nodes_do_not_enrol() {
             (403, "key_revoked".to_owned(), None)
         );
     }
-    Machine::new().enrol(&coordinator, &join).await;
+    NodeKeys::new().enrol(&coordinator, &join).await;
 }
 
 #[tokio::test]
 async fn a5_a8_b11_e7_a_malformed_claim_or_one_of_prefixes_names_its_field_and_repeats_no_secret() {
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "dublin"})).await;
-    let honest = serde_json::to_value(Machine::new().finish(&coordinator, &join).await).unwrap();
+    let honest = serde_json::to_value(NodeKeys::new().finish(&coordinator, &join).await).unwrap();
     for (field, value) in [
         ("token", json!("x")),
         ("nonce", json!("AAAA")),
@@ -325,7 +325,7 @@ async fn b10_e10_an_endpoint_of_another_gateway_is_refused() {
     )
     .await;
     let join = new_site(&coordinator, json!({"name": "frankfurt"})).await;
-    let machine = Machine::new();
+    let machine = NodeKeys::new();
     let mut finish = machine.finish(&coordinator, &join).await;
     finish.endpoint = Some("203.0.113.10:51820".parse().unwrap());
     let answer = enrol(&coordinator, &finish).await;
@@ -366,7 +366,7 @@ async fn e10_an_endpoint_that_a_node_names_is_tried_by_one_peer_and_by_all_once_
         cork.follow(&coordinator, None).await,
     ];
     let join = new_site(&coordinator, json!({"name": "frankfurt"})).await;
-    let machine = Machine::new();
+    let machine = NodeKeys::new();
     let mut finish = machine.finish(&coordinator, &join).await;
     let endpoint = "198.51.100.20:51820".parse().unwrap();
     finish.endpoint = Some(endpoint);
@@ -375,11 +375,11 @@ async fn e10_an_endpoint_that_a_node_names_is_tried_by_one_peer_and_by_all_once_
 
     // Both are told the same: that the one alone tries it.
     for stream in &mut streams {
-        let tried = told_of(stream, |peer| peer.trial.is_some()).await;
+        let tried = told_of(stream, |peer| peer.endpoint_check.is_some()).await;
         assert_eq!((tried.node, tried.endpoint), (frankfurt.node, None));
         assert_eq!(
-            tried.trial,
-            Some(EndpointTrial {
+            tried.endpoint_check,
+            Some(EndpointCheck {
                 endpoint,
                 by: dublin.id()
             })
@@ -414,13 +414,13 @@ async fn e10_an_endpoint_that_a_node_names_is_tried_by_one_peer_and_by_all_once_
         Some("203.0.113.9:51820".parse().unwrap()),
         "where the operator says, all look"
     );
-    assert!(hinted.trial.is_some());
+    assert!(hinted.endpoint_check.is_some());
     cork.report(&coordinator, seen(link("198.51.100.20:40000")))
         .await
         .expect(204);
     for stream in &mut streams {
         let met = told_of(stream, |peer| {
-            peer.trial.is_none() && peer.endpoint.is_some()
+            peer.endpoint_check.is_none() && peer.endpoint.is_some()
         })
         .await;
         assert_eq!(met.endpoint, Some(endpoint));
@@ -471,7 +471,7 @@ async fn gateways_of_one_site_that_enrol_at_one_moment_get_names_addresses_and_o
     join_all(
         joins
             .iter()
-            .map(|join| Machine::new().enrol(&coordinator, join)),
+            .map(|join| NodeKeys::new().enrol(&coordinator, join)),
     )
     .await;
     let nodes = coordinator.get("/nodes").await.json()["items"]

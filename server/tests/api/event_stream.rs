@@ -7,7 +7,7 @@ use futures_util::{Stream, StreamExt};
 use reqwest::Method;
 use serde_json::json;
 use tokio::time::timeout;
-use wattle_wire::{admin::LinkState, ids::NodeId, news::MeshNews};
+use wattle_wire::{admin::LinkState, event_stream::MeshUpdate, ids::NodeId};
 
 use crate::{
     agents::new_node,
@@ -32,12 +32,12 @@ async fn follow(coordinator: &Coordinator, last: Option<&str>) -> Events {
     )
 }
 
-async fn next(events: &mut Events) -> (Event, MeshNews) {
+async fn next(events: &mut Events) -> (Event, MeshUpdate) {
     let event = timeout(SOON, events.next())
         .await
         .expect("no event")
         .expect("the stream ended");
-    let news: MeshNews = serde_json::from_str(&event.data).unwrap();
+    let news: MeshUpdate = serde_json::from_str(&event.data).unwrap();
     assert_eq!(
         event.event,
         if news.complete { "snapshot" } else { "change" }
@@ -46,7 +46,7 @@ async fn next(events: &mut Events) -> (Event, MeshNews) {
 }
 
 /// The next news in which something is; a moment may fall between two parts of what happened.
-async fn news_with(events: &mut Events, is_there: impl Fn(&MeshNews) -> bool) -> MeshNews {
+async fn news_with(events: &mut Events, is_there: impl Fn(&MeshUpdate) -> bool) -> MeshUpdate {
     loop {
         let (_, news) = next(events).await;
         if is_there(&news) {
@@ -91,7 +91,7 @@ async fn who_watches_hears_of_sites_nodes_and_links_as_they_change() {
         .report(&coordinator, report(dublin.id(), 3))
         .await
         .expect(204);
-    let up = |news: &MeshNews| {
+    let up = |news: &MeshUpdate| {
         news.links
             .iter()
             .any(|link| link.state == LinkState::Up && link.since.is_some())

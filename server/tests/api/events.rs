@@ -19,7 +19,7 @@ use wattle_server::routes::events;
 use wattle_wire::join::JoinString;
 
 use crate::{
-    agents::{Machine, new_node, new_site},
+    agents::{NodeKeys, new_node, new_site},
     harness::{Coordinator, alone, empty_database, send},
 };
 
@@ -253,7 +253,7 @@ async fn e11_no_secret_is_in_a_dump_of_the_database_nor_in_any_log() {
     let _collecting = subscriber::set_default(collector);
     let coordinator = Coordinator::start_in(company, empty_database().await, &[]).await;
 
-    let machine = Machine::new();
+    let machine = NodeKeys::new();
     let mut secrets = vec![(
         "the private key of WireGuard",
         machine.wireguard.to_bytes().to_vec(),

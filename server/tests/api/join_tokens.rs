@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::{
-    agents::{Machine, new_site},
+    agents::{NodeKeys, new_site},
     harness::{Coordinator, send},
 };
 
@@ -41,7 +41,7 @@ async fn a_join_token_is_shown_once_listed_without_its_secret_and_revoked() {
     assert_eq!(shown["uses_left"], 3);
     let join = created["join_string"].as_str().unwrap().parse().unwrap();
     for left in [2, 1, 0] {
-        Machine::new().enrol(&coordinator, &join).await;
+        NodeKeys::new().enrol(&coordinator, &join).await;
         assert_eq!(
             coordinator.get(&format!("/join-tokens/{id}")).await.json()["uses_left"],
             left

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use wattle_wire::stream::StreamMessage;
 
 use crate::{
-    agents::{Machine, Node, new_node},
+    agents::{Node, NodeKeys, new_node},
     harness::{Answer, Coordinator, send},
 };
 
@@ -196,7 +196,7 @@ async fn the_recipient_is_told_on_its_stream_by_whichever_coordinator_it_follows
     .await
     .expect(200);
     for follower in [&mut near, &mut far] {
-        assert_eq!(follower.news().await, Some(StreamMessage::Mail));
+        assert_eq!(follower.news().await, Some(StreamMessage::MessagesWaiting));
     }
     // A letter that came before the stream is told of, too.
     let mut again = frankfurt.follow(&further, None).await;
@@ -204,7 +204,7 @@ async fn the_recipient_is_told_on_its_stream_by_whichever_coordinator_it_follows
         again.news().await,
         Some(StreamMessage::Snapshot { .. })
     ));
-    assert_eq!(again.news().await, Some(StreamMessage::Mail));
+    assert_eq!(again.news().await, Some(StreamMessage::MessagesWaiting));
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn letters_of_a_revoked_node_go_with_it() {
 #[tokio::test]
 async fn a_new_mesh_requires_preshared_keys_and_a_change_reaches_every_node() {
     let coordinator = Coordinator::start().await;
-    let node = Machine::new()
+    let node = NodeKeys::new()
         .enrol(
             &coordinator,
             &crate::agents::new_site(&coordinator, json!({"name": "dublin"})).await,

@@ -16,6 +16,7 @@ mod http;
 mod join_tokens;
 mod links;
 
+mod identity_rotation;
 mod mailbox;
 mod metrics;
 mod nodes;
@@ -26,7 +27,6 @@ mod replicas;
 mod rotation;
 mod sites;
 mod stream;
-mod succession;
 mod tls;
 mod webhooks;
 mod wg_quick;

@@ -7,7 +7,7 @@ use wattle_mesh::agent::admission::Operator;
 use wattle_wire::{ids::NodeId, join::JoinString};
 
 use crate::{
-    agents::{Machine, Node, new_node},
+    agents::{Node, NodeKeys, new_node},
     browser::Browser,
     harness::{Coordinator, send},
     nodes::signed,
@@ -113,7 +113,7 @@ async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
         .unwrap()
         .parse()
         .unwrap();
-    let dublin = Machine::new().enrol(&coordinator, &join).await;
+    let dublin = NodeKeys::new().enrol(&coordinator, &join).await;
     assert_eq!(
         coordinator.get("/sites/dublin").await.json()["labels"],
         json!({"region": "emea"})
@@ -222,7 +222,7 @@ async fn an_operator_makes_api_tokens_as_far_as_his_own_goes_and_everybody_reads
     assert_eq!(
         browser.run(buttons, json!([])).await,
         0,
-        "neither his own nor an owner's"
+        "neither one's own nor an owner's"
     );
 
     browser.click("#make-token").await;

@@ -10,7 +10,7 @@ use wattle_mesh::{access::Action, agent::admission::Operator};
 use wattle_server::router::{self, Operation};
 
 use crate::{
-    agents::{Machine, new_node},
+    agents::{NodeKeys, new_node},
     harness::{Answer, Coordinator, SOON, send, send_head},
     nodes::signed,
 };
@@ -428,7 +428,7 @@ async fn a_change_with_if_match_is_made_only_to_what_its_caller_saw() {
         .unwrap()
         .parse()
         .unwrap();
-    let node = Machine::new().enrol(&coordinator, &join).await;
+    let node = NodeKeys::new().enrol(&coordinator, &join).await;
     for stale in [&third, &before_it_joined] {
         assert_eq!(
             if_match(
@@ -810,7 +810,7 @@ async fn f2_who_is_cut_off_after_the_commit_gets_the_lost_join_token_by_sending_
             .unwrap()
             .parse()
             .unwrap();
-        Machine::new().enrol(&coordinator, &join).await;
+        NodeKeys::new().enrol(&coordinator, &join).await;
         assert_eq!(
             coordinator.count("SELECT count(*) FROM sites").await,
             committed

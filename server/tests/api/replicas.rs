@@ -20,7 +20,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    agents::{Follower, Machine, new_node},
+    agents::{Follower, NodeKeys, new_node},
     harness::{Coordinator, SOON, empty_database, reachable_folder},
 };
 
@@ -86,7 +86,7 @@ async fn c8_agents_that_all_come_back_at_once_are_current_soon_and_the_database_
         nodes.extend(
             join_all(
                 some.iter()
-                    .map(|join| Machine::new().enrol(&coordinator, join)),
+                    .map(|join| NodeKeys::new().enrol(&coordinator, join)),
             )
             .await,
         );

@@ -11,7 +11,7 @@ use wattle_wire::{
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
-    agents::{Machine, Node, new_node, new_site},
+    agents::{Node, NodeKeys, new_node, new_site},
     harness::{Answer, Coordinator, send},
 };
 
@@ -19,7 +19,7 @@ fn new_key() -> WireguardKey {
     WireguardKey::try_from(PublicKey::from(&StaticSecret::random()).to_bytes()).unwrap()
 }
 
-fn signed(node: &Node, by: &Machine, key: WireguardKey, sequence: u64) -> SignedStatement {
+fn signed(node: &Node, by: &NodeKeys, key: WireguardKey, sequence: u64) -> SignedStatement {
     let statement = Statement {
         mesh: node.enrolled.mesh,
         identity: by.identity_key(),
@@ -257,7 +257,7 @@ async fn a_key_that_is_anothers_and_a_statement_that_does_not_follow_are_refused
     assert_eq!(
         coordinator.count("SELECT count(*) FROM armed_peers").await,
         0,
-        "nobody is ready for himself"
+        "no node is ready for itself"
     );
 }
 

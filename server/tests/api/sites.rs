@@ -8,7 +8,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    agents::{Machine, new_node, new_site},
+    agents::{NodeKeys, new_node, new_site},
     harness::Coordinator,
 };
 
@@ -443,7 +443,7 @@ async fn a_removed_site_gives_back_its_address_its_subnets_and_its_name_but_not_
     let coordinator = Coordinator::start().await;
     let body = json!({"name": "dublin", "subnets": ["10.10.0.0/24"]});
     let join = new_site(&coordinator, body.clone()).await;
-    let node = Machine::new().enrol(&coordinator, &join).await;
+    let node = NodeKeys::new().enrol(&coordinator, &join).await;
     new_node(&coordinator, json!({"name": "frankfurt"})).await;
     coordinator.delete("/sites/dublin").await.expect(204);
     coordinator.delete("/sites/dublin").await.expect(404);
@@ -461,7 +461,7 @@ async fn a_removed_site_gives_back_its_address_its_subnets_and_its_name_but_not_
     );
     let answer = node.machine.try_enrol(&coordinator, &again).await;
     assert_eq!(answer.problem().1, "key_revoked");
-    Machine::new().enrol(&coordinator, &again).await;
+    NodeKeys::new().enrol(&coordinator, &again).await;
 }
 
 #[tokio::test]
@@ -508,7 +508,7 @@ async fn a_hundred_sites_are_imported_in_one_revision_and_each_can_be_joined() {
         .unwrap()
         .parse()
         .unwrap();
-    let last = Machine::new().enrol(&coordinator, &join).await;
+    let last = NodeKeys::new().enrol(&coordinator, &join).await;
     let Some(StreamMessage::Delta { changes, .. }) = stream.news().await else {
         panic!("no delta")
     };

@@ -127,7 +127,7 @@ async fn f3_a_node_that_has_seen_what_a_restored_database_lost_begins_a_new_epoc
         }
     );
     drop(stream);
-    // What a liar claims is looked at, and refused, when he has waited long enough; nobody else
+    // What a liar claims is looked at, and refused, after a wait that is long enough; nobody else
     // notices.
     for lie in [
         Position {

@@ -33,7 +33,7 @@ struct Listener {
 }
 
 /// Somebody who listens, and answers with the statuses in their order, and then with 200. A
-/// redirect leads to himself.
+/// redirect leads to itself.
 async fn listener(statuses: &[u16]) -> (String, Received) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook?token=hush", listener.local_addr().unwrap());

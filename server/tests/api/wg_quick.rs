@@ -9,13 +9,13 @@ use wattle_wire::{
     admin::CreatedWgQuick,
     ids::NodeId,
     key::{Bytes32, WireguardKey},
-    psk::Mail,
+    psk::MailboxResponse,
     stream::{StreamMessage, ViewChange},
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
-    agents::{Machine, Node, new_node, new_site},
+    agents::{Node, NodeKeys, new_node, new_site},
     harness::{Coordinator, reachable_folder, send},
 };
 
@@ -73,7 +73,7 @@ fn psk_in(file: &CreatedWgQuick, key: WireguardKey) -> [u8; 32] {
     *peer["PresharedKey"].parse::<Bytes32>().unwrap().as_bytes()
 }
 
-async fn mail(coordinator: &Coordinator, node: &Node, taken: &[i64]) -> Mail {
+async fn mail(coordinator: &Coordinator, node: &Node, taken: &[i64]) -> MailboxResponse {
     let request = node
         .request(coordinator, Method::POST, "/agent/mailbox")
         .json(&json!({"taken": taken}));
@@ -181,7 +181,7 @@ async fn a_file_makes_an_unmanaged_node_whose_preshared_keys_wait_sealed_for_its
             && statement.identity == file.node.identity_key
             && statement.wireguard_key == file.node.wireguard_key
     );
-    assert_eq!(stream.news().await, Some(StreamMessage::Mail));
+    assert_eq!(stream.news().await, Some(StreamMessage::MessagesWaiting));
 
     // What was taken is gone.
     let waiting = mail(&coordinator, &dublin, &[]).await.given[0].id;
@@ -346,7 +346,7 @@ async fn an_agent_that_joins_beside_a_gateway_without_one_takes_over_when_that_i
     let coordinator = Coordinator::start().await;
     let join = new_site(&coordinator, json!({"name": "cork"})).await;
     let file = make(&coordinator, "/sites/cork/wg-quick", json!({})).await;
-    let gateway = Machine::new().enrol(&coordinator, &join).await;
+    let gateway = NodeKeys::new().enrol(&coordinator, &join).await;
     assert_eq!(
         coordinator
             .get(&format!("/nodes/{}", gateway.id()))

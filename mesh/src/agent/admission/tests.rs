@@ -17,8 +17,8 @@ use crate::{
         feed::Feed,
     },
     host::desired::{Local, desired},
-    keys::{node_keys::Machine, psk::exchange::Exchange, rotation::canary::PeerKeys},
-    testing::{Keys, MESH, directory_of, machine_of, next_message, node_id, node_record},
+    keys::{node_keys::NodeKeys, psk::exchange::Exchange, rotation::canary::PeerKeys},
+    testing::{Keys, MESH, directory_of, next_message, node_id, node_keys_of, node_record},
 };
 
 /// Seconds since 1970.
@@ -141,10 +141,10 @@ impl World {
 
     /// What reaches the kernel of each peer, in order of their names.
     fn carried_out_at(&self, now: i64) -> Vec<(String, Vec<IpNet>)> {
-        let machine = machine_of(1);
+        let node_keys = node_keys_of(1);
         let local = Local {
             interface: "wattle0".parse().unwrap(),
-            machine: &machine,
+            node_keys: &node_keys,
             addresses: vec![],
         };
         let desired = desired(
@@ -318,13 +318,17 @@ fn e2_a_new_key_of_the_same_identity_needs_no_new_admission_and_another_identity
 fn an_admission_holds_for_the_identity_that_the_admitted_one_signed_for_and_then_for_no_other() {
     let mut world = World::new(3, &[2, 3]);
     let before = world.carried_out();
-    let old = machine_of(2);
-    let successor = old.succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap();
-    let record = |machine: &Machine, id| {
-        let statement = machine.statement(MESH).unwrap();
+    let old = node_keys_of(2);
+    let successor = old
+        .preparing_identity(&[66; 32])
+        .unwrap()
+        .identity_switched(MESH)
+        .unwrap();
+    let record = |node_keys: &NodeKeys, id| {
+        let statement = node_keys.statement(MESH).unwrap();
         NodeRecord {
             id,
-            identity_key: machine.identity_key(),
+            identity_key: node_keys.identity_key(),
             statement,
             admission: Some(just(&operator(1), 2, NOW)),
             ..node_record(2).1
@@ -338,26 +342,26 @@ fn an_admission_holds_for_the_identity_that_the_admitted_one_signed_for_and_then
     assert!(is_admitted(&node, &site, NOW));
     // Somebody who has the former key comes as another node with the word that was given for it.
     let thief = old
-        .succeeding(&[67; 32])
+        .preparing_identity(&[67; 32])
         .unwrap()
-        .succeeded(MESH)
+        .identity_switched(MESH)
         .unwrap()
         .preparing(&[68; 32])
         .unwrap()
         .switched(0)
         .unwrap();
-    for (number, machine) in [
+    for (number, node_keys) in [
         (7, &thief),
         (8, &old.preparing(&[69; 32]).unwrap().switched(0).unwrap()),
     ] {
         let (elsewhere, other) = node_record(number);
         let node = NodeRecord {
-            wireguard_key: machine.wireguard_key(),
-            identity_key: machine.identity_key(),
+            wireguard_key: node_keys.wireguard_key(),
+            identity_key: node_keys.identity_key(),
             ..other
         };
         let node = NodeRecord {
-            statement: machine.statement(MESH).unwrap(),
+            statement: node_keys.statement(MESH).unwrap(),
             ..node
         };
         world.change(&[RecordChange::Site(elsewhere), RecordChange::Node(node)]);
@@ -383,10 +387,10 @@ fn e12_a_node_that_was_removed_does_not_come_back_under_another_identity_with_th
         .peer
         .clone();
     world.change(&[RecordChange::NodeRevoked(node_id(2))]);
-    let statement = machine_of(2)
-        .succeeding(&[66; 32])
+    let statement = node_keys_of(2)
+        .preparing_identity(&[66; 32])
         .unwrap()
-        .succeeded(MESH)
+        .identity_switched(MESH)
         .unwrap()
         .statement(MESH)
         .unwrap();
@@ -625,7 +629,7 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
         MESH,
     )
     .unwrap();
-    assert_eq!(later.signed_at, NOW + 1, "even if his clock was set back");
+    assert_eq!(later.signed_at, NOW + 1, "even if the clock was set back");
     // That it is to end is a change; that it is to end a little later is not.
     let ending = operator
         .candidate(MESH, &node(Some(signed)), &site, Some(NOW + 10 * LATER_S))
@@ -652,7 +656,7 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
             )
             .is_some()
     );
-    // Somebody else's word does not spare him his own.
+    // Somebody else's word is not the operator's own.
     let other = Operator::new(&[2; 32]).unwrap();
     assert!(
         other

@@ -15,13 +15,13 @@ use super::{Known, KnownPeer, prefixes};
 
 /// The keys of the peers, and the prefixes of the peers and of the node itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Claims {
+pub(super) struct Ownership {
     keys: BTreeMap<WireguardKey, NodeId>,
     /// No two share an address.
     prefixes: BTreeMap<IpNet, NodeId>,
 }
 
-/// Two claim the same. What was claimed before stays claimed; of the claimant, maybe a part.
+/// Two claim the same. What had an owner before keeps it; the claimant may have a part.
 #[derive(Debug)]
 pub(super) enum Contradiction {
     Key {
@@ -36,8 +36,8 @@ pub(super) enum Contradiction {
     },
 }
 
-impl Claims {
-    /// The claims of a view that holds together.
+impl Ownership {
+    /// The owners in a view that holds together.
     pub(super) fn of(known: &Known) -> Self {
         let peers = known.peers.values();
         let keys = peers
@@ -63,19 +63,19 @@ impl Claims {
         self.take(claimant, of_peer(&known.peer))
     }
 
-    pub(super) fn give_up_peer(&mut self, known: &KnownPeer) {
+    pub(super) fn release_peer(&mut self, known: &KnownPeer) {
         keys(known).for_each(|key| {
             self.keys.remove(&key);
         });
-        self.give_up(of_peer(&known.peer));
+        self.release(of_peer(&known.peer));
     }
 
     pub(super) fn take_own(&mut self, myself: &Myself) -> Result<(), Contradiction> {
         self.take(myself.node, of_myself(myself))
     }
 
-    pub(super) fn give_up_own(&mut self, myself: &Myself) {
-        self.give_up(of_myself(myself));
+    pub(super) fn release_own(&mut self, myself: &Myself) {
+        self.release(of_myself(myself));
     }
 
     fn take(
@@ -105,7 +105,7 @@ impl Claims {
         })
     }
 
-    fn give_up(&mut self, prefixes: impl Iterator<Item = IpNet>) {
+    fn release(&mut self, prefixes: impl Iterator<Item = IpNet>) {
         prefixes.for_each(|prefix| {
             self.prefixes.remove(&prefix);
         });

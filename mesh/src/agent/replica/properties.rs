@@ -1,6 +1,6 @@
 //! Laws of the replica.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use proptest::prelude::*;
 use wattle_wire::subnet::overlap;
@@ -103,7 +103,7 @@ fn view_change(claim: Claim, known: &Known) -> ViewChange {
                 tunnel_address: record.tunnel_address,
                 subnets: subnets_of(&subnets),
                 endpoint: None,
-                trial: None,
+                endpoint_check: None,
                 admission: None,
             })
         }
@@ -159,7 +159,7 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
         .filter(|(node, _)| !next.peers.contains_key(node));
     let (held, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = gone
         .map(|(node, peer)| (*node, peer.clone()))
-        .partition(|(node, _)| replica.held.contains(node));
+        .partition(|(node, _)| replica.removal_pending.contains(node));
     let stay = if gone.len() > 1 && gone.len() * 2 > before.peers.len() {
         gone
     } else {
@@ -217,7 +217,7 @@ proptest! {
             let received = replica.receive(message);
             prop_assert_eq!(matches!(received, Received::Rejected(_)), expected.is_none(), "{:?}", received);
             prop_assert_eq!(replica.known().unwrap(), expected.as_ref().unwrap_or(&before));
-            prop_assert_eq!(&replica.claims, &Claims::of(replica.known().unwrap()));
+            prop_assert_eq!(&replica.ownership, &Ownership::of(replica.known().unwrap()));
             if expected.is_none() {
                 // As the coordinator would: the word that brings it back in step.
                 let Stored { position, view, .. } = replica.stored().unwrap();

@@ -1,11 +1,12 @@
 //! What a replica takes in, and what it refuses.
 
-use wattle_wire::enrol::SignedStatement;
+use wattle_wire::enrol::{SignedStatement, Statement};
 
 use super::*;
 use crate::{
     config::{directory::RecordChange, feed::Feed, view},
-    testing::{Keys, MESH, directory_of, machine_of, next_message, node_id},
+    keys::enrolment::InvalidStatement,
+    testing::{Keys, MESH, directory_of, next_message, node_id, node_keys_of},
 };
 
 /// Node 1's replica and the feed it follows, in a mesh of three.
@@ -175,7 +176,10 @@ fn e4_a_held_removal_is_off_when_the_coordinator_has_the_peers_again() {
         replica.receive(whole),
         Received::Changed { refused: vec![] }
     );
-    assert_eq!((replica.held.len(), peers(&replica).len()), (0, 4));
+    assert_eq!(
+        (replica.removal_pending.len(), peers(&replica).len()),
+        (0, 4)
+    );
 }
 
 #[test]
@@ -703,14 +707,22 @@ fn whether_an_agent_runs_on_a_node_never_changes_and_one_without_announces_no_ke
 fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no_way_back() {
     let (mut replica, feed) = world();
     let before = peers(&replica);
-    let old = machine_of(2);
-    let successor = old.succeeding(&[66; 32]).unwrap().succeeded(MESH).unwrap();
-    let further = successor
-        .succeeding(&[67; 32])
+    let old = node_keys_of(2);
+    let successor = old
+        .preparing_identity(&[66; 32])
         .unwrap()
-        .succeeded(MESH)
+        .identity_switched(MESH)
         .unwrap();
-    let fork = old.succeeding(&[68; 32]).unwrap().succeeded(MESH).unwrap();
+    let further = successor
+        .preparing_identity(&[67; 32])
+        .unwrap()
+        .identity_switched(MESH)
+        .unwrap();
+    let fork = old
+        .preparing_identity(&[68; 32])
+        .unwrap()
+        .identity_switched(MESH)
+        .unwrap();
     let late = fork
         .preparing(&[69; 32])
         .unwrap()
@@ -739,8 +751,8 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
     // Who missed the one in between follows, too.
     let mut away = replica.clone();
     assert_eq!(tell(&mut away, further.statement(MESH).unwrap()), None);
-    for machine in [&successor, &further] {
-        assert_eq!(tell(&mut replica, machine.statement(MESH).unwrap()), None);
+    for node_keys in [&successor, &further] {
+        assert_eq!(tell(&mut replica, node_keys.statement(MESH).unwrap()), None);
     }
     let pinned = |replica: &Replica| {
         replica.known().unwrap().peers[&node_id(2)]
@@ -751,11 +763,11 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
         [pinned(&replica), pinned(&away)],
         [further.identity_key(); 2]
     );
-    // Whoever has a former key, and whatever he signs with it, is nobody any more.
+    // Whoever has a former key, and whatever is signed with it, counts for nothing.
     let stale = old.preparing(&[70; 32]).unwrap().switched(0).unwrap();
-    for machine in [&late, &stale] {
+    for node_keys in [&late, &stale] {
         assert_eq!(
-            tell(&mut replica, machine.statement(MESH).unwrap()),
+            tell(&mut replica, node_keys.statement(MESH).unwrap()),
             Some(RefusalReason::Identity)
         );
         assert_eq!(pinned(&replica), further.identity_key());

@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     agent::replica::Replica,
     config::{directory::RecordChange, view},
-    testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
+    testing::{MESH, directory_of, node_id, node_keys_of, unmanaged_record},
 };
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
@@ -165,7 +165,7 @@ fn loss_makes_a_link_lossy_until_it_is_half_of_that() {
 fn nobody_is_asked_where_no_agent_would_answer() {
     let mut directory = directory_of(3);
     directory.apply(&RecordChange::Node(unmanaged_record(2)));
-    let mut replica = Replica::new(MESH, machine_of(1).wireguard_key());
+    let mut replica = Replica::new(MESH, node_keys_of(1).wireguard_key());
     let view = view::view(&directory, node_id(1)).unwrap();
     replica.receive(StreamMessage::Snapshot {
         position: Position {

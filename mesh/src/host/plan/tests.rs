@@ -118,7 +118,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn observed_link()(
+    fn observed_interface()(
         holders in holders(),
         present in prop::collection::btree_map(
             0..=PEERS,
@@ -131,7 +131,7 @@ prop_compose! {
         up in any::<bool>(),
         mtu in prop_oneof![Just(1420u32), Just(1500)],
         listen_port in prop_oneof![Just(51820u16), Just(0)],
-    ) -> Link {
+    ) -> Interface {
         let peer = |(number, (endpoint, keepalive_s, handshake_age_s, psk)): (u64, _)| {
             let allowed_ips = held(&holders, number);
             (key(number), ObservedPeer { endpoint, keepalive_s, allowed_ips, psk, handshake_age_s, ..ObservedPeer::default() })
@@ -139,13 +139,13 @@ prop_compose! {
         let public_key = own.map(key);
         // The kernel never keeps a peer with the interface's own key.
         let peers = present.into_iter().map(peer).filter(|(key, _)| Some(*key) != public_key).collect();
-        Link { up, mtu, addresses, routes, public_key, listen_port, peers, ..Link::new(DeviceKind::Kernel) }
+        Interface { up, mtu, addresses, routes, public_key, listen_port, peers, ..Interface::new(DeviceKind::Kernel) }
     }
 }
 
 prop_compose! {
     fn observed()(
-        link in prop::option::weighted(0.9, observed_link()),
+        interface in prop::option::weighted(0.9, observed_interface()),
         forwarding in families(),
         ruleset in prop_oneof![
             Just(ObservedRuleset::Absent),
@@ -154,24 +154,24 @@ prop_compose! {
             ruleset().prop_map(ObservedRuleset::Intact),
         ],
     ) -> Observed {
-        Observed { link, forwarding, ruleset }
+        Observed { interface, forwarding, ruleset }
     }
 }
 
 /// Checks each thing that the host should be, without the help of `plan`.
 fn reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> {
-    let link = observed
-        .link
+    let interface = observed
+        .interface
         .as_ref()
         .ok_or_else(|| TestCaseError::fail("no interface"))?;
-    prop_assert!(link.up);
-    prop_assert_eq!(link.public_key, Some(desired.public_key));
+    prop_assert!(interface.up);
+    prop_assert_eq!(interface.public_key, Some(desired.public_key));
     prop_assert_eq!(
-        (link.listen_port, link.mtu),
+        (interface.listen_port, interface.mtu),
         (desired.listen_port, desired.mtu)
     );
-    prop_assert_eq!(&link.addresses, &desired.addresses);
-    prop_assert_eq!(&link.routes, &desired.routes);
+    prop_assert_eq!(&interface.addresses, &desired.addresses);
+    prop_assert_eq!(&interface.routes, &desired.routes);
     prop_assert!(observed.forwarding.is_superset(&desired.forwarding));
     prop_assert_eq!(
         &observed.ruleset,
@@ -185,11 +185,11 @@ fn reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> 
     };
     let settled = |key: &&WireguardKey| !waits(key);
     let (found, wanted) = (
-        link.peers.keys().filter(settled),
+        interface.peers.keys().filter(settled),
         desired.peers.keys().filter(settled),
     );
     prop_assert_eq!(found.collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
-    for (key, peer) in &link.peers {
+    for (key, peer) in &interface.peers {
         let wanted = &desired.peers[key];
         prop_assert_eq!(
             (&peer.allowed_ips, peer.keepalive_s),
@@ -228,13 +228,13 @@ proptest! {
     fn no_prefix_is_ever_held_by_two_peers_and_one_at_its_right_place_stays(desired in desired(), observed in observed()) {
         let steps = plan(&desired, &observed).steps;
         let holders = |observed: &Observed| -> Vec<(IpNet, WireguardKey)> {
-            let peers = observed.link.iter().flat_map(|link| &link.peers);
+            let peers = observed.interface.iter().flat_map(|interface| &interface.peers);
             peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(|prefix| (*prefix, *key))).collect()
         };
         let right: BTreeSet<_> = holders(&observed)
             .into_iter()
             .filter(|(prefix, key)| {
-                let found = observed.link.as_ref().and_then(|link| link.peers.get(key));
+                let found = observed.interface.as_ref().and_then(|interface| interface.peers.get(key));
                 desired.peers.get(key).is_some_and(|peer| peer.allowed_ips.contains(prefix) && peer.may_be_there(found))
             })
             .collect();
@@ -250,14 +250,14 @@ proptest! {
     #[test]
     fn a_live_peer_keeps_its_learned_endpoint_and_its_entry(desired in desired(), observed in observed()) {
         let live = |key: &WireguardKey| {
-            observed.link.as_ref().and_then(|link| link.peers.get(key)).is_some_and(ObservedPeer::is_live)
+            observed.interface.as_ref().and_then(|interface| interface.peers.get(key)).is_some_and(ObservedPeer::is_live)
         };
         for step in plan(&desired, &observed).steps {
             if let Change::SetPeer(key, change) = &step.change {
                 prop_assert!(change.endpoint.is_none() || !live(key), "{}", step);
             }
             if let Change::RemovePeer(key) = &step.change {
-                let has_psk = observed.link.as_ref().is_some_and(|link| link.peers[key].psk.is_some());
+                let has_psk = observed.interface.as_ref().is_some_and(|interface| interface.peers[key].psk.is_some());
                 let must_go = desired.peers.get(key).is_none_or(|peer| peer.psk == DesiredPsk::Required && !has_psk);
                 prop_assert!(must_go, "{}", step);
             }
@@ -267,7 +267,7 @@ proptest! {
     #[test]
     fn a_peer_that_has_a_preshared_key_never_loses_it(desired in desired(), observed in observed()) {
         let keyed = |observed: &Observed| -> BTreeSet<WireguardKey> {
-            let peers = observed.link.iter().flat_map(|link| &link.peers);
+            let peers = observed.interface.iter().flat_map(|interface| &interface.peers);
             peers.filter(|(key, peer)| peer.psk.is_some() && desired.peers.contains_key(key)).map(|(key, _)| *key).collect()
         };
         let mut now = observed;
@@ -324,9 +324,9 @@ fn a_prefix_that_moves_is_written_once_and_the_ruleset_stands_first() {
         .into_iter()
         .map(|step| step.change)
         .collect();
-    let add = PeerChange {
+    let add = PeerUpdate {
         allowed_ips: AllowedIps::Add([prefix(2)].into()),
-        ..PeerChange::default()
+        ..PeerUpdate::default()
     };
     assert_eq!(changes, [Change::SetPeer(key(2), add)]);
 }

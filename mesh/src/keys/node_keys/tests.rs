@@ -7,8 +7,8 @@ use crate::testing::MESH;
 
 #[test]
 fn keys_that_were_kept_are_the_same_and_debug_hides_them() {
-    let made = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
-    let kept = Machine::restore(&made.kept().unwrap()).unwrap();
+    let made = NodeKeys::new(&[1; 32], &[2; 32], 5).unwrap();
+    let kept = NodeKeys::restore(&made.kept().unwrap()).unwrap();
     assert_eq!(
         (made.identity_key(), made.wireguard_key()),
         (kept.identity_key(), kept.wireguard_key())
@@ -16,13 +16,13 @@ fn keys_that_were_kept_are_the_same_and_debug_hides_them() {
     assert_eq!((kept.sequence(), kept.since()), (1, 5));
     assert_eq!(
         format!("{made:?}"),
-        format!("Machine({})", made.wireguard_key())
+        format!("NodeKeys({})", made.wireguard_key())
     );
 }
 
 #[test]
 fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
-    let before = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+    let before = NodeKeys::new(&[1; 32], &[2; 32], 5).unwrap();
     let preparing = before.preparing(&[3; 32]).unwrap();
     assert_eq!(
         (preparing.wireguard_key(), preparing.sequence()),
@@ -35,7 +35,7 @@ fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
         (preparing.next_key(), 2)
     );
 
-    let stayed = Machine::restore(&preparing.staying().unwrap().kept().unwrap()).unwrap();
+    let stayed = NodeKeys::restore(&preparing.staying().unwrap().kept().unwrap()).unwrap();
     assert_eq!(
         (stayed.wireguard_key(), stayed.next_key()),
         (before.wireguard_key(), None)
@@ -58,19 +58,23 @@ fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
 
 #[test]
 fn the_next_identity_is_signed_for_by_the_present_one_and_taken_up_whole_or_not_at_all() {
-    let before = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
+    let before = NodeKeys::new(&[1; 32], &[2; 32], 5).unwrap();
     assert_eq!(
-        (before.succession(MESH).unwrap(), before.successor()),
+        (
+            before.next_identity_statement(MESH).unwrap(),
+            before.successor()
+        ),
         (None, None)
     );
     let succeeding =
-        Machine::restore(&before.succeeding(&[3; 32]).unwrap().kept().unwrap()).unwrap();
+        NodeKeys::restore(&before.preparing_identity(&[3; 32]).unwrap().kept().unwrap()).unwrap();
     assert_eq!(
         (succeeding.identity_key(), succeeding.sequence()),
         (before.identity_key(), 1)
     );
-    let told = succeeding.succession(MESH).unwrap().unwrap();
-    let after = Machine::restore(&succeeding.succeeded(MESH).unwrap().kept().unwrap()).unwrap();
+    let told = succeeding.next_identity_statement(MESH).unwrap().unwrap();
+    let after =
+        NodeKeys::restore(&succeeding.identity_switched(MESH).unwrap().kept().unwrap()).unwrap();
     assert_eq!(
         after.statement(MESH).unwrap(),
         told,
@@ -94,17 +98,17 @@ fn the_next_identity_is_signed_for_by_the_present_one_and_taken_up_whole_or_not_
 
 #[test]
 fn a_former_identity_counts_only_where_each_signed_for_the_next_and_the_oldest_are_dropped() {
-    let mut machine = Machine::new(&[1; 32], &[2; 32], 5).unwrap();
-    let mut identities = vec![machine.identity_key()];
+    let mut node_keys = NodeKeys::new(&[1; 32], &[2; 32], 5).unwrap();
+    let mut identities = vec![node_keys.identity_key()];
     for number in 0..Statement::MOST_PREDECESSORS + 2 {
-        machine = machine
-            .succeeding(&[u8::try_from(number).unwrap() + 10; 32])
+        node_keys = node_keys
+            .preparing_identity(&[u8::try_from(number).unwrap() + 10; 32])
             .unwrap()
-            .succeeded(MESH)
+            .identity_switched(MESH)
             .unwrap();
-        identities.push(machine.identity_key());
+        identities.push(node_keys.identity_key());
     }
-    let statement = enrolment::verify_statement(&machine.statement(MESH).unwrap(), MESH).unwrap();
+    let statement = enrolment::verify_statement(&node_keys.statement(MESH).unwrap(), MESH).unwrap();
     let counts: Vec<_> = identities
         .iter()
         .map(|identity| enrolment::is_or_was(&statement, *identity))
@@ -120,7 +124,7 @@ fn a_former_identity_counts_only_where_each_signed_for_the_next_and_the_oldest_a
         let mut statement = statement.clone();
         change(&mut statement.predecessors);
         enrolment::verify_statement(
-            &enrolment::sign_statement(&statement, &machine.identity.pair).unwrap(),
+            &enrolment::sign_statement(&statement, &node_keys.identity.pair).unwrap(),
             MESH,
         )
         .map(drop)
@@ -140,7 +144,7 @@ fn a_former_identity_counts_only_where_each_signed_for_the_next_and_the_oldest_a
             "{what}"
         );
     }
-    let stranger = Machine::new(&[99; 32], &[2; 32], 5).unwrap();
+    let stranger = NodeKeys::new(&[99; 32], &[2; 32], 5).unwrap();
     let forged = Statement {
         identity: stranger.identity_key(),
         ..statement.clone()
@@ -154,7 +158,7 @@ fn a_former_identity_counts_only_where_each_signed_for_the_next_and_the_oldest_a
 
 #[test]
 fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
-    let machine = Machine::new(&[1; 32], &[2; 32], 0).unwrap();
+    let node_keys = NodeKeys::new(&[1; 32], &[2; 32], 0).unwrap();
     let name: wattle_wire::name::Name = "dublin".parse().unwrap();
     let enrolled = Enrolled {
         mesh: MESH,
@@ -166,19 +170,19 @@ fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
     };
     let mut held = HeldToken::default();
     let mut at = |now| {
-        held.at(now, &machine, &enrolled)
+        held.at(now, &node_keys, &enrolled)
             .unwrap()
             .reveal()
             .to_owned()
     };
-    let made_at = |now| machine.token(&enrolled, now).unwrap().reveal().to_owned();
+    let made_at = |now| node_keys.token(&enrolled, now).unwrap().reveal().to_owned();
     assert_eq!([at(1000), at(1239)], [made_at(1000), made_at(1000)]);
     assert_eq!([at(1240), at(1100)], [made_at(1240), made_at(1100)]);
 }
 
 #[test]
 fn a_token_verifies_with_the_identity_and_names_the_node() {
-    let machine = Machine::new(&[1; 32], &[2; 32], 0).unwrap();
+    let node_keys = NodeKeys::new(&[1; 32], &[2; 32], 0).unwrap();
     let name: wattle_wire::name::Name = "dublin".parse().unwrap();
     let enrolled = Enrolled {
         mesh: MESH,
@@ -188,12 +192,12 @@ fn a_token_verifies_with_the_identity_and_names_the_node() {
         site_id: SiteId(Uuid::from_u128(4)),
         generation: 3,
     };
-    let token = machine.token(&enrolled, 1_800_000_000).unwrap();
+    let token = node_keys.token(&enrolled, 1_800_000_000).unwrap();
     let mut validation = Validation::new(Algorithm::EdDSA);
     validation.set_audience(&[MESH]);
     // Time is the coordinator's part.
     validation.validate_exp = false;
-    let key = DecodingKey::from_ed_der(machine.identity_key().as_bytes());
+    let key = DecodingKey::from_ed_der(node_keys.identity_key().as_bytes());
     let decoded = jsonwebtoken::decode::<NodeClaims>(token.reveal(), &key, &validation).unwrap();
     assert_eq!(decoded.header.typ.as_deref(), Some(NODE_TOKEN_TYPE));
     assert_eq!(

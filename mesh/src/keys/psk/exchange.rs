@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
     ids::NodeId,
-    psk::{GivenPsk, OutgoingLetter, PskPolicy, SignedPskMessage},
+    psk::{GivenPsk, OutgoingMessage, PskPolicy, SignedPskMessage},
 };
 
 use super::{
@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     agent::replica::{Known, KnownPeer},
-    host::state::Link,
-    keys::node_keys::Machine,
+    host::state::Interface,
+    keys::node_keys::NodeKeys,
 };
 
 /// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers,
@@ -121,7 +121,7 @@ impl Exchange {
     pub fn is_due(
         &self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         now: u64,
         unsettled: &BTreeSet<NodeId>,
     ) -> bool {
@@ -130,35 +130,35 @@ impl Exchange {
         let due = |(node, peer)| {
             let (pair, ends) = (
                 self.pairs.get(node).map_or(&fresh, Arc::as_ref),
-                ends(known, machine, peer),
+                ends(known, node_keys, peer),
             );
             is_next(pair, &ends, now, may_ask)
         };
         let is_gone = |node| !known.peers.contains_key(node);
         self.pairs.keys().chain(self.given.keys()).any(is_gone)
-            || correspondents(known, unsettled).any(due)
+            || agreeing_peers(known, unsettled).any(due)
     }
 
     /// What to say because time has passed or peers have changed; the keys of peers that are gone
     /// are forgotten. `now` is in seconds since
-    /// 1970. The letters may be sent once this is kept on disk. To peers that are `unsettled`, of
+    /// 1970. The messages may be sent once this is kept on disk. To peers that are `unsettled`, of
     ///       whose new WireGuard key no handshake has succeeded yet, nothing is said: both ends of
     ///       it must have the same preshared key.
     pub fn tick(
         &mut self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         now: u64,
         kem: &impl Kem,
         unsettled: &BTreeSet<NodeId>,
-    ) -> Vec<OutgoingLetter> {
+    ) -> Vec<OutgoingMessage> {
         self.pairs.retain(|node, _| known.peers.contains_key(node));
         self.given.retain(|node, _| known.peers.contains_key(node));
         let mut may_ask = self.may_ask(now);
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
             let (pair, ends) = (
                 self.pairs.entry(*node).or_default(),
-                ends(known, machine, peer),
+                ends(known, node_keys, peer),
             );
             // Asked first: a pair that has nothing to do is not copied.
             if !is_next(pair, &ends, now, may_ask > 0) {
@@ -167,9 +167,9 @@ impl Exchange {
             let begins = pair.would_begin(&ends);
             let message = Arc::make_mut(pair).tick(&ends, now, kem)?;
             may_ask -= usize::from(begins);
-            Some(OutgoingLetter { to: *node, message })
+            Some(OutgoingMessage { to: *node, message })
         };
-        correspondents(known, unsettled).filter_map(say).collect()
+        agreeing_peers(known, unsettled).filter_map(say).collect()
     }
 
     /// How many more peers may be asked for a secret now.
@@ -190,23 +190,23 @@ impl Exchange {
     pub fn receive(
         &mut self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         peer: &KnownPeer,
         message: &SignedPskMessage,
         now: u64,
         kem: &impl Kem,
-    ) -> Result<Option<OutgoingLetter>, Ignored> {
+    ) -> Result<Option<OutgoingMessage>, Ignored> {
         if peer.statement.unmanaged {
             return Err(Ignored::Unexpected);
         }
         let to = peer.peer.node;
         let answer = Arc::make_mut(self.pairs.entry(to).or_default()).receive(
-            &ends(known, machine, peer),
+            &ends(known, node_keys, peer),
             message,
             now,
             kem,
         )?;
-        Ok(answer.map(|message| OutgoingLetter { to, message }))
+        Ok(answer.map(|message| OutgoingMessage { to, message }))
     }
 
     /// Takes in a key that the coordinator gave. It may be used once this is kept on disk.
@@ -217,7 +217,7 @@ impl Exchange {
     pub fn take(
         &mut self,
         known: &Known,
-        machine: &Machine,
+        node_keys: &NodeKeys,
         peer: &KnownPeer,
         given: &GivenPsk,
         now: u64,
@@ -226,7 +226,7 @@ impl Exchange {
             return Err(Ignored::Managed);
         }
         let from = peer.peer.node;
-        let to = (known.myself.node, machine.wireguard_key());
+        let to = (known.myself.node, node_keys.wireguard_key());
         let tunnel = Given {
             mesh: known.mesh.id,
             from: (from, peer.statement.wireguard_key),
@@ -234,7 +234,7 @@ impl Exchange {
             made_ms: given.made_ms,
         };
         let psk = tunnel
-            .open(&given.sealed, &machine.wireguard_private_key())
+            .open(&given.sealed, &node_keys.wireguard_private_key())
             .ok_or(Ignored::Sealed)?;
         self.given
             .entry(from)
@@ -244,28 +244,31 @@ impl Exchange {
 
     /// Lets keys that are tried in turn go on with their turns. To be said once, of keys as they
     /// were kept.
-    pub fn resume(&mut self, known: &Known, link: &Link) {
+    pub fn resume(&mut self, known: &Known, interface: &Interface) {
         for (node, files) in &mut self.given {
             known
                 .peers
                 .get(node)
-                .and_then(|peer| peer.entry(link))
+                .and_then(|peer| peer.entry(interface))
                 .into_iter()
                 .for_each(|seen| files.resume(seen));
         }
     }
 
     /// Whether [`Exchange::observe`] has anything to take note of.
-    pub fn is_on_trial(&self) -> bool {
-        self.pairs.values().any(|pair| pair.is_on_trial())
-            || self.given.values().any(Files::is_on_trial)
+    pub fn has_candidates(&self) -> bool {
+        self.pairs.values().any(|pair| pair.has_candidates())
+            || self.given.values().any(Files::has_candidates)
     }
 
-    /// Takes note of what the device shows of the tunnels, at each look at it.
-    pub fn observe(&mut self, known: &Known, link: &Link, now: u64) -> Moved {
-        let entry = |node| known.peers.get(node)?.entry(link);
-        let on_trial = self.pairs.iter_mut().filter(|(_, pair)| pair.is_on_trial());
-        let pairs = on_trial.filter_map(|(node, pair)| {
+    /// Takes note of what the device shows of the tunnels, at each observation of it.
+    pub fn observe(&mut self, known: &Known, interface: &Interface, now: u64) -> Moved {
+        let entry = |node| known.peers.get(node)?.entry(interface);
+        let open = self
+            .pairs
+            .iter_mut()
+            .filter(|(_, pair)| pair.has_candidates());
+        let pairs = open.filter_map(|(node, pair)| {
             Some(Arc::make_mut(pair).observe(entry(node)?.handshake_age_s, now))
         });
         let turned = pairs.filter(|turned| *turned).count() > 0;
@@ -281,7 +284,7 @@ impl Exchange {
 }
 
 /// The peers with which keys are agreed on, but for the `unsettled` ones.
-fn correspondents<'a>(
+fn agreeing_peers<'a>(
     known: &'a Known,
     unsettled: &BTreeSet<NodeId>,
 ) -> impl Iterator<Item = (&'a NodeId, &'a KnownPeer)> {
@@ -296,10 +299,10 @@ fn is_next(pair: &Pair, ends: &Ends<'_>, now: u64, may_ask: bool) -> bool {
     pair.is_due(ends, now) && (may_ask || !pair.would_begin(ends))
 }
 
-fn ends<'a>(known: &Known, machine: &'a Machine, peer: &KnownPeer) -> Ends<'a> {
+fn ends<'a>(known: &Known, node_keys: &'a NodeKeys, peer: &KnownPeer) -> Ends<'a> {
     Ends {
         mesh: known.mesh.id,
-        machine,
+        node_keys,
         me: known.myself.node,
         peer: peer.peer.node,
         peer_identity: peer.statement.identity,
@@ -320,8 +323,8 @@ mod tests {
     use crate::{
         agent::replica::Replica,
         config::view,
-        keys::psk::SystemKem,
-        testing::{MESH, directory_of, machine_of, node_id},
+        keys::psk::kem::seeded::SeededKem,
+        testing::{MESH, directory_of, node_id, node_keys_of},
     };
 
     const NOW: u64 = 1_800_000_000;
@@ -330,7 +333,7 @@ mod tests {
     #[test]
     fn a_node_asks_so_many_peers_at_a_time_and_one_that_does_not_answer_keeps_nobody_waiting() {
         let nodes = u64::try_from(ASKED_AT_ONCE + MORE + 1).unwrap();
-        let (directory, last) = (directory_of(nodes), machine_of(nodes));
+        let (directory, last) = (directory_of(nodes), node_keys_of(nodes));
         let mut replica = Replica::new(MESH, last.wireguard_key());
         let view = view::view(&directory, node_id(nodes)).unwrap();
         replica.receive(StreamMessage::Snapshot {
@@ -344,11 +347,11 @@ mod tests {
         let (known, none) = (replica.known().unwrap(), BTreeSet::new());
         let mut exchange = Exchange::default();
         let mut ask = |now| {
-            let letters = exchange.tick(known, &last, now, &SystemKem, &none);
+            let messages = exchange.tick(known, &last, now, &SeededKem, &none);
             assert!(!exchange.is_due(known, &last, now, &none));
-            letters
+            messages
                 .into_iter()
-                .map(|letter| letter.to)
+                .map(|message| message.to)
                 .collect::<Vec<_>>()
         };
         let first = ask(NOW);

@@ -28,7 +28,7 @@ const TURN_S: u64 = 10;
 /// Ages of a session in seconds at which it is due to be renewed: WireGuard does so with the first
 /// packet that is sent after 120 s (`REKEY_AFTER_TIME` of its paper, section 6.1), a keepalive
 /// comes within another 25, and a second attempt 5 s later. Fifteen come before, because the device
-/// is looked at every five.
+/// is observed every five.
 const RENEWAL_S: RangeInclusive<u64> = 105..=150;
 
 /// The keys of the files that the node may have, as kept on disk; and which of them has its turn.
@@ -38,7 +38,7 @@ pub(super) struct Files {
     /// The oldest first.
     keys: Vec<FileKey>,
     #[serde(skip)]
-    trial: Trial,
+    candidate: Candidate,
 }
 
 /// The key of one file.
@@ -52,9 +52,9 @@ struct FileKey {
 
 /// What the device has shown of the keys, which are numbered as they stand. Seconds are since 1970.
 #[derive(Clone, Copy, Debug, Default)]
-struct Trial {
+struct Candidate {
     /// The key that is in use, and since when.
-    turn: usize,
+    in_use: usize,
     since: u64,
     /// When the newest handshake was.
     handshake: u64,
@@ -62,11 +62,11 @@ struct Trial {
     session: Option<usize>,
     /// When the first handshake was of those that were all of that key.
     first: u64,
-    /// What had been received at the last look.
+    /// What had been received when it was observed last.
     received_bytes: u64,
 }
 
-/// What a look at the device made of the keys.
+/// What an observation of the device made of the keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Moved {
     #[default]
@@ -80,7 +80,7 @@ pub enum Moved {
 impl Files {
     /// The key to use now.
     pub(super) fn key(&self) -> Option<&Psk> {
-        self.keys.get(self.trial.turn).map(|key| &key.psk)
+        self.keys.get(self.candidate.in_use).map(|key| &key.psk)
     }
 
     /// Lets the key that the device has go on with its turn. To be said before anything is
@@ -90,7 +90,7 @@ impl Files {
             .keys
             .iter()
             .position(|key| Some(&key.psk) == seen.psk.as_ref());
-        self.trial.turn = on_device.unwrap_or(self.trial.turn);
+        self.candidate.in_use = on_device.unwrap_or(self.candidate.in_use);
     }
 
     /// Takes the key of a file. Of several the newest files count.
@@ -103,15 +103,15 @@ impl Files {
             [.., newest] if made_ms <= newest.made_ms => return Err(Ignored::Old),
             // Whatever session there is is of the one key that there was.
             [_] => {
-                self.trial = Trial {
+                self.candidate = Candidate {
                     since: now,
                     handshake: now,
                     session: Some(0),
-                    ..Trial::default()
+                    ..Candidate::default()
                 }
             }
             keys if keys.len() == MOST => {
-                self.forget(usize::from(self.trial.session.unwrap_or(0) == 0))
+                self.forget(usize::from(self.candidate.session.unwrap_or(0) == 0))
             }
             _ => {}
         }
@@ -120,29 +120,29 @@ impl Files {
     }
 
     /// Whether [`Files::observe`] has anything to take note of.
-    pub(super) fn is_on_trial(&self) -> bool {
+    pub(super) fn has_candidates(&self) -> bool {
         self.keys.len() > 1
     }
 
-    /// Takes note of the tunnel, at each look at the device. `now` is in seconds since 1970.
+    /// Takes note of the tunnel, at each observation of the device. `now` is in seconds since 1970.
     pub(super) fn observe(&mut self, seen: &ObservedPeer, now: u64) -> Moved {
-        if !self.is_on_trial() {
+        if !self.has_candidates() {
             return Moved::No;
         }
-        if self.trial.since == 0 {
+        if self.candidate.since == 0 {
             // It is not known what was before a restart.
-            self.trial.since = now;
+            self.candidate.since = now;
         }
         if let Some(shown) = self.note(seen, now).filter(|shown| *shown > 0) {
             (0..shown).for_each(|_| self.forget(0));
             return Moved::OnDisk;
         }
-        let Trial {
-            turn,
+        let Candidate {
+            in_use: turn,
             since,
             session,
             ..
-        } = self.trial;
+        } = self.candidate;
         let is_due = seen
             .handshake_age_s
             .is_some_and(|age| RENEWAL_S.contains(&age));
@@ -154,7 +154,7 @@ impl Files {
         if turns_to == turn {
             return Moved::No;
         }
-        (self.trial.turn, self.trial.since) = (turns_to, now);
+        (self.candidate.in_use, self.candidate.since) = (turns_to, now);
         Moved::InMemory
     }
 
@@ -166,21 +166,22 @@ impl Files {
     /// that counts which arrives without another handshake, in a session, when all sessions of
     /// other keys are over.
     fn note(&mut self, seen: &ObservedPeer, now: u64) -> Option<usize> {
-        let trial = &mut self.trial;
-        let received_before = std::mem::replace(&mut trial.received_bytes, seen.received_bytes);
+        let candidate = &mut self.candidate;
+        let received_before = std::mem::replace(&mut candidate.received_bytes, seen.received_bytes);
         let at = now.checked_sub(seen.handshake_age_s?)?;
-        if at > trial.handshake + 1 {
+        if at > candidate.handshake + 1 {
             // In the second in which the key was changed it may have been of either.
-            let is_on_device = self.keys.get(trial.turn).map(|key| &key.psk) == seen.psk.as_ref();
-            let key = Some(trial.turn).filter(|_| is_on_device && at > trial.since + 1);
-            if trial.session != key {
-                (trial.session, trial.first) = (key, at);
+            let is_on_device =
+                self.keys.get(candidate.in_use).map(|key| &key.psk) == seen.psk.as_ref();
+            let key = Some(candidate.in_use).filter(|_| is_on_device && at > candidate.since + 1);
+            if candidate.session != key {
+                (candidate.session, candidate.first) = (key, at);
             }
-            trial.handshake = at;
+            candidate.handshake = at;
             return None;
         }
-        let is_over = now > trial.first + SESSION_S + 1 && at + SESSION_S >= now;
-        trial
+        let is_over = now > candidate.first + SESSION_S + 1 && at + SESSION_S >= now;
+        candidate
             .session
             .filter(|_| is_over && seen.received_bytes > received_before)
     }
@@ -188,9 +189,10 @@ impl Files {
     /// Forgets a key, by its number.
     fn forget(&mut self, key: usize) {
         self.keys.remove(key);
-        let trial = &mut self.trial;
-        trial.turn -= usize::from(trial.turn > key || trial.turn == self.keys.len());
-        trial.session = trial
+        let candidate = &mut self.candidate;
+        candidate.in_use -=
+            usize::from(candidate.in_use > key || candidate.in_use == self.keys.len());
+        candidate.session = candidate
             .session
             .filter(|session| *session != key)
             .map(|session| session - usize::from(session > key));

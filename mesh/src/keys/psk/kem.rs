@@ -1,6 +1,8 @@
 //! The secret of a round, by ML-KEM-768, and the preshared key that both ends compute of it.
 
 #[cfg(test)]
+pub(super) mod seeded;
+#[cfg(test)]
 mod vectors;
 
 use std::{fmt, sync::Arc};
@@ -8,7 +10,7 @@ use std::{fmt, sync::Arc};
 use aws_lc_rs::{
     digest::{SHA256, digest},
     hkdf::{HKDF_SHA256, KeyType, Salt},
-    kem::{AlgorithmId, Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768},
+    kem::{AlgorithmId, Ciphertext, DecapsulationKey},
 };
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
@@ -19,8 +21,8 @@ use zeroize::Zeroizing;
 
 use super::{PURPOSE, Psk};
 
-/// The two operations of ML-KEM-768 that need random numbers. `None` when there are none, or the
-/// key is not one.
+/// The two operations of ML-KEM-768 that need random numbers, which the caller brings. `None` when
+/// there are none, or the key is not one.
 pub trait Kem {
     fn generate(&self) -> Option<(KemSecret, KemKey)>;
     /// A new secret, and what carries it to the holder of the key.
@@ -38,7 +40,8 @@ impl fmt::Debug for KemSecret {
 }
 
 impl KemSecret {
-    pub(super) fn decapsulate(&self, ciphertext: &KemCiphertext) -> Option<Zeroizing<[u8; 32]>> {
+    /// The secret that somebody has put into a ciphertext for this key.
+    pub fn decapsulate(&self, ciphertext: &KemCiphertext) -> Option<Zeroizing<[u8; 32]>> {
         let secret = self
             .0
             .decapsulate(Ciphertext::from(ciphertext.as_bytes().as_slice()))
@@ -46,37 +49,6 @@ impl KemSecret {
         <[u8; 32]>::try_from(secret.as_ref())
             .ok()
             .map(Zeroizing::new)
-    }
-}
-
-/// ML-KEM-768 with the system's random numbers.
-#[derive(Clone, Copy, Debug)]
-pub struct SystemKem;
-
-impl Kem for SystemKem {
-    fn generate(&self) -> Option<(KemSecret, KemKey)> {
-        let secret = DecapsulationKey::generate(&ML_KEM_768).ok()?;
-        let key: [u8; 1184] = secret
-            .encapsulation_key()
-            .ok()?
-            .key_bytes()
-            .ok()?
-            .as_ref()
-            .try_into()
-            .ok()?;
-        Some((KemSecret(Arc::new(secret)), key.into()))
-    }
-
-    fn encapsulate(&self, key: &KemKey) -> Option<(KemCiphertext, Zeroizing<[u8; 32]>)> {
-        let (ciphertext, secret) = EncapsulationKey::new(&ML_KEM_768, key.as_bytes())
-            .ok()?
-            .encapsulate()
-            .ok()?;
-        let ciphertext: [u8; 1088] = ciphertext.as_ref().try_into().ok()?;
-        Some((
-            ciphertext.into(),
-            Zeroizing::new(secret.as_ref().try_into().ok()?),
-        ))
     }
 }
 

@@ -1,14 +1,18 @@
-//! One pair under every kind of misfortune: both ends, a mailbox that loses and repeats letters,
+//! One pair under every kind of misfortune: both ends, a mailbox that loses and repeats messages,
 //! disks, and the tunnel between.
 
 use proptest::prelude::*;
 use wattle_wire::{
+    ids::{MeshId, NodeId},
     key::WireguardKey,
     psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
 };
 
-use super::*;
-use crate::testing::{MESH, node_id};
+use super::{kem::seeded::SeededKem, retry::LONGEST_RETRY_S, *};
+use crate::{
+    keys::node_keys::NodeKeys,
+    testing::{MESH, node_id},
+};
 
 const INITIATOR: usize = 0;
 const RESPONDER: usize = 1;
@@ -17,11 +21,11 @@ const RESPONDER: usize = 1;
 const REKEY_S: u64 = 120;
 const ATTEMPT_S: u64 = 5;
 const SESSION_S: u64 = 180;
-/// Seconds between two looks of an agent at its device.
-const LOOK_S: u64 = 5;
+/// Seconds between two observations of its device by an agent.
+const OBSERVE_INTERVAL_S: u64 = 5;
 
 struct End {
-    machine: Machine,
+    node_keys: NodeKeys,
     id: NodeId,
     pair: Pair,
     disk: Pair,
@@ -29,9 +33,9 @@ struct End {
 
 impl End {
     fn new(number: u8) -> Self {
-        let machine = Machine::new(&[number; 32], &[number; 32], 0).unwrap();
+        let node_keys = NodeKeys::new(&[number; 32], &[number; 32], 0).unwrap();
         Self {
-            machine,
+            node_keys,
             id: node_id(u64::from(number)),
             pair: Pair::default(),
             disk: Pair::default(),
@@ -49,7 +53,7 @@ struct World {
     policy: PskPolicy,
     now: u64,
     ends: [End; 2],
-    /// The letter that waits for each end, and all that ever did.
+    /// The message that waits for each end, and all that ever did.
     mailbox: [Option<SignedPskMessage>; 2],
     ever: [Vec<SignedPskMessage>; 2],
     /// When the session in use was made, and the newest handshake as each end's device tells it.
@@ -68,24 +72,24 @@ struct World {
 
 #[derive(Clone, Copy, Debug)]
 enum Happening {
-    /// The end takes its letter.
+    /// The end takes its message.
     Deliver(usize),
     /// It takes it and another takes the same again.
     DeliverTwice(usize),
-    /// It is killed before it has kept what the letter made of it.
+    /// It is killed before it has kept what the message made of it.
     DieBeforeKeeping(usize),
     /// It is killed after that, and before it has answered.
     DieBeforeAnswering(usize),
     /// It gets something that was for it long ago.
     Replay(usize, usize),
-    /// The mailbox forgets its letter.
+    /// The mailbox forgets its message.
     Lose(usize),
     Restart(usize),
     Tick(usize),
     /// Somebody at the end wants another key.
     Want(usize),
     /// The end takes up another identity, which the other learns of at once.
-    Succeed(usize),
+    RotateIdentity(usize),
     /// Time passes, with the tunnel up.
     Pass(u64),
 }
@@ -102,7 +106,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => end().prop_map(Happening::Restart),
         4 => end().prop_map(Happening::Tick),
         1 => end().prop_map(Happening::Want),
-        1 => end().prop_map(Happening::Succeed),
+        1 => end().prop_map(Happening::RotateIdentity),
         2 => prop_oneof![1..60u64, Just(200), Just(25 * 3600)].prop_map(Happening::Pass),
     ]
 }
@@ -138,11 +142,11 @@ impl World {
         let (me, peer) = (&self.ends[end], &self.ends[1 - end]);
         let ends = Ends {
             mesh: MESH,
-            machine: &me.machine,
+            node_keys: &me.node_keys,
             me: me.id,
             peer: peer.id,
-            peer_identity: peer.machine.identity_key(),
-            peer_key: peer.machine.wireguard_key(),
+            peer_identity: peer.node_keys.identity_key(),
+            peer_key: peer.node_keys.wireguard_key(),
             is_turning: self.is_turning,
         };
         let result = work(&mut pair, &ends, now);
@@ -163,21 +167,21 @@ impl World {
 
     fn receive(&mut self, end: usize, message: &SignedPskMessage) -> Option<SignedPskMessage> {
         self.act(end, |pair, ends, now| {
-            pair.receive(ends, message, now, &SystemKem)
+            pair.receive(ends, message, now, &SeededKem)
         })
         .unwrap_or(None)
     }
 
     fn deliver(&mut self, end: usize) {
-        if let Some(letter) = self.mailbox[end].take() {
-            let answer = self.receive(end, &letter);
+        if let Some(message) = self.mailbox[end].take() {
+            let answer = self.receive(end, &message);
             self.ends[end].keep();
             self.post(1 - end, answer);
         }
     }
 
     fn tick(&mut self, end: usize) {
-        let said = self.act(end, |pair, ends, now| pair.tick(ends, now, &SystemKem));
+        let said = self.act(end, |pair, ends, now| pair.tick(ends, now, &SeededKem));
         self.ends[end].keep();
         self.post(1 - end, said);
     }
@@ -186,11 +190,15 @@ impl World {
         self.ends[end].pair = self.ends[end].disk.clone();
     }
 
-    fn succeed(&mut self, end: usize) {
-        let machine = &mut self.ends[end].machine;
+    fn rotate_identity(&mut self, end: usize) {
+        let node_keys = &mut self.ends[end].node_keys;
         let mut seed = [7; 32];
-        seed[..8].copy_from_slice(&machine.sequence().to_be_bytes());
-        *machine = machine.succeeding(&seed).unwrap().succeeded(MESH).unwrap();
+        seed[..8].copy_from_slice(&node_keys.sequence().to_be_bytes());
+        *node_keys = node_keys
+            .preparing_identity(&seed)
+            .unwrap()
+            .identity_switched(MESH)
+            .unwrap();
     }
 
     fn key(&self, end: usize) -> Option<&Psk> {
@@ -203,7 +211,7 @@ impl World {
         keys[0] == keys[1] && (keys[0].is_some() || self.policy == PskPolicy::Prefer)
     }
 
-    /// Seconds pass: WireGuard renews its session, both agents look at their device. Returns the
+    /// Seconds pass: WireGuard renews its session, both agents observe their device. Returns the
     /// greatest age of a session.
     fn pass(&mut self, seconds: u64) -> u64 {
         let mut oldest = 0;
@@ -214,7 +222,7 @@ impl World {
             if age.is_none_or(|age| age >= REKEY_S) && self.now.is_multiple_of(ATTEMPT_S) {
                 self.call();
             }
-            if self.now % LOOK_S == 2 {
+            if self.now % OBSERVE_INTERVAL_S == 2 {
                 for end in [INITIATOR, RESPONDER] {
                     let age = self.handshakes[end].map(|at| self.now - at);
                     if self.act(end, |pair, _, now| pair.observe(age, now)) {
@@ -247,7 +255,7 @@ impl World {
                 self.tick(end);
                 self.deliver(end);
             }
-            self.pass(LOOK_S);
+            self.pass(OBSERVE_INTERVAL_S);
         }
     }
 
@@ -255,30 +263,30 @@ impl World {
         match happening {
             Happening::Deliver(end) => self.deliver(end),
             Happening::DeliverTwice(end) => {
-                let letter = self.mailbox[end].clone();
+                let message = self.mailbox[end].clone();
                 self.deliver(end);
-                self.mailbox[end] = letter;
+                self.mailbox[end] = message;
                 self.deliver(end);
             }
             Happening::DieBeforeKeeping(end) => {
-                if let Some(letter) = self.mailbox[end].clone() {
-                    self.receive(end, &letter);
+                if let Some(message) = self.mailbox[end].clone() {
+                    self.receive(end, &message);
                     self.restart(end);
                 }
             }
             Happening::DieBeforeAnswering(end) => {
-                if let Some(letter) = self.mailbox[end].clone() {
-                    self.receive(end, &letter);
+                if let Some(message) = self.mailbox[end].clone() {
+                    self.receive(end, &message);
                     self.ends[end].keep();
                     self.restart(end);
                 }
             }
             Happening::Replay(end, which) => {
-                if let Some(letter) = self.ever[end]
+                if let Some(message) = self.ever[end]
                     .get(which % self.ever[end].len().max(1))
                     .cloned()
                 {
-                    let answer = self.receive(end, &letter);
+                    let answer = self.receive(end, &message);
                     self.ends[end].keep();
                     self.post(1 - end, answer);
                 }
@@ -287,7 +295,7 @@ impl World {
             Happening::Restart(end) => self.restart(end),
             Happening::Tick(end) => self.tick(end),
             Happening::Want(end) => self.ends[end].pair.want_another(),
-            Happening::Succeed(end) => self.succeed(end),
+            Happening::RotateIdentity(end) => self.rotate_identity(end),
             Happening::Pass(seconds) => drop(self.pass(seconds)),
         }
     }
@@ -334,7 +342,7 @@ proptest! {
             world.happen(happening);
             world.check()?;
         }
-        // A letter that the mailbox lost is sent again after an hour at most.
+        // A message that the mailbox lost is sent again after an hour at most.
         world.pass(LONGEST_RETRY_S);
         world.settle();
         world.check()?;
@@ -443,17 +451,17 @@ fn an_end_that_lost_its_disk_gets_a_new_key() {
 #[test]
 fn an_end_that_lost_its_disk_in_the_middle_of_a_round_gets_a_new_key() {
     for end in [INITIATOR, RESPONDER] {
-        for letters in 0..4 {
+        for messages in 0..4 {
             let mut world = World::agreed(PskPolicy::Require);
             world.pass(LIFETIME_S);
             world.tick(INITIATOR);
-            for letter in 0..letters {
-                world.deliver([RESPONDER, INITIATOR][letter % 2]);
+            for message in 0..messages {
+                world.deliver([RESPONDER, INITIATOR][message % 2]);
             }
             (world.ends[end].pair, world.ends[end].disk) = Default::default();
             world.pass(LONGEST_RETRY_S);
             world.settle();
-            assert!(world.tunnel_works(), "end {end} after {letters} letters");
+            assert!(world.tunnel_works(), "end {end} after {messages} messages");
         }
     }
 }
@@ -535,7 +543,7 @@ fn a_new_wireguard_key_of_either_end_brings_a_new_round() {
         let mut world = World::agreed(PskPolicy::Require);
         let before = world.key(INITIATOR).cloned();
         let number = [2, 1][end];
-        world.ends[end].machine = Machine::new(&[number; 32], &[number + 40; 32], 0).unwrap();
+        world.ends[end].node_keys = NodeKeys::new(&[number; 32], &[number + 40; 32], 0).unwrap();
         world.settle();
         assert!(
             world.tunnel_works() && world.key(INITIATOR) != before.as_ref(),
@@ -546,31 +554,31 @@ fn a_new_wireguard_key_of_either_end_brings_a_new_round() {
 
 #[test]
 fn a_new_identity_of_either_end_costs_no_key_whatever_was_on_its_way() {
-    for (end, letters) in [INITIATOR, RESPONDER]
+    for (end, messages) in [INITIATOR, RESPONDER]
         .into_iter()
-        .flat_map(|end| (0..5).map(move |letters| (end, letters)))
+        .flat_map(|end| (0..5).map(move |messages| (end, messages)))
     {
         let mut world = World::agreed(PskPolicy::Require);
         let before = world.key(INITIATOR).cloned();
         world.pass(LIFETIME_S);
         world.tick(INITIATOR);
-        for letter in 0..letters {
-            world.deliver([RESPONDER, INITIATOR][letter % 2]);
+        for message in 0..messages {
+            world.deliver([RESPONDER, INITIATOR][message % 2]);
         }
-        world.succeed(end);
+        world.rotate_identity(end);
         world.check().unwrap();
         world.pass(SHORTEST_RETRY_S);
         world.settle();
         assert!(
             world.tunnel_works() && world.key(INITIATOR) != before.as_ref(),
-            "end {end} after {letters} letters"
+            "end {end} after {messages} messages"
         );
         assert!(
             world
                 .ends
                 .iter()
                 .all(|end| matches!(end.pair.phase, Phase::Idle)),
-            "end {end} after {letters} letters"
+            "end {end} after {messages} messages"
         );
     }
 }
@@ -591,23 +599,23 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
     world.tick(INITIATOR);
     let request = world.mailbox[RESPONDER].clone().unwrap();
     let content: PskMessage = serde_json::from_str(&request.message).unwrap();
-    let signed_by = |machine: &Machine, content: &PskMessage| {
+    let signed_by = |node_keys: &NodeKeys, content: &PskMessage| {
         let message = serde_json::to_string(content).unwrap();
         SignedPskMessage {
-            signature: machine.sign(&[PURPOSE, message.as_bytes()].concat()),
+            signature: node_keys.sign(&[PURPOSE, message.as_bytes()].concat()),
             message: message.into(),
         }
     };
     let mut take = |message: SignedPskMessage| {
         world
             .act(RESPONDER, |pair, ends, now| {
-                pair.receive(ends, &message, now, &SystemKem)
+                pair.receive(ends, &message, now, &SeededKem)
             })
             .map(drop)
     };
 
-    let initiator = End::new(2).machine;
-    let stranger = End::new(3).machine;
+    let initiator = End::new(2).node_keys;
+    let stranger = End::new(3).node_keys;
     assert_eq!(
         take(signed_by(&stranger, &content)),
         Err(Ignored::Signature)

@@ -8,19 +8,19 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wattle_wire::{ids::NodeId, key::WireguardKey, rotation::Armed};
+use wattle_wire::{ids::NodeId, key::WireguardKey, rotation::KeyInPlace};
 
 use crate::{
     agent::replica::{Known, KnownPeer},
-    host::state::{Link, ObservedPeer},
+    host::state::{Interface, ObservedPeer},
     keys::psk::exchange::Exchange,
 };
 
-/// How often the device is looked at while a peer is about to take up its announced key: packets of
+/// How often the device is observed while a peer is about to take up its announced key: packets of
 /// both ends wait until this node has seen it.
-const PACE: Duration = Duration::from_millis(50);
-/// For how long after an announcement it is looked at so often. A peer that takes longer is noticed
-/// at the next look at the whole host.
+const OBSERVE_INTERVAL: Duration = Duration::from_millis(50);
+/// For how long after an announcement it is observed so often. A peer that takes longer is noticed
+/// at the next observation of the whole host.
 const ATTENTIVE: Duration = Duration::from_secs(60);
 /// How long an entry that was made anew has for its handshake before it is made anew once more: one
 /// that makes a new entry sends its first handshake at once, while WireGuard itself waits 5 s after
@@ -77,12 +77,12 @@ impl PeerKeys {
 
 impl Watch {
     /// Looks at the device. `now` is of a clock that only goes forward.
-    pub fn look(&mut self, known: &Known, link: &Link, now: Duration) -> PeerKeys {
+    pub fn observe(&mut self, known: &Known, interface: &Interface, now: Duration) -> PeerKeys {
         let pending = |(node, peer): (&NodeId, &KnownPeer)| {
             let announced = peer
                 .announced
                 .as_ref()
-                .filter(|announced| !is_taken_up(link, announced.wireguard_key))?;
+                .filter(|announced| !is_taken_up(interface, announced.wireguard_key))?;
             let before = self
                 .announced
                 .get(node)
@@ -94,13 +94,13 @@ impl Watch {
             known.peers.contains_key(node) && now.saturating_sub(probe.since) < LAST_PROBE
         });
         // Of a mesh that is at rest nobody needs it.
-        let holders = LazyCell::new(|| holders(link));
+        let holders = LazyCell::new(|| holders(interface));
         PeerKeys(
             known
                 .peers
                 .iter()
                 .filter_map(|(node, peer)| {
-                    Some((*node, self.peer_key(*node, peer, link, &holders, now)?))
+                    Some((*node, self.peer_key(*node, peer, interface, &holders, now)?))
                 })
                 .collect(),
         )
@@ -110,7 +110,7 @@ impl Watch {
         &mut self,
         node: NodeId,
         peer: &KnownPeer,
-        link: &Link,
+        interface: &Interface,
         holders: &LazyCell<Holders, F>,
         now: Duration,
     ) -> Option<PeerKey>
@@ -121,9 +121,9 @@ impl Watch {
             .announced
             .as_ref()
             .map(|announced| announced.wireguard_key);
-        let taken_up = announced.filter(|key| is_taken_up(link, *key));
+        let taken_up = announced.filter(|key| is_taken_up(interface, *key));
         let key = taken_up.unwrap_or(peer.statement.wireguard_key);
-        let entry = link.peers.get(&key);
+        let entry = interface.peers.get(&key);
         let is_bare = entry.is_none_or(|entry| entry.allowed_ips.is_empty());
         let configured = peer.peer.endpoint.map(|endpoint| endpoint.socket());
         let address = IpNet::from(IpAddr::V4(peer.peer.tunnel_address));
@@ -181,27 +181,27 @@ impl Watch {
         self.probes.keys().copied().collect()
     }
 
-    /// How soon the device is to be looked at again; absent means that there is no hurry.
-    pub fn pace(&self, now: Duration) -> Option<Duration> {
+    /// How soon the device is to be observed again; absent means that there is no hurry.
+    pub fn interval(&self, now: Duration) -> Option<Duration> {
         let is_near = self
             .announced
             .values()
             .any(|(_, since)| now.saturating_sub(*since) < ATTENTIVE);
-        (is_near || !self.probes.is_empty()).then_some(PACE)
+        (is_near || !self.probes.is_empty()).then_some(OBSERVE_INTERVAL)
     }
 }
 
 /// The announced keys for which this node is ready: the device is, and both ends go by the same
 /// preshared key.
-pub fn armed(known: &Known, link: &Link, psks: &Exchange) -> Vec<Armed> {
+pub fn keys_in_place(known: &Known, interface: &Interface, psks: &Exchange) -> Vec<KeyInPlace> {
     let ready = known.peers.values().filter_map(
         |KnownPeer {
              peer, announced, ..
          }| {
             let announced = announced
                 .as_ref()
-                .filter(|announced| link.peers.contains_key(&announced.wireguard_key))?;
-            (!psks.is_changing(peer.node)).then_some(Armed {
+                .filter(|announced| interface.peers.contains_key(&announced.wireguard_key))?;
+            (!psks.is_changing(peer.node)).then_some(KeyInPlace {
                 peer: peer.node,
                 sequence: announced.sequence,
             })
@@ -212,16 +212,17 @@ pub fn armed(known: &Known, link: &Link, psks: &Exchange) -> Vec<Armed> {
 
 /// Whether the peer uses its announced key: only its holder can make the entry receive anything,
 /// and only a switch gives it prefixes.
-fn is_taken_up(link: &Link, announced: WireguardKey) -> bool {
+fn is_taken_up(interface: &Interface, announced: WireguardKey) -> bool {
     let sign = |entry: &ObservedPeer| {
         entry.received_bytes > 0 || entry.handshake_age_s.is_some() || !entry.allowed_ips.is_empty()
     };
-    link.peers.get(&announced).is_some_and(sign)
+    interface.peers.get(&announced).is_some_and(sign)
 }
 
 /// The endpoint of the entry that has a prefix now.
-fn holders(link: &Link) -> Holders {
-    link.peers
+fn holders(interface: &Interface) -> Holders {
+    interface
+        .peers
         .values()
         .flat_map(|entry| {
             entry

@@ -14,8 +14,8 @@ use wattle_wire::{
 };
 
 use super::{
-    Act, Rotation, Situation, Told,
-    canary::{Watch, armed},
+    Rotation, RotationAction, RotationReply, Situation,
+    canary::{Watch, keys_in_place},
     kept_for_unmanaged,
 };
 use crate::{
@@ -27,14 +27,14 @@ use crate::{
     host::{
         desired::{Local, desired},
         plan::plan,
-        state::{Link, Observed},
+        state::{Interface, Observed},
     },
     keys::{
         enrolment::verify_statement,
-        node_keys::{KeptKeys, Machine},
+        node_keys::{NodeKeys, StoredNodeKeys},
         psk::exchange::Exchange,
     },
-    testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
+    testing::{MESH, directory_of, node_id, node_keys_of, unmanaged_record},
 };
 
 /// The node that changes its key; the others are its peers.
@@ -44,9 +44,9 @@ const NODES: u64 = 3;
 /// A gateway: what outlives its agent, and what does not.
 struct Gateway {
     id: NodeId,
-    disk: KeptKeys,
+    disk: StoredNodeKeys,
     host: Observed,
-    machine: Machine,
+    node_keys: NodeKeys,
     replica: Replica,
     rotation: Rotation,
     watch: Watch,
@@ -54,18 +54,18 @@ struct Gateway {
 
 impl Gateway {
     fn new(number: u64) -> Self {
-        let machine = machine_of(number);
-        let replica = Replica::new(MESH, machine.wireguard_key());
+        let node_keys = node_keys_of(number);
+        let replica = Replica::new(MESH, node_keys.wireguard_key());
         let host = Observed {
-            link: Some(Link::new(DeviceKind::Kernel)),
+            interface: Some(Interface::new(DeviceKind::Kernel)),
             ..Observed::default()
         };
-        let disk = machine.kept().unwrap();
+        let disk = node_keys.kept().unwrap();
         Self {
             id: node_id(number),
             disk,
             host,
-            machine,
+            node_keys,
             replica,
             rotation: Rotation::default(),
             watch: Watch::default(),
@@ -75,16 +75,16 @@ impl Gateway {
     /// The agent dies and comes back, with the view that it has kept.
     fn restart(&mut self) {
         let stored = self.replica.stored();
-        self.machine = Machine::restore(&self.disk).unwrap();
-        self.replica = Replica::new(MESH, self.machine.wireguard_key());
+        self.node_keys = NodeKeys::restore(&self.disk).unwrap();
+        self.replica = Replica::new(MESH, self.node_keys.wireguard_key());
         if let Some(stored) = stored {
             self.replica.restore(stored).unwrap();
         }
         (self.rotation, self.watch) = (Rotation::default(), Watch::default());
     }
 
-    fn link(&self) -> &Link {
-        self.host.link.as_ref().unwrap()
+    fn interface(&self) -> &Interface {
+        self.host.interface.as_ref().unwrap()
     }
 
     /// Looks at the host and makes it what it should be, or dies after so many steps.
@@ -94,10 +94,10 @@ impl Gateway {
         };
         let peer_keys = self
             .watch
-            .look(known, self.host.link.as_ref().unwrap(), now);
+            .observe(known, self.host.interface.as_ref().unwrap(), now);
         let local = Local {
             interface: "wattle0".parse().unwrap(),
-            machine: &self.machine,
+            node_keys: &self.node_keys,
             addresses: vec![],
         };
         let wanted = desired(
@@ -123,7 +123,7 @@ impl Gateway {
 struct World {
     directory: Directory,
     revision: i64,
-    armed: BTreeSet<(NodeId, u64)>,
+    keys_in_place: BTreeSet<(NodeId, u64)>,
     gateways: Vec<Gateway>,
     now: Duration,
 }
@@ -175,7 +175,7 @@ impl World {
         let mut world = Self {
             directory,
             revision: 1,
-            armed: BTreeSet::new(),
+            keys_in_place: BTreeSet::new(),
             gateways,
             now: Duration::ZERO,
         };
@@ -211,10 +211,10 @@ impl World {
     fn report(&mut self, gateway: usize) {
         let gateway = &self.gateways[gateway];
         if let Some(known) = gateway.replica.known() {
-            self.armed.extend(
-                armed(known, gateway.link(), &Exchange::default())
+            self.keys_in_place.extend(
+                keys_in_place(known, gateway.interface(), &Exchange::default())
                     .into_iter()
-                    .map(|armed| (gateway.id, armed.sequence)),
+                    .map(|key| (gateway.id, key.sequence)),
             );
         }
     }
@@ -227,8 +227,8 @@ impl World {
         };
         let situation = Situation {
             known,
-            machine: &gateway.machine,
-            link: gateway.host.link.as_ref().unwrap(),
+            node_keys: &gateway.node_keys,
+            interface: gateway.host.interface.as_ref().unwrap(),
             psks: &Exchange::default(),
             is_asked: false,
             now: self.now,
@@ -237,39 +237,39 @@ impl World {
         let Some(act) = gateway.rotation.next(&situation) else {
             return false;
         };
-        let machine = match act {
-            Act::MakeKey => {
+        let node_keys = match act {
+            RotationAction::MakeKey => {
                 let mut secret = [77; 32];
                 secret[..8].copy_from_slice(&self.revision.to_be_bytes());
                 secret[8..24].copy_from_slice(&self.now.as_nanos().to_be_bytes());
-                gateway.machine.preparing(&secret).unwrap()
+                gateway.node_keys.preparing(&secret).unwrap()
             }
-            Act::TakeUp => {
+            RotationAction::TakeUp => {
                 // The one moment of which packets depend: nobody in touch is unprepared, as far as
-                // he was heard of.
-                gateway.machine.switched(self.now.as_secs()).unwrap()
+                // it was heard of.
+                gateway.node_keys.switched(self.now.as_secs()).unwrap()
             }
-            Act::GiveUp => gateway.machine.staying().unwrap(),
-            Act::Tell(step) => {
+            RotationAction::GiveUp => gateway.node_keys.staying().unwrap(),
+            RotationAction::Tell(step) => {
                 let told = if !asked {
-                    Told::Unreachable
+                    RotationReply::Unreachable
                 } else if busy {
-                    Told::Busy
+                    RotationReply::Busy
                 } else {
                     let answer = self.coordinator(&step);
                     if answered {
-                        Told::Taken(answer)
+                        RotationReply::Taken(answer)
                     } else {
-                        Told::Unreachable
+                        RotationReply::Unreachable
                     }
                 };
                 self.gateways[0].rotation.told(&step, told, self.now);
                 return true;
             }
         };
-        gateway.disk = machine.kept().unwrap();
-        gateway.replica.set_own_key(machine.wireguard_key());
-        gateway.machine = machine;
+        gateway.disk = node_keys.kept().unwrap();
+        gateway.replica.set_own_key(node_keys.wireguard_key());
+        gateway.node_keys = node_keys;
         true
     }
 
@@ -288,7 +288,7 @@ impl World {
                 let peers = (2..=NODES).map(node_id);
                 RotationAnswer {
                     waiting_for: peers
-                        .filter(|peer| !self.armed.contains(&(*peer, sequence)))
+                        .filter(|peer| !self.keys_in_place.contains(&(*peer, sequence)))
                         .collect(),
                 }
             }
@@ -311,19 +311,19 @@ impl World {
 
     /// A first handshake message, and its answer if there is one, as WireGuard does it.
     fn call(&mut self, from: usize, to: usize) {
-        let caller = self.gateways[from].link().public_key;
-        let callee = self.gateways[to].link().public_key;
+        let caller = self.gateways[from].interface().public_key;
+        let callee = self.gateways[to].interface().public_key;
         let (Some(caller), Some(callee)) = (caller, callee) else {
             return;
         };
         let calls = self.gateways[from]
-            .link()
+            .interface()
             .peers
             .get(&callee)
             .is_some_and(|entry| !entry.allowed_ips.is_empty());
         let Some(entry) = self.gateways[to]
             .host
-            .link
+            .interface
             .as_mut()
             .unwrap()
             .peers
@@ -339,7 +339,7 @@ impl World {
             entry.handshake_age_s = Some(0);
             let entry = self.gateways[from]
                 .host
-                .link
+                .interface
                 .as_mut()
                 .unwrap()
                 .peers
@@ -354,7 +354,7 @@ impl World {
         self.now += time;
         let passed = self.now.as_secs() - before;
         for gateway in &mut self.gateways {
-            for entry in gateway.host.link.as_mut().unwrap().peers.values_mut() {
+            for entry in gateway.host.interface.as_mut().unwrap().peers.values_mut() {
                 entry.handshake_age_s = entry.handshake_age_s.map(|age| age + passed);
             }
         }
@@ -380,7 +380,7 @@ impl World {
     fn nobody_loses_what_is_his(&self) {
         for gateway in &self.gateways {
             let held: Vec<_> = gateway
-                .link()
+                .interface()
                 .peers
                 .values()
                 .flat_map(|entry| &entry.allowed_ips)
@@ -410,12 +410,17 @@ impl World {
 
     /// All go by the rotating node's key, and all tunnels are up.
     fn agrees(&self) -> Result<(), TestCaseError> {
-        let key = self.gateways[0].machine.wireguard_key();
-        prop_assert_eq!(self.gateways[0].link().public_key, Some(key));
+        let key = self.gateways[0].node_keys.wireguard_key();
+        prop_assert_eq!(self.gateways[0].interface().public_key, Some(key));
         prop_assert_eq!(self.directory.nodes[&node_id(ROTATING)].wireguard_key, key);
         for gateway in &self.gateways {
-            prop_assert_eq!(gateway.link().peers.len(), 2, "{:?}", gateway.link().peers);
-            for entry in gateway.link().peers.values() {
+            prop_assert_eq!(
+                gateway.interface().peers.len(),
+                2,
+                "{:?}",
+                gateway.interface().peers
+            );
+            for entry in gateway.interface().peers.values() {
                 prop_assert!(
                     entry.is_live() && entry.psk.is_none() && !entry.allowed_ips.is_empty(),
                     "{:?}",
@@ -430,21 +435,21 @@ impl World {
 #[test]
 fn a_key_that_somebody_asked_for_is_taken_up_once() {
     let mut world = World::new();
-    let before = world.gateways[0].machine.wireguard_key();
+    let before = world.gateways[0].node_keys.wireguard_key();
     world.agrees().unwrap();
     world.settle();
     world.agrees().unwrap();
-    let after = world.gateways[0].machine.wireguard_key();
+    let after = world.gateways[0].node_keys.wireguard_key();
     assert_ne!(before, after);
     assert_eq!(world.directory.nodes[&node_id(ROTATING)].rotate_since, None);
     world.settle();
-    assert_eq!(world.gateways[0].machine.wireguard_key(), after);
+    assert_eq!(world.gateways[0].node_keys.wireguard_key(), after);
 }
 
 /// Goes on until the key is taken up, and is not on the device yet.
 fn until_taken_up(world: &mut World) {
-    let before = world.gateways[0].machine.wireguard_key();
-    while world.gateways[0].machine.wireguard_key() == before {
+    let before = world.gateways[0].node_keys.wireguard_key();
+    while world.gateways[0].node_keys.wireguard_key() == before {
         for gateway in 0..world.gateways.len() {
             world.hear(gateway);
             world.gateways[gateway].reconcile(world.now, usize::MAX);
@@ -466,12 +471,12 @@ fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_tha
             world.gateways[0].restart();
         }
         world.gateways[0].reconcile(world.now, usize::MAX);
-        let key = world.gateways[0].machine.wireguard_key();
+        let key = world.gateways[0].node_keys.wireguard_key();
         for peer in [1, 2] {
             world.call(0, peer);
             world.gateways[peer].reconcile(world.now, usize::MAX);
             world.call(peer, 0);
-            let entry = &world.gateways[peer].link().peers[&key];
+            let entry = &world.gateways[peer].interface().peers[&key];
             assert!(
                 entry.psk.is_none()
                     && entry.allowed_ips.len() == 2
@@ -479,7 +484,7 @@ fn without_the_coordinator_the_peers_follow_at_the_first_call_even_of_a_node_tha
                 "{entry:?}"
             );
             assert_eq!(
-                world.gateways[peer].link().peers.len(),
+                world.gateways[peer].interface().peers.len(),
                 2,
                 "the former key is forgotten"
             );
@@ -504,46 +509,50 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
     }
     world.hear(1);
     let (key, peer) = (
-        world.gateways[0].machine.wireguard_key(),
+        world.gateways[0].node_keys.wireguard_key(),
         &mut world.gateways[1],
     );
     peer.reconcile(world.now, usize::MAX);
-    let (known, link) = (
+    let (known, interface) = (
         peer.replica.known().unwrap(),
-        peer.host.link.as_ref().unwrap(),
+        peer.host.interface.as_ref().unwrap(),
     );
-    assert_eq!(link.peers[&key].allowed_ips.len(), 2);
+    assert_eq!(interface.peers[&key].allowed_ips.len(), 2);
     let began = world.now;
     let mut calls = vec![];
     for ms in (0..20_000).step_by(50) {
         let now = began + Duration::from_millis(ms);
-        let peer_keys = peer.watch.look(known, link, now);
+        let peer_keys = peer.watch.observe(known, interface, now);
         if peer_keys.is_pressing() {
             calls.push(ms);
             peer.watch.probed(&peer_keys, now);
         }
-        assert!(peer.watch.pace(now).is_some());
+        assert!(peer.watch.interval(now).is_some());
     }
     assert_eq!(calls, [300, 900, 2_100, 4_500, 9_300, 14_300, 19_300]);
     let late = began + Duration::from_secs(70);
-    peer.watch.look(known, link, late);
-    assert_eq!(peer.watch.pace(late), None, "WireGuard goes on by itself");
+    peer.watch.observe(known, interface, late);
+    assert_eq!(
+        peer.watch.interval(late),
+        None,
+        "WireGuard goes on by itself"
+    );
 }
 
 #[test]
 fn nothing_is_taken_up_while_somebody_in_touch_is_not_ready_and_the_old_key_stays() {
     let mut world = World::new();
-    let before = world.gateways[0].machine.wireguard_key();
+    let before = world.gateways[0].node_keys.wireguard_key();
     for _ in 0..120 {
         world.hear(0);
         world.hear(1);
         world.gateways[1].reconcile(world.now, usize::MAX);
         world.report(1);
         world.rotate(true, true, false);
-        assert_eq!(world.gateways[0].machine.wireguard_key(), before);
+        assert_eq!(world.gateways[0].node_keys.wireguard_key(), before);
         world.pass(Duration::from_millis(500));
     }
-    assert_eq!(world.gateways[0].machine.next_key(), None);
+    assert_eq!(world.gateways[0].node_keys.next_key(), None);
     assert!(
         world.directory.nodes[&node_id(ROTATING)]
             .announced
@@ -558,7 +567,7 @@ fn nothing_is_taken_up_while_somebody_in_touch_is_not_ready_and_the_old_key_stay
 }
 
 /// The first node, whose key is as old as a key may become, and a peer without an agent.
-fn due_beside_an_unmanaged_peer() -> (Gateway, Link) {
+fn due_beside_an_unmanaged_peer() -> (Gateway, Interface) {
     let mut directory = directory_of(2);
     let mesh = MeshSettings {
         rotate_days: 30,
@@ -577,20 +586,21 @@ fn due_beside_an_unmanaged_peer() -> (Gateway, Link) {
         removed: vec![],
     });
     gateway.reconcile(Duration::ZERO, usize::MAX);
-    let mut link = gateway.link().clone();
-    link.peers
-        .entry(machine_of(2).wireguard_key())
+    let mut interface = gateway.interface().clone();
+    interface
+        .peers
+        .entry(node_keys_of(2).wireguard_key())
         .or_default()
         .handshake_age_s = Some(0);
-    (gateway, link)
+    (gateway, interface)
 }
 
 #[test]
 fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoever_asks_does_not_wait_for_it()
  {
-    let (gateway, link) = due_beside_an_unmanaged_peer();
+    let (gateway, interface) = due_beside_an_unmanaged_peer();
     let Gateway {
-        machine,
+        node_keys,
         replica,
         mut rotation,
         ..
@@ -599,40 +609,44 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
     let unix_s = 31 * 24 * 3600;
     let situation = Situation {
         known,
-        machine: &machine,
-        link: &link,
+        node_keys: &node_keys,
+        interface: &interface,
         psks: &psks,
         is_asked: false,
         now: Duration::from_secs(1),
         unix_s,
     };
     assert_eq!(rotation.next(&situation), None);
-    assert!(kept_for_unmanaged(known, &machine, unix_s).is_some_and(|why| why.contains("site-2")));
-    assert_eq!(kept_for_unmanaged(known, &machine, 0), None);
+    assert!(
+        kept_for_unmanaged(known, &node_keys, unix_s).is_some_and(|why| why.contains("site-2"))
+    );
+    assert_eq!(kept_for_unmanaged(known, &node_keys, 0), None);
 
     assert_eq!(
         rotation.next(&Situation {
             is_asked: true,
             ..situation
         }),
-        Some(Act::MakeKey)
+        Some(RotationAction::MakeKey)
     );
-    let machine = machine.preparing(&[66; 32]).unwrap();
+    let node_keys = node_keys.preparing(&[66; 32]).unwrap();
     let situation = Situation {
-        machine: &machine,
+        node_keys: &node_keys,
         ..situation
     };
-    let Some(Act::Tell(announce @ RotationStep::Announce(_))) = rotation.next(&situation) else {
+    let Some(RotationAction::Tell(announce @ RotationStep::Announce(_))) =
+        rotation.next(&situation)
+    else {
         panic!("nothing is announced")
     };
     rotation.told(
         &announce,
-        Told::Taken(RotationAnswer {
+        RotationReply::Taken(RotationAnswer {
             waiting_for: vec![node_id(2)],
         }),
         situation.now,
     );
-    assert_eq!(rotation.next(&situation), Some(Act::TakeUp));
+    assert_eq!(rotation.next(&situation), Some(RotationAction::TakeUp));
 }
 
 proptest! {
@@ -654,13 +668,13 @@ proptest! {
     fn a_key_is_taken_up_only_when_all_in_touch_stand_ready(events in prop::collection::vec(happens(), 0..120)) {
         let mut world = World::new();
         for event in events {
-            let before = world.gateways[0].machine.wireguard_key();
+            let before = world.gateways[0].node_keys.wireguard_key();
             world.happen(event);
-            let after = world.gateways[0].machine.wireguard_key();
+            let after = world.gateways[0].node_keys.wireguard_key();
             if before != after {
                 for peer in &world.gateways[1..] {
-                    let live = world.gateways[0].link().peers.get(&peer.machine.wireguard_key()).is_some_and(|entry| entry.is_live());
-                    prop_assert!(!live || peer.link().peers.contains_key(&after), "{:?} is not \
+                    let live = world.gateways[0].interface().peers.get(&peer.node_keys.wireguard_key()).is_some_and(|entry| entry.is_live());
+                    prop_assert!(!live || peer.interface().peers.contains_key(&after), "{:?} is not \
                         ready", peer.id);
                 }
             }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use wattle_wire::{
     ids::NodeId,
     key::{SealedPsk, Signature},
-    psk::{Errand, GivenPsk, IncomingLetter, Mail, SignedPskMessage},
+    psk::{GivenPsk, IncomingMessage, MailboxRequest, MailboxResponse, SignedPskMessage},
 };
 
 use crate::error::{Error, Result};
@@ -93,8 +93,11 @@ pub(crate) async fn give(
 }
 
 /// The oldest letters and given keys for a node.
-pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) -> Result<Mail> {
-    let most = i64::try_from(Errand::MOST_LETTERS).unwrap_or(i64::MAX);
+pub(super) async fn waiting(
+    connection: &mut PgConnection,
+    recipient: NodeId,
+) -> Result<MailboxResponse> {
+    let most = i64::try_from(MailboxRequest::MOST_MESSAGES).unwrap_or(i64::MAX);
     let rows = sqlx::query!(
         r#"SELECT id, sender, message, signature AS "signature: Signature",
                   sealed AS "sealed: SealedPsk", made_ms
@@ -103,11 +106,11 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
         most + 1
     );
     let mut rows = rows.fetch_all(connection).await?;
-    let more = rows.len() > Errand::MOST_LETTERS;
-    rows.truncate(Errand::MOST_LETTERS);
-    let mut mail = Mail {
+    let more = rows.len() > MailboxRequest::MOST_MESSAGES;
+    rows.truncate(MailboxRequest::MOST_MESSAGES);
+    let mut mail = MailboxResponse {
         more,
-        ..Mail::default()
+        ..MailboxResponse::default()
     };
     for row in rows {
         let (id, from) = (row.id, NodeId(row.sender));
@@ -117,7 +120,7 @@ pub(super) async fn waiting(connection: &mut PgConnection, recipient: NodeId) ->
                     message: message.into(),
                     signature,
                 };
-                mail.letters.push(IncomingLetter { id, from, message });
+                mail.messages.push(IncomingMessage { id, from, message });
             }
             (None, None, Some(sealed), Some(made_ms)) => {
                 mail.given.push(GivenPsk {

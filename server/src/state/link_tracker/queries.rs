@@ -8,8 +8,8 @@ use uuid::Uuid;
 use wattle_mesh::health::link::{EndRecord, Heard, LinkRecord};
 use wattle_wire::{
     admin::{LinkChange, LinkFault, LinkState},
+    event_stream::LinkStatus,
     ids::NodeId,
-    news::LinkNews,
     report::EndState,
 };
 
@@ -78,7 +78,7 @@ pub async fn changed_since(
 /// A link whose state is new in its history.
 #[derive(Debug)]
 pub struct RecordedLink {
-    pub link: LinkNews,
+    pub link: LinkStatus,
     /// What its history said before; absent for a link that is first heard of.
     pub before: Option<LinkState>,
 }
@@ -89,7 +89,7 @@ pub struct RecordedLink {
 /// Several coordinators may come with the same; the first has the news.
 pub async fn record(
     connection: &mut PgConnection,
-    links: &[LinkNews],
+    links: &[LinkStatus],
 ) -> Result<Vec<RecordedLink>> {
     let (first, second): (Vec<Uuid>, Vec<Uuid>) = links
         .iter()

@@ -8,7 +8,7 @@ use wattle_mesh::{agent::reporting, health::link};
 use wattle_wire::{
     ids::NodeId,
     report::{EndState, LinkReport, Start},
-    rotation::Armed,
+    rotation::KeyInPlace,
 };
 
 use crate::error::Result;
@@ -45,7 +45,7 @@ pub(super) struct News {
     /// Nodes that were heard of, and the start of their agents.
     pub heard: BTreeMap<NodeId, Option<Start>>,
     /// Peers' announced keys for which nodes are ready.
-    pub armed: BTreeSet<(NodeId, Armed)>,
+    pub armed: BTreeSet<(NodeId, KeyInPlace)>,
 }
 
 impl News {
@@ -187,7 +187,7 @@ async fn hear(
 /// Notes which announced keys peers are ready for.
 async fn arm(
     connection: &mut PgConnection,
-    armed: impl Iterator<Item = (NodeId, Armed)>,
+    armed: impl Iterator<Item = (NodeId, KeyInPlace)>,
 ) -> Result<()> {
     let (mut peers, mut nodes, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
     for (peer, armed) in armed {

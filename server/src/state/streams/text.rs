@@ -198,7 +198,7 @@ mod tests {
     use uuid::Uuid;
     use wattle_mesh::{
         config::directory::{Directory, NodeRecord, RecordChange, SiteRecord},
-        keys::node_keys::Machine,
+        keys::node_keys::NodeKeys,
     };
     use wattle_wire::{admin::NodeState, ids::MeshId, ids::SiteId, peer::MeshSettings};
 
@@ -227,7 +227,7 @@ mod tests {
         for number in 1..=NODES {
             let shares = [1, 30, NODES].contains(&number);
             let site = SiteId(Uuid::from_u128(if shares { 1 } else { u128::from(number) }));
-            let machine = Machine::new(&[number; 32], &[number; 32], 0).unwrap();
+            let machine = NodeKeys::new(&[number; 32], &[number; 32], 0).unwrap();
             directory.apply(&RecordChange::Site(SiteRecord {
                 id: site,
                 name: format!("site-{}", site.0.as_u128()).parse().unwrap(),
@@ -254,7 +254,7 @@ mod tests {
                 announced: None,
                 rotate_since: None,
                 admission: None,
-                trial: None,
+                endpoint_check: None,
                 endpoint: None,
                 agent_version: Some(String::new()),
                 unmanaged: None,

@@ -10,13 +10,13 @@ use super::*;
 const EARLIEST_S: u64 = 120;
 const LATEST_S: u64 = EARLIEST_S + 25;
 const ATTEMPT_S: u64 = 5;
-/// Seconds between two looks of an agent at its device.
-const LOOK_S: u64 = 5;
+/// Seconds between two observations of its device by an agent.
+const OBSERVE_INTERVAL_S: u64 = 5;
 /// Seconds within which whoever restarts gets through: the rest of a renewal of the session that
 /// was, a turn of each other key, and an attempt.
 const FOUND_S: u64 = (*RENEWAL_S.end() - *RENEWAL_S.start())
-    + (MOST as u64 - 1) * (TURN_S + LOOK_S)
-    + LOOK_S
+    + (MOST as u64 - 1) * (TURN_S + OBSERVE_INTERVAL_S)
+    + OBSERVE_INTERVAL_S
     + 2 * ATTEMPT_S;
 
 /// Numbers of bytes that a device counts.
@@ -107,7 +107,7 @@ impl World {
             newest_used: 1,
         };
         world.take(1).unwrap();
-        world.pass(LOOK_S + ATTEMPT_S);
+        world.pass(OBSERVE_INTERVAL_S + ATTEMPT_S);
         assert!(world.session.is_some());
         world
     }
@@ -172,8 +172,8 @@ impl World {
                 self.device.received_bytes += DATA;
             }
             without += u64::from(self.session.is_none());
-            if self.now % LOOK_S == 3 {
-                self.look();
+            if self.now % OBSERVE_INTERVAL_S == 3 {
+                self.observe_device();
             }
         }
         (oldest, without)
@@ -190,7 +190,7 @@ impl World {
         }
     }
 
-    fn look(&mut self) {
+    fn observe_device(&mut self) {
         self.device.handshake_age_s = self.handshake.map(|at| self.now - at);
         if self.files.observe(&self.device, self.now) == Moved::OnDisk {
             self.keep();
@@ -391,7 +391,7 @@ fn an_older_file_never_counts_and_neither_does_the_same_again() {
         [1, 2].map(|file| files.take(psk(file), file.into(), 0)),
         [Err(Ignored::Old); 2]
     );
-    assert!(files.key() == Some(&psk(2)) && !files.is_on_trial());
+    assert!(files.key() == Some(&psk(2)) && !files.has_candidates());
 }
 
 #[test]

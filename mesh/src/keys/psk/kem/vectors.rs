@@ -1,32 +1,15 @@
-//! ML-KEM-768 against known answers and against an implementation by others.
+//! ML-KEM-768 against known answers.
 
-use aws_lc_rs::kem::{DecapsulationKey, ML_KEM_768};
-use ml_kem::{KeyExport, MlKem768, kem::Decapsulate};
+use ml_kem::KeyExport;
 use shake::{ExtendableOutput, Shake128, Update, XofReader};
 
-use super::*;
+use super::seeded::{TheirSecret, ours};
 
 /// SHAKE128 of what a hundred rounds give: the accumulated vectors for FIPS 203 of
 /// <https://c2sp.org/CCTV/ML-KEM>, without decapsulation keys, as `TestAccumulated` of Go's
 /// `crypto/mlkem` has them.
 const ACCUMULATED: &str = "1114b1b6699ed191734fa339376afa7e285c9e6acf6ff0177d346696ce564415";
 const ROUNDS: usize = 100;
-
-type TheirSecret = ml_kem::DecapsulationKey<MlKem768>;
-
-#[expect(
-    deprecated,
-    reason = "the vectors, and aws-lc-rs, have decapsulation keys in the form of FIPS 203"
-)]
-fn expanded(secret: &TheirSecret) -> Vec<u8> {
-    ml_kem::ExpandedKeyEncoding::to_expanded_bytes(secret).to_vec()
-}
-
-fn ours(secret: &TheirSecret) -> KemSecret {
-    KemSecret(Arc::new(
-        DecapsulationKey::new(&ML_KEM_768, &expanded(secret)).unwrap(),
-    ))
-}
 
 #[test]
 fn decapsulation_gives_the_known_answers_of_fips_203() {
@@ -56,31 +39,4 @@ fn decapsulation_gives_the_known_answers_of_fips_203() {
     let mut sum = [0; 32];
     results.finalize_xof().read(&mut sum);
     assert_eq!(sum.map(|byte| format!("{byte:02x}")).concat(), ACCUMULATED);
-}
-
-#[test]
-fn each_understands_the_other() {
-    let (secret, key) = SystemKem.generate().unwrap();
-    let theirs = ml_kem::EncapsulationKey::<MlKem768>::new(&(*key.as_bytes()).into()).unwrap();
-    let (ciphertext, shared) = theirs.encapsulate_deterministic(&[7; 32].into());
-    let ciphertext: [u8; 1088] = ciphertext.as_slice().try_into().unwrap();
-    assert_eq!(*secret.decapsulate(&ciphertext.into()).unwrap(), *shared);
-
-    let theirs = TheirSecret::from_seed([9; 64].into());
-    let key: [u8; 1184] = theirs
-        .encapsulation_key()
-        .to_bytes()
-        .as_slice()
-        .try_into()
-        .unwrap();
-    let (ciphertext, shared) = SystemKem.encapsulate(&key.into()).unwrap();
-    assert_eq!(
-        *theirs.decapsulate(&(*ciphertext.as_bytes()).into()),
-        *shared
-    );
-}
-
-#[test]
-fn a_key_that_is_none_is_refused() {
-    assert!(SystemKem.encapsulate(&[0xff; 1184].into()).is_none());
 }

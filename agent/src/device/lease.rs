@@ -37,18 +37,18 @@ pub(super) struct Shared(Arc<Mutex<State>>);
 struct State {
     socket: Option<UdpSocket>,
     /// The device before, while it still reads.
-    former: Option<Turn>,
+    former: Option<Lease>,
 }
 
 /// The time in which a device has the socket and the interface for itself.
 #[derive(Clone)]
-pub(super) struct Turn {
+pub(super) struct Lease {
     over: CancellationToken,
     /// What arrives afterwards.
     late: broadcast::Sender<Late>,
 }
 
-impl Turn {
+impl Lease {
     pub(super) fn new() -> Self {
         Self {
             over: CancellationToken::new(),
@@ -58,11 +58,11 @@ impl Turn {
 }
 
 impl Shared {
-    /// From now on the device of this turn only gets copies of what arrives, and nothing of what is
-    /// to be sent.
-    pub(super) fn end_turn(&self, turn: &Turn) {
-        turn.over.cancel();
-        self.state().former = Some(turn.clone());
+    /// From now on the device of this lease only gets copies of what arrives, and nothing of what
+    /// is to be sent.
+    pub(super) fn end_lease(&self, lease: &Lease) {
+        lease.over.cancel();
+        self.state().former = Some(lease.clone());
     }
 
     /// The device before gets nothing any more.
@@ -87,7 +87,7 @@ impl Shared {
 /// Binds the socket, or goes on with the one that is bound to the port already.
 pub(super) struct Sockets {
     pub(super) shared: Shared,
-    pub(super) turn: Turn,
+    pub(super) lease: Lease,
 }
 
 impl UdpTransportFactory for Sockets {
@@ -113,14 +113,14 @@ impl UdpTransportFactory for Sockets {
         let arrivals = Arrivals {
             socket: socket.clone(),
             shared: self.shared.clone(),
-            over: self.turn.over.clone(),
-            late: self.turn.late.subscribe(),
+            over: self.lease.over.clone(),
+            late: self.lease.late.subscribe(),
         };
         Ok((socket, arrivals))
     }
 }
 
-/// What arrives at the socket during a turn, and copies of what arrives afterwards.
+/// What arrives at the socket during a lease, and copies of what arrives afterwards.
 pub(super) struct Arrivals {
     socket: UdpSocket,
     shared: Shared,
@@ -181,10 +181,10 @@ impl UdpRecv for Arrivals {
     }
 }
 
-/// What is to be sent during a turn.
+/// What is to be sent during a lease.
 pub(super) struct Departures {
     pub(super) tun: TunDevice,
-    pub(super) turn: Turn,
+    pub(super) lease: Lease,
 }
 
 impl IpRecv for Departures {
@@ -194,7 +194,7 @@ impl IpRecv for Departures {
     ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
         tokio::select! {
             biased;
-            () = self.turn.over.cancelled() => pending().await,
+            () = self.lease.over.cancelled() => pending().await,
             packets = self.tun.recv(pool) => packets,
         }
     }

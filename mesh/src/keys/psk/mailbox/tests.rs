@@ -7,8 +7,12 @@ use crate::{
         directory::{Directory, RecordChange},
         view,
     },
-    keys::psk::{Psk, SystemKem, given::Given},
-    testing::{MESH, directory_of, machine_of, node_id, unmanaged_record},
+    keys::psk::{
+        Psk,
+        given::{Given, testing::seal},
+        kem::seeded::SeededKem,
+    },
+    testing::{MESH, directory_of, node_id, node_keys_of, unmanaged_record},
 };
 
 const NODES: u64 = 3;
@@ -16,16 +20,16 @@ const NOW: u64 = 1_800_000_000;
 
 struct Node {
     id: NodeId,
-    machine: Machine,
+    node_keys: NodeKeys,
     replica: Replica,
-    letters: Correspondence,
+    messages: PskMailbox,
     disk_is_full: bool,
 }
 
 impl Node {
     fn new(number: u64, directory: &Directory) -> Self {
-        let (id, machine) = (node_id(number), machine_of(number));
-        let mut replica = Replica::new(MESH, machine.wireguard_key());
+        let (id, node_keys) = (node_id(number), node_keys_of(number));
+        let mut replica = Replica::new(MESH, node_keys.wireguard_key());
         let view = view::view(directory, id).unwrap();
         replica.receive(StreamMessage::Snapshot {
             position: Position {
@@ -37,16 +41,16 @@ impl Node {
         });
         Self {
             id,
-            machine,
+            node_keys,
             replica,
-            letters: Correspondence::default(),
+            messages: PskMailbox::default(),
             disk_is_full: false,
         }
     }
 
     fn step<T>(
         &mut self,
-        step: impl FnOnce(&mut Correspondence, &Known, &Means<'_, SystemKem>) -> T,
+        step: impl FnOnce(&mut PskMailbox, &Known, &Means<'_, SeededKem>) -> T,
     ) -> T {
         let keep = |_: &Exchange| {
             if self.disk_is_full {
@@ -56,45 +60,45 @@ impl Node {
             }
         };
         let means = Means {
-            machine: &self.machine,
+            node_keys: &self.node_keys,
             now: NOW,
-            kem: &SystemKem,
+            kem: &SeededKem,
             keep: &keep,
         };
-        step(&mut self.letters, self.replica.known().unwrap(), &means)
+        step(&mut self.messages, self.replica.known().unwrap(), &means)
     }
 }
 
-/// What waits, by the recipient and the sender; and how many letters there ever were.
+/// What waits, by the recipient and the sender; and how many messages there ever were.
 #[derive(Default)]
 struct Mailbox {
-    letters: BTreeMap<(NodeId, NodeId), IncomingLetter>,
+    messages: BTreeMap<(NodeId, NodeId), IncomingMessage>,
     given: BTreeMap<(NodeId, NodeId), GivenPsk>,
     ever: i64,
 }
 
 impl Mailbox {
-    fn serve(&mut self, node: NodeId, errand: &Errand) -> Mail {
-        self.letters
-            .retain(|(to, _), letter| *to != node || !errand.taken.contains(&letter.id));
+    fn serve(&mut self, node: NodeId, request: &MailboxRequest) -> MailboxResponse {
+        self.messages
+            .retain(|(to, _), message| *to != node || !request.taken.contains(&message.id));
         self.given
-            .retain(|(to, _), given| *to != node || !errand.taken.contains(&given.id));
-        for OutgoingLetter { to, message } in &errand.leave {
+            .retain(|(to, _), given| *to != node || !request.taken.contains(&given.id));
+        for OutgoingMessage { to, message } in &request.leave {
             self.ever += 1;
-            self.letters.insert(
+            self.messages.insert(
                 (*to, node),
-                IncomingLetter {
+                IncomingMessage {
                     id: self.ever,
                     from: node,
                     message: message.clone(),
                 },
             );
         }
-        let letters = self
-            .letters
+        let messages = self
+            .messages
             .iter()
             .filter(|((to, _), _)| *to == node)
-            .map(|(_, letter)| letter.clone())
+            .map(|(_, message)| message.clone())
             .collect();
         let given = self
             .given
@@ -102,8 +106,8 @@ impl Mailbox {
             .filter(|((to, _), _)| *to == node)
             .map(|(_, given)| given.clone())
             .collect();
-        Mail {
-            letters,
+        MailboxResponse {
+            messages,
             given,
             more: false,
         }
@@ -112,15 +116,14 @@ impl Mailbox {
     /// The coordinator makes a file of an unmanaged node.
     fn give(&mut self, from: u64, to: u64, made_ms: u64, psk: &Psk) {
         let [(from, sender), (to, recipient)] =
-            [from, to].map(|number| (node_id(number), machine_of(number).wireguard_key()));
-        let sealed = Given {
+            [from, to].map(|number| (node_id(number), node_keys_of(number).wireguard_key()));
+        let given = Given {
             mesh: MESH,
             from: (from, sender),
             to: (to, recipient),
             made_ms,
-        }
-        .seal(psk)
-        .unwrap();
+        };
+        let sealed = seal(&given, psk);
         self.ever += 1;
         self.given.insert(
             (to, from),
@@ -139,24 +142,30 @@ fn settle(nodes: &mut [Node], mailbox: &mut Mailbox) {
     let mut is_quiet = false;
     while !mem::replace(&mut is_quiet, true) {
         for node in &mut *nodes {
-            node.step(|letters, known, means| letters.tick(known, means, BTreeSet::new()));
+            node.step(|messages, known, means| messages.tick(known, means, BTreeSet::new()));
             if mailbox
-                .letters
+                .messages
                 .keys()
                 .chain(mailbox.given.keys())
                 .any(|(to, _)| *to == node.id)
             {
-                node.letters.mail_is_waiting();
+                node.messages.messages_are_waiting();
             }
-            let Some(errand) = node.letters.next_errand() else {
+            let Some(request) = node.messages.next_request() else {
                 continue;
             };
-            let mail = mailbox.serve(node.id, &errand);
-            let progress = node.step(|letters, known, means| {
-                letters.take_in(&errand, Brought::Mail(mail), Some(known), means)
+            let response = mailbox.serve(node.id, &request);
+            let progress = node.step(|messages, known, means| {
+                messages.take_in(
+                    &request,
+                    MailboxReply::Response(response),
+                    Some(known),
+                    means,
+                )
             });
             assert!(progress.ignored.is_empty(), "{:?}", progress.ignored);
-            is_quiet &= !progress.may_differ && errand.leave.is_empty() && errand.taken.is_empty();
+            is_quiet &=
+                !progress.may_differ && request.leave.is_empty() && request.taken.is_empty();
         }
     }
 }
@@ -172,7 +181,7 @@ fn all_pairs_agree_with_four_letters_each_and_none_stays() {
     for (one, other) in [(0, 1), (1, 2), (2, 0)] {
         let key = |of: usize, with: usize| {
             nodes[of]
-                .letters
+                .messages
                 .exchange()
                 .key(nodes[with].id, PskPolicy::Require)
                 .cloned()
@@ -182,7 +191,7 @@ fn all_pairs_agree_with_four_letters_each_and_none_stays() {
             "{one} and {other}"
         );
     }
-    assert!(mailbox.letters.is_empty());
+    assert!(mailbox.messages.is_empty());
     assert_eq!(mailbox.ever, 4 * 3);
 }
 
@@ -199,26 +208,26 @@ fn what_cannot_be_kept_is_neither_used_nor_said_and_stays_at_the_coordinator() {
     assert!(
         nodes
             .iter()
-            .all(|node| !node.letters.exchange().is_on_trial())
+            .all(|node| !node.messages.exchange().has_candidates())
     );
-    assert!(nodes[1 - initiator].letters.problem().is_some());
+    assert!(nodes[1 - initiator].messages.problem().is_some());
     assert_eq!(
-        (mailbox.letters.len(), mailbox.ever),
+        (mailbox.messages.len(), mailbox.ever),
         (1, 1),
         "the request waits"
     );
 
     nodes[1 - initiator].disk_is_full = false;
     settle(&mut nodes, &mut mailbox);
-    assert!(nodes[1 - initiator].letters.problem().is_none());
+    assert!(nodes[1 - initiator].messages.problem().is_none());
     assert!(
         nodes[0]
-            .letters
+            .messages
             .exchange()
             .key(nodes[1].id, PskPolicy::Require)
             .is_some()
     );
-    assert!(mailbox.letters.is_empty());
+    assert!(mailbox.messages.is_empty());
 }
 
 /// Node 1 has an agent, node 2 has none.
@@ -230,7 +239,7 @@ fn with_an_unmanaged_peer() -> Directory {
 
 /// What the first node goes by with the second.
 fn key(node: &Node) -> Option<Psk> {
-    node.letters
+    node.messages
         .exchange()
         .key(node_id(2), PskPolicy::Require)
         .cloned()
@@ -244,7 +253,7 @@ fn a_given_key_is_used_and_kept_and_nothing_is_said_to_an_unmanaged_peer() {
     assert_eq!(
         (
             nodes[0]
-                .letters
+                .messages
                 .exchange()
                 .problems(nodes[0].replica.known().unwrap())
                 .count(),
@@ -258,23 +267,25 @@ fn a_given_key_is_used_and_kept_and_nothing_is_said_to_an_unmanaged_peer() {
     assert!(key(&nodes[0]) == Some(first.clone()) && mailbox.given.is_empty());
     assert_eq!(
         nodes[0]
-            .letters
+            .messages
             .exchange()
             .problems(nodes[0].replica.known().unwrap())
             .count(),
         0
     );
 
-    let kept = serde_json::to_string(&nodes[0].letters.exchange().kept()).unwrap();
-    nodes[0].letters = Correspondence::new(serde_json::from_str(&kept).unwrap(), None);
-    assert!(key(&nodes[0]) == Some(first.clone()) && !nodes[0].letters.exchange().is_on_trial());
+    let kept = serde_json::to_string(&nodes[0].messages.exchange().kept()).unwrap();
+    nodes[0].messages = PskMailbox::new(serde_json::from_str(&kept).unwrap(), None);
+    assert!(
+        key(&nodes[0]) == Some(first.clone()) && !nodes[0].messages.exchange().has_candidates()
+    );
     // The next file: the key in use stays for a turn, and nobody asks for another one.
     mailbox.give(2, 1, 2, &second);
-    nodes[0].letters.want_others();
+    nodes[0].messages.want_others();
     settle(&mut nodes, &mut mailbox);
-    assert!(key(&nodes[0]) == Some(first) && nodes[0].letters.exchange().is_on_trial());
+    assert!(key(&nodes[0]) == Some(first) && nodes[0].messages.exchange().has_candidates());
     assert_eq!(
-        (mailbox.given.len(), mailbox.letters.len(), mailbox.ever),
+        (mailbox.given.len(), mailbox.messages.len(), mailbox.ever),
         (0, 0, 2)
     );
 }
@@ -287,7 +298,7 @@ fn a_given_key_stays_at_the_coordinator_until_the_view_holds_its_node_and_it_is_
     settle(&mut nodes, &mut mailbox);
     assert_eq!((key(&nodes[0]), mailbox.given.len()), (None, 1));
     // Whoever dies now gets it again.
-    nodes[0].letters = Correspondence::default();
+    nodes[0].messages = PskMailbox::default();
     settle(&mut nodes, &mut mailbox);
     nodes[0].disk_is_full = true;
     let view = view::view(&with_an_unmanaged_peer(), node_id(1)).unwrap();
@@ -301,7 +312,7 @@ fn a_given_key_stays_at_the_coordinator_until_the_view_holds_its_node_and_it_is_
     });
     settle(&mut nodes, &mut mailbox);
     assert_eq!((key(&nodes[0]), mailbox.given.len()), (None, 1));
-    assert!(nodes[0].letters.problem().is_some());
+    assert!(nodes[0].messages.problem().is_some());
     nodes[0].disk_is_full = false;
     settle(&mut nodes, &mut mailbox);
     assert!(key(&nodes[0]) == Some(psk) && mailbox.given.is_empty());
@@ -317,17 +328,18 @@ fn a_key_is_given_for_tunnels_with_unmanaged_nodes_alone_and_to_the_present_wire
         let (mut node, mut mailbox) = (Node::new(1, &directory), Mailbox::default());
         mailbox.give(2, sealed_for, 1, &Psk::new([7; 32]));
         let given = mailbox.given.into_values().collect();
-        let errand = Errand {
+        let request = MailboxRequest {
             leave: vec![],
             taken: vec![],
         };
-        let mail = Brought::Mail(Mail {
-            letters: vec![],
+        let response = MailboxReply::Response(MailboxResponse {
+            messages: vec![],
             given,
             more: false,
         });
-        let progress =
-            node.step(|letters, known, means| letters.take_in(&errand, mail, Some(known), means));
+        let progress = node.step(|messages, known, means| {
+            messages.take_in(&request, response, Some(known), means)
+        });
         assert_eq!(
             progress
                 .ignored
@@ -339,7 +351,7 @@ fn a_key_is_given_for_tunnels_with_unmanaged_nodes_alone_and_to_the_present_wire
         assert_eq!(
             (
                 key(&node),
-                node.letters.next_errand().map(|errand| errand.taken)
+                node.messages.next_request().map(|request| request.taken)
             ),
             (None, Some(vec![1]))
         );

@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_mesh::keys::node_keys::{KeptKeys, Machine};
+use wattle_mesh::keys::node_keys::{NodeKeys, StoredNodeKeys};
 use wattle_wire::{
     enrol::SignedStatement,
     ids::NodeId,
@@ -16,10 +16,10 @@ use crate::{
 };
 
 /// The machine of a node, as its agent has it.
-fn machine_of(node: &Node) -> Machine {
+fn machine_of(node: &Node) -> NodeKeys {
     let identity = Zeroizing::new(node.machine.pkcs8.clone());
     let wireguard = Zeroizing::new(node.machine.wireguard.to_bytes());
-    let kept = KeptKeys {
+    let kept = StoredNodeKeys {
         identity,
         wireguard,
         sequence: 1,
@@ -29,7 +29,7 @@ fn machine_of(node: &Node) -> Machine {
         predecessors: vec![],
         successor: None,
     };
-    Machine::restore(&kept).unwrap()
+    NodeKeys::restore(&kept).unwrap()
 }
 
 async fn succeed(coordinator: &Coordinator, node: NodeId, statement: &SignedStatement) -> Answer {
@@ -72,9 +72,9 @@ async fn another_identity_is_taken_and_told_byte_for_byte_and_who_has_the_former
         .await
         .expect(202);
 
-    let next = machine_of(&dublin).succeeding(&[7; 32]).unwrap();
-    let statement = next.succession(mesh).unwrap().unwrap();
-    let after = next.succeeded(mesh).unwrap();
+    let next = machine_of(&dublin).preparing_identity(&[7; 32]).unwrap();
+    let statement = next.next_identity_statement(mesh).unwrap().unwrap();
+    let after = next.identity_switched(mesh).unwrap();
     let revisions = "SELECT count(*) FROM changes";
     succeed(&coordinator, dublin.id(), &statement)
         .await
@@ -137,8 +137,8 @@ async fn another_identity_is_taken_and_told_byte_for_byte_and_who_has_the_former
 
     // The former identity enrols nowhere again, and no other node takes it up.
     let join = agents::new_site(&coordinator, json!({"name": "new-york"})).await;
-    let old = agents::Machine {
-        wireguard: agents::Machine::new().wireguard,
+    let old = agents::NodeKeys {
+        wireguard: agents::NodeKeys::new().wireguard,
         ..dublin.machine
     };
     assert_eq!(
@@ -153,19 +153,19 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
     let mesh = dublin.enrolled.mesh;
-    let succession = |machine: &Machine, seed: u8| {
+    let succession = |machine: &NodeKeys, seed: u8| {
         machine
-            .succeeding(&[seed; 32])
+            .preparing_identity(&[seed; 32])
             .unwrap()
-            .succession(mesh)
+            .next_identity_statement(mesh)
             .unwrap()
             .unwrap()
     };
-    let succeeded = |machine: &Machine, seed: u8| {
+    let succeeded = |machine: &NodeKeys, seed: u8| {
         machine
-            .succeeding(&[seed; 32])
+            .preparing_identity(&[seed; 32])
             .unwrap()
-            .succeeded(mesh)
+            .identity_switched(mesh)
             .unwrap()
     };
     let own = machine_of(&dublin);
@@ -174,7 +174,7 @@ async fn a_statement_that_the_present_identity_did_not_sign_for_changes_nothing(
         signature: succession(&own, 8).signature,
         ..first.clone()
     };
-    let stranger = Machine::new(&[9; 32], &[9; 32], 0).unwrap();
+    let stranger = NodeKeys::new(&[9; 32], &[9; 32], 0).unwrap();
     let nodes = "SELECT count(*) FROM nodes JOIN former_identities ON true";
     for (node, statement) in [
         (dublin.id(), forged),
@@ -247,11 +247,11 @@ async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_aro
     )
     .await
     .expect(200);
-    let next = announced.succeeding(&[7; 32]).unwrap();
+    let next = announced.preparing_identity(&[7; 32]).unwrap();
     succeed(
         &coordinator,
         dublin.id(),
-        &next.succession(mesh).unwrap().unwrap(),
+        &next.next_identity_statement(mesh).unwrap().unwrap(),
     )
     .await
     .expect(204);
@@ -259,7 +259,7 @@ async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_aro
         coordinator.get("/nodes/dublin").await.json()["rotation"],
         Value::Null
     );
-    let after = next.succeeded(mesh).unwrap();
+    let after = next.identity_switched(mesh).unwrap();
     let mut statement: Value =
         serde_json::from_str(&after.statement(mesh).unwrap().statement).unwrap();
     statement["sequence"] = json!(2);

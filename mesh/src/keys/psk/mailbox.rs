@@ -1,4 +1,4 @@
-//! The letters of a node about all of its preshared keys: what is to be sent, what was read, and
+//! The messages of a node about all of its preshared keys: what is to be sent, what was read, and
 //! when to ask the coordinator's mailbox.
 
 use std::{
@@ -9,47 +9,50 @@ use std::{
 use wattle_wire::{
     ids::NodeId,
     name::Name,
-    psk::{Errand, GivenPsk, IncomingLetter, Mail, OutgoingLetter, SignedPskMessage},
+    psk::{
+        GivenPsk, IncomingMessage, MailboxRequest, MailboxResponse, OutgoingMessage,
+        SignedPskMessage,
+    },
 };
 
 use super::{Ignored, Kem, exchange::Exchange, files::Moved};
 use crate::{
     agent::replica::{Known, KnownPeer},
-    host::state::Link,
-    keys::node_keys::Machine,
+    host::state::Interface,
+    keys::node_keys::NodeKeys,
 };
 
-/// How many letters of nodes wait that the view does not hold yet: as many as a coordinator without
-/// malice could have.
+/// How many messages of nodes wait that the view does not hold yet: as many as a coordinator
+/// without malice could have.
 const MOST_EARLY: usize = 1024;
 
-/// The keys of a node's tunnels, and the letters about them. One errand to the mailbox is under way
-/// at a time.
+/// The keys of a node's tunnels, and the messages about them. One request to the mailbox is under
+/// way at a time.
 #[derive(Debug, Default)]
-pub struct Correspondence {
+pub struct PskMailbox {
     exchange: Exchange,
-    /// What is to be sent: a newer letter to the same node takes the place of an older one.
+    /// What is to be sent: a newer message to the same node takes the place of an older one.
     outbox: BTreeMap<NodeId, SignedPskMessage>,
-    /// Letters that were dealt with, and what came of them is kept on disk.
+    /// Messages that were dealt with, and what came of them is kept on disk.
     taken: Vec<i64>,
     /// Peers of whose new WireGuard key no handshake has succeeded yet.
     unsettled: BTreeSet<NodeId>,
-    /// Letters of nodes that the view does not hold yet, for a letter may be faster than the view,
-    /// and of those that are unsettled.
+    /// Messages of nodes that the view does not hold yet, for a message may be faster than the
+    /// view, and of those that are unsettled.
     early: BTreeMap<NodeId, SignedPskMessage>,
     /// Keys that the coordinator gave, by their numbers, until the view holds the unmanaged node
     /// and they are kept on disk. Nobody would give them again, so they stay at the coordinator as
     /// well.
     given: BTreeMap<i64, GivenPsk>,
-    /// There is mail.
+    /// Messages wait at the coordinator.
     waiting: bool,
     problem: Option<String>,
 }
 
-/// What the correspondence needs of the world.
+/// What the mailbox needs of the world.
 #[expect(missing_debug_implementations, reason = "it is for one call")]
 pub struct Means<'a, K> {
-    pub machine: &'a Machine,
+    pub node_keys: &'a NodeKeys,
     /// Seconds since 1970.
     pub now: u64,
     pub kem: &'a K,
@@ -62,20 +65,20 @@ pub struct Means<'a, K> {
 pub struct Progress {
     /// A key may be another one now.
     pub may_differ: bool,
-    /// Letters of these peers were passed over.
+    /// Messages of these peers were passed over.
     pub ignored: Vec<(Name, Ignored)>,
 }
 
-/// What came of an errand.
+/// What came of a request.
 #[derive(Debug)]
-pub enum Brought {
-    Mail(Mail),
-    /// The coordinator would not have it: a letter was for a node that has gone.
+pub enum MailboxReply {
+    Response(MailboxResponse),
+    /// The coordinator would not have it: a message was for a node that has gone.
     Refused,
-    Nothing,
+    Failed,
 }
 
-impl Correspondence {
+impl PskMailbox {
     /// With what is on disk, and what is the matter with that.
     pub fn new(exchange: Exchange, problem: Option<String>) -> Self {
         Self {
@@ -99,11 +102,11 @@ impl Correspondence {
         self.exchange.want_others();
     }
 
-    pub fn mail_is_waiting(&mut self) {
+    pub fn messages_are_waiting(&mut self) {
         self.waiting = true;
     }
 
-    /// Does what is due by now, and reads the letters of nodes that have become known. With
+    /// Does what is due by now, and reads the messages of nodes that have become known. With
     /// `unsettled` peers no key is changed.
     pub fn tick<K: Kem>(
         &mut self,
@@ -120,24 +123,35 @@ impl Correspondence {
         self.early = later;
         let is_due = self
             .exchange
-            .is_due(known, means.machine, means.now, &self.unsettled);
+            .is_due(known, means.node_keys, means.now, &self.unsettled);
         if early.is_empty() && !self.is_given_for(known) && !is_due {
             return Progress::default();
         }
         let mut next = self.exchange.clone();
-        let letters = next.tick(known, means.machine, means.now, means.kem, &self.unsettled);
-        let (progress, _) = self.read(next, known, &early, letters, means);
+        let messages = next.tick(
+            known,
+            means.node_keys,
+            means.now,
+            means.kem,
+            &self.unsettled,
+        );
+        let (progress, _) = self.read(next, known, &early, messages, means);
         progress
     }
 
     /// Takes note of what the device shows. Whether a key may be another one now.
-    pub fn observe<K: Kem>(&mut self, known: &Known, link: &Link, means: &Means<'_, K>) -> bool {
-        // Most looks find nothing on trial, and a copy of a thousand pairs is megabytes.
-        if !self.exchange.is_on_trial() {
+    pub fn observe<K: Kem>(
+        &mut self,
+        known: &Known,
+        interface: &Interface,
+        means: &Means<'_, K>,
+    ) -> bool {
+        // Most observations find no candidate, and a copy of a thousand pairs is megabytes.
+        if !self.exchange.has_candidates() {
             return false;
         }
         let mut next = self.exchange.clone();
-        let moved = next.observe(known, link, means.now);
+        let moved = next.observe(known, interface, means.now);
         if moved == Moved::OnDisk {
             return self.keep(next, Vec::new(), means);
         }
@@ -145,77 +159,77 @@ impl Correspondence {
         moved == Moved::InMemory
     }
 
-    /// The errand to go on now, if there is reason to.
-    pub fn next_errand(&mut self) -> Option<Errand> {
+    /// The request to send now, if there is reason to.
+    pub fn next_request(&mut self) -> Option<MailboxRequest> {
         if !(self.waiting || !self.outbox.is_empty() || !self.taken.is_empty()) {
             return None;
         }
         self.waiting = false;
-        let leave = self.outbox.iter().take(Errand::MOST_LETTERS);
+        let leave = self.outbox.iter().take(MailboxRequest::MOST_MESSAGES);
         let leave = leave
-            .map(|(to, message)| OutgoingLetter {
+            .map(|(to, message)| OutgoingMessage {
                 to: *to,
                 message: message.clone(),
             })
             .collect();
-        Some(Errand {
+        Some(MailboxRequest {
             leave,
             taken: self
                 .taken
                 .iter()
                 .copied()
-                .take(Errand::MOST_LETTERS)
+                .take(MailboxRequest::MOST_MESSAGES)
                 .collect(),
         })
     }
 
-    /// Reads what an errand has brought.
+    /// Reads what a request has brought.
     pub fn take_in<K: Kem>(
         &mut self,
-        errand: &Errand,
-        brought: Brought,
+        request: &MailboxRequest,
+        reply: MailboxReply,
         known: Option<&Known>,
         means: &Means<'_, K>,
     ) -> Progress {
-        if !matches!(brought, Brought::Nothing) {
+        if !matches!(reply, MailboxReply::Failed) {
             // What was refused and is still due is said again in time.
             self.outbox.retain(|to, message| {
-                !errand
+                !request
                     .leave
                     .iter()
                     .any(|left| left.to == *to && left.message == *message)
             });
         }
-        let Brought::Mail(mail) = brought else {
-            self.waiting |= matches!(brought, Brought::Nothing) || !errand.taken.is_empty();
+        let MailboxReply::Response(response) = reply else {
+            self.waiting |= matches!(reply, MailboxReply::Failed) || !request.taken.is_empty();
             return Progress::default();
         };
-        self.taken.retain(|id| !errand.taken.contains(id));
-        let new: Vec<_> = mail
-            .letters
+        self.taken.retain(|id| !request.taken.contains(id));
+        let new: Vec<_> = response
+            .messages
             .into_iter()
-            .take(Errand::MOST_LETTERS)
-            .filter(|letter| !self.taken.contains(&letter.id))
+            .take(MailboxRequest::MOST_MESSAGES)
+            .filter(|message| !self.taken.contains(&message.id))
             .collect();
         let is_new = |given: &GivenPsk| {
             !self.taken.contains(&given.id) && !self.given.contains_key(&given.id)
         };
-        let given: Vec<_> = mail
+        let given: Vec<_> = response
             .given
             .into_iter()
-            .take(Errand::MOST_LETTERS)
+            .take(MailboxRequest::MOST_MESSAGES)
             .filter(is_new)
             .collect();
         if new.is_empty() && given.is_empty() {
             return Progress::default();
         }
-        self.waiting |= mail.more;
-        let ids: Vec<_> = new.iter().map(|letter| letter.id).collect();
-        let letters: BTreeMap<_, _> = new
+        self.waiting |= response.more;
+        let ids: Vec<_> = new.iter().map(|message| message.id).collect();
+        let messages: BTreeMap<_, _> = new
             .into_iter()
-            .map(|IncomingLetter { from, message, .. }| (from, message))
+            .map(|IncomingMessage { from, message, .. }| (from, message))
             .collect();
-        let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = letters
+        let (readable, early): (BTreeMap<_, _>, BTreeMap<_, _>) = messages
             .into_iter()
             .partition(|(from, _)| self.is_readable(known, from));
         let room = MOST_EARLY.saturating_sub(self.given.len());
@@ -251,24 +265,24 @@ impl Correspondence {
         known.is_some_and(|known| known.peers.contains_key(from)) && !self.unsettled.contains(from)
     }
 
-    /// Reads letters and all given keys of known peers, keeps what is known then, and says what
+    /// Reads messages and all given keys of known peers, keeps what is known then, and says what
     /// there is to say. Whether it could be kept.
     fn read<K: Kem>(
         &mut self,
         mut next: Exchange,
         known: &Known,
-        letters: &BTreeMap<NodeId, SignedPskMessage>,
-        mut said: Vec<OutgoingLetter>,
+        messages: &BTreeMap<NodeId, SignedPskMessage>,
+        mut said: Vec<OutgoingMessage>,
         means: &Means<'_, K>,
     ) -> (Progress, bool) {
         let mut ignored = Vec::new();
         let mut pass_over =
             |peer: &KnownPeer, reason| ignored.push((peer.peer.name.clone(), reason));
-        for (from, message) in letters {
+        for (from, message) in messages {
             let Some(peer) = known.peers.get(from) else {
                 continue;
             };
-            match next.receive(known, means.machine, peer, message, means.now, means.kem) {
+            match next.receive(known, means.node_keys, peer, message, means.now, means.kem) {
                 Ok(answer) => said.extend(answer),
                 Err(reason) => pass_over(peer, reason),
             }
@@ -278,13 +292,13 @@ impl Correspondence {
             let Some(peer) = known.peers.get(&given.from) else {
                 continue;
             };
-            if let Err(reason) = next.take(known, means.machine, peer, given, means.now) {
+            if let Err(reason) = next.take(known, means.node_keys, peer, given, means.now) {
                 pass_over(peer, reason);
             }
             taken.push(*id);
         }
         let kept = self.keep(next, said, means);
-        let may_differ = kept && !(letters.is_empty() && taken.is_empty());
+        let may_differ = kept && !(messages.is_empty() && taken.is_empty());
         if kept {
             self.given.retain(|id, _| !taken.contains(id));
             self.taken.extend(taken);
@@ -303,7 +317,7 @@ impl Correspondence {
     fn keep<K>(
         &mut self,
         next: Exchange,
-        letters: Vec<OutgoingLetter>,
+        messages: Vec<OutgoingMessage>,
         means: &Means<'_, K>,
     ) -> bool {
         self.problem = (means.keep)(&next.kept()).err();
@@ -312,9 +326,9 @@ impl Correspondence {
         }
         self.exchange = next;
         self.outbox.extend(
-            letters
+            messages
                 .into_iter()
-                .map(|letter| (letter.to, letter.message)),
+                .map(|message| (message.to, message.message)),
         );
         true
     }

@@ -11,7 +11,7 @@ use crate::{
 
 /// The data of one event: what is new since the event before. Lists without items are left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct MeshNews {
+pub struct MeshUpdate {
     /// How far the configuration is told.
     pub position: Position,
     /// Whether this is a full snapshot: what is not in it does not exist any more.
@@ -22,7 +22,7 @@ pub struct MeshNews {
     pub nodes: Vec<Node>,
     /// Links whose state is new. A link ends with either of its nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub links: Vec<LinkNews>,
+    pub links: Vec<LinkStatus>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed_sites: Vec<SiteId>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -31,7 +31,7 @@ pub struct MeshNews {
 
 /// The state of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct LinkNews {
+pub struct LinkStatus {
     /// Its two nodes, in order of their ids.
     pub ends: [NodeId; 2],
     pub state: LinkState,

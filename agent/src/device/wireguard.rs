@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 use super::{
     INTERFACE_CHECK,
-    turn::{Departures, Shared, Sockets, Turn},
+    lease::{Departures, Lease, Shared, Sockets},
 };
 
 /// Age of a session that is renewed although nothing is sent: after the 120 s at which an end that
@@ -51,12 +51,12 @@ type Transports = (Sockets, TunDevice, Departures);
 type PublicKeyBytes = [u8; 32];
 
 /// The device, and around it what gotatun lacks.
-pub(super) struct Driven {
+pub(super) struct WireguardDevice {
     tun: TunDevice,
     device: Device<Transports>,
     dump: UapiClient,
     shared: Shared,
-    turn: Turn,
+    lease: Lease,
     /// The device with the key before, and until when it goes on reading.
     former: Option<(Device<Transports>, Instant)>,
     /// Which peer holds which prefix: gotatun routes by prefix, yet forgets to take a prefix from
@@ -74,16 +74,16 @@ struct Settings {
     peers: Vec<Peer>,
 }
 
-impl Driven {
+impl WireguardDevice {
     pub(super) async fn new(tun: TunDevice) -> Result<Self, Error> {
-        let (shared, turn) = (Shared::default(), Turn::new());
-        let (device, dump) = idle_device(&tun, &shared, &turn, 0, 0).await?;
+        let (shared, lease) = (Shared::default(), Lease::new());
+        let (device, dump) = idle_device(&tun, &shared, &lease, 0, 0).await?;
         Ok(Self {
             tun,
             device,
             dump,
             shared,
-            turn,
+            lease,
             former: None,
             owners: BTreeMap::new(),
             recovered: None,
@@ -299,13 +299,19 @@ impl Driven {
         let deadline = Instant::now() + SOCKET_LIMIT;
         self.stop_former().await;
         loop {
-            let turn = Turn::new();
-            let (device, dump) =
-                idle_device(&self.tun, &self.shared, &turn, settings.port, settings.mark).await?;
+            let lease = Lease::new();
+            let (device, dump) = idle_device(
+                &self.tun,
+                &self.shared,
+                &lease,
+                settings.port,
+                settings.mark,
+            )
+            .await?;
             let before = std::mem::replace(&mut self.device, device);
-            let turn = std::mem::replace(&mut self.turn, turn);
+            let lease = std::mem::replace(&mut self.lease, lease);
             if std::mem::take(&mut keeps_reading) {
-                self.shared.end_turn(&turn);
+                self.shared.end_lease(&lease);
                 self.former = Some((before, Instant::now() + FORMER));
             } else {
                 before.stop().await;
@@ -355,18 +361,18 @@ impl Driven {
 async fn idle_device(
     tun: &TunDevice,
     shared: &Shared,
-    turn: &Turn,
+    lease: &Lease,
     port: u16,
     mark: u32,
 ) -> Result<(Device<Transports>, UapiClient), Error> {
     let (dump, server) = UapiServer::new();
     let sockets = Sockets {
         shared: shared.clone(),
-        turn: turn.clone(),
+        lease: lease.clone(),
     };
     let departures = Departures {
         tun: tun.clone(),
-        turn: turn.clone(),
+        lease: lease.clone(),
     };
     let device = DeviceBuilder::new()
         .with_udp(sockets)

@@ -1,0 +1,145 @@
+//! What a node believes of a peer's record: what the peer signed itself, as the node that it is
+//! pinned to be.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use wattle_wire::{
+    enrol::{SignedStatement, Statement},
+    ids::MeshId,
+    key::IdentityKey,
+    name::Name,
+    peer::Peer,
+    subnet::{InvalidSubnet, Subnet},
+};
+
+use super::KnownPeer;
+use crate::keys::enrolment::{InvalidStatement, is_or_was, verify_statement};
+
+/// Who a node is, from first sight on: nobody else can take its place, nor can an old key of its
+/// own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    pub identity: IdentityKey,
+    /// Number of the newest statement seen.
+    pub sequence: u64,
+    /// Whether no agent runs there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unmanaged: bool,
+}
+
+impl Pin {
+    pub(super) fn of(known: &KnownPeer) -> Self {
+        let Statement {
+            identity,
+            sequence,
+            unmanaged,
+            ..
+        } = known.statement;
+        Self {
+            identity,
+            sequence,
+            unmanaged,
+        }
+    }
+}
+
+/// A peer whose new record is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub name: Name,
+    pub reason: RefusalReason,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "peer {} refused: {}", self.name, self.reason)
+    }
+}
+
+/// Why a peer's new record is not believed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum RefusalReason {
+    #[error(transparent)]
+    Statement(#[from] InvalidStatement),
+    #[error("its statement is signed by an identity that the known one has not signed for")]
+    Identity,
+    #[error("its statement is older than the one known")]
+    Older,
+    #[error(
+        "its statement changes whether the node has an agent, which is never allowed: remove the \
+         node and make another"
+    )]
+    Unmanaged,
+    #[error("it announces a key that cannot follow the present one")]
+    Announced,
+    #[error("it has a prefix that no site can have: {0}")]
+    Prefix(#[from] InvalidSubnet),
+}
+
+/// What of a peer's record its node has signed.
+#[derive(Clone, Debug)]
+pub(super) struct Believed {
+    pub(super) statement: Statement,
+    pub(super) announced: Option<Statement>,
+}
+
+/// The statements of a peer's record, if all of the record can be believed. `known` is the record
+/// that it follows; a peer without one, that was removed before, is still pinned.
+pub(super) fn believe(
+    peer: &Peer,
+    mesh: MeshId,
+    known: Option<&KnownPeer>,
+    pin: Option<Pin>,
+) -> Result<Believed, RefusalReason> {
+    for prefix in &peer.subnets {
+        Subnet::try_from(*prefix)?;
+    }
+    let statement = match known {
+        Some(known) if known.peer.statement == peer.statement => known.statement.clone(),
+        Some(_) | None => believe_statement(&peer.statement, mesh, known, pin)?,
+    };
+    let announced = match (&peer.announced, known) {
+        (Some(signed), Some(known)) if known.peer.announced.as_ref() == Some(signed) => {
+            known.announced.clone()
+        }
+        (Some(signed), _) => Some(verify_statement(signed, mesh)?),
+        (None, _) => None,
+    };
+    let follows = |next: &Statement| {
+        let is_another =
+            next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key;
+        is_another && next.identity == statement.identity && !next.unmanaged && !statement.unmanaged
+    };
+    if announced.as_ref().is_some_and(|next| !follows(next)) {
+        return Err(RefusalReason::Announced);
+    }
+    Ok(Believed {
+        statement,
+        announced,
+    })
+}
+
+fn believe_statement(
+    signed: &SignedStatement,
+    mesh: MeshId,
+    known: Option<&KnownPeer>,
+    pin: Option<Pin>,
+) -> Result<Statement, RefusalReason> {
+    let statement = verify_statement(signed, mesh)?;
+    // Nobody signs two statements of one number; a removed node may come back with its last one.
+    let is_old = |sequence| {
+        if known.is_some() {
+            statement.sequence <= sequence
+        } else {
+            statement.sequence < sequence
+        }
+    };
+    match known.map(Pin::of).or(pin) {
+        Some(pin) if !is_or_was(&statement, pin.identity) => Err(RefusalReason::Identity),
+        Some(pin) if is_old(pin.sequence) => Err(RefusalReason::Older),
+        Some(pin) if statement.unmanaged != pin.unmanaged => Err(RefusalReason::Unmanaged),
+        Some(_) | None => Ok(statement),
+    }
+}

@@ -1,0 +1,118 @@
+//! Nodes, with and without an agent.
+
+use std::net::Ipv4Addr;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    endpoint::Endpoint,
+    ids::{NodeId, Position, SiteId},
+    key::{IdentityKey, WireguardKey},
+    lock::SignedAdmission,
+    name::Name,
+    report::DeviceKind,
+    secret::Secret,
+};
+
+/// Whether a node takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// The gateway that carries its site's subnets.
+    Active,
+    /// A further gateway of the site, reachable, without the site's subnets.
+    Standby,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    pub id: NodeId,
+    pub name: Name,
+    pub site: SiteId,
+    pub site_name: Name,
+    pub state: NodeState,
+    #[schema(value_type = String, example = "10.99.0.1")]
+    pub tunnel_address: Ipv4Addr,
+    pub wireguard_key: WireguardKey,
+    pub identity_key: IdentityKey,
+    pub endpoint: Option<Endpoint>,
+    /// Whether all peers use this endpoint. An endpoint that the node names itself is checked by
+    /// one peer first.
+    pub endpoint_verified: bool,
+    /// An operator's admission of the node; null if there is none.
+    pub admission: Option<SignedAdmission>,
+    /// Whether the admission holds now and covers all prefixes that the node has. Hosts that
+    /// require the lock judge for themselves.
+    pub admitted: bool,
+    /// Null for an unmanaged node.
+    pub agent_version: Option<String>,
+    /// Present for a gateway without an agent, which has a wg-quick file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmanaged: Option<UnmanagedNode>,
+    pub enrolled_at: DateTime<Utc>,
+    /// What the node last reported; absent means nothing yet.
+    pub last_report: Option<NodeReport>,
+    /// A change of its WireGuard key that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<NodeRotation>,
+}
+
+/// What is known of a gateway without an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnmanagedNode {
+    /// When its last file was made.
+    pub file_made_at: DateTime<Utc>,
+    /// Whether the last file still fits the mesh. If not, the gateway needs a new one.
+    pub file_is_current: bool,
+}
+
+/// `POST /sites/{site}/wg-quick`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewWgQuick {
+    /// The gateway's own public key. Absent: the coordinator makes a pair for a new node, and keeps
+    /// the present key of an old one.
+    #[serde(default)]
+    pub wireguard_key: Option<WireguardKey>,
+}
+
+/// A new wg-quick file, which is shown this once, and the unmanaged node that it is for.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CreatedWgQuick {
+    pub node: Node,
+    pub made_at: DateTime<Utc>,
+    /// As wg-quick and WireGuard's apps take it.
+    pub file: Secret,
+}
+
+/// A change of a node's WireGuard key that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeRotation {
+    pub phase: RotationPhase,
+    pub since: DateTime<Utc>,
+}
+
+/// How far a change of a WireGuard key has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RotationPhase {
+    /// The node's agent was asked, and has not begun.
+    Requested,
+    /// The next key is announced, and the peers get ready for it.
+    Announced,
+}
+
+/// What a node last said of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeReport {
+    pub at: DateTime<Utc>,
+    pub applied: Position,
+    /// Null while it has no WireGuard interface of its own.
+    pub device: Option<DeviceKind>,
+    /// MTU of its interface, in bytes; null when it did not say.
+    pub mtu: Option<u32>,
+    pub problems: Vec<String>,
+}
