@@ -3,7 +3,7 @@
 use std::{
     io::{self, IsTerminal},
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -38,7 +38,7 @@ pub(crate) struct Paths {
         long,
         global = true,
         env = "WATTLE_STATE_DIR",
-        default_value = "/var/lib/wattle"
+        default_value = STATE_DIR
     )]
     pub(crate) state_dir: PathBuf,
 
@@ -61,6 +61,23 @@ pub(crate) struct Paths {
         default_value = "/etc/wattle/guard.toml"
     )]
     pub(crate) guard: PathBuf,
+}
+
+/// Where an agent keeps its state unless it is told otherwise.
+const STATE_DIR: &str = "/var/lib/wattle";
+/// Where that agent answers the commands of its host.
+const SOCKET: &str = "/run/wattle/agent.sock";
+
+impl Paths {
+    /// Where the agent answers the commands of its host. An agent with a state folder of its own
+    /// does so in there.
+    pub(crate) fn socket(&self) -> PathBuf {
+        if self.state_dir == Path::new(STATE_DIR) {
+            PathBuf::from(SOCKET)
+        } else {
+            self.state_dir.join("agent.sock")
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

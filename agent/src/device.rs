@@ -15,8 +15,9 @@ mod lease;
 mod wireguard;
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -143,6 +144,11 @@ impl Socket {
             _ => {}
         }
         let listener = UnixListener::bind(&path)
+            .and_then(|listener| {
+                // It gives away the private key, whoever may enter the folder.
+                fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+                Ok(listener)
+            })
             .with_context(|| format!("cannot listen on {}", path.display()))?;
         let inode = fs::metadata(&path)
             .with_context(|| format!("cannot look at {}", path.display()))?

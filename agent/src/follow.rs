@@ -1,19 +1,17 @@
 //! Follows the coordinator's stream, and comes back when it breaks; keeps the view on disk.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{fs, sync::Arc, time::UNIX_EPOCH};
 
 use anyhow::anyhow;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 use wattle_mesh::{agent::replica::Stored, backoff::backoff, keys::node_keys::NodeKeys};
-use wattle_wire::{
-    ids::{NodeId, Position},
-    stream::StreamMessage,
-};
+use wattle_wire::{ids::Position, name::Name, stream::StreamMessage};
 
 use crate::{
     config::Paths,
+    control::{self, Request},
     coordinator::{Coordinator, RequestError},
     identity::Membership,
     output, random,
@@ -22,8 +20,6 @@ use crate::{
 
 const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
-/// Peers whose removal somebody confirmed, for the running agent to take up.
-const CONFIRMED: &str = "confirmed.json";
 
 /// What the follower tells the loop.
 #[derive(Debug)]
@@ -56,6 +52,12 @@ pub(crate) fn load_view(store: &Store) -> anyhow::Result<Option<Stored>> {
     store.read_or_previous(VIEW)
 }
 
+/// When the view on disk was written, in seconds since 1970.
+pub(crate) fn view_written_at(store: &Store) -> Option<u64> {
+    let written = fs::metadata(store.path(VIEW)).ok()?.modified().ok()?;
+    Some(written.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
 pub(crate) fn save_view(store: &Store, stored: &Stored) -> anyhow::Result<()> {
     store.write_keeping_previous(VIEW, stored)
 }
@@ -65,37 +67,15 @@ pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent confirm`.
-pub(crate) fn confirm(paths: &Paths) -> anyhow::Result<()> {
-    let store = Store::open(&paths.state_dir)?;
-    let Some(stored) =
-        load_view(&store)?.filter(|stored| !stored.awaiting_confirmation().is_empty())
-    else {
+pub(crate) async fn confirm(paths: &Paths) -> anyhow::Result<()> {
+    let confirmed: Vec<Name> = control::ask_running(paths, Request::Confirm).await?;
+    if confirmed.is_empty() {
         output::line("no removal waits to be confirmed");
-        return Ok(());
-    };
-    let confirmed = stored.awaiting_confirmation();
-    store.write(CONFIRMED, &confirmed)?;
-    for peer in stored
-        .view
-        .peers
-        .iter()
-        .filter(|peer| confirmed.contains(&peer.node))
-    {
-        output::line(format!("confirmed the removal of {}", peer.name));
     }
-    if !store.is_locked()? {
-        output::line("no agent runs here: it removes them when it is started");
+    for name in confirmed {
+        output::line(format!("confirmed the removal of {name}"));
     }
     Ok(())
-}
-
-/// The peers whose removal was confirmed since the last call.
-pub(crate) fn take_confirmed(store: &Store) -> anyhow::Result<Option<BTreeSet<NodeId>>> {
-    let confirmed = store.read(CONFIRMED)?;
-    if confirmed.is_some() {
-        store.remove(CONFIRMED)?;
-    }
-    Ok(confirmed)
 }
 
 pub(crate) fn load_connection(store: &Store) -> anyhow::Result<Option<Connection>> {

@@ -2,12 +2,14 @@
 //! the mesh wants it.
 
 mod config;
+mod control;
 mod coordinator;
 mod device;
 mod doctor;
 mod follow;
 mod history;
 mod identity;
+mod interface_lock;
 mod join;
 mod kernel;
 mod lock;
@@ -26,9 +28,11 @@ mod store;
 mod supervisor;
 mod verify;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
+use anyhow::anyhow;
 use clap::Parser;
+use tokio::time::timeout;
 
 use crate::config::{Cli, Command, LockCommand};
 
@@ -69,7 +73,8 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         .worker_threads(threads(&command))
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let limit = limit(&command);
+    let work = async {
         match command {
             Command::Join {
                 join_string,
@@ -91,12 +96,39 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Rotate { identity: true, .. } => rotation::rotate_identity(&paths).await,
             Command::Rotate { psk: true, .. } => rotation::renew_psks(&paths).await,
             Command::Rotate { force, .. } => rotation::rotate(&paths, force).await,
-            Command::Confirm => follow::confirm(&paths),
+            Command::Confirm => follow::confirm(&paths).await,
             Command::Lock(LockCommand::Init { key }) => lock::init(&key),
             Command::Lock(LockCommand::Sign(arguments)) => lock::sign(&arguments).await,
             Command::Down => run::down(&paths).await,
             Command::Device { interface } => device::run(&interface).await,
         }?;
         Ok(ExitCode::SUCCESS)
+    };
+    runtime.block_on(async {
+        match limit {
+            None => work.await,
+            Some(limit) => timeout(limit, work).await.unwrap_or_else(|_| {
+                let seconds = limit.as_secs();
+                Err(anyhow!("not done after {seconds} s: given up"))
+            }),
+        }
     })
+}
+
+/// How long a command may take at the most, whatever the host or the network keeps from it; `None`
+/// for those that run until they are stopped or wait for a person.
+fn limit(command: &Command) -> Option<Duration> {
+    let minutes = match command {
+        Command::Run { .. } | Command::Device { .. } | Command::Lock(_) => return None,
+        Command::Verify { .. } => 60,
+        Command::Rotate { .. } => 6,
+        Command::Join { .. }
+        | Command::Status { .. }
+        | Command::History { .. }
+        | Command::Plan { .. }
+        | Command::Doctor { .. }
+        | Command::Confirm
+        | Command::Down => 2,
+    };
+    Some(Duration::from_secs(60 * minutes))
 }

@@ -15,7 +15,7 @@ use wattle_mesh::{
         desired::{Local, desired},
         interface::InterfaceName,
         plan::{Plan, Step, plan},
-        state::{Change, Desired, Observed},
+        state::{Change, Desired, Interface, Observed},
     },
     keys::{
         node_keys::NodeKeys,
@@ -23,7 +23,7 @@ use wattle_mesh::{
         rotation::canary::{PeerKeys, Watch},
     },
 };
-use wattle_wire::key::{OperatorKey, WireguardKey};
+use wattle_wire::key::OperatorKey;
 
 use crate::{config::Paths, kernel::Kernel, store::Store};
 
@@ -67,7 +67,7 @@ pub(crate) struct Outcome {
     pub(crate) changed: bool,
     /// What could not be done or was refused, in words.
     pub(crate) problems: Vec<String>,
-    limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 /// What a host lets the mesh do to it, and what of it that depends on.
@@ -109,14 +109,9 @@ impl Host {
         self.kernel.observe().await.context(UNREADABLE)
     }
 
-    /// The key that the interface has now.
-    pub(crate) async fn wireguard_key(&self) -> anyhow::Result<Option<WireguardKey>> {
-        Ok(self
-            .kernel
-            .observe_interface()
-            .await
-            .context(UNREADABLE)?
-            .and_then(|interface| interface.public_key))
+    /// The agent's interface alone, as it is now.
+    pub(crate) async fn observe_interface(&self) -> anyhow::Result<Option<Interface>> {
+        self.kernel.observe_interface().await.context(UNREADABLE)
     }
 
     /// What the host lets the mesh do to it now.

@@ -6,9 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use reqwest::StatusCode;
-use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 use wattle_mesh::{
@@ -25,38 +24,20 @@ use wattle_wire::{enrol::NewIdentity, rotation::RotationStep};
 
 use crate::{
     config::Paths,
+    control::{self, Keys, Request, RotatedKey},
     coordinator::{Coordinator, RequestError},
     identity::{Membership, Slot, unix_s},
-    output, psk, random, status,
+    output, random, status,
     store::Store,
 };
 
-/// Somebody asks the running agent for a new key.
-const ASKED: &str = "rotate.json";
+/// How long `wattle-agent rotate` waits for peers that get ready.
+const ROTATION_LIMIT: Duration = Duration::from_secs(300);
 /// How long `wattle-agent rotate --psk` waits for peers that do not answer: a key that was just
 /// agreed on is replaced at the second time of asking.
-const ROTATION_LIMIT: Duration = Duration::from_secs(90);
+const PSK_LIMIT: Duration = Duration::from_secs(90);
 /// How often `wattle-agent rotate` looks whether it is done.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-
-/// A request of `wattle-agent rotate`, and what stands in its way.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Asked {
-    #[serde(default)]
-    what: What,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
-}
-
-/// Which key is to be another one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum What {
-    #[default]
-    WireguardKey,
-    Identity,
-    PresharedKeys,
-}
 
 /// The changes of this node's WireGuard key and of its identity.
 #[derive(Debug)]
@@ -64,7 +45,10 @@ pub(crate) struct KeyChange {
     store: Store,
     rotation: Rotation,
     identity_rotation: IdentityRotation,
-    asked: Option<What>,
+    /// The key that a command on this host asks for.
+    asked: Option<RotatedKey>,
+    /// Why nothing came of what was asked for last.
+    answer: Option<String>,
     telling: Option<oneshot::Receiver<Heard>>,
 }
 
@@ -82,6 +66,7 @@ impl KeyChange {
             rotation: Rotation::default(),
             identity_rotation: IdentityRotation::default(),
             asked: None,
+            answer: None,
             telling: None,
         }
     }
@@ -101,29 +86,17 @@ impl KeyChange {
         own.chain(kept_for_unmanaged(known, node_keys, unix_s()))
     }
 
-    /// Looks whether somebody on this host asks for a new key.
-    pub(crate) fn read_requests(&mut self) {
-        match self.store.read::<Asked>(ASKED) {
-            Ok(asked) => {
-                let asked = asked
-                    .filter(|asked| asked.problem.is_none())
-                    .map(|asked| asked.what);
-                if asked == Some(What::Identity) && self.asked != asked {
-                    self.identity_rotation.hurry();
-                }
-                self.asked = asked;
-            }
-            Err(error) => warn!("{error:#}"),
+    /// A command on this host asks for another key of this node.
+    pub(crate) fn ask(&mut self, key: RotatedKey) {
+        if key == RotatedKey::Identity {
+            self.identity_rotation.hurry();
         }
+        (self.asked, self.answer) = (Some(key), None);
     }
 
-    /// Whether somebody on this host has asked for new preshared keys since the last call.
-    pub(crate) fn psks_are_asked_for(&mut self) -> bool {
-        let asked = self.asked == Some(What::PresharedKeys);
-        if asked {
-            self.done();
-        }
-        asked
+    /// Why nothing came of what was asked for last.
+    pub(crate) fn answer(&self) -> Option<&str> {
+        self.answer.as_deref()
     }
 
     /// How soon there may be something to do.
@@ -148,7 +121,7 @@ impl KeyChange {
             return None;
         }
         let situation = Situation {
-            is_asked: self.asked == Some(What::WireguardKey),
+            is_asked: self.asked == Some(RotatedKey::Wireguard),
             ..situation
         };
         let changed = match self.rotation.next(&situation)? {
@@ -174,7 +147,7 @@ impl KeyChange {
             }
             Err(error) => {
                 self.rotation.failed(&format!("{error:#}"), situation.now);
-                self.answer(What::WireguardKey);
+                self.give_up(RotatedKey::Wireguard);
                 None
             }
         }
@@ -197,7 +170,7 @@ impl KeyChange {
         let changed = match self.identity_rotation.next(
             node_keys,
             mesh,
-            self.asked == Some(What::Identity),
+            self.asked == Some(RotatedKey::Identity),
             is_known,
             now,
         )? {
@@ -224,13 +197,13 @@ impl KeyChange {
             Ok(changed) => {
                 if changed.identity_key() != node_keys.identity_key() {
                     info!(identity = %changed.identity_key(), "uses a new identity");
-                    self.done();
+                    self.asked = None;
                 }
                 Some(changed)
             }
             Err(error) => {
                 self.identity_rotation.failed(&format!("{error:#}"), now);
-                self.answer(What::Identity);
+                self.give_up(RotatedKey::Identity);
                 None
             }
         }
@@ -239,7 +212,7 @@ impl KeyChange {
     fn note(&mut self, before: &NodeKeys, after: &NodeKeys) {
         if after.wireguard_key() != before.wireguard_key() {
             info!(key = %after.wireguard_key(), "uses a new WireGuard key");
-            self.done();
+            self.asked = None;
         } else if let Some(next) = after.next_key() {
             info!(key = %next, "made a new WireGuard key; waiting until the peers are ready for \
                 it");
@@ -250,38 +223,22 @@ impl KeyChange {
                     .problem()
                     .unwrap_or("the WireGuard key stays as it is")
             );
-            self.answer(What::WireguardKey);
+            self.give_up(RotatedKey::Wireguard);
         }
     }
 
-    /// What was asked for is done.
-    fn done(&mut self) {
-        self.asked = None;
-        if let Err(error) = self.store.remove(ASKED) {
-            warn!("{error:#}");
-        }
-    }
-
-    /// Tells `wattle-agent rotate` that nothing came of it.
-    fn answer(&mut self, what: What) {
-        if self.asked != Some(what) {
+    /// Nothing came of what was asked for.
+    fn give_up(&mut self, key: RotatedKey) {
+        if self.asked != Some(key) {
             return;
         }
         self.asked = None;
-        let problem = match what {
-            What::WireguardKey => self.rotation.problem(),
-            What::Identity => self.identity_rotation.problem(),
-            What::PresharedKeys => None,
+        let problem = match key {
+            RotatedKey::Wireguard => self.rotation.problem(),
+            RotatedKey::Identity => self.identity_rotation.problem(),
+            RotatedKey::Preshared => None,
         };
-        if let Err(error) = self.store.write(
-            ASKED,
-            &Asked {
-                what,
-                problem: Some(problem.unwrap_or_default().to_owned()),
-            },
-        ) {
-            warn!("{error:#}");
-        }
+        self.answer = Some(problem.unwrap_or("the key stays as it is").to_owned());
     }
 
     fn tell(
@@ -353,7 +310,7 @@ impl KeyChange {
                 self.identity_rotation.told(told, now);
                 if is_refused {
                     warn!("{}", self.identity_rotation.problem().unwrap_or_default());
-                    self.answer(What::Identity);
+                    self.give_up(RotatedKey::Identity);
                 }
             }
             None => {}
@@ -383,103 +340,86 @@ pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
              same, add --force"
         );
     }
-    let (host, before) = (&found.host, found.node_keys.wireguard_key());
-    ask(&found.store, What::WireguardKey)?;
+    let before = begin(paths, RotatedKey::Wireguard).await?.wireguard;
     output::line(
         "asked the running agent for a new WireGuard key; its peers get ready for it first",
     );
-    loop {
-        if let Some(after) = host.wireguard_key().await?.filter(|after| *after != before) {
-            output::line(format!("the WireGuard key is {after} now; it was {before}"));
-            return Ok(());
-        }
-        look_again(&found.store).await?;
-    }
+    let after = until(paths, ROTATION_LIMIT, |keys| keys.wireguard != before)
+        .await?
+        .wireguard;
+    output::line(format!("the WireGuard key is {after} now; it was {before}"));
+    Ok(())
 }
 
 /// `wattle-agent rotate --identity`.
 pub(crate) async fn rotate_identity(paths: &Paths) -> anyhow::Result<()> {
-    let found = status::find(paths)?;
-    let before = found.node_keys.identity_key();
-    ask(&found.store, What::Identity)?;
+    let before = begin(paths, RotatedKey::Identity).await?.identity;
     output::line(
         "asked the running agent for another identity; the coordinator is told of it first",
     );
-    loop {
-        let after = Slot::Present
-            .load(&found.store)?
-            .map(|(node_keys, _)| node_keys.identity_key());
-        if let Some(after) = after.filter(|after| *after != before) {
-            output::line(format!("the identity is {after} now; it was {before}"));
-            return Ok(());
-        }
-        look_again(&found.store).await?;
-    }
+    let after = until(paths, ROTATION_LIMIT, |keys| keys.identity != before)
+        .await?
+        .identity;
+    output::line(format!("the identity is {after} now; it was {before}"));
+    Ok(())
 }
 
 /// `wattle-agent rotate --psk`.
 pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
-    let found = status::find(paths)?;
-    let before = psk::load(&found.store)?;
-    let peers = found
-        .known
-        .as_ref()
-        .into_iter()
-        .flat_map(|known| known.peers.values())
-        .map(|known| &known.peer);
-    let peers: Vec<_> = peers
-        .filter(|peer| before.since(peer.node).is_some())
-        .collect();
-    ask(&found.store, What::PresharedKeys)?;
+    let all = begin(paths, RotatedKey::Preshared)
+        .await?
+        .preshared_with
+        .len();
     output::line(format!(
-        "asked the running agent for new preshared keys with {} peers",
-        peers.len()
+        "asked the running agent for new preshared keys with {all} peers"
     ));
-    let asked = Instant::now();
-    loop {
-        let now = psk::load(&found.store)?;
-        let old = peers
-            .iter()
-            .filter(|peer| now.since(peer.node) == before.since(peer.node));
-        let old: Vec<_> = old.map(|peer| peer.name.to_string()).collect();
-        if old.is_empty() {
-            output::line("all preshared keys are new");
-            return Ok(());
-        }
-        if asked.elapsed() > ROTATION_LIMIT {
-            let (old, all) = (old.join(", "), peers.len());
-            bail!(
+    match until(paths, PSK_LIMIT, |keys| keys.preshared_with.is_empty()).await {
+        Ok(_) => output::line("all preshared keys are new"),
+        Err(error) => {
+            let old = keys(paths).await?.preshared_with.join(", ");
+            return Err(error).context(format!(
                 "of {all} peers, these have not answered: {old}. Their tunnels keep their present \
                  keys, and the running agent keeps asking until it is restarted"
-            );
+            ));
         }
-        look_again(&found.store).await?;
     }
+    Ok(())
 }
 
-fn ask(store: &Store, what: What) -> anyhow::Result<()> {
-    if !store.is_locked()? {
-        bail!("no agent runs here to change the key: start `wattle-agent run`");
-    }
-    store.write(
-        ASKED,
-        &Asked {
-            what,
-            problem: None,
-        },
-    )
+/// Asks for a key, and gives the present ones.
+async fn begin(paths: &Paths, key: RotatedKey) -> anyhow::Result<Keys> {
+    control::ask_running(paths, Request::Rotate(key)).await
 }
 
-/// Waits a moment.
+async fn keys(paths: &Paths) -> anyhow::Result<Keys> {
+    control::ask_running(paths, Request::Keys).await
+}
+
+/// Waits until the keys are as wanted.
 ///
 /// # Errors
 ///
-/// What the agent says when nothing comes of it.
-async fn look_again(store: &Store) -> anyhow::Result<()> {
-    if let Some(problem) = store.read::<Asked>(ASKED)?.and_then(|asked| asked.problem) {
-        store.remove(ASKED)?;
-        bail!(problem);
+/// What the agent says when nothing comes of it, or that it takes too long.
+async fn until(
+    paths: &Paths,
+    limit: Duration,
+    is_done: impl Fn(&Keys) -> bool,
+) -> anyhow::Result<Keys> {
+    let asked = Instant::now();
+    loop {
+        let keys = keys(paths).await?;
+        if is_done(&keys) {
+            return Ok(keys);
+        }
+        if let Some(problem) = keys.problem {
+            bail!(problem);
+        }
+        if asked.elapsed() > limit {
+            bail!(
+                "it is not done after {} s. The running agent goes on: see `wattle-agent status`",
+                limit.as_secs()
+            );
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
-    tokio::time::sleep(POLL_INTERVAL).await;
-    Ok(())
 }

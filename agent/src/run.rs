@@ -15,10 +15,13 @@ use wattle_mesh::keys::node_keys::NodeKeys;
 use self::agent::{Agent, Ended};
 use crate::{
     config::Paths,
+    control::Control,
     identity::{Membership, Slot},
+    interface_lock::InterfaceLock,
     metrics::Metrics,
     output,
     reconcile::Host,
+    status::NOT_A_NODE,
     store::Store,
     supervisor::Supervisor,
 };
@@ -29,6 +32,8 @@ const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::Result<()> {
     let store = Store::open(&paths.state_dir)?;
     let _alone = store.lock()?;
+    let _alone_there = InterfaceLock::take(paths, &store)?;
+    let mut control = Control::open(paths);
     let mut stop = Stop::new()?;
     let metrics = match metrics {
         Some(address) => Some(Arc::new(Metrics::serve(address).await?)),
@@ -38,13 +43,13 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
     // waits for that (packaging/systemd).
     let mut supervisor = Supervisor::new();
     let (mut node_keys, mut membership) = tokio::select! {
-        joined = wait_for_join(&store, &mut supervisor) => joined?,
+        joined = wait_for_join(&store, &mut control, &mut supervisor) => joined?,
         () = stop.asked() => return Ok(()),
     };
     loop {
         let mut agent = Agent::new(paths, store.clone(), node_keys, membership, metrics.clone())?;
         agent.start_from_disk().await;
-        match agent.run(&mut stop, &mut supervisor).await {
+        match agent.run(&mut control, &mut stop, &mut supervisor).await {
             Ended::Stopped => break,
             Ended::Anew(with_machine, as_node) => (node_keys, membership) = (with_machine, as_node),
         }
@@ -90,6 +95,7 @@ impl Stop {
 
 async fn wait_for_join(
     store: &Store,
+    control: &mut Control,
     supervisor: &mut Supervisor,
 ) -> anyhow::Result<(NodeKeys, Membership)> {
     let mut told = false;
@@ -102,6 +108,9 @@ async fn wait_for_join(
             info!("this machine is not a node yet: waiting for `wattle-agent join`");
             told = true;
         }
-        sleep(JOIN_POLL_INTERVAL).await;
+        tokio::select! {
+            () = sleep(JOIN_POLL_INTERVAL) => {}
+            asked = control.asked() => asked.answer(Err::<(), _>(NOT_A_NODE.to_owned())),
+        }
     }
 }

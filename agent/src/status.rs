@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use wattle_mesh::{
     agent::{
         guard::Refused,
@@ -12,8 +12,9 @@ use wattle_mesh::{
     },
     health::link,
     host::{
+        interface::InterfaceName,
         plan::{Plan, plan},
-        state::{Observed, ObservedPeer},
+        state::{Interface, ObservedPeer},
     },
     keys::{
         node_keys::NodeKeys,
@@ -27,12 +28,17 @@ use wattle_wire::{
 
 use crate::{
     config::Paths,
+    control::{self, Request},
     follow::{self, Connection},
     identity::{Membership, Slot, unix_s},
     output, psk,
     reconcile::Host,
     store::Store,
 };
+
+/// What a machine is told that has not joined.
+pub(crate) const NOT_A_NODE: &str =
+    "this machine is not a node yet: run `wattle-agent join` with the join string of its site";
 
 /// What the state directory and the host say.
 pub(crate) struct Found {
@@ -46,8 +52,8 @@ pub(crate) struct Found {
     pub(crate) store: Store,
 }
 
-#[derive(Serialize)]
-struct Status {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
     node: Name,
     site: Name,
     /// What an operator signs of this node.
@@ -62,13 +68,16 @@ struct Status {
     tunnel_address: Option<String>,
     position: Option<Position>,
     agent_running: bool,
+    /// Seconds since 1970 at which the running agent last wrote down what it knows of the mesh;
+    /// absent while it runs, or before it knew anything.
+    as_of: Option<u64>,
     coordinator: Option<Connection>,
     /// What the agent does not carry out of the coordinator's word, and why.
     problems: Vec<String>,
     peers: Vec<PeerStatus>,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct PeerStatus {
     name: Name,
     /// Whether no agent runs there.
@@ -85,7 +94,7 @@ struct PeerStatus {
     prefixes: Vec<String>,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum PeerState {
     Up,
@@ -95,14 +104,29 @@ enum PeerState {
     Unsigned,
 }
 
+/// What a status is made of.
+pub(crate) struct Facts<'a> {
+    pub(crate) interface_name: &'a InterfaceName,
+    pub(crate) membership: &'a Membership,
+    pub(crate) node_keys: &'a NodeKeys,
+    pub(crate) known: Option<&'a Known>,
+    /// Whether the host requires the lock.
+    pub(crate) locked: bool,
+    /// As it is now; absent when the agent has none.
+    pub(crate) interface: Option<&'a Interface>,
+    pub(crate) refused: &'a Refused,
+    pub(crate) problems: Vec<String>,
+    /// As [`Status::as_of`]; absent where the running agent says all this itself.
+    pub(crate) as_of: Option<u64>,
+    pub(crate) agent_running: bool,
+    pub(crate) coordinator: Option<Connection>,
+}
+
 pub(crate) async fn status(paths: &Paths, json: bool) -> anyhow::Result<ExitCode> {
-    let found = find(paths)?;
-    let observed = found.host.observe().await?;
-    let refused = match &found.known {
-        Some(known) => found.host.limits(known).await?.refused,
-        None => Refused::default(),
+    let status = match control::ask(paths, Request::Status).await? {
+        Some(status) => status,
+        None => from_disk(paths).await?,
     };
-    let status = describe(paths, &found, &observed, &refused)?;
     if json {
         output::json(&status)?;
     } else {
@@ -113,6 +137,34 @@ pub(crate) async fn status(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The status as far as the state folder and the host tell it, without an agent to ask.
+async fn from_disk(paths: &Paths) -> anyhow::Result<Status> {
+    let found = find(paths)?;
+    let interface = found.host.observe_interface().await?;
+    let refused = match &found.known {
+        Some(known) => found.host.limits(known).await?.refused,
+        None => Refused::default(),
+    };
+    let kept = found
+        .known
+        .as_ref()
+        .and_then(|known| rotation::kept_for_unmanaged(known, &found.node_keys, unix_s()));
+    let problems = found.problems.iter().cloned().chain(refused.problems());
+    Ok(Status::new(&Facts {
+        interface_name: &paths.interface,
+        membership: &found.membership,
+        node_keys: &found.node_keys,
+        known: found.known.as_ref(),
+        locked: found.host.operators().is_some(),
+        interface: interface.as_ref(),
+        refused: &refused,
+        problems: problems.chain(kept).collect(),
+        as_of: follow::view_written_at(&found.store),
+        agent_running: found.store.is_locked()?,
+        coordinator: follow::load_connection(&found.store)?,
+    }))
 }
 
 pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()> {
@@ -154,10 +206,7 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
 pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
     let store = Store::open(&paths.state_dir)?;
     let Some((node_keys, Some(membership))) = Slot::Present.load(&store)? else {
-        bail!(
-            "this machine is not a node yet: run `wattle-agent join` with the join string of its \
-             site"
-        );
+        bail!(NOT_A_NODE);
     };
     let host = Host::new(paths, &store, &membership.urls)?;
     let mut replica = Replica::new(membership.enrolled.mesh, node_keys.wireguard_key())
@@ -184,79 +233,63 @@ pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
     })
 }
 
-fn describe(
-    paths: &Paths,
-    found: &Found,
-    observed: &Observed,
-    refused: &Refused,
-) -> anyhow::Result<Status> {
-    let none = ObservedPeer::default();
-    let peers = found
-        .known
-        .iter()
-        .flat_map(|known| known.peers.values())
-        .map(
-            |known @ KnownPeer {
-                 peer, statement, ..
-             }| {
-                let entry = observed
-                    .interface
-                    .as_ref()
-                    .and_then(|interface| known.entry(interface))
-                    .unwrap_or(&none);
-                let state = match entry.handshake_age_s {
-                    _ if refused.is_unsigned(peer.node) => PeerState::Unsigned,
-                    None => PeerState::Never,
-                    age if link::is_fresh(age) => PeerState::Up,
-                    Some(_) => PeerState::Down,
-                };
-                PeerStatus {
-                    name: peer.name.clone(),
-                    unmanaged: statement.unmanaged,
-                    state,
-                    endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
-                    endpoint_source: entry
-                        .endpoint
-                        .map(|used| link::endpoint_source(used, peer.endpoint)),
-                    handshake_age_s: entry.handshake_age_s,
-                    preshared_key: entry.psk.is_some(),
-                    received_bytes: entry.received_bytes,
-                    sent_bytes: entry.sent_bytes,
-                    prefixes: entry.allowed_ips.iter().map(ToString::to_string).collect(),
-                }
-            },
-        );
-    let kept = found
-        .known
-        .as_ref()
-        .and_then(|known| rotation::kept_for_unmanaged(known, &found.node_keys, unix_s()));
-    Ok(Status {
-        node: found.membership.enrolled.name.clone(),
-        site: found.membership.enrolled.site.clone(),
-        identity: found.node_keys.identity_key(),
-        locked: found.host.operators().is_some(),
-        interface: paths.interface.to_string(),
-        device: observed
-            .interface
-            .as_ref()
-            .map(|interface| interface.device),
-        mtu: observed.interface.as_ref().map(|interface| interface.mtu),
-        tunnel_address: found
-            .known
-            .as_ref()
-            .map(|known| known.myself.tunnel_address.to_string()),
-        position: found.known.as_ref().map(|known| known.position),
-        agent_running: found.store.is_locked()?,
-        coordinator: follow::load_connection(&found.store)?,
-        problems: found
-            .problems
-            .iter()
-            .cloned()
-            .chain(refused.problems())
-            .chain(kept)
-            .collect(),
-        peers: peers.collect(),
-    })
+impl Status {
+    pub(crate) fn new(facts: &Facts<'_>) -> Self {
+        let enrolled = &facts.membership.enrolled;
+        let peers = facts.known.into_iter().flat_map(|known| {
+            let peers = known.peers.values();
+            peers.map(|peer| PeerStatus::new(peer, facts))
+        });
+        Self {
+            node: enrolled.name.clone(),
+            site: enrolled.site.clone(),
+            identity: facts.node_keys.identity_key(),
+            locked: facts.locked,
+            interface: facts.interface_name.to_string(),
+            device: facts.interface.map(|interface| interface.device),
+            mtu: facts.interface.map(|interface| interface.mtu),
+            tunnel_address: facts
+                .known
+                .map(|known| known.myself.tunnel_address.to_string()),
+            position: facts.known.map(|known| known.position),
+            agent_running: facts.agent_running,
+            as_of: facts.as_of,
+            coordinator: facts.coordinator.clone(),
+            problems: facts.problems.clone(),
+            peers: peers.collect(),
+        }
+    }
+}
+
+impl PeerStatus {
+    fn new(of: &KnownPeer, facts: &Facts<'_>) -> Self {
+        let KnownPeer {
+            peer, statement, ..
+        } = of;
+        let none = ObservedPeer::default();
+        let entry = facts.interface.and_then(|interface| of.entry(interface));
+        let entry = entry.unwrap_or(&none);
+        let state = match entry.handshake_age_s {
+            _ if facts.refused.is_unsigned(peer.node) => PeerState::Unsigned,
+            None => PeerState::Never,
+            age if link::is_fresh(age) => PeerState::Up,
+            Some(_) => PeerState::Down,
+        };
+        Self {
+            name: peer.name.clone(),
+            unmanaged: statement.unmanaged,
+            state,
+            endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
+            endpoint_source: entry
+                .endpoint
+                .map(|used| link::endpoint_source(used, peer.endpoint)),
+            handshake_age_s: entry.handshake_age_s,
+            preshared_key: entry.psk.is_some(),
+            received_bytes: entry.received_bytes,
+            sent_bytes: entry.sent_bytes,
+            prefixes: entry.allowed_ips.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 fn print(status: &Status) {
@@ -362,8 +395,16 @@ fn coordinator(status: &Status) -> String {
     };
     match &status.coordinator {
         _ if !status.agent_running => {
-            "the agent does not run: start `wattle-agent run`. The tunnels are as it left them"
-                .to_owned()
+            let age = status
+                .as_of
+                .map(|at| output::age(unix_s().saturating_sub(at)));
+            let age = age
+                .map(|age| format!(". What it knew is {age} old"))
+                .unwrap_or_default();
+            format!(
+                "the agent does not run: start `wattle-agent run`. The tunnels are as it left \
+                 them{age}"
+            )
         }
         None => "not yet connected to the coordinator".to_owned(),
         Some(connection) if connection.connected => {

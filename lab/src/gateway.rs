@@ -137,6 +137,14 @@ impl Gateway {
         process::output(&mut command, None)
     }
 
+    /// Another command of the agent, which runs beside what follows.
+    pub fn start_command(&self, arguments: &[&str]) -> Result<Daemon> {
+        let mut command = self.host.command(self.binaries.agent());
+        command.args(PLACE).args(arguments);
+        let log = format!("{}-{}.log", self.site.name, arguments.join("-"));
+        Daemon::start(command, &self.logs.join(log))
+    }
+
     /// `wattle-agent status --json`.
     pub fn status(&self) -> Result<Value> {
         serde_json::from_str(&self.agent_says(&["status", "--json"])?)

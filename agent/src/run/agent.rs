@@ -1,7 +1,7 @@
 //! The loop of a node. A message, the clock or a signal comes; the replica takes it in, the host
 //! follows, the coordinator is told.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, mpsc},
@@ -17,11 +17,16 @@ use wattle_mesh::{
         rotation::{Situation, canary::Watch},
     },
 };
-use wattle_wire::stream::{ByeReason, StreamMessage};
+use wattle_wire::{
+    ids::NodeId,
+    name::Name,
+    stream::{ByeReason, StreamMessage},
+};
 
 use super::Stop;
 use crate::{
     config::Paths,
+    control::{Asked, Control, Keys, Request, RotatedKey},
     coordinator::Coordinator,
     follow::{self, Connection, Event},
     history::Record,
@@ -32,6 +37,7 @@ use crate::{
     reconcile::{Aim, Host, OBSERVE_INTERVAL, Outcome},
     report::Reporter,
     rotation::KeyChange,
+    status::{Facts, Status},
     store::Store,
     supervisor::Supervisor,
 };
@@ -83,6 +89,10 @@ pub(super) struct Agent {
     watch: Watch,
     prober: Prober,
     reporter: Reporter,
+    /// How the agent stands with the coordinator; absent before it has tried.
+    connection: Option<Connection>,
+    /// When each preshared key was agreed on that is to be another since a command asked for that.
+    old_psks: BTreeMap<NodeId, u64>,
 }
 
 impl Agent {
@@ -123,6 +133,8 @@ impl Agent {
             last_change: now,
             started: now,
             reporter,
+            connection: None,
+            old_psks: BTreeMap::new(),
         })
     }
 
@@ -147,7 +159,12 @@ impl Agent {
         }
     }
 
-    pub(super) async fn run(&mut self, stop: &mut Stop, supervisor: &mut Supervisor) -> Ended {
+    pub(super) async fn run(
+        &mut self,
+        control: &mut Control,
+        stop: &mut Stop,
+        supervisor: &mut Supervisor,
+    ) -> Ended {
         let (sender, mut events) = mpsc::channel(16);
         let follower = follow::follow(
             Arc::clone(&self.coordinator),
@@ -177,6 +194,7 @@ impl Agent {
                     self.view_changed |= self.mailbox.take_in(done, self.replica.known(), &self.node_keys);
                 }
                 () = self.prober.news() => self.show_metrics(),
+                asked = control.asked() => self.answer(asked).await,
                 () = stop.asked() => break Ended::Stopped,
             }
             if std::mem::take(&mut self.view_changed) {
@@ -406,11 +424,6 @@ impl Agent {
 
     async fn reconcile(&mut self) {
         let begin = Instant::now();
-        self.take_confirmation();
-        self.key_change.read_requests();
-        if self.key_change.psks_are_asked_for() {
-            self.mailbox.want_others();
-        }
         self.round().await;
         // After the device was observed, which tells whose WireGuard key is new: with those no
         // preshared key is changed yet.
@@ -482,18 +495,82 @@ impl Agent {
         });
     }
 
-    /// Carries out the removals that somebody has confirmed since.
-    fn take_confirmation(&mut self) {
-        if self.replica.awaiting_confirmation().is_empty() {
-            return;
-        }
-        match follow::take_confirmed(&self.store) {
-            Ok(Some(confirmed)) if self.replica.confirm(&confirmed) => {
-                info!("the removal of peers was confirmed");
-                self.save_view();
+    /// Answers a command of this host.
+    async fn answer(&mut self, asked: Asked) {
+        match asked.request {
+            Request::Status => asked.answer(self.status().await),
+            Request::Confirm => asked.answer(Ok(self.confirm())),
+            Request::Keys => asked.answer(Ok(self.keys())),
+            Request::Rotate(key) => {
+                if key == RotatedKey::Preshared {
+                    self.mailbox.want_others();
+                    let psks = self.mailbox.exchange();
+                    let known = self.replica.known().into_iter();
+                    self.old_psks = known
+                        .flat_map(|known| known.peers.keys())
+                        .filter_map(|peer| Some((*peer, psks.since(*peer)?)))
+                        .collect();
+                } else {
+                    self.key_change.ask(key);
+                }
+                asked.answer(Ok(self.keys()));
             }
-            Ok(_) => {}
-            Err(error) => warn!("{error:#}"),
+        }
+    }
+
+    async fn status(&self) -> Result<Status, String> {
+        let interface = self.host.observe_interface().await;
+        let interface = interface.map_err(|error| format!("{error:#}"))?;
+        let known = self.replica.known();
+        Ok(Status::new(&Facts {
+            interface_name: &self.interface,
+            membership: &self.membership,
+            node_keys: &self.node_keys,
+            known,
+            locked: self.host.operators().is_some(),
+            interface: interface.as_ref(),
+            refused: &self.outcome.limits.refused,
+            problems: known
+                .map(|known| self.problems(known).collect())
+                .unwrap_or_default(),
+            as_of: None,
+            agent_running: true,
+            coordinator: self.connection.clone(),
+        }))
+    }
+
+    /// Carries out the removals that wait. The names of those that go.
+    fn confirm(&mut self) -> Vec<Name> {
+        let waiting = self.replica.awaiting_confirmation();
+        let names = self.replica.known().into_iter().flat_map(|known| {
+            let peers = waiting.iter().filter_map(|node| known.peers.get(node));
+            peers.map(|known| known.peer.name.clone())
+        });
+        let names = names.collect();
+        if self.replica.confirm(&waiting) {
+            info!("the removal of peers was confirmed");
+            (self.view_changed, self.view_unsaved) = (true, true);
+        }
+        names
+    }
+
+    fn keys(&self) -> Keys {
+        let psks = self.mailbox.exchange();
+        let peers = self.replica.known().into_iter();
+        let old = peers
+            .flat_map(|known| known.peers.values())
+            .filter(|known| {
+                let node = &known.peer.node;
+                self.old_psks
+                    .get(node)
+                    .copied()
+                    .is_some_and(|at| psks.since(*node) == Some(at))
+            });
+        Keys {
+            wireguard: self.node_keys.wireguard_key(),
+            identity: self.node_keys.identity_key(),
+            problem: self.key_change.answer().map(str::to_owned),
+            preshared_with: old.map(|known| known.peer.name.to_string()).collect(),
         }
     }
 
@@ -542,7 +619,7 @@ impl Agent {
         );
     }
 
-    fn save_connection(&self, error: Option<String>) {
+    fn save_connection(&mut self, error: Option<String>) {
         let connection = Connection {
             connected: error.is_none(),
             url: self.coordinator.url().to_owned(),
@@ -552,6 +629,7 @@ impl Agent {
         if let Err(error) = follow::save_connection(&self.store, &connection) {
             warn!("{error:#}");
         }
+        self.connection = Some(connection);
     }
 }
 

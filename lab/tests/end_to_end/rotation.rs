@@ -311,10 +311,9 @@ pub(crate) fn h2_another_identity_is_taken_up_whoever_dies_at_whatever_step_and_
     let flows = flows(&lab)?;
     let first = identity(&lab, &api)?;
     lab.coordinator.sql(NO_IDENTITY)?;
-    lab.gateway(FRANKFURT)?.host.run_with(
-        &format!("tee {STATE_DIR}/rotate.json"),
-        r#"{"what":"identity"}"#,
-    )?;
+    let asking = lab
+        .gateway(FRANKFURT)?
+        .start_command(&["rotate", "--identity"])?;
     let next = wait_for("it has another identity on disk", patience(20.0), || {
         let kept = kept(&lab)?;
         ensure!(kept["next_identity"].is_string(), "it has one alone");
@@ -322,6 +321,7 @@ pub(crate) fn h2_another_identity_is_taken_up_whoever_dies_at_whatever_step_and_
     })?;
     // Both die before the coordinator could take it.
     lab.gateway_mut(FRANKFURT)?.kill_agent()?;
+    drop(asking);
     lab.coordinator.kill()?;
     lab.coordinator.start_server()?;
     lab.coordinator.wait_ready()?;
