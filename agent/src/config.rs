@@ -86,9 +86,10 @@ pub(crate) enum Command {
     ///
     /// The keys are made here and their private halves never leave. Repeating the command is safe.
     Join {
-        /// The join string, which begins with `wattle1.`; `-` reads it from standard input.
+        /// A file that holds the join string, or `-` to read it from standard input. The string
+        /// itself, which begins with `wattle1.`, is taken too, and others on this host can see it.
         #[arg(
-            value_name = "JOIN_STRING",
+            value_name = "FILE",
             env = "WATTLE_JOIN_STRING",
             hide_env_values = true
         )]

@@ -1,6 +1,6 @@
 //! `wattle-agent join`: makes keys, proves them, and becomes a node.
 
-use std::io::Read;
+use std::{fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
 use reqwest::StatusCode;
@@ -26,7 +26,7 @@ pub(crate) async fn join(
     endpoint: Option<Endpoint>,
     replace: bool,
 ) -> anyhow::Result<()> {
-    let join: JoinString = read(join_string)?.parse()?;
+    let join: JoinString = join_string.parse()?;
     let store = Store::open(&paths.state_dir)?;
     let slot = if replace { Slot::Next } else { Slot::Present };
     // Whoever follows the mesh with the old keys must not meet the new ones.
@@ -136,17 +136,21 @@ async fn compare(
     Ok(())
 }
 
-/// The join string itself, or what standard input holds for `-`, so that it need not stand in the
-/// shell's history.
-fn read(join_string: &str) -> anyhow::Result<String> {
-    if join_string != "-" {
-        return Ok(join_string.to_owned());
+/// The join string itself, or what the file of this name holds, or standard input for `-`. Other
+/// users of the host see the words of a command, so the string is better not one of them.
+pub(crate) fn read(join_string: &str) -> anyhow::Result<String> {
+    if join_string == "-" {
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("cannot read the join string from standard input")?;
+        Ok(text)
+    } else if Path::new(join_string).is_file() {
+        fs::read_to_string(join_string)
+            .with_context(|| format!("cannot read the join string from {join_string}"))
+    } else {
+        Ok(join_string.to_owned())
     }
-    let mut text = String::new();
-    std::io::stdin()
-        .read_to_string(&mut text)
-        .context("cannot read the join string from standard input")?;
-    Ok(text)
 }
 
 async fn enrol(

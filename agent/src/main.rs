@@ -61,9 +61,17 @@ fn threads(command: &Command) -> usize {
 }
 
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
-    let Cli { paths, command, .. } = cli;
-    if let Command::Join { operator_keys, .. } = &command {
-        // The one file outside of the state folder, which its owner may not write.
+    let Cli {
+        paths, mut command, ..
+    } = cli;
+    // The files outside of the state folder, which its owner may not read or write.
+    if let Command::Join {
+        join_string,
+        operator_keys,
+        ..
+    } = &mut command
+    {
+        *join_string = join::read(join_string)?;
         lock::require(&paths, operator_keys)?;
     }
     if !matches!(command, Command::Lock(_) | Command::Device { .. }) {

@@ -23,6 +23,11 @@ const TESTS: &[(&str, &str, &str)] = &[
         include_str!("systemd/units.sh"),
     ),
     (
+        "commands_work_beside_the_unit_for_root_its_user_and_its_group_and_for_nobody_else",
+        "commands",
+        include_str!("systemd/commands.sh"),
+    ),
+    (
         "after_a_reboot_the_tunnels_are_up_before_the_network_is",
         "reboot",
         include_str!("systemd/reboot.sh"),

@@ -116,17 +116,23 @@ END
     systemctl enable --quiet --now networks.service systemd-networkd.service cork-agent.service
 }
 
-# Both sites, each with a gateway that has joined and a tunnel that is up.
-join_both() {
-    systemctl enable --quiet --now wattle-server.service wattle-agent.service
-    wait_for 60 api /readyz
+# Both sites. Their join strings are in /run.
+create_sites() {
     for site in dublin:198.18.0.1:10.10.0.0/24 cork:198.18.0.2:10.20.0.0/24; do
         name=${site%%:*} address=${site#*:} lan=${site##*:}
         site="{\"name\": \"$name\", \"endpoint\": \"${address%:*}:51820\", \"subnets\": [\"$lan\"]}"
         api /sites --data "$site" | jq --raw-output .join_token.join_string >"/run/$name"
+        chmod 644 "/run/$name"
     done
-    chmod 644 /run/dublin
-    setpriv --reuid=wattle --regid=wattle --clear-groups sh -c 'wattle-agent join - </run/dublin'
+}
+
+# Both sites, each with a gateway that has joined and a tunnel that is up. Root joins beside an agent
+# that waits for it.
+join_both() {
+    systemctl enable --quiet --now wattle-server.service wattle-agent.service
+    wait_for 60 api /readyz
+    create_sites
+    wattle-agent join - </run/dublin
     ip netns exec cork wattle-agent --state-dir /var/lib/cork join - </run/cork
     wait_for 30 ping -c 1 -W 1 10.20.0.1
 }

@@ -64,7 +64,7 @@ impl Issue {
             id: self.id,
             expires_at: stored.expires_at,
             join_string: Secret::new(join.to_string()),
-            command: Secret::new(format!("wattle-agent join {join}")),
+            command: Secret::new(format!("echo {join} | wattle-agent join -")),
         }
     }
 }

@@ -168,9 +168,7 @@ async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
     browser.see("main h1", "dublin").await;
     browser.see("table[aria-label=Links]", "117.7 MiB").await;
     browser.click("#new-token").await;
-    browser
-        .see(".copyable code", "wattle-agent join wattle1.")
-        .await;
+    browser.see(".copyable code", "echo wattle1.").await;
     browser.keep("site").await;
     browser.click("#remove").await;
     browser.see("dialog", "Remove dublin?").await;

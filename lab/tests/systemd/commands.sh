@@ -1,0 +1,69 @@
+# Commands beside the unit, whose agent runs as a user of its own: as root, as that user, as a member
+# of its group, and as somebody else. What root writes, the agent can read.
+install_wattle
+install_networks
+as_wattle="setpriv --reuid=wattle --regid=wattle --init-groups"
+as_member="setpriv --reuid=nobody --regid=nogroup --groups=$(getent group wattle | cut -d: -f3)"
+as_somebody="setpriv --reuid=nobody --regid=nogroup --clear-groups"
+
+# All files are the agent's, whoever ran the last command.
+owned_by_wattle() {
+    others=$(find /var/lib/wattle ! -user wattle)
+    [ -z "$others" ] || fail "not the agent's: $others"
+}
+
+# Root joins before the unit has ever run.
+systemctl enable --quiet --now wattle-server
+wait_for 60 api /readyz
+create_sites
+wattle-agent join - </run/dublin
+ip netns exec cork wattle-agent --state-dir /var/lib/cork join - </run/cork
+systemctl enable --quiet --now wattle-agent
+wait_for 30 ping -c 1 -W 1 10.20.0.1
+owned_by_wattle
+
+# As each who may: what the agent says, and what it is asked to do. nobody's own rights are of no use.
+for who in "" "$as_wattle" "$as_member"; do
+    $who wattle-agent status >/run/status || fail "status ($who): $(cat /run/status)"
+    grep -q "connected to $url" /run/status || fail "status ($who): $(cat /run/status)"
+    $who wattle-agent confirm | grep -q "no removal waits" || fail "confirm ($who)"
+done
+for who in "" "$as_wattle"; do
+    key=$(wg show wattle0 public-key)
+    $who wattle-agent rotate >/run/rotate || fail "rotate ($who)"
+    grep -q "it was $key" /run/rotate || fail "rotate ($who): $(cat /run/rotate)"
+    $who wattle-agent rotate --identity >/run/rotate || fail "rotate --identity ($who)"
+    $who wattle-agent history >/dev/null || fail "history ($who)"
+    $who wattle-agent join - </run/dublin || fail "join, once more ($who)"
+    owned_by_wattle
+done
+# What needs rights of its own is root's.
+wattle-agent plan >/dev/null || fail "plan"
+wattle-agent verify --host 10.20.0.1 || fail "verify"
+wattle-agent doctor >/run/doctor || fail "doctor: $(cat /run/doctor)"
+owned_by_wattle
+
+# Somebody else is refused, at once and in words.
+for command in status confirm rotate history "join /run/dublin"; do
+    ! $as_somebody timeout 10 wattle-agent $command 2>/run/refused || fail "somebody may $command"
+    grep -q "run this as root" /run/refused || fail "$command: $(cat /run/refused)"
+done
+
+# Root follows no link that the agent's user has planted.
+$as_wattle ln -s /root/planted /var/lib/wattle/history.json.previous
+$as_wattle ln -sf /root/planted /var/lib/wattle/node.lock
+wattle-agent join - </run/dublin || true
+[ ! -e /root/planted ] || fail "root followed a link"
+rm /var/lib/wattle/node.lock
+
+# The agent starts again on what root left, and without it the commands say how old what they read is.
+systemctl restart wattle-agent
+wait_for 30 ping -c 1 -W 1 10.20.0.1
+systemctl stop wattle-agent
+wattle-agent status >/run/status || fail "status without an agent: $(cat /run/status)"
+grep -q "the agent does not run.* old" /run/status || fail "$(cat /run/status)"
+! wattle-agent rotate 2>/run/refused || fail "rotates without an agent"
+grep -q "no agent runs here" /run/refused || fail "$(cat /run/refused)"
+wattle-agent down || fail "down"
+! ip link show wattle0 || fail "the interface is there"
+owned_by_wattle
