@@ -1,6 +1,8 @@
 //! The loop of a node. A message, the clock or a signal comes; the replica takes it in, the host
 //! follows, the coordinator is told.
 
+mod answer;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
@@ -19,14 +21,13 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     ids::NodeId,
-    name::Name,
     stream::{ByeReason, StreamMessage},
 };
 
 use super::Stop;
 use crate::{
     config::Paths,
-    control::{Asked, Control, Keys, Request, RotatedKey},
+    control::Control,
     coordinator::Coordinator,
     follow::{self, Connection, Event},
     history::Record,
@@ -37,7 +38,6 @@ use crate::{
     reconcile::{Aim, Host, OBSERVE_INTERVAL, Outcome},
     report::Reporter,
     rotation::KeyChange,
-    status::{Facts, Status},
     store::Store,
     supervisor::Supervisor,
 };
@@ -493,85 +493,6 @@ impl Agent {
             problems: self.problems(known).count(),
             now: chrono::Utc::now().timestamp(),
         });
-    }
-
-    /// Answers a command of this host.
-    async fn answer(&mut self, asked: Asked) {
-        match asked.request {
-            Request::Status => asked.answer(self.status().await),
-            Request::Confirm => asked.answer(Ok(self.confirm())),
-            Request::Keys => asked.answer(Ok(self.keys())),
-            Request::Rotate(key) => {
-                if key == RotatedKey::Preshared {
-                    self.mailbox.want_others();
-                    let psks = self.mailbox.exchange();
-                    let known = self.replica.known().into_iter();
-                    self.old_psks = known
-                        .flat_map(|known| known.peers.keys())
-                        .filter_map(|peer| Some((*peer, psks.since(*peer)?)))
-                        .collect();
-                } else {
-                    self.key_change.ask(key);
-                }
-                asked.answer(Ok(self.keys()));
-            }
-        }
-    }
-
-    async fn status(&self) -> Result<Status, String> {
-        let interface = self.host.observe_interface().await;
-        let interface = interface.map_err(|error| format!("{error:#}"))?;
-        let known = self.replica.known();
-        Ok(Status::new(&Facts {
-            interface_name: &self.interface,
-            membership: &self.membership,
-            node_keys: &self.node_keys,
-            known,
-            locked: self.host.operators().is_some(),
-            interface: interface.as_ref(),
-            refused: &self.outcome.limits.refused,
-            problems: known
-                .map(|known| self.problems(known).collect())
-                .unwrap_or_default(),
-            as_of: None,
-            agent_running: true,
-            coordinator: self.connection.clone(),
-        }))
-    }
-
-    /// Carries out the removals that wait. The names of those that go.
-    fn confirm(&mut self) -> Vec<Name> {
-        let waiting = self.replica.awaiting_confirmation();
-        let names = self.replica.known().into_iter().flat_map(|known| {
-            let peers = waiting.iter().filter_map(|node| known.peers.get(node));
-            peers.map(|known| known.peer.name.clone())
-        });
-        let names = names.collect();
-        if self.replica.confirm(&waiting) {
-            info!("the removal of peers was confirmed");
-            (self.view_changed, self.view_unsaved) = (true, true);
-        }
-        names
-    }
-
-    fn keys(&self) -> Keys {
-        let psks = self.mailbox.exchange();
-        let peers = self.replica.known().into_iter();
-        let old = peers
-            .flat_map(|known| known.peers.values())
-            .filter(|known| {
-                let node = &known.peer.node;
-                self.old_psks
-                    .get(node)
-                    .copied()
-                    .is_some_and(|at| psks.since(*node) == Some(at))
-            });
-        Keys {
-            wireguard: self.node_keys.wireguard_key(),
-            identity: self.node_keys.identity_key(),
-            problem: self.key_change.answer().map(str::to_owned),
-            preshared_with: old.map(|known| known.peer.name.to_string()).collect(),
-        }
     }
 
     fn next_observation(&self) -> Instant {

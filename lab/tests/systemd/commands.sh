@@ -49,12 +49,21 @@ for command in status confirm rotate history "join /run/dublin"; do
     grep -q "run this as root" /run/refused || fail "$command: $(cat /run/refused)"
 done
 
-# Root follows no link that the agent's user has planted.
-$as_wattle ln -s /root/planted /var/lib/wattle/history.json.previous
-$as_wattle ln -sf /root/planted /var/lib/wattle/node.lock
-wattle-agent join - </run/dublin || true
+# A join that has something to write: the agent knows another coordinator, too. Root follows no link
+# that the agent's user has planted.
+systemctl stop wattle-agent
+$as_wattle sh -ec 'cd /var/lib/wattle
+    jq ".membership.urls += [\"https://198.18.0.9:8443\"]" node.json >node.new
+    chmod 600 node.new
+    mv node.new node.json
+    ln -sf /root/planted node.lock'
+! wattle-agent join - </run/dublin || fail "root joined through a link"
 [ ! -e /root/planted ] || fail "root followed a link"
 rm /var/lib/wattle/node.lock
+wattle-agent join - </run/dublin | grep -q "now uses the coordinators" || fail "the string is not taken"
+owned_by_wattle
+systemctl start wattle-agent
+wait_for 30 wattle-agent status
 
 # The agent starts again on what root left, and without it the commands say how old what they read is.
 systemctl restart wattle-agent
