@@ -1,7 +1,7 @@
 //! Preshared keys: what of them is kept on disk, and the requests to the coordinator's mailbox on
 //! which nodes agree on them.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
@@ -47,6 +47,10 @@ pub(crate) struct PskClient {
     store: Store,
     mailbox: PskMailbox,
     request: Option<oneshot::Receiver<Done>>,
+    /// What is on disk.
+    saved: Exchange,
+    /// Why first keys with new peers are in memory alone; absent means all is on disk.
+    unsaved: Option<String>,
 }
 
 /// A request that is over.
@@ -73,8 +77,10 @@ impl PskClient {
         }
         Self {
             store,
+            saved: exchange.clone(),
             mailbox: PskMailbox::new(exchange, problem),
             request: None,
+            unsaved: None,
         }
     }
 
@@ -88,6 +94,7 @@ impl PskClient {
             .problem()
             .map(str::to_owned)
             .into_iter()
+            .chain(self.unsaved.clone())
             .chain(self.exchange().problems(known))
     }
 
@@ -108,6 +115,9 @@ impl PskClient {
         node_keys: &NodeKeys,
         unsettled: BTreeSet<NodeId>,
     ) -> bool {
+        if self.unsaved.is_some() && self.store.write(PSKS, &self.exchange().kept()).is_ok() {
+            (self.saved, self.unsaved) = (self.exchange().kept(), None);
+        }
         self.advance(node_keys, |mailbox, means| {
             mailbox.tick(known, means, unsettled)
         })
@@ -195,10 +205,24 @@ impl PskClient {
         step: impl FnOnce(&mut PskMailbox, &Means<'_, SystemKem>) -> Progress,
     ) -> bool {
         let before = self.mailbox.problem().map(str::to_owned);
+        let kept = RefCell::new((&mut self.saved, &mut self.unsaved));
         let keep = |exchange: &Exchange| {
-            self.store
-                .write(PSKS, exchange)
-                .map_err(|error| format!("cannot change preshared keys: {error:#}"))
+            let (saved, unsaved) = &mut *kept.borrow_mut();
+            match self.store.write(PSKS, exchange) {
+                Ok(()) => {
+                    (**saved, **unsaved) = (exchange.clone(), None);
+                    Ok(())
+                }
+                // A new peer is worth a key that a restart forgets. A key that is in use is not
+                // given up for one that may be forgotten.
+                Err(error) if exchange.only_adds_to(saved) => {
+                    **unsaved = Some(format!(
+                        "preshared keys with new peers are in memory alone: {error:#}"
+                    ));
+                    Ok(())
+                }
+                Err(error) => Err(format!("cannot change preshared keys: {error:#}")),
+            }
         };
         let Progress {
             may_differ,

@@ -183,7 +183,9 @@ impl Store {
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         // Private from the first moment: tempfile makes files with mode 0600.
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+        // Its error has the random name of the file: each would be another problem to be told.
+        let made = tempfile::NamedTempFile::new_in(&self.dir);
+        let mut file = made.map_err(|error| io::Error::from(error.kind()))?;
         file.write_all(content)?;
         file.as_file().sync_all()?;
         file.persist(path)?;

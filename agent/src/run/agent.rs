@@ -72,6 +72,8 @@ pub(super) struct Agent {
     view_changed: bool,
     /// The view on disk is older.
     view_unsaved: bool,
+    /// Why the view could not be written; absent means it was.
+    save_problem: Option<String>,
     /// What was told of the peers until now.
     record: Record,
     reconnect: Arc<Notify>,
@@ -125,6 +127,7 @@ impl Agent {
             store,
             view_changed: false,
             view_unsaved: false,
+            save_problem: None,
             reconnect: Arc::new(Notify::new()),
             disconnected: None,
             is_stranger: false,
@@ -323,10 +326,18 @@ impl Agent {
         if let Some(known) = self.replica.known() {
             self.record.note(known);
         }
-        if let Some(stored) = self.replica.stored()
-            && let Err(error) = follow::save_view(&self.store, &stored)
-        {
-            warn!("{error:#}");
+        let Some(stored) = self.replica.stored() else {
+            return;
+        };
+        let before = self.save_problem.take();
+        if let Err(error) = follow::save_view(&self.store, &stored) {
+            let problem = format!(
+                "cannot keep what the coordinator told, so that a restart knows less: {error:#}"
+            );
+            if before.as_ref() != Some(&problem) {
+                warn!("{problem}");
+            }
+            self.save_problem = Some(problem);
         }
     }
 
@@ -424,6 +435,8 @@ impl Agent {
 
     async fn reconcile(&mut self) {
         let begin = Instant::now();
+        // A disk that was full may have room again.
+        self.view_unsaved |= self.save_problem.is_some();
         self.round().await;
         // After the device was observed, which tells whose WireGuard key is new: with those no
         // preshared key is changed yet.
@@ -517,7 +530,8 @@ impl Agent {
             .replica
             .problems()
             .chain(self.outcome.problems.iter().cloned());
-        host.chain(self.mailbox.problems(known))
+        host.chain(self.save_problem.clone())
+            .chain(self.mailbox.problems(known))
             .chain(self.key_change.problems(known, &self.node_keys))
     }
 

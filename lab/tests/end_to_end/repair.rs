@@ -3,17 +3,17 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use wattle_lab::{
-    Flow, Gateway, Host, Lab,
+    Api, Flow, Gateway, Host, Lab,
     gateway::{INTERFACE, STATE_DIR},
     patience,
     process::Daemon,
-    site::{DUBLIN, FRANKFURT, GUIDE, PORT},
+    site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK, PORT},
     wait::same,
     wait_for,
 };
-use wattle_wire::admin::{Node, Page};
+use wattle_wire::admin::{CreatedSite, Node, Page};
 
 use crate::expected_peers;
 
@@ -141,6 +141,23 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     lab.gateway(DUBLIN)?
         .host
         .run(&format!("mkdir -p {STATE_DIR}"))?;
+    // Z2: what can still be done is done, and the reason is told here and at the coordinator.
+    let tells = |lab: &Lab, api: &Api, wanted: bool, has_socket: bool| -> Result<()> {
+        wait_for("the reason is told, or no more", patience(10.0), || {
+            let node: Value = api.get("/nodes/dublin")?;
+            let mut places = vec![node["last_report"]["problems"].clone()];
+            if has_socket {
+                places.push(lab.gateway(DUBLIN)?.status()?["problems"].clone());
+            }
+            for problems in places {
+                let told = problems
+                    .to_string()
+                    .contains(&format!("{STATE_DIR}/view.json"));
+                ensure!(told == wanted, "{problems}");
+            }
+            Ok(())
+        })
+    };
     lab.gateway(DUBLIN)?.host.run(&format!(
         "mount -t tmpfs -o size=1m,mode=755 state {STATE_DIR}"
     ))?;
@@ -182,6 +199,15 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     })?;
     let before = view(host)?;
     follows(&lab).context("on a full disk")?;
+    tells(&lab, &api, true, true)?;
+    let created: CreatedSite = api.post("/sites", &NEW_YORK.body())?;
+    lab.add_site(NEW_YORK)?;
+    lab.gateway(NEW_YORK)?
+        .join(created.join_token.join_string.reveal())?;
+    lab.gateway_mut(NEW_YORK)?.start_agent()?;
+    wait_for("a new peer is reached", patience(10.0), || {
+        lab.gateway(DUBLIN)?.host.ping(NEW_YORK.lan_host())
+    })?;
     same(&view(&lab.gateway(DUBLIN)?.host)?, &before)?;
     fill.kill()?;
     let host = &lab.gateway(DUBLIN)?.host;
@@ -189,9 +215,14 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     host.run(&format!("mount --bind {STATE_DIR} {STATE_DIR}"))?;
     host.run(&format!("mount -o remount,bind,ro {STATE_DIR}"))?;
     follows(&lab).context("on a disk that is read-only")?;
+    lab.gateway_mut(DUBLIN)?.kill_agent()?;
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    follows(&lab).context("of an agent that starts on a disk that is read-only")?;
+    // Here the socket is on that disk, too.
+    tells(&lab, &api, true, false)?;
     lab.gateway(DUBLIN)?
         .host
-        .run(&format!("umount {STATE_DIR}"))?;
+        .run(&format!("mount -o remount,bind,rw {STATE_DIR}"))?;
     follows(&lab)?;
     let host = &lab.gateway(DUBLIN)?.host;
     wait_for("what is known is on disk again", patience(5.0), || {
@@ -200,6 +231,7 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
         Ok(())
     })?;
     same(&host.read(&format!("{STATE_DIR}/node.json"))?, &kept)?;
+    tells(&lab, &api, false, false)?;
 
     // A damaged view gives way to the one before it, pins and all; a key that is open to others is
     // private again.

@@ -10,6 +10,7 @@ use wattle_wire::{
     ids::NodeId,
     psk::{GivenPsk, OutgoingMessage, PskPolicy, SignedPskMessage},
 };
+use zeroize::Zeroizing;
 
 use super::{
     Ends, Ignored, Kem, Pair, Psk,
@@ -40,6 +41,10 @@ pub struct Exchange {
     given: BTreeMap<NodeId, Files>,
 }
 
+fn on_disk(value: &impl Serialize) -> Option<Zeroizing<Vec<u8>>> {
+    serde_json::to_vec(value).ok().map(Zeroizing::new)
+}
+
 impl Exchange {
     /// What of it outlives a restart.
     pub fn kept(&self) -> Self {
@@ -58,6 +63,20 @@ impl Exchange {
                 .collect(),
             given: self.given.clone(),
         }
+    }
+
+    /// Whether every pair that had a key `before` is as it was, so that nothing is lost if this is
+    /// forgotten: only keys with further peers are new.
+    pub fn only_adds_to(&self, before: &Self) -> bool {
+        let mut pairs = before.pairs.iter();
+        let mut given = before.given.iter();
+        pairs.all(|(peer, then)| {
+            let now = self.pairs.get(peer);
+            then.since().is_none() || now.is_some_and(|now| on_disk(&**now) == on_disk(&**then))
+        }) && given.all(|(peer, then)| {
+            let now = self.given.get(peer);
+            now.is_some_and(|now| on_disk(now) == on_disk(then))
+        })
     }
 
     /// The key to use with a peer.
