@@ -63,6 +63,9 @@ CREATE TABLE nodes (
     -- Null once the site is gone. The row stays: a revoked key never enrols again.
     site                uuid        REFERENCES sites ON DELETE SET NULL,
     name                text        NOT NULL CHECK (name ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'),
+    -- Whether the name is made of the site's and changes with it; false once somebody has given the
+    -- node a name of its own.
+    name_follows_site   boolean     NOT NULL DEFAULT true,
     state               text        NOT NULL CHECK (state IN ('active', 'standby', 'revoked')),
     identity_key        bytea       NOT NULL
         CONSTRAINT node_identity_key UNIQUE CHECK (octet_length(identity_key) = 32),

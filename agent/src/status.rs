@@ -230,9 +230,14 @@ fn describe(
         .known
         .as_ref()
         .and_then(|known| rotation::kept_for_unmanaged(known, &found.machine, unix_s()));
+    let enrolled = &found.membership.enrolled;
+    let myself = found.known.as_ref().map(|known| &known.myself);
     Ok(Status {
-        node: found.membership.enrolled.name.clone(),
-        site: found.membership.enrolled.site.clone(),
+        // As they are called now; enrolment knows how they were called then.
+        node: myself.map_or(&enrolled.name, |myself| &myself.name).clone(),
+        site: myself
+            .map_or(&enrolled.site, |myself| &myself.site_name)
+            .clone(),
         identity: found.machine.identity_key(),
         locked: found.host.operators().is_some(),
         interface: paths.interface.to_string(),

@@ -94,6 +94,17 @@ pub struct ChangeRecord {
     object: String,
     /// Digest of the object as it is now, where the records do not tell.
     after: Option<Bytes32>,
+    /// What else was done, each to another object.
+    further: Vec<FurtherEvent>,
+}
+
+/// What a change did to an object beside the one that it was asked for.
+#[derive(Debug)]
+struct FurtherEvent {
+    action: &'static str,
+    object: String,
+    /// Digest of the object as it is now.
+    after: Bytes32,
 }
 
 impl PendingChange {
@@ -128,6 +139,7 @@ impl PendingChange {
                 action,
                 object: object.to_string(),
                 after: None,
+                further: Vec::new(),
             }),
         }
     }
@@ -147,6 +159,23 @@ impl<T> ChangeOutcome<T> {
     pub fn with_object(mut self, object: &impl Serialize) -> Result<Self> {
         if let Some(record) = &mut self.record {
             record.after = Some(digest(object)?);
+        }
+        Ok(self)
+    }
+
+    /// Says what else was done in the same revision, to another object: an event of its own.
+    pub fn and_event(
+        mut self,
+        action: &'static str,
+        object: impl ToString,
+        now: RecordChange,
+    ) -> Result<Self> {
+        if let Some(record) = &mut self.record {
+            record.further.push(FurtherEvent {
+                action,
+                object: object.to_string(),
+                after: digest(&[now])?,
+            });
         }
         Ok(self)
     }
@@ -448,6 +477,7 @@ async fn write_record(
         action,
         object,
         after,
+        further,
     } = record;
     let after = match (after, &records[..]) {
         (None, []) => None,
@@ -493,10 +523,60 @@ async fn write_record(
     )
     .fetch_one(&mut **transaction)
     .await?;
+    for event in further {
+        write_further(transaction, actor, event).await?;
+    }
     Ok(is_configuration.then_some(Position {
         epoch: taken.epoch,
         revision: taken.revision,
     }))
+}
+
+/// Writes an event that belongs to the revision which the transaction has taken.
+async fn write_further(
+    transaction: &mut Transaction<'_, Postgres>,
+    actor: &AuditActor,
+    event: FurtherEvent,
+) -> Result<()> {
+    let FurtherEvent {
+        action,
+        object,
+        after,
+    } = event;
+    let content = Content {
+        actor: &actor.name,
+        action,
+        object: &object,
+        request_id: actor.request_id.as_deref(),
+        after: Some(after),
+    }
+    .digest();
+    sqlx::query!(
+        r#"WITH taken AS (
+               UPDATE mesh SET
+                   event_number = event_number + 1,
+                   event_hash = sha256($1 || event_hash || int8send(event_number + 1)
+                       || int8send((extract(epoch FROM statement_timestamp()) * 1000000)::bigint)
+                       || int8send(revision) || coalesce(found.after, $2) || $3)
+               FROM (SELECT (SELECT after FROM events WHERE object = $4
+                   ORDER BY number DESC LIMIT 1) AS after) AS found
+               RETURNING revision, event_number, event_hash, found.after AS before)
+           INSERT INTO events
+               (number, hash, at, actor, action, object, revision, request_id, before, after)
+           SELECT event_number, event_hash, statement_timestamp(), $5, $6, $4, revision, $7,
+               before, $8 FROM taken"#,
+        audit::CONTEXT,
+        audit::ABSENT,
+        content.as_bytes(),
+        object,
+        actor.name,
+        action,
+        actor.request_id,
+        after.as_bytes().as_slice()
+    )
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
 }
 
 fn is_removal(record: &RecordChange) -> bool {

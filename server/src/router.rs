@@ -81,7 +81,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(wg_quick::create))
             .routes(routes!(tokens::create))
             .routes(routes!(tokens::revoke))
-            .routes(routes!(nodes::revoke))
+            .routes(routes!(nodes::change, nodes::revoke))
             .routes(routes!(nodes::admit))
             .routes(routes!(rotation::request)),
         Action::Grant => routes

@@ -300,6 +300,9 @@ pub enum NodeState {
 pub struct Node {
     pub id: NodeId,
     pub name: Name,
+    /// Whether the name is made of the site's and changes with it; false once somebody has given
+    /// the node a name of its own.
+    pub name_follows_site: bool,
     pub site: SiteId,
     pub site_name: Name,
     pub state: NodeState,
@@ -327,6 +330,20 @@ pub struct Node {
     /// A change of its WireGuard key that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<NodeRotation>,
+}
+
+/// `PATCH /nodes/{node}`: absent fields stay as they are; `"name": null` takes a name away that
+/// somebody gave the node, so that it is named after its site again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodePatch {
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
+    #[schema(value_type = Option<Name>)]
+    pub name: Option<Option<Name>>,
 }
 
 /// What is known of a gateway without an agent.
@@ -589,6 +606,8 @@ pub struct DryRun {
     /// The sites it would make or change, as they would be. A new site gets another id when it is
     /// really made.
     pub sites: Vec<Site>,
+    /// The nodes it would make or change, as their sites would list them.
+    pub nodes: Vec<SiteNode>,
     /// What would become of links.
     pub links: LinkEffects,
 }

@@ -28,7 +28,10 @@ use crate::{
         page::{self, PageQuery},
         preconditions::WithEtag,
     },
-    routes::{nodes, tokens},
+    routes::{
+        nodes::{self, naming},
+        tokens,
+    },
     state::{
         app::App,
         representation::{shown, site_in},
@@ -166,8 +169,16 @@ async fn insert(
             });
             records.push(RecordChange::Site(record));
         }
+        let names: Vec<_> = wanted.iter().map(|new| (new.id, &new.draft.name)).collect();
+        let renamed = naming::make_way(&mut change, &names)
+            .await
+            .map_err(|(index, error)| {
+                reached.store(index.unwrap_or(none), Ordering::Relaxed);
+                error
+            })?;
         reached.store(none, Ordering::Relaxed);
-        Ok(change.changed(created, records, action, object))
+        records.extend(renamed.iter().cloned().map(RecordChange::Node));
+        naming::told(change.changed(created, records, action, object), &renamed)
     });
     match created.await {
         Ok(created) => Ok(created),
@@ -212,6 +223,8 @@ pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Wi
 }
 
 /// Changes a site. Absent fields stay as they are; `"endpoint": null` takes the endpoint away.
+///
+/// Its nodes that are named after it follow its name, in the same revision.
 #[utoipa::path(patch, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
     request_body = SitePatch, responses((status = 200, body = Site)))]
 pub async fn change(
@@ -237,13 +250,20 @@ pub async fn change(
             return Ok(change.unchanged(before));
         }
         refuse_clash(queries::endpoint_clash(&mut change, Some(site), &draft).await?)?;
+        let name = before.name.clone();
         let after = queries::update(&mut change, before, &draft).await?;
-        Ok(change.changed(
-            after.clone(),
-            vec![RecordChange::Site(after)],
-            "site.change",
-            site,
-        ))
+        let mut renamed = Vec::new();
+        if name != after.name {
+            let made_way = naming::make_way(&mut change, &[(site, &after.name)]).await;
+            renamed.extend(made_way.map_err(|(_, error)| error)?);
+            renamed.extend(naming::follow_site(&mut change, site, (&name, &after.name)).await?);
+        }
+        let mut records = vec![RecordChange::Site(after.clone())];
+        records.extend(renamed.iter().cloned().map(RecordChange::Node));
+        naming::told(
+            change.changed(after, records, "site.change", site),
+            &renamed,
+        )
     });
     match changed.await {
         Ok(record) => WithEtag::new(

@@ -140,6 +140,7 @@ impl App {
             return DryRun {
                 would: None,
                 sites: Vec::new(),
+                nodes: Vec::new(),
                 links: LinkEffects::default(),
             };
         };
@@ -153,9 +154,18 @@ impl App {
             | RecordChange::NodeRevoked(_)
             | RecordChange::Admission(..) => None,
         });
+        let nodes = records.iter().filter_map(|record| match record {
+            RecordChange::Node(node) => Some(representation::listed(node)),
+            RecordChange::Mesh(_)
+            | RecordChange::Site(_)
+            | RecordChange::SiteRemoved(_)
+            | RecordChange::NodeRevoked(_)
+            | RecordChange::Admission(..) => None,
+        });
         DryRun {
             would: Some(action.to_owned()),
             sites: sites.collect(),
+            nodes: nodes.collect(),
             links,
         }
     }

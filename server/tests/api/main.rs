@@ -18,6 +18,7 @@ mod links;
 
 mod mailbox;
 mod metrics;
+mod names;
 mod nodes;
 mod page;
 mod preconditions;

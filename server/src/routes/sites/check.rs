@@ -1,7 +1,6 @@
 //! What a site may be, as far as it can be told without knowing the other sites.
 
 use ipnet::{IpNet, Ipv4Net};
-use uuid::Uuid;
 use wattle_mesh::config::directory::SiteRecord;
 use wattle_wire::{
     admin::{NewSite, SitePatch},
@@ -49,14 +48,7 @@ impl Draft {
             endpoint,
             subnets,
         } = new;
-        if Uuid::try_parse(name.as_str()).is_ok() {
-            return Err(error::invalid(
-                "invalid_field",
-                "name",
-                "this name looks like an id; choose another",
-            )
-            .into());
-        }
+        text::check_name(&name)?;
         text::check("description", &description)?;
         check_labels(&labels)?;
         check_subnets(&subnets, reserved)?;
