@@ -184,6 +184,20 @@ CREATE TABLE authorities (
     made_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- Where coordinators are, as each of them found out: gateways reach them outside of the mesh, so no
+-- subnet may hold an address at which agents look for them.
+CREATE TABLE coordinator_addresses (
+    -- Drawn at each start of a coordinator.
+    coordinator uuid        NOT NULL,
+    -- The host of a URL; null for an address of the coordinator's own interfaces.
+    host        text        CHECK (octet_length(host) <= 512),
+    address     inet        NOT NULL
+        CHECK (masklen(address) = CASE family(address) WHEN 4 THEN 32 ELSE 128 END),
+    -- When the coordinator last found it, or kept it because nobody told it another.
+    found_at    timestamptz NOT NULL DEFAULT now(),
+    UNIQUE NULLS NOT DISTINCT (coordinator, host, address)
+);
+
 -- What each revision changed: what coordinators follow.
 CREATE TABLE changes (
     revision bigint      PRIMARY KEY,

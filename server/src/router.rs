@@ -23,7 +23,7 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 use wattle_mesh::access::Action;
 use wattle_wire::{
-    admin::{DryRun, LinkEffects, SomeLinks},
+    admin::{DryRun, LinkEffects, SomeLinks, Warning},
     problem::{Holder, PROBLEM_JSON, Problem},
 };
 
@@ -170,6 +170,7 @@ pub fn openapi() -> OpenApi {
                 .schema(DryRun::name(), DryRun::schema())
                 .schema(LinkEffects::name(), LinkEffects::schema())
                 .schema(SomeLinks::name(), SomeLinks::schema())
+                .schema(Warning::name(), Warning::schema())
                 .security_scheme(
                     "api_token",
                     SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),

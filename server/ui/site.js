@@ -2,7 +2,7 @@
 
 import { all, Problem, request } from "./api.js";
 import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
-import { siteForm } from "./form.js";
+import { siteForm, warnings } from "./form.js";
 import { health } from "./sites.js";
 
 /** How often numbers of bytes and handshakes are read again while the page is in sight. */
@@ -50,7 +50,7 @@ export function sitePage(mesh, name) {
 
   function change(site) {
     const done = (changed) => {
-      refill(edit);
+      refill(edit, ...warnings(changed));
       if (changed.name !== name) location.hash = `#/sites/${encodeURIComponent(changed.name)}`;
     };
     refill(edit, h("section", { class: "card", "aria-labelledby": "edit-title" }, h("h2", { id: "edit-title" }, "Change the site"), siteForm({ method: "PATCH", path: `/sites/${site.id}`, site, action: "Save", done }),

@@ -6,6 +6,7 @@ mod agents;
 mod auth;
 mod browser;
 mod cases;
+mod coordinators;
 mod database;
 mod enrolment;
 mod event_stream;
