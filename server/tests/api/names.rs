@@ -1,5 +1,6 @@
 //! What nodes are called, and how that follows their sites.
 
+use futures_util::future::join_all;
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 use wattle_wire::stream::{StreamMessage, ViewChange};
@@ -459,4 +460,38 @@ async fn links_and_files_show_the_name_that_a_node_has_now() {
             && !file.contains("dublin"),
         "the comments are of now"
     );
+}
+
+#[tokio::test]
+async fn gateways_that_join_while_their_site_is_renamed_are_called_as_it_is_in_the_end() {
+    let coordinator = Coordinator::start().await;
+    let created = coordinator
+        .post("/sites", json!({"name": "dublin"}))
+        .await
+        .expect(201)
+        .json();
+    let (path, count) = (format!("/sites/{}", created["id"].as_str().unwrap()), 6);
+    let tokens = coordinator
+        .post(&format!("{path}/join-tokens"), json!({"uses": count}))
+        .await
+        .expect(201)
+        .json();
+    let join = tokens["join_string"].as_str().unwrap().parse().unwrap();
+    let joins = join_all((0..count).map(|_| Machine::new().enrol(&coordinator, &join)));
+    let renames = async {
+        for name in ["cork", "dublin", "docklands"] {
+            coordinator
+                .patch(&path, json!({ "name": name }))
+                .await
+                .expect(200);
+        }
+    };
+    tokio::join!(joins, renames);
+    let mut found = names(&coordinator).await;
+    found.sort();
+    let expected = (2..=count).map(|number| format!("docklands-{number}@docklands"));
+    let mut expected: Vec<_> = expected.collect();
+    expected.push("docklands@docklands".to_owned());
+    expected.sort();
+    assert_eq!(found, expected);
 }
