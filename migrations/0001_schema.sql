@@ -63,6 +63,9 @@ CREATE TABLE nodes (
     -- Null once the site is gone. The row stays: a revoked key never enrols again.
     site                uuid        REFERENCES sites ON DELETE SET NULL,
     name                text        NOT NULL CHECK (name ~ '^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'),
+    -- Whether the name is made of the site's and changes with it; false once somebody has given the
+    -- node a name of its own.
+    name_follows_site   boolean     NOT NULL DEFAULT true,
     state               text        NOT NULL CHECK (state IN ('active', 'standby', 'revoked')),
     identity_key        bytea       NOT NULL
         CONSTRAINT node_identity_key UNIQUE CHECK (octet_length(identity_key) = 32),
@@ -179,6 +182,20 @@ CREATE TABLE api_tokens (
 CREATE TABLE authorities (
     pin     bytea       PRIMARY KEY CHECK (octet_length(pin) = 32),
     made_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Where coordinators are, as each of them found out: gateways reach them outside of the mesh, so no
+-- subnet may hold an address at which agents look for them.
+CREATE TABLE coordinator_addresses (
+    -- Drawn at each start of a coordinator.
+    coordinator uuid        NOT NULL,
+    -- The host of a URL; null for an address of the coordinator's own interfaces.
+    host        text        CHECK (octet_length(host) <= 512),
+    address     inet        NOT NULL
+        CHECK (masklen(address) = CASE family(address) WHEN 4 THEN 32 ELSE 128 END),
+    -- When the coordinator last found it, or kept it because nobody told it another.
+    found_at    timestamptz NOT NULL DEFAULT now(),
+    UNIQUE NULLS NOT DISTINCT (coordinator, host, address)
 );
 
 -- What each revision changed: what coordinators follow.

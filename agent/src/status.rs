@@ -235,14 +235,20 @@ pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
 
 impl Status {
     pub(crate) fn new(facts: &Facts<'_>) -> Self {
+        // As they are called now; enrolment knows how they were called then.
         let enrolled = &facts.membership.enrolled;
+        let (node, site) = facts
+            .known
+            .map_or((&enrolled.name, &enrolled.site), |known| {
+                (&known.myself.name, &known.myself.site_name)
+            });
         let peers = facts.known.into_iter().flat_map(|known| {
             let peers = known.peers.values();
             peers.map(|peer| PeerStatus::new(peer, facts))
         });
         Self {
-            node: enrolled.name.clone(),
-            site: enrolled.site.clone(),
+            node: node.clone(),
+            site: site.clone(),
             identity: facts.node_keys.identity_key(),
             locked: facts.locked,
             interface: facts.interface_name.to_string(),

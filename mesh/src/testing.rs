@@ -134,6 +134,7 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
         id: node_id(number),
         site: site.id,
         name,
+        name_follows_site: true,
         state: NodeState::Active,
         tunnel_address: site.tunnel_address,
         identity_key: keys.identity_key(),

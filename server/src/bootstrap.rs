@@ -3,9 +3,9 @@
 
 mod queries;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use ipnet::IpNet;
 use wattle_wire::{
     admin::{NewApiToken, Role},
@@ -17,6 +17,7 @@ use crate::{
     db::Db,
     routes::api_tokens,
     secret::{self, ApiCredential},
+    state::coordinators::CoordinatorAddress,
 };
 
 /// What the database knows of the mesh that stays as it is.
@@ -35,13 +36,26 @@ impl std::fmt::Debug for MeshIdentity {
 
 /// Reads the mesh's row, and makes it if this is the first start of all coordinators on this
 /// database.
+///
+/// # Errors
+///
+/// When the database cannot be reached, or a coordinator would be in the prefix of the tunnels.
 pub async fn ensure_mesh(
     db: &Db,
     data_dir: &Path,
     tunnel_prefix: IpNet,
+    coordinators: &BTreeSet<CoordinatorAddress>,
 ) -> anyhow::Result<MeshIdentity> {
     let mut transaction = db.begin().await.context("cannot reach the database")?;
     if queries::insert_mesh(&mut transaction, tunnel_prefix, secret::random()?).await? {
+        for at in coordinators {
+            let (address, host) = (at.address, at.host.as_deref().unwrap_or_default());
+            ensure!(
+                !at.is_in(tunnel_prefix),
+                "--tunnel-prefix {tunnel_prefix} holds {address}, where agents look for the \
+                 coordinator ({host}): choose another prefix for the tunnels"
+            );
+        }
         let token = ApiCredential::fresh()?;
         let owner = NewApiToken {
             name: "first start".to_owned(),

@@ -6,6 +6,7 @@ pub mod audit_log;
 pub mod etag;
 pub mod idempotency;
 pub mod node_records;
+mod record;
 pub mod site_records;
 pub mod webhook_news;
 
@@ -21,15 +22,15 @@ use sqlx::{
     Connection, PgConnection, PgPool, Postgres, Transaction,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
-    types::Json,
 };
-use wattle_mesh::{
-    audit::{self, Content},
-    config::directory::RecordChange,
-};
-use wattle_wire::{ids::Position, key::Bytes32};
+use wattle_mesh::config::directory::RecordChange;
+use wattle_wire::{admin::Warning, ids::Position};
 
-pub use self::actor::{AuditActor, ChangeOptions};
+use self::record::{FurtherEvent, digest};
+pub use self::{
+    actor::{AuditActor, ChangeOptions},
+    record::ChangeRecord,
+};
 use crate::{
     error::{self, Error, Result},
     secret,
@@ -84,18 +85,6 @@ pub struct ChangeOutcome<T> {
     record: Option<ChangeRecord>,
 }
 
-/// What was done, for those who follow and for the audit log.
-#[derive(Debug)]
-pub struct ChangeRecord {
-    /// The records as they are now; empty when the configuration is as it was, which takes no
-    /// revision.
-    pub records: Vec<RecordChange>,
-    pub action: &'static str,
-    object: String,
-    /// Digest of the object as it is now, where the records do not tell.
-    after: Option<Bytes32>,
-}
-
 impl PendingChange {
     /// The object of the change is now so, as it is shown to the caller, and stays so until the
     /// transaction ends.
@@ -128,6 +117,8 @@ impl PendingChange {
                 action,
                 object: object.to_string(),
                 after: None,
+                further: Vec::new(),
+                warnings: Vec::new(),
             }),
         }
     }
@@ -147,6 +138,31 @@ impl<T> ChangeOutcome<T> {
     pub fn with_object(mut self, object: &impl Serialize) -> Result<Self> {
         if let Some(record) = &mut self.record {
             record.after = Some(digest(object)?);
+        }
+        Ok(self)
+    }
+
+    /// Says what may not be what was meant.
+    pub fn with_warnings(mut self, warnings: Vec<Warning>) -> Self {
+        if let Some(record) = &mut self.record {
+            record.warnings = warnings;
+        }
+        self
+    }
+
+    /// Says what else was done in the same revision, to another object: an event of its own.
+    pub fn and_event(
+        mut self,
+        action: &'static str,
+        object: impl ToString,
+        now: RecordChange,
+    ) -> Result<Self> {
+        if let Some(record) = &mut self.record {
+            record.further.push(FurtherEvent {
+                action,
+                object: object.to_string(),
+                after: digest(&[now])?,
+            });
         }
         Ok(self)
     }
@@ -338,7 +354,7 @@ impl Db {
             idempotency::keep(&mut transaction, idempotency_key, &value).await?;
         }
         let position = match record {
-            Some(record) => write_record(&mut transaction, actor, record).await?,
+            Some(record) => record::write(&mut transaction, actor, record, CHANNEL).await?,
             None => None,
         };
         transaction.commit().await?;
@@ -430,89 +446,6 @@ async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
         .close()
         .await
         .context("cannot connect to the database")
-}
-
-/// Takes the revision if the configuration changed, records the change and the event and tells the
-/// other coordinators, in one statement: nobody else can change the mesh from here to the end of
-/// the commit, so each round trip in between would count for all who want to.
-///
-/// The hash of the event is that of [`audit::Head::then`]. The last event of the object is
-/// committed: whoever changes an object has locked it.
-async fn write_record(
-    transaction: &mut Transaction<'_, Postgres>,
-    actor: &AuditActor,
-    record: ChangeRecord,
-) -> Result<Option<Position>> {
-    let ChangeRecord {
-        records,
-        action,
-        object,
-        after,
-    } = record;
-    let after = match (after, &records[..]) {
-        (None, []) => None,
-        (None, records) if records.iter().any(is_removal) => None,
-        (None, records) => Some(digest(records)?),
-        (after, _) => after,
-    };
-    let content = Content {
-        actor: &actor.name,
-        action,
-        object: &object,
-        request_id: actor.request_id.as_deref(),
-        after,
-    }
-    .digest();
-    let is_configuration = !records.is_empty();
-    let taken = sqlx::query!(
-        r#"WITH taken AS (
-               UPDATE mesh SET
-                   revision = revision + $1,
-                   event_number = event_number + 1,
-                   event_hash = sha256($2 || event_hash || int8send(event_number + 1)
-                       || int8send((extract(epoch FROM statement_timestamp()) * 1000000)::bigint)
-                       || int8send((revision + 1) * $1) || coalesce(found.after, $3) || $4)
-               FROM (SELECT (SELECT after FROM events WHERE object = $5 ORDER BY number DESC LIMIT 1) AS after) AS found
-               RETURNING epoch, revision, event_number, event_hash, found.after AS before),
-           change AS (INSERT INTO changes (revision, epoch, changes) SELECT revision, epoch, $6 FROM taken WHERE $1 = 1),
-           event AS (
-               INSERT INTO events (number, hash, at, actor, action, object, revision, request_id, before, after)
-               SELECT event_number, event_hash, statement_timestamp(), $7, $8, $5, nullif(revision * $1, 0), $9, before, $10 FROM taken)
-           SELECT epoch, revision, pg_notify($11, revision::text) AS "sent: ()" FROM taken"#,
-        i64::from(is_configuration),
-        audit::CONTEXT,
-        audit::ABSENT,
-        content.as_bytes(),
-        object,
-        Json(records) as _,
-        actor.name,
-        action,
-        actor.request_id,
-        after.as_ref().map(|digest| digest.as_bytes().as_slice()),
-        CHANNEL
-    )
-    .fetch_one(&mut **transaction)
-    .await?;
-    Ok(is_configuration.then_some(Position {
-        epoch: taken.epoch,
-        revision: taken.revision,
-    }))
-}
-
-fn is_removal(record: &RecordChange) -> bool {
-    match record {
-        RecordChange::SiteRemoved(_) | RecordChange::NodeRevoked(_) => true,
-        RecordChange::Mesh(_)
-        | RecordChange::Site(_)
-        | RecordChange::Node(_)
-        | RecordChange::Admission(..) => false,
-    }
-}
-
-fn digest(object: &(impl Serialize + ?Sized)) -> Result<Bytes32> {
-    let text =
-        serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
-    Ok(audit::digest(&text))
 }
 
 /// Some milliseconds, more with each try, and never the same for two that met.

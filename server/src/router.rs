@@ -23,7 +23,7 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 use wattle_mesh::access::Action;
 use wattle_wire::{
-    admin::{DryRun, LinkEffects, SomeLinks},
+    admin::{DryRun, LinkEffects, SomeLinks, Warning},
     problem::{Holder, PROBLEM_JSON, Problem},
 };
 
@@ -81,7 +81,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(wg_quick::create))
             .routes(routes!(tokens::create))
             .routes(routes!(tokens::revoke))
-            .routes(routes!(nodes::revoke))
+            .routes(routes!(nodes::change, nodes::revoke))
             .routes(routes!(nodes::admit))
             .routes(routes!(rotation::request)),
         Action::Grant => routes
@@ -170,6 +170,7 @@ pub fn openapi() -> OpenApi {
                 .schema(DryRun::name(), DryRun::schema())
                 .schema(LinkEffects::name(), LinkEffects::schema())
                 .schema(SomeLinks::name(), SomeLinks::schema())
+                .schema(Warning::name(), Warning::schema())
                 .security_scheme(
                     "api_token",
                     SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),

@@ -1,6 +1,6 @@
 //! A coordinator from its start to its end.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use sqlx::postgres::PgConnectOptions;
@@ -22,6 +22,7 @@ use crate::{
     state::{
         app::{App, Parts, Settings},
         auth_limiter::AuthLimiter,
+        coordinators::{Coordinators, HostResolver, Resolver},
         credentials::{KnownTokens, Verified},
         link_tracker::LinkTracker,
         mesh_cache::MeshCache,
@@ -29,7 +30,7 @@ use crate::{
         reports::Reports,
         streams::Streams,
     },
-    tasks::{endpoint_check, history, mailbox, webhook_outbox},
+    tasks::{coordinator_addresses, endpoint_check, history, mailbox, webhook_outbox},
     tls::certificate::Certificate,
 };
 
@@ -54,6 +55,16 @@ impl Server {
         listeners: impl Into<Listeners>,
         config: &Config,
     ) -> anyhow::Result<Self> {
+        Self::start_with(options, listeners, config, Arc::new(HostResolver)).await
+    }
+
+    /// As [`Server::start`], with another resolver for the hosts of --url.
+    pub async fn start_with(
+        options: PgConnectOptions,
+        listeners: impl Into<Listeners>,
+        config: &Config,
+        resolver: Arc<dyn Resolver>,
+    ) -> anyhow::Result<Self> {
         let listeners = listeners.into().each();
         let addresses = listeners
             .iter()
@@ -61,8 +72,16 @@ impl Server {
         let addresses: Vec<_> = addresses.collect::<anyhow::Result<_>>()?;
         let db = Db::open(options, config.database_pooler).await?;
         let urls = config.urls(&addresses)?;
-        let mesh =
-            bootstrap::ensure_mesh(&db, &config.data_dir, config.tunnel_prefix.into()).await?;
+        let coordinators = Coordinators::new(&urls, resolver);
+        coordinators.resolve().await;
+        let mesh = bootstrap::ensure_mesh(
+            &db,
+            &config.data_dir,
+            config.tunnel_prefix.into(),
+            &coordinators.own(),
+        )
+        .await?;
+        coordinators.tell(&db).await?;
         let mesh_cache = MeshCache::load(&db).await?;
         let certificate = match config.insecure_http {
             true => None,
@@ -92,6 +111,7 @@ impl Server {
                 urls,
                 webhook_allow: config.webhook_allow.clone(),
             },
+            coordinators,
             certificate,
             stop: stop.clone(),
         });
@@ -174,6 +194,7 @@ async fn follow(app: App) {
         () = mailbox::follow(&app) => {}
         () = history::follow(&app) => {}
         () = endpoint_check::follow(&app) => {}
+        () = coordinator_addresses::follow(&app) => {}
         () = webhook_outbox::follow(&app) => {}
     }
     if let Err(error) = app.reports.write(&app.db).await {

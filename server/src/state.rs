@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod auth_limiter;
+pub mod coordinators;
 pub mod credentials;
 pub mod link_tracker;
 pub mod mesh_cache;

@@ -1,5 +1,6 @@
 //! What the coordinator does by itself, beside answering requests.
 
+pub mod coordinator_addresses;
 pub mod endpoint_check;
 pub mod history;
 pub mod mailbox;

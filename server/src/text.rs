@@ -1,6 +1,9 @@
 //! Free text that people see: short, and nothing in it that a terminal or a page would obey rather
 //! than show.
 
+use uuid::Uuid;
+use wattle_wire::name::Name;
+
 use crate::error::{self, Result};
 
 const LONGEST: usize = 256;
@@ -19,6 +22,19 @@ pub(crate) fn check(field: &str, text: &str) -> Result<()> {
             "invalid_text",
             field,
             "no line breaks, control characters or invisible characters",
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Refuses a name that a path could not tell from an id.
+pub(crate) fn check_name(name: &Name) -> Result<()> {
+    if Uuid::try_parse(name.as_str()).is_ok() {
+        return Err(error::invalid(
+            "invalid_field",
+            "name",
+            "this name looks like an id; choose another",
         )
         .into());
     }

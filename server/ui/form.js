@@ -16,15 +16,22 @@ export function siteForm({ method, path, site, action, done }) {
   const inputs = Object.fromEntries(FIELDS.map((field) => [field.name, input(field, site)]));
   const general = h("p", { class: "error", role: "alert", hidden: true });
   const button = h("button", { class: "primary" }, action);
-  const form = h("form", { class: "site", novalidate: true, submit }, FIELDS.map((field) => labelled(field, inputs[field.name])), general, h("div", { class: "actions" }, button));
+  // For what an operator knows better than the coordinator.
+  const forced = h("button", { type: "button", id: "force", class: "danger", hidden: true, click: () => save("?force=true") }, `${action} all the same`);
+  const form = h("form", { class: "site", novalidate: true, submit }, FIELDS.map((field) => labelled(field, inputs[field.name])), general, h("div", { class: "actions" }, button, forced));
 
-  async function submit(event) {
+  function submit(event) {
     event.preventDefault();
+    save("");
+  }
+
+  async function save(query) {
     FIELDS.forEach((field) => complain(inputs[field.name], ""));
     general.hidden = true;
+    forced.hidden = true;
     button.disabled = true;
     try {
-      done(await request(method, path, body(inputs)));
+      done(await request(method, `${path}${query}`, body(inputs)));
     } catch (error) {
       show(error);
     } finally {
@@ -33,6 +40,7 @@ export function siteForm({ method, path, site, action, done }) {
   }
 
   function show(error) {
+    forced.hidden = error.code !== "subnet_holds_coordinator";
     const text = error instanceof Problem ? words(error) : "The coordinator cannot be reached.";
     const named = inputs[(error.field ?? "").split(/[[.]/)[0]];
     if (named) {
@@ -45,6 +53,11 @@ export function siteForm({ method, path, site, action, done }) {
   }
 
   return form;
+}
+
+/** What the answer to a change warns of. */
+export function warnings(answer) {
+  return answer.warnings.map((warning) => h("p", { class: "warning", role: "alert" }, warning.detail));
 }
 
 function words(problem) {
@@ -93,7 +106,7 @@ export function addSite() {
 
   function done(created) {
     const heading = h("h1", { tabindex: "-1" }, `${created.name} is added`);
-    refill(place, heading,
+    refill(place, heading, ...warnings(created),
       h("p", {}, "Run this on its gateway, as root, within the hour. It is shown this once."),
       copyable(created.join_token.command, "the join command"),
       h("p", { class: "actions" }, h("a", { href: `#/sites/${encodeURIComponent(created.name)}`, class: "button" }, `Open ${created.name}`), h("button", { type: "button", click: again }, "Add another")));

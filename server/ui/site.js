@@ -2,7 +2,7 @@
 
 import { all, Problem, request } from "./api.js";
 import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
-import { siteForm } from "./form.js";
+import { siteForm, warnings } from "./form.js";
 import { health } from "./sites.js";
 
 /** How often numbers of bytes and handshakes are read again while the page is in sight. */
@@ -27,7 +27,7 @@ export function sitePage(mesh, name) {
     }
     const nodes = mesh.nodesOf(site);
     refill(head, ...about(mesh, site, () => change(site)));
-    refill(gateways, h("h2", { id: "gateways-title" }, "Gateways"), nodes.length ? gatewayTable(mesh, nodes) : h("p", { class: "faint" }, "None yet. Make a join token and run its command on the gateway, or a file for one that takes no agent."));
+    refill(gateways, h("h2", { id: "gateways-title" }, "Gateways"), nodes.length ? gatewayTable(mesh, nodes, rename) : h("p", { class: "faint" }, "None yet. Make a join token and run its command on the gateway, or a file for one that takes no agent."));
     const unmanaged = nodes.some((node) => node.unmanaged);
     file.hidden = nodes.length > 0 && !unmanaged;
     file.classList.toggle("made", unmanaged);
@@ -50,12 +50,17 @@ export function sitePage(mesh, name) {
 
   function change(site) {
     const done = (changed) => {
-      refill(edit);
+      refill(edit, ...warnings(changed));
       if (changed.name !== name) location.hash = `#/sites/${encodeURIComponent(changed.name)}`;
     };
     refill(edit, h("section", { class: "card", "aria-labelledby": "edit-title" }, h("h2", { id: "edit-title" }, "Change the site"), siteForm({ method: "PATCH", path: `/sites/${site.id}`, site, action: "Save", done }),
       h("button", { type: "button", click: () => refill(edit) }, "Cancel")));
     edit.querySelector("input").focus();
+  }
+
+  function rename(node) {
+    refill(edit, renameForm(node, () => refill(edit)));
+    edit.querySelector("input").select();
   }
 
   update();
@@ -86,7 +91,31 @@ function about(mesh, site, change) {
   ];
 }
 
-function gatewayTable(mesh, nodes) {
+/** The form of a gateway's name; `done` is called when it is not needed any more. */
+function renameForm(node, done) {
+  const name = h("input", { id: "node-name", autocomplete: "off", autocapitalize: "off", spellcheck: "false", "aria-describedby": "node-name-hint node-name-error" });
+  name.value = node.name;
+  const error = h("p", { class: "error", id: "node-name-error", role: "alert" });
+  const form = h("form", { class: "site", novalidate: true, submit },
+    h("div", { class: "field" }, h("label", { for: name.id }, "Name"), name, error, h("p", { class: "hint", id: "node-name-hint" }, "Empty: it is named after its site, and follows that.")),
+    h("div", { class: "actions" }, h("button", { class: "primary", id: "save-name" }, "Save"), h("button", { type: "button", click: done }, "Cancel")));
+
+  async function submit(event) {
+    event.preventDefault();
+    error.textContent = "";
+    try {
+      await request("PATCH", `/nodes/${node.id}`, { name: name.value.trim() || null });
+      done();
+    } catch (problem) {
+      error.textContent = problem instanceof Problem ? problem.message : "The coordinator cannot be reached.";
+      name.focus();
+    }
+  }
+
+  return h("section", { class: "card changes", "aria-labelledby": "rename-title" }, h("h2", { id: "rename-title" }, `Rename ${node.name}`), form);
+}
+
+function gatewayTable(mesh, nodes, rename) {
   const revision = mesh.position;
   // Nobody who does not use the lock needs to read of it.
   const locked = [...mesh.nodes.values()].some((node) => node.admission);
@@ -102,7 +131,8 @@ function gatewayTable(mesh, nodes) {
       h("td", {}, node.unmanaged ? "–" : since(report?.at)),
       h("td", {}, node.agent_version ?? "none"),
       h("td", { class: "free" }, problems.length ? h("ul", { class: "problems" }, problems.map((problem) => h("li", {}, problem))) : h("span", { class: "faint" }, "none")),
-      h("td", {}, h("button", { type: "button", id: `revoke-${node.id}`, class: "danger changes", "aria-label": `Revoke ${node.name}`, click: () => revoke(node) }, "Revoke")));
+      h("td", {}, h("button", { type: "button", id: `rename-${node.id}`, class: "changes", "aria-label": `Rename ${node.name}`, click: () => rename(node) }, "Rename"), " ",
+        h("button", { type: "button", id: `revoke-${node.id}`, class: "danger changes", "aria-label": `Revoke ${node.name}`, click: () => revoke(node) }, "Revoke")));
   });
   return table("Gateways", ["Name", "State", "Tunnel address", "WireGuard", "Configuration", "Last report", "Agent", "Problems", ""], rows);
 }

@@ -17,10 +17,12 @@ pub use self::{
     link::{EndpointSource, Link, LinkChange, LinkEnd, LinkFault, LinkState, PskMaker},
     mesh::{Mesh, MeshPatch, Readiness},
     node::{
-        CreatedWgQuick, NewWgQuick, Node, NodeReport, NodeRotation, NodeState, RotationPhase,
-        UnmanagedNode,
+        CreatedWgQuick, NewWgQuick, Node, NodePatch, NodeReport, NodeRotation, NodeState,
+        RotationPhase, UnmanagedNode,
     },
-    site::{CreatedSite, Import, Imported, NewSite, Site, SiteNode, SitePatch},
+    site::{
+        ChangedSite, CreatedSite, Import, Imported, NewSite, Site, SiteNode, SitePatch, Warning,
+    },
     token::{
         ApiToken, CreatedApiToken, CreatedJoinToken, InvalidRole, JoinToken, NewApiToken,
         NewJoinToken, Role,

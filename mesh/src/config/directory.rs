@@ -53,6 +53,8 @@ pub struct NodeRecord {
     pub id: NodeId,
     pub site: SiteId,
     pub name: Name,
+    /// Whether the name is made of the site's and changes with it.
+    pub name_follows_site: bool,
     pub state: NodeState,
     pub tunnel_address: Ipv4Addr,
     pub identity_key: IdentityKey,

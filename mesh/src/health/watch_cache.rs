@@ -233,6 +233,7 @@ mod tests {
         Node {
             id: NodeId(Uuid::from_u128(number)),
             name: format!("node-{number}").parse().unwrap(),
+            name_follows_site: true,
             site: SiteId(Uuid::from_u128(number)),
             site_name: format!("site-{number}").parse().unwrap(),
             state: NodeState::Active,

@@ -23,6 +23,7 @@ struct NodeRow {
     id: NodeId,
     site: SiteId,
     name: String,
+    name_follows_site: bool,
     state: String,
     tunnel_address: IpNet,
     identity_key: IdentityKey,
@@ -57,9 +58,14 @@ pub async fn find(connection: &mut PgConnection, node: NodeId) -> Result<Option<
     Ok(select(connection, Some(node), None).await?.pop())
 }
 
+/// The nodes of a site that take part.
+pub async fn all_of(connection: &mut PgConnection, site: SiteId) -> Result<Vec<NodeRecord>> {
+    select(connection, None, Some(site)).await
+}
+
 /// The nodes of a site that take part, as the site lists them.
 pub async fn of_site(connection: &mut PgConnection, site: SiteId) -> Result<Vec<SiteNode>> {
-    let mut nodes = select(connection, None, Some(site)).await?;
+    let mut nodes = all_of(connection, site).await?;
     nodes.sort_by_key(|node| node.id);
     Ok(nodes
         .into_iter()
@@ -78,7 +84,7 @@ async fn select(
 ) -> Result<Vec<NodeRecord>> {
     let rows = sqlx::query_as!(
         NodeRow,
-        r#"SELECT id, nodes.site AS "site!", name, state,
+        r#"SELECT id, nodes.site AS "site!", name, name_follows_site, state,
                   tunnel_addresses.address AS tunnel_address,
                   identity_key AS "identity_key: IdentityKey", wireguard_key, statement,
                   statement_signature AS "statement_signature: Signature", announced,
@@ -127,6 +133,7 @@ impl TryFrom<NodeRow> for NodeRecord {
             id: row.id,
             site: row.site,
             name: row.name.parse().map_err(|_| invalid())?,
+            name_follows_site: row.name_follows_site,
             state: match row.state.as_str() {
                 "active" => NodeState::Active,
                 "standby" => NodeState::Standby,

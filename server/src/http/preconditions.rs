@@ -21,8 +21,13 @@ use crate::{
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const LONGEST_KEY: usize = 255;
-/// The route that can be asked to do what it would refuse.
-const FORCED: &str = "/nodes/{node}/rotate";
+/// The routes that can be asked to do what they would refuse.
+const FORCED: [(Method, &str); 4] = [
+    (Method::POST, "/nodes/{node}/rotate"),
+    (Method::POST, "/sites"),
+    (Method::PATCH, "/sites/{site}"),
+    (Method::POST, "/import"),
+];
 
 /// The query of a change.
 #[derive(Debug, Default, Deserialize)]
@@ -60,12 +65,13 @@ async fn with_options(action: Action, mut request: Request) -> Result<Request> {
     }
     let ChangeQuery { dry_run, force } =
         body::query(request.uri()).map_err(|_| error::invalid_change_query())?;
-    if force.is_some()
-        && request
-            .extensions()
-            .get::<MatchedPath>()
-            .is_none_or(|path| path.as_str() != FORCED)
-    {
+    let matched = request.extensions().get::<MatchedPath>();
+    let can_be_forced = matched.is_some_and(|path| {
+        FORCED
+            .iter()
+            .any(|(method, forced)| method == request.method() && *forced == path.as_str())
+    });
+    if force.is_some() && !can_be_forced {
         return Err(error::invalid_change_query().into());
     }
     let mut options = ChangeOptions {

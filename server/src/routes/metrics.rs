@@ -70,6 +70,14 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         app.mesh_cache.is_fresh().into(),
     )?;
 
+    let held = app
+        .mesh_cache
+        .read(|feed| app.coordinators.held(feed.directory()).len());
+    gauge(
+        "wattle_prefixes_with_coordinator",
+        "Prefixes of the mesh that hold an address at which agents look for a coordinator.",
+        count(held),
+    )?;
     let (sites, nodes) = app.mesh_cache.read(|feed| {
         let nodes: Vec<_> = feed
             .directory()

@@ -1,5 +1,6 @@
 //! `/nodes`: enrolled machines.
 
+pub(crate) mod naming;
 pub mod queries;
 
 use std::collections::BTreeSet;
@@ -9,12 +10,16 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
+use sqlx::PgConnection;
 use wattle_mesh::{
     agent::admission,
-    config::{directory::RecordChange, wg_quick::Files},
+    config::{
+        directory::{NodeRecord, RecordChange, SiteRecord},
+        wg_quick::Files,
+    },
 };
 use wattle_wire::{
-    admin::{Node, Page},
+    admin::{Node, NodePatch, Page},
     ids::NodeId,
     lock::{NewAdmissions, SignedAdmission},
 };
@@ -31,6 +36,7 @@ use crate::{
         app::App,
         representation::{configured, configured_in, node_in, with_news},
     },
+    text,
 };
 
 /// The largest request of admissions, in bytes.
@@ -65,10 +71,53 @@ pub async fn show(State(app): State<App>, Path(node): Path<String>) -> Result<Wi
         .mesh_cache
         .read(|feed| configured_in(feed.directory(), feed.directory().find_node(&node)?));
     let node = WithEtag::new(found.ok_or_else(|| error::not_found("node"))?)?;
-    Ok(node.map(|node| {
-        app.mesh_cache
-            .read(|feed| with_news(&app.reports, &Files::of(feed.directory()), node))
-    }))
+    Ok(node.map(|node| with_news_of(&app, node)))
+}
+
+fn with_news_of(app: &App, node: Node) -> Node {
+    app.mesh_cache
+        .read(|feed| with_news(&app.reports, &Files::of(feed.directory()), node))
+}
+
+/// Changes a node. Absent fields stay as they are.
+///
+/// A node that somebody gives a name keeps it whatever becomes of its site's. Only a node of the
+/// site itself can have the name of a site, and that one follows it. `"name": null` takes the name
+/// away: the node is named after its site again.
+#[utoipa::path(patch, path = "/nodes/{node}", tag = "nodes",
+    params(("node" = String, Path, description = "id or name")),
+    request_body = NodePatch, responses((status = 200, body = Node)))]
+pub async fn change(
+    State(app): State<App>,
+    Extension(actor): Extension<AuditActor>,
+    Path(node): Path<String>,
+    Body(NodePatch { name }): Body<NodePatch>,
+) -> Result<WithEtag<Node>> {
+    if let Some(Some(name)) = &name {
+        text::check_name(name)?;
+    }
+    let (id, name) = (app.find_node(&node)?, &name);
+    let (node, site) = app
+        .mutate(&actor, |mut change| async move {
+            site_records::lock(&mut change).await?;
+            let (before, site) = found(&mut change, id).await?;
+            change.check_precondition(&configured(&before, &site))?;
+            match name {
+                None => {}
+                Some(Some(name)) if *name == before.name => {}
+                Some(Some(name)) => naming::give(&mut change, &before, &site.name, name).await?,
+                Some(None) => naming::take_back(&mut change, &before, &site.name).await?,
+            }
+            let (after, site) = found(&mut change, id).await?;
+            if after == before {
+                return Ok(change.unchanged((after, site)));
+            }
+            let records = vec![RecordChange::Node(after.clone())];
+            Ok(change.changed((after, site), records, naming::RENAME, id))
+        })
+        .await?;
+    let node = WithEtag::new(configured(&node, &site))?;
+    Ok(node.map(|node| with_news_of(&app, node)))
 }
 
 /// Revokes a node for good: its stream ends, its peers remove it, its keys never enrol again.
@@ -103,13 +152,18 @@ pub async fn revoke(
 /// Compares a node that is about to change with what the caller has seen of it. The caller holds
 /// the lock.
 pub(crate) async fn is_as_seen(change: &mut PendingChange, id: NodeId) -> Result<()> {
-    let node = node_records::find(change, id)
+    let (node, site) = found(change, id).await?;
+    change.check_precondition(&configured(&node, &site))
+}
+
+async fn found(connection: &mut PgConnection, id: NodeId) -> Result<(NodeRecord, SiteRecord)> {
+    let node = node_records::find(connection, id)
         .await?
         .ok_or_else(|| error::not_found("node"))?;
-    let site = site_records::find(change, node.site)
+    let site = site_records::find(connection, node.site)
         .await?
         .ok_or(Error::Internal("a node without its site"))?;
-    change.check_precondition(&configured(&node, &site))
+    Ok((node, site))
 }
 
 /// Stores admissions that an operator signed: which nodes may be in the mesh, and with which

@@ -15,11 +15,14 @@ use ipnet::Ipv4Net;
 use uuid::Uuid;
 use wattle_mesh::config::directory::RecordChange;
 use wattle_wire::{
-    admin::{CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SitePatch},
+    admin::{
+        ChangedSite, CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SitePatch,
+    },
     ids::SiteId,
     problem::{Holder, Problem},
 };
 
+use self::check::coordinators::{Judged, judge};
 use crate::{
     db::{AuditActor, node_records, site_records},
     error::{self, Error, Result},
@@ -28,17 +31,32 @@ use crate::{
         page::{self, PageQuery},
         preconditions::WithEtag,
     },
-    routes::{nodes, tokens},
+    routes::{
+        nodes::{self, naming},
+        tokens,
+    },
     state::{
         app::App,
         representation::{shown, site_in},
     },
 };
 
+/// What the audit log calls a change, and what it calls one that was forced.
+type Actions = [&'static str; 2];
+
+const CREATE: Actions = ["site.create", "site.create.forced"];
+const IMPORT: Actions = ["site.import", "site.import.forced"];
+const CHANGE: Actions = ["site.change", "site.change.forced"];
+
 /// Creates a site, and a join token for its first gateway.
 ///
 /// The answer holds, this once, the command to run on the gateway.
+///
+/// A subnet that holds an address at which gateways look for a coordinator is 409
+/// `subnet_holds_coordinator`, unless it is forced.
 #[utoipa::path(post, path = "/sites", tag = "sites", request_body = NewSite,
+    params(("force" = Option<bool>, Query, description = "have a subnet although it holds what \
+        the name of a coordinator leads to here: gateways find it elsewhere")),
     responses((status = 201, body = CreatedSite, headers(("Location" = String, description = "path \
         of the new site")))))]
 pub async fn create(
@@ -46,17 +64,10 @@ pub async fn create(
     Extension(actor): Extension<AuditActor>,
     Body(new): Body<NewSite>,
 ) -> Result<Response> {
-    let reserved = reserved(&app);
-    let wanted = [Wanted::of(check::Draft::of(new, &reserved)?)?];
-    let created = insert(
-        &app,
-        &actor,
-        &wanted,
-        reserved.tunnel_prefix,
-        "site.create",
-        wanted[0].id.to_string(),
-    )
-    .await;
+    let tunnel_prefix = tunnel_prefix(&app);
+    let wanted = [Wanted::of(check::Draft::of(new, tunnel_prefix)?)?];
+    let object = wanted[0].id.to_string();
+    let created = insert(&app, &actor, &wanted, tunnel_prefix, CREATE, object).await;
     let created = created
         .map_err(|(_, error)| error)?
         .pop()
@@ -73,7 +84,9 @@ pub async fn create(
 ///
 /// Each has the form of `POST /sites`, and each comes back with the command to run on its gateway.
 /// The mesh takes one revision for all of them.
-#[utoipa::path(post, path = "/import", tag = "sites", request_body = Import, responses((status = 201, body = Imported)))]
+#[utoipa::path(post, path = "/import", tag = "sites", request_body = Import,
+    params(("force" = Option<bool>, Query, description = "as in `POST /sites`")),
+    responses((status = 201, body = Imported)))]
 pub async fn import(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
@@ -87,23 +100,15 @@ pub async fn import(
         )
         .into());
     }
-    let reserved = reserved(&app);
-    let drafts = sites
-        .into_iter()
-        .enumerate()
-        .map(|(index, new)| check::Draft::of(new, &reserved).map_err(|error| error.of_site(index)));
+    let tunnel_prefix = tunnel_prefix(&app);
+    let drafts = sites.into_iter().enumerate().map(|(index, new)| {
+        check::Draft::of(new, tunnel_prefix).map_err(|error| error.of_site(index))
+    });
     let drafts: Vec<_> = drafts.collect::<Result<_>>()?;
     check::check_together(&drafts)?;
     let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
-    let sites = insert(
-        &app,
-        &actor,
-        &wanted,
-        reserved.tunnel_prefix,
-        "site.import",
-        format!("{} sites", wanted.len()),
-    )
-    .await;
+    let object = format!("{} sites", wanted.len());
+    let sites = insert(&app, &actor, &wanted, tunnel_prefix, IMPORT, object).await;
     let sites = sites.map_err(|(index, error)| match index {
         Some(index) => error.of_site(index),
         None => error,
@@ -140,7 +145,7 @@ async fn insert(
     actor: &AuditActor,
     wanted: &[Wanted],
     tunnel_prefix: Ipv4Net,
-    action: &'static str,
+    actions: Actions,
     object: String,
 ) -> Result<Vec<CreatedSite>, (Option<usize>, Error)> {
     let none = wanted.len();
@@ -149,6 +154,8 @@ async fn insert(
     let created = app.mutate(actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
+        let coordinators = app.coordinators.all(&mut change).await?;
+        let (mut is_forced, mut warnings) = (false, Vec::new());
         let (mut created, mut records) = (
             Vec::with_capacity(wanted.len()),
             Vec::with_capacity(wanted.len()),
@@ -157,17 +164,31 @@ async fn insert(
             wanted.iter().zip(addresses).enumerate()
         {
             reached.store(index, Ordering::Relaxed);
+            let judged = judge(&draft.subnets, &[], &coordinators, actor.options.force)?;
+            is_forced |= judged.is_forced;
+            warnings.extend(judged.warnings.iter().cloned());
             refuse_clash(queries::endpoint_clash(&mut change, None, draft).await?)?;
             let record = queries::insert(&mut change, *id, draft, address).await?;
             let token = tokens::queries::insert(&mut change, join).await?;
             created.push(CreatedSite {
                 site: shown(&record, vec![]),
                 join_token: join.created(app, &token),
+                warnings: judged.warnings,
             });
             records.push(RecordChange::Site(record));
         }
+        let names: Vec<_> = wanted.iter().map(|new| (new.id, &new.draft.name)).collect();
+        let renamed = naming::make_way(&mut change, &names)
+            .await
+            .map_err(|(index, error)| {
+                reached.store(index.unwrap_or(none), Ordering::Relaxed);
+                error
+            })?;
         reached.store(none, Ordering::Relaxed);
-        Ok(change.changed(created, records, action, object))
+        records.extend(renamed.iter().cloned().map(RecordChange::Node));
+        let action = actions[usize::from(is_forced)];
+        let outcome = change.changed(created, records, action, object);
+        naming::told(outcome.with_warnings(warnings), &renamed)
     });
     match created.await {
         Ok(created) => Ok(created),
@@ -212,47 +233,70 @@ pub async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<Wi
 }
 
 /// Changes a site. Absent fields stay as they are; `"endpoint": null` takes the endpoint away.
-#[utoipa::path(patch, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
-    request_body = SitePatch, responses((status = 200, body = Site)))]
+///
+/// Its nodes that are named after it follow its name, in the same revision.
+#[utoipa::path(patch, path = "/sites/{site}", tag = "sites",
+    params(("site" = String, Path, description = "id or name"),
+        ("force" = Option<bool>, Query, description = "as in `POST /sites`")),
+    request_body = SitePatch, responses((status = 200, body = ChangedSite)))]
 pub async fn change(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Path(name): Path<String>,
     Body(patch): Body<SitePatch>,
-) -> Result<WithEtag<Site>> {
+) -> Result<WithEtag<ChangedSite>> {
     let known = app
         .mesh_cache
         .read(|feed| feed.directory().find_site(&name).cloned())
         .ok_or_else(|| error::not_found("site"))?;
-    let (site, wanted, reserved) = (known.id, &patch, &reserved(&app));
-    let changed = app.mutate(&actor, |mut change| async move {
+    let (app, actor, site, wanted) = (&app, &actor, known.id, &patch);
+    let tunnel_prefix = tunnel_prefix(app);
+    let changed = app.mutate(actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let before = site_records::find(&mut change, site)
             .await?
             .ok_or_else(|| error::not_found("site"))?;
         let nodes = node_records::of_site(&mut change, site).await?;
         change.check_precondition(&shown(&before, nodes))?;
-        let draft = check::Draft::of(check::patched(&before, wanted), reserved)?;
+        let draft = check::Draft::of(check::patched(&before, wanted), tunnel_prefix)?;
+        let coordinators = app.coordinators.all(&mut change).await?;
+        let Judged {
+            is_forced,
+            warnings,
+        } = judge(
+            &draft.subnets,
+            &before.subnets,
+            &coordinators,
+            actor.options.force,
+        )?;
         if draft.equals(&before) {
-            return Ok(change.unchanged(before));
+            return Ok(change.unchanged((before, warnings)));
         }
         refuse_clash(queries::endpoint_clash(&mut change, Some(site), &draft).await?)?;
+        let name = before.name.clone();
         let after = queries::update(&mut change, before, &draft).await?;
-        Ok(change.changed(
-            after.clone(),
-            vec![RecordChange::Site(after)],
-            "site.change",
-            site,
-        ))
+        let mut renamed = Vec::new();
+        if name != after.name {
+            let made_way = naming::make_way(&mut change, &[(site, &after.name)]).await;
+            renamed.extend(made_way.map_err(|(_, error)| error)?);
+            renamed.extend(naming::follow_site(&mut change, site, (&name, &after.name)).await?);
+        }
+        let mut records = vec![RecordChange::Site(after.clone())];
+        records.extend(renamed.iter().cloned().map(RecordChange::Node));
+        let action = CHANGE[usize::from(is_forced)];
+        let outcome = change.changed((after, warnings.clone()), records, action, site);
+        naming::told(outcome.with_warnings(warnings), &renamed)
     });
     match changed.await {
-        Ok(record) => WithEtag::new(
-            app.mesh_cache
-                .read(|feed| site_in(feed.directory(), &record)),
-        ),
+        Ok((record, warnings)) => {
+            let site = app
+                .mesh_cache
+                .read(|feed| site_in(feed.directory(), &record));
+            Ok(WithEtag::new(site)?.map(|site| ChangedSite { site, warnings }))
+        }
         Err(error) => {
-            let draft = check::Draft::of(check::patched(&known, &patch), reserved)?;
-            Err(explain(&app, Some(known.id), &draft, error).await)
+            let draft = check::Draft::of(check::patched(&known, &patch), tunnel_prefix)?;
+            Err(explain(app, Some(known.id), &draft, error).await)
         }
     }
 }
@@ -286,14 +330,9 @@ pub async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn reserved(app: &App) -> check::Reserved {
-    let tunnel_prefix = app
-        .mesh_cache
-        .read(|feed| feed.directory().mesh.tunnel_prefix);
-    check::Reserved {
-        tunnel_prefix,
-        coordinators: app.settings.addresses(),
-    }
+fn tunnel_prefix(app: &App) -> Ipv4Net {
+    app.mesh_cache
+        .read(|feed| feed.directory().mesh.tunnel_prefix)
 }
 
 fn refuse_clash(clash: Option<Problem>) -> Result<()> {

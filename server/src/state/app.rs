@@ -1,8 +1,7 @@
 //! What all handlers share.
 
-use std::{net::IpAddr, ops::Deref, sync::Arc};
+use std::{ops::Deref, sync::Arc};
 
-use axum::http::Uri;
 use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +14,7 @@ use wattle_wire::{
 
 use super::{
     auth_limiter::AuthLimiter,
+    coordinators::Coordinators,
     credentials::{KnownTokens, Verified},
     link_tracker::{LinkTracker, Sources},
     mesh_cache::MeshCache,
@@ -46,6 +46,7 @@ pub struct Parts {
     pub known: KnownTokens,
     pub auth_limiter: AuthLimiter,
     pub settings: Settings,
+    pub coordinators: Coordinators,
     /// `None` where a proxy speaks TLS, or nobody does.
     pub certificate: Option<Arc<Certificate>>,
     pub stop: CancellationToken,
@@ -60,22 +61,6 @@ pub struct Settings {
     pub urls: Vec<String>,
     /// Where webhooks may lead although that is refused by itself.
     pub webhook_allow: Vec<IpNet>,
-}
-
-impl Settings {
-    /// The addresses where agents reach the coordinators, as far as they are told by address and
-    /// not by name.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        let address = |url: &String| {
-            url.parse::<Uri>()
-                .ok()?
-                .host()?
-                .trim_matches(['[', ']'])
-                .parse()
-                .ok()
-        };
-        self.urls.iter().filter_map(address).collect()
-    }
 }
 
 impl std::fmt::Debug for Settings {
@@ -134,13 +119,18 @@ impl App {
 
     fn describe_dry_run(&self, record: Option<ChangeRecord>) -> DryRun {
         let Some(ChangeRecord {
-            records, action, ..
+            records,
+            action,
+            warnings,
+            ..
         }) = record
         else {
             return DryRun {
                 would: None,
                 sites: Vec::new(),
+                nodes: Vec::new(),
                 links: LinkEffects::default(),
+                warnings: Vec::new(),
             };
         };
         let before = self.mesh_cache.read(|feed| feed.directory().clone());
@@ -153,10 +143,20 @@ impl App {
             | RecordChange::NodeRevoked(_)
             | RecordChange::Admission(..) => None,
         });
+        let nodes = records.iter().filter_map(|record| match record {
+            RecordChange::Node(node) => Some(representation::listed(node)),
+            RecordChange::Mesh(_)
+            | RecordChange::Site(_)
+            | RecordChange::SiteRemoved(_)
+            | RecordChange::NodeRevoked(_)
+            | RecordChange::Admission(..) => None,
+        });
         DryRun {
             would: Some(action.to_owned()),
             sites: sites.collect(),
+            nodes: nodes.collect(),
             links,
+            warnings,
         }
     }
 

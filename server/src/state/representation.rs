@@ -14,12 +14,17 @@ use wattle_wire::admin::{Node, NodeRotation, RotationPhase, Site, SiteNode, Unma
 use super::reports::Reports;
 
 pub fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
-    let nodes = directory.nodes_of(record.id).map(|node| SiteNode {
+    let nodes = directory.nodes_of(record.id).map(listed);
+    shown(record, nodes.collect())
+}
+
+/// A node, as its site lists it.
+pub fn listed(node: &NodeRecord) -> SiteNode {
+    SiteNode {
         id: node.id,
         name: node.name.clone(),
         state: node.state,
-    });
-    shown(record, nodes.collect())
+    }
 }
 
 pub fn shown(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
@@ -83,6 +88,7 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
     Node {
         id: record.id,
         name: record.name.clone(),
+        name_follows_site: record.name_follows_site,
         site: record.site,
         site_name: site.name.clone(),
         state: record.state,

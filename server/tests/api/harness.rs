@@ -22,7 +22,13 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use uuid::Uuid;
 use wattle_client::pin::Pins;
-use wattle_server::{config::Config, http::listen, postgres::Postgres, server::Server};
+use wattle_server::{
+    config::Config,
+    http::listen,
+    postgres::Postgres,
+    server::Server,
+    state::coordinators::{HostResolver, Resolver},
+};
 
 /// How long a test waits for what should be there at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -188,8 +194,18 @@ impl Coordinator {
         database: PgConnectOptions,
         arguments: &'static [&'static str],
     ) -> Self {
+        Self::start_resolving(company, database, arguments, Arc::new(HostResolver)).await
+    }
+
+    /// The first coordinator of a new mesh, which asks this resolver where its URLs lead.
+    pub(crate) async fn start_resolving(
+        company: Company,
+        database: PgConnectOptions,
+        arguments: &'static [&'static str],
+        resolver: Arc<dyn Resolver>,
+    ) -> Self {
         let data_dir = reachable_folder();
-        let server = serve(&database, data_dir.path(), arguments).await;
+        let server = serve_with(&database, data_dir.path(), arguments, resolver).await;
         let token = fs::read_to_string(data_dir.path().join("api-token"))
             .unwrap()
             .trim()
@@ -207,13 +223,18 @@ impl Coordinator {
 
     /// A further coordinator on the same database.
     pub(crate) async fn another(&self) -> Self {
+        self.another_resolving(Arc::new(HostResolver)).await
+    }
+
+    /// As [`Coordinator::another`], with a resolver of its own.
+    pub(crate) async fn another_resolving(&self, resolver: Arc<dyn Resolver>) -> Self {
         let data_dir = reachable_folder();
         fs::copy(
             self.data_dir.path().join("ca.pem"),
             data_dir.path().join("ca.pem"),
         )
         .unwrap();
-        let server = serve(&self.database, data_dir.path(), self.arguments).await;
+        let server = serve_with(&self.database, data_dir.path(), self.arguments, resolver).await;
         let (database, token, arguments) =
             (self.database.clone(), self.token.clone(), self.arguments);
         Self {
@@ -327,6 +348,16 @@ pub(crate) async fn serve(
     data_dir: &Path,
     arguments: &[&str],
 ) -> Server {
+    serve_with(database, data_dir, arguments, Arc::new(HostResolver)).await
+}
+
+/// As [`serve`], with a resolver for the hosts of its URLs.
+pub(crate) async fn serve_with(
+    database: &PgConnectOptions,
+    data_dir: &Path,
+    arguments: &[&str],
+    resolver: Arc<dyn Resolver>,
+) -> Server {
     let config = Config::parse_from(
         [
             PathBuf::from("wattle-server"),
@@ -337,7 +368,7 @@ pub(crate) async fn serve(
         .chain(arguments.iter().map(PathBuf::from)),
     );
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    Server::start(database.clone(), listener, &config)
+    Server::start_with(database.clone(), listener, &config, resolver)
         .await
         .unwrap()
 }

@@ -747,3 +747,27 @@ async fn d4_text_is_shown_as_it_was_written_and_never_run() {
         "the policy had nothing to forbid"
     );
 }
+
+#[tokio::test]
+async fn a_gateway_is_renamed_on_the_page_of_its_site() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    new_node(&coordinator, json!({"name": "cork"})).await;
+    let browser = signed_in(&coordinator).await;
+    browser.go("#/sites/dublin").await;
+    browser.click(&format!("#rename-{}", dublin.id())).await;
+    for (name, phrase) in [("cork", "has this name"), ("Athena", "lower-case")] {
+        browser.fill("#node-name", name).await;
+        browser.click("#save-name").await;
+        browser.see("#node-name-error", phrase).await;
+    }
+    for (name, shown) in [("athena", "athena"), ("", "dublin")] {
+        browser.fill("#node-name", name).await;
+        browser.click("#save-name").await;
+        browser
+            .see("table[aria-label=Gateways] tbody th", shown)
+            .await;
+        browser.click(&format!("#rename-{}", dublin.id())).await;
+    }
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+}

@@ -126,6 +126,26 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
             with("removed", &of_cork),
         ),
         (
+            "PATCH /sites/{site}",
+            "/sites/cork".to_owned(),
+            json!({"name": "kinsale"}),
+            json!("site.change"),
+            with(
+                "changed",
+                &links(&[["kinsale", "dublin"], ["kinsale", "galway"]]),
+            ),
+        ),
+        (
+            "PATCH /nodes/{node}",
+            "/nodes/cork".to_owned(),
+            json!({"name": "kinsale"}),
+            json!("node.rename"),
+            with(
+                "changed",
+                &links(&[["kinsale", "dublin"], ["kinsale", "galway"]]),
+            ),
+        ),
+        (
             "DELETE /nodes/{node}",
             "/nodes/cork".to_owned(),
             json!({}),

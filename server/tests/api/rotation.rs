@@ -319,7 +319,7 @@ async fn a_new_key_of_a_node_that_files_name_is_refused_unless_it_is_forced_and_
         );
     }
     for (path, body) in [
-        ("/sites?force=true", json!({"name": "sligo"})),
+        ("/sites/cork/join-tokens?force=true", json!({})),
         ("/nodes/dublin/rotate?force=yes", json!({})),
     ] {
         assert_eq!(

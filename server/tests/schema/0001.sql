@@ -31,6 +31,8 @@ INSERT INTO api_tokens (id, name, role, secret_hash)
 VALUES ('00000000-0000-0000-0000-000000000041', 'first start', 'owner',
     decode(repeat('41', 32), 'hex'));
 INSERT INTO authorities (pin) VALUES (decode(repeat('51', 32), 'hex'));
+INSERT INTO coordinator_addresses (coordinator, host, address)
+VALUES ('00000000-0000-0000-0000-0000000000a1', 'coordinator.example', '198.18.0.2');
 INSERT INTO changes (revision, epoch, changes) VALUES (1, 1, '[]');
 INSERT INTO events (number, at, actor, action, object, hash)
 VALUES (1, '2026-01-01', 'command line', 'site.create', 'dublin', decode(repeat('61', 32), 'hex'));

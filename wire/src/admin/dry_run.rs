@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{admin::site::Site, name::Name};
+use crate::{
+    admin::site::{Site, SiteNode, Warning},
+    name::Name,
+};
 
 /// Answer to a change with `?dry_run=true`: what it would have done. Nothing was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -14,8 +17,11 @@ pub struct DryRun {
     /// The sites it would make or change, as they would be. A new site gets another id when it is
     /// really made.
     pub sites: Vec<Site>,
+    /// The nodes it would make or change, as their sites would list them.
+    pub nodes: Vec<SiteNode>,
     /// What would become of links.
     pub links: LinkEffects,
+    pub warnings: Vec<Warning>,
 }
 
 /// What a change does to links.

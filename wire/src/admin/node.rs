@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
+    admin::present,
     endpoint::Endpoint,
     ids::{NodeId, Position, SiteId},
     key::{IdentityKey, WireguardKey},
@@ -31,6 +32,9 @@ pub enum NodeState {
 pub struct Node {
     pub id: NodeId,
     pub name: Name,
+    /// Whether the name is made of the site's and changes with it; false once somebody has given
+    /// the node a name of its own.
+    pub name_follows_site: bool,
     pub site: SiteId,
     pub site_name: Name,
     pub state: NodeState,
@@ -58,6 +62,20 @@ pub struct Node {
     /// A change of its WireGuard key that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<NodeRotation>,
+}
+
+/// `PATCH /nodes/{node}`: absent fields stay as they are; `"name": null` takes a name away that
+/// somebody gave the node, so that it is named after its site again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodePatch {
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "present"
+    )]
+    #[schema(value_type = Option<Name>)]
+    pub name: Option<Option<Name>>,
 }
 
 /// What is known of a gateway without an agent.

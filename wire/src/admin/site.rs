@@ -102,6 +102,24 @@ pub struct CreatedSite {
     #[serde(flatten)]
     pub site: Site,
     pub join_token: CreatedJoinToken,
+    pub warnings: Vec<Warning>,
+}
+
+/// Answer to `PATCH /sites/{site}`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ChangedSite {
+    #[serde(flatten)]
+    pub site: Site,
+    pub warnings: Vec<Warning>,
+}
+
+/// What is done as it was asked for, and may not be what was meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Warning {
+    /// Stable; `subnet_holds_coordinator` or `subnet_holds_own_address`.
+    pub code: String,
+    /// For people.
+    pub detail: String,
 }
 
 /// `POST /import`: sites that are created together, all or none.

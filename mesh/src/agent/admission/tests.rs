@@ -589,6 +589,7 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
     let node = |admission| Node {
         id: record.id,
         name: record.name.clone(),
+        name_follows_site: true,
         site: record.site,
         site_name: site_record.name.clone(),
         state: record.state,

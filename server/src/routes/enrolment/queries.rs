@@ -1,14 +1,11 @@
 //! SQL of enrolment.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::config::{
-    allocate,
-    directory::{NodeRecord, Unmanaged},
-};
+use wattle_mesh::config::directory::{NodeRecord, Unmanaged};
 use wattle_wire::{
     endpoint::Endpoint,
     enrol::{EnrolFinish, Enrolled, SignedStatement, Statement},
@@ -20,11 +17,8 @@ use wattle_wire::{
 use crate::{
     db::{node_records, site_records},
     error::{self, Error, Result},
-    routes::sites,
+    routes::{nodes::naming, sites},
 };
-
-/// Names that are asked for together; few sites have as many gateways.
-const NAMES_AT_A_TIME: usize = 16;
 
 /// A node that is about to be, of the site in which it will be.
 #[derive(Debug)]
@@ -219,7 +213,7 @@ pub(crate) async fn insert(
         endpoint,
         ref kind,
     } = *new;
-    let name = free_name(connection, site_name).await?;
+    let name = naming::free_name(connection, (site, site_name), id).await?;
     let (agent, file) = match *kind {
         Kind::Managed {
             agent_version,
@@ -274,27 +268,6 @@ pub(crate) async fn insert(
         .ok_or(Error::Internal(
             "a node that was just inserted is not there",
         ))
-}
-
-/// The first name for a node of a site that no node has.
-async fn free_name(connection: &mut PgConnection, site: &Name) -> Result<Name> {
-    let mut names = allocate::node_names(site);
-    loop {
-        let some: Vec<Name> = names.by_ref().take(NAMES_AT_A_TIME).collect();
-        let texts: Vec<_> = some.iter().map(ToString::to_string).collect();
-        let taken = sqlx::query_scalar!(
-            "SELECT name FROM nodes WHERE state <> 'revoked' AND name = ANY($1)",
-            &texts
-        );
-        let taken: BTreeSet<_> = taken
-            .fetch_all(&mut *connection)
-            .await?
-            .into_iter()
-            .collect();
-        if let Some(free) = some.into_iter().find(|name| !taken.contains(name.as_str())) {
-            return Ok(free);
-        }
-    }
 }
 
 pub(crate) fn key_taken() -> Problem {

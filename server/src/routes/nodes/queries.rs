@@ -1,6 +1,6 @@
 //! SQL of nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -9,12 +9,13 @@ use wattle_wire::{
     ids::{NodeId, SiteId},
     key::IdentityKey,
     lock::SignedAdmission,
+    name::Name,
     webhook::NodeChange,
 };
 
 use crate::{
     db::{node_records, webhook_news},
-    error::Result,
+    error::{Error, Result},
 };
 
 /// Revokes a node and gives its tunnel address back. Returns its site; `None` when there is no such
@@ -101,6 +102,120 @@ pub async fn admit(
         &nodes,
         &texts,
         &signatures
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A node that takes part, and its name.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub(super) id: NodeId,
+    pub(super) name: Name,
+    pub(super) follows_site: bool,
+    pub(super) site: SiteId,
+    pub(super) site_name: Name,
+}
+
+/// The nodes that have these names.
+pub(super) async fn holders(connection: &mut PgConnection, names: &[&Name]) -> Result<Vec<Named>> {
+    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    let rows = sqlx::query!(
+        "SELECT nodes.id, nodes.name, name_follows_site, sites.id AS site, sites.name AS site_name
+         FROM nodes JOIN sites ON sites.id = nodes.site
+         WHERE state <> 'revoked' AND nodes.name = ANY($1)",
+        &names
+    );
+    let invalid = || Error::Internal("a name in the database is not valid");
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    rows.map(|row| {
+        Ok(Named {
+            id: NodeId(row.id),
+            name: row.name.parse().map_err(|_| invalid())?,
+            follows_site: row.name_follows_site,
+            site: SiteId(row.site),
+            site_name: row.site_name.parse().map_err(|_| invalid())?,
+        })
+    })
+    .collect()
+}
+
+/// Which of these names other nodes and other sites have.
+pub(super) async fn taken(
+    connection: &mut PgConnection,
+    names: &[Name],
+    site: SiteId,
+    node: NodeId,
+) -> Result<BTreeSet<String>> {
+    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    let taken = sqlx::query_scalar!(
+        r#"SELECT name AS "name!" FROM nodes
+           WHERE state <> 'revoked' AND name = ANY($1) AND id <> $3
+           UNION SELECT name FROM sites WHERE name = ANY($1) AND id <> $2"#,
+        &names,
+        site.0,
+        node.0
+    );
+    Ok(taken.fetch_all(connection).await?.into_iter().collect())
+}
+
+/// The names of other sites and of their nodes.
+pub(super) async fn names_elsewhere(
+    connection: &mut PgConnection,
+    site: SiteId,
+) -> Result<BTreeSet<String>> {
+    let names = sqlx::query_scalar!(
+        r#"SELECT name AS "name!" FROM nodes WHERE state <> 'revoked' AND site <> $1
+           UNION SELECT name FROM sites WHERE id <> $1"#,
+        site.0
+    );
+    Ok(names.fetch_all(connection).await?.into_iter().collect())
+}
+
+pub(super) async fn is_of_site(connection: &mut PgConnection, name: &Name) -> Result<bool> {
+    let found = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM sites WHERE name = $1) AS "found!""#,
+        name.as_str()
+    );
+    Ok(found.fetch_one(connection).await?)
+}
+
+pub(super) async fn set_name(
+    connection: &mut PgConnection,
+    node: NodeId,
+    name: &Name,
+    follows_site: bool,
+) -> Result<()> {
+    sqlx::query!(
+        "UPDATE nodes SET name = $2, name_follows_site = $3 WHERE id = $1",
+        node.0,
+        name.as_str(),
+        follows_site
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives nodes other names, also such as others of them have until now.
+pub(super) async fn rename(connection: &mut PgConnection, names: &[(NodeId, Name)]) -> Result<()> {
+    let (nodes, names): (Vec<_>, Vec<_>) = names
+        .iter()
+        .map(|(node, name)| (node.0, name.to_string()))
+        .unzip();
+    // The index looks at each row as it is written. No node is called like an id.
+    sqlx::query!(
+        "UPDATE nodes SET name = id::text WHERE id = ANY($1)",
+        &nodes
+    )
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query!(
+        "UPDATE nodes SET name = given.name
+         FROM unnest($1::uuid[], $2::text[]) AS given (node, name) WHERE id = given.node",
+        &nodes,
+        &names
     )
     .execute(connection)
     .await?;

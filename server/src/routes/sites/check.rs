@@ -1,7 +1,8 @@
 //! What a site may be, as far as it can be told without knowing the other sites.
 
+pub(crate) mod coordinators;
+
 use ipnet::{IpNet, Ipv4Net};
-use uuid::Uuid;
 use wattle_mesh::config::directory::SiteRecord;
 use wattle_wire::{
     admin::{NewSite, SitePatch},
@@ -11,7 +12,7 @@ use wattle_wire::{
     subnet::{Subnet, overlap},
 };
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use crate::{
     error::{self, Error, Result},
@@ -32,16 +33,8 @@ pub(crate) struct Draft {
     pub(crate) subnets: Vec<Subnet>,
 }
 
-/// What no site can have, because the mesh itself has it.
-#[derive(Clone, Debug)]
-pub(crate) struct Reserved {
-    pub(crate) tunnel_prefix: Ipv4Net,
-    /// Gateways reach coordinators outside of the mesh.
-    pub(crate) coordinators: Vec<IpAddr>,
-}
-
 impl Draft {
-    pub(crate) fn of(new: NewSite, reserved: &Reserved) -> Result<Self> {
+    pub(crate) fn of(new: NewSite, tunnel_prefix: Ipv4Net) -> Result<Self> {
         let NewSite {
             name,
             description,
@@ -49,19 +42,12 @@ impl Draft {
             endpoint,
             subnets,
         } = new;
-        if Uuid::try_parse(name.as_str()).is_ok() {
-            return Err(error::invalid(
-                "invalid_field",
-                "name",
-                "this name looks like an id; choose another",
-            )
-            .into());
-        }
+        text::check_name(&name)?;
         text::check("description", &description)?;
         check_labels(&labels)?;
-        check_subnets(&subnets, reserved)?;
+        check_subnets(&subnets, tunnel_prefix)?;
         if let Some(endpoint) = endpoint {
-            check_endpoint(endpoint, &subnets, reserved.tunnel_prefix)?;
+            check_endpoint(endpoint, &subnets, tunnel_prefix)?;
         }
         Ok(Self {
             name,
@@ -125,8 +111,7 @@ fn check_labels(labels: &BTreeMap<Name, String>) -> Result<()> {
         .try_for_each(|(label, value)| text::check(&format!("labels.{label}"), value))
 }
 
-fn check_subnets(subnets: &[Subnet], reserved: &Reserved) -> Result<()> {
-    let tunnel_prefix = reserved.tunnel_prefix;
+fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
     if subnets.len() > MOST_SUBNETS {
         return Err(error::invalid(
             "too_many",
@@ -149,28 +134,6 @@ fn check_subnets(subnets: &[Subnet], reserved: &Reserved) -> Result<()> {
             return Err(error::taken(
                 "subnet_taken",
                 "The subnet is taken",
-                &field,
-                detail,
-                Some(holder),
-            )
-            .into());
-        }
-        if let Some(coordinator) = reserved
-            .coordinators
-            .iter()
-            .find(|address| subnet.overlaps(IpNet::from(**address)))
-        {
-            let detail = format!(
-                "{subnet} holds {coordinator}, where gateways reach the coordinator, which must be \
-                 outside of the mesh"
-            );
-            let holder = Holder {
-                site: "mesh".to_owned(),
-                holds: coordinator.to_string(),
-            };
-            return Err(error::taken(
-                "subnet_holds_coordinator",
-                "The subnet holds a coordinator",
                 &field,
                 detail,
                 Some(holder),
@@ -315,11 +278,7 @@ mod tests {
 
     fn problem_of(json: &str) -> Option<(u16, String, Option<String>)> {
         let new: NewSite = serde_json::from_str(json).unwrap();
-        let reserved = Reserved {
-            tunnel_prefix: "10.99.0.0/16".parse().unwrap(),
-            coordinators: vec!["10.50.0.1".parse().unwrap(), "fd50::1".parse().unwrap()],
-        };
-        let Err(Error::Refused(problem)) = Draft::of(new, &reserved) else {
+        let Err(Error::Refused(problem)) = Draft::of(new, "10.99.0.0/16".parse().unwrap()) else {
             return None;
         };
         Some((problem.status, problem.code, problem.field))
@@ -350,18 +309,6 @@ mod tests {
             r#"{"name":"a","subnets":["10.98.0.0/15"]}"#,
             409,
             "subnet_taken",
-            "subnets[0]",
-        );
-        expect(
-            r#"{"name":"a","subnets":["10.51.0.0/16","10.50.0.0/16"]}"#,
-            409,
-            "subnet_holds_coordinator",
-            "subnets[1]",
-        );
-        expect(
-            r#"{"name":"a","subnets":["fd50::/64"]}"#,
-            409,
-            "subnet_holds_coordinator",
             "subnets[0]",
         );
         expect(

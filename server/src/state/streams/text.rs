@@ -242,6 +242,7 @@ mod tests {
                 id: node(number),
                 site,
                 name: format!("node-{number}").parse().unwrap(),
+                name_follows_site: true,
                 state: if number > 1 && shares {
                     NodeState::Standby
                 } else {
