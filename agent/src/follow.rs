@@ -4,9 +4,13 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::anyhow;
 use futures_util::StreamExt;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{Notify, mpsc, oneshot};
-use wattle_mesh::{agent::replica::Stored, backoff::backoff, keys::node_keys::NodeKeys};
+use wattle_mesh::{
+    agent::replica::{Replica, Stored},
+    backoff::backoff,
+    keys::node_keys::NodeKeys,
+};
 use wattle_wire::{
     ids::{NodeId, Position},
     stream::StreamMessage,
@@ -24,6 +28,8 @@ const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
 /// Peers whose removal somebody confirmed, for the running agent to take up.
 const CONFIRMED: &str = "confirmed.json";
+/// The position of a coordinator that is behind, once somebody wants it to be followed from there.
+const FOLLOWED_BACK: &str = "followed-back.json";
 
 /// What the follower tells the loop.
 #[derive(Debug)]
@@ -64,38 +70,69 @@ pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
     store.remove_with_previous(VIEW)
 }
 
+/// What somebody confirmed on this gateway.
+#[derive(Debug)]
+pub(crate) struct Confirmed {
+    removals: BTreeSet<NodeId>,
+    rolled_back_to: Option<Position>,
+}
+
+impl Confirmed {
+    /// Whether there was something that waited for it.
+    pub(crate) fn carry_out(&self, replica: &mut Replica) -> bool {
+        let back = self.rolled_back_to;
+        let is_back = back.is_some_and(|position| replica.follow_back(position));
+        replica.confirm(&self.removals) || is_back
+    }
+}
+
 /// `wattle-agent confirm`.
 pub(crate) fn confirm(paths: &Paths) -> anyhow::Result<()> {
     let store = Store::open(&paths.state_dir)?;
-    let Some(stored) =
-        load_view(&store)?.filter(|stored| !stored.awaiting_confirmation().is_empty())
-    else {
+    let stored = load_view(&store)?;
+    let removals = stored.as_ref().map(Stored::awaiting_confirmation);
+    let removals = removals.unwrap_or_default();
+    let rolled_back_to = stored.as_ref().and_then(Stored::rolled_back_to);
+    if removals.is_empty() && rolled_back_to.is_none() {
         output::line("no removal waits to be confirmed");
         return Ok(());
-    };
-    let confirmed = stored.awaiting_confirmation();
-    store.write(CONFIRMED, &confirmed)?;
-    for peer in stored
-        .view
-        .peers
-        .iter()
-        .filter(|peer| confirmed.contains(&peer.node))
-    {
+    }
+    if !removals.is_empty() {
+        store.write(CONFIRMED, &removals)?;
+    }
+    let peers = stored.iter().flat_map(|stored| &stored.view.peers);
+    for peer in peers.filter(|peer| removals.contains(&peer.node)) {
         output::line(format!("confirmed the removal of {}", peer.name));
     }
+    if let Some(position) = rolled_back_to {
+        store.write(FOLLOWED_BACK, &position)?;
+        output::line(format!(
+            "confirmed that the coordinator is followed from revision {position}"
+        ));
+    }
     if !store.is_locked()? {
-        output::line("no agent runs here: it removes them when it is started");
+        output::line("no agent runs here: it follows when it is started");
     }
     Ok(())
 }
 
-/// The peers whose removal was confirmed since the last call.
-pub(crate) fn take_confirmed(store: &Store) -> anyhow::Result<Option<BTreeSet<NodeId>>> {
-    let confirmed = store.read(CONFIRMED)?;
-    if confirmed.is_some() {
-        store.remove(CONFIRMED)?;
+/// What was confirmed since the last call.
+pub(crate) fn take_confirmed(store: &Store) -> anyhow::Result<Option<Confirmed>> {
+    let removals = take(store, CONFIRMED)?;
+    let rolled_back_to = take(store, FOLLOWED_BACK)?;
+    let any = removals.is_some() || rolled_back_to.is_some();
+    Ok(any.then(|| Confirmed {
+        removals: removals.unwrap_or_default(),
+        rolled_back_to,
+    }))
+}
+
+fn take<T: DeserializeOwned>(store: &Store, name: &str) -> anyhow::Result<Option<T>> {
+    let value = store.read(name)?;
+    if value.is_some() {
+        store.remove(name)?;
     }
-    Ok(confirmed)
+    Ok(value)
 }
 
 pub(crate) fn load_connection(store: &Store) -> anyhow::Result<Option<Connection>> {

@@ -273,7 +273,10 @@ impl Agent {
             self.mailbox.messages_are_waiting();
         }
         let before = self.replica.position();
-        match self.replica.receive(message) {
+        match self
+            .replica
+            .receive(message, chrono::Utc::now().timestamp())
+        {
             Received::Unchanged => {}
             Received::Changed { refused } => {
                 for refusal in &refused {
@@ -286,6 +289,7 @@ impl Agent {
                 self.ask_for_snapshot("a message does not follow the position that this node has")
             }
             Received::Rejected(rejection) => {
+                self.view_unsaved = true;
                 self.ask_for_snapshot(&format!("rejected the newest revision: {rejection}"));
             }
             Received::Bye(ByeReason::Revoked) => {
@@ -484,13 +488,18 @@ impl Agent {
 
     /// Carries out the removals that somebody has confirmed since.
     fn take_confirmation(&mut self) {
-        if self.replica.awaiting_confirmation().is_empty() {
+        let waits = !self.replica.awaiting_confirmation().is_empty()
+            || self.replica.rolled_back_to().is_some();
+        if !waits {
             return;
         }
         match follow::take_confirmed(&self.store) {
-            Ok(Some(confirmed)) if self.replica.confirm(&confirmed) => {
-                info!("the removal of peers was confirmed");
+            Ok(Some(confirmed)) if confirmed.carry_out(&mut self.replica) => {
+                info!("what waited was confirmed on this gateway");
                 self.save_view();
+                if self.replica.resume_from().is_none() {
+                    self.ask_for_snapshot("what waited was confirmed");
+                }
             }
             Ok(_) => {}
             Err(error) => warn!("{error:#}"),
