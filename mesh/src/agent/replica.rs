@@ -9,6 +9,7 @@ mod ownership;
 mod problems;
 #[cfg(test)]
 mod properties;
+mod rejection;
 mod removals;
 mod settle;
 mod stored;
@@ -17,8 +18,6 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use wattle_wire::{
     ids::{MeshId, NodeId, Position},
     key::{OperatorKey, WireguardKey},
@@ -34,6 +33,7 @@ use self::{
 };
 pub use self::{
     belief::{Pin, Refusal, RefusalReason},
+    rejection::Rejection,
     removals::RecentRemovals,
     stored::Stored,
 };
@@ -90,35 +90,6 @@ pub enum Received {
     Rejected(Rejection),
     /// The coordinator ended the stream.
     Bye(ByeReason),
-}
-
-/// Why a whole revision is not carried out.
-#[derive(Clone, Debug, Error, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rejection {
-    #[error(
-        "the coordinator offers revision {offered}, but this node has seen {have}: either its \
-         database was restored, or somebody replays an old state. A coordinator that learns of it \
-         begins a new epoch by itself. To follow it from where it is, run `wattle-agent confirm` \
-         on this gateway"
-    )]
-    RolledBack { have: Position, offered: Position },
-    #[error(
-        "the coordinator serves another mesh, {0}. This node keeps what it has until the \
-         coordinator serves its mesh again; to move it to that mesh, run `wattle-agent join` here \
-         with a join string of it"
-    )]
-    Mesh(MeshId),
-}
-
-impl Rejection {
-    /// Where the coordinator is, if it is behind this node.
-    pub fn rolled_back_to(&self) -> Option<Position> {
-        match self {
-            Self::RolledBack { offered, .. } => Some(*offered),
-            Self::Mesh(_) => None,
-        }
-    }
 }
 
 impl Replica {
@@ -198,22 +169,6 @@ impl Replica {
         admitted.is_some_and(|admitted| admitted.confirm(nodes)) || !confirmed.is_empty()
     }
 
-    /// Where the coordinator is, if it is behind this node and offers no new epoch.
-    pub fn rolled_back_to(&self) -> Option<Position> {
-        self.rejected.as_ref().and_then(Rejection::rolled_back_to)
-    }
-
-    /// Somebody here wants the coordinator to be followed from where it is. Whether it had offered
-    /// that position.
-    pub fn follow_back(&mut self, offered: Position) -> bool {
-        let is_offered = self.rolled_back_to() == Some(offered);
-        if let (true, Some(known)) = (is_offered, &mut self.known) {
-            known.position = offered;
-            (self.out_of_step, self.rejected) = (true, None);
-        }
-        is_offered
-    }
-
     /// How far the copy has come.
     pub fn position(&self) -> Option<Position> {
         self.known.as_ref().map(|known| known.position)
@@ -279,7 +234,7 @@ impl Replica {
             }
         }
         self.contested = Contested::default();
-        self.out_of_step = true;
+        (self.out_of_step, self.rejected) = (true, None);
     }
 
     fn gap(&mut self) -> Received {
@@ -307,13 +262,6 @@ impl Replica {
             return Received::Rejected(rejection);
         }
         let named: BTreeSet<_> = view.peers.iter().map(|peer| peer.node).collect();
-        let removed = removed.into_iter().map(ViewChange::PeerRemoved);
-        let changes = view
-            .peers
-            .into_iter()
-            .map(ViewChange::Peer)
-            .chain(removed)
-            .collect();
         if view.mesh.id == self.mesh {
             // What was never carried out costs nothing to forget.
             self.refused.retain(|node, _| named.contains(node));
@@ -321,13 +269,16 @@ impl Replica {
                 .waiting
                 .retain(|node, _| named.contains(node));
         }
-        let taken = self.take_in(position, Draft::new(view.mesh, view.myself), changes);
-        if let (Ok(_), Some(known)) = (&taken, &self.known) {
-            let is_absent =
-                |node: &&NodeId| !named.contains(node) && !self.removal_pending.contains(node);
-            self.absent = known.peers.keys().filter(is_absent).copied().collect();
-        }
-        Received::from(taken)
+        let mut next = Draft::new(view.mesh, view.myself);
+        let known = self.known.iter().flat_map(|known| known.peers.keys());
+        let gone: BTreeSet<_> = removed.iter().copied().collect();
+        let said = [&named, &gone, &self.removal_pending];
+        let is_said = |node: &NodeId| said.iter().any(|said| said.contains(node));
+        next.absent = Some(known.filter(|node| !is_said(node)).copied().collect());
+        let removed = removed.into_iter().map(ViewChange::PeerRemoved);
+        let peers = view.peers.into_iter().map(ViewChange::Peer);
+        let changes = peers.chain(removed).collect();
+        Received::from(self.take_in(position, next, changes))
     }
 
     /// Costs what the changes touch, whatever the size of the view, unless two claim the same.
@@ -476,8 +427,9 @@ impl Replica {
     /// that two peers can swap. Whether nobody claims what another has; if not, the owners are to
     /// be made anew.
     fn assign(&mut self, next: &Draft) -> bool {
-        let mut stay = self.removal_pending.union(&next.removal_pending);
-        if !self.contested.is_empty() || stay.next().is_some() || !self.absent.is_empty() {
+        let absent = next.absent.as_ref().unwrap_or(&self.absent);
+        let stay = [&self.removal_pending, &next.removal_pending, absent];
+        if !self.contested.is_empty() || stay.iter().any(|stay| !stay.is_empty()) {
             return false;
         }
         let moved = self
@@ -517,7 +469,8 @@ impl Replica {
         }
         let stays = |peer: &&KnownPeer| {
             let node = peer.peer.node;
-            (self.is_held(next, node) || self.absent.contains(&node)) && !next.named.contains(&node)
+            let absent = next.absent.as_ref().unwrap_or(&self.absent);
+            (self.is_held(next, node) || absent.contains(&node)) && !next.named.contains(&node)
         };
         let known = self.known.iter().flat_map(|known| known.peers.values());
         let endpoints = known
@@ -549,8 +502,12 @@ impl Replica {
             refused,
             named,
             removal_pending,
+            absent,
             contested,
         } = next;
+        if let Some(absent) = absent {
+            self.absent = absent;
+        }
         for set in [&mut self.removal_pending, &mut self.absent] {
             set.retain(|node| !named.contains(node) && !matches!(peers.get(node), Some(None)));
         }

@@ -24,6 +24,8 @@ pub(super) struct Draft {
     pub(super) named: BTreeSet<NodeId>,
     /// Peers that were to go and stay for now.
     pub(super) removal_pending: BTreeSet<NodeId>,
+    /// Peers that it should have and has not, if it is of the whole view.
+    pub(super) absent: Option<BTreeSet<NodeId>>,
     /// What of it two claim; absent where nobody does.
     pub(super) contested: Option<Contested>,
 }
@@ -51,6 +53,7 @@ impl Draft {
             refused: BTreeMap::new(),
             named: BTreeSet::new(),
             removal_pending: BTreeSet::new(),
+            absent: None,
             contested: None,
         }
     }

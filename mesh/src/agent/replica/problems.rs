@@ -79,10 +79,10 @@ impl Replica {
         let who = if is_new {
             format!("the new {name}")
         } else {
-            name.to_string()
+            format!("a change of {name}")
         };
         let Some(Contest { claimed, holder }) = contests.first() else {
-            return format!("a change of {who} waits for the next message of the coordinator");
+            return format!("{who} waits for the next message of the coordinator");
         };
         let what = match claimed {
             Claimed::Key => "its key".to_owned(),
@@ -95,7 +95,7 @@ impl Replica {
             .name_of(*holder)
             .map_or_else(|| "this node".to_owned(), Name::to_string);
         if *holder == node {
-            format!("{who} has {what} already: the coordinator names it twice")
+            format!("{who} is refused: it has {what} already")
         } else if stays {
             format!(
                 "{who} waits: {what} belongs to the removed {other}, which stays until you \

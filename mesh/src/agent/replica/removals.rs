@@ -68,3 +68,6 @@ impl RecentRemovals {
         removed > 0 && gone > 1 && gone * 2 > all
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,7 +120,8 @@ impl Word<'_> {
             }
             let before = self.known(*node);
             let mut contests = self.contested_identity(&ownership, told, before);
-            if before.is_some() && !contests.is_empty() {
+            let is_free = contests.is_empty();
+            if before.is_some() && !is_free {
                 return Err((*node, contests));
             }
             keys(told).for_each(|key| {
@@ -135,7 +136,7 @@ impl Word<'_> {
             let mut placed = told.clone();
             let address = IpNet::from(IpAddr::V4(told.peer.tunnel_address));
             let mut taken = BTreeSet::new();
-            if contests.is_empty() && !had.contains(&address) {
+            if is_free && !had.contains(&address) {
                 ownership.put_prefix(address, *node);
                 taken.insert(address);
             }
@@ -161,7 +162,7 @@ impl Word<'_> {
                 }
             });
             let is_others = |contest: &Contest| contest.holder != *node;
-            if before.is_none() && contests.iter().any(is_others) {
+            if before.is_none() && (!is_free || contests.iter().any(is_others)) {
                 ownership.withdraw(*node, keys(told), taken);
                 waiting.insert(*node, set_aside(contests));
                 continue;

@@ -535,10 +535,10 @@ fn b14_of_a_revision_that_contradicts_itself_only_what_two_claim_is_not_carried_
         assert_eq!(refusal(newcomer), (untouched.clone(), problem));
     }
     let same_prefix = Peer {
-        subnets: second.subnets.clone(),
+        subnets: second.subnets,
         ..third.clone()
     };
-    let problem = format!("site-3 is refused: 10.2.0.0/24 belongs to site-2. {taken}");
+    let problem = format!("a change of site-3 is refused: 10.2.0.0/24 belongs to site-2. {taken}");
     assert_eq!(refusal(same_prefix), (without_it.clone(), problem));
     let free: ipnet::IpNet = "10.77.0.0/24".parse().unwrap();
     let inside = Peer {
@@ -555,7 +555,8 @@ fn b14_of_a_revision_that_contradicts_itself_only_what_two_claim_is_not_carried_
         subnets: vec!["10.1.0.0/24".parse().unwrap()],
         ..third
     };
-    let problem = format!("site-3 is refused: 10.1.0.0/24 belongs to this node. {taken}");
+    let problem =
+        format!("a change of site-3 is refused: 10.1.0.0/24 belongs to this node. {taken}");
     assert_eq!(refusal(own_lan), (without_it, problem));
 }
 
@@ -618,7 +619,9 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
         assert_eq!(replica.known().unwrap().peers[&node_id(2)].announced, None);
         let problems: Vec<_> = replica.problems().collect();
         assert!(
-            problems[0].starts_with(&format!("site-2 is refused: its key belongs to {of}.")),
+            problems[0].starts_with(&format!(
+                "a change of site-2 is refused: its key belongs to {of}."
+            )),
             "{problems:?}"
         );
     }
