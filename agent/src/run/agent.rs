@@ -488,11 +488,7 @@ impl Agent {
 
     /// Carries out the removals that somebody has confirmed since.
     fn take_confirmation(&mut self) {
-        let waits = !self.replica.awaiting_confirmation().is_empty()
-            || self.replica.rolled_back_to().is_some();
-        if !waits {
-            return;
-        }
+        // One that comes too late is not kept for what may wait another time.
         match follow::take_confirmed(&self.store) {
             Ok(Some(confirmed)) if confirmed.carry_out(&mut self.replica) => {
                 info!("what waited was confirmed on this gateway");

@@ -11,16 +11,14 @@ use super::Replica;
 #[serde(rename_all = "snake_case")]
 pub enum Rejection {
     #[error(
-        "the coordinator offers revision {offered}, but this node has seen {have}: either its \
-         database was restored, or somebody replays an old state. A coordinator that learns of it \
-         begins a new epoch by itself. To follow it from where it is, run `wattle-agent confirm` \
-         on this gateway"
+        "the coordinator offers revision {offered}, but this node has seen {have}: its database \
+         was restored, or somebody replays an old state. Unless it begins a new epoch, \
+         `wattle-agent confirm` on this gateway follows it"
     )]
     RolledBack { have: Position, offered: Position },
     #[error(
-        "the coordinator serves another mesh, {0}. This node keeps what it has until the \
-         coordinator serves its mesh again; to move it to that mesh, run `wattle-agent join` here \
-         with a join string of it"
+        "the coordinator serves another mesh, {0}. This node keeps what it has; \
+         `wattle-agent join --replace` with a join string of that mesh moves it there"
     )]
     Mesh(MeshId),
 }
