@@ -309,7 +309,7 @@ impl Agent {
             locked(&self.mailbox).messages_are_waiting();
         }
         let before = replica.position();
-        match replica.receive(message, chrono::Utc::now().timestamp()) {
+        match replica.receive(message, Utc::now().timestamp()) {
             Received::Changed { refused } if refused.is_empty() => {
                 self.use_mailbox(replica, |mailbox, known, means| {
                     mailbox.tick(known, means, BTreeSet::new())
