@@ -191,11 +191,13 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with_all = ["identity", "psk"])]
         force: bool,
     },
-    /// Removes the peers whose removal waits to be confirmed: the coordinator asked for more than
-    /// half of all at once, or they were there before the lock and no operator has admitted them.
+    /// Removes the peers whose removal waits to be confirmed: the coordinator removed more than
+    /// half of those of the last 24 hours, or does not know them any more, or they were there
+    /// before the lock and no operator has admitted them.
     ///
-    /// The running agent removes them within seconds. If the removal was a mistake, restore the
-    /// nodes at the coordinator instead.
+    /// The running agent removes them within seconds, and takes up what waits for that. If the
+    /// removal was a mistake, restore the nodes at the coordinator instead. Where the coordinator
+    /// is behind what this gateway has seen, the gateway follows it from there.
     Confirm,
     /// Decides who may be in the mesh, with a key that is on no coordinator; for gateways that
     /// require the lock.

@@ -19,7 +19,11 @@ use tokio::{
     time::timeout,
 };
 use tracing::warn;
-use wattle_wire::key::{IdentityKey, WireguardKey};
+use wattle_wire::{
+    ids::Position,
+    key::{IdentityKey, WireguardKey},
+    name::Name,
+};
 
 use crate::config::Paths;
 
@@ -38,12 +42,21 @@ const MOST_WAITING: usize = 8;
 pub(crate) enum Request {
     /// What [`crate::status::Status`] says.
     Status,
-    /// To carry out the removals that wait; the names of those that go.
+    /// To carry out what waits for somebody on this host: [`Confirmed`].
     Confirm,
     /// To change a key; the present [`Keys`].
     Rotate(RotatedKey),
     /// How far a change of keys has come: [`Keys`].
     Keys,
+}
+
+/// What was confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Confirmed {
+    /// Names of the peers that go.
+    pub(crate) removals: Vec<Name>,
+    /// The older position from which the coordinator is followed.
+    pub(crate) rolled_back_to: Option<Position>,
 }
 
 /// Which key is to be another one.

@@ -7,11 +7,11 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 use wattle_mesh::{agent::replica::Stored, backoff::backoff, keys::node_keys::NodeKeys};
-use wattle_wire::{ids::Position, name::Name, stream::StreamMessage};
+use wattle_wire::{ids::Position, stream::StreamMessage};
 
 use crate::{
     config::Paths,
-    control::{self, Request},
+    control::{self, Confirmed, Request},
     coordinator::{Coordinator, RequestError},
     identity::Membership,
     output, random,
@@ -68,12 +68,20 @@ pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
 
 /// `wattle-agent confirm`.
 pub(crate) async fn confirm(paths: &Paths) -> anyhow::Result<()> {
-    let confirmed: Vec<Name> = control::ask_running(paths, Request::Confirm).await?;
-    if confirmed.is_empty() {
+    let Confirmed {
+        removals,
+        rolled_back_to,
+    } = control::ask_running(paths, Request::Confirm).await?;
+    if removals.is_empty() && rolled_back_to.is_none() {
         output::line("no removal waits to be confirmed");
     }
-    for name in confirmed {
+    for name in removals {
         output::line(format!("confirmed the removal of {name}"));
+    }
+    if let Some(position) = rolled_back_to {
+        output::line(format!(
+            "confirmed that the coordinator is followed from revision {position}"
+        ));
     }
     Ok(())
 }

@@ -215,13 +215,7 @@ impl Agent {
             myself,
             peers: vec![],
         };
-        replica.restore(Stored {
-            position,
-            view,
-            departed: Default::default(),
-            removal_pending: Default::default(),
-            admitted: None,
-        })?;
+        replica.restore(Stored::new(position, view))?;
         Ok(replica)
     }
 
@@ -315,7 +309,7 @@ impl Agent {
             locked(&self.mailbox).messages_are_waiting();
         }
         let before = replica.position();
-        match replica.receive(message) {
+        match replica.receive(message, Utc::now().timestamp()) {
             Received::Changed { refused } if refused.is_empty() => {
                 self.use_mailbox(replica, |mailbox, known, means| {
                     mailbox.tick(known, means, BTreeSet::new())

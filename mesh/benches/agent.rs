@@ -108,7 +108,7 @@ fn replica(peers: u32) -> Replica {
         removed: vec![],
     };
     assert_eq!(
-        replica.receive(snapshot),
+        replica.receive(snapshot, 0),
         Received::Changed { refused: vec![] }
     );
     replica
@@ -190,14 +190,14 @@ fn one_change(c: &mut Criterion) {
             let messages = || (there.clone(), back.clone());
             b.iter_batched(
                 messages,
-                |(there, back)| (replica.receive(there), replica.receive(back)),
+                |(there, back)| (replica.receive(there, 0), replica.receive(back, 0)),
                 BatchSize::SmallInput,
             );
         });
         let observed = reached(&wanted(&before));
         for (what, changed) in [("endpoint", moved(&last)), ("subnet", renumbered(&last))] {
             let mut after = before.clone();
-            after.receive(delta(changed));
+            after.receive(delta(changed), 0);
             let desired = wanted(&after);
             assert!(!plan(&desired, &observed).steps.is_empty());
             group.bench_function(

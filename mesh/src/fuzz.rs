@@ -103,7 +103,7 @@ pub fn stream(data: &[u8]) {
         let mut replica = fresh();
         for message in &messages {
             let before = replica.position();
-            replica.receive(message.clone());
+            replica.receive(message.clone(), 0);
             assert!(replica.position() >= before, "nothing leads back");
             let (Some(known), Some(stored)) = (replica.known(), replica.stored()) else {
                 continue;

@@ -32,7 +32,7 @@ use crate::{
     follow::{self, Connection, Event},
     history::Record,
     identity::{Membership, Slot, unix_s},
-    metrics::{Metrics, Seen},
+    metrics::Metrics,
     probe::Prober,
     psk::PskClient,
     reconcile::{Aim, Host, OBSERVE_INTERVAL, Outcome},
@@ -294,7 +294,10 @@ impl Agent {
             self.mailbox.messages_are_waiting();
         }
         let before = self.replica.position();
-        match self.replica.receive(message) {
+        match self
+            .replica
+            .receive(message, chrono::Utc::now().timestamp())
+        {
             Received::Unchanged => {}
             Received::Changed { refused } => {
                 for refusal in &refused {
@@ -307,6 +310,7 @@ impl Agent {
                 self.ask_for_snapshot("a message does not follow the position that this node has")
             }
             Received::Rejected(rejection) => {
+                self.view_unsaved = true;
                 self.ask_for_snapshot(&format!("rejected the newest revision: {rejection}"));
             }
             Received::Bye(ByeReason::Revoked) => {
@@ -489,23 +493,6 @@ impl Agent {
             .and_then(|observed| observed.interface.as_ref());
         interface.is_some_and(|interface| self.mailbox.observe(known, interface, &self.node_keys))
             || may_differ
-    }
-
-    fn show_metrics(&self) {
-        let (Some(metrics), Some(known), Some(observed)) =
-            (&self.metrics, self.replica.known(), &self.outcome.observed)
-        else {
-            return;
-        };
-        metrics.show(&Seen {
-            interface: &self.interface,
-            known,
-            observed,
-            probes: &self.prober.reports(),
-            connected: self.disconnected.is_none(),
-            problems: self.problems(known).count(),
-            now: chrono::Utc::now().timestamp(),
-        });
     }
 
     fn next_observation(&self) -> Instant {

@@ -144,7 +144,7 @@ pub(crate) fn a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is
     wait_for("it tells that the removal is held", patience(2.0), || {
         let problems = gateway.status()?["problems"].to_string();
         ensure!(
-            problems.contains("removed 2 of 2 peers at once"),
+            problems.contains("removed 2 of 2 peers within 24 hours"),
             "{problems}"
         );
         Ok(())

@@ -389,14 +389,17 @@ mod tests {
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let mut view = view::view(&directory_of(4), node_id(1)).unwrap();
         change(&mut view);
-        replica.receive(StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
+        replica.receive(
+            StreamMessage::Snapshot {
+                position: Position {
+                    epoch: 1,
+                    revision: 1,
+                },
+                view,
+                removed: vec![],
             },
-            view,
-            removed: vec![],
-        });
+            0,
+        );
         replica.known().unwrap().clone()
     }
 

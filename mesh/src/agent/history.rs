@@ -189,11 +189,14 @@ mod tests {
     fn replica(peers: u64) -> Replica {
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(peers), node_id(1)).unwrap();
-        replica.receive(StreamMessage::Snapshot {
-            position: position(1),
-            view,
-            removed: vec![],
-        });
+        replica.receive(
+            StreamMessage::Snapshot {
+                position: position(1),
+                view,
+                removed: vec![],
+            },
+            0,
+        );
         replica
     }
 
@@ -202,11 +205,14 @@ mod tests {
         let mut peer = replica.known().unwrap().peers[&node_id(node)].peer.clone();
         peer.endpoint = Some(endpoint.parse().unwrap());
         let changes = vec![ViewChange::Peer(peer)];
-        replica.receive(StreamMessage::Delta {
-            since: position(revision - 1),
-            position: position(revision),
-            changes,
-        });
+        replica.receive(
+            StreamMessage::Delta {
+                since: position(revision - 1),
+                position: position(revision),
+                changes,
+            },
+            0,
+        );
     }
 
     #[test]
@@ -253,7 +259,7 @@ mod tests {
             position: position(4),
             changes: vec![ViewChange::PeerRemoved(node_id(3))],
         };
-        replica.receive(removed);
+        replica.receive(removed, 0);
         assert!(history.note(replica.known().unwrap(), at(5)));
         let gone = &history.0[&node_id(3)];
         assert_eq!(

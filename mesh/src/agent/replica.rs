@@ -3,30 +3,39 @@
 
 mod belief;
 mod draft;
+#[cfg(test)]
+mod histories;
 mod ownership;
+mod problems;
 #[cfg(test)]
 mod properties;
+mod rejection;
+mod removals;
+mod settle;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use wattle_wire::{
     ids::{MeshId, NodeId, Position},
     key::{OperatorKey, WireguardKey},
-    name::Name,
     peer::{MeshSettings, Myself, Peer, View},
     stream::{ByeReason, StreamMessage, ViewChange},
 };
 
-pub use self::belief::{Pin, Refusal, RefusalReason};
 use self::{
     belief::{Believed, believe},
-    draft::{Draft, put},
-    ownership::{Contradiction, Ownership},
+    draft::{Contested, Draft, Refused, put},
+    ownership::Ownership,
+    settle::Word,
+};
+pub use self::{
+    belief::{Pin, Refusal, RefusalReason},
+    rejection::Rejection,
+    removals::RecentRemovals,
+    stored::Stored,
 };
 use crate::agent::admission::Admitted;
 pub use crate::agent::known_peer::KnownPeer;
@@ -43,33 +52,6 @@ pub struct Known {
     pub admitted: Option<Admitted>,
 }
 
-/// [`Known`] as it is kept on disk, with all that must outlive a restart.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Stored {
-    pub position: Position,
-    pub view: View,
-    /// Peers of the view whose removal waits to be confirmed.
-    #[serde(rename = "held", default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub removal_pending: BTreeSet<NodeId>,
-    /// What peers that were removed are pinned to.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub departed: BTreeMap<NodeId, Pin>,
-    /// Absent where the host did not require the lock.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub admitted: Option<Admitted>,
-}
-
-impl Stored {
-    /// As [`Replica::awaiting_confirmation`].
-    pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
-        self.removal_pending
-            .iter()
-            .copied()
-            .chain(self.admitted.iter().flat_map(Admitted::grandfathered))
-            .collect()
-    }
-}
-
 /// A node's copy of its view.
 #[derive(Clone, Debug)]
 pub struct Replica {
@@ -83,10 +65,15 @@ pub struct Replica {
     /// A message was missed or rejected: what follows it says nothing until a snapshot comes.
     out_of_step: bool,
     /// Records of peers that were not believed, and still are what the coordinator says.
-    refused: BTreeMap<NodeId, Refusal>,
+    refused: BTreeMap<NodeId, Refused>,
     rejected: Option<Rejection>,
     /// Peers whose removal waits to be confirmed; they stay.
     removal_pending: BTreeSet<NodeId>,
+    /// Peers that the last snapshot did not have, though nobody removed them; they stay.
+    absent: BTreeSet<NodeId>,
+    /// What of the coordinator's word waits because others have what it gives away.
+    contested: Contested,
+    recent: RecentRemovals,
     departed: BTreeMap<NodeId, Pin>,
 }
 
@@ -99,29 +86,10 @@ pub enum Received {
     Changed { refused: Vec<Refusal> },
     /// The message does not follow what is known: ask for a snapshot.
     Gap,
-    /// The revision contradicts itself; all stays as it was.
+    /// The revision is not carried out at all; all stays as it was.
     Rejected(Rejection),
     /// The coordinator ended the stream.
     Bye(ByeReason),
-}
-
-/// Why a whole revision is not carried out: the kernel would take it silently, and move traffic to
-/// the wrong peer.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Rejection {
-    #[error(
-        "the coordinator offers revision {offered}, but this node has seen {have}: either its \
-         database was restored, or somebody replays an old state"
-    )]
-    RolledBack { have: Position, offered: Position },
-    #[error("the view belongs to another mesh")]
-    Mesh,
-    #[error("peer {0} has this node's own key")]
-    OwnKey(Name),
-    #[error("peers {0} and {1} have the same key")]
-    SameKey(Name, Name),
-    #[error("{0} of {1} overlaps with {2} of {3}")]
-    Overlap(IpNet, Name, IpNet, Name),
 }
 
 impl Replica {
@@ -136,6 +104,9 @@ impl Replica {
             refused: BTreeMap::new(),
             rejected: None,
             removal_pending: BTreeSet::new(),
+            absent: BTreeSet::new(),
+            contested: Contested::default(),
+            recent: RecentRemovals::default(),
             departed: BTreeMap::new(),
         }
     }
@@ -147,70 +118,25 @@ impl Replica {
         Self { operators, ..self }
     }
 
-    /// Takes up what was kept on disk, as far as it holds. Returns what was refused.
-    ///
-    /// # Errors
-    ///
-    /// [`Rejection`] when it contradicts itself; the replica then knows nothing.
-    pub fn restore(&mut self, stored: Stored) -> Result<Vec<Refusal>, Rejection> {
-        self.departed = stored.departed;
-        let message = StreamMessage::Snapshot {
-            position: stored.position,
-            view: stored.view,
-            removed: Vec::new(),
-        };
-        let refused = match self.receive(message) {
-            Received::Changed { refused } => refused,
-            Received::Rejected(rejection) => return Err(rejection),
-            Received::Unchanged | Received::Gap | Received::Bye(_) => Vec::new(),
-        };
-        self.removal_pending = stored.removal_pending;
-        if let (Some(known), Some(operators)) = (&mut self.known, self.operators.clone()) {
-            known.admitted = Some(match stored.admitted {
-                Some(admitted) => admitted.kept(operators, self.mesh, &known.peers),
-                None => Admitted::turned_on(operators, self.mesh, &known.peers),
-            });
-        }
-        Ok(refused)
-    }
-
     /// The node has taken up another WireGuard key.
     pub fn set_own_key(&mut self, key: WireguardKey) {
         self.own_key = key;
+        self.try_again();
     }
 
     pub fn known(&self) -> Option<&Known> {
         self.known.as_ref()
     }
 
-    /// From where the coordinator is to go on; `None` asks for a snapshot.
+    /// From where the coordinator is to go on; `None` asks for a snapshot. A coordinator that is
+    /// behind is told where this node is, or it would never learn of it.
     pub fn resume_from(&self) -> Option<Position> {
-        self.position().filter(|_| !self.out_of_step)
+        self.position()
+            .filter(|_| !self.out_of_step || self.rolled_back_to().is_some())
     }
 
-    /// What of the coordinator's newest word is not carried out, in words.
-    pub fn problems(&self) -> impl Iterator<Item = String> {
-        let rejected = self
-            .rejected
-            .iter()
-            .map(|rejection| format!("rejected the newest revision: {rejection}"));
-        let held = (!self.removal_pending.is_empty()).then(|| {
-            let (held, all) = (
-                self.removal_pending.len(),
-                self.known.as_ref().map_or(0, |known| known.peers.len()),
-            );
-            format!(
-                "the coordinator removed {held} of {all} peers at once. They stay until you \
-                run `wattle-agent confirm` on this gateway"
-            )
-        });
-        rejected
-            .chain(held)
-            .chain(self.refused.values().map(ToString::to_string))
-    }
-
-    /// Peers whose removal waits to be confirmed, and those that were there before the lock and
-    /// were not admitted since.
+    /// Peers whose removal waits to be confirmed, those that the coordinator does not know any
+    /// more, and those that were there before the lock and were not admitted since.
     pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
         let grandfathered = self
             .known
@@ -218,19 +144,24 @@ impl Replica {
             .flat_map(|known| &known.admitted)
             .flat_map(Admitted::grandfathered);
         self.removal_pending
-            .iter()
+            .union(&self.absent)
             .copied()
             .chain(grandfathered)
             .collect()
     }
 
-    /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names. Whether there
-    /// were any.
+    /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names, and carries out
+    /// what waited for it. Whether there were any. Those do not count among the removals of 24
+    /// hours.
     pub fn confirm(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
-        let confirmed: BTreeSet<_> = self.removal_pending.intersection(nodes).copied().collect();
-        self.removal_pending
-            .retain(|node| !confirmed.contains(node));
+        let mut waits = self.removal_pending.union(&self.absent);
+        let confirmed: BTreeSet<_> = waits
+            .by_ref()
+            .filter(|node| nodes.contains(node))
+            .copied()
+            .collect();
         confirmed.iter().for_each(|node| self.remove(*node));
+        self.try_again();
         let admitted = self
             .known
             .as_mut()
@@ -243,36 +174,10 @@ impl Replica {
         self.known.as_ref().map(|known| known.position)
     }
 
-    /// What to keep on disk.
-    pub fn stored(&self) -> Option<Stored> {
-        let known = self.known.as_ref()?;
-        let peers = known
-            .peers
-            .values()
-            .map(|known| known.peer.clone())
-            .collect();
-        let view = View {
-            mesh: known.mesh.clone(),
-            myself: known.myself.clone(),
-            peers,
-        };
-        let (removal_pending, departed, admitted) = (
-            self.removal_pending.clone(),
-            self.departed.clone(),
-            known.admitted.clone(),
-        );
-        Some(Stored {
-            position: known.position,
-            view,
-            removal_pending,
-            departed,
-            admitted,
-        })
-    }
-
-    /// Takes in a message. A removal is always explicit: a peer that is merely absent from a
-    /// snapshot stays.
-    pub fn receive(&mut self, message: StreamMessage) -> Received {
+    /// Takes in a message at a time, in seconds since 1970. A removal is always explicit: a peer
+    /// that is merely absent from a snapshot stays.
+    pub fn receive(&mut self, message: StreamMessage, unix_s: i64) -> Received {
+        self.recent.note_time(unix_s);
         match message {
             StreamMessage::Snapshot {
                 position,
@@ -289,8 +194,8 @@ impl Replica {
                         && follows(known.position, position)
                         && !self.out_of_step =>
                 {
-                    let next = Draft::new(known.mesh.clone(), known.myself.clone());
-                    self.take_in(position, next, changes)
+                    let next = Draft::new(known.mesh.clone(), self.own_told(known));
+                    Received::from(self.take_in(position, next, changes))
                 }
                 Some(_) | None => self.gap(),
             },
@@ -303,15 +208,8 @@ impl Replica {
                 Some(_) | None => self.gap(),
             },
             StreamMessage::Bye { reason } => {
-                if let (ByeReason::Revoked, Some(known)) = (reason, &self.known) {
-                    // The tombstone of the node itself, and so of all its peers. Those have dropped
-                    // it if it is true, and if it is not, the tunnels are worth keeping.
-                    let all: BTreeSet<_> = known.peers.keys().copied().collect();
-                    if must_be_confirmed(all.len(), all.len()) {
-                        self.removal_pending = all;
-                    } else {
-                        all.into_iter().for_each(|node| self.remove(node));
-                    }
+                if reason == ByeReason::Revoked {
+                    self.revoked();
                 }
                 Received::Bye(reason)
             }
@@ -319,9 +217,37 @@ impl Replica {
         }
     }
 
+    /// The tombstone of the node itself, and so of all its peers. Those have dropped it if it is
+    /// true, and if it is not, the tunnels are worth keeping. A coordinator that has the node
+    /// again says with a snapshot whom it has.
+    fn revoked(&mut self) {
+        let Some(known) = &self.known else { return };
+        let all: BTreeSet<_> = known.peers.keys().copied().collect();
+        let new = all.difference(&self.removal_pending).count();
+        if self.recent.must_be_confirmed(new, all.len()) {
+            self.removal_pending = all;
+            self.absent.clear();
+        } else {
+            for node in all.difference(&self.removal_pending.clone()) {
+                self.recent.leave(*node);
+                self.remove(*node);
+            }
+        }
+        self.contested = Contested::default();
+        (self.out_of_step, self.rejected) = (true, None);
+    }
+
     fn gap(&mut self) -> Received {
         self.out_of_step = true;
+        // It has said where it is; now it asks for all.
+        self.rejected = None;
         Received::Gap
+    }
+
+    /// What the coordinator says of the node itself, carried out or not.
+    fn own_told(&self, known: &Known) -> Myself {
+        let waiting = self.contested.own_waiting.as_ref();
+        waiting.map_or_else(|| known.myself.clone(), |waiting| waiting.told.clone())
     }
 
     fn snapshot(&mut self, position: Position, view: View, removed: Vec<NodeId>) -> Received {
@@ -335,62 +261,70 @@ impl Replica {
             self.rejected = Some(rejection.clone());
             return Received::Rejected(rejection);
         }
+        let named: BTreeSet<_> = view.peers.iter().map(|peer| peer.node).collect();
+        if view.mesh.id == self.mesh {
+            // What was never carried out costs nothing to forget.
+            self.refused.retain(|node, _| named.contains(node));
+            self.contested
+                .waiting
+                .retain(|node, _| named.contains(node));
+        }
+        let mut next = Draft::new(view.mesh, view.myself);
+        let known = self.known.iter().flat_map(|known| known.peers.keys());
+        let gone: BTreeSet<_> = removed.iter().copied().collect();
+        let said = [&named, &gone, &self.removal_pending];
+        let is_said = |node: &NodeId| said.iter().any(|said| said.contains(node));
+        next.absent = Some(known.filter(|node| !is_said(node)).copied().collect());
         let removed = removed.into_iter().map(ViewChange::PeerRemoved);
-        let changes = view
-            .peers
-            .into_iter()
-            .map(ViewChange::Peer)
-            .chain(removed)
-            .collect();
-        self.take_in(position, Draft::new(view.mesh, view.myself), changes)
+        let peers = view.peers.into_iter().map(ViewChange::Peer);
+        let changes = peers.chain(removed).collect();
+        Received::from(self.take_in(position, next, changes))
     }
 
-    /// Costs what the changes touch, whatever the size of the view.
+    /// Costs what the changes touch, whatever the size of the view, unless two claim the same.
     fn take_in(
         &mut self,
         position: Position,
         mut next: Draft,
         changes: Vec<ViewChange>,
-    ) -> Received {
-        let mut newly_refused = Vec::new();
+    ) -> Result<Vec<Refusal>, Rejection> {
+        let refused = self.believe_all(&mut next, changes);
+        if next.mesh.id != self.mesh {
+            let rejection = Rejection::Mesh(next.mesh.id);
+            self.out_of_step = true;
+            self.rejected = Some(rejection.clone());
+            return Err(rejection);
+        }
+        self.hold_removals(&mut next);
+        if !self.assign(&next) {
+            self.ownership = self.settle(&mut next);
+        }
+        self.adopt(position, next);
+        (self.rejected, self.out_of_step) = (None, false);
+        Ok(refused)
+    }
+
+    /// Returns what of it is not believed.
+    fn believe_all(&self, next: &mut Draft, changes: Vec<ViewChange>) -> Vec<Refusal> {
+        let mut refused = Vec::new();
         for change in changes {
             match change {
-                ViewChange::Peer(peer) => match believe(
-                    &peer,
-                    self.mesh,
-                    self.peer_in(&next, peer.node),
-                    self.pin(peer.node),
-                ) {
-                    Ok(Believed {
-                        statement,
-                        announced,
-                    }) => {
-                        next.refused.insert(peer.node, None);
-                        let told = || {
-                            self.peer_in(&next, peer.node)
-                                .and_then(|known| known.peer.admission.clone())
-                        };
-                        let admission = peer.admission.clone().or_else(told);
-                        let peer = Peer { admission, ..peer };
-                        next.peers.insert(
-                            peer.node,
-                            Some(KnownPeer {
-                                peer,
-                                statement,
-                                announced,
-                            }),
-                        );
+                ViewChange::Peer(told) => {
+                    let node = told.node;
+                    next.named.insert(node);
+                    match self.believe_peer(next, told) {
+                        Ok(peer) => {
+                            next.refused.insert(node, None);
+                            next.peers.insert(node, Some(peer));
+                        }
+                        Err(told) => {
+                            refused.push(told.refusal.clone());
+                            next.refused.insert(node, Some(*told));
+                        }
                     }
-                    Err(reason) => {
-                        let refusal = Refusal {
-                            name: peer.name,
-                            reason,
-                        };
-                        newly_refused.push(refusal.clone());
-                        next.refused.insert(peer.node, Some(refusal));
-                    }
-                },
+                }
                 ViewChange::PeerRemoved(node) => {
+                    next.named.remove(&node);
                     next.refused.insert(node, None);
                     next.peers.insert(node, None);
                 }
@@ -398,24 +332,46 @@ impl Replica {
                 ViewChange::Mesh(mesh) => next.mesh = mesh,
             }
         }
-        self.hold_removals(&mut next);
-        if let Err(rejection) = self.assign(&next) {
-            // A revision that is rejected is rare: working out the owners anew is simpler than to
-            // undo some of them.
-            self.ownership = self.known.as_ref().map(Ownership::of).unwrap_or_default();
-            self.out_of_step = true;
-            self.rejected = Some(rejection.clone());
-            return Received::Rejected(rejection);
-        }
-        self.adopt(position, next);
-        (self.rejected, self.out_of_step) = (None, false);
-        Received::Changed {
-            refused: newly_refused,
+        refused
+    }
+
+    fn believe_peer(&self, next: &Draft, peer: Peer) -> Result<KnownPeer, Box<Refused>> {
+        let before = self.told_in(next, peer.node);
+        match believe(&peer, self.mesh, before, self.pin(peer.node)) {
+            Ok(Believed {
+                statement,
+                announced,
+            }) => {
+                let told = || before.and_then(|known| known.peer.admission.clone());
+                let admission = peer.admission.clone().or_else(told);
+                Ok(KnownPeer {
+                    peer: Peer { admission, ..peer },
+                    statement,
+                    announced,
+                })
+            }
+            Err(reason) => {
+                let name = peer.name.clone();
+                Err(Box::new(Refused {
+                    told: peer,
+                    refusal: Refusal { name, reason },
+                }))
+            }
         }
     }
 
-    /// Keeps the peers that are not to go without being asked about: those of a message that
-    /// removes more than half of all, and those of earlier ones.
+    /// What the coordinator said last of a peer, if it was believed.
+    fn told_in<'a>(&'a self, next: &'a Draft, node: NodeId) -> Option<&'a KnownPeer> {
+        if let Some(touched) = next.peers.get(&node) {
+            return touched.as_ref();
+        }
+        let waiting = self.contested.waiting.get(&node);
+        waiting
+            .map(|waiting| &waiting.told)
+            .or_else(|| self.known.as_ref()?.peers.get(&node))
+    }
+
+    /// Keeps the peers that are not to go without being asked about, and those of earlier messages.
     fn hold_removals(&self, next: &mut Draft) {
         let Some(known) = &self.known else { return };
         let goes = |(node, peer): (&NodeId, &Option<KnownPeer>)| {
@@ -426,11 +382,12 @@ impl Replica {
             .iter()
             .filter_map(goes)
             .partition(|node| self.removal_pending.contains(node));
-        if must_be_confirmed(new.len(), known.peers.len()) {
-            next.removal_pending = new;
+        next.removal_pending = again;
+        if self.recent.must_be_confirmed(new.len(), known.peers.len()) {
+            next.removal_pending.extend(new);
         }
-        next.peers
-            .retain(|node, _| !again.contains(node) && !next.removal_pending.contains(node));
+        let held = &next.removal_pending;
+        next.peers.retain(|node, _| !held.contains(node));
     }
 
     /// What a node is pinned to, whether it is a peer now or was one once.
@@ -442,6 +399,8 @@ impl Replica {
     }
 
     fn remove(&mut self, node: NodeId) {
+        self.removal_pending.remove(&node);
+        self.absent.remove(&node);
         let Some(known) = &mut self.known else { return };
         if let Some(peer) = known.peers.remove(&node) {
             known
@@ -453,18 +412,25 @@ impl Replica {
         }
     }
 
-    fn peer_in<'a>(&'a self, next: &'a Draft, node: NodeId) -> Option<&'a KnownPeer> {
-        match next.peers.get(&node) {
-            Some(touched) => touched.as_ref(),
-            None => self.known.as_ref()?.peers.get(&node),
-        }
+    /// Carries out what waits, as far as that is possible by now.
+    fn try_again(&mut self) {
+        let Some(known) = self.known.as_ref().filter(|_| !self.contested.is_empty()) else {
+            return;
+        };
+        let mut next = Draft::new(known.mesh.clone(), self.own_told(known));
+        let position = known.position;
+        self.ownership = self.settle(&mut next);
+        self.adopt(position, next);
     }
 
     /// Makes the owners those of what is next: first all is released, then all is taken, so
-    /// that two peers can swap.
-    fn assign(&mut self, next: &Draft) -> Result<(), Rejection> {
-        if next.mesh.id != self.mesh {
-            return Err(Rejection::Mesh);
+    /// that two peers can swap. Whether nobody claims what another has; if not, the owners are to
+    /// be made anew.
+    fn assign(&mut self, next: &Draft) -> bool {
+        let absent = next.absent.as_ref().unwrap_or(&self.absent);
+        let stay = [&self.removal_pending, &next.removal_pending, absent];
+        if !self.contested.is_empty() || stay.iter().any(|stay| !stay.is_empty()) {
+            return false;
         }
         let moved = self
             .known
@@ -480,35 +446,52 @@ impl Replica {
             }
         }
         let mut peers = next.peers.values().flatten();
-        if let Some(own) = peers
-            .clone()
-            .find(|peer| ownership::keys(peer).any(|key| key == self.own_key))
-        {
-            return Err(Rejection::OwnKey(own.peer.name.clone()));
-        }
-        let own = if moved {
-            self.ownership.take_own(&next.myself)
-        } else {
-            Ok(())
-        };
-        let taken = own.and_then(|()| peers.try_for_each(|peer| self.ownership.take_peer(peer)));
-        taken.map_err(|contradiction| {
-            let name = |node| match self.peer_in(next, node) {
-                Some(known) if node != next.myself.node => known.peer.name.clone(),
-                Some(_) | None => next.myself.name.clone(),
-            };
-            match contradiction {
-                Contradiction::Key { holder, claimant } => {
-                    Rejection::SameKey(name(holder), name(claimant))
-                }
-                Contradiction::Prefix {
-                    held,
-                    holder,
-                    claimed,
-                    claimant,
-                } => Rejection::Overlap(claimed, name(claimant), held, name(holder)),
+        let own_key = self.own_key;
+        (!moved || self.ownership.take_own(&next.myself))
+            && peers.all(|peer| {
+                ownership::keys(peer).all(|key| key != own_key) && self.ownership.take_peer(peer)
+            })
+    }
+
+    /// Makes what is next what can be carried out of it; returns who has what then.
+    fn settle(&self, next: &mut Draft) -> Ownership {
+        let waiting = self.contested.waiting.iter();
+        let waiting = waiting
+            .filter(|(node, _)| !next.peers.contains_key(node) && !self.is_held(next, **node))
+            .map(|(node, waiting)| (*node, waiting.told.clone()));
+        let mut told: BTreeMap<_, _> = waiting.collect();
+        let mut removed = BTreeSet::new();
+        for (node, touched) in &next.peers {
+            match touched {
+                Some(peer) => drop(told.insert(*node, peer.clone())),
+                None => drop(removed.insert(*node)),
             }
-        })
+        }
+        let stays = |peer: &&KnownPeer| {
+            let node = peer.peer.node;
+            let absent = next.absent.as_ref().unwrap_or(&self.absent);
+            (self.is_held(next, node) || absent.contains(&node)) && !next.named.contains(&node)
+        };
+        let known = self.known.iter().flat_map(|known| known.peers.values());
+        let endpoints = known
+            .filter(stays)
+            .filter_map(|known| Some((known.peer.endpoint?, known.peer.node)));
+        let word = Word {
+            before: self.known.as_ref(),
+            removed,
+            told,
+            myself: next.myself.clone(),
+            own_key: self.own_key,
+            endpoints: endpoints.collect(),
+        };
+        let settled = word.settle();
+        next.settled(settled)
+    }
+
+    /// Whether a peer was removed and stays for now.
+    fn is_held(&self, next: &Draft, node: NodeId) -> bool {
+        let was = self.removal_pending.contains(&node) && !next.named.contains(&node);
+        was || next.removal_pending.contains(&node)
     }
 
     fn adopt(&mut self, position: Position, next: Draft) {
@@ -517,11 +500,20 @@ impl Replica {
             myself,
             peers,
             refused,
+            named,
             removal_pending,
+            absent,
+            contested,
         } = next;
-        self.removal_pending
-            .retain(|node| !peers.contains_key(node));
+        if let Some(absent) = absent {
+            self.absent = absent;
+        }
+        for set in [&mut self.removal_pending, &mut self.absent] {
+            set.retain(|node| !named.contains(node) && !matches!(peers.get(node), Some(None)));
+        }
+        self.absent.retain(|node| !removal_pending.contains(node));
         self.removal_pending.extend(removal_pending);
+        self.contested = contested.unwrap_or_default();
         let gone = peers
             .iter()
             .filter(|(_, peer)| peer.is_none())
@@ -543,18 +535,25 @@ impl Replica {
                 })
             }
         };
-        if let Some(admitted) = &mut known.admitted {
-            for (node, touched) in &peers {
-                match (touched, known.peers.get(node)) {
-                    (Some(peer), before) => {
-                        before.iter().for_each(|before| {
-                            admitted.follow(before.statement.identity, peer.statement.identity)
-                        });
-                        admitted.learn(self.mesh, peer);
-                    }
-                    (None, Some(gone)) => admitted.forget(gone),
-                    (None, None) => {}
+        for (node, touched) in &peers {
+            let before = known.peers.get(node);
+            match (touched, before) {
+                (Some(_), _) => self.recent.arrive(*node),
+                (None, Some(_)) => self.recent.leave(*node),
+                (None, None) => {}
+            }
+            let Some(admitted) = &mut known.admitted else {
+                continue;
+            };
+            match (touched, before) {
+                (Some(peer), before) => {
+                    before.iter().for_each(|before| {
+                        admitted.follow(before.statement.identity, peer.statement.identity)
+                    });
+                    admitted.learn(self.mesh, peer);
                 }
+                (None, Some(gone)) => admitted.forget(gone),
+                (None, None) => {}
             }
         }
         put(&mut known.peers, peers);
@@ -562,14 +561,17 @@ impl Replica {
     }
 }
 
+impl From<Result<Vec<Refusal>, Rejection>> for Received {
+    fn from(taken: Result<Vec<Refusal>, Rejection>) -> Self {
+        match taken {
+            Ok(refused) => Self::Changed { refused },
+            Err(rejection) => Self::Rejected(rejection),
+        }
+    }
+}
+
 /// Whether a delta or a heartbeat can lead from one position to another. A new epoch begins with a
 /// snapshot.
 fn follows(from: Position, to: Position) -> bool {
     to.epoch == from.epoch && to.revision >= from.revision
-}
-
-/// Whether a removal of so many of all peers at once waits for somebody: an empty database looks
-/// the same as an intended farewell. One peer alone always goes.
-fn must_be_confirmed(removed: usize, all: usize) -> bool {
-    removed > 1 && removed * 2 > all
 }

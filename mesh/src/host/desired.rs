@@ -174,14 +174,17 @@ mod tests {
     fn a_gateway_of_three_sites_carries_exactly_the_other_two() {
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(3), node_id(1)).unwrap();
-        replica.receive(StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
+        replica.receive(
+            StreamMessage::Snapshot {
+                position: Position {
+                    epoch: 1,
+                    revision: 1,
+                },
+                view,
+                removed: vec![],
             },
-            view,
-            removed: vec![],
-        });
+            0,
+        );
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             node_keys: &node_keys_of(1),
@@ -237,14 +240,17 @@ mod tests {
         }
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory, node_id(1)).unwrap();
-        replica.receive(StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
+        replica.receive(
+            StreamMessage::Snapshot {
+                position: Position {
+                    epoch: 1,
+                    revision: 1,
+                },
+                view,
+                removed: vec![],
             },
-            view,
-            removed: vec![],
-        });
+            0,
+        );
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             node_keys: &node_keys_of(1),
@@ -260,14 +266,17 @@ mod tests {
         ));
         let mut plain = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(3), node_id(1)).unwrap();
-        plain.receive(StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
+        plain.receive(
+            StreamMessage::Snapshot {
+                position: Position {
+                    epoch: 1,
+                    revision: 1,
+                },
+                view,
+                removed: vec![],
             },
-            view,
-            removed: vec![],
-        });
+            0,
+        );
         let unnamed = text(desired(
             plain.known().unwrap(),
             &local,

@@ -1,11 +1,11 @@
-//! What the loop answers to the commands of its host.
+//! What the loop tells its host: commands that ask, and Prometheus.
 
 use tracing::info;
-use wattle_wire::name::Name;
 
 use super::Agent;
 use crate::{
-    control::{Asked, Keys, Request, RotatedKey},
+    control::{Asked, Confirmed, Keys, Request, RotatedKey},
+    metrics::Seen,
     status::{Facts, Status},
 };
 
@@ -54,19 +54,27 @@ impl Agent {
         }))
     }
 
-    /// Carries out the removals that wait. The names of those that go.
-    fn confirm(&mut self) -> Vec<Name> {
+    /// Carries out what waits for somebody on this host.
+    fn confirm(&mut self) -> Confirmed {
         let waiting = self.replica.awaiting_confirmation();
-        let names = self.replica.known().into_iter().flat_map(|known| {
+        let removals = self.replica.known().into_iter().flat_map(|known| {
             let peers = waiting.iter().filter_map(|node| known.peers.get(node));
             peers.map(|known| known.peer.name.clone())
         });
-        let names = names.collect();
-        if self.replica.confirm(&waiting) {
-            info!("the removal of peers was confirmed");
+        let removals = removals.collect();
+        let back = self.replica.rolled_back_to();
+        let is_back = back.is_some_and(|position| self.replica.follow_back(position));
+        if self.replica.confirm(&waiting) || is_back {
+            info!("what waited was confirmed on this gateway");
             (self.view_changed, self.view_unsaved) = (true, true);
+            if self.replica.resume_from().is_none() {
+                self.ask_for_snapshot("what waited was confirmed");
+            }
         }
-        names
+        Confirmed {
+            removals,
+            rolled_back_to: back,
+        }
     }
 
     fn keys(&self) -> Keys {
@@ -87,5 +95,22 @@ impl Agent {
             problem: self.key_change.answer().map(str::to_owned),
             preshared_with: old.map(|known| known.peer.name.to_string()).collect(),
         }
+    }
+
+    pub(super) fn show_metrics(&self) {
+        let (Some(metrics), Some(known), Some(observed)) =
+            (&self.metrics, self.replica.known(), &self.outcome.observed)
+        else {
+            return;
+        };
+        metrics.show(&Seen {
+            interface: &self.interface,
+            known,
+            observed,
+            probes: &self.prober.reports(),
+            connected: self.disconnected.is_none(),
+            problems: self.problems(known).count(),
+            now: chrono::Utc::now().timestamp(),
+        });
     }
 }

@@ -105,7 +105,7 @@ impl World {
     fn listen(&mut self) {
         let message = next_message(&self.feed, node_id(1), self.replica.position()).unwrap();
         assert_eq!(
-            self.replica.receive(message),
+            self.replica.receive(message, 0),
             Received::Changed { refused: vec![] }
         );
     }
@@ -117,11 +117,14 @@ impl World {
             .peer
             .clone();
         change(&mut peer);
-        self.replica.receive(StreamMessage::Delta {
-            since,
-            position: since,
-            changes: vec![ViewChange::Peer(peer)],
-        })
+        self.replica.receive(
+            StreamMessage::Delta {
+                since,
+                position: since,
+                changes: vec![ViewChange::Peer(peer)],
+            },
+            0,
+        )
     }
 
     /// The agent's program starts again, on a host that requires the lock of these operators, if of
@@ -397,11 +400,14 @@ fn e12_a_node_that_was_removed_does_not_come_back_under_another_identity_with_th
     let since = world.replica.position().unwrap();
     let changes = vec![ViewChange::Peer(Peer { statement, ..gone })];
     assert_eq!(
-        world.replica.receive(StreamMessage::Delta {
-            since,
-            position: since,
-            changes
-        }),
+        world.replica.receive(
+            StreamMessage::Delta {
+                since,
+                position: since,
+                changes
+            },
+            0
+        ),
         Received::Changed { refused: vec![] }
     );
     assert_eq!(world.carried_out(), [peer(3, &["10.3.0.0/24"])]);
@@ -444,11 +450,14 @@ fn e12_a_node_that_was_removed_does_not_come_back_with_the_admission_that_it_had
     world.restart(Some(operators(&[1])));
     let come_back = |world: &mut World, peer: Peer| {
         let since = world.replica.position().unwrap();
-        world.replica.receive(StreamMessage::Delta {
-            since,
-            position: since,
-            changes: vec![ViewChange::Peer(peer)],
-        });
+        world.replica.receive(
+            StreamMessage::Delta {
+                since,
+                position: since,
+                changes: vec![ViewChange::Peer(peer)],
+            },
+            0,
+        );
         world.carried_out().iter().any(|(name, _)| name == "site-2")
     };
     assert!(!come_back(&mut world, gone.clone()));

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use ipnet::IpNet;
 use proptest::prelude::*;
-use wattle_wire::subnet::overlap;
+use wattle_wire::{peer::View, subnet::overlap};
 
 use super::{tests::world, *};
 use crate::{
@@ -120,13 +121,19 @@ fn view_change(claim: Claim, known: &Known) -> ViewChange {
 }
 
 /// The law that the replica keeps by looking at what a message touches only: the whole view is made
-/// anew, and all of it compared.
+/// anew, and all of it compared. `None` where two would have the same.
 fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Option<Known> {
     let before = replica.known()?;
     let mut next = before.clone();
+    next.myself = replica.own_told(before);
+    for (node, waiting) in &replica.contested.waiting {
+        next.peers.insert(*node, waiting.told.clone());
+    }
+    let (mut removed, mut named) = (BTreeSet::new(), BTreeSet::new());
     for change in changes {
         match change {
             ViewChange::Peer(peer) => {
+                named.insert(peer.node);
                 if let Ok(Believed {
                     statement,
                     announced,
@@ -136,6 +143,7 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
                     next.peers.get(&peer.node),
                     replica.pin(peer.node),
                 ) {
+                    removed.remove(&peer.node);
                     next.peers.insert(
                         peer.node,
                         KnownPeer {
@@ -147,7 +155,9 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
                 }
             }
             ViewChange::PeerRemoved(node) => {
+                named.remove(node);
                 next.peers.remove(node);
+                removed.insert(*node);
             }
             ViewChange::Myself(myself) => next.myself = myself.clone(),
             ViewChange::Mesh(mesh) => next.mesh = mesh.clone(),
@@ -156,50 +166,57 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
     let gone = before
         .peers
         .iter()
-        .filter(|(node, _)| !next.peers.contains_key(node));
+        .filter(|(node, _)| removed.contains(node));
     let (held, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = gone
         .map(|(node, peer)| (*node, peer.clone()))
         .partition(|(node, _)| replica.removal_pending.contains(node));
-    let stay = if gone.len() > 1 && gone.len() * 2 > before.peers.len() {
+    let (left, all) = (replica.recent.len(), before.peers.len());
+    let more_than_half = (left + gone.len()) * 2 > left + all;
+    let stay = if left + gone.len() > 1 && more_than_half {
         gone
     } else {
         BTreeMap::new()
     };
-    next.peers.extend(held.into_iter().chain(stay));
+    let held = held.into_iter().chain(stay);
+    next.peers.extend(held);
     next.position = position;
-    let keys: Vec<_> = next
+    holds_together(&next).then_some(next)
+}
+
+/// Whether no key and no address belongs to two.
+fn holds_together(known: &Known) -> bool {
+    let keys: Vec<_> = known
         .peers
         .values()
         .map(|known| known.statement.wireguard_key)
         .collect();
-    let own: Vec<_> = next
+    let own: Vec<_> = known
         .myself
         .subnets
         .iter()
         .map(|subnet| subnet.net())
         .collect();
-    let mut claims: Vec<_> = prefixes(next.myself.tunnel_address, &own).collect();
+    let mut claims: Vec<_> = prefixes(known.myself.tunnel_address, &own).collect();
     claims.extend(
-        next.peers
+        known
+            .peers
             .values()
             .flat_map(|known| prefixes(known.peer.tunnel_address, &known.peer.subnets)),
     );
     let alone = |index: usize, prefix: &IpNet| {
         !claims[..index].iter().any(|other| overlap(*other, *prefix))
     };
-    let holds = next.mesh.id == MESH
-        && !keys.contains(&Keys::of(1).wireguard_key())
+    !keys.contains(&Keys::of(1).wireguard_key())
         && keys.iter().collect::<BTreeSet<_>>().len() == keys.len()
         && claims
             .iter()
             .enumerate()
-            .all(|(index, prefix)| alone(index, prefix));
-    holds.then_some(next)
+            .all(|(index, prefix)| alone(index, prefix))
 }
 
 proptest! {
     #[test]
-    fn a_message_has_the_verdict_and_the_outcome_of_a_check_of_the_whole_view(
+    fn a_message_has_the_outcome_of_a_check_of_the_whole_view_and_what_contradicts_itself_waits(
         messages in prop::collection::vec((any::<bool>(), prop::collection::vec(claim(), 0..4)), 0..12),
     ) {
         let (mut replica, _) = world();
@@ -208,30 +225,62 @@ proptest! {
             let mut changes: Vec<_> = claims.into_iter().map(|claim| view_change(claim, &before)).collect();
             if is_snapshot {
                 changes.sort_by_key(|change| matches!(change, ViewChange::PeerRemoved(_)));
+                replica.forget_all_but(&changes);
             }
+            let is_other = |change: &ViewChange| matches!(change, ViewChange::Mesh(mesh) if mesh.id != MESH);
+            let rejected = changes.iter().any(is_other);
             let position = Position { revision: before.position.revision + 1, ..before.position };
             let expected = whole(&replica, position, &changes);
-            let message = if is_snapshot { as_snapshot(position, &before, changes) } else {
+            let message = if is_snapshot {
+                let Known { mesh, .. } = before.clone();
+                as_snapshot(position, mesh, replica.own_told(&before), changes)
+            } else {
                 StreamMessage::Delta { since: before.position, position, changes }
             };
-            let received = replica.receive(message);
-            prop_assert_eq!(matches!(received, Received::Rejected(_)), expected.is_none(), "{:?}", received);
-            prop_assert_eq!(replica.known().unwrap(), expected.as_ref().unwrap_or(&before));
-            prop_assert_eq!(&replica.ownership, &Ownership::of(replica.known().unwrap()));
-            if expected.is_none() {
+            let received = replica.receive(message, 0);
+            prop_assert_eq!(matches!(received, Received::Rejected(_)), rejected, "{:?}", received);
+            let known = replica.known().unwrap();
+            prop_assert_eq!(&replica.ownership, &Ownership::of(known));
+            prop_assert!(holds_together(known));
+            if rejected {
+                prop_assert_eq!(known, &before);
                 // As the coordinator would: the word that brings it back in step.
                 let Stored { position, view, .. } = replica.stored().unwrap();
-                replica.receive(StreamMessage::Snapshot { position, view, removed: vec![] });
+                replica.receive(StreamMessage::Snapshot { position, view, removed: vec![] }, 0);
+                continue;
+            }
+            prop_assert_eq!(known.position, position);
+            prop_assert_eq!(replica.contested.is_empty(), expected.is_some());
+            match expected {
+                Some(expected) => prop_assert_eq!(known, &expected),
+                None => prop_assert!(replica.problems().next().is_some()),
             }
         }
     }
 }
 
+impl Replica {
+    /// What a snapshot does with what waits and is not in it.
+    fn forget_all_but(&mut self, changes: &[ViewChange]) {
+        let is_in = |node: &NodeId| {
+            changes
+                .iter()
+                .any(|change| matches!(change, ViewChange::Peer(peer) if peer.node == *node))
+        };
+        self.contested.waiting.retain(|node, _| is_in(node));
+    }
+}
+
 /// The same changes, told in a snapshot: in it, absence says nothing.
-fn as_snapshot(position: Position, before: &Known, changes: Vec<ViewChange>) -> StreamMessage {
+fn as_snapshot(
+    position: Position,
+    mesh: MeshSettings,
+    myself: Myself,
+    changes: Vec<ViewChange>,
+) -> StreamMessage {
     let mut view = View {
-        mesh: before.mesh.clone(),
-        myself: before.myself.clone(),
+        mesh,
+        myself,
         peers: vec![],
     };
     let mut removed = vec![];
@@ -278,7 +327,7 @@ proptest! {
                 }
                 Happening::Listen => {
                     if let Some(message) = next_message(&feed, node_id(1), replica.position()) {
-                        let received = replica.receive(message);
+                        let received = replica.receive(message, 0);
                         prop_assert!(matches!(received, Received::Unchanged | Received::Changed { .. }), "{received:?}");
                     }
                     None
@@ -303,7 +352,7 @@ proptest! {
             }
         }
         if let Some(message) = next_message(&feed, node_id(1), replica.position()) {
-            replica.receive(message);
+            replica.receive(message, 0);
         }
         replica.confirm(&replica.awaiting_confirmation());
         prop_assert_eq!(replica.position(), Some(feed.position()));

@@ -167,14 +167,17 @@ fn nobody_is_asked_where_no_agent_would_answer() {
     directory.apply(&RecordChange::Node(unmanaged_record(2)));
     let mut replica = Replica::new(MESH, node_keys_of(1).wireguard_key());
     let view = view::view(&directory, node_id(1)).unwrap();
-    replica.receive(StreamMessage::Snapshot {
-        position: Position {
-            epoch: 1,
-            revision: 1,
+    replica.receive(
+        StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
         },
-        view,
-        removed: vec![],
-    });
+        0,
+    );
     let mut probes = Probes::default();
     probes.follow(replica.known().unwrap(), ms(0));
     assert_eq!(probes.peers.keys().collect::<Vec<_>>(), [&node_id(3)]);

@@ -355,14 +355,17 @@ mod tests {
         let (directory, last) = (directory_of(nodes), node_keys_of(nodes));
         let mut replica = Replica::new(MESH, last.wireguard_key());
         let view = view::view(&directory, node_id(nodes)).unwrap();
-        replica.receive(StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
+        replica.receive(
+            StreamMessage::Snapshot {
+                position: Position {
+                    epoch: 1,
+                    revision: 1,
+                },
+                view,
+                removed: vec![],
             },
-            view,
-            removed: vec![],
-        });
+            0,
+        );
         let (known, none) = (replica.known().unwrap(), BTreeSet::new());
         let mut exchange = Exchange::default();
         let mut ask = |now| {

@@ -198,11 +198,14 @@ impl World {
             epoch: 1,
             revision: self.revision,
         };
-        let received = replica.receive(StreamMessage::Snapshot {
-            position,
-            view,
-            removed: vec![],
-        });
+        let received = replica.receive(
+            StreamMessage::Snapshot {
+                position,
+                view,
+                removed: vec![],
+            },
+            0,
+        );
         assert!(
             matches!(received, crate::agent::replica::Received::Changed { refused } if refused.is_empty())
         );
@@ -577,14 +580,17 @@ fn due_beside_an_unmanaged_peer() -> (Gateway, Interface) {
     directory.apply(&RecordChange::Node(unmanaged_record(2)));
     let mut gateway = Gateway::new(ROTATING);
     let view = view::view(&directory, gateway.id).unwrap();
-    gateway.replica.receive(StreamMessage::Snapshot {
-        position: Position {
-            epoch: 1,
-            revision: 1,
+    gateway.replica.receive(
+        StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 1,
+            },
+            view,
+            removed: vec![],
         },
-        view,
-        removed: vec![],
-    });
+        0,
+    );
     gateway.reconcile(Duration::ZERO, usize::MAX);
     let mut interface = gateway.interface().clone();
     interface

@@ -31,14 +31,17 @@ impl Node {
         let (id, node_keys) = (node_id(number), node_keys_of(number));
         let mut replica = Replica::new(MESH, node_keys.wireguard_key());
         let view = view::view(directory, id).unwrap();
-        replica.receive(StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
+        replica.receive(
+            StreamMessage::Snapshot {
+                position: Position {
+                    epoch: 1,
+                    revision: 1,
+                },
+                view,
+                removed: vec![],
             },
-            view,
-            removed: vec![],
-        });
+            0,
+        );
         Self {
             id,
             node_keys,
@@ -302,14 +305,17 @@ fn a_given_key_stays_at_the_coordinator_until_the_view_holds_its_node_and_it_is_
     settle(&mut nodes, &mut mailbox);
     nodes[0].disk_is_full = true;
     let view = view::view(&with_an_unmanaged_peer(), node_id(1)).unwrap();
-    nodes[0].replica.receive(StreamMessage::Snapshot {
-        position: Position {
-            epoch: 1,
-            revision: 2,
+    nodes[0].replica.receive(
+        StreamMessage::Snapshot {
+            position: Position {
+                epoch: 1,
+                revision: 2,
+            },
+            view,
+            removed: vec![],
         },
-        view,
-        removed: vec![],
-    });
+        0,
+    );
     settle(&mut nodes, &mut mailbox);
     assert_eq!((key(&nodes[0]), mailbox.given.len()), (None, 1));
     assert!(nodes[0].messages.problem().is_some());

@@ -1,0 +1,115 @@
+//! What of the coordinator's newest word is not carried out, in words.
+
+use ipnet::IpNet;
+use wattle_wire::{ids::NodeId, name::Name};
+
+use super::{
+    Replica,
+    settle::{Claimed, Contest},
+};
+
+/// How many names a line lists.
+const LISTED: usize = 10;
+const COMMAND: &str = "run `wattle-agent confirm` on this gateway";
+
+impl Replica {
+    /// What of the coordinator's newest word is not carried out, in words.
+    pub fn problems(&self) -> impl Iterator<Item = String> {
+        let rejected = self.rejected.iter();
+        let rejected =
+            rejected.map(|rejection| format!("rejected the newest revision: {rejection}"));
+        let held = self.held_in_words();
+        let absent = (!self.absent.is_empty()).then(|| {
+            format!(
+                "the coordinator does not know these peers any more, and never removed them: {}. \
+                 They stay until it knows them again or you {COMMAND}",
+                self.names(self.absent.iter().copied())
+            )
+        });
+        let waiting = self.contested.waiting.values().map(|waiting| {
+            let peer = &waiting.told.peer;
+            let is_new = self.name_of(peer.node).is_none();
+            self.waits(&peer.name, peer.node, is_new, &waiting.contests)
+        });
+        let own_waiting = self.contested.own_waiting.iter().map(|waiting| {
+            let myself = &waiting.told;
+            self.waits(&myself.name, myself.node, false, &waiting.contests)
+        });
+        let refused = self.refused.values();
+        let refused = refused.map(|refused| refused.refusal.to_string());
+        rejected
+            .chain(held)
+            .chain(absent)
+            .chain(own_waiting)
+            .chain(waiting)
+            .chain(refused)
+    }
+
+    fn held_in_words(&self) -> Option<String> {
+        let (held, left) = (self.removal_pending.len(), self.recent.len());
+        let known = self.known.as_ref().filter(|_| held > 0)?;
+        Some(format!(
+            "the coordinator removed {} of {} peers within 24 hours. These stay until you \
+             {COMMAND}: {}",
+            held + left,
+            known.peers.len() + left,
+            self.names(self.removal_pending.iter().copied())
+        ))
+    }
+
+    fn names(&self, nodes: impl ExactSizeIterator<Item = NodeId>) -> String {
+        let more = nodes.len().saturating_sub(LISTED);
+        let mut names: Vec<_> = nodes
+            .take(LISTED)
+            .map(|node| self.name_of(node).map_or(node.to_string(), Name::to_string))
+            .collect();
+        if more > 0 {
+            names.push(format!("{more} more"));
+        }
+        names.join(", ")
+    }
+
+    fn name_of(&self, node: NodeId) -> Option<&Name> {
+        let known = self.known.as_ref()?;
+        known.peers.get(&node).map(|known| &known.peer.name)
+    }
+
+    /// What the word about a node waits for.
+    fn waits(&self, name: &Name, node: NodeId, is_new: bool, contests: &[Contest]) -> String {
+        let who = if is_new {
+            format!("the new {name}")
+        } else {
+            format!("a change of {name}")
+        };
+        let Some(Contest { claimed, holder }) = contests.first() else {
+            return format!("{who} waits for the next message of the coordinator");
+        };
+        let what = match claimed {
+            Claimed::Key => "its key".to_owned(),
+            Claimed::Endpoint(endpoint) => format!("its endpoint {endpoint}"),
+            Claimed::Prefix { claimed, held } if claimed == held => claimed.to_string(),
+            Claimed::Prefix { claimed, held } => lies_in(*claimed, *held),
+        };
+        let stays = self.removal_pending.contains(holder) || self.absent.contains(holder);
+        let other = self
+            .name_of(*holder)
+            .map_or_else(|| "this node".to_owned(), Name::to_string);
+        if *holder == node {
+            format!("{who} is refused: it has {what} already")
+        } else if stays {
+            format!(
+                "{who} waits: {what} belongs to the removed {other}, which stays until you \
+                 {COMMAND}"
+            )
+        } else {
+            format!(
+                "{who} is refused: {what} belongs to {other}. It is taken up when the coordinator \
+                 gives it to one of the two"
+            )
+        }
+    }
+}
+
+fn lies_in(claimed: IpNet, held: IpNet) -> String {
+    format!("{claimed}, of which {held} is a part or which is a part of it,")
+}

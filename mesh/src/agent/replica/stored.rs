@@ -1,0 +1,166 @@
+//! What of a replica outlives a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use wattle_wire::{
+    ids::{NodeId, Position},
+    peer::{Myself, Peer, View},
+    stream::ViewChange,
+};
+
+use super::{
+    Pin, Refusal, Rejection, Replica,
+    draft::{Contested, Draft, put},
+    removals::RecentRemovals,
+};
+use crate::agent::admission::Admitted;
+
+/// [`super::Known`] as it is kept on disk, with all that must outlive a restart.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stored {
+    pub position: Position,
+    pub view: View,
+    /// Peers of the view whose removal waits to be confirmed.
+    #[serde(rename = "held", default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removal_pending: BTreeSet<NodeId>,
+    /// Peers of the view that the coordinator does not know any more, and never removed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub absent: BTreeSet<NodeId>,
+    /// Peers that went without a confirmation in the last 24 hours.
+    #[serde(default, skip_serializing_if = "RecentRemovals::is_empty")]
+    pub recent: RecentRemovals,
+    /// Records of the coordinator that are not carried out, or not all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Peer>,
+    /// As `waiting`, of the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_waiting: Option<Myself>,
+    /// What peers that were removed are pinned to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub departed: BTreeMap<NodeId, Pin>,
+    /// Why the newest revision was not carried out at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Rejection>,
+    /// What follows says nothing until a snapshot comes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_step: bool,
+    /// Absent where the host did not require the lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admitted: Option<Admitted>,
+}
+
+impl Stored {
+    /// A view that is carried out to the end.
+    pub fn new(position: Position, view: View) -> Self {
+        Self {
+            position,
+            view,
+            removal_pending: BTreeSet::new(),
+            absent: BTreeSet::new(),
+            recent: RecentRemovals::default(),
+            waiting: Vec::new(),
+            own_waiting: None,
+            departed: BTreeMap::new(),
+            rejected: None,
+            out_of_step: false,
+            admitted: None,
+        }
+    }
+
+    /// As [`Replica::awaiting_confirmation`].
+    pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
+        let grandfathered = self.admitted.iter().flat_map(Admitted::grandfathered);
+        self.removal_pending
+            .union(&self.absent)
+            .copied()
+            .chain(grandfathered)
+            .collect()
+    }
+
+    /// As [`Replica::rolled_back_to`].
+    pub fn rolled_back_to(&self) -> Option<Position> {
+        self.rejected.as_ref().and_then(Rejection::rolled_back_to)
+    }
+}
+
+impl Replica {
+    /// What to keep on disk.
+    pub fn stored(&self) -> Option<Stored> {
+        let known = self.known.as_ref()?;
+        let peers = known.peers.values();
+        let view = View {
+            mesh: known.mesh.clone(),
+            myself: known.myself.clone(),
+            peers: peers.map(|known| known.peer.clone()).collect(),
+        };
+        let Contested {
+            waiting,
+            own_waiting,
+        } = &self.contested;
+        let waiting = waiting.values().map(|waiting| &waiting.told.peer);
+        let refused = self.refused.values().map(|refused| &refused.told);
+        Some(Stored {
+            removal_pending: self.removal_pending.clone(),
+            absent: self.absent.clone(),
+            recent: self.recent.clone(),
+            waiting: waiting.chain(refused).cloned().collect(),
+            own_waiting: own_waiting.as_ref().map(|waiting| waiting.told.clone()),
+            departed: self.departed.clone(),
+            rejected: self.rejected.clone(),
+            out_of_step: self.out_of_step,
+            admitted: known.admitted.clone(),
+            ..Stored::new(known.position, view)
+        })
+    }
+
+    /// Takes up what was kept on disk, as far as it holds. Returns what of the view was refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection`] when it is of another mesh; the replica then knows nothing.
+    pub fn restore(&mut self, stored: Stored) -> Result<Vec<Refusal>, Rejection> {
+        self.departed = stored.departed;
+        let View {
+            mesh,
+            myself,
+            peers,
+        } = stored.view;
+        let next = Draft::new(mesh, myself);
+        let peers = peers.into_iter().map(ViewChange::Peer).collect();
+        let refused = self.take_in(stored.position, next, peers)?;
+        (self.removal_pending, self.absent) = (stored.removal_pending, stored.absent);
+        (self.rejected, self.out_of_step) = (stored.rejected, stored.out_of_step);
+        self.recent = stored.recent;
+        self.take_up_waiting(stored.waiting, stored.own_waiting);
+        if let (Some(known), Some(operators)) = (&mut self.known, self.operators.clone()) {
+            known.admitted = Some(match stored.admitted {
+                Some(admitted) => admitted.kept(operators, self.mesh, &known.peers),
+                None => Admitted::turned_on(operators, self.mesh, &known.peers),
+            });
+        }
+        Ok(refused)
+    }
+
+    /// What waited before waits again: the view stays what it was until the next message.
+    fn take_up_waiting(&mut self, waiting: Vec<Peer>, own_waiting: Option<Myself>) {
+        let Some(known) = &self.known else { return };
+        let myself = own_waiting.unwrap_or_else(|| known.myself.clone());
+        let mut next = Draft::new(known.mesh.clone(), myself);
+        let waiting = waiting.into_iter().map(ViewChange::Peer);
+        self.believe_all(&mut next, waiting.collect());
+        let (refused, told) = (std::mem::take(&mut next.refused), next.peers.clone());
+        let (myself, moves) = (next.myself.clone(), next.myself != known.myself);
+        self.settle(&mut next);
+        let mut contested = next.contested.unwrap_or_default();
+        // What could be carried out by now is with the next message.
+        for (node, told) in told {
+            told.into_iter().for_each(|told| contested.wait(node, told));
+        }
+        if moves {
+            contested.own_wait(myself);
+        }
+        self.contested = contested;
+        put(&mut self.refused, refused);
+    }
+}
