@@ -25,6 +25,15 @@ struct SiteRow {
     created_at: DateTime<Utc>,
 }
 
+/// Lets nobody else change a site or enrol for it until this transaction ends. Who needs [`lock`],
+/// too, calls it after this: two that took them in different orders would wait for each other.
+pub async fn lock_site(connection: &mut PgConnection, site: SiteId) -> Result<()> {
+    sqlx::query!("SELECT FROM sites WHERE id = $1 FOR NO KEY UPDATE", site.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// Lets one transaction at a time give out addresses and compare endpoints with subnets. Readers
 /// are not held up.
 pub async fn lock(connection: &mut PgConnection) -> Result<()> {

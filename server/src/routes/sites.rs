@@ -252,6 +252,7 @@ pub async fn change(
     let (app, actor, site, wanted) = (&app, &actor, known.id, &patch);
     let tunnel_prefix = tunnel_prefix(app);
     let changed = app.mutate(actor, |mut change| async move {
+        site_records::lock_site(&mut change, site).await?;
         site_records::lock(&mut change).await?;
         let before = site_records::find(&mut change, site)
             .await?
@@ -311,6 +312,7 @@ pub async fn remove(
 ) -> Result<StatusCode> {
     let id = app.find_site(&site)?;
     app.mutate(&actor, |mut change| async move {
+        site_records::lock_site(&mut change, id).await?;
         site_records::lock(&mut change).await?;
         let site = site_records::find(&mut change, id)
             .await?

@@ -109,7 +109,8 @@ async fn an_operator_adds_sites_and_watches_their_link_come_up_and_go_down() {
     browser.keep("site-added").await;
     let command = browser.text(".copyable code").await;
     let join: JoinString = command
-        .strip_prefix("wattle-agent join ")
+        .strip_prefix("echo ")
+        .and_then(|rest| rest.strip_suffix(" | wattle-agent join -"))
         .unwrap()
         .parse()
         .unwrap();

@@ -45,7 +45,8 @@ async fn the_guides_three_sites_get_their_tunnel_addresses_in_order() {
         );
         let command = created["join_token"]["command"].as_str().unwrap();
         let join: JoinString = command
-            .strip_prefix("wattle-agent join ")
+            .strip_prefix("echo ")
+            .and_then(|rest| rest.strip_suffix(" | wattle-agent join -"))
             .unwrap()
             .parse()
             .unwrap();

@@ -9,9 +9,7 @@ use crate::{db::site_records, error::Result};
 /// Lets nobody else make a file or enrol for a site until this transaction ends, and as
 /// [`site_records::lock`].
 pub(super) async fn lock(connection: &mut PgConnection, site: SiteId) -> Result<()> {
-    sqlx::query!("SELECT FROM sites WHERE id = $1 FOR NO KEY UPDATE", site.0)
-        .execute(&mut *connection)
-        .await?;
+    site_records::lock_site(connection, site).await?;
     site_records::lock(connection).await
 }
 
