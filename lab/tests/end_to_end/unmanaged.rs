@@ -11,6 +11,7 @@ use wattle_lab::{
     gateway::INTERFACE,
     patience,
     site::{DUBLIN, FRANKFURT, NEW_YORK},
+    wait::same,
     wait_for,
 };
 use wattle_wire::{
@@ -53,16 +54,27 @@ pub(crate) fn a_site_with_a_file_reaches_all_and_gets_through_with_the_old_file_
     let flows = flows(&lab)?;
     // Shown once, the private key is with the router alone.
     let second = make_file(&api)?;
-    ensure!(
-        values(&second, "PrivateKey").is_empty(),
-        "the coordinator still had the private key"
-    );
+    same(
+        &values(&second, "PrivateKey"),
+        &vec!["INSERT-THE-PRIVATE-KEY-HERE".to_owned()],
+    )
+    .context("the coordinator still had the private key")?;
+    // U2: as it is, the file cannot be loaded by mistake, and nothing is lost by trying.
+    router.host.run_with("tee /run/refreshed.conf", &second)?;
+    let stripped = router.host.run("wg-quick strip /run/refreshed.conf")?;
+    router.host.run_with("tee /run/refreshed", &stripped)?;
+    let key_before = router.public_key()?;
+    let refused = router
+        .host
+        .run(&format!("wg syncconf {INTERFACE} /run/refreshed"));
+    ensure!(refused.is_err(), "wg took a file without a key");
+    same(&router.public_key()?, &key_before)?;
     let [key] = values(&first, "PrivateKey")
         .try_into()
         .ok()
         .context("one private key")?;
     let with_key = |line: &str| {
-        if line.starts_with("# PrivateKey") {
+        if line.starts_with("PrivateKey") {
             format!("PrivateKey = {key}\n")
         } else {
             format!("{line}\n")

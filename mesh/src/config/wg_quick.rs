@@ -24,6 +24,10 @@ use crate::{
     keys::psk::Psk,
 };
 
+/// Stands where a file has no private key. `wg` refuses it: a file without the line would load, and
+/// leave an interface without a key.
+pub const NO_KEY: &str = "INSERT-THE-PRIVATE-KEY-HERE";
+
 /// The private half of a WireGuard key that is made for a file, which alone keeps it.
 pub struct PrivateKey(StaticSecret);
 
@@ -141,7 +145,7 @@ impl WgQuick {
                 format!("PrivateKey = {}", Bytes32::from(secret.to_bytes()))
             }
             None => format!(
-                "# PrivateKey = (insert the private key of this gateway; its public key is {})",
+                "# The private key of this gateway, whose public key is {}.\nPrivateKey = {NO_KEY}",
                 node.wireguard_key
             ),
         });
@@ -324,7 +328,7 @@ mod tests {
 
         let keyless = file.write(node, made, None, &psks);
         assert!(keyless.reveal().contains(&format!(
-            "# PrivateKey = (insert the private key of this gateway; its public key is {}",
+            "whose public key is {}.\nPrivateKey = {NO_KEY}\n",
             node.wireguard_key
         )));
         assert!(
