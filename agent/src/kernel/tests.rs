@@ -422,21 +422,24 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             );
 
             let done = kernel.down().await.unwrap();
-            let rest = match interface.device {
-                DeviceKind::Kernel => {
-                    assert_eq!(done[0], "removed the interface wattle0");
-                    &done[1..]
-                }
-                // The device runs in this process, which is no device process.
-                DeviceKind::Userspace => &done[..],
-            };
-            assert_eq!(
-                rest,
-                [
-                    "removed the nftables table inet wattle",
-                    "set net.ipv4.ip_forward back to 0"
-                ]
+            let (table, forwarding) = (
+                "removed the nftables table inet wattle",
+                "set net.ipv4.ip_forward back to 0",
             );
+            match interface.device {
+                // The kernel's device switches redirects off as it goes up.
+                DeviceKind::Kernel => assert_eq!(
+                    done,
+                    [
+                        "removed the interface wattle0",
+                        table,
+                        forwarding,
+                        "set net.ipv4.conf.all.send_redirects back to 1",
+                    ]
+                ),
+                // The device runs in this process, which is no device process.
+                DeviceKind::Userspace => assert_eq!(done, [table, forwarding]),
+            }
             assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
             let left = kernel.observe().await.unwrap();
             assert_eq!(
