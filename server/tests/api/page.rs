@@ -687,7 +687,7 @@ async fn a_gateway_without_an_agent_gets_its_file_on_the_page_of_its_site_which_
     browser
         .see(
             "section .copyable code",
-            "# PrivateKey = (insert the private key of this gateway",
+            "PrivateKey = INSERT-THE-PRIVATE-KEY-HERE",
         )
         .await;
     browser.see("table[aria-label=Gateways]", "file of ").await;
