@@ -142,13 +142,13 @@ impl Kernel {
                 .await
                 .with_context(|| format!("cannot let {interface} listen on UDP port {port}")),
             Change::SetMtu(bytes) => {
-                let (tables, index) = self.link_index().await?;
+                let (tables, index) = self.interface_index().await?;
                 let set = tables.set_mtu(index, *bytes).await;
                 set.map_err(explained)
                     .with_context(|| format!("cannot set the MTU of {interface} to {bytes}"))
             }
             Change::AddAddress(address) => {
-                let (tables, index) = self.link_index().await?;
+                let (tables, index) = self.interface_index().await?;
                 let added = tables
                     .add_address(index, *address)
                     .await
@@ -156,7 +156,7 @@ impl Kernel {
                 added.with_context(|| format!("cannot add the address {address} to {interface}"))
             }
             Change::RemoveAddress(address) => {
-                let (tables, index) = self.link_index().await?;
+                let (tables, index) = self.interface_index().await?;
                 tables
                     .remove_address(index, *address)
                     .await
@@ -165,7 +165,7 @@ impl Kernel {
                     })
             }
             Change::SetUp => {
-                let (tables, index) = self.link_index().await?;
+                let (tables, index) = self.interface_index().await?;
                 if self
                     .owned
                     .interface()
@@ -183,14 +183,14 @@ impl Kernel {
                 forwarding::enable(*family, &self.owned).context("cannot switch forwarding on")
             }
             Change::SetRoute(prefix, source) => {
-                let (tables, index) = self.link_index().await?;
+                let (tables, index) = self.interface_index().await?;
                 tables
                     .set_route(index, *prefix, *source)
                     .await
                     .with_context(|| format!("cannot route {prefix} over {interface}"))
             }
             Change::RemoveRoute(prefix) => {
-                let (tables, index) = self.link_index().await?;
+                let (tables, index) = self.interface_index().await?;
                 tables.remove_route(index, *prefix).await.with_context(|| {
                     format!("cannot remove the route to {prefix} over {interface}")
                 })
@@ -234,7 +234,7 @@ impl Kernel {
     pub(crate) async fn down(&self) -> anyhow::Result<Vec<String>> {
         let made = self.owned.get();
         let mut done = Vec::new();
-        if let Some(name) = self.remove_link().await? {
+        if let Some(name) = self.remove_interface().await? {
             done.push(format!("removed the interface {name}"));
         }
         if nft::remove(&self.nodes()).await? {
@@ -254,7 +254,9 @@ impl Kernel {
     /// The nodes whose table is this agent's: the one that it was when it made it, and the one that
     /// it is, should the record be lost.
     fn nodes(&self) -> Vec<NodeId> {
-        let made = self.owned.get().ruleset.map(|made| made.ruleset.node);
+        let made = self
+            .owned
+            .read(|owned| Some(owned.ruleset.as_ref()?.ruleset.node));
         let present = Slot::Present.load(&self.store).ok().flatten();
         let present = present.and_then(|(_, membership)| Some(membership?.enrolled.node));
         made.into_iter().chain(present).collect()
@@ -263,8 +265,8 @@ impl Kernel {
     /// Whether a WireGuard key is this node's: nobody else has it.
     fn is_own_key(&self, key: WireguardKey) -> bool {
         let present = Slot::Present.load(&self.store).ok().flatten();
-        present.is_some_and(|(machine, _)| {
-            [Some(machine.wireguard_key()), machine.next_key()].contains(&Some(key))
+        present.is_some_and(|(node_keys, _)| {
+            [Some(node_keys.wireguard_key()), node_keys.next_key()].contains(&Some(key))
         })
     }
 
@@ -274,15 +276,14 @@ impl Kernel {
         let Some(found) = tables.find(&self.interface).await? else {
             return Ok(Holder::Nobody);
         };
-        let made = self.owned.interface();
-        let remembered = made.as_ref().and_then(|made| made.index) == Some(found.index);
         let dump = self.dump(&found).await?;
-        if remembered {
+        if self.remembers(&found) {
             return Ok(Holder::Agent { found, dump });
         }
         let Some((kind, dump)) = dump else {
             return Ok(Holder::Other(found));
         };
+        let made = self.owned.interface();
         let was_being_made = made.is_some_and(|made| made.index.is_none());
         let is_blank = dump.public_key.is_none() && dump.peers.is_empty();
         if was_being_made && is_blank || dump.public_key.is_some_and(|key| self.is_own_key(key)) {
@@ -292,20 +293,27 @@ impl Kernel {
                     process: userspace::process_id(&self.interface).await,
                 },
             };
-            self.owned.change(|owned| {
-                owned.interface = Some(OwnedInterface {
-                    device,
-                    index: Some(found.index),
-                });
-            });
+            self.made(device, Some(found.index));
             let dump = Some((kind, dump));
             return Ok(Holder::Agent { found, dump });
         }
         Ok(Holder::Other(found))
     }
 
-    /// The interface that the agent made.
-    async fn own_link(&self, tables: &Tables) -> anyhow::Result<Found> {
+    /// Whether the record of what the agent made has this interface.
+    fn remembers(&self, found: &Found) -> bool {
+        let made = self.owned.interface();
+        made.and_then(|made| made.index) == Some(found.index)
+    }
+
+    /// The interface that the agent made. Each step that is taken asks for it, so its peers, of whom
+    /// there may be thousands, are read only where the record does not tell.
+    async fn own_interface(&self, tables: &Tables) -> anyhow::Result<Found> {
+        if let Some(found) = tables.find(&self.interface).await?
+            && self.remembers(&found)
+        {
+            return Ok(found);
+        }
         match self.holder(tables).await? {
             Holder::Agent { found, .. } => Ok(found),
             Holder::Other(found) => bail!(self.taken(&found)),
@@ -449,7 +457,7 @@ impl Kernel {
 
     /// Removes the interface that the agent made, whatever its name is by now. The name, if there
     /// was one.
-    async fn remove_link(&self) -> anyhow::Result<Option<String>> {
+    async fn remove_interface(&self) -> anyhow::Result<Option<String>> {
         let tables = Tables::open()?;
         // One that was being made, or of which the record is lost, is known after this.
         self.holder(&tables).await?;
@@ -472,15 +480,15 @@ impl Kernel {
     }
 
     async fn write(&self, what: &Write<'_>) -> anyhow::Result<()> {
-        let found = self.own_link(&Tables::open()?).await?;
+        let found = self.own_interface(&Tables::open()?).await?;
         let kind = device_kind(&found)
             .with_context(|| format!("the interface {} is not WireGuard", self.interface))?;
         wireguard::write(&self.interface, kind, what).await
     }
 
-    async fn link_index(&self) -> anyhow::Result<(Tables, u32)> {
+    async fn interface_index(&self) -> anyhow::Result<(Tables, u32)> {
         let tables = Tables::open()?;
-        let index = self.own_link(&tables).await?.index;
+        let index = self.own_interface(&tables).await?.index;
         Ok((tables, index))
     }
 }

@@ -119,11 +119,16 @@ impl OwnedStore {
     }
 
     pub(super) fn get(&self) -> Owned {
-        self.record().owned.clone()
+        self.read(Owned::clone)
+    }
+
+    /// A part of it: the whole has all rules of the table, and is worth no copy for each step.
+    pub(super) fn read<T>(&self, part: impl FnOnce(&Owned) -> T) -> T {
+        part(&self.record().owned)
     }
 
     pub(super) fn interface(&self) -> Option<OwnedInterface> {
-        self.record().owned.interface.clone()
+        self.read(|owned| owned.interface.clone())
     }
 
     /// Changes the record. Where the disk is full or may not be written, the record is in memory
