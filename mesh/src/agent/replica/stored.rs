@@ -67,21 +67,6 @@ impl Stored {
             admitted: None,
         }
     }
-
-    /// As [`Replica::awaiting_confirmation`].
-    pub fn awaiting_confirmation(&self) -> BTreeSet<NodeId> {
-        let grandfathered = self.admitted.iter().flat_map(Admitted::grandfathered);
-        self.removal_pending
-            .union(&self.absent)
-            .copied()
-            .chain(grandfathered)
-            .collect()
-    }
-
-    /// As [`Replica::rolled_back_to`].
-    pub fn rolled_back_to(&self) -> Option<Position> {
-        self.rejected.as_ref().and_then(Rejection::rolled_back_to)
-    }
 }
 
 impl Replica {
