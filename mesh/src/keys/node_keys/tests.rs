@@ -156,18 +156,22 @@ fn a_former_identity_counts_only_where_each_signed_for_the_next_and_the_oldest_a
     );
 }
 
-#[test]
-fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
-    let node_keys = NodeKeys::new(&[1; 32], &[2; 32], 0).unwrap();
+fn enrolled() -> Enrolled {
     let name: wattle_wire::name::Name = "dublin".parse().unwrap();
-    let enrolled = Enrolled {
+    Enrolled {
         mesh: MESH,
         node: NodeId(Uuid::from_u128(2)),
         name: name.clone(),
         site: name,
         site_id: SiteId(Uuid::from_u128(4)),
         generation: 3,
-    };
+    }
+}
+
+#[test]
+fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
+    let node_keys = NodeKeys::new(&[1; 32], &[2; 32], 0).unwrap();
+    let enrolled = enrolled();
     let mut held = HeldToken::default();
     let mut at = |now| {
         held.at(now, &node_keys, &enrolled)
@@ -183,15 +187,7 @@ fn a_token_is_used_again_until_it_is_about_to_end_or_the_clock_is_set_back() {
 #[test]
 fn a_token_verifies_with_the_identity_and_names_the_node() {
     let node_keys = NodeKeys::new(&[1; 32], &[2; 32], 0).unwrap();
-    let name: wattle_wire::name::Name = "dublin".parse().unwrap();
-    let enrolled = Enrolled {
-        mesh: MESH,
-        node: NodeId(Uuid::from_u128(2)),
-        name: name.clone(),
-        site: name,
-        site_id: SiteId(Uuid::from_u128(4)),
-        generation: 3,
-    };
+    let enrolled = enrolled();
     let token = node_keys.token(&enrolled, 1_800_000_000).unwrap();
     let mut validation = Validation::new(Algorithm::EdDSA);
     validation.set_audience(&[MESH]);
