@@ -92,6 +92,15 @@ impl TryFrom<SiteRow> for SiteRecord {
     }
 }
 
+/// The two columns that hold an endpoint: address and port.
+pub fn endpoint_columns(endpoint: Option<Endpoint>) -> (Option<IpNet>, Option<i32>) {
+    let socket = endpoint.map(Endpoint::socket);
+    (
+        socket.map(|socket| IpNet::from(socket.ip())),
+        socket.map(|socket| i32::from(socket.port())),
+    )
+}
+
 /// An endpoint as two columns hold it.
 pub fn endpoint(address: Option<IpNet>, port: Option<i32>) -> Result<Option<Endpoint>> {
     let (Some(address), Some(port)) = (address, port) else {

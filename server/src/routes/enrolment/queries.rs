@@ -221,6 +221,7 @@ pub(crate) async fn insert(
         } => (Some((agent_version, join_token)), None),
         Kind::Unmanaged(file) => (None, Some(file)),
     };
+    let (address, port) = site_records::endpoint_columns(endpoint);
     sqlx::query!(
         "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, \
          statement_signature, endpoint_address,
@@ -236,8 +237,8 @@ pub(crate) async fn insert(
         statement.wireguard_key.as_bytes(),
         signed.statement,
         signed.signature.as_bytes(),
-        endpoint.map(|endpoint| IpNet::from(endpoint.socket().ip())),
-        endpoint.map(|endpoint| i32::from(endpoint.socket().port())),
+        address,
+        port,
         endpoint.is_none(),
         agent.map(|(version, _)| version),
         agent.map(|(_, token)| token.0),

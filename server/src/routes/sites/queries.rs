@@ -18,7 +18,7 @@ use wattle_wire::{
 
 use super::check::{Draft, endpoint_in_subnet};
 use crate::{
-    db::site_records::v4,
+    db::site_records::{self, v4},
     error::{self, Result},
 };
 
@@ -28,6 +28,7 @@ pub(super) async fn insert(
     draft: &Draft,
     tunnel_address: Ipv4Addr,
 ) -> Result<SiteRecord> {
+    let (address, port) = site_records::endpoint_columns(draft.endpoint);
     let created_at = sqlx::query_scalar!(
         "INSERT INTO sites (id, name, description, labels, endpoint_address, endpoint_port) VALUES \
          ($1, $2, $3, $4, $5, $6) RETURNING created_at",
@@ -35,12 +36,8 @@ pub(super) async fn insert(
         draft.name.as_str(),
         draft.description,
         Json(&draft.labels) as _,
-        draft
-            .endpoint
-            .map(|endpoint| IpNet::from(endpoint.socket().ip())),
-        draft
-            .endpoint
-            .map(|endpoint| i32::from(endpoint.socket().port()))
+        address,
+        port
     )
     .fetch_one(&mut *connection)
     .await?;
@@ -60,6 +57,7 @@ pub(super) async fn update(
     before: SiteRecord,
     draft: &Draft,
 ) -> Result<SiteRecord> {
+    let (address, port) = site_records::endpoint_columns(draft.endpoint);
     sqlx::query!(
         "UPDATE sites SET name = $2, description = $3, labels = $4, endpoint_address = $5, \
          endpoint_port = $6 WHERE id = $1",
@@ -67,12 +65,8 @@ pub(super) async fn update(
         draft.name.as_str(),
         draft.description,
         Json(&draft.labels) as _,
-        draft
-            .endpoint
-            .map(|endpoint| IpNet::from(endpoint.socket().ip())),
-        draft
-            .endpoint
-            .map(|endpoint| i32::from(endpoint.socket().port()))
+        address,
+        port
     )
     .execute(&mut *connection)
     .await?;
