@@ -76,16 +76,18 @@ impl Debian {
         let disk = folder.join("disk");
         make_disk(&disk)?;
         let mut command = self.machines.command(&folder, "root/init")?;
-        let (Some(disk), Some(root)) = (
-            disk.to_str(),
-            self.root.to_str().filter(|root| !root.contains([':', '"'])),
-        ) else {
-            bail!(
-                "{} cannot be told to a machine: its path has a colon or a quote, or is not UTF-8",
-                self.root.display()
-            );
-        };
-        command.args([format!("ubd0={disk}"), format!("ROOT=\"{root}\"")]);
+        // The kernel takes the quotes away. Behind a comma or a colon it looks for another file.
+        for (word, path) in [("ubd0", &disk), ("ROOT", &self.root)] {
+            let text = path.to_str().filter(|text| !text.contains(['"', ',', ':']));
+            let Some(text) = text else {
+                bail!(
+                    "{} cannot be told to a machine: its path has a quote, a comma or a colon, or \
+                     is not UTF-8",
+                    path.display()
+                );
+            };
+            command.arg(format!("{word}=\"{text}\""));
+        }
         Machine::start(command, folder, console)
     }
 }
