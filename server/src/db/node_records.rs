@@ -24,7 +24,7 @@ struct NodeRow {
     site: SiteId,
     name: String,
     name_follows_site: bool,
-    state: String,
+    state: NodeState,
     tunnel_address: IpNet,
     identity_key: IdentityKey,
     wireguard_key: Vec<u8>,
@@ -84,7 +84,8 @@ async fn select(
 ) -> Result<Vec<NodeRecord>> {
     let rows = sqlx::query_as!(
         NodeRow,
-        r#"SELECT id, nodes.site AS "site!", name, name_follows_site, state,
+        r#"SELECT id, nodes.site AS "site!", name, name_follows_site,
+                  state AS "state: NodeState",
                   tunnel_addresses.address AS tunnel_address,
                   identity_key AS "identity_key: IdentityKey", wireguard_key, statement,
                   statement_signature AS "statement_signature: Signature", announced,
@@ -134,11 +135,7 @@ impl TryFrom<NodeRow> for NodeRecord {
             site: row.site,
             name: row.name.parse().map_err(|_| invalid())?,
             name_follows_site: row.name_follows_site,
-            state: match row.state.as_str() {
-                "active" => NodeState::Active,
-                "standby" => NodeState::Standby,
-                _ => return Err(invalid()),
-            },
+            state: row.state,
             tunnel_address: v4(row.tunnel_address)?,
             identity_key: row.identity_key,
             wireguard_key: WireguardKey::try_from(wireguard_key).map_err(|_| invalid())?,

@@ -26,7 +26,6 @@ use wattle_wire::{
     ids::{NodeId, TokenId},
 };
 
-pub(crate) use self::queries::parse_role;
 use crate::{
     db::AuditActor,
     error::{self, Error, Result},

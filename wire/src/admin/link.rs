@@ -33,6 +33,11 @@ pub enum PskMaker {
 /// State of a link, from both ends together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(
+    feature = "sqlx",
+    derive(sqlx::Type),
+    sqlx(type_name = "text", rename_all = "snake_case")
+)]
 pub enum LinkState {
     /// It works from both ends.
     Up,
@@ -45,8 +50,6 @@ pub enum LinkState {
 }
 
 impl LinkState {
-    pub const ALL: [Self; 4] = [Self::Up, Self::Degraded, Self::Down, Self::Never];
-
     /// As in JSON.
     pub fn name(self) -> &'static str {
         match self {
@@ -61,6 +64,11 @@ impl LinkState {
 /// What is wrong with a degraded link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(
+    feature = "sqlx",
+    derive(sqlx::Type),
+    sqlx(type_name = "text", rename_all = "snake_case")
+)]
 pub enum LinkFault {
     /// It works in one direction only, or one end alone says that it works.
     Asymmetric,
@@ -68,19 +76,6 @@ pub enum LinkFault {
     Lossy,
     /// Packets take long.
     Slow,
-}
-
-impl LinkFault {
-    pub const ALL: [Self; 3] = [Self::Asymmetric, Self::Lossy, Self::Slow];
-
-    /// As in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Asymmetric => "asymmetric",
-            Self::Lossy => "lossy",
-            Self::Slow => "slow",
-        }
-    }
 }
 
 /// A change of a link's state.

@@ -20,6 +20,11 @@ use crate::{
 /// Whether a node takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(
+    feature = "sqlx",
+    derive(sqlx::Type),
+    sqlx(type_name = "text", rename_all = "snake_case")
+)]
 pub enum NodeState {
     /// The gateway that carries its site's subnets.
     Active,

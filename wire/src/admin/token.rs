@@ -61,6 +61,11 @@ pub struct CreatedJoinToken {
 /// What an api token may do: each role may do what those before it may, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(
+    feature = "sqlx",
+    derive(sqlx::Type),
+    sqlx(type_name = "text", rename_all = "snake_case")
+)]
 pub enum Role {
     /// Sees the mesh and how it is.
     Viewer,

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 use wattle_mesh::access::Grant;
 use wattle_wire::{admin::Role, ids::TokenId};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The hash of an api token's secret and what the token is good for, if it is good for anything
 /// now.
@@ -13,8 +13,8 @@ pub(super) async fn credential(
     id: TokenId,
 ) -> Result<Option<(Vec<u8>, Grant)>> {
     let row = sqlx::query!(
-        "SELECT secret_hash, role, expires_at FROM api_tokens
-         WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())",
+        r#"SELECT secret_hash, role AS "role: Role", expires_at FROM api_tokens
+           WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"#,
         id.0
     );
     let Some(row) = row.fetch_optional(connection).await? else {
@@ -23,7 +23,7 @@ pub(super) async fn credential(
     Ok(Some((
         row.secret_hash,
         Grant {
-            role: parse_role(&row.role)?,
+            role: row.role,
             expires_at: row.expires_at,
         },
     )))
@@ -38,10 +38,4 @@ pub(super) async fn used(connection: &mut PgConnection, id: TokenId) -> Result<(
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// A role as a column holds it.
-pub(crate) fn parse_role(role: &str) -> Result<Role> {
-    role.parse()
-        .map_err(|_| Error::Internal("a role in the database is not valid"))
 }

@@ -1,51 +1,13 @@
 //! SQL of api tokens.
 
-use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
-use uuid::Uuid;
 use wattle_mesh::access::Grant;
 use wattle_wire::{
     admin::{ApiToken, NewApiToken, Role},
     ids::TokenId,
 };
 
-use crate::{
-    error::{Error, Result},
-    http::auth::parse_role,
-    secret,
-};
-
-struct ApiTokenRow {
-    id: Uuid,
-    name: String,
-    role: String,
-    created_at: DateTime<Utc>,
-    expires_at: Option<DateTime<Utc>>,
-    last_used_at: Option<DateTime<Utc>>,
-}
-
-impl TryFrom<ApiTokenRow> for ApiToken {
-    type Error = Error;
-
-    fn try_from(row: ApiTokenRow) -> Result<Self> {
-        let ApiTokenRow {
-            id,
-            name,
-            role,
-            created_at,
-            expires_at,
-            last_used_at,
-        } = row;
-        Ok(Self {
-            id: TokenId(id),
-            name,
-            role: parse_role(&role)?,
-            created_at,
-            expires_at,
-            last_used_at,
-        })
-    }
-}
+use crate::{error::Result, secret};
 
 pub async fn insert(
     connection: &mut PgConnection,
@@ -53,30 +15,29 @@ pub async fn insert(
     wanted: &NewApiToken,
 ) -> Result<ApiToken> {
     let row = sqlx::query_as!(
-        ApiTokenRow,
-        "INSERT INTO api_tokens (id, name, role, secret_hash, expires_at)
-         VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5::bigint::double precision))
-         RETURNING id, name, role, created_at, expires_at, last_used_at",
+        ApiToken,
+        r#"INSERT INTO api_tokens (id, name, role, secret_hash, expires_at)
+           VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5::bigint::double precision))
+           RETURNING id, name, role AS "role: Role", created_at, expires_at,
+                     last_used_at"#,
         token.id.0,
         wanted.name,
-        wanted.role.name(),
+        wanted.role as Role,
         &secret::hash(token.secret.reveal()),
         wanted.expires_in_s
     );
-    row.fetch_one(connection).await?.try_into()
+    Ok(row.fetch_one(connection).await?)
 }
 
 pub(super) async fn find(connection: &mut PgConnection, id: TokenId) -> Result<Option<ApiToken>> {
     let row = sqlx::query_as!(
-        ApiTokenRow,
-        "SELECT id, name, role, created_at, expires_at, last_used_at FROM api_tokens WHERE id = $1 \
-         AND revoked_at IS NULL",
+        ApiToken,
+        r#"SELECT id, name, role AS "role: Role", created_at, expires_at,
+                  last_used_at
+           FROM api_tokens WHERE id = $1 AND revoked_at IS NULL"#,
         id.0
     );
-    row.fetch_optional(connection)
-        .await?
-        .map(ApiToken::try_from)
-        .transpose()
+    Ok(row.fetch_optional(connection).await?)
 }
 
 /// The api tokens that were not revoked.
@@ -85,33 +46,31 @@ pub async fn list(
     after: Option<TokenId>,
     limit: usize,
 ) -> Result<Vec<ApiToken>> {
-    let rows = sqlx::query_as!(
-        ApiTokenRow,
-        "SELECT id, name, role, created_at, expires_at, last_used_at FROM api_tokens
-         WHERE revoked_at IS NULL AND ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2",
+    let tokens = sqlx::query_as!(
+        ApiToken,
+        r#"SELECT id, name, role AS "role: Role", created_at, expires_at,
+                  last_used_at
+           FROM api_tokens
+           WHERE revoked_at IS NULL AND ($1::uuid IS NULL OR id > $1) ORDER BY id LIMIT $2"#,
         after.map(|id| id.0),
         i64::try_from(limit).unwrap_or(i64::MAX)
     );
-    rows.fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(ApiToken::try_from)
-        .collect()
+    Ok(tokens.fetch_all(connection).await?)
 }
 
 /// What an api token is good for now; it is not revoked before the transaction ends.
 pub(super) async fn lock(connection: &mut PgConnection, id: TokenId) -> Result<Option<Grant>> {
     let row = sqlx::query!(
-        "SELECT role, expires_at FROM api_tokens
-         WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) FOR \
-         SHARE",
+        r#"SELECT role AS "role: Role", expires_at FROM api_tokens
+           WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+           FOR SHARE"#,
         id.0
     );
     let Some(row) = row.fetch_optional(connection).await? else {
         return Ok(None);
     };
     Ok(Some(Grant {
-        role: parse_role(&row.role)?,
+        role: row.role,
         expires_at: row.expires_at,
     }))
 }
@@ -119,12 +78,9 @@ pub(super) async fn lock(connection: &mut PgConnection, id: TokenId) -> Result<O
 /// The role that the api token had; `None` if there was none.
 pub async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<Option<Role>> {
     let role = sqlx::query_scalar!(
-        "UPDATE api_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING \
-         role",
+        r#"UPDATE api_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL
+           RETURNING role AS "role: Role""#,
         id.0
     );
-    role.fetch_optional(connection)
-        .await?
-        .map(|role| parse_role(&role))
-        .transpose()
+    Ok(role.fetch_optional(connection).await?)
 }

@@ -13,7 +13,7 @@ use wattle_wire::{
     report::EndState,
 };
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Rows of one statement; it has to end within the database's limit of five seconds.
 pub const MOST_ROWS: usize = 20_000;
@@ -32,16 +32,17 @@ pub async fn of_pairs(
         r#"SELECT a AS "a!", b AS "b!", a_state AS "a_state: EndState",
                   a_probed AS "a_probed!", a_ever AS "a_ever!", a_since,
                   b_state AS "b_state: EndState", b_probed AS "b_probed!", b_ever AS "b_ever!",
-                  b_since, written_at AS "written_at!", state, fault
+                  b_since, written_at AS "written_at!", state AS "state: LinkState",
+                  fault AS "fault: LinkFault"
            FROM links JOIN unnest($1::uuid[], $2::uuid[]) AS wanted(a, b) USING (a, b)"#,
         &first,
         &second
     );
-    rows.fetch_all(connection)
-        .await?
+    let rows = rows.fetch_all(connection).await?;
+    Ok(rows
         .into_iter()
-        .map(|row| Ok((row.pair(), row.record()?)))
-        .collect()
+        .map(|row| (row.pair(), row.record()))
+        .collect())
 }
 
 /// Links with what their ends say, and the moment up to which that is all.
@@ -61,8 +62,8 @@ pub async fn changed_since(
     let rows = sqlx::query_as!(
         LinkRow,
         r#"SELECT a, b, a_state AS "a_state: EndState", a_probed, a_ever, a_since,
-                  b_state AS "b_state: EndState", b_probed, b_ever, b_since, written_at, state,
-                  fault
+                  b_state AS "b_state: EndState", b_probed, b_ever, b_since, written_at,
+                  state AS "state: LinkState", fault AS "fault: LinkFault"
            FROM links WHERE written_at >= coalesce($1, '-infinity'::timestamptz)"#,
         since
     );
@@ -70,8 +71,8 @@ pub async fn changed_since(
     let newest = rows.iter().map(|row| row.written_at).max();
     let links = rows
         .into_iter()
-        .map(|row| Ok((row.pair(), row.record()?)))
-        .collect::<Result<_>>()?;
+        .map(|row| (row.pair(), row.record()))
+        .collect();
     Ok(ChangedLinks { links, newest })
 }
 
@@ -95,15 +96,12 @@ pub async fn record(
         .iter()
         .map(|link| (link.ends[0].0, link.ends[1].0))
         .unzip();
-    let states: Vec<_> = links.iter().map(|link| link.state.name()).collect();
-    let faults: Vec<_> = links
-        .iter()
-        .map(|link| link.fault.map(LinkFault::name))
-        .collect();
+    let states: Vec<_> = links.iter().map(|link| link.state).collect();
+    let faults: Vec<_> = links.iter().map(|link| link.fault).collect();
     let since: Vec<_> = links.iter().map(|link| link.since).collect();
     let rows = sqlx::query!(
         r#"WITH said AS (
-               SELECT stored.a, stored.b, stored.state AS before, stored.fault AS fault_before, new.state, new.fault, coalesce(since, now()) AS since
+               SELECT stored.a, stored.b, stored.state AS before, new.state, new.fault, coalesce(since, now()) AS since
                FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[]) AS new(a, b, state, fault, since)
                JOIN links AS stored USING (a, b)
                WHERE (stored.state, stored.fault) IS DISTINCT FROM (new.state, new.fault)
@@ -115,7 +113,7 @@ pub async fn record(
                INSERT INTO link_history (a, b, at, state, fault)
                SELECT a, b, greatest(since, (SELECT max(at) + interval '1 microsecond' FROM link_history AS old WHERE (old.a, old.b) = (said.a, said.b))),
                       state, fault FROM said)
-           SELECT a, b, before, fault_before FROM said"#,
+           SELECT a, b, before AS "before: LinkState" FROM said"#,
         &first,
         &second,
         &states as _,
@@ -127,14 +125,10 @@ pub async fn record(
     let by_ends: BTreeMap<_, _> = links.iter().map(|link| (link.ends, *link)).collect();
     let mut news = Vec::with_capacity(rows.len());
     for row in rows {
-        let before = row
-            .before
-            .map(|state| link_state(&state, row.fault_before.as_deref()))
-            .transpose()?;
         let link = by_ends.get(&[NodeId(row.a), NodeId(row.b)]);
         news.extend(link.map(|link| RecordedLink {
             link: *link,
-            before: before.map(|(state, _)| state),
+            before: row.before,
         }));
     }
     sqlx::query!(
@@ -171,8 +165,9 @@ pub async fn history(
     before: Option<i64>,
     limit: i64,
 ) -> Result<Vec<LinkChange>> {
-    let rows = sqlx::query!(
-        r#"SELECT at, state, fault FROM link_history
+    let changes = sqlx::query_as!(
+        LinkChange,
+        r#"SELECT at, state AS "state: LinkState", fault AS "fault: LinkFault" FROM link_history
            WHERE a = $1 AND b = $2 AND at < coalesce('epoch'::timestamptz + $3 * interval '1 microsecond', 'infinity'::timestamptz)
            ORDER BY at DESC LIMIT $4"#,
         a.0,
@@ -180,15 +175,7 @@ pub async fn history(
         before.map(|before| before as f64),
         limit
     );
-    let rows = rows.fetch_all(connection).await?.into_iter();
-    rows.map(|row| {
-        link_state(&row.state, row.fault.as_deref()).map(|(state, fault)| LinkChange {
-            at: row.at,
-            state,
-            fault,
-        })
-    })
-    .collect()
+    Ok(changes.fetch_all(connection).await?)
 }
 
 /// When each node was last heard of.
@@ -230,8 +217,8 @@ struct LinkRow {
     b_ever: bool,
     b_since: Option<DateTime<Utc>>,
     written_at: DateTime<Utc>,
-    state: Option<String>,
-    fault: Option<String>,
+    state: Option<LinkState>,
+    fault: Option<LinkFault>,
 }
 
 impl LinkRow {
@@ -239,7 +226,7 @@ impl LinkRow {
         (self.a, self.b)
     }
 
-    fn record(self) -> Result<LinkRecord> {
+    fn record(self) -> LinkRecord {
         let end = |state: Option<_>, probed, ever, since: Option<_>| {
             let (state, since) = state.zip(since)?;
             Some(EndRecord {
@@ -251,28 +238,9 @@ impl LinkRow {
         };
         let a = end(self.a_state, self.a_probed, self.a_ever, self.a_since);
         let b = end(self.b_state, self.b_probed, self.b_ever, self.b_since);
-        let recorded = self
-            .state
-            .map(|state| link_state(&state, self.fault.as_deref()))
-            .transpose()?;
-        Ok(LinkRecord {
+        LinkRecord {
             ends: [a, b],
-            recorded,
-        })
+            recorded: self.state.map(|state| (state, self.fault)),
+        }
     }
-}
-
-fn link_state(state: &str, fault: Option<&str>) -> Result<(LinkState, Option<LinkFault>)> {
-    let invalid = || Error::Internal("the state of a link in the database is not valid");
-    let state = LinkState::ALL
-        .into_iter()
-        .find(|known| known.name() == state)
-        .ok_or_else(invalid)?;
-    let fault = fault.map(|fault| {
-        LinkFault::ALL
-            .into_iter()
-            .find(|known| known.name() == fault)
-            .ok_or_else(invalid)
-    });
-    Ok((state, fault.transpose()?))
 }

@@ -43,13 +43,14 @@ pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
                WHERE (SELECT max(at) < now() - interval '5 seconds' OR min(at) < now() - interval '30 seconds' FROM webhook_news)
                FOR UPDATE SKIP LOCKED),
            taken AS (DELETE FROM webhook_news USING due WHERE webhook_news.number = due.number RETURNING webhook_news.*)
-           SELECT a AS "a!", b, before, after AS "after!", name,
+           SELECT a AS "a!", b, before AS "before: LinkState",
+                  CASE WHEN name IS NULL THEN after END AS "after: LinkState", name,
                   CASE WHEN name IS NOT NULL THEN after END AS "change: NodeChange"
            FROM taken ORDER BY number"#
     );
     let mut news = News::default();
     for row in rows.fetch_all(connection).await? {
-        match (row.name.zip(row.change), row.b, row.before) {
+        match (row.name.zip(row.change), row.b, row.before.zip(row.after)) {
             (Some((name, change)), ..) => news.nodes.push(NodeMove {
                 node: NodeId(row.a),
                 name: name.parse().map_err(|_| {
@@ -57,11 +58,11 @@ pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
                 })?,
                 change,
             }),
-            (None, Some(b), Some(before)) => {
+            (None, Some(b), Some((before, after))) => {
                 news.links.push(LinkMove {
                     ends: [NodeId(row.a), NodeId(b)],
-                    before: state(&before)?,
-                    after: state(&row.after)?,
+                    before,
+                    after,
                 });
             }
             (None, ..) => return Err(Error::Internal("news in the database are not valid")),
@@ -138,13 +139,4 @@ pub async fn attempted(
     .execute(connection)
     .await?;
     Ok(())
-}
-
-fn state(name: &str) -> Result<LinkState> {
-    let found = LinkState::ALL
-        .into_iter()
-        .find(|state| state.name() == name);
-    found.ok_or(Error::Internal(
-        "the state of a link in the database is not valid",
-    ))
 }
