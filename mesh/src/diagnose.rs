@@ -1,4 +1,5 @@
 //! What is wrong, and with what: the comparisons and findings behind `verify` and `doctor`.
 
 pub mod doctor;
+pub mod firewall;
 pub mod verify;

@@ -1,0 +1,624 @@
+//! What the chains of a host do with a packet, without sending one.
+//!
+//! The rules are read as `nft --json list ruleset` prints them (libnftables-json(5)). iptables-nft,
+//! Docker, ufw and firewalld write into the same tables, so one reading covers them. A packet
+//! stands for all of its kind: from one network to another, or to one port. What a rule asks that
+//! cannot be known from here makes the result unproven, never fine.
+
+use std::{fmt, mem, net::IpAddr, str::FromStr};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+/// Chains that may call each other, as many as the kernel allows (`NFT_JUMP_STACK_SIZE`).
+const MOST_CALLS: usize = 16;
+
+/// Packets that begin a connection, all of one kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'p> {
+    /// The interface by which they come; absent for those of this host.
+    pub from: Option<&'p str>,
+    /// The interface by which they leave; absent for those to this host.
+    pub to: Option<&'p str>,
+    pub source: IpNet,
+    /// Of the same family.
+    pub destination: IpNet,
+    pub transport: Transport,
+}
+
+/// What a packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Ping,
+    /// To any port.
+    Tcp,
+    TcpPort(u16),
+    UdpPort(u16),
+}
+
+/// Where chains look at a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Input,
+    Forward,
+    Postrouting,
+}
+
+/// What a chain does against a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    pub family: String,
+    pub table: String,
+    /// The chain of the rule, or the one whose policy it is.
+    pub chain: String,
+    /// The chain by which the packet came there.
+    pub base: String,
+    /// Handle of the rule; absent when it is the policy of the chain.
+    pub rule: Option<u64>,
+    pub deed: Deed,
+    /// Whether it happens for sure. Otherwise the rule, or one before it, asks what cannot be known
+    /// from here.
+    pub certain: bool,
+}
+
+/// What is done to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    Drop,
+    Reject,
+    /// Its source address is replaced.
+    Rewrite,
+}
+
+/// Whether a packet is one that a rule means, of those that have to be taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meant {
+    Yes,
+    No,
+    /// Some of its kind are: others use another port or address.
+    Some,
+    Unknown,
+}
+
+impl Meant {
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::No, _) | (_, Self::No) => Self::No,
+            (Self::Some, _) | (_, Self::Some) => Self::Some,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::Yes, Self::Yes) => Self::Yes,
+        }
+    }
+
+    /// Of a list, of which one has to fit.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Yes, _) | (_, Self::Yes) => Self::Yes,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::Some, _) | (_, Self::Some) => Self::Some,
+            (Self::No, Self::No) => Self::No,
+        }
+    }
+
+    fn not(self) -> Self {
+        match self {
+            Self::Yes => Self::No,
+            Self::No => Self::Yes,
+            Self::Some | Self::Unknown => self,
+        }
+    }
+
+    fn of(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+/// What a rule does with what it means.
+#[derive(Clone, Debug)]
+enum Action<'r> {
+    Accept,
+    Against(Deed),
+    Jump(&'r str),
+    Goto(&'r str),
+    Return,
+    /// Something else decides: a program, an extension that is not known here.
+    Unknown,
+}
+
+/// How the way through a chain ends.
+enum End {
+    Accept,
+    Against(Obstacle),
+    /// The chain has no more rules.
+    Open,
+    /// As open, but the chain that called is over, too.
+    Left,
+}
+
+/// All rules of a host.
+#[derive(Clone, Copy, Debug)]
+pub struct Firewall<'r>(&'r [Value]);
+
+impl<'r> Firewall<'r> {
+    /// The rules as `nft --json list ruleset` prints them.
+    pub fn new(ruleset: &'r Value) -> Self {
+        Self(ruleset["nftables"].as_array().map_or(&[], Vec::as_slice))
+    }
+
+    /// The objects of a kind: `table`, `chain`, `rule`, `set`.
+    pub fn of(self, kind: &'static str) -> impl Iterator<Item = &'r Value> {
+        self.0.iter().filter_map(move |object| object.get(kind))
+    }
+
+    /// What stands in the packet's way at a hook: of each chain the first thing, the table `inet
+    /// wattle` left out.
+    pub fn obstacles(self, hook: Hook, packet: &Packet<'_>) -> Vec<Obstacle> {
+        let (kind, name) = match hook {
+            Hook::Input => ("filter", "input"),
+            Hook::Forward => ("filter", "forward"),
+            Hook::Postrouting => ("nat", "postrouting"),
+        };
+        let mut bases: Vec<_> = self
+            .of("chain")
+            .filter(|chain| {
+                chain["hook"] == name
+                    && (chain["type"] == kind || kind == "filter" && chain["type"] == "route")
+                    && !(chain["family"] == "inet" && chain["table"] == "wattle")
+                    && match chain["family"].as_str() {
+                        Some("inet") => true,
+                        Some("ip") => packet.source.addr().is_ipv4(),
+                        Some("ip6") => packet.source.addr().is_ipv6(),
+                        _ => false,
+                    }
+            })
+            .collect();
+        bases.sort_by_key(|chain| chain["prio"].as_i64());
+        let mut found = Vec::new();
+        for base in bases {
+            let obstacle = self.judge(base, packet);
+            // The first chain that gives a connection another source address is the last.
+            let is_last = hook == Hook::Postrouting
+                && obstacle.as_ref().is_some_and(|obstacle| obstacle.certain);
+            found.extend(obstacle);
+            if is_last {
+                break;
+            }
+        }
+        found
+    }
+
+    fn judge(self, base: &'r Value, packet: &Packet<'_>) -> Option<Obstacle> {
+        let mut walk = Walk {
+            firewall: self,
+            packet,
+            base: text(base, "name"),
+            family: text(base, "family"),
+            table: text(base, "table"),
+            doubts: Doubts::default(),
+        };
+        let end = match walk.chain(walk.base, 0) {
+            End::Open | End::Left if base["policy"] == "drop" => {
+                End::Against(walk.obstacle(walk.base, None, Deed::Drop))
+            }
+            end @ (End::Accept | End::Against(_) | End::Open | End::Left) => end,
+        };
+        let Doubts { accepts, against } = walk.doubts;
+        match end {
+            End::Against(obstacle) => Some(Obstacle {
+                certain: !accepts,
+                ..obstacle
+            }),
+            End::Accept | End::Open | End::Left => against.map(|obstacle| Obstacle {
+                certain: false,
+                ..obstacle
+            }),
+        }
+    }
+}
+
+/// What may happen before the end of a way is reached.
+#[derive(Default)]
+struct Doubts {
+    accepts: bool,
+    /// The first thing that may be done against the packet.
+    against: Option<Obstacle>,
+}
+
+/// The way of a packet through a base chain and those that it calls.
+struct Walk<'w, 'r> {
+    firewall: Firewall<'r>,
+    packet: &'w Packet<'w>,
+    base: &'r str,
+    family: &'r str,
+    table: &'r str,
+    doubts: Doubts,
+}
+
+impl<'r> Walk<'_, 'r> {
+    /// Goes through a chain that the packet has reached.
+    fn chain(&mut self, name: &str, calls: usize) -> End {
+        if calls > MOST_CALLS {
+            return End::Open;
+        }
+        let (family, table, firewall) = (self.family, self.table, self.firewall);
+        let rules = firewall.of("rule").filter(|rule| {
+            rule["chain"] == name && rule["table"] == table && rule["family"] == family
+        });
+        for rule in rules {
+            for (meant, action) in self.read(rule) {
+                if meant == Meant::No {
+                    continue;
+                }
+                let end = match action {
+                    Action::Accept => End::Accept,
+                    Action::Against(deed) => {
+                        End::Against(self.obstacle(name, rule["handle"].as_u64(), deed))
+                    }
+                    Action::Jump(target) => match self.call(target, meant, calls) {
+                        End::Left => End::Open,
+                        end @ (End::Accept | End::Against(_) | End::Open) => end,
+                    },
+                    Action::Goto(target) => match self.call(target, meant, calls) {
+                        End::Open => End::Left,
+                        end @ (End::Accept | End::Against(_) | End::Left) => end,
+                    },
+                    Action::Return if meant == Meant::Yes => return End::Open,
+                    // Whether the rest of the chain is reached is as open as it was.
+                    Action::Return => continue,
+                    Action::Unknown => {
+                        let obstacle = self.obstacle(name, rule["handle"].as_u64(), Deed::Drop);
+                        self.doubts.against.get_or_insert(obstacle);
+                        continue;
+                    }
+                };
+                match (end, meant) {
+                    (End::Open, _) | (End::Left, Meant::Some | Meant::Unknown) => {}
+                    (end, Meant::Yes) => return end,
+                    (End::Accept, _) => self.doubts.accepts = true,
+                    (End::Against(obstacle), Meant::Unknown) => {
+                        self.doubts.against.get_or_insert(obstacle);
+                    }
+                    // Others of the packet's kind get by: an administrator closed one service.
+                    (End::Against(_), _) | (End::Left, _) => {}
+                }
+            }
+        }
+        End::Open
+    }
+
+    /// Goes through a chain that is called for what is meant.
+    fn call(&mut self, name: &str, meant: Meant, calls: usize) -> End {
+        let before = mem::take(&mut self.doubts);
+        let end = self.chain(name, calls + 1);
+        let inside = mem::replace(&mut self.doubts, before);
+        self.doubts.accepts |= inside.accepts;
+        if meant != Meant::Some {
+            self.doubts.against = self.doubts.against.take().or(inside.against);
+        }
+        end
+    }
+
+    fn obstacle(&self, chain: &str, rule: Option<u64>, deed: Deed) -> Obstacle {
+        Obstacle {
+            family: self.family.to_owned(),
+            table: self.table.to_owned(),
+            chain: chain.to_owned(),
+            base: self.base.to_owned(),
+            rule,
+            deed,
+            certain: true,
+        }
+    }
+
+    /// What a rule does, with whom it means: one action, or of a verdict map several.
+    fn read(&self, rule: &'r Value) -> Vec<(Meant, Action<'r>)> {
+        let mut meant = Meant::Yes;
+        let expressions = rule["expr"].as_array().map_or(&[][..], Vec::as_slice);
+        let matches = expressions.iter().filter(|expression| {
+            expression.get("match").is_some() || is_extension(expression, "match")
+        });
+        let is_alone = matches
+            .filter(|expression| expression["xt"]["name"] != "comment")
+            .count()
+            == 1;
+        for expression in expressions {
+            let Some((name, value)) = expression.as_object().and_then(|all| all.iter().next())
+            else {
+                return vec![(meant.and(Meant::Unknown), Action::Unknown)];
+            };
+            let action = match name.as_str() {
+                "match" => {
+                    meant = meant.and(self.compare(value));
+                    continue;
+                }
+                "xt" if is_extension(expression, "match") => {
+                    meant = meant.and(match value["name"].as_str() {
+                        Some("comment") => Meant::Yes,
+                        // What it asks is not printed. Alone it is the rule for connections that
+                        // are there already, or for packets of none.
+                        Some("conntrack" | "state") if is_alone => Meant::No,
+                        _ => Meant::Unknown,
+                    });
+                    continue;
+                }
+                "xt" => match value["name"].as_str() {
+                    Some("REJECT" | "TARPIT") => Action::Against(Deed::Reject),
+                    Some("MASQUERADE" | "SNAT" | "NETMAP") => Action::Against(Deed::Rewrite),
+                    Some(name) if is_harmless(name) => continue,
+                    _ => Action::Unknown,
+                },
+                "vmap" => {
+                    let verdicts = self.elements(&value["data"]);
+                    let choose = |pair: &'r Value| {
+                        let fits = self.fits(&value["key"], &pair[0]);
+                        Some((meant.and(fits), verdict(&pair[1])?))
+                    };
+                    return verdicts.filter_map(choose).collect();
+                }
+                "limit" | "quota" | "ct count" | "meter" => {
+                    meant = meant.and(Meant::Unknown);
+                    continue;
+                }
+                "masquerade" | "snat" => Action::Against(Deed::Rewrite),
+                "queue" | "dnat" | "redirect" | "tproxy" => Action::Unknown,
+                _ => match verdict(expression) {
+                    Some(action) => action,
+                    // Counters, logs, marks: nothing that decides.
+                    None => continue,
+                },
+            };
+            return vec![(meant, action)];
+        }
+        Vec::new()
+    }
+
+    fn compare(&self, comparison: &'r Value) -> Meant {
+        let meant = self.fits(&comparison["left"], &comparison["right"]);
+        match comparison["op"].as_str() {
+            Some("==" | "in") => meant,
+            Some("!=") => meant.not(),
+            _ => Meant::Unknown,
+        }
+    }
+
+    /// Whether what `left` names of the packet is, or is in, `right`.
+    fn fits(&self, left: &Value, right: &'r Value) -> Meant {
+        if let (Some(left), Some(right)) = (left["concat"].as_array(), right["concat"].as_array()) {
+            let pairs = left.iter().zip(right);
+            return pairs
+                .map(|(left, right)| self.fits(left, right))
+                .fold(Meant::Yes, Meant::and);
+        }
+        if let Some(list) = right.as_array() {
+            return self.any(left, list.iter());
+        }
+        if right.get("set").is_some() || right.as_str().is_some_and(|word| word.starts_with('@')) {
+            return self.any(left, self.elements(right));
+        }
+        let right = right.pointer("/elem/val").unwrap_or(right);
+        let packet = self.packet;
+        let is_v4 = packet.source.addr().is_ipv4();
+        let (meta, payload, ct) = (&left["meta"], &left["payload"], &left["ct"]);
+        let protocol = payload["protocol"].as_str().unwrap_or_default();
+        let field = payload["field"].as_str().unwrap_or_default();
+        match (meta["key"].as_str(), ct["key"].as_str()) {
+            (Some("iifname" | "iif"), _) => interface(packet.from, right),
+            (Some("oifname" | "oif"), _) => interface(packet.to, right),
+            (Some("l4proto"), _) => self.is_protocol(right),
+            (Some("nfproto"), _) => Meant::of(right == if is_v4 { "ipv4" } else { "ipv6" }),
+            (Some("protocol"), _) => Meant::of(right == if is_v4 { "ip" } else { "ip6" }),
+            (Some("pkttype"), _) => Meant::of(right == "host" || right == "unicast"),
+            (_, Some("state")) => Meant::of(right == "new"),
+            (_, Some("direction")) => Meant::of(right == "original"),
+            (None, None) => match (protocol, field) {
+                ("ip", _) if !is_v4 => Meant::No,
+                ("ip6", _) if is_v4 => Meant::No,
+                ("ip" | "ip6", "saddr") => network(packet.source, right),
+                ("ip" | "ip6", "daddr") => network(packet.destination, right),
+                ("ip", "protocol") | ("ip6", "nexthdr") => self.is_protocol(right),
+                ("tcp" | "udp" | "th", "dport") => self.is_port(protocol, right),
+                ("tcp", _) => self.is_protocol(&Value::from("tcp")).and(Meant::Some),
+                ("udp", _) => self.is_protocol(&Value::from("udp")).and(Meant::Some),
+                ("icmp", "type") if is_v4 => self.is_echo(right),
+                ("icmpv6", "type") if !is_v4 => self.is_echo(right),
+                ("icmp" | "icmpv6", "type") => Meant::No,
+                _ => Meant::Unknown,
+            },
+            _ => Meant::Unknown,
+        }
+    }
+
+    fn any(&self, left: &Value, list: impl Iterator<Item = &'r Value>) -> Meant {
+        list.map(|right| self.fits(left, right))
+            .fold(Meant::No, Meant::or)
+    }
+
+    /// The elements of a set: one that stands in the rule, or the name of one of the table.
+    fn elements(&self, set: &'r Value) -> impl Iterator<Item = &'r Value> + use<'r> {
+        let name = set.as_str().and_then(|name| name.strip_prefix('@'));
+        let named = name.and_then(|name| {
+            let mut all = self.firewall.of("set").chain(self.firewall.of("map"));
+            all.find(|set| {
+                set["name"] == name && set["table"] == self.table && set["family"] == self.family
+            })
+        });
+        let list = named.map_or(&set["set"], |set| &set["elem"]);
+        list.as_array().into_iter().flatten()
+    }
+
+    fn is_protocol(&self, right: &Value) -> Meant {
+        let v4 = self.packet.source.addr().is_ipv4();
+        let (name, number) = match self.packet.transport {
+            Transport::Ping if v4 => ("icmp", 1),
+            Transport::Ping => ("ipv6-icmp", 58),
+            Transport::Tcp | Transport::TcpPort(_) => ("tcp", 6),
+            Transport::UdpPort(_) => ("udp", 17),
+        };
+        Meant::of(right == name || right == number)
+    }
+
+    fn is_port(&self, protocol: &str, right: &Value) -> Meant {
+        let (of, port) = match self.packet.transport {
+            Transport::Ping => return Meant::No,
+            Transport::Tcp => ("tcp", None),
+            Transport::TcpPort(port) => ("tcp", Some(u64::from(port))),
+            Transport::UdpPort(port) => ("udp", Some(u64::from(port))),
+        };
+        if protocol != of && protocol != "th" {
+            return Meant::No;
+        }
+        let Some(port) = port else {
+            return Meant::Some;
+        };
+        match (right.as_u64(), right["range"].as_array()) {
+            (Some(one), _) => Meant::of(one == port),
+            (None, Some(range)) => {
+                let end = |at: usize| range.get(at).and_then(Value::as_u64);
+                match (end(0), end(1)) {
+                    (Some(first), Some(last)) => Meant::of((first..=last).contains(&port)),
+                    _ => Meant::Unknown,
+                }
+            }
+            (None, None) => Meant::Unknown,
+        }
+    }
+
+    fn is_echo(&self, right: &Value) -> Meant {
+        match self.packet.transport {
+            Transport::Ping => Meant::of(right == "echo-request"),
+            Transport::Tcp | Transport::TcpPort(_) | Transport::UdpPort(_) => Meant::No,
+        }
+    }
+}
+
+/// What an expression decides, if it is a verdict.
+fn verdict(expression: &Value) -> Option<Action<'_>> {
+    let (name, value) = expression.as_object()?.iter().next()?;
+    let target = || value["target"].as_str();
+    Some(match name.as_str() {
+        "accept" => Action::Accept,
+        "drop" => Action::Against(Deed::Drop),
+        "reject" => Action::Against(Deed::Reject),
+        "return" => Action::Return,
+        "jump" => Action::Jump(target()?),
+        "goto" => Action::Goto(target()?),
+        _ => return None,
+    })
+}
+
+/// Whether it is an extension of iptables of which nft prints nothing but the name.
+fn is_extension(expression: &Value, kind: &str) -> bool {
+    expression["xt"]["type"] == kind
+}
+
+/// Targets of iptables that leave the packet in its chain, from iptables-extensions(8).
+fn is_harmless(target: &str) -> bool {
+    const HARMLESS: [&str; 16] = [
+        "AUDIT",
+        "CHECKSUM",
+        "CLASSIFY",
+        "CONNMARK",
+        "CONNSECMARK",
+        "CT",
+        "DSCP",
+        "HL",
+        "LOG",
+        "MARK",
+        "NFLOG",
+        "SECMARK",
+        "SET",
+        "TCPMSS",
+        "TRACE",
+        "TTL",
+    ];
+    HARMLESS.contains(&target)
+}
+
+fn interface(name: Option<&str>, right: &Value) -> Meant {
+    match (name, right.as_str()) {
+        (Some(name), Some(wanted)) => Meant::of(match wanted.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => name == wanted,
+        }),
+        // The packets of the host itself come by no interface, and those to it leave by none.
+        (None, Some(_)) => Meant::No,
+        (_, None) => Meant::Unknown,
+    }
+}
+
+/// Whether a network is, or is in, an address, a prefix or a range.
+fn network(net: IpNet, right: &Value) -> Meant {
+    let address = |value: &Value| value.as_str().and_then(|text| IpAddr::from_str(text).ok());
+    let (first, last) = if let Some(one) = address(right) {
+        (one, one)
+    } else if let Some(prefix) = right.get("prefix") {
+        let length = prefix["len"]
+            .as_u64()
+            .and_then(|len| u8::try_from(len).ok());
+        let known = address(&prefix["addr"])
+            .zip(length)
+            .and_then(|(address, length)| IpNet::new(address, length).ok());
+        match known {
+            Some(prefix) => (prefix.network(), prefix.broadcast()),
+            None => return Meant::Unknown,
+        }
+    } else if let Some((first, last)) = address(&right["range"][0]).zip(address(&right["range"][1]))
+    {
+        (first, last)
+    } else {
+        return Meant::Unknown;
+    };
+    if first.is_ipv4() != net.addr().is_ipv4() || last < net.network() || first > net.broadcast() {
+        Meant::No
+    } else if first <= net.network() && last >= net.broadcast() {
+        Meant::Yes
+    } else {
+        Meant::Some
+    }
+}
+
+fn text<'v>(value: &'v Value, field: &str) -> &'v str {
+    value[field].as_str().unwrap_or_default()
+}
+
+impl Obstacle {
+    /// The chain in the words of `nft`: its family, table and name.
+    pub fn place(&self) -> String {
+        let Self {
+            family,
+            table,
+            chain,
+            ..
+        } = self;
+        format!("{family} {table} {chain}")
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.place();
+        let may = |does: &'static str, may: &'static str| if self.certain { does } else { may };
+        match (self.rule, self.deed) {
+            (None, _) => write!(
+                f,
+                "the chain {place} {} what no rule accepts",
+                may("drops", "may drop")
+            ),
+            (Some(rule), deed) => write!(
+                f,
+                "rule {rule} of the chain {place} {}",
+                match deed {
+                    Deed::Drop => may("drops it", "may drop it"),
+                    Deed::Reject => may("rejects it", "may reject it"),
+                    Deed::Rewrite => may(
+                        "replaces its source address",
+                        "may replace its source address"
+                    ),
+                }
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
