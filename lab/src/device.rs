@@ -17,7 +17,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use crate::host::Host;
 
 /// A device with its peers by their public keys. Keys are as `wg` prints them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct TunnelDevice {
     /// Empty if the device has no key.
     pub public_key: String,
@@ -26,7 +26,7 @@ pub struct TunnelDevice {
 }
 
 /// A peer of a device.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct TunnelPeer {
     pub preshared_key: Option<String>,
     pub endpoint: Option<SocketAddr>,

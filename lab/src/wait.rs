@@ -94,6 +94,16 @@ impl Events {
         }
     }
 
+    /// Whether nothing was told so far.
+    pub fn are_none(&self) -> Result<bool> {
+        let mut all: Vec<_> = self
+            .sources
+            .iter()
+            .map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN))
+            .collect();
+        Ok(poll(&mut all, PollTimeout::ZERO)? == 0)
+    }
+
     /// Waits for an event, at most so long.
     fn pass(&mut self, time: Duration) -> Result<()> {
         let mut all: Vec<_> = self

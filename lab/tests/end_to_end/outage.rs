@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use wattle_lab::{
-    Api, Flow, Gateway, Lab, patience,
+    Api, Flow, Gateway, Lab,
+    device::TunnelDevice,
+    lab::items,
+    patience,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK},
     wait::same,
     wait_for,
@@ -59,6 +62,82 @@ pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_
         flow.expect_no_loss()?;
     }
     Ok(())
+}
+
+pub(crate) fn no_restart_of_the_coordinator_and_nothing_it_says_again_changes_anything_on_a_gateway(
+    folder: &Path,
+) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let settled = wait_for("all have agreed on preshared keys", patience(20.0), || {
+        lab.gateways
+            .iter()
+            .map(settings)
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let told = lab
+        .gateways
+        .iter()
+        .map(|gateway| gateway.host.changes())
+        .collect::<Result<Vec<_>>>()?;
+    let snapshots_before = lab
+        .gateways
+        .iter_mut()
+        .map(snapshots)
+        .collect::<Result<Vec<_>>>()?;
+
+    // Killed and started, stopped and started, and then with a new epoch, as after a restored
+    // database or an upgrade that says everything again: every agent gets a snapshot.
+    lab.coordinator.kill()?;
+    lab.coordinator.start_server()?;
+    lab.coordinator.wait_ready()?;
+    lab.coordinator.stop()?;
+    lab.coordinator.start_server()?;
+    lab.coordinator.wait_ready()?;
+    let epochs = |api: &Api| -> Result<Vec<Option<u64>>> {
+        let nodes: Value = api.get("/nodes")?;
+        let epoch = |node: &Value| node["last_report"]["applied"]["epoch"].as_u64();
+        Ok(items(&nodes).iter().map(epoch).collect())
+    };
+    let before = epochs(&api)?;
+    lab.coordinator.sql("UPDATE mesh SET epoch = epoch + 1")?;
+    wait_for(
+        "every agent has what was said again",
+        patience(30.0),
+        || {
+            let now = epochs(&api)?;
+            ensure!(
+                now.iter().zip(&before).all(|(now, before)| now > before),
+                "{before:?}, then {now:?}"
+            );
+            for (gateway, before) in lab.gateways.iter_mut().zip(&snapshots_before) {
+                ensure!(
+                    snapshots(gateway)? > *before,
+                    "{} got no snapshot",
+                    gateway.site.name
+                );
+            }
+            Ok(())
+        },
+    )?;
+
+    for ((gateway, told), settled) in lab.gateways.iter().zip(told).zip(&settled) {
+        let name = gateway.site.name;
+        ensure!(told.are_none()?, "the kernel of {name} told of a change");
+        same(&settings(gateway)?, settled).context(name)?;
+    }
+    Ok(())
+}
+
+/// What the agent has set on its gateway's device, once each peer has a preshared key; handshakes,
+/// which only the device makes, left out.
+fn settings(gateway: &Gateway) -> Result<TunnelDevice> {
+    let mut device = gateway.device()?;
+    for peer in device.peers.values_mut() {
+        ensure!(peer.preshared_key.is_some(), "a peer has no preshared key");
+        peer.handshake_s = 0;
+    }
+    Ok(device)
 }
 
 pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet(
