@@ -151,7 +151,11 @@ pub(crate) enum Command {
         /// A host in a LAN of another site that answers pings; may be given several times.
         #[arg(long = "host", value_name = "ADDRESS")]
         hosts: Vec<IpAddr>,
-        /// Pings for each address.
+        /// A TCP service in a LAN of another site, such as 10.20.0.5:443; may be given several
+        /// times.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        tcp: Vec<SocketAddr>,
+        /// Pings for each address, and connections to each service.
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
         count: u16,
         /// Measures how much each tunnel carries. This uses the whole tunnel.

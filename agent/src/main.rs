@@ -94,10 +94,14 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Status { json } => return status::status(&paths, json).await,
             Command::Verify {
                 hosts,
+                tcp,
                 count,
                 throughput,
                 json,
-            } => return verify::verify(&paths, &hosts, count, throughput, json).await,
+            } => {
+                let asked = verify::Asked { hosts, tcp, count };
+                return verify::verify(&paths, &asked, throughput, json).await;
+            }
             Command::Doctor { json } => return doctor::doctor(&paths, json).await,
             Command::History { json } => history::show(&paths, json),
             Command::Plan { json } => status::plan_command(&paths, json).await,

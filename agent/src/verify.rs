@@ -2,15 +2,15 @@
 //! behind them.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use wattle_mesh::diagnose::verify::{self, Answers, Fault, Target, What};
+use wattle_mesh::diagnose::verify::{self, Answers, Fault, Objection, Target, What};
 use wattle_wire::name::Name;
 
 use crate::{
@@ -22,6 +22,16 @@ use crate::{
 /// Addresses that are pinged at a time.
 const AT_A_TIME: usize = 64;
 
+/// What a person asks for.
+pub(crate) struct Asked {
+    /// Hosts to ping.
+    pub(crate) hosts: Vec<IpAddr>,
+    /// Services to connect to.
+    pub(crate) tcp: Vec<SocketAddr>,
+    /// How often.
+    pub(crate) count: u16,
+}
+
 /// What came of one target.
 #[derive(Serialize)]
 struct Check {
@@ -31,6 +41,9 @@ struct Check {
     unmanaged: bool,
     what: What,
     address: IpAddr,
+    /// The TCP port; absent for pings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
     sent: usize,
     answered: usize,
     /// Milliseconds, the median; absent when nobody answered.
@@ -52,35 +65,24 @@ struct Verified {
 
 pub(crate) async fn verify(
     paths: &Paths,
-    hosts: &[IpAddr],
-    count: u16,
+    asked: &Asked,
     throughput: bool,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let found = status::find(paths)?;
-    let mut known = found
+    let known = found
         .known
         .clone()
         .context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
     let refused = found.host.limits(&known).await?.refused;
-    // There is no tunnel to them, and there is to be none.
-    known.peers.retain(|node, _| !refused.is_unsigned(*node));
-    let strangers: Vec<_> = hosts
-        .iter()
-        .filter(|host| {
-            !known
-                .peers
-                .values()
-                .any(|known| known.peer.subnets.iter().any(|lan| lan.contains(*host)))
-        })
-        .collect();
-    anyhow::ensure!(
-        strangers.is_empty(),
-        "{strangers:?} is in no LAN of another site: see the LANs in `wattle-agent status`"
-    );
-    let targets = verify::targets(&known, hosts);
+    let targets =
+        verify::targets(&known, &refused, &asked.hosts, &asked.tcp).map_err(|stranger| {
+            anyhow!(
+                "{stranger} is in no LAN of another site: see the LANs in `wattle-agent status`"
+            )
+        })?;
     let checks = stream::iter(targets.into_iter().zip(0..))
-        .map(|(target, number)| check(target, number, count));
+        .map(|(target, number)| check(target, number, asked.count));
     let mut checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
     if throughput {
         anyhow::ensure!(
@@ -107,17 +109,37 @@ pub(crate) async fn verify(
     })
 }
 
-/// Pings the addresses of a target until one of them is as it should be.
+/// Asks the addresses of a target until one of them is as it should be.
 async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check> {
     let Target {
         peer,
         unmanaged,
         what,
+        port,
         addresses,
+        refused,
     } = target;
+    if let Some((why, address)) = refused.zip(addresses.first()) {
+        return Ok(Check {
+            peer,
+            unmanaged,
+            what,
+            address: *address,
+            port,
+            sent: 0,
+            answered: 0,
+            round_trip_ms: None,
+            mbit_per_s: None,
+            fault: Some(Fault::Guarded),
+            reason: Some(format!("the guard of this host refuses it: {why}")),
+        });
+    }
     let mut best: Option<(Answers, Option<Fault>)> = None;
     for address in addresses {
-        let answers = ping::ping(address, number, count).await?;
+        let answers = match port {
+            None => ping::ping(address, number, count).await?,
+            Some(port) => ping::connect((address, port).into(), count).await,
+        };
         let fault = verify::fault(what, &answers);
         if best
             .as_ref()
@@ -143,6 +165,7 @@ async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check>
         unmanaged,
         what,
         address,
+        port,
         sent,
         answered,
         round_trip_ms,
@@ -155,9 +178,8 @@ async fn check(target: Target, number: u16, count: u16) -> anyhow::Result<Check>
 /// Measures the tunnels that answer, one after the other: two at a time would share this gateway's
 /// uplink.
 async fn measure(checks: &mut [Check], from: Ipv4Addr) {
-    let is_measured = |check: &&mut Check| {
-        check.what == What::Tunnel && !check.unmanaged && check.fault != Some(Fault::Silent)
-    };
+    let is_measured =
+        |check: &&mut Check| check.what == What::Tunnel && !check.unmanaged && check.answered > 0;
     for check in checks.iter_mut().filter(is_measured) {
         let IpAddr::V4(to) = check.address else {
             continue;
@@ -195,11 +217,14 @@ fn reason(fault: Fault, what: What, unmanaged: bool, answers: &Answers) -> Strin
             with --host"
             .to_owned(),
         (Fault::Lossy, _) => format!(
-            "{} of {} pings were \
-            lost",
+            "{} of {} were lost",
             answers.sent - answers.round_trips_ms.len(),
             answers.sent
         ),
+        (Fault::Refused | Fault::Unreachable | Fault::Guarded, _) => answers
+            .objection
+            .as_ref()
+            .map_or_else(|| "it is not reached".to_owned(), Objection::to_string),
         (Fault::Unmeasured, _) => "its throughput could not be measured".to_owned(),
         (Fault::NotDirect, _) => "the path is not direct: there is another router between the \
             gateways; `traceroute` shows it"
@@ -234,7 +259,10 @@ fn print(checks: &[Check], with_throughput: bool) {
                 What::Tunnel => "tunnel".to_owned(),
                 What::Lan(lan) => lan.to_string(),
             },
-            check.address.to_string(),
+            check.port.map_or_else(
+                || check.address.to_string(),
+                |port| SocketAddr::from((check.address, port)).to_string(),
+            ),
             format!("{}/{}", check.answered, check.sent),
             check
                 .round_trip_ms

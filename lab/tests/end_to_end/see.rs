@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::TcpListener,
     path::Path,
     time::{Duration, Instant},
 };
@@ -177,11 +178,46 @@ pub(crate) fn verify_tells_whether_every_tunnel_and_every_lan_answers(folder: &P
         "{foreign:?}"
     );
 
+    // A service that listens, and one that does not; each named address is asked by itself.
+    let lan_host = &lab.gateway(FRANKFURT)?.lan_host;
+    let listener = lan_host.in_its_network(|| Ok(TcpListener::bind("0.0.0.0:0")?))?;
+    let service = format!("{host}:{}", listener.local_addr()?.port());
+    let table = dublin.agent_says(&["verify", "--host", &host, "--tcp", &service])?;
+    ensure!(
+        table.contains(&service) && table.contains("all 5 answer, directly"),
+        "{table}"
+    );
+    drop(listener);
+    expect_failure(dublin, &["--tcp", &service], "10.20.0.0/24", "is refused")?;
+
+    // A firewall that rejects is no answer, whatever ICMP message it sends.
+    let frankfurt = &lab.gateway(FRANKFURT)?.host;
+    for reject in [
+        "icmpx admin-prohibited",
+        "icmp host-unreachable",
+        "icmp port-unreachable",
+    ] {
+        frankfurt.run_with(
+            "nft -f -",
+            &format!(
+                "table inet strangers {{\nchain way {{ type filter hook forward priority 0; \
+                 reject with {reject}; }}\n}}"
+            ),
+        )?;
+        let said = if reject.contains("host") {
+            "unreachable, says"
+        } else {
+            "refused by"
+        };
+        expect_failure(dublin, &["--host", &host], "10.20.0.0/24", said).context(reject)?;
+        frankfurt.run("nft delete table inet strangers")?;
+    }
+
     // A LAN whose host is cut off, and a gateway that is gone.
     lab.gateway(FRANKFURT)?.host.run("ip link set lan0 down")?;
-    expect_failure(dublin, &host, "10.20.0.0/24", "no answer")?;
+    expect_failure(dublin, &["--host", &host], "10.20.0.0/24", "no answer")?;
     lab.gateway(FRANKFURT)?.host.run("ip link set eth0 down")?;
-    expect_failure(dublin, &host, "tunnel", "no answer")
+    expect_failure(dublin, &["--host", &host], "tunnel", "no answer")
 }
 
 pub(crate) fn g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric(
@@ -332,8 +368,8 @@ pub(crate) fn the_page_shows_three_sites_whose_links_are_up_and_within_seconds_o
     })
 }
 
-fn expect_failure(gateway: &Gateway, host: &str, what: &str, reason: &str) -> Result<()> {
-    let output = gateway.try_agent(&["verify", "--count", "1", "--host", host])?;
+fn expect_failure(gateway: &Gateway, asked: &[&str], what: &str, reason: &str) -> Result<()> {
+    let output = gateway.try_agent(&[&["verify", "--count", "1"], asked].concat())?;
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     same(&output.status.code(), &Some(1))?;
     let told = table

@@ -243,6 +243,12 @@ impl Refused {
         parts.chain(refusal.is_none().then_some(prefix))
     }
 
+    /// Why a peer's prefix, or a part of it, is not carried out.
+    pub fn why(&self, prefix: IpNet) -> Option<String> {
+        let refusal = self.prefixes.get(&prefix)?;
+        Some(refusal.reason.to_string())
+    }
+
     /// Whether the interface may have a route to the whole tunnel prefix.
     pub fn allows_tunnel_prefix(&self) -> bool {
         self.tunnel_prefix.is_none()

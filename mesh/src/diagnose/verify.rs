@@ -1,27 +1,39 @@
 //! Whether packets really get from this gateway to the others: what to ping, and what the answers
 //! mean.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
 use wattle_wire::{name::Name, probe::Throughput};
 
-use crate::agent::replica::{Known, KnownPeer};
+use crate::agent::{
+    guard::Refused,
+    replica::{Known, KnownPeer},
+};
 
 /// What the first router of a packet puts into its time to live: RFC 1700's 64 and what other
 /// systems took.
 const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 
-/// What to ping of one peer.
+/// What to ask of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub peer: Name,
     /// Whether no agent runs there, which would count for a measurement.
     pub unmanaged: bool,
     pub what: What,
-    /// Any of them will do: of a LAN it is not known which hosts there are.
+    /// The TCP port to connect to; absent means a ping.
+    pub port: Option<u16>,
+    /// Any of them will do: of a LAN it is not known which hosts there are. Never empty.
     pub addresses: Vec<IpAddr>,
+    /// Why this host's guard keeps the prefix out. Whoever answers is not behind the peer then, so
+    /// nobody is asked.
+    pub refused: Option<String>,
 }
 
 /// What stands behind an address.
@@ -34,16 +46,47 @@ pub enum What {
     Lan(IpNet),
 }
 
-/// What the pings of one address gave.
+/// What the questions to one address gave.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answers {
     pub address: IpAddr,
     pub sent: usize,
-    /// Milliseconds, one for each answer.
+    /// Milliseconds, one for each answer. Only an echo reply from the address itself is one, and a
+    /// connection that it accepts.
     pub round_trips_ms: Vec<f64>,
     /// The time to live of an answer as it came in; absent when there was none, or where it is not
     /// known.
     pub ttl: Option<u8>,
+    /// What came in place of the last answer that did not come; absent when that was nothing.
+    pub objection: Option<Objection>,
+}
+
+/// What somebody said in place of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// An ICMP message that is no echo reply.
+    Icmp {
+        from: IpAddr,
+        /// Type and code, of RFC 792 and RFC 1812, or of RFC 4443 if `from` is of IPv6.
+        kind: u8,
+        code: u8,
+    },
+    /// A TCP connection was refused, by the host or by a firewall in its name.
+    Closed,
+    /// This host did not get it on its way; what its kernel says.
+    Here(String),
+}
+
+/// What an ICMP message means for who waits for an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    Prohibited,
+    NoHost,
+    NoRoute,
+    NoPort,
+    TooBig,
+    Loop,
+    Other,
 }
 
 /// What is wrong with the way to an address.
@@ -52,6 +95,13 @@ pub struct Answers {
 pub enum Fault {
     /// Nobody answered.
     Silent,
+    /// A firewall on the way said that it does not let it through, or the host refused a TCP
+    /// connection.
+    Refused,
+    /// Somebody on the way, or this host, said that it does not get there.
+    Unreachable,
+    /// This host's guard keeps the prefix out.
+    Guarded,
     /// Some pings were not answered.
     Lossy,
     /// Another router stands between the two gateways.
@@ -60,37 +110,70 @@ pub enum Fault {
     Unmeasured,
 }
 
-/// All there is to ping: each peer's tunnel address, and in each LAN behind it the hosts that were
+/// All there is to ask: each peer's tunnel address, and in each LAN behind it every host that was
 /// named, else the addresses where a LAN usually has its gateway.
-pub fn targets(known: &Known, hosts: &[IpAddr]) -> Vec<Target> {
-    let of_peer = known.peers.values().flat_map(
-        |KnownPeer {
-             peer, statement, ..
-         }| {
-            let target = |what, addresses| Target {
+///
+/// # Errors
+///
+/// The first address that was named and is in no LAN of another site.
+pub fn targets(
+    known: &Known,
+    refused: &Refused,
+    hosts: &[IpAddr],
+    tcp: &[SocketAddr],
+) -> Result<Vec<Target>, IpAddr> {
+    let named: Vec<(IpAddr, Option<u16>)> = hosts
+        .iter()
+        .map(|host| (*host, None))
+        .chain(tcp.iter().map(|to| (to.ip(), Some(to.port()))))
+        .collect();
+    let mut targets = Vec::new();
+    let mut found = BTreeSet::new();
+    for KnownPeer {
+        peer, statement, ..
+    } in known.peers.values()
+    {
+        if refused.is_unsigned(peer.node) {
+            // There is no tunnel to it, and there is to be none.
+            continue;
+        }
+        let mut push = |what, port, addresses: Vec<IpAddr>, prefix: IpNet| {
+            let is_in = |address: &IpAddr| {
+                refused
+                    .carried_out(prefix)
+                    .any(|part| part.contains(address))
+            };
+            let (inside, outside): (Vec<_>, Vec<_>) = addresses.into_iter().partition(is_in);
+            let is_refused = inside.is_empty();
+            targets.push(Target {
                 peer: peer.name.clone(),
                 unmanaged: statement.unmanaged,
                 what,
-                addresses,
-            };
-            let tunnel = target(What::Tunnel, vec![peer.tunnel_address.into()]);
-            let lans = peer.subnets.iter().map(move |lan| {
-                let named: Vec<_> = hosts
-                    .iter()
-                    .copied()
-                    .filter(|host| lan.contains(host))
-                    .collect();
-                let addresses = if named.is_empty() {
-                    usual_gateways(*lan)
-                } else {
-                    named
-                };
-                target(What::Lan(*lan), addresses)
+                port,
+                addresses: if is_refused { outside } else { inside },
+                refused: refused.why(prefix).filter(|_| is_refused),
             });
-            std::iter::once(tunnel).chain(lans)
-        },
-    );
-    of_peer.collect()
+        };
+        let tunnel = IpAddr::from(peer.tunnel_address);
+        push(What::Tunnel, None, vec![tunnel], tunnel.into());
+        for lan in &peer.subnets {
+            let of_lan: Vec<_> = named
+                .iter()
+                .filter(|(host, _)| lan.contains(host))
+                .collect();
+            if of_lan.is_empty() {
+                push(What::Lan(*lan), None, usual_gateways(*lan), *lan);
+            }
+            for (host, port) in of_lan {
+                found.insert(*host);
+                push(What::Lan(*lan), *port, vec![*host], *lan);
+            }
+        }
+    }
+    match named.iter().find(|(host, _)| !found.contains(host)) {
+        Some((stranger, _)) => Err(*stranger),
+        None => Ok(targets),
+    }
 }
 
 /// The first and the last address of a LAN that a host may have.
@@ -118,12 +201,74 @@ pub fn fault(what: What, answers: &Answers) -> Option<Fault> {
         What::Lan(_) => 1,
     };
     match answers.round_trips_ms.len() {
-        0 => Some(Fault::Silent),
+        0 => Some(answers.objection.as_ref().map_or(Fault::Silent, |said| {
+            if said.is_refusal() {
+                Fault::Refused
+            } else {
+                Fault::Unreachable
+            }
+        })),
         answered if answered < answers.sent => Some(Fault::Lossy),
         _ => answers
             .ttl
             .is_some_and(|ttl| routers(ttl) > most_routers)
             .then_some(Fault::NotDirect),
+    }
+}
+
+impl Objection {
+    /// Whether it is a rule that stands in the way, and no missing route or host.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Icmp { from, kind, code } => matches!(
+                meaning(*from, *kind, *code),
+                Meaning::Prohibited | Meaning::NoPort
+            ),
+            Self::Here(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Objection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, kind, code) = match self {
+            Self::Closed => {
+                return f.write_str(
+                    "the connection is refused: nobody listens on that port, or a firewall rejects \
+                     it",
+                );
+            }
+            Self::Here(error) => return write!(f, "this host did not send it: {error}"),
+            Self::Icmp { from, kind, code } => (from, *kind, *code),
+        };
+        match meaning(*from, kind, code) {
+            Meaning::Prohibited => write!(f, "refused by {from}: a firewall there forbids it"),
+            Meaning::NoHost => write!(f, "unreachable, says {from}: the host does not answer it"),
+            Meaning::NoRoute => write!(f, "unreachable, says {from}: it has no route there"),
+            Meaning::NoPort => write!(
+                f,
+                "refused by {from}: it says \"port unreachable\", as firewalls do that reject"
+            ),
+            Meaning::TooBig => write!(f, "{from} says that the packet is too big"),
+            Meaning::Loop => write!(
+                f,
+                "a routing loop: it went in circles until it ended at {from}"
+            ),
+            Meaning::Other => write!(f, "{from} answered with ICMP type {kind}, code {code}"),
+        }
+    }
+}
+
+fn meaning(from: IpAddr, kind: u8, code: u8) -> Meaning {
+    match (from, kind, code) {
+        (IpAddr::V4(_), 3, 9 | 10 | 13) | (IpAddr::V6(_), 1, 1 | 5) => Meaning::Prohibited,
+        (IpAddr::V4(_), 3, 3) | (IpAddr::V6(_), 1, 4) => Meaning::NoPort,
+        (IpAddr::V4(_), 3, 4) | (IpAddr::V6(_), 2, _) => Meaning::TooBig,
+        (IpAddr::V4(_), 3, 1 | 7 | 12) | (IpAddr::V6(_), 1, 3) => Meaning::NoHost,
+        (IpAddr::V4(_), 3, 0 | 5 | 6 | 8 | 11) | (IpAddr::V6(_), 1, 0 | 2 | 6) => Meaning::NoRoute,
+        (IpAddr::V4(_), 11, _) | (IpAddr::V6(_), 3, _) => Meaning::Loop,
+        _ => Meaning::Other,
     }
 }
 
@@ -156,7 +301,97 @@ mod tests {
             sent: 3,
             round_trips_ms: round_trips_ms.to_vec(),
             ttl: Some(ttl),
+            objection: None,
         }
+    }
+
+    /// A message of ICMP that came in place of each answer.
+    fn objected(from: &str, kind: u8, code: u8) -> Answers {
+        Answers {
+            objection: Some(Objection::Icmp {
+                from: from.parse().unwrap(),
+                kind,
+                code,
+            }),
+            ..answers(&[], 0)
+        }
+    }
+
+    #[test]
+    fn an_error_of_icmp_is_no_answer_and_says_who_refuses_what() {
+        for (from, kind, code, expected, words) in [
+            (
+                "198.51.100.20",
+                3,
+                13,
+                Fault::Refused,
+                "refused by 198.51.100.20",
+            ),
+            (
+                "198.51.100.20",
+                3,
+                10,
+                Fault::Refused,
+                "refused by 198.51.100.20",
+            ),
+            ("10.20.0.1", 3, 3, Fault::Refused, "refused by 10.20.0.1"),
+            (
+                "10.20.0.1",
+                3,
+                1,
+                Fault::Unreachable,
+                "unreachable, says 10.20.0.1",
+            ),
+            (
+                "192.0.2.1",
+                3,
+                0,
+                Fault::Unreachable,
+                "unreachable, says 192.0.2.1",
+            ),
+            ("192.0.2.1", 11, 0, Fault::Unreachable, "a routing loop"),
+            ("fd00:20::1", 1, 1, Fault::Refused, "refused by fd00:20::1"),
+            (
+                "fd00:20::1",
+                1,
+                0,
+                Fault::Unreachable,
+                "it has no route there",
+            ),
+            ("fd00:20::1", 3, 0, Fault::Unreachable, "a routing loop"),
+            (
+                "10.20.0.1",
+                12,
+                0,
+                Fault::Unreachable,
+                "ICMP type 12, code 0",
+            ),
+        ] {
+            let given = objected(from, kind, code);
+            let lan = What::Lan("10.20.0.0/24".parse().unwrap());
+            for what in [What::Tunnel, lan] {
+                assert_eq!(fault(what, &given), Some(expected), "{given:?}");
+            }
+            let said = given.objection.unwrap().to_string();
+            assert!(said.contains(words), "{said}");
+        }
+        let here = Answers {
+            objection: Some(Objection::Here("Network is unreachable".into())),
+            ..answers(&[], 0)
+        };
+        assert_eq!(fault(What::Tunnel, &here), Some(Fault::Unreachable));
+        let closed = Answers {
+            objection: Some(Objection::Closed),
+            ..answers(&[], 0)
+        };
+        assert_eq!(fault(What::Tunnel, &closed), Some(Fault::Refused));
+        // One that came late or out of place takes nothing away from answers.
+        let answered = Answers {
+            round_trips_ms: vec![1.0; 3],
+            ttl: Some(64),
+            ..objected("10.20.0.1", 3, 1)
+        };
+        assert_eq!(fault(What::Tunnel, &answered), None);
     }
 
     #[test]
