@@ -19,7 +19,7 @@ use wattle_lab::{
     wait::same,
     wait_for,
 };
-use wattle_wire::admin::CreatedSite;
+use wattle_wire::{admin::CreatedSite, ids::Position};
 
 pub(crate) fn without_the_coordinator_no_packet_is_lost_and_its_return_costs_no_snapshot(
     folder: &Path,
@@ -75,6 +75,19 @@ pub(crate) fn no_restart_of_the_coordinator_and_nothing_it_says_again_changes_an
             .map(settings)
             .collect::<Result<Vec<_>>>()
     })?;
+    let epochs = |api: &Api| -> Result<Vec<i64>> {
+        let nodes: Value = api.get("/nodes")?;
+        items(&nodes)
+            .iter()
+            .map(|node| {
+                let applied = node["last_report"]["applied"]
+                    .as_str()
+                    .context("a node has not reported")?;
+                Ok(applied.parse::<Position>()?.epoch)
+            })
+            .collect()
+    };
+    let before = wait_for("all have reported", patience(20.0), || epochs(&api))?;
     let told = lab
         .gateways
         .iter()
@@ -94,12 +107,6 @@ pub(crate) fn no_restart_of_the_coordinator_and_nothing_it_says_again_changes_an
     lab.coordinator.stop()?;
     lab.coordinator.start_server()?;
     lab.coordinator.wait_ready()?;
-    let epochs = |api: &Api| -> Result<Vec<Option<u64>>> {
-        let nodes: Value = api.get("/nodes")?;
-        let epoch = |node: &Value| node["last_report"]["applied"]["epoch"].as_u64();
-        Ok(items(&nodes).iter().map(epoch).collect())
-    };
-    let before = epochs(&api)?;
     lab.coordinator.sql("UPDATE mesh SET epoch = epoch + 1")?;
     wait_for(
         "every agent has what was said again",
@@ -125,6 +132,8 @@ pub(crate) fn no_restart_of_the_coordinator_and_nothing_it_says_again_changes_an
         let name = gateway.site.name;
         ensure!(told.are_none()?, "the kernel of {name} told of a change");
         same(&settings(gateway)?, settled).context(name)?;
+        leave_work(gateway)?;
+        ensure!(!told.are_none()?, "the kernel of {name} tells nothing");
     }
     Ok(())
 }
