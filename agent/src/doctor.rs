@@ -57,6 +57,7 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
                 }
             },
         );
+    let known = found.known.as_ref();
     let findings = doctor::diagnose(&Symptoms {
         interface: paths.interface.clone(),
         may_administer: symptoms::may_administer(),
@@ -78,6 +79,19 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
         forwards: observed.forwarding.contains(&Family::V4),
         rp_filter: symptoms::rp_filter(&paths.interface),
         underlay: symptoms::underlay(),
+        lans: known.map_or_else(Vec::new, |known| {
+            let subnets: Vec<_> = known
+                .myself
+                .subnets
+                .iter()
+                .map(|subnet| subnet.net())
+                .collect();
+            symptoms::lans(&subnets)
+        }),
+        far_lans: known.map_or_else(Vec::new, |known| {
+            let peers = known.peers.values();
+            peers.flat_map(|known| known.peer.subnets.clone()).collect()
+        }),
         ruleset,
         has_legacy_rules: symptoms::has_legacy_rules(),
         unresolved,

@@ -10,12 +10,18 @@ use anyhow::{Context, anyhow};
 use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use wattle_mesh::diagnose::verify::{self, Answers, Fault, Objection, Target, What};
+use wattle_mesh::{
+    agent::replica::Known,
+    diagnose::{
+        firewall::Firewall,
+        verify::{self, Answers, Fault, Objection, Target, What},
+    },
+};
 use wattle_wire::name::Name;
 
 use crate::{
     config::Paths,
-    kernel::{ping, throughput},
+    kernel::{ping, symptoms, throughput},
     output, status,
 };
 
@@ -84,6 +90,7 @@ pub(crate) async fn verify(
     let checks = stream::iter(targets.into_iter().zip(0..))
         .map(|(target, number)| check(target, number, asked.count));
     let mut checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
+    look_at_lan_ways(&mut checks, paths, &known).await?;
     if throughput {
         anyhow::ensure!(
             known.mesh.health.probes,
@@ -107,6 +114,29 @@ pub(crate) async fn verify(
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Notes of LANs that this gateway reaches whether the hosts of its own LANs do, by its rules.
+async fn look_at_lan_ways(
+    checks: &mut [Check],
+    paths: &Paths,
+    known: &Known,
+) -> anyhow::Result<()> {
+    let subnets: Vec<_> = known.myself.subnets.iter().map(|lan| lan.net()).collect();
+    let lans = symptoms::lans(&subnets);
+    let ruleset = symptoms::ruleset().await.map_err(|error| {
+        anyhow!("the rules between the LANs cannot be read: {error}. Run this as root")
+    })?;
+    let firewall = Firewall::new(&ruleset);
+    for check in checks.iter_mut().filter(|check| check.fault.is_none()) {
+        if let What::Lan(far) = check.what
+            && let Some((fault, reason)) =
+                verify::lan_way(firewall, &lans, paths.interface.as_str(), far)
+        {
+            check.fail(fault, reason);
+        }
+    }
+    Ok(())
 }
 
 /// Asks the addresses of a target until one of them is as it should be.
@@ -221,7 +251,11 @@ fn reason(fault: Fault, what: What, unmanaged: bool, answers: &Answers) -> Strin
             answers.sent - answers.round_trips_ms.len(),
             answers.sent
         ),
-        (Fault::Refused | Fault::Unreachable | Fault::Guarded, _) => answers
+        // The last three are told where they are found.
+        (
+            Fault::Refused | Fault::Unreachable | Fault::Guarded | Fault::Blocked | Fault::Unproven,
+            _,
+        ) => answers
             .objection
             .as_ref()
             .map_or_else(|| "it is not reached".to_owned(), Objection::to_string),

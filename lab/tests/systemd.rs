@@ -28,6 +28,11 @@ const TESTS: &[(&str, &str, &str)] = &[
         include_str!("systemd/commands.sh"),
     ),
     (
+        "doctor_names_each_firewall_that_is_in_the_way_and_its_remedy_helps",
+        "firewalls",
+        include_str!("systemd/firewalls.sh"),
+    ),
+    (
         "after_a_reboot_the_tunnels_are_up_before_the_network_is",
         "reboot",
         include_str!("systemd/reboot.sh"),

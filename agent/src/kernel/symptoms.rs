@@ -1,9 +1,11 @@
 //! What is found on this host that may stand in the way of packets.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
+use ipnet::IpNet;
+use nix::ifaddrs::getifaddrs;
 use serde_json::Value;
-use wattle_mesh::host::interface::InterfaceName;
+use wattle_mesh::{diagnose::firewall::Lan, host::interface::InterfaceName};
 
 use super::nft;
 
@@ -46,6 +48,30 @@ pub(crate) fn underlay() -> Option<(String, u32)> {
         .parse()
         .ok()?;
     Some((interface, mtu))
+}
+
+/// The LANs among these subnets in which this host has an address.
+pub(crate) fn lans(subnets: &[IpNet]) -> Vec<Lan> {
+    let addresses: Vec<(String, IpAddr)> = getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|found| {
+            let address = found.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+            let v6 = || address.as_sockaddr_in6().map(|v6| v6.ip().into());
+            Some((found.interface_name, v4.or_else(v6)?))
+        })
+        .collect();
+    let lan = |subnet: &IpNet| {
+        let (interface, _) = addresses
+            .iter()
+            .find(|(_, address)| subnet.contains(address))?;
+        Some(Lan {
+            interface: interface.clone(),
+            subnet: *subnet,
+        })
+    };
+    subnets.iter().filter_map(lan).collect()
 }
 
 /// Whether tables of the older iptables are in use, which nft does not list.

@@ -1,10 +1,13 @@
 //! What may stand in the way of a gateway's packets, and what to do about each.
 
+mod firewall;
+
+use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::Value;
-use wattle_wire::{name::Name, probe::PROBE_PORT, report::DeviceKind};
+use wattle_wire::{name::Name, report::DeviceKind};
 
-use crate::{health::link, host::interface::InterfaceName};
+use crate::{diagnose::firewall::Lan, health::link, host::interface::InterfaceName};
 
 /// Bytes that WireGuard adds to a packet, over IPv6: 40 of IPv6, 8 of UDP, 32 of its own (section
 /// 5.4.6 of its paper).
@@ -33,6 +36,10 @@ pub struct Symptoms {
     pub rp_filter: Option<u8>,
     /// The interface of the default route and its MTU in bytes.
     pub underlay: Option<(String, u32)>,
+    /// The LANs of this site that the host is in.
+    pub lans: Vec<Lan>,
+    /// The LANs of other sites.
+    pub far_lans: Vec<IpNet>,
     /// What `nft --json list ruleset` says; the error when it fails.
     pub ruleset: Result<Value, String>,
     /// Whether rules of the older iptables are there, which nft does not list.
@@ -119,7 +126,7 @@ pub fn diagnose(symptoms: &Symptoms) -> Vec<Finding> {
     let mut findings = vec![rights(symptoms), agent(symptoms)];
     findings.extend(device(symptoms));
     findings.extend([forwarding(symptoms), rp_filter(symptoms), mtu(symptoms)]);
-    findings.extend(firewall(symptoms));
+    findings.extend(firewall::findings(symptoms));
     findings.extend(coordinator(symptoms));
     findings.extend(peers(symptoms));
     findings
@@ -239,239 +246,6 @@ fn mtu(symptoms: &Symptoms) -> Finding {
             ),
             format!("raise the MTU of {name}, or find what makes it small (PPPoE, another tunnel)"),
         ),
-    }
-}
-
-fn firewall(symptoms: &Symptoms) -> Vec<Finding> {
-    const CHECK: &str = "firewall";
-    let ruleset = match &symptoms.ruleset {
-        Ok(ruleset) => ruleset,
-        Err(error) => {
-            return vec![notice(
-                CHECK,
-                format!("cannot be read: {error}"),
-                "install nftables, and run this as root",
-            )];
-        }
-    };
-    let mut findings = Vec::new();
-    let rules = Rules(ruleset["nftables"].as_array().map_or(&[], Vec::as_slice));
-    if rules
-        .of("chain")
-        .any(|chain| chain["table"] == "wattle" && chain["family"] == "inet")
-    {
-        findings.push(fine(CHECK, "the table inet wattle is there"));
-    } else {
-        findings.push(fault(
-            CHECK,
-            "the table inet wattle is missing",
-            "the running agent makes it; if not, its log says why",
-        ));
-    }
-    if symptoms.has_legacy_rules {
-        let fix = format!(
-            "check `iptables-legacy -S`: it must accept UDP port {} and forward {}",
-            symptoms.port, symptoms.interface
-        );
-        findings.push(notice(
-            CHECK,
-            "there are rules of iptables-legacy, and this check cannot read them",
-            fix,
-        ));
-    }
-    let drops = rules
-        .of("chain")
-        .filter(|chain| chain["table"] != "wattle" && chain["policy"] == "drop");
-    for chain in drops {
-        findings.extend(barrier(symptoms, &rules, chain));
-        findings.extend(deaf_to_probes(symptoms, &rules, chain));
-    }
-    if symptoms.probes {
-        findings.extend(
-            rules
-                .of("rule")
-                .filter(|rule| is_against_probes(rule))
-                .map(against_probes),
-        );
-    }
-    let firewalld = rules.of("table").find(|table| table["name"] == "firewalld");
-    if let Some(table) = firewalld.filter(|table| {
-        !rules.name(
-            table["family"].as_str(),
-            "firewalld",
-            symptoms.interface.as_str(),
-        )
-    }) {
-        let (interface, port) = (&symptoms.interface, symptoms.port);
-        let family = table["family"].as_str().unwrap_or_default();
-        findings.push(fault(
-            CHECK,
-            format!(
-                "firewalld (table {family} firewalld) rejects packets of interfaces in no \
-                zone, and {interface} is in none"
-            ),
-            format!(
-                "firewall-cmd --permanent --zone=trusted --add-interface={interface}; firewall-cmd \
-                 --permanent --add-port={port}/udp; \
-                 firewall-cmd --reload"
-            ),
-        ));
-    }
-    findings
-}
-
-/// A chain that drops what no rule lets through, unless some rule of its table knows us.
-fn barrier(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Finding> {
-    let (interface, port) = (symptoms.interface.as_str(), symptoms.port);
-    let text = |field: &str| chain[field].as_str().unwrap_or_default();
-    let (family, table, name) = (text("family"), text("table"), text("name"));
-    let has_chain = |prefix: &str| {
-        rules.of("chain").any(|other| {
-            other["table"] == table
-                && other["name"]
-                    .as_str()
-                    .is_some_and(|name| name.starts_with(prefix))
-        })
-    };
-    let place = format!("the chain {family} {table} {name}");
-    match text("hook") {
-        "forward" if !rules.name(Some(family), table, interface) => {
-            let fix = if has_chain("DOCKER-USER") {
-                format!(
-                    "iptables -I DOCKER-USER -i {interface} -j ACCEPT; iptables -I DOCKER-USER -o \
-                     {interface} -j ACCEPT"
-                )
-            } else if has_chain("ufw-") {
-                format!("ufw route allow in on {interface}; ufw route allow out on {interface}")
-            } else {
-                format!(
-                    "nft insert rule {family} {table} {name} iifname {interface} accept; nft \
-                     insert rule {family} {table} {name} oifname {interface} accept"
-                )
-            };
-            let who = if has_chain("DOCKER-USER") {
-                " (Docker's)"
-            } else if has_chain("ufw-") {
-                " (ufw's)"
-            } else {
-                ""
-            };
-            Some(fault(
-                "firewall",
-                format!("{place}{who} drops by default, and no rule there accepts {interface}"),
-                fix,
-            ))
-        }
-        "input" if !rules.name(Some(family), table, &port.to_string()) => {
-            let fix = if has_chain("ufw-") {
-                format!("ufw allow {port}/udp")
-            } else {
-                format!("nft insert rule {family} {table} {name} udp dport {port} accept")
-            };
-            // A gateway that speaks first gets its answers all the same.
-            Some(notice(
-                "firewall",
-                format!(
-                    "{place} drops by default, and no rule there accepts UDP port {port}: peers \
-                     cannot start a handshake"
-                ),
-                fix,
-            ))
-        }
-        _ => None,
-    }
-}
-
-/// A chain that drops probes because it drops all that comes by the tunnel and is not known.
-fn deaf_to_probes(symptoms: &Symptoms, rules: &Rules<'_>, chain: &Value) -> Option<Finding> {
-    let interface = symptoms.interface.as_str();
-    let [family, table, name] =
-        ["family", "table", "name"].map(|field| chain[field].as_str().unwrap_or_default());
-    let is_known = |word| rules.name(Some(family), table, word);
-    if !symptoms.probes
-        || chain["hook"] != "input"
-        || is_known(interface)
-        || is_known(&PROBE_PORT.to_string())
-    {
-        return None;
-    }
-    let is_ufw = rules.of("chain").any(|other| {
-        other["table"] == table
-            && other["name"]
-                .as_str()
-                .is_some_and(|name| name.starts_with("ufw-"))
-    });
-    let fix = if is_ufw {
-        format!("ufw allow in on {interface} to any port {PROBE_PORT}")
-    } else {
-        format!(
-            "nft insert rule {family} {table} {name} iifname {interface} udp dport {PROBE_PORT} \
-             accept; \
-             nft insert rule {family} {table} {name} iifname {interface} tcp dport {PROBE_PORT} \
-             accept"
-        )
-    };
-    let detail = format!(
-        "the chain {family} {table} {name} drops what it does not know, and no rule there knows \
-         port {PROBE_PORT} on {interface}: \
-         peers do not learn within seconds that a link is down, nor its loss and round trip"
-    );
-    Some(notice("probes", detail, fix))
-}
-
-fn is_against_probes(rule: &Value) -> bool {
-    let ends = |verdict| {
-        rule["expr"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .any(|part| part.get(verdict).is_some())
-    };
-    rule["table"] != "wattle"
-        && mentions(&rule["expr"], &PROBE_PORT.to_string())
-        && (ends("drop") || ends("reject"))
-}
-
-fn against_probes(rule: &Value) -> Finding {
-    let [family, table, chain] =
-        ["family", "table", "chain"].map(|field| rule[field].as_str().unwrap_or_default());
-    notice(
-        "probes",
-        format!(
-            "a rule of the chain {family} {table} {chain} drops port {PROBE_PORT}, at which \
-             gateways probe each other"
-        ),
-        format!(
-            "nft delete rule {family} {table} {chain} handle {}",
-            rule["handle"]
-        ),
-    )
-}
-
-/// What nft lists.
-struct Rules<'a>(&'a [Value]);
-
-impl<'a> Rules<'a> {
-    fn of(&self, kind: &'static str) -> impl Iterator<Item = &'a Value> {
-        self.0.iter().filter_map(move |entry| entry.get(kind))
-    }
-
-    /// Whether a rule of a table has this name or number in it.
-    fn name(&self, family: Option<&str>, table: &str, wanted: &str) -> bool {
-        let mut rules = self
-            .of("rule")
-            .filter(|rule| rule["table"] == table && rule["family"].as_str() == family);
-        rules.any(|rule| mentions(&rule["expr"], wanted))
-    }
-}
-
-fn mentions(value: &Value, wanted: &str) -> bool {
-    match value {
-        Value::String(text) => text == wanted,
-        Value::Number(number) => number.to_string() == wanted,
-        Value::Array(values) => values.iter().any(|value| mentions(value, wanted)),
-        Value::Object(fields) => fields.values().any(|value| mentions(value, wanted)),
-        Value::Null | Value::Bool(_) => false,
     }
 }
 

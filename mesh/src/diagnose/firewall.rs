@@ -13,6 +13,14 @@ use serde_json::Value;
 /// Chains that may call each other, as many as the kernel allows (`NFT_JUMP_STACK_SIZE`).
 const MOST_CALLS: usize = 16;
 
+/// A LAN of this site that the host is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lan {
+    /// The host's interface in it.
+    pub interface: String,
+    pub subnet: IpNet,
+}
+
 /// Packets that begin a connection, all of one kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'p> {
@@ -55,6 +63,8 @@ pub struct Obstacle {
     pub base: String,
     /// Handle of the rule; absent when it is the policy of the chain.
     pub rule: Option<u64>,
+    /// Its place among the rules of its chain, from 1, as iptables counts; absent as `rule` is.
+    pub number: Option<usize>,
     pub deed: Deed,
     /// Whether it happens for sure. Otherwise the rule, or one before it, asks what cannot be known
     /// from here.
@@ -187,6 +197,45 @@ impl<'r> Firewall<'r> {
         found
     }
 
+    /// What stands between a LAN of this site and one of another, by ping and by TCP, both ways.
+    /// Nothing where they are of different families.
+    pub fn between<'p>(
+        self,
+        lan: &'p Lan,
+        tunnel: &'p str,
+        far: IpNet,
+    ) -> Vec<(Packet<'p>, Obstacle)> {
+        if lan.subnet.addr().is_ipv4() != far.addr().is_ipv4() {
+            return Vec::new();
+        }
+        let outward = |transport| Packet {
+            from: Some(&lan.interface),
+            to: Some(tunnel),
+            source: lan.subnet,
+            destination: far,
+            transport,
+        };
+        let inward = |transport| Packet {
+            from: Some(tunnel),
+            to: Some(&lan.interface),
+            source: far,
+            destination: lan.subnet,
+            transport,
+        };
+        let ways = [
+            (Hook::Forward, outward(Transport::Ping)),
+            (Hook::Forward, inward(Transport::Ping)),
+            (Hook::Forward, outward(Transport::Tcp)),
+            (Hook::Forward, inward(Transport::Tcp)),
+            (Hook::Postrouting, outward(Transport::Tcp)),
+        ];
+        let found = ways.into_iter().flat_map(|(hook, packet)| {
+            let obstacles = self.obstacles(hook, &packet).into_iter();
+            obstacles.map(move |obstacle| (packet, obstacle))
+        });
+        found.collect()
+    }
+
     fn judge(self, base: &'r Value, packet: &Packet<'_>) -> Option<Obstacle> {
         let mut walk = Walk {
             firewall: self,
@@ -244,16 +293,15 @@ impl<'r> Walk<'_, 'r> {
         let rules = firewall.of("rule").filter(|rule| {
             rule["chain"] == name && rule["table"] == table && rule["family"] == family
         });
-        for rule in rules {
+        for (rule, number) in rules.zip(1..) {
+            let here = Some((rule["handle"].as_u64().unwrap_or_default(), number));
             for (meant, action) in self.read(rule) {
                 if meant == Meant::No {
                     continue;
                 }
                 let end = match action {
                     Action::Accept => End::Accept,
-                    Action::Against(deed) => {
-                        End::Against(self.obstacle(name, rule["handle"].as_u64(), deed))
-                    }
+                    Action::Against(deed) => End::Against(self.obstacle(name, here, deed)),
                     Action::Jump(target) => match self.call(target, meant, calls) {
                         End::Left => End::Open,
                         end @ (End::Accept | End::Against(_) | End::Open) => end,
@@ -266,7 +314,7 @@ impl<'r> Walk<'_, 'r> {
                     // Whether the rest of the chain is reached is as open as it was.
                     Action::Return => continue,
                     Action::Unknown => {
-                        let obstacle = self.obstacle(name, rule["handle"].as_u64(), Deed::Drop);
+                        let obstacle = self.obstacle(name, here, Deed::Drop);
                         self.doubts.against.get_or_insert(obstacle);
                         continue;
                     }
@@ -298,13 +346,15 @@ impl<'r> Walk<'_, 'r> {
         end
     }
 
-    fn obstacle(&self, chain: &str, rule: Option<u64>, deed: Deed) -> Obstacle {
+    /// What is met in a chain: a rule by its handle and number, or the policy.
+    fn obstacle(&self, chain: &str, rule: Option<(u64, usize)>, deed: Deed) -> Obstacle {
         Obstacle {
             family: self.family.to_owned(),
             table: self.table.to_owned(),
             chain: chain.to_owned(),
             base: self.base.to_owned(),
-            rule,
+            rule: rule.map(|(handle, _)| handle),
+            number: rule.map(|(_, number)| number),
             deed,
             certain: true,
         }

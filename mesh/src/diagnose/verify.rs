@@ -11,9 +11,12 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wattle_wire::{name::Name, probe::Throughput};
 
-use crate::agent::{
-    guard::Refused,
-    replica::{Known, KnownPeer},
+use crate::{
+    agent::{
+        guard::Refused,
+        replica::{Known, KnownPeer},
+    },
+    diagnose::firewall::{Firewall, Lan},
 };
 
 /// What the first router of a packet puts into its time to live: RFC 1700's 64 and what other
@@ -102,6 +105,10 @@ pub enum Fault {
     Unreachable,
     /// This host's guard keeps the prefix out.
     Guarded,
+    /// A rule of this host stands between its LAN and that one.
+    Blocked,
+    /// A rule of this host may do so: whether it does cannot be known without the packet.
+    Unproven,
     /// Some pings were not answered.
     Lossy,
     /// Another router stands between the two gateways.
@@ -270,6 +277,33 @@ fn meaning(from: IpAddr, kind: u8, code: u8) -> Meaning {
         (IpAddr::V4(_), 11, _) | (IpAddr::V6(_), 3, _) => Meaning::Loop,
         _ => Meaning::Other,
     }
+}
+
+/// What stands in this host between its own LANs and a LAN behind a peer, with the words for it.
+/// The gateway's own packets do not go that way, so pings of it tell nothing.
+pub fn lan_way(
+    firewall: Firewall<'_>,
+    lans: &[Lan],
+    tunnel: &str,
+    far: IpNet,
+) -> Option<(Fault, String)> {
+    let mut found: Vec<_> = lans
+        .iter()
+        .flat_map(|lan| firewall.between(lan, tunnel, far))
+        .collect();
+    found.sort_by_key(|(_, obstacle)| !obstacle.certain);
+    let (packet, obstacle) = found.into_iter().next()?;
+    let fault = if obstacle.certain {
+        Fault::Blocked
+    } else {
+        Fault::Unproven
+    };
+    let words = format!(
+        "this gateway reaches it, but for packets from {} to {} {obstacle}: `wattle-agent doctor` \
+         says what to do",
+        packet.source, packet.destination
+    );
+    Some((fault, words))
 }
 
 /// Megabits in a second; `None` when nothing was counted.

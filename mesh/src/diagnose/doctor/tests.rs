@@ -18,6 +18,11 @@ fn healthy() -> Symptoms {
         forwards: true,
         rp_filter: Some(2),
         underlay: Some(("eth0".to_owned(), 1500)),
+        lans: vec![Lan {
+            interface: "lan0".to_owned(),
+            subnet: "10.10.0.0/24".parse().unwrap(),
+        }],
+        far_lans: vec!["10.20.0.0/24".parse().unwrap()],
         ruleset: Ok(
             json!({"nftables": [{"chain": {"family": "inet", "table": "wattle", "name": "forward", "hook": "forward", "policy": "accept"}}]}),
         ),
@@ -124,7 +129,18 @@ fn a_firewall_in_the_way_is_named_with_the_words_of_its_own_tool() {
         json!({"chain": {"family": "ip", "table": "filter", "name": "ufw-user-input"}}),
     ];
     let own = [chain("inet", "mine", "fwd", "forward", "drop")];
-    let firewalld = [json!({"table": {"family": "inet", "name": "firewalld"}})];
+    let reject = |family: &str, table: &str, chain: &str| {
+        json!({"rule": {"family": family,
+        "table": table, "chain": chain, "handle": 9, "expr": [{"reject": {"type": "icmpx"}}]}})
+    };
+    let firewalld = [
+        chain("inet", "firewalld", "filter_FORWARD", "forward", "accept"),
+        reject("inet", "firewalld", "filter_FORWARD"),
+    ];
+    let iptables = [
+        chain("ip", "filter", "FORWARD", "forward", "accept"),
+        reject("ip", "filter", "FORWARD"),
+    ];
     for (rules, expected) in [
         (
             &docker[..],
@@ -140,11 +156,15 @@ fn a_firewall_in_the_way_is_named_with_the_words_of_its_own_tool() {
         ),
         (
             &own[..],
-            vec!["nft insert rule inet mine fwd iifname wattle0 accept"],
+            vec!["nft add rule inet mine fwd iifname wattle0 accept"],
         ),
         (
             &firewalld[..],
-            vec!["firewall-cmd --permanent --zone=trusted --add-interface=wattle0"],
+            vec!["firewall-cmd --permanent --new-zone=wattle"],
+        ),
+        (
+            &iptables[..],
+            vec!["iptables -I FORWARD 1 -i wattle0 -j ACCEPT"],
         ),
     ] {
         let told = told(&with_rules(rules));
@@ -156,10 +176,38 @@ fn a_firewall_in_the_way_is_named_with_the_words_of_its_own_tool() {
             );
         }
     }
-    // One that was told of us is not in the way.
-    let rule = json!({"rule": {"family": "inet", "table": "mine", "chain": "fwd",
-        "expr": [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "wattle0"}}, {"accept": null}]}});
-    assert_eq!(told(&with_rules(&[own[0].clone(), rule])), []);
+    // One that was told of us is not in the way, if it lets both directions through.
+    let rule = |key: &str| {
+        json!({"rule": {"family": "inet", "table": "mine", "chain": "fwd",
+        "expr": [{"match": {"op": "==", "left": {"meta": {"key": key}}, "right": "wattle0"}}, {"accept": null}]}})
+    };
+    let one_way = [own[0].clone(), rule("iifname")];
+    assert_eq!(told(&with_rules(&one_way)).len(), 1);
+    let both = [own[0].clone(), rule("iifname"), rule("oifname")];
+    assert_eq!(told(&with_rules(&both)), []);
+}
+
+#[test]
+fn a_rule_that_replaces_the_source_address_of_a_lan_is_named() {
+    let nat = json!({"chain": {"family": "ip", "table": "nat", "name": "POSTROUTING",
+        "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}});
+    let rule = |expr: Value| {
+        json!({"rule": {"family": "ip", "table": "nat",
+        "chain": "POSTROUTING", "handle": 4, "expr": expr}})
+    };
+    let masquerade = json!({"xt": {"type": "target", "name": "MASQUERADE"}});
+    let by_uplink = json!([{"match": {"op": "==", "left": {"meta": {"key": "oifname"}},
+        "right": "eth0"}}, masquerade]);
+    assert_eq!(told(&with_rules(&[nat.clone(), rule(by_uplink)])), []);
+    let everywhere = rule(json!([masquerade]));
+    assert_eq!(
+        told(&with_rules(&[nat, everywhere])),
+        [(
+            "firewall",
+            Severity::Fault,
+            "iptables -t nat -I POSTROUTING 1 -o wattle0 -j ACCEPT".to_owned()
+        )]
+    );
 }
 
 #[test]
@@ -181,8 +229,8 @@ fn a_firewall_that_drops_probes_is_named_unless_the_mesh_wants_none() {
         told.into_iter().map(|(.., fix)| fix).collect::<Vec<_>>()
     };
     let deaf = [input.clone(), tunnel.clone()];
-    let fix = "nft insert rule inet mine in iifname wattle0 udp dport 9587 accept; \
-               nft insert rule inet mine in iifname wattle0 tcp dport 9587 accept";
+    let fix = "nft add rule inet mine in iifname wattle0 udp dport 9587 accept; \
+               nft add rule inet mine in iifname wattle0 tcp dport 9587 accept";
     assert_eq!(told_of_probes(&deaf, true), [fix]);
     assert_eq!(told_of_probes(&deaf, false), [""; 0]);
     assert_eq!(
@@ -201,7 +249,10 @@ fn a_firewall_that_drops_probes_is_named_unless_the_mesh_wants_none() {
     let open = chain("inet", "mine", "in", "input", "accept");
     assert_eq!(
         told_of_probes(&[open.clone(), against.clone()], true),
-        ["nft delete rule inet mine in handle 7"]
+        [
+            "nft insert rule inet mine in position 7 iifname wattle0 udp dport 9587 accept; \
+             nft insert rule inet mine in position 7 iifname wattle0 tcp dport 9587 accept"
+        ]
     );
     assert_eq!(told_of_probes(&[open, against], false), [""; 0]);
 }
