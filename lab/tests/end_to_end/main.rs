@@ -111,6 +111,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     laboratory::sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans,
     change::a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed,
     change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
+    psk::after_a_cut_in_which_both_peers_were_replaced_keys_and_tunnels_are_there_within_seconds,
     outage::agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet,
     outage::h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on,
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
