@@ -112,6 +112,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     change::a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed,
     change::an_agent_that_waits_for_its_enrolment_starts_at_once_and_joining_again_changes_nothing,
     psk::after_a_cut_in_which_both_peers_were_replaced_keys_and_tunnels_are_there_within_seconds,
+    outage::join_and_changes_get_through_where_large_packets_are_lost_and_no_router_says_so,
     outage::agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet,
     outage::h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on,
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
