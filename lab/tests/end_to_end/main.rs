@@ -119,6 +119,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,
     trust::e12_without_a_lock_each_gateway_tells_what_a_thief_of_the_coordinator_changed_and_changed_back,
     see::g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric,
+    see::doctor_tells_before_a_join_what_the_machine_lacks_and_who_has_the_agents_names,
     see::the_page_shows_three_sites_whose_links_are_up_and_within_seconds_one_that_is_cut,
     see::a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault,
     repair::h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key,
