@@ -209,9 +209,9 @@ impl Pair {
         ends.is_initiator() && matches!(self.phase, Phase::Idle)
     }
 
-    /// Whether this end has asked for a secret a moment ago.
-    fn is_asking(&self, now: u64) -> bool {
-        matches!(&self.phase, Phase::Requested { retry, .. } if now.abs_diff(retry.said) < SHORTEST_RETRY_S)
+    /// Whether this end has asked for a secret and may still expect an answer.
+    fn is_asking(&self) -> bool {
+        matches!(&self.phase, Phase::Requested { retry, .. } if retry.wait <= UNANSWERED_WAIT_S)
     }
 
     /// Whether this end waits for an answer.

@@ -25,7 +25,7 @@ use crate::{
 
 /// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers,
 /// which may take two seconds where the two follow different coordinators. A peer that leaves its
-/// request unanswered until it is said again keeps no other waiting.
+/// request unanswered for half a minute keeps no other waiting.
 const ASKED_AT_ONCE: usize = 256;
 
 /// The preshared keys of all tunnels of a node, with what is under way. As it is kept on disk, it
@@ -145,7 +145,7 @@ impl Exchange {
         unsettled: &BTreeSet<NodeId>,
     ) -> bool {
         let fresh = Pair::default();
-        let may_ask = self.may_ask(now) > 0;
+        let may_ask = self.may_ask() > 0;
         let due = |(node, peer): (&NodeId, &KnownPeer)| {
             let (pair, ends) = (
                 self.pairs.get(node).map_or(&fresh, Arc::as_ref),
@@ -170,7 +170,7 @@ impl Exchange {
     ) -> Vec<OutgoingMessage> {
         self.pairs.retain(|node, _| known.peers.contains_key(node));
         self.given.retain(|node, _| known.peers.contains_key(node));
-        let mut may_ask = self.may_ask(now);
+        let mut may_ask = self.may_ask();
         let waits: BTreeSet<NodeId> = unsettled
             .iter()
             .filter(|node| !self.may_agree(**node, unsettled))
@@ -211,13 +211,8 @@ impl Exchange {
     }
 
     /// How many more peers may be asked for a secret now.
-    fn may_ask(&self, now: u64) -> usize {
-        ASKED_AT_ONCE.saturating_sub(
-            self.pairs
-                .values()
-                .filter(|pair| pair.is_asking(now))
-                .count(),
-        )
+    fn may_ask(&self) -> usize {
+        ASKED_AT_ONCE.saturating_sub(self.pairs.values().filter(|pair| pair.is_asking()).count())
     }
 
     /// Takes in a message of a peer. The answer may be sent once this is kept on disk.
@@ -386,18 +381,19 @@ mod tests {
         let mut exchange = Exchange::default();
         let mut ask = |now| {
             let messages = exchange.tick(known, &last, now, &SeededKem, &none);
-            assert!(!exchange.is_due(known, &last, now, &none));
-            messages
-                .into_iter()
-                .map(|message| message.to)
-                .collect::<Vec<_>>()
+            let is_due = exchange.is_due(known, &last, now, &none);
+            let asked: Vec<_> = messages.into_iter().map(|message| message.to).collect();
+            (asked, is_due)
         };
-        let first = ask(NOW);
+        let (first, _) = ask(NOW);
         assert_eq!(first.len(), ASKED_AT_ONCE);
-        assert_eq!(ask(NOW + SHORTEST_RETRY_S - 1), []);
-        // All are asked again, and those that had to wait.
-        let second = ask(NOW + SHORTEST_RETRY_S);
-        let new: Vec<_> = second.iter().filter(|node| !first.contains(node)).collect();
-        assert_eq!((second.len(), new.len()), (ASKED_AT_ONCE + MORE, MORE));
+        assert_eq!(ask(NOW + SHORTEST_RETRY_S - 1), (Vec::new(), false));
+        // All are asked again, and again, and then those that had to wait.
+        for (seconds, is_due) in [(4, false), (12, false), (28, true)] {
+            assert_eq!(ask(NOW + seconds), (first.clone(), is_due));
+        }
+        let (second, is_due) = ask(NOW + 28);
+        assert!(second.iter().all(|node| !first.contains(node)));
+        assert_eq!((second.len(), is_due), (MORE, false));
     }
 }
