@@ -170,7 +170,14 @@ pub(crate) enum Command {
     /// It looks at the device, the port, forwarding, reverse path filters, the MTU, firewalls
     /// (nftables, iptables, firewalld, ufw, Docker), the clock, DNS, the coordinator, and each
     /// tunnel. It changes nothing.
+    ///
+    /// Before the machine is a node it looks at what there is: rights, WireGuard, nft, firewalls
+    /// and, with a join string, the coordinator and the clock.
     Doctor {
+        /// A file that holds the join string, or `-` to read it from standard input; for a machine
+        /// that is not a node yet.
+        #[arg(value_name = "FILE")]
+        join_string: Option<String>,
         /// Prints JSON.
         #[arg(long)]
         json: bool,

@@ -11,10 +11,13 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use futures_util::{Stream, StreamExt, TryStreamExt};
-use reqwest::{
-    Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, header::DATE, redirect,
-    tls,
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{AUTHORIZATION, DATE, HeaderValue},
 };
+use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::io::AsyncRead;
@@ -23,7 +26,10 @@ use tokio_util::{
     io::StreamReader,
 };
 use wattle_client::pin::Pins;
-use wattle_mesh::keys::node_keys::{HeldToken, NodeKeys};
+use wattle_mesh::{
+    diagnose::doctor::OutOfTime,
+    keys::node_keys::{HeldToken, NodeKeys},
+};
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled, NewIdentity},
@@ -33,18 +39,14 @@ use wattle_wire::{
     psk::{MailboxRequest, MailboxResponse},
     report::Report,
     rotation::{RotationAnswer, RotationStep},
-    stream::{HEARTBEAT_S, SILENCE_S, StreamMessage},
+    stream::{SILENCE_S, StreamMessage},
 };
 
-use crate::identity::Membership;
+use crate::{
+    http::{self, HttpClient, HttpError, Trusted},
+    identity::Membership,
+};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long nothing may come on a connection before it is asked for a sign of life; more than a
-/// stream's heartbeat.
-const PING: Duration = Duration::from_secs(HEARTBEAT_S + 5);
-/// How long that may take: the connection is given up when the stream is.
-const PONG: Duration = Duration::from_secs(SILENCE_S).saturating_sub(PING);
 /// The longest line of a stream, in bytes: the snapshot of a mesh far larger than any that fits a
 /// kernel.
 const LONGEST_LINE: usize = 64 << 20;
@@ -55,7 +57,7 @@ const LONG_LINE: usize = 64 << 10;
 #[derive(Debug, Error)]
 pub(crate) enum RequestError {
     #[error("cannot reach the coordinator at {url}")]
-    Unreachable { url: String, source: reqwest::Error },
+    Unreachable { url: String, source: HttpError },
     #[error("the coordinator answered {status}: \
         {}", problem.detail.as_deref().unwrap_or(&problem.title))]
     Refused {
@@ -73,10 +75,22 @@ pub(crate) enum RequestError {
     Other(#[from] anyhow::Error),
 }
 
+impl RequestError {
+    /// Whether the coordinator's certificate is not valid at the time of this host's clock.
+    pub(crate) fn out_of_time(&self) -> Option<OutOfTime> {
+        match self {
+            Self::Unreachable { source, .. } => source.connect_error()?.out_of_time(),
+            Self::Refused { .. } | Self::NotAMember | Self::NotWattle { .. } | Self::Other(_) => {
+                None
+            }
+        }
+    }
+}
+
 /// The coordinators of a mesh, of which one answers at a time.
 #[derive(Debug)]
 pub(crate) struct Coordinator {
-    client: Client,
+    client: HttpClient,
     urls: Vec<String>,
     /// How their certificates are recognised; none are for publicly valid ones.
     pins: Arc<Pins>,
@@ -90,17 +104,7 @@ pub(crate) struct Coordinator {
 impl Coordinator {
     pub(crate) fn new(urls: Vec<String>, pins: Vec<Bytes32>) -> anyhow::Result<Self> {
         let pins = Pins::new(pins);
-        let client = trusting(&urls, &pins)?
-            .connect_timeout(CONNECT_TIMEOUT)
-            // A dead connection must not outlive the stream that died with it: the next one would
-            // be asked for on it.
-            .http2_keep_alive_interval(PING)
-            .http2_keep_alive_timeout(PONG)
-            .http2_keep_alive_while_idle(true)
-            .redirect(redirect::Policy::none())
-            .user_agent(concat!("wattle-agent/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .context("cannot make an HTTP client")?;
+        let client = HttpClient::new(trusting(&urls, &pins)?);
         Ok(Self {
             client,
             urls,
@@ -138,16 +142,10 @@ impl Coordinator {
         membership: &Membership,
         report: &Report,
     ) -> Result<(), RequestError> {
-        let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(report);
-        self.send_signed(
-            Method::POST,
-            "/agent/report",
-            node_keys,
-            membership,
-            request,
-        )
-        .await
-        .map(drop)
+        let report = Ask::post("/agent/report", report)?;
+        self.send_signed(&report, node_keys, membership)
+            .await
+            .map(drop)
     }
 
     /// Leaves messages for other nodes and fetches those for this one.
@@ -174,10 +172,8 @@ impl Coordinator {
 
     /// Says that this node takes up another identity.
     pub(crate) async fn rotate_identity(&self, identity: &NewIdentity) -> Result<(), RequestError> {
-        let request = |builder: RequestBuilder| Ok(builder.timeout(REQUEST_TIMEOUT).json(identity));
-        self.send(Method::POST, "/agent/identity", request)
-            .await
-            .map(drop)
+        let ask = Ask::post("/agent/identity", identity)?;
+        self.send(&ask, || Ok(None)).await.map(drop)
     }
 
     /// Opens the stream of changes since a position. It ends with an error when the coordinator is
@@ -192,12 +188,27 @@ impl Coordinator {
             || "/agent/stream".to_owned(),
             |since| format!("/agent/stream?since={since}"),
         );
-        let opened = self.send_signed(Method::GET, &path, node_keys, membership, |builder| builder);
-        let response = tokio::time::timeout(REQUEST_TIMEOUT, opened)
-            .await
-            .map_err(|_| anyhow!("the coordinator did not answer in time"))??;
-        let bytes = response.bytes_stream().map_err(std::io::Error::other);
+        let response = self
+            .send_signed(&Ask::get(&path), node_keys, membership)
+            .await?;
+        let bytes = response
+            .into_body()
+            .into_data_stream()
+            .map_err(std::io::Error::other);
         Ok(messages(StreamReader::new(bytes)))
+    }
+
+    /// Takes note that the coordinator opened a stream and said nothing on it.
+    pub(crate) fn went_silent(&self) {
+        if let Ok(url) = self.url().parse() {
+            self.client.went_silent(&url);
+        }
+    }
+
+    /// Whether the coordinator that answers at present is reached with small packets alone.
+    pub(crate) fn loses_large_packets(&self) -> bool {
+        let url = self.url().parse();
+        url.is_ok_and(|url| self.client.loses_large_packets(&url))
     }
 
     /// Asks whether the node is a member of the mesh; [`RequestError::NotAMember`] says no.
@@ -206,20 +217,15 @@ impl Coordinator {
         machine: &NodeKeys,
         membership: &Membership,
     ) -> Result<(), RequestError> {
-        self.send_signed(Method::GET, "/agent/view", machine, membership, |builder| {
-            builder.timeout(REQUEST_TIMEOUT)
-        })
-        .await
-        .map(drop)
+        self.send_signed(&Ask::get("/agent/view"), machine, membership)
+            .await
+            .map(drop)
     }
 
     /// Asks a coordinator whether it is there. Seconds by which this host's clock is ahead of its
     /// clock.
     pub(crate) async fn clock_ahead(&self) -> Result<i64, RequestError> {
-        self.send(Method::GET, "/healthz", |builder| {
-            Ok(builder.timeout(REQUEST_TIMEOUT))
-        })
-        .await?;
+        self.send(&Ask::get("/healthz"), || Ok(None)).await?;
         Ok(-self.clock_offset.load(Ordering::Relaxed))
     }
 
@@ -235,12 +241,8 @@ impl Coordinator {
         path: &str,
         body: &B,
     ) -> Result<A, RequestError> {
-        let response = self
-            .send(Method::POST, path, |builder| {
-                Ok(builder.timeout(REQUEST_TIMEOUT).json(body))
-            })
-            .await?;
-        read(response).await
+        let response = self.send(&Ask::post(path, body)?, || Ok(None)).await?;
+        self.read(response).await
     }
 
     async fn ask_signed<B: Serialize, A: DeserializeOwned>(
@@ -250,40 +252,46 @@ impl Coordinator {
         membership: &Membership,
         body: &B,
     ) -> Result<A, RequestError> {
-        let request = |builder: RequestBuilder| builder.timeout(REQUEST_TIMEOUT).json(body);
         let response = self
-            .send_signed(Method::POST, path, node_keys, membership, request)
+            .send_signed(&Ask::post(path, body)?, node_keys, membership)
             .await?;
-        read(response).await
+        self.read(response).await
+    }
+
+    async fn read<A: DeserializeOwned>(
+        &self,
+        response: Response<Incoming>,
+    ) -> Result<A, RequestError> {
+        http::read(response)
+            .await
+            .map_err(|source| RequestError::Unreachable {
+                url: self.url().to_owned(),
+                source,
+            })
     }
 
     /// Sends a request signed by the node. When the coordinator refuses the signature, the clocks
     /// may differ: it is tried once more by the coordinator's clock.
     async fn send_signed(
         &self,
-        method: Method,
-        path: &str,
+        ask: &Ask<'_>,
         node_keys: &NodeKeys,
         membership: &Membership,
-        request: impl Fn(RequestBuilder) -> RequestBuilder,
-    ) -> Result<Response, RequestError> {
-        let signed = |builder: RequestBuilder| {
+    ) -> Result<Response<Incoming>, RequestError> {
+        let signature = || {
             let now = chrono::Utc::now().timestamp() + self.clock_offset.load(Ordering::Relaxed);
             let mut held = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(request(
-                builder.bearer_auth(
-                    held.at(now, node_keys, &membership.enrolled)
-                        .context("cannot sign a token")?
-                        .reveal(),
-                ),
-            ))
+            let token = held
+                .at(now, node_keys, &membership.enrolled)
+                .context("cannot sign a token")?;
+            Ok(Some(http::bearer(token.reveal())?))
         };
         let before = self.clock_offset.load(Ordering::Relaxed);
-        let mut result = self.send(method.clone(), path, signed).await;
+        let mut result = self.send(ask, signature).await;
         if is_unauthorized(&result)
             && self.clock_offset.load(Ordering::Relaxed).abs_diff(before) > 1
         {
-            result = self.send(method, path, signed).await;
+            result = self.send(ask, signature).await;
         }
         if let Ok(response) = &result {
             self.learn_pins(response);
@@ -295,24 +303,20 @@ impl Coordinator {
         }
     }
 
-    /// Sends a request to the first coordinator that can be reached.
+    /// Sends a request to the first coordinator that can be reached, with a credential.
     async fn send(
         &self,
-        method: Method,
-        path: &str,
-        request: impl Fn(RequestBuilder) -> anyhow::Result<RequestBuilder>,
-    ) -> Result<Response, RequestError> {
+        ask: &Ask<'_>,
+        credential: impl Fn() -> anyhow::Result<Option<HeaderValue>>,
+    ) -> Result<Response<Incoming>, RequestError> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut failure = RequestError::Other(anyhow!("the join string names no coordinator"));
         for index in (0..self.urls.len()).map(|step| (first + step) % self.urls.len()) {
-            let url = format!("{}{path}", self.urls[index].trim_end_matches('/'));
-            let builder = self
-                .client
-                .request(method.clone(), &url)
-                .header(PROTOCOL_HEADER, PROTOCOL_VERSION);
-            match request(builder)?.send().await {
+            let url = &self.urls[index];
+            let request = ask.of(url, credential()?)?;
+            match self.client.send(request).await {
                 Ok(response) if response.status().is_server_error() => {
-                    failure = refused(response).await
+                    failure = refused(url, response).await
                 }
                 Ok(response) => {
                     self.preferred.store(index, Ordering::Relaxed);
@@ -320,15 +324,12 @@ impl Coordinator {
                     return if response.status().is_success() {
                         Ok(response)
                     } else {
-                        Err(refused(response).await)
+                        Err(refused(url, response).await)
                     };
                 }
                 Err(source) => {
-                    let source = source.without_url();
-                    failure = RequestError::Unreachable {
-                        url: self.urls[index].clone(),
-                        source,
-                    };
+                    let url = url.clone();
+                    failure = RequestError::Unreachable { url, source };
                 }
             }
         }
@@ -336,7 +337,7 @@ impl Coordinator {
     }
 
     /// Takes over the authorities that the coordinator names, if it is known by a pin itself.
-    fn learn_pins(&self, response: &Response) {
+    fn learn_pins(&self, response: &Response<Incoming>) {
         let named = response
             .headers()
             .get(PINS_HEADER)
@@ -351,7 +352,7 @@ impl Coordinator {
         }
     }
 
-    fn learn_clock(&self, response: &Response) {
+    fn learn_clock(&self, response: &Response<Incoming>) {
         let date = response
             .headers()
             .get(DATE)
@@ -366,31 +367,68 @@ impl Coordinator {
     }
 }
 
-/// A client that believes a coordinator of these URLs only if it shows a certificate of a pinned
-/// authority or, without pins, one that is publicly valid; and that never falls back to HTTP where
-/// a URL says HTTPS.
-fn trusting(urls: &[String], pins: &Arc<Pins>) -> anyhow::Result<ClientBuilder> {
-    let any_tls = urls.iter().any(|url| url.starts_with("https://"));
-    if !pins.get().is_empty() {
-        anyhow::ensure!(
-            urls.iter().all(|url| url.starts_with("https://")),
-            "the join string pins a certificate authority, but has a URL that is not https://"
-        );
-        let tls = pins.client_config().context("cannot speak TLS")?;
-        return Ok(Client::builder()
-            .tls_backend_preconfigured(tls)
-            .https_only(true));
-    }
-    // Where no URL needs them, the host need not have certificates of public authorities.
-    let client = if any_tls {
-        Client::builder()
-    } else {
-        Client::builder().tls_certs_only([])
-    };
-    Ok(client.tls_version_min(tls::Version::TLS_1_3))
+/// A request that is the same for each coordinator.
+struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    /// JSON, or nothing.
+    body: Bytes,
 }
 
-fn is_unauthorized(result: &Result<Response, RequestError>) -> bool {
+impl<'a> Ask<'a> {
+    fn get(path: &'a str) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            body: Bytes::new(),
+        }
+    }
+
+    fn post(path: &'a str, body: &impl Serialize) -> anyhow::Result<Self> {
+        Ok(Self {
+            method: Method::POST,
+            path,
+            body: serde_json::to_vec(body)?.into(),
+        })
+    }
+
+    fn of(
+        &self,
+        url: &str,
+        credential: Option<HeaderValue>,
+    ) -> anyhow::Result<Request<Full<Bytes>>> {
+        let mut request = Request::builder()
+            .method(&self.method)
+            .uri(format!("{}{}", url.trim_end_matches('/'), self.path))
+            .header(PROTOCOL_HEADER, PROTOCOL_VERSION);
+        if let Some(credential) = credential {
+            request = request.header(AUTHORIZATION, credential);
+        }
+        let request = request.body(Full::new(self.body.clone()));
+        request.with_context(|| format!("{url} is no URL"))
+    }
+}
+
+/// How to speak TLS to a coordinator of these URLs: it is believed only if it shows a certificate
+/// of a pinned authority or, without pins, one that is publicly valid.
+fn trusting(urls: &[String], pins: &Arc<Pins>) -> anyhow::Result<ClientConfig> {
+    let is_tls = |url: &String| url.starts_with("https://");
+    if !pins.get().is_empty() {
+        anyhow::ensure!(
+            urls.iter().all(is_tls),
+            "the join string pins a certificate authority, but has a URL that is not https://"
+        );
+        return pins.client_config().context("cannot speak TLS");
+    }
+    let trusted = if urls.iter().any(is_tls) {
+        Trusted::Public
+    } else {
+        Trusted::Nobody
+    };
+    trusted.client_config().context("cannot speak TLS")
+}
+
+fn is_unauthorized(result: &Result<Response<Incoming>, RequestError>) -> bool {
     matches!(
         result,
         Err(RequestError::Refused {
@@ -400,22 +438,17 @@ fn is_unauthorized(result: &Result<Response, RequestError>) -> bool {
     )
 }
 
-async fn read<A: DeserializeOwned>(response: Response) -> Result<A, RequestError> {
-    let url = response.url().to_string();
-    response
-        .json()
-        .await
-        .map_err(|source| RequestError::Unreachable { url, source })
-}
-
-async fn refused(response: Response) -> RequestError {
-    let (status, url) = (response.status(), response.url().to_string());
-    match response.json().await {
+async fn refused(url: &str, response: Response<Incoming>) -> RequestError {
+    let status = response.status();
+    match http::read(response).await {
         Ok(problem) => RequestError::Refused {
             status,
             problem: Box::new(problem),
         },
-        Err(_) => RequestError::NotWattle { url, status },
+        Err(_) => RequestError::NotWattle {
+            url: url.to_owned(),
+            status,
+        },
     }
 }
 

@@ -6,12 +6,22 @@ use std::{process::ExitCode, time::Duration};
 use serde::Serialize;
 use tokio::{net::lookup_host, time::timeout};
 use wattle_mesh::{
-    agent::replica::KnownPeer,
-    diagnose::doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms},
-    host::state::{Family, ObservedPeer},
+    agent::replica::{Known, KnownPeer},
+    diagnose::doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms, Unreached},
+    host::state::{Family, Interface, ObservedPeer},
 };
+use wattle_wire::join::JoinString;
 
-use crate::{config::Paths, coordinator::Coordinator, kernel::symptoms, output, status};
+use crate::{
+    config::Paths,
+    coordinator::Coordinator,
+    http,
+    kernel::symptoms,
+    output,
+    reconcile::Host,
+    status::{self, Found},
+    store::Store,
+};
 
 /// How long a name may take to be resolved.
 const DNS: Duration = Duration::from_secs(5);
@@ -24,58 +34,40 @@ struct Examined {
     findings: Vec<Finding>,
 }
 
-pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode> {
-    let found = status::find(paths)?;
+/// `join_string` names the coordinators of a machine that is not a node yet.
+pub(crate) async fn doctor(
+    paths: &Paths,
+    join_string: Option<&str>,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let node = status::find_node(paths)?;
+    let (host, known) = match &node {
+        Some(found) => (&found.host, found.known.as_ref()),
+        None => (
+            &Host::new(paths, &Store::open(&paths.state_dir)?, &[])?,
+            None,
+        ),
+    };
     // Without rights much cannot be seen, which is a finding itself.
-    let observed = found.host.observe().await.unwrap_or_default();
-    let coordinator =
-        Coordinator::new(found.membership.urls.clone(), found.membership.pins.clone())?;
-    let (unresolved, answer, ruleset) = tokio::join!(
-        unresolved(&found.membership.urls),
-        coordinator.clock_ahead(),
-        symptoms::ruleset()
-    );
+    let observed = host.observe().await.unwrap_or_default();
+    let (way, ruleset) = tokio::join!(way(node.as_ref(), join_string), symptoms::ruleset());
+    let way = way?;
     let interface = observed.interface.as_ref();
-    let none = ObservedPeer::default();
-    let peers = found
-        .known
-        .iter()
-        .flat_map(|known| known.peers.values())
-        .map(
-            |known @ KnownPeer {
-                 peer, statement, ..
-             }| {
-                let seen = interface
-                    .and_then(|interface| known.entry(interface))
-                    .unwrap_or(&none);
-                PeerSymptoms {
-                    name: peer.name.clone(),
-                    unmanaged: statement.unmanaged,
-                    handshake_age_s: seen.handshake_age_s,
-                    endpoint: seen.endpoint.map(|endpoint| endpoint.to_string()),
-                    sent_bytes: seen.sent_bytes,
-                }
-            },
-        );
-    let known = found.known.as_ref();
     let findings = doctor::diagnose(&Symptoms {
         interface: paths.interface.clone(),
+        joined: node.is_some(),
+        mover: symptoms::mover(),
+        taken: host.taken(&observed).await,
         may_administer: symptoms::may_administer(),
-        runs: found.store.is_locked()?,
+        runs: Store::open(&paths.state_dir)?.is_locked()?,
         device: interface.map(|interface| Device {
             kind: interface.device,
             up: interface.up,
             port: interface.listen_port,
             mtu: interface.mtu,
         }),
-        port: found
-            .known
-            .as_ref()
-            .map_or(USUAL_PORT, |known| known.mesh.listen_port),
-        probes: found
-            .known
-            .as_ref()
-            .is_some_and(|known| known.mesh.health.probes),
+        port: known.map_or(USUAL_PORT, |known| known.mesh.listen_port),
+        probes: known.is_some_and(|known| known.mesh.health.probes),
         forwards: observed.forwarding.contains(&Family::V4),
         rp_filter: symptoms::rp_filter(&paths.interface),
         underlay: symptoms::underlay(),
@@ -94,9 +86,10 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
         }),
         ruleset,
         has_legacy_rules: symptoms::has_legacy_rules(),
-        unresolved,
-        coordinator: answer.map_err(|error| format!("{error:#}")),
-        peers: peers.collect(),
+        unresolved: way.unresolved,
+        coordinator: way.coordinator,
+        loses_large_packets: way.loses_large_packets,
+        peers: peers(known, interface),
     });
     let ok = !findings
         .iter()
@@ -113,22 +106,70 @@ pub(crate) async fn doctor(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
     })
 }
 
+fn peers(known: Option<&Known>, interface: Option<&Interface>) -> Vec<PeerSymptoms> {
+    let none = ObservedPeer::default();
+    let symptoms = |known: &KnownPeer| {
+        let seen = interface.and_then(|interface| known.entry(interface));
+        let seen = seen.unwrap_or(&none);
+        PeerSymptoms {
+            name: known.peer.name.clone(),
+            unmanaged: known.statement.unmanaged,
+            handshake_age_s: seen.handshake_age_s,
+            endpoint: seen.endpoint.map(|endpoint| endpoint.to_string()),
+            sent_bytes: seen.sent_bytes,
+        }
+    };
+    let peers = known.into_iter().flat_map(|known| known.peers.values());
+    peers.map(symptoms).collect()
+}
+
+/// The way to the coordinators.
+#[derive(Default)]
+struct WayToCoordinator {
+    unresolved: Vec<(String, String)>,
+    /// Absent where none is known.
+    coordinator: Option<Result<i64, Unreached>>,
+    loses_large_packets: bool,
+}
+
+/// Looks for the coordinators of the node, or for those of a join string.
+async fn way(node: Option<&Found>, join_string: Option<&str>) -> anyhow::Result<WayToCoordinator> {
+    let (urls, pins) = match (node, join_string) {
+        (Some(found), _) => {
+            let membership = &found.membership;
+            (membership.urls.clone(), membership.pins.clone())
+        }
+        (None, Some(join_string)) => {
+            let join: JoinString = join_string.parse()?;
+            (join.urls, join.pins)
+        }
+        (None, None) => return Ok(WayToCoordinator::default()),
+    };
+    let coordinator = Coordinator::new(urls.clone(), pins)?;
+    let (unresolved, answer) = tokio::join!(unresolved(&urls), coordinator.clock_ahead());
+    let answer = answer.map_err(|error| Unreached {
+        out_of_time: error.out_of_time(),
+        error: format!("{:#}", anyhow::Error::new(error)),
+    });
+    Ok(WayToCoordinator {
+        unresolved,
+        coordinator: Some(answer),
+        loses_large_packets: coordinator.loses_large_packets(),
+    })
+}
+
 /// Host names of URLs that have no address, with the error.
 async fn unresolved(urls: &[String]) -> Vec<(String, String)> {
     let mut unresolved = Vec::new();
     for url in urls {
-        let Some((host, port)) = reqwest::Url::parse(url)
-            .ok()
-            .and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?)))
-        else {
-            continue;
-        };
-        let error = match timeout(DNS, lookup_host(format!("{host}:{port}"))).await {
+        let Ok(uri) = url.parse() else { continue };
+        let host = http::host(&uri);
+        let error = match timeout(DNS, lookup_host((host, http::port(&uri)))).await {
             Ok(Ok(_)) => continue,
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {} s", DNS.as_secs()),
         };
-        unresolved.push((host, error));
+        unresolved.push((host.to_owned(), error));
     }
     unresolved
 }

@@ -157,7 +157,12 @@ async fn once(
         .map_err(|error| (false, error.into()))?;
     let mut stream = std::pin::pin!(stream);
     let _ = events.send(Event::Connected).await;
+    let mut is_silent = true;
     while let Some(message) = stream.next().await {
+        if message.is_err() && is_silent {
+            coordinator.went_silent();
+        }
+        is_silent = false;
         let message = message.map_err(|error| (true, error))?;
         let ends = matches!(message, StreamMessage::Bye { .. });
         if events.send(Event::Message(message)).await.is_err() || ends {

@@ -3,7 +3,7 @@
 use std::{fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
-use reqwest::StatusCode;
+use hyper::StatusCode;
 use wattle_mesh::keys::node_keys::NodeKeys;
 use wattle_wire::{
     endpoint::Endpoint,

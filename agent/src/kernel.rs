@@ -321,12 +321,16 @@ impl Kernel {
         }
     }
 
+    /// What the interface of our name is, in words, if somebody else made it.
+    pub(crate) async fn taken_by(&self) -> anyhow::Result<Option<String>> {
+        Ok(match self.holder(&Tables::open()?).await? {
+            Holder::Other(found) => Some(what(&found)),
+            Holder::Agent { .. } | Holder::Nobody => None,
+        })
+    }
+
     fn taken(&self, found: &Found) -> String {
-        let what = match &found.kind {
-            Kind::Wireguard => "another WireGuard interface".to_owned(),
-            Kind::Tun => "a TUN interface of another program".to_owned(),
-            Kind::Other(kind) => format!("an interface of kind {kind}"),
-        };
+        let what = what(found);
         format!(
             "{} is {what}, which this agent did not make. It is left as it is: rename or remove \
              it, or give the agent another name with --interface",
@@ -503,6 +507,14 @@ enum Holder {
     },
     /// Somebody else made it.
     Other(Found),
+}
+
+fn what(found: &Found) -> String {
+    match &found.kind {
+        Kind::Wireguard => "another WireGuard interface".to_owned(),
+        Kind::Tun => "a TUN interface of another program".to_owned(),
+        Kind::Other(kind) => format!("an interface of kind {kind}"),
+    }
 }
 
 fn device_kind(found: &Found) -> Option<DeviceKind> {

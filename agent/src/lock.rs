@@ -11,7 +11,13 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::Utc;
-use reqwest::{Certificate, Client, Method, RequestBuilder, Response, redirect, tls};
+use http_body_util::Full;
+use hyper::{
+    Request, Response,
+    body::{Bytes, Incoming},
+    header::AUTHORIZATION,
+    http::request,
+};
 use serde::de::DeserializeOwned;
 use wattle_mesh::agent::admission::{Candidate, Operator};
 use wattle_wire::{
@@ -24,6 +30,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::{Paths, SignArguments},
+    http::{self, HttpClient, Trusted},
     output, random,
     reconcile::load_guard,
 };
@@ -238,7 +245,7 @@ fn ask_whether_to_sign(count: usize) -> anyhow::Result<()> {
 
 /// The interface for people and scripts.
 struct Coordinator {
-    client: Client,
+    client: HttpClient,
     url: String,
     token: Zeroizing<String>,
 }
@@ -253,37 +260,27 @@ impl Coordinator {
         } = arguments;
         let token = fs::read_to_string(token_file).map(Zeroizing::new);
         let token = token.with_context(|| format!("cannot read {}", token_file.display()))?;
-        let builder = Client::builder().redirect(redirect::Policy::none());
-        let builder = match ca_file {
+        let tls = match ca_file {
             Some(path) => {
                 let authority =
                     fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-                builder.tls_certs_only([Certificate::from_pem(&authority)
-                    .with_context(|| format!("{} is no certificate", path.display()))?])
+                let tls = Trusted::Authority(&authority).client_config();
+                tls.with_context(|| format!("{} is no certificate", path.display()))?
             }
-            None if url.starts_with("https://") => builder,
-            None => builder.tls_certs_only([]),
+            None if url.starts_with("https://") => Trusted::Public.client_config()?,
+            None => Trusted::Nobody.client_config()?,
         };
-        let client = builder
-            .tls_version_min(tls::Version::TLS_1_3)
-            .build()
-            .context("cannot make an HTTP client")?;
         Ok(Self {
-            client,
+            client: HttpClient::new(tls),
             url: url.trim_end_matches('/').to_owned(),
             token,
         })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let response = self
-            .send(
-                self.client
-                    .request(Method::GET, format!("{}{path}", self.url)),
-            )
-            .await?;
-        response
-            .json()
+        let request = Request::get(format!("{}{path}", self.url));
+        let response = self.send(request, Bytes::new()).await?;
+        http::read(response)
             .await
             .with_context(|| format!("{} did not answer like a coordinator", self.url))
     }
@@ -303,28 +300,29 @@ impl Coordinator {
     }
 
     async fn post(&self, path: &str, body: &impl serde::Serialize) -> anyhow::Result<()> {
-        self.send(
-            self.client
-                .request(Method::POST, format!("{}{path}", self.url))
-                .json(body),
-        )
-        .await
-        .map(drop)
+        let request = Request::post(format!("{}{path}", self.url));
+        self.send(request, serde_json::to_vec(body)?.into())
+            .await
+            .map(drop)
     }
 
-    async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let response = request
-            .bearer_auth(self.token.trim())
-            .send()
-            .await
-            .map_err(reqwest::Error::without_url);
+    async fn send(
+        &self,
+        request: request::Builder,
+        body: Bytes,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let request = request
+            .header(AUTHORIZATION, http::bearer(self.token.trim())?)
+            .body(Full::new(body))
+            .with_context(|| format!("{} is no URL", self.url))?;
+        let response = self.client.send(request).await;
         let response =
             response.with_context(|| format!("cannot reach the coordinator at {}", self.url))?;
-        if response.status().is_success() {
+        let status = response.status();
+        if status.is_success() {
             return Ok(response);
         }
-        let status = response.status();
-        match response.json::<Problem>().await {
+        match http::read::<Problem>(response).await {
             Ok(problem) => bail!(
                 "the coordinator answered {status}: {}",
                 problem.detail.unwrap_or(problem.title)

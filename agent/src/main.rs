@@ -8,6 +8,7 @@ mod device;
 mod doctor;
 mod follow;
 mod history;
+mod http;
 mod identity;
 mod interface_lock;
 mod join;
@@ -74,6 +75,13 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         *join_string = join::read(join_string)?;
         lock::require(&paths, operator_keys)?;
     }
+    if let Command::Doctor {
+        join_string: Some(join_string),
+        ..
+    } = &mut command
+    {
+        *join_string = join::read(join_string)?;
+    }
     if !matches!(command, Command::Lock(_) | Command::Device { .. }) {
         owner::become_owner(&paths.state_dir)?;
     }
@@ -102,7 +110,9 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
                 let asked = verify::Asked { hosts, tcp, count };
                 return verify::verify(&paths, &asked, throughput, json).await;
             }
-            Command::Doctor { json } => return doctor::doctor(&paths, json).await,
+            Command::Doctor { join_string, json } => {
+                return doctor::doctor(&paths, join_string.as_deref(), json).await;
+            }
             Command::History { json } => history::show(&paths, json),
             Command::Plan { json } => status::plan_command(&paths, json).await,
             Command::Rotate { identity: true, .. } => rotation::rotate_identity(&paths).await,

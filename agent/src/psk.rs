@@ -3,6 +3,7 @@
 
 use std::{cell::RefCell, collections::BTreeSet, sync::Arc, time::Duration};
 
+use hyper::StatusCode;
 use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use wattle_client::kem::SystemKem;
@@ -28,7 +29,7 @@ use crate::{
 
 const PSKS: &str = "psk.json";
 /// How long to wait after a request that failed.
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The keys that are kept.
 pub(crate) fn load(store: &Store) -> anyhow::Result<Exchange> {
@@ -107,6 +108,11 @@ impl PskClient {
         self.mailbox.messages_are_waiting();
     }
 
+    /// The coordinator may be another one than before, without the messages of that one.
+    pub(crate) fn say_again(&mut self) {
+        self.mailbox.say_again();
+    }
+
     /// Does what is due by now; with `unsettled` peers no key is changed. Whether a key may be
     /// another one now.
     pub(crate) fn tick(
@@ -162,13 +168,11 @@ impl PskClient {
                 Ok(response) => MailboxReply::Response(response),
                 Err(error) => {
                     debug!("a request to the mailbox failed: {error:#}");
-                    tokio::time::sleep(RETRY_INTERVAL).await;
-                    let is_refused = matches!(error, RequestError::Refused { status, .. } if status.is_client_error());
-                    if is_refused {
-                        MailboxReply::Refused
-                    } else {
-                        MailboxReply::Failed
+                    let reply = failure(&error);
+                    if !matches!(reply, MailboxReply::Refused(Some(_))) {
+                        tokio::time::sleep(RETRY_INTERVAL).await;
                     }
+                    reply
                 }
             };
             let _ = sender.send(Done { request, reply });
@@ -256,5 +260,23 @@ impl PskClient {
             Some(_) | None => {}
         }
         may_differ
+    }
+}
+
+/// What a request that failed means for its messages.
+fn failure(error: &RequestError) -> MailboxReply {
+    match error {
+        RequestError::Refused { status, problem }
+            if status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS =>
+        {
+            let field = problem.field.as_deref();
+            let index = field.and_then(|field| field.strip_prefix("leave[")?.split(']').next());
+            MailboxReply::Refused(index.and_then(|index| index.parse().ok()))
+        }
+        RequestError::Refused { .. }
+        | RequestError::Unreachable { .. }
+        | RequestError::NotAMember
+        | RequestError::NotWattle { .. }
+        | RequestError::Other(_) => MailboxReply::Failed,
     }
 }

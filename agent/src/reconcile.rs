@@ -11,11 +11,12 @@ use wattle_mesh::{
         guard::{Guard, Lock, Refused, Surroundings},
         replica::Known,
     },
+    diagnose::doctor::Taken,
     host::{
         desired::{Local, desired},
         interface::InterfaceName,
         plan::{Plan, Step, plan},
-        state::{Change, Desired, Interface, Observed},
+        state::{Change, Desired, Interface, Observed, ObservedRuleset},
     },
     keys::{
         node_keys::NodeKeys,
@@ -25,7 +26,7 @@ use wattle_mesh::{
 };
 use wattle_wire::key::OperatorKey;
 
-use crate::{config::Paths, kernel::Kernel, store::Store};
+use crate::{config::Paths, http, kernel::Kernel, store::Store};
 
 /// How often the host is compared with what it should be: what other tools change is repaired
 /// within this time.
@@ -84,14 +85,9 @@ impl Host {
         store: &Store,
         coordinators: &[String],
     ) -> anyhow::Result<Self> {
-        let coordinators = coordinators.iter().filter_map(|url| {
-            reqwest::Url::parse(url)
-                .ok()?
-                .host_str()?
-                .trim_matches(['[', ']'])
-                .parse()
-                .ok()
-        });
+        let coordinators = coordinators
+            .iter()
+            .filter_map(|url| http::host(&url.parse().ok()?).parse().ok());
         Ok(Self {
             kernel: Kernel::new(paths.interface.clone(), store)?,
             interface: paths.interface.clone(),
@@ -107,6 +103,14 @@ impl Host {
 
     pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
         self.kernel.observe().await.context(UNREADABLE)
+    }
+
+    /// What other programs have under the agent's names.
+    pub(crate) async fn taken(&self, observed: &Observed) -> Taken {
+        Taken {
+            interface: self.kernel.taken_by().await.unwrap_or_default(),
+            table: observed.ruleset == ObservedRuleset::Foreign,
+        }
     }
 
     /// The agent's interface alone, as it is now.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use reqwest::StatusCode;
+use hyper::StatusCode;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 use wattle_mesh::{

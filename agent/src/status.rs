@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use serde::{Deserialize, Serialize};
 use wattle_mesh::{
@@ -204,9 +204,14 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
 }
 
 pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
+    find_node(paths)?.context(NOT_A_NODE)
+}
+
+/// As [`find`]; `None` for a machine that is not a node.
+pub(crate) fn find_node(paths: &Paths) -> anyhow::Result<Option<Found>> {
     let store = Store::open(&paths.state_dir)?;
     let Some((node_keys, Some(membership))) = Slot::Present.load(&store)? else {
-        bail!(NOT_A_NODE);
+        return Ok(None);
     };
     let host = Host::new(paths, &store, &membership.urls)?;
     let mut replica = Replica::new(membership.enrolled.mesh, node_keys.wireguard_key())
@@ -222,7 +227,7 @@ pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
         problems.push(format!("cannot read the preshared keys: {error:#}"));
         Exchange::default()
     });
-    Ok(Found {
+    Ok(Some(Found {
         membership,
         node_keys,
         known,
@@ -230,7 +235,7 @@ pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
         psks,
         host,
         store,
-    })
+    }))
 }
 
 impl Status {

@@ -36,6 +36,13 @@ address add 198.18.0.1/24 dev underlay
 link set underlay up
 ";
 
+/// Keeps a router from telling that a packet is too large (RFC 1191).
+const SILENT: &str = "\
+add table inet silent
+add chain inet silent out { type filter hook output priority 0; }
+add rule inet silent out icmp type destination-unreachable icmp code frag-needed drop
+";
+
 /// A coordinator's host and gateways, in the namespaces of this process.
 #[derive(Debug)]
 pub struct Lab {
@@ -123,6 +130,21 @@ impl Lab {
         join_network(lan_host, &address, &inside.to_string(), "")?;
         self.gateways.push(gateway);
         Ok(())
+    }
+
+    /// Lets the router between a gateway and the coordinator lose packets of more than so many
+    /// bytes, in both directions, and say so to nobody.
+    pub fn lose_large_packets(&self, site: LabSite, mtu: u32) -> Result<()> {
+        let (coordinator, gateway) = (coordinator::ADDRESS, site.address);
+        let narrow = format!(
+            "route add {gateway} dev underlay mtu lock {mtu}\nroute add {coordinator} dev \
+             underlay mtu lock {mtu} table 100\nrule add from {gateway} to {coordinator} lookup \
+             100\n"
+        );
+        batch(Command::new("ip"), &narrow)?;
+        let mut nft = Command::new("nft");
+        nft.args(["-f", "-"]);
+        process::run(nft, Some(SILENT)).map(drop)
     }
 
     /// Every LAN host pings every other, once; an error names the first pair that does not.

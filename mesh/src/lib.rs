@@ -17,6 +17,7 @@ pub mod fuzz;
 pub mod health;
 pub mod host;
 pub mod keys;
+pub mod segments;
 
 #[cfg(any(test, fuzzing))]
 mod testing;

@@ -5,7 +5,10 @@ use std::{fs, net::IpAddr, path::Path};
 use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use serde_json::Value;
-use wattle_mesh::{diagnose::firewall::Lan, host::interface::InterfaceName};
+use wattle_mesh::{
+    diagnose::{doctor::Mover, firewall::Lan},
+    host::interface::InterfaceName,
+};
 
 use super::nft;
 
@@ -19,6 +22,26 @@ pub(crate) fn may_administer() -> bool {
         .lines()
         .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
     effective.is_some_and(|effective| effective & (1 << NET_ADMIN) != 0)
+}
+
+/// Who could move packets here. Nothing is loaded to find out.
+pub(crate) fn mover() -> Mover {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let modules = Path::new("/lib/modules").join(release.trim());
+    let has_module = |list: &str| {
+        fs::read_to_string(modules.join(list)).is_ok_and(|names| names.contains("/wireguard.ko"))
+    };
+    if Path::new("/sys/module/wireguard").exists()
+        || ["modules.builtin", "modules.dep"]
+            .into_iter()
+            .any(has_module)
+    {
+        Mover::Kernel
+    } else if Path::new("/dev/net/tun").exists() {
+        Mover::Tun
+    } else {
+        Mover::Nobody
+    }
 }
 
 /// `rp_filter` as it works on the interface: the larger of its own and that of all

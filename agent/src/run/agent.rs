@@ -267,6 +267,7 @@ impl Agent {
                 // It may be another coordinator than before, or a new process: it gets the whole
                 // account.
                 self.reporter.forget();
+                self.mailbox.say_again();
             }
             Event::Disconnected {
                 reason,

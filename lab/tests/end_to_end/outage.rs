@@ -149,6 +149,57 @@ fn settings(gateway: &Gateway) -> Result<TunnelDevice> {
     Ok(device)
 }
 
+pub(crate) fn join_and_changes_get_through_where_large_packets_are_lost_and_no_router_says_so(
+    folder: &Path,
+) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
+    let api = lab.start_coordinator()?;
+    lab.lose_large_packets(DUBLIN, 1280)?;
+    let host = &lab.gateway(DUBLIN)?.host;
+    let ping = |bytes: u32| host.output(&format!("ping -c 1 -W 1 -M do -s {bytes} 198.18.0.2"));
+    // With the headers of IPv4 and ICMP these are packets of 1,280 bytes and of one more.
+    ensure!(ping(1252)?.status.success(), "no packet gets through");
+    ensure!(!ping(1253)?.status.success(), "large packets are not lost");
+    let curl = "curl --silent --insecure --max-time 3 https://198.18.0.2:8443/openapi.json";
+    ensure!(
+        !host.output(curl)?.status.success(),
+        "a large answer arrives"
+    );
+
+    for gateway in &mut lab.gateways {
+        gateway.start_agent()?;
+    }
+    let [dublin, frankfurt]: [CreatedSite; 2] = [
+        api.post("/sites", &DUBLIN.body())?,
+        api.post("/sites", &FRANKFURT.body())?,
+    ];
+    lab.gateway(FRANKFURT)?
+        .join(frankfurt.join_token.join_string.reveal())?;
+    let begin = Instant::now();
+    lab.gateway(DUBLIN)?
+        .join(dublin.join_token.join_string.reveal())?;
+    // More than fits one packet.
+    let subnets: Vec<_> = (0..100).map(|net| format!("10.20.{net}.0/24")).collect();
+    let patch = api.request(
+        "PATCH",
+        "/sites/frankfurt",
+        Some(&json!({ "subnets": subnets }).to_string()),
+    )?;
+    ensure!(patch.status == 200, "{patch:?}");
+    let left = patience(15.0).saturating_sub(begin.elapsed());
+    lab.wait_for_route(&[DUBLIN], "10.20.99.0/24", left)?;
+    wait_for("its report arrives", patience(5.0), || {
+        let node: Value = api.get("/nodes/dublin")?;
+        ensure!(node["last_report"].is_object(), "{node}");
+        Ok(())
+    })?;
+    let log = lab.gateway_mut(DUBLIN)?.agent()?.log();
+    ensure!(log.contains("tries small packets"), "{log}");
+    let log = lab.gateway_mut(FRANKFURT)?.agent()?.log();
+    ensure!(!log.contains("tries small packets"), "{log}");
+    Ok(())
+}
+
 pub(crate) fn agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet(
     folder: &Path,
 ) -> Result<()> {

@@ -1,6 +1,10 @@
 //! Preshared keys: who has them, who has not, and what their change costs.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -14,7 +18,7 @@ use wattle_lab::{
     wait_for,
 };
 use wattle_wire::{
-    admin::{CreatedSite, Node, Page},
+    admin::{CreatedJoinToken, CreatedSite, Node, Page},
     key::Bytes32,
 };
 
@@ -203,6 +207,50 @@ pub(crate) fn whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_
     )?;
     flow.more(50)?;
     flow.expect_no_loss().map(drop)
+}
+
+pub(crate) fn after_a_cut_in_which_both_peers_were_replaced_keys_and_tunnels_are_there_within_seconds(
+    folder: &Path,
+) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let cut = "add table inet cut\nadd chain inet cut out { type filter hook output priority 0; }\n\
+        add rule inet cut out tcp dport 8443 drop\n";
+    lab.gateway(DUBLIN)?.host.run_with("nft -f -", cut)?;
+    for site in [FRANKFURT, NEW_YORK] {
+        api.delete(&format!("/nodes/{}", site.name))?;
+        let created: CreatedJoinToken =
+            api.post(&format!("/sites/{}/join-tokens", site.name), &json!({}))?;
+        lab.gateway_mut(site)?.stop_agent()?;
+        lab.gateway(site)?
+            .agent_says(&["join", "--replace", created.join_string.reveal()])?;
+        lab.gateway_mut(site)?.start_agent()?;
+    }
+    // Long enough for the agent to hang up, and for messages to have been sent in vain.
+    let begin = Instant::now();
+    wait_for(
+        "the cut has lasted for half a minute",
+        patience(40.0),
+        || {
+            ensure!(begin.elapsed() > Duration::from_secs(30), "not yet");
+            Ok(())
+        },
+    )?;
+    lab.gateway(DUBLIN)?.host.run("nft delete table inet cut")?;
+    wait_for("it hears the coordinator again", patience(20.0), || {
+        let status = lab.gateway(DUBLIN)?.status()?;
+        ensure!(status["coordinator"]["connected"] == true, "{status}");
+        Ok(())
+    })?;
+    lab.gateway(DUBLIN)?.agent_says(&["confirm"])?;
+    let open = Instant::now();
+    wait_for("each pair has a key", patience(5.0), || {
+        let keys = lab.pairs().map(|(one, other)| key(one, other));
+        keys.collect::<Result<Vec<_>>>().map(drop)
+    })?;
+    let left = patience(5.0).saturating_sub(open.elapsed());
+    wait_for("every LAN host pings every other", left, || lab.ping_all())?;
+    Ok(())
 }
 
 fn set_policy(api: &Api, policy: &str) -> Result<()> {

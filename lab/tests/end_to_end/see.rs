@@ -463,6 +463,59 @@ pub(crate) fn doctor_names_what_is_in_the_way_and_the_remedy_helps(folder: &Path
     Ok(())
 }
 
+pub(crate) fn doctor_tells_before_a_join_what_the_machine_lacks_and_who_has_the_agents_names(
+    folder: &Path,
+) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN])?;
+    let api = lab.start_coordinator()?;
+    let created: CreatedSite = api.post("/sites", &DUBLIN.body())?;
+    let join_string = created.join_token.join_string;
+    let dublin = lab.gateway(DUBLIN)?;
+    let said = dublin.agent_says(&["doctor"])?;
+    ensure!(
+        said.contains("not a node yet") && said.contains("doctor FILE") && !said.contains("FAULT"),
+        "{said}"
+    );
+    let said = dublin.agent_says(&["doctor", join_string.reveal()])?;
+    ensure!(
+        said.contains("coordinator: answers") && said.contains("clock: differs"),
+        "{said}"
+    );
+
+    dublin.host.run("ip link add wattle0 type bridge")?;
+    dublin.host.run("nft add table inet wattle")?;
+    let taken = [
+        ("wattle0 is an interface of kind bridge", "--interface"),
+        ("of another program", "nft delete table inet wattle"),
+    ];
+    let expect_both = |lab: &Lab| -> Result<()> {
+        let faults = faults(lab.gateway(DUBLIN)?)?;
+        for (what, remedy) in taken {
+            let has = |fault: &Value, field: &str, words| {
+                let text = fault[field].as_str();
+                text.is_some_and(|text| text.contains(words))
+            };
+            let is_told = faults
+                .iter()
+                .any(|fault| has(fault, "detail", what) && has(fault, "fix", remedy));
+            ensure!(is_told, "{what}: {faults:?}");
+        }
+        Ok(())
+    };
+    expect_both(&lab)?;
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    lab.gateway(DUBLIN)?.join(join_string.reveal())?;
+    expect_both(&lab).context("when the machine is a node")?;
+    let dublin = lab.gateway(DUBLIN)?;
+    dublin.host.run("ip link del wattle0")?;
+    dublin.host.run("nft delete table inet wattle")?;
+    wait_for("nothing is in the way", patience(20.0), || {
+        let faults = faults(dublin)?;
+        ensure!(faults.is_empty(), "{faults:?}");
+        Ok(())
+    })
+}
+
 /// What the doctor finds broken.
 fn faults(gateway: &Gateway) -> Result<Vec<Value>> {
     let output = gateway.try_agent(&["doctor", "--json"])?;

@@ -1,25 +1,32 @@
 //! What may stand in the way of a gateway's packets, and what to do about each.
 
 mod firewall;
+mod names;
+mod reach;
 
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::Value;
 use wattle_wire::{name::Name, report::DeviceKind};
 
+pub use self::{
+    names::{Mover, Taken},
+    reach::{OutOfTime, Unreached},
+};
 use crate::{diagnose::firewall::Lan, health::link, host::interface::InterfaceName};
 
 /// Bytes that WireGuard adds to a packet, over IPv6: 40 of IPv6, 8 of UDP, 32 of its own (section
 /// 5.4.6 of its paper).
 const OVERHEAD: u32 = 80;
-/// Seconds by which a clock may be off; the coordinator takes the agent's tokens up to a minute
-/// off.
-const MOST_OFF_S: u64 = 30;
 
 /// What was found on a host.
 #[derive(Clone, Debug)]
 pub struct Symptoms {
     pub interface: InterfaceName,
+    /// Whether the machine is a node.
+    pub joined: bool,
+    pub mover: Mover,
+    pub taken: Taken,
     /// Whether this process may change interfaces and firewalls.
     pub may_administer: bool,
     /// Whether the agent runs.
@@ -47,8 +54,10 @@ pub struct Symptoms {
     /// Host names of the coordinators that have no address, with the error.
     pub unresolved: Vec<(String, String)>,
     /// Seconds by which the clock is ahead of the coordinator's, or why the coordinator does not
-    /// answer.
-    pub coordinator: Result<i64, String>,
+    /// answer; absent where none is known.
+    pub coordinator: Option<Result<i64, Unreached>>,
+    /// Whether the coordinator is reached with small packets alone.
+    pub loses_large_packets: bool,
     pub peers: Vec<PeerSymptoms>,
 }
 
@@ -127,8 +136,10 @@ pub fn diagnose(symptoms: &Symptoms) -> Vec<Finding> {
     findings.extend(device(symptoms));
     findings.extend([forwarding(symptoms), rp_filter(symptoms), mtu(symptoms)]);
     findings.extend(firewall::findings(symptoms));
-    findings.extend(coordinator(symptoms));
-    findings.extend(peers(symptoms));
+    findings.extend(reach::coordinator(symptoms));
+    if symptoms.joined {
+        findings.extend(peers(symptoms));
+    }
     findings
 }
 
@@ -145,6 +156,11 @@ fn rights(symptoms: &Symptoms) -> Finding {
 
 fn agent(symptoms: &Symptoms) -> Finding {
     match symptoms.runs {
+        _ if !symptoms.joined => notice(
+            "agent",
+            "this machine is not a node yet",
+            "run `wattle-agent join` with the join string of its site",
+        ),
         true => fine("agent", "runs"),
         false => fault(
             "agent",
@@ -157,11 +173,7 @@ fn agent(symptoms: &Symptoms) -> Finding {
 fn device(symptoms: &Symptoms) -> Vec<Finding> {
     let interface = &symptoms.interface;
     let Some(device) = symptoms.device else {
-        return vec![fault(
-            "wireguard",
-            format!("there is no interface {interface}"),
-            "the agent makes it: its log says why it cannot",
-        )];
+        return vec![names::without_interface(symptoms)];
     };
     let kind = match device.kind {
         DeviceKind::Kernel => fine("wireguard", format!("{interface} is the kernel's")),
@@ -202,6 +214,10 @@ fn device(symptoms: &Symptoms) -> Vec<Finding> {
 
 fn forwarding(symptoms: &Symptoms) -> Finding {
     match symptoms.forwards {
+        false if !symptoms.joined => fine(
+            "forwarding",
+            "net.ipv4.ip_forward is 0: the agent will switch it on",
+        ),
         true => fine("forwarding", "net.ipv4.ip_forward is 1"),
         false => fault(
             "forwarding",
@@ -229,8 +245,14 @@ fn rp_filter(symptoms: &Symptoms) -> Finding {
 }
 
 fn mtu(symptoms: &Symptoms) -> Finding {
-    let (Some(device), Some((name, underlay))) = (symptoms.device, &symptoms.underlay) else {
+    let Some((name, underlay)) = &symptoms.underlay else {
         return fine("mtu", "there is no default route to compare with");
+    };
+    let Some(device) = symptoms.device else {
+        return fine(
+            "mtu",
+            format!("there is no interface to compare with the {underlay} of {name}"),
+        );
     };
     match device.mtu + OVERHEAD <= *underlay {
         true => fine(
@@ -247,60 +269,6 @@ fn mtu(symptoms: &Symptoms) -> Finding {
             format!("raise the MTU of {name}, or find what makes it small (PPPoE, another tunnel)"),
         ),
     }
-}
-
-fn coordinator(symptoms: &Symptoms) -> Vec<Finding> {
-    let mut findings: Vec<_> = symptoms
-        .unresolved
-        .iter()
-        .map(|(host, error)| {
-            fault(
-                "dns",
-                format!("{host} has no address: {error}"),
-                "see /etc/resolv.conf; tunnels stay, but changes do not arrive",
-            )
-        })
-        .collect();
-    if findings.is_empty() {
-        findings.push(fine("dns", "the coordinators' names have addresses"));
-    }
-    match &symptoms.coordinator {
-        Err(error) => findings.push(fault(
-            "coordinator",
-            error,
-            "tunnels stay as they are. Check that this host can reach its address",
-        )),
-        Ok(ahead) => {
-            findings.push(fine("coordinator", "answers"));
-            findings.push(match ahead.unsigned_abs() <= MOST_OFF_S {
-                true => fine(
-                    "clock",
-                    format!(
-                        "differs from the coordinator's by {} \
-                    s",
-                        ahead.unsigned_abs()
-                    ),
-                ),
-                false => notice(
-                    "clock",
-                    format!(
-                        "is {} s {} the \
-                        coordinator's",
-                        ahead.unsigned_abs(),
-                        if *ahead > 0 {
-                            "ahead \
-                            of"
-                        } else {
-                            "behind"
-                        }
-                    ),
-                    "synchronise it: `timedatectl set-ntp true`. If the clock jumps back, tunnels \
-                     can stay down until it has caught up",
-                ),
-            });
-        }
-    }
-    findings
 }
 
 fn peers(symptoms: &Symptoms) -> Vec<Finding> {

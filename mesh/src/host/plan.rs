@@ -47,9 +47,16 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let routes = differences(&desired.routes, &interface.routes, |wanted, found| {
         wanted == found
     });
-    let mut peers = differences(&desired.peers, &interface.peers, DesiredPeer::is_met_by);
+    // Another private key leaves no session that a preshared key of before could be kept for.
+    let keeps_sessions = interface.public_key == Some(desired.public_key);
+    let may_be_there = |wanted: &DesiredPeer, found: Option<&ObservedPeer>| {
+        wanted.may_be_there(found.filter(|_| keeps_sessions))
+    };
+    let mut peers = differences(&desired.peers, &interface.peers, |wanted, found| {
+        wanted.is_met_by(found) && may_be_there(wanted, Some(found))
+    });
     for (_, wanted, found) in &mut peers {
-        *wanted = wanted.filter(|wanted| wanted.may_be_there(*found));
+        *wanted = wanted.filter(|wanted| may_be_there(wanted, *found));
     }
     plan.interface(desired, interface);
     plan.routes(&routes);

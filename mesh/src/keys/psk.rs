@@ -62,6 +62,11 @@ const CANDIDATE_S: u64 = 15;
 /// none has followed did.
 const REPEATED_S: u64 = 60;
 const HELD_S: u64 = 12;
+/// Seconds for which a key is not replaced because its peer asks for that: somebody may have kept
+/// the message to send it again and again.
+const LEAST_USE_S: u64 = 30;
+/// A peer whose message is said again after more than so many seconds does not answer.
+const UNANSWERED_WAIT_S: u64 = 4 * SHORTEST_RETRY_S;
 
 /// The round of a `renew` that is about none: the responder has a key, and wants another.
 const NO_ROUND: u64 = 0;
@@ -175,15 +180,15 @@ impl Pair {
         // soon.
         self.wanted = self.current.is_some().then_some(Retry {
             said: 0,
-            wait: SHORTEST_RETRY_S / 2,
+            wait: LEAST_USE_S / 2,
         });
     }
 
-    /// Whether the peer has left the first word about a first key unanswered.
+    /// Whether the peer leaves unanswered what is said about a first key.
     pub fn is_unanswered(&self) -> bool {
         match &self.phase {
             Phase::Requested { retry, .. } | Phase::Waiting { retry } => {
-                self.current.is_none() && retry.wait > SHORTEST_RETRY_S
+                self.current.is_none() && retry.wait > UNANSWERED_WAIT_S
             }
             Phase::Idle | Phase::Confirmed { .. } | Phase::Offered { .. } => false,
         }
@@ -204,9 +209,27 @@ impl Pair {
         ends.is_initiator() && matches!(self.phase, Phase::Idle)
     }
 
-    /// Whether this end has asked for a secret a moment ago.
-    fn is_asking(&self, now: u64) -> bool {
-        matches!(&self.phase, Phase::Requested { retry, .. } if now.abs_diff(retry.said) < SHORTEST_RETRY_S)
+    /// Whether this end has asked for a secret and may still expect an answer.
+    fn is_asking(&self) -> bool {
+        matches!(&self.phase, Phase::Requested { retry, .. } if retry.wait <= UNANSWERED_WAIT_S)
+    }
+
+    /// Whether this end waits for an answer.
+    fn waits(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Requested { .. } | Phase::Confirmed { .. } | Phase::Waiting { .. }
+        )
+    }
+
+    /// Says at once what nobody has answered.
+    fn say_again(&mut self) {
+        match &mut self.phase {
+            Phase::Requested { retry, .. }
+            | Phase::Confirmed { retry, .. }
+            | Phase::Waiting { retry } => *retry = Retry::default(),
+            Phase::Idle | Phase::Offered { .. } => {}
+        }
     }
 
     /// Whether all of it outlives a restart.
@@ -527,7 +550,6 @@ impl Pair {
         match &self.phase {
             Phase::Confirmed { .. } if round == self.round => Ok(self.begin(ends, now, kem)),
             Phase::Requested { message, .. } => Ok(Some(message.clone())),
-            // Somebody may have kept the message to send it again and again.
             Phase::Idle if self.may_begin_again(ends, now) => Ok(self.begin(ends, now, kem)),
             Phase::Idle
             | Phase::Confirmed { .. }
@@ -539,7 +561,7 @@ impl Pair {
     fn may_begin_again(&self, ends: &Ends<'_>, now: u64) -> bool {
         self.current
             .as_ref()
-            .is_none_or(|agreed| !ends.is_turning && now.abs_diff(agreed.since) >= SHORTEST_RETRY_S)
+            .is_none_or(|agreed| !ends.is_turning && now.abs_diff(agreed.since) >= LEAST_USE_S)
     }
 
     /// Both ends have the next key: there is no way back.

@@ -51,22 +51,20 @@ pub async fn exchange(
         .iter()
         .enumerate()
         .try_for_each(|(index, message)| check(&app, node, message, index))?;
-    // Each recipient once, and in order, so that two who write to each other's neighbours do not
-    // wait for one another.
-    let messages: BTreeMap<NodeId, SignedPskMessage> = request
+    // Every request takes hold of messages in one order, by recipient and then by sender: of two
+    // nodes that answer each other at the same moment, neither waits for the other.
+    let mut before: BTreeMap<NodeId, SignedPskMessage> = request
         .leave
         .into_iter()
         .map(|message| (message.to, message.message))
         .collect();
+    let after = before.split_off(&node);
     let mut transaction = app.db.begin().await?;
+    let mut left = queries::leave(&mut transaction, node, &before).await?;
     if !request.taken.is_empty() {
         queries::take(&mut transaction, node, &request.taken).await?;
     }
-    let left = if messages.is_empty() {
-        Vec::new()
-    } else {
-        queries::leave(&mut transaction, node, &messages).await?
-    };
+    left.extend(queries::leave(&mut transaction, node, &after).await?);
     let response = queries::waiting(&mut transaction, node).await?;
     transaction.commit().await?;
     app.streams.tell_of_messages(left);

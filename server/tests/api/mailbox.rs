@@ -1,5 +1,7 @@
 //! `/agent/mailbox` and the setting that goes with it.
 
+use std::time::{Duration, Instant};
+
 use reqwest::Method;
 use serde_json::{Value, json};
 use wattle_wire::stream::StreamMessage;
@@ -286,4 +288,30 @@ async fn a_new_mesh_requires_preshared_keys_and_a_change_reaches_every_node() {
     for bad in [json!({"psk": "never"}), json!({"keepalive": 1})] {
         coordinator.patch("/mesh", bad).await.expect(422);
     }
+}
+
+#[tokio::test]
+async fn two_nodes_that_answer_each_other_at_the_same_moment_do_not_wait_for_one_another() {
+    /// How many messages each leaves.
+    const MESSAGES: usize = 100;
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, new_york] = three(&coordinator).await;
+    let begin = Instant::now();
+    let converse = async |me: &Node, others: [&Node; 2]| {
+        let mut taken = Vec::new();
+        for message in 0..MESSAGES {
+            let text = message.to_string();
+            let leave = others.map(|other| letter(other, &text));
+            let answer = errand(&coordinator, me, json!({"leave": leave, "taken": taken}));
+            let mail = answer.await.expect(200).json();
+            let letters = mail["letters"].as_array().unwrap().iter();
+            taken = letters.map(|letter| letter["id"].clone()).collect();
+        }
+    };
+    tokio::join!(
+        converse(&dublin, [&frankfurt, &new_york]),
+        converse(&frankfurt, [&new_york, &dublin]),
+        converse(&new_york, [&dublin, &frankfurt]),
+    );
+    assert!(begin.elapsed() < Duration::from_secs(30));
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 use wattle_wire::probe::PROBE_PORT;
 
-use super::{Finding, Symptoms, fault, fine, notice};
+use super::{Finding, Symptoms, fault, fine, names, notice};
 use crate::diagnose::firewall::{Deed, Firewall, Hook, Obstacle, Packet, Transport};
 
 const CHECK: &str = "firewall";
@@ -34,7 +34,7 @@ pub(super) fn findings(symptoms: &Symptoms) -> Vec<Finding> {
         }
     };
     let firewall = Firewall::new(ruleset);
-    let mut findings = vec![own_table(firewall)];
+    let mut findings: Vec<_> = own_table(symptoms, firewall).into_iter().collect();
     if symptoms.has_legacy_rules {
         let fix = format!(
             "check `iptables-legacy -S`: it must accept UDP port {} and forward {}",
@@ -54,16 +54,21 @@ pub(super) fn findings(symptoms: &Symptoms) -> Vec<Finding> {
     findings
 }
 
-fn own_table(firewall: Firewall<'_>) -> Finding {
+fn own_table(symptoms: &Symptoms, firewall: Firewall<'_>) -> Option<Finding> {
     let is_own = |chain: &Value| chain["table"] == "wattle" && chain["family"] == "inet";
-    if firewall.of("chain").any(is_own) {
-        fine(CHECK, "the table inet wattle is there")
-    } else {
+    let missing = || {
         fault(
             CHECK,
             "the table inet wattle is missing",
             "the running agent makes it; if not, its log says why",
         )
+    };
+    if let Some(taken) = names::table(symptoms) {
+        Some(taken)
+    } else if firewall.of("chain").any(is_own) {
+        Some(fine(CHECK, "the table inet wattle is there"))
+    } else {
+        symptoms.joined.then(missing)
     }
 }
 

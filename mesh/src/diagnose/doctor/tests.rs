@@ -5,6 +5,9 @@ use super::*;
 fn healthy() -> Symptoms {
     Symptoms {
         interface: "wattle0".parse().unwrap(),
+        joined: true,
+        mover: Mover::Kernel,
+        taken: Taken::default(),
         may_administer: true,
         runs: true,
         device: Some(Device {
@@ -28,7 +31,8 @@ fn healthy() -> Symptoms {
         ),
         has_legacy_rules: false,
         unresolved: Vec::new(),
-        coordinator: Ok(1),
+        coordinator: Some(Ok(1)),
+        loses_large_packets: false,
         peers: vec![PeerSymptoms {
             name: "frankfurt".parse().unwrap(),
             unmanaged: false,
@@ -78,7 +82,7 @@ fn a_healthy_gateway_has_nothing_to_mend() {
 #[test]
 fn each_ailment_is_told_with_its_remedy() {
     type Ailment = (&'static str, Severity, fn(&mut Symptoms));
-    let ailments: [Ailment; 12] = [
+    let ailments: [Ailment; 15] = [
         ("rights", Severity::Fault, |s| s.may_administer = false),
         ("agent", Severity::Fault, |s| s.runs = false),
         ("wireguard", Severity::Fault, |s| s.device = None),
@@ -100,9 +104,20 @@ fn each_ailment_is_told_with_its_remedy() {
             s.unresolved = vec![("coordinator.example".to_owned(), "no such name".to_owned())]
         }),
         ("coordinator", Severity::Fault, |s| {
-            s.coordinator = Err("connection refused".to_owned())
+            s.coordinator = Some(Err(Unreached {
+                error: "connection refused".to_owned(),
+                out_of_time: None,
+            }))
         }),
-        ("clock", Severity::Notice, |s| s.coordinator = Ok(-3600)),
+        ("clock", Severity::Notice, |s| {
+            s.coordinator = Some(Ok(-3600))
+        }),
+        ("path", Severity::Notice, |s| s.loses_large_packets = true),
+        ("firewall", Severity::Fault, |s| s.taken.table = true),
+        ("wireguard", Severity::Fault, |s| {
+            s.device = None;
+            s.taken.interface = Some("another WireGuard interface".to_owned());
+        }),
     ];
     for (check, severity, befall) in ailments {
         let mut symptoms = healthy();
@@ -114,6 +129,94 @@ fn each_ailment_is_told_with_its_remedy() {
             "{check}: {told:?}"
         );
         assert_eq!(told.len(), 1, "{check}: {told:?}");
+    }
+}
+
+#[test]
+fn what_another_program_has_under_the_agents_names_is_named_with_the_remedy() {
+    let mut symptoms = healthy();
+    symptoms.device = None;
+    symptoms.taken = Taken {
+        interface: Some("an interface of kind bridge".to_owned()),
+        table: true,
+    };
+    let told = told(&symptoms);
+    assert!(
+        told.iter()
+            .any(|(check, _, fix)| *check == "wireguard" && fix.contains("--interface")),
+        "{told:?}"
+    );
+    assert!(
+        told.iter()
+            .any(|(_, _, fix)| fix.contains("nft delete table inet wattle")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn before_a_machine_is_a_node_only_what_it_lacks_is_told() {
+    let mut symptoms = healthy();
+    symptoms.joined = false;
+    symptoms.runs = false;
+    symptoms.device = None;
+    symptoms.forwards = false;
+    symptoms.ruleset = Ok(json!({"nftables": []}));
+    symptoms.coordinator = None;
+    symptoms.peers = Vec::new();
+    let checks = |symptoms: &Symptoms| -> Vec<_> {
+        let told = told(symptoms).into_iter();
+        told.map(|(check, severity, _)| (check, severity)).collect()
+    };
+    let unjoined = ("agent", Severity::Notice);
+    assert_eq!(
+        checks(&symptoms),
+        [unjoined, ("coordinator", Severity::Notice)]
+    );
+    symptoms.coordinator = Some(Ok(0));
+    assert_eq!(checks(&symptoms), [unjoined]);
+    symptoms.mover = Mover::Tun;
+    assert_eq!(
+        checks(&symptoms),
+        [unjoined, ("wireguard", Severity::Notice)]
+    );
+    symptoms.mover = Mover::Nobody;
+    assert_eq!(
+        checks(&symptoms),
+        [unjoined, ("wireguard", Severity::Fault)]
+    );
+}
+
+#[test]
+fn a_certificate_that_is_out_of_time_is_told_as_a_wrong_clock() {
+    let early = OutOfTime::Early {
+        now: 120,
+        from: Some(1_800_000_000),
+    };
+    let late = OutOfTime::Late {
+        now: 1_900_000_000,
+        until: None,
+    };
+    for (out_of_time, words) in [
+        (
+            early,
+            "wrong: it says 1970-01-01 00:02 UTC, which is before",
+        ),
+        (late, "it says 2030-03-17 17:46 UTC"),
+    ] {
+        let mut symptoms = healthy();
+        symptoms.coordinator = Some(Err(Unreached {
+            error: "no TLS connection: certificate not valid yet".to_owned(),
+            out_of_time: Some(out_of_time),
+        }));
+        let findings = diagnose(&symptoms);
+        let clock = findings.iter().find(|finding| finding.check == "clock");
+        let clock = clock.unwrap();
+        assert_eq!(clock.severity, Severity::Fault);
+        assert!(clock.detail.contains(words), "{}", clock.detail);
+        let reached = findings
+            .iter()
+            .find(|finding| finding.check == "coordinator");
+        assert!(reached.unwrap().detail.contains("not valid yet"));
     }
 }
 

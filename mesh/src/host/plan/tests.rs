@@ -158,6 +158,12 @@ prop_compose! {
     }
 }
 
+/// Whether there may be sessions with peers: those of another private key are over.
+fn keeps_sessions(desired: &Desired, observed: &Observed) -> bool {
+    let interface = observed.interface.as_ref();
+    interface.is_some_and(|interface| interface.public_key == Some(desired.public_key))
+}
+
 /// Checks each thing that the host should be, without the help of `plan`.
 fn reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> {
     let interface = observed
@@ -235,6 +241,7 @@ proptest! {
             .into_iter()
             .filter(|(prefix, key)| {
                 let found = observed.interface.as_ref().and_then(|interface| interface.peers.get(key));
+                let found = found.filter(|_| keeps_sessions(&desired, &observed));
                 desired.peers.get(key).is_some_and(|peer| peer.allowed_ips.contains(prefix) && peer.may_be_there(found))
             })
             .collect();
@@ -258,7 +265,8 @@ proptest! {
             }
             if let Change::RemovePeer(key) = &step.change {
                 let has_psk = observed.interface.as_ref().is_some_and(|interface| interface.peers[key].psk.is_some());
-                let must_go = desired.peers.get(key).is_none_or(|peer| peer.psk == DesiredPsk::Required && !has_psk);
+                let has_key = has_psk && keeps_sessions(&desired, &observed);
+                let must_go = desired.peers.get(key).is_none_or(|peer| peer.psk == DesiredPsk::Required && !has_key);
                 prop_assert!(must_go, "{}", step);
             }
         }
@@ -270,6 +278,7 @@ proptest! {
             let peers = observed.interface.iter().flat_map(|interface| &interface.peers);
             peers.filter(|(key, peer)| peer.psk.is_some() && desired.peers.contains_key(key)).map(|(key, _)| *key).collect()
         };
+        prop_assume!(keeps_sessions(&desired, &observed));
         let mut now = observed;
         for step in plan(&desired, &now).steps {
             let before = keyed(&now);
@@ -329,4 +338,47 @@ fn a_prefix_that_moves_is_written_once_and_the_ruleset_stands_first() {
         ..PeerUpdate::default()
     };
     assert_eq!(changes, [Change::SetPeer(key(2), add)]);
+}
+
+#[test]
+fn a_preshared_key_that_nobody_knows_stays_while_there_may_be_a_session_and_goes_with_the_own_key()
+{
+    let peer = DesiredPeer {
+        name: "site-1".parse().unwrap(),
+        endpoint: None,
+        keepalive_s: 25,
+        allowed_ips: [prefix(1)].into(),
+        psk: DesiredPsk::Required,
+        anew: false,
+    };
+    let mut desired = Desired {
+        interface: "wattle0".parse().unwrap(),
+        public_key: key(0),
+        listen_port: 51820,
+        mtu: 1420,
+        addresses: BTreeSet::new(),
+        peers: [(key(1), peer)].into(),
+        routes: BTreeMap::new(),
+        forwarding: BTreeSet::new(),
+        ruleset: Ruleset {
+            node: NodeId(uuid::Uuid::nil()),
+            interface: "wattle0".parse().unwrap(),
+            local: BTreeSet::new(),
+            remote: BTreeSet::new(),
+        },
+    };
+    let mut observed = apply(&Observed::default(), &plan(&desired, &Observed::default()));
+    let found = ObservedPeer {
+        keepalive_s: 25,
+        allowed_ips: [prefix(1)].into(),
+        psk: Some(Psk::new([7; 32])),
+        ..ObservedPeer::default()
+    };
+    let interface = observed.interface.as_mut().unwrap();
+    interface.peers.insert(key(1), found);
+    assert_eq!(plan(&desired, &observed), Plan::default());
+    desired.public_key = key(99);
+    let removed = Change::RemovePeer(key(1));
+    let steps = plan(&desired, &observed).steps;
+    assert!(steps.iter().any(|step| step.change == removed), "{steps:?}");
 }

@@ -25,7 +25,7 @@ use crate::{
 
 /// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers,
 /// which may take two seconds where the two follow different coordinators. A peer that leaves its
-/// request unanswered until it is said again keeps no other waiting.
+/// request unanswered for half a minute keeps no other waiting.
 const ASKED_AT_ONCE: usize = 256;
 
 /// The preshared keys of all tunnels of a node, with what is under way. As it is kept on disk, it
@@ -145,24 +145,21 @@ impl Exchange {
         unsettled: &BTreeSet<NodeId>,
     ) -> bool {
         let fresh = Pair::default();
-        let may_ask = self.may_ask(now) > 0;
-        let due = |(node, peer)| {
+        let may_ask = self.may_ask() > 0;
+        let due = |(node, peer): (&NodeId, &KnownPeer)| {
             let (pair, ends) = (
                 self.pairs.get(node).map_or(&fresh, Arc::as_ref),
                 ends(known, node_keys, peer),
             );
-            is_next(pair, &ends, now, may_ask)
+            self.may_agree(*node, unsettled) && is_next(pair, &ends, now, may_ask)
         };
         let is_gone = |node| !known.peers.contains_key(node);
-        self.pairs.keys().chain(self.given.keys()).any(is_gone)
-            || agreeing_peers(known, unsettled).any(due)
+        self.pairs.keys().chain(self.given.keys()).any(is_gone) || agreeing_peers(known).any(due)
     }
 
     /// What to say because time has passed or peers have changed; the keys of peers that are gone
-    /// are forgotten. `now` is in seconds since
-    /// 1970. The messages may be sent once this is kept on disk. To peers that are `unsettled`, of
-    ///       whose new WireGuard key no handshake has succeeded yet, nothing is said: both ends of
-    ///       it must have the same preshared key.
+    /// are forgotten. `now` is in seconds since 1970. The messages may be sent once this is kept
+    /// on disk. With peers that are `unsettled` no key is changed ([`Exchange::may_agree`]).
     pub fn tick(
         &mut self,
         known: &Known,
@@ -173,7 +170,12 @@ impl Exchange {
     ) -> Vec<OutgoingMessage> {
         self.pairs.retain(|node, _| known.peers.contains_key(node));
         self.given.retain(|node, _| known.peers.contains_key(node));
-        let mut may_ask = self.may_ask(now);
+        let mut may_ask = self.may_ask();
+        let waits: BTreeSet<NodeId> = unsettled
+            .iter()
+            .filter(|node| !self.may_agree(**node, unsettled))
+            .copied()
+            .collect();
         let say = |(node, peer): (&NodeId, &KnownPeer)| {
             let (pair, ends) = (
                 self.pairs.entry(*node).or_default(),
@@ -188,17 +190,29 @@ impl Exchange {
             may_ask -= usize::from(begins);
             Some(OutgoingMessage { to: *node, message })
         };
-        agreeing_peers(known, unsettled).filter_map(say).collect()
+        agreeing_peers(known)
+            .filter(|(node, _)| !waits.contains(node))
+            .filter_map(say)
+            .collect()
+    }
+
+    /// Whether a key may be agreed on with a peer now. With those that are `unsettled`, of whose
+    /// new WireGuard key no handshake has succeeded yet, none is changed: both ends of it must have
+    /// the same preshared key. A first key is not waited for: without one there may be no handshake.
+    pub(super) fn may_agree(&self, peer: NodeId, unsettled: &BTreeSet<NodeId>) -> bool {
+        !unsettled.contains(&peer) || self.since(peer).is_none()
+    }
+
+    /// Says at once what nobody has answered: the coordinator may have lost it.
+    pub fn say_again(&mut self) {
+        for pair in self.pairs.values_mut().filter(|pair| pair.waits()) {
+            Arc::make_mut(pair).say_again();
+        }
     }
 
     /// How many more peers may be asked for a secret now.
-    fn may_ask(&self, now: u64) -> usize {
-        ASKED_AT_ONCE.saturating_sub(
-            self.pairs
-                .values()
-                .filter(|pair| pair.is_asking(now))
-                .count(),
-        )
+    fn may_ask(&self) -> usize {
+        ASKED_AT_ONCE.saturating_sub(self.pairs.values().filter(|pair| pair.is_asking()).count())
     }
 
     /// Takes in a message of a peer. The answer may be sent once this is kept on disk.
@@ -302,15 +316,12 @@ impl Exchange {
     }
 }
 
-/// The peers with which keys are agreed on, but for the `unsettled` ones.
-fn agreeing_peers<'a>(
-    known: &'a Known,
-    unsettled: &BTreeSet<NodeId>,
-) -> impl Iterator<Item = (&'a NodeId, &'a KnownPeer)> {
+/// The peers with which keys are agreed on.
+fn agreeing_peers(known: &Known) -> impl Iterator<Item = (&NodeId, &KnownPeer)> {
     known
         .peers
         .iter()
-        .filter(|(node, peer)| !peer.statement.unmanaged && !unsettled.contains(node))
+        .filter(|(_, peer)| !peer.statement.unmanaged)
 }
 
 /// Whether something is to be said to a peer now: nothing is that would ask one peer too many.
@@ -342,7 +353,7 @@ mod tests {
     use crate::{
         agent::replica::Replica,
         config::view,
-        keys::psk::kem::seeded::SeededKem,
+        keys::psk::{kem::seeded::SeededKem, retry::SHORTEST_RETRY_S},
         testing::{MESH, directory_of, node_id, node_keys_of},
     };
 
@@ -370,18 +381,19 @@ mod tests {
         let mut exchange = Exchange::default();
         let mut ask = |now| {
             let messages = exchange.tick(known, &last, now, &SeededKem, &none);
-            assert!(!exchange.is_due(known, &last, now, &none));
-            messages
-                .into_iter()
-                .map(|message| message.to)
-                .collect::<Vec<_>>()
+            let is_due = exchange.is_due(known, &last, now, &none);
+            let asked: Vec<_> = messages.into_iter().map(|message| message.to).collect();
+            (asked, is_due)
         };
-        let first = ask(NOW);
+        let (first, _) = ask(NOW);
         assert_eq!(first.len(), ASKED_AT_ONCE);
-        assert_eq!(ask(NOW + 29), []);
-        // All are asked again, and those that had to wait.
-        let second = ask(NOW + 30);
-        let new: Vec<_> = second.iter().filter(|node| !first.contains(node)).collect();
-        assert_eq!((second.len(), new.len()), (ASKED_AT_ONCE + MORE, MORE));
+        assert_eq!(ask(NOW + SHORTEST_RETRY_S - 1), (Vec::new(), false));
+        // All are asked again, and again, and then those that had to wait.
+        for (seconds, is_due) in [(4, false), (12, false), (28, true)] {
+            assert_eq!(ask(NOW + seconds), (first.clone(), is_due));
+        }
+        let (second, is_due) = ask(NOW + 28);
+        assert!(second.iter().all(|node| !first.contains(node)));
+        assert_eq!((second.len(), is_due), (MORE, false));
     }
 }

@@ -73,8 +73,9 @@ pub struct Progress {
 #[derive(Debug)]
 pub enum MailboxReply {
     Response(MailboxResponse),
-    /// The coordinator would not have it: a message was for a node that has gone.
-    Refused,
+    /// The coordinator would not have it for the message of this number, which is for a node that
+    /// has gone; absent means for all of it.
+    Refused(Option<usize>),
     Failed,
 }
 
@@ -106,6 +107,11 @@ impl PskMailbox {
         self.waiting = true;
     }
 
+    /// As [`Exchange::say_again`].
+    pub fn say_again(&mut self) {
+        self.exchange.say_again();
+    }
+
     /// Does what is due by now, and reads the messages of nodes that have become known. With
     /// `unsettled` peers no key is changed.
     pub fn tick<K: Kem>(
@@ -115,6 +121,8 @@ impl PskMailbox {
         unsettled: BTreeSet<NodeId>,
     ) -> Progress {
         self.unsettled = unsettled;
+        // One message to a node that has gone would keep the others from being left.
+        self.outbox.retain(|to, _| known.peers.contains_key(to));
         // What could not be kept is still at the coordinator.
         self.waiting |= self.problem.is_some();
         let (early, later): (BTreeMap<_, _>, _) = mem::take(&mut self.early)
@@ -191,15 +199,19 @@ impl PskMailbox {
         known: Option<&Known>,
         means: &Means<'_, K>,
     ) -> Progress {
-        if !matches!(reply, MailboxReply::Failed) {
-            // What was refused and is still due is said again in time.
-            self.outbox.retain(|to, message| {
-                !request
-                    .leave
-                    .iter()
-                    .any(|left| left.to == *to && left.message == *message)
-            });
-        }
+        // The messages that are done with. What was refused and is still due is said again in time.
+        let done = match reply {
+            MailboxReply::Failed => &[],
+            MailboxReply::Refused(Some(index)) => {
+                request.leave.get(index..=index).unwrap_or(&request.leave)
+            }
+            MailboxReply::Refused(None) | MailboxReply::Response(_) => &request.leave[..],
+        };
+        self.outbox.retain(|to, message| {
+            !done
+                .iter()
+                .any(|left| left.to == *to && left.message == *message)
+        });
         let MailboxReply::Response(response) = reply else {
             self.waiting |= matches!(reply, MailboxReply::Failed) || !request.taken.is_empty();
             return Progress::default();
@@ -262,7 +274,8 @@ impl PskMailbox {
     }
 
     fn is_readable(&self, known: Option<&Known>, from: &NodeId) -> bool {
-        known.is_some_and(|known| known.peers.contains_key(from)) && !self.unsettled.contains(from)
+        known.is_some_and(|known| known.peers.contains_key(from))
+            && self.exchange.may_agree(*from, &self.unsettled)
     }
 
     /// Reads messages and all given keys of known peers, keeps what is known then, and says what

@@ -21,6 +21,10 @@ const RESPONDER: usize = 1;
 const REKEY_S: u64 = 120;
 const ATTEMPT_S: u64 = 5;
 const SESSION_S: u64 = 180;
+/// What it takes until both ends have the same key, once all is well: one wait of whoever may speak
+/// first, and two rounds.
+const MOST_S: u64 = 5;
+const MOST_MESSAGES: usize = 8;
 /// Seconds between two observations of its device by an agent.
 const OBSERVE_INTERVAL_S: u64 = 5;
 
@@ -259,6 +263,20 @@ impl World {
         }
     }
 
+    /// Lets both ends say what they have to, until nothing is left to say.
+    fn deliver_all(&mut self) {
+        for end in [INITIATOR, RESPONDER] {
+            self.tick(end);
+        }
+        while let Some(end) = self.mailbox.iter().position(Option::is_some) {
+            self.deliver(end);
+        }
+    }
+
+    fn has_one_key(&self) -> bool {
+        self.key(INITIATOR).is_some() && self.key(INITIATOR) == self.key(RESPONDER)
+    }
+
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Deliver(end) => self.deliver(end),
@@ -355,6 +373,26 @@ proptest! {
         world.settle();
         prop_assert_eq!(world.key(INITIATOR), world.key(RESPONDER));
         prop_assert!(world.ends.iter().all(|end| matches!(end.pair.phase, Phase::Idle)));
+    }
+
+    #[test]
+    fn once_both_hear_the_coordinator_they_have_the_same_key_within_seconds_and_few_messages(
+        policy in policy(),
+        history in prop::collection::vec(happening(), 0..60),
+    ) {
+        let mut world = World::new(policy);
+        history.into_iter().for_each(|happening| world.happen(happening));
+        let before = world.ever.iter().map(Vec::len).sum::<usize>();
+        let begin = world.now;
+        world.ends.iter_mut().for_each(|end| end.pair.say_again());
+        world.deliver_all();
+        while !world.has_one_key() {
+            world.pass(1);
+            world.deliver_all();
+            prop_assert!(world.now <= begin + MOST_S, "they do not agree");
+        }
+        let messages = world.ever.iter().map(Vec::len).sum::<usize>() - before;
+        prop_assert!(messages <= MOST_MESSAGES, "{} messages", messages);
     }
 
     #[test]
@@ -468,11 +506,15 @@ fn an_end_that_lost_its_disk_in_the_middle_of_a_round_gets_a_new_key() {
 
 #[test]
 fn a_peer_that_never_answers_is_told_of_and_one_that_does_is_not() {
+    /// How often something is said in vain before that is told.
+    const SAID: usize = 3;
     let mut world = World::new(PskPolicy::Require);
     for end in [INITIATOR, RESPONDER] {
-        world.tick(end);
-        assert!(!world.ends[end].pair.is_unanswered());
-        world.pass(SHORTEST_RETRY_S);
+        for _ in 0..SAID {
+            world.tick(end);
+            assert!(!world.ends[end].pair.is_unanswered());
+            world.pass(UNANSWERED_WAIT_S);
+        }
         world.tick(end);
         assert!(world.ends[end].pair.is_unanswered());
     }
@@ -675,7 +717,8 @@ fn what_the_peer_did_not_sign_for_this_node_and_mesh_is_ignored() {
 
 #[test]
 fn nothing_that_is_said_or_shown_holds_the_key() {
-    let world = World::agreed(PskPolicy::Require);
+    let mut world = World::new(PskPolicy::Require);
+    world.deliver_all();
     let psk = *world.key(INITIATOR).unwrap().reveal();
     let text = Bytes32::from(psk).to_string();
     let said: Vec<_> = world.ever.iter().flatten().collect();

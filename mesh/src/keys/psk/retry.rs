@@ -1,8 +1,9 @@
 //! When to say something again that nobody has answered.
 
 /// Seconds after which a message is sent again that nobody has answered; they double up to an hour.
-/// The mailbox keeps messages, so this is for those that it lost.
-pub(super) const SHORTEST_RETRY_S: u64 = 30;
+/// The mailbox keeps messages, so this is for those that it lost. The first wait is longer than two
+/// nodes take that follow different coordinators.
+pub(super) const SHORTEST_RETRY_S: u64 = 4;
 pub(super) const LONGEST_RETRY_S: u64 = 3600;
 
 /// When to say something again.

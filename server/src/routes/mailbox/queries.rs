@@ -12,14 +12,16 @@ use wattle_wire::{
 
 use crate::error::{Error, Result};
 
-/// Takes letters away that are for this node.
+/// Takes letters away that are for this node, by their senders in order.
 pub(super) async fn take(
     connection: &mut PgConnection,
     recipient: NodeId,
     ids: &[i64],
 ) -> Result<()> {
     sqlx::query!(
-        "DELETE FROM psk_messages WHERE recipient = $1 AND id = ANY($2)",
+        "DELETE FROM psk_messages WHERE id IN (
+             SELECT id FROM psk_messages WHERE recipient = $1 AND id = ANY($2)
+             ORDER BY sender FOR UPDATE) AND recipient = $1",
         recipient.0,
         ids
     )
@@ -28,12 +30,16 @@ pub(super) async fn take(
     Ok(())
 }
 
-/// Leaves letters, each in the place of an earlier one to the same node. Returns their numbers.
+/// Leaves letters, each in the place of an earlier one to the same node, by their recipients in
+/// order. Returns their numbers.
 pub(super) async fn leave(
     connection: &mut PgConnection,
     sender: NodeId,
     letters: &BTreeMap<NodeId, SignedPskMessage>,
 ) -> Result<Vec<(NodeId, i64)>> {
+    if letters.is_empty() {
+        return Ok(Vec::new());
+    }
     let recipients: Vec<Uuid> = letters.keys().map(|recipient| recipient.0).collect();
     let messages: Vec<_> = letters
         .values()

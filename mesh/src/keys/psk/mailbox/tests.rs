@@ -363,3 +363,40 @@ fn a_key_is_given_for_tunnels_with_unmanaged_nodes_alone_and_to_the_present_wire
         );
     }
 }
+
+#[test]
+fn a_message_that_is_refused_keeps_no_other_from_being_left() {
+    let directory = directory_of(NODES);
+    let mut node = Node::new(NODES, &directory);
+    node.step(|messages, known, means| messages.tick(known, means, BTreeSet::new()));
+    let request = node.messages.next_request().unwrap();
+    let to = |request: &MailboxRequest| -> Vec<_> {
+        request.leave.iter().map(|message| message.to).collect()
+    };
+    assert_eq!(to(&request), [node_id(1), node_id(2)]);
+    let refused = MailboxReply::Refused(Some(0));
+    node.step(|messages, known, means| messages.take_in(&request, refused, Some(known), means));
+    let request = node.messages.next_request().unwrap();
+    assert_eq!(to(&request), [node_id(2)]);
+    // A refusal that names none is of all.
+    let refused = MailboxReply::Refused(None);
+    node.step(|messages, known, means| messages.take_in(&request, refused, Some(known), means));
+    assert!(node.messages.next_request().is_none());
+}
+
+#[test]
+fn a_peer_of_whose_new_wireguard_key_no_handshake_has_succeeded_gets_a_first_key_and_no_other() {
+    let directory = directory_of(2);
+    let unsettled = || BTreeSet::from([node_id(1)]);
+    let mut nodes = [Node::new(1, &directory), Node::new(2, &directory)];
+    let ask = |node: &mut Node| {
+        node.step(|messages, known, means| messages.tick(known, means, unsettled()));
+        node.messages.next_request().is_some()
+    };
+    assert!(ask(&mut nodes[1]), "there is no first key");
+    settle(&mut nodes, &mut Mailbox::default());
+    nodes[1].messages.want_others();
+    assert!(!ask(&mut nodes[1]), "the key is changed");
+    nodes[1].step(|messages, known, means| messages.tick(known, means, BTreeSet::new()));
+    assert!(nodes[1].messages.next_request().is_some());
+}
