@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 mod agents;
+mod audit;
 mod auth;
 mod browser;
 mod cases;

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::access::Grant;
 use wattle_wire::{
-    admin::{ApiToken, NewApiToken, Role},
+    admin::{ApiToken, NewApiToken},
     ids::TokenId,
 };
 
@@ -116,15 +116,16 @@ pub(super) async fn lock(connection: &mut PgConnection, id: TokenId) -> Result<O
     }))
 }
 
-/// The role that the api token had; `None` if there was none.
-pub async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<Option<Role>> {
-    let role = sqlx::query_scalar!(
-        "UPDATE api_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL RETURNING \
-         role",
+/// The api token as it was; `None` if there was none.
+pub async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<Option<ApiToken>> {
+    let row = sqlx::query_as!(
+        ApiTokenRow,
+        "UPDATE api_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL
+         RETURNING id, name, role, created_at, expires_at, last_used_at",
         id.0
     );
-    role.fetch_optional(connection)
+    row.fetch_optional(connection)
         .await?
-        .map(|role| parse_role(&role))
+        .map(ApiToken::try_from)
         .transpose()
 }
