@@ -31,5 +31,6 @@ mod rotation;
 mod sites;
 mod stream;
 mod tls;
+mod two_pages;
 mod webhooks;
 mod wg_quick;
