@@ -74,6 +74,7 @@ export function siteForm({ path, known, action, done }) {
     const keep = h("button", { type: "button", id: "keep-mine", class: "danger", click: () => { take([]); save(""); } }, "Save yours in its place");
     refill(conflict, h("p", {}, `Nothing is saved: ${await told(known.object, fields)}.`), h("p", {}, `You wrote: ${own}`), h("div", { class: "actions" }, load, keep));
     conflict.hidden = false;
+    load.focus();
   }
 
   function show(error) {
