@@ -209,21 +209,29 @@ CREATE TABLE changes (
 -- The audit log, a chain: who did what.
 CREATE TABLE events (
     -- Without gaps.
-    number     bigint      PRIMARY KEY,
-    at         timestamptz NOT NULL,
-    actor      text        NOT NULL,
-    action     text        NOT NULL,
-    object     text        NOT NULL,
+    number      bigint      PRIMARY KEY,
+    at          timestamptz NOT NULL,
+    actor       text        NOT NULL,
+    -- Names as they were then: they are told after what has them is gone.
+    actor_name  text        NOT NULL,
+    actor_site  text,
+    action      text        NOT NULL,
+    object      text        NOT NULL,
+    object_name text        NOT NULL,
+    object_site text,
+    -- Field by field, what the object was and is. Hashed as it stands, so json, not jsonb.
+    changes     json        NOT NULL,
     -- Null for what is not configuration, a token for example.
-    revision   bigint,
-    request_id text,
+    revision    bigint,
+    request_id  text,
     -- SHA-256 of the object as the event found it and left it; null for none.
-    before     bytea       CHECK (octet_length(before) = 32),
-    after      bytea       CHECK (octet_length(after) = 32),
+    before      bytea       CHECK (octet_length(before) = 32),
+    after       bytea       CHECK (octet_length(after) = 32),
     -- Over all of this and the hash of the event before.
-    hash       bytea       NOT NULL CHECK (octet_length(hash) = 32)
+    hash        bytea       NOT NULL CHECK (octet_length(hash) = 32)
 );
 CREATE INDEX events_of_object ON events (object, number);
+CREATE INDEX events_of_name ON events (object_name, number);
 
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,6 +1,10 @@
 //! The audit log: a chain of events in which each is bound to all before it, so that none can be
 //! altered, left out or put in unseen.
 
+mod difference;
+mod sentence;
+mod subject;
+
 use std::{fmt, str::FromStr};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -8,8 +12,14 @@ use chrono::{DateTime, Utc};
 use thiserror::Error;
 use wattle_wire::key::Bytes32;
 
+pub use self::{
+    difference::difference,
+    sentence::sentence,
+    subject::{Edit, Subject},
+};
+
 /// What every hash of an event begins with.
-pub const CONTEXT: &[u8] = b"wattle event v1\0";
+pub const CONTEXT: &[u8] = b"wattle event v2\0";
 /// Stands for the digest of what was not there.
 pub const ABSENT: &[u8; 32] = &[0; 32];
 
@@ -17,8 +27,14 @@ pub const ABSENT: &[u8; 32] = &[0; 32];
 #[derive(Clone, Copy, Debug)]
 pub struct Content<'e> {
     pub actor: &'e str,
+    pub actor_name: &'e str,
+    pub actor_site: Option<&'e str>,
     pub action: &'e str,
     pub object: &'e str,
+    pub object_name: &'e str,
+    pub object_site: Option<&'e str>,
+    /// The JSON of what was changed, byte for byte as it is kept.
+    pub changes: &'e str,
     pub request_id: Option<&'e str>,
     /// Digest of the object as the event left it.
     pub after: Option<Bytes32>,
@@ -68,10 +84,19 @@ impl Content<'_> {
             context.update(&length.to_be_bytes());
             context.update(bytes.unwrap_or_default());
         };
-        for text in [self.actor, self.action, self.object] {
-            field(Some(text.as_bytes()));
+        for text in [
+            Some(self.actor),
+            Some(self.actor_name),
+            self.actor_site,
+            Some(self.action),
+            Some(self.object),
+            Some(self.object_name),
+            self.object_site,
+            Some(self.changes),
+            self.request_id,
+        ] {
+            field(text.map(str::as_bytes));
         }
-        field(self.request_id.map(str::as_bytes));
         field(
             self.after
                 .as_ref()
@@ -168,8 +193,13 @@ mod tests {
         let at = DateTime::from_timestamp_micros(1_800_000_000_000_001).unwrap();
         let content = Content {
             actor: "api-token:1",
+            actor_name: "carol",
+            actor_site: None,
             action: "site.change",
             object: "2",
+            object_name: "hq",
+            object_site: Some("hq"),
+            changes: "[]",
             request_id: None,
             after: None,
         };
@@ -192,8 +222,8 @@ mod tests {
                 ..content
             },
             Content {
-                actor: "api-token:1s",
-                action: "ite.change",
+                actor: "api-token:1c",
+                actor_name: "arol",
                 ..content
             },
             Content {
@@ -202,6 +232,26 @@ mod tests {
             },
             Content {
                 object: "3",
+                ..content
+            },
+            Content {
+                actor_name: "dave",
+                ..content
+            },
+            Content {
+                actor_site: Some("hq"),
+                ..content
+            },
+            Content {
+                object_name: "branch",
+                ..content
+            },
+            Content {
+                object_site: None,
+                ..content
+            },
+            Content {
+                changes: "[ ]",
                 ..content
             },
             Content {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::ensure;
+use chrono::{DateTime, Utc};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 use wattle_mesh::audit::Head;
@@ -165,7 +166,7 @@ pub enum Command {
     /// string; it keeps its keys and its tunnels.
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Checks the audit log, also while the coordinator runs
+    /// Checks and prints the audit log, also while the coordinator runs
     #[command(subcommand)]
     Audit(AuditCommand),
     /// Prints the OpenAPI description of the REST interface
@@ -216,6 +217,24 @@ pub enum CaCommand {
 /// What to do with the audit log.
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
+    /// Prints what was done, by whom and to what, the newest last
+    List {
+        /// Only what was done to this: an id or a name
+        #[arg(long, value_name = "ID|NAME")]
+        object: Option<String>,
+        /// Only what this one did: id or name of an api token or node, or "command line"
+        #[arg(long, value_name = "ID|NAME")]
+        actor: Option<String>,
+        /// From this moment on, for example 2026-11-28T09:30:00Z
+        #[arg(long, value_name = "TIME")]
+        since: Option<DateTime<Utc>>,
+        /// Before this moment
+        #[arg(long, value_name = "TIME")]
+        until: Option<DateTime<Utc>>,
+        /// As many of the newest at most
+        #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+        limit: u32,
+    },
     /// Checks the chain of hashes from the first event to the last, and prints its end. Fails if an
     /// event is missing or altered
     Verify {

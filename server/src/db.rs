@@ -23,8 +23,11 @@ use sqlx::{
     migrate::Migrator,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
-use wattle_mesh::config::directory::RecordChange;
-use wattle_wire::{admin::Warning, ids::Position};
+use wattle_mesh::{
+    audit::{Edit, Subject},
+    config::directory::{NodeRecord, RecordChange},
+};
+use wattle_wire::{admin::Warning, ids::Position, name::Name};
 
 use self::record::{FurtherEvent, digest};
 pub use self::{
@@ -107,7 +110,7 @@ impl PendingChange {
         value: T,
         records: Vec<RecordChange>,
         action: &'static str,
-        object: impl ToString,
+        subject: Subject,
     ) -> ChangeOutcome<T> {
         ChangeOutcome {
             change: self,
@@ -115,12 +118,27 @@ impl PendingChange {
             record: Some(ChangeRecord {
                 records,
                 action,
-                object: object.to_string(),
+                subject,
                 after: None,
                 further: Vec::new(),
+                actor_site: None,
                 warnings: Vec::new(),
             }),
         }
+    }
+
+    /// A node was changed, and it alone.
+    pub async fn changed_node<T>(
+        mut self,
+        value: T,
+        action: &'static str,
+        before: &NodeRecord,
+        after: NodeRecord,
+    ) -> Result<ChangeOutcome<T>> {
+        let site = site_records::name(&mut self, after.site).await?;
+        let (before, now) = (before, &after);
+        let subject = Subject::node(&site, Edit::Changed { before, after: now });
+        Ok(self.changed(value, vec![RecordChange::Node(after)], action, subject))
     }
 
     /// Everything is already as it should be.
@@ -150,21 +168,30 @@ impl<T> ChangeOutcome<T> {
         self
     }
 
-    /// Says what else was done in the same revision, to another object: an event of its own.
+    /// Says what else was done in the same revision, to another object: an event of its own. `now`
+    /// is `None` when that object is gone.
     pub fn and_event(
         mut self,
         action: &'static str,
-        object: impl ToString,
-        now: RecordChange,
+        subject: Subject,
+        now: Option<RecordChange>,
     ) -> Result<Self> {
         if let Some(record) = &mut self.record {
             record.further.push(FurtherEvent {
                 action,
-                object: object.to_string(),
-                after: digest(&[now])?,
+                subject,
+                after: now.map(|now| digest(&[now])).transpose()?,
             });
         }
         Ok(self)
+    }
+
+    /// Says of which site the actor is.
+    pub fn by_site(mut self, site: &Name) -> Self {
+        if let Some(record) = &mut self.record {
+            record.actor_site = Some(site.to_string());
+        }
+        self
     }
 }
 

@@ -11,7 +11,7 @@ use clap::Parser;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use wattle_mesh::audit::Head;
+use wattle_mesh::audit::{Edit, Subject};
 use wattle_server::{
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
     data_dir,
@@ -19,7 +19,10 @@ use wattle_server::{
     fingerprint::fingerprint,
     http::listen::Listeners,
     postgres, router,
-    routes::{api_tokens, events},
+    routes::{
+        api_tokens,
+        events::{self, Filter},
+    },
     secret,
     server::{Database, Server},
     state::app::App,
@@ -38,9 +41,7 @@ fn main() -> ExitCode {
         Command::Ca(command) => run(with_database(&config, |db, actor| {
             authority(db, actor, &config.data_dir, command)
         })),
-        Command::Audit(AuditCommand::Verify { seen }) => {
-            run(with_database(&config, |db, _| verify(db, seen)))
-        }
+        Command::Audit(command) => run(with_database(&config, |db, _| audit(db, command))),
         Command::Openapi => say(router::openapi_json().trim_end()),
     };
     match result {
@@ -141,7 +142,7 @@ where
             (database.options(), Some(database))
         }
     };
-    let actor = AuditActor::new("command line", None);
+    let actor = AuditActor::known_as("command line");
     let result =
         async { work(Db::open(options, config.database_pooler).await?, actor).await }.await;
     if let Some(database) = started {
@@ -169,7 +170,12 @@ async fn token(db: Db, actor: AuditActor, command: TokenCommand) -> anyhow::Resu
             db.mutate(&actor, |mut change| async move {
                 let api_token = api_tokens::queries::insert(&mut change, new, wanted).await?;
                 change
-                    .changed((), Vec::new(), "api-token.create", new.id)
+                    .changed(
+                        (),
+                        Vec::new(),
+                        "api-token.create",
+                        Subject::api_token(Edit::Made(&api_token)),
+                    )
                     .with_object(&api_token)
             })
             .await?;
@@ -197,7 +203,12 @@ async fn token(db: Db, actor: AuditActor, command: TokenCommand) -> anyhow::Resu
         TokenCommand::Revoke { id } => {
             let revoked = db.mutate(&actor, |mut change| async move {
                 match api_tokens::queries::revoke(&mut change, id).await? {
-                    Some(_) => Ok(change.changed(true, Vec::new(), "api-token.revoke", id)),
+                    Some(token) => Ok(change.changed(
+                        true,
+                        Vec::new(),
+                        "api-token.revoke",
+                        Subject::api_token(Edit::Gone(&token)),
+                    )),
                     None => Ok(change.unchanged(false)),
                 }
             });
@@ -207,12 +218,32 @@ async fn token(db: Db, actor: AuditActor, command: TokenCommand) -> anyhow::Resu
     }
 }
 
-async fn verify(db: Db, seen: Option<Head>) -> anyhow::Result<()> {
-    let head = events::verify(&db, seen).await?;
-    say(&format!(
-        "the audit log is complete. Keep this end elsewhere, and pass it to the next check with \
-         --seen:\n{head}"
-    ))
+async fn audit(db: Db, command: AuditCommand) -> anyhow::Result<()> {
+    match command {
+        AuditCommand::List {
+            object,
+            actor,
+            since,
+            until,
+            limit,
+        } => {
+            let filter = Filter {
+                object,
+                actor,
+                since,
+                until,
+            };
+            let lines = events::print(&db, &filter, usize::try_from(limit)?).await?;
+            lines.iter().try_for_each(|line| say(line))
+        }
+        AuditCommand::Verify { seen } => {
+            let head = events::verify(&db, seen).await?;
+            say(&format!(
+                "the audit log is complete. Keep this end elsewhere, and pass it to the next \
+                 check with --seen:\n{head}"
+            ))
+        }
+    }
 }
 
 async fn authority(

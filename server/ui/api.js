@@ -29,9 +29,9 @@ export async function send(method, path, { body, headers, signal } = {}) {
   throw new Problem(problem);
 }
 
-/** The body of an answer. */
-export async function request(method, path, body) {
-  const response = await send(method, path, { body });
+/** The body of an answer. With a tag, nothing is done unless the object has it still. */
+export async function request(method, path, body, tag) {
+  const response = await send(method, path, { body, headers: tag ? { "if-match": tag } : {} });
   return response.status === 204 ? null : response.json();
 }
 

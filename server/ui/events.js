@@ -45,9 +45,9 @@ export function eventPage(mesh) {
     const rows = events.map((event) => h("tr", {},
       h("th", { scope: "row" }, String(event.number)),
       h("td", {}, h("time", { datetime: event.at }, moment(event.at))),
-      h("td", {}, event.action),
-      h("td", {}, named(mesh, event.object)),
-      h("td", {}, named(mesh, event.actor)),
+      h("td", { class: "free" }, event.sentence, " ", h("span", { class: "faint" }, event.action)),
+      h("td", {}, named(mesh, event.object, event.object_name)),
+      h("td", {}, named(mesh, event.actor, event.actor_name), event.actor_site ? h("span", { class: "faint" }, ` of ${event.actor_site}`) : null),
       h("td", { class: "number" }, event.revision === null ? "–" : String(event.revision))));
     refill(list, table("Events", ["Number", "When", "What", "Of", "By", "#Revision"], rows));
   }
@@ -63,11 +63,10 @@ export function eventPage(mesh) {
   return { title: () => "Events – Wattle", element, update, leave: () => clearInterval(timer) };
 }
 
-/** What has an id, by its name where the mesh has it. */
-function named(mesh, text) {
+/** What had this name then, with the way to what it is now. */
+function named(mesh, text, name) {
   const id = text.split(":").at(-1);
-  const [site, node] = [mesh.sites.get(id), mesh.nodes.get(id)];
-  const name = site?.name ?? node?.name;
-  if (name) return h("a", { href: `#/sites/${encodeURIComponent(site?.name ?? node.site_name)}` }, name);
-  return h("span", { class: "mono", title: text }, text.replace(/[0-9a-f]{8}-[0-9a-f-]{27}/, (id) => id.slice(0, 13)));
+  const site = mesh.sites.get(id)?.name ?? mesh.nodes.get(id)?.site_name;
+  if (site) return h("a", { href: `#/sites/${encodeURIComponent(site)}`, title: text }, name);
+  return h("span", { title: text }, name);
 }

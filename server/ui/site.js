@@ -1,8 +1,9 @@
 // The page of one site: what it is, its gateways, its links, and the ways to join it.
 
 import { all, Problem, request } from "./api.js";
+import { Conflict, patch, remove as removeAsShown, tagged, told } from "./change.js";
 import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
-import { siteForm, warnings } from "./form.js";
+import { NAMES, siteForm, warnings } from "./form.js";
 import { health } from "./sites.js";
 
 /** How often numbers of bytes and handshakes are read again while the page is in sight. */
@@ -48,18 +49,22 @@ export function sitePage(mesh, name) {
     refill(links, h("h2", { id: "links-title" }, "Links"), linkTable(mesh, mesh.nodesOf(site), details));
   }
 
-  function change(site) {
-    const done = (changed) => {
-      refill(edit, ...warnings(changed));
+  async function change(site) {
+    const known = await shown(`/sites/${site.id}`);
+    if (!known) return;
+    const done = (changed, others) => {
+      refill(edit, ...warnings(changed), others ? h("p", { class: "warning", role: "status" }, `Saved. Meanwhile ${others}. Both changes are kept.`) : null);
       if (changed.name !== name) location.hash = `#/sites/${encodeURIComponent(changed.name)}`;
     };
-    refill(edit, h("section", { class: "card", "aria-labelledby": "edit-title" }, h("h2", { id: "edit-title" }, "Change the site"), siteForm({ method: "PATCH", path: `/sites/${site.id}`, site, action: "Save", done }),
+    refill(edit, h("section", { class: "card", "aria-labelledby": "edit-title" }, h("h2", { id: "edit-title" }, "Change the site"), siteForm({ path: `/sites/${site.id}`, known, action: "Save", done }),
       h("button", { type: "button", click: () => refill(edit) }, "Cancel")));
     edit.querySelector("input").focus();
   }
 
-  function rename(node) {
-    refill(edit, renameForm(node, () => refill(edit)));
+  async function rename(node) {
+    const known = await shown(`/nodes/${node.id}`);
+    if (!known) return;
+    refill(edit, renameForm(known, () => refill(edit)));
     edit.querySelector("input").select();
   }
 
@@ -71,6 +76,11 @@ export function sitePage(mesh, name) {
   }
   const timer = setInterval(read, NUMBERS_MS);
   return { title: () => `${name} – Wattle`, element, update, leave: () => clearInterval(timer) };
+}
+
+/** What a person is shown who is about to change it; null, with a complaint, when it cannot be read. */
+function shown(path) {
+  return tagged(path).catch((problem) => { complain(problem); return null; });
 }
 
 function about(mesh, site, change) {
@@ -92,7 +102,8 @@ function about(mesh, site, change) {
 }
 
 /** The form of a gateway's name; `done` is called when it is not needed any more. */
-function renameForm(node, done) {
+function renameForm(known, done) {
+  const node = known.object;
   const name = h("input", { id: "node-name", autocomplete: "off", autocapitalize: "off", spellcheck: "false", "aria-describedby": "node-name-hint node-name-error" });
   name.value = node.name;
   const error = h("p", { class: "error", id: "node-name-error", role: "alert" });
@@ -104,9 +115,14 @@ function renameForm(node, done) {
     event.preventDefault();
     error.textContent = "";
     try {
-      await request("PATCH", `/nodes/${node.id}`, { name: name.value.trim() || null });
+      await patch(`/nodes/${node.id}`, "", known, { name: name.value.trim() || null }, ["name"]);
       done();
     } catch (problem) {
+      if (problem instanceof Conflict) {
+        error.textContent = `Nothing is saved: ${await told(node, problem.fields)}. Save again to have yours in its place, or cancel.`;
+        known = problem.now;
+        return;
+      }
       error.textContent = problem instanceof Problem ? problem.message : "The coordinator cannot be reached.";
       name.focus();
     }
@@ -230,11 +246,17 @@ function wgQuick(site) {
 }
 
 async function remove(site) {
+  const path = `/sites/${site.id}`;
+  const known = await shown(path);
+  if (!known) return;
   if (!await confirmed(`Remove ${site.name}?`, "Its gateways are revoked for good and its subnets become free. Its tunnels end at every other site.", "Remove the site")) return;
-  await request("DELETE", `/sites/${site.id}`).then(() => { location.hash = "#/sites"; }, complain);
+  await removeAsShown(path, known, [...NAMES, "nodes"]).then(() => { location.hash = "#/sites"; }, complain);
 }
 
 async function revoke(node) {
+  const path = `/nodes/${node.id}`;
+  const known = await shown(path);
+  if (!known) return;
   if (!await confirmed(`Revoke ${node.name}?`, "Its keys never join again. A further gateway of its site takes its place.", "Revoke the gateway")) return;
-  await request("DELETE", `/nodes/${node.id}`).catch(complain);
+  await removeAsShown(path, known, ["name", "state", "endpoint"]).catch(complain);
 }

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 pub use self::{
     dry_run::{DryRun, LinkEffects, SomeLinks},
-    event::Event,
+    event::{Event, FieldChange},
     link::{EndpointSource, Link, LinkChange, LinkEnd, LinkFault, LinkState, PskMaker},
     mesh::{Mesh, MeshPatch, Readiness},
     node::{

@@ -51,6 +51,14 @@ pub async fn find(connection: &mut PgConnection, site: SiteId) -> Result<Option<
     Ok(select(connection, Some(site)).await?.pop())
 }
 
+/// The name of a site that is there.
+pub async fn name(connection: &mut PgConnection, site: SiteId) -> Result<Name> {
+    let name = sqlx::query_scalar!("SELECT name FROM sites WHERE id = $1", site.0);
+    let name = name.fetch_one(connection).await?;
+    name.parse()
+        .map_err(|_| Error::Internal("a site in the database is not valid"))
+}
+
 async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<Vec<SiteRecord>> {
     let rows = sqlx::query_as!(
         SiteRow,

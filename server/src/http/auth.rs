@@ -26,6 +26,7 @@ use wattle_wire::{
     ids::{NodeId, TokenId},
 };
 
+use self::queries::Credential;
 use crate::{
     db::AuditActor,
     error::{self, Error, Result},
@@ -49,9 +50,10 @@ pub struct CallingNode(pub NodeId);
 pub struct CallingToken(pub TokenId);
 
 /// Who a credential belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Caller {
-    ApiToken(TokenId, Grant),
+    /// With what it is for.
+    ApiToken(TokenId, Grant, String),
     Node(NodeId),
 }
 
@@ -70,21 +72,21 @@ pub async fn enter(
         connection.set_authenticated();
     }
     let actor = match caller {
-        Caller::ApiToken(_, grant) => access::Actor::ApiToken(grant),
+        Caller::ApiToken(_, grant, _) => access::Actor::ApiToken(grant),
         Caller::Node(_) => access::Actor::Node,
     };
     if let Err(denied) = access::authorise(actor, action, Object::Mesh) {
         return error::denied(denied).into_response();
     }
     match caller {
-        Caller::ApiToken(id, _) => {
+        Caller::ApiToken(id, _, name) => {
             let request_id = request
                 .extensions()
                 .get::<RequestId>()
                 .map(|id| id.0.clone());
             request
                 .extensions_mut()
-                .insert(AuditActor::new(format!("api-token:{id}"), request_id));
+                .insert(AuditActor::api_token(id, &name, request_id));
             request.extensions_mut().insert(CallingToken(id));
             next.run(request).await
         }
@@ -111,7 +113,7 @@ fn tell_pins(app: &App, response: &mut Response) {
 /// Whether the credential in these headers still is an api token that may do `action`.
 pub async fn admits_api_token(app: &App, headers: &HeaderMap, action: Action) -> bool {
     match caller(app, headers, None).await {
-        Ok(Caller::ApiToken(_, grant)) => {
+        Ok(Caller::ApiToken(_, grant, _)) => {
             access::authorise(access::Actor::ApiToken(grant), action, Object::Mesh).is_ok()
         }
         Ok(Caller::Node(_)) | Err(_) => false,
@@ -131,11 +133,9 @@ async fn api_token(app: &App, token: &ApiCredential, network: Option<IpAddr>) ->
     let network = network.filter(|_| !app.known.has(token.id));
     let lookup = async {
         let stored = queries::credential(&mut *app.db.begin().await?, token.id).await?;
-        Ok(stored
-            .filter(|(hash, _)| secret::matches(token.secret.reveal(), hash))
-            .map(|(_, grant)| grant))
+        Ok(stored.filter(|stored| secret::matches(token.secret.reveal(), &stored.hash)))
     };
-    let Some(grant) = unless_guessing(app, network, lookup).await? else {
+    let Some(Credential { grant, name, .. }) = unless_guessing(app, network, lookup).await? else {
         return Err(error::unauthorized().into());
     };
     if app.known.use_is_due(token.id, Instant::now()) {
@@ -143,7 +143,7 @@ async fn api_token(app: &App, token: &ApiCredential, network: Option<IpAddr>) ->
         queries::used(&mut transaction, token.id).await?;
         transaction.commit().await?;
     }
-    Ok(Caller::ApiToken(token.id, grant))
+    Ok(Caller::ApiToken(token.id, grant, name))
 }
 
 /// Looks a credential up, unless too many from the same place were wrong.

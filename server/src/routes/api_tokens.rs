@@ -8,7 +8,10 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use wattle_mesh::access::{self, Action, Grant, Object};
+use wattle_mesh::{
+    access::{self, Action, Grant, Object},
+    audit::{Edit, Subject},
+};
 use wattle_wire::{
     admin::{ApiToken, CreatedApiToken, NewApiToken, Page},
     ids::TokenId,
@@ -57,8 +60,9 @@ pub async fn create(
             api_token: api_token.clone(),
             token: Secret::new(new.reveal()),
         };
+        let subject = Subject::api_token(Edit::Made(&api_token));
         change
-            .changed(created, Vec::new(), "api-token.create", new.id)
+            .changed(created, Vec::new(), "api-token.create", subject)
             .with_object(&api_token)
     });
     let created = created.await?;
@@ -117,16 +121,17 @@ pub async fn revoke(
     let id = parse(&id)?;
     app.mutate(&actor, |mut change| async move {
         let own = caller.lock(&mut change).await?;
-        let role = queries::revoke(&mut change, id)
+        let token = queries::revoke(&mut change, id)
             .await?
             .ok_or_else(|| error::not_found("api token"))?;
         access::authorise(
             access::Actor::ApiToken(own),
             Action::Grant,
-            Object::ApiToken(role),
+            Object::ApiToken(token.role),
         )
         .map_err(error::denied)?;
-        Ok(change.changed((), Vec::new(), "api-token.revoke", id))
+        let subject = Subject::api_token(Edit::Gone(&token));
+        Ok(change.changed((), Vec::new(), "api-token.revoke", subject))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

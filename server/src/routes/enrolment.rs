@@ -15,7 +15,11 @@ use axum::{
 };
 use chrono::Utc;
 use uuid::Uuid;
-use wattle_mesh::{config::directory::RecordChange, keys::enrolment};
+use wattle_mesh::{
+    audit::{Edit, Subject},
+    config::directory::RecordChange,
+    keys::enrolment,
+};
 use wattle_wire::{
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
     ids::NodeId,
@@ -97,10 +101,7 @@ pub async fn finish(
     let tunnel_prefix = app
         .mesh_cache
         .read(|feed| feed.directory().mesh.tunnel_prefix);
-    let actor = AuditActor::new(
-        format!("join-token:{}", applicant.finish.token),
-        Some(request_id),
-    );
+    let actor = AuditActor::join_token(applicant.finish.token, Some(request_id));
     let (applicant, mesh) = (&applicant, app.settings.mesh);
     let enrolled = app.mutate(&actor, |mut change| async move {
         let token = queries::lock_token(&mut change, applicant.finish.token)
@@ -116,10 +117,15 @@ pub async fn finish(
         if !queries::consume_token(&mut change, applicant.finish.token).await? {
             // Whoever has the secret had the join string, and is not who used it up. Said once,
             // however often it is tried.
-            let token = applicant.finish.token;
-            return match audit_log::is_told(&mut change, REFUSED, &token.to_string()).await? {
+            let used = applicant.finish.token;
+            return match audit_log::is_told(&mut change, REFUSED, &used.to_string()).await? {
                 true => Ok(change.unchanged(None)),
-                false => Ok(change.changed(None, Vec::new(), REFUSED, token)),
+                false => {
+                    let site = token.site_name;
+                    let subject = Subject::new(used, &site).in_site(&site);
+                    let outcome = change.changed(None, Vec::new(), REFUSED, subject);
+                    Ok(outcome.by_site(&site))
+                }
             };
         }
         holders.refuse()?;
@@ -138,20 +144,19 @@ pub async fn finish(
         };
         let record = queries::insert(&mut change, &new, tunnel_prefix).await?;
         webhook_news::note_nodes(&mut change, &[record.id.0], NodeChange::Joined).await?;
+        let site = &token.site_name;
         let enrolled = Enrolled {
             mesh,
             node: record.id,
             name: record.name.clone(),
-            site: token.site_name,
+            site: site.clone(),
             site_id: token.site,
             generation: record.generation,
         };
-        Ok(change.changed(
-            Some(enrolled),
-            vec![RecordChange::Node(record)],
-            "node.enrol",
-            applicant.id,
-        ))
+        let subject = Subject::node(site, Edit::Made(&record));
+        let records = vec![RecordChange::Node(record)];
+        let outcome = change.changed(Some(enrolled), records, "node.enrol", subject);
+        Ok(outcome.by_site(site))
     });
     let enrolled = enrolled.await.map_err(explain)?;
     Ok(Json(enrolled.ok_or_else(error::join_token_refused)?))

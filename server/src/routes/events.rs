@@ -4,12 +4,14 @@ pub mod queries;
 
 use anyhow::{Context, ensure};
 use axum::{Json, extract::State};
-use wattle_mesh::audit::{Content, Entry, Head};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use wattle_mesh::audit::Head;
 use wattle_wire::admin::{Event, Page};
 
 use crate::{
     db::Db,
-    error::Result,
+    error::{self, Result},
     http::{
         body::Query,
         page::{self, PageQuery},
@@ -20,17 +22,113 @@ use crate::{
 /// Events that are read at a time.
 const CHUNK: usize = 10_000;
 
+/// Which events, as a query says it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    object: Option<String>,
+    actor: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// Which events.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Id or name.
+    pub object: Option<String>,
+    /// Id, with or without its kind, or name.
+    pub actor: Option<String>,
+    pub since: Option<DateTime<Utc>>,
+    /// Events of this moment are not among them.
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl Filter {
+    fn of(query: &EventsQuery) -> Result<Self> {
+        let filter = Self {
+            object: given("object", query.object.as_deref())?,
+            actor: given("actor", query.actor.as_deref())?,
+            since: time("since", query.since.as_deref())?,
+            until: time("until", query.until.as_deref())?,
+        };
+        match (filter.since, filter.until) {
+            (Some(since), Some(until)) if until <= since => Err(error::invalid(
+                "invalid_query",
+                "until",
+                "`until` must be later than `since`",
+            )
+            .into()),
+            _ => Ok(filter),
+        }
+    }
+}
+
+fn given(name: &str, text: Option<&str>) -> Result<Option<String>> {
+    match text {
+        Some(text) if text.is_empty() || text.contains('\0') => {
+            let detail = format!("`{name}` is an id or a name; leave it out for all");
+            Err(error::invalid("invalid_query", name, detail).into())
+        }
+        text => Ok(text.map(str::to_owned)),
+    }
+}
+
+fn time(name: &str, text: Option<&str>) -> Result<Option<DateTime<Utc>>> {
+    let Some(text) = text else { return Ok(None) };
+    match DateTime::parse_from_rfc3339(text) {
+        Ok(time) => Ok(Some(time.to_utc())),
+        Err(_) => {
+            let detail = format!(
+                "`{name}` is a time such as 2026-11-28T09:30:00Z; in a URL, the + of a time zone \
+                 is written %2B"
+            );
+            Err(error::invalid("invalid_query", name, detail).into())
+        }
+    }
+}
+
 /// Lists what was done, by whom and to what, newest first.
-#[utoipa::path(get, path = "/events", tag = "events", params(PageQuery), responses((status = 200, body = Page<Event>)))]
+#[utoipa::path(get, path = "/events", tag = "events",
+    params(("object" = Option<String>, Query, description = "id or name of what was changed; a \
+            name finds all that ever had it, also what was done to that under other names"),
+        ("actor" = Option<String>, Query, description = "id or name of who did it: of an api \
+            token or node, or `command line`"),
+        ("since" = Option<DateTime<Utc>>, Query, description = "from this moment on"),
+        ("until" = Option<DateTime<Utc>>, Query, description = "before this moment"), PageQuery),
+    responses((status = 200, body = Page<Event>)))]
 pub async fn list(
     State(app): State<App>,
-    Query(query): Query<PageQuery>,
+    Query(query): Query<EventsQuery>,
 ) -> Result<Json<Page<Event>>> {
-    let (limit, before) = query.read::<i64>()?;
-    let events = queries::newest(&mut *app.db.begin().await?, before, limit + 1).await?;
+    let filter = Filter::of(&query)?;
+    let (limit, before) = PageQuery::new(query.limit, query.cursor).read::<i64>()?;
+    let events = queries::newest(&mut *app.db.begin().await?, &filter, before, limit + 1).await?;
     Ok(Json(page::cut(events.into_iter(), limit, |event| {
         event.number
     })))
+}
+
+/// The newest events of those that are asked for, the oldest first.
+pub async fn print(db: &Db, filter: &Filter, limit: usize) -> Result<Vec<String>> {
+    let events = queries::newest(&mut *db.begin().await?, filter, None, limit).await?;
+    let lines = events.iter().rev().map(|event| {
+        let site = event.actor_site.as_ref();
+        let site = site
+            .map(|site| format!(" of site {site}"))
+            .unwrap_or_default();
+        format!(
+            "{}  {}  {}{site} ({})  {}",
+            event.number,
+            event.at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+            event.actor_name,
+            event.actor,
+            event.sentence
+        )
+    });
+    Ok(lines.collect())
 }
 
 /// Follows the chain from its beginning to its end, and gives the end.
@@ -51,13 +149,7 @@ pub async fn verify(db: &Db, seen: Option<Head>) -> anyhow::Result<Head> {
         };
         for event in &events {
             head = head
-                .follow(
-                    &entry(event),
-                    Head {
-                        number: event.number,
-                        hash: event.hash,
-                    },
-                )
+                .follow(&event.entry(), event.place())
                 .context("the audit log is broken")?;
             seen_again |= seen == Some(head);
             ensure!(
@@ -81,20 +173,4 @@ pub async fn verify(db: &Db, seen: Option<Head>) -> anyhow::Result<Head> {
         seen.map_or(0, |seen| seen.number)
     );
     Ok(head)
-}
-
-fn entry(event: &Event) -> Entry<'_> {
-    let content = Content {
-        actor: &event.actor,
-        action: &event.action,
-        object: &event.object,
-        request_id: event.request_id.as_deref(),
-        after: event.after,
-    };
-    Entry {
-        at: event.at,
-        revision: event.revision,
-        before: event.before,
-        content,
-    }
 }

@@ -7,14 +7,11 @@ use axum::{
     extract::State,
     http::{Extensions, StatusCode},
 };
-use wattle_mesh::{
-    config::directory::RecordChange,
-    keys::enrolment::{is_or_was, verify_statement},
-};
+use wattle_mesh::keys::enrolment::{is_or_was, verify_statement};
 use wattle_wire::{enrol::NewIdentity, key::IdentityKey};
 
 use crate::{
-    db::{AuditActor, node_records, site_records},
+    db::{node_records, site_records},
     error::{self, Error, Result},
     http::{
         auth::{self, RequestId},
@@ -55,10 +52,7 @@ pub async fn succeed(
     let statement = &auth::unless_guessing(&app, auth::network(&extensions), verified)
         .await?
         .ok_or_else(error::unauthorized)?;
-    let (actor, signed) = (
-        AuditActor::new(format!("node:{node}"), Some(request_id)),
-        &signed,
-    );
+    let (actor, signed) = (app.node_actor(node, Some(request_id)), &signed);
     let changed = app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let record = node_records::find(&mut change, node)
@@ -79,15 +73,12 @@ pub async fn succeed(
             rotation::refuse_known_key(&mut change, node, statement.wireguard_key).await?;
         }
         queries::keep_former(&mut change, node, statement).await?;
-        let record = rotation::queries::take_up(&mut change, node, signed, statement)
+        let after = rotation::queries::take_up(&mut change, node, signed, statement)
             .await?
             .ok_or_else(error::unauthorized)?;
-        Ok(change.changed(
-            (),
-            vec![RecordChange::Node(record)],
-            "node.identity.change",
-            node,
-        ))
+        change
+            .changed_node((), "node.identity.change", &record, after)
+            .await
     });
     changed.await.map_err(|error| match error.constraint() {
         Some("node_identity_key" | "node_wireguard_key") => {

@@ -3,7 +3,7 @@
 pub mod queries;
 
 use axum::{Extension, extract::State};
-use wattle_mesh::config::directory::RecordChange;
+use wattle_mesh::{audit::Subject, config::directory::RecordChange};
 use wattle_wire::{
     admin::{Mesh, MeshPatch},
     peer::MeshSettings,
@@ -55,12 +55,9 @@ pub async fn change(
             return Ok(change.unchanged(after));
         }
         queries::update(&mut change, &after).await?;
-        Ok(change.changed(
-            after.clone(),
-            vec![RecordChange::Mesh(after)],
-            "mesh.change",
-            "mesh",
-        ))
+        let subject = Subject::mesh(&before, &after);
+        let records = vec![RecordChange::Mesh(after.clone())];
+        Ok(change.changed(after, records, "mesh.change", subject))
     });
     WithEtag::new(mesh(&settings.await?))
 }

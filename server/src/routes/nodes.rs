@@ -13,17 +13,19 @@ use axum::{
 use sqlx::PgConnection;
 use wattle_mesh::{
     agent::admission,
+    audit::{Edit, Subject},
     config::{
         directory::{NodeRecord, RecordChange, SiteRecord},
         wg_quick::Files,
     },
 };
 use wattle_wire::{
-    admin::{Node, NodePatch, Page},
+    admin::{Node, NodePatch, NodeState, Page},
     ids::NodeId,
     lock::{NewAdmissions, SignedAdmission},
 };
 
+use self::queries::Admitted;
 use crate::{
     db::{AuditActor, PendingChange, node_records, site_records},
     error::{self, Error, Result},
@@ -39,6 +41,7 @@ use crate::{
     text,
 };
 
+const ADMIT: &str = "node.admit";
 /// The largest request of admissions, in bytes.
 const LARGEST_ADMISSIONS: usize = 4 * 1024 * 1024;
 
@@ -112,8 +115,10 @@ pub async fn change(
             if after == before {
                 return Ok(change.unchanged((after, site)));
             }
-            let records = vec![RecordChange::Node(after.clone())];
-            Ok(change.changed((after, site), records, naming::RENAME, id))
+            let value = (after.clone(), site);
+            change
+                .changed_node(value, naming::RENAME, &before, after)
+                .await
         })
         .await?;
     let node = WithEtag::new(configured(&node, &site))?;
@@ -133,17 +138,28 @@ pub async fn revoke(
     let id = app.find_node(&node)?;
     app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
-        is_as_seen(&mut change, id).await?;
-        let site = queries::revoke(&mut change, id)
+        let (node, SiteRecord { name: site, .. }) = as_seen(&mut change, id).await?;
+        queries::revoke(&mut change, id)
             .await?
             .ok_or_else(|| error::not_found("node"))?;
         let mut records = vec![RecordChange::NodeRevoked(id)];
-        records.extend(
-            queries::promote(&mut change, site)
-                .await?
-                .map(RecordChange::Node),
-        );
-        Ok(change.changed((), records, "node.revoke", id))
+        let promoted = queries::promote(&mut change, node.site).await?;
+        records.extend(promoted.clone().map(RecordChange::Node));
+        let subject = Subject::node(&site, Edit::Gone(&node));
+        let outcome = change.changed((), records, "node.revoke", subject);
+        let Some(after) = promoted else {
+            return Ok(outcome);
+        };
+        let before = NodeRecord {
+            state: NodeState::Standby,
+            ..after.clone()
+        };
+        let edit = Edit::Changed {
+            before: &before,
+            after: &after,
+        };
+        let subject = Subject::node(&site, edit);
+        outcome.and_event("node.activate", subject, Some(RecordChange::Node(after)))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -151,9 +167,13 @@ pub async fn revoke(
 
 /// Compares a node that is about to change with what the caller has seen of it. The caller holds
 /// the lock.
-pub(crate) async fn is_as_seen(change: &mut PendingChange, id: NodeId) -> Result<()> {
+pub(crate) async fn as_seen(
+    change: &mut PendingChange,
+    id: NodeId,
+) -> Result<(NodeRecord, SiteRecord)> {
     let (node, site) = found(change, id).await?;
-    change.check_precondition(&configured(&node, &site))
+    change.check_precondition(&configured(&node, &site))?;
+    Ok((node, site))
 }
 
 async fn found(connection: &mut PgConnection, id: NodeId) -> Result<(NodeRecord, SiteRecord)> {
@@ -215,26 +235,33 @@ pub async fn admit(
         let known = queries::by_identity(&mut change, identities).await?;
         let mut news = Vec::new();
         for (index, (signed, identity)) in admissions.iter().zip(identities).enumerate() {
-            let (node, before) = known
+            let node = known
                 .get(identity)
                 .ok_or_else(|| invalid(index, "no node has this identity"))?;
-            if before.as_ref() != Some(&signed.admission) {
-                news.push((*node, signed));
+            if node.admission.as_ref() != Some(&signed.admission) {
+                news.push((node, signed));
             }
         }
-        if news.is_empty() {
-            return Ok(change.unchanged(()));
-        }
-        queries::admit(&mut change, &news).await?;
-        let object = match &news[..] {
-            [(node, _)] => node.to_string(),
-            news => format!("{} nodes", news.len()),
+        let record = |(node, signed): &(&Admitted, &SignedAdmission)| {
+            RecordChange::Admission(node.id, SignedAdmission::clone(signed))
         };
-        let records = news
-            .into_iter()
-            .map(|(node, signed)| RecordChange::Admission(node, signed.clone()))
+        let subject = |(node, signed): &(&Admitted, &SignedAdmission)| {
+            let before = node.admission.as_deref();
+            Subject::admission((node.id, &node.name), &node.site, before, signed)
+        };
+        let Some((first, others)) = news.split_first() else {
+            return Ok(change.unchanged(()));
+        };
+        let signed: Vec<_> = news
+            .iter()
+            .map(|(node, signed)| (node.id, *signed))
             .collect();
-        Ok(change.changed((), records, "node.admit", object))
+        queries::admit(&mut change, &signed).await?;
+        let records = news.iter().map(record).collect();
+        let outcome = change.changed((), records, ADMIT, subject(first));
+        others.iter().try_fold(outcome, |outcome, news| {
+            outcome.and_event(ADMIT, subject(news), Some(record(news)))
+        })
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

@@ -11,7 +11,7 @@ use axum::{
 use sqlx::PgConnection;
 use wattle_mesh::{
     config::{
-        directory::{Directory, NodeRecord, RecordChange},
+        directory::{Directory, NodeRecord},
         view,
         wg_quick::Files,
     },
@@ -57,14 +57,14 @@ pub async fn request(
 ) -> Result<(StatusCode, Json<Node>)> {
     let (app, actor, id) = (&app, &actor, app.find_node(&node)?);
     app.mutate(actor, |mut change| async move {
-        nodes::is_as_seen(&mut change, id).await?;
+        let (before, _) = nodes::as_seen(&mut change, id).await?;
         app.mesh_cache
             .read(|feed| refuse_to_cut_off(feed.directory(), id, actor.options.force))?;
         if !queries::request(&mut change, id).await? {
             return Ok(change.unchanged(()));
         }
-        let record = found(node_records::find(&mut change, id).await?)?;
-        Ok(change.changed((), vec![RecordChange::Node(record)], "node.rotate", id))
+        let after = found(node_records::find(&mut change, id).await?)?;
+        change.changed_node((), "node.rotate", &before, after).await
     })
     .await?;
     let node = app.mesh_cache.read(|feed| {
@@ -129,7 +129,7 @@ pub async fn advance(
     Extension(RequestId(request_id)): Extension<RequestId>,
     Body(step): Body<RotationStep>,
 ) -> Result<Json<RotationAnswer>> {
-    let actor = AuditActor::new(format!("node:{node}"), Some(request_id));
+    let actor = app.node_actor(node, Some(request_id));
     match step {
         RotationStep::Announce(signed) => announce(&app, &actor, node, &signed).await.map(Json),
         RotationStep::Done(signed) => done(&app, &actor, node, &signed).await.map(Json),
@@ -153,13 +153,10 @@ async fn announce(
                 return Err(under_way(&other).into());
             }
             refuse_known_key(&mut change, node, statement.wireguard_key).await?;
-            let record = found(queries::announce(&mut change, node, signed, statement).await?)?;
-            Ok(change.changed(
-                (),
-                vec![RecordChange::Node(record)],
-                "node.key.announce",
-                node,
-            ))
+            let after = found(queries::announce(&mut change, node, signed, statement).await?)?;
+            change
+                .changed_node((), "node.key.announce", &record, after)
+                .await
         });
         announced.await?;
     }
@@ -183,13 +180,10 @@ async fn done(
         }
         follows_of_same(&record, statement)?;
         refuse_known_key(&mut change, node, statement.wireguard_key).await?;
-        let record = found(queries::take_up(&mut change, node, signed, statement).await?)?;
-        Ok(change.changed(
-            (),
-            vec![RecordChange::Node(record)],
-            "node.key.change",
-            node,
-        ))
+        let after = found(queries::take_up(&mut change, node, signed, statement).await?)?;
+        change
+            .changed_node((), "node.key.change", &record, after)
+            .await
     })
     .await?;
     Ok(RotationAnswer::default())
@@ -197,13 +191,13 @@ async fn done(
 
 async fn withdraw(app: &App, actor: &AuditActor, node: NodeId) -> Result<RotationAnswer> {
     app.mutate(actor, |mut change| async move {
+        let before = found(node_records::find(&mut change, node).await?)?;
         match queries::withdraw(&mut change, node).await? {
-            Some(record) => Ok(change.changed(
-                (),
-                vec![RecordChange::Node(record)],
-                "node.key.withdraw",
-                node,
-            )),
+            Some(after) => {
+                change
+                    .changed_node((), "node.key.withdraw", &before, after)
+                    .await
+            }
             None => Ok(change.unchanged(())),
         }
     })

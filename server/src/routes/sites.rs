@@ -13,7 +13,10 @@ use axum::{
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
-use wattle_mesh::config::directory::RecordChange;
+use wattle_mesh::{
+    audit::{Edit, Subject},
+    config::directory::RecordChange,
+};
 use wattle_wire::{
     admin::{
         ChangedSite, CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SitePatch,
@@ -66,8 +69,7 @@ pub async fn create(
 ) -> Result<Response> {
     let tunnel_prefix = tunnel_prefix(&app);
     let wanted = [Wanted::of(check::Draft::of(new, tunnel_prefix)?)?];
-    let object = wanted[0].id.to_string();
-    let created = insert(&app, &actor, &wanted, tunnel_prefix, CREATE, object).await;
+    let created = insert(&app, &actor, &wanted, tunnel_prefix, CREATE).await;
     let created = created
         .map_err(|(_, error)| error)?
         .pop()
@@ -107,8 +109,7 @@ pub async fn import(
     let drafts: Vec<_> = drafts.collect::<Result<_>>()?;
     check::check_together(&drafts)?;
     let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
-    let object = format!("{} sites", wanted.len());
-    let sites = insert(&app, &actor, &wanted, tunnel_prefix, IMPORT, object).await;
+    let sites = insert(&app, &actor, &wanted, tunnel_prefix, IMPORT).await;
     let sites = sites.map_err(|(index, error)| match index {
         Some(index) => error.of_site(index),
         None => error,
@@ -146,17 +147,16 @@ async fn insert(
     wanted: &[Wanted],
     tunnel_prefix: Ipv4Net,
     actions: Actions,
-    object: String,
 ) -> Result<Vec<CreatedSite>, (Option<usize>, Error)> {
     let none = wanted.len();
     let at = AtomicUsize::new(none);
-    let (reached, object) = (&at, &object);
+    let reached = &at;
     let created = app.mutate(actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
         let coordinators = app.coordinators.all(&mut change).await?;
         let (mut is_forced, mut warnings) = (false, Vec::new());
-        let (mut created, mut records) = (
+        let (mut created, mut sites) = (
             Vec::with_capacity(wanted.len()),
             Vec::with_capacity(wanted.len()),
         );
@@ -175,8 +175,9 @@ async fn insert(
                 join_token: join.created(app, &token),
                 warnings: judged.warnings,
             });
-            records.push(RecordChange::Site(record));
+            sites.push(record);
         }
+        let mut records: Vec<_> = sites.iter().cloned().map(RecordChange::Site).collect();
         let names: Vec<_> = wanted.iter().map(|new| (new.id, &new.draft.name)).collect();
         let renamed = naming::make_way(&mut change, &names)
             .await
@@ -185,9 +186,21 @@ async fn insert(
                 error
             })?;
         reached.store(none, Ordering::Relaxed);
-        records.extend(renamed.iter().cloned().map(RecordChange::Node));
+        records.extend(
+            renamed
+                .iter()
+                .map(|node| RecordChange::Node(node.after.clone())),
+        );
         let action = actions[usize::from(is_forced)];
-        let outcome = change.changed(created, records, action, object);
+        let (first, others) = sites
+            .split_first()
+            .ok_or(Error::Internal("no site was made"))?;
+        let subject = Subject::site(Edit::Made(first));
+        let mut outcome = change.changed(created, records, action, subject);
+        for site in others {
+            let subject = Subject::site(Edit::Made(site));
+            outcome = outcome.and_event(action, subject, Some(RecordChange::Site(site.clone())))?;
+        }
         naming::told(outcome.with_warnings(warnings), &renamed)
     });
     match created.await {
@@ -274,18 +287,27 @@ pub async fn change(
             return Ok(change.unchanged((before, warnings)));
         }
         refuse_clash(queries::endpoint_clash(&mut change, Some(site), &draft).await?)?;
-        let name = before.name.clone();
-        let after = queries::update(&mut change, before, &draft).await?;
+        let after = queries::update(&mut change, before.clone(), &draft).await?;
         let mut renamed = Vec::new();
-        if name != after.name {
+        if before.name != after.name {
             let made_way = naming::make_way(&mut change, &[(site, &after.name)]).await;
             renamed.extend(made_way.map_err(|(_, error)| error)?);
-            renamed.extend(naming::follow_site(&mut change, site, (&name, &after.name)).await?);
+            renamed
+                .extend(naming::follow_site(&mut change, site, (&before.name, &after.name)).await?);
         }
         let mut records = vec![RecordChange::Site(after.clone())];
-        records.extend(renamed.iter().cloned().map(RecordChange::Node));
+        records.extend(
+            renamed
+                .iter()
+                .map(|node| RecordChange::Node(node.after.clone())),
+        );
         let action = CHANGE[usize::from(is_forced)];
-        let outcome = change.changed((after, warnings.clone()), records, action, site);
+        let edit = Edit::Changed {
+            before: &before,
+            after: &after,
+        };
+        let subject = Subject::site(edit);
+        let outcome = change.changed((after, warnings.clone()), records, action, subject);
         naming::told(outcome.with_warnings(warnings), &renamed)
     });
     match changed.await {
@@ -319,6 +341,7 @@ pub async fn remove(
             .ok_or_else(|| error::not_found("site"))?;
         let nodes = node_records::of_site(&mut change, id).await?;
         change.check_precondition(&shown(&site, nodes))?;
+        let revoked = node_records::all_of(&mut change, id).await?;
         let mut records: Vec<_> = nodes::queries::revoke_all_of(&mut change, id)
             .await?
             .into_iter()
@@ -326,7 +349,15 @@ pub async fn remove(
             .collect();
         queries::delete(&mut change, id).await?;
         records.push(RecordChange::SiteRemoved(id));
-        Ok(change.changed((), records, "site.remove", id))
+        let subject = Subject::site(Edit::Gone(&site));
+        let outcome = change.changed((), records, "site.remove", subject);
+        revoked.iter().try_fold(outcome, |outcome, node| {
+            outcome.and_event(
+                "node.revoke",
+                Subject::node(&site.name, Edit::Gone(node)),
+                None,
+            )
+        })
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use uuid::Uuid;
+use wattle_mesh::audit::{Edit, Subject};
 use wattle_wire::{
     admin::{CreatedJoinToken, JoinToken, NewJoinToken, Page},
     ids::{SiteId, TokenId},
@@ -17,7 +18,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    db::AuditActor,
+    db::{AuditActor, site_records},
     error::{self, Result},
     http::{
         body::{Body, Query},
@@ -84,12 +85,13 @@ pub async fn create(
     let (new, app) = (&issue, &app);
     let created = app.mutate(&actor, |mut change| async move {
         let stored = queries::insert(&mut change, new).await?;
+        let site = site_records::name(&mut change, stored.site).await?;
         change
             .changed(
                 new.created(app, &stored),
                 Vec::new(),
                 "join-token.create",
-                new.id,
+                Subject::join_token(&site, Edit::Made(&stored)),
             )
             .with_object(&stored)
     });
@@ -146,10 +148,12 @@ pub async fn revoke(
 ) -> Result<StatusCode> {
     let id = parse(&id)?;
     app.mutate(&actor, |mut change| async move {
-        if !queries::revoke(&mut change, id).await? {
-            return Err(error::not_found("join token").into());
-        }
-        Ok(change.changed((), Vec::new(), "join-token.revoke", id))
+        let token = queries::revoke(&mut change, id)
+            .await?
+            .ok_or_else(|| error::not_found("join token"))?;
+        let site = site_records::name(&mut change, token.site).await?;
+        let subject = Subject::join_token(&site, Edit::Gone(&token));
+        Ok(change.changed((), Vec::new(), "join-token.revoke", subject))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

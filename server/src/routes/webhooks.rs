@@ -11,6 +11,7 @@ use axum::{
 };
 use tokio::time::timeout;
 use uuid::Uuid;
+use wattle_mesh::audit::Subject;
 use wattle_wire::{
     admin::Page,
     ids::WebhookId,
@@ -60,8 +61,9 @@ pub async fn create(
             webhook: webhook.clone(),
             secret: secret.clone(),
         };
+        let subject = Subject::webhook(id, &webhook_outbox::origin(url)?, true);
         change
-            .changed(created, Vec::new(), "webhook.create", id)
+            .changed(created, Vec::new(), "webhook.create", subject)
             .with_object(&webhook)
     });
     let created = created.await?;
@@ -98,10 +100,11 @@ pub async fn remove(
 ) -> Result<StatusCode> {
     let id = parse_id(&id)?;
     app.mutate(&actor, |mut change| async move {
-        if !queries::delete(&mut change, id).await? {
-            return Err(error::not_found("webhook").into());
-        }
-        Ok(change.changed((), Vec::new(), "webhook.delete", id))
+        let url = queries::delete(&mut change, id)
+            .await?
+            .ok_or_else(|| error::not_found("webhook"))?;
+        let subject = Subject::webhook(id, &webhook_outbox::origin(&url)?, false);
+        Ok(change.changed((), Vec::new(), "webhook.delete", subject))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)

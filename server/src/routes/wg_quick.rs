@@ -14,6 +14,7 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::{
+    audit::{Edit, Subject},
     config::{
         directory::{Directory, NodeRecord, RecordChange, SiteRecord, Unmanaged},
         wg_quick::{Files, PrivateKey, WgQuick},
@@ -70,7 +71,9 @@ pub async fn create(
             .get(&site)
             .ok_or_else(|| error::not_found("site"))?;
         change.check_precondition(&representation::site_in(&directory, record))?;
-        let (node, private_key) = match gateway(&directory, site, wireguard_key)? {
+        let site_name = record.name.clone();
+        let before = gateway(&directory, site, wireguard_key)?;
+        let (node, private_key) = match before.clone() {
             Some(node) => (node, None),
             None => insert(&mut change, &directory, record, wireguard_key).await?,
         };
@@ -96,20 +99,21 @@ pub async fn create(
         directory.apply(&RecordChange::Node(node.clone()));
         let shown = representation::node_in(&app.reports, &Files::of(&directory), &node)
             .ok_or(Error::Internal("an unmanaged node without its site"))?;
-        let (created, id) = (
-            CreatedWgQuick {
-                node: shown,
-                made_at,
-                file: written,
+        let created = CreatedWgQuick {
+            node: shown,
+            made_at,
+            file: written,
+        };
+        let edit = match &before {
+            Some(before) => Edit::Changed {
+                before,
+                after: &node,
             },
-            node.id,
-        );
-        Ok(change.changed(
-            created,
-            vec![RecordChange::Node(node)],
-            "wg-quick.create",
-            id,
-        ))
+            None => Edit::Made(&node),
+        };
+        let subject = Subject::node(&site_name, edit);
+        let records = vec![RecordChange::Node(node)];
+        Ok(change.changed(created, records, "wg-quick.create", subject))
     });
     let created = created.await.map_err(|error| match error.constraint() {
         Some("node_wireguard_key") => key_of_another(enrolment::key_taken().into()),

@@ -168,6 +168,12 @@ impl App {
             .map_or_else(Vec::new, |certificate| certificate.pins())
     }
 
+    /// A node that changes something.
+    pub fn node_actor(&self, node: NodeId, request_id: Option<String>) -> AuditActor {
+        self.mesh_cache
+            .read(|feed| AuditActor::node(feed.directory(), node, request_id))
+    }
+
     /// The site that a path means by an id or a name.
     pub fn find_site(&self, id_or_name: &str) -> Result<SiteId> {
         let found = self

@@ -14,7 +14,10 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{Instant, sleep, timeout},
 };
-use wattle_mesh::config::endpoint_check;
+use wattle_mesh::{
+    audit::{Edit, Subject},
+    config::endpoint_check,
+};
 use wattle_wire::{
     admin::NodeReport,
     endpoint::Endpoint,
@@ -24,7 +27,7 @@ use wattle_wire::{
 
 use self::queries::{EndSaid, News};
 use crate::{
-    db::{AuditActor, Db, audit_log},
+    db::{AuditActor, Db, audit_log, node_records, site_records},
     error::{self, Result},
 };
 
@@ -200,12 +203,16 @@ impl Reports {
         if self.copied().contains(&node) {
             return Ok(());
         }
-        let actor = AuditActor::new(format!("node:{node}"), None);
+        let actor = AuditActor::known_as("coordinator");
         let told = db.mutate(&actor, |mut change| async move {
-            match audit_log::is_told(&mut change, COPIED, &node.to_string()).await? {
-                true => Ok(change.unchanged(())),
-                false => Ok(change.changed((), Vec::new(), COPIED, node)),
-            }
+            let record = node_records::find(&mut change, node).await?;
+            let is_told = audit_log::is_told(&mut change, COPIED, &node.to_string()).await?;
+            let Some(record) = record.filter(|_| !is_told) else {
+                return Ok(change.unchanged(()));
+            };
+            let site = site_records::name(&mut change, record.site).await?;
+            let subject = Subject::node(&site, Edit::Same(&record));
+            Ok(change.changed((), Vec::new(), COPIED, subject))
         });
         told.await?;
         tracing::warn!(%node, "two machines have the keys of this node, or an older state \

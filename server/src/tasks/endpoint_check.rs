@@ -6,10 +6,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use tokio::time::interval;
-use wattle_mesh::config::{
-    directory::RecordChange,
-    endpoint_check::{self, CheckState},
-};
+use wattle_mesh::config::endpoint_check::{self, CheckState};
 use wattle_wire::{endpoint::Endpoint, ids::NodeId};
 
 use crate::{
@@ -74,22 +71,19 @@ async fn advance(app: &App, check: &EndpointCheck) -> Result<()> {
         (false, Some(next)) => (Some(next), "node.endpoint.try"),
         (false, None) => return Ok(()),
     };
-    let actor = AuditActor::new("coordinator", None);
+    let actor = AuditActor::known_as("coordinator");
     app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
-        let now = node_records::find(&mut change, node).await?;
-        if now.and_then(|now| now.endpoint_check).as_ref() != Some(seen) {
+        let before = node_records::find(&mut change, node).await?;
+        let Some(before) = before.filter(|now| now.endpoint_check.as_ref() == Some(seen)) else {
             // Another coordinator was quicker, or the node is gone.
             return Ok(change.unchanged(()));
-        }
+        };
         queries::set(&mut change, node, next).await?;
-        let record = node_records::find(&mut change, node).await?;
-        Ok(change.changed(
-            (),
-            record.into_iter().map(RecordChange::Node).collect(),
-            action,
-            node,
-        ))
+        match node_records::find(&mut change, node).await? {
+            Some(after) => change.changed_node((), action, &before, after).await,
+            None => Ok(change.unchanged(())),
+        }
     })
     .await
 }

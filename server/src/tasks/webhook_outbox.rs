@@ -197,6 +197,12 @@ pub fn parse(text: &str) -> anyhow::Result<Url> {
     Ok(url)
 }
 
+/// What may be told of a URL: the rest of it may be all that it takes to post there.
+pub fn origin(text: &str) -> Result<String> {
+    let url = parse(text).map_err(|_| Error::Internal("a URL in the database is not valid"))?;
+    Ok(url.origin().ascii_serialization())
+}
+
 /// Where a URL leads now; an error if any of that is refused.
 pub async fn addresses(url: &Url, allow: &[IpNet]) -> anyhow::Result<Vec<SocketAddr>> {
     let (host, port) = (

@@ -24,6 +24,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use wattle_client::pin::pin;
+use wattle_mesh::audit::Subject;
 use wattle_wire::key::Bytes32;
 use zeroize::Zeroizing;
 
@@ -265,7 +266,7 @@ pub async fn make_next(db: &Db, actor: &AuditActor, data_dir: &Path) -> anyhow::
     let pin = authority.pin();
     db.mutate(actor, |mut change| async move {
         match queries::insert(&mut change, pin).await? {
-            true => Ok(change.changed((), Vec::new(), "authority.trust", fingerprint(pin))),
+            true => Ok(change.changed((), Vec::new(), "authority.trust", subject(pin))),
             false => Ok(change.unchanged(())),
         }
     })
@@ -307,7 +308,7 @@ pub async fn forget(
     );
     let forgotten = db.mutate(actor, |mut change| async move {
         match queries::delete(&mut change, pin).await? {
-            true => Ok(change.changed(true, Vec::new(), "authority.forget", fingerprint(pin))),
+            true => Ok(change.changed(true, Vec::new(), "authority.forget", subject(pin))),
             false => Ok(change.unchanged(false)),
         }
     });
@@ -316,6 +317,11 @@ pub async fn forget(
         "agents trust no authority with this fingerprint: see `wattle-server ca list`"
     );
     Ok(())
+}
+
+fn subject(pin: Bytes32) -> Subject {
+    let fingerprint = fingerprint(pin);
+    Subject::new(&fingerprint, &fingerprint)
 }
 
 fn fingerprints(pins: &[Bytes32]) -> String {

@@ -71,7 +71,8 @@ async fn every_change_is_an_event_with_its_actor_and_what_it_found_and_left() {
             "node.enrol",
             "site.change",
             "api-token.create",
-            "site.remove"
+            "site.remove",
+            "node.revoke"
         ]
     );
     assert!(events.iter().enumerate().all(
@@ -122,7 +123,7 @@ async fn every_change_is_an_event_with_its_actor_and_what_it_found_and_left() {
         ))
         .await
         .json();
-    assert_eq!(page["items"], json!([events[2], events[1]]));
+    assert_eq!(page["items"], json!([events[3], events[2]]));
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The machine of a node, as its agent has it.
-fn machine_of(node: &Node) -> NodeKeys {
+pub(crate) fn machine_of(node: &Node) -> NodeKeys {
     let identity = Zeroizing::new(node.machine.pkcs8.clone());
     let wireguard = Zeroizing::new(node.machine.wireguard.to_bytes());
     let kept = StoredNodeKeys {
@@ -32,7 +32,11 @@ fn machine_of(node: &Node) -> NodeKeys {
     NodeKeys::restore(&kept).unwrap()
 }
 
-async fn succeed(coordinator: &Coordinator, node: NodeId, statement: &SignedStatement) -> Answer {
+pub(crate) async fn succeed(
+    coordinator: &Coordinator,
+    node: NodeId,
+    statement: &SignedStatement,
+) -> Answer {
     let body = json!({"node": node, "statement": statement});
     send(
         coordinator

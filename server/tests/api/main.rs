@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 mod agents;
+mod audit;
 mod auth;
 mod browser;
 mod cases;
@@ -30,5 +31,6 @@ mod rotation;
 mod sites;
 mod stream;
 mod tls;
+mod two_pages;
 mod webhooks;
 mod wg_quick;

@@ -26,7 +26,7 @@ async fn names(coordinator: &Coordinator) -> Vec<String> {
 }
 
 /// A further gateway of a site.
-async fn further(coordinator: &Coordinator, site: &str) -> Node {
+pub(crate) async fn further(coordinator: &Coordinator, site: &str) -> Node {
     let created = coordinator
         .post(&format!("/sites/{site}/join-tokens"), json!({}))
         .await

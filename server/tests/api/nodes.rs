@@ -304,13 +304,23 @@ async fn admissions_are_kept_and_told_to_peers_byte_for_byte_in_one_revision_and
         panic!("no snapshot")
     };
     assert_eq!(view.peers[0].admission.as_ref(), Some(&admissions[1]));
-    let event = coordinator.get("/events").await.json()["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|event| event["action"] == "node.admit")
-        .cloned();
-    assert_eq!(event.unwrap()["object"], "2 nodes");
+    let events = coordinator.get("/events").await.json();
+    let events = events["items"].as_array().unwrap().iter();
+    let admitted: Vec<_> = events
+        .filter(|event| event["action"] == "node.admit")
+        .collect();
+    let [second, first] = admitted[..] else {
+        panic!("{admitted:?}")
+    };
+    assert_eq!(
+        (&first["object"], &second["object"], &first["revision"]),
+        (
+            &json!(dublin.id()),
+            &json!(frankfurt.id()),
+            &second["revision"]
+        ),
+        "one of each node, in one revision"
+    );
 }
 
 #[tokio::test]

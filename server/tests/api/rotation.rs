@@ -15,11 +15,16 @@ use crate::{
     harness::{Answer, Coordinator, send},
 };
 
-fn new_key() -> WireguardKey {
+pub(crate) fn new_key() -> WireguardKey {
     WireguardKey::try_from(PublicKey::from(&StaticSecret::random()).to_bytes()).unwrap()
 }
 
-fn signed(node: &Node, by: &NodeKeys, key: WireguardKey, sequence: u64) -> SignedStatement {
+pub(crate) fn signed(
+    node: &Node,
+    by: &NodeKeys,
+    key: WireguardKey,
+    sequence: u64,
+) -> SignedStatement {
     let statement = Statement {
         mesh: node.enrolled.mesh,
         identity: by.identity_key(),
@@ -31,7 +36,7 @@ fn signed(node: &Node, by: &NodeKeys, key: WireguardKey, sequence: u64) -> Signe
     enrolment::sign_statement(&statement, &by.identity).unwrap()
 }
 
-async fn step(coordinator: &Coordinator, node: &Node, body: Value) -> Answer {
+pub(crate) async fn step(coordinator: &Coordinator, node: &Node, body: Value) -> Answer {
     send(
         node.request(coordinator, Method::POST, "/agent/rotation")
             .json(&body),

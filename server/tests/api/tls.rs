@@ -66,7 +66,7 @@ async fn curl(coordinator: &Coordinator, arguments: &[&str]) -> bool {
 }
 
 fn command_line() -> AuditActor {
-    AuditActor::new("command line", None)
+    AuditActor::known_as("command line")
 }
 
 #[tokio::test]

@@ -34,8 +34,11 @@ INSERT INTO authorities (pin) VALUES (decode(repeat('51', 32), 'hex'));
 INSERT INTO coordinator_addresses (coordinator, host, address)
 VALUES ('00000000-0000-0000-0000-0000000000a1', 'coordinator.example', '198.18.0.2');
 INSERT INTO changes (revision, epoch, changes) VALUES (1, 1, '[]');
-INSERT INTO events (number, at, actor, action, object, hash)
-VALUES (1, '2026-01-01', 'command line', 'site.create', 'dublin', decode(repeat('61', 32), 'hex'));
+INSERT INTO events
+    (number, at, actor, actor_name, action, object, object_name, object_site, changes, hash)
+VALUES (1, '2026-01-01', 'command line', 'command line', 'site.create',
+    '00000000-0000-0000-0000-000000000011', 'dublin', 'dublin', '[]',
+    decode(repeat('61', 32), 'hex'));
 INSERT INTO answers (id, request, sealed)
 VALUES (decode(repeat('71', 32), 'hex'), decode(repeat('72', 32), 'hex'), '\x01');
 INSERT INTO psk_messages (sender, recipient, message, signature)

@@ -6,27 +6,35 @@ use wattle_wire::{admin::Role, ids::TokenId};
 
 use crate::error::Result;
 
-/// The hash of an api token's secret and what the token is good for, if it is good for anything
-/// now.
+/// What is known of an api token that is good for something now.
+pub(super) struct Credential {
+    /// Of its secret.
+    pub(super) hash: Vec<u8>,
+    pub(super) grant: Grant,
+    /// What it is for.
+    pub(super) name: String,
+}
+
 pub(super) async fn credential(
     connection: &mut PgConnection,
     id: TokenId,
-) -> Result<Option<(Vec<u8>, Grant)>> {
+) -> Result<Option<Credential>> {
     let row = sqlx::query!(
-        r#"SELECT secret_hash, role AS "role: Role", expires_at FROM api_tokens
+        r#"SELECT secret_hash, role AS "role: Role", expires_at, name FROM api_tokens
            WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())"#,
         id.0
     );
     let Some(row) = row.fetch_optional(connection).await? else {
         return Ok(None);
     };
-    Ok(Some((
-        row.secret_hash,
-        Grant {
+    Ok(Some(Credential {
+        hash: row.secret_hash,
+        grant: Grant {
             role: row.role,
             expires_at: row.expires_at,
         },
-    )))
+        name: row.name,
+    }))
 }
 
 /// Notes that an api token was used.

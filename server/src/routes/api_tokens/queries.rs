@@ -75,12 +75,13 @@ pub(super) async fn lock(connection: &mut PgConnection, id: TokenId) -> Result<O
     }))
 }
 
-/// The role that the api token had; `None` if there was none.
-pub async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<Option<Role>> {
-    let role = sqlx::query_scalar!(
+/// The api token as it was; `None` if there was none.
+pub async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<Option<ApiToken>> {
+    let token = sqlx::query_as!(
+        ApiToken,
         r#"UPDATE api_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL
-           RETURNING role AS "role: Role""#,
+           RETURNING id, name, role AS "role: Role", created_at, expires_at, last_used_at"#,
         id.0
     );
-    Ok(role.fetch_optional(connection).await?)
+    Ok(token.fetch_optional(connection).await?)
 }

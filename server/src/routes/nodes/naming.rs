@@ -4,9 +4,12 @@
 use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
-use wattle_mesh::config::{
-    allocate,
-    directory::{NodeRecord, RecordChange},
+use wattle_mesh::{
+    audit::{Edit, Subject},
+    config::{
+        allocate,
+        directory::{NodeRecord, RecordChange},
+    },
 };
 use wattle_wire::{
     ids::{NodeId, SiteId},
@@ -25,6 +28,14 @@ pub(crate) const RENAME: &str = "node.rename";
 
 /// Names that are asked for together; few sites have as many gateways.
 const NAMES_AT_A_TIME: usize = 16;
+
+/// A node that gets another name, with the name of its site.
+#[derive(Debug)]
+pub(crate) struct Renamed {
+    site: Name,
+    before: NodeRecord,
+    pub(crate) after: NodeRecord,
+}
 
 /// The first name for a node of a site that no other node has, and that is of no other site.
 pub(crate) async fn free_name(
@@ -47,13 +58,13 @@ pub(crate) async fn follow_site(
     connection: &mut PgConnection,
     site: SiteId,
     (before, after): (&Name, &Name),
-) -> Result<Vec<NodeRecord>> {
+) -> Result<Vec<Renamed>> {
     let mut nodes = node_records::all_of(connection, site).await?;
     nodes.sort_by_key(|node| node.id);
     let foreign: BTreeSet<_> = queries::names_elsewhere(connection, site).await?;
     let is_taken = |name: &Name| foreign.contains(name.as_str());
     let renamed = allocate::names_after_rename(before, after, &nodes, is_taken);
-    rename(connection, &renamed).await
+    rename(connection, after, &renamed).await
 }
 
 /// Makes the names of sites free that nodes of other sites have. Returns those that have another
@@ -65,7 +76,7 @@ pub(crate) async fn follow_site(
 pub(crate) async fn make_way(
     connection: &mut PgConnection,
     sites: &[(SiteId, &Name)],
-) -> Result<Vec<NodeRecord>, (Option<usize>, Error)> {
+) -> Result<Vec<Renamed>, (Option<usize>, Error)> {
     let names: Vec<_> = sites.iter().map(|(_, name)| *name).collect();
     let holders = queries::holders(connection, &names)
         .await
@@ -84,7 +95,7 @@ pub(crate) async fn make_way(
     Ok(renamed)
 }
 
-async fn step_aside(connection: &mut PgConnection, holder: &Named) -> Result<Vec<NodeRecord>> {
+async fn step_aside(connection: &mut PgConnection, holder: &Named) -> Result<Vec<Renamed>> {
     if !holder.follows_site {
         let detail = format!(
             "{} is the name of a node of site {}; choose another, or rename the node first (`PATCH \
@@ -94,7 +105,7 @@ async fn step_aside(connection: &mut PgConnection, holder: &Named) -> Result<Vec
         return Err(taken(detail, holder.site_name.to_string(), &holder.name).into());
     }
     let name = free_name(connection, (holder.site, &holder.site_name), holder.id).await?;
-    rename(connection, &[(holder.id, name)]).await
+    rename(connection, &holder.site_name, &[(holder.id, name)]).await
 }
 
 /// Gives a node a name of its own.
@@ -137,26 +148,40 @@ pub(super) async fn take_back(
 }
 
 /// Writes into the audit log that nodes have another name, beside what was done to their sites.
-pub(crate) fn told<T>(
-    outcome: ChangeOutcome<T>,
-    renamed: &[NodeRecord],
-) -> Result<ChangeOutcome<T>> {
+pub(crate) fn told<T>(outcome: ChangeOutcome<T>, renamed: &[Renamed]) -> Result<ChangeOutcome<T>> {
     renamed.iter().try_fold(outcome, |outcome, node| {
-        outcome.and_event(RENAME, node.id, RecordChange::Node(node.clone()))
+        let Renamed {
+            site,
+            before,
+            after,
+        } = node;
+        let subject = Subject::node(site, Edit::Changed { before, after });
+        outcome.and_event(RENAME, subject, Some(RecordChange::Node(after.clone())))
     })
 }
 
 async fn rename(
     connection: &mut PgConnection,
+    site: &Name,
     names: &[(NodeId, Name)],
-) -> Result<Vec<NodeRecord>> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    queries::rename(connection, names).await?;
+) -> Result<Vec<Renamed>> {
     let mut renamed = Vec::with_capacity(names.len());
-    for (node, _) in names {
-        renamed.extend(node_records::find(connection, *node).await?);
+    for (node, name) in names {
+        if let Some(before) = node_records::find(connection, *node).await? {
+            let (site, name) = (site.clone(), name.clone());
+            let after = NodeRecord {
+                name,
+                ..before.clone()
+            };
+            renamed.push(Renamed {
+                site,
+                before,
+                after,
+            });
+        }
+    }
+    if !names.is_empty() {
+        queries::rename(connection, names).await?;
     }
     Ok(renamed)
 }

@@ -60,25 +60,45 @@ pub async fn promote(connection: &mut PgConnection, site: SiteId) -> Result<Opti
     }
 }
 
-/// Which node each identity is, and the admission that it has; `None` when there is no such node.
-/// They are locked.
-pub async fn by_identity(
+/// A node that may be admitted.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) id: NodeId,
+    pub(super) name: Name,
+    pub(super) site: Name,
+    /// The admission that it has.
+    pub(super) admission: Option<String>,
+}
+
+/// Which node each identity is, if there is one. They are locked.
+pub(super) async fn by_identity(
     connection: &mut PgConnection,
     identities: &[IdentityKey],
-) -> Result<BTreeMap<IdentityKey, (NodeId, Option<String>)>> {
+) -> Result<BTreeMap<IdentityKey, Admitted>> {
     let identities: Vec<_> = identities
         .iter()
         .map(|identity| identity.as_bytes().to_vec())
         .collect();
     let rows = sqlx::query!(
-        r#"SELECT id, identity_key AS "identity_key: IdentityKey", admission FROM nodes
-           WHERE identity_key = ANY($1) AND state <> 'revoked' ORDER BY id FOR UPDATE"#,
+        r#"SELECT nodes.id, nodes.name, sites.name AS site,
+                  identity_key AS "identity_key: IdentityKey", admission
+           FROM nodes JOIN sites ON sites.id = nodes.site
+           WHERE identity_key = ANY($1) AND state <> 'revoked' ORDER BY nodes.id
+           FOR UPDATE OF nodes"#,
         &identities
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
-    Ok(rows
-        .map(|row| (row.identity_key, (NodeId(row.id), row.admission)))
-        .collect())
+    let invalid = |_| Error::Internal("a name in the database is not valid");
+    rows.map(|row| {
+        let node = Admitted {
+            id: NodeId(row.id),
+            name: row.name.parse().map_err(invalid)?,
+            site: row.site.parse().map_err(invalid)?,
+            admission: row.admission,
+        };
+        Ok((row.identity_key, node))
+    })
+    .collect()
 }
 
 /// Keeps operators' words for nodes.

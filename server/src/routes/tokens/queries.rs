@@ -52,11 +52,16 @@ pub(super) async fn of_site(
     Ok(rows.fetch_all(connection).await?)
 }
 
-/// Whether there was such a token.
-pub(super) async fn revoke(connection: &mut PgConnection, id: TokenId) -> Result<bool> {
-    let revoked = sqlx::query!(
-        "UPDATE join_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL",
+/// The token as it was; `None` if there was none.
+pub(super) async fn revoke(
+    connection: &mut PgConnection,
+    id: TokenId,
+) -> Result<Option<JoinToken>> {
+    let row = sqlx::query_as!(
+        JoinToken,
+        "UPDATE join_tokens SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL
+         RETURNING id, site, uses_left, expires_at, created_at",
         id.0
     );
-    Ok(revoked.execute(connection).await?.rows_affected() == 1)
+    Ok(row.fetch_optional(connection).await?)
 }

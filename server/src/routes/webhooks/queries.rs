@@ -42,11 +42,8 @@ pub(super) async fn find(connection: &mut PgConnection, id: WebhookId) -> Result
     Ok(row.fetch_optional(connection).await?)
 }
 
-/// Whether there was one.
-pub(super) async fn delete(connection: &mut PgConnection, id: WebhookId) -> Result<bool> {
-    Ok(sqlx::query!("DELETE FROM webhooks WHERE id = $1", id.0)
-        .execute(connection)
-        .await?
-        .rows_affected()
-        > 0)
+/// The URL that it had; `None` if there was none.
+pub(super) async fn delete(connection: &mut PgConnection, id: WebhookId) -> Result<Option<String>> {
+    let url = sqlx::query_scalar!("DELETE FROM webhooks WHERE id = $1 RETURNING url", id.0);
+    Ok(url.fetch_optional(connection).await?)
 }
