@@ -110,6 +110,7 @@ iptables_nft "a last rule that rejects" "rule .* ip filter FORWARD rejects" "$es
     "-A FORWARD -i lan0 -o wan0 -j ACCEPT" "-A FORWARD -j REJECT --reject-with icmp-host-prohibited"
 iptables_nft "a chain that drops" "ip filter strangers drops" "-N strangers" \
     "-A strangers -j DROP" "-A FORWARD -j strangers"
+iptables -F strangers
 iptables -X strangers
 
 # An office router's NAT without an interface: other sites drop what comes from foreign addresses.

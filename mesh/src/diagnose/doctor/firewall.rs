@@ -75,24 +75,24 @@ fn own_table(symptoms: &Symptoms, firewall: Firewall<'_>) -> Option<Finding> {
 /// What stands between the LANs of this site and those of others, either way.
 fn between_lans(symptoms: &Symptoms, firewall: Firewall<'_>) -> Vec<Finding> {
     let tunnel = symptoms.interface.as_str();
+    let mut found: Vec<_> = symptoms
+        .lans
+        .iter()
+        .flat_map(|lan| symptoms.far_lans.iter().map(move |far| (lan, *far)))
+        .flat_map(|(lan, far)| firewall.between(lan, tunnel, far))
+        .collect();
+    // One word for each rule, whatever the number of sites that it is in the way of: the worst.
+    found.sort_by_key(|(_, obstacle)| !obstacle.certain);
     let mut told = BTreeSet::new();
-    let mut findings = Vec::new();
-    for lan in &symptoms.lans {
-        for far in &symptoms.far_lans {
-            for (packet, obstacle) in firewall.between(lan, tunnel, *far) {
-                // One word for each rule, whatever the number of sites that it is in the way of.
-                let key = (
-                    obstacle.place(),
-                    obstacle.rule,
-                    obstacle.deed == Deed::Rewrite,
-                );
-                if told.insert(key) {
-                    findings.push(barrier(symptoms, firewall, &packet, &obstacle));
-                }
-            }
-        }
-    }
-    findings
+    let is_new = |(_, obstacle): &(Packet<'_>, Obstacle)| {
+        let rewrites = obstacle.deed == Deed::Rewrite;
+        told.insert((obstacle.place(), obstacle.rule, rewrites))
+    };
+    found.retain(is_new);
+    found
+        .iter()
+        .map(|(packet, obstacle)| barrier(symptoms, firewall, packet, obstacle))
+        .collect()
 }
 
 fn barrier(

@@ -291,6 +291,19 @@ fn a_firewall_in_the_way_is_named_with_the_words_of_its_own_tool() {
 }
 
 #[test]
+fn of_a_rule_that_is_in_the_way_of_one_kind_for_sure_and_of_another_perhaps_the_worst_is_told() {
+    let rules = [
+        chain("ip", "filter", "FORWARD", "forward", "drop"),
+        json!({"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 1,
+            "expr": [{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "icmp"}},
+                {"xt": {"type": "match", "name": "icmp"}}, {"accept": null}]}}),
+    ];
+    let told = told(&with_rules(&rules));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].1, Severity::Fault);
+}
+
+#[test]
 fn a_rule_that_replaces_the_source_address_of_a_lan_is_named() {
     let nat = json!({"chain": {"family": "ip", "table": "nat", "name": "POSTROUTING",
         "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}});
