@@ -55,7 +55,7 @@ impl UnderlayStore {
                 .parse()
                 .ok()
         });
-        let underlay = store.read(FILE).unwrap_or_else(|error| {
+        let underlay = store.read_or_previous(FILE).unwrap_or_else(|error| {
             warn!("cannot read what this host reached outside of the tunnel: {error:#}");
             None
         });
@@ -147,7 +147,7 @@ impl UnderlayStore {
         let before = underlay.clone();
         change(&mut underlay);
         if *underlay != before
-            && let Err(error) = self.store.write(FILE, &*underlay)
+            && let Err(error) = self.store.write_keeping_previous(FILE, &*underlay)
         {
             warn!("cannot keep what this host reaches outside of the tunnel: {error:#}");
         }
