@@ -158,8 +158,7 @@ impl Agent {
                     Err(rejection) => warn!("cannot use the view on disk: {rejection}"),
                 }
             }
-            // As the host was before it heard of the mesh.
-            Ok(None) => self.host.underlay().look_at_resolvers().await,
+            Ok(None) => {}
             Err(error) => warn!("the view kept on disk is not usable: {error:#}"),
         }
     }

@@ -16,6 +16,8 @@ use wattle_lab::{
 const NAME: &str = "coordinator.example";
 /// Resolvers of a gateway: the first beside the coordinator, the second a cloud's.
 const RESOLVERS: [&str; 2] = ["198.18.0.1", "100.100.2.136"];
+/// A resolver in the LAN of Dublin, which other sites reach through the tunnel alone.
+const RESOLVER_OF_DUBLIN: &str = "10.10.0.100";
 /// Where that cloud has its metadata.
 const METADATA: &str = "100.100.100.200";
 /// Of the LAN of Dublin, once that has these prefixes.
@@ -29,12 +31,10 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
     write_hosts(&format!("198.18.0.2 {NAME}\n"))?;
     mount(&hosts, "/etc/hosts")?;
     let resolv_conf = folder.join("resolv.conf");
-    fs::write(
-        &resolv_conf,
-        RESOLVERS
-            .map(|address| format!("nameserver {address}\n"))
-            .concat(),
-    )?;
+    let [beside, cloud] = RESOLVERS;
+    let listed =
+        [beside, RESOLVER_OF_DUBLIN, cloud].map(|address| format!("nameserver {address}\n"));
+    fs::write(&resolv_conf, listed.concat())?;
     mount(&resolv_conf, "/etc/resolv.conf")?;
     let mut lab = Lab::build(folder, &GUIDE)?;
     for address in [RESOLVERS[1], METADATA] {
@@ -43,6 +43,9 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
     RESOLVERS
         .iter()
         .try_for_each(|address| answer_queries(address))?;
+    lab.gateway(DUBLIN)?
+        .lan_host
+        .in_its_network(|| answer_queries(RESOLVER_OF_DUBLIN))?;
     for address in ELSEWHERE {
         let dublin = lab.gateway(DUBLIN)?;
         dublin
@@ -60,9 +63,10 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
     for site in others {
         let kept = lab.gateway(site)?.host.read("/run/wattle/underlay.json")?;
         ensure!(
-            kept.contains("198.18.0.2") && kept.contains(RESOLVERS[1]),
+            kept.contains("198.18.0.2") && RESOLVERS.iter().all(|address| kept.contains(address)),
             "{kept}"
         );
+        ensure!(!kept.contains(RESOLVER_OF_DUBLIN), "{kept}");
         ensure!(!routes(site)?.contains("eth0"), "{}", routes(site)?);
     }
 
@@ -95,6 +99,7 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
                 );
                 Ok(())
             })?;
+        is_led(host, RESOLVER_OF_DUBLIN, "wattle0")?;
         for address in ELSEWHERE {
             is_led(host, address, "wattle0")?;
             let from = &lab.gateway(site)?.lan_host;
