@@ -59,7 +59,6 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
     lab.coordinator.announce_as(NAME);
     let api = lab.weave()?;
     let others = [FRANKFURT, NEW_YORK];
-    let routes = |site| lab.gateway(site)?.host.run("ip -4 route show proto 87");
     for site in others {
         let kept = lab.gateway(site)?.host.read("/run/wattle/underlay.json")?;
         ensure!(
@@ -67,7 +66,8 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
             "{kept}"
         );
         ensure!(!kept.contains(RESOLVER_OF_DUBLIN), "{kept}");
-        ensure!(!routes(site)?.contains("eth0"), "{}", routes(site)?);
+        let routes = routes(&lab.gateway(site)?.host)?;
+        ensure!(!routes.contains("eth0"), "{routes}");
     }
 
     // Who has the coordinator, the resolvers and the metadata is a site now.
@@ -89,7 +89,7 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
         let expected = outside.map(|address| format!("{address} via {} dev eth0", site.router()));
         host.changes()?
             .wait_for("the prefixes are carried out", patience(20.0), || {
-                let routes = routes(site)?;
+                let routes = routes(host)?;
                 for route in ["198.18.0.0/24 dev wattle0", "100.64.0.0/10 dev wattle0"] {
                     ensure!(routes.contains(route), "{routes}");
                 }
@@ -138,6 +138,16 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
     })?;
     write_hosts(&format!("198.18.0.2 {NAME}\n"))?;
 
+    // The way past the tunnel is the host's own, also when that changes.
+    let uplink = "via 198.51.100.1 dev eth0 src 198.51.100.20";
+    host.run(&format!("ip route replace default {uplink}"))?;
+    host.changes()?
+        .wait_for("the way is the new one", patience(20.0), || {
+            let routes = routes(host)?;
+            ensure!(routes.contains(&format!("198.18.0.2 {uplink}")), "{routes}");
+            Ok(())
+        })?;
+
     // A later change arrives, and so does the undoing.
     let more = [NEW_YORK.lan.to_string(), "10.77.0.0/24".into()];
     change(&api, "new-york", &more)?;
@@ -147,7 +157,7 @@ pub(crate) fn e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf(
         let host = &lab.gateway(site)?.host;
         host.changes()?
             .wait_for("all is as it was", patience(20.0), || {
-                let routes = host.run("ip -4 route show proto 87")?;
+                let routes = routes(host)?;
                 ensure!(
                     !routes.contains("eth0") && !routes.contains("198.18."),
                     "{routes}"
@@ -179,6 +189,11 @@ fn change(api: &Api, site: &str, subnets: &[String]) -> Result<()> {
     )?;
     ensure!(answer.status == 200, "{answer:?}");
     Ok(())
+}
+
+/// The routes that agents made.
+fn routes(host: &Host) -> Result<String> {
+    host.run("ip -4 route show proto 87")
 }
 
 /// Ok if the host sends packets to the address by this interface.
