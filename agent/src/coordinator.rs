@@ -2,6 +2,7 @@
 
 use std::{
     mem,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicUsize, Ordering},
@@ -17,6 +18,7 @@ use hyper::{
     body::{Bytes, Incoming},
     header::{AUTHORIZATION, DATE, HeaderValue},
 };
+use hyper_util::client::legacy::connect::HttpInfo;
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -96,6 +98,8 @@ pub(crate) struct Coordinator {
     pins: Arc<Pins>,
     /// Which of the URLs to try first.
     preferred: AtomicUsize,
+    /// Where the connection of the last answer leads: to the coordinator, or to a proxy on the way.
+    address: Mutex<Option<IpAddr>>,
     /// Seconds by which the coordinator's clock is ahead of ours.
     clock_offset: AtomicI64,
     token: Mutex<HeldToken>,
@@ -110,6 +114,7 @@ impl Coordinator {
             urls,
             pins,
             preferred: AtomicUsize::new(0),
+            address: Mutex::default(),
             clock_offset: AtomicI64::new(0),
             token: Mutex::default(),
         })
@@ -229,6 +234,11 @@ impl Coordinator {
         Ok(-self.clock_offset.load(Ordering::Relaxed))
     }
 
+    /// The address to which this host is connected for the coordinator that answers at present.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The URL of the coordinator that answers at present.
     pub(crate) fn url(&self) -> &str {
         self.urls
@@ -321,6 +331,7 @@ impl Coordinator {
                 Ok(response) => {
                     self.preferred.store(index, Ordering::Relaxed);
                     self.learn_clock(&response);
+                    self.learn_address(&response);
                     return if response.status().is_success() {
                         Ok(response)
                     } else {
@@ -350,6 +361,12 @@ impl Coordinator {
         if let Some(named) = named.filter(|_| !self.pins().is_empty()) {
             self.pins.set(named);
         }
+    }
+
+    fn learn_address(&self, response: &Response<Incoming>) {
+        let info = response.extensions().get::<HttpInfo>();
+        let mut address = self.address.lock().unwrap_or_else(PoisonError::into_inner);
+        *address = info.map(|info| info.remote_addr().ip());
     }
 
     fn learn_clock(&self, response: &Response<Incoming>) {

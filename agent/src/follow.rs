@@ -16,6 +16,7 @@ use crate::{
     identity::Membership,
     output, random,
     store::Store,
+    underlay::UnderlayStore,
 };
 
 const VIEW: &str = "view.json";
@@ -101,6 +102,7 @@ pub(crate) async fn follow(
     node_keys: Arc<NodeKeys>,
     membership: Membership,
     reconnect: Arc<Notify>,
+    underlay: UnderlayStore,
     events: mpsc::Sender<Event>,
 ) {
     let mut failures = 0;
@@ -110,7 +112,14 @@ pub(crate) async fn follow(
             return;
         }
         let Ok(since) = position.await else { return };
-        let once = once(&coordinator, &node_keys, &membership, since, &events);
+        let once = once(
+            &coordinator,
+            &node_keys,
+            &membership,
+            since,
+            &underlay,
+            &events,
+        );
         let ended = tokio::select! {
             ended = once => ended,
             // A coordinator whose snapshots are rejected is asked less and less often.
@@ -149,12 +158,17 @@ async fn once(
     node_keys: &NodeKeys,
     membership: &Membership,
     since: Option<Position>,
+    underlay: &UnderlayStore,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), (bool, anyhow::Error)> {
     let stream = coordinator
         .stream(node_keys, membership, since)
         .await
         .map_err(|error| (false, error.into()))?;
+    // Before anything that comes on the stream can lead its own packets into the tunnel.
+    if let Some(address) = coordinator.address() {
+        underlay.reached_coordinator(address).await;
+    }
     let mut stream = std::pin::pin!(stream);
     let _ = events.send(Event::Connected).await;
     let mut is_silent = true;

@@ -12,6 +12,7 @@ pub(crate) mod symptoms;
 #[cfg(test)]
 mod tests;
 pub(crate) mod throughput;
+mod underlay;
 mod userspace;
 mod wireguard;
 
@@ -90,8 +91,10 @@ impl Kernel {
             forwarding,
             ruleset,
         } = policy;
+        let made = self.owned.read(|owned| owned.underlay.clone());
         Ok(Observed {
             interface: self.observe_interface().await?,
+            underlay: Tables::open()?.underlay_routes(&made).await?,
             forwarding,
             ruleset,
         })
@@ -195,6 +198,10 @@ impl Kernel {
                     format!("cannot remove the route to {prefix} over {interface}")
                 })
             }
+            Change::SetUnderlayRoute(address, way) => self.set_underlay_route(*address, way).await,
+            Change::RemoveUnderlayRoute(address) => {
+                self.remove_underlay_route(*address).await.map(drop)
+            }
             Change::SetPeer(key, peer) => {
                 let written = self.apply_to_peers(&[change]).await;
                 written.with_context(|| {
@@ -236,6 +243,10 @@ impl Kernel {
         let mut done = Vec::new();
         if let Some(name) = self.remove_interface().await? {
             done.push(format!("removed the interface {name}"));
+        }
+        // After the routes into the tunnel, which they kept the addresses out of.
+        for address in self.remove_underlay_routes().await? {
+            done.push(format!("removed the route to {address} past the tunnel"));
         }
         if nft::remove(&self.nodes()).await? {
             done.push("removed the nftables table inet wattle".to_owned());

@@ -27,6 +27,7 @@ mod run;
 mod status;
 mod store;
 mod supervisor;
+mod underlay;
 mod verify;
 
 use std::{process::ExitCode, time::Duration};

@@ -1,6 +1,6 @@
 //! Makes the host what it should be: observe, plan, apply, observe.
 
-use std::{collections::BTreeSet, fs, io, mem, net::IpAddr, path::Path, pin::pin, time::Duration};
+use std::{collections::BTreeSet, fs, io, mem, path::Path, pin::pin, time::Duration};
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -26,7 +26,7 @@ use wattle_mesh::{
 };
 use wattle_wire::key::OperatorKey;
 
-use crate::{config::Paths, http, kernel::Kernel, store::Store};
+use crate::{config::Paths, kernel::Kernel, store::Store, underlay::UnderlayStore};
 
 /// How often the host is compared with what it should be: what other tools change is repaired
 /// within this time.
@@ -40,7 +40,7 @@ pub(crate) struct Host {
     kernel: Kernel,
     interface: InterfaceName,
     guard: Guard,
-    coordinators: Vec<IpAddr>,
+    underlay: UnderlayStore,
 }
 
 /// What the host is to be made to, and which peers are on the way to new keys.
@@ -85,15 +85,18 @@ impl Host {
         store: &Store,
         coordinators: &[String],
     ) -> anyhow::Result<Self> {
-        let coordinators = coordinators
-            .iter()
-            .filter_map(|url| http::host(&url.parse().ok()?).parse().ok());
+        let kernel = Kernel::new(paths.interface.clone(), store)?;
         Ok(Self {
-            kernel: Kernel::new(paths.interface.clone(), store)?,
+            underlay: UnderlayStore::open(&kernel, store, coordinators),
+            kernel,
             interface: paths.interface.clone(),
             guard: load_guard(&paths.guard)?,
-            coordinators: coordinators.collect(),
         })
+    }
+
+    /// What this host reaches outside of the tunnel.
+    pub(crate) fn underlay(&self) -> &UnderlayStore {
+        &self.underlay
     }
 
     /// Whom this host believes about who may be in the mesh, if it asks for that.
@@ -125,9 +128,11 @@ impl Host {
             .host_addresses()
             .await
             .context("cannot read the addresses of this host")?;
+        let routes = self.kernel.foreign_routes().await?;
         let surroundings = Surroundings {
             networks: addresses.clone(),
-            coordinators: self.coordinators.clone(),
+            underlay: self.underlay.addresses(&routes).collect(),
+            routes,
         };
         let refused = self
             .guard

@@ -16,14 +16,17 @@ use self::agent::{Agent, Ended};
 use crate::{
     config::Paths,
     control::Control,
+    follow,
     identity::{Membership, Slot},
     interface_lock::InterfaceLock,
+    kernel::Kernel,
     metrics::Metrics,
     output,
     reconcile::Host,
     status::NOT_A_NODE,
     store::Store,
     supervisor::Supervisor,
+    underlay::UnderlayStore,
 };
 
 /// How often a machine that is not a node looks whether it has become one.
@@ -42,8 +45,17 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
     // The agent is ready when the tunnels that it knows from disk are up: at boot, the network
     // waits for that (packaging/systemd).
     let mut supervisor = Supervisor::new();
+    // What the host reaches before it hears of the mesh. Where it has, its disk tells.
+    let kernel = Kernel::new(paths.interface.clone(), &store)?;
+    let underlay = UnderlayStore::open(&kernel, &store, &[]);
+    let looked = async {
+        if matches!(follow::load_view(&store), Ok(None)) {
+            underlay.look_at_resolvers().await;
+        }
+    };
+    let joined = wait_for_join(&store, &mut control, &mut supervisor);
     let (mut node_keys, mut membership) = tokio::select! {
-        joined = wait_for_join(&store, &mut control, &mut supervisor) => joined?,
+        (joined, ()) = async { tokio::join!(joined, looked) } => joined?,
         () = stop.asked() => return Ok(()),
     };
     loop {

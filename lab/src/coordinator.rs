@@ -37,6 +37,8 @@ pub struct Coordinator {
     others: BTreeMap<u16, Daemon>,
     /// What join strings name, with commas.
     urls: String,
+    /// What people call it by.
+    url: String,
 }
 
 impl Coordinator {
@@ -48,6 +50,7 @@ impl Coordinator {
             server: None,
             others: BTreeMap::new(),
             urls: url(PORT),
+            url: url(PORT),
         })
     }
 
@@ -66,6 +69,12 @@ impl Coordinator {
             .map(|port| url(*port))
             .collect::<Vec<_>>()
             .join(",");
+    }
+
+    /// Lets join strings and people name it by this host name, from the next start on.
+    pub fn announce_as(&mut self, host: &str) {
+        self.url = format!("https://{host}:{PORT}");
+        self.urls.clone_from(&self.url);
     }
 
     /// A further coordinator, on the Postgres of the first one, which ends with that. Gives its
@@ -121,7 +130,7 @@ impl Coordinator {
         let (host, ca) = (&self.host, self.log.with_file_name("ca.crt"));
         let server = self.server.as_mut().context("no coordinator runs")?;
         let anonymous = Api {
-            url: url(PORT),
+            url: self.url.clone(),
             token: String::new(),
             ca: ca.clone(),
         };
@@ -138,7 +147,7 @@ impl Coordinator {
             .read(&format!("{DATA_DIR}/api-token"))
             .context("reading the api token of the first start")?;
         Ok(Api {
-            url: url(PORT),
+            url: self.url.clone(),
             token: token.trim().to_owned(),
             ca: self.log.with_file_name("ca.crt"),
         })

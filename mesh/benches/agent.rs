@@ -168,6 +168,7 @@ fn reached(desired: &Desired) -> Observed {
     };
     Observed {
         interface: Some(interface),
+        underlay: desired.underlay.clone(),
         forwarding: desired.forwarding.clone(),
         ruleset: ObservedRuleset::Intact(desired.ruleset.clone()),
     }

@@ -6,3 +6,4 @@ pub mod history;
 pub mod known_peer;
 pub mod replica;
 pub mod reporting;
+pub mod underlay;

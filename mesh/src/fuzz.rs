@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use wattle_wire::{
     endpoint::Endpoint, ids::NodeId, join::JoinString, key::WireguardKey, stream::StreamMessage,
     subnet::Subnet,
@@ -18,6 +18,7 @@ use crate::{
         admission::Operator,
         guard::{Guard, Surroundings},
         replica::{Known, Replica, prefixes},
+        underlay::Purpose,
     },
     host::{
         desired::{Local, desired},
@@ -25,6 +26,7 @@ use crate::{
         plan::{Plan, plan},
         ruleset::Ruleset,
         state::{Desired, DesiredPeer, DesiredPsk, Family, Observed},
+        way::{ForeignRoute, Way},
     },
     keys::{
         psk::{Psk, exchange::Exchange},
@@ -149,9 +151,20 @@ fn holds_together(known: &Known) {
 /// What reaches the kernel is what the guard lets through.
 fn is_within_limits(known: &Known) {
     let network = IpNet::from(IpAddr::from([203, 0, 113, 1]));
+    let coordinator = IpAddr::from([198, 18, 0, 2]);
+    let way = Way {
+        device: "eth0".to_owned(),
+        gateway: Some(IpAddr::from([203, 0, 113, 254])),
+        source: None,
+    };
     let surroundings = Surroundings {
         networks: vec![network],
-        coordinators: vec![IpAddr::from([198, 18, 0, 2])],
+        underlay: [(coordinator, Purpose::Coordinator)].into(),
+        routes: vec![ForeignRoute {
+            prefix: IpNet::V4(Ipv4Net::default()),
+            metric: 0,
+            way: Some(way),
+        }],
     };
     let refused = Guard::default().screen(known, &surroundings, 1_800_000_000);
     let Ok(interface) = "wattle0".parse() else {
@@ -176,10 +189,8 @@ fn is_within_limits(known: &Known) {
         );
         assert!(
             !prefix.contains(&network)
-                && surroundings
-                    .coordinators
-                    .iter()
-                    .all(|address| !prefix.contains(address)),
+                && (!prefix.contains(&coordinator)
+                    || prefix.prefix_len() < 32 && wanted.underlay.contains_key(&coordinator)),
             "{prefix}"
         );
     }
@@ -269,6 +280,17 @@ fn state(bytes: &mut impl Iterator<Item = u8>) -> Desired {
         mtu: if shape & 4 == 4 { 1420 } else { 1280 },
         addresses: [IpNet::from(IpAddr::from([10, 99, 0, shape >> 6]))].into(),
         peers,
+        underlay: (shape & 32 == 32)
+            .then(|| {
+                let way = Way {
+                    device: format!("eth{}", shape >> 7),
+                    gateway: None,
+                    source: None,
+                };
+                (IpAddr::from([10, 0, 0, 7]), way)
+            })
+            .into_iter()
+            .collect(),
         routes: remote
             .iter()
             .map(|prefix| {

@@ -5,3 +5,4 @@ pub mod interface;
 pub mod plan;
 pub mod ruleset;
 pub mod state;
+pub mod way;

@@ -1,5 +1,7 @@
 //! The interface itself, its addresses and its routes, over rtnetlink.
 
+mod underlay;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,

@@ -2,7 +2,9 @@
 //! nothing else.
 
 use std::{
+    collections::BTreeSet,
     fs, mem,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -25,6 +27,8 @@ pub(super) struct Owned {
     pub(super) interface: Option<OwnedInterface>,
     /// The table `inet wattle`; absent means the agent made none.
     pub(super) ruleset: Option<OwnedRuleset>,
+    /// Addresses with a route past the tunnel. Each is written down before its route is made.
+    pub(super) underlay: BTreeSet<IpAddr>,
     /// Switches that the agent set, in order.
     pub(super) sysctls: Vec<OwnedSysctl>,
 }
@@ -172,8 +176,6 @@ impl OwnedStore {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use wattle_wire::ids::NodeId;
 
     use super::*;

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write as _,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     process::Command,
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use wattle_mesh::{
     host::{
         ruleset::Ruleset,
         state::{Family, ObservedPeer, ObservedRuleset},
+        way::{ForeignRoute, Way},
     },
     keys::psk::Psk,
 };
@@ -386,6 +387,7 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             };
             let applied = Observed {
                 interface: Some(interface.clone()),
+                underlay: BTreeMap::new(),
                 forwarding: [Family::V4].into(),
                 ruleset: ObservedRuleset::Intact(ruleset.clone()),
             };
@@ -739,6 +741,83 @@ fn a_thousand_peers_are_set_seen_whole_and_taken_away_again() {
                 .await
                 .unwrap();
             assert_eq!(seen().await, BTreeMap::new());
+        },
+    );
+}
+
+#[test]
+fn e13_a_route_past_the_tunnel_follows_the_hosts_own_and_goes_with_down() {
+    in_namespace(
+        "e13_a_route_past_the_tunnel_follows_the_hosts_own_and_goes_with_down",
+        async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let kernel = Kernel::new(name("wattle0"), &store).unwrap();
+            for line in [
+                "ip link add eth0 type veth peer name eth1",
+                "ip addr add 203.0.113.10/24 dev eth0",
+                "ip addr add 2001:db8::10/64 dev eth0 nodad",
+                "ip link set eth0 up",
+                "ip link set eth1 up",
+                "ip route add default via 203.0.113.1 metric 100",
+                // As in many a data centre: no network has the gateway.
+                "ip route add 198.18.0.0/15 via 172.31.1.1 dev eth0 onlink src 203.0.113.10",
+                "ip route add unreachable 198.19.0.0/16",
+                "ip -6 route add default via fe80::1 dev eth0 metric 7",
+            ] {
+                command(line);
+            }
+            let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+            let way = |gateway: &str, source: Option<&str>| Way {
+                device: "eth0".to_owned(),
+                gateway: Some(ip(gateway)),
+                source: source.map(ip),
+            };
+            let foreign = kernel.foreign_routes().await.unwrap();
+            let onlink = way("172.31.1.1", Some("203.0.113.10"));
+            for (prefix, metric, expected) in [
+                ("0.0.0.0/0", 100, Some(way("203.0.113.1", None))),
+                ("198.18.0.0/15", 0, Some(onlink.clone())),
+                ("198.19.0.0/16", 0, None),
+                ("::/0", 7, Some(way("fe80::1", None))),
+            ] {
+                let expected = ForeignRoute {
+                    prefix: prefix.parse().unwrap(),
+                    metric,
+                    way: expected,
+                };
+                assert!(foreign.contains(&expected), "{foreign:?}");
+            }
+
+            let (v4, v6) = (ip("198.18.0.2"), ip("2001:db8:1::2"));
+            assert_eq!(kernel.is_outside(v4).await.unwrap(), Some(true));
+            assert_eq!(kernel.is_outside(ip("198.19.0.2")).await.unwrap(), None);
+            let key = Zeroizing::new([1; 32]);
+            let set = async |address, way: &Way| {
+                let change = Change::SetUnderlayRoute(address, way.clone());
+                kernel.apply(&change, &key).await.unwrap();
+            };
+            let made = async || kernel.observe().await.unwrap().underlay;
+            set(v4, &way("203.0.113.1", None)).await;
+            set(v4, &onlink).await;
+            set(v6, &way("fe80::2", None)).await;
+            set(v6, &way("fe80::1", None)).await;
+            // One of another agent's.
+            command("ip route add 198.18.0.3 via 203.0.113.1 proto 87");
+            let both = BTreeMap::from([(v4, onlink), (v6, way("fe80::1", None))]);
+            assert_eq!(made().await, both);
+            let now = kernel.foreign_routes().await.unwrap();
+            assert_eq!(now.len(), foreign.len() + 1, "{now:?}");
+
+            // After a restart they are known, and `down` takes them away.
+            let kernel = Kernel::new(name("wattle0"), &store).unwrap();
+            assert_eq!(kernel.observe().await.unwrap().underlay, both);
+            let remove = Change::RemoveUnderlayRoute(v6);
+            kernel.apply(&remove, &key).await.unwrap();
+            let gone = kernel.down().await.unwrap();
+            assert_eq!(gone, ["removed the route to 198.18.0.2 past the tunnel"]);
+            assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
+            assert_eq!(kernel.foreign_routes().await.unwrap(), now);
         },
     );
 }

@@ -144,6 +144,7 @@ impl Agent {
     /// Carries out the last good view before the first network call, so that tunnels come up with
     /// the coordinator away.
     pub(super) async fn start_from_disk(&mut self) {
+        self.host.underlay().look_at_coordinators().await;
         match follow::load_view(&self.store) {
             Ok(Some(stored)) => {
                 let position = stored.position;
@@ -174,9 +175,11 @@ impl Agent {
             Arc::clone(&self.node_keys),
             self.membership.clone(),
             Arc::clone(&self.reconnect),
+            self.host.underlay().clone(),
             sender,
         );
         let follower = tokio::spawn(follower);
+        let resolvers = tokio::spawn(self.host.underlay().clone().follow_resolvers());
         let ended = loop {
             supervisor.alive();
             tokio::select! {
@@ -225,6 +228,7 @@ impl Agent {
             self.send_report();
         };
         follower.abort();
+        resolvers.abort();
         ended
     }
 

@@ -22,6 +22,7 @@ mod repair;
 mod rotation;
 mod see;
 mod trust;
+mod underlay;
 mod unmanaged;
 
 use std::{
@@ -129,6 +130,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     rotation::a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost,
     rotation::h2_another_identity_is_taken_up_whoever_dies_at_whatever_step_and_no_packet_is_lost,
     rotation::handshakes_that_are_lost_while_a_key_is_taken_up_cost_little_and_the_tunnels_come_up,
+    underlay::e13_no_change_at_the_centre_nor_its_undoing_makes_a_gateway_deaf,
     input::join_strings_that_are_spent_expired_revoked_foreign_or_mistyped_get_a_clear_error_and_lose_nothing,
     input::c5_c6_whoever_guesses_tokens_is_slowed_down_and_nobody_else_is,
     input::t5_a_join_string_is_compared_with_what_the_machine_is,

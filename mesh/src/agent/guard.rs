@@ -14,9 +14,13 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use wattle_wire::{ids::NodeId, key::OperatorKey, name::Name, subnet::overlap};
 
-use crate::agent::{
-    admission::{Standing, Unsigned, within},
-    replica::{Known, KnownPeer, prefixes},
+use crate::{
+    agent::{
+        admission::{Standing, Unsigned, within},
+        replica::{Known, KnownPeer, prefixes},
+        underlay::Purpose,
+    },
+    host::way::{self, ForeignRoute, Past, Way},
 };
 
 /// The rules of a host, as its file has them. Those that need no setting always hold.
@@ -63,8 +67,10 @@ impl Default for Guard {
 pub struct Surroundings {
     /// Networks of the host's other interfaces: its LAN and the underlay.
     pub networks: Vec<IpNet>,
-    /// Addresses of coordinators, as far as they are known without asking anybody.
-    pub coordinators: Vec<IpAddr>,
+    /// Addresses that it reaches there, and what for; the endpoints of peers come to them.
+    pub underlay: BTreeMap<IpAddr, Purpose>,
+    /// Its own routes.
+    pub routes: Vec<ForeignRoute>,
 }
 
 /// What the guard refused of a view; the rest is carried out.
@@ -75,6 +81,22 @@ pub struct Refused {
     /// Peers that only stay because they were there before the lock.
     grandfathered: Vec<Name>,
     tunnel_prefix: Option<(IpNet, Reason)>,
+    /// Addresses that stay outside of the tunnel, though a prefix that is carried out holds them.
+    underlay: BTreeMap<IpAddr, UnderlayAddress>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct UnderlayAddress {
+    purpose: Purpose,
+    prefix: IpNet,
+    /// Absent means that it is the tunnel prefix.
+    peer: Option<Name>,
+    /// Absent means that the host has no route to it but through the tunnel.
+    ///
+    /// The prefix is carried out all the same: to leave it out would not help the host to reach the
+    /// address, and would cut off the site each time the uplink is down. As soon as the host has a
+    /// route, the address gets its way past the tunnel.
+    way: Option<Way>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,8 +123,7 @@ enum PeerReason {
 enum Reason {
     NotAdmitted,
     HostNetwork(IpNet),
-    Endpoint(IpAddr, Name),
-    Coordinator(IpAddr),
+    Underlay(Purpose),
     NotAllowed,
     Listed(IpNet),
 }
@@ -119,7 +140,7 @@ impl Guard {
         let tunnel_prefix = IpNet::V4(known.mesh.tunnel_prefix).trunc();
         refused.tunnel_prefix =
             host_network(tunnel_prefix, surroundings).map(|reason| (tunnel_prefix, reason));
-        let mut claims = BTreeMap::new();
+        let mut carried_out = BTreeMap::new();
         let mut taken = 0;
         for (node, known_peer) in &known.peers {
             let peer = &known_peer.peer;
@@ -157,49 +178,47 @@ impl Guard {
                     refused.refuse_prefix(prefix, &peer.name, Reason::NotAdmitted, parts.clone());
                 }
                 for part in parts {
-                    claims.insert(part, (prefix, &peer.name));
                     if let Some(reason) = self.judge(part, surroundings) {
                         refused.refuse_part(prefix, part, &peer.name, reason);
+                    } else {
+                        carried_out.insert(part, (prefix, &peer.name));
                     }
                 }
             }
         }
-        let peers = known
+        let endpoints: BTreeMap<_, _> = known
             .peers
             .values()
-            .filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node));
-        let endpoints: Vec<_> = peers
+            .filter(|KnownPeer { peer, .. }| refused.allows_peer(peer.node))
             .filter_map(|KnownPeer { peer, .. }| {
-                Some((
-                    peer.endpoint_for(known.myself.node)?.socket().ip(),
-                    &peer.name,
-                ))
+                let endpoint = peer.endpoint_for(known.myself.node)?;
+                Some((endpoint.socket().ip(), Purpose::Endpoint(peer.name.clone())))
             })
             .collect();
-        for (address, name) in endpoints {
-            // No two claims overlap, so the one before the address is the only one that may hold
+        for (address, purpose) in endpoints.iter().chain(&surroundings.underlay) {
+            // No two prefixes overlap, so the one before the address is the only one that may hold
             // it.
-            if let Some((part, (prefix, peer))) = claims.range(..=IpNet::from(address)).next_back()
-                && part.contains(&address)
-            {
-                refused.refuse_part(
-                    *prefix,
-                    *part,
-                    peer,
-                    Reason::Endpoint(address, name.clone()),
-                );
+            let before = carried_out.range(..=IpNet::from(*address)).next_back();
+            let holder = before.filter(|(part, _)| part.contains(address));
+            let (prefix, peer) = match holder {
+                Some((part, (prefix, peer))) if *part == IpNet::from(*address) => {
+                    // Nothing of it is left for the tunnel.
+                    let reason = Reason::Underlay(purpose.clone());
+                    refused.refuse_part(*prefix, *part, peer, reason);
+                    (tunnel_prefix, None)
+                }
+                Some((part, (_, peer))) => (*part, Some((*peer).clone())),
+                None => (tunnel_prefix, None),
+            };
+            let is_routed = peer.is_some() || refused.allows_tunnel_prefix();
+            if is_routed && prefix.contains(address) {
+                refused.keep_outside(*address, purpose, prefix, peer, &surroundings.routes);
             }
         }
         refused
     }
 
     fn judge(&self, prefix: IpNet, surroundings: &Surroundings) -> Option<Reason> {
-        let coordinator = || {
-            surroundings
-                .coordinators
-                .iter()
-                .find(|address| prefix.contains(*address))
-        };
         let listed = || self.refuse.iter().find(|listed| overlap(**listed, prefix));
         let is_allowed = || {
             self.allow
@@ -207,7 +226,6 @@ impl Guard {
                 .is_none_or(|allow| allow.iter().any(|allowed| allowed.contains(&prefix)))
         };
         host_network(prefix, surroundings)
-            .or_else(|| coordinator().map(|address| Reason::Coordinator(*address)))
             .or_else(|| listed().map(|listed| Reason::Listed(*listed)))
             .or_else(|| (!is_allowed()).then_some(Reason::NotAllowed))
     }
@@ -254,6 +272,14 @@ impl Refused {
         self.tunnel_prefix.is_none()
     }
 
+    /// Addresses that are to be reached past the tunnel, and how.
+    pub fn underlay_routes(&self) -> BTreeMap<IpAddr, Way> {
+        let addresses = self.underlay.iter();
+        addresses
+            .filter_map(|(address, underlay)| Some((*address, underlay.way.clone()?)))
+            .collect()
+    }
+
     /// Everything that was refused, in words.
     pub fn problems(&self) -> impl Iterator<Item = String> {
         let tunnel = self.tunnel_prefix.iter().map(|(prefix, reason)| {
@@ -285,7 +311,15 @@ impl Refused {
                  they are signed or until `wattle-agent confirm` removes them"
             )
         });
-        tunnel.chain(grandfathered).chain(peers).chain(prefixes)
+        let underlay = self
+            .underlay
+            .iter()
+            .map(|(address, underlay)| underlay.in_words(*address));
+        tunnel
+            .chain(grandfathered)
+            .chain(peers)
+            .chain(prefixes)
+            .chain(underlay)
     }
 
     fn refuse_peer(&mut self, node: NodeId, peer: &Name, reason: PeerReason) {
@@ -309,11 +343,55 @@ impl Refused {
         );
     }
 
+    /// Keeps one address of a prefix out of the tunnel, unless the host's own routes do.
+    fn keep_outside(
+        &mut self,
+        address: IpAddr,
+        purpose: &Purpose,
+        prefix: IpNet,
+        peer: Option<Name>,
+        routes: &[ForeignRoute],
+    ) {
+        let way = match way::past(address, prefix, routes) {
+            Past::Already => return,
+            Past::By(way) => Some(way),
+            Past::Nowhere => None,
+        };
+        let underlay = UnderlayAddress {
+            purpose: purpose.clone(),
+            prefix,
+            peer,
+            way,
+        };
+        self.underlay.insert(address, underlay);
+    }
+
     /// Refuses a part of a prefix, which may be all of it.
     fn refuse_part(&mut self, prefix: IpNet, part: IpNet, peer: &Name, reason: Reason) {
         let mut left: Vec<_> = self.carried_out(prefix).collect();
         left.retain(|other| *other != part);
         self.refuse_prefix(prefix, peer, reason, left);
+    }
+}
+
+impl UnderlayAddress {
+    fn in_words(&self, address: IpAddr) -> String {
+        let Self {
+            purpose,
+            prefix,
+            peer,
+            way,
+        } = self;
+        let holder = match peer {
+            Some(peer) => format!("{prefix} of {peer}"),
+            None => format!("the tunnel prefix {prefix}"),
+        };
+        let follows = if way.is_some() {
+            "it stays outside the tunnel"
+        } else {
+            "it cannot be reached, for this host has no route to it outside the tunnel"
+        };
+        format!("{address}, {purpose}, lies in {holder}: {follows}")
     }
 }
 
@@ -351,16 +429,10 @@ impl fmt::Display for Reason {
                 f,
                 "this host has the network {network} on another interface"
             ),
-            Self::Endpoint(address, peer) => {
-                write!(
-                    f,
-                    "it contains {address}, the endpoint of peer {peer}, which must be reached \
-                     outside of the tunnel"
-                )
-            }
-            Self::Coordinator(address) => {
-                write!(f, "it contains {address}, the address of a coordinator")
-            }
+            Self::Underlay(purpose) => write!(
+                f,
+                "it is {purpose}, which must be reached outside of the tunnel"
+            ),
             Self::NotAllowed => f.write_str("it is in no prefix of `allow`"),
             Self::Listed(prefix) => write!(f, "`refuse` names {prefix}"),
         }
@@ -368,148 +440,4 @@ impl fmt::Display for Reason {
 }
 
 #[cfg(test)]
-mod tests {
-    use wattle_wire::{ids::Position, key::WireguardKey, stream::StreamMessage};
-
-    use super::*;
-    use crate::{
-        agent::replica::Replica,
-        config::view,
-        host::{
-            desired::{Local, desired},
-            state::Desired,
-        },
-        keys::{psk::exchange::Exchange, rotation::canary::PeerKeys},
-        testing::{Keys, MESH, directory_of, node_id, node_keys_of},
-    };
-
-    /// Seconds since 1970.
-    const NOW: i64 = 1_800_000_000;
-
-    fn net(text: &str) -> IpNet {
-        text.parse().unwrap()
-    }
-
-    /// What node 1 knows of a mesh of four, whose peers claim what `change` makes of them.
-    fn known(change: impl FnOnce(&mut wattle_wire::peer::View)) -> Known {
-        let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
-        let mut view = view::view(&directory_of(4), node_id(1)).unwrap();
-        change(&mut view);
-        replica.receive(
-            StreamMessage::Snapshot {
-                position: Position {
-                    epoch: 1,
-                    revision: 1,
-                },
-                view,
-                removed: vec![],
-            },
-            0,
-        );
-        replica.known().unwrap().clone()
-    }
-
-    fn surroundings() -> Surroundings {
-        Surroundings {
-            networks: vec![net("203.0.113.1/24"), net("10.1.0.1/24")],
-            coordinators: vec!["198.18.0.2".parse().unwrap()],
-        }
-    }
-
-    fn carried_out(known: &Known, refused: &Refused) -> Desired {
-        let local = Local {
-            interface: "wattle0".parse().unwrap(),
-            node_keys: &node_keys_of(1),
-            addresses: surroundings().networks,
-        };
-        desired(
-            known,
-            &local,
-            refused,
-            &Exchange::default(),
-            &PeerKeys::default(),
-        )
-    }
-
-    fn problems(refused: &Refused) -> Vec<String> {
-        refused.problems().collect()
-    }
-
-    #[test]
-    fn an_ordinary_mesh_is_carried_out_whole() {
-        assert_eq!(
-            problems(&Guard::default().screen(&known(|_| ()), &surroundings(), NOW)),
-            <[&str; 0]>::default()
-        );
-    }
-
-    #[test]
-    fn e1_what_would_cut_the_host_off_is_refused_and_the_rest_carried_out() {
-        let known = known(|view| {
-            let claims = ["203.0.113.128/25", "198.18.0.0/15", "192.0.2.0/24"];
-            view.peers[0].subnets.extend(claims.map(net));
-            view.peers[1].endpoint = Some("192.0.2.7:51820".parse().unwrap());
-        });
-        let refused = Guard::default().screen(&known, &surroundings(), NOW);
-        let expected = [
-            "the guard refused 192.0.2.0/24 of peer site-2: it contains 192.0.2.7, the endpoint \
-             of peer site-3, which must be reached outside of the tunnel",
-            "the guard refused 198.18.0.0/15 of peer site-2: it contains 198.18.0.2, the address of \
-             a coordinator",
-            "the guard refused 203.0.113.128/25 of peer site-2: this host has the network \
-             203.0.113.0/24 on another interface",
-        ];
-        assert_eq!(problems(&refused), expected);
-        let clean = carried_out(
-            &self::known(|view| view.peers[1].endpoint = Some("192.0.2.7:51820".parse().unwrap())),
-            &Refused::default(),
-        );
-        assert_eq!(carried_out(&known, &refused), clean);
-    }
-
-    #[test]
-    fn e1_only_what_the_host_allows_and_does_not_refuse_comes_in() {
-        let guard: Guard = Guard {
-            allow: Some(vec![net("10.0.0.0/8")]),
-            refuse: vec![net("10.3.0.128/25")],
-            ..Guard::default()
-        };
-        let known = known(|view| view.peers[0].subnets.push(net("172.20.0.0/24")));
-        let expected = [
-            "the guard refused 10.3.0.0/24 of peer site-3: `refuse` names 10.3.0.128/25",
-            "the guard refused 172.20.0.0/24 of peer site-2: it is in no prefix of `allow`",
-        ];
-        assert_eq!(
-            problems(&guard.screen(&known, &surroundings(), NOW)),
-            expected
-        );
-    }
-
-    #[test]
-    fn a_tunnel_prefix_that_covers_a_network_of_the_host_gets_no_route() {
-        let known = known(|view| view.mesh.tunnel_prefix = "0.0.0.0/0".parse().unwrap());
-        let refused = Guard::default().screen(&known, &surroundings(), NOW);
-        assert_eq!(
-            carried_out(&known, &refused).addresses,
-            [net("10.99.0.1/32")].into()
-        );
-        assert_eq!(problems(&refused).len(), 1);
-    }
-
-    #[test]
-    fn c9_more_peers_than_the_host_takes_are_refused_the_last_ones() {
-        let known = known(|_| ());
-        let refused = Guard {
-            most_peers: 2,
-            ..Guard::default()
-        }
-        .screen(&known, &surroundings(), NOW);
-        let keys: Vec<WireguardKey> = carried_out(&known, &refused).peers.into_keys().collect();
-        assert_eq!(keys.len(), 2);
-        assert!(!keys.contains(&Keys::of(4).wireguard_key()));
-        assert_eq!(
-            problems(&refused),
-            ["the guard refused peer site-4: most_peers is 2"]
-        );
-    }
-}
+mod tests;

@@ -120,6 +120,7 @@ pub fn desired(
         addresses: [tunnel_address(known, refused)].into(),
         peers,
         routes,
+        underlay: refused.underlay_routes(),
         forwarding: subnets.iter().map(|subnet| Family::from(*subnet)).collect(),
         ruleset: Ruleset {
             node: known.myself.node,

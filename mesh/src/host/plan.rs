@@ -15,9 +15,12 @@ use ipnet::IpNet;
 use serde::Serialize;
 use wattle_wire::{key::WireguardKey, report::DeviceKind};
 
-use crate::host::state::{
-    AllowedIps, Change, Desired, DesiredPeer, DesiredPsk, Interface, Observed, ObservedPeer,
-    ObservedRuleset, PeerUpdate,
+use crate::host::{
+    state::{
+        AllowedIps, Change, Desired, DesiredPeer, DesiredPsk, Interface, Observed, ObservedPeer,
+        ObservedRuleset, PeerUpdate,
+    },
+    way::Way,
 };
 
 /// The steps from what is to what should be; empty when nothing is to be done.
@@ -39,6 +42,10 @@ pub struct Step {
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
     plan.host(desired, observed);
+    let underlay = differences(&desired.underlay, &observed.underlay, |wanted, found| {
+        wanted == found
+    });
+    plan.underlay(&underlay);
     let fresh = Interface::new(DeviceKind::Kernel);
     let interface = observed.interface.as_ref().unwrap_or_else(|| {
         plan.push(Change::CreateInterface, "the interface is missing");
@@ -87,6 +94,13 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
             "not the node's tunnel address",
         );
     }
+    // After the routes into the tunnel, which it kept the address out of.
+    for (address, ..) in underlay.iter().filter(|(_, wanted, _)| wanted.is_none()) {
+        plan.push(
+            Change::RemoveUnderlayRoute(**address),
+            "no prefix of the mesh takes it into the tunnel",
+        );
+    }
     plan
 }
 
@@ -126,6 +140,19 @@ impl Plan {
                 Change::EnableForwarding(*family),
                 "packets of the LAN must be forwarded",
             );
+        }
+    }
+
+    /// Ways past the tunnel come before all that leads into it.
+    fn underlay(&mut self, differences: &[Difference<'_, IpAddr, Way, Way>]) {
+        for (address, wanted, found) in differences {
+            let Some(way) = wanted else { continue };
+            let reason = if found.is_some() {
+                "the host's way there is another now"
+            } else {
+                "the mesh has a prefix with it, and it is reached outside of the tunnel"
+            };
+            self.push(Change::SetUnderlayRoute(**address, (*way).clone()), reason);
         }
     }
 
@@ -386,6 +413,12 @@ impl fmt::Display for Change {
             Self::SetRoute(prefix, Some(source)) => write!(f, "set route {prefix} from {source}"),
             Self::SetRoute(prefix, None) => write!(f, "set route {prefix}"),
             Self::RemoveRoute(prefix) => write!(f, "remove route {prefix}"),
+            Self::SetUnderlayRoute(address, way) => {
+                write!(f, "set route {address} past the tunnel {way}")
+            }
+            Self::RemoveUnderlayRoute(address) => {
+                write!(f, "remove route {address} past the tunnel")
+            }
             Self::SetPeer(key, change) => write!(f, "set peer {key}{change}"),
             Self::RemovePeer(key) => write!(f, "remove peer {key}"),
         }

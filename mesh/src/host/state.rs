@@ -11,7 +11,7 @@ use serde::Serialize;
 use wattle_wire::{key::WireguardKey, name::Name, report::DeviceKind};
 
 use crate::{
-    host::{interface::InterfaceName, ruleset::Ruleset},
+    host::{interface::InterfaceName, ruleset::Ruleset, way::Way},
     keys::preshared_key::Psk,
 };
 
@@ -33,6 +33,8 @@ pub struct Desired {
     pub peers: BTreeMap<WireguardKey, DesiredPeer>,
     /// Prefixes behind the interface, with the address that the host itself uses as source.
     pub routes: BTreeMap<IpNet, Option<IpAddr>>,
+    /// Addresses in those prefixes that the host reaches past the tunnel, and how.
+    pub underlay: BTreeMap<IpAddr, Way>,
     /// Families that the host must forward.
     pub forwarding: BTreeSet<Family>,
     /// The table `inet wattle`.
@@ -90,6 +92,8 @@ pub struct Observed {
     /// The WireGuard interface of our name; absent means there is none.
     #[serde(rename = "link")]
     pub interface: Option<Interface>,
+    /// Routes past the tunnel that the agent made.
+    pub underlay: BTreeMap<IpAddr, Way>,
     /// Families that the host forwards.
     pub forwarding: BTreeSet<Family>,
     /// The table `inet wattle`.
@@ -193,6 +197,9 @@ pub enum Change {
     /// Makes the route over the interface, or replaces it when it has another source.
     SetRoute(IpNet, Option<IpAddr>),
     RemoveRoute(IpNet),
+    /// Makes the route to one address past the tunnel, or replaces it when the way is another.
+    SetUnderlayRoute(IpAddr, Way),
+    RemoveUnderlayRoute(IpAddr),
     SetPeer(WireguardKey, PeerUpdate),
     RemovePeer(WireguardKey),
 }
@@ -228,7 +235,9 @@ impl Change {
             | Self::SetUp
             | Self::EnableForwarding(_)
             | Self::SetRoute(..)
-            | Self::RemoveRoute(_) => None,
+            | Self::RemoveRoute(_)
+            | Self::SetUnderlayRoute(..)
+            | Self::RemoveUnderlayRoute(_) => None,
         }
     }
 }
@@ -280,6 +289,12 @@ impl Observed {
             Change::EnableForwarding(family) => {
                 self.forwarding.insert(*family);
             }
+            Change::SetUnderlayRoute(address, way) => {
+                self.underlay.insert(*address, way.clone());
+            }
+            Change::RemoveUnderlayRoute(address) => {
+                self.underlay.remove(address);
+            }
             Change::CreateInterface => self.interface = Some(Interface::new(DeviceKind::Kernel)),
             Change::SetPrivateKey(_)
             | Change::SetListenPort(_)
@@ -327,6 +342,8 @@ impl Interface {
             Change::SetRuleset(_)
             | Change::UpdateRuleset { .. }
             | Change::EnableForwarding(_)
+            | Change::SetUnderlayRoute(..)
+            | Change::RemoveUnderlayRoute(_)
             | Change::CreateInterface => {}
         }
         self

@@ -54,6 +54,15 @@ fn routes() -> impl Strategy<Value = BTreeMap<IpNet, Option<IpAddr>>> {
     )
 }
 
+fn underlay() -> impl Strategy<Value = BTreeMap<IpAddr, Way>> {
+    let way = (1..3u8).prop_map(|number| Way {
+        device: "eth0".to_owned(),
+        gateway: Some(IpAddr::from([203, 0, 113, number])),
+        source: None,
+    });
+    prop::collection::btree_map((0..3u8).prop_map(|host| [10, 0, 0, host].into()), way, 0..3)
+}
+
 fn addresses(least: usize) -> impl Strategy<Value = BTreeSet<IpNet>> {
     prop::collection::btree_set(
         (1..4u8).prop_map(|host| format!("10.99.0.{host}/16").parse().unwrap()),
@@ -95,6 +104,7 @@ prop_compose! {
         holders in holders(),
         present in prop::collection::btree_map(1..=PEERS, (endpoint(), prop_oneof![Just(0u16), Just(25)], desired_psk()), 0..5),
         routes in routes(),
+        underlay in underlay(),
         addresses in addresses(1),
         forwarding in families(),
         ruleset in ruleset(),
@@ -111,6 +121,7 @@ prop_compose! {
             addresses,
             peers: present.into_iter().map(peer).collect(),
             routes,
+            underlay,
             forwarding,
             ruleset,
         }
@@ -146,6 +157,7 @@ prop_compose! {
 prop_compose! {
     fn observed()(
         interface in prop::option::weighted(0.9, observed_interface()),
+        underlay in underlay(),
         forwarding in families(),
         ruleset in prop_oneof![
             Just(ObservedRuleset::Absent),
@@ -154,7 +166,7 @@ prop_compose! {
             ruleset().prop_map(ObservedRuleset::Intact),
         ],
     ) -> Observed {
-        Observed { interface, forwarding, ruleset }
+        Observed { interface, underlay, forwarding, ruleset }
     }
 }
 
@@ -171,6 +183,7 @@ fn reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> 
         .as_ref()
         .ok_or_else(|| TestCaseError::fail("no interface"))?;
     prop_assert!(interface.up);
+    prop_assert_eq!(&observed.underlay, &desired.underlay);
     prop_assert_eq!(interface.public_key, Some(desired.public_key));
     prop_assert_eq!(
         (interface.listen_port, interface.mtu),
@@ -313,6 +326,7 @@ fn a_prefix_that_moves_is_written_once_and_the_ruleset_stands_first() {
         addresses: ["10.99.0.1/16".parse().unwrap()].into(),
         peers: [peer(1, &[1, 2]), peer(2, &[3])].into(),
         routes: BTreeMap::new(),
+        underlay: BTreeMap::new(),
         forwarding: BTreeSet::new(),
         ruleset: Ruleset {
             node: NodeId(uuid::Uuid::nil()),
