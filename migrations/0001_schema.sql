@@ -317,6 +317,8 @@ CREATE TABLE node_reports (
     start_drawn  bigint,
     -- Whether webhooks were last told that the node is silent.
     silent       boolean     NOT NULL DEFAULT false,
+    -- Peers that its host has only until somebody confirms that they go; null for none.
+    held         jsonb       CHECK (jsonb_typeof(held) = 'object'),
     CHECK ((start_number IS NULL) = (start_drawn IS NULL))
 );
 

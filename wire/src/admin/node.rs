@@ -13,7 +13,7 @@ use crate::{
     key::{IdentityKey, WireguardKey},
     lock::SignedAdmission,
     name::Name,
-    report::DeviceKind,
+    report::{DeviceKind, Held},
     secret::Secret,
 };
 
@@ -59,6 +59,10 @@ pub struct Node {
     pub enrolled_at: DateTime<Utc>,
     /// What the node last reported; absent means nothing yet.
     pub last_report: Option<NodeReport>,
+    /// Peers that its host has only until somebody confirms that they go, as it last reported;
+    /// absent means none. All coordinators tell the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
     /// A change of its WireGuard key that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<NodeRotation>,

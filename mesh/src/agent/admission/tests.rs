@@ -614,6 +614,7 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
         enrolled_at: record.enrolled_at,
         rotation: None,
         last_report: None,
+        held: None,
     };
     let operator = operator(1);
     let candidate = operator.candidate(MESH, &node(None), &site, None).unwrap();

@@ -1,7 +1,11 @@
 //! What of the coordinator's newest word is not carried out, in words.
 
 use ipnet::IpNet;
-use wattle_wire::{ids::NodeId, name::Name};
+use wattle_wire::{
+    ids::NodeId,
+    name::Name,
+    report::{Held, HeldBecause, HeldPeer},
+};
 
 use super::{
     Replica,
@@ -55,6 +59,39 @@ impl Replica {
             known.peers.len() + left,
             self.names(self.removal_pending.iter().copied())
         ))
+    }
+
+    /// What [`Replica::awaiting_confirmation`] names, as it is reported.
+    pub fn held(&self) -> Option<Held> {
+        let (known, all) = (self.known.as_ref()?, self.awaiting_confirmation());
+        let because = |node: &NodeId| {
+            if self.removal_pending.contains(node) {
+                HeldBecause::Removed
+            } else if self.absent.contains(node) {
+                HeldBecause::Lost
+            } else {
+                HeldBecause::NotAdmitted
+            }
+        };
+        let mut peers: Vec<_> = all
+            .iter()
+            .filter_map(|node| known.peers.get(node))
+            .map(|held| HeldPeer {
+                node: held.peer.node,
+                name: held.peer.name.clone(),
+                identity: held.statement.identity,
+                because: because(&held.peer.node),
+            })
+            .collect();
+        let total = u32::try_from(peers.len()).unwrap_or(u32::MAX);
+        peers.sort_by_key(|peer| peer.because);
+        peers.truncate(Held::MOST_PEERS);
+        let locked = self.operators.is_some();
+        (total > 0).then_some(Held {
+            locked,
+            total,
+            peers,
+        })
     }
 
     fn names(&self, nodes: impl ExactSizeIterator<Item = NodeId>) -> String {
