@@ -32,7 +32,9 @@ export function heldLine(node) {
   return [` has ${count(total, "peer")} only until somebody confirms that they go: ${names}${more > 0 ? ` and ${more} more` : ""}. `, ...confirmation(node)];
 }
 
-/** What confirms it. */
+/** What the rules of the gateway's host take for a confirmation. */
 function confirmation(node) {
-  return ["To confirm, run ", h("code", {}, "wattle-agent confirm"), ` on ${node.name}`];
+  const confirm = ["run ", h("code", {}, "wattle-agent confirm"), ` on ${node.name}`];
+  if (!node.held.locked) return ["To confirm, ", ...confirm];
+  return ["To confirm for all gateways, run ", h("code", {}, "wattle-agent lock sign"), "; for this one alone, ", ...confirm];
 }

@@ -64,7 +64,7 @@ impl Report {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Held {
-    /// Whether the host requires the lock.
+    /// Whether the host requires the lock: then an operator's signature is a confirmation.
     pub locked: bool,
     /// How many there are.
     pub total: u32,

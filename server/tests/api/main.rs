@@ -25,6 +25,7 @@ mod nodes;
 mod page;
 mod preconditions;
 mod private_postgres;
+mod removals;
 mod replicas;
 mod rotation;
 mod sites;

@@ -613,6 +613,13 @@ async fn the_page_says_which_gateway_holds_peers_and_what_confirms_that_they_go(
     ] {
         browser.see("table[aria-label=Gateways]", words).await;
     }
+    // With the lock an operator can.
+    dublin.report(&coordinator, report(true)).await.expect(204);
+    let words = "To confirm for all gateways, run wattle-agent lock sign; for this one alone, run \
+        wattle-agent confirm on dublin";
+    browser.see("table[aria-label=Gateways]", words).await;
+    browser.go("#/").await;
+    browser.see(".attention", words).await;
 }
 
 #[tokio::test]

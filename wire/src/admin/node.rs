@@ -11,7 +11,7 @@ use crate::{
     endpoint::Endpoint,
     ids::{NodeId, Position, SiteId},
     key::{IdentityKey, WireguardKey},
-    lock::SignedAdmission,
+    lock::{SignedAdmission, SignedRemoval},
     name::Name,
     report::{DeviceKind, Held},
     secret::Secret,
@@ -137,4 +137,20 @@ pub struct NodeReport {
     /// MTU of its interface, in bytes; null when it did not say.
     pub mtu: Option<u32>,
     pub problems: Vec<String>,
+}
+
+/// A node that is out of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemovedNode {
+    pub id: NodeId,
+    /// Null for a node that a restored database does not have.
+    pub name: Option<Name>,
+    /// Null once the site is gone, too.
+    pub site_name: Option<Name>,
+    pub identity_key: IdentityKey,
+    pub removed_at: Option<DateTime<Utc>>,
+    /// The last admission that it had; null if there was none.
+    pub admission: Option<SignedAdmission>,
+    /// An operator's word that it is out of the mesh; null if there is none.
+    pub removal: Option<SignedRemoval>,
 }

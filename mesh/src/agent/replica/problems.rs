@@ -14,7 +14,9 @@ use super::{
 
 /// How many names a line lists.
 const LISTED: usize = 10;
-const COMMAND: &str = "run `wattle-agent confirm` on this gateway";
+const COMMAND: &str = "you run `wattle-agent confirm` on this gateway";
+const SIGNATURE: &str = "an operator signs the removal with `wattle-agent lock sign`, or you run \
+    `wattle-agent confirm` on this gateway";
 
 impl Replica {
     /// What of the coordinator's newest word is not carried out, in words.
@@ -26,8 +28,9 @@ impl Replica {
         let absent = (!self.absent.is_empty()).then(|| {
             format!(
                 "the coordinator does not know these peers any more, and never removed them: {}. \
-                 They stay until it knows them again or you {COMMAND}",
-                self.names(self.absent.iter().copied())
+                 They stay until it knows them again or {}",
+                self.names(self.absent.iter().copied()),
+                self.confirmation()
             )
         });
         let waiting = self.contested.waiting.values().map(|waiting| {
@@ -53,12 +56,20 @@ impl Replica {
         let (held, left) = (self.removal_pending.len(), self.recent.len());
         let known = self.known.as_ref().filter(|_| held > 0)?;
         Some(format!(
-            "the coordinator removed {} of {} peers within 24 hours. These stay until you \
-             {COMMAND}: {}",
+            "the coordinator removed {} of {} peers within 24 hours. These stay until {}: {}",
             held + left,
             known.peers.len() + left,
+            self.confirmation(),
             self.names(self.removal_pending.iter().copied())
         ))
+    }
+
+    /// What a removal waits for.
+    fn confirmation(&self) -> &'static str {
+        match self.operators {
+            Some(_) => SIGNATURE,
+            None => COMMAND,
+        }
     }
 
     /// What [`Replica::awaiting_confirmation`] names, as it is reported.
@@ -135,8 +146,8 @@ impl Replica {
             format!("{who} is refused: it has {what} already")
         } else if stays {
             format!(
-                "{who} waits: {what} belongs to the removed {other}, which stays until you \
-                 {COMMAND}"
+                "{who} waits: {what} belongs to the removed {other}, which stays until {}",
+                self.confirmation()
             )
         } else {
             format!(
