@@ -141,6 +141,14 @@ CREATE TABLE armed_peers (
 );
 CREATE INDEX armed_peers_of_peer ON armed_peers (peer);
 
+-- What an operator signed of a node that is out of the mesh, byte for byte: of one that was revoked,
+-- or of one that a restored database does not have.
+CREATE TABLE removals (
+    node      uuid  PRIMARY KEY,
+    removal   text  NOT NULL CHECK (octet_length(removal) <= 1024),
+    signature bytea NOT NULL CHECK (octet_length(signature) = 64)
+);
+
 CREATE TABLE tunnel_addresses (
     address inet    CONSTRAINT tunnel_address PRIMARY KEY CHECK (masklen(address) = 32),
     site    uuid    NOT NULL REFERENCES sites ON DELETE CASCADE,
@@ -325,6 +333,8 @@ CREATE TABLE node_reports (
     start_drawn  bigint,
     -- Whether webhooks were last told that the node is silent.
     silent       boolean     NOT NULL DEFAULT false,
+    -- Peers that its host has only until somebody confirms that they go; null for none.
+    held         jsonb       CHECK (jsonb_typeof(held) = 'object'),
     CHECK ((start_number IS NULL) = (start_drawn IS NULL))
 );
 

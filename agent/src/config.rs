@@ -235,8 +235,10 @@ pub(crate) enum LockCommand {
         #[arg(long, value_name = "FILE", default_value = "wattle-operator.key")]
         key: PathBuf,
     },
-    /// Shows the nodes that are new or changed since the last signing, asks, signs them, and sends
-    /// the signatures to the coordinator.
+    /// Shows the nodes that are new, changed or removed since the last signing, asks, signs them,
+    /// and sends the signatures to the coordinator.
+    ///
+    /// Gateways with the lock carry out a removal that is signed without a `wattle-agent confirm`.
     Sign(SignArguments),
 }
 
@@ -255,10 +257,10 @@ pub(crate) struct SignArguments {
     /// File of the private key.
     #[arg(long, value_name = "FILE", default_value = "wattle-operator.key")]
     pub(crate) key: PathBuf,
-    /// Days for which the signatures are valid; without this they never expire.
+    /// Days for which the signatures of nodes in the mesh are valid; without this they never expire.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) days: Option<u16>,
-    /// Signs all nodes again, also those that are signed already.
+    /// Signs all nodes of the mesh again, also those that are signed already.
     #[arg(long)]
     pub(crate) again: bool,
     /// Does not ask. Still shows what it signs.

@@ -18,12 +18,14 @@ use hyper::{
     header::AUTHORIZATION,
     http::request,
 };
-use serde::de::DeserializeOwned;
-use wattle_mesh::agent::admission::{Candidate, Operator};
+use serde::{Serialize, de::DeserializeOwned};
+use wattle_mesh::agent::admission::{Candidate, Operator, RemovalCandidate};
 use wattle_wire::{
-    admin::{Mesh, Node, Page, Site},
+    admin::{Mesh, Node, Page, RemovedNode, Site},
+    ids::MeshId,
     key::OperatorKey,
-    lock::NewAdmissions,
+    lock::{NewAdmissions, NewRemovals},
+    name::Name,
     problem::Problem,
 };
 use zeroize::Zeroizing;
@@ -79,48 +81,129 @@ pub(crate) async fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
     let ends_at = arguments
         .days
         .map(|days| Utc::now().timestamp() + i64::from(days) * DAY_S);
-    let mut candidates = Vec::new();
+    let removed: Vec<RemovedNode> = coordinator.all("/removals").await?;
+    let removals = operator.removal_candidates(mesh.id, &removed, &nodes);
+    let mut admissions = Vec::new();
     for mut node in nodes {
         let site = sites
             .iter()
             .find(|site| site.id == node.site)
             .with_context(|| format!("node {} has no site", node.name))?;
         node.admission = node.admission.filter(|_| !arguments.again);
-        candidates.extend(operator.candidate(mesh.id, &node, site, ends_at));
+        admissions.extend(operator.candidate(mesh.id, &node, site, ends_at));
     }
+    let listing = Listing {
+        admissions,
+        removals,
+    };
     if arguments.json {
-        output::json(&candidates)?;
+        output::json(&listing)?;
     } else {
-        candidates.iter().for_each(show);
+        listing.show();
     }
-    if candidates.is_empty() {
+    if listing.is_empty() {
         if !arguments.json {
             output::line("every node is signed already: nothing to do");
         }
         return Ok(());
     }
     if !arguments.yes {
-        ask_whether_to_sign(candidates.len())?;
+        listing.ask_whether_to_sign()?;
     }
-    let now = Utc::now().timestamp();
-    let signed = candidates
-        .iter()
-        .map(|candidate| operator.sign(mesh.id, candidate, now, ends_at))
-        .collect::<Result<Vec<_>, _>>()?;
-    for admissions in signed.chunks(NewAdmissions::MOST) {
-        coordinator
-            .post(
-                "/admissions",
-                &NewAdmissions {
-                    admissions: admissions.to_vec(),
-                },
-            )
-            .await?;
-    }
+    listing
+        .sign(&operator, mesh.id, ends_at, &coordinator)
+        .await?;
     if !arguments.json {
-        output::line(format!("signed {}", candidates.len()));
+        output::line(format!("signed {}", listing.in_words()));
     }
     Ok(())
+}
+
+/// What an operator is asked to sign.
+#[derive(Debug, Serialize)]
+struct Listing {
+    admissions: Vec<Candidate>,
+    removals: Vec<RemovalCandidate>,
+}
+
+impl Listing {
+    fn is_empty(&self) -> bool {
+        self.admissions.is_empty() && self.removals.is_empty()
+    }
+
+    fn show(&self) {
+        self.admissions.iter().for_each(show_admission);
+        self.removals.iter().for_each(show_removal);
+    }
+
+    /// How much it is: `3`, or `3 and 2 removals`.
+    fn in_words(&self) -> String {
+        match (self.admissions.len(), self.removals.len()) {
+            (admissions, 0) => admissions.to_string(),
+            (0, removals) => format!("{removals} removals"),
+            (admissions, removals) => format!("{admissions} and {removals} removals"),
+        }
+    }
+
+    fn ask_whether_to_sign(&self) -> anyhow::Result<()> {
+        ensure!(
+            io::stdin().is_terminal(),
+            "cannot ask, because standard input is not a terminal: check what is shown, and pass \
+             --yes if it is right"
+        );
+        if !self.admissions.is_empty() {
+            output::line(format!(
+                "The coordinator says that these {} nodes are in the mesh. Compare each identity \
+                 with `wattle-agent status` on its gateway.",
+                self.admissions.len()
+            ));
+        }
+        if !self.removals.is_empty() {
+            output::line(format!(
+                "The coordinator says that these {} nodes are out of the mesh. Gateways with the \
+                 lock remove what you sign at once: check that you know of each.",
+                self.removals.len()
+            ));
+        }
+        output::line("Sign them? [y/N]");
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        if answer.trim().eq_ignore_ascii_case("y") {
+            Ok(())
+        } else {
+            bail!("nothing was signed")
+        }
+    }
+
+    /// Signs all of it, and sends the signatures.
+    async fn sign(
+        &self,
+        operator: &Operator,
+        mesh: MeshId,
+        ends_at: Option<i64>,
+        coordinator: &Coordinator,
+    ) -> anyhow::Result<()> {
+        let now = Utc::now().timestamp();
+        let admissions = self.admissions.iter();
+        let admissions: Vec<_> = admissions
+            .map(|candidate| operator.sign(mesh, candidate, now, ends_at))
+            .collect::<Result<_, _>>()?;
+        for admissions in admissions.chunks(NewAdmissions::MOST) {
+            let admissions = admissions.to_vec();
+            let body = NewAdmissions { admissions };
+            coordinator.post("/admissions", &body).await?;
+        }
+        let removals = self.removals.iter();
+        let removals: Vec<_> = removals
+            .map(|candidate| operator.sign_removal(mesh, candidate, now))
+            .collect::<Result<_, _>>()?;
+        for removals in removals.chunks(NewRemovals::MOST) {
+            let removals = removals.to_vec();
+            let body = NewRemovals { removals };
+            coordinator.post("/removals", &body).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Sees to it that this host requires the lock of these operators, if there are any: by its guard's
@@ -194,7 +277,7 @@ fn load(path: &Path) -> anyhow::Result<Operator> {
     Operator::new(&private_key).context("the key is not usable")
 }
 
-fn show(candidate: &Candidate) {
+fn show_admission(candidate: &Candidate) {
     let Candidate {
         name,
         site,
@@ -224,22 +307,24 @@ fn show(candidate: &Candidate) {
     }
 }
 
-fn ask_whether_to_sign(count: usize) -> anyhow::Result<()> {
-    ensure!(
-        io::stdin().is_terminal(),
-        "cannot ask, because standard input is not a terminal: check what is shown, and pass --yes \
-         if it is right"
-    );
-    output::line(format!(
-        "The coordinator says that these {count} nodes are in the mesh. Compare each identity with \
-         `wattle-agent status` on its gateway. Sign them? [y/N]"
-    ));
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    if answer.trim().eq_ignore_ascii_case("y") {
-        Ok(())
-    } else {
-        bail!("nothing was signed")
+fn show_removal(candidate: &RemovalCandidate) {
+    let RemovalCandidate {
+        node,
+        name,
+        site,
+        identity,
+        held_by,
+        ..
+    } = candidate;
+    let name = name
+        .as_ref()
+        .map_or_else(|| node.to_string(), Name::to_string);
+    let site = site.as_ref();
+    let site = site.map_or_else(String::new, |site| format!(" of site {site}"));
+    output::line(format!("removed: {name}{site}, identity {identity}"));
+    if !held_by.is_empty() {
+        let gateways: Vec<_> = held_by.iter().map(Name::as_str).collect();
+        output::line(format!("    held by {}", gateways.join(", ")));
     }
 }
 
@@ -299,7 +384,7 @@ impl Coordinator {
         }
     }
 
-    async fn post(&self, path: &str, body: &impl serde::Serialize) -> anyhow::Result<()> {
+    async fn post(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
         let request = Request::post(format!("{}{path}", self.url));
         self.send(request, serde_json::to_vec(body)?.into())
             .await

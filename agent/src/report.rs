@@ -16,7 +16,7 @@ use wattle_mesh::{
 use wattle_wire::{
     endpoint::Endpoint,
     ids::NodeId,
-    report::{LinkReport, ProbeReport, Report, Start},
+    report::{Held, LinkReport, ProbeReport, Report, Start},
 };
 
 use crate::{
@@ -75,6 +75,7 @@ impl Reporter {
         probes: &BTreeMap<NodeId, ProbeReport>,
         psks: &Exchange,
         problems: impl Iterator<Item = String>,
+        held: Option<Held>,
     ) -> Report {
         let interface = observed.and_then(|observed| observed.interface.as_ref());
         let peers = observed.map(|_| known.peers.values());
@@ -101,6 +102,7 @@ impl Reporter {
             mtu: interface.map(|interface| interface.mtu),
             links: links.collect(),
             problems: fit_problems(problems),
+            held,
             keys_in_place: interface
                 .map(|interface| keys_in_place(known, interface, psks))
                 .unwrap_or_default(),

@@ -432,6 +432,7 @@ impl Agent {
             mtu: None,
             links,
             problems: Vec::new(),
+            held: None,
             keys_in_place: Vec::new(),
             start: None,
         })?;

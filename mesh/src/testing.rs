@@ -192,7 +192,7 @@ pub(crate) fn next_message(
             Some(feed.delta(&changed, feed.audience(&changed, node)))
         }
         Next::Snapshot => {
-            let removed = feed.directory().revoked.iter().copied().collect();
+            let removed = feed.directory().tombstones().collect();
             Some(StreamMessage::Snapshot {
                 position: feed.position(),
                 view: view::view(feed.directory(), node)?,

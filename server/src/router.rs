@@ -36,7 +36,8 @@ use crate::{
     },
     routes::{
         api_tokens, enrolment, event_stream, events, health, identity_rotation, links, mailbox,
-        mesh, metrics, nodes, report, rotation, sites, stream, tokens, webhooks, wg_quick,
+        mesh, metrics, nodes, removals, report, rotation, sites, stream, tokens, webhooks,
+        wg_quick,
     },
     state::app::App,
 };
@@ -66,6 +67,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(tokens::show))
             .routes(routes!(nodes::list))
             .routes(routes!(nodes::show))
+            .routes(routes!(removals::list))
             .routes(routes!(links::list))
             .routes(routes!(links::show))
             .routes(routes!(links::history))
@@ -83,6 +85,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(tokens::revoke))
             .routes(routes!(nodes::change, nodes::revoke))
             .routes(routes!(nodes::admit))
+            .routes(routes!(removals::confirm))
             .routes(routes!(rotation::request)),
         Action::Grant => routes
             .routes(routes!(api_tokens::create, api_tokens::list))

@@ -1,6 +1,7 @@
 // The whole mesh on one page: a sentence, what needs attention, the matrix, the ring.
 
 import { badge, count, h, moment, refill, since } from "./dom.js";
+import { heldLine } from "./held.js";
 import { Matrix } from "./matrix.js";
 import { tally } from "./mesh.js";
 import { ring } from "./ring.js";
@@ -49,7 +50,7 @@ export function overview(mesh) {
   function update() {
     headline.textContent = sentence(mesh);
     headline.className = mood(mesh);
-    const rows = [...waiting(mesh), ...stale(mesh), ...trouble(mesh)];
+    const rows = [...waiting(mesh), ...holding(mesh), ...stale(mesh), ...trouble(mesh)];
     refill(attention, h("h2", { id: "attention-title" }, "Needs attention"), rows.length ? list(rows) : nothing(mesh));
     show();
     refill(topology, h("h2", { id: "ring-title" }, "Topology"), ring(mesh));
@@ -77,6 +78,16 @@ function waiting(mesh) {
   ]);
 }
 
+function holding(mesh) {
+  const nodes = mesh.nodesInOrder.filter((node) => node.held);
+  const rows = nodes.slice(0, MOST_ROWS).map((node) => [
+    h("span", { class: "badge degraded" }, "held peers"),
+    h("span", {}, place(node.site_name, node.name), heldLine(node)),
+    null,
+  ]);
+  return [...rows, ...andMore(nodes.length - rows.length)];
+}
+
 function stale(mesh) {
   return mesh.nodesInOrder.filter((node) => node.unmanaged && !node.unmanaged.file_is_current).map((node) => [
     h("span", { class: "badge degraded" }, "old file"),
@@ -94,8 +105,11 @@ function trouble(mesh) {
     const state = h("a", { id: `attention-${link.ends.join("")}`, href: mesh.href(link), "aria-label": `${link.fault ?? link.state}, the link ${a?.name} – ${b?.name}` }, badge(link.state, link.fault));
     return [state, h("span", {}, place(a?.site_name, a?.name), " – ", place(b?.site_name, b?.name)), since(link.since)];
   });
-  if (links.length > MOST_ROWS) rows.push([h("span", {}), h("span", { class: "faint" }, `and ${links.length - MOST_ROWS} more`), h("span", {})]);
-  return rows;
+  return [...rows, ...andMore(links.length - rows.length)];
+}
+
+function andMore(number) {
+  return number ? [[h("span", {}), h("span", { class: "faint" }, `and ${number} more`), h("span", {})]] : [];
 }
 
 function place(site, name = site) {

@@ -18,7 +18,7 @@ pub use self::{
     mesh::{Mesh, MeshPatch, Readiness},
     node::{
         CreatedWgQuick, NewWgQuick, Node, NodePatch, NodeReport, NodeRotation, NodeState,
-        RotationPhase, UnmanagedNode,
+        RemovedNode, RotationPhase, UnmanagedNode,
     },
     site::{
         ChangedSite, CreatedSite, Import, Imported, NewSite, Site, SiteNode, SitePatch, Warning,

@@ -1,4 +1,5 @@
-//! The lock: who may be in the mesh, as an operator says it with a key that no coordinator has.
+//! The lock: who may be in the mesh and who is out of it, as an operator says it with a key that no
+//! coordinator has.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    ids::MeshId,
+    ids::{MeshId, NodeId},
     key::{IdentityKey, OperatorKey, Signature},
 };
 
@@ -52,4 +53,42 @@ pub struct NewAdmissions {
 
 impl NewAdmissions {
     pub const MOST: usize = 10_000;
+}
+
+/// That a node is out of the mesh. It counts against every admission that was signed before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removal {
+    pub mesh: MeshId,
+    pub operator: OperatorKey,
+    pub node: NodeId,
+    /// Who the node was.
+    pub identity: IdentityKey,
+    /// Seconds since 1970, by the operator's clock.
+    pub signed_at: i64,
+}
+
+/// A [`Removal`] as its operator wrote it, with the operator's signature over those bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignedRemoval {
+    /// The removal's JSON, verbatim.
+    pub removal: String,
+    pub signature: Signature,
+}
+
+impl SignedRemoval {
+    /// The longest text of a removal, in bytes.
+    pub const LONGEST: usize = 1024;
+}
+
+/// `POST /removals`: all or none.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewRemovals {
+    /// 1 to 5,000, each of a node that was removed.
+    pub removals: Vec<SignedRemoval>,
+}
+
+impl NewRemovals {
+    pub const MOST: usize = 5_000;
 }

@@ -6,6 +6,8 @@ use utoipa::ToSchema;
 use crate::{
     endpoint::Endpoint,
     ids::{NodeId, Position},
+    key::IdentityKey,
+    name::Name,
     rotation::KeyInPlace,
 };
 
@@ -31,6 +33,9 @@ pub struct Report {
     /// was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+    /// Peers that stay only until somebody confirms that they go; absent means none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
     /// Announced keys of peers for which the host is ready, at most as many as it has peers.
     #[serde(rename = "armed", default, skip_serializing_if = "Vec::is_empty")]
     pub keys_in_place: Vec<KeyInPlace>,
@@ -53,6 +58,45 @@ pub struct Start {
 impl Report {
     pub const MOST_PROBLEMS: usize = 16;
     pub const LONGEST_PROBLEM: usize = 256;
+}
+
+/// Peers that a host has only until somebody confirms that they go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// Whether the host requires the lock: then an operator's signature is a confirmation.
+    pub locked: bool,
+    /// How many there are.
+    pub total: u32,
+    /// At most [`Held::MOST_PEERS`] of them.
+    pub peers: Vec<HeldPeer>,
+}
+
+impl Held {
+    pub const MOST_PEERS: usize = 64;
+}
+
+/// A peer that stays until somebody confirms that it goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HeldPeer {
+    pub node: NodeId,
+    /// As the host knows it: the coordinator may not know it any more.
+    pub name: Name,
+    pub identity: IdentityKey,
+    pub because: HeldBecause,
+}
+
+/// Why a peer stays only until somebody confirms that it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldBecause {
+    /// The coordinator has removed it, and too many others in a day.
+    Removed,
+    /// The coordinator does not know it any more, and never removed it.
+    Lost,
+    /// It was there before the lock, and no operator has admitted it.
+    NotAdmitted,
 }
 
 /// Who moves the packets.

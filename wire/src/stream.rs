@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{NodeId, Position},
+    lock::SignedRemoval,
     peer::{MeshSettings, Myself, Peer, View},
 };
 
@@ -24,7 +25,7 @@ pub enum StreamMessage {
         view: View,
         /// Nodes that are gone for good. A peer that is merely absent from the view stays where it
         /// is.
-        removed: Vec<NodeId>,
+        removed: Vec<Tombstone>,
     },
     /// What changed since `since`; to a node whose position is another it is a gap, and it asks for
     /// a snapshot.
@@ -53,9 +54,28 @@ pub enum ViewChange {
     /// The peer is new or changed; this is all of it.
     Peer(Peer),
     /// The peer is gone for good.
-    PeerRemoved(NodeId),
+    PeerRemoved(Tombstone),
     Myself(Myself),
     Mesh(MeshSettings),
+}
+
+/// That a node is gone for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    pub node: NodeId,
+    /// An operator's word that it is; absent means that none has signed it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removal: Option<SignedRemoval>,
+}
+
+impl From<NodeId> for Tombstone {
+    /// One that no operator has signed.
+    fn from(node: NodeId) -> Self {
+        Self {
+            node,
+            removal: None,
+        }
+    }
 }
 
 /// Why the coordinator ends a stream.
@@ -126,9 +146,9 @@ mod tests {
                 ..position
             },
             position,
-            changes: vec![ViewChange::PeerRemoved(NodeId(uuid::Uuid::nil()))],
+            changes: vec![ViewChange::PeerRemoved(NodeId(uuid::Uuid::nil()).into())],
         };
-        let text = r#"{"type":"delta","since":"1.6","position":"1.7","changes":[{"peer_removed":"00000000-0000-0000-0000-000000000000"}]}"#;
+        let text = r#"{"type":"delta","since":"1.6","position":"1.7","changes":[{"peer_removed":{"node":"00000000-0000-0000-0000-000000000000"}}]}"#;
         assert_eq!(serde_json::to_string(&delta).unwrap(), text);
         assert_eq!(
             serde_json::to_string(&StreamMessage::Heartbeat { position }).unwrap(),

@@ -534,9 +534,10 @@ impl Agent {
         };
         let observed = self.outcome.observed.as_ref();
         let (probes, psks) = (self.prober.reports(), self.mailbox.exchange());
+        let (problems, held) = (self.problems(known), self.replica.held());
         let full = self
             .reporter
-            .account(known, observed, &probes, psks, self.problems(known));
+            .account(known, observed, &probes, psks, problems, held);
         self.reporter.go(
             full,
             self.started.elapsed(),

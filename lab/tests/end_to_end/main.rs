@@ -16,6 +16,7 @@ mod guide;
 mod input;
 mod kernel;
 mod laboratory;
+mod lock;
 mod outage;
 mod psk;
 mod repair;
@@ -118,6 +119,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     outage::agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet,
     outage::h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on,
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
+    lock::e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_when_an_operator_signs_once_and_holds_until_then,
     trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,
     trust::e12_without_a_lock_each_gateway_tells_what_a_thief_of_the_coordinator_changed_and_changed_back,
     see::g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric,

@@ -1,20 +1,20 @@
 //! What a coordinator in the wrong hands can and cannot do.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use wattle_lab::{
     Flow, Host, Lab, LabSite,
     api::Api,
-    coordinator,
-    gateway::GUARD,
     patience,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK, SAO_PAULO},
     wait::same,
     wait_for,
 };
 use wattle_wire::admin::{CreatedSite, Node, Page};
+
+use crate::lock::Operator;
 
 /// A new epoch, so that every agent gets what the database says now.
 const TELL_ALL: &str = "UPDATE mesh SET epoch = epoch + 1;";
@@ -119,44 +119,13 @@ pub(crate) fn e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_th
 ) -> Result<()> {
     let mut lab = Lab::build(folder, &GUIDE)?;
     let api = lab.weave()?;
-    // The operator's machine is any that reaches the coordinator.
-    let path = |name: &str| {
-        folder
-            .join(name)
-            .to_str()
-            .map(str::to_owned)
-            .context("a path that is no text")
-    };
-    let (key, token, ca) = (path("operator.key")?, path("api-token")?, path("ca.crt")?);
-    fs::write(&token, &api.token)?;
-    let said = lab
-        .gateway(DUBLIN)?
-        .agent_says(&["lock", "init", "--key", &key])?;
-    let rules: Vec<_> = said
-        .lines()
-        .filter(|line| line.starts_with("lock = ") || line.starts_with("operator_keys = "))
-        .collect();
-    ensure!(rules.len() == 2, "{said}");
-    let url = coordinator::url(coordinator::PORT);
-    let sign = [
-        "lock",
-        "sign",
-        "--url",
-        &url,
-        "--token-file",
-        &token,
-        "--ca-file",
-        &ca,
-        "--key",
-        &key,
-        "--yes",
-    ];
-    let said = lab.gateway(DUBLIN)?.agent_says(&sign)?;
+    let operator = Operator::new(folder, &api, lab.gateway(DUBLIN)?)?;
+    let said = operator.sign(lab.gateway(DUBLIN)?)?;
     ensure!(
         said.contains("new: dublin") && said.ends_with("signed 3\n"),
         "{said}"
     );
-    let said = lab.gateway(DUBLIN)?.agent_says(&sign)?;
+    let said = operator.sign(lab.gateway(DUBLIN)?)?;
     ensure!(said.contains("nothing to do"), "{said}");
     let flow = Flow::start(
         &lab.gateway(DUBLIN)?.lan_host,
@@ -168,13 +137,7 @@ pub(crate) fn e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_th
         .iter()
         .map(wattle_lab::Gateway::allowed_ips)
         .collect::<Result<Vec<_>>>()?;
-    for gateway in &mut lab.gateways {
-        gateway.stop_agent()?;
-        gateway
-            .host
-            .run_with(&format!("tee {GUARD}"), &rules.join("\n"))?;
-        gateway.start_agent()?;
-    }
+    operator.lock(&mut lab)?;
 
     // A machine of the thief's, let in with the owner's token; a wider prefix, a swapped key and no
     // admissions, by hand.

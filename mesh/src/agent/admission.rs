@@ -3,7 +3,7 @@
 //!
 //! The operator's key is on no coordinator. What a host remembers of its operators' words outlives
 //! what a coordinator says later: the newest admission of a node counts, and that of a node that
-//! was removed is spent.
+//! was removed is spent. A removal that an operator has signed waits for no other confirmation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +12,15 @@ use aws_lc_rs::{
     signature::{Ed25519KeyPair, KeyPair},
 };
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use wattle_wire::{
-    admin::{Node, Site},
+    admin::{Node, RemovedNode, Site},
     ids::{MeshId, NodeId},
-    key::{IdentityKey, OperatorKey},
-    lock::{Admission, SignedAdmission},
+    key::{IdentityKey, OperatorKey, Signature},
+    lock::{Admission, Removal, SignedAdmission, SignedRemoval},
     name::Name,
+    report::{HeldBecause, HeldPeer},
 };
 
 use crate::{
@@ -30,18 +31,19 @@ use crate::{
 
 /// What is signed begins with its purpose.
 const ADMISSION: &[u8] = b"wattle admission v1\0";
+const REMOVAL: &[u8] = b"wattle removal v1\0";
 /// Seconds by which an admission has to end later than the one before for it to be worth a
 /// signature.
 const LATER_S: i64 = 86_400;
 
-/// Why an admission is not believed.
+/// Why an admission or a removal is not an operator's word.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum InvalidAdmission {
-    #[error("the admission cannot be read")]
+pub enum InvalidWord {
+    #[error("it cannot be read")]
     Unreadable,
-    #[error("the admission is not signed by the operator that it names")]
+    #[error("it is not signed by the operator that it names")]
     Signature,
-    #[error("the admission was made for another mesh")]
+    #[error("it was made for another mesh")]
     Mesh,
 }
 
@@ -50,26 +52,46 @@ pub enum InvalidAdmission {
 ///
 /// # Errors
 ///
-/// [`InvalidAdmission`] when it cannot be read, is of another mesh, or the signature is not that of
-/// the operator which it names.
-pub fn verify_admission(
-    signed: &SignedAdmission,
+/// [`InvalidWord`] when it cannot be read, is of another mesh, or the signature is not that of the
+/// operator which it names.
+pub fn verify_admission(signed: &SignedAdmission, mesh: MeshId) -> Result<Admission, InvalidWord> {
+    let SignedAdmission {
+        admission,
+        signature,
+    } = signed;
+    let of = |word: &Admission| (word.operator, word.mesh);
+    verify_word(ADMISSION, admission, signature, mesh, of)
+}
+
+/// Reads a removal, as [`verify_admission`] does an admission.
+///
+/// # Errors
+///
+/// As of [`verify_admission`].
+pub fn verify_removal(signed: &SignedRemoval, mesh: MeshId) -> Result<Removal, InvalidWord> {
+    let SignedRemoval { removal, signature } = signed;
+    let of = |word: &Removal| (word.operator, word.mesh);
+    verify_word(REMOVAL, removal, signature, mesh, of)
+}
+
+/// Reads what an operator signed for a purpose; `of` says whose word it is, and of which mesh.
+fn verify_word<T: DeserializeOwned>(
+    purpose: &[u8],
+    text: &str,
+    signature: &Signature,
     mesh: MeshId,
-) -> Result<Admission, InvalidAdmission> {
-    let admission: Admission =
-        serde_json::from_str(&signed.admission).map_err(|_| InvalidAdmission::Unreadable)?;
-    let signer = IdentityKey::from(*admission.operator.as_bytes());
-    if !enrolment::verify(
-        signer,
-        &[ADMISSION, signed.admission.as_bytes()].concat(),
-        &signed.signature,
-    ) {
-        return Err(InvalidAdmission::Signature);
+    of: impl FnOnce(&T) -> (OperatorKey, MeshId),
+) -> Result<T, InvalidWord> {
+    let word: T = serde_json::from_str(text).map_err(|_| InvalidWord::Unreadable)?;
+    let (operator, made_for) = of(&word);
+    let signer = IdentityKey::from(*operator.as_bytes());
+    if !enrolment::verify(signer, &[purpose, text.as_bytes()].concat(), signature) {
+        return Err(InvalidWord::Signature);
     }
-    if admission.mesh == mesh {
-        Ok(admission)
+    if made_for == mesh {
+        Ok(word)
     } else {
-        Err(InvalidAdmission::Mesh)
+        Err(InvalidWord::Mesh)
     }
 }
 
@@ -136,6 +158,93 @@ impl Operator {
         })
     }
 
+    /// Signs that a node is out of the mesh, at a time in seconds since 1970; later than the
+    /// admission that it had, unless the coordinator says that this was signed in days to come.
+    ///
+    /// # Errors
+    ///
+    /// None that happens: a removal can always be written.
+    pub fn sign_removal(
+        &self,
+        mesh: MeshId,
+        candidate: &RemovalCandidate,
+        signed_at: i64,
+    ) -> serde_json::Result<SignedRemoval> {
+        let is_plausible = |at: &i64| *at < signed_at.saturating_add(LATER_S);
+        let admitted_at = candidate.admitted_at.filter(is_plausible);
+        let removal = serde_json::to_string(&Removal {
+            mesh,
+            operator: self.key,
+            node: candidate.node,
+            identity: candidate.identity,
+            signed_at: admitted_at.map_or(signed_at, |at| signed_at.max(at.saturating_add(1))),
+        })?;
+        let signature = enrolment::sign(&self.keys, &[REMOVAL, removal.as_bytes()].concat());
+        Ok(SignedRemoval { removal, signature })
+    }
+
+    /// What there is to sign of nodes that are out of the mesh: of those that the coordinator
+    /// lists, and of those that hosts hold although it has lost them. What this operator has signed
+    /// already is not there.
+    ///
+    /// A host may say what it likes of others, so no node that takes part is among them.
+    pub fn removal_candidates(
+        &self,
+        mesh: MeshId,
+        removed: &[RemovedNode],
+        nodes: &[Node],
+    ) -> Vec<RemovalCandidate> {
+        let mut candidates: BTreeMap<NodeId, RemovalCandidate> = removed
+            .iter()
+            .filter_map(|removed| self.removal_candidate(mesh, removed))
+            .map(|candidate| (candidate.node, candidate))
+            .collect();
+        let listed: BTreeSet<_> = removed.iter().map(|removed| removed.id).collect();
+        let there: BTreeSet<_> = nodes.iter().map(|node| node.id).collect();
+        let identities: BTreeSet<_> = nodes.iter().map(|node| node.identity_key).collect();
+        let is_lost = |peer: &HeldPeer| {
+            let takes_part = there.contains(&peer.node) || identities.contains(&peer.identity);
+            let is_removed = peer.because != HeldBecause::NotAdmitted;
+            is_removed && !takes_part && !listed.contains(&peer.node)
+        };
+        for node in nodes {
+            for peer in node.held.iter().flat_map(|held| &held.peers) {
+                if is_lost(peer) {
+                    candidates
+                        .entry(peer.node)
+                        .or_insert_with(|| RemovalCandidate {
+                            name: Some(peer.name.clone()),
+                            ..RemovalCandidate::of(peer.node, peer.identity)
+                        });
+                }
+                if let Some(candidate) = candidates.get_mut(&peer.node) {
+                    candidate.held_by.insert(node.name.clone());
+                }
+            }
+        }
+        candidates.into_values().collect()
+    }
+
+    fn removal_candidate(&self, mesh: MeshId, removed: &RemovedNode) -> Option<RemovalCandidate> {
+        let (node, identity) = (removed.id, removed.identity_key);
+        let admission = removed.admission.as_ref();
+        let admission = admission.and_then(|signed| verify_admission(signed, mesh).ok());
+        let admitted_at = admission.map(|admission| admission.signed_at);
+        let before = removed.removal.as_ref();
+        let before = before.and_then(|signed| verify_removal(signed, mesh).ok());
+        let is_signed = before.is_some_and(|removal| {
+            let is_own = removal.operator == self.key;
+            let is_later = admitted_at.is_none_or(|at| removal.signed_at > at);
+            is_own && is_later && (removal.node, removal.identity) == (node, identity)
+        });
+        (!is_signed).then(|| RemovalCandidate {
+            name: removed.name.clone(),
+            site: removed.site_name.clone(),
+            admitted_at,
+            ..RemovalCandidate::of(node, identity)
+        })
+    }
+
     /// What there is to sign of a node of a site; `None` when this operator has admitted it just so
     /// already.
     pub fn candidate(
@@ -195,6 +304,35 @@ pub struct Candidate {
     pub before: Option<Admission>,
 }
 
+/// A node of which an operator is asked to sign that it is out of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RemovalCandidate {
+    pub node: NodeId,
+    /// Absent for one that neither the coordinator nor a host can name.
+    pub name: Option<Name>,
+    /// Absent once the site is gone, too.
+    pub site: Option<Name>,
+    pub identity: IdentityKey,
+    /// Nodes whose hosts have it until somebody confirms that it goes.
+    pub held_by: BTreeSet<Name>,
+    /// When an operator admitted it last, as far as the coordinator tells.
+    #[serde(skip)]
+    admitted_at: Option<i64>,
+}
+
+impl RemovalCandidate {
+    fn of(node: NodeId, identity: IdentityKey) -> Self {
+        Self {
+            node,
+            name: None,
+            site: None,
+            identity,
+            held_by: BTreeSet::new(),
+            admitted_at: None,
+        }
+    }
+}
+
 /// Whether a node has the word of an operator, whoever that is, that holds at a time, in seconds
 /// since 1970, and covers all that its site has.
 pub fn is_admitted(node: &NodeRecord, site: &SiteRecord, now: i64) -> bool {
@@ -223,12 +361,11 @@ pub fn is_admitted(node: &NodeRecord, site: &SiteRecord, now: i64) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admitted {
     /// The operators whom the host believes, from its own file.
-    #[serde(skip)]
     operators: BTreeSet<OperatorKey>,
     /// The newest admission of each node.
     admissions: BTreeMap<IdentityKey, Admission>,
-    /// Nodes that were removed, and when the admission was signed that they had: only a later one
-    /// lets them in again.
+    /// Nodes that were removed, and when the admission was signed that they had, or the removal:
+    /// only a later admission lets them in again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     spent: BTreeMap<IdentityKey, i64>,
     /// Peers without an admission that were there when the lock was turned on, with the prefixes
@@ -347,13 +484,39 @@ impl Admitted {
         }
     }
 
-    /// A peer was removed. It does not come back with the admission that it had.
-    pub fn forget(&mut self, known: &KnownPeer) {
+    /// When an operator signed that a peer goes; `None` if it is the word of none whom the host
+    /// believes, is of another node, or was signed before the peer was admitted.
+    pub fn removal_signed_at(
+        &self,
+        mesh: MeshId,
+        known: &KnownPeer,
+        signed: &SignedRemoval,
+    ) -> Option<i64> {
+        let removal = verify_removal(signed, mesh).ok()?;
+        let is_its = removal.node == known.peer.node
+            && enrolment::is_or_was(&known.statement, removal.identity);
+        let admission = self.admissions.get(&known.statement.identity);
+        let is_later = admission.is_none_or(|admission| removal.signed_at > admission.signed_at);
+        let counts = self.operators.contains(&removal.operator) && is_its && is_later;
+        counts.then_some(removal.signed_at)
+    }
+
+    /// A peer was removed, and an operator signed that at a time, if any did. It does not come back
+    /// with the admission that it had, nor with one that was signed before the removal.
+    pub fn forget(&mut self, known: &KnownPeer, signed_at: Option<i64>) {
         self.grandfathered.remove(&known.peer.node);
-        if let Some(admission) = self.admissions.remove(&known.statement.identity) {
-            self.spent
-                .insert(known.statement.identity, admission.signed_at);
+        let identity = known.statement.identity;
+        let admission = self.admissions.remove(&identity);
+        let admitted_at = admission.map(|admission| admission.signed_at);
+        if let Some(at) = admitted_at.max(signed_at) {
+            let spent = self.spent.entry(identity).or_insert(at);
+            *spent = at.max(*spent);
         }
+    }
+
+    /// Whether the host believes these operators, and no others.
+    pub fn believes(&self, operators: &BTreeSet<OperatorKey>) -> bool {
+        self.operators == *operators
     }
 
     /// Peers that stay until somebody admits them or confirms that they go.

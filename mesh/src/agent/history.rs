@@ -257,7 +257,7 @@ mod tests {
         let removed = StreamMessage::Delta {
             since: position(3),
             position: position(4),
-            changes: vec![ViewChange::PeerRemoved(node_id(3))],
+            changes: vec![ViewChange::PeerRemoved(node_id(3).into())],
         };
         replica.receive(removed, 0);
         assert!(history.note(replica.known().unwrap(), at(5)));

@@ -21,8 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use wattle_wire::{
     ids::{MeshId, NodeId, Position},
     key::{OperatorKey, WireguardKey},
+    lock::SignedRemoval,
     peer::{MeshSettings, Myself, Peer, View},
-    stream::{ByeReason, StreamMessage, ViewChange},
+    stream::{ByeReason, StreamMessage, Tombstone, ViewChange},
 };
 
 use self::{
@@ -250,7 +251,7 @@ impl Replica {
         waiting.map_or_else(|| known.myself.clone(), |waiting| waiting.told.clone())
     }
 
-    fn snapshot(&mut self, position: Position, view: View, removed: Vec<NodeId>) -> Received {
+    fn snapshot(&mut self, position: Position, view: View, removed: Vec<Tombstone>) -> Received {
         if let Some(have) = self.position().filter(|have| position < *have) {
             // It goes on from where it is: who has the position that it names has nothing older to
             // tell.
@@ -271,7 +272,7 @@ impl Replica {
         }
         let mut next = Draft::new(view.mesh, view.myself);
         let known = self.known.iter().flat_map(|known| known.peers.keys());
-        let gone: BTreeSet<_> = removed.iter().copied().collect();
+        let gone: BTreeSet<_> = removed.iter().map(|tombstone| tombstone.node).collect();
         let said = [&named, &gone, &self.removal_pending];
         let is_said = |node: &NodeId| said.iter().any(|said| said.contains(node));
         next.absent = Some(known.filter(|node| !is_said(node)).copied().collect());
@@ -323,7 +324,10 @@ impl Replica {
                         }
                     }
                 }
-                ViewChange::PeerRemoved(node) => {
+                ViewChange::PeerRemoved(Tombstone { node, removal }) => {
+                    let signed_at = removal.and_then(|removal| self.signed_at(node, &removal));
+                    next.removal_signed
+                        .extend(signed_at.map(|signed_at| (node, signed_at)));
                     next.named.remove(&node);
                     next.refused.insert(node, None);
                     next.peers.insert(node, None);
@@ -371,19 +375,27 @@ impl Replica {
             .or_else(|| self.known.as_ref()?.peers.get(&node))
     }
 
+    /// When an operator signed that a peer goes, if that counts on this host.
+    fn signed_at(&self, node: NodeId, removal: &SignedRemoval) -> Option<i64> {
+        let known = self.known.as_ref()?;
+        let (admitted, peer) = (known.admitted.as_ref()?, known.peers.get(&node)?);
+        admitted.removal_signed_at(self.mesh, peer, removal)
+    }
+
     /// Keeps the peers that are not to go without being asked about, and those of earlier messages.
+    /// Of those that go because an operator has signed it, nobody is asked.
     fn hold_removals(&self, next: &mut Draft) {
         let Some(known) = &self.known else { return };
-        let goes = |(node, peer): (&NodeId, &Option<KnownPeer>)| {
-            (peer.is_none() && known.peers.contains_key(node)).then_some(*node)
-        };
-        let (again, new): (BTreeSet<_>, BTreeSet<_>) = next
-            .peers
-            .iter()
-            .filter_map(goes)
+        let goes = |node: &NodeId| next.removes(*node) && known.peers.contains_key(node);
+        let goes = next.peers.keys().copied().filter(goes);
+        let (signed, asked): (Vec<_>, Vec<_>) =
+            goes.partition(|node| next.removal_signed.contains_key(node));
+        let present = known.peers.len() - signed.len();
+        let (again, new): (BTreeSet<_>, BTreeSet<_>) = asked
+            .into_iter()
             .partition(|node| self.removal_pending.contains(node));
         next.removal_pending = again;
-        if self.recent.must_be_confirmed(new.len(), known.peers.len()) {
+        if self.recent.must_be_confirmed(new.len(), present) {
             next.removal_pending.extend(new);
         }
         let held = &next.removal_pending;
@@ -406,7 +418,7 @@ impl Replica {
             known
                 .admitted
                 .iter_mut()
-                .for_each(|admitted| admitted.forget(&peer));
+                .for_each(|admitted| admitted.forget(&peer, None));
             self.ownership.release_peer(&peer);
             self.departed.insert(node, Pin::of(&peer));
         }
@@ -470,7 +482,8 @@ impl Replica {
         let stays = |peer: &&KnownPeer| {
             let node = peer.peer.node;
             let absent = next.absent.as_ref().unwrap_or(&self.absent);
-            (self.is_held(next, node) || absent.contains(&node)) && !next.named.contains(&node)
+            let is_told = next.named.contains(&node) || next.removes(node);
+            (self.is_held(next, node) || absent.contains(&node)) && !is_told
         };
         let known = self.known.iter().flat_map(|known| known.peers.values());
         let endpoints = known
@@ -490,7 +503,8 @@ impl Replica {
 
     /// Whether a peer was removed and stays for now.
     fn is_held(&self, next: &Draft, node: NodeId) -> bool {
-        let was = self.removal_pending.contains(&node) && !next.named.contains(&node);
+        let is_told = next.named.contains(&node) || next.removes(node);
+        let was = self.removal_pending.contains(&node) && !is_told;
         was || next.removal_pending.contains(&node)
     }
 
@@ -501,6 +515,7 @@ impl Replica {
             peers,
             refused,
             named,
+            removal_signed,
             removal_pending,
             absent,
             contested,
@@ -539,6 +554,7 @@ impl Replica {
             let before = known.peers.get(node);
             match (touched, before) {
                 (Some(_), _) => self.recent.arrive(*node),
+                (None, Some(_)) if removal_signed.contains_key(node) => {}
                 (None, Some(_)) => self.recent.leave(*node),
                 (None, None) => {}
             }
@@ -552,7 +568,7 @@ impl Replica {
                     });
                     admitted.learn(self.mesh, peer);
                 }
-                (None, Some(gone)) => admitted.forget(gone),
+                (None, Some(gone)) => admitted.forget(gone, removal_signed.get(node).copied()),
                 (None, None) => {}
             }
         }

@@ -164,6 +164,7 @@ mod tests {
             mtu: None,
             links: (1..).zip(ages).map(link).collect(),
             problems: vec![],
+            held: None,
             keys_in_place: vec![],
             start: None,
         }

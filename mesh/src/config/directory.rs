@@ -15,9 +15,10 @@ use wattle_wire::{
     enrol::SignedStatement,
     ids::{NodeId, SiteId},
     key::{Bytes32, IdentityKey, WireguardKey},
-    lock::SignedAdmission,
+    lock::{SignedAdmission, SignedRemoval},
     name::Name,
     peer::MeshSettings,
+    stream::Tombstone,
     subnet::Subnet,
 };
 
@@ -113,6 +114,9 @@ pub enum RecordChange {
     Admission(NodeId, SignedAdmission),
     /// The node is gone for good; its id never comes back.
     NodeRevoked(NodeId),
+    /// An operator has signed that the node is gone. It was revoked before, or a restored database
+    /// does not have it.
+    Removal(NodeId, SignedRemoval),
 }
 
 /// All of the mesh's configuration at one revision.
@@ -122,8 +126,8 @@ pub struct Directory {
     pub sites: BTreeMap<SiteId, SiteRecord>,
     /// Nodes that take part.
     pub nodes: BTreeMap<NodeId, NodeRecord>,
-    /// Nodes that once took part.
-    pub revoked: BTreeSet<NodeId>,
+    /// Nodes that once took part, with an operator's word that they are gone.
+    pub revoked: BTreeMap<NodeId, Option<SignedRemoval>>,
     /// The nodes that take part, by their sites.
     by_site: BTreeSet<(SiteId, NodeId)>,
 }
@@ -134,7 +138,7 @@ impl Directory {
             mesh,
             sites: BTreeMap::new(),
             nodes: BTreeMap::new(),
-            revoked: BTreeSet::new(),
+            revoked: BTreeMap::new(),
             by_site: BTreeSet::new(),
         }
     }
@@ -163,9 +167,26 @@ impl Directory {
                 if let Some(before) = self.nodes.remove(node) {
                     self.by_site.remove(&(before.site, before.id));
                 }
-                self.revoked.insert(*node);
+                self.revoked.entry(*node).or_default();
+            }
+            RecordChange::Removal(node, removal) => {
+                if !self.nodes.contains_key(node) {
+                    self.revoked.insert(*node, Some(removal.clone()));
+                }
             }
         }
+    }
+
+    /// What nodes are told of one that once took part; `None` if it never did, or still does.
+    pub fn tombstone(&self, node: NodeId) -> Option<Tombstone> {
+        let removal = self.revoked.get(&node)?.clone();
+        Some(Tombstone { node, removal })
+    }
+
+    /// What nodes are told of all that once took part.
+    pub fn tombstones(&self) -> impl Iterator<Item = Tombstone> {
+        let revoked = self.revoked.keys();
+        revoked.filter_map(|node| self.tombstone(*node))
     }
 
     pub fn nodes_of(&self, site: SiteId) -> impl Iterator<Item = &NodeRecord> {

@@ -219,8 +219,8 @@ impl Feed {
         audience: Audience,
         touched: NodeId,
     ) -> Option<ViewChange> {
-        if self.directory.revoked.contains(&touched) {
-            return Some(ViewChange::PeerRemoved(touched));
+        if let Some(tombstone) = self.directory.tombstone(touched) {
+            return Some(ViewChange::PeerRemoved(tombstone));
         }
         match audience {
             Audience::Node(node) if node == touched => {
@@ -257,7 +257,7 @@ impl Feed {
                     touched.nodes.insert(*node);
                     touched.admitted.insert(*node);
                 }
-                RecordChange::NodeRevoked(node) => {
+                RecordChange::NodeRevoked(node) | RecordChange::Removal(node, _) => {
                     touched.nodes.insert(*node);
                 }
             }
@@ -313,7 +313,7 @@ mod tests {
             feed.advance(11, &[RecordChange::Node(shared(1))]).unwrap();
             for (revision, change) in (12..).zip(history) {
                 // A revoked node never comes back.
-                let comes_back = matches!(&change, RecordChange::Node(node) if feed.directory().revoked.contains(&node.id));
+                let comes_back = matches!(&change, RecordChange::Node(node) if feed.directory().revoked.contains_key(&node.id));
                 feed.advance(revision, &if comes_back { vec![] } else { vec![change] }).unwrap();
             }
             let changed = feed.changed_since(Position { revision: 11, ..since });

@@ -248,6 +248,7 @@ mod tests {
             unmanaged: None,
             enrolled_at: DateTime::UNIX_EPOCH,
             last_report: None,
+            held: None,
             rotation: None,
         }
     }

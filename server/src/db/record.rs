@@ -258,7 +258,8 @@ fn is_removal(record: &RecordChange) -> bool {
         RecordChange::Mesh(_)
         | RecordChange::Site(_)
         | RecordChange::Node(_)
-        | RecordChange::Admission(..) => false,
+        | RecordChange::Admission(..)
+        | RecordChange::Removal(..) => false,
     }
 }
 

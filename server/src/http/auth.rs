@@ -194,7 +194,7 @@ async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId>
     let known = || {
         let takes_part = |feed: &Feed| {
             feed.directory().nodes.contains_key(&claimed.sub)
-                || feed.directory().revoked.contains(&claimed.sub)
+                || feed.directory().revoked.contains_key(&claimed.sub)
         };
         app.mesh_cache.read(takes_part).then_some(())
     };

@@ -45,6 +45,7 @@ const ASSETS: [Asset; 16] = [
     asset!("dom.js", "text/javascript; charset=utf-8"),
     asset!("events.js", "text/javascript; charset=utf-8"),
     asset!("form.js", "text/javascript; charset=utf-8"),
+    asset!("held.js", "text/javascript; charset=utf-8"),
     asset!("link.js", "text/javascript; charset=utf-8"),
     asset!("main.js", "text/javascript; charset=utf-8"),
     asset!("matrix.js", "text/javascript; charset=utf-8"),

@@ -104,6 +104,11 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         "Nodes whose keys are on two machines.",
         count(app.reports.count_copied()),
     )?;
+    gauge(
+        "wattle_nodes_with_held_peers",
+        "Nodes that have peers only until somebody confirms that they go.",
+        count(app.reports.count_holding()),
+    )?;
     let connected: Vec<_> = nodes
         .iter()
         .map(|(node, _)| *node)

@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
 };
 use wattle_mesh::config::view;
-use wattle_wire::report::Report;
+use wattle_wire::report::{Held, Report};
 
 use crate::{
     error::{self, Result},
@@ -81,6 +81,16 @@ fn check(report: &Report, peers: usize) -> Result<()> {
             "too_many",
             "problems",
             format!("a report has at most {} problems", Report::MOST_PROBLEMS),
+        )
+        .into());
+    }
+    if let Some(held) = &report.held
+        && held.peers.len() > Held::MOST_PEERS
+    {
+        return Err(error::invalid(
+            "too_many",
+            "held.peers",
+            format!("a report names at most {} held peers", Held::MOST_PEERS),
         )
         .into());
     }

@@ -141,7 +141,8 @@ impl App {
             | RecordChange::SiteRemoved(_)
             | RecordChange::Node(_)
             | RecordChange::NodeRevoked(_)
-            | RecordChange::Admission(..) => None,
+            | RecordChange::Admission(..)
+            | RecordChange::Removal(..) => None,
         });
         let nodes = records.iter().filter_map(|record| match record {
             RecordChange::Node(node) => Some(representation::listed(node)),
@@ -149,7 +150,8 @@ impl App {
             | RecordChange::Site(_)
             | RecordChange::SiteRemoved(_)
             | RecordChange::NodeRevoked(_)
-            | RecordChange::Admission(..) => None,
+            | RecordChange::Admission(..)
+            | RecordChange::Removal(..) => None,
         });
         DryRun {
             would: Some(action.to_owned()),

@@ -22,13 +22,13 @@ use wattle_wire::{
     admin::NodeReport,
     endpoint::Endpoint,
     ids::NodeId,
-    report::{LinkReport, Report, Start},
+    report::{Held, LinkReport, Report, Start},
 };
 
-use self::queries::{EndSaid, News};
+use self::queries::{EndSaid, Heard, News};
 use crate::{
     db::{AuditActor, Db, audit_log, node_records, site_records},
-    error::{self, Result},
+    error::{self, Error, Result},
 };
 
 /// The event of a node that reports from two machines.
@@ -44,6 +44,8 @@ const WRITE: Duration = Duration::from_millis(250);
 /// Link ends that wait to be written, about 100 bytes each. A report that would bring more is sent
 /// away.
 const MOST_WAITING: usize = 500_000;
+/// How often it is read what nodes hold that report to other coordinators.
+const READ: Duration = Duration::from_secs(5);
 /// How often a node is noted as heard of.
 const HEARD: Duration = Duration::from_secs(50);
 /// For how long this coordinator believes that the database still has what it wrote of a node's
@@ -61,6 +63,9 @@ pub struct Reports {
     turns: Semaphore,
     /// Nodes whose keys two machines have.
     copied: Mutex<BTreeSet<NodeId>>,
+    /// What hosts have only until somebody confirms that it goes: as nodes said here, and
+    /// otherwise as the database has it.
+    held: Mutex<BTreeMap<NodeId, Held>>,
 }
 
 impl Default for Reports {
@@ -71,6 +76,7 @@ impl Default for Reports {
             writing: tokio::sync::Mutex::default(),
             turns: Semaphore::new(AT_A_TIME),
             copied: Mutex::default(),
+            held: Mutex::default(),
         }
     }
 }
@@ -118,6 +124,16 @@ impl Reports {
         self.lock().get(&node)?.links.get(&peer).copied()
     }
 
+    /// What a node's host has only until somebody confirms that it goes.
+    pub fn held(&self, node: NodeId) -> Option<Held> {
+        self.held_by_node().get(&node).cloned()
+    }
+
+    /// How many nodes hold something.
+    pub fn count_holding(&self) -> usize {
+        self.held_by_node().len()
+    }
+
     /// Whether a node was heard of here within such a time.
     pub fn is_heard(&self, node: NodeId, within: Duration) -> bool {
         let age = |said: &Said| (Utc::now() - said.report.at).to_std().unwrap_or_default();
@@ -137,6 +153,7 @@ impl Reports {
     /// Forgets nodes that do not take part any more.
     pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
         self.copied().retain(|node| takes_part(*node));
+        self.held_by_node().retain(|node, _| takes_part(*node));
         let mut said = self.lock();
         said.retain(|node, _| takes_part(*node));
         said.values_mut()
@@ -151,19 +168,27 @@ impl Reports {
         }
     }
 
-    /// Writes what nodes say, again and again. What is lost when the coordinator dies is said
+    /// Writes what nodes say, again and again, and reads what they hold. What is lost when the coordinator dies is said
     /// again: each node gives its whole account to the coordinator that it turns to.
     pub async fn write_on(&self, db: &Db) {
-        let mut away = false;
+        let (mut away, mut read) = (false, None::<Instant>);
         loop {
             sleep(WRITE).await;
-            match self.write(db).await {
+            let exchanged = async {
+                self.write(db).await?;
+                if read.is_none_or(|read| read.elapsed() >= READ) {
+                    self.read_held(db).await?;
+                    read = Some(Instant::now());
+                }
+                Ok::<_, Error>(())
+            };
+            match exchanged.await {
                 Ok(()) => away = false,
                 Err(error) => {
                     if !mem::replace(&mut away, true) {
                         tracing::warn!(
                             error = &error as &dyn std::error::Error,
-                            "cannot write reports to the database; trying again"
+                            "cannot exchange reports with the database; trying again"
                         );
                     }
                 }
@@ -195,6 +220,19 @@ impl Reports {
                 Err(error)
             }
         }
+    }
+
+    /// Reads what nodes hold, whichever coordinator they said it to.
+    pub async fn read_held(&self, db: &Db) -> Result<()> {
+        // Nothing is being written meanwhile: what does not wait is in the database.
+        let _alone = self.writing.lock().await;
+        let read = queries::held(&mut *db.follow().await?).await?;
+        let waiting = self.waiting();
+        let is_told = |node: &NodeId| waiting.heard.contains_key(node);
+        let mut held = self.held_by_node();
+        held.retain(|node, _| is_told(node));
+        held.extend(read.into_iter().filter(|(node, _)| !is_told(node)));
+        Ok(())
     }
 
     /// Two machines have the keys of a node: says so in the audit log once, and in the metrics
@@ -243,6 +281,7 @@ impl Reports {
             mtu,
             links: _,
             problems,
+            held,
             keys_in_place: armed,
             start,
         } = report;
@@ -259,8 +298,9 @@ impl Reports {
         let trusted = before
             .and_then(|said| said.trusted)
             .filter(|trusted| now - *trusted < TRUST);
+        let is_known = |said: &&Said| said.start == start && self.held(node) == held;
         let heard = before
-            .filter(|said| said.start == start)
+            .filter(is_known)
             .and_then(|said| said.heard)
             .filter(|heard| now - *heard < HEARD);
         let known = |peer| {
@@ -284,8 +324,13 @@ impl Reports {
             .armed
             .extend(armed.into_iter().map(|armed| (node, armed)));
         if heard.is_none() {
-            waiting.heard.insert(node, start);
+            let held = held.clone();
+            waiting.heard.insert(node, Heard { start, held });
         }
+        match held {
+            Some(held) => self.held_by_node().insert(node, held),
+            None => self.held_by_node().remove(&node),
+        };
         drop(waiting);
         let said = all.entry(node).or_insert_with(|| Said {
             report: report.clone(),
@@ -318,6 +363,10 @@ impl Reports {
 
     fn copied(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
         self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held_by_node(&self) -> MutexGuard<'_, BTreeMap<NodeId, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn waiting(&self) -> MutexGuard<'_, News> {
@@ -358,6 +407,7 @@ mod tests {
                 mtu: None,
                 links: vec![],
                 problems: vec![],
+                held: None,
                 keys_in_place: vec![],
                 start: None,
             };

@@ -74,6 +74,7 @@ pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
     });
     Node {
         last_report: reports.last(node.id),
+        held: reports.held(node.id),
         unmanaged,
         ..node
     }
@@ -106,6 +107,7 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         }),
         enrolled_at: record.enrolled_at,
         last_report: None,
+        held: None,
         rotation: rotation(record),
     }
 }

@@ -26,6 +26,7 @@ mod nodes;
 mod page;
 mod preconditions;
 mod private_postgres;
+mod removals;
 mod replicas;
 mod rotation;
 mod sites;

@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 use wattle_mesh::agent::admission::Operator;
 use wattle_wire::{
     admin::{Node, Site},
@@ -11,8 +12,8 @@ use wattle_wire::{
 };
 
 use crate::{
-    agents::new_node,
-    harness::{Coordinator, send},
+    agents::{self, new_node},
+    harness::{Coordinator, SOON, send},
 };
 
 #[tokio::test]
@@ -403,5 +404,71 @@ async fn an_admission_that_is_not_signed_of_another_mesh_or_of_nobody_is_refused
     assert_eq!(
         admitted(&coordinator.get("/nodes").await.json()),
         [false, false]
+    );
+}
+
+/// A report of a node that holds another.
+fn holding(other: &agents::Node, because: &str) -> Value {
+    let (node, identity) = (other.id(), other.machine.identity_key());
+    let peer = json!({"node": node, "name": "old", "identity": identity, "because": because});
+    json!({
+        "applied": "1.4", "device": "kernel", "links": [],
+        "held": {"locked": true, "total": 3, "peers": [peer]}
+    })
+}
+
+async fn until_held(coordinator: &Coordinator, expected: &Value) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let shown = coordinator.get("/nodes/dublin").await.expect(200).json();
+        if shown["held"] == *expected {
+            let listed = coordinator.get("/nodes").await.json()["items"].clone();
+            let held: Vec<_> = listed.as_array().unwrap().iter().collect();
+            assert!(held.iter().any(|node| node["held"] == *expected));
+            return;
+        }
+        assert!(Instant::now() < deadline, "{shown}");
+        sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_node_holds_is_told_by_all_coordinators_and_by_one_that_starts_later() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let old = new_node(&coordinator, json!({"name": "frankfurt"})).await;
+    let another = coordinator.another().await;
+    let report = holding(&old, "removed");
+    dublin
+        .report(&coordinator, report.clone())
+        .await
+        .expect(204);
+    let shown = coordinator.get("/nodes/dublin").await.json();
+    assert_eq!(shown["held"], report["held"], "at once");
+    until_held(&another, &report["held"]).await;
+    until_held(&coordinator.another().await, &report["held"]).await;
+    let metrics = another.get("/metrics").await.expect(200).text;
+    assert!(
+        metrics.contains("\nwattle_nodes_with_held_peers 1\n"),
+        "{metrics}"
+    );
+
+    // It says otherwise, and to another coordinator.
+    let mut confirmed = report.clone();
+    confirmed["held"] = json!(null);
+    dublin.report(&another, confirmed).await.expect(204);
+    until_held(&coordinator, &Value::Null).await;
+    let metrics = coordinator.get("/metrics").await.expect(200).text;
+    assert!(
+        metrics.contains("\nwattle_nodes_with_held_peers 0\n"),
+        "{metrics}"
+    );
+
+    let mut many = report.clone();
+    many["held"]["peers"] = json!(vec![report["held"]["peers"][0].clone(); 65]);
+    let (status, code, field) = dublin.report(&coordinator, many).await.problem();
+    assert_eq!(
+        (status, code.as_str(), field.as_deref()),
+        (422, "too_many", Some("held.peers"))
     );
 }

@@ -585,6 +585,44 @@ async fn a_site_says_who_is_admitted_where_an_operator_admits_anybody() {
 }
 
 #[tokio::test]
+async fn the_page_says_which_gateway_holds_peers_and_what_confirms_that_they_go() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin", "subnets": []})).await;
+    let browser = signed_in(&coordinator).await;
+    let report = |locked: bool| {
+        let peer = |name: &str, because: &str| {
+            let (node, identity) = (dublin.id(), dublin.machine.identity_key());
+            json!({"node": node, "name": name, "identity": identity, "because": because})
+        };
+        let peers = [peer("cork", "removed"), peer("galway", "lost")];
+        json!({
+            "applied": "1.2", "device": "kernel", "links": [],
+            "held": {"locked": locked, "total": 3, "peers": peers}
+        })
+    };
+    dublin.report(&coordinator, report(false)).await.expect(204);
+    let words = "dublin has 3 peers only until somebody confirms that they go: cork, galway and 1 \
+        more. To confirm, run wattle-agent confirm on dublin";
+    browser.see(".attention", words).await;
+    browser.go("#/sites/dublin").await;
+    for words in [
+        "cork was removed",
+        "galway is not known any more",
+        "and 1 more",
+        "To confirm, run wattle-agent confirm on dublin",
+    ] {
+        browser.see("table[aria-label=Gateways]", words).await;
+    }
+    // With the lock an operator can.
+    dublin.report(&coordinator, report(true)).await.expect(204);
+    let words = "To confirm for all gateways, run wattle-agent lock sign; for this one alone, run \
+        wattle-agent confirm on dublin";
+    browser.see("table[aria-label=Gateways]", words).await;
+    browser.go("#/").await;
+    browser.see(".attention", words).await;
+}
+
+#[tokio::test]
 async fn a_gateway_without_an_agent_gets_its_file_on_the_page_of_its_site_which_says_when_that_is_old()
  {
     let coordinator = Coordinator::start().await;

@@ -13,6 +13,7 @@ use crate::{
     agents::{NodeKeys, new_node},
     harness::{Answer, Coordinator, SOON, send, send_head},
     nodes::signed,
+    removals::signed_removals,
 };
 
 /// A digest of every row of every table, but for when api tokens were used.
@@ -56,6 +57,8 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
         .post("/sites", json!({"name": "sligo"}))
         .await
         .expect(201);
+    new_node(&coordinator, json!({"name": "wicklow"})).await;
+    coordinator.delete("/sites/wicklow").await.expect(204);
     let api_token = coordinator
         .post("/api-tokens", json!({"name": "x", "role": "viewer"}))
         .await
@@ -74,6 +77,7 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
         .json();
     let id = |token: &Value| token["id"].as_str().unwrap().to_owned();
     let admissions = signed(&coordinator, &Operator::new(&[7; 32]).unwrap()).await;
+    let removals = signed_removals(&coordinator, &Operator::new(&[7; 32]).unwrap()).await;
     let site = json!({"name": "limerick", "subnets": ["10.40.0.0/24"]});
     let of_cork = links(&[["cork", "dublin"], ["cork", "galway"]]);
     let nothing = json!({"added": links(&[]), "removed": links(&[]), "changed": links(&[])});
@@ -165,6 +169,13 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
             json!({"admissions": &admissions[..1]}),
             json!("node.admit"),
             with("changed", &of_cork),
+        ),
+        (
+            "POST /removals",
+            "/removals".to_owned(),
+            json!({ "removals": removals }),
+            json!("node.confirm_removal"),
+            nothing.clone(),
         ),
         (
             "POST /sites/{site}/join-tokens",

@@ -72,7 +72,7 @@ async fn a_node_gets_a_snapshot_then_what_changes_and_resumes_without_a_snapshot
     let delta = StreamMessage::Delta {
         since: at(4),
         position: at(6),
-        changes: vec![ViewChange::PeerRemoved(frankfurt.id())],
+        changes: vec![ViewChange::PeerRemoved(frankfurt.id().into())],
     };
     assert_eq!(stream.next().await, Some(delta));
     drop(stream);
@@ -97,7 +97,7 @@ async fn a_node_gets_a_snapshot_then_what_changes_and_resumes_without_a_snapshot
         else {
             panic!("{message:?}")
         };
-        assert_eq!((position, removed), (at(6), vec![frankfurt.id()]));
+        assert_eq!((position, removed), (at(6), vec![frankfurt.id().into()]));
     }
 }
 

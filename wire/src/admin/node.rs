@@ -11,9 +11,9 @@ use crate::{
     endpoint::Endpoint,
     ids::{NodeId, Position, SiteId},
     key::{IdentityKey, WireguardKey},
-    lock::SignedAdmission,
+    lock::{SignedAdmission, SignedRemoval},
     name::Name,
-    report::DeviceKind,
+    report::{DeviceKind, Held},
     secret::Secret,
 };
 
@@ -64,6 +64,10 @@ pub struct Node {
     pub enrolled_at: DateTime<Utc>,
     /// What the node last reported; absent means nothing yet.
     pub last_report: Option<NodeReport>,
+    /// Peers that its host has only until somebody confirms that they go, as it last reported;
+    /// absent means none. All coordinators tell the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
     /// A change of its WireGuard key that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<NodeRotation>,
@@ -138,4 +142,20 @@ pub struct NodeReport {
     /// MTU of its interface, in bytes; null when it did not say.
     pub mtu: Option<u32>,
     pub problems: Vec<String>,
+}
+
+/// A node that is out of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemovedNode {
+    pub id: NodeId,
+    /// Null for a node that a restored database does not have.
+    pub name: Option<Name>,
+    /// Null once the site is gone, too.
+    pub site_name: Option<Name>,
+    pub identity_key: IdentityKey,
+    pub removed_at: Option<DateTime<Utc>>,
+    /// The last admission that it had; null if there was none.
+    pub admission: Option<SignedAdmission>,
+    /// An operator's word that it is out of the mesh; null if there is none.
+    pub removal: Option<SignedRemoval>,
 }

@@ -1,5 +1,7 @@
 //! What a locked host believes, and what it is spared.
 
+mod removals;
+
 use wattle_wire::{
     ids::Position,
     peer::Peer,
@@ -413,6 +415,32 @@ fn e12_a_node_that_was_removed_does_not_come_back_under_another_identity_with_th
     assert_eq!(world.carried_out(), [peer(3, &["10.3.0.0/24"])]);
 }
 
+/// A node as the coordinator lists it.
+fn listed(number: u64) -> Node {
+    let (site, record) = node_record(number);
+    Node {
+        id: record.id,
+        name: record.name,
+        name_follows_site: true,
+        site: record.site,
+        site_name: site.name,
+        state: record.state,
+        tunnel_address: record.tunnel_address,
+        wireguard_key: record.wireguard_key,
+        identity_key: record.identity_key,
+        endpoint: None,
+        endpoint_verified: true,
+        admission: None,
+        admitted: true,
+        agent_version: Some(String::new()),
+        unmanaged: None,
+        enrolled_at: record.enrolled_at,
+        rotation: None,
+        last_report: None,
+        held: None,
+    }
+}
+
 /// The record under another id, with the keys of a thief.
 fn directory_record_of(record: &NodeRecord, keys: &Keys) -> NodeRecord {
     NodeRecord {
@@ -583,7 +611,7 @@ fn an_admission_travels_when_it_is_news_and_a_changed_prefix_does_not_carry_it()
 
 #[test]
 fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
-    let (site_record, record) = node_record(2);
+    let (site_record, _) = node_record(2);
     let site = Site {
         id: site_record.id,
         name: site_record.name.clone(),
@@ -596,24 +624,8 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
         created_at: site_record.created_at,
     };
     let node = |admission| Node {
-        id: record.id,
-        name: record.name.clone(),
-        name_follows_site: true,
-        site: record.site,
-        site_name: site_record.name.clone(),
-        state: record.state,
-        tunnel_address: record.tunnel_address,
-        wireguard_key: record.wireguard_key,
-        identity_key: record.identity_key,
-        endpoint: None,
-        endpoint_verified: true,
         admission,
-        admitted: true,
-        agent_version: Some(String::new()),
-        unmanaged: None,
-        enrolled_at: record.enrolled_at,
-        rotation: None,
-        last_report: None,
+        ..listed(2)
     };
     let operator = operator(1);
     let candidate = operator.candidate(MESH, &node(None), &site, None).unwrap();

@@ -22,6 +22,8 @@ pub(super) struct Draft {
     pub(super) refused: BTreeMap<NodeId, Option<Refused>>,
     /// Peers that the coordinator has, whether their records are believed or not.
     pub(super) named: BTreeSet<NodeId>,
+    /// Peers whose removal an operator has signed, and when, in seconds since 1970.
+    pub(super) removal_signed: BTreeMap<NodeId, i64>,
     /// Peers that were to go and stay for now.
     pub(super) removal_pending: BTreeSet<NodeId>,
     /// Peers that it should have and has not, if it is of the whole view.
@@ -52,10 +54,16 @@ impl Draft {
             peers: BTreeMap::new(),
             refused: BTreeMap::new(),
             named: BTreeSet::new(),
+            removal_signed: BTreeMap::new(),
             removal_pending: BTreeSet::new(),
             absent: None,
             contested: None,
         }
+    }
+
+    /// Whether a peer goes with it.
+    pub(super) fn removes(&self, node: NodeId) -> bool {
+        matches!(self.peers.get(&node), Some(None))
     }
 
     /// Makes it what can be carried out; returns who has what then.

@@ -5,11 +5,15 @@ use std::{cell::RefCell, fmt::Write as _};
 
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use wattle_wire::{
-    admin::NodeState, enrol::SignedStatement, enrol::Statement, ids::SiteId, name::Name,
+    admin::{NodeState, RemovedNode},
+    enrol::{SignedStatement, Statement},
+    ids::SiteId,
+    name::Name,
 };
 
 use super::*;
 use crate::{
+    agent::admission::Operator,
     config::{
         directory::{Directory, NodeRecord, RecordChange, SiteRecord},
         feed::Feed,
@@ -62,6 +66,8 @@ enum Happening {
     Replay(usize),
     /// Somebody tells the agent that it was removed.
     LieOfRemoval(usize),
+    /// An operator signs the removals of all nodes that are out of the mesh.
+    SignRemovals,
     Wait(u8),
 }
 
@@ -90,13 +96,34 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => agent().prop_map(Happening::Confirm),
         1 => agent().prop_map(Happening::Replay),
         1 => agent().prop_map(Happening::LieOfRemoval),
+        2 => Just(Happening::SignRemovals),
         1 => (0..30u8).prop_map(Happening::Wait),
+    ]
+}
+
+/// What is done in the end about what waits: it is confirmed on each gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Confirmed,
+    /// Before that, the newest backup takes the place of the database.
+    TakenBack,
+    /// Before that, an operator signs the removals: on no gateway with the lock anything is left to
+    /// confirm.
+    Signed,
+}
+
+fn end() -> impl Strategy<Value = End> {
+    prop_oneof![
+        Just(End::Confirmed),
+        Just(End::TakenBack),
+        Just(End::Signed)
     ]
 }
 
 /// A gateway's agent, and what is known of its peers beside it.
 struct Agent {
     replica: Replica,
+    node: NodeId,
     own_key: WireguardKey,
     /// When it had each peer last.
     had: BTreeMap<NodeId, i64>,
@@ -130,6 +157,7 @@ struct World {
 thread_local! {
     static SIGNED: RefCell<BTreeMap<(u64, u64), (SignedStatement, WireguardKey)>> =
         RefCell::default();
+    static REMOVALS: RefCell<BTreeMap<(NodeId, i64), SignedRemoval>> = RefCell::default();
     static RECORDS: RefCell<BTreeMap<u64, (SiteRecord, NodeRecord)>> = RefCell::default();
 }
 
@@ -154,6 +182,42 @@ fn statement(node: u64, sequence: u64) -> (SignedStatement, WireguardKey) {
             })
             .clone()
     })
+}
+
+fn operator() -> Operator {
+    Operator::new(&[7; 32]).unwrap()
+}
+
+/// The operator's word that a node is out of the mesh.
+fn signed_removal(node: NodeId, signed_at: i64) -> SignedRemoval {
+    REMOVALS.with_borrow_mut(|signed| {
+        let removed = RemovedNode {
+            id: node,
+            name: None,
+            site_name: None,
+            identity_key: node_record(number_of(node)).1.identity_key,
+            removed_at: None,
+            admission: None,
+            removal: None,
+        };
+        let sign = || {
+            let candidates = operator().removal_candidates(MESH, &[removed], &[]);
+            let signed = operator().sign_removal(MESH, &candidates[0], signed_at);
+            signed.unwrap()
+        };
+        signed.entry((node, signed_at)).or_insert_with(sign).clone()
+    })
+}
+
+/// The replica of an agent that knows nothing yet. The host requires the lock where the number of
+/// its node is odd.
+fn fresh(node: NodeId, own_key: WireguardKey) -> Replica {
+    let operators = is_locked(node).then(|| BTreeSet::from([operator().key()]));
+    Replica::new(MESH, own_key).locked_by(operators)
+}
+
+fn is_locked(node: NodeId) -> bool {
+    number_of(node) % 2 == 1
 }
 
 /// As of the test's other meshes, made once.
@@ -268,7 +332,8 @@ impl World {
         changes.push(RecordChange::Node(node));
         self.change(changes);
         let agent = Agent {
-            replica: Replica::new(MESH, own_key),
+            replica: fresh(id, own_key),
+            node: id,
             own_key,
             had: BTreeMap::new(),
             lost: BTreeMap::new(),
@@ -385,6 +450,25 @@ impl World {
         self.names_all(node)
     }
 
+    /// An operator signs the removals of all nodes that are out of the mesh: of those that the
+    /// coordinator has removed, and of those that it has lost and an agent holds.
+    fn sign_removals(&mut self) {
+        let directory = self.feed.directory();
+        let agents = self.agents.values().map(|agent| &agent.replica);
+        let held = agents.flat_map(Replica::awaiting_confirmation);
+        let is_out = |node: &NodeId| {
+            let is_signed = directory.revoked.get(node).is_some_and(Option::is_some);
+            !is_signed && !directory.nodes.contains_key(node)
+        };
+        let gone = directory.revoked.keys().copied();
+        let gone: BTreeSet<_> = gone.chain(held).filter(is_out).collect();
+        let sign = |node| RecordChange::Removal(node, signed_removal(node, self.now));
+        let signed: Vec<_> = gone.into_iter().map(sign).collect();
+        if !signed.is_empty() {
+            self.change(signed);
+        }
+    }
+
     fn all_listen(&mut self) -> TestCaseResult {
         for node in self.agents.keys().copied().collect::<Vec<_>>() {
             if !self.feed.directory().nodes.contains_key(&node) {
@@ -422,6 +506,11 @@ impl World {
             let is_wanted = wanted.peers.iter().any(|wanted| wanted.node == peer.node);
             let is_told = awaiting.contains(&peer.node) && is_named(&peer.name);
             prop_assert!(is_wanted || is_told, "{peer:?}: {problems}");
+        }
+        for held in awaiting.iter().filter(|_| is_locked(node)) {
+            let tombstone = self.feed.directory().tombstone(*held);
+            let removal = tombstone.and_then(|tombstone| tombstone.removal);
+            prop_assert_eq!(removal, None, "{} is held", held);
         }
         let own = known.myself == wanted.myself || is_named(&wanted.myself.name);
         prop_assert!(own, "{problems}");
@@ -524,6 +613,7 @@ impl World {
                     agent.receive(StreamMessage::Bye { reason }, now)?;
                 }
             }
+            Happening::SignRemovals => self.sign_removals(),
         }
         Ok(())
     }
@@ -555,9 +645,13 @@ impl Agent {
 
     fn receive(&mut self, message: StreamMessage, now: i64) -> Result<Received, TestCaseError> {
         let before = self.peers();
+        let signed = signed_in(&message).filter(|_| is_locked(self.node));
+        let signed: BTreeSet<_> = signed.collect();
         let received = self.replica.receive(message, now);
         let after = self.peers();
-        let lost = before.difference(&after);
+        let lost = before
+            .difference(&after)
+            .filter(|node| !signed.contains(node));
         self.lost.extend(lost.map(|node| (*node, now)));
         self.had
             .extend(before.union(&after).map(|node| (*node, now)));
@@ -599,13 +693,34 @@ impl Agent {
 
     fn crash(&mut self) -> TestCaseResult {
         if let Some(disk) = self.disk.clone() {
-            self.replica = Replica::new(MESH, self.own_key);
+            self.replica = fresh(self.node, self.own_key);
             let restored = self.replica.restore(from_json(&disk.view));
             prop_assert_eq!(restored, Ok(vec![]));
             (self.had, self.lost) = (disk.had, disk.lost);
         }
         Ok(())
     }
+}
+
+/// The nodes whose removal a message brings signed.
+fn signed_in(message: &StreamMessage) -> impl Iterator<Item = NodeId> + use<> {
+    let tombstones: Vec<_> = match message {
+        StreamMessage::Snapshot { removed, .. } => removed.clone(),
+        StreamMessage::Delta { changes, .. } => {
+            let changes = changes.iter().cloned();
+            let tombstones = changes.filter_map(|change| match change {
+                ViewChange::PeerRemoved(tombstone) => Some(tombstone),
+                ViewChange::Peer(_) | ViewChange::Myself(_) | ViewChange::Mesh(_) => None,
+            });
+            tombstones.collect()
+        }
+        StreamMessage::Heartbeat { .. }
+        | StreamMessage::MessagesWaiting
+        | StreamMessage::Bye { .. }
+        | StreamMessage::Unknown => vec![],
+    };
+    let signed = tombstones.into_iter();
+    signed.filter_map(|tombstone| tombstone.removal.map(|_| tombstone.node))
 }
 
 fn as_json(stored: &Stored) -> String {
@@ -622,28 +737,34 @@ proptest! {
     #[test]
     fn after_any_history_each_agent_has_the_coordinators_view_once_what_it_names_is_confirmed_or_taken_back(
         history in prop::collection::vec(happening(), 0..36),
-        is_taken_back in any::<bool>(),
+        end in end(),
     ) {
-        live(history, is_taken_back)?;
+        live(history, end)?;
     }
 }
 
-fn live(history: Vec<Happening>, is_taken_back: bool) -> TestCaseResult {
+fn live(history: Vec<Happening>, end: End) -> TestCaseResult {
     let mut world = World::new();
     world.all_listen()?;
     for happening in history {
         world.happen(happening)?;
     }
-    if is_taken_back {
+    if end == End::TakenBack {
         world.restore_backup();
     }
     world.put_lans_right();
     world.all_listen()?;
+    if end == End::Signed {
+        world.sign_removals();
+        world.all_listen()?;
+    }
     for (node, agent) in &mut world.agents {
         if !world.feed.directory().nodes.contains_key(node) {
             continue;
         }
-        agent.confirm();
+        if end != End::Signed || !is_locked(*node) {
+            agent.confirm();
+        }
         let replica = &agent.replica;
         let (wanted, stored) = (view::view(world.feed.directory(), *node), replica.stored());
         prop_assert_eq!(stored.map(|stored| stored.view), wanted);
@@ -661,7 +782,7 @@ fn live(history: Vec<Happening>, is_taken_back: bool) -> TestCaseResult {
 fn histories_that_ended_badly_once_end_well() {
     use Happening::*;
 
-    for (missing, history, is_taken_back) in [
+    for (missing, history, end) in [
         (
             "newcomers wait, and not the revision",
             vec![
@@ -671,7 +792,7 @@ fn histories_that_ended_badly_once_end_well() {
                 RestartCoordinator(0),
                 Listen(0),
             ],
-            true,
+            End::TakenBack,
         ),
         (
             "removals count over 24 hours",
@@ -685,7 +806,7 @@ fn histories_that_ended_badly_once_end_well() {
                 Listen(5),
                 LieOfRemoval(1),
             ],
-            false,
+            End::Confirmed,
         ),
         (
             "after a lie of its removal an agent asks for a snapshot",
@@ -697,7 +818,7 @@ fn histories_that_ended_badly_once_end_well() {
                 LieOfRemoval(0),
                 Listen(5),
             ],
-            false,
+            End::Confirmed,
         ),
         (
             "and so it does when it was played an old view before",
@@ -709,7 +830,7 @@ fn histories_that_ended_badly_once_end_well() {
                 LieOfRemoval(6),
                 Confirm(0),
             ],
-            false,
+            End::Confirmed,
         ),
         (
             "all others are replaced while one is away",
@@ -720,10 +841,31 @@ fn histories_that_ended_badly_once_end_well() {
                 Confirm(0),
                 Listen(0),
             ],
-            false,
+            End::Confirmed,
+        ),
+        (
+            "a signed removal waits for nothing, and what inherits from it neither",
+            vec![ReplaceAllBut(1), SignRemovals],
+            End::Signed,
+        ),
+        (
+            "a signature that comes later confirms what is held",
+            vec![ReplaceAllBut(1), Listen(0), Restart(0)],
+            End::Signed,
+        ),
+        (
+            "so it does of a node that is held as removed and that the database has lost",
+            vec![
+                Replace(5),
+                Listen(7),
+                RestoreBackup,
+                DeleteNode(1),
+                LieOfRemoval(1),
+            ],
+            End::Signed,
         ),
     ] {
-        let lived = live(history, is_taken_back);
+        let lived = live(history, end);
         assert!(lived.is_ok(), "{missing}: {lived:?}");
     }
 }

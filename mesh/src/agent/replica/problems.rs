@@ -1,7 +1,11 @@
 //! What of the coordinator's newest word is not carried out, in words.
 
 use ipnet::IpNet;
-use wattle_wire::{ids::NodeId, name::Name};
+use wattle_wire::{
+    ids::NodeId,
+    name::Name,
+    report::{Held, HeldBecause, HeldPeer},
+};
 
 use super::{
     Replica,
@@ -10,7 +14,9 @@ use super::{
 
 /// How many names a line lists.
 const LISTED: usize = 10;
-const COMMAND: &str = "run `wattle-agent confirm` on this gateway";
+const COMMAND: &str = "you run `wattle-agent confirm` on this gateway";
+const SIGNATURE: &str = "an operator signs the removal with `wattle-agent lock sign`, or you run \
+    `wattle-agent confirm` on this gateway";
 
 impl Replica {
     /// What of the coordinator's newest word is not carried out, in words.
@@ -22,8 +28,9 @@ impl Replica {
         let absent = (!self.absent.is_empty()).then(|| {
             format!(
                 "the coordinator does not know these peers any more, and never removed them: {}. \
-                 They stay until it knows them again or you {COMMAND}",
-                self.names(self.absent.iter().copied())
+                 They stay until it knows them again or {}",
+                self.names(self.absent.iter().copied()),
+                self.confirmation()
             )
         });
         let waiting = self.contested.waiting.values().map(|waiting| {
@@ -49,12 +56,53 @@ impl Replica {
         let (held, left) = (self.removal_pending.len(), self.recent.len());
         let known = self.known.as_ref().filter(|_| held > 0)?;
         Some(format!(
-            "the coordinator removed {} of {} peers within 24 hours. These stay until you \
-             {COMMAND}: {}",
+            "the coordinator removed {} of {} peers within 24 hours. These stay until {}: {}",
             held + left,
             known.peers.len() + left,
+            self.confirmation(),
             self.names(self.removal_pending.iter().copied())
         ))
+    }
+
+    /// What a removal waits for.
+    fn confirmation(&self) -> &'static str {
+        match self.operators {
+            Some(_) => SIGNATURE,
+            None => COMMAND,
+        }
+    }
+
+    /// What [`Replica::awaiting_confirmation`] names, as it is reported.
+    pub fn held(&self) -> Option<Held> {
+        let (known, all) = (self.known.as_ref()?, self.awaiting_confirmation());
+        let because = |node: &NodeId| {
+            if self.removal_pending.contains(node) {
+                HeldBecause::Removed
+            } else if self.absent.contains(node) {
+                HeldBecause::Lost
+            } else {
+                HeldBecause::NotAdmitted
+            }
+        };
+        let mut peers: Vec<_> = all
+            .iter()
+            .filter_map(|node| known.peers.get(node))
+            .map(|held| HeldPeer {
+                node: held.peer.node,
+                name: held.peer.name.clone(),
+                identity: held.statement.identity,
+                because: because(&held.peer.node),
+            })
+            .collect();
+        let total = u32::try_from(peers.len()).unwrap_or(u32::MAX);
+        peers.sort_by_key(|peer| peer.because);
+        peers.truncate(Held::MOST_PEERS);
+        let locked = self.operators.is_some();
+        (total > 0).then_some(Held {
+            locked,
+            total,
+            peers,
+        })
     }
 
     fn names(&self, nodes: impl ExactSizeIterator<Item = NodeId>) -> String {
@@ -98,8 +146,8 @@ impl Replica {
             format!("{who} is refused: it has {what} already")
         } else if stays {
             format!(
-                "{who} waits: {what} belongs to the removed {other}, which stays until you \
-                 {COMMAND}"
+                "{who} waits: {what} belongs to the removed {other}, which stays until {}",
+                self.confirmation()
             )
         } else {
             format!(

@@ -108,7 +108,7 @@ fn view_change(claim: Claim, known: &Known) -> ViewChange {
                 admission: None,
             })
         }
-        Claim::Removed(node) => ViewChange::PeerRemoved(node_id(node)),
+        Claim::Removed(node) => ViewChange::PeerRemoved(node_id(node).into()),
         Claim::Own(subnets) => ViewChange::Myself(Myself {
             subnets: subnets_of(&subnets),
             ..known.myself.clone()
@@ -154,7 +154,7 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
                     );
                 }
             }
-            ViewChange::PeerRemoved(node) => {
+            ViewChange::PeerRemoved(Tombstone { node, .. }) => {
                 named.remove(node);
                 next.peers.remove(node);
                 removed.insert(*node);
@@ -287,7 +287,7 @@ fn as_snapshot(
     for change in changes {
         match change {
             ViewChange::Peer(peer) => view.peers.push(peer),
-            ViewChange::PeerRemoved(node) => removed.push(node),
+            ViewChange::PeerRemoved(tombstone) => removed.push(tombstone),
             ViewChange::Myself(myself) => view.myself = myself,
             ViewChange::Mesh(mesh) => view.mesh = mesh,
         }
@@ -308,7 +308,7 @@ proptest! {
         for happening in history {
             let change = match happening {
                 Happening::Enrol(node) if !feed.directory().nodes.contains_key(&node_id(node))
-                    && !feed.directory().revoked.contains(&node_id(node)) => {
+                    && !feed.directory().revoked.contains_key(&node_id(node)) => {
                     ever = ever.max(node);
                     let (site, node) = node_record(node);
                     Some(vec![RecordChange::Site(site), RecordChange::Node(node)])

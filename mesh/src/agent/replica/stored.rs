@@ -119,6 +119,10 @@ impl Replica {
         self.recent = stored.recent;
         self.take_up_waiting(stored.waiting, stored.own_waiting);
         if let (Some(known), Some(operators)) = (&mut self.known, self.operators.clone()) {
+            // What other operators signed of removals that wait comes with a snapshot.
+            let believed = stored.admitted.as_ref();
+            let are_others = believed.is_none_or(|admitted| !admitted.believes(&operators));
+            self.out_of_step |= are_others && !self.removal_pending.is_empty();
             known.admitted = Some(match stored.admitted {
                 Some(admitted) => admitted.kept(operators, self.mesh, &known.peers),
                 None => Admitted::turned_on(operators, self.mesh, &known.peers),

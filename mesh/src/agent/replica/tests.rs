@@ -204,7 +204,7 @@ fn e2_a_peer_that_was_removed_comes_back_as_it_was_or_not_at_all() {
         ..second.clone()
     };
     let changes = vec![
-        ViewChange::PeerRemoved(second.node),
+        ViewChange::PeerRemoved(second.node.into()),
         ViewChange::Peer(swapped),
     ];
     let refused = vec![Refusal {
@@ -647,7 +647,7 @@ fn whether_an_agent_runs_on_a_node_never_changes_and_one_without_announces_no_ke
     let removal = StreamMessage::Delta {
         since: feed.position(),
         position: feed.position(),
-        changes: vec![ViewChange::PeerRemoved(node_id(2))],
+        changes: vec![ViewChange::PeerRemoved(node_id(2).into())],
     };
     let tell = |replica: &mut Replica, peer: Peer| {
         let since = feed.position();
@@ -791,7 +791,7 @@ fn another_identity_is_followed_when_the_known_one_signed_for_it_and_there_is_no
         StreamMessage::Delta {
             since: feed.position(),
             position: feed.position(),
-            changes: vec![ViewChange::PeerRemoved(node_id(2))],
+            changes: vec![ViewChange::PeerRemoved(node_id(2).into())],
         },
         0,
     );

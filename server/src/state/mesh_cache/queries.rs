@@ -7,6 +7,8 @@ use wattle_mesh::config::{
 };
 use wattle_wire::{
     ids::{MeshId, NodeId, Position},
+    key::Signature,
+    lock::SignedRemoval,
     peer::MeshSettings,
     probe::HealthSettings,
     psk::PskPolicy,
@@ -72,10 +74,18 @@ pub async fn directory(connection: &mut PgConnection) -> Result<(Position, Direc
 /// Reads all of the mesh, in a transaction that sees one moment.
 pub async fn load(connection: &mut PgConnection) -> Result<Feed> {
     let (position, mut directory) = directory(connection).await?;
-    let revoked = sqlx::query_scalar!("SELECT id FROM nodes WHERE state = 'revoked'")
-        .fetch_all(&mut *connection)
-        .await?;
-    directory.revoked.extend(revoked.into_iter().map(NodeId));
+    let revoked = sqlx::query!(
+        r#"SELECT coalesce(revoked.id, removals.node) AS "node!", removal AS "removal?",
+                  signature AS "signature?: Signature"
+           FROM (SELECT id FROM nodes WHERE state = 'revoked') AS revoked
+           FULL JOIN removals ON removals.node = revoked.id"#
+    );
+    let revoked = revoked.fetch_all(&mut *connection).await?.into_iter();
+    directory.revoked.extend(revoked.map(|row| {
+        let removal = row.removal.zip(row.signature);
+        let signed = removal.map(|(removal, signature)| SignedRemoval { removal, signature });
+        (NodeId(row.node), signed)
+    }));
     let history = sqlx::query_as!(
         Revision,
         r#"SELECT revision, changes AS "changes: Json<Vec<RecordChange>>" FROM changes

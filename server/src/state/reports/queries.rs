@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 use wattle_mesh::{agent::reporting, health::link};
 use wattle_wire::{
     ids::NodeId,
-    report::{EndState, LinkReport, Start},
+    report::{EndState, Held, LinkReport, Start},
     rotation::KeyInPlace,
 };
 
@@ -42,10 +42,19 @@ impl EndSaid {
 pub(super) struct News {
     /// By the node that says it and its peer.
     pub ends: BTreeMap<(NodeId, NodeId), EndSaid>,
-    /// Nodes that were heard of, and the start of their agents.
-    pub heard: BTreeMap<NodeId, Option<Start>>,
+    /// Nodes that were heard of.
+    pub heard: BTreeMap<NodeId, Heard>,
     /// Peers' announced keys for which nodes are ready.
     pub armed: BTreeSet<(NodeId, KeyInPlace)>,
+}
+
+/// What is stored of a node that was heard of.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Heard {
+    /// The start of its agent.
+    pub start: Option<Start>,
+    /// Peers that its host has only until somebody confirms that they go.
+    pub held: Option<Held>,
 }
 
 impl News {
@@ -124,11 +133,11 @@ pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<
     hear(connection, &news.heard).await
 }
 
-/// Stores that nodes were heard of, and their newest start. Returns those that report from two
-/// machines.
+/// Stores that nodes were heard of, their newest start and what they hold. Returns those that
+/// report from two machines.
 async fn hear(
     connection: &mut PgConnection,
-    heard: &BTreeMap<NodeId, Option<Start>>,
+    heard: &BTreeMap<NodeId, Heard>,
 ) -> Result<Vec<NodeId>> {
     let nodes: Vec<_> = heard.keys().map(|node| node.0).collect();
     let known = sqlx::query!(
@@ -154,7 +163,7 @@ async fn hear(
     };
     let newest = heard
         .iter()
-        .map(|(node, said)| said.filter(|said| !copied(*node, *said)));
+        .map(|(node, heard)| heard.start.filter(|said| !copied(*node, *said)));
     let (numbers, drawn): (Vec<_>, Vec<_>) = newest
         .map(|start| {
             (
@@ -163,25 +172,40 @@ async fn hear(
             )
         })
         .unzip();
+    let held: Vec<_> = heard
+        .values()
+        .map(|heard| heard.held.as_ref().map(Json))
+        .collect();
     sqlx::query!(
-        "INSERT INTO node_reports AS stored (node, at, start_number, start_drawn)
-         SELECT id, now(), number, drawn FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS \
-         said(id, number, drawn) JOIN nodes USING (id)
+        "INSERT INTO node_reports AS stored (node, at, start_number, start_drawn, held)
+         SELECT id, now(), number, drawn, said.held
+         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::jsonb[]) AS \
+         said(id, number, drawn, held) JOIN nodes USING (id)
          WHERE state <> 'revoked' ORDER BY id
-         ON CONFLICT (node) DO UPDATE SET at = excluded.at,
+         ON CONFLICT (node) DO UPDATE SET at = excluded.at, held = excluded.held,
              start_number = coalesce(excluded.start_number, stored.start_number),
              start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
         &nodes,
         &numbers as &[Option<i64>],
-        &drawn as &[Option<i64>]
+        &drawn as &[Option<i64>],
+        &held as &[Option<Json<&Held>>]
     )
     .execute(&mut *connection)
     .await?;
     Ok(heard
         .iter()
-        .filter(|(node, said)| said.is_some_and(|said| copied(**node, said)))
+        .filter(|(node, heard)| heard.start.is_some_and(|said| copied(**node, said)))
         .map(|(node, _)| *node)
         .collect())
+}
+
+/// What nodes hold, of those that hold something.
+pub(super) async fn held(connection: &mut PgConnection) -> Result<BTreeMap<NodeId, Held>> {
+    let rows = sqlx::query!(
+        r#"SELECT node, held AS "held!: Json<Held>" FROM node_reports WHERE held IS NOT NULL"#
+    );
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    Ok(rows.map(|row| (NodeId(row.node), row.held.0)).collect())
 }
 
 /// Notes which announced keys peers are ready for.

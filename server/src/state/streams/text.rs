@@ -47,13 +47,15 @@ struct Delta {
     event: Bytes,
 }
 
-/// All nodes as their peers are told of them.
+/// All nodes as their peers are told of them, and all that are gone.
 #[derive(Debug)]
 struct Peers {
     /// In JSON, each after a comma.
     json: Bytes,
     /// The nodes, in order, and where each ends.
     ends: Vec<(NodeId, usize)>,
+    /// What follows them: the tombstones, and the end of the message.
+    tail: Bytes,
 }
 
 impl Text {
@@ -115,19 +117,13 @@ impl Texts {
             br#","peers":["#,
         ]
         .concat();
-        let tail = [
-            &br#"]},"removed":"#[..],
-            &json(&directory.revoked),
-            b"}\n\n",
-        ]
-        .concat();
         let strangers: Vec<_> = directory
             .nodes_of(myself.site)
             .map(|node| node.id)
             .collect();
         let mut text = VecDeque::from([head.into()]);
         text.extend(peers.without(&strangers));
-        text.push_back(tail.into());
+        text.push_back(peers.tail.clone());
         Some(Text(text))
     }
 
@@ -156,9 +152,12 @@ impl Peers {
             text.extend(json(&peer));
             ends.push((peer.node, text.len()));
         }
+        let tombstones: Vec<_> = feed.directory().tombstones().collect();
+        let tail = [&br#"]},"removed":"#[..], &json(&tombstones), b"}\n\n"];
         Self {
             json: text.into(),
             ends,
+            tail: tail.concat().into(),
         }
     }
 
@@ -300,7 +299,7 @@ mod tests {
             let expected = StreamMessage::Snapshot {
                 position: feed.position(),
                 view,
-                removed: vec![node(99)],
+                removed: vec![node(99).into()],
             };
             assert_eq!(
                 read(texts.snapshot(&feed, node(number)).unwrap()),

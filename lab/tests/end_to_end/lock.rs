@@ -1,0 +1,166 @@
+//! The lock, as an operator keeps it.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use wattle_lab::{
+    Gateway, Lab,
+    api::Api,
+    coordinator,
+    gateway::GUARD,
+    patience,
+    site::{DUBLIN, FRANKFURT, NEW_YORK, SAO_PAULO},
+    wait::same,
+    wait_for,
+};
+use wattle_wire::{
+    admin::{CreatedJoinToken, Node},
+    report::HeldBecause,
+};
+
+/// An operator, on any machine that reaches the coordinator.
+pub(crate) struct Operator {
+    /// What gateways write into their guard's file.
+    rules: String,
+    signing: Vec<String>,
+}
+
+impl Operator {
+    /// Makes the operator's key on the machine of a gateway.
+    pub(crate) fn new(folder: &Path, api: &Api, machine: &Gateway) -> Result<Self> {
+        let path = |name: &str| {
+            let path = folder.join(name).to_str().map(str::to_owned);
+            path.context("a path that is no text")
+        };
+        let (key, token, ca) = (path("operator.key")?, path("api-token")?, path("ca.crt")?);
+        fs::write(&token, &api.token)?;
+        let said = machine.agent_says(&["lock", "init", "--key", &key])?;
+        let is_rule =
+            |line: &&str| line.starts_with("lock = ") || line.starts_with("operator_keys");
+        let rules: Vec<_> = said.lines().filter(is_rule).collect();
+        ensure!(rules.len() == 2, "{said}");
+        let url = coordinator::url(coordinator::PORT);
+        let signing = [
+            "lock",
+            "sign",
+            "--yes",
+            "--url",
+            &url,
+            "--token-file",
+            &token,
+            "--ca-file",
+            &ca,
+            "--key",
+            &key,
+        ];
+        Ok(Self {
+            rules: rules.join("\n"),
+            signing: signing.map(str::to_owned).to_vec(),
+        })
+    }
+
+    /// `lock sign` on the machine of a gateway: what it says.
+    pub(crate) fn sign(&self, machine: &Gateway) -> Result<String> {
+        machine.agent_says(&self.signing.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Turns the lock on at all gateways.
+    pub(crate) fn lock(&self, lab: &mut Lab) -> Result<()> {
+        for gateway in &mut lab.gateways {
+            gateway.stop_agent()?;
+            gateway
+                .host
+                .run_with(&format!("tee {GUARD}"), &self.rules)?;
+            gateway.start_agent()?;
+        }
+        Ok(())
+    }
+}
+
+const OTHERS: [wattle_lab::LabSite; 3] = [FRANKFURT, NEW_YORK, SAO_PAULO];
+
+pub(crate) fn e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_when_an_operator_signs_once_and_holds_until_then(
+    folder: &Path,
+) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT, NEW_YORK, SAO_PAULO])?;
+    let api = lab.weave()?;
+    let operator = Operator::new(folder, &api, lab.gateway(DUBLIN)?)?;
+    operator.sign(lab.gateway(DUBLIN)?)?;
+    operator.lock(&mut lab)?;
+    // A new gateway that asked for a preshared key asks one that did not know it then only later.
+    let patch = api.request(
+        "PATCH",
+        "/mesh",
+        Some(&json!({ "psk": "prefer" }).to_string()),
+    )?;
+    ensure!(patch.status == 200, "{patch:?}");
+    let ping = |lab: &Lab| wait_for("all LANs ping", patience(20.0), || lab.ping_all());
+    ping(&lab)?;
+
+    // It comes back before anybody has signed.
+    lab.gateway_mut(DUBLIN)?.stop_agent()?;
+    replace_others(&mut lab, &api)?;
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    let dublin = || api.get::<Node>("/nodes/dublin");
+    wait_for("it says whom it holds", patience(20.0), || {
+        let held = dublin()?.held.context("it holds nobody")?;
+        ensure!(held.locked && held.total == 3, "{held:?}");
+        let mut names: Vec<_> = held
+            .peers
+            .iter()
+            .map(|peer| peer.name.to_string())
+            .collect();
+        names.sort();
+        same(&names, &OTHERS.map(|site| site.name.to_owned()).to_vec())?;
+        let is_removed = |because| because == HeldBecause::Removed;
+        ensure!(
+            held.peers.iter().all(|peer| is_removed(peer.because)),
+            "{held:?}"
+        );
+        Ok(())
+    })?;
+    let said = operator.sign(lab.gateway(DUBLIN)?)?;
+    ensure!(
+        said.contains("removed: frankfurt of site frankfurt, identity ")
+            && said.contains("held by dublin")
+            && said.ends_with("signed 3 and 3 removals\n"),
+        "{said}"
+    );
+    wait_for("it holds nobody", patience(20.0), || {
+        let node = dublin()?;
+        ensure!(node.held.is_none(), "{:?}", node.held);
+        let problems = node.last_report.context("no report")?.problems;
+        ensure!(problems.is_empty(), "{problems:?}");
+        Ok(())
+    })?;
+    ping(&lab)?;
+    let said = operator.sign(lab.gateway(DUBLIN)?)?;
+    ensure!(said.contains("nothing to do"), "{said}");
+
+    // It comes back when all is signed.
+    lab.gateway_mut(DUBLIN)?.stop_agent()?;
+    replace_others(&mut lab, &api)?;
+    operator.sign(lab.gateway(DUBLIN)?)?;
+    lab.gateway_mut(DUBLIN)?.start_agent()?;
+    ping(&lab)?;
+    let status = lab.gateway(DUBLIN)?.status()?;
+    same(&status["problems"], &json!([]))?;
+    same(&status["peers"].as_array().map(Vec::len), &Some(3))
+}
+
+/// Another machine takes the place of each gateway but Dublin's.
+fn replace_others(lab: &mut Lab, api: &Api) -> Result<()> {
+    for site in OTHERS {
+        api.delete(&format!("/nodes/{}", site.name))?;
+        let path = format!("/sites/{}/join-tokens", site.name);
+        let token: CreatedJoinToken = api.post(&path, &json!({}))?;
+        let gateway = lab.gateway_mut(site)?;
+        gateway.stop_agent()?;
+        // A new machine has nothing of the old one.
+        gateway.agent_says(&["down"])?;
+        gateway.agent_says(&["join", "--replace", token.join_string.reveal()])?;
+        gateway.start_agent()?;
+    }
+    Ok(())
+}

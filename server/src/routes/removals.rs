@@ -1,0 +1,128 @@
+//! `/removals`: nodes that are out of the mesh, and what operators signed of that.
+
+pub mod queries;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::{Extension, Json, extract::State, http::StatusCode};
+use wattle_mesh::{agent::admission, config::directory::RecordChange};
+use wattle_wire::{
+    admin::{Page, RemovedNode},
+    ids::NodeId,
+    lock::{NewRemovals, Removal, SignedRemoval},
+};
+
+use crate::{
+    db::AuditActor,
+    error::{self, Error, Result},
+    http::{
+        body::{Body, Query},
+        page::{self, PageQuery},
+    },
+    state::app::App,
+};
+
+/// The largest request of removals, in bytes.
+const LARGEST_REMOVALS: usize = 4 * 1024 * 1024;
+
+/// Lists nodes that are out of the mesh, in the order in which they enrolled.
+#[utoipa::path(get, path = "/removals", tag = "nodes", params(PageQuery), responses((status = 200, body = Page<RemovedNode>)))]
+pub async fn list(
+    State(app): State<App>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<Page<RemovedNode>>> {
+    let (limit, after) = query.read::<NodeId>()?;
+    let removed = queries::list(&mut *app.db.begin().await?, after, limit + 1).await?;
+    Ok(Json(page::cut(removed.into_iter(), limit, |node| node.id)))
+}
+
+/// Stores removals that an operator signed: which nodes are out of the mesh.
+///
+/// All or none. Each is of a node that was removed, or that a restored database has lost and a
+/// gateway still has. A signature has to be that of the operator which the removal names; whether
+/// that one may say so, each gateway decides by the keys that its own file names. One that requires
+/// the lock carries out such a removal at once, without a confirmation. `wattle-agent lock sign`
+/// makes and sends removals.
+#[utoipa::path(post, path = "/removals", tag = "nodes", request_body = NewRemovals, responses((status = 204)))]
+pub async fn confirm(
+    State(app): State<App>,
+    Extension(actor): Extension<AuditActor>,
+    Body(NewRemovals { removals }): Body<NewRemovals, LARGEST_REMOVALS>,
+) -> Result<StatusCode> {
+    if !(1..=NewRemovals::MOST).contains(&removals.len()) {
+        return Err(error::invalid(
+            "too_many",
+            "removals",
+            format!("give 1 to {} removals", NewRemovals::MOST),
+        )
+        .into());
+    }
+    let mut words = Vec::with_capacity(removals.len());
+    for (index, signed) in removals.iter().enumerate() {
+        if signed.removal.len() > SignedRemoval::LONGEST {
+            return Err(invalid(index, "the removal is too long"));
+        }
+        let removal = admission::verify_removal(signed, app.settings.mesh)
+            .map_err(|error| invalid(index, &error.to_string()))?;
+        words.push(removal);
+    }
+    let nodes: BTreeSet<_> = words.iter().map(|removal| removal.node).collect();
+    if nodes.len() < words.len() {
+        return Err(error::invalid(
+            "invalid_removal",
+            "removals",
+            "two removals are for the same node",
+        )
+        .into());
+    }
+    let (removals, words, nodes) = (&removals, &words, &Vec::from_iter(nodes));
+    app.mutate(&actor, |mut change| async move {
+        let known = queries::find(&mut change, nodes).await?;
+        let stored = queries::stored(&mut change, nodes).await?;
+        let mut news = Vec::new();
+        for (index, (signed, removal)) in removals.iter().zip(words).enumerate() {
+            check(index, removal, &known)?;
+            if stored.get(&removal.node) != Some(&signed.removal) {
+                news.push((removal.node, signed));
+            }
+        }
+        if news.is_empty() {
+            return Ok(change.unchanged(()));
+        }
+        queries::store(&mut change, &news).await?;
+        let object = match &news[..] {
+            [(node, _)] => node.to_string(),
+            news => format!("{} nodes", news.len()),
+        };
+        let records = news
+            .into_iter()
+            .map(|(node, signed)| RecordChange::Removal(node, signed.clone()))
+            .collect();
+        Ok(change.changed((), records, "node.confirm_removal", object))
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether a removal is of a node that is out of the mesh.
+fn check(
+    index: usize,
+    removal: &Removal,
+    known: &BTreeMap<NodeId, queries::Subject>,
+) -> Result<()> {
+    match known.get(&removal.node) {
+        Some(known) if known.takes_part => Err(invalid(
+            index,
+            "the node takes part: remove it first, `DELETE /nodes/{node}`",
+        )),
+        Some(known) if known.identities.contains(&removal.identity) => Ok(()),
+        Some(_) | None => Err(invalid(
+            index,
+            "no node that was removed, and none that a gateway holds, has this id and identity",
+        )),
+    }
+}
+
+fn invalid(index: usize, detail: &str) -> Error {
+    error::invalid("invalid_removal", format!("removals[{index}]"), detail).into()
+}

@@ -1,0 +1,206 @@
+//! `/removals`
+
+use serde_json::{Value, json};
+use wattle_mesh::agent::admission::Operator;
+use wattle_wire::{
+    admin::{Node, RemovedNode},
+    ids::MeshId,
+    lock::SignedRemoval,
+    stream::{StreamMessage, Tombstone, ViewChange},
+};
+
+use crate::{agents::new_node, harness::Coordinator, nodes::signed};
+
+/// What an operator signs of the nodes that the interface lists as removed, or that a node holds.
+pub(crate) async fn signed_removals(
+    coordinator: &Coordinator,
+    operator: &Operator,
+) -> Vec<SignedRemoval> {
+    let items = async |path: &str| coordinator.get(path).await.expect(200).json()["items"].clone();
+    let removed: Vec<RemovedNode> = serde_json::from_value(items("/removals").await).unwrap();
+    let nodes: Vec<Node> = serde_json::from_value(items("/nodes").await).unwrap();
+    let mesh = coordinator.server.app.settings.mesh;
+    let candidates = operator.removal_candidates(mesh, &removed, &nodes);
+    let sign = |candidate| operator.sign_removal(mesh, candidate, 1_800_000_000);
+    candidates.iter().map(|one| sign(one).unwrap()).collect()
+}
+
+fn operator() -> Operator {
+    Operator::new(&[7; 32]).unwrap()
+}
+
+#[tokio::test]
+async fn signed_removals_are_kept_and_told_with_the_tombstone_in_one_revision_and_once() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
+    let cork = new_node(&coordinator, json!({"name": "cork"})).await;
+    let admissions = signed(&coordinator, &operator()).await;
+    coordinator
+        .post("/admissions", json!({ "admissions": admissions }))
+        .await
+        .expect(204);
+    coordinator.delete("/nodes/frankfurt").await.expect(204);
+    coordinator.delete("/sites/cork").await.expect(204);
+    let listed = coordinator.get("/removals").await.expect(200).json()["items"].clone();
+    for (index, node, name, site) in [
+        (0, &frankfurt, "frankfurt", json!("frankfurt")),
+        (1, &cork, "cork", Value::Null),
+    ] {
+        let shown = &listed[index];
+        assert_eq!(shown["id"], json!(node.id()), "{listed}");
+        assert_eq!((&shown["name"], &shown["site_name"]), (&json!(name), &site));
+        assert_eq!(shown["identity_key"], json!(node.machine.identity_key()));
+        assert!(shown["admission"].is_object() && shown["removed_at"].is_string());
+        assert_eq!(shown["removal"], Value::Null);
+    }
+
+    let removals = signed_removals(&coordinator, &operator()).await;
+    let position = coordinator.server.app.mesh_cache.position();
+    let mut stream = dublin.follow(&coordinator, Some(position)).await;
+    stream.next().await;
+    coordinator
+        .post("/removals", json!({ "removals": removals }))
+        .await
+        .expect(204);
+    let tombstones: Vec<_> = [&frankfurt, &cork]
+        .iter()
+        .zip(&removals)
+        .map(|(node, removal)| Tombstone {
+            node: node.id(),
+            removal: Some(removal.clone()),
+        })
+        .collect();
+    let Some(StreamMessage::Delta { since, changes, .. }) = stream.news().await else {
+        panic!("no delta")
+    };
+    let told = tombstones.iter().cloned().map(ViewChange::PeerRemoved);
+    assert_eq!((since, changes), (position, told.collect::<Vec<_>>()));
+
+    // The same again is nothing new, and there is nothing left to sign.
+    coordinator
+        .post("/removals", json!({ "removals": removals }))
+        .await
+        .expect(204);
+    let now = coordinator.server.app.mesh_cache.position();
+    assert_eq!(now.revision, position.revision + 1);
+    let listed = coordinator.get("/removals?limit=1").await.json();
+    assert_eq!(listed["items"][0]["removal"], json!(removals[0]));
+    assert!(listed["next_cursor"].is_string());
+    assert_eq!(signed_removals(&coordinator, &operator()).await, []);
+    let events = coordinator.get("/events").await.json();
+    assert_eq!(events["items"][0]["action"], "node.confirm_removal");
+    assert_eq!(events["items"][0]["object"], "2 nodes");
+
+    // Who comes later gets it with the snapshot, whichever coordinator it turns to.
+    for coordinator in [&coordinator, &coordinator.another().await] {
+        let message = dublin.follow(coordinator, None).await.next().await;
+        let Some(StreamMessage::Snapshot { removed, .. }) = message else {
+            panic!("no snapshot")
+        };
+        assert_eq!(removed, tombstones);
+    }
+}
+
+#[tokio::test]
+async fn a_removal_that_is_not_signed_or_of_nobody_who_is_out_of_the_mesh_is_refused_with_all_others()
+ {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    for name in ["frankfurt", "cork", "galway"] {
+        new_node(&coordinator, json!({ "name": name })).await;
+    }
+    for node in ["frankfurt", "cork"] {
+        coordinator
+            .delete(&format!("/nodes/{node}"))
+            .await
+            .expect(204);
+    }
+    let removals = signed_removals(&coordinator, &operator()).await;
+    let [good, other] = &removals[..] else {
+        panic!("two removals")
+    };
+    let mesh = coordinator.server.app.settings.mesh;
+    let as_removed = |node: &Value| -> RemovedNode {
+        let (id, identity) = (&node["id"], &node["identity_key"]);
+        let removed = json!({
+            "id": id, "identity_key": identity, "name": null, "site_name": null,
+            "removed_at": null, "admission": null, "removal": null
+        });
+        serde_json::from_value(removed).unwrap()
+    };
+    let sign = |mesh: MeshId, removed: RemovedNode| {
+        let candidates = operator().removal_candidates(mesh, &[removed], &[]);
+        operator().sign_removal(mesh, &candidates[0], 1).unwrap()
+    };
+    let galway = as_removed(&coordinator.get("/nodes/galway").await.json());
+    let cork = coordinator.get("/removals").await.json()["items"][1].clone();
+    let with_identity_of_another = RemovedNode {
+        identity_key: galway.identity_key,
+        ..as_removed(&cork)
+    };
+    let lost = RemovedNode {
+        id: uuid::Uuid::now_v7().to_string().parse().unwrap(),
+        ..galway.clone()
+    };
+    for bad in [
+        SignedRemoval {
+            removal: other.removal.replace("1800000000", "1800000001"),
+            ..other.clone()
+        },
+        SignedRemoval {
+            removal: " ".repeat(SignedRemoval::LONGEST + 1),
+            ..other.clone()
+        },
+        sign(MeshId(uuid::Uuid::nil()), as_removed(&cork)),
+        sign(mesh, with_identity_of_another),
+        sign(mesh, galway),
+        sign(mesh, lost.clone()),
+    ] {
+        let answer = coordinator
+            .post("/removals", json!({ "removals": [good, bad] }))
+            .await;
+        let (status, code, field) = answer.problem();
+        let expected = (422, "invalid_removal", Some("removals[1]"));
+        assert_eq!((status, code.as_str(), field.as_deref()), expected);
+    }
+    for wrong in [json!([good, good]), json!([])] {
+        let answer = coordinator.post("/removals", json!({ "removals": wrong }));
+        assert_eq!(answer.await.problem().0, 422);
+    }
+    assert_eq!(coordinator.count("SELECT count(*) FROM removals").await, 0);
+
+    // A node that the database does not have, and that a gateway has all the same.
+    let mut report = json!({"applied": "1.4", "device": "kernel", "links": []});
+    report["held"] = json!({"locked": true, "total": 1, "peers": [{
+        "node": lost.id, "name": "lost", "identity": lost.identity_key, "because": "lost"}]});
+    dublin.report(&coordinator, report).await.expect(204);
+    let held = "SELECT count(*) FROM node_reports WHERE held IS NOT NULL";
+    coordinator.until(held, 1).await;
+    // It takes part under another id by now, so an operator is not even asked.
+    assert_eq!(signed_removals(&coordinator, &operator()).await.len(), 2);
+    coordinator.delete("/nodes/galway").await.expect(204);
+    let removals = signed_removals(&coordinator, &operator()).await;
+    assert_eq!(removals.len(), 4);
+    coordinator
+        .post("/removals", json!({ "removals": removals }))
+        .await
+        .expect(204);
+    let message = dublin.follow(&coordinator, None).await.next().await;
+    let Some(StreamMessage::Snapshot { removed, .. }) = message else {
+        panic!("no snapshot")
+    };
+    let is_told = |tombstone: &Tombstone| tombstone.node == lost.id && tombstone.removal.is_some();
+    assert!(removed.iter().any(is_told), "{removed:?}");
+    let listed = coordinator.get("/removals").await.json()["items"].clone();
+    assert_eq!(listed[3]["name"], Value::Null);
+    assert_eq!(listed[3]["identity_key"], json!(lost.identity_key));
+    assert_eq!(signed_removals(&coordinator, &operator()).await, []);
+    assert_eq!(
+        coordinator.another().await.get("/nodes").await.json()["items"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}

@@ -1,0 +1,40 @@
+// Peers that a gateway has only until somebody confirms that they go.
+
+import { count, h } from "./dom.js";
+
+/** As many are named in a line. */
+const MOST_NAMES = 5;
+
+const WORDS = {
+  removed: "was removed",
+  lost: "is not known any more",
+  not_admitted: "was there before the lock, and no operator has admitted it",
+};
+
+/** Each held peer of a gateway and why it is held, and what confirms that they go. */
+export function heldPeers(node) {
+  const { peers, total } = node.held;
+  const more = total - peers.length;
+  return [
+    h("p", {}, `${count(total, "peer")} here only until somebody confirms that they go:`),
+    h("ul", { class: "problems" },
+      peers.map((peer) => h("li", { title: `${peer.node} ${peer.identity}` }, `${peer.name} ${WORDS[peer.because]}`)),
+      more > 0 ? h("li", {}, `and ${more} more`) : null),
+    h("p", {}, ...confirmation(node)),
+  ];
+}
+
+/** The same in one line, for a list of what needs attention. */
+export function heldLine(node) {
+  const { peers, total } = node.held;
+  const names = peers.slice(0, MOST_NAMES).map((peer) => peer.name).join(", ");
+  const more = total - Math.min(peers.length, MOST_NAMES);
+  return [` has ${count(total, "peer")} only until somebody confirms that they go: ${names}${more > 0 ? ` and ${more} more` : ""}. `, ...confirmation(node)];
+}
+
+/** What the rules of the gateway's host take for a confirmation. */
+function confirmation(node) {
+  const confirm = ["run ", h("code", {}, "wattle-agent confirm"), ` on ${node.name}`];
+  if (!node.held.locked) return ["To confirm, ", ...confirm];
+  return ["To confirm for all gateways, run ", h("code", {}, "wattle-agent lock sign"), "; for this one alone, ", ...confirm];
+}
