@@ -4,7 +4,7 @@ use serde_json::Value;
 use wattle_wire::admin::{Event, FieldChange};
 
 /// What each action did; a forced one has the same words, and says so.
-const ACTIONS: [(&str, &str); 28] = [
+const ACTIONS: [(&str, &str); 29] = [
     ("api-token.create", "made the api token {name}"),
     ("api-token.revoke", "revoked the api token {name}"),
     (
@@ -24,6 +24,7 @@ const ACTIONS: [(&str, &str); 28] = [
         "made node {name} the active one of site {site}",
     ),
     ("node.admit", "admitted node {name} of site {site}"),
+    ("node.confirm_removal", "confirmed that node {name} is gone"),
     (
         "node.copied",
         "found the keys of node {name} of site {site} on two machines",

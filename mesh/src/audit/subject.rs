@@ -6,7 +6,8 @@
 use serde_json::{Value, json};
 use wattle_wire::{
     admin::{ApiToken, FieldChange, JoinToken},
-    lock::{Admission, SignedAdmission},
+    ids::NodeId,
+    lock::{Admission, Removal, SignedAdmission},
     name::Name,
     peer::MeshSettings,
 };
@@ -131,6 +132,23 @@ impl Subject {
             }),
             site: Some(site.to_string()),
             ..Self::new(node.id, &node.name)
+        }
+    }
+
+    /// A node of which an operator confirms that it is gone, and what that operator, or another,
+    /// signed of it before.
+    pub fn removal(node: NodeId, name: &Name, before: Option<&str>, after: &Removal) -> Self {
+        let fields = |removal: &Removal| {
+            json!({
+                "operator": removal.operator,
+                "signed_at": removal.signed_at,
+            })
+        };
+        let before = before.and_then(|text| serde_json::from_str(text).ok());
+        let before = before.as_ref().map_or(Value::Null, fields);
+        Self {
+            changes: difference(&before, &fields(after)),
+            ..Self::new(node, name)
         }
     }
 

@@ -37,7 +37,7 @@ macro_rules! asset {
 
 const INDEX: Asset = asset!("index.html", "text/html; charset=utf-8");
 
-const ASSETS: [Asset; 16] = [
+const ASSETS: [Asset; 17] = [
     asset!("icon.svg", "image/svg+xml"),
     asset!("style.css", "text/css; charset=utf-8"),
     asset!("api.js", "text/javascript; charset=utf-8"),

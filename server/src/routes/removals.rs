@@ -5,7 +5,7 @@ pub mod queries;
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::{Extension, Json, extract::State, http::StatusCode};
-use wattle_mesh::{agent::admission, config::directory::RecordChange};
+use wattle_mesh::{agent::admission, audit::Subject, config::directory::RecordChange};
 use wattle_wire::{
     admin::{Page, RemovedNode},
     ids::NodeId,
@@ -22,6 +22,8 @@ use crate::{
     state::app::App,
 };
 
+/// The event of a removal that was signed.
+const CONFIRM: &str = "node.confirm_removal";
 /// The largest request of removals, in bytes.
 const LARGEST_REMOVALS: usize = 4 * 1024 * 1024;
 
@@ -80,42 +82,45 @@ pub async fn confirm(
         let known = queries::find(&mut change, nodes).await?;
         let stored = queries::stored(&mut change, nodes).await?;
         let mut news = Vec::new();
+        let mut subjects = Vec::new();
         for (index, (signed, removal)) in removals.iter().zip(words).enumerate() {
-            check(index, removal, &known)?;
-            if stored.get(&removal.node) != Some(&signed.removal) {
+            let node = check(index, removal, &known)?;
+            let before = stored.get(&removal.node).map(String::as_str);
+            if before != Some(signed.removal.as_str()) {
                 news.push((removal.node, signed));
+                subjects.push(Subject::removal(removal.node, &node.name, before, removal));
             }
         }
-        if news.is_empty() {
+        let mut subjects = subjects.into_iter();
+        let Some(first) = subjects.next() else {
             return Ok(change.unchanged(()));
-        }
-        queries::store(&mut change, &news).await?;
-        let object = match &news[..] {
-            [(node, _)] => node.to_string(),
-            news => format!("{} nodes", news.len()),
         };
-        let records = news
-            .into_iter()
-            .map(|(node, signed)| RecordChange::Removal(node, signed.clone()))
-            .collect();
-        Ok(change.changed((), records, "node.confirm_removal", object))
+        queries::store(&mut change, &news).await?;
+        let record =
+            |(node, signed): (NodeId, &SignedRemoval)| RecordChange::Removal(node, signed.clone());
+        let records = news.iter().copied().map(record).collect();
+        let outcome = change.changed((), records, CONFIRM, first);
+        let mut others = subjects.zip(&news[1..]);
+        others.try_fold(outcome, |outcome, (subject, news)| {
+            outcome.and_event(CONFIRM, subject, Some(record(*news)))
+        })
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Whether a removal is of a node that is out of the mesh.
-fn check(
+fn check<'k>(
     index: usize,
     removal: &Removal,
-    known: &BTreeMap<NodeId, queries::Subject>,
-) -> Result<()> {
+    known: &'k BTreeMap<NodeId, queries::GoneNode>,
+) -> Result<&'k queries::GoneNode> {
     match known.get(&removal.node) {
         Some(known) if known.takes_part => Err(invalid(
             index,
             "the node takes part: remove it first, `DELETE /nodes/{node}`",
         )),
-        Some(known) if known.identities.contains(&removal.identity) => Ok(()),
+        Some(known) if known.identities.contains(&removal.identity) => Ok(known),
         Some(_) | None => Err(invalid(
             index,
             "no node that was removed, and none that a gateway holds, has this id and identity",

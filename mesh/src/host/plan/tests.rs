@@ -373,6 +373,7 @@ fn a_preshared_key_that_nobody_knows_stays_while_there_may_be_a_session_and_goes
         addresses: BTreeSet::new(),
         peers: [(key(1), peer)].into(),
         routes: BTreeMap::new(),
+        underlay: BTreeMap::new(),
         forwarding: BTreeSet::new(),
         ruleset: Ruleset {
             node: NodeId(uuid::Uuid::nil()),

@@ -9,6 +9,7 @@ use wattle_wire::{
     ids::NodeId,
     key::{IdentityKey, Signature},
     lock::{Removal, SignedAdmission, SignedRemoval},
+    name::Name,
 };
 
 use crate::error::{Error, Result};
@@ -66,9 +67,10 @@ pub async fn list(
 }
 
 /// What is known of a node that is said to be out of the mesh.
-#[derive(Debug, Default)]
-pub struct Subject {
+#[derive(Debug)]
+pub struct GoneNode {
     pub takes_part: bool,
+    pub name: Name,
     /// The one that the database has, or those by which hosts have it that hold it.
     pub identities: BTreeSet<IdentityKey>,
 }
@@ -77,28 +79,25 @@ pub struct Subject {
 pub async fn find(
     connection: &mut PgConnection,
     nodes: &[NodeId],
-) -> Result<BTreeMap<NodeId, Subject>> {
+) -> Result<BTreeMap<NodeId, GoneNode>> {
     let nodes: Vec<_> = nodes.iter().map(|node| node.0).collect();
     let stored = sqlx::query!(
-        r#"SELECT id, state <> 'revoked' AS "takes_part!",
+        r#"SELECT id, name, state <> 'revoked' AS "takes_part!",
                   identity_key AS "identity_key: IdentityKey"
            FROM nodes WHERE id = ANY($1) ORDER BY id FOR UPDATE"#,
         &nodes
     );
     let stored = stored.fetch_all(&mut *connection).await?.into_iter();
-    let mut known: BTreeMap<_, _> = stored
+    let mut known = stored
         .map(|row| {
-            let identities = BTreeSet::from([row.identity_key]);
-            let takes_part = row.takes_part;
-            (
-                NodeId(row.id),
-                Subject {
-                    takes_part,
-                    identities,
-                },
-            )
+            let node = GoneNode {
+                takes_part: row.takes_part,
+                name: name(&row.name)?,
+                identities: BTreeSet::from([row.identity_key]),
+            };
+            Ok((NodeId(row.id), node))
         })
-        .collect();
+        .collect::<Result<BTreeMap<_, _>>>()?;
     let lost: Vec<_> = nodes
         .into_iter()
         .filter(|node| !known.contains_key(&NodeId(*node)))
@@ -107,7 +106,8 @@ pub async fn find(
         return Ok(known);
     }
     let held = sqlx::query!(
-        r#"SELECT DISTINCT (peer->>'node')::uuid AS "node!", peer->>'identity' AS "identity!"
+        r#"SELECT DISTINCT (peer->>'node')::uuid AS "node!", peer->>'name' AS "name!",
+                  peer->>'identity' AS "identity!"
            FROM node_reports, jsonb_array_elements(held->'peers') AS peer
            WHERE (peer->>'node')::uuid = ANY($1)"#,
         &lost
@@ -115,13 +115,20 @@ pub async fn find(
     for row in held.fetch_all(connection).await? {
         let invalid = |_| Error::Internal("a held peer in the database is not valid");
         let identity = row.identity.parse().map_err(invalid)?;
-        known
-            .entry(NodeId(row.node))
-            .or_default()
-            .identities
-            .insert(identity);
+        let name = name(&row.name)?;
+        let node = known.entry(NodeId(row.node)).or_insert_with(|| GoneNode {
+            takes_part: false,
+            name,
+            identities: BTreeSet::new(),
+        });
+        node.identities.insert(identity);
     }
     Ok(known)
+}
+
+fn name(text: &str) -> Result<Name> {
+    let invalid = |_| Error::Internal("the name of a node in the database is not valid");
+    text.parse().map_err(invalid)
 }
 
 /// The removals that are stored of nodes.
