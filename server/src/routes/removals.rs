@@ -28,7 +28,8 @@ const CONFIRM: &str = "node.confirm_removal";
 const LARGEST_REMOVALS: usize = 4 * 1024 * 1024;
 
 /// Lists nodes that are out of the mesh, in the order in which they enrolled.
-#[utoipa::path(get, path = "/removals", tag = "nodes", params(PageQuery), responses((status = 200, body = Page<RemovedNode>)))]
+#[utoipa::path(get, path = "/removals", tag = "nodes", params(PageQuery),
+    responses((status = 200, body = Page<RemovedNode>)))]
 pub async fn list(
     State(app): State<App>,
     Query(query): Query<PageQuery>,
@@ -45,7 +46,8 @@ pub async fn list(
 /// that one may say so, each gateway decides by the keys that its own file names. One that requires
 /// the lock carries out such a removal at once, without a confirmation. `wattle-agent lock sign`
 /// makes and sends removals.
-#[utoipa::path(post, path = "/removals", tag = "nodes", request_body = NewRemovals, responses((status = 204)))]
+#[utoipa::path(post, path = "/removals", tag = "nodes", request_body = NewRemovals,
+    responses((status = 204)))]
 pub async fn confirm(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
