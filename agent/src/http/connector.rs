@@ -268,8 +268,14 @@ async fn open(address: SocketAddr, size: SegmentSize) -> io::Result<TokioIo<TcpS
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer, version::TLS13};
     use socket2::SockRef;
     use tokio::{io::AsyncReadExt, net::TcpListener};
+    use tokio_rustls::TlsAcceptor;
+    use wattle_client::pin::{Pins, pin};
 
     use super::*;
     use crate::http::Trusted;
@@ -318,6 +324,47 @@ mod tests {
         assert_eq!(silent.await.unwrap().0, [false, true]);
         let authority = uri.authority().unwrap();
         assert!(!connector.way(authority, |way| way.loses_large_packets()));
+    }
+
+    /// A coordinator whose certificate is good for a day from `begin` on, and what agents pin.
+    fn coordinator(begin: SystemTime) -> (ServerConfig, Arc<Pins>) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let end = begin + Duration::from_secs(86_400);
+        (params.not_before, params.not_after) = (begin.into(), end.into());
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        let chain = vec![certificate.der().clone(), authority.der().clone()];
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key);
+        (config.unwrap(), Pins::new(vec![pin(authority.der())]))
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_out_of_time_is_told_as_a_wrong_clock() {
+        let (now, week) = (SystemTime::now(), Duration::from_secs(7 * 86_400));
+        for (begin, words) in [
+            (now + week, "the clock of this host is wrong"),
+            (now - week, "or the coordinator's certificate has expired"),
+        ] {
+            let ((config, pins), (listener, uri)) = (coordinator(begin), listener().await);
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            let connector = Connector::new(pins.client_config().unwrap());
+            let (connected, _) = tokio::join!(connector.connect(&uri), async {
+                let (stream, _) = listener.accept().await.unwrap();
+                acceptor.accept(stream).await
+            });
+            let error = connected.unwrap_err();
+            assert!(error.out_of_time().is_some(), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
     }
 
     #[tokio::test]
