@@ -295,7 +295,7 @@ CREATE TABLE links (
     written_at timestamptz NOT NULL DEFAULT now(),
     -- What its history says last; null means nothing.
     state      text        CHECK (state IN ('up', 'degraded', 'down', 'never')),
-    fault      text        CHECK (fault IN ('asymmetric', 'lossy', 'slow')),
+    fault      text        CHECK (fault IN ('asymmetric', 'silent', 'lossy', 'slow')),
     PRIMARY KEY (a, b),
     CHECK (a < b)
 );
@@ -308,7 +308,7 @@ CREATE TABLE link_history (
     b     uuid        NOT NULL,
     at    timestamptz NOT NULL,
     state text        NOT NULL CHECK (state IN ('up', 'degraded', 'down', 'never')),
-    fault text        CHECK (fault IN ('asymmetric', 'lossy', 'slow')),
+    fault text        CHECK (fault IN ('asymmetric', 'silent', 'lossy', 'slow')),
     PRIMARY KEY (a, b, at),
     FOREIGN KEY (a, b) REFERENCES links ON DELETE CASCADE
 );
@@ -325,6 +325,9 @@ CREATE TABLE node_reports (
     start_drawn  bigint,
     -- Whether webhooks were last told that the node is silent.
     silent       boolean     NOT NULL DEFAULT false,
+    -- Which position its host had then.
+    epoch        bigint      NOT NULL DEFAULT 0,
+    revision     bigint      NOT NULL DEFAULT 0,
     CHECK ((start_number IS NULL) = (start_drawn IS NULL))
 );
 

@@ -17,11 +17,12 @@ use tokio::{
 use wattle_mesh::{
     audit::{Edit, Subject},
     config::endpoint_check,
+    health::connection::{self, Sign},
 };
 use wattle_wire::{
-    admin::NodeReport,
+    admin::{Connection, NodeReport},
     endpoint::Endpoint,
-    ids::NodeId,
+    ids::{NodeId, Position},
     report::{LinkReport, Report, Start},
 };
 
@@ -61,6 +62,16 @@ pub struct Reports {
     turns: Semaphore,
     /// Nodes whose keys two machines have.
     copied: Mutex<BTreeSet<NodeId>>,
+    signs: Mutex<Signs>,
+}
+
+/// The last signs of nodes that any coordinator had.
+#[derive(Debug, Default)]
+pub struct Signs {
+    /// With the position that each host had then.
+    pub of: BTreeMap<NodeId, (Sign, Position)>,
+    /// Since when nodes can be heard here; absent before anything was read.
+    pub listening_since: Option<DateTime<Utc>>,
 }
 
 impl Default for Reports {
@@ -71,6 +82,7 @@ impl Default for Reports {
             writing: tokio::sync::Mutex::default(),
             turns: Semaphore::new(AT_A_TIME),
             copied: Mutex::default(),
+            signs: Mutex::default(),
         }
     }
 }
@@ -132,6 +144,30 @@ impl Reports {
             .values()
             .filter_map(|said| said.links.get(&node))
             .any(|link| endpoint_check::is_met(endpoint, &link.said))
+    }
+
+    /// Takes in which signs of nodes all coordinators had.
+    pub fn note_signs(&self, signs: Signs) {
+        *self.signs() = signs;
+    }
+
+    /// Whether a node with an agent is there, by the signs that all coordinators had.
+    pub fn connection(&self, node: NodeId, enrolled_at: DateTime<Utc>) -> Connection {
+        let now = Utc::now();
+        // What it said here may be newer than what the database has of it.
+        let applied = self.lock().get(&node).map(|said| said.report.applied);
+        let signs = self.signs();
+        let sign = signs.of.get(&node).map(|(sign, known)| Sign {
+            missed_since: sign
+                .missed_since
+                .filter(|_| applied.is_none_or(|own| own <= *known)),
+            ..*sign
+        });
+        connection::connection(enrolled_at, sign, signs.listening_since.unwrap_or(now), now)
+    }
+
+    fn signs(&self) -> MutexGuard<'_, Signs> {
+        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets nodes that do not take part any more.
@@ -284,7 +320,7 @@ impl Reports {
             .armed
             .extend(armed.into_iter().map(|armed| (node, armed)));
         if heard.is_none() {
-            waiting.heard.insert(node, start);
+            waiting.heard.insert(node, (start, report.applied));
         }
         drop(waiting);
         let said = all.entry(node).or_insert_with(|| Said {

@@ -73,6 +73,9 @@ pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
         ..unmanaged
     });
     Node {
+        connection: unmanaged
+            .is_none()
+            .then(|| reports.connection(node.id, node.enrolled_at)),
         last_report: reports.last(node.id),
         unmanaged,
         ..node
@@ -105,6 +108,7 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
             file_is_current: true,
         }),
         enrolled_at: record.enrolled_at,
+        connection: None,
         last_report: None,
         rotation: rotation(record),
     }

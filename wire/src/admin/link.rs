@@ -64,6 +64,8 @@ impl LinkState {
 pub enum LinkFault {
     /// It works in one direction only, or one end alone says that it works.
     Asymmetric,
+    /// One end works. The other gateway is silent, so nobody knows of its end.
+    Silent,
     /// Packets are lost.
     Lossy,
     /// Packets take long.
@@ -71,12 +73,13 @@ pub enum LinkFault {
 }
 
 impl LinkFault {
-    pub const ALL: [Self; 3] = [Self::Asymmetric, Self::Lossy, Self::Slow];
+    pub const ALL: [Self; 4] = [Self::Asymmetric, Self::Silent, Self::Lossy, Self::Slow];
 
     /// As in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Asymmetric => "asymmetric",
+            Self::Silent => "silent",
             Self::Lossy => "lossy",
             Self::Slow => "slow",
         }

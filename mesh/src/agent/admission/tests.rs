@@ -613,6 +613,7 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
         unmanaged: None,
         enrolled_at: record.enrolled_at,
         rotation: None,
+        connection: None,
         last_report: None,
     };
     let operator = operator(1);

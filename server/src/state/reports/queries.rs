@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::{agent::reporting, health::link};
 use wattle_wire::{
-    ids::NodeId,
+    ids::{NodeId, Position},
     report::{EndState, LinkReport, Start},
     rotation::KeyInPlace,
 };
@@ -42,8 +42,8 @@ impl EndSaid {
 pub(super) struct News {
     /// By the node that says it and its peer.
     pub ends: BTreeMap<(NodeId, NodeId), EndSaid>,
-    /// Nodes that were heard of, and the start of their agents.
-    pub heard: BTreeMap<NodeId, Option<Start>>,
+    /// Nodes that were heard of, the start of their agents, and what their hosts have.
+    pub heard: BTreeMap<NodeId, (Option<Start>, Position)>,
     /// Peers' announced keys for which nodes are ready.
     pub armed: BTreeSet<(NodeId, KeyInPlace)>,
 }
@@ -128,7 +128,7 @@ pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<
 /// machines.
 async fn hear(
     connection: &mut PgConnection,
-    heard: &BTreeMap<NodeId, Option<Start>>,
+    heard: &BTreeMap<NodeId, (Option<Start>, Position)>,
 ) -> Result<Vec<NodeId>> {
     let nodes: Vec<_> = heard.keys().map(|node| node.0).collect();
     let known = sqlx::query!(
@@ -154,7 +154,7 @@ async fn hear(
     };
     let newest = heard
         .iter()
-        .map(|(node, said)| said.filter(|said| !copied(*node, *said)));
+        .map(|(node, (said, _))| said.filter(|said| !copied(*node, *said)));
     let (numbers, drawn): (Vec<_>, Vec<_>) = newest
         .map(|start| {
             (
@@ -163,23 +163,31 @@ async fn hear(
             )
         })
         .unzip();
+    let (epochs, revisions): (Vec<_>, Vec<_>) = heard
+        .values()
+        .map(|(_, applied)| (applied.epoch, applied.revision))
+        .unzip();
     sqlx::query!(
-        "INSERT INTO node_reports AS stored (node, at, start_number, start_drawn)
-         SELECT id, now(), number, drawn FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS \
-         said(id, number, drawn) JOIN nodes USING (id)
+        "INSERT INTO node_reports AS stored (node, at, start_number, start_drawn, epoch, revision)
+         SELECT id, now(), number, drawn, epoch, revision FROM unnest($1::uuid[], $2::bigint[], \
+         $3::bigint[], $4::bigint[], $5::bigint[]) AS said(id, number, drawn, epoch, revision) \
+         JOIN nodes USING (id)
          WHERE state <> 'revoked' ORDER BY id
          ON CONFLICT (node) DO UPDATE SET at = excluded.at,
+             epoch = excluded.epoch, revision = excluded.revision,
              start_number = coalesce(excluded.start_number, stored.start_number),
              start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
         &nodes,
         &numbers as &[Option<i64>],
-        &drawn as &[Option<i64>]
+        &drawn as &[Option<i64>],
+        &epochs,
+        &revisions
     )
     .execute(&mut *connection)
     .await?;
     Ok(heard
         .iter()
-        .filter(|(node, said)| said.is_some_and(|said| copied(**node, said)))
+        .filter(|(node, (said, _))| said.is_some_and(|said| copied(**node, said)))
         .map(|(node, _)| *node)
         .collect())
 }
