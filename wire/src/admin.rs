@@ -17,7 +17,7 @@ pub use self::{
     link::{EndpointSource, Link, LinkChange, LinkEnd, LinkFault, LinkState, PskMaker},
     mesh::{Mesh, MeshPatch, Readiness},
     node::{
-        Connection, ConnectionState, CreatedWgQuick, NewWgQuick, Node, NodePatch, NodeReport,
+        ConnectionState, CreatedWgQuick, NewWgQuick, Node, NodeConnection, NodePatch, NodeReport,
         NodeRotation, NodeState, RotationPhase, UnmanagedNode,
     },
     site::{

@@ -1,7 +1,7 @@
 //! Whether a gateway's agent is there, and up to date.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use wattle_wire::admin::{Connection, ConnectionState};
+use wattle_wire::admin::{ConnectionState, NodeConnection};
 
 use crate::health::link::SILENT_S;
 
@@ -27,7 +27,7 @@ pub fn connection(
     sign: Option<Sign>,
     listening_since: DateTime<Utc>,
     now: DateTime<Utc>,
-) -> Connection {
+) -> NodeConnection {
     let is_over = |since: DateTime<Utc>, seconds: u64| {
         now - since > TimeDelta::seconds(seconds.cast_signed())
     };
@@ -39,7 +39,7 @@ pub fn connection(
         Some(since) => (ConnectionState::Behind, Some(since)),
         None => (ConnectionState::Connected, None),
     };
-    Connection { state, since }
+    NodeConnection { state, since }
 }
 
 #[cfg(test)]

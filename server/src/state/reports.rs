@@ -20,7 +20,7 @@ use wattle_mesh::{
     health::connection::{self, Sign},
 };
 use wattle_wire::{
-    admin::{Connection, NodeReport},
+    admin::{NodeConnection, NodeReport},
     endpoint::Endpoint,
     ids::{NodeId, Position},
     report::{LinkReport, Report, Start},
@@ -152,7 +152,7 @@ impl Reports {
     }
 
     /// Whether a node with an agent is there, by the signs that all coordinators had.
-    pub fn connection(&self, node: NodeId, enrolled_at: DateTime<Utc>) -> Connection {
+    pub fn connection(&self, node: NodeId, enrolled_at: DateTime<Utc>) -> NodeConnection {
         let now = Utc::now();
         // What it said here may be newer than what the database has of it.
         let applied = self.lock().get(&node).map(|said| said.report.applied);

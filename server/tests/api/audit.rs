@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 use wattle_mesh::{access::Action, agent::admission::Operator};
-use wattle_server::{router, routes::events};
+use wattle_server::{
+    router,
+    routes::events::{self, Filter},
+};
 use wattle_wire::{join::JoinString, rotation::RotationStep};
 
 use crate::{
@@ -218,6 +221,20 @@ async fn events_of_an_object_an_actor_and_a_time_can_be_asked_for_by_a_viewer() 
     assert_eq!(
         numbers(&format!("?object=office&limit=4&cursor={cursor}")).await,
         [6, 5]
+    );
+    let filter = Filter {
+        object: Some("oslo".to_owned()),
+        ..Filter::default()
+    };
+    let printed = events::print(&coordinator.server.app.db, &filter, 10)
+        .await
+        .unwrap();
+    assert!(
+        printed.len() == 1
+            && printed[0].starts_with("3  20")
+            && printed[0].contains("Z  first start (api-token:")
+            && printed[0].contains(")  imported site oslo: tunnel address "),
+        "{printed:?}"
     );
     for (query, field) in [
         ("?since=yesterday", Some("since")),

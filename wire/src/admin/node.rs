@@ -60,7 +60,7 @@ pub struct Node {
     /// Whether its agent is there, as all coordinators together know it; absent for an unmanaged
     /// node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub connection: Option<Connection>,
+    pub connection: Option<NodeConnection>,
     /// What the node last reported; absent means nothing yet.
     pub last_report: Option<NodeReport>,
     /// A change of its WireGuard key that is under way.
@@ -70,7 +70,7 @@ pub struct Node {
 
 /// Whether a gateway's agent is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Connection {
+pub struct NodeConnection {
     pub state: ConnectionState,
     /// When a silent node was last heard of, to within a minute, or when the first of the revisions
     /// was made that a node does not have which is behind; null while it is connected.
