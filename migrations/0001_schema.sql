@@ -303,7 +303,7 @@ CREATE TABLE links (
     written_at timestamptz NOT NULL DEFAULT now(),
     -- What its history says last; null means nothing.
     state      text        CHECK (state IN ('up', 'degraded', 'down', 'never')),
-    fault      text        CHECK (fault IN ('asymmetric', 'lossy', 'slow')),
+    fault      text        CHECK (fault IN ('asymmetric', 'silent', 'lossy', 'slow')),
     PRIMARY KEY (a, b),
     CHECK (a < b)
 );
@@ -316,7 +316,7 @@ CREATE TABLE link_history (
     b     uuid        NOT NULL,
     at    timestamptz NOT NULL,
     state text        NOT NULL CHECK (state IN ('up', 'degraded', 'down', 'never')),
-    fault text        CHECK (fault IN ('asymmetric', 'lossy', 'slow')),
+    fault text        CHECK (fault IN ('asymmetric', 'silent', 'lossy', 'slow')),
     PRIMARY KEY (a, b, at),
     FOREIGN KEY (a, b) REFERENCES links ON DELETE CASCADE
 );
@@ -335,6 +335,9 @@ CREATE TABLE node_reports (
     silent       boolean     NOT NULL DEFAULT false,
     -- Peers that its host has only until somebody confirms that they go; null for none.
     held         jsonb       CHECK (jsonb_typeof(held) = 'object'),
+    -- Which position its host had then.
+    epoch        bigint      NOT NULL DEFAULT 0,
+    revision     bigint      NOT NULL DEFAULT 0,
     CHECK ((start_number IS NULL) = (start_drawn IS NULL))
 );
 

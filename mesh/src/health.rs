@@ -1,6 +1,7 @@
 //! Whether links are up: who is asked, what the answers mean, and who is told.
 
 pub mod alert;
+pub mod connection;
 pub mod link;
 pub mod probe;
 pub mod tracker;

@@ -46,8 +46,8 @@ export function eventPage(mesh) {
       h("th", { scope: "row" }, String(event.number)),
       h("td", {}, h("time", { datetime: event.at }, moment(event.at))),
       h("td", { class: "free" }, event.sentence, " ", h("span", { class: "faint" }, event.action)),
-      h("td", {}, named(mesh, event.object, event.object_name)),
-      h("td", {}, named(mesh, event.actor, event.actor_name), event.actor_site ? h("span", { class: "faint" }, ` of ${event.actor_site}`) : null),
+      h("td", { class: "free" }, named(mesh, event.object, event.object_name)),
+      h("td", { class: "free" }, named(mesh, event.actor, event.actor_name), event.actor_site ? h("span", { class: "faint" }, ` of ${event.actor_site}`) : null),
       h("td", { class: "number" }, event.revision === null ? "–" : String(event.revision))));
     refill(list, table("Events", ["Number", "When", "What", "Of", "By", "#Revision"], rows));
   }

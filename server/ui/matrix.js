@@ -337,5 +337,5 @@ function mark(context, state, x, y, size, colour) {
 
 function legend() {
   const entry = (state, words) => h("li", {}, h("span", { class: `swatch ${state}` }), words);
-  return h("ul", { class: "legend", "aria-label": "Colours" }, entry("up", "up"), entry("degraded", "degraded: asymmetric, lossy or slow"), entry("down", "down"), entry("never", "never up"));
+  return h("ul", { class: "legend", "aria-label": "Colours" }, entry("up", "up"), entry("degraded", "degraded: asymmetric, lossy, slow, or one gateway is silent"), entry("down", "down"), entry("never", "never up"));
 }

@@ -1,6 +1,6 @@
 // The whole mesh on one page: a sentence, what needs attention, the matrix, the ring.
 
-import { badge, count, h, moment, refill, since } from "./dom.js";
+import { badge, count, h, moment, refill, since, span } from "./dom.js";
 import { heldLine } from "./held.js";
 import { Matrix } from "./matrix.js";
 import { tally } from "./mesh.js";
@@ -8,6 +8,25 @@ import { ring } from "./ring.js";
 
 /** As many rows are shown of what needs attention; more would be an outage, which the matrix shows better. */
 const MOST_ROWS = 50;
+
+/** As many gateways are named in the sentence; of more it has the number. */
+const MOST_NAMES = 3;
+
+/** `silent for 3 min`; null for a gateway that is connected, or has no agent. */
+export function absence(node) {
+  const { state, since } = node.connection ?? {};
+  return state === "silent" || state === "behind" ? `${state} for ${span(since, Date.now())}` : null;
+}
+
+/** Gateways that are silent or behind, or that have problems, in words for the sentence. */
+function unwell(mesh) {
+  const away = mesh.nodesInOrder.filter(absence);
+  const troubled = mesh.nodesInOrder.filter((node) => !absence(node) && node.last_report?.problems.length);
+  const parts = away.length > MOST_NAMES ? ["silent", "behind"].map((state) => [state, away.filter((node) => node.connection.state === state).length]).filter(([, number]) => number).map(([state, number]) => `${count(number, "gateway")} ${state}`) : away.map((node) => `${node.name} is ${absence(node)}`);
+  if (troubled.length > MOST_NAMES) parts.push(`${count(troubled.length, "gateway")} with problems`);
+  else parts.push(...troubled.map((node) => `${node.name} has problems`));
+  return parts;
+}
 
 /** The state of the mesh in a sentence: `12 sites, 66 links, 2 down since 10:42`. */
 export function sentence(mesh) {
@@ -17,7 +36,9 @@ export function sentence(mesh) {
   if (down.count) parts.push(`${down.count} down since ${moment(down.since)}`);
   if (degraded.count) parts.push(`${degraded.count} degraded since ${moment(degraded.since)}`);
   if (never.count) parts.push(`${never.count} never up`);
-  if (links.length && !down.count && !degraded.count && !never.count) parts.push("all up");
+  const gateways = unwell(mesh);
+  parts.push(...gateways);
+  if (links.length && !down.count && !degraded.count && !never.count && !gateways.length) parts.push("all up");
   return parts.join(", ");
 }
 
@@ -25,7 +46,7 @@ export function sentence(mesh) {
 function mood(mesh) {
   const { down, degraded, never, up } = tally(mesh.links);
   if (down.count) return "down";
-  if (degraded.count) return "degraded";
+  if (degraded.count || unwell(mesh).length) return "degraded";
   return up.count && !never.count ? "up" : "never";
 }
 
@@ -50,14 +71,17 @@ export function overview(mesh) {
   function update() {
     headline.textContent = sentence(mesh);
     headline.className = mood(mesh);
-    const rows = [...waiting(mesh), ...holding(mesh), ...stale(mesh), ...trouble(mesh)];
+    const rows = [...waiting(mesh), ...holding(mesh), ...away(mesh), ...stale(mesh), ...trouble(mesh)];
     refill(attention, h("h2", { id: "attention-title" }, "Needs attention"), rows.length ? list(rows) : nothing(mesh));
     show();
     refill(topology, h("h2", { id: "ring-title" }, "Topology"), ring(mesh));
   }
 
   update();
-  return { title: () => `${sentence(mesh)} – Wattle`, element: h("div", { class: "overview" }, headline, attention, links, topology), update, leave: () => matrix.leave() };
+  // The sentence has durations.
+  const timer = setInterval(() => { headline.textContent = sentence(mesh); }, 15_000);
+  const leave = () => { clearInterval(timer); matrix.leave(); };
+  return { title: () => `${sentence(mesh)} – Wattle`, element: h("div", { class: "overview" }, headline, attention, links, topology), update, leave };
 }
 
 function matches(mesh, node, words) {
@@ -86,6 +110,22 @@ function holding(mesh) {
     null,
   ]);
   return [...rows, ...andMore(nodes.length - rows.length)];
+}
+
+function away(mesh) {
+  const silent = "no coordinator hears its agent: is the gateway on, and does wattle-agent run there? Its tunnels may work all the same";
+  const behind = "its agent reports, but its host does not have the newest configuration: see its problems";
+  const rows = mesh.nodesInOrder.filter(absence).map((node) => [
+    h("span", { class: "badge degraded" }, node.connection.state),
+    h("span", {}, place(node.site_name, node.name), `: ${node.connection.state === "silent" ? silent : behind}`),
+    since(node.connection.since),
+  ]);
+  const troubled = mesh.nodesInOrder.filter((node) => node.last_report?.problems.length).map((node) => [
+    h("span", { class: "badge degraded" }, "problems"),
+    h("span", {}, place(node.site_name, node.name), `: ${node.last_report.problems.join("; ")}`),
+    since(node.last_report.at),
+  ]);
+  return [...rows, ...troubled].slice(0, MOST_ROWS);
 }
 
 function stale(mesh) {
@@ -122,5 +162,5 @@ function list(rows) {
 
 function nothing(mesh) {
   if (!mesh.sites.size) return h("p", {}, "There is no site yet. ", h("a", { href: "#/add", class: "button changes" }, "Add the first"));
-  return h("p", { class: "faint" }, mesh.links.length ? "Nothing: every link is up." : "Nothing.");
+  return h("p", { class: "faint" }, mesh.links.length ? "Nothing: every link is up and every gateway is heard." : "Nothing.");
 }

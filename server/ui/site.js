@@ -5,6 +5,7 @@ import { Conflict, patch, remove as removeAsShown, tagged, told } from "./change
 import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
 import { NAMES, siteForm, warnings } from "./form.js";
 import { heldPeers } from "./held.js";
+import { absence } from "./overview.js";
 import { health } from "./sites.js";
 
 /** How often numbers of bytes and handshakes are read again while the page is in sight. */
@@ -141,7 +142,7 @@ function gatewayTable(mesh, nodes, rename) {
     const problems = report?.problems ?? [];
     return h("tr", {},
       h("th", { scope: "row" }, node.name),
-      h("td", {}, node.state, node.unmanaged ? h("span", { class: "faint" }, ", no agent") : null, node.rotation ? h("span", { class: "faint" }, `, new key ${node.rotation.phase}`) : null, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
+      h("td", {}, node.state, absence(node) ? h("span", { class: "badge degraded" }, absence(node)) : null, node.unmanaged ? h("span", { class: "faint" }, ", no agent") : null, node.rotation ? h("span", { class: "faint" }, `, new key ${node.rotation.phase}`) : null, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
       h("td", { class: "mono" }, node.tunnel_address),
       h("td", {}, report ? (report.device ?? "no interface") : "–"),
       h("td", {}, node.unmanaged ? fileState(node.unmanaged) : report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),

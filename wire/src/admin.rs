@@ -17,8 +17,8 @@ pub use self::{
     link::{EndpointSource, Link, LinkChange, LinkEnd, LinkFault, LinkState, PskMaker},
     mesh::{Mesh, MeshPatch, Readiness},
     node::{
-        CreatedWgQuick, NewWgQuick, Node, NodePatch, NodeReport, NodeRotation, NodeState,
-        RemovedNode, RotationPhase, UnmanagedNode,
+        ConnectionState, CreatedWgQuick, NewWgQuick, Node, NodeConnection, NodePatch, NodeReport,
+        NodeRotation, NodeState, RemovedNode, RotationPhase, UnmanagedNode,
     },
     site::{
         ChangedSite, CreatedSite, Import, Imported, NewSite, Site, SiteNode, SitePatch, Warning,

@@ -87,11 +87,17 @@ pub fn sentence(event: &Event) -> String {
             .replace("{name}", &event.object_name),
         None => format!("{action} {}", event.object_name),
     };
-    let changes: Vec<_> = event
-        .changes
-        .iter()
-        .map(|change| words_of(event, change))
-        .collect();
+    // The name is said already.
+    let is_said = |change: &&FieldChange| {
+        let values = [&change.before, &change.after];
+        change.field == "name"
+            && values.iter().any(|value| value.is_null())
+            && values
+                .iter()
+                .any(|value| **value == event.object_name.as_str())
+    };
+    let changes = event.changes.iter().filter(|change| !is_said(change));
+    let changes: Vec<_> = changes.map(|change| words_of(event, change)).collect();
     match changes.is_empty() {
         true => format!("{done}{forced}"),
         false => format!("{done}{forced}: {}", changes.join("; ")),
@@ -173,8 +179,8 @@ mod tests {
 
     #[test]
     fn an_event_is_a_sentence_with_what_was_and_what_is() {
-        let small = json!({"subnets": ["10.1.0.0/24"], "labels": {"region": "emea"}});
-        let large = json!({"subnets": ["10.1.0.0/24", "10.2.0.0/24"], "labels": {}});
+        let small = json!({"name": "hq", "subnets": ["10.1.0.0/24"], "labels": {"region": "emea"}});
+        let large = json!({"name": "hq", "subnets": ["10.1.0.0/24", "10.2.0.0/24"], "labels": {}});
         for (action, before, after, said) in [
             (
                 "site.change",

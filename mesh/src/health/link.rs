@@ -186,6 +186,9 @@ pub fn link_health(ends: [Option<EndReport>; 2]) -> (LinkState, Option<LinkFault
             match newer.probed && !newer.is_silent() && older.precedes(&newer) {
                 true if newer.works() => quality([&newer].into_iter()),
                 true => not_up(),
+                false if a.is_silent() || b.is_silent() => {
+                    (LinkState::Degraded, Some(LinkFault::Silent))
+                }
                 false => asymmetric,
             }
         }
@@ -259,9 +262,15 @@ mod tests {
     #[test]
     fn up_needs_both_ends() {
         assert_eq!(link_health([UP, UP]), (LinkState::Up, None));
-        for other in [DOWN, NEVER, SILENT, None] {
-            assert_eq!(link_health([UP, other]), ASYMMETRIC);
-            assert_eq!(link_health([other, UP]), ASYMMETRIC);
+        let silent = (LinkState::Degraded, Some(LinkFault::Silent));
+        for (other, expected) in [
+            (DOWN, ASYMMETRIC),
+            (NEVER, ASYMMETRIC),
+            (SILENT, silent),
+            (None, ASYMMETRIC),
+        ] {
+            assert_eq!(link_health([UP, other]), expected);
+            assert_eq!(link_health([other, UP]), expected);
         }
         assert_eq!(link_health([DOWN, SILENT]), (LinkState::Down, None));
         assert_eq!(link_health([SILENT, None]), (LinkState::Down, None));

@@ -247,6 +247,7 @@ mod tests {
             agent_version: Some(String::new()),
             unmanaged: None,
             enrolled_at: DateTime::UNIX_EPOCH,
+            connection: None,
             last_report: None,
             held: None,
             rotation: None,

@@ -10,7 +10,7 @@ use axum::{
 };
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use wattle_mesh::config::view;
-use wattle_wire::admin::{LinkState, NodeState};
+use wattle_wire::admin::{ConnectionState, LinkState, NodeState};
 
 use crate::{
     error::{Error, Result},
@@ -98,6 +98,23 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         "Nodes of the mesh, by state.",
         "state",
         &states,
+    )?;
+    let connections: Vec<_> = app.mesh_cache.read(|feed| {
+        let nodes = feed.directory().nodes.values();
+        let agents = nodes.filter(|node| node.unmanaged.is_none());
+        agents
+            .map(|node| app.reports.connection(node.id, node.enrolled_at).state)
+            .collect()
+    });
+    let connections = ConnectionState::ALL.map(|wanted| {
+        let found = connections.iter().filter(|state| **state == wanted);
+        (wanted.name(), count(found.count()))
+    });
+    vector(
+        "wattle_agents",
+        "Agents of the mesh, by whether any coordinator hears them and whether they are up to date.",
+        "state",
+        &connections,
     )?;
     gauge(
         "wattle_copied_nodes",

@@ -33,7 +33,11 @@ use wattle_wire::{
 };
 
 use self::queries::ChangedLinks;
-use super::{mesh_cache::MeshCache, reports::Reports, representation};
+use super::{
+    mesh_cache::MeshCache,
+    reports::{Reports, Signs},
+    representation,
+};
 use crate::{
     db::{Db, webhook_news},
     error::Result,
@@ -318,11 +322,24 @@ impl Tracked {
         if heard.is_some() {
             self.heard = Some(Instant::now());
         }
+        let signs = heard;
         let unbroken = self
             .listening
             .filter(|(_, last)| last.elapsed() < LONGEST_GAP)
             .map_or(now, |(since, _)| since);
         self.listening = Some((unbroken, Instant::now()));
+        let heard = signs.map(|of| {
+            let heard = of
+                .iter()
+                .map(|(node, (sign, _))| (*node, sign.at))
+                .collect();
+            let listening_since = Some(unbroken);
+            sources.reports.note_signs(Signs {
+                of,
+                listening_since,
+            });
+            heard
+        });
         // Rows of links that the cache does not have yet are read again until it has.
         sources
             .mesh_cache

@@ -17,11 +17,12 @@ use tokio::{
 use wattle_mesh::{
     audit::{Edit, Subject},
     config::endpoint_check,
+    health::connection::{self, Sign},
 };
 use wattle_wire::{
-    admin::NodeReport,
+    admin::{NodeConnection, NodeReport},
     endpoint::Endpoint,
-    ids::NodeId,
+    ids::{NodeId, Position},
     report::{Held, LinkReport, Report, Start},
 };
 
@@ -66,6 +67,16 @@ pub struct Reports {
     /// What hosts have only until somebody confirms that it goes: as nodes said here, and
     /// otherwise as the database has it.
     held: Mutex<BTreeMap<NodeId, Held>>,
+    signs: Mutex<Signs>,
+}
+
+/// The last signs of nodes that any coordinator had.
+#[derive(Debug, Default)]
+pub struct Signs {
+    /// With the position that each host had then.
+    pub of: BTreeMap<NodeId, (Sign, Position)>,
+    /// Since when nodes can be heard here; absent before anything was read.
+    pub listening_since: Option<DateTime<Utc>>,
 }
 
 impl Default for Reports {
@@ -77,6 +88,7 @@ impl Default for Reports {
             turns: Semaphore::new(AT_A_TIME),
             copied: Mutex::default(),
             held: Mutex::default(),
+            signs: Mutex::default(),
         }
     }
 }
@@ -148,6 +160,30 @@ impl Reports {
             .values()
             .filter_map(|said| said.links.get(&node))
             .any(|link| endpoint_check::is_met(endpoint, &link.said))
+    }
+
+    /// Takes in which signs of nodes all coordinators had.
+    pub fn note_signs(&self, signs: Signs) {
+        *self.signs() = signs;
+    }
+
+    /// Whether a node with an agent is there, by the signs that all coordinators had.
+    pub fn connection(&self, node: NodeId, enrolled_at: DateTime<Utc>) -> NodeConnection {
+        let now = Utc::now();
+        // What it said here may be newer than what the database has of it.
+        let applied = self.lock().get(&node).map(|said| said.report.applied);
+        let signs = self.signs();
+        let sign = signs.of.get(&node).map(|(sign, known)| Sign {
+            missed_since: sign
+                .missed_since
+                .filter(|_| applied.is_none_or(|own| own <= *known)),
+            ..*sign
+        });
+        connection::connection(enrolled_at, sign, signs.listening_since.unwrap_or(now), now)
+    }
+
+    fn signs(&self) -> MutexGuard<'_, Signs> {
+        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets nodes that do not take part any more.
@@ -324,8 +360,15 @@ impl Reports {
             .armed
             .extend(armed.into_iter().map(|armed| (node, armed)));
         if heard.is_none() {
-            let held = held.clone();
-            waiting.heard.insert(node, Heard { start, held });
+            let (held, applied) = (held.clone(), report.applied);
+            waiting.heard.insert(
+                node,
+                Heard {
+                    start,
+                    applied,
+                    held,
+                },
+            );
         }
         match held {
             Some(held) => self.held_by_node().insert(node, held),

@@ -73,6 +73,9 @@ pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
         ..unmanaged
     });
     Node {
+        connection: unmanaged
+            .is_none()
+            .then(|| reports.connection(node.id, node.enrolled_at)),
         last_report: reports.last(node.id),
         held: reports.held(node.id),
         unmanaged,
@@ -106,6 +109,7 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
             file_is_current: true,
         }),
         enrolled_at: record.enrolled_at,
+        connection: None,
         last_report: None,
         held: None,
         rotation: rotation(record),

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 use wattle_mesh::{access::Action, agent::admission::Operator};
-use wattle_server::{router, routes::events};
+use wattle_server::{
+    router,
+    routes::events::{self, Filter},
+};
 use wattle_wire::{join::JoinString, rotation::RotationStep};
 
 use crate::{
@@ -87,8 +90,8 @@ async fn an_event_says_by_name_who_did_what_also_when_both_are_gone() {
                 .unwrap())
             .collect::<Vec<_>>(),
         [
-            "made the api token carol: name carol; role operator",
-            "created site hq: name hq; subnets 10.1.0.0/24; tunnel address 10.99.0.1",
+            "made the api token carol: role operator",
+            "created site hq: subnets 10.1.0.0/24; tunnel address 10.99.0.1",
             &format!(
                 "made a join token for site hq: expires at {}; uses left 1",
                 events[2]["changes"][0]["after"].as_str().unwrap()
@@ -97,9 +100,9 @@ async fn an_event_says_by_name_who_did_what_also_when_both_are_gone() {
             "announced the next WireGuard key of node hq of site hq: ",
             "changed site office: endpoint none → 198.51.100.7:51820; name hq → office",
             "renamed node office of site office: name hq → office",
-            "removed site office: endpoint 198.51.100.7:51820; name office; subnets 10.1.0.0/24, \
+            "removed site office: endpoint 198.51.100.7:51820; subnets 10.1.0.0/24, \
              10.2.0.0/24; tunnel address 10.99.0.1",
-            "revoked the api token carol: name carol; role operator",
+            "revoked the api token carol: role operator",
         ]
     );
     assert_eq!(
@@ -218,6 +221,20 @@ async fn events_of_an_object_an_actor_and_a_time_can_be_asked_for_by_a_viewer() 
     assert_eq!(
         numbers(&format!("?object=office&limit=4&cursor={cursor}")).await,
         [6, 5]
+    );
+    let filter = Filter {
+        object: Some("oslo".to_owned()),
+        ..Filter::default()
+    };
+    let printed = events::print(&coordinator.server.app.db, &filter, 10)
+        .await
+        .unwrap();
+    assert!(
+        printed.len() == 1
+            && printed[0].starts_with("3  20")
+            && printed[0].contains("Z  first start (api-token:")
+            && printed[0].contains(")  imported site oslo: tunnel address "),
+        "{printed:?}"
     );
     for (query, field) in [
         ("?since=yesterday", Some("since")),

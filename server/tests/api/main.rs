@@ -7,6 +7,7 @@ mod audit;
 mod auth;
 mod browser;
 mod cases;
+mod connections;
 mod coordinators;
 mod database;
 mod enrolment;

@@ -72,6 +72,8 @@ impl LinkState {
 pub enum LinkFault {
     /// It works in one direction only, or one end alone says that it works.
     Asymmetric,
+    /// One end works. The other gateway is silent, so nobody knows of its end.
+    Silent,
     /// Packets are lost.
     Lossy,
     /// Packets take long.

@@ -62,6 +62,10 @@ pub struct Node {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unmanaged: Option<UnmanagedNode>,
     pub enrolled_at: DateTime<Utc>,
+    /// Whether its agent is there, as all coordinators together know it; absent for an unmanaged
+    /// node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<NodeConnection>,
     /// What the node last reported; absent means nothing yet.
     pub last_report: Option<NodeReport>,
     /// Peers that its host has only until somebody confirms that they go, as it last reported;
@@ -71,6 +75,40 @@ pub struct Node {
     /// A change of its WireGuard key that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<NodeRotation>,
+}
+
+/// Whether a gateway's agent is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeConnection {
+    pub state: ConnectionState,
+    /// When a silent node was last heard of, to within a minute, or when the first of the revisions
+    /// was made that a node does not have which is behind; null while it is connected.
+    pub since: Option<DateTime<Utc>>,
+}
+
+/// How the agent of a gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnectionState {
+    /// It reports, and its host has the mesh's configuration.
+    Connected,
+    /// No coordinator has heard of it for 150 seconds. Its tunnels may work all the same.
+    Silent,
+    /// It reports, but its host does not have a revision that was made more than 150 seconds ago.
+    Behind,
+}
+
+impl ConnectionState {
+    pub const ALL: [Self; 3] = [Self::Connected, Self::Silent, Self::Behind];
+
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Silent => "silent",
+            Self::Behind => "behind",
+        }
+    }
 }
 
 /// `PATCH /nodes/{node}`: absent fields stay as they are; `"name": null` takes a name away that

@@ -437,6 +437,7 @@ fn listed(number: u64) -> Node {
         enrolled_at: record.enrolled_at,
         rotation: None,
         last_report: None,
+        connection: None,
         held: None,
     }
 }

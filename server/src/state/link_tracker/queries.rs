@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
-use wattle_mesh::health::link::{EndRecord, Heard, LinkRecord};
+use wattle_mesh::health::{
+    connection::Sign,
+    link::{EndRecord, Heard, LinkRecord},
+};
 use wattle_wire::{
     admin::{LinkChange, LinkFault, LinkState},
     event_stream::LinkStatus,
-    ids::NodeId,
+    ids::{NodeId, Position},
     report::EndState,
 };
 
@@ -178,14 +181,33 @@ pub async fn history(
     Ok(changes.fetch_all(connection).await?)
 }
 
-/// When each node was last heard of.
-pub async fn all_heard(connection: &mut PgConnection) -> Result<Heard> {
-    let rows = sqlx::query!("SELECT node, at FROM node_reports")
-        .fetch_all(connection)
-        .await?;
+/// The last sign of each node, and the position that its host had then. What a host has of another
+/// epoch counts as nothing of this one.
+pub async fn all_heard(
+    connection: &mut PgConnection,
+) -> Result<BTreeMap<NodeId, (Sign, Position)>> {
+    let rows = sqlx::query!(
+        "SELECT node, node_reports.at, node_reports.epoch, node_reports.revision,
+             CASE WHEN node_reports.epoch = mesh.epoch
+                 THEN (SELECT changes.at FROM changes WHERE changes.revision > \
+         node_reports.revision ORDER BY changes.revision LIMIT 1)
+                 ELSE (SELECT min(changes.at) FROM changes
+                     WHERE changes.epoch = (SELECT epoch FROM mesh)) END AS missed_since
+         FROM node_reports CROSS JOIN mesh"
+    );
+    let rows = rows.fetch_all(connection).await?.into_iter();
     Ok(rows
-        .into_iter()
-        .map(|row| (NodeId(row.node), row.at))
+        .map(|row| {
+            let sign = Sign {
+                at: row.at,
+                missed_since: row.missed_since,
+            };
+            let applied = Position {
+                epoch: row.epoch,
+                revision: row.revision,
+            };
+            (NodeId(row.node), (sign, applied))
+        })
         .collect())
 }
 

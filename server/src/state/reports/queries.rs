@@ -6,7 +6,7 @@ use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 use wattle_mesh::{agent::reporting, health::link};
 use wattle_wire::{
-    ids::NodeId,
+    ids::{NodeId, Position},
     report::{EndState, Held, LinkReport, Start},
     rotation::KeyInPlace,
 };
@@ -53,6 +53,8 @@ pub(super) struct News {
 pub(super) struct Heard {
     /// The start of its agent.
     pub start: Option<Start>,
+    /// What its host has.
+    pub applied: Position,
     /// Peers that its host has only until somebody confirms that they go.
     pub held: Option<Held>,
 }
@@ -176,19 +178,27 @@ async fn hear(
         .values()
         .map(|heard| heard.held.as_ref().map(Json))
         .collect();
+    let (epochs, revisions): (Vec<_>, Vec<_>) = heard
+        .values()
+        .map(|heard| (heard.applied.epoch, heard.applied.revision))
+        .unzip();
     sqlx::query!(
-        "INSERT INTO node_reports AS stored (node, at, start_number, start_drawn, held)
-         SELECT id, now(), number, drawn, said.held
-         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::jsonb[]) AS \
-         said(id, number, drawn, held) JOIN nodes USING (id)
+        "INSERT INTO node_reports AS stored
+             (node, at, start_number, start_drawn, held, epoch, revision)
+         SELECT id, now(), number, drawn, said.held, said.epoch, said.revision
+         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::jsonb[], $5::bigint[], \
+         $6::bigint[]) AS said(id, number, drawn, held, epoch, revision) JOIN nodes USING (id)
          WHERE state <> 'revoked' ORDER BY id
          ON CONFLICT (node) DO UPDATE SET at = excluded.at, held = excluded.held,
+             epoch = excluded.epoch, revision = excluded.revision,
              start_number = coalesce(excluded.start_number, stored.start_number),
              start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
         &nodes,
         &numbers as &[Option<i64>],
         &drawn as &[Option<i64>],
-        &held as &[Option<Json<&Held>>]
+        &held as &[Option<Json<&Held>>],
+        &epochs,
+        &revisions
     )
     .execute(&mut *connection)
     .await?;
