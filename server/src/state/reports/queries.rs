@@ -49,7 +49,7 @@ pub(super) struct News {
 }
 
 /// What is stored of a node that was heard of.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Heard {
     /// The start of its agent.
     pub start: Option<Start>,
