@@ -27,11 +27,11 @@ impl SegmentSize {
 /// What is known of the way to one coordinator. The first flight of a TLS handshake is larger than
 /// a packet in both directions, so a way that loses large packets does not let it finish.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Way {
+pub struct Segments {
     loses_large_packets: bool,
 }
 
-impl Way {
+impl Segments {
     /// What a new connection begins with.
     pub fn first(self) -> SegmentSize {
         if self.loses_large_packets {
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn small_segments_follow_a_handshake_that_did_not_finish_and_stay_where_they_helped() {
-        let mut way = Way::default();
+        let mut way = Segments::default();
         assert_eq!(way.first(), SegmentSize::Normal);
         assert_eq!(way.timed_out(SegmentSize::Normal), Some(SegmentSize::Small));
         // The next connection may be to a coordinator that hung for a moment.
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn where_small_segments_do_not_help_either_the_next_connection_is_normal() {
-        let mut way = Way::default();
+        let mut way = Segments::default();
         way.finished(SegmentSize::Small);
         assert_eq!(way.timed_out(SegmentSize::Small), None);
         assert_eq!(way.first(), SegmentSize::Normal);
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn after_an_answer_that_did_not_come_the_next_connection_has_small_segments() {
-        let mut way = Way::default();
+        let mut way = Segments::default();
         way.finished(SegmentSize::Normal);
         way.went_silent();
         assert_eq!(way.first(), SegmentSize::Small);

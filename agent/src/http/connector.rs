@@ -37,7 +37,7 @@ use tower::{Service, service_fn};
 use tracing::warn;
 use wattle_mesh::{
     diagnose::doctor::OutOfTime,
-    segments::{SegmentSize, Way},
+    segments::{SegmentSize, Segments},
 };
 
 /// How long it may take to find the address of a coordinator and connect to it by TCP.
@@ -113,7 +113,7 @@ struct Shared {
     tls: Arc<ClientConfig>,
     proxies: Matcher,
     tls_limit: Duration,
-    ways: Mutex<BTreeMap<String, Way>>,
+    ways: Mutex<BTreeMap<String, Segments>>,
 }
 
 type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -133,7 +133,7 @@ impl Connector {
     }
 
     /// What is known of the way to a coordinator, to be read or changed.
-    pub(super) fn way<T>(&self, authority: &Authority, work: impl FnOnce(&mut Way) -> T) -> T {
+    pub(super) fn way<T>(&self, authority: &Authority, work: impl FnOnce(&mut Segments) -> T) -> T {
         let mut ways = self.0.ways.lock().unwrap_or_else(PoisonError::into_inner);
         work(ways.entry(authority.to_string()).or_default())
     }

@@ -16,7 +16,7 @@ use crate::{
     harness::{Answer, Coordinator, send},
     identity_rotation::{machine_of, succeed},
     names::further,
-    nodes, rotation,
+    nodes, removals, rotation,
 };
 
 /// The newest events, the oldest of them first.
@@ -406,6 +406,15 @@ async fn every_change_is_in_the_audit_log_in_words_and_no_secret_is() {
     .await
     .expect(204);
     coordinator.delete("/nodes/gw").await.expect(204);
+    let removals = removals::signed_removals(&coordinator, &operator).await;
+    assert!(!removals.is_empty());
+    call(
+        "POST",
+        "/removals",
+        "/removals",
+        json!({ "removals": removals }),
+    )
+    .await;
     call("DELETE", "/sites/{site}", "/sites/dublin", json!({})).await;
 
     // Each route of a change was called, but for the one that changes nothing.
