@@ -36,38 +36,38 @@ both_ways() {
     near_to_far && far_to_near
 }
 
-faults() {
-    wattle-agent doctor --json | jq --raw-output '.findings[] | select(.severity == "fault")
-        | "\(.check): \(.detail)\n        do: \(.fix)"'
+# What doctor calls a fault, with its remedy, in /run/faults; it fails where there is one.
+no_faults() {
+    wattle-agent doctor --json >/run/doctor || true
+    jq --raw-output '.findings[] | select(.severity == "fault")' /run/doctor >/run/faults
+    [ ! -s /run/faults ]
 }
 
-fixes() {
-    wattle-agent doctor --json | jq --raw-output '.findings[]
-        | select(.severity == "fault" and .check == "firewall") | .fix'
+# Nothing is wrong: what the agent repairs, it has repaired.
+all_well() {
+    both_ways && no_faults
 }
 
 # A firewall is in the way; who is said to be named; its remedies help. Mending one may uncover
 # another.
 is_mended() {
     what=$1 named=$2
-    ! both_ways >/dev/null 2>&1 || fail "$what: nothing is in the way"
-    faults >/run/faults
+    ! near_to_far >/dev/null 2>&1 || ! far_to_near >/dev/null 2>&1 ||
+        fail "$what: nothing is in the way"
+    no_faults || true
     grep -q "$named" /run/faults || fail "$what: not named: $(cat /run/faults)"
-    for round in 1 2 3; do
-        fixes >/run/fixes
-        [ -s /run/fixes ] || break
+    while [ -s /run/faults ]; do
+        jq --raw-output 'select(.check == "firewall") | .fix' /run/faults >/run/fixes
         sh -ex /run/fixes >/run/fixing 2>&1 || fail "$what: the remedy fails: $(cat /run/fixing)"
+        cp /run/faults /run/before
+        ! no_faults || break
+        ! cmp -s /run/faults /run/before || fail "$what: still $(cat /run/faults)"
     done
-    both_ways >/run/ways 2>&1 || fail "$what: the remedy does not help:
-$(cat /run/fixing)
-$(faults)
-$(nft list ruleset)"
-    [ -z "$(faults)" ] || fail "$what: told of what is mended: $(faults)"
+    both_ways >/run/ways 2>&1 || fail "$what: the remedy does not help: $(nft list ruleset)"
     echo "mended: $what"
 }
 
-wait_for 30 both_ways
-[ -z "$(faults)" ] || fail "nothing is wrong yet: $(faults)"
+wait_for 30 all_well
 
 # nftables, as an administrator writes it.
 nftables() {
@@ -84,8 +84,6 @@ END
     is_mended "nftables, $what" "inet filter forward"
     nft delete table inet filter
 }
-nftables "a policy" drop ""
-nftables "a last rule that drops" accept "drop"
 nftables "a last rule that rejects" accept "reject with icmpx admin-prohibited"
 nftables "a rule that only logs" drop 'iifname "wattle0" log oifname "wattle0" log'
 nftables "one way only" drop 'iifname "wattle0" accept'
@@ -125,17 +123,16 @@ is_mended "ufw" "(ufw's)"
 ufw --force disable >/dev/null
 ufw --force reset >/dev/null
 nft flush ruleset
-wait_for 30 both_ways
+wait_for 30 all_well
 
-# Docker, whose daemon sets the policy of FORWARD.
-echo '{"bridge": "none", "iptables": true}' >/run/docker.json
+# Docker's rules, as its daemon leaves them: it sets the policy of FORWARD.
 iptables -N DOCKER-USER
 iptables -A DOCKER-USER -j RETURN
 iptables -A FORWARD -j DOCKER-USER
 iptables -P FORWARD DROP
 is_mended "Docker" "(Docker's)"
 nft flush ruleset
-wait_for 30 both_ways
+wait_for 30 all_well
 
 # firewalld, whose zone of the tunnel is the default one.
 systemctl start firewalld

@@ -193,11 +193,11 @@ fn firewalld(symptoms: &Symptoms) -> String {
         format!("--zone=wattle --add-interface={interface}"),
         format!("--zone=wattle --add-port={PROBE_PORT}/udp --add-port={PROBE_PORT}/tcp"),
         "--new-policy=wattle-in".to_owned(),
-        "--policy=wattle-in --add-ingress-zone=wattle --add-egress-zone=ANY --set-target=ACCEPT"
-            .to_owned(),
+        "--policy=wattle-in --add-ingress-zone=wattle --add-egress-zone=ANY".to_owned(),
+        "--policy=wattle-in --set-target=ACCEPT".to_owned(),
         "--new-policy=wattle-out".to_owned(),
-        "--policy=wattle-out --add-ingress-zone=ANY --add-egress-zone=wattle --set-target=ACCEPT"
-            .to_owned(),
+        "--policy=wattle-out --add-ingress-zone=ANY --add-egress-zone=wattle".to_owned(),
+        "--policy=wattle-out --set-target=ACCEPT".to_owned(),
         format!("--add-port={port}/udp"),
     ]
     .map(|words| format!("firewall-cmd --permanent {words}"))

@@ -89,6 +89,8 @@ impl<'r> Walk<'_, 'r> {
             (Some("pkttype"), _) => Meant::of(right == "host" || right == "unicast"),
             (_, Some("state")) => Meant::of(right == "new"),
             (_, Some("direction")) => Meant::of(right == "original"),
+            // Packets that keep their addresses are those that are asked about.
+            (_, Some("status")) if right == "dnat" || right == "snat" => Meant::No,
             (None, None) => match (protocol, field) {
                 ("ip", _) if !is_v4 => Meant::No,
                 ("ip6", _) if is_v4 => Meant::No,

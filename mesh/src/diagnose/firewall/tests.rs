@@ -106,6 +106,19 @@ fn rules_of_iptables_are_read_as_nft_prints_them() {
 }
 
 #[test]
+fn firewallds_exception_for_translated_packets_lets_no_other_through() {
+    let status = matches(json!({"ct": {"key": "status"}}), "in", "dnat".into());
+    let rules = [
+        ("FORWARD", json!([status, {"accept": null}])),
+        ("FORWARD", json!([{"reject": {"type": "icmpx"}}])),
+    ];
+    assert_eq!(
+        found(&ruleset("accept", &rules), &outward(Transport::Ping)),
+        ["rule 2 of the chain ip filter FORWARD rejects it"]
+    );
+}
+
+#[test]
 fn a_rule_that_names_the_interface_and_only_logs_lets_nothing_through() {
     let rules = [("FORWARD", json!([by("oifname", "wattle0"), {"log": null}]))];
     assert_eq!(
