@@ -13,7 +13,7 @@ use wattle_wire::{
     ids::{MeshId, NodeId, Position, SiteId},
     key::{IdentityKey, WireguardKey},
     name::Name,
-    peer::MeshSettings,
+    peer::{MeshSettings, View},
     probe::HealthSettings,
     psk::PskPolicy,
     stream::StreamMessage,
@@ -178,6 +178,18 @@ pub(crate) fn directory_of(count: u64) -> Directory {
         directory.apply(&RecordChange::Node(node));
     }
     directory
+}
+
+/// A whole view, as a coordinator's first word.
+pub(crate) fn snapshot(view: View) -> StreamMessage {
+    StreamMessage::Snapshot {
+        position: Position {
+            epoch: 1,
+            revision: 1,
+        },
+        view,
+        removed: vec![],
+    }
 }
 
 /// What the coordinator sends to a node; `None` when there is nothing to send.

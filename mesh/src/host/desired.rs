@@ -155,7 +155,6 @@ fn tunnel_address(known: &Known, refused: &Refused) -> IpNet {
 
 #[cfg(test)]
 mod tests {
-    use wattle_wire::{ids::Position, stream::StreamMessage};
 
     use super::*;
     use crate::{
@@ -164,7 +163,7 @@ mod tests {
             directory::{NodeRecord, RecordChange, SiteRecord},
             view,
         },
-        testing::{Keys, MESH, directory_of, node_id, node_keys_of, node_record},
+        testing::{Keys, MESH, directory_of, node_id, node_keys_of, node_record, snapshot},
     };
 
     fn net(text: &str) -> IpNet {
@@ -175,17 +174,7 @@ mod tests {
     fn a_gateway_of_three_sites_carries_exactly_the_other_two() {
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(3), node_id(1)).unwrap();
-        replica.receive(
-            StreamMessage::Snapshot {
-                position: Position {
-                    epoch: 1,
-                    revision: 1,
-                },
-                view,
-                removed: vec![],
-            },
-            0,
-        );
+        replica.receive(snapshot(view), 0);
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             node_keys: &node_keys_of(1),
@@ -241,17 +230,7 @@ mod tests {
         }
         let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory, node_id(1)).unwrap();
-        replica.receive(
-            StreamMessage::Snapshot {
-                position: Position {
-                    epoch: 1,
-                    revision: 1,
-                },
-                view,
-                removed: vec![],
-            },
-            0,
-        );
+        replica.receive(snapshot(view), 0);
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             node_keys: &node_keys_of(1),
@@ -267,17 +246,7 @@ mod tests {
         ));
         let mut plain = Replica::new(MESH, Keys::of(1).wireguard_key());
         let view = view::view(&directory_of(3), node_id(1)).unwrap();
-        plain.receive(
-            StreamMessage::Snapshot {
-                position: Position {
-                    epoch: 1,
-                    revision: 1,
-                },
-                view,
-                removed: vec![],
-            },
-            0,
-        );
+        plain.receive(snapshot(view), 0);
         let unnamed = text(desired(
             plain.known().unwrap(),
             &local,

@@ -1,4 +1,4 @@
-use wattle_wire::{ids::Position, key::WireguardKey, stream::StreamMessage};
+use wattle_wire::key::WireguardKey;
 
 use super::*;
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
         state::{Desired, Observed},
     },
     keys::{psk::exchange::Exchange, rotation::canary::PeerKeys},
-    testing::{Keys, MESH, directory_of, node_id, node_keys_of},
+    testing::{Keys, MESH, directory_of, node_id, node_keys_of, snapshot},
 };
 
 /// Seconds since 1970.
@@ -25,17 +25,7 @@ fn known(change: impl FnOnce(&mut wattle_wire::peer::View)) -> Known {
     let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
     let mut view = view::view(&directory_of(4), node_id(1)).unwrap();
     change(&mut view);
-    replica.receive(
-        StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
-            },
-            view,
-            removed: vec![],
-        },
-        0,
-    );
+    replica.receive(snapshot(view), 0);
     replica.known().unwrap().clone()
 }
 

@@ -1,11 +1,10 @@
 use proptest::prelude::*;
-use wattle_wire::{ids::Position, stream::StreamMessage};
 
 use super::*;
 use crate::{
     agent::replica::Replica,
     config::{directory::RecordChange, view},
-    testing::{MESH, directory_of, node_id, node_keys_of, unmanaged_record},
+    testing::{MESH, directory_of, node_id, node_keys_of, snapshot, unmanaged_record},
 };
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
@@ -167,17 +166,7 @@ fn nobody_is_asked_where_no_agent_would_answer() {
     directory.apply(&RecordChange::Node(unmanaged_record(2)));
     let mut replica = Replica::new(MESH, node_keys_of(1).wireguard_key());
     let view = view::view(&directory, node_id(1)).unwrap();
-    replica.receive(
-        StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
-            },
-            view,
-            removed: vec![],
-        },
-        0,
-    );
+    replica.receive(snapshot(view), 0);
     let mut probes = Probes::default();
     probes.follow(replica.known().unwrap(), ms(0));
     assert_eq!(probes.peers.keys().collect::<Vec<_>>(), [&node_id(3)]);

@@ -347,14 +347,13 @@ fn ends<'a>(known: &Known, node_keys: &'a NodeKeys, peer: &KnownPeer) -> Ends<'a
 
 #[cfg(test)]
 mod tests {
-    use wattle_wire::{ids::Position, stream::StreamMessage};
 
     use super::*;
     use crate::{
         agent::replica::Replica,
         config::view,
         keys::psk::{kem::seeded::SeededKem, retry::SHORTEST_RETRY_S},
-        testing::{MESH, directory_of, node_id, node_keys_of},
+        testing::{MESH, directory_of, node_id, node_keys_of, snapshot},
     };
 
     const NOW: u64 = 1_800_000_000;
@@ -366,17 +365,7 @@ mod tests {
         let (directory, last) = (directory_of(nodes), node_keys_of(nodes));
         let mut replica = Replica::new(MESH, last.wireguard_key());
         let view = view::view(&directory, node_id(nodes)).unwrap();
-        replica.receive(
-            StreamMessage::Snapshot {
-                position: Position {
-                    epoch: 1,
-                    revision: 1,
-                },
-                view,
-                removed: vec![],
-            },
-            0,
-        );
+        replica.receive(snapshot(view), 0);
         let (known, none) = (replica.known().unwrap(), BTreeSet::new());
         let mut exchange = Exchange::default();
         let mut ask = |now| {

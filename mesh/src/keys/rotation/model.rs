@@ -34,7 +34,7 @@ use crate::{
         node_keys::{NodeKeys, StoredNodeKeys},
         psk::exchange::Exchange,
     },
-    testing::{MESH, directory_of, node_id, node_keys_of, unmanaged_record},
+    testing::{MESH, directory_of, node_id, node_keys_of, snapshot, unmanaged_record},
 };
 
 /// The node that changes its key; the others are its peers.
@@ -580,17 +580,7 @@ fn due_beside_an_unmanaged_peer() -> (Gateway, Interface) {
     directory.apply(&RecordChange::Node(unmanaged_record(2)));
     let mut gateway = Gateway::new(ROTATING);
     let view = view::view(&directory, gateway.id).unwrap();
-    gateway.replica.receive(
-        StreamMessage::Snapshot {
-            position: Position {
-                epoch: 1,
-                revision: 1,
-            },
-            view,
-            removed: vec![],
-        },
-        0,
-    );
+    gateway.replica.receive(snapshot(view), 0);
     gateway.reconcile(Duration::ZERO, usize::MAX);
     let mut interface = gateway.interface().clone();
     interface

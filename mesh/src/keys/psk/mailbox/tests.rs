@@ -12,7 +12,7 @@ use crate::{
         given::{Given, testing::seal},
         kem::seeded::SeededKem,
     },
-    testing::{MESH, directory_of, node_id, node_keys_of, unmanaged_record},
+    testing::{MESH, directory_of, node_id, node_keys_of, snapshot, unmanaged_record},
 };
 
 const NODES: u64 = 3;
@@ -31,17 +31,7 @@ impl Node {
         let (id, node_keys) = (node_id(number), node_keys_of(number));
         let mut replica = Replica::new(MESH, node_keys.wireguard_key());
         let view = view::view(directory, id).unwrap();
-        replica.receive(
-            StreamMessage::Snapshot {
-                position: Position {
-                    epoch: 1,
-                    revision: 1,
-                },
-                view,
-                removed: vec![],
-            },
-            0,
-        );
+        replica.receive(snapshot(view), 0);
         Self {
             id,
             node_keys,
