@@ -96,27 +96,27 @@ impl Events {
 
     /// Whether nothing was told so far.
     pub fn are_none(&self) -> Result<bool> {
-        let mut all: Vec<_> = self
-            .sources
-            .iter()
-            .map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN))
-            .collect();
-        Ok(poll(&mut all, PollTimeout::ZERO)? == 0)
+        Ok(self.poll(PollTimeout::ZERO)? == 0)
     }
 
     /// Waits for an event, at most so long.
     fn pass(&mut self, time: Duration) -> Result<()> {
-        let mut all: Vec<_> = self
-            .sources
-            .iter()
-            .map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN))
-            .collect();
-        match poll(&mut all, PollTimeout::try_from(time)?) {
+        match self.poll(PollTimeout::try_from(time)?) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
         self.sources.retain(is_open);
         Ok(())
+    }
+
+    /// How many sources have something to read.
+    fn poll(&self, time: PollTimeout) -> nix::Result<i32> {
+        let mut all: Vec<_> = self
+            .sources
+            .iter()
+            .map(|source| PollFd::new(source.as_fd(), PollFlags::POLLIN))
+            .collect();
+        poll(&mut all, time)
     }
 }
 
