@@ -71,15 +71,7 @@ pub(crate) async fn doctor(
         forwards: observed.forwarding.contains(&Family::V4),
         rp_filter: symptoms::rp_filter(&paths.interface),
         underlay: symptoms::underlay(),
-        lans: known.map_or_else(Vec::new, |known| {
-            let subnets: Vec<_> = known
-                .myself
-                .subnets
-                .iter()
-                .map(|subnet| subnet.net())
-                .collect();
-            symptoms::lans(&subnets)
-        }),
+        lans: known.map_or_else(Vec::new, |known| symptoms::lans(&known.myself.subnets)),
         far_lans: known.map_or_else(Vec::new, |known| {
             let peers = known.peers.values();
             peers.flat_map(|known| known.peer.subnets.clone()).collect()

@@ -122,8 +122,7 @@ async fn look_at_lan_ways(
     paths: &Paths,
     known: &Known,
 ) -> anyhow::Result<()> {
-    let subnets: Vec<_> = known.myself.subnets.iter().map(|lan| lan.net()).collect();
-    let lans = symptoms::lans(&subnets);
+    let lans = symptoms::lans(&known.myself.subnets);
     let ruleset = symptoms::ruleset().await.map_err(|error| {
         anyhow!("the rules between the LANs cannot be read: {error}. Run this as root")
     })?;

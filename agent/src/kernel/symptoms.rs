@@ -2,13 +2,13 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
-use ipnet::IpNet;
 use nix::ifaddrs::getifaddrs;
 use serde_json::Value;
 use wattle_mesh::{
     diagnose::{doctor::Mover, firewall::Lan},
     host::interface::InterfaceName,
 };
+use wattle_wire::subnet::Subnet;
 
 use super::nft;
 
@@ -74,7 +74,7 @@ pub(crate) fn underlay() -> Option<(String, u32)> {
 }
 
 /// The LANs among these subnets in which this host has an address.
-pub(crate) fn lans(subnets: &[IpNet]) -> Vec<Lan> {
+pub(crate) fn lans(subnets: &[Subnet]) -> Vec<Lan> {
     let addresses: Vec<(String, IpAddr)> = getifaddrs()
         .into_iter()
         .flatten()
@@ -85,13 +85,14 @@ pub(crate) fn lans(subnets: &[IpNet]) -> Vec<Lan> {
             Some((found.interface_name, v4.or_else(v6)?))
         })
         .collect();
-    let lan = |subnet: &IpNet| {
+    let lan = |subnet: &Subnet| {
+        let subnet = subnet.net();
         let (interface, _) = addresses
             .iter()
             .find(|(_, address)| subnet.contains(address))?;
         Some(Lan {
             interface: interface.clone(),
-            subnet: *subnet,
+            subnet,
         })
     };
     subnets.iter().filter_map(lan).collect()
