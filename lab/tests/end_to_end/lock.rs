@@ -88,13 +88,6 @@ pub(crate) fn e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_
     let operator = Operator::new(folder, &api, lab.gateway(DUBLIN)?)?;
     operator.sign(lab.gateway(DUBLIN)?)?;
     operator.lock(&mut lab)?;
-    // A new gateway that asked for a preshared key asks one that did not know it then only later.
-    let patch = api.request(
-        "PATCH",
-        "/mesh",
-        Some(&json!({ "psk": "prefer" }).to_string()),
-    )?;
-    ensure!(patch.status == 200, "{patch:?}");
     let ping = |lab: &Lab| wait_for("all LANs ping", patience(20.0), || lab.ping_all());
     ping(&lab)?;
 
