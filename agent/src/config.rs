@@ -141,8 +141,11 @@ pub(crate) enum Command {
     /// Pings every tunnel address and an address in every LAN, and checks that the path is direct.
     /// Exits with 1 if something is wrong.
     ///
-    /// In each LAN it pings the first and the last address, where the LAN's gateway usually is.
-    /// Name another host with --host.
+    /// In each LAN it pings the first and the last address, where the LAN's gateway usually is. Name
+    /// another host with --host, and a service with --tcp.
+    ///
+    /// Packets of this site's LAN take another way through this host than its own pings. For that
+    /// way it reads the rules of this host's firewall. A rule that may drop them counts as wrong.
     ///
     /// With --throughput it also sends to each peer that answers, one after the other, as fast as
     /// the tunnel takes it for two seconds or 1 GiB, and tells what arrived. That is what this
