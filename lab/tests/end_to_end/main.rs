@@ -33,12 +33,12 @@ use std::{
     io::Write,
     iter,
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;
 use wattle_lab::{
@@ -179,12 +179,6 @@ fn here() -> ExitCode {
 fn outside() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(SIDE_BY_SIDE);
-    let wanted = |name: &str| {
-        arguments
-            .filter
-            .as_ref()
-            .is_none_or(|word| name.contains(word))
-    };
     let mut on_kernel: Vec<String> = [LONG, ON_BOTH, ON_KERNEL, ALONE]
         .into_iter()
         .flatten()
@@ -201,7 +195,7 @@ fn outside() -> ExitCode {
     let prepared = if arguments.list {
         Ok(None)
     } else {
-        prepare(on_kernel.iter().any(|name| wanted(name))).map(Some)
+        prepare().map(Some)
     };
     let grounds = match prepared {
         Ok(grounds) => Arc::new(grounds),
@@ -223,15 +217,15 @@ fn outside() -> ExitCode {
     let on_kernel = on_kernel
         .into_iter()
         .map(|name| on_grounds(name, in_a_machine));
-    let on_host = [LONG, ON_HOST, ON_BOTH, ALONE].into_iter().flatten();
-    let on_host = on_host.map(|(name, _)| on_grounds((*name).to_owned(), in_a_lab_beside));
+    let beside = |(name, _): &(&str, Test)| on_grounds((*name).to_owned(), in_a_lab_beside);
+    // The kernel may still be being built meanwhile.
+    let mut trials: Vec<_> = LONG.iter().chain(ON_HOST).map(beside).collect();
+    let on_host = ON_BOTH.iter().chain(ALONE).map(beside);
     let outside = OUTSIDE
         .iter()
         .map(|(name, test)| trial((*name).to_owned(), |name| test(&fresh(name)?)));
-    // The long ones first, and what is heavy and what waits mixed: a kernel test, then one of this
-    // machine.
+    // What is heavy and what waits mixed: a kernel test, then one of this machine.
     let mut on_host = on_host.chain(outside);
-    let mut trials = Vec::new();
     for trial in on_kernel {
         trials.push(trial);
         trials.extend(on_host.next());
@@ -246,12 +240,37 @@ fn outside() -> ExitCode {
 struct Grounds {
     /// Before all others in the path: see [`make_cluster`].
     postgres: TempDir,
-    /// Absent if no test is for the kernel ground.
-    machines: Option<Machines>,
+    /// The program with the agent's own tests.
+    agent_tests: Option<PathBuf>,
+    /// Of the kernel ground; made for the first test there, which waits where the kernel is still
+    /// being built.
+    machines: OnceLock<Result<Machines, String>>,
 }
 
-/// Builds the programs, and for the kernel ground its machines.
-fn prepare(machines: bool) -> Result<Grounds> {
+impl Grounds {
+    fn machines(&self) -> Result<&Machines> {
+        let made = self
+            .machines
+            .get_or_init(|| self.make_machines().map_err(|error| format!("{error:#}")));
+        made.as_ref().map_err(|error| anyhow!(error.clone()))
+    }
+
+    fn make_machines(&self) -> Result<Machines> {
+        let agents = self.agent_tests.clone();
+        let agents = agents.context("no agent's tests: use `cargo test`")?;
+        let programs = [("end_to_end", env::current_exe()?), (AGENT_TESTS, agents)];
+        let machines = Machines::prepare(programs)?;
+        say(&format!(
+            "kernel ground: {}; logs: {}",
+            machines.kernel(),
+            machines.folder().display()
+        ));
+        Ok(machines)
+    }
+}
+
+/// Builds the programs.
+fn prepare() -> Result<Grounds> {
     let mut tests = binaries::build()?;
     say(&format!("ground: {}", Ground::find()?));
     // Where the account of Postgres can reach it.
@@ -260,24 +279,10 @@ fn prepare(machines: bool) -> Result<Grounds> {
         .permissions(Permissions::from_mode(0o755))
         .tempdir_in("/tmp")?;
     make_cluster(postgres.path())?;
-    if !machines {
-        return Ok(Grounds {
-            postgres,
-            machines: None,
-        });
-    }
-    let agents = tests
-        .remove(AGENT_TESTS)
-        .context("no agent's tests: use `cargo test`")?;
-    let machines = Machines::prepare([("end_to_end", env::current_exe()?), (AGENT_TESTS, agents)])?;
-    say(&format!(
-        "kernel ground: {}; logs: {}",
-        machines.kernel(),
-        machines.folder().display()
-    ));
     Ok(Grounds {
         postgres,
-        machines: Some(machines),
+        agent_tests: tests.remove(AGENT_TESTS),
+        machines: OnceLock::new(),
     })
 }
 
@@ -302,10 +307,7 @@ fn trial(name: String, test: impl FnOnce(&str) -> Result<()> + Send + 'static) -
 
 /// Runs a test of the kernel ground in a machine of its own.
 fn in_a_machine(grounds: &Grounds, name: &str) -> Result<()> {
-    let machines = grounds
-        .machines
-        .as_ref()
-        .context("no machines were prepared")?;
+    let machines = grounds.machines()?;
     let test = name
         .strip_prefix(KERNEL)
         .context("not a test of the kernel ground")?;
@@ -386,7 +388,7 @@ fn inside(job: &str) -> Result<()> {
     test(&binaries::scratch(name)?)
 }
 
-fn fresh(name: &str) -> Result<std::path::PathBuf> {
+fn fresh(name: &str) -> Result<PathBuf> {
     let folder = binaries::scratch(name)?;
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
