@@ -4,6 +4,7 @@
 use std::{
     fs::{self, DirBuilder, Permissions},
     io,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -31,23 +32,38 @@ use crate::config::Paths;
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long a command may take to ask.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// Longest request in bytes.
-const LONGEST_REQUEST: u64 = 1024;
+/// Longest request in bytes: some thousand addresses to ping.
+const LONGEST_REQUEST: u64 = 64 * 1024;
 /// How many requests wait for the loop at once.
 const MOST_WAITING: usize = 8;
 
 /// What a command asks of the running agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
     /// What [`crate::status::Status`] says.
     Status,
+    /// What would be done to the host: [`crate::status::Planned`].
+    Plan,
+    /// What stands in the way of packets: [`crate::doctor::Examined`].
+    Doctor,
+    /// What there is to try between the sites: [`crate::verify::Trial`].
+    Verify(Asked),
     /// To carry out what waits for somebody on this host: [`Confirmed`].
     Confirm,
     /// To change a key; the present [`Keys`].
     Rotate(RotatedKey),
     /// How far a change of keys has come: [`Keys`].
     Keys,
+}
+
+/// What a person asks to be tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    /// Hosts to ping.
+    pub(crate) hosts: Vec<IpAddr>,
+    /// Services to connect to.
+    pub(crate) tcp: Vec<SocketAddr>,
 }
 
 /// What was confirmed.
@@ -81,7 +97,7 @@ pub(crate) struct Keys {
 
 /// A request that waits for its answer.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct Call {
     pub(crate) request: Request,
     answer: oneshot::Sender<Answer>,
 }
@@ -89,7 +105,7 @@ pub(crate) struct Asked {
 /// The answer, or why there is none.
 type Answer = Result<serde_json::Value, String>;
 
-impl Asked {
+impl Call {
     pub(crate) fn answer<T: Serialize>(self, answer: Result<T, String>) {
         let answer = answer
             .and_then(|answer| serde_json::to_value(answer).map_err(|error| error.to_string()));
@@ -101,7 +117,7 @@ impl Asked {
 /// The agent's end of the socket.
 #[derive(Debug)]
 pub(crate) struct Control {
-    asked: mpsc::Receiver<Asked>,
+    asked: mpsc::Receiver<Call>,
     listening: Option<(JoinHandle<()>, PathBuf)>,
 }
 
@@ -121,7 +137,7 @@ impl Control {
     }
 
     /// Waits for the next request.
-    pub(crate) async fn asked(&mut self) -> Asked {
+    pub(crate) async fn asked(&mut self) -> Call {
         match self.asked.recv().await {
             Some(asked) => asked,
             None => std::future::pending().await,
@@ -158,7 +174,7 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn listen(listener: UnixListener, sender: mpsc::Sender<Asked>) {
+async fn listen(listener: UnixListener, sender: mpsc::Sender<Call>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(serve(stream, sender.clone()))),
@@ -171,7 +187,7 @@ async fn listen(listener: UnixListener, sender: mpsc::Sender<Asked>) {
 }
 
 /// Takes one request and gives its answer. Who sends nothing or something else is hung up on.
-async fn serve(stream: UnixStream, sender: mpsc::Sender<Asked>) -> Option<()> {
+async fn serve(stream: UnixStream, sender: mpsc::Sender<Call>) -> Option<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(LONGEST_REQUEST));
@@ -182,7 +198,7 @@ async fn serve(stream: UnixStream, sender: mpsc::Sender<Asked>) -> Option<()> {
     let answer: Answer = match serde_json::from_str(&line) {
         Ok(request) => {
             let (answer, answered) = oneshot::channel();
-            sender.send(Asked { request, answer }).await.ok()?;
+            sender.send(Call { request, answer }).await.ok()?;
             answered.await.ok()?
         }
         Err(_) => Err("the running agent is of another version: restart it".to_owned()),

@@ -37,7 +37,7 @@ use wattle_wire::{
     enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled, NewIdentity},
     ids::Position,
     key::Bytes32,
-    problem::Problem,
+    problem::ProblemDetails,
     psk::{MailboxRequest, MailboxResponse},
     report::Report,
     rotation::{RotationAnswer, RotationStep},
@@ -64,7 +64,7 @@ pub(crate) enum RequestError {
         {}", problem.detail.as_deref().unwrap_or(&problem.title))]
     Refused {
         status: StatusCode,
-        problem: Box<Problem>,
+        problem: Box<ProblemDetails>,
     },
     #[error(
         "the coordinator does not know this node: the node was removed from the mesh, or the \

@@ -3,23 +3,28 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{net::lookup_host, time::timeout};
 use wattle_mesh::{
     agent::replica::{Known, KnownPeer},
-    diagnose::doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms, Unreached},
-    host::state::{Family, Interface, ObservedPeer},
+    diagnose::{
+        doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms, Unreached},
+        lan::Served,
+    },
+    host::state::{Interface, ObservedPeer},
 };
 use wattle_wire::join::JoinString;
 
 use crate::{
     config::Paths,
+    control::{self, Request},
     coordinator::Coordinator,
     http,
+    identity::Membership,
     kernel::symptoms,
     output,
     reconcile::Host,
-    status::{self, Found},
+    status,
     store::Store,
 };
 
@@ -28,10 +33,18 @@ const DNS: Duration = Duration::from_secs(5);
 /// The port that a mesh uses of which nothing is known yet.
 const USUAL_PORT: u16 = 51820;
 
-#[derive(Serialize)]
-struct Examined {
+/// What was found.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Examined {
+    /// Whether nothing is a fault.
     ok: bool,
     findings: Vec<Finding>,
+}
+
+/// What is known of the node that the host is.
+pub(crate) struct Node<'n> {
+    pub(crate) membership: &'n Membership,
+    pub(crate) known: Option<&'n Known>,
 }
 
 /// `join_string` names the coordinators of a machine that is not a node yet.
@@ -40,44 +53,81 @@ pub(crate) async fn doctor(
     join_string: Option<&str>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let node = status::find_node(paths)?;
-    let (host, known) = match &node {
-        Some(found) => (&found.host, found.known.as_ref()),
-        None => (
-            &Host::new(paths, &Store::open(&paths.state_dir)?, &[])?,
-            None,
-        ),
+    let examined = match control::ask(paths, Request::Doctor).await? {
+        Some(examined) => examined,
+        None => without_agent(paths, join_string).await?,
     };
+    let ok = examined.ok;
+    if json {
+        output::json(&examined)?;
+    } else {
+        print(&examined.findings);
+    }
+    Ok(if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Looks at the host without an agent to ask.
+async fn without_agent(paths: &Paths, join_string: Option<&str>) -> anyhow::Result<Examined> {
+    let store = Store::open(&paths.state_dir)?;
+    let runs = store.is_locked()?;
+    let Some(found) = status::find_node(paths)? else {
+        let host = Host::new(paths, &store, &[])?;
+        return examine(&host, None, join_string, runs).await;
+    };
+    let node = Node {
+        membership: &found.membership,
+        known: found.known.as_ref(),
+    };
+    examine(&found.host, Some(node), None, runs).await
+}
+
+/// Looks at the host. `runs` says whether its agent does.
+pub(crate) async fn examine(
+    host: &Host,
+    node: Option<Node<'_>>,
+    join_string: Option<&str>,
+    runs: bool,
+) -> anyhow::Result<Examined> {
+    let known = node.as_ref().and_then(|node| node.known);
     // Without rights much cannot be seen, which is a finding itself.
     let observed = host.observe().await.unwrap_or_default();
-    let (way, ruleset) = tokio::join!(way(node.as_ref(), join_string), symptoms::ruleset());
-    let way = way?;
+    let membership = node.as_ref().map(|node| node.membership);
+    let served = match known {
+        Some(known) => {
+            let refused = host.limits(known).await?.refused;
+            Served::new(known, host.interface(), &refused)
+        }
+        None => Served {
+            interface: host.interface().clone(),
+            port: USUAL_PORT,
+            own: Vec::new(),
+            far: Vec::new(),
+        },
+    };
+    let (way, facts) = tokio::join!(way(membership, join_string), host.between_lans(&served));
+    let (way, facts) = (way?, facts?);
     let interface = observed.interface.as_ref();
     let findings = doctor::diagnose(&Symptoms {
-        interface: paths.interface.clone(),
         joined: node.is_some(),
         mover: symptoms::mover(),
         taken: host.taken(&observed).await,
         may_administer: symptoms::may_administer(),
-        runs: Store::open(&paths.state_dir)?.is_locked()?,
+        runs,
         device: interface.map(|interface| Device {
             kind: interface.device,
             up: interface.up,
             port: interface.listen_port,
             mtu: interface.mtu,
         }),
-        port: known.map_or(USUAL_PORT, |known| known.mesh.listen_port),
         probes: known.is_some_and(|known| known.mesh.health.probes),
-        forwards: observed.forwarding.contains(&Family::V4),
-        rp_filter: symptoms::rp_filter(&paths.interface),
+        rp_filter: symptoms::rp_filter(host.interface()),
         underlay: symptoms::underlay(),
-        lans: known.map_or_else(Vec::new, |known| symptoms::lans(&known.myself.subnets)),
-        far_lans: known.map_or_else(Vec::new, |known| {
-            let peers = known.peers.values();
-            peers.flat_map(|known| known.peer.subnets.clone()).collect()
-        }),
-        ruleset,
-        has_legacy_rules: symptoms::has_legacy_rules(),
+        served,
+        facts,
         unresolved: way.unresolved,
         coordinator: way.coordinator,
         loses_large_packets: way.loses_large_packets,
@@ -86,16 +136,7 @@ pub(crate) async fn doctor(
     let ok = !findings
         .iter()
         .any(|finding| finding.severity == Severity::Fault);
-    if json {
-        output::json(&Examined { ok, findings })?;
-    } else {
-        print(&findings);
-    }
-    Ok(if ok {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(Examined { ok, findings })
 }
 
 fn peers(known: Option<&Known>, interface: Option<&Interface>) -> Vec<PeerSymptoms> {
@@ -125,12 +166,12 @@ struct WayToCoordinator {
 }
 
 /// Looks for the coordinators of the node, or for those of a join string.
-async fn way(node: Option<&Found>, join_string: Option<&str>) -> anyhow::Result<WayToCoordinator> {
-    let (urls, pins) = match (node, join_string) {
-        (Some(found), _) => {
-            let membership = &found.membership;
-            (membership.urls.clone(), membership.pins.clone())
-        }
+async fn way(
+    membership: Option<&Membership>,
+    join_string: Option<&str>,
+) -> anyhow::Result<WayToCoordinator> {
+    let (urls, pins) = match (membership, join_string) {
+        (Some(membership), _) => (membership.urls.clone(), membership.pins.clone()),
         (None, Some(join_string)) => {
             let join: JoinString = join_string.parse()?;
             (join.urls, join.pins)

@@ -2,6 +2,7 @@
 //! forwarding, one nftables table.
 
 mod device_state;
+pub(crate) mod events;
 mod forwarding;
 mod link;
 mod nft;

@@ -26,7 +26,7 @@ use wattle_wire::{
     key::OperatorKey,
     lock::{NewAdmissions, NewRemovals},
     name::Name,
-    problem::Problem,
+    problem::ProblemDetails,
 };
 use zeroize::Zeroizing;
 
@@ -407,7 +407,7 @@ impl Coordinator {
         if status.is_success() {
             return Ok(response);
         }
-        match http::read::<Problem>(response).await {
+        match http::read::<ProblemDetails>(response).await {
             Ok(problem) => bail!(
                 "the coordinator answered {status}: {}",
                 problem.detail.unwrap_or(problem.title)

@@ -13,6 +13,7 @@ mod identity;
 mod interface_lock;
 mod join;
 mod kernel;
+mod lan;
 mod lock;
 mod metrics;
 mod output;
@@ -108,8 +109,8 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
                 throughput,
                 json,
             } => {
-                let asked = verify::Asked { hosts, tcp, count };
-                return verify::verify(&paths, &asked, throughput, json).await;
+                let asked = control::Asked { hosts, tcp };
+                return verify::verify(&paths, asked, count, throughput, json).await;
             }
             Command::Doctor { join_string, json } => {
                 return doctor::doctor(&paths, join_string.as_deref(), json).await;

@@ -19,7 +19,11 @@ use wattle_mesh::{
         },
     },
 };
-use wattle_wire::{ids::NodeId, psk::MailboxRequest};
+use wattle_wire::{
+    ids::NodeId,
+    psk::MailboxRequest,
+    report::{Problem, ProblemCode},
+};
 
 use crate::{
     coordinator::{Coordinator, RequestError},
@@ -89,14 +93,15 @@ impl PskClient {
         self.mailbox.exchange()
     }
 
-    /// What stands in the way of new keys, in words.
-    pub(crate) fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
-        self.mailbox
-            .problem()
-            .map(str::to_owned)
-            .into_iter()
-            .chain(self.unsaved.clone())
-            .chain(self.exchange().problems(known))
+    /// What stands in the way of new keys.
+    pub(crate) fn problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
+        let told = self.mailbox.problem().into_iter();
+        let told = told.map(|words| Problem::new(ProblemCode::PresharedKey, words));
+        let unsaved = self.unsaved.iter().map(|words| Problem {
+            subject: PSKS.to_owned(),
+            ..Problem::new(ProblemCode::State, words)
+        });
+        told.chain(unsaved).chain(self.exchange().problems(known))
     }
 
     /// Wants another key with each peer.

@@ -11,7 +11,10 @@ use wattle_mesh::{
         guard::{Guard, Lock, Refused, Surroundings},
         replica::Known,
     },
-    diagnose::doctor::Taken,
+    diagnose::{
+        doctor::Taken,
+        lan::{self, Facts, Served},
+    },
     host::{
         desired::{Local, desired},
         interface::InterfaceName,
@@ -24,9 +27,17 @@ use wattle_mesh::{
         rotation::canary::{PeerKeys, Watch},
     },
 };
-use wattle_wire::key::OperatorKey;
+use wattle_wire::{
+    key::OperatorKey,
+    report::{LanEffect, Problem, ProblemCode},
+};
 
-use crate::{config::Paths, kernel::Kernel, store::Store, underlay::UnderlayStore};
+use crate::{
+    config::Paths,
+    kernel::{Kernel, symptoms},
+    store::Store,
+    underlay::UnderlayStore,
+};
 
 /// How often the host is compared with what it should be: what other tools change is repaired
 /// within this time.
@@ -35,7 +46,7 @@ pub(crate) const OBSERVE_INTERVAL: Duration = Duration::from_secs(5);
 const UNREADABLE: &str = "cannot read the state of this host";
 
 /// The host, and what it lets the mesh do to it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Host {
     kernel: Kernel,
     interface: InterfaceName,
@@ -66,8 +77,8 @@ pub(crate) struct Outcome {
     pub(crate) observed: Option<Observed>,
     /// Whether anything was to be done that packets may take note of.
     pub(crate) changed: bool,
-    /// What could not be done or was refused, in words.
-    pub(crate) problems: Vec<String>,
+    /// What could not be done or was refused.
+    pub(crate) problems: Vec<Problem>,
     pub(crate) limits: Limits,
 }
 
@@ -92,6 +103,11 @@ impl Host {
             interface: paths.interface.clone(),
             guard: load_guard(&paths.guard)?,
         })
+    }
+
+    /// The interface of the tunnels.
+    pub(crate) fn interface(&self) -> &InterfaceName {
+        &self.interface
     }
 
     /// What this host reaches outside of the tunnel.
@@ -140,6 +156,25 @@ impl Host {
         Ok(Limits { refused, addresses })
     }
 
+    /// What is between the LANs here and elsewhere on this host.
+    pub(crate) async fn between_lans(&self, served: &Served) -> anyhow::Result<Facts> {
+        let lans = symptoms::lans(&served.own);
+        let routes = self.kernel.foreign_routes().await?;
+        let outside = self.underlay.addresses(&routes).map(|(address, _)| address);
+        let questions = lan::questions(served, &lans, &routes, &outside.collect());
+        let interfaces = lans.iter().map(|lan| lan.interface.as_str());
+        let interfaces: BTreeSet<_> = interfaces.chain([served.interface.as_str()]).collect();
+        Ok(Facts {
+            stopped: symptoms::stopped(interfaces.into_iter()),
+            forwards_v6: symptoms::forwards_v6(),
+            ruleset: symptoms::ruleset().await,
+            has_legacy_rules: symptoms::has_legacy_rules(),
+            led: self.kernel.led(questions).await?,
+            routes,
+            lans,
+        })
+    }
+
     /// What the host should be within its limits.
     pub(crate) fn desired(
         &self,
@@ -175,7 +210,7 @@ impl Host {
             Ok(observed) => observed,
             Err(error) => {
                 return Outcome {
-                    problems: vec![format!("{error:#}")],
+                    problems: vec![Problem::new(ProblemCode::Unreadable, format!("{error:#}"))],
                     ..Outcome::default()
                 };
             }
@@ -205,7 +240,10 @@ impl Host {
             let observed = self.observe_and_follow(aim, &mut outcome).await;
             outcome.observed = observed.inspect_err(|error| warn!("{error:#}")).ok();
         }
-        outcome.problems.extend(self.kernel.problem());
+        let unkept = self.kernel.problem();
+        outcome
+            .problems
+            .extend(unkept.map(|words| Problem::new(ProblemCode::State, words)));
         outcome
     }
 
@@ -271,8 +309,8 @@ impl Host {
         Ok(())
     }
 
-    /// What could not be done, in words.
-    async fn apply(&self, plan: Plan, node_keys: &NodeKeys) -> Vec<String> {
+    /// What could not be done.
+    async fn apply(&self, plan: Plan, node_keys: &NodeKeys) -> Vec<Problem> {
         let private_key = node_keys.wireguard_private_key();
         let mut problems = Vec::new();
         'plan: for steps in plan
@@ -292,7 +330,14 @@ impl Host {
                     }
                     Ok(()) => info!(reason = step.reason, "{}", step.change),
                     Err(error) => {
-                        problems.push(format!("cannot {}: {error:#}", step.change));
+                        problems.push(Problem {
+                            subject: step.change.to_string(),
+                            lan: Some(LanEffect::Degraded),
+                            ..Problem::new(
+                                ProblemCode::NotApplied,
+                                format!("cannot {}: {error:#}", step.change),
+                            )
+                        });
                         if step.change == Change::CreateInterface {
                             // Nothing that follows can be done without the interface.
                             break 'plan;

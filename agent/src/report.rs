@@ -16,7 +16,7 @@ use wattle_mesh::{
 use wattle_wire::{
     endpoint::Endpoint,
     ids::NodeId,
-    report::{Held, LinkReport, ProbeReport, Report, Start},
+    report::{Held, LinkReport, ProbeReport, Problem, Report, Start},
 };
 
 use crate::{
@@ -74,7 +74,7 @@ impl Reporter {
         observed: Option<&Observed>,
         probes: &BTreeMap<NodeId, ProbeReport>,
         psks: &Exchange,
-        problems: impl Iterator<Item = String>,
+        problems: impl Iterator<Item = Problem>,
         held: Option<Held>,
     ) -> Report {
         let interface = observed.and_then(|observed| observed.interface.as_ref());

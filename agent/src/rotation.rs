@@ -20,7 +20,11 @@ use wattle_mesh::{
         },
     },
 };
-use wattle_wire::{enrol::NewIdentity, rotation::RotationStep};
+use wattle_wire::{
+    enrol::NewIdentity,
+    report::{Problem, ProblemCode},
+    rotation::RotationStep,
+};
 
 use crate::{
     config::Paths,
@@ -71,19 +75,23 @@ impl KeyChange {
         }
     }
 
-    /// What stands in the way of new keys, in words.
+    /// What stands in the way of new keys.
     pub(crate) fn problems(
         &self,
         known: &Known,
         node_keys: &NodeKeys,
-    ) -> impl Iterator<Item = String> {
-        let own = self
-            .rotation
-            .problem()
+    ) -> impl Iterator<Item = Problem> {
+        let key = self.rotation.problem().map(str::to_owned);
+        let identity = self.identity_rotation.problem().map(str::to_owned);
+        let kept = kept_for_unmanaged(known, node_keys, unix_s());
+        [("key", key), ("identity", identity), ("unmanaged", kept)]
             .into_iter()
-            .chain(self.identity_rotation.problem())
-            .map(str::to_owned);
-        own.chain(kept_for_unmanaged(known, node_keys, unix_s()))
+            .filter_map(|(subject, words)| {
+                Some(Problem {
+                    subject: subject.to_owned(),
+                    ..Problem::new(ProblemCode::KeyRotation, words?)
+                })
+            })
     }
 
     /// A command on this host asks for another key of this node.

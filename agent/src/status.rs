@@ -13,7 +13,7 @@ use wattle_mesh::{
     health::link,
     host::{
         interface::InterfaceName,
-        plan::{Plan, plan},
+        plan::plan,
         state::{Interface, ObservedPeer},
     },
     keys::{
@@ -23,7 +23,11 @@ use wattle_mesh::{
     },
 };
 use wattle_wire::{
-    admin::EndpointSource, ids::Position, key::IdentityKey, name::Name, report::DeviceKind,
+    admin::EndpointSource,
+    ids::Position,
+    key::IdentityKey,
+    name::Name,
+    report::{DeviceKind, Problem, ProblemCode},
 };
 
 use crate::{
@@ -40,13 +44,17 @@ use crate::{
 pub(crate) const NOT_A_NODE: &str =
     "this machine is not a node yet: run `wattle-agent join` with the join string of its site";
 
+/// The same where no coordinator has told anything yet.
+pub(crate) const NO_VIEW: &str =
+    "this node has no view of the mesh yet: start `wattle-agent run` first";
+
 /// What the state directory and the host say.
 pub(crate) struct Found {
     pub(crate) membership: Membership,
     pub(crate) node_keys: NodeKeys,
     pub(crate) known: Option<Known>,
     /// What of the coordinator's newest word is not carried out.
-    problems: Vec<String>,
+    problems: Vec<Problem>,
     psks: Exchange,
     pub(crate) host: Host,
     pub(crate) store: Store,
@@ -72,8 +80,8 @@ pub(crate) struct Status {
     /// absent while it runs, or before it knew anything.
     as_of: Option<u64>,
     coordinator: Option<Connection>,
-    /// What the agent does not carry out of the coordinator's word, and why.
-    problems: Vec<String>,
+    /// What keeps this host from what the mesh wants, or its LANs from others.
+    problems: Vec<Problem>,
     peers: Vec<PeerStatus>,
 }
 
@@ -115,7 +123,7 @@ pub(crate) struct Facts<'a> {
     /// As it is now; absent when the agent has none.
     pub(crate) interface: Option<&'a Interface>,
     pub(crate) refused: &'a Refused,
-    pub(crate) problems: Vec<String>,
+    pub(crate) problems: Vec<Problem>,
     /// As [`Status::as_of`]; absent where the running agent says all this itself.
     pub(crate) as_of: Option<u64>,
     pub(crate) agent_running: bool,
@@ -150,7 +158,8 @@ async fn from_disk(paths: &Paths) -> anyhow::Result<Status> {
     let kept = found
         .known
         .as_ref()
-        .and_then(|known| rotation::kept_for_unmanaged(known, &found.node_keys, unix_s()));
+        .and_then(|known| rotation::kept_for_unmanaged(known, &found.node_keys, unix_s()))
+        .map(|words| Problem::new(ProblemCode::KeyRotation, words));
     let problems = found.problems.iter().cloned().chain(refused.problems());
     Ok(Status::new(&Facts {
         interface_name: &paths.interface,
@@ -167,40 +176,66 @@ async fn from_disk(paths: &Paths) -> anyhow::Result<Status> {
     }))
 }
 
+/// What would be done to the host.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Planned {
+    /// As [`wattle_mesh::host::plan::Plan`].
+    plan: serde_json::Value,
+    /// Its steps in words.
+    steps: Vec<String>,
+}
+
 pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()> {
-    let mut found = find(paths)?;
-    let known = found
-        .known
-        .as_ref()
-        .context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
-    let observed = found.host.observe().await?;
-    observed
-        .interface
-        .iter()
-        .for_each(|interface| found.psks.resume(known, interface));
-    let turns = observed
-        .interface
-        .as_ref()
-        .map(|interface| Watch::default().observe(known, interface, Duration::ZERO))
-        .unwrap_or_default();
-    let desired = found.host.desired(
-        known,
-        &found.node_keys,
-        &found.psks,
-        &turns,
-        &found.host.limits(known).await?,
-    );
-    let Plan { steps } = plan(&desired, &observed);
+    let Planned { plan, steps } = match control::ask(paths, Request::Plan).await? {
+        Some(planned) => planned,
+        None => {
+            let mut found = find(paths)?;
+            let known = found.known.as_ref().context(NO_VIEW)?;
+            let observed = found.host.observe().await?;
+            let interfaces = observed.interface.iter();
+            interfaces.for_each(|interface| found.psks.resume(known, interface));
+            let watch = Watch::default();
+            planned(
+                &found.host,
+                known,
+                &found.node_keys,
+                &found.psks,
+                (watch, Duration::ZERO),
+            )
+            .await?
+        }
+    };
     if json {
-        return output::json(&Plan { steps });
+        return output::json(&plan);
     }
     if steps.is_empty() {
         output::line("nothing to do: this host is as the mesh wants it");
     }
-    for step in steps {
-        output::line(step);
-    }
+    steps.iter().for_each(output::line);
     Ok(())
+}
+
+/// What would be done to the host now. `watch` knows which peers are on the way to new keys, at a
+/// moment of its clock.
+pub(crate) async fn planned(
+    host: &Host,
+    known: &Known,
+    node_keys: &NodeKeys,
+    psks: &Exchange,
+    (mut watch, now): (Watch, Duration),
+) -> anyhow::Result<Planned> {
+    let observed = host.observe().await?;
+    let interface = observed.interface.as_ref();
+    let turns = interface
+        .map(|interface| watch.observe(known, interface, now))
+        .unwrap_or_default();
+    let limits = host.limits(known).await?;
+    let desired = host.desired(known, node_keys, psks, &turns, &limits);
+    let plan = plan(&desired, &observed);
+    Ok(Planned {
+        steps: plan.steps.iter().map(ToString::to_string).collect(),
+        plan: serde_json::to_value(&plan)?,
+    })
 }
 
 pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
@@ -224,7 +259,8 @@ pub(crate) fn find_node(paths: &Paths) -> anyhow::Result<Option<Found>> {
     let known = replica.known().cloned();
     let mut problems: Vec<_> = replica.problems().collect();
     let psks = psk::load(&store).unwrap_or_else(|error| {
-        problems.push(format!("cannot read the preshared keys: {error:#}"));
+        let words = format!("cannot read the preshared keys: {error:#}");
+        problems.push(Problem::new(ProblemCode::State, words));
         Exchange::default()
     });
     Ok(Some(Found {
@@ -337,7 +373,10 @@ fn print(status: &Status) {
     ));
     output::line(coordinator(status));
     for problem in &status.problems {
-        output::line(format!("PROBLEM: {problem}"));
+        output::line(format!("PROBLEM: {}", problem.words));
+        if let Some(remedy) = &problem.remedy {
+            output::line(format!("     do: {remedy}"));
+        }
     }
     if status.peers.is_empty() {
         return output::line("no peers");

@@ -9,11 +9,12 @@ use std::{
 use anyhow::{Context, anyhow};
 use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use wattle_mesh::{
     agent::replica::Known,
     diagnose::{
-        firewall::Firewall,
+        lan::{self, Served},
         verify::{self, Answers, Fault, Objection, Target, What},
     },
 };
@@ -21,22 +22,15 @@ use wattle_wire::name::Name;
 
 use crate::{
     config::Paths,
-    kernel::{ping, symptoms, throughput},
-    output, status,
+    control::{self, Asked, Request},
+    kernel::{ping, throughput},
+    output,
+    reconcile::Host,
+    status,
 };
 
 /// Addresses that are pinged at a time.
 const AT_A_TIME: usize = 64;
-
-/// What a person asks for.
-pub(crate) struct Asked {
-    /// Hosts to ping.
-    pub(crate) hosts: Vec<IpAddr>,
-    /// Services to connect to.
-    pub(crate) tcp: Vec<SocketAddr>,
-    /// How often.
-    pub(crate) count: u16,
-}
 
 /// What came of one target.
 #[derive(Serialize)]
@@ -63,48 +57,61 @@ struct Check {
     reason: Option<String>,
 }
 
+/// What there is to try, and what of it is known without a packet.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Trial {
+    /// From where to measure; absent where nobody counts.
+    tunnel_address: Option<Ipv4Addr>,
+    targets: Vec<Target>,
+    /// What is between the LANs here and these.
+    lan_ways: Vec<(IpNet, Fault, String)>,
+}
+
 #[derive(Serialize)]
-struct Verified {
+struct Verified<'c> {
     ok: bool,
-    checks: Vec<Check>,
+    checks: &'c [Check],
 }
 
 pub(crate) async fn verify(
     paths: &Paths,
-    asked: &Asked,
+    asked: Asked,
+    count: u16,
     throughput: bool,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let found = status::find(paths)?;
-    let known = found
-        .known
-        .clone()
-        .context("this node has no view of the mesh yet: start `wattle-agent run` first")?;
-    let refused = found.host.limits(&known).await?.refused;
-    let targets =
-        verify::targets(&known, &refused, &asked.hosts, &asked.tcp).map_err(|stranger| {
-            anyhow!(
-                "{stranger} is in no LAN of another site: see the LANs in `wattle-agent status`"
-            )
-        })?;
-    let checks = stream::iter(targets.into_iter().zip(0..))
-        .map(|(target, number)| check(target, number, asked.count));
+    let trial = match control::ask(paths, Request::Verify(asked.clone())).await? {
+        Some(trial) => trial,
+        None => {
+            let found = status::find(paths)?;
+            let known = found.known.as_ref().context(status::NO_VIEW)?;
+            trial(&found.host, known, &asked).await?
+        }
+    };
+    let checks = stream::iter(trial.targets.into_iter().zip(0..))
+        .map(|(target, number)| check(target, number, count));
     let mut checks: Vec<Check> = checks.buffered(AT_A_TIME).try_collect().await?;
-    look_at_lan_ways(&mut checks, paths, &known).await?;
+    for check in checks.iter_mut().filter(|check| check.fault.is_none()) {
+        let mut ways = trial.lan_ways.iter();
+        if let What::Lan(far) = check.what
+            && let Some((_, fault, reason)) = ways.find(|(lan, ..)| *lan == far)
+        {
+            check.fail(*fault, reason.clone());
+        }
+    }
     if throughput {
-        anyhow::ensure!(
-            known.mesh.health.probes,
+        let from = trial.tunnel_address.context(
             "probes are off in this mesh, and throughput cannot be measured without them (`PATCH \
-             /mesh`, `probes`)"
-        );
-        measure(&mut checks, known.myself.tunnel_address).await;
+             /mesh`, `probes`)",
+        )?;
+        measure(&mut checks, from).await;
     }
 
     let wrong = checks.iter().filter(|check| check.fault.is_some()).count();
     if json {
         output::json(&Verified {
             ok: wrong == 0,
-            checks,
+            checks: &checks,
         })?;
     } else {
         print(&checks, throughput);
@@ -116,26 +123,29 @@ pub(crate) async fn verify(
     })
 }
 
-/// Notes of LANs that this gateway reaches whether the hosts of its own LANs do, by its rules.
-async fn look_at_lan_ways(
-    checks: &mut [Check],
-    paths: &Paths,
-    known: &Known,
-) -> anyhow::Result<()> {
-    let lans = symptoms::lans(&known.myself.subnets);
-    let ruleset = symptoms::ruleset().await.map_err(|error| {
-        anyhow!("the rules between the LANs cannot be read: {error}. Run this as root")
-    })?;
-    let firewall = Firewall::new(&ruleset);
-    for check in checks.iter_mut().filter(|check| check.fault.is_none()) {
-        if let What::Lan(far) = check.what
-            && let Some((fault, reason)) =
-                verify::lan_way(firewall, &lans, paths.interface.as_str(), far)
-        {
-            check.fail(fault, reason);
-        }
-    }
-    Ok(())
+/// What there is to try. The gateway's own packets do not go the way of those of its LAN, so what is
+/// between the LANs is looked up.
+///
+/// # Errors
+///
+/// When somebody asked for is not in the mesh, and when the host may not be looked at.
+pub(crate) async fn trial(host: &Host, known: &Known, asked: &Asked) -> anyhow::Result<Trial> {
+    let refused = host.limits(known).await?.refused;
+    let targets =
+        verify::targets(known, &refused, &asked.hosts, &asked.tcp).map_err(|stranger| {
+            anyhow!(
+                "{stranger} is in no LAN of another site: see the LANs in `wattle-agent status`"
+            )
+        })?;
+    let served = Served::new(known, host.interface(), &refused);
+    let facts = host.between_lans(&served).await?;
+    let lan_ways = lan::ways(&served, &facts);
+    let probes = known.mesh.health.probes;
+    Ok(Trial {
+        tunnel_address: probes.then_some(known.myself.tunnel_address),
+        targets,
+        lan_ways,
+    })
 }
 
 /// Asks the addresses of a target until one of them is as it should be.

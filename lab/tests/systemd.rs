@@ -33,6 +33,11 @@ const TESTS: &[(&str, &str, &str)] = &[
         include_str!("systemd/firewalls.sh"),
     ),
     (
+        "what_keeps_lans_apart_is_told_everywhere_within_ten_seconds_and_its_remedy_helps",
+        "lans",
+        include_str!("systemd/lans.sh"),
+    ),
+    (
         "after_a_reboot_the_tunnels_are_up_before_the_network_is",
         "reboot",
         include_str!("systemd/reboot.sh"),

@@ -3,7 +3,8 @@
 pub mod admission;
 pub mod guard;
 pub mod history;
-pub mod known_peer;
+pub mod known;
+mod known_peer;
 pub mod replica;
 pub mod reporting;
 pub mod underlay;

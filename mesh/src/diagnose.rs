@@ -2,4 +2,6 @@
 
 pub mod doctor;
 pub mod firewall;
+pub mod lan;
+mod remedy;
 pub mod verify;

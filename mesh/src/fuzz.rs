@@ -115,7 +115,7 @@ pub fn stream(data: &[u8]) {
             let mut restored = fresh();
             assert_eq!(restored.restore(stored), Ok(vec![]), "what is kept is good");
             assert_eq!(restored.known(), Some(known));
-            assert!(replica.problems().all(|problem| !problem.is_empty()));
+            assert!(replica.problems().all(|problem| !problem.words.is_empty()));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod alert;
 pub mod connection;
+pub mod lan;
 pub mod link;
 pub mod probe;
 pub mod tracker;

@@ -16,6 +16,7 @@ use wattle_wire::{
     peer::{MeshSettings, View},
     probe::HealthSettings,
     psk::PskPolicy,
+    report::Problem,
     stream::StreamMessage,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -213,4 +214,9 @@ pub(crate) fn next_message(
         }
         Next::Current | Next::Ahead(_) | Next::NotAMember => None,
     }
+}
+
+/// What problems say.
+pub(crate) fn words(problems: impl Iterator<Item = Problem>) -> Vec<String> {
+    problems.map(|problem| problem.words).collect()
 }

@@ -11,7 +11,7 @@ use thiserror::Error;
 use wattle_mesh::access::AccessDenied;
 use wattle_wire::{
     admin::DryRun,
-    problem::{Holder, PROBLEM_JSON, Problem},
+    problem::{Holder, PROBLEM_JSON, ProblemDetails},
 };
 
 /// The longest text of an error that may hold input, in bytes.
@@ -27,7 +27,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The request is at fault, or the state of the mesh is against it.
     #[error("{}", .0.code)]
-    Refused(Box<Problem>),
+    Refused(Box<ProblemDetails>),
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
     /// The change was possible, and was not made: only what it would do was asked for.
@@ -58,7 +58,7 @@ impl Error {
                     || format!("sites[{index}]"),
                     |field| format!("sites[{index}].{field}"),
                 );
-                Self::Refused(Box::new(Problem {
+                Self::Refused(Box::new(ProblemDetails {
                     field: Some(field),
                     ..*problem
                 }))
@@ -126,8 +126,8 @@ impl Error {
     }
 }
 
-impl From<Problem> for Error {
-    fn from(problem: Problem) -> Self {
+impl From<ProblemDetails> for Error {
+    fn from(problem: ProblemDetails) -> Self {
         Self::Refused(Box::new(problem))
     }
 }
@@ -148,7 +148,7 @@ impl IntoResponse for Error {
 }
 
 /// A problem as a response.
-pub fn respond(problem: &Problem) -> Response {
+pub fn respond(problem: &ProblemDetails) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = serde_json::to_vec(problem).unwrap_or_default();
     let mut response = (
@@ -178,9 +178,14 @@ pub fn respond(problem: &Problem) -> Response {
     response
 }
 
-fn problem(status: StatusCode, code: &str, title: &str, detail: impl Into<String>) -> Problem {
+fn problem(
+    status: StatusCode,
+    code: &str,
+    title: &str,
+    detail: impl Into<String>,
+) -> ProblemDetails {
     let detail = shorten(detail.into());
-    Problem {
+    ProblemDetails {
         code: code.to_owned(),
         title: title.to_owned(),
         status: status.as_u16(),
@@ -191,7 +196,7 @@ fn problem(status: StatusCode, code: &str, title: &str, detail: impl Into<String
 }
 
 /// 400: the body is not what it says it is.
-pub fn invalid_json(detail: impl Into<String>) -> Problem {
+pub fn invalid_json(detail: impl Into<String>) -> ProblemDetails {
     problem(
         StatusCode::BAD_REQUEST,
         "invalid_json",
@@ -201,7 +206,7 @@ pub fn invalid_json(detail: impl Into<String>) -> Problem {
 }
 
 /// 401, the same for whatever is wrong with a credential.
-pub fn unauthorized() -> Problem {
+pub fn unauthorized() -> ProblemDetails {
     let detail = "send `Authorization: Bearer` with an api token (people and scripts) or a token \
         signed by the node (agents) that is valid now";
     problem(
@@ -213,7 +218,7 @@ pub fn unauthorized() -> Problem {
 }
 
 /// 401, the same for whatever is wrong with a join token.
-pub fn join_token_refused() -> Problem {
+pub fn join_token_refused() -> ProblemDetails {
     let detail = "it is unknown, used, expired or revoked; make a new one with `POST \
         /sites/{site}/join-tokens`";
     problem(
@@ -225,7 +230,7 @@ pub fn join_token_refused() -> Problem {
 }
 
 /// 401: a key that the machine cannot prove to hold.
-pub fn proof_refused(detail: impl Into<String>) -> Problem {
+pub fn proof_refused(detail: impl Into<String>) -> ProblemDetails {
     problem(
         StatusCode::UNAUTHORIZED,
         "proof_refused",
@@ -235,7 +240,7 @@ pub fn proof_refused(detail: impl Into<String>) -> Problem {
 }
 
 /// 403: who calls is known, and may not.
-pub fn forbidden(detail: &str) -> Problem {
+pub fn forbidden(detail: &str) -> ProblemDetails {
     problem(StatusCode::FORBIDDEN, "forbidden", "Not allowed", detail)
 }
 
@@ -252,7 +257,7 @@ pub fn denied(denied: AccessDenied) -> Error {
 }
 
 /// 403: a key that was revoked.
-pub fn key_revoked() -> Problem {
+pub fn key_revoked() -> ProblemDetails {
     let detail = "a node with this key was revoked, and a revoked key cannot enrol again: make new \
         keys (`wattle-agent join --replace`)";
     problem(
@@ -264,7 +269,7 @@ pub fn key_revoked() -> Problem {
 }
 
 /// 404: there is no such thing, or none for the caller.
-pub fn not_found(what: &str) -> Problem {
+pub fn not_found(what: &str) -> ProblemDetails {
     problem(
         StatusCode::NOT_FOUND,
         "not_found",
@@ -274,7 +279,7 @@ pub fn not_found(what: &str) -> Problem {
 }
 
 /// 405. The header `Allow` says what is possible.
-pub fn method_not_allowed() -> Problem {
+pub fn method_not_allowed() -> ProblemDetails {
     problem(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
@@ -284,7 +289,7 @@ pub fn method_not_allowed() -> Problem {
 }
 
 /// 408: the request was not whole, or not carried out, in time.
-pub fn too_slow(limit: Duration) -> Problem {
+pub fn too_slow(limit: Duration) -> ProblemDetails {
     let detail = format!(
         "a request may take {} s, its body included",
         limit.as_secs()
@@ -304,8 +309,8 @@ pub fn taken(
     field: &str,
     detail: impl Into<String>,
     holder: Option<Holder>,
-) -> Problem {
-    Problem {
+) -> ProblemDetails {
+    ProblemDetails {
         field: Some(field.to_owned()),
         holder,
         ..problem(StatusCode::CONFLICT, code, title, detail)
@@ -313,7 +318,7 @@ pub fn taken(
 }
 
 /// 409: the key stands for another request.
-pub fn idempotency_key_reused() -> Problem {
+pub fn idempotency_key_reused() -> ProblemDetails {
     let detail =
         "another request of the last day had this Idempotency-Key; draw a new one for each request";
     problem(
@@ -325,7 +330,7 @@ pub fn idempotency_key_reused() -> Problem {
 }
 
 /// 412: the object is not as the caller saw it.
-pub fn changed_meanwhile() -> Problem {
+pub fn changed_meanwhile() -> ProblemDetails {
     let detail = "it changed since you read it, or has no ETag. Read it again, and send the new \
         ETag in If-Match";
     problem(
@@ -337,7 +342,7 @@ pub fn changed_meanwhile() -> Problem {
 }
 
 /// 413: the body is larger than it may be.
-pub fn too_large(limit: usize) -> Problem {
+pub fn too_large(limit: usize) -> ProblemDetails {
     problem(
         StatusCode::PAYLOAD_TOO_LARGE,
         "too_large",
@@ -347,7 +352,7 @@ pub fn too_large(limit: usize) -> Problem {
 }
 
 /// 415: the body is of a kind that is not taken.
-pub fn unsupported_media_type() -> Problem {
+pub fn unsupported_media_type() -> ProblemDetails {
     let detail = "send JSON with `Content-Type: application/json`, and not compressed";
     problem(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -358,9 +363,9 @@ pub fn unsupported_media_type() -> Problem {
 }
 
 /// 422: a field whose meaning is wrong.
-pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) -> Problem {
+pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) -> ProblemDetails {
     let field = Some(shorten(field.into())).filter(|field| !field.is_empty());
-    Problem {
+    ProblemDetails {
         field,
         ..problem(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -372,7 +377,7 @@ pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) 
 }
 
 /// 422: the query of a change.
-pub fn invalid_change_query() -> Problem {
+pub fn invalid_change_query() -> ProblemDetails {
     invalid(
         "invalid_query",
         "",
@@ -382,13 +387,13 @@ pub fn invalid_change_query() -> Problem {
 }
 
 /// 422: an `Idempotency-Key` that is none, or where none is taken.
-pub fn invalid_idempotency_key(detail: impl Into<String>) -> Problem {
+pub fn invalid_idempotency_key(detail: impl Into<String>) -> ProblemDetails {
     invalid("invalid_idempotency_key", "Idempotency-Key", detail)
 }
 
 /// 422: somebody asks what something would do that changes nothing of the mesh, or that cannot
 /// tell.
-pub fn no_dry_run() -> Problem {
+pub fn no_dry_run() -> ProblemDetails {
     invalid(
         "invalid_query",
         "dry_run",
@@ -397,7 +402,7 @@ pub fn no_dry_run() -> Problem {
 }
 
 /// 429: more is said than can be taken in now.
-pub fn busy() -> Problem {
+pub fn busy() -> ProblemDetails {
     let detail =
         "the coordinator is overloaded with reports; try again after the seconds in Retry-After";
     problem(
@@ -409,7 +414,7 @@ pub fn busy() -> Problem {
 }
 
 /// 429: too many credentials from this address were wrong.
-pub fn too_many_failures() -> Problem {
+pub fn too_many_failures() -> ProblemDetails {
     let detail = "too many wrong credentials came from your address; try again after the seconds \
         in Retry-After";
     problem(
@@ -421,7 +426,7 @@ pub fn too_many_failures() -> Problem {
 }
 
 /// 500.
-pub fn internal() -> Problem {
+pub fn internal() -> ProblemDetails {
     let detail = "this is a fault of the coordinator. Search its log for the value of X-Request-Id";
     problem(
         StatusCode::INTERNAL_SERVER_ERROR,
@@ -432,7 +437,7 @@ pub fn internal() -> Problem {
 }
 
 /// 503.
-pub fn unavailable() -> Problem {
+pub fn unavailable() -> ProblemDetails {
     let detail = "the coordinator cannot reach its database, or it is busy; try again after the \
         seconds in Retry-After";
     problem(

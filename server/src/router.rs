@@ -24,7 +24,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use wattle_mesh::access::Action;
 use wattle_wire::{
     admin::{DryRun, LinkEffects, SomeLinks, Warning},
-    problem::{Holder, PROBLEM_JSON, Problem},
+    problem::{Holder, PROBLEM_JSON, ProblemDetails},
 };
 
 use crate::{
@@ -168,7 +168,7 @@ pub fn openapi() -> OpenApi {
         )
         .components(Some(
             ComponentsBuilder::new()
-                .schema(Problem::name(), Problem::schema())
+                .schema(ProblemDetails::name(), ProblemDetails::schema())
                 .schema(Holder::name(), Holder::schema())
                 .schema(DryRun::name(), DryRun::schema())
                 .schema(LinkEffects::name(), LinkEffects::schema())
@@ -201,7 +201,7 @@ pub fn openapi() -> OpenApi {
         for operation in part.paths.paths.values_mut().flat_map(operations) {
             operation.security =
                 scheme.map(|scheme| vec![SecurityRequirement::new(scheme, Vec::<String>::new())]);
-            let problem = Content::new(Some(Ref::from_schema_name("Problem")));
+            let problem = Content::new(Some(Ref::from_schema_name("ProblemDetails")));
             let problem = ResponseBuilder::new()
                 .description("What was wrong, and what to do about it")
                 .content(PROBLEM_JSON, problem);
@@ -382,7 +382,7 @@ mod tests {
         tokio::spawn(axum::serve(listener, router).into_future());
         let answer = reqwest::get(url).await.unwrap();
         assert_eq!(answer.status(), 500);
-        let problem: Problem = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let problem: ProblemDetails = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
         assert_eq!(problem, error::internal());
     }
 

@@ -9,11 +9,16 @@ use crate::error::{self, Result};
 const LONGEST: usize = 256;
 
 pub(crate) fn check(field: &str, text: &str) -> Result<()> {
-    if text.chars().count() > LONGEST {
+    check_within(field, text, LONGEST)
+}
+
+/// As [`check`], of a text of at most so many characters.
+pub(crate) fn check_within(field: &str, text: &str, longest: usize) -> Result<()> {
+    if text.chars().count() > longest {
         return Err(error::invalid(
             "invalid_text",
             field,
-            format!("at most {LONGEST} characters"),
+            format!("at most {longest} characters"),
         )
         .into());
     }

@@ -2,6 +2,7 @@
 
 import { request } from "./api.js";
 import { badge, bytes, h, milliseconds, moment, percent, refill, since, span, table } from "./dom.js";
+import { problemInWords } from "./problem.js";
 
 /** How often what the two ends say is read again while the page is in sight. */
 const NUMBERS_MS = 5_000;
@@ -40,7 +41,7 @@ export function linkPage(mesh, first, second) {
     if (!answers) return;
     const [link, changes] = answers;
     link.ends.sort((a) => (a.name === first ? -1 : 1));
-    refill(ends, h("h2", { id: "ends-title" }, "Both ends"), endTable(link.ends, link.ends.map((end) => pace.of(end))));
+    refill(ends, h("h2", { id: "ends-title" }, "Both ends"), ...lans(mesh, link), endTable(link.ends, link.ends.map((end) => pace.of(end))));
     refill(history, h("h2", { id: "history-title" }, "The last 30 days"), historyTable(changes.items));
   }
 
@@ -51,6 +52,26 @@ export function linkPage(mesh, first, second) {
 
 function place(node) {
   return h("a", { id: `end-${node.id}`, href: `#/sites/${encodeURIComponent(node.site_name)}` }, node.name);
+}
+
+/** Whether the LANs at its ends get each other's packets, and what is in the way. */
+function lans(mesh, link) {
+  const words = {
+    ok: "Nothing on the two gateways is between their LANs.",
+    unknown: "Whether their LANs reach each other is not known: a gateway is silent, or has no agent.",
+    unproven: "Something may be between their LANs:",
+    degraded: "Their LANs are kept from each other:",
+  };
+  const whole = ({ node, code, subject }) => mesh.nodes.get(node)?.problems.find((problem) => problem.code === code && (problem.subject ?? "") === subject);
+  const problems = (link.lan_problems ?? []).map((named) => {
+    const node = mesh.nodes.get(named.node);
+    const problem = whole(named);
+    return h("li", {}, node ? place(node) : "?", ": ", problem ? problemInWords(problem) : `${named.code} ${named.subject}`);
+  });
+  return [
+    h("p", { id: "lan", class: link.lan === "ok" ? "faint" : "" }, words[link.lan]),
+    problems.length ? h("ul", { class: "problems" }, problems) : null,
+  ];
 }
 
 function endTable(ends, rates) {

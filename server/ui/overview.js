@@ -3,6 +3,7 @@
 import { badge, count, h, moment, refill, since, span } from "./dom.js";
 import { heldLine } from "./held.js";
 import { Matrix } from "./matrix.js";
+import { problemInWords } from "./problem.js";
 import { tally } from "./mesh.js";
 import { ring } from "./ring.js";
 
@@ -11,6 +12,12 @@ const MOST_ROWS = 50;
 
 /** As many gateways are named in the sentence; of more it has the number. */
 const MOST_NAMES = 3;
+
+/** What a gateway's sentence says of the LANs behind it. */
+const LANS = {
+  degraded: "keeps its LAN from others",
+  unproven: "may keep its LAN from others",
+};
 
 /** `silent for 3 min`; null for a gateway that is connected, or has no agent. */
 export function absence(node) {
@@ -21,10 +28,10 @@ export function absence(node) {
 /** Gateways that are silent or behind, or that have problems, in words for the sentence. */
 function unwell(mesh) {
   const away = mesh.nodesInOrder.filter(absence);
-  const troubled = mesh.nodesInOrder.filter((node) => !absence(node) && node.last_report?.problems.length);
+  const troubled = mesh.nodesInOrder.filter((node) => !absence(node) && node.problems.length);
   const parts = away.length > MOST_NAMES ? ["silent", "behind"].map((state) => [state, away.filter((node) => node.connection.state === state).length]).filter(([, number]) => number).map(([state, number]) => `${count(number, "gateway")} ${state}`) : away.map((node) => `${node.name} is ${absence(node)}`);
   if (troubled.length > MOST_NAMES) parts.push(`${count(troubled.length, "gateway")} with problems`);
-  else parts.push(...troubled.map((node) => `${node.name} has problems`));
+  else parts.push(...troubled.map((node) => `${node.name} ${LANS[node.lan] ?? "has problems"}`));
   return parts;
 }
 
@@ -120,12 +127,12 @@ function away(mesh) {
     h("span", {}, place(node.site_name, node.name), `: ${node.connection.state === "silent" ? silent : behind}`),
     since(node.connection.since),
   ]);
-  const troubled = mesh.nodesInOrder.filter((node) => node.last_report?.problems.length).map((node) => [
-    h("span", { class: "badge degraded" }, "problems"),
-    h("span", {}, place(node.site_name, node.name), `: ${node.last_report.problems.join("; ")}`),
-    since(node.last_report.at),
-  ]);
-  return [...rows, ...troubled].slice(0, MOST_ROWS);
+  const problems = mesh.nodesInOrder.flatMap((node) => node.problems.map((problem) => [
+    h("span", { class: "badge degraded" }, problem.lan ? `LAN ${problem.lan}` : "problem"),
+    h("span", {}, place(node.site_name, node.name), ": ", problemInWords(problem)),
+    since(problem.since),
+  ]));
+  return [...rows, ...problems].slice(0, MOST_ROWS);
 }
 
 function stale(mesh) {
@@ -162,5 +169,5 @@ function list(rows) {
 
 function nothing(mesh) {
   if (!mesh.sites.size) return h("p", {}, "There is no site yet. ", h("a", { href: "#/add", class: "button changes" }, "Add the first"));
-  return h("p", { class: "faint" }, mesh.links.length ? "Nothing: every link is up and every gateway is heard." : "Nothing.");
+  return h("p", { class: "faint" }, mesh.links.length ? "Nothing: every link is up, every gateway is heard, and none of them keeps a LAN from others." : "Nothing.");
 }

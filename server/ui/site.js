@@ -6,6 +6,7 @@ import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, p
 import { NAMES, siteForm, warnings } from "./form.js";
 import { heldPeers } from "./held.js";
 import { absence } from "./overview.js";
+import { problemInWords } from "./problem.js";
 import { health } from "./sites.js";
 
 /** How often numbers of bytes and handshakes are read again while the page is in sight. */
@@ -139,7 +140,6 @@ function gatewayTable(mesh, nodes, rename) {
   const locked = [...mesh.nodes.values()].some((node) => node.admission);
   const rows = nodes.map((node) => {
     const report = node.last_report;
-    const problems = report?.problems ?? [];
     return h("tr", {},
       h("th", { scope: "row" }, node.name),
       h("td", {}, node.state, absence(node) ? h("span", { class: "badge degraded" }, absence(node)) : null, node.unmanaged ? h("span", { class: "faint" }, ", no agent") : null, node.rotation ? h("span", { class: "faint" }, `, new key ${node.rotation.phase}`) : null, locked ? h("span", { class: "faint" }, node.admitted ? ", admitted" : ", not admitted by an operator") : null),
@@ -148,7 +148,7 @@ function gatewayTable(mesh, nodes, rename) {
       h("td", {}, node.unmanaged ? fileState(node.unmanaged) : report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),
       h("td", {}, node.unmanaged ? "–" : since(report?.at)),
       h("td", {}, node.agent_version ?? "none"),
-      h("td", { class: "free" }, problems.length ? h("ul", { class: "problems" }, problems.map((problem) => h("li", {}, problem))) : h("span", { class: "faint" }, "none"), node.held ? heldPeers(node) : null),
+      h("td", { class: "free" }, node.problems.length ? h("ul", { class: "problems" }, node.problems.map((problem) => h("li", {}, problemInWords(problem)))) : h("span", { class: "faint" }, "none"), node.held ? heldPeers(node) : null),
       h("td", {}, h("button", { type: "button", id: `rename-${node.id}`, class: "changes", "aria-label": `Rename ${node.name}`, click: () => rename(node) }, "Rename"), " ",
         h("button", { type: "button", id: `revoke-${node.id}`, class: "danger changes", "aria-label": `Revoke ${node.name}`, click: () => revoke(node) }, "Revoke")));
   });

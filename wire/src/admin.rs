@@ -14,11 +14,14 @@ use utoipa::ToSchema;
 pub use self::{
     dry_run::{DryRun, LinkEffects, SomeLinks},
     event::{Event, FieldChange},
-    link::{EndpointSource, Link, LinkChange, LinkEnd, LinkFault, LinkState, PskMaker},
+    link::{
+        EndpointSource, Link, LinkChange, LinkEnd, LinkFault, LinkProblem, LinkState, PskMaker,
+    },
     mesh::{Mesh, MeshPatch, Readiness},
     node::{
-        ConnectionState, CreatedWgQuick, NewWgQuick, Node, NodeConnection, NodePatch, NodeReport,
-        NodeRotation, NodeState, RemovedNode, RotationPhase, UnmanagedNode,
+        ConnectionState, CreatedWgQuick, LanState, NewWgQuick, Node, NodeConnection, NodePatch,
+        NodeProblem, NodeReport, NodeRotation, NodeState, RemovedNode, RotationPhase,
+        UnmanagedNode,
     },
     site::{
         ChangedSite, CreatedSite, Import, Imported, NewSite, Site, SiteNode, SitePatch, Warning,

@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The media type of a [`Problem`].
+/// The media type of a [`ProblemDetails`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// An error: what was wrong, where, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Problem {
+pub struct ProblemDetails {
     /// Stable name of the kind of error, for programs: `subnet_taken`.
     pub code: String,
     /// The kind of error in words.

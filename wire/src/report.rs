@@ -28,11 +28,10 @@ pub struct Report {
     pub mtu: Option<u32>,
     /// Links whose state changed, or, in a summary, all links.
     pub links: Vec<LinkReport>,
-    /// What could not be applied, in words, at most [`Report::MOST_PROBLEMS`] of at most
-    /// [`Report::LONGEST_PROBLEM`] characters, none of them a control character; empty means all
-    /// was.
+    /// What keeps the host from what the mesh wants, or its LANs from others; at most
+    /// [`Report::MOST_PROBLEMS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     /// Peers that stay only until somebody confirms that they go; absent means none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
@@ -57,7 +56,122 @@ pub struct Start {
 
 impl Report {
     pub const MOST_PROBLEMS: usize = 16;
-    pub const LONGEST_PROBLEM: usize = 256;
+}
+
+/// Something that keeps a host from what the mesh wants, or its LANs from others. Its texts have no
+/// control characters. Of two with the same code, subject and peer the first counts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    pub code: ProblemCode,
+    /// What it is about: a prefix, an interface, a chain of the firewall; empty means the host. At
+    /// most [`Problem::LONGEST_SUBJECT`] characters.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub subject: String,
+    /// The other node, where only the link with that one is concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<NodeId>,
+    /// In words, at most [`Problem::LONGEST_WORDS`] characters.
+    pub words: String,
+    /// What to do, for a shell where it can be; at most [`Problem::LONGEST_REMEDY`] characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// What it does to the ways between LANs; absent means nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lan: Option<LanEffect>,
+}
+
+impl Problem {
+    pub const LONGEST_SUBJECT: usize = 128;
+    pub const LONGEST_WORDS: usize = 384;
+    pub const LONGEST_REMEDY: usize = 1280;
+
+    /// A problem of the host that does nothing to the ways between LANs.
+    pub fn new(code: ProblemCode, words: impl Into<String>) -> Self {
+        Self {
+            code,
+            subject: String::new(),
+            peer: None,
+            words: words.into(),
+            remedy: None,
+            lan: None,
+        }
+    }
+}
+
+/// What kind of problem it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemCode {
+    /// What the coordinator told is not carried out, or not yet.
+    Configuration,
+    /// The host's own rules refuse it.
+    Refused,
+    /// No operator has admitted it.
+    NotAdmitted,
+    /// An address that the host reaches outside of the tunnel lies in a prefix of the mesh.
+    Underlay,
+    /// A step could not be taken on the host.
+    NotApplied,
+    /// The host cannot be looked at.
+    Unreadable,
+    /// There is no preshared key with a peer.
+    PresharedKey,
+    /// A change of a key does not go on.
+    KeyRotation,
+    /// Files of the agent cannot be kept.
+    State,
+    /// Forwarding is off.
+    Forwarding,
+    /// A rule of a firewall is in the way.
+    Firewall,
+    /// A rule replaces the source address of packets into the tunnel.
+    Nat,
+    /// A route or a routing rule leads packets past the tunnel, or to nobody.
+    Route,
+    /// The host has no network in a subnet of its site.
+    NoLan,
+    /// The interface of a LAN is down, or has no carrier.
+    LanDown,
+    /// The two gateways have no address family in common.
+    AddressFamily,
+    /// A kind that is newer than the reader.
+    #[serde(other)]
+    Other,
+}
+
+impl ProblemCode {
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Configuration => "configuration",
+            Self::Refused => "refused",
+            Self::NotAdmitted => "not_admitted",
+            Self::Underlay => "underlay",
+            Self::NotApplied => "not_applied",
+            Self::Unreadable => "unreadable",
+            Self::PresharedKey => "preshared_key",
+            Self::KeyRotation => "key_rotation",
+            Self::State => "state",
+            Self::Forwarding => "forwarding",
+            Self::Firewall => "firewall",
+            Self::Nat => "nat",
+            Self::Route => "route",
+            Self::NoLan => "no_lan",
+            Self::LanDown => "lan_down",
+            Self::AddressFamily => "address_family",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// What a problem does to the ways between LANs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LanEffect {
+    /// Whether packets get through cannot be known without one.
+    Unproven,
+    /// Packets do not get through, or not all of them.
+    Degraded,
 }
 
 /// Peers that a host has only until somebody confirms that they go.

@@ -114,8 +114,19 @@ pub enum NodeChange {
     Silent,
     /// Its agent reports again.
     Back,
+    /// Something on the gateway keeps its LANs from others: see its problems.
+    LanDegraded,
+    /// Nothing does any more.
+    LanOk,
 }
 
 impl NodeChange {
-    pub const ALL: [Self; 4] = [Self::Joined, Self::Revoked, Self::Silent, Self::Back];
+    pub const ALL: [Self; 6] = [
+        Self::Joined,
+        Self::Revoked,
+        Self::Silent,
+        Self::Back,
+        Self::LanDegraded,
+        Self::LanOk,
+    ];
 }

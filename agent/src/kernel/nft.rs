@@ -85,9 +85,9 @@ pub(super) async fn update(
     }
 }
 
-/// All tables of the host with their chains and rules, in nft's JSON.
+/// All tables of the host with their chains and rules, in nft's JSON, without what counters say.
 pub(super) async fn everything() -> anyhow::Result<Value> {
-    let listing = run(&["--json", "list", "ruleset"], "")
+    let listing = run(&["--stateless", "--json", "list", "ruleset"], "")
         .await?
         .context("nft cannot list the ruleset")?;
     serde_json::from_str(&listing).context("nft's listing is not JSON")

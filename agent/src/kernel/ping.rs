@@ -33,12 +33,17 @@ pub(crate) async fn ping(address: IpAddr, identifier: u16, count: u16) -> anyhow
     } else {
         ICMP::V6
     };
-    // A raw socket tells the time to live of an answer.
-    let config = Config::builder()
-        .kind(kind)
-        .sock_type_hint(socket2::Type::RAW)
-        .build();
-    let client = Client::new(&config).context("cannot send pings: run this as root")?;
+    let client = |socket| {
+        let config = Config::builder().kind(kind).sock_type_hint(socket);
+        Client::new(&config.build())
+    };
+    // A raw socket tells the time to live of an answer, and who objects. The other is for users
+    // whom `net.ipv4.ping_group_range` lets ping.
+    let client = client(socket2::Type::RAW)
+        .or_else(|_| client(socket2::Type::DGRAM))
+        .context(
+            "this user may not send pings here (see net.ipv4.ping_group_range): run this as root",
+        )?;
     let mut pinger = client.pinger(address, PingIdentifier(identifier)).await;
     pinger.timeout(ANSWER_LIMIT);
     let mut answers = Answers {

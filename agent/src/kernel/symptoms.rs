@@ -1,14 +1,14 @@
 //! What is found on this host that may stand in the way of packets.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
-use nix::ifaddrs::getifaddrs;
+use ipnet::IpNet;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 use serde_json::Value;
 use wattle_mesh::{
     diagnose::{doctor::Mover, firewall::Lan},
     host::interface::InterfaceName,
 };
-use wattle_wire::subnet::Subnet;
 
 use super::nft;
 
@@ -74,28 +74,58 @@ pub(crate) fn underlay() -> Option<(String, u32)> {
 }
 
 /// The LANs among these subnets in which this host has an address.
-pub(crate) fn lans(subnets: &[Subnet]) -> Vec<Lan> {
-    let addresses: Vec<(String, IpAddr)> = getifaddrs()
+pub(crate) fn lans(subnets: &[IpNet]) -> Vec<Lan> {
+    let ip = |address: SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+        let v6 = || address.as_sockaddr_in6().map(|v6| v6.ip().into());
+        v4.or_else(v6)
+    };
+    let addresses: Vec<(String, IpNet)> = getifaddrs()
         .into_iter()
         .flatten()
         .filter_map(|found| {
-            let address = found.address?;
-            let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
-            let v6 = || address.as_sockaddr_in6().map(|v6| v6.ip().into());
-            Some((found.interface_name, v4.or_else(v6)?))
+            let address = found.address.and_then(ip)?;
+            let mask = found.netmask.and_then(ip)?;
+            let network = IpNet::with_netmask(address, mask).ok()?;
+            Some((found.interface_name, network))
         })
         .collect();
-    let lan = |subnet: &Subnet| {
-        let subnet = subnet.net();
-        let (interface, _) = addresses
+    let lan = |subnet: &IpNet| {
+        let (interface, address) = addresses
             .iter()
-            .find(|(_, address)| subnet.contains(address))?;
+            .find(|(_, address)| subnet.contains(&address.addr()))?;
         Some(Lan {
             interface: interface.clone(),
-            subnet,
+            subnet: *subnet,
+            address: *address,
+            up: is_up(interface),
         })
     };
     subnets.iter().filter_map(lan).collect()
+}
+
+/// Whether an interface is up and has a carrier. Those that have none to lose say `unknown`
+/// (Documentation/networking/operstates.rst).
+fn is_up(interface: &str) -> bool {
+    let file = Path::new("/sys/class/net")
+        .join(interface)
+        .join("operstate");
+    fs::read_to_string(file).is_ok_and(|state| ["up", "unknown"].contains(&state.trim()))
+}
+
+/// Of these interfaces those that forward no IPv4.
+pub(crate) fn stopped<'i>(interfaces: impl Iterator<Item = &'i str>) -> BTreeSet<String> {
+    let is_off = |interface: &&str| {
+        let file = format!("/proc/sys/net/ipv4/conf/{interface}/forwarding");
+        fs::read_to_string(file).is_ok_and(|value| value.trim() == "0")
+    };
+    interfaces.filter(is_off).map(str::to_owned).collect()
+}
+
+/// Whether this host forwards IPv6.
+pub(crate) fn forwards_v6() -> bool {
+    fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding")
+        .is_ok_and(|value| value.trim() != "0")
 }
 
 /// Whether tables of the older iptables are in use, which nft does not list.

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::Context;
-use wattle_mesh::host::way::{ForeignRoute, Way};
+use wattle_mesh::{
+    diagnose::lan::{Led, Question},
+    host::way::{ForeignRoute, Way},
+};
 
 use super::{Kernel, link::Tables};
 
@@ -24,6 +27,21 @@ impl Kernel {
         let tunnel = tables.find(&self.interface).await?.map(|found| found.index);
         let output = tables.output_to(address).await?;
         Ok(output.map(|output| Some(output) != tunnel))
+    }
+
+    /// Where each packet would be led.
+    pub(crate) async fn led(
+        &self,
+        questions: Vec<Question>,
+    ) -> anyhow::Result<Vec<(Question, Led)>> {
+        let tables = Tables::open()?;
+        let mut answers = Vec::with_capacity(questions.len());
+        for question in questions {
+            if let Some(led) = tables.led(&question).await? {
+                answers.push((question, led));
+            }
+        }
+        Ok(answers)
     }
 
     pub(super) async fn set_underlay_route(

@@ -11,7 +11,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 use wattle_mesh::{
-    agent::replica::{Known, Received, Replica},
+    agent::replica::{Received, Replica},
+    diagnose::lan::Served,
     host::{interface::InterfaceName, state::ObservedPeer},
     keys::{
         node_keys::NodeKeys,
@@ -32,6 +33,7 @@ use crate::{
     follow::{self, Connection, Event},
     history::Record,
     identity::{Membership, Slot, unix_s},
+    lan::LanWatch,
     metrics::Metrics,
     probe::Prober,
     psk::PskClient,
@@ -90,6 +92,7 @@ pub(super) struct Agent {
     key_change: KeyChange,
     watch: Watch,
     prober: Prober,
+    lan_watch: LanWatch,
     reporter: Reporter,
     /// How the agent stands with the coordinator; absent before it has tried.
     connection: Option<Connection>,
@@ -116,6 +119,7 @@ impl Agent {
             )?),
             replica: Replica::new(membership.enrolled.mesh, node_keys.wireguard_key())
                 .locked_by(host.operators()),
+            lan_watch: LanWatch::start(host.clone()),
             host,
             node_keys: Arc::new(node_keys),
             membership,
@@ -200,6 +204,7 @@ impl Agent {
                     self.view_changed |= self.mailbox.take_in(done, self.replica.known(), &self.node_keys);
                 }
                 () = self.prober.news() => self.show_metrics(),
+                () = self.lan_watch.news() => self.show_metrics(),
                 asked = control.asked() => self.answer(asked).await,
                 () = stop.asked() => break Ended::Stopped,
             }
@@ -454,6 +459,13 @@ impl Agent {
         }
         if let Some(known) = self.replica.known() {
             self.prober.follow(known);
+            let interface = self.outcome.observed.as_ref();
+            let interface = interface.and_then(|observed| observed.interface.as_ref());
+            let refused = &self.outcome.limits.refused;
+            let served = interface
+                .filter(|interface| interface.up)
+                .map(|_| Served::new(known, &self.interface, refused));
+            self.lan_watch.follow(served);
         }
         self.show_metrics();
         self.last_observation = (Instant::now(), begin.elapsed());
@@ -474,7 +486,7 @@ impl Agent {
             .iter()
             .filter(|problem| !self.outcome.problems.contains(problem))
         {
-            warn!("{problem}");
+            warn!("{}", problem.words);
         }
         if outcome.changed && outcome.problems.is_empty() {
             self.last_change = Instant::now();
@@ -515,16 +527,6 @@ impl Agent {
         };
         let (ended, took) = self.last_observation;
         ended + interval.max(took * REST_FACTOR)
-    }
-
-    fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
-        let host = self
-            .replica
-            .problems()
-            .chain(self.outcome.problems.iter().cloned());
-        host.chain(self.save_problem.clone())
-            .chain(self.mailbox.problems(known))
-            .chain(self.key_change.problems(known, &self.node_keys))
     }
 
     /// Sends the report that is due, if any, without waiting for it.

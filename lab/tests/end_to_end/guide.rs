@@ -159,7 +159,7 @@ pub(crate) fn each_peer_may_use_its_tunnel_address_and_its_lan_and_every_link_is
                 .map(|node| {
                     node.last_report
                         .as_ref()
-                        .map(|report| (report.device, report.problems.clone()))
+                        .map(|report| (report.device, node.problems.clone()))
                 })
                 .collect();
             same(&devices, &vec![Some((Some(ground.device()), vec![])); 3])

@@ -13,7 +13,7 @@ use wattle_lab::{
 use wattle_wire::{
     admin::{CreatedJoinToken, CreatedSite},
     join::JoinString,
-    problem::{PROBLEM_JSON, Problem},
+    problem::{PROBLEM_JSON, ProblemDetails},
 };
 
 /// An id that nothing has.
@@ -353,7 +353,7 @@ fn problem(
         "the type is {}",
         answer.content_type
     );
-    let problem: Problem =
+    let problem: ProblemDetails =
         serde_json::from_str(&answer.body).with_context(|| answer.body.clone())?;
     same(&problem.status, &status)?;
     ensure!(

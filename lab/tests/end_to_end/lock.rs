@@ -123,8 +123,7 @@ pub(crate) fn e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_
     wait_for("it holds nobody", patience(20.0), || {
         let node = dublin()?;
         ensure!(node.held.is_none(), "{:?}", node.held);
-        let problems = node.last_report.context("no report")?.problems;
-        ensure!(problems.is_empty(), "{problems:?}");
+        ensure!(node.problems.is_empty(), "{:?}", node.problems);
         Ok(())
     })?;
     ping(&lab)?;

@@ -145,7 +145,7 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     let tells = |lab: &Lab, api: &Api, wanted: bool, has_socket: bool| -> Result<()> {
         wait_for("the reason is told, or no more", patience(10.0), || {
             let node: Value = api.get("/nodes/dublin")?;
-            let mut places = vec![node["last_report"]["problems"].clone()];
+            let mut places = vec![node["problems"].clone()];
             if has_socket {
                 places.push(lab.gateway(DUBLIN)?.status()?["problems"].clone());
             }

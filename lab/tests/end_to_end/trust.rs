@@ -49,11 +49,7 @@ pub(crate) fn e2_a_key_swapped_in_the_database_reaches_no_kernel_and_is_reported
             .iter()
             .filter(|node| node.site_name.to_string() != FRANKFURT.name)
         {
-            let problems = node
-                .last_report
-                .as_ref()
-                .map(|report| report.problems.join("; "))
-                .unwrap_or_default();
+            let problems = words(node);
             ensure!(
                 problems.contains("peer frankfurt refused: the statement is not signed"),
                 "{}: {problems:?}",
@@ -221,10 +217,13 @@ pub(crate) fn e3_e12_whoever_has_the_coordinator_brings_nothing_into_a_kernel_th
 /// What a node last said is wrong.
 fn problems(api: &Api, node: &str) -> Result<String> {
     let node: Node = api.get(&format!("/nodes/{node}"))?;
-    Ok(node
-        .last_report
-        .map(|report| report.problems.join("; "))
-        .unwrap_or_default())
+    Ok(words(&node))
+}
+
+fn words(node: &Node) -> String {
+    let problems = node.problems.iter();
+    let words: Vec<_> = problems.map(|known| &*known.problem.words).collect();
+    words.join("; ")
 }
 
 pub(crate) fn e8_packets_of_a_compromised_gateway_with_anothers_source_address_are_dropped(

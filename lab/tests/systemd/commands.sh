@@ -27,6 +27,17 @@ for who in "" "$as_wattle" "$as_member"; do
     $who wattle-agent status >/run/status || fail "status ($who): $(cat /run/status)"
     grep -q "connected to $url" /run/status || fail "status ($who): $(cat /run/status)"
     $who wattle-agent confirm | grep -q "no removal waits" || fail "confirm ($who)"
+    $who wattle-agent plan | grep -q "nothing to do" || fail "plan ($who)"
+    $who wattle-agent doctor >/run/doctor || fail "doctor ($who): $(cat /run/doctor)"
+done
+# Debian lets root alone send pings, others let everybody.
+wattle-agent verify --host 10.20.0.1 || fail "verify"
+for who in "$as_wattle" "$as_member"; do
+    sysctl -q -w net.ipv4.ping_group_range="1 0"
+    ! $who wattle-agent verify 2>/run/refused || fail "pings ($who)"
+    grep -q "run this as root" /run/refused || fail "verify ($who): $(cat /run/refused)"
+    sysctl -q -w net.ipv4.ping_group_range="0 2147483647"
+    $who wattle-agent verify --host 10.20.0.1 || fail "verify ($who)"
 done
 for who in "" "$as_wattle"; do
     key=$(wg show wattle0 public-key)
@@ -37,14 +48,10 @@ for who in "" "$as_wattle"; do
     $who wattle-agent join - </run/dublin || fail "join, once more ($who)"
     owned_by_wattle
 done
-# What needs rights of its own is root's.
-wattle-agent plan >/dev/null || fail "plan"
-wattle-agent verify --host 10.20.0.1 || fail "verify"
-wattle-agent doctor >/run/doctor || fail "doctor: $(cat /run/doctor)"
 owned_by_wattle
 
 # Somebody else is refused, at once and in words.
-for command in status confirm rotate history "join /run/dublin"; do
+for command in status plan verify doctor confirm rotate history "join /run/dublin"; do
     ! $as_somebody timeout 10 wattle-agent $command 2>/run/refused || fail "somebody may $command"
     grep -q "run this as root" /run/refused || fail "$command: $(cat /run/refused)"
 done
@@ -71,6 +78,12 @@ wait_for 30 ping -c 1 -W 1 10.20.0.1
 systemctl stop wattle-agent
 wattle-agent status >/run/status || fail "status without an agent: $(cat /run/status)"
 grep -q "the agent does not run.* old" /run/status || fail "$(cat /run/status)"
+# Root can still look for itself.
+wattle-agent plan >/dev/null || fail "plan without an agent"
+wattle-agent verify --host 10.20.0.1 || fail "verify without an agent"
+! wattle-agent doctor >/run/doctor || fail "doctor without an agent: $(cat /run/doctor)"
+grep -q "^FAULT *agent: does not run" /run/doctor || fail "doctor without an agent: $(cat /run/doctor)"
+owned_by_wattle
 ! wattle-agent rotate 2>/run/refused || fail "rotates without an agent"
 grep -q "no agent runs here" /run/refused || fail "$(cat /run/refused)"
 wattle-agent down || fail "down"

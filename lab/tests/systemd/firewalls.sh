@@ -2,39 +2,8 @@
 # what it says to do, typed as it stands, lets packets of both LANs through, both ways.
 install_wattle
 install_networks
-# A host in each LAN.
-hosts() {
-    for lan in near:10.10.0 far:10.20.0; do
-        name=${lan%%:*} net=${lan##*:} gateway=
-        [ "$name" = near ] || gateway="ip netns exec cork"
-        ip netns add "$name"
-        $gateway ip link del lan0
-        $gateway ip link add lan0 type veth peer name eth0
-        $gateway ip link set eth0 netns "/run/netns/$name"
-        $gateway ip address add "$net.1/24" dev lan0
-        $gateway ip link set lan0 up
-        ip -n "$name" address add "$net.100/24" dev eth0
-        ip -n "$name" link set eth0 up
-        ip -n "$name" route add default via "$net.1"
-        ip netns exec "$name" python3 -m http.server --directory /opt/wattle/packaging 8000 \
-            >/dev/null 2>&1 &
-    done
-}
-hosts
+make_hosts
 join_both
-
-# Packets of a LAN get to the other, by ping and by TCP, and come from where they come from.
-near_to_far() {
-    ip netns exec near ping -c 1 -W 1 10.20.0.100 &&
-        ip netns exec near curl -s --max-time 2 -o /dev/null http://10.20.0.100:8000/
-}
-far_to_near() {
-    ip netns exec far ping -c 1 -W 1 10.10.0.100 &&
-        ip netns exec far curl -s --max-time 2 -o /dev/null http://10.10.0.100:8000/
-}
-both_ways() {
-    near_to_far && far_to_near
-}
 
 # What doctor calls a fault, with its remedy, in /run/faults; it fails where there is one.
 no_faults() {
@@ -57,7 +26,7 @@ is_mended() {
     no_faults || true
     grep -q "$named" /run/faults || fail "$what: not named: $(cat /run/faults)"
     while [ -s /run/faults ]; do
-        jq --raw-output 'select(.check == "firewall") | .fix' /run/faults >/run/fixes
+        jq --raw-output 'select(.check | IN("firewall", "nat")) | .fix' /run/faults >/run/fixes
         sh -ex /run/fixes >/run/fixing 2>&1 || fail "$what: the remedy fails: $(cat /run/fixing)"
         cp /run/faults /run/before
         ! no_faults || break

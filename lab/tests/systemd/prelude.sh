@@ -136,3 +136,34 @@ join_both() {
     ip netns exec cork wattle-agent --state-dir /var/lib/cork join - </run/cork
     wait_for 30 ping -c 1 -W 1 10.20.0.1
 }
+
+# A host in each LAN.
+make_hosts() {
+    for lan in near:10.10.0 far:10.20.0; do
+        name=${lan%%:*} net=${lan##*:} gateway=
+        [ "$name" = near ] || gateway="ip netns exec cork"
+        ip netns add "$name"
+        $gateway ip link del lan0
+        $gateway ip link add lan0 type veth peer name eth0
+        $gateway ip link set eth0 netns "/run/netns/$name"
+        $gateway ip address add "$net.1/24" dev lan0
+        $gateway ip link set lan0 up
+        ip -n "$name" address add "$net.100/24" dev eth0
+        ip -n "$name" link set eth0 up
+        ip -n "$name" route add default via "$net.1"
+        ip netns exec "$name" python3 -m http.server --directory /opt/wattle/packaging 8000 \
+            >/dev/null 2>&1 &
+    done
+}
+# Packets of a LAN get to the other, by ping and by TCP, and come from where they come from.
+near_to_far() {
+    ip netns exec near ping -c 1 -W 1 10.20.0.100 &&
+        ip netns exec near curl -s --max-time 2 -o /dev/null http://10.20.0.100:8000/
+}
+far_to_near() {
+    ip netns exec far ping -c 1 -W 1 10.10.0.100 &&
+        ip netns exec far curl -s --max-time 2 -o /dev/null http://10.10.0.100:8000/
+}
+both_ways() {
+    near_to_far && far_to_near
+}

@@ -12,7 +12,14 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Deserialize;
-use wattle_wire::{ids::NodeId, key::OperatorKey, name::Name, subnet::overlap};
+use wattle_wire::{
+    ids::NodeId,
+    key::OperatorKey,
+    name::Name,
+    peer::Peer,
+    report::{LanEffect, Problem, ProblemCode},
+    subnet::overlap,
+};
 
 use crate::{
     agent::{
@@ -101,6 +108,7 @@ struct UnderlayAddress {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct PrefixRefusal {
+    node: NodeId,
     peer: Name,
     reason: Reason,
     /// What of the prefix is carried out all the same.
@@ -175,13 +183,13 @@ impl Guard {
                 let parts =
                     admitted.map_or_else(|| vec![prefix], |admitted| within(prefix, admitted));
                 if parts != [prefix] {
-                    refused.refuse_prefix(prefix, &peer.name, Reason::NotAdmitted, parts.clone());
+                    refused.refuse_prefix(prefix, peer, Reason::NotAdmitted, parts.clone());
                 }
                 for part in parts {
                     if let Some(reason) = self.judge(part, surroundings) {
-                        refused.refuse_part(prefix, part, &peer.name, reason);
+                        refused.refuse_part(prefix, part, peer, reason);
                     } else {
-                        carried_out.insert(part, (prefix, &peer.name));
+                        carried_out.insert(part, (prefix, peer));
                     }
                 }
             }
@@ -207,7 +215,7 @@ impl Guard {
                     refused.refuse_part(*prefix, *part, peer, reason);
                     (tunnel_prefix, None)
                 }
-                Some((part, (_, peer))) => (*part, Some((*peer).clone())),
+                Some((part, (_, peer))) => (*part, Some(peer.name.clone())),
                 None => (tunnel_prefix, None),
             };
             let is_routed = peer.is_some() || refused.allows_tunnel_prefix();
@@ -280,41 +288,52 @@ impl Refused {
             .collect()
     }
 
-    /// Everything that was refused, in words.
-    pub fn problems(&self) -> impl Iterator<Item = String> {
-        let tunnel = self.tunnel_prefix.iter().map(|(prefix, reason)| {
-            format!("the guard refused the tunnel prefix {prefix}: {reason}")
+    /// Everything that was refused.
+    pub fn problems(&self) -> impl Iterator<Item = Problem> {
+        let tunnel = self.tunnel_prefix.iter().map(|(prefix, reason)| Problem {
+            subject: prefix.to_string(),
+            ..Problem::new(
+                ProblemCode::Refused,
+                format!("the guard refused the tunnel prefix {prefix}: {reason}"),
+            )
         });
-        let prefixes =
-            self.prefixes
-                .iter()
-                .map(|(prefix, PrefixRefusal { peer, reason, left })| {
-                    let but = if left.is_empty() {
-                        String::new()
-                    } else {
-                        format!(" but {}", list(left))
-                    };
-                    format!("the guard refused {prefix} of peer {peer}{but}: {reason}")
-                });
+        let prefixes = self.prefixes.iter().map(|(prefix, refusal)| Problem {
+            subject: prefix.to_string(),
+            peer: Some(refusal.node),
+            lan: Some(LanEffect::Degraded),
+            ..Problem::new(ProblemCode::Refused, refusal.in_words(*prefix))
+        });
         let mut by_reason: BTreeMap<PeerReason, Vec<&Name>> = BTreeMap::new();
         for PeerRefusal { peer, reason } in self.peers.values() {
             by_reason.entry(*reason).or_default().push(peer);
         }
-        let peers = by_reason
-            .into_iter()
-            .map(|(reason, peers)| format!("the guard refused {}: {reason}", some_of(&peers)));
+        let peers = by_reason.into_iter().map(|(reason, peers)| {
+            let (code, subject) = match reason {
+                PeerReason::TooMany { .. } => (ProblemCode::Refused, "most_peers"),
+                PeerReason::Unsigned(_) => (ProblemCode::NotAdmitted, "peers"),
+            };
+            let words = format!("the guard refused {}: {reason}", some_of(&peers));
+            Problem {
+                subject: subject.to_owned(),
+                ..Problem::new(code, words)
+            }
+        });
         let grandfathered: Vec<_> = self.grandfathered.iter().collect();
         let grandfathered = (!grandfathered.is_empty()).then(|| {
             let peers = some_of(&grandfathered);
-            format!(
+            let words = format!(
                 "no operator has admitted {peers}. They were there before the lock, and stay until \
                  they are signed or until `wattle-agent confirm` removes them"
-            )
+            );
+            Problem {
+                subject: "before the lock".to_owned(),
+                ..Problem::new(ProblemCode::NotAdmitted, words)
+            }
         });
-        let underlay = self
-            .underlay
-            .iter()
-            .map(|(address, underlay)| underlay.in_words(*address));
+        let underlay = self.underlay.iter().map(|(address, underlay)| Problem {
+            subject: address.to_string(),
+            ..Problem::new(ProblemCode::Underlay, underlay.in_words(*address))
+        });
         tunnel
             .chain(grandfathered)
             .chain(peers)
@@ -332,11 +351,12 @@ impl Refused {
         );
     }
 
-    fn refuse_prefix(&mut self, prefix: IpNet, peer: &Name, reason: Reason, left: Vec<IpNet>) {
+    fn refuse_prefix(&mut self, prefix: IpNet, peer: &Peer, reason: Reason, left: Vec<IpNet>) {
         self.prefixes.insert(
             prefix,
             PrefixRefusal {
-                peer: peer.clone(),
+                node: peer.node,
+                peer: peer.name.clone(),
                 reason,
                 left,
             },
@@ -367,10 +387,24 @@ impl Refused {
     }
 
     /// Refuses a part of a prefix, which may be all of it.
-    fn refuse_part(&mut self, prefix: IpNet, part: IpNet, peer: &Name, reason: Reason) {
+    fn refuse_part(&mut self, prefix: IpNet, part: IpNet, peer: &Peer, reason: Reason) {
         let mut left: Vec<_> = self.carried_out(prefix).collect();
         left.retain(|other| *other != part);
         self.refuse_prefix(prefix, peer, reason, left);
+    }
+}
+
+impl PrefixRefusal {
+    fn in_words(&self, prefix: IpNet) -> String {
+        let Self {
+            peer, reason, left, ..
+        } = self;
+        let but = if left.is_empty() {
+            String::new()
+        } else {
+            format!(" but {}", list(left))
+        };
+        format!("the guard refused {prefix} of peer {peer}{but}: {reason}")
     }
 }
 

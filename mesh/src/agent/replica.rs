@@ -22,7 +22,7 @@ use wattle_wire::{
     ids::{MeshId, NodeId, Position},
     key::{OperatorKey, WireguardKey},
     lock::SignedRemoval,
-    peer::{MeshSettings, Myself, Peer, View},
+    peer::{Myself, Peer, View},
     stream::{ByeReason, StreamMessage, Tombstone, ViewChange},
 };
 
@@ -39,19 +39,8 @@ pub use self::{
     stored::Stored,
 };
 use crate::agent::admission::Admitted;
-pub use crate::agent::known_peer::KnownPeer;
 pub(crate) use crate::agent::known_peer::prefixes;
-
-/// What a node knows of its mesh.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    pub position: Position,
-    pub mesh: MeshSettings,
-    pub myself: Myself,
-    pub peers: BTreeMap<NodeId, KnownPeer>,
-    /// Absent where the host does not require the lock.
-    pub admitted: Option<Admitted>,
-}
+pub use crate::agent::{known::Known, known_peer::KnownPeer};
 
 /// A node's copy of its view.
 #[derive(Clone, Debug)]

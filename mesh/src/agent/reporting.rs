@@ -1,12 +1,12 @@
 //! When a node reports, and what: changes at once, everything in a summary from time to time, never
 //! all links at each observation of the host.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use wattle_wire::{
     endpoint::Endpoint,
     ids::NodeId,
-    report::{EndState, LinkReport, Report, SUMMARY_S, Start},
+    report::{EndState, LinkReport, Problem, Report, SUMMARY_S, Start},
 };
 
 use crate::health::link::end_state;
@@ -103,8 +103,8 @@ pub fn is_of_a_copy(known: Start, said: Start) -> bool {
 }
 
 /// Makes problems fit to be reported: they may hold the words of other programs, of any length and
-/// form.
-pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
+/// form. Those that keep LANs from others come first.
+pub fn fit_problems(problems: impl Iterator<Item = Problem>) -> Vec<Problem> {
     let plain = |character: char| {
         if character.is_ascii_graphic() {
             character
@@ -112,16 +112,22 @@ pub fn fit_problems(problems: impl Iterator<Item = String>) -> Vec<String> {
             ' '
         }
     };
-    problems
-        .take(Report::MOST_PROBLEMS)
-        .map(|problem| {
-            problem
-                .chars()
-                .take(Report::LONGEST_PROBLEM)
-                .map(plain)
-                .collect()
+    let fit = |text: &str, longest| text.chars().take(longest).map(plain).collect::<String>();
+    let mut problems: Vec<_> = problems
+        .map(|problem| Problem {
+            subject: fit(&problem.subject, Problem::LONGEST_SUBJECT),
+            words: fit(&problem.words, Problem::LONGEST_WORDS),
+            // A part of a command would do something else.
+            remedy: problem
+                .remedy
+                .filter(|remedy| remedy.chars().count() <= Problem::LONGEST_REMEDY)
+                .map(|remedy| fit(&remedy, Problem::LONGEST_REMEDY)),
+            ..problem
         })
-        .collect()
+        .collect();
+    problems.sort_by_key(|problem| Reverse(problem.lan));
+    problems.truncate(Report::MOST_PROBLEMS);
+    problems
 }
 
 impl ReportedLink {
@@ -137,7 +143,10 @@ impl ReportedLink {
 
 #[cfg(test)]
 mod tests {
-    use wattle_wire::{ids::Position, report::DeviceKind};
+    use wattle_wire::{
+        ids::Position,
+        report::{DeviceKind, LanEffect, ProblemCode},
+    };
 
     use super::*;
     use crate::testing::node_id;
@@ -227,17 +236,31 @@ mod tests {
     #[test]
     fn the_words_of_other_programs_are_made_to_fit() {
         let long = "x".repeat(1000);
-        let problems = fit_problems(std::iter::repeat_n(
-            format!("nft:\n\terror\u{202e}{long}"),
-            100,
-        ));
+        let hostile = Problem {
+            subject: long.clone(),
+            remedy: Some(long.repeat(2)),
+            ..Problem::new(
+                ProblemCode::NotApplied,
+                format!("nft:\n\terror\u{202e}{long}"),
+            )
+        };
+        let severe = Problem {
+            lan: Some(LanEffect::Degraded),
+            ..Problem::new(ProblemCode::Route, "astray")
+        };
+        let all = std::iter::repeat_n(hostile, 100).chain([severe.clone()]);
+        let problems = fit_problems(all);
         assert_eq!(problems.len(), Report::MOST_PROBLEMS);
-        assert!(
-            problems
-                .iter()
-                .all(|problem| problem.starts_with("nft:  error x")
-                    && problem.chars().count() == Report::LONGEST_PROBLEM)
+        assert_eq!(
+            problems[0], severe,
+            "what counts most is told whatever else is"
         );
+        assert!(problems[1..].iter().all(|problem| {
+            problem.words.starts_with("nft:  error x")
+                && problem.words.chars().count() == Problem::LONGEST_WORDS
+                && problem.subject.chars().count() == Problem::LONGEST_SUBJECT
+                && problem.remedy.is_none()
+        }));
     }
 
     #[test]

@@ -4,16 +4,22 @@ mod firewall;
 mod names;
 mod reach;
 
-use ipnet::IpNet;
-use serde::Serialize;
-use serde_json::Value;
-use wattle_wire::{name::Name, report::DeviceKind};
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use wattle_wire::{
+    name::Name,
+    report::{DeviceKind, LanEffect, Problem},
+};
 
 pub use self::{
     names::{Mover, Taken},
     reach::{OutOfTime, Unreached},
 };
-use crate::{diagnose::firewall::Lan, health::link, host::interface::InterfaceName};
+use crate::{
+    diagnose::lan::{self, Facts, Served},
+    health::link,
+};
 
 /// Bytes that WireGuard adds to a packet, over IPv6: 40 of IPv6, 8 of UDP, 32 of its own (section
 /// 5.4.6 of its paper).
@@ -22,7 +28,6 @@ const OVERHEAD: u32 = 80;
 /// What was found on a host.
 #[derive(Clone, Debug)]
 pub struct Symptoms {
-    pub interface: InterfaceName,
     /// Whether the machine is a node.
     pub joined: bool,
     pub mover: Mover,
@@ -33,24 +38,16 @@ pub struct Symptoms {
     pub runs: bool,
     /// The interface, if there is one behind which a device answers.
     pub device: Option<Device>,
-    /// The UDP port that the mesh wants.
-    pub port: u16,
     /// Whether the mesh wants its gateways to probe each other.
     pub probes: bool,
-    pub forwards: bool,
+    /// The LANs here and elsewhere, and what was found between them.
+    pub served: Served,
+    pub facts: Facts,
     /// `rp_filter` as it works on the interface: the larger of its own and that of all. Absent when
     /// it cannot be read.
     pub rp_filter: Option<u8>,
     /// The interface of the default route and its MTU in bytes.
     pub underlay: Option<(String, u32)>,
-    /// The LANs of this site that the host is in.
-    pub lans: Vec<Lan>,
-    /// The LANs of other sites.
-    pub far_lans: Vec<IpNet>,
-    /// What `nft --json list ruleset` says; the error when it fails.
-    pub ruleset: Result<Value, String>,
-    /// Whether rules of the older iptables are there, which nft does not list.
-    pub has_legacy_rules: bool,
     /// Host names of the coordinators that have no address, with the error.
     pub unresolved: Vec<(String, String)>,
     /// Seconds by which the clock is ahead of the coordinator's, or why the coordinator does not
@@ -85,7 +82,7 @@ pub struct PeerSymptoms {
 }
 
 /// How bad something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     Fine,
@@ -96,9 +93,9 @@ pub enum Severity {
 }
 
 /// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    pub check: &'static str,
+    pub check: Cow<'static, str>,
     pub severity: Severity,
     pub detail: String,
     /// What to do; absent when nothing is.
@@ -107,7 +104,7 @@ pub struct Finding {
 
 fn fine(check: &'static str, detail: impl Into<String>) -> Finding {
     Finding {
-        check,
+        check: Cow::Borrowed(check),
         severity: Severity::Fine,
         detail: detail.into(),
         fix: None,
@@ -116,7 +113,7 @@ fn fine(check: &'static str, detail: impl Into<String>) -> Finding {
 
 fn notice(check: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding {
-        check,
+        check: Cow::Borrowed(check),
         severity: Severity::Notice,
         detail: detail.into(),
         fix: Some(fix.into()),
@@ -134,7 +131,8 @@ fn fault(check: &'static str, detail: impl Into<String>, fix: impl Into<String>)
 pub fn diagnose(symptoms: &Symptoms) -> Vec<Finding> {
     let mut findings = vec![rights(symptoms), agent(symptoms)];
     findings.extend(device(symptoms));
-    findings.extend([forwarding(symptoms), rp_filter(symptoms), mtu(symptoms)]);
+    findings.extend([rp_filter(symptoms), mtu(symptoms)]);
+    findings.extend(between_lans(symptoms));
     findings.extend(firewall::findings(symptoms));
     findings.extend(reach::coordinator(symptoms));
     if symptoms.joined {
@@ -171,7 +169,7 @@ fn agent(symptoms: &Symptoms) -> Finding {
 }
 
 fn device(symptoms: &Symptoms) -> Vec<Finding> {
-    let interface = &symptoms.interface;
+    let interface = &symptoms.served.interface;
     let Some(device) = symptoms.device else {
         return vec![names::without_interface(symptoms)];
     };
@@ -195,36 +193,54 @@ fn device(symptoms: &Symptoms) -> Vec<Finding> {
             "the running agent brings it up within seconds; if not, its log says why",
         ),
     };
-    let port = match device.port == symptoms.port {
+    let wanted = symptoms.served.port;
+    let port = match device.port == wanted {
         true => fine("port", format!("listens on UDP port {}", device.port)),
         false => fault(
             "port",
             format!(
-                "listens on UDP port {}, but the others send to port {}",
-                device.port, symptoms.port
+                "listens on UDP port {}, but the others send to port {wanted}",
+                device.port
             ),
             format!(
-                "find the program that has the port with `ss -lunp sport = :{}`, and stop it",
-                symptoms.port
+                "find the program that has the port with `ss -lunp sport = :{wanted}`, and stop it"
             ),
         ),
     };
     vec![kind, up, port]
 }
 
-fn forwarding(symptoms: &Symptoms) -> Finding {
-    match symptoms.forwards {
-        false if !symptoms.joined => fine(
-            "forwarding",
-            "net.ipv4.ip_forward is 0: the agent will switch it on",
-        ),
-        true => fine("forwarding", "net.ipv4.ip_forward is 1"),
-        false => fault(
-            "forwarding",
-            "net.ipv4.ip_forward is 0: this host drops the packets of its LAN",
-            "the running agent switches it on; look for another program that switches it off \
-             (`grep -r ip_forward /etc/sysctl*`)",
-        ),
+/// What keeps the LANs here and elsewhere from each other.
+fn between_lans(symptoms: &Symptoms) -> Vec<Finding> {
+    const CHECK: &str = "lan";
+    let Served { own, far, .. } = &symptoms.served;
+    if own.is_empty() || far.is_empty() {
+        let who = if own.is_empty() {
+            "this node serves"
+        } else {
+            "the others serve"
+        };
+        return vec![fine(CHECK, format!("nothing to look at: {who} no LAN"))];
+    }
+    let problems = lan::problems(&symptoms.served, &symptoms.facts);
+    if problems.is_empty() {
+        return vec![fine(CHECK, "nothing on this host is between the LANs")];
+    }
+    problems.into_iter().map(Finding::from).collect()
+}
+
+impl From<Problem> for Finding {
+    fn from(problem: Problem) -> Self {
+        let severity = match problem.lan {
+            Some(LanEffect::Degraded) => Severity::Fault,
+            Some(LanEffect::Unproven) | None => Severity::Notice,
+        };
+        Self {
+            check: Cow::Borrowed(problem.code.name()),
+            severity,
+            detail: problem.words,
+            fix: problem.remedy,
+        }
     }
 }
 
@@ -236,7 +252,7 @@ fn rp_filter(symptoms: &Symptoms) -> Finding {
             format!(
                 "if you add other routes to them, run `sysctl -w net.ipv4.conf.all.rp_filter=2 \
                  net.ipv4.conf.{}.rp_filter=2`",
-                symptoms.interface
+                symptoms.served.interface
             ),
         ),
         Some(_) => fine("rp_filter", "accepts the packets of other sites"),
@@ -301,7 +317,7 @@ fn peers(symptoms: &Symptoms) -> Vec<Finding> {
                     format!(
                         "packets go to {endpoint} and nothing comes back: allow this UDP port in \
                          the firewalls there, and UDP port {} here",
-                        symptoms.port
+                        symptoms.served.port
                     ),
                 ),
                 Some(endpoint) => notice(

@@ -7,7 +7,7 @@
 
 mod matching;
 
-use std::{fmt, mem};
+use std::{collections::BTreeMap, fmt, mem};
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -23,6 +23,21 @@ pub struct Lan {
     /// The host's interface in it.
     pub interface: String,
     pub subnet: IpNet,
+    /// The host's address in it, with its network.
+    pub address: IpNet,
+    /// Whether the interface is up and has a carrier.
+    pub up: bool,
+}
+
+impl Lan {
+    /// What of the subnet is on the link.
+    pub(crate) fn network(&self) -> IpNet {
+        if self.subnet.prefix_len() > self.address.prefix_len() {
+            self.subnet
+        } else {
+            self.address.trunc()
+        }
+    }
 }
 
 /// Packets that begin a connection, all of one kind.
@@ -107,23 +122,37 @@ enum End {
 }
 
 /// All rules of a host.
-#[derive(Clone, Copy, Debug)]
-pub struct Firewall<'r>(&'r [Value]);
+#[derive(Clone, Debug)]
+pub struct Firewall<'r> {
+    objects: &'r [Value],
+    /// By family, table and chain, in their order.
+    rules: BTreeMap<[&'r str; 3], Vec<&'r Value>>,
+}
 
 impl<'r> Firewall<'r> {
     /// The rules as `nft --json list ruleset` prints them.
     pub fn new(ruleset: &'r Value) -> Self {
-        Self(ruleset["nftables"].as_array().map_or(&[], Vec::as_slice))
+        let objects = ruleset["nftables"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        let mut rules: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for rule in objects.iter().filter_map(|object| object.get("rule")) {
+            let chain = ["family", "table", "chain"].map(|field| text(rule, field));
+            rules.entry(chain).or_default().push(rule);
+        }
+        Self { objects, rules }
     }
 
     /// The objects of a kind: `table`, `chain`, `rule`, `set`.
-    pub fn of(self, kind: &'static str) -> impl Iterator<Item = &'r Value> {
-        self.0.iter().filter_map(move |object| object.get(kind))
+    pub fn of(&self, kind: &'static str) -> impl Iterator<Item = &'r Value> + use<'r> {
+        self.objects
+            .iter()
+            .filter_map(move |object| object.get(kind))
     }
 
     /// What stands in the packet's way at a hook: of each chain the first thing, the table `inet
     /// wattle` left out.
-    pub fn obstacles(self, hook: Hook, packet: &Packet<'_>) -> Vec<Obstacle> {
+    pub fn obstacles(&self, hook: Hook, packet: &Packet<'_>) -> Vec<Obstacle> {
         let (kind, name) = match hook {
             Hook::Input => ("filter", "input"),
             Hook::Forward => ("filter", "forward"),
@@ -161,7 +190,7 @@ impl<'r> Firewall<'r> {
     /// What stands between a LAN of this site and one of another, by ping and by TCP, both ways.
     /// Nothing where they are of different families.
     pub fn between<'p>(
-        self,
+        &self,
         lan: &'p Lan,
         tunnel: &'p str,
         far: IpNet,
@@ -197,7 +226,7 @@ impl<'r> Firewall<'r> {
         found.collect()
     }
 
-    fn judge(self, base: &'r Value, packet: &Packet<'_>) -> Option<Obstacle> {
+    fn judge(&self, base: &'r Value, packet: &Packet<'_>) -> Option<Obstacle> {
         let mut walk = Walk {
             firewall: self,
             packet,
@@ -236,7 +265,7 @@ struct Doubts {
 
 /// The way of a packet through a base chain and those that it calls.
 struct Walk<'w, 'r> {
-    firewall: Firewall<'r>,
+    firewall: &'w Firewall<'r>,
     packet: &'w Packet<'w>,
     base: &'r str,
     family: &'r str,
@@ -250,11 +279,8 @@ impl<'r> Walk<'_, 'r> {
         if calls > MOST_CALLS {
             return End::Open;
         }
-        let (family, table, firewall) = (self.family, self.table, self.firewall);
-        let rules = firewall.of("rule").filter(|rule| {
-            rule["chain"] == name && rule["table"] == table && rule["family"] == family
-        });
-        for (rule, number) in rules.zip(1..) {
+        let rules = self.firewall.rules.get(&[self.family, self.table, name]);
+        for (rule, number) in rules.into_iter().flatten().zip(1..) {
             let here = Some((rule["handle"].as_u64().unwrap_or_default(), number));
             for (meant, action) in self.read(rule) {
                 if meant == Meant::No {

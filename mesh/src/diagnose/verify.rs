@@ -8,15 +8,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use wattle_wire::{name::Name, probe::Throughput};
 
-use crate::{
-    agent::{
-        guard::Refused,
-        replica::{Known, KnownPeer},
-    },
-    diagnose::firewall::{Firewall, Lan},
+use crate::agent::{
+    guard::Refused,
+    replica::{Known, KnownPeer},
 };
 
 /// What the first router of a packet puts into its time to live: RFC 1700's 64 and what other
@@ -24,7 +21,7 @@ use crate::{
 const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 
 /// What to ask of one peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub peer: Name,
     /// Whether no agent runs there, which would count for a measurement.
@@ -40,7 +37,7 @@ pub struct Target {
 }
 
 /// What stands behind an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
     /// The peer's tunnel address.
@@ -93,7 +90,7 @@ enum Meaning {
 }
 
 /// What is wrong with the way to an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// Nobody answered.
@@ -277,33 +274,6 @@ fn meaning(from: IpAddr, kind: u8, code: u8) -> Meaning {
         (IpAddr::V4(_), 11, _) | (IpAddr::V6(_), 3, _) => Meaning::Loop,
         _ => Meaning::Other,
     }
-}
-
-/// What stands in this host between its own LANs and a LAN behind a peer, with the words for it.
-/// The gateway's own packets do not go that way, so pings of it tell nothing.
-pub fn lan_way(
-    firewall: Firewall<'_>,
-    lans: &[Lan],
-    tunnel: &str,
-    far: IpNet,
-) -> Option<(Fault, String)> {
-    let mut found: Vec<_> = lans
-        .iter()
-        .flat_map(|lan| firewall.between(lan, tunnel, far))
-        .collect();
-    found.sort_by_key(|(_, obstacle)| !obstacle.certain);
-    let (packet, obstacle) = found.into_iter().next()?;
-    let fault = if obstacle.certain {
-        Fault::Blocked
-    } else {
-        Fault::Unproven
-    };
-    let words = format!(
-        "this gateway reaches it, but for packets from {} to {} {obstacle}: `wattle-agent doctor` \
-         says what to do",
-        packet.source, packet.destination
-    );
-    Some((fault, words))
 }
 
 /// Megabits in a second; `None` when nothing was counted.

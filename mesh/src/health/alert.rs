@@ -52,7 +52,10 @@ pub fn group_nodes(moves: &[NodeMove]) -> Vec<Alert> {
     let is_nothing = |first, last| {
         matches!(
             (first, last),
-            (NodeChange::Silent, NodeChange::Back) | (NodeChange::Back, NodeChange::Silent)
+            (NodeChange::Silent, NodeChange::Back)
+                | (NodeChange::Back, NodeChange::Silent)
+                | (NodeChange::LanDegraded, NodeChange::LanOk)
+                | (NodeChange::LanOk, NodeChange::LanDegraded)
         )
     };
     net.retain(|_, (first, last)| !is_nothing(*first, last.change));
@@ -168,6 +171,10 @@ pub fn summary(alerts: &[Alert]) -> String {
                 NodeChange::Revoked => format!("revoked: {who}"),
                 NodeChange::Silent => format!("{who} stopped reporting"),
                 NodeChange::Back => format!("{who} reports again"),
+                NodeChange::LanDegraded => {
+                    format!("LANs are kept from others by a problem of {who}")
+                }
+                NodeChange::LanOk => format!("LANs reach others again: {who}"),
             }
         }
         Alert::Node {

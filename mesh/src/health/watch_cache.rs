@@ -206,7 +206,7 @@ fn removed<K: Copy>(cache: &BTreeMap<K, u64>, since: u64) -> Vec<K> {
 mod tests {
     use chrono::DateTime;
     use uuid::Uuid;
-    use wattle_wire::admin::{LinkState, NodeState};
+    use wattle_wire::admin::{LanState, LinkState, NodeState};
 
     use super::*;
     use crate::testing::node_keys_of;
@@ -248,6 +248,8 @@ mod tests {
             unmanaged: None,
             enrolled_at: DateTime::UNIX_EPOCH,
             connection: None,
+            lan: LanState::Unknown,
+            problems: Vec::new(),
             last_report: None,
             held: None,
             rotation: None,

@@ -112,10 +112,7 @@ pub fn desired(
     Desired {
         interface: local.interface.clone(),
         public_key: local.node_keys.wireguard_key(),
-        listen_port: known
-            .myself
-            .endpoint
-            .map_or(known.mesh.listen_port, |endpoint| endpoint.socket().port()),
+        listen_port: known.listen_port(),
         mtu: DEFAULT_MTU,
         addresses: [tunnel_address(known, refused)].into(),
         peers,

@@ -69,12 +69,45 @@ pub async fn note_silence(
         after_s
     );
     let turned = turned.fetch_all(&mut *connection).await?;
-    for (change, is_silent) in [(NodeChange::Silent, true), (NodeChange::Back, false)] {
-        let nodes: Vec<_> = turned
-            .iter()
-            .filter(|row| row.silent == is_silent)
-            .map(|row| row.node)
-            .collect();
+    let turned = turned.into_iter().map(|row| (row.node, row.silent));
+    note_turned(connection, turned, [NodeChange::Back, NodeChange::Silent]).await
+}
+
+/// Notes of which nodes the LANs became degraded, or are not any more. `degraded` says of each
+/// whether they are.
+pub async fn note_lans(
+    connection: &mut PgConnection,
+    nodes: &[Uuid],
+    degraded: &[bool],
+) -> Result<()> {
+    let turned = sqlx::query!(
+        r#"WITH turned AS (
+             SELECT node, degraded
+             FROM node_reports JOIN unnest($1::uuid[], $2::boolean[]) AS said(node, degraded) USING (node)
+             WHERE lan_degraded <> degraded
+             ORDER BY node FOR UPDATE OF node_reports)
+         UPDATE node_reports SET lan_degraded = degraded FROM turned
+         WHERE node_reports.node = turned.node
+         RETURNING node_reports.node, lan_degraded"#,
+        nodes,
+        degraded
+    );
+    let turned = turned.fetch_all(&mut *connection).await?;
+    let turned = turned.into_iter().map(|row| (row.node, row.lan_degraded));
+    let changes = [NodeChange::LanOk, NodeChange::LanDegraded];
+    note_turned(connection, turned, changes).await
+}
+
+/// Notes what became of nodes that turned: the first where something is not so any more, the second
+/// where it is.
+async fn note_turned(
+    connection: &mut PgConnection,
+    turned: impl Iterator<Item = (Uuid, bool)>,
+    [ended, began]: [NodeChange; 2],
+) -> Result<()> {
+    let (on, off): (Vec<_>, Vec<_>) = turned.partition(|(_, is_so)| *is_so);
+    for (change, nodes) in [(began, on), (ended, off)] {
+        let nodes: Vec<_> = nodes.into_iter().map(|(node, _)| node).collect();
         if !nodes.is_empty() {
             note_nodes(connection, &nodes, change).await?;
         }

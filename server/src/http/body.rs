@@ -185,11 +185,11 @@ fn without_value(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use wattle_wire::{admin::NewSite, problem::Problem};
+    use wattle_wire::{admin::NewSite, problem::ProblemDetails};
 
     use super::*;
 
-    fn problem_of(text: &str) -> Problem {
+    fn problem_of(text: &str) -> ProblemDetails {
         match parse::<NewSite>(text.as_bytes()) {
             Err(Error::Refused(problem)) => *problem,
             other => panic!("{other:?}"),

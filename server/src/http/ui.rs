@@ -37,7 +37,7 @@ macro_rules! asset {
 
 const INDEX: Asset = asset!("index.html", "text/html; charset=utf-8");
 
-const ASSETS: [Asset; 17] = [
+const ASSETS: [Asset; 18] = [
     asset!("icon.svg", "image/svg+xml"),
     asset!("style.css", "text/css; charset=utf-8"),
     asset!("api.js", "text/javascript; charset=utf-8"),
@@ -51,6 +51,7 @@ const ASSETS: [Asset; 17] = [
     asset!("matrix.js", "text/javascript; charset=utf-8"),
     asset!("mesh.js", "text/javascript; charset=utf-8"),
     asset!("overview.js", "text/javascript; charset=utf-8"),
+    asset!("problem.js", "text/javascript; charset=utf-8"),
     asset!("ring.js", "text/javascript; charset=utf-8"),
     asset!("site.js", "text/javascript; charset=utf-8"),
     asset!("sites.js", "text/javascript; charset=utf-8"),

@@ -10,7 +10,10 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use wattle_mesh::{
     config::{directory::Directory, view},
-    health::link::{self, EndReport, Heard, LinkRecord},
+    health::{
+        lan::{self, LanEnd},
+        link::{self, EndReport, Heard, LinkRecord},
+    },
 };
 use wattle_wire::{
     admin::{Link, LinkChange, LinkEnd, Page, PskMaker},
@@ -23,7 +26,7 @@ use crate::{
         body::Query,
         page::{self, PageQuery},
     },
-    state::{app::App, link_tracker::queries},
+    state::{app::App, link_tracker::queries, reports::Account},
 };
 
 /// Which links.
@@ -180,6 +183,10 @@ fn link(
         end(app, directory, b, a, reports[1])?,
     ];
     let (state, fault) = link::link_health(reports);
+    let (lan, lan_problems) = lan::of_link([
+        lan_end(&app.reports.account(a), app, directory, a)?,
+        lan_end(&app.reports.account(b), app, directory, b)?,
+    ]);
     let psk_made_by = if unmanaged.contains(&true) {
         PskMaker::Coordinator
     } else {
@@ -190,7 +197,24 @@ fn link(
         state,
         fault,
         since,
+        lan,
+        lan_problems,
         psk_made_by,
+    })
+}
+
+fn lan_end<'n>(
+    account: &'n Account,
+    app: &App,
+    directory: &Directory,
+    node: NodeId,
+) -> Option<LanEnd<'n>> {
+    let record = directory.nodes.get(&node)?;
+    let has_agent = record.unmanaged.is_none();
+    Some(LanEnd {
+        node,
+        connection: has_agent.then(|| app.reports.connection(node, record.enrolled_at)),
+        problems: &account.problems,
     })
 }
 

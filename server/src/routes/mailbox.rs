@@ -9,7 +9,7 @@ use axum::{Extension, Json, extract::State};
 use wattle_mesh::config::view;
 use wattle_wire::{
     ids::NodeId,
-    problem::Problem,
+    problem::ProblemDetails,
     psk::{MailboxRequest, MailboxResponse, OutgoingMessage, SignedPskMessage},
 };
 
@@ -82,7 +82,7 @@ fn check(app: &App, node: NodeId, message: &OutgoingMessage, index: usize) -> Re
     } else {
         return Ok(());
     };
-    Err(Problem {
+    Err(ProblemDetails {
         field: Some(format!("leave[{index}]")),
         ..problem
     }

@@ -9,8 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use wattle_mesh::config::view;
-use wattle_wire::admin::{ConnectionState, LinkState, NodeState};
+use wattle_mesh::{config::view, health::lan::LanEnd};
+use wattle_wire::admin::{ConnectionState, LanState, LinkState, NodeState};
 
 use crate::{
     error::{Error, Result},
@@ -99,17 +99,35 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         "state",
         &states,
     )?;
-    let connections: Vec<_> = app.mesh_cache.read(|feed| {
+    let agents: Vec<_> = app.mesh_cache.read(|feed| {
         let nodes = feed.directory().nodes.values();
         let agents = nodes.filter(|node| node.unmanaged.is_none());
         agents
-            .map(|node| app.reports.connection(node.id, node.enrolled_at).state)
+            .map(|node| {
+                let connection = app.reports.connection(node.id, node.enrolled_at);
+                let end = LanEnd {
+                    node: node.id,
+                    connection: Some(connection),
+                    problems: &app.reports.account(node.id).problems,
+                };
+                (connection.state, end.state())
+            })
             .collect()
     });
     let connections = ConnectionState::ALL.map(|wanted| {
-        let found = connections.iter().filter(|state| **state == wanted);
+        let found = agents.iter().filter(|(state, _)| *state == wanted);
         (wanted.name(), count(found.count()))
     });
+    let lans = LanState::ALL.map(|wanted| {
+        let found = agents.iter().filter(|(_, lan)| *lan == wanted);
+        (wanted.name(), count(found.count()))
+    });
+    vector(
+        "wattle_gateway_lans",
+        "Gateways with an agent, by whether the LANs behind them get the packets of others.",
+        "state",
+        &lans,
+    )?;
     vector(
         "wattle_agents",
         "Agents of the mesh, by whether any coordinator hears them and whether they are up to date.",

@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
 };
 use wattle_mesh::config::view;
-use wattle_wire::report::{Held, Report};
+use wattle_wire::report::{Held, Problem, Report};
 
 use crate::{
     error::{self, Result},
@@ -94,9 +94,18 @@ fn check(report: &Report, peers: usize) -> Result<()> {
         )
         .into());
     }
-    report
-        .problems
-        .iter()
-        .enumerate()
-        .try_for_each(|(index, problem)| text::check(&format!("problems[{index}]"), problem))
+    let mut problems = report.problems.iter().enumerate();
+    problems.try_for_each(|(index, problem)| check_problem(index, problem))
+}
+
+fn check_problem(index: usize, problem: &Problem) -> Result<()> {
+    let remedy = problem.remedy.as_deref().unwrap_or_default();
+    for (field, text, longest) in [
+        ("subject", &*problem.subject, Problem::LONGEST_SUBJECT),
+        ("words", &*problem.words, Problem::LONGEST_WORDS),
+        ("remedy", remedy, Problem::LONGEST_REMEDY),
+    ] {
+        text::check_within(&format!("problems[{index}].{field}"), text, longest)?;
+    }
+    Ok(())
 }

@@ -22,7 +22,7 @@ use wattle_wire::{
     enrol::{SignedStatement, Statement},
     ids::NodeId,
     key::WireguardKey,
-    problem::Problem,
+    problem::ProblemDetails,
     rotation::{RotationAnswer, RotationStep},
 };
 
@@ -84,7 +84,7 @@ pub async fn request(
 /// make one.
 fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result<()> {
     let refused = |code, title, detail: String| {
-        Err(Problem {
+        Err(ProblemDetails {
             field: None,
             ..error::taken(code, title, "", detail, None)
         }
@@ -259,7 +259,7 @@ pub(crate) async fn refuse_known_key(
     }
 }
 
-fn under_way(node: &str) -> Problem {
+fn under_way(node: &str) -> ProblemDetails {
     let detail = format!("{node} is changing its WireGuard key; only one node at a time may");
     error::taken(
         "rotation_under_way",

@@ -22,7 +22,7 @@ use wattle_wire::{
         ChangedSite, CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SitePatch,
     },
     ids::SiteId,
-    problem::{Holder, Problem},
+    problem::{Holder, ProblemDetails},
 };
 
 use self::check::coordinators::{Judged, judge};
@@ -368,7 +368,7 @@ fn tunnel_prefix(app: &App) -> Ipv4Net {
         .read(|feed| feed.directory().mesh.tunnel_prefix)
 }
 
-fn refuse_clash(clash: Option<Problem>) -> Result<()> {
+fn refuse_clash(clash: Option<ProblemDetails>) -> Result<()> {
     clash.map_or(Ok(()), |problem| Err(problem.into()))
 }
 

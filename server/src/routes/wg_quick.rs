@@ -29,7 +29,7 @@ use wattle_wire::{
     enrol::Statement,
     ids::{NodeId, SiteId},
     key::{Bytes32, IdentityKey, WireguardKey},
-    problem::Problem,
+    problem::ProblemDetails,
     webhook::NodeChange,
 };
 
@@ -269,7 +269,7 @@ fn key_of_another(error: Error) -> Error {
     let Error::Refused(problem) = error else {
         return error;
     };
-    Problem {
+    ProblemDetails {
         field: Some("wireguard_key".to_owned()),
         ..*problem
     }

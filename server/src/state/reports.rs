@@ -20,10 +20,10 @@ use wattle_mesh::{
     health::connection::{self, Sign},
 };
 use wattle_wire::{
-    admin::{NodeConnection, NodeReport},
+    admin::{NodeConnection, NodeProblem, NodeReport},
     endpoint::Endpoint,
     ids::{NodeId, Position},
-    report::{Held, LinkReport, Report, Start},
+    report::{Held, LinkReport, Problem, Report, Start},
 };
 
 use self::queries::{EndSaid, Heard, News};
@@ -64,10 +64,18 @@ pub struct Reports {
     turns: Semaphore,
     /// Nodes whose keys two machines have.
     copied: Mutex<BTreeSet<NodeId>>,
-    /// What hosts have only until somebody confirms that it goes: as nodes said here, and
-    /// otherwise as the database has it.
-    held: Mutex<BTreeMap<NodeId, Held>>,
+    /// What all coordinators tell of nodes: as nodes said here, and otherwise as the database has
+    /// it. Those of whom there is nothing to tell are left out.
+    accounts: Mutex<BTreeMap<NodeId, Account>>,
     signs: Mutex<Signs>,
+}
+
+/// What all coordinators tell of a node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Account {
+    /// Peers that its host has only until somebody confirms that they go.
+    pub held: Option<Held>,
+    pub problems: Vec<NodeProblem>,
 }
 
 /// The last signs of nodes that any coordinator had.
@@ -87,7 +95,7 @@ impl Default for Reports {
             writing: tokio::sync::Mutex::default(),
             turns: Semaphore::new(AT_A_TIME),
             copied: Mutex::default(),
-            held: Mutex::default(),
+            accounts: Mutex::default(),
             signs: Mutex::default(),
         }
     }
@@ -136,14 +144,16 @@ impl Reports {
         self.lock().get(&node)?.links.get(&peer).copied()
     }
 
-    /// What a node's host has only until somebody confirms that it goes.
-    pub fn held(&self, node: NodeId) -> Option<Held> {
-        self.held_by_node().get(&node).cloned()
+    /// What all coordinators tell of a node.
+    pub fn account(&self, node: NodeId) -> Account {
+        self.accounts().get(&node).cloned().unwrap_or_default()
     }
 
     /// How many nodes hold something.
     pub fn count_holding(&self) -> usize {
-        self.held_by_node().len()
+        let accounts = self.accounts();
+        let holding = accounts.values().filter(|account| account.held.is_some());
+        holding.count()
     }
 
     /// Whether a node was heard of here within such a time.
@@ -189,7 +199,7 @@ impl Reports {
     /// Forgets nodes that do not take part any more.
     pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
         self.copied().retain(|node| takes_part(*node));
-        self.held_by_node().retain(|node, _| takes_part(*node));
+        self.accounts().retain(|node, _| takes_part(*node));
         let mut said = self.lock();
         said.retain(|node, _| takes_part(*node));
         said.values_mut()
@@ -204,8 +214,9 @@ impl Reports {
         }
     }
 
-    /// Writes what nodes say, again and again, and reads what they hold. What is lost when the coordinator dies is said
-    /// again: each node gives its whole account to the coordinator that it turns to.
+    /// Writes what nodes say, again and again, and reads what they said elsewhere. What is lost when
+    /// the coordinator dies is said again: each node gives its whole account to the coordinator that
+    /// it turns to.
     pub async fn write_on(&self, db: &Db) {
         let (mut away, mut read) = (false, None::<Instant>);
         loop {
@@ -213,7 +224,7 @@ impl Reports {
             let exchanged = async {
                 self.write(db).await?;
                 if read.is_none_or(|read| read.elapsed() >= READ) {
-                    self.read_held(db).await?;
+                    self.read_accounts(db).await?;
                     read = Some(Instant::now());
                 }
                 Ok::<_, Error>(())
@@ -258,16 +269,16 @@ impl Reports {
         }
     }
 
-    /// Reads what nodes hold, whichever coordinator they said it to.
-    pub async fn read_held(&self, db: &Db) -> Result<()> {
+    /// Reads what nodes say of themselves, whichever coordinator they said it to.
+    pub async fn read_accounts(&self, db: &Db) -> Result<()> {
         // Nothing is being written meanwhile: what does not wait is in the database.
         let _alone = self.writing.lock().await;
-        let read = queries::held(&mut *db.follow().await?).await?;
+        let read = queries::accounts(&mut *db.follow().await?).await?;
         let waiting = self.waiting();
         let is_told = |node: &NodeId| waiting.heard.contains_key(node);
-        let mut held = self.held_by_node();
-        held.retain(|node, _| is_told(node));
-        held.extend(read.into_iter().filter(|(node, _)| !is_told(node)));
+        let mut accounts = self.accounts();
+        accounts.retain(|node, _| is_told(node));
+        accounts.extend(read.into_iter().filter(|(node, _)| !is_told(node)));
         Ok(())
     }
 
@@ -327,14 +338,17 @@ impl Reports {
             applied,
             device,
             mtu,
-            problems,
+        };
+        let account = Account {
+            held,
+            problems: since(problems, &self.account(node).problems, at),
         };
         let mut all = self.lock();
         let before = all.get(&node);
         let trusted = before
             .and_then(|said| said.trusted)
             .filter(|trusted| now - *trusted < TRUST);
-        let is_known = |said: &&Said| said.start == start && self.held(node) == held;
+        let is_known = |said: &&Said| said.start == start && self.account(node) == account;
         let heard = before
             .filter(is_known)
             .and_then(|said| said.heard)
@@ -360,20 +374,18 @@ impl Reports {
             .armed
             .extend(armed.into_iter().map(|armed| (node, armed)));
         if heard.is_none() {
-            let (held, applied) = (held.clone(), report.applied);
-            waiting.heard.insert(
-                node,
-                Heard {
-                    start,
-                    applied,
-                    held,
-                },
-            );
+            let heard = Heard {
+                start,
+                applied: report.applied,
+                account: account.clone(),
+            };
+            waiting.heard.insert(node, heard);
         }
-        match held {
-            Some(held) => self.held_by_node().insert(node, held),
-            None => self.held_by_node().remove(&node),
-        };
+        if account == Account::default() {
+            self.accounts().remove(&node);
+        } else {
+            self.accounts().insert(node, account);
+        }
         drop(waiting);
         let said = all.entry(node).or_insert_with(|| Said {
             report: report.clone(),
@@ -408,13 +420,31 @@ impl Reports {
         self.copied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn held_by_node(&self) -> MutexGuard<'_, BTreeMap<NodeId, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn accounts(&self) -> MutexGuard<'_, BTreeMap<NodeId, Account>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn waiting(&self) -> MutexGuard<'_, News> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Since when a node has each of its problems, which it had `before` or has since `now`. Of two that
+/// are the same the first counts.
+fn since(problems: Vec<Problem>, before: &[NodeProblem], now: DateTime<Utc>) -> Vec<NodeProblem> {
+    let is_same = |one: &Problem, other: &Problem| {
+        (one.code, &one.subject, one.peer) == (other.code, &other.subject, other.peer)
+    };
+    let mut known: Vec<NodeProblem> = Vec::with_capacity(problems.len());
+    for problem in problems {
+        if known.iter().any(|known| is_same(&known.problem, &problem)) {
+            continue;
+        }
+        let had = before.iter().find(|had| is_same(&had.problem, &problem));
+        let since = had.map_or(now, |had| had.since);
+        known.push(NodeProblem { problem, since });
+    }
+    known
 }
 
 #[cfg(test)]

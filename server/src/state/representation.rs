@@ -8,10 +8,13 @@ use wattle_mesh::{
         view,
         wg_quick::Files,
     },
+    health::lan::LanEnd,
 };
-use wattle_wire::admin::{Node, NodeRotation, RotationPhase, Site, SiteNode, UnmanagedNode};
+use wattle_wire::admin::{
+    LanState, Node, NodeRotation, RotationPhase, Site, SiteNode, UnmanagedNode,
+};
 
-use super::reports::Reports;
+use super::reports::{Account, Reports};
 
 pub fn site_in(directory: &Directory, record: &SiteRecord) -> Site {
     let nodes = directory.nodes_of(record.id).map(listed);
@@ -72,12 +75,21 @@ pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
         file_is_current,
         ..unmanaged
     });
+    let connection = unmanaged
+        .is_none()
+        .then(|| reports.connection(node.id, node.enrolled_at));
+    let Account { held, problems } = reports.account(node.id);
+    let end = LanEnd {
+        node: node.id,
+        connection,
+        problems: &problems,
+    };
     Node {
-        connection: unmanaged
-            .is_none()
-            .then(|| reports.connection(node.id, node.enrolled_at)),
+        connection,
+        lan: end.state(),
+        problems,
         last_report: reports.last(node.id),
-        held: reports.held(node.id),
+        held,
         unmanaged,
         ..node
     }
@@ -110,6 +122,8 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         }),
         enrolled_at: record.enrolled_at,
         connection: None,
+        lan: LanState::default(),
+        problems: Vec::new(),
         last_report: None,
         held: None,
         rotation: rotation(record),

@@ -1,4 +1,4 @@
-//! Gateways that are silent or behind, as every coordinator tells it.
+//! Gateways that are silent or behind or keep their LANs from others, as every coordinator tells it.
 
 use chrono::{TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ async fn a_gateway_that_is_behind_or_has_problems_is_told_of_by_every_coordinato
         &coordinator,
         &frankfurt,
         "1.4",
-        json!(["the interface wattle0 is missing"]),
+        json!([{"code": "unreadable", "words": "the interface wattle0 is missing"}]),
     )
     .await;
     assert_eq!(
@@ -131,4 +131,93 @@ async fn a_gateway_of_which_no_coordinator_heard_is_silent_since_it_was_last_hea
     }
     assert_eq!(found.1, json!(last));
     until(&coordinator, "dublin", "connected").await;
+}
+
+/// What a link and its two nodes say of the LANs, by one coordinator.
+async fn lans(coordinator: &Coordinator) -> (Value, Vec<Value>, Value) {
+    let link = coordinator.get("/links/dublin/frankfurt").await.json();
+    let mut nodes = Vec::new();
+    for node in ["dublin", "frankfurt"] {
+        let shown = coordinator.get(&format!("/nodes/{node}")).await.json();
+        nodes.push(shown["lan"].clone());
+    }
+    (link["lan"].clone(), nodes, link["lan_problems"].clone())
+}
+
+#[tokio::test]
+async fn what_keeps_a_lan_from_others_is_told_by_every_coordinator_since_when_and_after_a_restart()
+{
+    let coordinator = Coordinator::start().await;
+    let another = coordinator.another().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let frankfurt = new_node(&coordinator, json!({"name": "frankfurt"})).await;
+    reports(&coordinator, &dublin, "1.4", json!([])).await;
+    reports(&coordinator, &frankfurt, "1.4", json!([])).await;
+    let ok = (json!("ok"), vec![json!("ok"); 2], Value::Null);
+    assert_eq!(lans(&coordinator).await, ok);
+
+    let problem = json!({"code": "route", "subject": "10.20.0.0/24", "lan": "degraded",
+        "words": "packets leave by eth1", "remedy": "ip rule add to 10.20.0.0/24 lookup main"});
+    let other = json!({"code": "state", "words": "the disk is full"});
+    reports(&coordinator, &dublin, "1.4", json!([problem, other])).await;
+    let first = coordinator.get("/nodes/dublin").await.json()["problems"].clone();
+    assert_eq!(first.as_array().unwrap().len(), 2);
+    coordinator
+        .until("SELECT count(*) FROM node_reports WHERE lan_degraded", 1)
+        .await;
+    // Another code, which this coordinator does not know, and an effect that is not sure.
+    let newer = json!({"code": "of a later version", "words": "who knows", "lan": "unproven"});
+    reports(&coordinator, &dublin, "1.4", json!([problem, newer])).await;
+    let named = json!([
+        {"node": dublin.id(), "code": "route", "subject": "10.20.0.0/24"},
+        {"node": dublin.id(), "code": "other", "subject": ""},
+    ]);
+    let degraded = (
+        json!("degraded"),
+        vec![json!("degraded"), json!("ok")],
+        named,
+    );
+    let restarted = coordinator.another().await;
+    for told_by in [&coordinator, &another, &restarted] {
+        for _ in 0..300 {
+            if lans(told_by).await == degraded {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert_eq!(lans(told_by).await, degraded);
+        let problems = told_by.get("/nodes/dublin").await.json()["problems"].clone();
+        assert_eq!(
+            problems[0], first[0],
+            "since it began, not since it was said again"
+        );
+        let metrics = told_by.get("/metrics").await.text;
+        for (state, gateways) in [("ok", 1), ("degraded", 1), ("unproven", 0), ("unknown", 0)] {
+            let line = format!("\nwattle_gateway_lans{{state=\"{state}\"}} {gateways}\n");
+            assert!(metrics.contains(&line), "{line}{metrics}");
+        }
+    }
+    let browser = Browser::open(&coordinator.url("/")).await;
+    browser.sign_in(&coordinator.token).await;
+    browser
+        .see("#sentence", "dublin keeps its LAN from others")
+        .await;
+    browser.see(".attention", "packets leave by eth1").await;
+    browser
+        .see(".attention", "ip rule add to 10.20.0.0/24 lookup main")
+        .await;
+    browser.go("#/links/dublin/frankfurt").await;
+    browser.see("#lan", "kept from each other").await;
+    browser.keep("lan").await;
+
+    // It goes when it goes.
+    reports(&coordinator, &dublin, "1.4", json!([])).await;
+    assert_eq!(lans(&coordinator).await, ok);
+    coordinator
+        .until(
+            "SELECT count(*) FROM node_reports WHERE NOT lan_degraded AND problems = '[]'",
+            2,
+        )
+        .await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
 }

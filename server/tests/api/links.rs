@@ -308,10 +308,25 @@ async fn b15_malformed_reports_are_refused() {
         report[field] = value;
         report
     };
+    let problem = |words: &str| json!({"code": "route", "words": words});
     for (body, field) in [
         (report(&many), "links"),
-        (with("problems", json!(vec!["x"; 17])), "problems"),
-        (with("problems", json!(["a\u{1b}[2J"])), "problems[0]"),
+        (with("problems", json!(vec![problem("x"); 17])), "problems"),
+        (
+            with("problems", json!([problem("a\u{1b}[2J")])),
+            "problems[0].words",
+        ),
+        (
+            with("problems", json!([problem(&"x".repeat(385))])),
+            "problems[0].words",
+        ),
+        (
+            with(
+                "problems",
+                json!([{"code": "route", "words": "", "remedy": "a\n"}]),
+            ),
+            "problems[0].remedy",
+        ),
         (with("node", json!(frankfurt.id())), "node"),
         (with("applied", json!("1")), "applied"),
         (with("device", json!("quantum")), "device"),

@@ -52,14 +52,19 @@ async fn a_node_is_shown_with_its_keys_and_its_last_report() {
     }
     node.report(
         &coordinator,
-        json!({"applied": "1.2", "device": "kernel", "links": [], "problems": ["no nft"]}),
+        json!({"applied": "1.2", "device": "kernel", "links": [], "problems": [{"code": "not_applied", "words": "no nft"}]}),
     )
     .await
     .expect(204);
-    let report = &coordinator.get("/nodes/dublin").await.json()["last_report"];
+    let shown = coordinator.get("/nodes/dublin").await.json();
+    let report = &shown["last_report"];
     assert_eq!(
-        (&report["applied"], &report["device"], &report["problems"]),
-        (&json!("1.2"), &json!("kernel"), &json!(["no nft"]))
+        (
+            &report["applied"],
+            &report["device"],
+            &shown["problems"][0]["words"]
+        ),
+        (&json!("1.2"), &json!("kernel"), &json!("no nft"))
     );
 }
 

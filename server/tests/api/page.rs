@@ -746,7 +746,11 @@ async fn d4_text_is_shown_as_it_was_written_and_never_run() {
     )
     .await;
     new_node(&coordinator, json!({"name": "frankfurt"})).await;
-    let problems = [HOSTILE, "javascript:window.caught=1"];
+    let problem = |code: &str| {
+        json!({"code": code, "subject": HOSTILE, "words": HOSTILE, "lan": "degraded",
+        "remedy": "javascript:window.caught=1"})
+    };
+    let problems = ["route", "no such code"].map(problem);
     dublin
         .report(
             &coordinator,

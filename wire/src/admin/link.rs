@@ -4,7 +4,13 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{endpoint::Endpoint, ids::NodeId, name::Name, report::EndState};
+use crate::{
+    admin::node::LanState,
+    endpoint::Endpoint,
+    ids::NodeId,
+    name::Name,
+    report::{EndState, ProblemCode},
+};
 
 /// Health of the tunnel between two nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -16,8 +22,22 @@ pub struct Link {
     pub fault: Option<LinkFault>,
     /// Since when it is in this state; absent for a link that was never reported.
     pub since: Option<DateTime<Utc>>,
+    /// Whether the LANs at its two ends get each other's packets, as far as their gateways can
+    /// tell. The state above is of the tunnel alone.
+    pub lan: LanState,
+    /// Why they do not, or may not: problems of its nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lan_problems: Vec<LinkProblem>,
     /// Who makes its preshared key.
     pub psk_made_by: PskMaker,
+}
+
+/// Which problem of a node a link's LANs have; the node tells all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LinkProblem {
+    pub node: NodeId,
+    pub code: ProblemCode,
+    pub subject: String,
 }
 
 /// Who makes the preshared key of a link.

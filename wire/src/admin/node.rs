@@ -13,7 +13,7 @@ use crate::{
     key::{IdentityKey, WireguardKey},
     lock::{SignedAdmission, SignedRemoval},
     name::Name,
-    report::{DeviceKind, Held},
+    report::{DeviceKind, Held, Problem},
     secret::Secret,
 };
 
@@ -66,6 +66,11 @@ pub struct Node {
     /// node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<NodeConnection>,
+    /// Whether the LANs behind it get their packets, as far as this gateway can tell.
+    pub lan: LanState,
+    /// What keeps its host from what the mesh wants, or its LANs from others, as it last reported.
+    /// All coordinators tell the same.
+    pub problems: Vec<NodeProblem>,
     /// What the node last reported; absent means nothing yet.
     pub last_report: Option<NodeReport>,
     /// Peers that its host has only until somebody confirms that they go, as it last reported;
@@ -179,7 +184,45 @@ pub struct NodeReport {
     pub device: Option<DeviceKind>,
     /// MTU of its interface, in bytes; null when it did not say.
     pub mtu: Option<u32>,
-    pub problems: Vec<String>,
+}
+
+/// A problem of a node, and since when it has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeProblem {
+    #[serde(flatten)]
+    pub problem: Problem,
+    pub since: DateTime<Utc>,
+}
+
+/// Whether the LANs behind a node, or behind the two ends of a link, get their packets.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum LanState {
+    /// Nothing on the gateways is in the way.
+    Ok,
+    /// Nobody knows: a gateway has no agent, or its agent is silent.
+    #[default]
+    Unknown,
+    /// Something may be in the way: whether it is cannot be known without a packet.
+    Unproven,
+    /// Something is in the way.
+    Degraded,
+}
+
+impl LanState {
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Unknown, Self::Unproven, Self::Degraded];
+
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Unknown => "unknown",
+            Self::Unproven => "unproven",
+            Self::Degraded => "degraded",
+        }
+    }
 }
 
 /// A node that is out of the mesh.

@@ -15,9 +15,12 @@ use rtnetlink::{
         RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType, RouteVia,
     },
 };
-use wattle_mesh::host::{
-    state::Family,
-    way::{ForeignRoute, Way},
+use wattle_mesh::{
+    diagnose::lan::{Led, Question},
+    host::{
+        state::Family,
+        way::{ForeignRoute, Way},
+    },
 };
 
 use super::{ROUTE_PROTOCOL, Tables, destination, in_main_table, into_io, ip, output, source};
@@ -48,6 +51,29 @@ impl Tables {
                 Err(error).with_context(|| format!("cannot ask for a route to {address}"))
             }
         }
+    }
+
+    /// Where a packet that comes in by an interface is led; `None` where there is no such interface.
+    pub(in crate::kernel) async fn led(&self, question: &Question) -> anyhow::Result<Option<Led>> {
+        let Ok(by) = if_::if_nametoindex(question.by.as_str()) else {
+            return Ok(None);
+        };
+        let whole = IpNet::from(question.to).prefix_len();
+        let query = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(question.to, whole)?
+            .source_prefix(question.from, whole)?
+            .input_interface(by)
+            .build();
+        let found = self.0.route().get(query).execute().try_next().await;
+        Ok(match found.map_err(into_io) {
+            Ok(Some(found)) if found.header.kind == RouteType::Local => Some(Led::Here),
+            Ok(found) => {
+                let index = found.as_ref().and_then(output);
+                let name = index.and_then(|index| if_::if_indextoname(index).ok());
+                name.map(|name| Led::By(name.to_string_lossy().into_owned()))
+            }
+            Err(error) => Some(Led::Nowhere(error.to_string())),
+        })
     }
 
     /// Routes of the main table but those over this interface and those past the tunnel that the

@@ -1,21 +1,29 @@
 //! What the loop tells its host: commands that ask, and Prometheus.
 
+use anyhow::Context;
 use tracing::info;
+use wattle_mesh::agent::replica::Known;
+use wattle_wire::report::{Problem, ProblemCode};
 
 use super::Agent;
 use crate::{
-    control::{Asked, Confirmed, Keys, Request, RotatedKey},
+    control::{Asked, Call, Confirmed, Keys, Request, RotatedKey},
+    doctor::{self, Node},
     metrics::Seen,
-    status::{Facts, Status},
+    status::{self, Facts, Planned, Status},
+    verify,
 };
 
 impl Agent {
     /// Answers a command of this host.
-    pub(super) async fn answer(&mut self, asked: Asked) {
-        match asked.request {
-            Request::Status => asked.answer(self.status().await),
-            Request::Confirm => asked.answer(Ok(self.confirm())),
-            Request::Keys => asked.answer(Ok(self.keys())),
+    pub(super) async fn answer(&mut self, call: Call) {
+        match call.request.clone() {
+            Request::Status => call.answer(self.status().await),
+            Request::Plan => call.answer(in_words(self.plan().await)),
+            Request::Doctor => self.examine(call),
+            Request::Verify(asked) => self.verify(call, asked),
+            Request::Confirm => call.answer(Ok(self.confirm())),
+            Request::Keys => call.answer(Ok(self.keys())),
             Request::Rotate(key) => {
                 if key == RotatedKey::Preshared {
                     self.mailbox.want_others();
@@ -28,14 +36,62 @@ impl Agent {
                 } else {
                     self.key_change.ask(key);
                 }
-                asked.answer(Ok(self.keys()));
+                call.answer(Ok(self.keys()));
             }
         }
     }
 
+    async fn plan(&self) -> anyhow::Result<Planned> {
+        let known = self.replica.known().context(status::NO_VIEW)?;
+        let watch = (self.watch.clone(), self.started.elapsed());
+        let psks = self.mailbox.exchange();
+        status::planned(&self.host, known, &self.node_keys, psks, watch).await
+    }
+
+    /// Looks at the host beside the loop: names that nobody resolves take seconds.
+    fn examine(&self, call: Call) {
+        let (host, membership) = (self.host.clone(), self.membership.clone());
+        let known = self.replica.known().cloned();
+        tokio::spawn(async move {
+            let node = Node {
+                membership: &membership,
+                known: known.as_ref(),
+            };
+            call.answer(in_words(
+                doctor::examine(&host, Some(node), None, true).await,
+            ));
+        });
+    }
+
+    /// Looks beside the loop at what is between the LANs.
+    fn verify(&self, call: Call, asked: Asked) {
+        let Some(known) = self.replica.known().cloned() else {
+            return call.answer(Err::<(), _>(status::NO_VIEW.to_owned()));
+        };
+        let host = self.host.clone();
+        tokio::spawn(async move {
+            call.answer(in_words(verify::trial(&host, &known, &asked).await));
+        });
+    }
+
+    /// What keeps this host from what the mesh wants, or its LANs from others.
+    pub(super) fn problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
+        let unsaved = self.save_problem.iter().map(|words| Problem {
+            subject: "the view".to_owned(),
+            ..Problem::new(ProblemCode::State, words)
+        });
+        self.replica
+            .problems()
+            .chain(self.outcome.problems.iter().cloned())
+            .chain(self.lan_watch.problems())
+            .chain(unsaved)
+            .chain(self.mailbox.problems(known))
+            .chain(self.key_change.problems(known, &self.node_keys))
+    }
+
     async fn status(&self) -> Result<Status, String> {
         let interface = self.host.observe_interface().await;
-        let interface = interface.map_err(|error| format!("{error:#}"))?;
+        let interface = in_words(interface)?;
         let known = self.replica.known();
         Ok(Status::new(&Facts {
             interface_name: &self.interface,
@@ -113,4 +169,8 @@ impl Agent {
             now: chrono::Utc::now().timestamp(),
         });
     }
+}
+
+fn in_words<T>(result: anyhow::Result<T>) -> Result<T, String> {
+    result.map_err(|error| format!("{error:#}"))
 }

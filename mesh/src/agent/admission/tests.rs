@@ -20,7 +20,7 @@ use crate::{
     },
     host::desired::{Local, desired},
     keys::{node_keys::NodeKeys, psk::exchange::Exchange, rotation::canary::PeerKeys},
-    testing::{Keys, MESH, directory_of, next_message, node_id, node_keys_of, node_record},
+    testing::{Keys, MESH, directory_of, next_message, node_id, node_keys_of, node_record, words},
 };
 
 /// Seconds since 1970.
@@ -189,7 +189,7 @@ impl World {
     }
 
     fn problems(&self) -> Vec<String> {
-        self.refused_at(NOW).problems().collect()
+        words(self.refused_at(NOW).problems())
     }
 }
 
@@ -436,6 +436,8 @@ fn listed(number: u64) -> Node {
         unmanaged: None,
         enrolled_at: record.enrolled_at,
         rotation: None,
+        lan: wattle_wire::admin::LanState::Unknown,
+        problems: Vec::new(),
         last_report: None,
         connection: None,
         held: None,
@@ -518,7 +520,7 @@ fn an_admission_ends_when_its_operator_said_so() {
     assert_eq!(world.carried_out_at(NOW + 9), [peer(2, &[])]);
     assert_eq!(world.carried_out_at(NOW + 10), []);
     assert_eq!(
-        world.refused_at(NOW + 10).problems().next().unwrap(),
+        world.refused_at(NOW + 10).problems().next().unwrap().words,
         "the guard refused peer site-2: its admission has ended"
     );
 }

@@ -10,7 +10,7 @@ use crate::{
         state::{Desired, Observed},
     },
     keys::{psk::exchange::Exchange, rotation::canary::PeerKeys},
-    testing::{Keys, MESH, directory_of, node_id, node_keys_of, snapshot},
+    testing::{Keys, MESH, directory_of, node_id, node_keys_of, snapshot, words},
 };
 
 /// Seconds since 1970.
@@ -73,7 +73,7 @@ fn carried_out(known: &Known, refused: &Refused) -> Desired {
 }
 
 fn problems(refused: &Refused) -> Vec<String> {
-    refused.problems().collect()
+    words(refused.problems())
 }
 
 #[test]

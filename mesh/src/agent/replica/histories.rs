@@ -1,7 +1,7 @@
 //! Any history of a mesh, with agents that are away, restart, hold and confirm: all end with the
 //! coordinator's view, and until then each says what it lacks.
 
-use std::{cell::RefCell, fmt::Write as _};
+use std::cell::RefCell;
 
 use proptest::{prelude::*, test_runner::TestCaseResult};
 use wattle_wire::{
@@ -20,7 +20,7 @@ use crate::{
         view,
     },
     keys::enrolment::sign_statement,
-    testing::{Keys, MESH, directory_of, next_message, node_id},
+    testing::{Keys, MESH, directory_of, next_message, node_id, words},
 };
 
 const HISTORIES: u32 = 2_048;
@@ -492,10 +492,7 @@ impl World {
         }
         let wanted = view::view(self.feed.directory(), node).unwrap();
         let known = replica.stored().unwrap().view;
-        let problems = replica.problems().fold(String::new(), |mut all, problem| {
-            writeln!(all, "{problem}").unwrap();
-            all
-        });
+        let problems = words(replica.problems()).join("\n");
         let awaiting = replica.awaiting_confirmation();
         let is_named = |name: &Name| problems.contains(name.as_str());
         for peer in &wanted.peers {
@@ -686,7 +683,7 @@ impl Agent {
             self.replica.awaiting_confirmation(),
             before.awaiting_confirmation()
         );
-        let told = |replica: &Replica| replica.problems().collect::<Vec<_>>();
+        let told = |replica: &Replica| words(replica.problems());
         prop_assert_eq!(told(&self.replica), told(&before));
         Ok(())
     }
@@ -768,7 +765,7 @@ fn live(history: Vec<Happening>, end: End) -> TestCaseResult {
         let replica = &agent.replica;
         let (wanted, stored) = (view::view(world.feed.directory(), *node), replica.stored());
         prop_assert_eq!(stored.map(|stored| stored.view), wanted);
-        prop_assert_eq!(replica.problems().collect::<Vec<_>>(), Vec::<String>::new());
+        prop_assert_eq!(words(replica.problems()), Vec::<String>::new());
         prop_assert!(replica.contested.is_empty() && replica.refused.is_empty());
         prop_assert_eq!(replica.awaiting_confirmation(), BTreeSet::new());
         let owners = replica.known().map(Ownership::of);

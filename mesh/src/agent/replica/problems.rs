@@ -1,10 +1,10 @@
-//! What of the coordinator's newest word is not carried out, in words.
+//! What of the coordinator's newest word is not carried out.
 
 use ipnet::IpNet;
 use wattle_wire::{
     ids::NodeId,
     name::Name,
-    report::{Held, HeldBecause, HeldPeer},
+    report::{Held, HeldBecause, HeldPeer, Problem, ProblemCode},
 };
 
 use super::{
@@ -19,31 +19,38 @@ const SIGNATURE: &str = "an operator signs the removal with `wattle-agent lock s
     `wattle-agent confirm` on this gateway";
 
 impl Replica {
-    /// What of the coordinator's newest word is not carried out, in words.
-    pub fn problems(&self) -> impl Iterator<Item = String> {
-        let rejected = self.rejected.iter();
-        let rejected =
-            rejected.map(|rejection| format!("rejected the newest revision: {rejection}"));
-        let held = self.held_in_words();
+    /// What of the coordinator's newest word is not carried out.
+    pub fn problems(&self) -> impl Iterator<Item = Problem> {
+        let rejected = self.rejected.iter().map(|rejection| {
+            let words = format!("rejected the newest revision: {rejection}");
+            problem("the newest revision", words)
+        });
+        let held = self
+            .held_in_words()
+            .map(|words| problem("removed peers", words));
         let absent = (!self.absent.is_empty()).then(|| {
-            format!(
+            let words = format!(
                 "the coordinator does not know these peers any more, and never removed them: {}. \
                  They stay until it knows them again or {}",
                 self.names(self.absent.iter().copied()),
                 self.confirmation()
-            )
+            );
+            problem("lost peers", words)
         });
         let waiting = self.contested.waiting.values().map(|waiting| {
             let peer = &waiting.told.peer;
             let is_new = self.name_of(peer.node).is_none();
-            self.waits(&peer.name, peer.node, is_new, &waiting.contests)
+            let words = self.waits(&peer.name, peer.node, is_new, &waiting.contests);
+            problem(peer.node, words)
         });
         let own_waiting = self.contested.own_waiting.iter().map(|waiting| {
             let myself = &waiting.told;
-            self.waits(&myself.name, myself.node, false, &waiting.contests)
+            let words = self.waits(&myself.name, myself.node, false, &waiting.contests);
+            problem(myself.node, words)
         });
-        let refused = self.refused.values();
-        let refused = refused.map(|refused| refused.refusal.to_string());
+        let refused = self.refused.iter();
+        let refused = refused
+            .map(|(node, refused)| problem(format!("refused {node}"), refused.refusal.to_string()));
         rejected
             .chain(held)
             .chain(absent)
@@ -155,6 +162,13 @@ impl Replica {
                  gives it to one of the two"
             )
         }
+    }
+}
+
+fn problem(subject: impl ToString, words: String) -> Problem {
+    Problem {
+        subject: subject.to_string(),
+        ..Problem::new(ProblemCode::Configuration, words)
     }
 }
 

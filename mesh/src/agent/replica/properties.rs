@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fmt};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use wattle_wire::{peer::View, subnet::overlap};
+use wattle_wire::{
+    peer::{MeshSettings, View},
+    subnet::overlap,
+};
 
 use super::{tests::world, *};
 use crate::{

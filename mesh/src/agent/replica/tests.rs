@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     config::{directory::RecordChange, feed::Feed, view},
     keys::enrolment::InvalidStatement,
-    testing::{Keys, MESH, directory_of, next_message, node_id, node_keys_of},
+    testing::{Keys, MESH, directory_of, next_message, node_id, node_keys_of, words},
 };
 
 /// Node 1's replica and the feed it follows, in a mesh of three.
@@ -109,7 +109,7 @@ fn e4_a_removal_of_more_than_half_of_all_peers_is_held_until_it_is_confirmed() {
     let problem = "the coordinator removed 3 of 4 peers within 24 hours. These stay until you run \
         `wattle-agent confirm` on this gateway: site-2, site-3, site-4";
     let mut replica = kept(&replica);
-    assert_eq!(replica.problems().collect::<Vec<_>>(), [problem]);
+    assert_eq!(words(replica.problems()), [problem]);
     assert!(
         !replica.confirm(&[node_id(5)].into()),
         "of another peer nobody asked"
@@ -486,7 +486,7 @@ fn b14_of_a_revision_that_contradicts_itself_only_what_two_claim_is_not_carried_
         assert_eq!(after[0], moved);
         let mut replica = kept(&replica);
         assert_eq!(peers(&replica), after);
-        let problems: Vec<_> = replica.problems().collect();
+        let problems = words(replica.problems());
         // The coordinator takes it back.
         let view = view::view(feed.directory(), node_id(1)).unwrap();
         let snapshot = StreamMessage::Snapshot {
@@ -617,7 +617,7 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
         let received = receive(&mut replica, announcing(&own, &Keys::of(taken), 2));
         assert_eq!(received, Received::Changed { refused: vec![] });
         assert_eq!(replica.known().unwrap().peers[&node_id(2)].announced, None);
-        let problems: Vec<_> = replica.problems().collect();
+        let problems = words(replica.problems());
         assert!(
             problems[0].starts_with(&format!(
                 "a change of site-2 is refused: its key belongs to {of}."

@@ -25,7 +25,7 @@ pub struct Taken {
 
 /// Why there is no interface, where that is known.
 pub(super) fn without_interface(symptoms: &Symptoms) -> Finding {
-    let interface = &symptoms.interface;
+    let interface = &symptoms.served.interface;
     if let Some(what) = &symptoms.taken.interface {
         return fault(
             "wireguard",

@@ -1,10 +1,15 @@
-use serde_json::json;
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
 
 use super::*;
+use crate::{
+    diagnose::{firewall::Lan, lan::FarLan},
+    testing::node_id,
+};
 
 fn healthy() -> Symptoms {
     Symptoms {
-        interface: "wattle0".parse().unwrap(),
         joined: true,
         mover: Mover::Kernel,
         taken: Taken::default(),
@@ -16,20 +21,35 @@ fn healthy() -> Symptoms {
             port: 51820,
             mtu: 1420,
         }),
-        port: 51820,
         probes: true,
-        forwards: true,
+        served: Served {
+            interface: "wattle0".parse().unwrap(),
+            port: 51820,
+            own: vec!["10.10.0.0/24".parse().unwrap()],
+            far: vec![FarLan {
+                node: node_id(2),
+                name: "frankfurt".parse().unwrap(),
+                prefix: "10.20.0.0/24".parse().unwrap(),
+            }],
+        },
+        facts: Facts {
+            lans: vec![Lan {
+                interface: "lan0".to_owned(),
+                subnet: "10.10.0.0/24".parse().unwrap(),
+                address: "10.10.0.1/24".parse().unwrap(),
+                up: true,
+            }],
+            routes: Vec::new(),
+            stopped: BTreeSet::new(),
+            forwards_v6: false,
+            ruleset: Ok(
+                json!({"nftables": [{"chain": {"family": "inet", "table": "wattle", "name": "forward", "hook": "forward", "policy": "accept"}}]}),
+            ),
+            has_legacy_rules: false,
+            led: Vec::new(),
+        },
         rp_filter: Some(2),
         underlay: Some(("eth0".to_owned(), 1500)),
-        lans: vec![Lan {
-            interface: "lan0".to_owned(),
-            subnet: "10.10.0.0/24".parse().unwrap(),
-        }],
-        far_lans: vec!["10.20.0.0/24".parse().unwrap()],
-        ruleset: Ok(
-            json!({"nftables": [{"chain": {"family": "inet", "table": "wattle", "name": "forward", "hook": "forward", "policy": "accept"}}]}),
-        ),
-        has_legacy_rules: false,
         unresolved: Vec::new(),
         coordinator: Some(Ok(1)),
         loses_large_packets: false,
@@ -50,23 +70,22 @@ fn told(symptoms: &Symptoms) -> Vec<(&'static str, Severity, String)> {
         .filter(|finding| finding.severity != Severity::Fine);
     findings
         .map(|finding| {
-            (
-                finding.check,
-                finding.severity,
-                finding.fix.unwrap_or_default(),
-            )
+            let Cow::Borrowed(check) = finding.check else {
+                panic!("a check has a name of its own");
+            };
+            (check, finding.severity, finding.fix.unwrap_or_default())
         })
         .collect()
 }
 
 fn with_rules(rules: &[Value]) -> Symptoms {
     let mut symptoms = healthy();
-    let mut all = symptoms.ruleset.clone().unwrap()["nftables"]
+    let mut all = symptoms.facts.ruleset.clone().unwrap()["nftables"]
         .as_array()
         .unwrap()
         .clone();
     all.extend_from_slice(rules);
-    symptoms.ruleset = Ok(json!({"nftables": all}));
+    symptoms.facts.ruleset = Ok(json!({"nftables": all}));
     symptoms
 }
 
@@ -95,7 +114,9 @@ fn each_ailment_is_told_with_its_remedy() {
         ("port", Severity::Fault, |s| {
             s.device.as_mut().unwrap().port = 40_000
         }),
-        ("forwarding", Severity::Fault, |s| s.forwards = false),
+        ("forwarding", Severity::Fault, |s| {
+            s.facts.stopped.insert("lan0".to_owned());
+        }),
         ("rp_filter", Severity::Notice, |s| s.rp_filter = Some(1)),
         ("mtu", Severity::Notice, |s| {
             s.underlay = Some(("ppp0".to_owned(), 1492))
@@ -159,8 +180,8 @@ fn before_a_machine_is_a_node_only_what_it_lacks_is_told() {
     symptoms.joined = false;
     symptoms.runs = false;
     symptoms.device = None;
-    symptoms.forwards = false;
-    symptoms.ruleset = Ok(json!({"nftables": []}));
+    symptoms.served.far.clear();
+    symptoms.facts.ruleset = Ok(json!({"nftables": []}));
     symptoms.coordinator = None;
     symptoms.peers = Vec::new();
     let checks = |symptoms: &Symptoms| -> Vec<_> {
@@ -319,7 +340,7 @@ fn a_rule_that_replaces_the_source_address_of_a_lan_is_named() {
     assert_eq!(
         told(&with_rules(&[nat, everywhere])),
         [(
-            "firewall",
+            "nat",
             Severity::Fault,
             "iptables -t nat -I POSTROUTING 1 -o wattle0 -j ACCEPT".to_owned()
         )]
@@ -376,8 +397,8 @@ fn a_firewall_that_drops_probes_is_named_unless_the_mesh_wants_none() {
 #[test]
 fn a_missing_table_and_rules_that_cannot_be_seen_are_told() {
     let mut symptoms = healthy();
-    symptoms.ruleset = Ok(json!({"nftables": []}));
-    symptoms.has_legacy_rules = true;
+    symptoms.facts.ruleset = Ok(json!({"nftables": []}));
+    symptoms.facts.has_legacy_rules = true;
     let severities: Vec<_> = told(&symptoms)
         .into_iter()
         .map(|(check, severity, _)| (check, severity))
@@ -385,8 +406,8 @@ fn a_missing_table_and_rules_that_cannot_be_seen_are_told() {
     assert_eq!(
         severities,
         [
-            ("firewall", Severity::Fault),
-            ("firewall", Severity::Notice)
+            ("firewall", Severity::Notice),
+            ("firewall", Severity::Fault)
         ]
     );
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use wattle_wire::{
     ids::NodeId,
     psk::{GivenPsk, OutgoingMessage, PskPolicy, SignedPskMessage},
+    report::{Problem, ProblemCode},
 };
 use zeroize::Zeroizing;
 
@@ -106,32 +107,32 @@ impl Exchange {
         self.pairs.get(&peer).is_some_and(|pair| pair.is_changing())
     }
 
-    /// Peers with which there is no key yet and that do not answer, or cannot, in words.
-    pub fn problems(&self, known: &Known) -> impl Iterator<Item = String> {
+    /// Peers with which there is no key yet and that do not answer, or cannot.
+    pub fn problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
         let require = known.mesh.psk == PskPolicy::Require;
-        known.peers.iter().filter(move |_| require).filter_map(
-            |(
-                node,
-                KnownPeer {
-                    peer, statement, ..
-                },
-            )| {
-                if statement.unmanaged {
-                    return (!self.given.contains_key(node)).then(|| {
-                    format!(
-                        "no packets to {} yet: its wg-quick file is older than this node or its \
-                         key. Make a new file for that site",
-                        peer.name
+        let peers = known.peers.values().filter(move |_| require);
+        peers.filter_map(
+            |KnownPeer {
+                 peer, statement, ..
+             }| {
+                let why = if statement.unmanaged {
+                    let has_none = !self.given.contains_key(&peer.node);
+                    has_none.then_some(
+                        "its wg-quick file is older than this node or its key. Make a new file for \
+                     that site",
                     )
-                });
-                }
-                self.pairs.get(node).is_some_and(|pair| pair.is_unanswered()).then(|| {
-                format!(
-                    "no packets to {} yet: its agent has not agreed on a preshared key. Check that \
-                     it is connected and up to date",
-                    peer.name
+                } else {
+                    let pair = self.pairs.get(&peer.node);
+                    pair.is_some_and(|pair| pair.is_unanswered()).then_some(
+                    "its agent has not agreed on a preshared key. Check that it is connected and \
+                     up to date",
                 )
-            })
+                }?;
+                let words = format!("no packets to {} yet: {why}", peer.name);
+                Some(Problem {
+                    peer: Some(peer.node),
+                    ..Problem::new(ProblemCode::PresharedKey, words)
+                })
             },
         )
     }

@@ -11,7 +11,7 @@ use wattle_wire::{
     enrol::{EnrolFinish, Enrolled, SignedStatement, Statement},
     ids::{MeshId, NodeId, SiteId, TokenId},
     name::Name,
-    problem::{Holder, Problem},
+    problem::{Holder, ProblemDetails},
 };
 
 use crate::{
@@ -187,7 +187,7 @@ pub(super) async fn refuse_endpoint_clash(
         site.0
     );
     match holder.fetch_optional(connection).await? {
-        Some(site) => Err(Problem {
+        Some(site) => Err(ProblemDetails {
             holder: Some(Holder {
                 site,
                 holds: endpoint.to_string(),
@@ -271,7 +271,7 @@ pub(crate) async fn insert(
         ))
 }
 
-pub(crate) fn key_taken() -> Problem {
+pub(crate) fn key_taken() -> ProblemDetails {
     error::taken(
         "key_taken",
         "The key is taken",
@@ -281,7 +281,7 @@ pub(crate) fn key_taken() -> Problem {
     )
 }
 
-pub(super) fn endpoint_taken() -> Problem {
+pub(super) fn endpoint_taken() -> ProblemDetails {
     error::taken(
         "endpoint_taken",
         "The endpoint is taken",

@@ -14,7 +14,7 @@ use wattle_mesh::{
 use wattle_wire::{
     ids::{NodeId, SiteId},
     name::Name,
-    problem::{Holder, Problem},
+    problem::{Holder, ProblemDetails},
 };
 
 use super::queries::{self, Named};
@@ -186,7 +186,7 @@ async fn rename(
     Ok(renamed)
 }
 
-fn taken(detail: String, site: String, name: &Name) -> Problem {
+fn taken(detail: String, site: String, name: &Name) -> ProblemDetails {
     let holder = Holder {
         site,
         holds: name.to_string(),

@@ -8,7 +8,7 @@ use wattle_wire::{
     admin::{NewSite, SitePatch},
     endpoint::Endpoint,
     name::Name,
-    problem::{Holder, Problem},
+    problem::{Holder, ProblemDetails},
     subnet::{Subnet, overlap},
 };
 
@@ -157,7 +157,7 @@ fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
 
 /// Checks that sites which are made together do not claim the same.
 pub(crate) fn check_together(drafts: &[Draft]) -> Result<()> {
-    let refuse = |index, problem: Problem| Err(Error::from(problem).of_site(index));
+    let refuse = |index, problem: ProblemDetails| Err(Error::from(problem).of_site(index));
     let (mut names, mut endpoints) = (BTreeMap::new(), BTreeMap::new());
     for (index, draft) in drafts.iter().enumerate() {
         let holder = |earlier: usize, holds: String| {
@@ -261,12 +261,12 @@ pub(crate) fn endpoint_in_subnet(
     endpoint: Endpoint,
     prefix: IpNet,
     holder: Option<Holder>,
-) -> Problem {
+) -> ProblemDetails {
     let detail = format!(
         "{endpoint} lies inside {prefix}, which is reached through a tunnel; give the gateway's \
          address outside of it"
     );
-    Problem {
+    ProblemDetails {
         holder,
         ..error::invalid("endpoint_in_subnet", "endpoint", detail)
     }

@@ -12,7 +12,7 @@ use wattle_mesh::config::{allocate, directory::SiteRecord};
 use wattle_wire::{
     endpoint::Endpoint,
     ids::SiteId,
-    problem::{Holder, Problem},
+    problem::{Holder, ProblemDetails},
     subnet::Subnet,
 };
 
@@ -129,7 +129,7 @@ pub(super) async fn endpoint_clash(
     connection: &mut PgConnection,
     site: Option<SiteId>,
     draft: &Draft,
-) -> Result<Option<Problem>> {
+) -> Result<Option<ProblemDetails>> {
     if let Some(endpoint) = draft.endpoint
         && let Some(problem) = endpoint_in_foreign_subnet(connection, site, endpoint).await?
     {
@@ -178,7 +178,7 @@ pub async fn endpoint_in_foreign_subnet(
     connection: &mut PgConnection,
     except: Option<SiteId>,
     endpoint: Endpoint,
-) -> Result<Option<Problem>> {
+) -> Result<Option<ProblemDetails>> {
     let holder = sqlx::query!(
         "SELECT name, prefix FROM subnets JOIN sites ON sites.id = subnets.site WHERE prefix >>= \
          $1 AND sites.id IS DISTINCT FROM $2",
@@ -204,7 +204,7 @@ pub(super) async fn subnet_holder(
     connection: &mut PgConnection,
     site: Option<SiteId>,
     draft: &Draft,
-) -> Result<Problem> {
+) -> Result<ProblemDetails> {
     let prefixes: Vec<_> = draft.subnets.iter().map(|subnet| subnet.net()).collect();
     let holder = sqlx::query!(
         "SELECT name, prefix FROM subnets JOIN sites ON sites.id = subnets.site
@@ -252,7 +252,7 @@ pub(super) async fn endpoint_holder(
     connection: &mut PgConnection,
     site: Option<SiteId>,
     draft: &Draft,
-) -> Result<Problem> {
+) -> Result<ProblemDetails> {
     let endpoint = draft.endpoint.map(Endpoint::socket);
     let holder = sqlx::query_scalar!(
         "SELECT name FROM sites WHERE endpoint_address = $1 AND endpoint_port = $2 AND id IS \

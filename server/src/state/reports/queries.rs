@@ -4,14 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
-use wattle_mesh::{agent::reporting, health::link};
+use wattle_mesh::{
+    agent::reporting,
+    health::{lan, link},
+};
 use wattle_wire::{
+    admin::NodeProblem,
     ids::{NodeId, Position},
     report::{EndState, Held, LinkReport, Start},
     rotation::KeyInPlace,
 };
 
-use crate::error::Result;
+use super::Account;
+use crate::{db::webhook_news, error::Result};
 
 /// Rows of one statement; it has to end within the database's limit of five seconds.
 const MOST_ROWS: usize = 20_000;
@@ -55,8 +60,7 @@ pub(super) struct Heard {
     pub start: Option<Start>,
     /// What its host has.
     pub applied: Position,
-    /// Peers that its host has only until somebody confirms that they go.
-    pub held: Option<Held>,
+    pub account: Account,
 }
 
 impl News {
@@ -176,7 +180,11 @@ async fn hear(
         .unzip();
     let held: Vec<_> = heard
         .values()
-        .map(|heard| heard.held.as_ref().map(Json))
+        .map(|heard| heard.account.held.as_ref().map(Json))
+        .collect();
+    let problems: Vec<_> = heard
+        .values()
+        .map(|heard| Json(&heard.account.problems))
         .collect();
     let (epochs, revisions): (Vec<_>, Vec<_>) = heard
         .values()
@@ -184,12 +192,14 @@ async fn hear(
         .unzip();
     sqlx::query!(
         "INSERT INTO node_reports AS stored
-             (node, at, start_number, start_drawn, held, epoch, revision)
-         SELECT id, now(), number, drawn, said.held, said.epoch, said.revision
-         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::jsonb[], $5::bigint[], \
-         $6::bigint[]) AS said(id, number, drawn, held, epoch, revision) JOIN nodes USING (id)
+             (node, at, start_number, start_drawn, held, problems, epoch, revision)
+         SELECT id, now(), number, drawn, said.held, said.problems, said.epoch, said.revision
+         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::jsonb[], $5::jsonb[], \
+         $6::bigint[], $7::bigint[]) AS said(id, number, drawn, held, problems, epoch, revision) \
+         JOIN nodes USING (id)
          WHERE state <> 'revoked' ORDER BY id
          ON CONFLICT (node) DO UPDATE SET at = excluded.at, held = excluded.held,
+             problems = excluded.problems,
              epoch = excluded.epoch, revision = excluded.revision,
              start_number = coalesce(excluded.start_number, stored.start_number),
              start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
@@ -197,11 +207,20 @@ async fn hear(
         &numbers as &[Option<i64>],
         &drawn as &[Option<i64>],
         &held as &[Option<Json<&Held>>],
+        &problems as &[Json<&Vec<NodeProblem>>],
         &epochs,
         &revisions
     )
     .execute(&mut *connection)
     .await?;
+    let degraded: Vec<_> = heard
+        .values()
+        .map(|heard| {
+            let problems = heard.account.problems.iter();
+            lan::are_degraded(problems.map(|known| &known.problem))
+        })
+        .collect();
+    webhook_news::note_lans(connection, &nodes, &degraded).await?;
     Ok(heard
         .iter()
         .filter(|(node, heard)| heard.start.is_some_and(|said| copied(**node, said)))
@@ -209,13 +228,20 @@ async fn hear(
         .collect())
 }
 
-/// What nodes hold, of those that hold something.
-pub(super) async fn held(connection: &mut PgConnection) -> Result<BTreeMap<NodeId, Held>> {
+/// What nodes last said of themselves, of those that have something to tell.
+pub(super) async fn accounts(connection: &mut PgConnection) -> Result<BTreeMap<NodeId, Account>> {
     let rows = sqlx::query!(
-        r#"SELECT node, held AS "held!: Json<Held>" FROM node_reports WHERE held IS NOT NULL"#
+        r#"SELECT node, held AS "held: Json<Held>", problems AS "problems!: Json<Vec<NodeProblem>>"
+           FROM node_reports WHERE held IS NOT NULL OR problems <> '[]'"#
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
-    Ok(rows.map(|row| (NodeId(row.node), row.held.0)).collect())
+    let account = |held: Option<Json<Held>>, problems: Json<Vec<NodeProblem>>| Account {
+        held: held.map(|held| held.0),
+        problems: problems.0,
+    };
+    Ok(rows
+        .map(|row| (NodeId(row.node), account(row.held, row.problems)))
+        .collect())
 }
 
 /// Notes which announced keys peers are ready for.

@@ -82,7 +82,7 @@ fn e4_a_signature_that_comes_later_confirms_what_it_is_of_and_nothing_else() {
     let mut world = World::new(5, &[2, 3, 4, 5]);
     world.remove(&[2, 3, 4], &[]);
     assert_eq!(world.held(), ids([2, 3, 4]));
-    let problems: Vec<_> = world.replica.problems().collect();
+    let problems = words(world.replica.problems());
     assert_eq!(
         problems,
         [

@@ -15,7 +15,7 @@ use crate::{
         feed::Feed,
         view,
     },
-    testing::{Keys, MESH, directory_of, next_message, node_id, node_record},
+    testing::{Keys, MESH, directory_of, next_message, node_id, node_record, words},
 };
 
 const NOW: i64 = 1_800_000_000;
@@ -105,7 +105,7 @@ impl World {
     }
 
     fn problems(&self) -> Vec<String> {
-        self.replica.problems().collect()
+        words(self.replica.problems())
     }
 
     fn wanted(&self) -> View {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use wattle_wire::{
     admin::Warning,
-    problem::{Holder, Problem},
+    problem::{Holder, ProblemDetails},
     subnet::Subnet,
 };
 
@@ -75,7 +75,7 @@ fn said(subnet: Subnet, at: &CoordinatorAddress, host: &str) -> String {
     )
 }
 
-fn refused(index: usize, at: &CoordinatorAddress, detail: &str) -> Problem {
+fn refused(index: usize, at: &CoordinatorAddress, detail: &str) -> ProblemDetails {
     let detail = format!("{detail}. If gateways find it elsewhere, add `?force=true`");
     let holder = Holder {
         site: "mesh".to_owned(),

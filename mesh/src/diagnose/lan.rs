@@ -1,0 +1,323 @@
+//! What keeps the LANs of this site from those of others on this host, found without a packet.
+//!
+//! No packet may carry an address that a host of a LAN may have, so the way is judged by what the
+//! kernel says of it: its rules, its switches, and where it would route such a packet.
+
+mod route;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use serde_json::Value;
+use wattle_wire::{
+    ids::NodeId,
+    name::Name,
+    report::{LanEffect, Problem, ProblemCode},
+};
+
+pub use self::route::{Led, Question, questions};
+use super::{
+    firewall::{Deed, Firewall, Lan, Obstacle, Packet, Transport},
+    remedy::{self, Tunnel},
+    verify::Fault,
+};
+use crate::{
+    agent::{guard::Refused, replica::Known},
+    host::{interface::InterfaceName, way::ForeignRoute},
+};
+
+/// The LANs of this site and of the others, as this host is to carry them out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    pub interface: InterfaceName,
+    /// The UDP port at which peers look for this node.
+    pub port: u16,
+    /// Subnets of the site; empty while the node stands by.
+    pub own: Vec<IpNet>,
+    pub far: Vec<FarLan>,
+}
+
+/// A LAN behind a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FarLan {
+    pub node: NodeId,
+    pub name: Name,
+    pub prefix: IpNet,
+}
+
+/// What was found on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// The LANs of the site that the host is in.
+    pub lans: Vec<Lan>,
+    /// Routes that the agent did not make.
+    pub routes: Vec<ForeignRoute>,
+    /// Interfaces of the LANs, and the tunnel's, that do not forward IPv4.
+    pub stopped: BTreeSet<String>,
+    /// Whether the host forwards IPv6.
+    pub forwards_v6: bool,
+    /// What `nft --json list ruleset` says; the error when it fails.
+    pub ruleset: Result<Value, String>,
+    /// Whether there are rules of the older iptables, which nft does not list.
+    pub has_legacy_rules: bool,
+    /// Where packets would be led.
+    pub led: Vec<(Question, Led)>,
+}
+
+impl Served {
+    pub fn new(known: &Known, interface: &InterfaceName, refused: &Refused) -> Self {
+        let peers = known.peers.values().map(|known| &known.peer);
+        let far = peers
+            .filter(|peer| refused.allows_peer(peer.node))
+            .flat_map(|peer| {
+                let parts = peer.subnets.iter();
+                let parts = parts.flat_map(|subnet| refused.carried_out(*subnet));
+                parts.map(|prefix| FarLan {
+                    node: peer.node,
+                    name: peer.name.clone(),
+                    prefix,
+                })
+            });
+        Self {
+            interface: interface.clone(),
+            port: known.listen_port(),
+            own: known.myself.subnets.iter().map(|own| own.net()).collect(),
+            far: far.collect(),
+        }
+    }
+
+    pub(super) fn tunnel(&self) -> Tunnel<'_> {
+        Tunnel {
+            interface: &self.interface,
+            port: self.port,
+        }
+    }
+
+    /// Whether the site and another have LANs of this family.
+    fn has_family(&self, v4: bool) -> bool {
+        self.own.iter().any(|own| own.addr().is_ipv4() == v4)
+            && self.far.iter().any(|far| far.prefix.addr().is_ipv4() == v4)
+    }
+}
+
+/// What is in the way between the LANs. Nothing where there are none.
+pub fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
+    if served.own.is_empty() || served.far.is_empty() {
+        return Vec::new();
+    }
+    let mut problems = missing(served, facts);
+    problems.extend(forwarding(served, facts));
+    problems.extend(route::problems(served, facts));
+    problems.extend(rules(served, facts));
+    problems
+}
+
+/// For each far LAN that packets of the own ones do not get to for sure, what is in the way.
+pub fn ways(served: &Served, facts: &Facts) -> Vec<(IpNet, Fault, String)> {
+    let problems = problems(served, facts);
+    let way = |far: &FarLan| {
+        let concerning = problems
+            .iter()
+            .filter(|problem| problem.peer.is_none_or(|peer| peer == far.node));
+        let worst = concerning.max_by_key(|problem| problem.lan)?;
+        let fault = match worst.lan? {
+            LanEffect::Degraded => Fault::Blocked,
+            LanEffect::Unproven => Fault::Unproven,
+        };
+        let reason = format!(
+            "this gateway reaches it, but its LAN may not: {}. `wattle-agent doctor` says what to \
+             do",
+            worst.words
+        );
+        Some((far.prefix, fault, reason))
+    };
+    served.far.iter().filter_map(way).collect()
+}
+
+fn degraded(code: ProblemCode, subject: impl ToString, words: String, remedy: String) -> Problem {
+    Problem {
+        subject: subject.to_string(),
+        remedy: Some(remedy),
+        lan: Some(LanEffect::Degraded),
+        ..Problem::new(code, words)
+    }
+}
+
+fn unproven(subject: impl ToString, words: String, remedy: String) -> Problem {
+    Problem {
+        lan: Some(LanEffect::Unproven),
+        ..degraded(ProblemCode::Firewall, subject, words, remedy)
+    }
+}
+
+/// Subnets of the site that the host does not reach, and LANs that are cut off.
+fn missing(served: &Served, facts: &Facts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for own in &served.own {
+        let lans: Vec<_> = facts.lans.iter().filter(|lan| lan.subnet == *own).collect();
+        // A router in the LAN may have the rest of it behind itself.
+        let is_routed = facts.routes.iter().any(|route| {
+            let prefix = route.prefix;
+            prefix.prefix_len() > 0
+                && route.way.is_some()
+                && (prefix.contains(own) || own.contains(&prefix))
+        });
+        if lans.is_empty() && !is_routed {
+            problems.push(degraded(
+                ProblemCode::NoLan,
+                own,
+                format!(
+                    "this host has no address in {own} of its site and no route to it, so packets \
+                     of other sites for it do not arrive"
+                ),
+                format!(
+                    "give the interface of that LAN an address in it, or add a route if it is \
+                     behind a router (`ip route add {own} via ROUTER`), or take it out of the site"
+                ),
+            ));
+        } else if !lans.is_empty() && lans.iter().all(|lan| !lan.up) {
+            let interface = &lans[0].interface;
+            problems.push(degraded(
+                ProblemCode::LanDown,
+                interface,
+                format!("{interface}, the interface of {own}, is down or has no carrier"),
+                format!("ip link set {interface} up; if it stays down, see its cable and switch"),
+            ));
+        }
+    }
+    problems
+}
+
+fn forwarding(served: &Served, facts: &Facts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if served.has_family(true) {
+        problems.extend(facts.stopped.iter().map(|interface| {
+            degraded(
+                ProblemCode::Forwarding,
+                interface,
+                format!(
+                    "net.ipv4.conf.{interface}.forwarding is 0: this host forwards no IPv4 packet \
+                     that comes in by {interface}"
+                ),
+                format!("sysctl -w net.ipv4.conf.{interface}.forwarding=1"),
+            )
+        }));
+    }
+    if served.has_family(false) && !facts.forwards_v6 {
+        problems.push(degraded(
+            ProblemCode::Forwarding,
+            "all",
+            "net.ipv6.conf.all.forwarding is 0: this host forwards no IPv6 packet".to_owned(),
+            "sysctl -w net.ipv6.conf.all.forwarding=1".to_owned(),
+        ));
+    }
+    problems
+}
+
+/// What the firewall does to packets between the LANs, either way.
+fn rules(served: &Served, facts: &Facts) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if facts.has_legacy_rules {
+        problems.push(unproven(
+            "iptables-legacy",
+            "there are rules of iptables-legacy, and the agent cannot read them".to_owned(),
+            format!(
+                "see `iptables-legacy -S`: it must let packets in by {0} and out by {0}. Better \
+                 move them to nftables",
+                served.interface
+            ),
+        ));
+    }
+    let ruleset = match &facts.ruleset {
+        Ok(ruleset) => ruleset,
+        Err(error) => {
+            problems.push(unproven(
+                "nftables",
+                format!("the rules of the firewall cannot be read: {error}"),
+                "install nftables".to_owned(),
+            ));
+            return problems;
+        }
+    };
+    let firewall = Firewall::new(ruleset);
+    let tunnel = served.interface.as_str();
+    // One problem for each rule, whatever the number of LANs that it is in the way of: the worst.
+    let mut by_rule: BTreeMap<_, (Packet<'_>, Obstacle, BTreeSet<NodeId>)> = BTreeMap::new();
+    for far in &served.far {
+        let found = facts
+            .lans
+            .iter()
+            .flat_map(|lan| firewall.between(lan, tunnel, far.prefix));
+        for (packet, obstacle) in found {
+            let rewrites = obstacle.deed == Deed::Rewrite;
+            let (worst_packet, worst, nodes) = by_rule
+                .entry((obstacle.place(), obstacle.rule, rewrites))
+                .or_insert_with(|| (packet, obstacle.clone(), BTreeSet::new()));
+            nodes.insert(far.node);
+            if obstacle.certain && !worst.certain {
+                (*worst_packet, *worst) = (packet, obstacle);
+            }
+        }
+    }
+    let mut found: Vec<_> = by_rule.into_values().collect();
+    found.sort_by_key(|(_, obstacle, _)| !obstacle.certain);
+    problems.extend(found.iter().map(|(packet, obstacle, nodes)| Problem {
+        peer: only(served, nodes),
+        ..barrier(served.tunnel(), &firewall, packet, obstacle)
+    }));
+    problems
+}
+
+/// The one peer that something concerns, where there are others that it does not.
+fn only(served: &Served, nodes: &BTreeSet<NodeId>) -> Option<NodeId> {
+    let others = served.far.iter().any(|far| !nodes.contains(&far.node));
+    nodes
+        .first()
+        .copied()
+        .filter(|_| nodes.len() == 1 && others)
+}
+
+fn barrier(
+    tunnel: Tunnel<'_>,
+    firewall: &Firewall<'_>,
+    packet: &Packet<'_>,
+    obstacle: &Obstacle,
+) -> Problem {
+    let manager = remedy::manager(firewall, obstacle);
+    let what = match packet.transport {
+        Transport::Ping => "packets",
+        Transport::Tcp | Transport::TcpPort(_) | Transport::UdpPort(_) => "connections",
+    };
+    let mut words = format!(
+        "{obstacle}{}: {what} from {} to {}",
+        manager.remark(),
+        packet.source,
+        packet.destination
+    );
+    let (code, remedy) = if obstacle.deed == Deed::Rewrite {
+        words += ". Other sites drop what comes from an address that is not this site's";
+        (
+            ProblemCode::Nat,
+            remedy::keep_source(tunnel, manager, obstacle),
+        )
+    } else {
+        (
+            ProblemCode::Firewall,
+            remedy::let_through(tunnel, manager, obstacle),
+        )
+    };
+    let rule = obstacle.rule.map(|rule| format!(" rule {rule}"));
+    let subject = obstacle.place() + &rule.unwrap_or_default();
+    let problem = degraded(code, subject, words, remedy);
+    if obstacle.certain {
+        problem
+    } else {
+        Problem {
+            lan: Some(LanEffect::Unproven),
+            ..problem
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

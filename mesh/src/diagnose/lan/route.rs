@@ -1,0 +1,238 @@
+//! Where the host would lead packets between LANs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use wattle_wire::report::{Problem, ProblemCode};
+
+use super::{Facts, FarLan, Served, degraded, only};
+use crate::{
+    diagnose::firewall::Lan,
+    host::way::{ForeignRoute, best},
+};
+
+/// As many questions are asked of the kernel at a time.
+const MOST_QUESTIONS: usize = 4096;
+/// As many prefixes a remedy names.
+const MOST_NAMED: usize = 4;
+
+/// A packet between two LANs of which the kernel is asked where it would lead it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// A host of the one LAN.
+    pub from: IpAddr,
+    /// A host of the other.
+    pub to: IpAddr,
+    /// The interface by which it comes.
+    pub by: String,
+    /// The number of the own LAN, and of the far one.
+    lan: usize,
+    far: usize,
+    /// Whether it leaves the site.
+    is_outward: bool,
+}
+
+/// Where the kernel leads a packet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Led {
+    /// Out by an interface.
+    By(String),
+    /// To the host itself.
+    Here,
+    /// Nowhere; what the kernel says.
+    Nowhere(String),
+}
+
+/// What to ask: for each pair of LANs a packet either way, and one for each route of somebody else
+/// to a part of the far LAN. `outside` are addresses that are to be reached past the tunnel.
+pub fn questions(
+    served: &Served,
+    lans: &[Lan],
+    routes: &[ForeignRoute],
+    outside: &BTreeSet<IpAddr>,
+) -> Vec<Question> {
+    let mut questions = Vec::new();
+    for (lan, number) in lans.iter().zip(0..) {
+        let Some(near) = host_in(lan.network(), Some(lan.address.addr())).filter(|_| lan.up) else {
+            continue;
+        };
+        for (far, of_far) in served.far.iter().zip(0..) {
+            if far.prefix.addr().is_ipv4() != near.is_ipv4() {
+                continue;
+            }
+            let parts = routes.iter().map(|route| route.prefix);
+            let parts = parts.filter(|part| part != &far.prefix && far.prefix.contains(part));
+            let targets = [far.prefix]
+                .into_iter()
+                .chain(parts)
+                .filter_map(|part| host_in(part, None))
+                .filter(|target| !outside.contains(target));
+            questions.extend(targets.map(|to| Question {
+                from: near,
+                to,
+                by: lan.interface.clone(),
+                lan: number,
+                far: of_far,
+                is_outward: true,
+            }));
+            if let Some(from) = host_in(far.prefix, None) {
+                questions.push(Question {
+                    from,
+                    to: near,
+                    by: served.interface.to_string(),
+                    lan: number,
+                    far: of_far,
+                    is_outward: false,
+                });
+            }
+        }
+    }
+    questions.truncate(MOST_QUESTIONS);
+    questions
+}
+
+/// Where packets do not go as they should. What is led astray by the same route or rule is one
+/// problem.
+pub(super) fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
+    let mut astray: BTreeMap<_, Vec<(&Question, &FarLan)>> = BTreeMap::new();
+    for (question, led) in &facts.led {
+        let (Some(lan), Some(far)) = (facts.lans.get(question.lan), served.far.get(question.far))
+        else {
+            continue;
+        };
+        // Told as what it is.
+        let is_stopped = facts.stopped.contains(&question.by) && question.to.is_ipv4()
+            || !facts.forwards_v6 && question.to.is_ipv6();
+        if !is_stopped && !is_right(served, facts, question, lan, led) {
+            let way = diversion(facts, question, far);
+            let key = (question.lan, question.is_outward, led, way);
+            astray.entry(key).or_default().push((question, far));
+        }
+    }
+    astray
+        .iter()
+        .filter_map(|((lan, is_outward, led, way), packets)| {
+            let lan = facts.lans.get(*lan)?;
+            let nodes = packets.iter().map(|(_, far)| far.node).collect();
+            let problem = if *is_outward {
+                outward(lan, led, *way, packets)
+            } else {
+                inward(served, lan, led, packets)
+            };
+            Some(Problem {
+                peer: only(served, &nodes),
+                ..problem
+            })
+        })
+        .collect()
+}
+
+fn is_right(served: &Served, facts: &Facts, question: &Question, lan: &Lan, led: &Led) -> bool {
+    let interface = match led {
+        Led::By(interface) => interface,
+        // It may have several addresses in its LAN.
+        Led::Here => return !question.is_outward,
+        Led::Nowhere(_) => return false,
+    };
+    if question.is_outward {
+        return *interface == served.interface.as_str();
+    }
+    // Somebody may have put the host behind a router of its LAN.
+    let is_route = best(question.to, &facts.routes).is_some_and(|route| {
+        let way = route.way.as_ref();
+        route.prefix.prefix_len() > 0 && way.is_some_and(|way| way.device == *interface)
+    });
+    *interface == lan.interface || is_route && *interface != served.interface.as_str()
+}
+
+/// The route of somebody else that takes the packet from the tunnel, if it is one of the main
+/// table.
+fn diversion(facts: &Facts, question: &Question, far: &FarLan) -> Option<IpNet> {
+    let route = best(question.to, &facts.routes).filter(|_| question.is_outward)?;
+    (route.prefix.prefix_len() >= far.prefix.prefix_len()).then_some(route.prefix)
+}
+
+fn outward(lan: &Lan, led: &Led, way: Option<IpNet>, packets: &[(&Question, &FarLan)]) -> Problem {
+    let far: BTreeSet<IpNet> = packets.iter().map(|(_, far)| far.prefix).collect();
+    let place = match led {
+        Led::By(interface) => format!("leave by {interface} and not by the tunnel"),
+        Led::Here => "end on this host".to_owned(),
+        Led::Nowhere(error) => format!("go nowhere ({error})"),
+    };
+    let (to, subject) = match way {
+        Some(way) => (way.to_string(), way.to_string()),
+        None => (some(&far), lan.subnet.to_string()),
+    };
+    let words = format!("packets from {} to {to} {place}: ", lan.subnet);
+    let (cause, remedy) = match way {
+        Some(way) => (
+            format!("this host has a route of its own to {way}"),
+            format!(
+                "if nothing else needs it: ip {}route del {way}",
+                family(way)
+            ),
+        ),
+        None => (
+            "a routing rule of this host leads them there (`ip rule`)".to_owned(),
+            rules(&far),
+        ),
+    };
+    degraded(ProblemCode::Route, subject, words + &cause, remedy)
+}
+
+fn inward(served: &Served, lan: &Lan, led: &Led, packets: &[(&Question, &FarLan)]) -> Problem {
+    let far: BTreeSet<IpNet> = packets.iter().map(|(_, far)| far.prefix).collect();
+    let place = match led {
+        Led::By(interface) => format!("leave by {interface} and not by {}", lan.interface),
+        Led::Here => "end on this host".to_owned(),
+        Led::Nowhere(error) => format!("go nowhere ({error})"),
+    };
+    degraded(
+        ProblemCode::Route,
+        format!("{} from {}", lan.subnet, served.interface),
+        format!(
+            "packets from {} to {} {place}: a route or a routing rule of this host does that (`ip \
+             rule`)",
+            some(&far),
+            lan.subnet
+        ),
+        rules(&[lan.subnet].into()),
+    )
+}
+
+/// Commands that let the main table decide before any other rule.
+fn rules(prefixes: &BTreeSet<IpNet>) -> String {
+    let commands = prefixes.iter().take(MOST_NAMED).map(|prefix| {
+        let family = family(*prefix);
+        format!("ip {family}rule add to {prefix} lookup main priority 10")
+    });
+    let mut all = commands.collect::<Vec<_>>().join("; ");
+    if prefixes.len() > MOST_NAMED {
+        all += "; and so on for the others";
+    }
+    all
+}
+
+fn some(prefixes: &BTreeSet<IpNet>) -> String {
+    match (prefixes.first(), prefixes.len()) {
+        (Some(first), 1) => first.to_string(),
+        (Some(first), number) => format!("{first} and {} more", number - 1),
+        (None, _) => "nowhere".to_owned(),
+    }
+}
+
+fn family(prefix: IpNet) -> &'static str {
+    if prefix.addr().is_ipv4() { "" } else { "-6 " }
+}
+
+/// An address of a network that a host of it may have, and that is not this one.
+fn host_in(network: IpNet, but: Option<IpAddr>) -> Option<IpAddr> {
+    // The first address of an IPv6 network means any of its routers.
+    let is_anycast =
+        |host: &IpAddr| host.is_ipv6() && *host == network.network() && network.prefix_len() < 127;
+    let mut hosts = network.hosts().take(3);
+    hosts.find(|host| !is_anycast(host) && Some(*host) != but)
+}

@@ -1,0 +1,311 @@
+use serde_json::json;
+
+use super::*;
+use crate::{host::way::Way, testing::node_id};
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+/// A site with one LAN of each family, and two others.
+fn served() -> Served {
+    let far = |number, name: &str, prefix| FarLan {
+        node: node_id(number),
+        name: name.parse().unwrap(),
+        prefix: net(prefix),
+    };
+    Served {
+        interface: "wattle0".parse().unwrap(),
+        port: 51820,
+        own: vec![net("10.10.0.0/24")],
+        far: vec![
+            far(2, "dublin", "10.20.0.0/24"),
+            far(3, "cork", "10.30.0.0/24"),
+        ],
+    }
+}
+
+fn lan(interface: &str, subnet: &str, address: &str) -> Lan {
+    Lan {
+        interface: interface.to_owned(),
+        subnet: net(subnet),
+        address: net(address),
+        up: true,
+    }
+}
+
+fn route(prefix: &str, device: &str) -> ForeignRoute {
+    ForeignRoute {
+        prefix: net(prefix),
+        metric: 0,
+        way: Some(Way {
+            device: device.to_owned(),
+            gateway: None,
+            source: None,
+        }),
+    }
+}
+
+/// A host on which nothing is in the way.
+fn healthy(served: &Served) -> Facts {
+    let lans = vec![lan("lan0", "10.10.0.0/24", "10.10.0.1/24")];
+    let routes = vec![route("10.10.0.0/24", "lan0"), route("0.0.0.0/0", "eth0")];
+    Facts {
+        led: led(served, &lans, &routes),
+        lans,
+        routes,
+        stopped: BTreeSet::new(),
+        forwards_v6: false,
+        ruleset: Ok(json!({"nftables": []})),
+        has_legacy_rules: false,
+    }
+}
+
+/// What a kernel says that has the mesh's routes and these.
+fn led(served: &Served, lans: &[Lan], routes: &[ForeignRoute]) -> Vec<(Question, Led)> {
+    let questions = questions(served, lans, routes, &BTreeSet::new());
+    let answer = |question: &Question| {
+        let own = crate::host::way::best(question.to, routes);
+        let ours = served
+            .far
+            .iter()
+            .find(|far| far.prefix.contains(&question.to));
+        let ours = ours.map_or(0, |far| far.prefix.prefix_len());
+        match own.filter(|own| own.prefix.prefix_len() > ours) {
+            Some(own) => Led::By(own.way.as_ref().unwrap().device.clone()),
+            None => Led::By("wattle0".to_owned()),
+        }
+    };
+    questions
+        .into_iter()
+        .map(|question| (question.clone(), answer(&question)))
+        .collect()
+}
+
+/// Code, subject and peer of each problem, and whether it is sure.
+fn told(served: &Served, facts: &Facts) -> Vec<(ProblemCode, String, Option<NodeId>, LanEffect)> {
+    let problems = problems(served, facts);
+    assert!(problems.iter().all(|problem| problem.remedy.is_some()));
+    problems
+        .into_iter()
+        .map(|problem| {
+            (
+                problem.code,
+                problem.subject,
+                problem.peer,
+                problem.lan.unwrap(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_healthy_gateway_one_that_stands_by_and_one_that_is_alone_have_no_problem() {
+    let site = served();
+    assert_eq!(told(&site, &healthy(&site)), []);
+    let changes: [fn(&mut Served); 2] = [|site| site.own.clear(), |site| site.far.clear()];
+    for change in changes {
+        let mut other = served();
+        change(&mut other);
+        let facts = Facts {
+            lans: Vec::new(),
+            stopped: ["wattle0".to_owned()].into(),
+            has_legacy_rules: true,
+            ..healthy(&served())
+        };
+        assert_eq!(told(&other, &facts), []);
+    }
+}
+
+#[test]
+fn each_thing_that_is_in_the_way_is_one_problem_with_a_remedy() {
+    use LanEffect::{Degraded, Unproven};
+    type Befall = fn(&mut Facts);
+    let site = served();
+    let ailments: [(Befall, ProblemCode, &str, LanEffect); 7] = [
+        (
+            |facts| {
+                facts.stopped.insert("lan0".to_owned());
+            },
+            ProblemCode::Forwarding,
+            "lan0",
+            Degraded,
+        ),
+        (
+            |facts| facts.lans[0].up = false,
+            ProblemCode::LanDown,
+            "lan0",
+            Degraded,
+        ),
+        (
+            |facts| {
+                facts.lans.clear();
+                facts.routes.remove(0);
+                facts.led.clear();
+            },
+            ProblemCode::NoLan,
+            "10.10.0.0/24",
+            Degraded,
+        ),
+        (
+            |facts| facts.has_legacy_rules = true,
+            ProblemCode::Firewall,
+            "iptables-legacy",
+            Unproven,
+        ),
+        (
+            |facts| facts.ruleset = Err("no nft".to_owned()),
+            ProblemCode::Firewall,
+            "nftables",
+            Unproven,
+        ),
+        (
+            |facts| {
+                facts.ruleset = Ok(
+                    json!({"nftables": [{"chain": {"family": "ip", "table": "filter",
+                    "name": "FORWARD", "type": "filter", "hook": "forward", "prio": 0,
+                    "policy": "drop"}}]}),
+                )
+            },
+            ProblemCode::Firewall,
+            "ip filter FORWARD",
+            Degraded,
+        ),
+        (
+            |facts| {
+                facts.ruleset = Ok(json!({"nftables": [
+                    {"chain": {"family": "ip", "table": "nat", "name": "POSTROUTING",
+                        "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}},
+                    {"rule": {"family": "ip", "table": "nat", "chain": "POSTROUTING", "handle": 4,
+                        "expr": [{"masquerade": null}]}}]}))
+            },
+            ProblemCode::Nat,
+            "ip nat POSTROUTING rule 4",
+            Degraded,
+        ),
+    ];
+    for (befall, code, subject, effect) in ailments {
+        let mut facts = healthy(&site);
+        befall(&mut facts);
+        let expected = (code, subject.to_owned(), None, effect);
+        assert_eq!(told(&site, &facts), [expected]);
+    }
+}
+
+#[test]
+fn what_concerns_one_other_site_alone_says_which() {
+    let site = served();
+    let facts = Facts {
+        ruleset: Ok(json!({"nftables": [
+            {"chain": {"family": "inet", "table": "mine", "name": "fwd", "type": "filter",
+                "hook": "forward", "prio": 0, "policy": "accept"}},
+            {"rule": {"family": "inet", "table": "mine", "chain": "fwd", "handle": 7, "expr": [
+                {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}},
+                    "right": {"prefix": {"addr": "10.30.0.0", "len": 24}}}},
+                {"drop": null}]}}]})),
+        ..healthy(&site)
+    };
+    let expected = (
+        ProblemCode::Firewall,
+        "inet mine fwd rule 7".to_owned(),
+        Some(node_id(3)),
+        LanEffect::Degraded,
+    );
+    assert_eq!(told(&site, &facts), [expected]);
+}
+
+#[test]
+fn a_packet_that_another_route_or_rule_leads_astray_is_told_with_what_leads_it() {
+    let site = served();
+    let usual = healthy(&site);
+    let tell = |routes: &[ForeignRoute], change: fn(&mut (Question, Led))| {
+        let routes: Vec<_> = usual.routes.iter().chain(routes).cloned().collect();
+        let mut led = led(&site, &usual.lans, &routes);
+        led.iter_mut().for_each(change);
+        let facts = Facts {
+            routes,
+            led,
+            ..usual.clone()
+        };
+        problems(&site, &facts)
+    };
+    // A narrower route of the host's own to a part of one LAN.
+    let [problem] = &tell(&[route("10.20.0.128/25", "eth1")], |_| ())[..] else {
+        panic!("one problem");
+    };
+    assert_eq!(
+        (problem.code, &*problem.subject, problem.peer),
+        (ProblemCode::Route, "10.20.0.128/25", Some(node_id(2)))
+    );
+    assert!(problem.words.contains("leave by eth1"), "{}", problem.words);
+    assert!(
+        problem
+            .remedy
+            .as_ref()
+            .unwrap()
+            .ends_with("ip route del 10.20.0.128/25"),
+        "{problem:?}"
+    );
+    // A routing rule leads all that leaves the LAN elsewhere: one problem, of all sites.
+    let [problem] = &tell(&[], |(question, led)| {
+        if question.by == "lan0" {
+            *led = Led::By("ppp0".to_owned());
+        }
+    })[..] else {
+        panic!("one problem");
+    };
+    assert_eq!((&*problem.subject, problem.peer), ("10.10.0.0/24", None));
+    assert_eq!(
+        problem.remedy.as_deref(),
+        Some(
+            "ip rule add to 10.20.0.0/24 lookup main priority 10; ip rule add to 10.30.0.0/24 \
+             lookup main priority 10"
+        )
+    );
+    // What comes in for the LAN goes nowhere, or to the host itself, which may have two addresses.
+    let [problem] = &tell(&[], |(question, led)| {
+        if question.by == "wattle0" {
+            *led = Led::Nowhere("No route to host".to_owned());
+        }
+    })[..] else {
+        panic!("one problem");
+    };
+    assert_eq!(&*problem.subject, "10.10.0.0/24 from wattle0");
+    let here = tell(&[], |(question, led)| {
+        if question.by == "wattle0" {
+            *led = Led::Here;
+        }
+    });
+    assert_eq!(here, []);
+}
+
+#[test]
+fn only_hosts_of_the_lans_are_asked_for_and_nothing_that_is_to_stay_outside() {
+    let mut site = served();
+    site.own.push(net("fd00:10::/64"));
+    site.far[0].prefix = net("fd00:20::/64");
+    let lans = [
+        // The site's subnet is wider than what is on the link.
+        lan("lan0", "10.10.0.0/16", "10.10.0.1/24"),
+        lan("lan1", "fd00:10::/64", "fd00:10::1/64"),
+        Lan {
+            up: false,
+            ..lan("lan2", "10.11.0.0/24", "10.11.0.1/24")
+        },
+    ];
+    let outside: BTreeSet<_> = ["10.30.0.9".parse().unwrap()].into();
+    let routes = [route("10.30.0.9/32", "eth0"), route("10.30.0.8/32", "eth0")];
+    let asked: Vec<_> = questions(&site, &lans, &routes, &outside)
+        .into_iter()
+        .map(|asked| (asked.from.to_string(), asked.to.to_string(), asked.by))
+        .collect();
+    let expected = [
+        ("10.10.0.2", "10.30.0.1", "lan0"),
+        ("10.10.0.2", "10.30.0.8", "lan0"),
+        ("10.30.0.1", "10.10.0.2", "wattle0"),
+        ("fd00:10::2", "fd00:20::1", "lan1"),
+        ("fd00:20::1", "fd00:10::2", "wattle0"),
+    ];
+    let expected = expected.map(|(from, to, by)| (from.to_owned(), to.to_owned(), by.to_owned()));
+    assert_eq!(asked, expected);
+}

@@ -1,0 +1,142 @@
+//! How the tools that manage a host's firewall are told to let packets through.
+
+use wattle_wire::probe::PROBE_PORT;
+
+use crate::{
+    diagnose::firewall::{Firewall, Obstacle},
+    host::interface::InterfaceName,
+};
+
+/// Who manages a chain, and so has to be told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manager {
+    Docker,
+    Ufw,
+    Firewalld,
+    /// iptables, whose chains have names in capitals; or ip6tables.
+    Iptables(&'static str),
+    Nft,
+}
+
+/// The tunnel's end on the host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tunnel<'t> {
+    pub(super) interface: &'t InterfaceName,
+    /// The UDP port at which peers look for it.
+    pub(super) port: u16,
+}
+
+impl Manager {
+    /// Whose a chain is, to be put behind its name.
+    pub(super) fn remark(self) -> &'static str {
+        match self {
+            Self::Docker => " (Docker's)",
+            Self::Ufw => " (ufw's)",
+            Self::Firewalld => " (firewalld's)",
+            Self::Iptables(_) | Self::Nft => "",
+        }
+    }
+}
+
+/// What lets packets between the LANs and the tunnel through. The rules come right before the one
+/// that is in the way, so that what an administrator forbade before it stays forbidden.
+pub(super) fn let_through(tunnel: Tunnel<'_>, manager: Manager, obstacle: &Obstacle) -> String {
+    let interface = tunnel.interface.as_str();
+    match manager {
+        Manager::Docker => format!(
+            "iptables -I DOCKER-USER -i {interface} -j ACCEPT; iptables -I DOCKER-USER -o \
+             {interface} -j ACCEPT"
+        ),
+        Manager::Ufw => {
+            format!("ufw route allow in on {interface}; ufw route allow out on {interface}")
+        }
+        Manager::Firewalld => firewalld(tunnel),
+        Manager::Iptables(program) => [format!("-i {interface}"), format!("-o {interface}")]
+            .map(|means| iptables(program, "", obstacle, &means))
+            .join("; "),
+        Manager::Nft => ["iifname", "oifname"]
+            .map(|key| nft(obstacle, &format!("{key} {interface} accept")))
+            .join("; "),
+    }
+}
+
+/// What keeps the source address of packets into the tunnel: in the same chain, since only there
+/// an `accept` is the last word.
+pub(super) fn keep_source(tunnel: Tunnel<'_>, manager: Manager, obstacle: &Obstacle) -> String {
+    let interface = tunnel.interface.as_str();
+    match manager {
+        Manager::Nft | Manager::Firewalld => nft(obstacle, &format!("oifname {interface} accept")),
+        Manager::Docker | Manager::Ufw => {
+            iptables("iptables", "-t nat ", obstacle, &format!("-o {interface}"))
+        }
+        Manager::Iptables(program) => {
+            iptables(program, "-t nat ", obstacle, &format!("-o {interface}"))
+        }
+    }
+}
+
+pub(super) fn iptables(program: &str, table: &str, obstacle: &Obstacle, means: &str) -> String {
+    let chain = &obstacle.chain;
+    match obstacle.number {
+        Some(number) => format!("{program} {table}-I {chain} {number} {means} -j ACCEPT"),
+        None => format!("{program} {table}-A {chain} {means} -j ACCEPT"),
+    }
+}
+
+pub(super) fn nft(obstacle: &Obstacle, rule: &str) -> String {
+    let place = obstacle.place();
+    match obstacle.rule {
+        Some(handle) => format!("nft insert rule {place} position {handle} {rule}"),
+        None => format!("nft add rule {place} {rule}"),
+    }
+}
+
+/// A zone for the tunnel, and policies that let the other zones and it talk to each other.
+pub(super) fn firewalld(tunnel: Tunnel<'_>) -> String {
+    let Tunnel { interface, port } = tunnel;
+    [
+        "--new-zone=wattle".to_owned(),
+        format!("--zone=wattle --add-interface={interface}"),
+        format!("--zone=wattle --add-port={PROBE_PORT}/udp --add-port={PROBE_PORT}/tcp"),
+        "--new-policy=wattle-in".to_owned(),
+        "--policy=wattle-in --add-ingress-zone=wattle".to_owned(),
+        "--policy=wattle-in --add-egress-zone=ANY".to_owned(),
+        "--policy=wattle-in --set-target=ACCEPT".to_owned(),
+        "--new-policy=wattle-out".to_owned(),
+        "--policy=wattle-out --add-ingress-zone=ANY".to_owned(),
+        "--policy=wattle-out --add-egress-zone=wattle".to_owned(),
+        "--policy=wattle-out --set-target=ACCEPT".to_owned(),
+        format!("--add-port={port}/udp"),
+    ]
+    .map(|words| format!("firewall-cmd --permanent {words}"))
+    .join("; ")
+        + "; firewall-cmd --reload"
+}
+
+pub(super) fn manager(firewall: &Firewall<'_>, obstacle: &Obstacle) -> Manager {
+    let has_chain = |start: &str| {
+        firewall.of("chain").any(|chain| {
+            chain["family"] == *obstacle.family
+                && chain["table"] == *obstacle.table
+                && chain["name"]
+                    .as_str()
+                    .is_some_and(|name| name.starts_with(start))
+        })
+    };
+    let is_forward = obstacle.base == "FORWARD";
+    if obstacle.table == "firewalld" {
+        Manager::Firewalld
+    } else if is_forward && has_chain("DOCKER-USER") {
+        Manager::Docker
+    } else if has_chain("ufw-") || has_chain("ufw6-") {
+        Manager::Ufw
+    } else if ["FORWARD", "INPUT", "POSTROUTING"].contains(&obstacle.base.as_str()) {
+        match obstacle.family.as_str() {
+            "ip" => Manager::Iptables("iptables"),
+            "ip6" => Manager::Iptables("ip6tables"),
+            _ => Manager::Nft,
+        }
+    } else {
+        Manager::Nft
+    }
+}
