@@ -45,7 +45,8 @@ pub(crate) enum Request {
     Status,
     /// What would be done to the host: [`crate::status::Planned`].
     Plan,
-    /// What stands in the way of packets: [`crate::doctor::Examined`].
+    /// What stands in the way of packets: [`crate::doctor::Examined`], or nothing from an agent that
+    /// waits for a join.
     Doctor,
     /// What there is to try between the sites: [`crate::verify::Trial`].
     Verify(Asked),

@@ -1,7 +1,7 @@
 //! `wattle-agent doctor`: what stands in the way of this gateway's packets, and what to do about
 //! it.
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::{net::lookup_host, time::timeout};
@@ -13,7 +13,7 @@ use wattle_mesh::{
     },
     host::state::{Interface, ObservedPeer},
 };
-use wattle_wire::join::JoinString;
+use wattle_wire::{ids::NodeId, join::JoinString, report::ProbeReport};
 
 use crate::{
     config::Paths,
@@ -45,6 +45,8 @@ pub(crate) struct Examined {
 pub(crate) struct Node<'n> {
     pub(crate) membership: &'n Membership,
     pub(crate) known: Option<&'n Known>,
+    /// What the running agent's probes find.
+    pub(crate) probes: &'n BTreeMap<NodeId, ProbeReport>,
 }
 
 /// `join_string` names the coordinators of a machine that is not a node yet.
@@ -53,9 +55,9 @@ pub(crate) async fn doctor(
     join_string: Option<&str>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let examined = match control::ask(paths, Request::Doctor).await? {
-        Some(examined) => examined,
-        None => without_agent(paths, join_string).await?,
+    let examined = match control::ask::<Option<Examined>>(paths, Request::Doctor).await? {
+        Some(Some(examined)) => examined,
+        Some(None) | None => without_agent(paths, join_string).await?,
     };
     let ok = examined.ok;
     if json {
@@ -81,6 +83,7 @@ async fn without_agent(paths: &Paths, join_string: Option<&str>) -> anyhow::Resu
     let node = Node {
         membership: &found.membership,
         known: found.known.as_ref(),
+        probes: &BTreeMap::new(),
     };
     examine(&found.host, Some(node), None, runs).await
 }
@@ -96,21 +99,22 @@ pub(crate) async fn examine(
     // Without rights much cannot be seen, which is a finding itself.
     let observed = host.observe().await.unwrap_or_default();
     let membership = node.as_ref().map(|node| node.membership);
+    let interface = observed.interface.as_ref();
     let served = match known {
         Some(known) => {
             let refused = host.limits(known).await?.refused;
-            Served::new(known, host.interface(), &refused)
+            Served::new(known, host.interface(), &refused, interface)
         }
         None => Served {
             interface: host.interface().clone(),
             port: USUAL_PORT,
             own: Vec::new(),
             far: Vec::new(),
+            unheard: Vec::new(),
         },
     };
     let (way, facts) = tokio::join!(way(membership, join_string), host.between_lans(&served));
     let (way, facts) = (way?, facts?);
-    let interface = observed.interface.as_ref();
     let findings = doctor::diagnose(&Symptoms {
         joined: node.is_some(),
         mover: symptoms::mover(),
@@ -131,7 +135,7 @@ pub(crate) async fn examine(
         unresolved: way.unresolved,
         coordinator: way.coordinator,
         loses_large_packets: way.loses_large_packets,
-        peers: peers(known, interface),
+        peers: node.map_or_else(Vec::new, |node| peers(&node, interface)),
     });
     let ok = !findings
         .iter()
@@ -139,7 +143,7 @@ pub(crate) async fn examine(
     Ok(Examined { ok, findings })
 }
 
-fn peers(known: Option<&Known>, interface: Option<&Interface>) -> Vec<PeerSymptoms> {
+fn peers(node: &Node<'_>, interface: Option<&Interface>) -> Vec<PeerSymptoms> {
     let none = ObservedPeer::default();
     let symptoms = |known: &KnownPeer| {
         let seen = interface.and_then(|interface| known.entry(interface));
@@ -150,9 +154,13 @@ fn peers(known: Option<&Known>, interface: Option<&Interface>) -> Vec<PeerSympto
             handshake_age_s: seen.handshake_age_s,
             endpoint: seen.endpoint.map(|endpoint| endpoint.to_string()),
             sent_bytes: seen.sent_bytes,
+            probe: node.probes.get(&known.peer.node).copied(),
         }
     };
-    let peers = known.into_iter().flat_map(|known| known.peers.values());
+    let peers = node
+        .known
+        .into_iter()
+        .flat_map(|known| known.peers.values());
     peers.map(symptoms).collect()
 }
 

@@ -1,6 +1,6 @@
 //! `wattle-agent status` and `wattle-agent plan`: what is, and what would be done.
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
@@ -24,10 +24,10 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     admin::EndpointSource,
-    ids::Position,
+    ids::{NodeId, Position},
     key::IdentityKey,
     name::Name,
-    report::{DeviceKind, Problem, ProblemCode},
+    report::{DeviceKind, EndState, ProbeReport, Problem, ProblemCode},
 };
 
 use crate::{
@@ -95,6 +95,12 @@ struct PeerStatus {
     /// How this node knows the endpoint.
     endpoint_source: Option<EndpointSource>,
     handshake_age_s: Option<u64>,
+    /// Percent of the last 60 probes that were not answered; absent where none run, or no agent.
+    #[serde(default)]
+    loss_percent: Option<u8>,
+    /// Milliseconds; absent as `loss_percent`.
+    #[serde(default)]
+    round_trip_ms: Option<f64>,
     /// Whether the tunnel has a preshared key.
     preshared_key: bool,
     received_bytes: u64,
@@ -106,7 +112,14 @@ struct PeerStatus {
 #[serde(rename_all = "snake_case")]
 enum PeerState {
     Up,
+    /// It works, and probes are lost.
+    Lossy,
+    /// It works, and probes take long.
+    Slow,
+    /// The peer is heard and does not answer.
+    OneWay,
     Down,
+    /// Nothing was ever heard of it.
     Never,
     /// No operator has admitted it, so it is not configured.
     Unsigned,
@@ -123,6 +136,8 @@ pub(crate) struct Facts<'a> {
     /// As it is now; absent when the agent has none.
     pub(crate) interface: Option<&'a Interface>,
     pub(crate) refused: &'a Refused,
+    /// What the running agent's probes find.
+    pub(crate) probes: &'a BTreeMap<NodeId, ProbeReport>,
     pub(crate) problems: Vec<Problem>,
     /// As [`Status::as_of`]; absent where the running agent says all this itself.
     pub(crate) as_of: Option<u64>,
@@ -169,6 +184,7 @@ async fn from_disk(paths: &Paths) -> anyhow::Result<Status> {
         locked: found.host.operators().is_some(),
         interface: interface.as_ref(),
         refused: &refused,
+        probes: &BTreeMap::new(),
         problems: problems.chain(kept).collect(),
         as_of: follow::view_written_at(&found.store),
         agent_running: found.store.is_locked()?,
@@ -316,11 +332,19 @@ impl PeerStatus {
         let none = ObservedPeer::default();
         let entry = facts.interface.and_then(|interface| of.entry(interface));
         let entry = entry.unwrap_or(&none);
-        let state = match entry.handshake_age_s {
+        let probe = facts.probes.get(&peer.node);
+        let state = match probe.map(|probe| probe.state) {
             _ if facts.refused.is_unsigned(peer.node) => PeerState::Unsigned,
-            None => PeerState::Never,
-            age if link::is_fresh(age) => PeerState::Up,
-            Some(_) => PeerState::Down,
+            Some(EndState::Up) => PeerState::Up,
+            Some(EndState::Lossy) => PeerState::Lossy,
+            Some(EndState::Slow) => PeerState::Slow,
+            Some(EndState::OneWay) => PeerState::OneWay,
+            Some(EndState::Down) => PeerState::Down,
+            None if link::is_fresh(entry.handshake_age_s) => PeerState::Up,
+            None if entry.handshake_age_s.is_none() && entry.received_bytes == 0 => {
+                PeerState::Never
+            }
+            None => PeerState::Down,
         };
         Self {
             name: peer.name.clone(),
@@ -331,6 +355,8 @@ impl PeerStatus {
                 .endpoint
                 .map(|used| link::endpoint_source(used, peer.endpoint)),
             handshake_age_s: entry.handshake_age_s,
+            loss_percent: probe.map(|probe| probe.loss_percent),
+            round_trip_ms: probe.map(|probe| f64::from(probe.round_trip_us) / 1000.0),
             preshared_key: entry.psk.is_some(),
             received_bytes: entry.received_bytes,
             sent_bytes: entry.sent_bytes,
@@ -390,6 +416,8 @@ fn print(status: &Status) {
         "peer",
         "state",
         "handshake",
+        "lost",
+        "round trip",
         "endpoint",
         "received",
         "sent",
@@ -398,6 +426,9 @@ fn print(status: &Status) {
     for peer in &status.peers {
         let state = match peer.state {
             PeerState::Up => Cell::new("up").fg(Color::Green),
+            PeerState::Lossy => Cell::new("lossy").fg(Color::Yellow),
+            PeerState::Slow => Cell::new("slow").fg(Color::Yellow),
+            PeerState::OneWay => Cell::new("one-way").fg(Color::Red),
             PeerState::Down => Cell::new("down").fg(Color::Red),
             PeerState::Never => Cell::new("never").fg(Color::Yellow),
             PeerState::Unsigned => Cell::new("unsigned").fg(Color::Red),
@@ -413,6 +444,14 @@ fn print(status: &Status) {
                 peer.handshake_age_s
                     .map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age))),
             ),
+            Cell::new(
+                peer.loss_percent
+                    .map_or_else(|| "-".to_owned(), |percent| format!("{percent} %")),
+            ),
+            Cell::new(
+                peer.round_trip_ms
+                    .map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1} ms")),
+            ),
             Cell::new(endpoint(peer)),
             Cell::new(output::bytes(peer.received_bytes)),
             Cell::new(output::bytes(peer.sent_bytes)),
@@ -422,7 +461,7 @@ fn print(status: &Status) {
     if let Some(column) = table.column_mut(0) {
         column.set_padding((0, 1));
     }
-    for number in [4, 5] {
+    for number in [3, 4, 6, 7] {
         if let Some(column) = table.column_mut(number) {
             column.set_cell_alignment(CellAlignment::Right);
         }

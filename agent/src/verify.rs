@@ -137,7 +137,8 @@ pub(crate) async fn trial(host: &Host, known: &Known, asked: &Asked) -> anyhow::
                 "{stranger} is in no LAN of another site: see the LANs in `wattle-agent status`"
             )
         })?;
-    let served = Served::new(known, host.interface(), &refused);
+    let interface = host.observe_interface().await?;
+    let served = Served::new(known, host.interface(), &refused, interface.as_ref());
     let facts = host.between_lans(&served).await?;
     let lan_ways = lan::ways(&served, &facts);
     let probes = known.mesh.health.probes;

@@ -464,7 +464,7 @@ impl Agent {
             let refused = &self.outcome.limits.refused;
             let served = interface
                 .filter(|interface| interface.up)
-                .map(|_| Served::new(known, &self.interface, refused));
+                .map(|found| Served::new(known, &self.interface, refused, Some(found)));
             self.lan_watch.follow(served);
         }
         self.show_metrics();

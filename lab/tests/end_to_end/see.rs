@@ -389,7 +389,7 @@ pub(crate) fn doctor_names_what_is_in_the_way_and_the_remedy_helps(folder: &Path
         "wireguard",
         "interface",
         "port",
-        "forwarding",
+        "lan",
         "mtu",
         "firewall",
         "dns",

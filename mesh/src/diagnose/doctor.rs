@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
     name::Name,
-    report::{DeviceKind, LanEffect, Problem},
+    report::{DeviceKind, EndState, LanEffect, ProbeReport, Problem},
 };
 
 pub use self::{
@@ -79,6 +79,8 @@ pub struct PeerSymptoms {
     /// Where packets to it are sent; absent means nowhere yet.
     pub endpoint: Option<String>,
     pub sent_bytes: u64,
+    /// What the agent's probes find; absent where none run, or no agent.
+    pub probe: Option<ProbeReport>,
 }
 
 /// How bad something is.
@@ -288,12 +290,14 @@ fn mtu(symptoms: &Symptoms) -> Finding {
 }
 
 fn peers(symptoms: &Symptoms) -> Vec<Finding> {
-    let quiet = symptoms
-        .peers
-        .iter()
-        .filter(|peer| !link::is_fresh(peer.handshake_age_s));
+    let quiet = symptoms.peers.iter().filter(|peer| !peer.works());
     let mut findings: Vec<_> = quiet
         .map(|peer| {
+            if let Some(probe) = peer.probe
+                && probe.state != EndState::Down
+            {
+                return imperfect(peer, probe, symptoms.served.port);
+            }
             let state = peer
                 .handshake_age_s
                 .map_or_else(|| "never".to_owned(), |age| format!("{age} s ago"));
@@ -334,10 +338,51 @@ fn peers(symptoms: &Symptoms) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(fine(
             "tunnel",
-            format!("all {} peers had a recent handshake", symptoms.peers.len()),
+            format!("all {} peers answer", symptoms.peers.len()),
         ));
     }
     findings
+}
+
+impl PeerSymptoms {
+    /// Whether its tunnel is as it should be.
+    fn works(&self) -> bool {
+        self.probe.map_or_else(
+            || link::is_fresh(self.handshake_age_s),
+            |probe| probe.state == EndState::Up,
+        )
+    }
+}
+
+/// A tunnel that works, but not as it should.
+fn imperfect(peer: &PeerSymptoms, probe: ProbeReport, port: u16) -> Finding {
+    let name = &peer.name;
+    match probe.state {
+        EndState::OneWay => fault(
+            "tunnel",
+            format!("{name} is heard, and does not answer: packets from here do not get there"),
+            format!(
+                "look for what drops them: a firewall on the way that lets its packets to UDP port \
+                 {port} out and none back, or a rule of {name} for what comes out of its tunnel"
+            ),
+        ),
+        EndState::Lossy | EndState::Up | EndState::Down => notice(
+            "tunnel",
+            format!(
+                "{name}: {} % of the last probes were lost",
+                probe.loss_percent
+            ),
+            "look at the uplinks of both sites",
+        ),
+        EndState::Slow => notice(
+            "tunnel",
+            format!(
+                "{name}: probes take {} ms and more",
+                probe.round_trip_us / 1000
+            ),
+            "look at the uplinks of both sites",
+        ),
+    }
 }
 
 #[cfg(test)]

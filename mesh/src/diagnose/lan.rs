@@ -5,7 +5,10 @@
 
 mod route;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -22,8 +25,16 @@ use super::{
     verify::Fault,
 };
 use crate::{
-    agent::{guard::Refused, replica::Known},
-    host::{interface::InterfaceName, way::ForeignRoute},
+    agent::{
+        guard::Refused,
+        replica::{Known, KnownPeer},
+    },
+    health::link,
+    host::{
+        interface::InterfaceName,
+        state::Interface,
+        way::{self, ForeignRoute},
+    },
 };
 
 /// The LANs of this site and of the others, as this host is to carry them out.
@@ -35,6 +46,16 @@ pub struct Served {
     /// Subnets of the site; empty while the node stands by.
     pub own: Vec<IpNet>,
     pub far: Vec<FarLan>,
+    /// Peers with an endpoint from which nothing was heard lately.
+    pub unheard: Vec<Unheard>,
+}
+
+/// A peer that does not answer at its endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unheard {
+    pub node: NodeId,
+    pub name: Name,
+    pub endpoint: IpAddr,
 }
 
 /// A LAN behind a peer.
@@ -65,7 +86,26 @@ pub struct Facts {
 }
 
 impl Served {
-    pub fn new(known: &Known, interface: &InterfaceName, refused: &Refused) -> Self {
+    /// As the host carries it out; `found` is its interface now.
+    pub fn new(
+        known: &Known,
+        interface: &InterfaceName,
+        refused: &Refused,
+        found: Option<&Interface>,
+    ) -> Self {
+        let is_heard = |peer: &KnownPeer| {
+            let entry = found.and_then(|found| peer.entry(found));
+            entry.is_some_and(|entry| link::is_fresh(entry.handshake_age_s))
+        };
+        let unheard = known.peers.values().filter(|peer| !is_heard(peer));
+        let unheard = unheard.filter_map(|KnownPeer { peer, .. }| {
+            let endpoint = peer.endpoint_for(known.myself.node)?.socket().ip();
+            Some(Unheard {
+                node: peer.node,
+                name: peer.name.clone(),
+                endpoint,
+            })
+        });
         let peers = known.peers.values().map(|known| &known.peer);
         let far = peers
             .filter(|peer| refused.allows_peer(peer.node))
@@ -83,6 +123,7 @@ impl Served {
             port: known.listen_port(),
             own: known.myself.subnets.iter().map(|own| own.net()).collect(),
             far: far.collect(),
+            unheard: unheard.collect(),
         }
     }
 
@@ -106,6 +147,7 @@ pub fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
         return Vec::new();
     }
     let mut problems = missing(served, facts);
+    problems.extend(families(served, facts));
     problems.extend(forwarding(served, facts));
     problems.extend(route::problems(served, facts));
     problems.extend(rules(served, facts));
@@ -186,6 +228,39 @@ fn missing(served: &Served, facts: &Facts) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Peers whose endpoint is of a family that this host does not speak: packets get to it neither from
+/// here nor, most likely, the other way.
+fn families<'s>(served: &'s Served, facts: &'s Facts) -> impl Iterator<Item = Problem> + use<'s> {
+    let has_default = |v4: bool| {
+        let mut routes = facts.routes.iter();
+        routes.any(|route| route.prefix.prefix_len() == 0 && route.prefix.addr().is_ipv4() == v4)
+    };
+    let is_foreign = move |peer: &&Unheard| {
+        let v4 = peer.endpoint.is_ipv4();
+        way::best(peer.endpoint, &facts.routes).is_none() && has_default(!v4)
+    };
+    served.unheard.iter().filter(is_foreign).map(|peer| {
+        let (theirs, ours) = if peer.endpoint.is_ipv4() {
+            ("IPv4", "IPv6")
+        } else {
+            ("IPv6", "IPv4")
+        };
+        let words = format!(
+            "the endpoint {} of {} is of {theirs}, and this host has no route of {theirs}: the two \
+             gateways have no address family in common",
+            peer.endpoint, peer.name
+        );
+        let remedy = format!(
+            "give the site of {} an endpoint of {ours}, or this host an uplink with {theirs}",
+            peer.name
+        );
+        Problem {
+            peer: Some(peer.node),
+            ..degraded(ProblemCode::AddressFamily, peer.endpoint, words, remedy)
+        }
+    })
 }
 
 fn forwarding(served: &Served, facts: &Facts) -> Vec<Problem> {

@@ -357,6 +357,8 @@ mod tests {
         assert_eq!(summary(&alerts), "site-0 and 999 more stopped reporting");
         assert_eq!(group_nodes(&[change(1, Silent), change(1, Back)]), []);
         assert_eq!(group_nodes(&[change(1, Back), change(1, Silent)]), []);
+        let flapping = [NodeChange::LanDegraded, NodeChange::LanOk];
+        assert_eq!(group_nodes(&flapping.map(|became| change(1, became))), []);
         let alerts = group_nodes(&[
             change(3, Silent),
             change(1, Joined),

@@ -275,6 +275,25 @@ async fn nodes_that_fall_silent_come_back_and_are_revoked_are_told_of_once() {
         next(&mut received, secret).await["summary"],
         "dublin reports again"
     );
+    // A problem that keeps its LANs from others is one message, not one for each link, nor for each
+    // report.
+    let problem = json!({"code": "nat", "words": "masquerades", "lan": "degraded"});
+    for (problems, summary) in [
+        (
+            json!([problem]),
+            "LANs are kept from others by a problem of dublin",
+        ),
+        (json!([]), "LANs reach others again: dublin"),
+    ] {
+        for applied in ["1.1", "1.2"] {
+            let report = json!({"applied": applied, "device": "kernel", "links": [],
+                "problems": problems});
+            dublin.report(&coordinator, report).await.expect(204);
+        }
+        let message = next(&mut received, secret).await;
+        assert_eq!(message["summary"], summary);
+        assert_eq!(message["alerts"].as_array().unwrap().len(), 1);
+    }
     coordinator.delete("/sites/dublin").await.expect(204);
     coordinator.delete("/nodes/frankfurt").await.expect(204);
     let message = next(&mut received, secret).await;

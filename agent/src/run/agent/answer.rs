@@ -51,15 +51,15 @@ impl Agent {
     /// Looks at the host beside the loop: names that nobody resolves take seconds.
     fn examine(&self, call: Call) {
         let (host, membership) = (self.host.clone(), self.membership.clone());
-        let known = self.replica.known().cloned();
+        let (known, probes) = (self.replica.known().cloned(), self.prober.reports());
         tokio::spawn(async move {
             let node = Node {
                 membership: &membership,
                 known: known.as_ref(),
+                probes: &probes,
             };
-            call.answer(in_words(
-                doctor::examine(&host, Some(node), None, true).await,
-            ));
+            let examined = doctor::examine(&host, Some(node), None, true).await;
+            call.answer(in_words(examined.map(Some)));
         });
     }
 
@@ -101,6 +101,7 @@ impl Agent {
             locked: self.host.operators().is_some(),
             interface: interface.as_ref(),
             refused: &self.outcome.limits.refused,
+            probes: &self.prober.reports(),
             problems: known
                 .map(|known| self.problems(known).collect())
                 .unwrap_or_default(),

@@ -31,6 +31,7 @@ fn healthy() -> Symptoms {
                 name: "frankfurt".parse().unwrap(),
                 prefix: "10.20.0.0/24".parse().unwrap(),
             }],
+            unheard: Vec::new(),
         },
         facts: Facts {
             lans: vec![Lan {
@@ -59,6 +60,7 @@ fn healthy() -> Symptoms {
             handshake_age_s: Some(5),
             endpoint: None,
             sent_bytes: 1,
+            probe: None,
         }],
     }
 }
@@ -422,6 +424,7 @@ fn a_tunnel_without_answers_says_where_the_packets_go() {
         handshake_age_s: None,
         endpoint: Some("198.51.100.20:51820".to_owned()),
         sent_bytes: 148,
+        probe: None,
     }];
     let told = told(&symptoms);
     assert!(
@@ -435,4 +438,28 @@ fn a_tunnel_without_answers_says_where_the_packets_go() {
         told[0].1 == Severity::Notice && told[0].2.contains("newest file"),
         "{told:?}"
     );
+}
+
+#[test]
+fn a_tunnel_that_works_one_way_or_badly_is_told_whatever_its_handshake_says() {
+    for (state, severity) in [
+        (EndState::OneWay, Severity::Fault),
+        (EndState::Lossy, Severity::Notice),
+        (EndState::Slow, Severity::Notice),
+        (EndState::Down, Severity::Fault),
+    ] {
+        let mut symptoms = healthy();
+        symptoms.peers[0].endpoint = Some("198.51.100.20:51820".to_owned());
+        symptoms.peers[0].probe = Some(ProbeReport {
+            state,
+            loss_percent: 30,
+            round_trip_us: 700_000,
+        });
+        let told = told(&symptoms);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!((told[0].0, told[0].1), ("tunnel", severity), "{state:?}");
+        symptoms.peers[0].probe.as_mut().unwrap().state = EndState::Up;
+        symptoms.peers[0].handshake_age_s = None;
+        assert_eq!(self::told(&symptoms), [], "who answers is there");
+    }
 }

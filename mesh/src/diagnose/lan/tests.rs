@@ -22,6 +22,7 @@ fn served() -> Served {
             far(2, "dublin", "10.20.0.0/24"),
             far(3, "cork", "10.30.0.0/24"),
         ],
+        unheard: Vec::new(),
     }
 }
 
@@ -65,7 +66,7 @@ fn healthy(served: &Served) -> Facts {
 fn led(served: &Served, lans: &[Lan], routes: &[ForeignRoute]) -> Vec<(Question, Led)> {
     let questions = questions(served, lans, routes, &BTreeSet::new());
     let answer = |question: &Question| {
-        let own = crate::host::way::best(question.to, routes);
+        let own = way::best(question.to, routes);
         let ours = served
             .far
             .iter()
@@ -212,6 +213,34 @@ fn what_concerns_one_other_site_alone_says_which() {
         LanEffect::Degraded,
     );
     assert_eq!(told(&site, &facts), [expected]);
+}
+
+#[test]
+fn a_peer_whose_endpoint_is_of_a_family_that_the_host_does_not_speak_is_told() {
+    let unheard = |endpoint: &str| Served {
+        unheard: vec![Unheard {
+            node: node_id(2),
+            name: "dublin".parse().unwrap(),
+            endpoint: endpoint.parse().unwrap(),
+        }],
+        ..served()
+    };
+    let facts = healthy(&served());
+    let site = unheard("2001:db8::1");
+    let expected = (
+        ProblemCode::AddressFamily,
+        "2001:db8::1".to_owned(),
+        Some(node_id(2)),
+        LanEffect::Degraded,
+    );
+    assert_eq!(told(&site, &facts), [expected]);
+    // One that is of the host's family is away for another reason, and so are all without an uplink.
+    assert_eq!(told(&unheard("198.51.100.7"), &facts), []);
+    let cut_off = Facts {
+        routes: vec![route("10.10.0.0/24", "lan0")],
+        ..facts
+    };
+    assert_eq!(told(&site, &cut_off), []);
 }
 
 #[test]
