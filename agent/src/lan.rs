@@ -1,5 +1,5 @@
-//! Looks again and again at what is between the LANs here and elsewhere on this host, beside the
-//! loop that follows the mesh.
+//! Looks at what is between the LANs here and elsewhere on this host, beside the loop that follows
+//! the mesh: whenever the kernel tells of a change.
 
 use std::{future::pending, time::Duration};
 
@@ -17,6 +17,8 @@ use crate::{
     reconcile::{Host, OBSERVE_INTERVAL},
 };
 
+/// How long to go without a look when the kernel tells of nothing.
+const QUIET_INTERVAL: Duration = Duration::from_secs(60);
 /// The next look waits for this many times as long as the last one took: where it takes long to
 /// list the rules, that leaves the processor to others.
 const REST_FACTOR: u32 = 20;
@@ -76,9 +78,13 @@ async fn look_on(
     found: watch::Sender<Vec<Problem>>,
 ) {
     let events = KernelEvents::open();
-    if let Err(error) = &events {
-        debug!("looks at the LANs from time to time only: {error:#}");
-    }
+    let interval = match &events {
+        Ok(_) => QUIET_INTERVAL,
+        Err(error) => {
+            debug!("the kernel tells of no changes: {error:#}");
+            OBSERVE_INTERVAL
+        }
+    };
     let mut last: Option<(Served, Facts, Vec<Problem>)> = None;
     let mut unsettled = None;
     loop {
@@ -90,7 +96,7 @@ async fn look_on(
         };
         let took = begin.elapsed();
         let rest = took * REST_FACTOR;
-        let mut pause = OBSERVE_INTERVAL.max(rest);
+        let mut pause = interval.max(rest);
         if let Some(problems) = problems.filter(|_| !asked.has_changed().unwrap_or(false)) {
             if problems == *found.borrow() {
                 unsettled = None;

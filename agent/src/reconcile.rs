@@ -158,8 +158,9 @@ impl Host {
 
     /// What is between the LANs here and elsewhere on this host.
     pub(crate) async fn between_lans(&self, served: &Served) -> anyhow::Result<Facts> {
-        let lans = symptoms::lans(&served.own);
+        let mut lans = symptoms::lans(&served.own);
         let routes = self.kernel.foreign_routes().await?;
+        lans.extend(lan::routed(&served.own, &lans, &routes));
         let outside = self.underlay.addresses(&routes).map(|(address, _)| address);
         let questions = lan::questions(served, &lans, &routes, &outside.collect());
         let interfaces = lans.iter().map(|lan| lan.interface.as_str());
@@ -170,6 +171,7 @@ impl Host {
             ruleset: symptoms::ruleset().await,
             has_legacy_rules: symptoms::has_legacy_rules(),
             led: self.kernel.led(questions).await?,
+            rules: self.kernel.routing_rules().await?,
             routes,
             lans,
         })

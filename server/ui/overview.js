@@ -98,7 +98,7 @@ function matches(mesh, node, words) {
 }
 
 function troubled(mesh, node) {
-  return mesh.linksOf(node.id).some((link) => link.state !== "up");
+  return node.problems.length > 0 || mesh.linksOf(node.id).some((link) => link.state !== "up");
 }
 
 function waiting(mesh) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anyhow::Context;
 use wattle_mesh::{
     diagnose::lan::{Led, Question},
-    host::way::{ForeignRoute, Way},
+    host::way::{ForeignRoute, RoutingRule, Way},
 };
 
 use super::{Kernel, link::Tables};
@@ -27,6 +27,11 @@ impl Kernel {
         let tunnel = tables.find(&self.interface).await?.map(|found| found.index);
         let output = tables.output_to(address).await?;
         Ok(output.map(|output| Some(output) != tunnel))
+    }
+
+    /// Routing rules that may concern packets with marks.
+    pub(crate) async fn routing_rules(&self) -> anyhow::Result<Vec<RoutingRule>> {
+        Tables::open()?.routing_rules().await
     }
 
     /// Where each packet would be led.

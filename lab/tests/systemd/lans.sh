@@ -26,7 +26,7 @@ far_host=10.20.0.100
 is_told() {
     what=$1 code=$2 mended=$3
     start=$(date +%s)
-    wait_for 10 lans_are degraded
+    wait_for 10 lans_are "${effect:-degraded}"
     told=$(($(date +%s) - start))
     ! both_ways >/dev/null 2>&1 || fail "$what: nothing is in the way"
     jq --exit-status --arg code "$code" '.problems | length == 1 and .[0].code == $code' /run/node ||
@@ -37,8 +37,8 @@ is_told() {
     jq '[.problems[] | {code, words, remedy}]' /run/node | cmp -s - /run/here ||
         fail "$what: the gateway says $(cat /run/here)"
     ! wattle-agent verify --count 1 --json >/run/verify || fail "$what: verify: $(cat /run/verify)"
-    ! wattle-agent doctor >/run/doctor || fail "$what: doctor: $(cat /run/doctor)"
-    grep -q "^FAULT *$code:" /run/doctor || fail "$what: doctor: $(cat /run/doctor)"
+    wattle-agent doctor >/run/doctor || true
+    grep -qE "^(FAULT|notice) *$code:" /run/doctor || fail "$what: doctor: $(cat /run/doctor)"
     if [ "$mended" = typed ]; then
         jq --raw-output '.problems[0].remedy' /run/node | sed 's/^if nothing else needs it: //' >/run/fix
         sh -ex /run/fix >/run/fixing 2>&1 || fail "$what: the remedy fails: $(cat /run/fixing)"
@@ -66,9 +66,16 @@ is_told "a routing rule for what comes out of the tunnel" route typed
 ip rule del iif wattle0 lookup 100
 ip rule del to 10.10.0.0/24 lookup main
 
-ip rule add to 10.20.0.0/24 prohibit
-is_told "a routing rule that forbids it" route typed
-ip rule del to 10.20.0.0/24 prohibit
+nft "add table inet marks
+    add chain inet marks pre { type filter hook prerouting priority mangle; }
+    add rule inet marks pre iifname lan0 meta mark set 7"
+ip rule add fwmark 7 lookup 100
+effect=unproven
+is_told "a routing rule for marks that the firewall sets" route typed
+effect=degraded
+ip rule del fwmark 7 lookup 100
+nft delete table inet marks
+ip rule del to 10.10.0.0/24 lookup main
 ip rule del to 10.20.0.0/24 lookup main
 
 ip route add 10.20.0.0/25 dev wan0
@@ -85,10 +92,9 @@ ip address del 10.10.0.1/24 dev lan0
 is_told "a host that is not in the LAN of its site" no_lan \
     'ip address add 10.10.0.1/24 dev lan0'
 
-iptables -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-iptables -A FORWARD -j REJECT --reject-with icmp-host-prohibited
-is_told "a last rule that rejects" firewall typed
-iptables -F FORWARD
+iptables -t raw -A PREROUTING -s 10.20.0.0/16 -j DROP
+is_told "a rule that drops before there is a route" firewall typed
+iptables -t raw -F
 
 iptables -t nat -A POSTROUTING -s 10.10.0.0/24 -j SNAT --to-source 203.0.113.10
 is_told "an office router's NAT without an interface" nat typed

@@ -14,6 +14,14 @@ use serde_json::Value;
 
 use self::matching::Meant;
 
+/// Where chains look at a packet that is forwarded.
+const FORWARDING: [Hook; 5] = [
+    Hook::Ingress,
+    Hook::Prerouting,
+    Hook::Forward,
+    Hook::Postrouting,
+    Hook::Egress,
+];
 /// Chains that may call each other, as many as the kernel allows (`NFT_JUMP_STACK_SIZE`).
 const MOST_CALLS: usize = 16;
 
@@ -66,9 +74,52 @@ pub enum Transport {
 /// Where chains look at a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
+    /// Right behind an interface, before all else.
+    Ingress,
+    /// Before it is known where it goes.
+    Prerouting,
     Input,
     Forward,
     Postrouting,
+    /// Where source addresses are replaced.
+    Nat,
+    /// Right before an interface, after all else.
+    Egress,
+}
+
+impl Hook {
+    /// Type and hook of its chains, in nft's words.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Ingress => ("filter", "ingress"),
+            Self::Prerouting => ("filter", "prerouting"),
+            Self::Input => ("filter", "input"),
+            Self::Forward => ("filter", "forward"),
+            Self::Postrouting => ("filter", "postrouting"),
+            Self::Nat => ("nat", "postrouting"),
+            Self::Egress => ("filter", "egress"),
+        }
+    }
+
+    /// The interface that chains at it are of, if they are of one.
+    fn device<'p>(self, packet: &Packet<'p>) -> Option<&'p str> {
+        match self {
+            Self::Ingress => packet.from,
+            Self::Egress => packet.to,
+            Self::Prerouting | Self::Input | Self::Forward | Self::Postrouting | Self::Nat => None,
+        }
+    }
+
+    /// The packet as chains see it there.
+    fn sees<'p>(self, packet: &Packet<'p>) -> Packet<'p> {
+        match self {
+            Self::Ingress | Self::Prerouting => Packet {
+                to: None,
+                ..*packet
+            },
+            Self::Input | Self::Forward | Self::Postrouting | Self::Nat | Self::Egress => *packet,
+        }
+    }
 }
 
 /// What a chain does against a packet.
@@ -80,6 +131,7 @@ pub struct Obstacle {
     pub chain: String,
     /// The chain by which the packet came there.
     pub base: String,
+    pub hook: Hook,
     /// Handle of the rule; absent when it is the policy of the chain.
     pub rule: Option<u64>,
     /// Its place among the rules of its chain, from 1, as iptables counts; absent as `rule` is.
@@ -150,13 +202,29 @@ impl<'r> Firewall<'r> {
             .filter_map(move |object| object.get(kind))
     }
 
+    /// Whether a rule gives packets marks, which routing rules may go by.
+    pub fn sets_marks(&self) -> bool {
+        let is_mark = |expression: &Value| {
+            let target = expression["xt"]["name"].as_str();
+            expression["mangle"]["key"]["meta"]["key"] == "mark"
+                || is_extension(expression, "target")
+                    && target.is_some_and(|name| ["MARK", "CONNMARK"].contains(&name))
+        };
+        let mut rules = self.of("rule").filter_map(|rule| rule["expr"].as_array());
+        rules.any(|expressions| expressions.iter().any(is_mark))
+    }
+
     /// What stands in the packet's way at a hook: of each chain the first thing, the table `inet
     /// wattle` left out.
     pub fn obstacles(&self, hook: Hook, packet: &Packet<'_>) -> Vec<Obstacle> {
-        let (kind, name) = match hook {
-            Hook::Input => ("filter", "input"),
-            Hook::Forward => ("filter", "forward"),
-            Hook::Postrouting => ("nat", "postrouting"),
+        let (kind, name) = hook.names();
+        let device = hook.device(packet);
+        let is_of = |chain: &Value, device: &str| {
+            let devices = &chain["dev"];
+            *devices == device
+                || devices
+                    .as_array()
+                    .is_some_and(|all| all.iter().any(|one| one == device))
         };
         let mut bases: Vec<_> = self
             .of("chain")
@@ -164,7 +232,9 @@ impl<'r> Firewall<'r> {
                 chain["hook"] == name
                     && (chain["type"] == kind || kind == "filter" && chain["type"] == "route")
                     && !(chain["family"] == "inet" && chain["table"] == "wattle")
+                    && device.is_none_or(|device| is_of(chain, device))
                     && match chain["family"].as_str() {
+                        Some("netdev") => device.is_some(),
                         Some("inet") => true,
                         Some("ip") => packet.source.addr().is_ipv4(),
                         Some("ip6") => packet.source.addr().is_ipv6(),
@@ -175,10 +245,10 @@ impl<'r> Firewall<'r> {
         bases.sort_by_key(|chain| chain["prio"].as_i64());
         let mut found = Vec::new();
         for base in bases {
-            let obstacle = self.judge(base, packet);
+            let obstacle = self.judge(base, hook, &hook.sees(packet));
             // The first chain that gives a connection another source address is the last.
-            let is_last = hook == Hook::Postrouting
-                && obstacle.as_ref().is_some_and(|obstacle| obstacle.certain);
+            let is_last =
+                hook == Hook::Nat && obstacle.as_ref().is_some_and(|obstacle| obstacle.certain);
             found.extend(obstacle);
             if is_last {
                 break;
@@ -212,24 +282,23 @@ impl<'r> Firewall<'r> {
             destination: lan.subnet,
             transport,
         };
-        let ways = [
-            (Hook::Forward, outward(Transport::Ping)),
-            (Hook::Forward, inward(Transport::Ping)),
-            (Hook::Forward, outward(Transport::Tcp)),
-            (Hook::Forward, inward(Transport::Tcp)),
-            (Hook::Postrouting, outward(Transport::Tcp)),
-        ];
-        let found = ways.into_iter().flat_map(|(hook, packet)| {
+        let packets = [Transport::Ping, Transport::Tcp]
+            .into_iter()
+            .flat_map(|transport| [outward(transport), inward(transport)]);
+        let ways = packets.flat_map(|packet| FORWARDING.map(|hook| (hook, packet)));
+        let ways = ways.chain([(Hook::Nat, outward(Transport::Tcp))]);
+        let found = ways.flat_map(|(hook, packet)| {
             let obstacles = self.obstacles(hook, &packet).into_iter();
             obstacles.map(move |obstacle| (packet, obstacle))
         });
         found.collect()
     }
 
-    fn judge(&self, base: &'r Value, packet: &Packet<'_>) -> Option<Obstacle> {
+    fn judge(&self, base: &'r Value, hook: Hook, packet: &Packet<'_>) -> Option<Obstacle> {
         let mut walk = Walk {
             firewall: self,
             packet,
+            hook,
             base: text(base, "name"),
             family: text(base, "family"),
             table: text(base, "table"),
@@ -267,6 +336,7 @@ struct Doubts {
 struct Walk<'w, 'r> {
     firewall: &'w Firewall<'r>,
     packet: &'w Packet<'w>,
+    hook: Hook,
     base: &'r str,
     family: &'r str,
     table: &'r str,
@@ -340,6 +410,7 @@ impl<'r> Walk<'_, 'r> {
             table: self.table.to_owned(),
             chain: chain.to_owned(),
             base: self.base.to_owned(),
+            hook: self.hook,
             rule: rule.map(|(handle, _)| handle),
             number: rule.map(|(_, number)| number),
             deed,
@@ -371,6 +442,8 @@ impl<'r> Walk<'_, 'r> {
                 "xt" if is_extension(expression, "match") => {
                     meant = meant.and(match value["name"].as_str() {
                         Some("comment") => Meant::Yes,
+                        // Whether there is a way back is asked of the kernel.
+                        Some("rpfilter") => Meant::No,
                         // What it asks is not printed. Alone it is the rule for connections that
                         // are there already, or for packets of none.
                         Some("conntrack" | "state") if is_alone => Meant::No,

@@ -20,7 +20,7 @@ use wattle_wire::{
 
 pub use self::route::{Led, Question, questions};
 use super::{
-    firewall::{Deed, Firewall, Lan, Obstacle, Packet, Transport},
+    firewall::{Deed, Firewall, Hook, Lan, Obstacle, Packet, Transport},
     remedy::{self, Tunnel},
     verify::Fault,
 };
@@ -33,7 +33,7 @@ use crate::{
     host::{
         interface::InterfaceName,
         state::Interface,
-        way::{self, ForeignRoute},
+        way::{self, ForeignRoute, RoutingRule},
     },
 };
 
@@ -73,6 +73,7 @@ pub struct Facts {
     pub lans: Vec<Lan>,
     /// Routes that the agent did not make.
     pub routes: Vec<ForeignRoute>,
+    pub rules: Vec<RoutingRule>,
     /// Interfaces of the LANs, and the tunnel's, that do not forward IPv4.
     pub stopped: BTreeSet<String>,
     /// Whether the host forwards IPv6.
@@ -139,6 +140,25 @@ impl Served {
         self.own.iter().any(|own| own.addr().is_ipv4() == v4)
             && self.far.iter().any(|far| far.prefix.addr().is_ipv4() == v4)
     }
+}
+
+/// LANs of the site behind a router of it: the host has no address in them, and a route of its own
+/// by which they are reached.
+pub fn routed(own: &[IpNet], lans: &[Lan], routes: &[ForeignRoute]) -> Vec<Lan> {
+    let missing = own
+        .iter()
+        .filter(|own| lans.iter().all(|lan| lan.subnet != **own));
+    let lan = |own: &IpNet| {
+        let route = way::best(own.network(), routes)?;
+        let way = route.way.as_ref()?;
+        (route.prefix.prefix_len() > 0).then(|| Lan {
+            interface: way.device.clone(),
+            subnet: *own,
+            address: *own,
+            up: true,
+        })
+    };
+    missing.filter_map(lan).collect()
 }
 
 /// What is in the way between the LANs. Nothing where there are none.
@@ -315,9 +335,12 @@ fn rules(served: &Served, facts: &Facts) -> Vec<Problem> {
         }
     };
     let firewall = Firewall::new(ruleset);
+    if firewall.sets_marks() {
+        problems.extend(route::by_marks(served, facts));
+    }
     let tunnel = served.interface.as_str();
     // One problem for each rule, whatever the number of LANs that it is in the way of: the worst.
-    let mut by_rule: BTreeMap<_, (Packet<'_>, Obstacle, BTreeSet<NodeId>)> = BTreeMap::new();
+    let mut by_rule: BTreeMap<_, InTheWay<'_>> = BTreeMap::new();
     for far in &served.far {
         let found = facts
             .lans
@@ -325,22 +348,38 @@ fn rules(served: &Served, facts: &Facts) -> Vec<Problem> {
             .flat_map(|lan| firewall.between(lan, tunnel, far.prefix));
         for (packet, obstacle) in found {
             let rewrites = obstacle.deed == Deed::Rewrite;
-            let (worst_packet, worst, nodes) = by_rule
+            let known = by_rule
                 .entry((obstacle.place(), obstacle.rule, rewrites))
-                .or_insert_with(|| (packet, obstacle.clone(), BTreeSet::new()));
-            nodes.insert(far.node);
-            if obstacle.certain && !worst.certain {
-                (*worst_packet, *worst) = (packet, obstacle);
+                .or_insert_with(|| InTheWay {
+                    packet,
+                    obstacle: obstacle.clone(),
+                    nodes: BTreeSet::new(),
+                    far: BTreeSet::new(),
+                });
+            known.nodes.insert(far.node);
+            known.far.insert(far.prefix);
+            if obstacle.certain && !known.obstacle.certain {
+                (known.packet, known.obstacle) = (packet, obstacle);
             }
         }
     }
     let mut found: Vec<_> = by_rule.into_values().collect();
-    found.sort_by_key(|(_, obstacle, _)| !obstacle.certain);
-    problems.extend(found.iter().map(|(packet, obstacle, nodes)| Problem {
-        peer: only(served, nodes),
-        ..barrier(served.tunnel(), &firewall, packet, obstacle)
+    found.sort_by_key(|known| !known.obstacle.certain);
+    problems.extend(found.iter().map(|known| Problem {
+        peer: only(served, &known.nodes),
+        ..barrier(served.tunnel(), &firewall, known)
     }));
     problems
+}
+
+/// A rule, or a policy, that is in the way.
+struct InTheWay<'p> {
+    /// The packet that it does the worst to.
+    packet: Packet<'p>,
+    obstacle: Obstacle,
+    /// Those whose LANs are concerned, and the LANs.
+    nodes: BTreeSet<NodeId>,
+    far: BTreeSet<IpNet>,
 }
 
 /// The one peer that something concerns, where there are others that it does not.
@@ -352,12 +391,13 @@ fn only(served: &Served, nodes: &BTreeSet<NodeId>) -> Option<NodeId> {
         .filter(|_| nodes.len() == 1 && others)
 }
 
-fn barrier(
-    tunnel: Tunnel<'_>,
-    firewall: &Firewall<'_>,
-    packet: &Packet<'_>,
-    obstacle: &Obstacle,
-) -> Problem {
+fn barrier(tunnel: Tunnel<'_>, firewall: &Firewall<'_>, known: &InTheWay<'_>) -> Problem {
+    let InTheWay {
+        packet,
+        obstacle,
+        far,
+        ..
+    } = known;
     let manager = remedy::manager(firewall, obstacle);
     let what = match packet.transport {
         Transport::Ping => "packets",
@@ -376,10 +416,14 @@ fn barrier(
             remedy::keep_source(tunnel, manager, obstacle),
         )
     } else {
-        (
-            ProblemCode::Firewall,
-            remedy::let_through(tunnel, manager, obstacle),
-        )
+        let remedy = if obstacle.hook == Hook::Forward {
+            remedy::let_through(tunnel, manager, obstacle)
+        } else if far.contains(&packet.destination) {
+            remedy::let_pairs_through(manager, obstacle, packet.source, far)
+        } else {
+            remedy::let_pairs_through(manager, obstacle, packet.destination, far)
+        };
+        (ProblemCode::Firewall, remedy)
     };
     let rule = obstacle.rule.map(|rule| format!(" rule {rule}"));
     let subject = obstacle.place() + &rule.unwrap_or_default();

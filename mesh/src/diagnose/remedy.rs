@@ -1,11 +1,17 @@
 //! How the tools that manage a host's firewall are told to let packets through.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
 use wattle_wire::probe::PROBE_PORT;
 
 use crate::{
     diagnose::firewall::{Firewall, Obstacle},
     host::interface::InterfaceName,
 };
+
+/// As many LANs one remedy lets through; the others are told when these are.
+const MOST_PAIRS: usize = 4;
 
 /// Who manages a chain, and so has to be told.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +42,30 @@ impl Manager {
             Self::Iptables(_) | Self::Nft => "",
         }
     }
+}
+
+/// What lets packets between LANs through where chains do not know yet, or not any more, by which
+/// interfaces they go.
+pub(super) fn let_pairs_through(
+    manager: Manager,
+    obstacle: &Obstacle,
+    near: IpNet,
+    far: &BTreeSet<IpNet>,
+) -> String {
+    let both_ways = far.iter().take(MOST_PAIRS);
+    let pairs = both_ways.flat_map(|far| [(near, *far), (*far, near)]);
+    let commands = pairs.map(|(source, destination)| {
+        if let Manager::Iptables(program) = manager {
+            let table = format!("-t {} ", obstacle.table);
+            let means = format!("-s {source} -d {destination}");
+            iptables(program, &table, obstacle, &means)
+        } else {
+            let ip = if source.addr().is_ipv4() { "ip" } else { "ip6" };
+            let rule = format!("{ip} saddr {source} {ip} daddr {destination} accept");
+            nft(obstacle, &rule)
+        }
+    });
+    commands.collect::<Vec<_>>().join("; ")
 }
 
 /// What lets packets between the LANs and the tunnel through. The rules come right before the one
@@ -130,7 +160,7 @@ pub(super) fn manager(firewall: &Firewall<'_>, obstacle: &Obstacle) -> Manager {
         Manager::Docker
     } else if has_chain("ufw-") || has_chain("ufw6-") {
         Manager::Ufw
-    } else if ["FORWARD", "INPUT", "POSTROUTING"].contains(&obstacle.base.as_str()) {
+    } else if ["PREROUTING", "FORWARD", "INPUT", "POSTROUTING"].contains(&obstacle.base.as_str()) {
         match obstacle.family.as_str() {
             "ip" => Manager::Iptables("iptables"),
             "ip6" => Manager::Iptables("ip6tables"),

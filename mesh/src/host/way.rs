@@ -15,6 +15,23 @@ pub struct ForeignRoute {
     pub way: Option<Way>,
 }
 
+/// A routing rule, as far as it concerns packets that carry a mark of the firewall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutingRule {
+    /// Of several the one with the lowest comes first.
+    pub priority: u32,
+    pub is_v4: bool,
+    pub kind: RoutingRuleKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoutingRuleKind {
+    /// It means packets with a mark, wherever they go.
+    ByMark,
+    /// It leads all packets to these addresses by the main table.
+    ToMain(IpNet),
+}
+
 /// How packets leave the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Way {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use wattle_mesh::{
     config::{directory::Directory, view},
     health::{
-        lan::{self, LanEnd},
+        lan,
         link::{self, EndReport, Heard, LinkRecord},
     },
 };
@@ -26,7 +26,7 @@ use crate::{
         body::Query,
         page::{self, PageQuery},
     },
-    state::{app::App, link_tracker::queries, reports::Account},
+    state::{app::App, link_tracker::queries},
 };
 
 /// Which links.
@@ -183,9 +183,10 @@ fn link(
         end(app, directory, b, a, reports[1])?,
     ];
     let (state, fault) = link::link_health(reports);
+    let accounts = [a, b].map(|node| app.reports.account(node));
     let (lan, lan_problems) = lan::of_link([
-        lan_end(&app.reports.account(a), app, directory, a)?,
-        lan_end(&app.reports.account(b), app, directory, b)?,
+        app.reports.lan_end(directory.nodes.get(&a)?, &accounts[0]),
+        app.reports.lan_end(directory.nodes.get(&b)?, &accounts[1]),
     ]);
     let psk_made_by = if unmanaged.contains(&true) {
         PskMaker::Coordinator
@@ -200,21 +201,6 @@ fn link(
         lan,
         lan_problems,
         psk_made_by,
-    })
-}
-
-fn lan_end<'n>(
-    account: &'n Account,
-    app: &App,
-    directory: &Directory,
-    node: NodeId,
-) -> Option<LanEnd<'n>> {
-    let record = directory.nodes.get(&node)?;
-    let has_agent = record.unmanaged.is_none();
-    Some(LanEnd {
-        node,
-        connection: has_agent.then(|| app.reports.connection(node, record.enrolled_at)),
-        problems: &account.problems,
     })
 }
 

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use prometheus::{Encoder, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use wattle_mesh::{config::view, health::lan::LanEnd};
+use wattle_mesh::config::view;
 use wattle_wire::admin::{ConnectionState, LanState, LinkState, NodeState};
 
 use crate::{
@@ -105,12 +105,9 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         agents
             .map(|node| {
                 let connection = app.reports.connection(node.id, node.enrolled_at);
-                let end = LanEnd {
-                    node: node.id,
-                    connection: Some(connection),
-                    problems: &app.reports.account(node.id).problems,
-                };
-                (connection.state, end.state())
+                let account = app.reports.account(node.id);
+                let lan = app.reports.lan_end(node, &account).state();
+                (connection.state, lan)
             })
             .collect()
     });

@@ -16,8 +16,11 @@ use tokio::{
 };
 use wattle_mesh::{
     audit::{Edit, Subject},
-    config::endpoint_check,
-    health::connection::{self, Sign},
+    config::{directory::NodeRecord, endpoint_check},
+    health::{
+        connection::{self, Sign},
+        lan::LanEnd,
+    },
 };
 use wattle_wire::{
     admin::{NodeConnection, NodeProblem, NodeReport},
@@ -190,6 +193,16 @@ impl Reports {
             ..*sign
         });
         connection::connection(enrolled_at, sign, signs.listening_since.unwrap_or(now), now)
+    }
+
+    /// A node as an end of links, for how the LANs behind it are.
+    pub fn lan_end<'a>(&self, record: &NodeRecord, account: &'a Account) -> LanEnd<'a> {
+        let has_agent = record.unmanaged.is_none();
+        LanEnd {
+            node: record.id,
+            connection: has_agent.then(|| self.connection(record.id, record.enrolled_at)),
+            problems: &account.problems,
+        }
     }
 
     fn signs(&self) -> MutexGuard<'_, Signs> {

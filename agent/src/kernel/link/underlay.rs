@@ -72,6 +72,7 @@ impl Tables {
                 let name = index.and_then(|index| if_::if_indextoname(index).ok());
                 name.map(|name| Led::By(name.to_string_lossy().into_owned()))
             }
+            Err(error) if error.raw_os_error() == Some(Errno::EXDEV as i32) => Some(Led::Filtered),
             Err(error) => Some(Led::Nowhere(error.to_string())),
         })
     }

@@ -41,6 +41,7 @@ fn healthy() -> Symptoms {
                 up: true,
             }],
             routes: Vec::new(),
+            rules: Vec::new(),
             stopped: BTreeSet::new(),
             forwards_v6: false,
             ruleset: Ok(

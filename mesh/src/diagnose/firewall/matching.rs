@@ -5,7 +5,7 @@ use std::{net::IpAddr, str::FromStr};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Transport, Walk};
+use super::{Hook, Transport, Walk};
 
 /// Whether a packet is one that a rule means, of those that have to be taken together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,9 @@ impl<'r> Walk<'_, 'r> {
             return self.any(left, self.elements(right));
         }
         let right = right.pointer("/elem/val").unwrap_or(right);
+        if let Some(fib) = left.get("fib") {
+            return self.fib(fib, right);
+        }
         let packet = self.packet;
         let is_v4 = packet.source.addr().is_ipv4();
         let (meta, payload, ct) = (&left["meta"], &left["payload"], &left["ct"]);
@@ -105,6 +108,19 @@ impl<'r> Walk<'_, 'r> {
                 ("icmp" | "icmpv6", "type") => Meant::No,
                 _ => Meant::Unknown,
             },
+            _ => Meant::Unknown,
+        }
+    }
+
+    /// What the routes say of the packet's addresses.
+    fn fib(&self, fib: &Value, right: &Value) -> Meant {
+        let is_of_source = fib["flags"].to_string().contains("saddr");
+        match (fib["result"].as_str(), right.as_str()) {
+            // Whether there is a way back is asked of the kernel.
+            (Some("oif" | "oifname"), None) if *right == false => Meant::No,
+            (Some("type"), Some("local")) => Meant::of(self.hook == Hook::Input && !is_of_source),
+            (Some("type"), Some("broadcast" | "multicast" | "anycast")) => Meant::No,
+            (Some("type"), Some("unicast")) => Meant::of(self.hook != Hook::Input || is_of_source),
             _ => Meant::Unknown,
         }
     }

@@ -331,7 +331,7 @@ fn a_source_address_is_replaced_by_the_first_chain_that_does_it() {
         chain("late", 110), chain("POSTROUTING", 100),
         rule("POSTROUTING", 1, mine), rule("POSTROUTING", 2, snat), rule("late", 3, all),
     ]});
-    let found = Firewall::new(&listing).obstacles(Hook::Postrouting, &outward(Transport::Ping));
+    let found = Firewall::new(&listing).obstacles(Hook::Nat, &outward(Transport::Ping));
     let words: Vec<_> = found.iter().map(Obstacle::to_string).collect();
     assert_eq!(
         words,
@@ -359,4 +359,55 @@ fn packets_to_the_host_itself_leave_by_no_interface() {
         firewall.obstacles(Hook::Input, &packet(port)).len()
     };
     assert_eq!((count(51820), count(51821)), (0, 1));
+}
+
+#[test]
+fn whatever_the_hook_a_forwarded_packet_that_is_dropped_there_is_told() {
+    let lan = Lan {
+        interface: "lan0".to_owned(),
+        subnet: net("10.10.0.0/24"),
+        address: net("10.10.0.1/24"),
+        up: true,
+    };
+    let found = |family: &str, hook: &str, device: Value, expr: Value| -> Vec<Obstacle> {
+        let listing = json!({"nftables": [
+            {"chain": {"family": family, "table": "t", "name": "c", "type": "filter", "hook": hook,
+                "dev": device, "prio": -300, "policy": "accept"}},
+            {"rule": {"family": family, "table": "t", "chain": "c", "handle": 3, "expr": expr}}]});
+        let firewall = Firewall::new(&listing);
+        let between = firewall.between(&lan, "wattle0", net("10.20.0.0/24"));
+        between.into_iter().map(|(_, obstacle)| obstacle).collect()
+    };
+    let drop = || json!([{"drop": null}]);
+    for (family, hook, device) in [
+        ("ip", "prerouting", Value::Null),
+        ("inet", "postrouting", Value::Null),
+        ("netdev", "ingress", json!("lan0")),
+        ("netdev", "ingress", json!(["eth0", "wattle0"])),
+        ("inet", "ingress", json!("wattle0")),
+        ("netdev", "egress", json!("lan0")),
+    ] {
+        let told = found(family, hook, device, drop());
+        assert!(!told.is_empty(), "{family} {hook}");
+        assert!(told.iter().all(|obstacle| obstacle.certain));
+    }
+    assert_eq!(found("netdev", "ingress", json!("eth0"), drop()), []);
+    assert_eq!(found("ip6", "prerouting", Value::Null, drop()), []);
+    // Before it is known where a packet goes, no rule means those that leave by an interface.
+    let by_output = json!([by("oifname", "wattle0"), {"drop": null}]);
+    assert_eq!(found("ip", "prerouting", Value::Null, by_output), []);
+    // Whether there is a way back, and where an address is, the kernel knows.
+    let fib = |result: &str, flags: Value, right: Value| {
+        let left = json!({"fib": {"result": result, "flags": flags}});
+        json!([matches(left, "==", right), {"drop": null}])
+    };
+    for harmless in [
+        fib("oif", json!(["saddr", "mark", "iif"]), json!(false)),
+        fib("type", json!("daddr"), json!("local")),
+        fib("type", json!("daddr"), json!("broadcast")),
+    ] {
+        assert_eq!(found("inet", "prerouting", Value::Null, harmless), []);
+    }
+    let unicast = fib("type", json!("daddr"), json!("unicast"));
+    assert!(!found("inet", "prerouting", Value::Null, unicast).is_empty());
 }

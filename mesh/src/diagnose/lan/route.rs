@@ -8,10 +8,10 @@ use std::{
 use ipnet::IpNet;
 use wattle_wire::report::{Problem, ProblemCode};
 
-use super::{Facts, FarLan, Served, degraded, only};
+use super::{Facts, FarLan, Served, degraded, only, unproven};
 use crate::{
     diagnose::firewall::Lan,
-    host::way::{ForeignRoute, best},
+    host::way::{ForeignRoute, RoutingRuleKind, best},
 };
 
 /// As many questions are asked of the kernel at a time.
@@ -42,6 +42,9 @@ pub enum Led {
     By(String),
     /// To the host itself.
     Here,
+    /// Nowhere: it came by an interface by which no packet leaves to its sender, and `rp_filter` is
+    /// strict.
+    Filtered,
     /// Nowhere; what the kernel says.
     Nowhere(String),
 }
@@ -117,7 +120,9 @@ pub(super) fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
         .filter_map(|((lan, is_outward, led, way), packets)| {
             let lan = facts.lans.get(*lan)?;
             let nodes = packets.iter().map(|(_, far)| far.node).collect();
-            let problem = if *is_outward {
+            let problem = if *led == &Led::Filtered {
+                filtered(packets)
+            } else if *is_outward {
                 outward(lan, led, *way, packets)
             } else {
                 inward(served, lan, led, packets)
@@ -130,12 +135,41 @@ pub(super) fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
         .collect()
 }
 
+/// LANs whose packets a routing rule may lead elsewhere that goes by marks: the firewall sets some, and
+/// which it sets is not known here.
+pub(super) fn by_marks(served: &Served, facts: &Facts) -> Option<Problem> {
+    let mut rules = facts.rules.clone();
+    rules.sort_by_key(|rule| rule.priority);
+    let is_open = |net: &IpNet| {
+        let mut rules = rules
+            .iter()
+            .filter(|rule| rule.is_v4 == net.addr().is_ipv4());
+        let first = rules.find(|rule| match rule.kind {
+            RoutingRuleKind::ByMark => true,
+            RoutingRuleKind::ToMain(to) => to.contains(net),
+        });
+        first.is_some_and(|rule| rule.kind == RoutingRuleKind::ByMark)
+    };
+    let lans = served.own.iter().copied();
+    let lans = lans.chain(served.far.iter().map(|far| far.prefix));
+    let open: BTreeSet<_> = lans.filter(is_open).collect();
+    let words = format!(
+        "a routing rule of this host goes by marks (`ip rule`), and rules of the firewall set marks: \
+         whether packets to {} get there is not known",
+        some(&open)
+    );
+    (!open.is_empty()).then(|| Problem {
+        code: ProblemCode::Route,
+        ..unproven("fwmark", words, self::rules(&open))
+    })
+}
+
 fn is_right(served: &Served, facts: &Facts, question: &Question, lan: &Lan, led: &Led) -> bool {
     let interface = match led {
         Led::By(interface) => interface,
         // It may have several addresses in its LAN.
         Led::Here => return !question.is_outward,
-        Led::Nowhere(_) => return false,
+        Led::Filtered | Led::Nowhere(_) => return false,
     };
     if question.is_outward {
         return *interface == served.interface.as_str();
@@ -160,6 +194,7 @@ fn outward(lan: &Lan, led: &Led, way: Option<IpNet>, packets: &[(&Question, &Far
     let place = match led {
         Led::By(interface) => format!("leave by {interface} and not by the tunnel"),
         Led::Here => "end on this host".to_owned(),
+        Led::Filtered => "are dropped".to_owned(),
         Led::Nowhere(error) => format!("go nowhere ({error})"),
     };
     let (to, subject) = match way {
@@ -188,6 +223,7 @@ fn inward(served: &Served, lan: &Lan, led: &Led, packets: &[(&Question, &FarLan)
     let place = match led {
         Led::By(interface) => format!("leave by {interface} and not by {}", lan.interface),
         Led::Here => "end on this host".to_owned(),
+        Led::Filtered => "are dropped".to_owned(),
         Led::Nowhere(error) => format!("go nowhere ({error})"),
     };
     degraded(
@@ -200,6 +236,19 @@ fn inward(served: &Served, lan: &Lan, led: &Led, packets: &[(&Question, &FarLan)
             lan.subnet
         ),
         rules(&[lan.subnet].into()),
+    )
+}
+
+fn filtered(packets: &[(&Question, &FarLan)]) -> Problem {
+    let by = packets.first().map_or("all", |(question, _)| &question.by);
+    degraded(
+        ProblemCode::Route,
+        format!("rp_filter of {by}"),
+        format!(
+            "rp_filter is strict, and packets to those whose packets come by {by} would leave by \
+             another interface: what comes by {by} is dropped"
+        ),
+        format!("sysctl -w net.ipv4.conf.{by}.rp_filter=2"),
     )
 }
 

@@ -1,7 +1,10 @@
 use serde_json::json;
 
 use super::*;
-use crate::{host::way::Way, testing::node_id};
+use crate::{
+    host::way::{RoutingRuleKind, Way},
+    testing::node_id,
+};
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
@@ -55,6 +58,7 @@ fn healthy(served: &Served) -> Facts {
         led: led(served, &lans, &routes),
         lans,
         routes,
+        rules: Vec::new(),
         stopped: BTreeSet::new(),
         forwards_v6: false,
         ruleset: Ok(json!({"nftables": []})),
@@ -300,12 +304,122 @@ fn a_packet_that_another_route_or_rule_leads_astray_is_told_with_what_leads_it()
         panic!("one problem");
     };
     assert_eq!(&*problem.subject, "10.10.0.0/24 from wattle0");
+    // Strict rp_filter says what it is, and how it is made loose.
+    let [problem] = &tell(&[], |(question, led)| {
+        if question.by == "lan0" {
+            *led = Led::Filtered;
+        }
+    })[..] else {
+        panic!("one problem");
+    };
+    assert_eq!(
+        problem.remedy.as_deref(),
+        Some("sysctl -w net.ipv4.conf.lan0.rp_filter=2")
+    );
     let here = tell(&[], |(question, led)| {
         if question.by == "wattle0" {
             *led = Led::Here;
         }
     });
     assert_eq!(here, []);
+}
+
+#[test]
+fn a_routing_rule_that_goes_by_marks_is_unproven_until_others_come_before_it() {
+    let mut site = served();
+    site.far.truncate(1);
+    let rule = |priority, kind| RoutingRule {
+        priority,
+        is_v4: true,
+        kind,
+    };
+    let marks = json!({"nftables": [{"rule": {"family": "inet", "table": "mine", "chain": "pre",
+        "expr": [{"mangle": {"key": {"meta": {"key": "mark"}}, "value": 1}}]}}]});
+    let mut facts = Facts {
+        rules: vec![rule(100, RoutingRuleKind::ByMark)],
+        ..healthy(&site)
+    };
+    assert_eq!(told(&site, &facts), [], "nobody sets a mark");
+    facts.ruleset = Ok(marks);
+    let [problem] = &problems(&site, &facts)[..] else {
+        panic!("one problem");
+    };
+    assert_eq!(
+        (problem.code, problem.lan, problem.remedy.as_deref()),
+        (
+            ProblemCode::Route,
+            Some(LanEffect::Unproven),
+            Some(
+                "ip rule add to 10.10.0.0/24 lookup main priority 10; ip rule add to \
+                 10.20.0.0/24 lookup main priority 10"
+            )
+        )
+    );
+    let main = ["10.10.0.0/24", "10.20.0.0/24"];
+    let main = main.map(|lan| rule(10, RoutingRuleKind::ToMain(net(lan))));
+    facts.rules.extend(main);
+    assert_eq!(told(&site, &facts), []);
+}
+
+#[test]
+fn a_subnet_behind_a_router_of_the_site_is_looked_at_as_one_that_the_host_is_in() {
+    let mut site = served();
+    site.own.push(net("10.11.0.0/24"));
+    let mut facts = healthy(&site);
+    facts.routes.push(route("10.11.0.0/16", "lan0"));
+    let routed = routed(&site.own, &facts.lans, &facts.routes);
+    assert_eq!(routed, [lan("lan0", "10.11.0.0/24", "10.11.0.0/24")]);
+    facts.lans.extend(routed);
+    facts.led = led(&site, &facts.lans, &facts.routes);
+    assert_eq!(told(&site, &facts), []);
+    let asked = questions(&site, &facts.lans, &facts.routes, &BTreeSet::new());
+    assert_eq!(asked.len(), 8, "two LANs, two others, both ways");
+    // Without a route to it nobody gets there; the uplink is none.
+    facts.routes.pop();
+    facts.lans.pop();
+    facts.led = led(&site, &facts.lans, &facts.routes);
+    assert_eq!(told(&site, &facts)[0].0, ProblemCode::NoLan);
+}
+
+#[test]
+fn what_drops_before_it_is_known_where_packets_go_is_told_by_their_addresses() {
+    let site = served();
+    let rules = |family: &str, table: &str, chain: &str| {
+        Ok(json!({"nftables": [
+            {"chain": {"family": family, "table": table, "name": chain, "type": "filter",
+                "hook": "prerouting", "prio": -300, "policy": "accept"}},
+            {"rule": {"family": family, "table": table, "chain": chain, "handle": 5, "expr": [
+                {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+                    "right": {"prefix": {"addr": "10.20.0.0", "len": 16}}}},
+                {"drop": null}]}}]}))
+    };
+    for (family, table, chain, remedy) in [
+        (
+            "inet",
+            "mine",
+            "pre",
+            "nft insert rule inet mine pre position 5 ip saddr 10.10.0.0/24 ip daddr 10.20.0.0/24 \
+             accept; nft insert rule inet mine pre position 5 ip saddr 10.20.0.0/24 ip daddr \
+             10.10.0.0/24 accept",
+        ),
+        (
+            "ip",
+            "raw",
+            "PREROUTING",
+            "iptables -t raw -I PREROUTING 1 -s 10.10.0.0/24 -d 10.20.0.0/24 -j ACCEPT; iptables \
+             -t raw -I PREROUTING 1 -s 10.20.0.0/24 -d 10.10.0.0/24 -j ACCEPT",
+        ),
+    ] {
+        let facts = Facts {
+            ruleset: rules(family, table, chain),
+            ..healthy(&site)
+        };
+        let [problem] = &problems(&site, &facts)[..] else {
+            panic!("one problem");
+        };
+        assert_eq!(problem.remedy.as_deref(), Some(remedy));
+        assert_eq!(problem.peer, Some(node_id(2)));
+    }
 }
 
 #[test]
