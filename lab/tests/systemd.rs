@@ -15,8 +15,18 @@ use wattle_lab::{binaries, kernel::Debian, patience, times};
 
 /// Stands before each job.
 const PRELUDE: &str = include_str!("systemd/prelude.sh");
-/// Names of tests, with the names of their machines and their jobs.
+/// Names of tests, with the names of their machines and their jobs; the longest first.
 const TESTS: &[(&str, &str, &str)] = &[
+    (
+        "what_keeps_lans_apart_is_told_everywhere_within_ten_seconds_and_its_remedy_helps",
+        "lans",
+        include_str!("systemd/lans.sh"),
+    ),
+    (
+        "doctor_names_each_firewall_that_is_in_the_way_and_its_remedy_helps",
+        "firewalls",
+        include_str!("systemd/firewalls.sh"),
+    ),
     (
         "both_units_start_and_come_back_when_they_hang",
         "units",
@@ -26,16 +36,6 @@ const TESTS: &[(&str, &str, &str)] = &[
         "commands_work_beside_the_unit_for_root_its_user_and_its_group_and_for_nobody_else",
         "commands",
         include_str!("systemd/commands.sh"),
-    ),
-    (
-        "doctor_names_each_firewall_that_is_in_the_way_and_its_remedy_helps",
-        "firewalls",
-        include_str!("systemd/firewalls.sh"),
-    ),
-    (
-        "what_keeps_lans_apart_is_told_everywhere_within_ten_seconds_and_its_remedy_helps",
-        "lans",
-        include_str!("systemd/lans.sh"),
     ),
     (
         "after_a_reboot_the_tunnels_are_up_before_the_network_is",
