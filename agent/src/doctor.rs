@@ -9,7 +9,7 @@ use wattle_mesh::{
     agent::replica::{Known, KnownPeer},
     diagnose::{
         doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms, Unreached},
-        lan::Served,
+        lan::{Facts, Served},
     },
     host::state::{Interface, ObservedPeer},
 };
@@ -102,8 +102,8 @@ pub(crate) async fn examine(
     let interface = observed.interface.as_ref();
     let served = match known {
         Some(known) => {
-            let refused = host.limits(known).await?.refused;
-            Served::new(known, host.interface(), &refused, interface)
+            let limits = host.limits(known).await.unwrap_or_default();
+            Served::new(known, host.interface(), &limits.refused, interface)
         }
         None => Served {
             interface: host.interface().clone(),
@@ -114,7 +114,8 @@ pub(crate) async fn examine(
         },
     };
     let (way, facts) = tokio::join!(way(membership, join_string), host.between_lans(&served));
-    let (way, facts) = (way?, facts?);
+    let way = way?;
+    let facts = facts.unwrap_or_else(|error| Facts::unread(format!("{error:#}")));
     let findings = doctor::diagnose(&Symptoms {
         joined: node.is_some(),
         mover: symptoms::mover(),

@@ -161,10 +161,34 @@ pub fn routed(own: &[IpNet], lans: &[Lan], routes: &[ForeignRoute]) -> Vec<Lan> 
     missing.filter_map(lan).collect()
 }
 
+impl Facts {
+    /// Of a host that cannot be looked at, for this reason.
+    pub fn unread(error: String) -> Self {
+        Self {
+            lans: Vec::new(),
+            routes: Vec::new(),
+            rules: Vec::new(),
+            stopped: BTreeSet::new(),
+            forwards_v6: true,
+            ruleset: Err(error),
+            has_legacy_rules: false,
+            led: Vec::new(),
+        }
+    }
+
+    /// Whether nothing is known of the host.
+    fn is_unread(&self) -> bool {
+        self.ruleset.is_err() && self.lans.is_empty() && self.routes.is_empty()
+    }
+}
+
 /// What is in the way between the LANs. Nothing where there are none.
 pub fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
     if served.own.is_empty() || served.far.is_empty() {
         return Vec::new();
+    }
+    if facts.is_unread() {
+        return rules(served, facts);
     }
     let mut problems = missing(served, facts);
     problems.extend(families(served, facts));

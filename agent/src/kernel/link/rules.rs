@@ -3,6 +3,7 @@
 use anyhow::Context;
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use nix::errno::Errno;
 use rtnetlink::{
     IpVersion,
     packet_route::{
@@ -14,6 +15,9 @@ use wattle_mesh::host::way::{RoutingRule, RoutingRuleKind};
 
 use super::{Tables, into_io};
 
+/// What a kernel says that knows no routing rules of a family.
+const NONE: [Errno; 2] = [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP];
+
 impl Tables {
     /// Those that mean marked packets, and those that lead to the main table by where packets go.
     pub(in crate::kernel) async fn routing_rules(&self) -> anyhow::Result<Vec<RoutingRule>> {
@@ -21,11 +25,15 @@ impl Tables {
         for version in [IpVersion::V4, IpVersion::V6] {
             let is_v4 = matches!(version, IpVersion::V4);
             let messages = self.0.rule().get(version).execute();
-            let messages = messages.try_collect::<Vec<_>>().await;
-            let messages = messages
-                .map_err(into_io)
-                .context("cannot read the routing rules")?;
-            rules.extend(messages.iter().filter_map(|message| rule(message, is_v4)));
+            match messages.try_collect::<Vec<_>>().await.map_err(into_io) {
+                Ok(messages) => {
+                    rules.extend(messages.iter().filter_map(|message| rule(message, is_v4)));
+                }
+                // A kernel without the family, or without rules, has none.
+                Err(error)
+                    if NONE.contains(&Errno::from_raw(error.raw_os_error().unwrap_or(0))) => {}
+                Err(error) => return Err(error).context("cannot read the routing rules"),
+            }
         }
         Ok(rules)
     }

@@ -123,6 +123,18 @@ fn a_healthy_gateway_one_that_stands_by_and_one_that_is_alone_have_no_problem() 
 }
 
 #[test]
+fn of_a_host_that_cannot_be_looked_at_nothing_is_said_but_that() {
+    let expected = (
+        ProblemCode::Firewall,
+        "nftables".to_owned(),
+        None,
+        LanEffect::Unproven,
+    );
+    let facts = Facts::unread("no netlink".to_owned());
+    assert_eq!(told(&served(), &facts), [expected]);
+}
+
+#[test]
 fn each_thing_that_is_in_the_way_is_one_problem_with_a_remedy() {
     use LanEffect::{Degraded, Unproven};
     type Befall = fn(&mut Facts);
