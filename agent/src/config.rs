@@ -145,7 +145,8 @@ pub(crate) enum Command {
     /// another host with --host, and a service with --tcp.
     ///
     /// Packets of this site's LAN take another way through this host than its own pings. For that
-    /// way it reads the rules of this host's firewall. A rule that may drop them counts as wrong.
+    /// way it looks at the firewall, the routes and forwarding here. What may drop them counts as
+    /// wrong.
     ///
     /// With --throughput it also sends to each peer that answers, one after the other, as fast as
     /// the tunnel takes it for two seconds or 1 GiB, and tells what arrived. That is what this

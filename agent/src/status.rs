@@ -332,19 +332,17 @@ impl PeerStatus {
         let none = ObservedPeer::default();
         let entry = facts.interface.and_then(|interface| of.entry(interface));
         let entry = entry.unwrap_or(&none);
-        let probe = facts.probes.get(&peer.node);
-        let state = match probe.map(|probe| probe.state) {
+        let probe = facts.probes.get(&peer.node).copied();
+        let was_heard =
+            probe.is_some() || entry.handshake_age_s.is_some() || entry.received_bytes > 0;
+        let state = match link::found_state(probe, entry.handshake_age_s) {
             _ if facts.refused.is_unsigned(peer.node) => PeerState::Unsigned,
-            Some(EndState::Up) => PeerState::Up,
-            Some(EndState::Lossy) => PeerState::Lossy,
-            Some(EndState::Slow) => PeerState::Slow,
-            Some(EndState::OneWay) => PeerState::OneWay,
-            Some(EndState::Down) => PeerState::Down,
-            None if link::is_fresh(entry.handshake_age_s) => PeerState::Up,
-            None if entry.handshake_age_s.is_none() && entry.received_bytes == 0 => {
-                PeerState::Never
-            }
-            None => PeerState::Down,
+            EndState::Up => PeerState::Up,
+            EndState::Lossy => PeerState::Lossy,
+            EndState::Slow => PeerState::Slow,
+            EndState::OneWay => PeerState::OneWay,
+            EndState::Down if was_heard => PeerState::Down,
+            EndState::Down => PeerState::Never,
         };
         Self {
             name: peer.name.clone(),

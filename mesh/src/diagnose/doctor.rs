@@ -347,10 +347,7 @@ fn peers(symptoms: &Symptoms) -> Vec<Finding> {
 impl PeerSymptoms {
     /// Whether its tunnel is as it should be.
     fn works(&self) -> bool {
-        self.probe.map_or_else(
-            || link::is_fresh(self.handshake_age_s),
-            |probe| probe.state == EndState::Up,
-        )
+        link::found_state(self.probe, self.handshake_age_s) == EndState::Up
     }
 }
 

@@ -7,7 +7,7 @@ use wattle_wire::{
     admin::{EndpointSource, LinkFault, LinkState},
     endpoint::Endpoint,
     ids::NodeId,
-    report::{EndState, LinkReport, SUMMARY_S},
+    report::{EndState, LinkReport, ProbeReport, SUMMARY_S},
 };
 
 use crate::host::state::SESSION_S;
@@ -33,9 +33,14 @@ pub fn endpoint_source(used: SocketAddr, configured: Option<Endpoint>) -> Endpoi
 
 /// A link as one end of it says: by probes where it has them, else by its last handshake.
 pub fn end_state(said: &LinkReport) -> EndState {
-    match said.probe {
+    found_state(said.probe, said.handshake_age_s)
+}
+
+/// The same of a peer, as its gateway finds it itself.
+pub fn found_state(probe: Option<ProbeReport>, handshake_age_s: Option<u64>) -> EndState {
+    match probe {
         Some(probe) => probe.state,
-        None if is_fresh(said.handshake_age_s) => EndState::Up,
+        None if is_fresh(handshake_age_s) => EndState::Up,
         None => EndState::Down,
     }
 }

@@ -352,16 +352,17 @@ impl Reports {
             device,
             mtu,
         };
+        let told = self.account(node);
         let account = Account {
             held,
-            problems: since(problems, &self.account(node).problems, at),
+            problems: since(problems, &told.problems, at),
         };
         let mut all = self.lock();
         let before = all.get(&node);
         let trusted = before
             .and_then(|said| said.trusted)
             .filter(|trusted| now - *trusted < TRUST);
-        let is_known = |said: &&Said| said.start == start && self.account(node) == account;
+        let is_known = |said: &&Said| said.start == start && told == account;
         let heard = before
             .filter(is_known)
             .and_then(|said| said.heard)

@@ -7,8 +7,8 @@ use wattle_server::state::reports::Signs;
 
 use crate::{
     agents::{Node, new_node},
-    browser::Browser,
     harness::Coordinator,
+    page::signed_in,
 };
 
 async fn reports(coordinator: &Coordinator, node: &Node, applied: &str, problems: Value) {
@@ -67,8 +67,7 @@ async fn a_gateway_that_is_behind_or_has_problems_is_told_of_by_every_coordinato
     let aged = "WITH aged AS (UPDATE changes SET at = now() - interval '10 minutes' RETURNING 1)
         SELECT count(*) FROM aged";
     coordinator.count(aged).await;
-    let browser = Browser::open(&coordinator.url("/")).await;
-    browser.sign_in(&coordinator.token).await;
+    let browser = signed_in(&coordinator).await;
     for told_by in [&coordinator, &another] {
         let since = until(told_by, "frankfurt", "behind").await;
         let since: chrono::DateTime<Utc> = since.as_str().unwrap().parse().unwrap();
@@ -197,8 +196,7 @@ async fn what_keeps_a_lan_from_others_is_told_by_every_coordinator_since_when_an
             assert!(metrics.contains(&line), "{line}{metrics}");
         }
     }
-    let browser = Browser::open(&coordinator.url("/")).await;
-    browser.sign_in(&coordinator.token).await;
+    let browser = signed_in(&coordinator).await;
     browser
         .see("#sentence", "dublin keeps its LAN from others")
         .await;

@@ -16,8 +16,8 @@ use wattle_server::{
 
 use crate::{
     agents::new_site,
-    browser::Browser,
     harness::{Answer, Coordinator, among_others, empty_database, reachable_folder, send},
+    page::signed_in,
 };
 
 const ARGUMENTS: &[&str] = &["--url", "https://Coordinator.Example:8443"];
@@ -327,8 +327,7 @@ async fn b8_a_new_mesh_does_not_take_its_tunnel_addresses_from_where_the_coordin
 #[tokio::test]
 async fn the_page_says_why_a_subnet_is_refused_and_lets_an_operator_have_it_all_the_same() {
     let coordinator = start(&Names::new(&["198.18.0.2"])).await;
-    let browser = Browser::open(&coordinator.url("/")).await;
-    browser.sign_in(&coordinator.token).await;
+    let browser = signed_in(&coordinator).await;
     browser.go("#/add").await;
     browser.fill("#field-name", "hq").await;
     browser.fill("#field-subnets", "198.18.0.0/24").await;

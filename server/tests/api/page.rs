@@ -13,7 +13,7 @@ use crate::{
     nodes::signed,
 };
 
-async fn signed_in(coordinator: &Coordinator) -> Browser {
+pub(crate) async fn signed_in(coordinator: &Coordinator) -> Browser {
     let browser = Browser::open(&coordinator.url("/")).await;
     browser.sign_in(&coordinator.token).await;
     browser

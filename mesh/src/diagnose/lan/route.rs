@@ -49,6 +49,18 @@ pub enum Led {
     Nowhere(String),
 }
 
+impl Led {
+    /// What becomes of packets, in words, that should leave by `way`.
+    fn in_place_of(&self, way: &str) -> String {
+        match self {
+            Self::By(interface) => format!("leave by {interface} and not by {way}"),
+            Self::Here => "end on this host".to_owned(),
+            Self::Filtered => "are dropped".to_owned(),
+            Self::Nowhere(error) => format!("go nowhere ({error})"),
+        }
+    }
+}
+
 /// What to ask: for each pair of LANs a packet either way, and one for each route of somebody else
 /// to a part of the far LAN. `outside` are addresses that are to be reached past the tunnel.
 pub fn questions(
@@ -191,12 +203,7 @@ fn diversion(facts: &Facts, question: &Question, far: &FarLan) -> Option<IpNet> 
 
 fn outward(lan: &Lan, led: &Led, way: Option<IpNet>, packets: &[(&Question, &FarLan)]) -> Problem {
     let far: BTreeSet<IpNet> = packets.iter().map(|(_, far)| far.prefix).collect();
-    let place = match led {
-        Led::By(interface) => format!("leave by {interface} and not by the tunnel"),
-        Led::Here => "end on this host".to_owned(),
-        Led::Filtered => "are dropped".to_owned(),
-        Led::Nowhere(error) => format!("go nowhere ({error})"),
-    };
+    let place = led.in_place_of("the tunnel");
     let (to, subject) = match way {
         Some(way) => (way.to_string(), way.to_string()),
         None => (some(&far), lan.subnet.to_string()),
@@ -220,12 +227,7 @@ fn outward(lan: &Lan, led: &Led, way: Option<IpNet>, packets: &[(&Question, &Far
 
 fn inward(served: &Served, lan: &Lan, led: &Led, packets: &[(&Question, &FarLan)]) -> Problem {
     let far: BTreeSet<IpNet> = packets.iter().map(|(_, far)| far.prefix).collect();
-    let place = match led {
-        Led::By(interface) => format!("leave by {interface} and not by {}", lan.interface),
-        Led::Here => "end on this host".to_owned(),
-        Led::Filtered => "are dropped".to_owned(),
-        Led::Nowhere(error) => format!("go nowhere ({error})"),
-    };
+    let place = led.in_place_of(&lan.interface);
     degraded(
         ProblemCode::Route,
         format!("{} from {}", lan.subnet, served.interface),
