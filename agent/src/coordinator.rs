@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -42,9 +42,11 @@ use wattle_wire::{
     report::Report,
     rotation::{RotationAnswer, RotationStep},
     stream::{SILENCE_S, StreamMessage},
+    verdict::OwnLinks,
 };
 
 use crate::{
+    clock::CoordinatorClock,
     http::{self, HttpClient, HttpError, Trusted},
     identity::Membership,
 };
@@ -100,8 +102,7 @@ pub(crate) struct Coordinator {
     preferred: AtomicUsize,
     /// Where the connection of the last answer leads: to the coordinator, or to a proxy on the way.
     address: Mutex<Option<IpAddr>>,
-    /// Seconds by which the coordinator's clock is ahead of ours.
-    clock_offset: AtomicI64,
+    clock: CoordinatorClock,
     token: Mutex<HeldToken>,
 }
 
@@ -115,7 +116,7 @@ impl Coordinator {
             pins,
             preferred: AtomicUsize::new(0),
             address: Mutex::default(),
-            clock_offset: AtomicI64::new(0),
+            clock: CoordinatorClock::default(),
             token: Mutex::default(),
         })
     }
@@ -151,6 +152,17 @@ impl Coordinator {
         self.send_signed(&report, node_keys, membership)
             .await
             .map(drop)
+    }
+
+    /// What the coordinator makes of the links of this node.
+    pub(crate) async fn own_links(
+        &self,
+        node_keys: &NodeKeys,
+        membership: &Membership,
+    ) -> Result<OwnLinks, RequestError> {
+        let ask = Ask::get("/agent/links");
+        let response = self.send_signed(&ask, node_keys, membership).await?;
+        self.read(response).await
     }
 
     /// Leaves messages for other nodes and fetches those for this one.
@@ -231,7 +243,12 @@ impl Coordinator {
     /// clock.
     pub(crate) async fn clock_ahead(&self) -> Result<i64, RequestError> {
         self.send(&Ask::get("/healthz"), || Ok(None)).await?;
-        Ok(-self.clock_offset.load(Ordering::Relaxed))
+        Ok(self.known_clock_ahead().unwrap_or(0))
+    }
+
+    /// The same as far as the last answer tells it; `None` before there was one.
+    pub(crate) fn known_clock_ahead(&self) -> Option<i64> {
+        self.clock.ahead_s()
     }
 
     /// The address to which this host is connected for the coordinator that answers at present.
@@ -289,18 +306,16 @@ impl Coordinator {
         membership: &Membership,
     ) -> Result<Response<Incoming>, RequestError> {
         let signature = || {
-            let now = chrono::Utc::now().timestamp() + self.clock_offset.load(Ordering::Relaxed);
+            let now = self.clock.now_s();
             let mut held = self.token.lock().unwrap_or_else(PoisonError::into_inner);
             let token = held
                 .at(now, node_keys, &membership.enrolled)
                 .context("cannot sign a token")?;
             Ok(Some(http::bearer(token.reveal())?))
         };
-        let before = self.clock_offset.load(Ordering::Relaxed);
+        let before = self.clock.ahead_s().unwrap_or(0);
         let mut result = self.send(ask, signature).await;
-        if is_unauthorized(&result)
-            && self.clock_offset.load(Ordering::Relaxed).abs_diff(before) > 1
-        {
+        if is_unauthorized(&result) && self.clock.ahead_s().unwrap_or(0).abs_diff(before) > 1 {
             result = self.send(ask, signature).await;
         }
         if let Ok(response) = &result {
@@ -376,10 +391,7 @@ impl Coordinator {
             .and_then(|date| date.to_str().ok());
         if let Some(theirs) = date.and_then(|date| chrono::DateTime::parse_from_rfc2822(date).ok())
         {
-            self.clock_offset.store(
-                theirs.timestamp() - chrono::Utc::now().timestamp(),
-                Ordering::Relaxed,
-            );
+            self.clock.learn(theirs.timestamp());
         }
     }
 }

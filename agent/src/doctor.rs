@@ -13,7 +13,13 @@ use wattle_mesh::{
     },
     host::state::{Interface, ObservedPeer},
 };
-use wattle_wire::{ids::NodeId, join::JoinString, report::ProbeReport};
+use wattle_wire::{
+    ids::NodeId,
+    join::JoinString,
+    name::Name,
+    report::{ProbeReport, Problem},
+    verdict::{LinkVerdict, OwnLinks},
+};
 
 use crate::{
     config::Paths,
@@ -47,6 +53,10 @@ pub(crate) struct Node<'n> {
     pub(crate) known: Option<&'n Known>,
     /// What the running agent's probes find.
     pub(crate) probes: &'n BTreeMap<NodeId, ProbeReport>,
+    /// What the agent has to tell besides what is looked at here.
+    pub(crate) problems: Vec<Problem>,
+    /// What the coordinator makes of the links; absent when it does not say.
+    pub(crate) own_links: Option<OwnLinks>,
 }
 
 /// `join_string` names the coordinators of a machine that is not a node yet.
@@ -84,6 +94,8 @@ async fn without_agent(paths: &Paths, join_string: Option<&str>) -> anyhow::Resu
         membership: &found.membership,
         known: found.known.as_ref(),
         probes: &BTreeMap::new(),
+        problems: found.problems.clone(),
+        own_links: None,
     };
     examine(&found.host, Some(node), None, runs).await
 }
@@ -136,7 +148,11 @@ pub(crate) async fn examine(
         unresolved: way.unresolved,
         coordinator: way.coordinator,
         loses_large_packets: way.loses_large_packets,
-        peers: node.map_or_else(Vec::new, |node| peers(&node, interface)),
+        peers: node
+            .as_ref()
+            .map_or_else(Vec::new, |node| peers(node, interface)),
+        verdicts: node.as_ref().and_then(verdicts),
+        problems: node.map(|node| node.problems).unwrap_or_default(),
     });
     let ok = !findings
         .iter()
@@ -163,6 +179,16 @@ fn peers(node: &Node<'_>, interface: Option<&Interface>) -> Vec<PeerSymptoms> {
         .into_iter()
         .flat_map(|known| known.peers.values());
     peers.map(symptoms).collect()
+}
+
+/// What the coordinator makes of the link with each peer that is known here.
+fn verdicts(node: &Node<'_>) -> Option<Vec<(Name, LinkVerdict)>> {
+    let (own, known) = (node.own_links.as_ref()?, node.known?);
+    let named = own.links.iter().filter_map(|verdict| {
+        let peer = &known.peers.get(&verdict.peer)?.peer;
+        Some((peer.name.clone(), *verdict))
+    });
+    Some(named.collect())
 }
 
 /// The way to the coordinators.

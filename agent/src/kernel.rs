@@ -35,7 +35,11 @@ use wattle_mesh::host::{
         AllowedIps, Change, Family, Interface, Observed, ObservedPeer, ObservedRuleset, PeerUpdate,
     },
 };
-use wattle_wire::{ids::NodeId, key::WireguardKey, report::DeviceKind};
+use wattle_wire::{
+    ids::NodeId,
+    key::WireguardKey,
+    report::{DeviceKind, Problem, ProblemCode},
+};
 
 use zeroize::Zeroizing;
 
@@ -112,9 +116,31 @@ impl Kernel {
         Ok(dump.map(|(_, dump)| dump.peers))
     }
 
-    /// What of the agent's own memory could not be kept, in words.
-    pub(crate) fn problem(&self) -> Option<String> {
-        self.owned.problem()
+    /// What of the agent's own memory could not be kept, and a device of before an upgrade.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
+        let unkept = self.owned.problem();
+        let unkept = unkept.map(|words| Problem::new(ProblemCode::State, words));
+        let device = self.owned.interface().map(|made| made.device);
+        let old = match device {
+            Some(OwnedDevice::Userspace {
+                process: Some(process),
+            }) if userspace::is_old(process) => Some(process),
+            Some(OwnedDevice::Userspace { .. } | OwnedDevice::Kernel) | None => None,
+        };
+        let old = old.map(|process| Problem {
+            subject: self.interface.to_string(),
+            remedy: Some(format!("kill {process}")),
+            ..Problem::new(
+                ProblemCode::OldDevice,
+                format!(
+                    "process {process}, which moves the packets of {}, is still the program of \
+                     before the last upgrade. The agent starts the new one when it ends; the \
+                     tunnels stop for some seconds then",
+                    self.interface
+                ),
+            )
+        });
+        unkept.into_iter().chain(old)
     }
 
     /// Takes one step. `private_key` is read for [`Change::SetPrivateKey`] only.

@@ -1,6 +1,7 @@
 //! `wattle-agent`: makes a Linux gateway a node of the mesh, and keeps its WireGuard interface as
 //! the mesh wants it.
 
+mod clock;
 mod config;
 mod control;
 mod coordinator;
@@ -25,6 +26,7 @@ mod reconcile;
 mod report;
 mod rotation;
 mod run;
+mod standing;
 mod status;
 mod store;
 mod supervisor;

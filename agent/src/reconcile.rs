@@ -242,10 +242,7 @@ impl Host {
             let observed = self.observe_and_follow(aim, &mut outcome).await;
             outcome.observed = observed.inspect_err(|error| warn!("{error:#}")).ok();
         }
-        let unkept = self.kernel.problem();
-        outcome
-            .problems
-            .extend(unkept.map(|words| Problem::new(ProblemCode::State, words)));
+        outcome.problems.extend(self.kernel.problems());
         outcome
     }
 

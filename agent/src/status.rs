@@ -28,6 +28,7 @@ use wattle_wire::{
     key::IdentityKey,
     name::Name,
     report::{DeviceKind, EndState, ProbeReport, Problem, ProblemCode},
+    verdict::{LinkVerdict, OwnLinks},
 };
 
 use crate::{
@@ -54,7 +55,7 @@ pub(crate) struct Found {
     pub(crate) node_keys: NodeKeys,
     pub(crate) known: Option<Known>,
     /// What of the coordinator's newest word is not carried out.
-    problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
     psks: Exchange,
     pub(crate) host: Host,
     pub(crate) store: Store,
@@ -87,10 +88,14 @@ pub(crate) struct Status {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct PeerStatus {
+    node: NodeId,
     name: Name,
     /// Whether no agent runs there.
     unmanaged: bool,
     state: PeerState,
+    /// What the coordinator makes of the link, which hears both ends; absent when it does not say.
+    #[serde(default)]
+    coordinator: Option<LinkVerdict>,
     endpoint: Option<String>,
     /// How this node knows the endpoint.
     endpoint_source: Option<EndpointSource>,
@@ -322,6 +327,16 @@ impl Status {
             peers: peers.collect(),
         }
     }
+
+    /// With what the coordinator makes of the links.
+    pub(crate) fn with_verdicts(mut self, own_links: Option<OwnLinks>) -> Self {
+        let links = own_links.into_iter().flat_map(|own| own.links);
+        let verdicts: BTreeMap<_, _> = links.map(|link| (link.peer, link)).collect();
+        for peer in &mut self.peers {
+            peer.coordinator = verdicts.get(&peer.node).copied();
+        }
+        self
+    }
 }
 
 impl PeerStatus {
@@ -345,9 +360,11 @@ impl PeerStatus {
             EndState::Down => PeerState::Never,
         };
         Self {
+            node: peer.node,
             name: peer.name.clone(),
             unmanaged: statement.unmanaged,
             state,
+            coordinator: None,
             endpoint: entry.endpoint.map(|endpoint| endpoint.to_string()),
             endpoint_source: entry
                 .endpoint
@@ -413,6 +430,7 @@ fn print(status: &Status) {
     table.set_header([
         "peer",
         "state",
+        "coordinator",
         "handshake",
         "lost",
         "round trip",
@@ -439,6 +457,10 @@ fn print(status: &Status) {
             }),
             state,
             Cell::new(
+                peer.coordinator
+                    .map_or_else(|| "-".to_owned(), |verdict| verdict.in_words()),
+            ),
+            Cell::new(
                 peer.handshake_age_s
                     .map_or_else(|| "-".to_owned(), |age| format!("{} ago", output::age(age))),
             ),
@@ -459,7 +481,7 @@ fn print(status: &Status) {
     if let Some(column) = table.column_mut(0) {
         column.set_padding((0, 1));
     }
-    for number in [3, 4, 6, 7] {
+    for number in [4, 5, 7, 8] {
         if let Some(column) = table.column_mut(number) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -99,6 +99,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(stream::follow))
             .routes(routes!(stream::show))
             .routes(routes!(report::receive))
+            .routes(routes!(links::own))
             .routes(routes!(mailbox::exchange))
             .routes(routes!(rotation::advance)),
     }

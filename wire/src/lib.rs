@@ -22,6 +22,7 @@ pub mod rotation;
 pub mod secret;
 pub mod stream;
 pub mod subnet;
+pub mod verdict;
 pub mod webhook;
 
 /// Version of the protocol between agent and coordinator, sent by the agent in the header

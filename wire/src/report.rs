@@ -134,6 +134,12 @@ pub enum ProblemCode {
     LanDown,
     /// The two gateways have no address family in common.
     AddressFamily,
+    /// The clock of the host is wrong.
+    Clock,
+    /// The node's own endpoint is on no interface of its host, and no peer sees it there.
+    Endpoint,
+    /// The process that moves the packets runs an older program than the agent.
+    OldDevice,
     /// A kind that is newer than the reader.
     #[serde(other)]
     Other,
@@ -159,7 +165,35 @@ impl ProblemCode {
             Self::NoLan => "no_lan",
             Self::LanDown => "lan_down",
             Self::AddressFamily => "address_family",
+            Self::Clock => "clock",
+            Self::Endpoint => "endpoint",
+            Self::OldDevice => "old_device",
             Self::Other => "other",
+        }
+    }
+}
+
+impl ProblemCode {
+    /// Whether changes of the mesh do not get to the host, or are not carried out there.
+    pub fn stops_changes(self) -> bool {
+        match self {
+            Self::Configuration | Self::NotApplied | Self::Unreadable | Self::State => true,
+            Self::Refused
+            | Self::NotAdmitted
+            | Self::Underlay
+            | Self::PresharedKey
+            | Self::KeyRotation
+            | Self::Forwarding
+            | Self::Firewall
+            | Self::Nat
+            | Self::Route
+            | Self::NoLan
+            | Self::LanDown
+            | Self::AddressFamily
+            | Self::Clock
+            | Self::Endpoint
+            | Self::OldDevice
+            | Self::Other => false,
         }
     }
 }

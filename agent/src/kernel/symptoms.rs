@@ -73,23 +73,24 @@ pub(crate) fn underlay() -> Option<(String, u32)> {
     Some((interface, mtu))
 }
 
-/// The LANs among these subnets in which this host has an address.
-pub(crate) fn lans(subnets: &[IpNet]) -> Vec<Lan> {
+/// The addresses of this host with their networks, and the interfaces that have them.
+pub(crate) fn addresses() -> impl Iterator<Item = (String, IpNet)> {
     let ip = |address: SockaddrStorage| {
         let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
         let v6 = || address.as_sockaddr_in6().map(|v6| v6.ip().into());
         v4.or_else(v6)
     };
-    let addresses: Vec<(String, IpNet)> = getifaddrs()
-        .into_iter()
-        .flatten()
-        .filter_map(|found| {
-            let address = found.address.and_then(ip)?;
-            let mask = found.netmask.and_then(ip)?;
-            let network = IpNet::with_netmask(address, mask).ok()?;
-            Some((found.interface_name, network))
-        })
-        .collect();
+    getifaddrs().into_iter().flatten().filter_map(move |found| {
+        let address = found.address.and_then(ip)?;
+        let mask = found.netmask.and_then(ip)?;
+        let network = IpNet::with_netmask(address, mask).ok()?;
+        Some((found.interface_name, network))
+    })
+}
+
+/// The LANs among these subnets in which this host has an address.
+pub(crate) fn lans(subnets: &[IpNet]) -> Vec<Lan> {
+    let addresses: Vec<_> = addresses().collect();
     let lan = |subnet: &IpNet| {
         let (interface, address) = addresses
             .iter()

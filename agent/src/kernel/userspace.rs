@@ -9,7 +9,10 @@ use std::{
     fmt::{self, Write as _},
     fs::{self, OpenOptions},
     io,
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, OpenOptionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -201,6 +204,16 @@ fn own_program() -> anyhow::Result<PathBuf> {
     } else {
         PathBuf::from("/proc/self/exe")
     })
+}
+
+/// Whether a process runs another program than this agent: an upgrade replaced the file.
+pub(super) fn is_old(pid: u32) -> bool {
+    let program = |process: &str| {
+        let file = fs::metadata(format!("/proc/{process}/exe")).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    let device = program(&pid.to_string());
+    device.is_some() && device != program("self")
 }
 
 fn last_words(log: &Path) -> String {

@@ -40,6 +40,7 @@ use crate::{
     reconcile::{Aim, Host, OBSERVE_INTERVAL, Outcome},
     report::Reporter,
     rotation::KeyChange,
+    standing::Standing,
     store::Store,
     supervisor::Supervisor,
 };
@@ -93,6 +94,7 @@ pub(super) struct Agent {
     watch: Watch,
     prober: Prober,
     lan_watch: LanWatch,
+    standing: Standing,
     reporter: Reporter,
     /// How the agent stands with the coordinator; absent before it has tried.
     connection: Option<Connection>,
@@ -139,6 +141,7 @@ impl Agent {
             last_observation: (now, Duration::ZERO),
             last_change: now,
             started: now,
+            standing: Standing::default(),
             reporter,
             connection: None,
             old_psks: BTreeMap::new(),
@@ -203,6 +206,7 @@ impl Agent {
                 done = self.mailbox.done() => {
                     self.view_changed |= self.mailbox.take_in(done, self.replica.known(), &self.node_keys);
                 }
+                told = self.standing.told() => self.standing.take_in(told),
                 () = self.prober.news() => self.show_metrics(),
                 () = self.lan_watch.news() => self.show_metrics(),
                 asked = control.asked() => self.answer(asked).await,
@@ -466,6 +470,11 @@ impl Agent {
                 .filter(|interface| interface.up)
                 .map(|found| Served::new(known, &self.interface, refused, Some(found)));
             self.lan_watch.follow(served);
+            if self.disconnected.is_none() {
+                let (now, keys) = (self.started.elapsed(), &self.node_keys);
+                self.standing
+                    .go(known, now, &self.coordinator, keys, &self.membership);
+            }
         }
         self.show_metrics();
         self.last_observation = (Instant::now(), begin.elapsed());

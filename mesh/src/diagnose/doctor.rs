@@ -8,8 +8,10 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
+    admin::LinkState,
     name::Name,
     report::{DeviceKind, EndState, LanEffect, ProbeReport, Problem},
+    verdict::LinkVerdict,
 };
 
 pub use self::{
@@ -24,6 +26,8 @@ use crate::{
 /// Bytes that WireGuard adds to a packet, over IPv6: 40 of IPv6, 8 of UDP, 32 of its own (section
 /// 5.4.6 of its paper).
 const OVERHEAD: u32 = 80;
+/// As many links are named that are not as they should be.
+const MOST_NAMED: usize = 5;
 
 /// What was found on a host.
 #[derive(Clone, Debug)]
@@ -56,6 +60,10 @@ pub struct Symptoms {
     /// Whether the coordinator is reached with small packets alone.
     pub loses_large_packets: bool,
     pub peers: Vec<PeerSymptoms>,
+    /// What the agent has to tell besides what is looked at here.
+    pub problems: Vec<Problem>,
+    /// What the coordinator makes of the link with each peer; absent when it does not say.
+    pub verdicts: Option<Vec<(Name, LinkVerdict)>>,
 }
 
 /// The interface as found.
@@ -140,6 +148,8 @@ pub fn diagnose(symptoms: &Symptoms) -> Vec<Finding> {
     if symptoms.joined {
         findings.extend(peers(symptoms));
     }
+    findings.extend(symptoms.verdicts.as_deref().map(verdicts));
+    findings.extend(symptoms.problems.iter().cloned().map(Finding::from));
     findings
 }
 
@@ -235,7 +245,9 @@ impl From<Problem> for Finding {
     fn from(problem: Problem) -> Self {
         let severity = match problem.lan {
             Some(LanEffect::Degraded) => Severity::Fault,
-            Some(LanEffect::Unproven) | None => Severity::Notice,
+            Some(LanEffect::Unproven) => Severity::Notice,
+            None if problem.code.stops_changes() => Severity::Fault,
+            None => Severity::Notice,
         };
         Self {
             check: Cow::Borrowed(problem.code.name()),
@@ -342,6 +354,29 @@ fn peers(symptoms: &Symptoms) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// What the coordinator makes of the links, which hears both ends of each.
+fn verdicts(verdicts: &[(Name, LinkVerdict)]) -> Finding {
+    const CHECK: &str = "links";
+    let in_words = |(name, verdict): &(Name, LinkVerdict)| {
+        let words = verdict.in_words();
+        (words != LinkState::Up.name()).then(|| format!("{name} {words}"))
+    };
+    let unwell: Vec<_> = verdicts.iter().filter_map(in_words).collect();
+    if unwell.is_empty() {
+        let all = format!("the coordinator finds all {} up", verdicts.len());
+        return fine(CHECK, all);
+    }
+    let mut detail = unwell[..unwell.len().min(MOST_NAMED)].join("; ");
+    if unwell.len() > MOST_NAMED {
+        detail += &format!("; and {} more", unwell.len() - MOST_NAMED);
+    }
+    notice(
+        CHECK,
+        format!("the coordinator finds: {detail}"),
+        "where nothing here says why, run `wattle-agent doctor` on the other gateway",
+    )
 }
 
 impl PeerSymptoms {

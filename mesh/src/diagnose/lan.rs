@@ -359,9 +359,7 @@ fn rules(served: &Served, facts: &Facts) -> Vec<Problem> {
         }
     };
     let firewall = Firewall::new(ruleset);
-    if firewall.sets_marks() {
-        problems.extend(route::by_marks(served, facts));
-    }
+    problems.extend(route::by_selectors(served, facts, firewall.sets_marks()));
     let tunnel = served.interface.as_str();
     // One problem for each rule, whatever the number of LANs that it is in the way of: the worst.
     let mut by_rule: BTreeMap<_, InTheWay<'_>> = BTreeMap::new();

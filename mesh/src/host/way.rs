@@ -15,21 +15,29 @@ pub struct ForeignRoute {
     pub way: Option<Way>,
 }
 
-/// A routing rule, as far as it concerns packets that carry a mark of the firewall.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A routing rule, as far as it concerns packets that no question to the kernel tells apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutingRule {
     /// Of several the one with the lowest comes first.
     pub priority: u32,
     pub is_v4: bool,
+    /// Where the packets come from, and where they go; absent means from and to anywhere.
+    pub from: Option<IpNet>,
+    pub to: Option<IpNet>,
+    /// The interface by which they come; absent means any.
+    pub by: Option<String>,
     pub kind: RoutingRuleKind,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a routing rule does with which packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RoutingRuleKind {
-    /// It means packets with a mark, wherever they go.
+    /// It leads packets with a mark elsewhere.
     ByMark,
-    /// It leads all packets to these addresses by the main table.
-    ToMain(IpNet),
+    /// It leads packets of some protocol, port or class of service elsewhere.
+    ByTraffic,
+    /// It leads all packets by the main table.
+    Main,
 }
 
 /// How packets leave the host.

@@ -1,9 +1,9 @@
 //! `/links`: the health of every pair of nodes that should have a tunnel.
 
-use std::ops::Bound;
+use std::{collections::BTreeSet, ops::Bound};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State},
 };
 use chrono::{DateTime, Utc};
@@ -18,11 +18,13 @@ use wattle_mesh::{
 use wattle_wire::{
     admin::{Link, LinkChange, LinkEnd, Page, PskMaker},
     ids::NodeId,
+    verdict::{LinkVerdict, OwnLinks},
 };
 
 use crate::{
     error::{self, Result},
     http::{
+        auth::CallingNode,
         body::Query,
         page::{self, PageQuery},
     },
@@ -126,6 +128,57 @@ pub async fn history(
     Ok(Json(page::cut(changes.into_iter(), limit, |change| {
         change.at.timestamp_micros()
     })))
+}
+
+/// Tells a node what is made of its links, from what both their ends say.
+#[utoipa::path(get, path = "/agent/links", tag = "agents", responses((status = 200, body = OwnLinks)))]
+pub async fn own(
+    State(app): State<App>,
+    Extension(CallingNode(node)): Extension<CallingNode>,
+) -> Result<Json<OwnLinks>> {
+    let pairs: Vec<_> = app.mesh_cache.read(|feed| {
+        let directory = feed.directory();
+        let peers = directory.nodes.keys().copied();
+        peers
+            .filter(|peer| view::linked(directory, node, *peer))
+            .map(|peer| (node.min(peer), node.max(peer)))
+            .collect()
+    });
+    let mut transaction = app.db.begin().await?;
+    let stored = queries::of_pairs(&mut transaction, &pairs).await?;
+    let heard = queries::heard(&mut transaction, &pairs).await?;
+    drop(transaction);
+    let now = Utc::now();
+    let links: Vec<_> = app.mesh_cache.read(|feed| {
+        let link = |pair: &(NodeId, NodeId)| {
+            link(&app, feed.directory(), *pair, stored.get(pair), &heard, now)
+        };
+        pairs.iter().filter_map(link).collect()
+    });
+    let mut seen_at = BTreeSet::new();
+    let mut verdicts = Vec::with_capacity(links.len());
+    for Link {
+        ends: [a, b],
+        state,
+        fault,
+        lan,
+        ..
+    } in links
+    {
+        let theirs = if a.node == node { b } else { a };
+        seen_at.extend(theirs.peer_endpoint.filter(|_| theirs.up));
+        verdicts.push(LinkVerdict {
+            peer: theirs.node,
+            state,
+            fault,
+            lan,
+        });
+    }
+    let seen_at = seen_at.into_iter().take(OwnLinks::MOST_SEEN);
+    Ok(Json(OwnLinks {
+        links: verdicts,
+        seen_at: seen_at.collect(),
+    }))
 }
 
 /// The link that a path means.

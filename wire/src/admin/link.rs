@@ -100,6 +100,18 @@ pub enum LinkFault {
     Slow,
 }
 
+impl LinkFault {
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Asymmetric => "asymmetric",
+            Self::Silent => "silent",
+            Self::Lossy => "lossy",
+            Self::Slow => "slow",
+        }
+    }
+}
+
 /// A change of a link's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LinkChange {

@@ -19,7 +19,7 @@ use super::{Tables, into_io};
 const NONE: [Errno; 2] = [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP];
 
 impl Tables {
-    /// Those that mean marked packets, and those that lead to the main table by where packets go.
+    /// Those that no question to the kernel tells apart, and those that lead to the main table.
     pub(in crate::kernel) async fn routing_rules(&self) -> anyhow::Result<Vec<RoutingRule>> {
         let mut rules = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {
@@ -40,15 +40,27 @@ impl Tables {
 }
 
 fn rule(message: &RuleMessage, is_v4: bool) -> Option<RoutingRule> {
-    let (mut priority, mut to, mut marked, mut others) = (0, None, false, false);
+    let header = &message.header;
+    let (mut priority, mut from, mut to, mut by) = (0, None, None, None);
+    let (mut by_mark, mut by_traffic, mut others) = (false, header.tos != 0, false);
     for attribute in &message.attributes {
         if let RuleAttribute::Priority(is) = attribute {
             priority = *is;
+        } else if let RuleAttribute::Source(is) = attribute {
+            from = IpNet::new(*is, header.src_len).ok();
         } else if let RuleAttribute::Destination(is) = attribute {
-            to = IpNet::new(*is, message.header.dst_len).ok();
+            to = IpNet::new(*is, header.dst_len).ok();
+        } else if let RuleAttribute::Iifname(is) = attribute {
+            by = Some(is.clone());
         } else if let RuleAttribute::FwMark(is) = attribute {
-            marked = *is != 0;
+            by_mark |= *is != 0;
         } else {
+            by_traffic |= matches!(
+                attribute,
+                RuleAttribute::IpProtocol(_)
+                    | RuleAttribute::SourcePortRange(_)
+                    | RuleAttribute::DestinationPortRange(_)
+            );
             others |= !matches!(
                 attribute,
                 RuleAttribute::Table(_)
@@ -58,18 +70,24 @@ fn rule(message: &RuleMessage, is_v4: bool) -> Option<RoutingRule> {
             );
         }
     }
-    let is_inverted = message.header.flags.contains(RuleFlags::Invert);
-    let is_main = message.header.table == RouteHeader::RT_TABLE_MAIN
-        && message.header.action == RuleAction::ToTable;
-    let kind = if marked && !is_inverted {
-        RoutingRuleKind::ByMark
-    } else {
-        let to = to.filter(|_| is_main && !others && !is_inverted && !marked)?;
-        RoutingRuleKind::ToMain(to)
+    let is_main =
+        header.table == RouteHeader::RT_TABLE_MAIN && header.action == RuleAction::ToTable;
+    let is_inverted = header.flags.contains(RuleFlags::Invert);
+    let kind = match (by_mark, by_traffic) {
+        (false, false) if is_main && !others && !is_inverted => RoutingRuleKind::Main,
+        (_, true) if !is_main => RoutingRuleKind::ByTraffic,
+        (true, false) if !is_main && !is_inverted => RoutingRuleKind::ByMark,
+        // It leads nothing elsewhere, or the kernel's answer tells of it: what is asked for has no
+        // mark.
+        (_, _) => return None,
     };
+    // Of an inverted rule anything may be meant.
     Some(RoutingRule {
         priority,
         is_v4,
+        from: from.filter(|_| !is_inverted),
+        to: to.filter(|_| !is_inverted),
+        by: by.filter(|_| !is_inverted),
         kind,
     })
 }

@@ -1,15 +1,21 @@
 //! What the loop tells its host: commands that ask, and Prometheus.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use tracing::info;
-use wattle_mesh::agent::replica::Known;
-use wattle_wire::report::{Problem, ProblemCode};
+use wattle_mesh::{agent::replica::Known, health::clock};
+use wattle_wire::{
+    report::{Problem, ProblemCode},
+    verdict::OwnLinks,
+};
 
 use super::Agent;
 use crate::{
     control::{Asked, Call, Confirmed, Keys, Request, RotatedKey},
     doctor::{self, Node},
     metrics::Seen,
+    standing,
     status::{self, Facts, Planned, Status},
     verify,
 };
@@ -18,7 +24,7 @@ impl Agent {
     /// Answers a command of this host.
     pub(super) async fn answer(&mut self, call: Call) {
         match call.request.clone() {
-            Request::Status => call.answer(self.status().await),
+            Request::Status => self.tell_status(call).await,
             Request::Plan => call.answer(in_words(self.plan().await)),
             Request::Doctor => self.examine(call),
             Request::Verify(asked) => self.verify(call, asked),
@@ -52,15 +58,32 @@ impl Agent {
     fn examine(&self, call: Call) {
         let (host, membership) = (self.host.clone(), self.membership.clone());
         let (known, probes) = (self.replica.known().cloned(), self.prober.reports());
+        let problems = known
+            .as_ref()
+            .map(|known| self.host_problems(known).collect())
+            .unwrap_or_default();
+        let own_links = self.own_links();
         tokio::spawn(async move {
             let node = Node {
                 membership: &membership,
                 known: known.as_ref(),
                 probes: &probes,
+                problems,
+                own_links: own_links.await,
             };
             let examined = doctor::examine(&host, Some(node), None, true).await;
             call.answer(in_words(examined.map(Some)));
         });
+    }
+
+    /// What the coordinator makes of the links of this node.
+    fn own_links(&self) -> impl Future<Output = Option<OwnLinks>> + use<> {
+        let coordinator = self
+            .disconnected
+            .is_none()
+            .then(|| Arc::clone(&self.coordinator));
+        let (node_keys, membership) = (Arc::clone(&self.node_keys), self.membership.clone());
+        async move { standing::own_links(&*coordinator?, &node_keys, &membership).await }
     }
 
     /// Looks beside the loop at what is between the LANs.
@@ -76,6 +99,17 @@ impl Agent {
 
     /// What keeps this host from what the mesh wants, or its LANs from others.
     pub(super) fn problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
+        let clock = self
+            .coordinator
+            .known_clock_ahead()
+            .and_then(clock::problem);
+        self.host_problems(known)
+            .chain(clock)
+            .chain(self.lan_watch.problems())
+    }
+
+    /// What keeps this host from what the mesh wants.
+    fn host_problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
         let unsaved = self.save_problem.iter().map(|words| Problem {
             subject: "the view".to_owned(),
             ..Problem::new(ProblemCode::State, words)
@@ -83,10 +117,20 @@ impl Agent {
         self.replica
             .problems()
             .chain(self.outcome.problems.iter().cloned())
-            .chain(self.lan_watch.problems())
             .chain(unsaved)
             .chain(self.mailbox.problems(known))
             .chain(self.key_change.problems(known, &self.node_keys))
+            .chain(self.standing.problem(known))
+    }
+
+    /// Tells how the node is, beside the loop: the coordinator may take long to say its part.
+    async fn tell_status(&self, call: Call) {
+        let status = self.status().await;
+        let own_links = self.own_links();
+        tokio::spawn(async move {
+            let own_links = own_links.await;
+            call.answer(status.map(|status| status.with_verdicts(own_links)));
+        });
     }
 
     async fn status(&self) -> Result<Status, String> {

@@ -5,11 +5,7 @@ use std::fmt;
 use chrono::DateTime;
 
 use super::{Finding, Symptoms, fault, fine, notice};
-
-/// Seconds by which a clock may be off; the coordinator takes the agent's tokens up to a minute
-/// off.
-const MOST_OFF_S: u64 = 30;
-const SET_CLOCK: &str = "synchronise it: `timedatectl set-ntp true`";
+use crate::health::clock::{SET_CLOCK, problem as wrong_clock};
 
 /// Why no coordinator answers.
 #[derive(Clone, Debug)]
@@ -112,19 +108,14 @@ pub(super) fn coordinator(symptoms: &Symptoms) -> Vec<Finding> {
     findings
 }
 
-/// `ahead`: seconds by which the clock is ahead of the coordinator's.
-fn clock(ahead: i64) -> Finding {
-    let seconds = ahead.unsigned_abs();
-    if seconds <= MOST_OFF_S {
-        let detail = format!("differs from the coordinator's by {seconds} s");
-        return fine("clock", detail);
+/// `ahead_s`: seconds by which the clock is ahead of the coordinator's.
+fn clock(ahead_s: i64) -> Finding {
+    match wrong_clock(ahead_s) {
+        Some(problem) => problem.into(),
+        None => {
+            let seconds = ahead_s.unsigned_abs();
+            let detail = format!("differs from the coordinator's by {seconds} s");
+            fine("clock", detail)
+        }
     }
-    let side = if ahead > 0 { "ahead of" } else { "behind" };
-    notice(
-        "clock",
-        format!("is {seconds} s {side} the coordinator's"),
-        format!(
-            "{SET_CLOCK}. If the clock jumps back, tunnels can stay down until it has caught up"
-        ),
-    )
 }

@@ -63,6 +63,8 @@ fn healthy() -> Symptoms {
             sent_bytes: 1,
             probe: None,
         }],
+        problems: Vec::new(),
+        verdicts: None,
     }
 }
 

@@ -11,7 +11,7 @@ use wattle_wire::report::{Problem, ProblemCode};
 use super::{Facts, FarLan, Served, degraded, only, unproven};
 use crate::{
     diagnose::firewall::Lan,
-    host::way::{ForeignRoute, RoutingRuleKind, best},
+    host::way::{ForeignRoute, RoutingRule, RoutingRuleKind, best},
 };
 
 /// As many questions are asked of the kernel at a time.
@@ -147,33 +147,77 @@ pub(super) fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
         .collect()
 }
 
-/// LANs whose packets a routing rule may lead elsewhere that goes by marks: the firewall sets some, and
-/// which it sets is not known here.
-pub(super) fn by_marks(served: &Served, facts: &Facts) -> Option<Problem> {
+/// LANs whose packets a routing rule may lead elsewhere that goes by marks, which the firewall sets or
+/// does not set, or by what packets carry: the kernel was asked for none of them.
+pub(super) fn by_selectors(served: &Served, facts: &Facts, sets_marks: bool) -> Vec<Problem> {
     let mut rules = facts.rules.clone();
     rules.sort_by_key(|rule| rule.priority);
-    let is_open = |net: &IpNet| {
-        let mut rules = rules
-            .iter()
-            .filter(|rule| rule.is_v4 == net.addr().is_ipv4());
-        let first = rules.find(|rule| match rule.kind {
-            RoutingRuleKind::ByMark => true,
-            RoutingRuleKind::ToMain(to) => to.contains(net),
+    let tunnel = served.interface.as_str();
+    let pairs = facts.lans.iter().flat_map(|lan| {
+        let far = served.far.iter().map(|far| far.prefix);
+        far.flat_map(move |far| {
+            [
+                (lan.interface.as_str(), lan.subnet, far),
+                (tunnel, far, lan.subnet),
+            ]
+        })
+    });
+    let mut open: BTreeMap<_, BTreeSet<IpNet>> = BTreeMap::new();
+    for (by, from, to) in pairs {
+        let of_family = rules.iter().filter(|rule| {
+            rule.is_v4 == from.addr().is_ipv4() && rule.is_v4 == to.addr().is_ipv4()
         });
-        first.is_some_and(|rule| rule.kind == RoutingRuleKind::ByMark)
+        let mut concerned = of_family.filter(|rule| match rule.kind {
+            RoutingRuleKind::ByMark => sets_marks && may_mean(rule, by, from, to),
+            RoutingRuleKind::ByTraffic => may_mean(rule, by, from, to),
+            RoutingRuleKind::Main => means_all(rule, by, from, to),
+        });
+        match concerned.next().map(|rule| rule.kind) {
+            Some(RoutingRuleKind::Main) | None => {}
+            Some(kind @ (RoutingRuleKind::ByMark | RoutingRuleKind::ByTraffic)) => {
+                open.entry(kind).or_default().insert(to);
+            }
+        }
+    }
+    let problem = |(kind, open): (&RoutingRuleKind, &BTreeSet<IpNet>)| {
+        let (subject, cause) = if *kind == RoutingRuleKind::ByMark {
+            (
+                "fwmark",
+                "a routing rule of this host goes by marks (`ip rule`), and rules of the firewall \
+                 set marks",
+            )
+        } else {
+            (
+                "ports",
+                "a routing rule of this host leads some protocols or ports elsewhere (`ip rule`)",
+            )
+        };
+        let words = format!(
+            "{cause}: whether packets to {} get there is not known",
+            some(open)
+        );
+        Problem {
+            code: ProblemCode::Route,
+            ..unproven(subject, words, self::rules(open))
+        }
     };
-    let lans = served.own.iter().copied();
-    let lans = lans.chain(served.far.iter().map(|far| far.prefix));
-    let open: BTreeSet<_> = lans.filter(is_open).collect();
-    let words = format!(
-        "a routing rule of this host goes by marks (`ip rule`), and rules of the firewall set marks: \
-         whether packets to {} get there is not known",
-        some(&open)
-    );
-    (!open.is_empty()).then(|| Problem {
-        code: ProblemCode::Route,
-        ..unproven("fwmark", words, self::rules(&open))
-    })
+    open.iter().map(problem).collect()
+}
+
+/// Whether a rule means packets that come by an interface from one network to another, or some of
+/// them.
+fn may_mean(rule: &RoutingRule, by: &str, from: IpNet, to: IpNet) -> bool {
+    let overlaps =
+        |of: Option<IpNet>, net: IpNet| of.is_none_or(|of| of.contains(&net) || net.contains(&of));
+    let is_by = rule.by.as_deref().is_none_or(|of| of == by);
+    is_by && overlaps(rule.from, from) && overlaps(rule.to, to)
+}
+
+/// Whether a rule means all of them.
+fn means_all(rule: &RoutingRule, by: &str, from: IpNet, to: IpNet) -> bool {
+    let holds = |of: Option<IpNet>, net: IpNet| of.is_none_or(|of| of.contains(&net));
+    let is_by = rule.by.as_deref().is_none_or(|of| of == by);
+    is_by && holds(rule.from, from) && holds(rule.to, to)
 }
 
 fn is_right(served: &Served, facts: &Facts, question: &Question, lan: &Lan, led: &Led) -> bool {

@@ -343,6 +343,9 @@ fn a_routing_rule_that_goes_by_marks_is_unproven_until_others_come_before_it() {
     let rule = |priority, kind| RoutingRule {
         priority,
         is_v4: true,
+        from: None,
+        to: None,
+        by: None,
         kind,
     };
     let marks = json!({"nftables": [{"rule": {"family": "inet", "table": "mine", "chain": "pre",
@@ -367,10 +370,51 @@ fn a_routing_rule_that_goes_by_marks_is_unproven_until_others_come_before_it() {
             )
         )
     );
-    let main = ["10.10.0.0/24", "10.20.0.0/24"];
-    let main = main.map(|lan| rule(10, RoutingRuleKind::ToMain(net(lan))));
+    let main = ["10.10.0.0/24", "10.20.0.0/24"].map(|lan| RoutingRule {
+        to: Some(net(lan)),
+        ..rule(10, RoutingRuleKind::Main)
+    });
     facts.rules.extend(main);
     assert_eq!(told(&site, &facts), []);
+}
+
+#[test]
+fn a_routing_rule_that_goes_by_ports_is_unproven_for_the_lans_that_it_may_mean() {
+    let mut site = served();
+    site.far.truncate(1);
+    let told = |by: Option<&str>, from: Option<&str>, to: Option<&str>, is_v4| {
+        let rule = RoutingRule {
+            by: by.map(str::to_owned),
+            priority: 100,
+            is_v4,
+            from: from.map(net),
+            to: to.map(net),
+            kind: RoutingRuleKind::ByTraffic,
+        };
+        let facts = Facts {
+            rules: vec![rule],
+            ..healthy(&site)
+        };
+        let problems = problems(&site, &facts).into_iter();
+        problems
+            .map(|problem| (problem.subject, problem.remedy.unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let fix = |lan: &str| format!("ip rule add to {lan} lookup main priority 10");
+    let (near, far) = (fix("10.10.0.0/24"), fix("10.20.0.0/24"));
+    let ports = || "ports".to_owned();
+    assert_eq!(
+        told(None, None, None, true),
+        [(ports(), format!("{near}; {far}"))]
+    );
+    let part = told(None, Some("10.10.0.0/25"), None, true);
+    assert_eq!(part, [(ports(), far)]);
+    for (by, to) in [(None, Some("10.10.0.7/32")), (Some("wattle0"), None)] {
+        assert_eq!(told(by, None, to, true), [(ports(), near.clone())]);
+    }
+    assert_eq!(told(None, Some("192.168.7.0/24"), None, true), []);
+    assert_eq!(told(Some("docker0"), None, None, true), []);
+    assert_eq!(told(None, None, None, false), []);
 }
 
 #[test]
