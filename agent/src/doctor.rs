@@ -1,7 +1,11 @@
 //! `wattle-agent doctor`: what stands in the way of this gateway's packets, and what to do about
 //! it.
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::ExitCode,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::{net::lookup_host, time::timeout};
@@ -11,6 +15,7 @@ use wattle_mesh::{
         doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms, Unreached},
         lan::{Facts, Served},
     },
+    health::replies::Replies,
     host::state::{Interface, ObservedPeer},
 };
 use wattle_wire::{
@@ -53,6 +58,8 @@ pub(crate) struct Node<'n> {
     pub(crate) known: Option<&'n Known>,
     /// What the running agent's probes find.
     pub(crate) probes: &'n BTreeMap<NodeId, ProbeReport>,
+    /// What hosts of its LANs send back.
+    pub(crate) replies: &'n Replies,
     /// What the agent has to tell besides what is looked at here.
     pub(crate) problems: Vec<Problem>,
     /// What the coordinator makes of the links; absent when it does not say.
@@ -94,6 +101,7 @@ async fn without_agent(paths: &Paths, join_string: Option<&str>) -> anyhow::Resu
         membership: &found.membership,
         known: found.known.as_ref(),
         probes: &BTreeMap::new(),
+        replies: &Replies::default(),
         problems: found.problems.clone(),
         own_links: None,
     };
@@ -115,7 +123,9 @@ pub(crate) async fn examine(
     let served = match known {
         Some(known) => {
             let limits = host.limits(known).await.unwrap_or_default();
-            Served::new(known, host.interface(), &limits.refused, interface)
+            let none = Replies::default();
+            let replies = node.as_ref().map_or(&none, |node| node.replies);
+            Served::new(known, host.interface(), &limits.refused, interface, replies)
         }
         None => Served {
             interface: host.interface().clone(),
@@ -123,6 +133,8 @@ pub(crate) async fn examine(
             own: Vec::new(),
             far: Vec::new(),
             unheard: Vec::new(),
+            silent: BTreeSet::new(),
+            answering: BTreeSet::new(),
         },
     };
     let (way, facts) = tokio::join!(way(membership, join_string), host.between_lans(&served));

@@ -6,6 +6,7 @@ pub(crate) mod events;
 mod forwarding;
 mod link;
 mod nft;
+mod observe;
 mod owned;
 pub(crate) mod ping;
 pub(crate) mod probe;
@@ -17,10 +18,7 @@ mod underlay;
 mod userspace;
 mod wireguard;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::io;
 
 use anyhow::{Context, bail};
 use device_state::{Dump, Write};
@@ -31,15 +29,9 @@ use owned::{OwnedDevice, OwnedInterface, OwnedRuleset, OwnedStore};
 use tracing::info;
 use wattle_mesh::host::{
     interface::InterfaceName,
-    state::{
-        AllowedIps, Change, Family, Interface, Observed, ObservedPeer, ObservedRuleset, PeerUpdate,
-    },
+    state::{AllowedIps, Change, PeerUpdate},
 };
-use wattle_wire::{
-    ids::NodeId,
-    key::WireguardKey,
-    report::{DeviceKind, Problem, ProblemCode},
-};
+use wattle_wire::{ids::NodeId, key::WireguardKey, report::DeviceKind};
 
 use zeroize::Zeroizing;
 
@@ -47,13 +39,6 @@ use crate::{identity::Slot, store::Store};
 
 const NEEDS_NET_ADMIN: &str =
     "the agent needs CAP_NET_ADMIN: run it as root or by its systemd unit";
-
-/// What the host lets pass.
-#[derive(Debug)]
-pub(crate) struct Policy {
-    forwarding: BTreeSet<Family>,
-    ruleset: ObservedRuleset,
-}
 
 /// The host's network as the agent drives it.
 #[derive(Clone, Debug)]
@@ -72,75 +57,6 @@ impl Kernel {
             store: store.clone(),
             owned: OwnedStore::new(store)?,
         })
-    }
-
-    /// The host as it is. An interface of our name that is not WireGuard, or behind which no device
-    /// answers, counts as none.
-    pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
-        self.observe_with(self.observe_policy().await?).await
-    }
-
-    /// What the host lets pass. This is the slow part of [`Kernel::observe`]: `nft` is started for
-    /// it.
-    pub(crate) async fn observe_policy(&self) -> anyhow::Result<Policy> {
-        let made = self.owned.get().ruleset;
-        Ok(Policy {
-            forwarding: forwarding::observe()?,
-            ruleset: nft::observe(made.as_ref(), || self.nodes()).await?,
-        })
-    }
-
-    /// The quick part of [`Kernel::observe`].
-    pub(crate) async fn observe_with(&self, policy: Policy) -> anyhow::Result<Observed> {
-        let Policy {
-            forwarding,
-            ruleset,
-        } = policy;
-        let made = self.owned.read(|owned| owned.underlay.clone());
-        Ok(Observed {
-            interface: self.observe_interface().await?,
-            underlay: Tables::open()?.underlay_routes(&made).await?,
-            forwarding,
-            ruleset,
-        })
-    }
-
-    /// The peers alone, as they are; `None` without an interface. This costs a fraction of
-    /// [`Kernel::observe`].
-    pub(crate) async fn observe_peers(
-        &self,
-    ) -> anyhow::Result<Option<BTreeMap<WireguardKey, ObservedPeer>>> {
-        let Holder::Agent { dump, .. } = self.holder(&Tables::open()?).await? else {
-            return Ok(None);
-        };
-        Ok(dump.map(|(_, dump)| dump.peers))
-    }
-
-    /// What of the agent's own memory could not be kept, and a device of before an upgrade.
-    pub(crate) fn problems(&self) -> impl Iterator<Item = Problem> {
-        let unkept = self.owned.problem();
-        let unkept = unkept.map(|words| Problem::new(ProblemCode::State, words));
-        let device = self.owned.interface().map(|made| made.device);
-        let old = match device {
-            Some(OwnedDevice::Userspace {
-                process: Some(process),
-            }) if userspace::is_old(process) => Some(process),
-            Some(OwnedDevice::Userspace { .. } | OwnedDevice::Kernel) | None => None,
-        };
-        let old = old.map(|process| Problem {
-            subject: self.interface.to_string(),
-            remedy: Some(format!("kill {process}")),
-            ..Problem::new(
-                ProblemCode::OldDevice,
-                format!(
-                    "process {process}, which moves the packets of {}, is still the program of \
-                     before the last upgrade. The agent starts the new one when it ends; the \
-                     tunnels stop for some seconds then",
-                    self.interface
-                ),
-            )
-        });
-        unkept.into_iter().chain(old)
     }
 
     /// Takes one step. `private_key` is read for [`Change::SetPrivateKey`] only.
@@ -374,33 +290,6 @@ impl Kernel {
              it, or give the agent another name with --interface",
             self.interface
         )
-    }
-
-    /// The interface of our name alone; `None` where there is none that counts.
-    pub(crate) async fn observe_interface(&self) -> anyhow::Result<Option<Interface>> {
-        let tables = Tables::open()?;
-        let Holder::Agent {
-            found,
-            dump: Some((device, dump)),
-        } = self.holder(&tables).await?
-        else {
-            return Ok(None);
-        };
-        let Dump {
-            public_key,
-            listen_port,
-            peers,
-        } = dump;
-        Ok(Some(Interface {
-            device,
-            up: found.up,
-            mtu: found.mtu,
-            addresses: tables.addresses(found.index).await?,
-            routes: tables.routes(found.index).await?,
-            public_key,
-            listen_port,
-            peers,
-        }))
     }
 
     /// The WireGuard device of an interface, if it is one.

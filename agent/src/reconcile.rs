@@ -172,6 +172,7 @@ impl Host {
             has_legacy_rules: symptoms::has_legacy_rules(),
             led: self.kernel.led(questions).await?,
             rules: self.kernel.routing_rules().await?,
+            neighbours: self.kernel.neighbours(&served.silent).await?,
             routes,
             lans,
         })

@@ -17,6 +17,7 @@ use wattle_mesh::{
         lan::{self, Served},
         verify::{self, Answers, Fault, Objection, Target, What},
     },
+    health::replies::Replies,
 };
 use wattle_wire::name::Name;
 
@@ -85,7 +86,7 @@ pub(crate) async fn verify(
         None => {
             let found = status::find(paths)?;
             let known = found.known.as_ref().context(status::NO_VIEW)?;
-            trial(&found.host, known, &asked).await?
+            trial(&found.host, known, &Replies::default(), &asked).await?
         }
     };
     let checks = stream::iter(trial.targets.into_iter().zip(0..))
@@ -129,7 +130,12 @@ pub(crate) async fn verify(
 /// # Errors
 ///
 /// When somebody asked for is not in the mesh, and when the host may not be looked at.
-pub(crate) async fn trial(host: &Host, known: &Known, asked: &Asked) -> anyhow::Result<Trial> {
+pub(crate) async fn trial(
+    host: &Host,
+    known: &Known,
+    replies: &Replies,
+    asked: &Asked,
+) -> anyhow::Result<Trial> {
     let refused = host.limits(known).await?.refused;
     let targets =
         verify::targets(known, &refused, &asked.hosts, &asked.tcp).map_err(|stranger| {
@@ -138,7 +144,13 @@ pub(crate) async fn trial(host: &Host, known: &Known, asked: &Asked) -> anyhow::
             )
         })?;
     let interface = host.observe_interface().await?;
-    let served = Served::new(known, host.interface(), &refused, interface.as_ref());
+    let served = Served::new(
+        known,
+        host.interface(),
+        &refused,
+        interface.as_ref(),
+        replies,
+    );
     let facts = host.between_lans(&served).await?;
     let lan_ways = lan::ways(&served, &facts);
     let probes = known.mesh.health.probes;

@@ -1,6 +1,10 @@
 //! A site's gateway with its agent, and the host of the LAN behind it.
 
-use std::{net::Ipv4Addr, path::PathBuf, process::Output};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Output,
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -75,6 +79,11 @@ impl Gateway {
             &self.logs.join(format!("{}-agent.log", self.site.name)),
         )?);
         Ok(())
+    }
+
+    /// The agent's program.
+    pub fn program(&self) -> &Path {
+        Path::new(self.binaries.agent())
     }
 
     /// The running agent.

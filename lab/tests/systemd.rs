@@ -28,6 +28,11 @@ const TESTS: &[(&str, &str, &str)] = &[
         include_str!("systemd/firewalls.sh"),
     ),
     (
+        "hosts_that_answer_to_another_router_and_an_endpoint_that_leads_elsewhere_are_told",
+        "replies",
+        include_str!("systemd/replies.sh"),
+    ),
+    (
         "both_units_start_and_come_back_when_they_hang",
         "units",
         include_str!("systemd/units.sh"),

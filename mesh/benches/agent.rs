@@ -15,6 +15,7 @@ use wattle_mesh::{
         guard::Refused,
         replica::{Received, Replica},
     },
+    health::replies::Flows,
     host::{
         desired::{Local, desired},
         plan::plan,
@@ -171,6 +172,7 @@ fn reached(desired: &Desired) -> Observed {
         underlay: desired.underlay.clone(),
         forwarding: desired.forwarding.clone(),
         ruleset: ObservedRuleset::Intact(desired.ruleset.clone()),
+        flows: Flows::default(),
     }
 }
 

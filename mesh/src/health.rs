@@ -7,5 +7,6 @@ pub mod lan;
 pub mod link;
 pub mod own_endpoint;
 pub mod probe;
+pub mod replies;
 pub mod tracker;
 pub mod watch_cache;

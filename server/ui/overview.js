@@ -3,7 +3,7 @@
 import { badge, count, h, moment, refill, since, span } from "./dom.js";
 import { heldLine } from "./held.js";
 import { Matrix } from "./matrix.js";
-import { problemInWords } from "./problem.js";
+import { keptApart, problemInWords } from "./problem.js";
 import { tally } from "./mesh.js";
 import { ring } from "./ring.js";
 
@@ -13,17 +13,13 @@ const MOST_ROWS = 50;
 /** As many gateways are named in the sentence; of more it has the number. */
 const MOST_NAMES = 3;
 
-/** What a gateway's sentence says of the LANs behind it. */
-const LANS = {
-  degraded: "keeps its LAN from others",
-  unproven: "may keep its LAN from others",
-};
-
 /** `silent for 3 min`; null for a gateway that is connected, or has no agent. */
 export function absence(node) {
   const { state, since } = node.connection ?? {};
   return state === "silent" || state === "behind" ? `${state} for ${span(since, Date.now())}` : null;
 }
+
+const isApart = (node) => node.lan === "degraded" || node.lan === "unproven";
 
 /** Gateways that are silent or behind, or that have problems, in words for the sentence. */
 function unwell(mesh) {
@@ -31,7 +27,7 @@ function unwell(mesh) {
   const troubled = mesh.nodesInOrder.filter((node) => !absence(node) && node.problems.length);
   const parts = away.length > MOST_NAMES ? ["silent", "behind"].map((state) => [state, away.filter((node) => node.connection.state === state).length]).filter(([, number]) => number).map(([state, number]) => `${count(number, "gateway")} ${state}`) : away.map((node) => `${node.name} is ${absence(node)}`);
   if (troubled.length > MOST_NAMES) parts.push(`${count(troubled.length, "gateway")} with problems`);
-  else parts.push(...troubled.map((node) => `${node.name} ${LANS[node.lan] ?? "has problems"}`));
+  else parts.push(...troubled.map((node) => (isApart(node) ? keptApart(mesh, node) : `${node.name} has problems`)));
   return parts;
 }
 

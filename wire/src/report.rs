@@ -134,6 +134,8 @@ pub enum ProblemCode {
     LanDown,
     /// The two gateways have no address family in common.
     AddressFamily,
+    /// Hosts of a LAN send their answers to another router.
+    ReturnRoute,
     /// The clock of the host is wrong.
     Clock,
     /// The node's own endpoint is on no interface of its host, and no peer sees it there.
@@ -165,6 +167,7 @@ impl ProblemCode {
             Self::NoLan => "no_lan",
             Self::LanDown => "lan_down",
             Self::AddressFamily => "address_family",
+            Self::ReturnRoute => "return_route",
             Self::Clock => "clock",
             Self::Endpoint => "endpoint",
             Self::OldDevice => "old_device",
@@ -190,6 +193,7 @@ impl ProblemCode {
             | Self::NoLan
             | Self::LanDown
             | Self::AddressFamily
+            | Self::ReturnRoute
             | Self::Clock
             | Self::Endpoint
             | Self::OldDevice

@@ -1,5 +1,6 @@
 //! The interface itself, its addresses and its routes, over rtnetlink.
 
+mod neighbours;
 mod rules;
 mod underlay;
 

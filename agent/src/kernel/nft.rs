@@ -6,9 +6,12 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use tracing::debug;
-use wattle_mesh::host::{
-    ruleset::{Ruleset, mark},
-    state::ObservedRuleset,
+use wattle_mesh::{
+    health::replies::Flows,
+    host::{
+        ruleset::{Ruleset, mark, split_flows},
+        state::ObservedRuleset,
+    },
 };
 use wattle_wire::ids::NodeId;
 
@@ -22,18 +25,21 @@ const LIMIT: Duration = Duration::from_secs(30);
 const START_AFRESH: &str = "table inet wattle\ndelete table inet wattle\n";
 
 /// Compares the table with what it was right after it was made. `nodes` are those whose table is
-/// this agent's.
+/// this agent's. Tells as well whose packets it saw lately.
 pub(super) async fn observe(
     made: Option<&OwnedRuleset>,
     nodes: impl Fn() -> Vec<NodeId>,
-) -> anyhow::Result<ObservedRuleset> {
-    let listing = match list().await {
-        Ok(listing) => listing,
+) -> anyhow::Result<(ObservedRuleset, Flows)> {
+    let listed = match list().await {
+        Ok(listed) => listed,
         // Where there is no nft, there is no table of ours; making one will say what is missing.
         Err(error) if is_missing(&error) => None,
         Err(error) => return Err(error),
     };
-    Ok(match (listing, made) {
+    let (listing, flows) = listed.map_or((None, Flows::default()), |(listing, flows)| {
+        (Some(listing), flows)
+    });
+    let observed = match (listing, made) {
         (None, _) => ObservedRuleset::Absent,
         (Some(listing), Some(made))
             if made.listing == listing && made.text == text(&made.ruleset) =>
@@ -42,7 +48,8 @@ pub(super) async fn observe(
         }
         (Some(listing), _) if is_made_by(&listing, &nodes()) => ObservedRuleset::Altered,
         (Some(_), _) => ObservedRuleset::Foreign,
-    })
+    };
+    Ok((observed, flows))
 }
 
 /// Makes the table, or makes it anew if it is of one of `nodes`. Gives what to remember of it.
@@ -53,7 +60,7 @@ pub(super) async fn observe(
 pub(super) async fn set(ruleset: &Ruleset, nodes: &[NodeId]) -> anyhow::Result<OwnedRuleset> {
     let transactions = match list().await? {
         None => vec![ruleset.sets(), ruleset.chains()],
-        Some(listing) if is_made_by(&listing, nodes) => {
+        Some((listing, _)) if is_made_by(&listing, nodes) => {
             vec![format!("{START_AFRESH}{}", text(ruleset))]
         }
         Some(_) => bail!(
@@ -85,19 +92,28 @@ pub(super) async fn update(
     }
 }
 
-/// All tables of the host with their chains and rules, in nft's JSON, without what counters say.
+/// All tables of the host with their chains and rules, in nft's JSON, without what counters say, and
+/// without the sets of the table `inet wattle`, which packets fill.
 pub(super) async fn everything() -> anyhow::Result<Value> {
     let listing = run(&["--stateless", "--json", "list", "ruleset"], "")
         .await?
         .context("nft cannot list the ruleset")?;
-    serde_json::from_str(&listing).context("nft's listing is not JSON")
+    let mut listing: Value = serde_json::from_str(&listing).context("nft's listing is not JSON")?;
+    let is_own_set = |object: &Value| {
+        let set = &object["set"];
+        set["family"] == "inet" && set["table"] == "wattle"
+    };
+    if let Some(objects) = listing["nftables"].as_array_mut() {
+        objects.retain(|object| !is_own_set(object));
+    }
+    Ok(listing)
 }
 
 /// Whether there was one of one of `nodes`.
 pub(super) async fn remove(nodes: &[NodeId]) -> anyhow::Result<bool> {
     if !list()
         .await?
-        .is_some_and(|listing| is_made_by(&listing, nodes))
+        .is_some_and(|(listing, _)| is_made_by(&listing, nodes))
     {
         return Ok(false);
     }
@@ -108,7 +124,7 @@ pub(super) async fn remove(nodes: &[NodeId]) -> anyhow::Result<bool> {
 }
 
 async fn made(ruleset: &Ruleset) -> anyhow::Result<OwnedRuleset> {
-    let listing = list()
+    let (listing, _) = list()
         .await?
         .context("the table inet wattle was removed right after it was made")?;
     Ok(OwnedRuleset {
@@ -131,10 +147,10 @@ fn is_made_by(listing: &str, nodes: &[NodeId]) -> bool {
     chains.any(|chain| marks.iter().any(|mark| mark == chain))
 }
 
-/// The table without its counters; nothing means there is none.
-async fn list() -> anyhow::Result<Option<String>> {
-    match run(&["-s", "list", "table", "inet", "wattle"], "").await? {
-        Ok(listing) => Ok(Some(listing)),
+/// The table without what packets put there, and that; nothing means there is none.
+async fn list() -> anyhow::Result<Option<(String, Flows)>> {
+    match run(&["list", "table", "inet", "wattle"], "").await? {
+        Ok(listing) => Ok(Some(split_flows(&listing))),
         Err(complaint) if complaint.0.contains("No such file or directory") => Ok(None),
         Err(complaint) => Err(complaint).context("nft cannot list the table inet wattle"),
     }

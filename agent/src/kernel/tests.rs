@@ -11,9 +11,10 @@ use std::{
 };
 
 use wattle_mesh::{
+    health::replies::Flows,
     host::{
         ruleset::Ruleset,
-        state::{Family, ObservedPeer, ObservedRuleset},
+        state::{Family, Interface, Observed, ObservedPeer, ObservedRuleset},
         way::{ForeignRoute, Way},
     },
     keys::psk::Psk,
@@ -390,6 +391,7 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
                 underlay: BTreeMap::new(),
                 forwarding: [Family::V4].into(),
                 ruleset: ObservedRuleset::Intact(ruleset.clone()),
+                flows: Flows::default(),
             };
             assert_eq!(kernel.observe().await.unwrap(), applied);
             assert_eq!(kernel.host_addresses().await.unwrap(), [net("10.1.0.1/24")]);

@@ -2,6 +2,7 @@
 //! follows, the coordinator is told.
 
 mod answer;
+mod inbox;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,8 +12,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 use wattle_mesh::{
-    agent::replica::{Received, Replica},
+    agent::replica::Replica,
     diagnose::lan::Served,
+    health::replies::Replies,
     host::{interface::InterfaceName, state::ObservedPeer},
     keys::{
         node_keys::NodeKeys,
@@ -20,17 +22,14 @@ use wattle_mesh::{
         rotation::{Situation, canary::Watch},
     },
 };
-use wattle_wire::{
-    ids::NodeId,
-    stream::{ByeReason, StreamMessage},
-};
+use wattle_wire::ids::NodeId;
 
 use super::Stop;
 use crate::{
     config::Paths,
     control::Control,
     coordinator::Coordinator,
-    follow::{self, Connection, Event},
+    follow::{self, Connection},
     history::Record,
     identity::{Membership, Slot, unix_s},
     lan::LanWatch,
@@ -46,7 +45,7 @@ use crate::{
 };
 
 /// The same while tunnels are coming up, so that the coordinator hears of their first handshakes
-/// soon.
+/// soon, and while a host of a LAN may be about to answer.
 const OBSERVE_SOON_INTERVAL: Duration = Duration::from_secs(1);
 /// The next observation waits for this many times as long as the last one took: where it takes long
 /// to list the rules, that leaves the processor to others.
@@ -94,6 +93,8 @@ pub(super) struct Agent {
     watch: Watch,
     prober: Prober,
     lan_watch: LanWatch,
+    /// What hosts of the LANs here send back.
+    replies: Replies,
     standing: Standing,
     reporter: Reporter,
     /// How the agent stands with the coordinator; absent before it has tried.
@@ -141,6 +142,7 @@ impl Agent {
             last_observation: (now, Duration::ZERO),
             last_change: now,
             started: now,
+            replies: Replies::default(),
             standing: Standing::default(),
             reporter,
             connection: None,
@@ -268,102 +270,6 @@ impl Agent {
         }
     }
 
-    fn handle(&mut self, event: Event) {
-        match event {
-            Event::WhereFrom(answer) => {
-                let _ = answer.send(self.replica.resume_from());
-            }
-            Event::Connected => {
-                info!(url = self.coordinator.url(), "connected to the coordinator");
-                (self.disconnected, self.is_stranger) = (None, false);
-                self.save_connection(None);
-                // It may be another coordinator than before, or a new process: it gets the whole
-                // account.
-                self.reporter.forget();
-                self.mailbox.say_again();
-            }
-            Event::Disconnected {
-                reason,
-                is_stranger,
-            } => {
-                // Once for each reason: a coordinator may be away for days.
-                if self.disconnected.as_ref() != Some(&reason) {
-                    warn!(
-                        reason,
-                        "not connected to the coordinator; the tunnels stay as they are"
-                    );
-                    self.save_connection(Some(reason.clone()));
-                }
-                (self.disconnected, self.is_stranger) = (Some(reason), is_stranger);
-            }
-            Event::Message(message) => self.receive(message),
-        }
-    }
-
-    fn receive(&mut self, message: StreamMessage) {
-        if let StreamMessage::Snapshot { position, .. } = &message {
-            info!(%position, "received a snapshot");
-        }
-        if message == StreamMessage::MessagesWaiting {
-            self.mailbox.messages_are_waiting();
-        }
-        let before = self.replica.position();
-        match self
-            .replica
-            .receive(message, chrono::Utc::now().timestamp())
-        {
-            Received::Unchanged => {}
-            Received::Changed { refused } => {
-                for refusal in &refused {
-                    warn!("{refusal}");
-                }
-                self.last_change = Instant::now();
-                self.view_changed = true;
-            }
-            Received::Gap => {
-                self.ask_for_snapshot("a message does not follow the position that this node has")
-            }
-            Received::Rejected(rejection) => {
-                self.view_unsaved = true;
-                self.ask_for_snapshot(&format!("rejected the newest revision: {rejection}"));
-            }
-            Received::Bye(ByeReason::Revoked) => {
-                warn!(
-                    "the coordinator says that this node was removed from the mesh. `wattle-agent \
-                     down` removes what is left here"
-                );
-                (self.view_changed, self.view_unsaved) = (true, true);
-            }
-            Received::Bye(reason) => info!(?reason, "the coordinator ended the stream"),
-        }
-        self.view_unsaved |= self.replica.position() != before;
-    }
-
-    /// Keeps the view on disk.
-    fn save_view(&mut self) {
-        if let Some(known) = self.replica.known() {
-            self.record.note(known);
-        }
-        let Some(stored) = self.replica.stored() else {
-            return;
-        };
-        let before = self.save_problem.take();
-        if let Err(error) = follow::save_view(&self.store, &stored) {
-            let problem = format!(
-                "cannot keep what the coordinator told, so that a restart knows less: {error:#}"
-            );
-            if before.as_ref() != Some(&problem) {
-                warn!("{problem}");
-            }
-            self.save_problem = Some(problem);
-        }
-    }
-
-    fn ask_for_snapshot(&self, reason: &str) {
-        warn!(reason, "asking for a snapshot");
-        self.reconnect.notify_one();
-    }
-
     /// What the host is to be made to, and what the last round gave; nothing before there is a
     /// view.
     fn aim(&mut self) -> Option<Aimed<'_>> {
@@ -461,14 +367,17 @@ impl Agent {
         if self.tend_psks() {
             self.round().await;
         }
+        if let Some(observed) = &self.outcome.observed {
+            self.replies.note(&observed.flows, self.started.elapsed());
+        }
         if let Some(known) = self.replica.known() {
             self.prober.follow(known);
             let interface = self.outcome.observed.as_ref();
             let interface = interface.and_then(|observed| observed.interface.as_ref());
             let refused = &self.outcome.limits.refused;
-            let served = interface
-                .filter(|interface| interface.up)
-                .map(|found| Served::new(known, &self.interface, refused, Some(found)));
+            let served = interface.filter(|interface| interface.up).map(|found| {
+                Served::new(known, &self.interface, refused, Some(found), &self.replies)
+            });
             self.lan_watch.follow(served);
             if self.disconnected.is_none() {
                 let (now, keys) = (self.started.elapsed(), &self.node_keys);
@@ -529,7 +438,7 @@ impl Agent {
             .flat_map(|observed| &observed.interface)
             .flat_map(|interface| interface.peers.values());
         let settled = self.last_change.elapsed() > SETTLE_LIMIT || peers.all(ObservedPeer::is_live);
-        let interval = if settled {
+        let interval = if settled && !self.replies.is_open() {
             OBSERVE_INTERVAL
         } else {
             OBSERVE_SOON_INTERVAL

@@ -117,6 +117,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     psk::after_a_cut_in_which_both_peers_were_replaced_keys_and_tunnels_are_there_within_seconds,
     outage::join_and_changes_get_through_where_large_packets_are_lost_and_no_router_says_so,
     outage::agents_move_between_coordinators_without_a_snapshot_or_a_lost_packet,
+    outage::a_device_of_before_an_upgrade_is_told_and_when_it_is_ended_the_new_one_comes,
     outage::h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on,
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
     lock::e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_when_an_operator_signs_once_and_holds_until_then,

@@ -1,6 +1,7 @@
 //! Programs die; packets go on.
 
 use std::{
+    fs,
     os::unix::net::UnixDatagram,
     path::Path,
     sync::mpsc,
@@ -378,6 +379,41 @@ pub(crate) fn h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_los
     dublin.start_agent()?;
     wait_in_charge(lab.gateway(DUBLIN)?, patience(10.0))?;
     flow.expect_no_loss().map(drop)
+}
+
+pub(crate) fn a_device_of_before_an_upgrade_is_told_and_when_it_is_ended_the_new_one_comes(
+    folder: &Path,
+) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    lab.weave()?;
+    let old = |gateway: &Gateway| -> Result<Option<String>> {
+        let status = gateway.status()?;
+        let mut problems = status["problems"].as_array().into_iter().flatten();
+        let found = problems.find(|problem| problem["code"] == "old_device");
+        Ok(found.map(|problem| problem["remedy"].as_str().unwrap_or_default().to_owned()))
+    };
+    let dublin = lab.gateway_mut(DUBLIN)?;
+    same(&old(dublin)?, &None)?;
+    dublin.stop_agent()?;
+    // Another file of the same program, as an upgrade leaves one.
+    let program = folder.join("wattle-agent");
+    fs::copy(dublin.program(), &program)?;
+    let newer = format!("shift; exec {} \"$@\"", program.display());
+    dublin.start_agent_under(&["sh", "-c", &newer, "sh"])?;
+    wait_for("the old device is told", patience(10.0), || {
+        old(dublin)?.context("nothing is told").map(drop)
+    })?;
+    let remedy = old(dublin)?.context("nothing is told")?;
+    let doctor = dublin.try_agent(&["doctor"])?;
+    let told = String::from_utf8_lossy(&doctor.stdout);
+    ensure!(told.contains("notice  old_device"), "{told}");
+
+    dublin.host.run(&remedy)?;
+    let dublin = lab.gateway(DUBLIN)?;
+    wait_for("the new device moves packets", patience(20.0), || {
+        same(&old(dublin)?, &None)?;
+        lab.ping_all()
+    })
 }
 
 pub(crate) fn h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on(

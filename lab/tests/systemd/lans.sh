@@ -122,6 +122,6 @@ wait_for 30 all_well
 sysctl -q -w net.ipv6.conf.all.forwarding=0
 wait_for 10 all_well
 
-# Of a gateway that is silent nobody knows, whatever it said last.
-systemctl stop wattle-agent
-api /nodes/dublin | jq --exit-status '.lan == "ok"' || fail "not heard of for a moment only"
+# A gateway that stops is as it said last, until it is silent.
+systemctl stop cork-agent
+api /nodes/cork | jq --exit-status '.lan == "ok"' || fail "not heard of for a moment only"

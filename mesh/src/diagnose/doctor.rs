@@ -236,7 +236,10 @@ fn between_lans(symptoms: &Symptoms) -> Vec<Finding> {
     }
     let problems = lan::problems(&symptoms.served, &symptoms.facts);
     if problems.is_empty() {
-        return vec![fine(CHECK, "nothing on this host is between the LANs")];
+        let mut findings = vec![fine(CHECK, "nothing on this host is between the LANs")];
+        let notices = lan::notices(&symptoms.served, &symptoms.facts).into_iter();
+        findings.extend(notices.map(|(words, fix)| notice("return_route", words, fix)));
+        return findings;
     }
     problems.into_iter().map(Finding::from).collect()
 }

@@ -3,6 +3,7 @@
 //! No packet may carry an address that a host of a LAN may have, so the way is judged by what the
 //! kernel says of it: its rules, its switches, and where it would route such a packet.
 
+mod answers;
 mod route;
 
 use std::{
@@ -29,7 +30,7 @@ use crate::{
         guard::Refused,
         replica::{Known, KnownPeer},
     },
-    health::link,
+    health::{link, replies::Replies},
     host::{
         interface::InterfaceName,
         state::Interface,
@@ -48,6 +49,10 @@ pub struct Served {
     pub far: Vec<FarLan>,
     /// Peers with an endpoint from which nothing was heard lately.
     pub unheard: Vec<Unheard>,
+    /// Hosts of the own LANs that others ask and that do not answer by this host.
+    pub silent: BTreeSet<IpAddr>,
+    /// Those of the own LANs of which a host answers.
+    pub answering: BTreeSet<IpNet>,
 }
 
 /// A peer that does not answer at its endpoint.
@@ -84,15 +89,19 @@ pub struct Facts {
     pub has_legacy_rules: bool,
     /// Where packets would be led.
     pub led: Vec<(Question, Led)>,
+    /// Those of the silent hosts that are there: they answer ARP or neighbour discovery.
+    pub neighbours: BTreeSet<IpAddr>,
 }
 
 impl Served {
-    /// As the host carries it out; `found` is its interface now.
+    /// As the host carries it out; `found` is its interface now, `replies` are what hosts of its
+    /// LANs send back.
     pub fn new(
         known: &Known,
         interface: &InterfaceName,
         refused: &Refused,
         found: Option<&Interface>,
+        replies: &Replies,
     ) -> Self {
         let is_heard = |peer: &KnownPeer| {
             let entry = found.and_then(|found| peer.entry(found));
@@ -119,12 +128,15 @@ impl Served {
                     prefix,
                 })
             });
+        let own: Vec<_> = known.myself.subnets.iter().map(|own| own.net()).collect();
         Self {
             interface: interface.clone(),
             port: known.listen_port(),
-            own: known.myself.subnets.iter().map(|own| own.net()).collect(),
             far: far.collect(),
             unheard: unheard.collect(),
+            silent: replies.silent(&own),
+            answering: replies.answering(&own),
+            own,
         }
     }
 
@@ -173,6 +185,7 @@ impl Facts {
             ruleset: Err(error),
             has_legacy_rules: false,
             led: Vec::new(),
+            neighbours: BTreeSet::new(),
         }
     }
 
@@ -195,7 +208,21 @@ pub fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
     problems.extend(forwarding(served, facts));
     problems.extend(route::problems(served, facts));
     problems.extend(rules(served, facts));
+    // What is in the way here would explain it.
+    if problems.is_empty() {
+        problems.extend(answers::problems(served, facts));
+    }
     problems
+}
+
+/// Hosts of the LANs here that do not answer others, where that may be their own choice: what to say
+/// of each LAN, and what to do.
+pub fn notices(served: &Served, facts: &Facts) -> Vec<(String, String)> {
+    if problems(served, facts).is_empty() {
+        answers::notices(served, facts)
+    } else {
+        Vec::new()
+    }
 }
 
 /// For each far LAN that packets of the own ones do not get to for sure, what is in the way.

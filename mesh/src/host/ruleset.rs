@@ -1,18 +1,22 @@
 //! The table `inet wattle`, as text for `nft -f -`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use wattle_wire::ids::NodeId;
 
-use crate::host::interface::InterfaceName;
+use crate::{
+    health::replies::{Flows, SEEN_S},
+    host::interface::InterfaceName,
+};
 
 /// Which packets pass between the local LANs and the mesh: those between exactly these prefixes,
 /// and nothing else through the tunnel.
 ///
 /// Addresses stay as they are: no masquerade. TCP's segments are fitted to the tunnel. Other tables
-/// are untouched and still have their say.
+/// are untouched and still have their say. Sets note which hosts of the LANs are asked and which
+/// answer. Conntrack could tell, but a rule that asks it switches it on for the whole host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ruleset {
     /// Whose table it is.
@@ -26,6 +30,74 @@ pub struct Ruleset {
 /// version of nft keeps: comments need Linux 5.10.
 pub fn mark(node: NodeId) -> String {
     format!("node_{}", node.to_string().replace('-', "_"))
+}
+
+/// Sets that packets fill: their names and the types of their elements.
+const SEEN: [(&str, &str); 4] = [
+    ("asked4", "ipv4_addr"),
+    ("asked6", "ipv6_addr"),
+    ("answered4", "ipv4_addr"),
+    ("answered6", "ipv6_addr"),
+];
+/// As many hosts one of them holds; of others nothing is seen.
+const MOST_SEEN: u16 = 1024;
+
+/// A listing of the table (`nft list table inet wattle`) without the elements that packets have put
+/// there, and those.
+pub fn split_flows(listing: &str) -> (String, Flows) {
+    let (mut rest, mut flows) = (String::new(), Flows::default());
+    let (mut set, mut is_within) = ("", false);
+    for line in listing.lines() {
+        let words = line.trim();
+        if let Some(name) = words.strip_prefix("set ") {
+            set = name.trim_end_matches(" {");
+        }
+        let is_seen = SEEN.iter().any(|(name, _)| *name == set);
+        is_within |= is_seen && words.starts_with("elements = {");
+        if !is_within {
+            rest.push_str(line);
+            rest.push('\n');
+            continue;
+        }
+        let hosts = if set.starts_with("asked") {
+            &mut flows.asked
+        } else {
+            &mut flows.answered
+        };
+        hosts.extend(words.split(['{', ',', '}']).filter_map(seen));
+        is_within = !words.ends_with('}');
+    }
+    (rest, flows)
+}
+
+/// Of an element such as `10.10.0.5 expires 58s704ms` the address, and how long ago it was seen.
+fn seen(element: &str) -> Option<(IpAddr, Duration)> {
+    let mut words = element.split_whitespace();
+    let address = words.next()?.parse().ok()?;
+    let left = words
+        .skip_while(|word| *word != "expires")
+        .nth(1)
+        .map_or(Duration::ZERO, duration);
+    Some((address, Duration::from_secs(SEEN_S).saturating_sub(left)))
+}
+
+/// A time as nft writes it, such as `1m2s345ms`. What it does not write is nothing.
+fn duration(text: &str) -> Duration {
+    let (mut all, mut rest) = (Duration::ZERO, text);
+    while let Some(end) = rest.find(|letter: char| !letter.is_ascii_digit()) {
+        let (number, unit) = rest.split_at(end);
+        let number = number.parse().unwrap_or(0);
+        let length = unit.find(|letter: char| letter.is_ascii_digit());
+        let (unit, next) = unit.split_at(length.unwrap_or(unit.len()));
+        all += match unit {
+            "ms" => Duration::from_millis(number),
+            "s" => Duration::from_secs(number),
+            "m" => Duration::from_secs(number.saturating_mul(60)),
+            _ => Duration::ZERO,
+        };
+        rest = next;
+    }
+    all
 }
 
 /// A set of the table: its name, the type of its elements, and them.
@@ -43,7 +115,17 @@ impl Ruleset {
             };
             format!("\tset {name} {{\n\t\ttype {kind}\n\t\tflags interval\n{elements}\t}}\n")
         });
-        format!("table inet wattle {{\n{}}}\n", sets.concat())
+        let seen = SEEN.map(|(name, kind)| {
+            format!(
+                "\tset {name} {{\n\t\ttype {kind}\n\t\tsize {MOST_SEEN}\n\t\tflags \
+                 dynamic,timeout\n\t\ttimeout {SEEN_S}s\n\t}}\n"
+            )
+        });
+        format!(
+            "table inet wattle {{\n{}{}}}\n",
+            sets.concat(),
+            seen.concat()
+        )
     }
 
     /// The chains alone, which rely on the sets. One is empty and only says whose table it is.
@@ -53,16 +135,44 @@ impl Ruleset {
             "table inet wattle {{
 \tchain {mark} {{
 \t}}
+\tchain asked4 {{
+\t\ttcp flags & (syn | ack) == syn update @asked4 {{ ip daddr }}
+\t\ticmp type echo-request update @asked4 {{ ip daddr }}
+\t\taccept
+\t}}
+\tchain asked6 {{
+\t\ttcp flags & (syn | ack) == syn update @asked6 {{ ip6 daddr }}
+\t\ticmpv6 type echo-request update @asked6 {{ ip6 daddr }}
+\t\taccept
+\t}}
+\tchain answered4 {{
+\t\ttcp flags & (syn | ack) == syn | ack update @answered4 {{ ip saddr }}
+\t\ttcp flags rst update @answered4 {{ ip saddr }}
+\t\ticmp type echo-reply update @answered4 {{ ip saddr }}
+\t\taccept
+\t}}
+\tchain answered6 {{
+\t\ttcp flags & (syn | ack) == syn | ack update @answered6 {{ ip6 saddr }}
+\t\ttcp flags rst update @answered6 {{ ip6 saddr }}
+\t\ticmpv6 type echo-reply update @answered6 {{ ip6 saddr }}
+\t\taccept
+\t}}
+\tchain inward {{
+\t\ttcp flags syn tcp option maxseg size set rt mtu
+\t\tip saddr @remote4 ip daddr @local4 goto asked4
+\t\tip6 saddr @remote6 ip6 daddr @local6 goto asked6
+\t\tdrop
+\t}}
+\tchain outward {{
+\t\ttcp flags syn tcp option maxseg size set rt mtu
+\t\tip saddr @local4 ip daddr @remote4 goto answered4
+\t\tip6 saddr @local6 ip6 daddr @remote6 goto answered6
+\t\tdrop
+\t}}
 \tchain forward {{
 \t\ttype filter hook forward priority filter; policy accept;
-\t\tiifname \"{interface}\" tcp flags syn tcp option maxseg size set rt mtu
-\t\toifname \"{interface}\" tcp flags syn tcp option maxseg size set rt mtu
-\t\tiifname \"{interface}\" ip saddr @remote4 ip daddr @local4 accept
-\t\tiifname \"{interface}\" ip6 saddr @remote6 ip6 daddr @local6 accept
-\t\toifname \"{interface}\" ip saddr @local4 ip daddr @remote4 accept
-\t\toifname \"{interface}\" ip6 saddr @local6 ip6 daddr @remote6 accept
-\t\tiifname \"{interface}\" drop
-\t\toifname \"{interface}\" drop
+\t\tiifname \"{interface}\" goto inward
+\t\toifname \"{interface}\" goto outward
 \t}}
 }}
 "
@@ -142,5 +252,43 @@ mod tests {
                         add element inet wattle remote6 { fd00:3::/64 }\n";
         assert_eq!(after.update_from(&before), commands);
         assert_eq!(after.update_from(&after), "");
+    }
+
+    #[test]
+    fn what_packets_put_into_the_table_is_taken_out_of_its_listing() {
+        let fixed = "table inet wattle {
+\tset asked4 {
+\t\ttype ipv4_addr
+\t\tflags dynamic,timeout
+<asked>\t}
+
+\tset answered6 {
+\t\ttype ipv6_addr
+<answered>\t}
+
+\tset local4 {
+\t\ttype ipv4_addr
+\t\telements = { 10.10.0.0/24 }
+\t}
+}
+";
+        let listing = fixed
+            .replace(
+                "<asked>",
+                "\t\telements = { 10.10.0.5 expires 58s704ms, 10.10.0.6 timeout 1m expires 3s,\n\t\t\t     \
+                 10.10.0.7 expires 1m }\n",
+            )
+            .replace("<answered>", "\t\telements = { fd00:10::5 expires 250ms }\n");
+        let (rest, flows) = split_flows(&listing);
+        let asked = [
+            ("10.10.0.5", 1_296),
+            ("10.10.0.6", 57_000),
+            ("10.10.0.7", 0),
+        ];
+        let seen = |(host, ms): (&str, u64)| (host.parse().unwrap(), Duration::from_millis(ms));
+        assert_eq!(flows.asked, asked.map(seen).into());
+        assert_eq!(flows.answered, [seen(("fd00:10::5", 59_750))].into());
+        assert_eq!(rest, fixed.replace("<answered>", "").replace("<asked>", ""));
+        assert_eq!(split_flows(&rest), (rest.clone(), Flows::default()));
     }
 }

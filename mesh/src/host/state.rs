@@ -11,6 +11,7 @@ use serde::Serialize;
 use wattle_wire::{key::WireguardKey, name::Name, report::DeviceKind};
 
 use crate::{
+    health::replies::Flows,
     host::{interface::InterfaceName, ruleset::Ruleset, way::Way},
     keys::preshared_key::Psk,
 };
@@ -98,6 +99,9 @@ pub struct Observed {
     pub forwarding: BTreeSet<Family>,
     /// The table `inet wattle`.
     pub ruleset: ObservedRuleset,
+    /// Whose packets that table saw lately.
+    #[serde(skip)]
+    pub flows: Flows,
 }
 
 /// The table `inet wattle`, as found.

@@ -198,7 +198,10 @@ async fn what_keeps_a_lan_from_others_is_told_by_every_coordinator_since_when_an
     }
     let browser = signed_in(&coordinator).await;
     browser
-        .see("#sentence", "dublin keeps its LAN from others")
+        .see(
+            "#sentence",
+            "dublin cannot reach the LANs of others: a route of this host is in the way",
+        )
         .await;
     browser.see(".attention", "packets leave by eth1").await;
     browser
@@ -207,6 +210,14 @@ async fn what_keeps_a_lan_from_others_is_told_by_every_coordinator_since_when_an
     browser.go("#/links/dublin/frankfurt").await;
     browser.see("#lan", "kept from each other").await;
     browser.keep("lan").await;
+    // With one peer alone it names that one's site.
+    let mut with_one = problem.clone();
+    with_one["peer"] = json!(frankfurt.id());
+    reports(&coordinator, &dublin, "1.4", json!([with_one])).await;
+    browser.go("#/").await;
+    browser
+        .see("#sentence", "dublin cannot reach frankfurt's LAN: a route")
+        .await;
 
     // It goes when it goes.
     reports(&coordinator, &dublin, "1.4", json!([])).await;

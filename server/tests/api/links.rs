@@ -417,3 +417,53 @@ async fn b15_a_report_of_three_thousand_links_is_read_and_one_of_many_megabytes_
         413
     );
 }
+
+#[tokio::test]
+async fn a_node_is_told_what_is_made_of_its_own_links_and_where_peers_see_it() {
+    let coordinator = Coordinator::start().await;
+    let another = coordinator.another().await;
+    let (dublin, frankfurt) = two_nodes(&coordinator).await;
+    let madrid = new_node(&coordinator, json!({"name": "madrid"})).await;
+    let own = async |node: &Node, of: &Coordinator| {
+        let request = node.request(of, Method::GET, "/agent/links");
+        send(request).await.expect(200).json()
+    };
+    let verdict =
+        |peer: &Node, state: &str| json!({"peer": peer.id(), "state": state, "lan": "ok"});
+    assert_eq!(
+        own(&dublin, &coordinator).await,
+        json!({"links": [verdict(&frankfurt, "never"), verdict(&madrid, "never")], "seen_at": []})
+    );
+    dublin
+        .report(&coordinator, report(&[said(frankfurt.id(), json!(3))]))
+        .await
+        .expect(204);
+    let seen = own(&dublin, &coordinator).await["seen_at"].clone();
+    assert_eq!(
+        seen,
+        json!([]),
+        "what it says itself of others does not count"
+    );
+    let trouble = json!({"code": "route", "subject": "10.10.0.0/24", "words": "a route", "lan": "degraded",
+        "peer": dublin.id()});
+    let mut theirs = report(&[said(dublin.id(), json!(5))]);
+    theirs["problems"] = json!([trouble]);
+    frankfurt.report(&coordinator, theirs).await.expect(204);
+    let mut link = verdict(&frankfurt, "up");
+    link["lan"] = json!("degraded");
+    assert_eq!(
+        own(&dublin, &coordinator).await,
+        json!({"links": [link, verdict(&madrid, "never")], "seen_at": ["198.51.100.20:51820"]})
+    );
+    // The verdict is the same everywhere; who saw the node is known where it reported.
+    let deadline = Instant::now() + SOON;
+    loop {
+        let told = own(&dublin, &another).await;
+        if told["links"][0] == link {
+            assert_eq!(told["seen_at"], json!([]));
+            break;
+        }
+        assert!(Instant::now() < deadline, "{told}");
+    }
+    coordinator.get("/agent/links").await.expect(403);
+}

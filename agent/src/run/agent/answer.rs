@@ -62,12 +62,13 @@ impl Agent {
             .as_ref()
             .map(|known| self.host_problems(known).collect())
             .unwrap_or_default();
-        let own_links = self.own_links();
+        let (replies, own_links) = (self.replies.clone(), self.own_links());
         tokio::spawn(async move {
             let node = Node {
                 membership: &membership,
                 known: known.as_ref(),
                 probes: &probes,
+                replies: &replies,
                 problems,
                 own_links: own_links.await,
             };
@@ -91,9 +92,10 @@ impl Agent {
         let Some(known) = self.replica.known().cloned() else {
             return call.answer(Err::<(), _>(status::NO_VIEW.to_owned()));
         };
-        let host = self.host.clone();
+        let (host, replies) = (self.host.clone(), self.replies.clone());
         tokio::spawn(async move {
-            call.answer(in_words(verify::trial(&host, &known, &asked).await));
+            let trial = verify::trial(&host, &known, &replies, &asked).await;
+            call.answer(in_words(trial));
         });
     }
 

@@ -32,6 +32,8 @@ fn healthy() -> Symptoms {
                 prefix: "10.20.0.0/24".parse().unwrap(),
             }],
             unheard: Vec::new(),
+            silent: BTreeSet::new(),
+            answering: BTreeSet::new(),
         },
         facts: Facts {
             lans: vec![Lan {
@@ -49,6 +51,7 @@ fn healthy() -> Symptoms {
             ),
             has_legacy_rules: false,
             led: Vec::new(),
+            neighbours: BTreeSet::new(),
         },
         rp_filter: Some(2),
         underlay: Some(("eth0".to_owned(), 1500)),

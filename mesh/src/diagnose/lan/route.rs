@@ -319,7 +319,7 @@ fn some(prefixes: &BTreeSet<IpNet>) -> String {
     }
 }
 
-fn family(prefix: IpNet) -> &'static str {
+pub(super) fn family(prefix: IpNet) -> &'static str {
     if prefix.addr().is_ipv4() { "" } else { "-6 " }
 }
 

@@ -11,7 +11,7 @@ fn net(text: &str) -> IpNet {
 }
 
 /// A site with one LAN of each family, and two others.
-fn served() -> Served {
+pub(super) fn served() -> Served {
     let far = |number, name: &str, prefix| FarLan {
         node: node_id(number),
         name: name.parse().unwrap(),
@@ -26,6 +26,8 @@ fn served() -> Served {
             far(3, "cork", "10.30.0.0/24"),
         ],
         unheard: Vec::new(),
+        silent: BTreeSet::new(),
+        answering: BTreeSet::new(),
     }
 }
 
@@ -51,7 +53,7 @@ fn route(prefix: &str, device: &str) -> ForeignRoute {
 }
 
 /// A host on which nothing is in the way.
-fn healthy(served: &Served) -> Facts {
+pub(super) fn healthy(served: &Served) -> Facts {
     let lans = vec![lan("lan0", "10.10.0.0/24", "10.10.0.1/24")];
     let routes = vec![route("10.10.0.0/24", "lan0"), route("0.0.0.0/0", "eth0")];
     Facts {
@@ -63,6 +65,7 @@ fn healthy(served: &Served) -> Facts {
         forwards_v6: false,
         ruleset: Ok(json!({"nftables": []})),
         has_legacy_rules: false,
+        neighbours: BTreeSet::new(),
     }
 }
 

@@ -5,6 +5,7 @@ use wattle_wire::ids::NodeId;
 
 use super::*;
 use crate::{
+    health::replies::Flows,
     host::{
         ruleset::Ruleset,
         state::{Family, SESSION_S},
@@ -166,7 +167,7 @@ prop_compose! {
             ruleset().prop_map(ObservedRuleset::Intact),
         ],
     ) -> Observed {
-        Observed { interface, underlay, forwarding, ruleset }
+        Observed { interface, underlay, forwarding, ruleset, flows: Flows::default() }
     }
 }
 
