@@ -18,9 +18,14 @@ const PRELUDE: &str = include_str!("systemd/prelude.sh");
 /// Names of tests, with the names of their machines and their jobs; the longest first.
 const TESTS: &[(&str, &str, &str)] = &[
     (
-        "what_keeps_lans_apart_is_told_everywhere_within_ten_seconds_and_its_remedy_helps",
+        "routes_that_keep_lans_apart_are_told_everywhere_within_ten_seconds_and_their_remedy_helps",
         "lans",
         include_str!("systemd/lans.sh"),
+    ),
+    (
+        "what_a_host_and_its_programs_do_to_lans_is_told_and_its_remedy_helps",
+        "hosts",
+        include_str!("systemd/hosts.sh"),
     ),
     (
         "doctor_names_each_firewall_that_is_in_the_way_and_its_remedy_helps",
@@ -59,7 +64,7 @@ const TESTS: &[(&str, &str, &str)] = &[
     ),
 ];
 /// How many machines run side by side, of one processor each.
-const SIDE_BY_SIDE: usize = 2;
+const SIDE_BY_SIDE: usize = 3;
 /// How long a machine may take, whatever it does.
 const LIMIT: f64 = 240.0;
 

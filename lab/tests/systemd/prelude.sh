@@ -167,3 +167,49 @@ far_to_near() {
 both_ways() {
     near_to_far && far_to_near
 }
+
+# A host of the LAN of Cork.
+far_host=10.20.0.100
+
+# How the LANs of Dublin and of its link are, as the coordinator tells it.
+lans_are() {
+    api /nodes/dublin >/run/node
+    api /links/dublin/cork >/run/link
+    jq --exit-status --arg lan "$1" '.lan == $lan' /run/node &&
+        jq --exit-status --arg lan "$1" '.lan == $lan' /run/link
+}
+
+# Nothing is in the way, as packets, the coordinator and the gateway say.
+all_well() {
+    lans_are ok && both_ways && wattle-agent doctor &&
+        wattle-agent verify --count 1 --host "$far_host"
+}
+
+# Something is in the way: it has this code, and where it says "typed" its remedy is typed. Otherwise
+# the cause goes by itself.
+is_told() {
+    what=$1 code=$2 mended=$3
+    start=$(date +%s)
+    wait_for 10 lans_are "${effect:-degraded}"
+    told=$(($(date +%s) - start))
+    ! both_ways >/dev/null 2>&1 || fail "$what: nothing is in the way"
+    jq --exit-status --arg code "$code" '.problems | length == 1 and .[0].code == $code' /run/node ||
+        fail "$what: $(jq .problems /run/node)"
+    jq --exit-status --arg code "$code" '.lan_problems[0].code == $code' /run/link ||
+        fail "$what: $(cat /run/link)"
+    wattle-agent status --json | jq '[.problems[] | {code, words, remedy}]' >/run/here
+    jq '[.problems[] | {code, words, remedy}]' /run/node | cmp -s - /run/here ||
+        fail "$what: the gateway says $(cat /run/here)"
+    ! wattle-agent verify --count 1 --json >/run/verify || fail "$what: verify: $(cat /run/verify)"
+    wattle-agent doctor >/run/doctor || true
+    grep -qE "^(FAULT|notice) *$code:" /run/doctor || fail "$what: doctor: $(cat /run/doctor)"
+    if [ "$mended" = typed ]; then
+        jq --raw-output '.problems[0].remedy' /run/node | sed 's/^if nothing else needs it: //' >/run/fix
+        sh -ex /run/fix >/run/fixing 2>&1 || fail "$what: the remedy fails: $(cat /run/fixing)"
+    else
+        eval "$mended"
+    fi
+    wait_for 5 both_ways
+    wait_for 10 all_well
+    echo "told after $told s: $what"
+}
