@@ -21,7 +21,7 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     ids::NodeId,
-    psk::MailboxRequest,
+    psk::{MailboxRequest, PskPolicy},
     report::{Problem, ProblemCode},
 };
 
@@ -94,14 +94,19 @@ impl PskClient {
     }
 
     /// What stands in the way of new keys.
-    pub(crate) fn problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
+    pub(crate) fn problems(
+        &self,
+        known: &Known,
+        policy: PskPolicy,
+    ) -> impl Iterator<Item = Problem> {
         let told = self.mailbox.problem().into_iter();
         let told = told.map(|words| Problem::new(ProblemCode::PresharedKey, words));
         let unsaved = self.unsaved.iter().map(|words| Problem {
             subject: PSKS.to_owned(),
             ..Problem::new(ProblemCode::State, words)
         });
-        told.chain(unsaved).chain(self.exchange().problems(known))
+        told.chain(unsaved)
+            .chain(self.exchange().problems(known, policy))
     }
 
     /// Wants another key with each peer.

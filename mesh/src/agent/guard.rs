@@ -17,8 +17,9 @@ use wattle_wire::{
     key::OperatorKey,
     name::Name,
     peer::Peer,
+    psk::PskPolicy,
     report::{LanEffect, Problem, ProblemCode},
-    subnet::overlap,
+    subnet::{InvalidSubnet, Subnet, overlap},
 };
 
 use crate::{
@@ -36,8 +37,12 @@ use crate::{
 pub struct Guard {
     /// Every prefix of a peer must lie in one of these; absent means that any may come.
     pub allow: Option<Vec<IpNet>>,
-    /// No prefix of a peer may share an address with one of these.
+    /// No prefix of a peer, or of the own site, may share an address with one of these.
     pub refuse: Vec<IpNet>,
+    /// Every subnet of the own site must lie in one of these; absent means that any may come.
+    pub serve: Option<Vec<IpNet>>,
+    /// `require` asks for a preshared key with each peer, whatever the mesh says.
+    pub psk: Option<PskPolicy>,
     /// How many peers the host takes; those that came last are refused.
     pub most_peers: usize,
     /// Whether an operator has to have admitted a peer.
@@ -62,6 +67,8 @@ impl Default for Guard {
         Self {
             allow: None,
             refuse: Vec::new(),
+            serve: None,
+            psk: None,
             most_peers: 4096,
             lock: Lock::Tofu,
             operator_keys: BTreeSet::new(),
@@ -88,6 +95,12 @@ pub struct Refused {
     /// Peers that only stay because they were there before the lock.
     grandfathered: Vec<Name>,
     tunnel_prefix: Option<(IpNet, Reason)>,
+    /// The host's own tunnel address, if it may not have it.
+    tunnel_address: Option<(IpAddr, Reason)>,
+    /// Subnets of the own site that the host does not serve.
+    own: BTreeMap<IpNet, Reason>,
+    /// Whether the host asks for preshared keys itself.
+    requires_psk: bool,
     /// Addresses that stay outside of the tunnel, though a prefix that is carried out holds them.
     underlay: BTreeMap<IpAddr, UnderlayAddress>,
 }
@@ -133,7 +146,10 @@ enum Reason {
     HostNetwork(IpNet),
     Underlay(Purpose),
     NotAllowed,
+    NotServed,
     Listed(IpNet),
+    NoLan(InvalidSubnet),
+    NotInTunnelPrefix(IpNet),
 }
 
 impl Guard {
@@ -146,8 +162,15 @@ impl Guard {
     pub fn screen(&self, known: &Known, surroundings: &Surroundings, now: i64) -> Refused {
         let mut refused = Refused::default();
         let tunnel_prefix = IpNet::V4(known.mesh.tunnel_prefix).trunc();
-        refused.tunnel_prefix =
-            host_network(tunnel_prefix, surroundings).map(|reason| (tunnel_prefix, reason));
+        refused.requires_psk = self.psk == Some(PskPolicy::Require);
+        refused.tunnel_prefix = Subnet::try_from(tunnel_prefix)
+            .err()
+            .map(Reason::NoLan)
+            .or_else(|| self.judge(tunnel_prefix, surroundings))
+            .map(|reason| (tunnel_prefix, reason));
+        let subnets = known.myself.subnets.iter().map(|subnet| subnet.net());
+        let unserved = subnets.filter_map(|subnet| Some((subnet, self.judge_own(subnet)?)));
+        refused.own = unserved.collect();
         let mut carried_out = BTreeMap::new();
         let mut taken = 0;
         for (node, known_peer) in &known.peers {
@@ -203,6 +226,16 @@ impl Guard {
                 Some((endpoint.socket().ip(), Purpose::Endpoint(peer.name.clone())))
             })
             .collect();
+        let own = IpAddr::V4(known.myself.tunnel_address);
+        let outside = endpoints.get(&own).or(surroundings.underlay.get(&own));
+        refused.tunnel_address = outside
+            .map(|purpose| Reason::Underlay(purpose.clone()))
+            .or_else(|| self.judge(IpNet::from(own), surroundings))
+            .or_else(|| {
+                let is_inside = tunnel_prefix.contains(&own);
+                (!is_inside).then_some(Reason::NotInTunnelPrefix(tunnel_prefix))
+            })
+            .map(|reason| (own, reason));
         for (address, purpose) in endpoints.iter().chain(&surroundings.underlay) {
             // No two prefixes overlap, so the one before the address is the only one that may hold
             // it.
@@ -226,15 +259,29 @@ impl Guard {
         refused
     }
 
+    /// Why the host does not serve a subnet of its own site.
+    fn judge_own(&self, subnet: IpNet) -> Option<Reason> {
+        let is_served = self
+            .serve
+            .as_ref()
+            .is_none_or(|serve| serve.iter().any(|served| served.contains(&subnet)));
+        let listed = self.listed(subnet).map(Reason::Listed);
+        listed.or_else(|| (!is_served).then_some(Reason::NotServed))
+    }
+
+    fn listed(&self, prefix: IpNet) -> Option<IpNet> {
+        let mut listed = self.refuse.iter();
+        listed.find(|listed| overlap(**listed, prefix)).copied()
+    }
+
     fn judge(&self, prefix: IpNet, surroundings: &Surroundings) -> Option<Reason> {
-        let listed = || self.refuse.iter().find(|listed| overlap(**listed, prefix));
         let is_allowed = || {
             self.allow
                 .as_ref()
                 .is_none_or(|allow| allow.iter().any(|allowed| allowed.contains(&prefix)))
         };
         host_network(prefix, surroundings)
-            .or_else(|| listed().map(|listed| Reason::Listed(*listed)))
+            .or_else(|| self.listed(prefix).map(Reason::Listed))
             .or_else(|| (!is_allowed()).then_some(Reason::NotAllowed))
     }
 }
@@ -280,6 +327,25 @@ impl Refused {
         self.tunnel_prefix.is_none()
     }
 
+    /// Whether the interface may have the node's tunnel address.
+    pub fn allows_tunnel_address(&self) -> bool {
+        self.tunnel_address.is_none()
+    }
+
+    /// Whether the host serves a subnet of its site.
+    pub fn serves(&self, subnet: IpNet) -> bool {
+        !self.own.contains_key(&subnet)
+    }
+
+    /// Whether packets pass without a preshared key, where the mesh says so.
+    pub fn psk_policy(&self, mesh: PskPolicy) -> PskPolicy {
+        if self.requires_psk {
+            PskPolicy::Require
+        } else {
+            mesh
+        }
+    }
+
     /// Addresses that are to be reached past the tunnel, and how.
     pub fn underlay_routes(&self) -> BTreeMap<IpAddr, Way> {
         let addresses = self.underlay.iter();
@@ -295,6 +361,21 @@ impl Refused {
             ..Problem::new(
                 ProblemCode::Refused,
                 format!("the guard refused the tunnel prefix {prefix}: {reason}"),
+            )
+        });
+        let own_address = self.tunnel_address.iter().map(|(address, reason)| Problem {
+            subject: address.to_string(),
+            ..Problem::new(
+                ProblemCode::Refused,
+                format!("the guard refused {address} as the tunnel address of this host: {reason}"),
+            )
+        });
+        let own = self.own.iter().map(|(subnet, reason)| Problem {
+            subject: subnet.to_string(),
+            lan: Some(LanEffect::Degraded),
+            ..Problem::new(
+                ProblemCode::Refused,
+                format!("the guard refused to serve {subnet}: {reason}"),
             )
         });
         let prefixes = self.prefixes.iter().map(|(prefix, refusal)| Problem {
@@ -335,6 +416,8 @@ impl Refused {
             ..Problem::new(ProblemCode::Underlay, underlay.in_words(*address))
         });
         tunnel
+            .chain(own_address)
+            .chain(own)
             .chain(grandfathered)
             .chain(peers)
             .chain(prefixes)
@@ -468,6 +551,9 @@ impl fmt::Display for Reason {
                 "it is {purpose}, which must be reached outside of the tunnel"
             ),
             Self::NotAllowed => f.write_str("it is in no prefix of `allow`"),
+            Self::NotServed => f.write_str("it is in no prefix of `serve`"),
+            Self::NoLan(invalid) => invalid.fmt(f),
+            Self::NotInTunnelPrefix(prefix) => write!(f, "it is not in the tunnel prefix {prefix}"),
             Self::Listed(prefix) => write!(f, "`refuse` names {prefix}"),
         }
     }

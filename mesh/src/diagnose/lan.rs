@@ -128,7 +128,8 @@ impl Served {
                     prefix,
                 })
             });
-        let own: Vec<_> = known.myself.subnets.iter().map(|own| own.net()).collect();
+        let own = known.myself.subnets.iter().map(|own| own.net());
+        let own: Vec<_> = own.filter(|own| refused.serves(*own)).collect();
         Self {
             interface: interface.clone(),
             port: known.listen_port(),

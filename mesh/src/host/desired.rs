@@ -52,6 +52,7 @@ pub fn desired(
         .subnets
         .iter()
         .map(|subnet| subnet.net())
+        .filter(|subnet| refused.serves(*subnet))
         .collect();
     let lan_source = |prefix: IpNet| {
         let mut addresses = local.addresses.iter().map(IpNet::addr);
@@ -74,6 +75,7 @@ pub fn desired(
         .map(|prefix| (prefix, lan_source(prefix)))
         .collect();
     let mut peers = BTreeMap::new();
+    let policy = refused.psk_policy(known.mesh.psk);
     for KnownPeer {
         peer,
         statement,
@@ -81,7 +83,7 @@ pub fn desired(
     } in known_peers()
     {
         let key = peer_keys.of(peer.node);
-        let psk = match (psks.key(peer.node, known.mesh.psk), known.mesh.psk) {
+        let psk = match (psks.key(peer.node, policy), policy) {
             (Some(psk), _) => DesiredPsk::Key(psk.clone()),
             (None, PskPolicy::Require) => DesiredPsk::Required,
             (None, PskPolicy::Prefer) => DesiredPsk::Any,
@@ -114,7 +116,7 @@ pub fn desired(
         public_key: local.node_keys.wireguard_key(),
         listen_port: known.listen_port(),
         mtu: DEFAULT_MTU,
-        addresses: [tunnel_address(known, refused)].into(),
+        addresses: tunnel_address(known, refused).into_iter().collect(),
         peers,
         routes,
         underlay: refused.underlay_routes(),
@@ -142,12 +144,13 @@ fn canary(peer: &Peer, psk: Psk) -> DesiredPeer {
 
 /// The tunnel address with the length of the mesh's prefix, so that the kernel makes the route to
 /// all other tunnel addresses.
-fn tunnel_address(known: &Known, refused: &Refused) -> IpNet {
+fn tunnel_address(known: &Known, refused: &Refused) -> Option<IpNet> {
     let address = known.myself.tunnel_address;
-    match Ipv4Net::new(address, known.mesh.tunnel_prefix.prefix_len()) {
+    let address = match Ipv4Net::new(address, known.mesh.tunnel_prefix.prefix_len()) {
         Ok(net) if refused.allows_tunnel_prefix() => IpNet::V4(net),
         Ok(_) | Err(_) => IpNet::from(IpAddr::V4(address)),
-    }
+    };
+    refused.allows_tunnel_address().then_some(address)
 }
 
 #[cfg(test)]

@@ -116,11 +116,12 @@ impl Agent {
             subject: "the view".to_owned(),
             ..Problem::new(ProblemCode::State, words)
         });
+        let policy = self.outcome.limits.refused.psk_policy(known.mesh.psk);
         self.replica
             .problems()
             .chain(self.outcome.problems.iter().cloned())
             .chain(unsaved)
-            .chain(self.mailbox.problems(known))
+            .chain(self.mailbox.problems(known, policy))
             .chain(self.key_change.problems(known, &self.node_keys))
             .chain(self.standing.problem(known))
     }

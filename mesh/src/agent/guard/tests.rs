@@ -7,7 +7,7 @@ use crate::{
     host::{
         desired::{Local, desired},
         plan::plan,
-        state::{Desired, Observed},
+        state::{Desired, DesiredPsk, Observed},
     },
     keys::{psk::exchange::Exchange, rotation::canary::PeerKeys},
     testing::{Keys, MESH, directory_of, node_id, node_keys_of, snapshot, words},
@@ -254,5 +254,106 @@ fn c9_more_peers_than_the_host_takes_are_refused_the_last_ones() {
     assert_eq!(
         problems(&refused),
         ["the guard refused peer site-4: most_peers is 2"]
+    );
+}
+
+#[test]
+fn e1_what_would_make_the_host_deaf_is_not_taken_for_its_own_address_or_the_tunnel_prefix() {
+    let wide = known(|view| {
+        view.mesh.tunnel_prefix = "128.0.0.0/5".parse().unwrap();
+        view.myself.tunnel_address = "128.0.0.7".parse().unwrap();
+    });
+    let refused = Guard::default().screen(&wide, &surroundings(), NOW);
+    let told = problems(&refused);
+    assert!(told[0].contains("128.0.0.0/5 is too wide"), "{told:?}");
+    assert_eq!(
+        carried_out(&wide, &refused).addresses,
+        [net("128.0.0.7/32")].into(),
+        "the peers alone have routes"
+    );
+    for (address, reason) in [
+        (
+            "198.18.0.2",
+            "it is where this gateway reaches its coordinator",
+        ),
+        ("198.51.100.2", "it is the endpoint of peer site-2"),
+        ("203.0.113.9", "this host has the network 203.0.113.0/24"),
+        ("192.0.2.7", "it is not in the tunnel prefix"),
+    ] {
+        let known = known(|view| {
+            view.myself.tunnel_address = address.parse().unwrap();
+            view.peers[0].endpoint = Some("198.51.100.2:51820".parse().unwrap());
+        });
+        let refused = Guard::default().screen(&known, &surroundings(), NOW);
+        let told = problems(&refused);
+        assert!(told[0].contains(reason), "{told:?}");
+        let desired = carried_out(&known, &refused);
+        assert_eq!(desired.addresses, [].into());
+        assert_eq!(
+            desired.peers.len(),
+            3,
+            "their LANs are reached all the same"
+        );
+    }
+}
+
+#[test]
+fn the_tunnel_prefix_and_own_subnets_are_bounded_by_the_hosts_own_file() {
+    let known = known(|view| {
+        view.myself.subnets = ["10.1.0.0/24", "172.16.0.0/12"]
+            .map(|subnet| subnet.parse().unwrap())
+            .into();
+    });
+    let guard = Guard {
+        serve: Some(vec![net("10.0.0.0/8")]),
+        ..Guard::default()
+    };
+    let refused = guard.screen(&known, &surroundings(), NOW);
+    assert_eq!(
+        problems(&refused),
+        ["the guard refused to serve 172.16.0.0/12: it is in no prefix of `serve`"]
+    );
+    let desired = carried_out(&known, &refused);
+    assert_eq!(desired.ruleset.local, [net("10.1.0.0/24")].into());
+    let guard = Guard {
+        refuse: vec![net("172.20.0.0/16")],
+        ..Guard::default()
+    };
+    let refused = guard.screen(&known, &surroundings(), NOW);
+    assert!(!refused.serves(net("172.16.0.0/12")) && refused.serves(net("10.1.0.0/24")));
+    let guard = Guard {
+        allow: Some(vec![
+            net("10.2.0.0/16"),
+            net("10.3.0.0/16"),
+            net("10.4.0.0/16"),
+        ]),
+        ..Guard::default()
+    };
+    let refused = guard.screen(&known, &surroundings(), NOW);
+    assert!(!refused.allows_tunnel_prefix() && !refused.allows_tunnel_address());
+}
+
+#[test]
+fn a_host_that_asks_for_preshared_keys_lets_no_packet_pass_without_whatever_the_mesh_says() {
+    let known = known(|view| view.mesh.psk = PskPolicy::Prefer);
+    let psks = |guard: Guard| {
+        let refused = guard.screen(&known, &surroundings(), NOW);
+        let desired = carried_out(&known, &refused);
+        desired
+            .peers
+            .values()
+            .map(|peer| peer.psk.clone())
+            .collect::<Vec<_>>()
+    };
+    let any = vec![DesiredPsk::Any; 3];
+    assert_eq!(psks(Guard::default()), any);
+    let asks = |psk| Guard {
+        psk: Some(psk),
+        ..Guard::default()
+    };
+    assert_eq!(psks(asks(PskPolicy::Prefer)), any, "it only narrows");
+    assert_eq!(
+        psks(asks(PskPolicy::Require)),
+        vec![DesiredPsk::Required; 3]
     );
 }

@@ -108,8 +108,8 @@ impl Exchange {
     }
 
     /// Peers with which there is no key yet and that do not answer, or cannot.
-    pub fn problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
-        let require = known.mesh.psk == PskPolicy::Require;
+    pub fn problems(&self, known: &Known, policy: PskPolicy) -> impl Iterator<Item = Problem> {
+        let require = policy == PskPolicy::Require;
         let peers = known.peers.values().filter(move |_| require);
         peers.filter_map(
             |KnownPeer {

@@ -248,7 +248,7 @@ fn a_given_key_is_used_and_kept_and_nothing_is_said_to_an_unmanaged_peer() {
             nodes[0]
                 .messages
                 .exchange()
-                .problems(nodes[0].replica.known().unwrap())
+                .problems(nodes[0].replica.known().unwrap(), PskPolicy::Require)
                 .count(),
             mailbox.ever
         ),
@@ -262,7 +262,7 @@ fn a_given_key_is_used_and_kept_and_nothing_is_said_to_an_unmanaged_peer() {
         nodes[0]
             .messages
             .exchange()
-            .problems(nodes[0].replica.known().unwrap())
+            .problems(nodes[0].replica.known().unwrap(), PskPolicy::Require)
             .count(),
         0
     );
