@@ -1,18 +1,21 @@
 //! What the chains of a host do with a packet, without sending one.
 //!
 //! The rules are read as `nft --json list ruleset` prints them (libnftables-json(5)). iptables-nft,
-//! Docker, ufw and firewalld write into the same tables, so one reading covers them. A packet
+//! Docker, ufw and firewalld write into the same tables, so one reading covers them. Tables of
+//! iptables-legacy, which nft does not list, have the same form, each object with `legacy`. A packet
 //! stands for all of its kind: from one network to another, or to one port. What a rule asks that
 //! cannot be known from here makes the result unproven, never fine.
 
 mod matching;
+mod obstacle;
 
-use std::{collections::BTreeMap, fmt, mem};
+use std::{collections::BTreeMap, mem};
 
 use ipnet::IpNet;
 use serde_json::Value;
 
 use self::matching::Meant;
+pub use self::obstacle::{Deed, Obstacle, RuleNumber};
 
 /// Where chains look at a packet that is forwarded.
 const FORWARDING: [Hook; 5] = [
@@ -122,35 +125,6 @@ impl Hook {
     }
 }
 
-/// What a chain does against a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Obstacle {
-    pub family: String,
-    pub table: String,
-    /// The chain of the rule, or the one whose policy it is.
-    pub chain: String,
-    /// The chain by which the packet came there.
-    pub base: String,
-    pub hook: Hook,
-    /// Handle of the rule; absent when it is the policy of the chain.
-    pub rule: Option<u64>,
-    /// Its place among the rules of its chain, from 1, as iptables counts; absent as `rule` is.
-    pub number: Option<usize>,
-    pub deed: Deed,
-    /// Whether it happens for sure. Otherwise the rule, or one before it, asks what cannot be known
-    /// from here.
-    pub certain: bool,
-}
-
-/// What is done to a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deed {
-    Drop,
-    Reject,
-    /// Its source address is replaced.
-    Rewrite,
-}
-
 /// What a rule does with what it means.
 #[derive(Clone, Debug)]
 enum Action<'r> {
@@ -173,12 +147,31 @@ enum End {
     Left,
 }
 
+/// A table of a host. Both kinds of iptables may have one of the same family and name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct TableKey<'r> {
+    family: &'r str,
+    table: &'r str,
+    legacy: bool,
+}
+
+impl<'r> TableKey<'r> {
+    /// The table of a chain, a rule or a set.
+    fn of(object: &'r Value) -> Self {
+        Self {
+            family: text(object, "family"),
+            table: text(object, "table"),
+            legacy: object["legacy"] == true,
+        }
+    }
+}
+
 /// All rules of a host.
 #[derive(Clone, Debug)]
 pub struct Firewall<'r> {
     objects: &'r [Value],
-    /// By family, table and chain, in their order.
-    rules: BTreeMap<[&'r str; 3], Vec<&'r Value>>,
+    /// By table and chain, in their order.
+    rules: BTreeMap<(TableKey<'r>, &'r str), Vec<&'r Value>>,
 }
 
 impl<'r> Firewall<'r> {
@@ -189,7 +182,7 @@ impl<'r> Firewall<'r> {
             .map_or(&[][..], Vec::as_slice);
         let mut rules: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for rule in objects.iter().filter_map(|object| object.get("rule")) {
-            let chain = ["family", "table", "chain"].map(|field| text(rule, field));
+            let chain = (TableKey::of(rule), text(rule, "chain"));
             rules.entry(chain).or_default().push(rule);
         }
         Self { objects, rules }
@@ -300,8 +293,7 @@ impl<'r> Firewall<'r> {
             packet,
             hook,
             base: text(base, "name"),
-            family: text(base, "family"),
-            table: text(base, "table"),
+            table: TableKey::of(base),
             doubts: Doubts::default(),
         };
         let end = match walk.chain(walk.base, 0) {
@@ -338,8 +330,7 @@ struct Walk<'w, 'r> {
     packet: &'w Packet<'w>,
     hook: Hook,
     base: &'r str,
-    family: &'r str,
-    table: &'r str,
+    table: TableKey<'r>,
     doubts: Doubts,
 }
 
@@ -349,9 +340,10 @@ impl<'r> Walk<'_, 'r> {
         if calls > MOST_CALLS {
             return End::Open;
         }
-        let rules = self.firewall.rules.get(&[self.family, self.table, name]);
+        let rules = self.firewall.rules.get(&(self.table, name));
         for (rule, number) in rules.into_iter().flatten().zip(1..) {
-            let here = Some((rule["handle"].as_u64().unwrap_or_default(), number));
+            let handle = rule["handle"].as_u64();
+            let here = Some(RuleNumber { handle, number });
             for (meant, action) in self.read(rule) {
                 if meant == Meant::No {
                     continue;
@@ -403,16 +395,16 @@ impl<'r> Walk<'_, 'r> {
         end
     }
 
-    /// What is met in a chain: a rule by its handle and number, or the policy.
-    fn obstacle(&self, chain: &str, rule: Option<(u64, usize)>, deed: Deed) -> Obstacle {
+    /// What is met in a chain: a rule, or the policy.
+    fn obstacle(&self, chain: &str, rule: Option<RuleNumber>, deed: Deed) -> Obstacle {
         Obstacle {
-            family: self.family.to_owned(),
-            table: self.table.to_owned(),
+            family: self.table.family.to_owned(),
+            table: self.table.table.to_owned(),
             chain: chain.to_owned(),
             base: self.base.to_owned(),
             hook: self.hook,
-            rule: rule.map(|(handle, _)| handle),
-            number: rule.map(|(_, number)| number),
+            legacy: self.table.legacy,
+            rule,
             deed,
             certain: true,
         }
@@ -528,45 +520,6 @@ fn is_harmless(target: &str) -> bool {
 
 fn text<'v>(value: &'v Value, field: &str) -> &'v str {
     value[field].as_str().unwrap_or_default()
-}
-
-impl Obstacle {
-    /// The chain in the words of `nft`: its family, table and name.
-    pub fn place(&self) -> String {
-        let Self {
-            family,
-            table,
-            chain,
-            ..
-        } = self;
-        format!("{family} {table} {chain}")
-    }
-}
-
-impl fmt::Display for Obstacle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = self.place();
-        let may = |does: &'static str, may: &'static str| if self.certain { does } else { may };
-        match (self.rule, self.deed) {
-            (None, _) => write!(
-                f,
-                "the chain {place} {} what no rule accepts",
-                may("drops", "may drop")
-            ),
-            (Some(rule), deed) => write!(
-                f,
-                "rule {rule} of the chain {place} {}",
-                match deed {
-                    Deed::Drop => may("drops it", "may drop it"),
-                    Deed::Reject => may("rejects it", "may reject it"),
-                    Deed::Rewrite => may(
-                        "replaces its source address",
-                        "may replace its source address"
-                    ),
-                }
-            ),
-        }
-    }
 }
 
 #[cfg(test)]

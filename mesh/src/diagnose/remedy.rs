@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use wattle_wire::probe::PROBE_PORT;
 
 use crate::{
-    diagnose::firewall::{Firewall, Obstacle},
+    diagnose::firewall::{Firewall, Obstacle, RuleNumber},
     host::interface::InterfaceName,
 };
 
@@ -19,8 +19,8 @@ pub(super) enum Manager {
     Docker,
     Ufw,
     Firewalld,
-    /// iptables, whose chains have names in capitals; or ip6tables.
-    Iptables(&'static str),
+    /// iptables of either kind, whose chains have names in capitals.
+    Iptables,
     Nft,
 }
 
@@ -39,7 +39,7 @@ impl Manager {
             Self::Docker => " (Docker's)",
             Self::Ufw => " (ufw's)",
             Self::Firewalld => " (firewalld's)",
-            Self::Iptables(_) | Self::Nft => "",
+            Self::Iptables | Self::Nft => "",
         }
     }
 }
@@ -55,10 +55,8 @@ pub(super) fn let_pairs_through(
     let both_ways = far.iter().take(MOST_PAIRS);
     let pairs = both_ways.flat_map(|far| [(near, *far), (*far, near)]);
     let commands = pairs.map(|(source, destination)| {
-        if let Manager::Iptables(program) = manager {
-            let table = format!("-t {} ", obstacle.table);
-            let means = format!("-s {source} -d {destination}");
-            iptables(program, &table, obstacle, &means)
+        if obstacle.legacy || manager == Manager::Iptables {
+            iptables(obstacle, &format!("-s {source} -d {destination}"))
         } else {
             let ip = if source.addr().is_ipv4() { "ip" } else { "ip6" };
             let rule = format!("{ip} saddr {source} {ip} daddr {destination} accept");
@@ -73,16 +71,18 @@ pub(super) fn let_pairs_through(
 pub(super) fn let_through(tunnel: Tunnel<'_>, manager: Manager, obstacle: &Obstacle) -> String {
     let interface = tunnel.interface.as_str();
     match manager {
-        Manager::Docker => format!(
-            "iptables -I DOCKER-USER -i {interface} -j ACCEPT; iptables -I DOCKER-USER -o \
-             {interface} -j ACCEPT"
-        ),
+        Manager::Docker => ["-i", "-o"]
+            .map(|by| {
+                let program = obstacle.iptables();
+                format!("{program} -I DOCKER-USER {by} {interface} -j ACCEPT")
+            })
+            .join("; "),
         Manager::Ufw => {
             format!("ufw route allow in on {interface}; ufw route allow out on {interface}")
         }
         Manager::Firewalld => firewalld(tunnel),
-        Manager::Iptables(program) => [format!("-i {interface}"), format!("-o {interface}")]
-            .map(|means| iptables(program, "", obstacle, &means))
+        Manager::Iptables => ["-i", "-o"]
+            .map(|by| iptables(obstacle, &format!("{by} {interface}")))
             .join("; "),
         Manager::Nft => ["iifname", "oifname"]
             .map(|key| nft(obstacle, &format!("{key} {interface} accept")))
@@ -96,26 +96,30 @@ pub(super) fn keep_source(tunnel: Tunnel<'_>, manager: Manager, obstacle: &Obsta
     let interface = tunnel.interface.as_str();
     match manager {
         Manager::Nft | Manager::Firewalld => nft(obstacle, &format!("oifname {interface} accept")),
-        Manager::Docker | Manager::Ufw => {
-            iptables("iptables", "-t nat ", obstacle, &format!("-o {interface}"))
-        }
-        Manager::Iptables(program) => {
-            iptables(program, "-t nat ", obstacle, &format!("-o {interface}"))
+        Manager::Docker | Manager::Ufw | Manager::Iptables => {
+            iptables(obstacle, &format!("-o {interface}"))
         }
     }
 }
 
-pub(super) fn iptables(program: &str, table: &str, obstacle: &Obstacle, means: &str) -> String {
-    let chain = &obstacle.chain;
-    match obstacle.number {
-        Some(number) => format!("{program} {table}-I {chain} {number} {means} -j ACCEPT"),
+pub(super) fn iptables(obstacle: &Obstacle, means: &str) -> String {
+    let Obstacle { table, chain, .. } = obstacle;
+    let program = obstacle.iptables();
+    let table = match table.as_str() {
+        "filter" => String::new(),
+        other => format!("-t {other} "),
+    };
+    match obstacle.rule {
+        Some(RuleNumber { number, .. }) => {
+            format!("{program} {table}-I {chain} {number} {means} -j ACCEPT")
+        }
         None => format!("{program} {table}-A {chain} {means} -j ACCEPT"),
     }
 }
 
 pub(super) fn nft(obstacle: &Obstacle, rule: &str) -> String {
     let place = obstacle.place();
-    match obstacle.rule {
+    match obstacle.rule.and_then(|rule| rule.handle) {
         Some(handle) => format!("nft insert rule {place} position {handle} {rule}"),
         None => format!("nft add rule {place} {rule}"),
     }
@@ -148,6 +152,7 @@ pub(super) fn manager(firewall: &Firewall<'_>, obstacle: &Obstacle) -> Manager {
         firewall.of("chain").any(|chain| {
             chain["family"] == *obstacle.family
                 && chain["table"] == *obstacle.table
+                && (chain["legacy"] == true) == obstacle.legacy
                 && chain["name"]
                     .as_str()
                     .is_some_and(|name| name.starts_with(start))
@@ -160,12 +165,10 @@ pub(super) fn manager(firewall: &Firewall<'_>, obstacle: &Obstacle) -> Manager {
         Manager::Docker
     } else if has_chain("ufw-") || has_chain("ufw6-") {
         Manager::Ufw
-    } else if ["PREROUTING", "FORWARD", "INPUT", "POSTROUTING"].contains(&obstacle.base.as_str()) {
-        match obstacle.family.as_str() {
-            "ip" => Manager::Iptables("iptables"),
-            "ip6" => Manager::Iptables("ip6tables"),
-            _ => Manager::Nft,
-        }
+    } else if ["ip", "ip6"].contains(&obstacle.family.as_str())
+        && ["PREROUTING", "FORWARD", "INPUT", "POSTROUTING"].contains(&obstacle.base.as_str())
+    {
+        Manager::Iptables
     } else {
         Manager::Nft
     }

@@ -69,9 +69,7 @@ fn handshakes(symptoms: &Symptoms, firewall: &Firewall<'_>) -> Option<Finding> {
         Manager::Firewalld => {
             format!("firewall-cmd --permanent --add-port={port}/udp; firewall-cmd --reload")
         }
-        Manager::Iptables(program) => {
-            iptables(program, "", &obstacle, &format!("-p udp --dport {port}"))
-        }
+        Manager::Iptables => iptables(&obstacle, &format!("-p udp --dport {port}")),
         Manager::Docker | Manager::Nft => nft(&obstacle, &format!("udp dport {port} accept")),
     };
     // A gateway that speaks first gets its answers all the same.
@@ -97,10 +95,10 @@ fn probes(symptoms: &Symptoms, firewall: &Firewall<'_>) -> Option<Finding> {
     let fix = match manager(firewall, &obstacle) {
         Manager::Ufw => format!("ufw allow in on {interface} to any port {PROBE_PORT}"),
         Manager::Firewalld => firewalld(symptoms.served.tunnel()),
-        Manager::Iptables(program) => ["udp", "tcp"]
+        Manager::Iptables => ["udp", "tcp"]
             .map(|protocol| {
                 let means = format!("-i {interface} -p {protocol} --dport {PROBE_PORT}");
-                iptables(program, "", &obstacle, &means)
+                iptables(&obstacle, &means)
             })
             .join("; "),
         Manager::Docker | Manager::Nft => ["udp", "tcp"]

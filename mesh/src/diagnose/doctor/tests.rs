@@ -320,6 +320,75 @@ fn a_firewall_in_the_way_is_named_with_the_words_of_its_own_tool() {
 }
 
 #[test]
+fn chains_of_iptables_legacy_are_mended_with_its_own_program() {
+    let legacy = |mut object: Value| {
+        for (_, inside) in object.as_object_mut().unwrap() {
+            inside["legacy"] = true.into();
+        }
+        object
+    };
+    let rule = |table: &str, chain: &str, target: &str| {
+        let expr = json!([{"xt": {"type": "target", "name": target}}]);
+        legacy(json!({"rule": {"family": "ip", "table": table, "chain": chain, "expr": expr}}))
+    };
+    let [forward, input, docker, nat] = [
+        chain("ip", "filter", "FORWARD", "forward", "drop"),
+        chain("ip", "filter", "INPUT", "input", "drop"),
+        json!({"chain": {"family": "ip", "table": "filter", "name": "DOCKER-USER"}}),
+        json!({"chain": {"family": "ip", "table": "nat", "name": "POSTROUTING", "type": "nat",
+            "hook": "postrouting", "prio": 100, "policy": "accept"}}),
+    ]
+    .map(legacy);
+    let docker_of_nft =
+        json!({"chain": {"family": "ip", "table": "filter", "name": "DOCKER-USER"}});
+    for (rules, expected) in [
+        (
+            vec![forward.clone(), docker_of_nft],
+            vec![
+                "iptables-legacy -A FORWARD -i wattle0 -j ACCEPT; iptables-legacy -A FORWARD -o \
+                 wattle0 -j ACCEPT",
+            ],
+        ),
+        (
+            vec![forward.clone(), docker],
+            vec![
+                "iptables-legacy -I DOCKER-USER -i wattle0 -j ACCEPT; iptables-legacy -I \
+                 DOCKER-USER -o wattle0 -j ACCEPT",
+            ],
+        ),
+        (
+            vec![
+                forward,
+                rule("filter", "FORWARD", "LOG"),
+                rule("filter", "FORWARD", "REJECT"),
+            ],
+            vec![
+                "iptables-legacy -I FORWARD 2 -i wattle0 -j ACCEPT; iptables-legacy -I FORWARD 2 \
+                 -o wattle0 -j ACCEPT",
+            ],
+        ),
+        (
+            vec![input],
+            vec![
+                "iptables-legacy -A INPUT -p udp --dport 51820 -j ACCEPT",
+                "iptables-legacy -A INPUT -i wattle0 -p udp --dport 9587 -j ACCEPT; \
+                 iptables-legacy -A INPUT -i wattle0 -p tcp --dport 9587 -j ACCEPT",
+            ],
+        ),
+        (
+            vec![nat, rule("nat", "POSTROUTING", "MASQUERADE")],
+            vec!["iptables-legacy -t nat -I POSTROUTING 1 -o wattle0 -j ACCEPT"],
+        ),
+    ] {
+        let fixes: Vec<_> = told(&with_rules(&rules))
+            .into_iter()
+            .map(|(.., fix)| fix)
+            .collect();
+        assert_eq!(fixes, expected);
+    }
+}
+
+#[test]
 fn of_a_rule_that_is_in_the_way_of_one_kind_for_sure_and_of_another_perhaps_the_worst_is_told() {
     let rules = [
         chain("ip", "filter", "FORWARD", "forward", "drop"),

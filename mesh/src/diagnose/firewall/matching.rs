@@ -5,7 +5,7 @@ use std::{net::IpAddr, str::FromStr};
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Hook, Transport, Walk};
+use super::{Hook, TableKey, Transport, Walk};
 
 /// Whether a packet is one that a rule means, of those that have to be taken together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,9 @@ impl<'r> Walk<'_, 'r> {
             return pairs
                 .map(|(left, right)| self.fits(left, right))
                 .fold(Meant::Yes, Meant::and);
+        }
+        if let Some(masked) = left["&"].as_array() {
+            return self.are_flags(masked, right);
         }
         if let Some(list) = right.as_array() {
             return self.any(left, list.iter());
@@ -135,9 +138,7 @@ impl<'r> Walk<'_, 'r> {
         let name = set.as_str().and_then(|name| name.strip_prefix('@'));
         let named = name.and_then(|name| {
             let mut all = self.firewall.of("set").chain(self.firewall.of("map"));
-            all.find(|set| {
-                set["name"] == name && set["table"] == self.table && set["family"] == self.family
-            })
+            all.find(|set| set["name"] == name && TableKey::of(set) == self.table)
         });
         let list = named.map_or(&set["set"], |set| &set["elem"]);
         list.as_array().into_iter().flatten()
@@ -178,6 +179,26 @@ impl<'r> Walk<'_, 'r> {
             }
             (None, None) => Meant::Unknown,
         }
+    }
+
+    /// Whether TCP flags, those of a mask, are the ones named. What begins a connection has `syn`.
+    fn are_flags(&self, masked: &[Value], right: &Value) -> Meant {
+        let [left, mask] = masked else {
+            return Meant::Unknown;
+        };
+        if left["payload"]["protocol"] != "tcp" || left["payload"]["field"] != "flags" {
+            return Meant::Unknown;
+        }
+        let names = |flags: &Value| match flags.as_array() {
+            Some(all) => all.contains(&Value::from("syn")).then_some(all.len()),
+            None => (flags == "syn").then_some(1),
+        };
+        let are_named = match names(mask) {
+            Some(_) => names(right) == Some(1),
+            None => *right == 0,
+        };
+        self.is_protocol(&Value::from("tcp"))
+            .and(Meant::of(are_named))
     }
 
     fn is_echo(&self, right: &Value) -> Meant {

@@ -229,6 +229,30 @@ fn a_rule_for_some_ports_or_hosts_closes_a_service_and_opens_nothing_for_sure() 
 }
 
 #[test]
+fn a_connection_begins_with_syn_alone_of_the_flags_of_tcp() {
+    let flags = |op, mask: &[&str], right: Value| {
+        let field = json!({"payload": {"protocol": "tcp", "field": "flags"}});
+        let asked = matches(json!({"&": [field, mask]}), op, right);
+        [("FORWARD", json!([asked, {"drop": null}]))]
+    };
+    let all = ["fin", "syn", "rst", "ack"];
+    let dropped = ["rule 1 of the chain ip filter FORWARD drops it"];
+    for (rules, of_tcp) in [
+        (flags("==", &all, "syn".into()), &dropped[..]),
+        (flags("!=", &all, "syn".into()), &[]),
+        (flags("==", &all, json!(["syn", "ack"])), &[]),
+        (flags("==", &["ack"], 0.into()), &dropped),
+        (flags("==", &["ack"], "ack".into()), &[]),
+    ] {
+        let ruleset = ruleset("accept", &rules);
+        assert_eq!(found(&ruleset, &outward(Transport::Tcp)), of_tcp);
+        if rules[0].1[0]["match"]["op"] == "==" {
+            assert_eq!(found(&ruleset, &outward(Transport::Ping)), [""; 0]);
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_known_from_here_is_unproven() {
     let packet = outward(Transport::Ping);
     let limited = json!([{"limit": {"rate": 5, "per": "second"}}, {"accept": null}]);
