@@ -52,11 +52,33 @@ impl Meant {
 
 impl<'r> Walk<'_, 'r> {
     pub(super) fn compare(&self, comparison: &'r Value) -> Meant {
-        let meant = self.fits(&comparison["left"], &comparison["right"]);
+        let left = &comparison["left"];
+        let payload = left.pointer("/&/0/payload").unwrap_or(&left["payload"]);
+        // Whatever is asked of a header, a packet without it is not meant.
+        let protocol = payload["protocol"].as_str();
+        if protocol.is_some_and(|name| !self.has(name)) {
+            return Meant::No;
+        }
+        let meant = self.fits(left, &comparison["right"]);
         match comparison["op"].as_str() {
             Some("==" | "in") => meant,
             Some("!=") => meant.not(),
             _ => Meant::Unknown,
+        }
+    }
+
+    /// Whether the packet has the header of a protocol.
+    fn has(&self, protocol: &str) -> bool {
+        let is_v4 = self.packet.source.addr().is_ipv4();
+        let is_ping = self.packet.transport == Transport::Ping;
+        match protocol {
+            "ip" => is_v4,
+            "ip6" => !is_v4,
+            "icmp" => is_ping && is_v4,
+            "icmpv6" => is_ping && !is_v4,
+            "tcp" | "udp" => self.is_protocol(&Value::from(protocol)) == Meant::Yes,
+            "th" => !is_ping,
+            _ => true,
         }
     }
 
