@@ -6,6 +6,7 @@
 //! stands for all of its kind: from one network to another, or to one port. What a rule asks that
 //! cannot be known from here makes the result unproven, never fine.
 
+pub mod legacy;
 mod matching;
 mod obstacle;
 
