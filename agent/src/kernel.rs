@@ -4,6 +4,7 @@
 mod device_state;
 pub(crate) mod events;
 mod forwarding;
+pub(crate) mod legacy;
 mod link;
 mod nft;
 mod observe;
@@ -32,7 +33,6 @@ use wattle_mesh::host::{
     state::{AllowedIps, Change, PeerUpdate},
 };
 use wattle_wire::{ids::NodeId, key::WireguardKey, report::DeviceKind};
-
 use zeroize::Zeroizing;
 
 use crate::{identity::Slot, store::Store};

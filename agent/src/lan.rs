@@ -13,11 +13,12 @@ use wattle_mesh::diagnose::lan::{self, Facts, Served};
 use wattle_wire::report::Problem;
 
 use crate::{
-    kernel::events::KernelEvents,
+    kernel::{events::KernelEvents, legacy},
     reconcile::{Host, OBSERVE_INTERVAL},
 };
 
-/// How long to go without a look when the kernel tells of nothing.
+/// How long to go without a look when the kernel tells of nothing. Of iptables-legacy it never does:
+/// where that may be in use, `OBSERVE_INTERVAL` holds.
 const QUIET_INTERVAL: Duration = Duration::from_secs(60);
 /// The next look waits for this many times as long as the last one took: where it takes long to
 /// list the rules, that leaves the processor to others.
@@ -117,8 +118,17 @@ async fn look_on(
                 Err(_) => pending().await,
             }
         };
+        let legacy_may_differ = async {
+            loop {
+                sleep(OBSERVE_INTERVAL.max(rest)).await;
+                if legacy::is_possible() {
+                    return;
+                }
+            }
+        };
         tokio::select! {
             () = sleep(pause) => {}
+            () = legacy_may_differ => {}
             () = soon => sleep(SETTLE.max(rest)).await,
             changed = asked.changed() => {
                 if changed.is_err() {

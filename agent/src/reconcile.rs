@@ -165,11 +165,12 @@ impl Host {
         let questions = lan::questions(served, &lans, &routes, &outside.collect());
         let interfaces = lans.iter().map(|lan| lan.interface.as_str());
         let interfaces: BTreeSet<_> = interfaces.chain([served.interface.as_str()]).collect();
+        let (ruleset, legacy_unread) = symptoms::ruleset().await;
         Ok(Facts {
             stopped: symptoms::stopped(interfaces.into_iter()),
             forwards_v6: symptoms::forwards_v6(),
-            ruleset: symptoms::ruleset().await,
-            has_legacy_rules: symptoms::has_legacy_rules(),
+            ruleset,
+            legacy_unread,
             led: self.kernel.led(questions).await?,
             rules: self.kernel.routing_rules().await?,
             neighbours: self.kernel.neighbours(&served.silent).await?,

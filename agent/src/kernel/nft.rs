@@ -109,6 +109,12 @@ pub(super) async fn everything() -> anyhow::Result<Value> {
     Ok(listing)
 }
 
+/// The functions that look at packets, those of iptables-legacy among them.
+pub(super) async fn hooks() -> anyhow::Result<String> {
+    let listing = run(&["list", "hooks"], "").await?;
+    listing.context("nft cannot list the hooks")
+}
+
 /// Whether there was one of one of `nodes`.
 pub(super) async fn remove(nodes: &[NodeId]) -> anyhow::Result<bool> {
     if !list()

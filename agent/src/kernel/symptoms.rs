@@ -10,7 +10,7 @@ use wattle_mesh::{
     host::interface::InterfaceName,
 };
 
-use super::nft;
+use super::{legacy, nft};
 
 /// The number of `CAP_NET_ADMIN` in `linux/capability.h`.
 const NET_ADMIN: u32 = 12;
@@ -129,16 +129,14 @@ pub(crate) fn forwards_v6() -> bool {
         .is_ok_and(|value| value.trim() != "0")
 }
 
-/// Whether tables of the older iptables are in use, which nft does not list.
-pub(crate) fn has_legacy_rules() -> bool {
-    ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"]
-        .iter()
-        .any(|file| fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty()))
-}
-
-/// All tables, chains and rules, as nft lists them.
-pub(crate) async fn ruleset() -> Result<Value, String> {
-    nft::everything()
-        .await
-        .map_err(|error| format!("{error:#}"))
+/// All tables, chains and rules, as nft lists them, with those of iptables-legacy; and why some of
+/// these may be missing.
+pub(crate) async fn ruleset() -> (Result<Value, String>, Option<String>) {
+    let listing = nft::everything().await;
+    let mut ruleset = listing.map_err(|error| format!("{error:#}"));
+    let unread = match &mut ruleset {
+        Ok(ruleset) => legacy::add_to(ruleset).await.err(),
+        Err(_) => None,
+    };
+    (ruleset, unread.map(|error| format!("{error:#}")))
 }

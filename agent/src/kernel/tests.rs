@@ -11,6 +11,7 @@ use std::{
 };
 
 use wattle_mesh::{
+    diagnose::firewall::legacy::LegacyTable,
     health::replies::Flows,
     host::{
         ruleset::Ruleset,
@@ -634,6 +635,33 @@ fn i2_a_table_of_somebody_else_is_named_and_left() {
         );
         assert_eq!(kernel.down().await.unwrap(), Vec::<String>::new());
     });
+}
+
+#[test]
+fn tables_of_iptables_legacy_are_read_and_none_is_made_for_it() {
+    in_namespace(
+        "tables_of_iptables_legacy_are_read_and_none_is_made_for_it",
+        async {
+            let names = || std::fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default();
+            let found = async || {
+                let mut ruleset = serde_json::json!({"nftables": []});
+                legacy::add_to(&mut ruleset).await.unwrap();
+                ruleset["nftables"].as_array().unwrap().clone()
+            };
+            assert_eq!(found().await, [""; 0]);
+            assert_eq!(names(), "");
+            // On a kernel that has it, whoever asks for a table makes it.
+            let made = legacy::read(Family::V4, LegacyTable::Filter).unwrap();
+            if names().is_empty() {
+                assert_eq!(made, [""; 0]);
+                return;
+            }
+            assert_eq!(names(), "filter\n");
+            let chains = made.iter().map(|object| &object["chain"]["name"]);
+            assert!(chains.eq(["INPUT", "FORWARD", "OUTPUT"]), "{made:?}");
+            assert_eq!(found().await, made);
+        },
+    );
 }
 
 fn nft(text: &str) {

@@ -83,10 +83,11 @@ pub struct Facts {
     pub stopped: BTreeSet<String>,
     /// Whether the host forwards IPv6.
     pub forwards_v6: bool,
-    /// What `nft --json list ruleset` says; the error when it fails.
+    /// What `nft --json list ruleset` says, with the tables of iptables-legacy in the same form; the
+    /// error when nft fails.
     pub ruleset: Result<Value, String>,
-    /// Whether there are rules of the older iptables, which nft does not list.
-    pub has_legacy_rules: bool,
+    /// Why there may be tables of iptables-legacy that were not read.
+    pub legacy_unread: Option<String>,
     /// Where packets would be led.
     pub led: Vec<(Question, Led)>,
     /// Those of the silent hosts that are there: they answer ARP or neighbour discovery.
@@ -184,7 +185,7 @@ impl Facts {
             stopped: BTreeSet::new(),
             forwards_v6: true,
             ruleset: Err(error),
-            has_legacy_rules: false,
+            legacy_unread: None,
             led: Vec::new(),
             neighbours: BTreeSet::new(),
         }
@@ -364,13 +365,13 @@ fn forwarding(served: &Served, facts: &Facts) -> Vec<Problem> {
 /// What the firewall does to packets between the LANs, either way.
 fn rules(served: &Served, facts: &Facts) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if facts.has_legacy_rules {
+    if let Some(reason) = &facts.legacy_unread {
         problems.push(unproven(
             "iptables-legacy",
-            "there are rules of iptables-legacy, and the agent cannot read them".to_owned(),
+            format!("the rules of iptables-legacy cannot be read: {reason}"),
             format!(
-                "see `iptables-legacy -S`: it must let packets in by {0} and out by {0}. Better \
-                 move them to nftables",
+                "see `iptables-legacy-save` and `ip6tables-legacy-save`: what they print must let \
+                 packets in by {0} and out by {0}. Better move the rules to nftables",
                 served.interface
             ),
         ));

@@ -49,7 +49,7 @@ fn healthy() -> Symptoms {
             ruleset: Ok(
                 json!({"nftables": [{"chain": {"family": "inet", "table": "wattle", "name": "forward", "hook": "forward", "policy": "accept"}}]}),
             ),
-            has_legacy_rules: false,
+            legacy_unread: None,
             led: Vec::new(),
             neighbours: BTreeSet::new(),
         },
@@ -475,7 +475,7 @@ fn a_firewall_that_drops_probes_is_named_unless_the_mesh_wants_none() {
 fn a_missing_table_and_rules_that_cannot_be_seen_are_told() {
     let mut symptoms = healthy();
     symptoms.facts.ruleset = Ok(json!({"nftables": []}));
-    symptoms.facts.has_legacy_rules = true;
+    symptoms.facts.legacy_unread = Some("no kernel".to_owned());
     let severities: Vec<_> = told(&symptoms)
         .into_iter()
         .map(|(check, severity, _)| (check, severity))

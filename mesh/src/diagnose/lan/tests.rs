@@ -64,7 +64,7 @@ pub(super) fn healthy(served: &Served) -> Facts {
         stopped: BTreeSet::new(),
         forwards_v6: false,
         ruleset: Ok(json!({"nftables": []})),
-        has_legacy_rules: false,
+        legacy_unread: None,
         neighbours: BTreeSet::new(),
     }
 }
@@ -118,7 +118,7 @@ fn a_healthy_gateway_one_that_stands_by_and_one_that_is_alone_have_no_problem() 
         let facts = Facts {
             lans: Vec::new(),
             stopped: ["wattle0".to_owned()].into(),
-            has_legacy_rules: true,
+            legacy_unread: Some("no kernel".to_owned()),
             ..healthy(&served())
         };
         assert_eq!(told(&other, &facts), []);
@@ -168,7 +168,7 @@ fn each_thing_that_is_in_the_way_is_one_problem_with_a_remedy() {
             Degraded,
         ),
         (
-            |facts| facts.has_legacy_rules = true,
+            |facts| facts.legacy_unread = Some("no kernel".to_owned()),
             ProblemCode::Firewall,
             "iptables-legacy",
             Unproven,
