@@ -28,6 +28,11 @@ const TESTS: &[(&str, &str, &str)] = &[
         include_str!("systemd/hosts.sh"),
     ),
     (
+        "rules_of_iptables_legacy_are_read_by_the_packaged_agent_and_its_remedy_helps",
+        "legacy",
+        include_str!("systemd/legacy.sh"),
+    ),
+    (
         "doctor_names_each_firewall_that_is_in_the_way_and_its_remedy_helps",
         "firewalls",
         include_str!("systemd/firewalls.sh"),

@@ -48,19 +48,7 @@ wait_for 30 all_well
 api /sites/dublin --request PATCH --data '{"endpoint": "198.18.0.1:51830"}' >/dev/null
 wait_for 20 all_well
 wattle-agent doctor | grep -q "port: listens on UDP port 51830" || fail "$(wattle-agent doctor)"
-for lan in near:dublin:fd00:10: far:cork:fd00:20:; do
-    name=${lan%%:*} net=${lan#*:*:} site=${lan#*:} gateway=
-    site=${site%%:*}
-    [ "$name" = near ] || gateway="ip netns exec cork"
-    $gateway ip address add "$net:1/64" dev lan0 nodad
-    ip -n "$name" address add "$net:100/64" dev eth0 nodad
-    ip -n "$name" route add default via "$net:1"
-    api "/sites/$site" --request PATCH --data "{\"subnets\": [\"$net:/64\"]}" >/dev/null
-done
-both_ways() {
-    ip netns exec near ping -c 1 -W 1 fd00:20::100 && ip netns exec far ping -c 1 -W 1 fd00:10::100
-}
-far_host=fd00:20::100
+use_ipv6
 sysctl -q -w net.ipv4.ip_forward=0
 wait_for 30 all_well
 sysctl -q -w net.ipv6.conf.all.forwarding=0

@@ -155,6 +155,7 @@ make_hosts() {
             >/dev/null 2>&1 &
     done
 }
+
 # Packets of a LAN get to the other, by ping and by TCP, and come from where they come from.
 near_to_far() {
     ip netns exec near ping -c 1 -W 1 10.20.0.100 &&
@@ -170,6 +171,24 @@ both_ways() {
 
 # A host of the LAN of Cork.
 far_host=10.20.0.100
+
+# The LANs have IPv6 from now on, and nothing else is looked at.
+use_ipv6() {
+    for lan in near:dublin:fd00:10: far:cork:fd00:20:; do
+        name=${lan%%:*} net=${lan#*:*:} site=${lan#*:} gateway=
+        site=${site%%:*}
+        [ "$name" = near ] || gateway="ip netns exec cork"
+        $gateway ip address add "$net:1/64" dev lan0 nodad
+        ip -n "$name" address add "$net:100/64" dev eth0 nodad
+        ip -n "$name" route add default via "$net:1"
+        api "/sites/$site" --request PATCH --data "{\"subnets\": [\"$net:/64\"]}" >/dev/null
+    done
+    both_ways() {
+        ip netns exec near ping -c 1 -W 1 fd00:20::100 &&
+            ip netns exec far ping -c 1 -W 1 fd00:10::100
+    }
+    far_host=fd00:20::100
+}
 
 # How the LANs of Dublin and of its link are, as the coordinator tells it.
 lans_are() {
@@ -190,7 +209,7 @@ all_well() {
 is_told() {
     what=$1 code=$2 mended=$3
     start=$(date +%s)
-    wait_for 10 lans_are "${effect:-degraded}"
+    wait_for "${within:-10}" lans_are "${effect:-degraded}"
     told=$(($(date +%s) - start))
     ! both_ways >/dev/null 2>&1 || fail "$what: nothing is in the way"
     jq --exit-status --arg code "$code" '.problems | length == 1 and .[0].code == $code' /run/node ||
@@ -210,6 +229,6 @@ is_told() {
         eval "$mended"
     fi
     wait_for 5 both_ways
-    wait_for 10 all_well
+    wait_for "${within:-10}" all_well
     echo "told after $told s: $what"
 }
