@@ -15,7 +15,7 @@ const CAUSES = {
   not_applied: "a change could not be made on it",
   forwarding: "forwarding is off",
   firewall: "a rule of its firewall is in the way",
-  nat: "it replaces source addresses",
+  nat: "it replaces addresses",
   route: "a route of this host is in the way",
   no_lan: "it has no address in its LAN",
   lan_down: "its LAN is down",

@@ -124,7 +124,7 @@ pub enum ProblemCode {
     Forwarding,
     /// A rule of a firewall is in the way.
     Firewall,
-    /// A rule replaces the source address of packets into the tunnel.
+    /// A rule replaces an address of packets between LANs.
     Nat,
     /// A route or a routing rule leads packets past the tunnel, or to nobody.
     Route,

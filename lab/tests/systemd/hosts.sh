@@ -33,6 +33,10 @@ iptables -t nat -A POSTROUTING -j MASQUERADE
 is_told "a masquerade without an interface" nat typed
 iptables -t nat -F
 
+iptables -t nat -A PREROUTING -i lan0 -p tcp -j REDIRECT --to-ports 3128
+is_told "a proxy for all of TCP" nat typed
+iptables -t nat -F
+
 # Docker that starts where nothing is forwarded yet drops what it does not know, also after its own
 # restart.
 sysctl -q -w net.ipv4.ip_forward=0

@@ -19,9 +19,10 @@ use self::matching::Meant;
 pub use self::obstacle::{Deed, Obstacle, RuleNumber};
 
 /// Where chains look at a packet that is forwarded.
-const FORWARDING: [Hook; 5] = [
+const FORWARDING: [Hook; 6] = [
     Hook::Ingress,
     Hook::Prerouting,
+    Hook::Redirect,
     Hook::Forward,
     Hook::Postrouting,
     Hook::Egress,
@@ -85,6 +86,8 @@ pub enum Hook {
     Input,
     Forward,
     Postrouting,
+    /// Where destination addresses are replaced, before it is known where a packet goes.
+    Redirect,
     /// Where source addresses are replaced.
     Nat,
     /// Right before an interface, after all else.
@@ -100,6 +103,7 @@ impl Hook {
             Self::Input => ("filter", "input"),
             Self::Forward => ("filter", "forward"),
             Self::Postrouting => ("filter", "postrouting"),
+            Self::Redirect => ("nat", "prerouting"),
             Self::Nat => ("nat", "postrouting"),
             Self::Egress => ("filter", "egress"),
         }
@@ -110,14 +114,19 @@ impl Hook {
         match self {
             Self::Ingress => packet.from,
             Self::Egress => packet.to,
-            Self::Prerouting | Self::Input | Self::Forward | Self::Postrouting | Self::Nat => None,
+            Self::Prerouting
+            | Self::Redirect
+            | Self::Input
+            | Self::Forward
+            | Self::Postrouting
+            | Self::Nat => None,
         }
     }
 
     /// The packet as chains see it there.
     fn sees<'p>(self, packet: &Packet<'p>) -> Packet<'p> {
         match self {
-            Self::Ingress | Self::Prerouting => Packet {
+            Self::Ingress | Self::Prerouting | Self::Redirect => Packet {
                 to: None,
                 ..*packet
             },
@@ -240,9 +249,9 @@ impl<'r> Firewall<'r> {
         let mut found = Vec::new();
         for base in bases {
             let obstacle = self.judge(base, hook, &hook.sees(packet));
-            // The first chain that gives a connection another source address is the last.
-            let is_last =
-                hook == Hook::Nat && obstacle.as_ref().is_some_and(|obstacle| obstacle.certain);
+            // The first chain that gives a connection another address is the last.
+            let is_last = [Hook::Redirect, Hook::Nat].contains(&hook)
+                && obstacle.as_ref().is_some_and(|obstacle| obstacle.certain);
             found.extend(obstacle);
             if is_last {
                 break;
@@ -446,6 +455,10 @@ impl<'r> Walk<'_, 'r> {
                 }
                 "xt" => match value["name"].as_str() {
                     Some("REJECT" | "TARPIT") => Action::Against(Deed::Reject),
+                    Some("DNAT" | "REDIRECT" | "TPROXY") => Action::Against(Deed::Redirect),
+                    Some("NETMAP") if self.hook == Hook::Redirect => {
+                        Action::Against(Deed::Redirect)
+                    }
                     Some("MASQUERADE" | "SNAT" | "NETMAP") => Action::Against(Deed::Rewrite),
                     Some(name) if is_harmless(name) => continue,
                     _ => Action::Unknown,
@@ -463,7 +476,8 @@ impl<'r> Walk<'_, 'r> {
                     continue;
                 }
                 "masquerade" | "snat" => Action::Against(Deed::Rewrite),
-                "queue" | "dnat" | "redirect" | "tproxy" => Action::Unknown,
+                "dnat" | "redirect" | "tproxy" => Action::Against(Deed::Redirect),
+                "queue" => Action::Unknown,
                 _ => match verdict(expression) {
                     Some(action) => action,
                     // Counters, logs, marks: nothing that decides.

@@ -474,7 +474,12 @@ fn barrier(tunnel: Tunnel<'_>, firewall: &Firewall<'_>, known: &InTheWay<'_>) ->
         } else {
             remedy::let_pairs_through(manager, obstacle, packet.destination, far)
         };
-        (ProblemCode::Firewall, remedy)
+        let code = if obstacle.deed == Deed::Redirect {
+            ProblemCode::Nat
+        } else {
+            ProblemCode::Firewall
+        };
+        (code, remedy)
     };
     let rule = obstacle.rule.map(|rule| format!(" rule {rule}"));
     let subject = obstacle.place() + &rule.unwrap_or_default();

@@ -38,6 +38,8 @@ pub struct RuleNumber {
 pub enum Deed {
     Drop,
     Reject,
+    /// Its destination address is replaced, or it is given to a program of the host.
+    Redirect,
     /// Its source address is replaced.
     Rewrite,
 }
@@ -91,6 +93,7 @@ impl fmt::Display for Obstacle {
                 match deed {
                     Deed::Drop => may("drops it", "may drop it"),
                     Deed::Reject => may("rejects it", "may reject it"),
+                    Deed::Redirect => may("leads it elsewhere", "may lead it elsewhere"),
                     Deed::Rewrite => may(
                         "replaces its source address",
                         "may replace its source address"

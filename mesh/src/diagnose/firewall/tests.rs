@@ -406,6 +406,40 @@ fn a_source_address_is_replaced_by_the_first_chain_that_does_it() {
 }
 
 #[test]
+fn a_proxy_for_everything_leads_packets_elsewhere_and_one_for_a_port_is_on_purpose() {
+    let listing = |family: &str, expr: Value| {
+        json!({"nftables": [
+            {"chain": {"family": family, "table": "nat", "name": "PREROUTING", "type": "nat",
+                "hook": "prerouting", "prio": -100, "policy": "accept"}},
+            {"rule": {"family": family, "table": "nat", "chain": "PREROUTING", "handle": 4,
+                "expr": expr}},
+        ]})
+    };
+    let told = |expr: Value, packet: &Packet<'_>| {
+        let listing = listing("ip", expr);
+        let found = Firewall::new(&listing).obstacles(Hook::Redirect, packet);
+        found.iter().map(Obstacle::to_string).collect::<Vec<_>>()
+    };
+    let sure = "rule 4 of the chain ip nat PREROUTING leads it elsewhere";
+    for target in [
+        json!({"redirect": {"port": 3128}}),
+        json!({"dnat": {"addr": "10.10.0.7"}}),
+        json!({"xt": {"type": "target", "name": "REDIRECT"}}),
+        json!({"xt": {"type": "target", "name": "NETMAP"}}),
+    ] {
+        let all = json!([by("iifname", "lan0"), target]);
+        assert_eq!(told(all, &outward(Transport::Tcp)), [sure]);
+        let others = json!([by("iifname", "eth0"), target]);
+        assert_eq!(told(others, &outward(Transport::Tcp)), [""; 0]);
+        let port = json!([{"match": {"op": "==", "left": {"payload": {"protocol": "tcp",
+            "field": "dport"}}, "right": 80}}, target]);
+        assert_eq!(told(port, &outward(Transport::Tcp)), [""; 0]);
+        let elsewhere = json!([ip("daddr", "198.51.100.0", 24), target]);
+        assert_eq!(told(elsewhere, &outward(Transport::Tcp)), [""; 0]);
+    }
+}
+
+#[test]
 fn packets_to_the_host_itself_leave_by_no_interface() {
     let listing = json!({"nftables": [
         {"chain": {"family": "inet", "table": "t", "name": "in", "type": "filter",
