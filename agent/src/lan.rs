@@ -22,7 +22,7 @@ use crate::{
 const QUIET_INTERVAL: Duration = Duration::from_secs(60);
 /// The next look waits for this many times as long as the last one took: where it takes long to
 /// list the rules, that leaves the processor to others.
-const REST_FACTOR: u32 = 20;
+const REST_FACTOR: u32 = 10;
 /// What is found differs while the agent itself or an administrator is at work. It is told when it
 /// is the same after this time.
 const SETTLE: Duration = Duration::from_secs(1);
