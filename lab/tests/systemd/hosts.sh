@@ -29,8 +29,18 @@ iptables -t nat -A POSTROUTING -s 10.10.0.0/24 -j SNAT --to-source 203.0.113.10
 is_told "an office router's NAT without an interface" nat typed
 iptables -t nat -F
 
+# A masquerade without an interface keeps nobody from anybody, and it is told.
 iptables -t nat -A POSTROUTING -j MASQUERADE
-is_told "a masquerade without an interface" nat typed
+is_noticed() {
+    api /nodes/dublin >/run/node
+    jq --exit-status '.lan == "ok" and (.problems | length == 1 and .[0].code == "nat")' /run/node
+}
+wait_for 10 is_noticed
+both_ways || fail "a masquerade keeps the LANs apart"
+jq --raw-output '.problems[0].remedy' /run/node >/run/fix
+sh -ex /run/fix
+wait_for 10 all_well
+api /nodes/dublin | jq --exit-status '.problems == []' || fail "still told"
 iptables -t nat -F
 
 iptables -t nat -A PREROUTING -i lan0 -p tcp -j REDIRECT --to-ports 3128

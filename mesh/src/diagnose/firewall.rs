@@ -459,7 +459,8 @@ impl<'r> Walk<'_, 'r> {
                     Some("NETMAP") if self.hook == Hook::Redirect => {
                         Action::Against(Deed::Redirect)
                     }
-                    Some("MASQUERADE" | "SNAT" | "NETMAP") => Action::Against(Deed::Rewrite),
+                    Some("MASQUERADE") => Action::Against(Deed::Masquerade),
+                    Some("SNAT" | "NETMAP") => Action::Against(Deed::Rewrite),
                     Some(name) if is_harmless(name) => continue,
                     _ => Action::Unknown,
                 },
@@ -475,7 +476,8 @@ impl<'r> Walk<'_, 'r> {
                     meant = meant.and(Meant::Unknown);
                     continue;
                 }
-                "masquerade" | "snat" => Action::Against(Deed::Rewrite),
+                "masquerade" => Action::Against(Deed::Masquerade),
+                "snat" => Action::Against(Deed::Rewrite),
                 "dnat" | "redirect" | "tproxy" => Action::Against(Deed::Redirect),
                 "queue" => Action::Unknown,
                 _ => match verdict(expression) {

@@ -398,9 +398,8 @@ fn rules(served: &Served, facts: &Facts) -> Vec<Problem> {
             .iter()
             .flat_map(|lan| firewall.between(lan, tunnel, far.prefix));
         for (packet, obstacle) in found {
-            let rewrites = obstacle.deed == Deed::Rewrite;
             let known = by_rule
-                .entry((obstacle.place(), obstacle.rule, rewrites))
+                .entry((obstacle.place(), obstacle.rule, obstacle.deed))
                 .or_insert_with(|| InTheWay {
                     packet,
                     obstacle: obstacle.clone(),
@@ -460,37 +459,41 @@ fn barrier(tunnel: Tunnel<'_>, firewall: &Firewall<'_>, known: &InTheWay<'_>) ->
         packet.source,
         packet.destination
     );
-    let (code, remedy) = if obstacle.deed == Deed::Rewrite {
-        words += ". Other sites drop what comes from an address that is not this site's";
-        (
-            ProblemCode::Nat,
-            remedy::keep_source(tunnel, manager, obstacle),
-        )
-    } else {
-        let remedy = if obstacle.hook == Hook::Forward {
+    let keep = || remedy::keep_source(tunnel, manager, obstacle);
+    let pass = || {
+        if obstacle.hook == Hook::Forward {
             remedy::let_through(tunnel, manager, obstacle)
         } else if far.contains(&packet.destination) {
             remedy::let_pairs_through(manager, obstacle, packet.source, far)
         } else {
             remedy::let_pairs_through(manager, obstacle, packet.destination, far)
-        };
-        let code = if obstacle.deed == Deed::Redirect {
-            ProblemCode::Nat
-        } else {
-            ProblemCode::Firewall
-        };
-        (code, remedy)
+        }
+    };
+    let (code, remedy) = match obstacle.deed {
+        Deed::Drop | Deed::Reject => (ProblemCode::Firewall, pass()),
+        Deed::Redirect => (ProblemCode::Nat, pass()),
+        Deed::Rewrite => {
+            words += ". Other sites drop what comes from an address that is not this site's";
+            (ProblemCode::Nat, keep())
+        }
+        Deed::Masquerade => {
+            words += ". Other sites see the tunnel address of this gateway in place of the host's";
+            (ProblemCode::Nat, keep())
+        }
     };
     let rule = obstacle.rule.map(|rule| format!(" rule {rule}"));
     let subject = obstacle.place() + &rule.unwrap_or_default();
-    let problem = degraded(code, subject, words, remedy);
-    if obstacle.certain {
-        problem
-    } else {
-        Problem {
-            lan: Some(LanEffect::Unproven),
-            ..problem
+    let effect = match obstacle.deed {
+        // They get there all the same.
+        Deed::Masquerade => None,
+        Deed::Drop | Deed::Reject | Deed::Redirect | Deed::Rewrite if obstacle.certain => {
+            Some(LanEffect::Degraded)
         }
+        Deed::Drop | Deed::Reject | Deed::Redirect | Deed::Rewrite => Some(LanEffect::Unproven),
+    };
+    Problem {
+        lan: effect,
+        ..degraded(code, subject, words, remedy)
     }
 }
 

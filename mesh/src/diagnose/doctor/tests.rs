@@ -413,15 +413,16 @@ fn a_rule_that_replaces_the_source_address_of_a_lan_is_named() {
     let by_uplink = json!([{"match": {"op": "==", "left": {"meta": {"key": "oifname"}},
         "right": "eth0"}}, masquerade]);
     assert_eq!(told(&with_rules(&[nat.clone(), rule(by_uplink)])), []);
-    let everywhere = rule(json!([masquerade]));
-    assert_eq!(
-        told(&with_rules(&[nat, everywhere])),
-        [(
-            "nat",
-            Severity::Fault,
-            "iptables -t nat -I POSTROUTING 1 -o wattle0 -j ACCEPT".to_owned()
-        )]
-    );
+    let fix = "iptables -t nat -I POSTROUTING 1 -o wattle0 -j ACCEPT".to_owned();
+    let snat = json!({"xt": {"type": "target", "name": "SNAT"}});
+    // With the address of the tunnel packets get there all the same.
+    for (target, severity) in [(masquerade, Severity::Notice), (snat, Severity::Fault)] {
+        let everywhere = rule(json!([target]));
+        assert_eq!(
+            told(&with_rules(&[nat.clone(), everywhere])),
+            [("nat", severity, fix.clone())]
+        );
+    }
 }
 
 #[test]

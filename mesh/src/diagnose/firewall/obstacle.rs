@@ -34,7 +34,7 @@ pub struct RuleNumber {
 }
 
 /// What is done to a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Deed {
     Drop,
     Reject,
@@ -42,6 +42,8 @@ pub enum Deed {
     Redirect,
     /// Its source address is replaced.
     Rewrite,
+    /// Its source address is replaced by that of the interface by which it leaves.
+    Masquerade,
 }
 
 impl Obstacle {
@@ -94,7 +96,7 @@ impl fmt::Display for Obstacle {
                     Deed::Drop => may("drops it", "may drop it"),
                     Deed::Reject => may("rejects it", "may reject it"),
                     Deed::Redirect => may("leads it elsewhere", "may lead it elsewhere"),
-                    Deed::Rewrite => may(
+                    Deed::Rewrite | Deed::Masquerade => may(
                         "replaces its source address",
                         "may replace its source address"
                     ),

@@ -197,7 +197,7 @@ fn each_thing_that_is_in_the_way_is_one_problem_with_a_remedy() {
                     {"chain": {"family": "ip", "table": "nat", "name": "POSTROUTING",
                         "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}},
                     {"rule": {"family": "ip", "table": "nat", "chain": "POSTROUTING", "handle": 4,
-                        "expr": [{"masquerade": null}]}}]}))
+                        "expr": [{"snat": {"addr": "203.0.113.10"}}]}}]}))
             },
             ProblemCode::Nat,
             "ip nat POSTROUTING rule 4",
