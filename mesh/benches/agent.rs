@@ -19,7 +19,7 @@ use wattle_mesh::{
     host::{
         desired::{Local, desired},
         plan::plan,
-        state::{Desired, Interface, Observed, ObservedPeer, ObservedRuleset},
+        state::{Desired, Interface, Observed, ObservedPeer, ObservedRoute, ObservedRuleset},
     },
     keys::{node_keys::NodeKeys, psk::exchange::Exchange, rotation::canary::PeerKeys},
 };
@@ -161,7 +161,19 @@ fn reached(desired: &Desired) -> Observed {
         up: true,
         mtu: desired.mtu,
         addresses: desired.addresses.clone(),
-        routes: desired.routes.clone(),
+        routes: desired
+            .routes
+            .iter()
+            .map(|(prefix, source)| {
+                (
+                    *prefix,
+                    ObservedRoute {
+                        source: *source,
+                        mtu: None,
+                    },
+                )
+            })
+            .collect(),
         public_key: Some(desired.public_key),
         listen_port: desired.listen_port,
         peers,

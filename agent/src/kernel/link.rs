@@ -21,12 +21,15 @@ use rtnetlink::{
         address::{AddressAttribute, AddressMessage},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         route::{
-            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-            RouteType,
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+            RouteScope, RouteType,
         },
     },
 };
-use wattle_mesh::host::{interface::InterfaceName, state::Family};
+use wattle_mesh::host::{
+    interface::InterfaceName,
+    state::{Family, ObservedRoute},
+};
 
 /// Marks the routes that Wattle made (`ip route show proto 87`). The number is free in iproute2's
 /// `rt_protos`; routes of other protocols, even over Wattle's interface, are somebody else's.
@@ -169,23 +172,28 @@ impl Tables {
         Ok(())
     }
 
-    /// Routes over the interface that Wattle made, with their source address.
+    /// Routes over the interface that Wattle made.
     pub(super) async fn routes(
         &self,
         index: u32,
-    ) -> anyhow::Result<BTreeMap<IpNet, Option<IpAddr>>> {
+    ) -> anyhow::Result<BTreeMap<IpNet, ObservedRoute>> {
         let mut routes = BTreeMap::new();
         for family in [Family::V4, Family::V6] {
             let messages = self.route_messages(family).await?;
             let ours = messages.iter().filter(|message| is_ours(message, index));
-            routes
-                .extend(ours.filter_map(|message| Some((destination(message)?, source(message)))));
+            routes.extend(ours.filter_map(|message| {
+                let route = ObservedRoute {
+                    source: source(message),
+                    mtu: mtu(message),
+                };
+                Some((destination(message)?, route))
+            }));
         }
         Ok(routes)
     }
 
-    /// Makes the route, or replaces the one that Wattle made. A route of somebody else to the same
-    /// prefix is left, and named in the error.
+    /// Makes the route, or replaces the one that Wattle made and keeps what somebody has set on it,
+    /// such as its MTU. A route of somebody else to the same prefix is left, and named in the error.
     pub(super) async fn set_route(
         &self,
         index: u32,
@@ -193,10 +201,18 @@ impl Tables {
         source: Option<IpAddr>,
     ) -> anyhow::Result<()> {
         let same_prefix = self.routes_to(prefix).await?;
-        let mut request = self.0.route().add(route(index, prefix, source)?);
+        let mut message = route(index, prefix, source)?;
+        let former = same_prefix.iter().find(|message| is_ours(message, index));
+        let attributes = former.iter().flat_map(|former| &former.attributes);
+        message.attributes.extend(
+            attributes
+                .filter(|attribute| matches!(attribute, RouteAttribute::Metrics(_)))
+                .cloned(),
+        );
+        let mut request = self.0.route().add(message);
         // Without this a replacement takes whichever route to the prefix comes first, whoever made
         // it.
-        if same_prefix.iter().any(|message| is_ours(message, index)) {
+        if former.is_some() {
             request = request.replace();
         }
         match request.execute().await.map_err(into_io) {
@@ -405,6 +421,23 @@ fn source(message: &RouteMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::PrefSource(address) = attribute {
             ip(address)
+        } else {
+            None
+        }
+    })
+}
+
+fn mtu(message: &RouteMessage) -> Option<u32> {
+    let metrics = message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Metrics(metrics) = attribute {
+            Some(metrics)
+        } else {
+            None
+        }
+    });
+    metrics.into_iter().flatten().find_map(|metric| {
+        if let RouteMetric::Mtu(bytes) = metric {
+            Some(*bytes)
         } else {
             None
         }

@@ -15,7 +15,7 @@ use wattle_mesh::{
     health::replies::Flows,
     host::{
         ruleset::Ruleset,
-        state::{Family, Interface, Observed, ObservedPeer, ObservedRuleset},
+        state::{Family, Interface, Observed, ObservedPeer, ObservedRoute, ObservedRuleset},
         way::{ForeignRoute, Way},
     },
     keys::psk::Psk,
@@ -382,7 +382,11 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
                 up: true,
                 mtu: 1380,
                 addresses: prefixes("10.99.0.1/16 fd99::1/64"),
-                routes: [(net("10.2.0.0/24"), source), (net("fd02::/64"), None)].into(),
+                routes: [
+                    (net("10.2.0.0/24"), route(source, None)),
+                    (net("fd02::/64"), route(None, None)),
+                ]
+                .into(),
                 public_key: Some(public_key(1)),
                 listen_port: 51820,
                 ..Interface::new(kind(&name("wattle0")).await)
@@ -396,6 +400,23 @@ fn h8_what_is_applied_is_observed_and_what_was_made_is_taken_away() {
             };
             assert_eq!(kernel.observe().await.unwrap(), applied);
             assert_eq!(kernel.host_addresses().await.unwrap(), [net("10.1.0.1/24")]);
+
+            // What somebody sets on a route stays when the agent replaces it.
+            command("ip route change 10.2.0.0/24 dev wattle0 proto 87 src 10.1.0.1 mtu 1328");
+            command("ip -6 route change fd02::/64 dev wattle0 proto 87 mtu 1328");
+            for change in [
+                Change::SetRoute(net("10.2.0.0/24"), None),
+                Change::SetRoute(net("10.2.0.0/24"), source),
+                Change::SetRoute(net("fd02::/64"), None),
+            ] {
+                kernel.apply(&change, &key).await.unwrap();
+                let found = kernel.observe_interface().await.unwrap().unwrap();
+                let mtus: Vec<_> = found.routes.values().map(|route| route.mtu).collect();
+                assert_eq!(mtus, [Some(1328); 2], "{change}");
+            }
+            command("ip route change 10.2.0.0/24 dev wattle0 proto 87 src 10.1.0.1");
+            command("ip -6 route change fd02::/64 dev wattle0 proto 87");
+            assert_eq!(kernel.observe().await.unwrap(), applied);
 
             command("ip route add 10.6.0.0/24 dev lan0");
             let foreign = kernel
@@ -510,6 +531,10 @@ fn i2_an_interface_of_somebody_else_is_named_and_left() {
             }
         },
     );
+}
+
+fn route(source: Option<IpAddr>, mtu: Option<u32>) -> ObservedRoute {
+    ObservedRoute { source, mtu }
 }
 
 /// An interface of the agent's name that it did not make is not read, not written and not removed.

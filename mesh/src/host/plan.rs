@@ -18,7 +18,7 @@ use wattle_wire::{key::WireguardKey, report::DeviceKind};
 use crate::host::{
     state::{
         AllowedIps, Change, Desired, DesiredPeer, DesiredPsk, Interface, Observed, ObservedPeer,
-        ObservedRuleset, PeerUpdate,
+        ObservedRoute, ObservedRuleset, PeerUpdate,
     },
     way::Way,
 };
@@ -52,7 +52,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         &fresh
     });
     let routes = differences(&desired.routes, &interface.routes, |wanted, found| {
-        wanted == found
+        *wanted == found.source
     });
     // Another private key leaves no session that a preshared key of before could be kept for.
     let keeps_sessions = interface.public_key == Some(desired.public_key);
@@ -190,7 +190,7 @@ impl Plan {
         }
     }
 
-    fn routes(&mut self, differences: &[Difference<'_, IpNet, Option<IpAddr>, Option<IpAddr>>]) {
+    fn routes(&mut self, differences: &[Difference<'_, IpNet, Option<IpAddr>, ObservedRoute>]) {
         for (prefix, wanted, found) in differences {
             let Some(source) = wanted else { continue };
             let reason = if found.is_some() {

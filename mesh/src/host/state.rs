@@ -127,12 +127,22 @@ pub struct Interface {
     pub mtu: u32,
     /// All addresses but link-local ones.
     pub addresses: BTreeSet<IpNet>,
-    /// Routes over the interface that the agent made, with their source address.
-    pub routes: BTreeMap<IpNet, Option<IpAddr>>,
+    /// Routes over the interface that the agent made.
+    pub routes: BTreeMap<IpNet, ObservedRoute>,
     /// Public half of the interface's private key; absent means it has none.
     pub public_key: Option<WireguardKey>,
     pub listen_port: u16,
     pub peers: BTreeMap<WireguardKey, ObservedPeer>,
+}
+
+/// A route over the interface, as found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ObservedRoute {
+    /// The address that the host itself uses as source.
+    pub source: Option<IpAddr>,
+    /// The largest packet that may go there, in bytes, where somebody has set it. The agent sets
+    /// none, and leaves what it finds.
+    pub mtu: Option<u32>,
 }
 
 impl Interface {
@@ -334,7 +344,7 @@ impl Interface {
             }
             Change::SetUp => self.up = true,
             Change::SetRoute(prefix, source) => {
-                self.routes.insert(*prefix, *source);
+                self.routes.entry(*prefix).or_default().source = *source;
             }
             Change::RemoveRoute(prefix) => {
                 self.routes.remove(prefix);

@@ -138,6 +138,7 @@ prop_compose! {
             0..6,
         ),
         routes in routes(),
+        route_mtu in prop::option::of(Just(1328u32)),
         addresses in addresses(0),
         own in prop::option::of(prop_oneof![Just(0u64), Just(99)]),
         up in any::<bool>(),
@@ -148,6 +149,7 @@ prop_compose! {
             let allowed_ips = held(&holders, number);
             (key(number), ObservedPeer { endpoint, keepalive_s, allowed_ips, psk, handshake_age_s, ..ObservedPeer::default() })
         };
+        let routes = routes.into_iter().map(|(prefix, source)| (prefix, ObservedRoute { source, mtu: route_mtu })).collect();
         let public_key = own.map(key);
         // The kernel never keeps a peer with the interface's own key.
         let peers = present.into_iter().map(peer).filter(|(key, _)| Some(*key) != public_key).collect();
@@ -191,7 +193,11 @@ fn reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> 
         (desired.listen_port, desired.mtu)
     );
     prop_assert_eq!(&interface.addresses, &desired.addresses);
-    prop_assert_eq!(&interface.routes, &desired.routes);
+    let routes = interface.routes.iter();
+    let routes: BTreeMap<_, _> = routes
+        .map(|(prefix, found)| (*prefix, found.source))
+        .collect();
+    prop_assert_eq!(&routes, &desired.routes);
     prop_assert!(observed.forwarding.is_superset(&desired.forwarding));
     prop_assert_eq!(
         &observed.ruleset,
@@ -397,4 +403,37 @@ fn a_preshared_key_that_nobody_knows_stays_while_there_may_be_a_session_and_goes
     let removed = Change::RemovePeer(key(1));
     let steps = plan(&desired, &observed).steps;
     assert!(steps.iter().any(|step| step.change == removed), "{steps:?}");
+}
+
+#[test]
+fn the_mtu_that_somebody_set_on_a_route_is_left_and_stays_when_its_source_changes() {
+    let route = |source, mtu| ObservedRoute { source, mtu };
+    let (source, prefix) = (Some(IpAddr::from([10, 1, 0, 1])), prefix(1));
+    let desired = Desired {
+        interface: "wattle0".parse().unwrap(),
+        public_key: key(0),
+        listen_port: 51820,
+        mtu: 1420,
+        addresses: BTreeSet::new(),
+        peers: BTreeMap::new(),
+        routes: [(prefix, source)].into(),
+        underlay: BTreeMap::new(),
+        forwarding: BTreeSet::new(),
+        ruleset: Ruleset {
+            node: NodeId(uuid::Uuid::nil()),
+            interface: "wattle0".parse().unwrap(),
+            local: BTreeSet::new(),
+            remote: BTreeSet::new(),
+        },
+    };
+    let mut observed = apply(&Observed::default(), &plan(&desired, &Observed::default()));
+    for (found, steps) in [(source, 0), (None, 1)] {
+        let interface = observed.interface.as_mut().unwrap();
+        interface.routes = [(prefix, route(found, Some(1328)))].into();
+        let plan = plan(&desired, &observed);
+        assert_eq!(plan.steps.len(), steps);
+        observed = apply(&observed, &plan);
+        let routes = observed.interface.as_ref().unwrap().routes.clone();
+        assert_eq!(routes, [(prefix, route(source, Some(1328)))].into());
+    }
 }
