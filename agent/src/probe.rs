@@ -15,7 +15,11 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tracing::debug;
-use wattle_mesh::{agent::replica::Known, health::probe::Probes, host::interface::InterfaceName};
+use wattle_mesh::{
+    agent::replica::Known,
+    health::probe::{OutgoingProbe, Probes},
+    host::interface::InterfaceName,
+};
 use wattle_wire::{ids::NodeId, probe::Probe, report::ProbeReport};
 
 use crate::kernel::{
@@ -39,7 +43,7 @@ pub(crate) struct Prober {
 struct Shared {
     probes: Mutex<Probes>,
     started: Instant,
-    /// A peer's state changed.
+    /// A peer's state, or what gets to it, changed.
     news: Notify,
     /// Whom to probe changed.
     followed: Notify,
@@ -63,10 +67,10 @@ impl Prober {
         }
     }
 
-    /// Follows what is known of the mesh.
-    pub(crate) fn follow(&self, known: &Known) {
+    /// Follows what is known of the mesh, through a tunnel with this MTU.
+    pub(crate) fn follow(&self, known: &Known, mtu: Option<u32>) {
         let mut probes = self.shared.probes();
-        probes.follow(known, self.shared.started.elapsed());
+        probes.follow(known, mtu, self.shared.started.elapsed());
         let address = probes.next_at().map(|_| known.myself.tunnel_address);
         drop(probes);
         self.address
@@ -74,7 +78,7 @@ impl Prober {
         self.shared.followed.notify_one();
     }
 
-    /// Waits until the state of a peer changes.
+    /// Waits until the state of a peer, or what gets to it, changes.
     pub(crate) async fn news(&self) {
         self.shared.news.notified().await;
     }
@@ -135,8 +139,8 @@ impl Shared {
                 arrived = socket.arrival() => self.take(socket, arrived?)?,
                 () = due => {
                     let next = self.probes().next(self.started.elapsed());
-                    if let Some((to, number)) = next {
-                        socket.send(to, Probe::Request(number))?;
+                    if let Some(OutgoingProbe { to, probe, length }) = next {
+                        socket.send(to, probe, length)?;
                     }
                 }
                 () = self.followed.notified() => {}
@@ -150,12 +154,12 @@ impl Shared {
     fn take(&self, socket: &ProbeSocket, arrived: Arrived) -> io::Result<()> {
         let now = self.started.elapsed();
         match arrived {
-            Arrived::Probe(from, Probe::Request(number)) if self.probes().heard(from, now) => {
-                socket.send(from, Probe::Answer(number))
+            Arrived::Probe(from, probe) => {
+                let answer = self.probes().take(from, probe, now);
+                answer.map_or(Ok(()), |answer| socket.send(from, answer, Probe::LENGTH))
             }
-            Arrived::Probe(_, Probe::Request(_)) => Ok(()),
-            Arrived::Probe(from, Probe::Answer(number)) | Arrived::Refused(from, number) => {
-                self.probes().answered(from, number, now);
+            Arrived::Refused(from, probe) => {
+                self.probes().refused(from, probe, now);
                 Ok(())
             }
         }

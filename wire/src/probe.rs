@@ -1,5 +1,5 @@
-//! A probe: the small datagram with which one gateway asks another, through their tunnel, whether
-//! it is there. And what one says who counts bytes for another.
+//! A probe: the datagram with which one gateway asks another, through their tunnel, whether it is
+//! there, or whether large packets get there. And what one says who counts bytes for another.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -8,39 +8,60 @@ use utoipa::ToSchema;
 /// counts bytes for peers.
 pub const PROBE_PORT: u16 = 9587;
 
-/// What a probe begins with; an answer has [`ANSWER`] instead.
+/// What a probe begins with.
 const REQUEST: [u8; 4] = *b"WTP?";
 const ANSWER: [u8; 4] = *b"WTP!";
+const LARGE_REQUEST: [u8; 4] = *b"WTL?";
+const LARGE_ANSWER: [u8; 4] = *b"WTL!";
 
-/// A request, or its answer. Both have the same length, so that nothing is amplified.
+/// A request, or its answer. No answer is longer than its request, so that nothing is amplified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// Asks the other end for an answer with the same number.
     Request(u32),
     Answer(u32),
+    /// The same, and as large as whoever asks wants it to be: zeros follow.
+    LargeRequest(u32),
+    /// As small as any answer.
+    LargeAnswer(u32),
 }
 
 impl Probe {
-    /// Bytes of a probe.
+    /// Bytes of a probe without the zeros.
     pub const LENGTH: usize = 8;
 
     pub fn to_bytes(self) -> [u8; Self::LENGTH] {
         let (kind, number) = match self {
             Self::Request(number) => (REQUEST, number),
             Self::Answer(number) => (ANSWER, number),
+            Self::LargeRequest(number) => (LARGE_REQUEST, number),
+            Self::LargeAnswer(number) => (LARGE_ANSWER, number),
         };
         (u64::from(u32::from_be_bytes(kind)) << 32 | u64::from(number)).to_be_bytes()
     }
 
-    /// The probe in a datagram; `None` for all else.
+    /// The probe in a datagram, of which [`Probe::LENGTH`] bytes and one more are enough; `None` for
+    /// all else.
     pub fn from_bytes(datagram: &[u8]) -> Option<Self> {
-        let datagram: &[u8; Self::LENGTH] = datagram.try_into().ok()?;
-        let (kind, number) = datagram.split_first_chunk::<4>()?;
+        let (probe, zeros) = datagram.split_first_chunk::<{ Self::LENGTH }>()?;
+        let (kind, number) = probe.split_first_chunk::<4>()?;
         let number = u32::from_be_bytes(number.try_into().ok()?);
         match *kind {
+            LARGE_REQUEST => Some(Self::LargeRequest(number)),
+            _ if !zeros.is_empty() => None,
             REQUEST => Some(Self::Request(number)),
             ANSWER => Some(Self::Answer(number)),
+            LARGE_ANSWER => Some(Self::LargeAnswer(number)),
             _ => None,
+        }
+    }
+
+    /// The answer to a request.
+    pub fn answer(self) -> Option<Self> {
+        match self {
+            Self::Request(number) => Some(Self::Answer(number)),
+            Self::LargeRequest(number) => Some(Self::LargeAnswer(number)),
+            Self::Answer(_) | Self::LargeAnswer(_) => None,
         }
     }
 }
@@ -115,15 +136,52 @@ mod tests {
             Probe::Request(0),
             Probe::Request(u32::MAX),
             Probe::Answer(7),
+            Probe::LargeRequest(7),
+            Probe::LargeAnswer(u32::MAX),
         ] {
             assert_eq!(Probe::from_bytes(&probe.to_bytes()), Some(probe));
         }
-        assert_eq!(
-            Probe::Request(0x0102_0304).to_bytes(),
-            *b"WTP?\x01\x02\x03\x04"
-        );
-        for other in [&b""[..], b"WTP?\0\0\0", b"WTP?\0\0\0\0\0", b"WTP.\0\0\0\0"] {
+        for (probe, bytes) in [
+            (Probe::Request(0x0102_0304), *b"WTP?\x01\x02\x03\x04"),
+            (Probe::Answer(5), *b"WTP!\0\0\0\x05"),
+            (Probe::LargeRequest(6), *b"WTL?\0\0\0\x06"),
+            (Probe::LargeAnswer(7), *b"WTL!\0\0\0\x07"),
+        ] {
+            assert_eq!(probe.to_bytes(), bytes);
+        }
+        for other in [
+            &b""[..],
+            b"WTP?\0\0\0",
+            b"WTP?\0\0\0\0\0",
+            b"WTP.\0\0\0\0",
+            b"WTL?\0\0\0",
+            b"WTL!\0\0\0\0\0",
+        ] {
             assert_eq!(Probe::from_bytes(other), None);
+        }
+    }
+
+    #[test]
+    fn a_large_request_is_one_at_any_length() {
+        for length in [8, 9, 1_392, 65_507] {
+            let mut datagram = Probe::LargeRequest(7).to_bytes().to_vec();
+            datagram.resize(length, 0);
+            assert_eq!(
+                Probe::from_bytes(&datagram),
+                Some(Probe::LargeRequest(7)),
+                "{length}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_answer_has_the_number_of_its_request_and_none_itself() {
+        for (request, answer) in [
+            (Probe::Request(7), Probe::Answer(7)),
+            (Probe::LargeRequest(8), Probe::LargeAnswer(8)),
+        ] {
+            assert_eq!(request.answer(), Some(answer));
+            assert_eq!(answer.answer(), None);
         }
     }
 

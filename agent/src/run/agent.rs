@@ -371,9 +371,10 @@ impl Agent {
             self.replies.note(&observed.flows, self.started.elapsed());
         }
         if let Some(known) = self.replica.known() {
-            self.prober.follow(known);
             let interface = self.outcome.observed.as_ref();
             let interface = interface.and_then(|observed| observed.interface.as_ref());
+            self.prober
+                .follow(known, interface.map(|interface| interface.mtu));
             let refused = &self.outcome.limits.refused;
             let served = interface.filter(|interface| interface.up).map(|found| {
                 Served::new(known, &self.interface, refused, Some(found), &self.replies)

@@ -2,7 +2,9 @@
 //!
 //! The answers to a peer's last 64 probes are bits, of which everything else follows. What is down
 //! comes back only after more answers the more often it went, so that a link that comes and goes
-//! does not flap.
+//! does not flap. Some are accompanied by large ones ([`size`]).
+
+mod size;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,16 +14,17 @@ use std::{
 
 use wattle_wire::{
     ids::NodeId,
-    probe::HealthSettings,
+    probe::{HealthSettings, Probe},
     report::{EndState, ProbeReport},
 };
 
+use self::size::PathSize;
 use crate::agent::replica::Known;
 
 /// Least time between two probes of one peer, and the time after which an answer is missed.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Least time between any two probes: 50 in a second, so that of 1,000 peers each is asked every 20
-/// s.
+/// s. The same between any two large ones.
 const SPACING: Duration = Duration::from_millis(20);
 /// Probes in a row whose answers are missed when a peer counts as down: with [`PROBE_INTERVAL`],
 /// four seconds after the last answer at most.
@@ -45,6 +48,10 @@ const UNHEARD: Duration = Duration::from_secs(10);
 const LEAST_HEARD: u32 = 3;
 /// Least time between two answers to one peer.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(250);
+/// The same of answers to large probes: they come faster in a search.
+const LARGE_ANSWER_INTERVAL: Duration = Duration::from_millis(50);
+/// Bytes of a datagram's IPv4 and UDP headers.
+const HEADERS: u16 = 28;
 
 /// All peers that are probed. Times are of a clock that only goes forward.
 #[derive(Debug, Default)]
@@ -52,12 +59,26 @@ pub struct Probes {
     settings: HealthSettings,
     peers: BTreeMap<NodeId, Peer>,
     by_address: BTreeMap<Ipv4Addr, NodeId>,
+    /// MTU of the tunnel; absent while it is not known.
+    mtu: Option<u32>,
     /// When each peer is to be looked at next.
     queue: BTreeSet<(Duration, NodeId)>,
     /// Before this no probe is sent.
     not_before: Duration,
-    /// Whether a peer's state changed since somebody asked.
+    /// The same for large probes.
+    large_queue: BTreeSet<(Duration, NodeId)>,
+    large_not_before: Duration,
+    /// Whether a peer's state, or what gets to it, changed since somebody asked.
     news: bool,
+}
+
+/// A probe to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutgoingProbe {
+    pub to: Ipv4Addr,
+    pub probe: Probe,
+    /// Bytes of the datagram: zeros follow the probe.
+    pub length: usize,
 }
 
 #[derive(Debug)]
@@ -81,14 +102,23 @@ struct Peer {
     /// When its last request came, and how many came in a row.
     heard: Option<(Duration, u32)>,
     told_at: Option<Duration>,
+    told_large_at: Option<Duration>,
     next_at: Duration,
+    /// The last answer came from the host, which has no agent that answers. Hosts give no more than
+    /// one such answer a second: there is none to spare for a large probe.
+    is_refused: bool,
+    /// Absent while it cannot be measured.
+    size: Option<PathSize>,
+    /// Where it is in the queue of large probes.
+    large_at: Option<Duration>,
 }
 
 impl Probes {
     /// Follows what is known of the mesh: whom to probe, and how to judge. On an unmanaged peer
-    /// nobody would answer.
-    pub fn follow(&mut self, known: &Known, now: Duration) {
+    /// nobody would answer. `mtu` is that of the tunnel, if there is one.
+    pub fn follow(&mut self, known: &Known, mtu: Option<u32>, now: Duration) {
         self.settings = known.mesh.health;
+        self.set_mtu(mtu);
         let managed = known
             .peers
             .values()
@@ -104,7 +134,7 @@ impl Probes {
             let first_at = now + interval(peers.len()) * place / count.max(1);
             self.peers
                 .entry(*node)
-                .or_insert_with(|| Peer::new(*address, first_at));
+                .or_insert_with(|| Peer::new(*address, self.mtu, first_at));
         }
         self.by_address = peers
             .into_iter()
@@ -115,15 +145,36 @@ impl Probes {
             .iter()
             .map(|(node, peer)| (peer.next_at, *node))
             .collect();
+        self.large_queue = self
+            .peers
+            .iter()
+            .filter_map(|(node, peer)| Some((peer.large_at?, *node)))
+            .collect();
+    }
+
+    /// What was found with another MTU says nothing.
+    fn set_mtu(&mut self, mtu: Option<u32>) {
+        if std::mem::replace(&mut self.mtu, mtu) != mtu {
+            for peer in self.peers.values_mut() {
+                (peer.size, peer.large_at) = (PathSize::new(mtu), None);
+            }
+        }
     }
 
     /// When to call [`Probes::next`] again; `None` when there is nobody to probe.
     pub fn next_at(&self) -> Option<Duration> {
-        self.queue.first().map(|(at, _)| self.not_before.max(*at))
+        let ordinary = self.queue.first().map(|(at, _)| self.not_before.max(*at));
+        let large = self.large_queue.first();
+        let large = large.map(|(at, _)| self.large_not_before.max(*at));
+        [ordinary, large].into_iter().flatten().min()
     }
 
-    /// The probe to send now: its number and where to.
-    pub fn next(&mut self, now: Duration) -> Option<(Ipv4Addr, u32)> {
+    /// The probe to send now.
+    pub fn next(&mut self, now: Duration) -> Option<OutgoingProbe> {
+        self.next_ordinary(now).or_else(|| self.next_large(now))
+    }
+
+    fn next_ordinary(&mut self, now: Duration) -> Option<OutgoingProbe> {
         let round = interval(self.peers.len());
         while self.not_before <= now && self.queue.first().is_some_and(|(at, _)| *at <= now) {
             let (_, node) = self.queue.pop_first()?;
@@ -139,40 +190,98 @@ impl Probes {
             self.queue.insert((peer.next_at, node));
             if send {
                 self.not_before = now + SPACING;
-                return Some((peer.address, peer.send(now)));
+                let probe = OutgoingProbe {
+                    to: peer.address,
+                    probe: Probe::Request(peer.send(now)),
+                    length: Probe::LENGTH,
+                };
+                self.queue_large(node);
+                return Some(probe);
             }
         }
         None
     }
 
-    /// A peer answered, or its host said that nobody there does: either way the packet went there
-    /// and back.
-    pub fn answered(&mut self, from: Ipv4Addr, number: u32, now: Duration) {
-        let settings = self.settings;
-        let changed = self.peer_at(from).is_some_and(|peer| {
-            peer.answered(number, now);
-            peer.judge(&settings, now)
-        });
-        self.news |= changed;
+    fn next_large(&mut self, now: Duration) -> Option<OutgoingProbe> {
+        while self.large_not_before <= now
+            && let Some((_, node)) = self.large_queue.first().filter(|(at, _)| *at <= now)
+        {
+            let node = *node;
+            let peer = self.peers.get_mut(&node)?;
+            let was = peer.small_path();
+            let to = peer.address;
+            let large = peer.next_large(now);
+            self.news |= peer.small_path() != was;
+            self.queue_large(node);
+            if let Some((number, size)) = large {
+                self.large_not_before = now + SPACING;
+                return Some(OutgoingProbe {
+                    to,
+                    probe: Probe::LargeRequest(number),
+                    length: size.saturating_sub(HEADERS).into(),
+                });
+            }
+        }
+        None
     }
 
-    /// A request came. Whether to answer it: it is a peer's, and not too soon after another.
-    pub fn heard(&mut self, from: Ipv4Addr, now: Duration) -> bool {
-        let Some(peer) = self.peer_at(from) else {
-            return false;
+    /// Keeps the place of a peer in the queue of large probes.
+    fn queue_large(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else {
+            return;
         };
-        let in_a_row = peer
-            .heard
-            .filter(|(at, _)| now.saturating_sub(*at) < HEARD)
-            .map_or(0, |(_, count)| count);
-        peer.heard = Some((now, in_a_row.saturating_add(1)));
-        let answer = peer
-            .told_at
-            .is_none_or(|at| now.saturating_sub(at) >= ANSWER_INTERVAL);
-        if answer {
-            peer.told_at = Some(now);
+        let next_at = peer.size.as_ref().and_then(PathSize::next_at);
+        if let Some(before) = std::mem::replace(&mut peer.large_at, next_at) {
+            self.large_queue.remove(&(before, node));
         }
-        answer
+        self.large_queue.extend(next_at.map(|at| (at, node)));
+    }
+
+    /// A probe came through the tunnel. The answer to give, if any: to a peer, and not too soon after
+    /// another.
+    pub fn take(&mut self, from: Ipv4Addr, probe: Probe, now: Duration) -> Option<Probe> {
+        match probe {
+            Probe::Request(_) => self.peer_at(from)?.heard(now),
+            Probe::LargeRequest(_) => self.peer_at(from)?.heard_large(now),
+            Probe::Answer(_) | Probe::LargeAnswer(_) => {
+                self.answered(from, probe, false, now);
+                false
+            }
+        }
+        .then(|| probe.answer())?
+    }
+
+    /// The host of a peer said that nobody there takes this probe: so it went there and back.
+    pub fn refused(&mut self, from: Ipv4Addr, probe: Probe, now: Duration) {
+        if let Some(answer) = probe.answer() {
+            self.answered(from, answer, true, now);
+        }
+    }
+
+    fn answered(&mut self, from: Ipv4Addr, answer: Probe, is_refused: bool, now: Duration) {
+        let settings = self.settings;
+        let Some(node) = self.by_address.get(&from).copied() else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&node) else {
+            return;
+        };
+        peer.is_refused = is_refused;
+        match answer {
+            Probe::Answer(number) => {
+                peer.answered(number, now);
+                self.news |= peer.judge(&settings, now);
+            }
+            Probe::LargeAnswer(number) => {
+                let was = peer.small_path();
+                if let Some(size) = &mut peer.size {
+                    size.answered(number, now);
+                }
+                self.news |= peer.small_path() != was;
+                self.queue_large(node);
+            }
+            Probe::Request(_) | Probe::LargeRequest(_) => {}
+        }
     }
 
     /// Whether a tunnel address is that of a peer that is probed.
@@ -188,7 +297,18 @@ impl Probes {
             .collect()
     }
 
-    /// Whether the state of a peer changed since the last call.
+    /// Bytes of the largest packet that is known to get to each peer through its tunnel; no more than
+    /// the tunnel's MTU.
+    pub fn sizes(&self) -> BTreeMap<NodeId, u16> {
+        let works = |peer: &&Peer| peer.state.is_some_and(EndState::works);
+        let size = |peer: &Peer| peer.size.as_ref()?.largest();
+        let peers = self.peers.iter().filter(|(_, peer)| works(peer));
+        peers
+            .filter_map(|(node, peer)| Some((*node, size(peer)?)))
+            .collect()
+    }
+
+    /// Whether the state of a peer, or what gets to it, changed since the last call.
     pub fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
     }
@@ -203,8 +323,17 @@ fn interval(peers: usize) -> Duration {
     PROBE_INTERVAL.max(SPACING * u32::try_from(peers).unwrap_or(u32::MAX))
 }
 
+/// Whether the next one may be given so soon after the last.
+fn is_due(last: &mut Option<Duration>, interval: Duration, now: Duration) -> bool {
+    let is_due = last.is_none_or(|at| now.saturating_sub(at) >= interval);
+    if is_due {
+        *last = Some(now);
+    }
+    is_due
+}
+
 impl Peer {
-    fn new(address: Ipv4Addr, next_at: Duration) -> Self {
+    fn new(address: Ipv4Addr, mtu: Option<u32>, next_at: Duration) -> Self {
         Self {
             address,
             sent: 0,
@@ -217,7 +346,11 @@ impl Peer {
             answers_needed: LEAST_ANSWERS,
             heard: None,
             told_at: None,
+            told_large_at: None,
             next_at,
+            is_refused: false,
+            size: PathSize::new(mtu),
+            large_at: None,
         }
     }
 
@@ -237,7 +370,43 @@ impl Peer {
         self.sent_at[self.sent as usize % REMEMBERED] = now;
         self.answered <<= 1;
         self.counted = (self.counted + 1).min(LOSS_OVER + 1);
+        if let Some(size) = &mut self.size {
+            size.accompany(now);
+        }
         self.sent
+    }
+
+    /// The large probe to send now: its number, and the bytes of its packet.
+    fn next_large(&mut self, now: Duration) -> Option<(u32, u16)> {
+        let is_clean = self.state.is_some_and(|state| match state {
+            EndState::Up | EndState::Slow => true,
+            EndState::Lossy | EndState::OneWay | EndState::Down => false,
+        });
+        let is_well = is_clean && !self.is_refused && self.row(now).0 == 0;
+        let round_trip = Duration::from_micros(self.round_trip_us.unwrap_or(0).into());
+        let size = self.size.as_mut()?;
+        size.next(now, is_well, round_trip)
+    }
+
+    /// The size of the packets that get to it, where that is less than the tunnel takes.
+    fn small_path(&self) -> Option<u16> {
+        let size = self.size.as_ref().filter(|size| size.is_small())?;
+        size.largest()
+    }
+
+    /// A request came. Whether to answer it.
+    fn heard(&mut self, now: Duration) -> bool {
+        let in_a_row = self
+            .heard
+            .filter(|(at, _)| now.saturating_sub(*at) < HEARD)
+            .map_or(0, |(_, count)| count);
+        self.heard = Some((now, in_a_row.saturating_add(1)));
+        is_due(&mut self.told_at, ANSWER_INTERVAL, now)
+    }
+
+    /// The same of a large one. It came beside an ordinary one, by which the peer is heard.
+    fn heard_large(&mut self, now: Duration) -> bool {
+        is_due(&mut self.told_large_at, LARGE_ANSWER_INTERVAL, now)
     }
 
     fn answered(&mut self, number: u32, now: Duration) {
@@ -277,6 +446,7 @@ impl Peer {
     fn is_doubtful(&self) -> bool {
         self.state
             .is_some_and(|state| !state.works() || self.answered & 1 == 0)
+            || self.size.as_ref().is_some_and(PathSize::is_in_doubt)
     }
 
     fn loss_percent(&self) -> u8 {

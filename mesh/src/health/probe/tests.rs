@@ -7,17 +7,17 @@ use crate::{
     testing::{MESH, directory_of, node_id, node_keys_of, snapshot, unmanaged_record},
 };
 
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
-fn ms(milliseconds: u64) -> Duration {
+pub(super) fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-fn node(number: u128) -> NodeId {
+pub(super) fn node(number: u128) -> NodeId {
     NodeId(uuid::Uuid::from_u128(number))
 }
 
-fn probes_of(peers: u32) -> Probes {
+pub(super) fn probes_of(peers: u32) -> Probes {
     let mut probes = Probes::default();
     for number in 0..peers {
         let (node, address) = (
@@ -25,7 +25,7 @@ fn probes_of(peers: u32) -> Probes {
             Ipv4Addr::from(u32::from(ADDRESS) + number),
         );
         let at = interval(peers as usize) * number / peers;
-        probes.peers.insert(node, Peer::new(address, at));
+        probes.peers.insert(node, Peer::new(address, None, at));
         probes.by_address.insert(address, node);
         probes.queue.insert((at, node));
     }
@@ -49,15 +49,15 @@ fn lives(
     };
     for (second, (answers, is_heard)) in (0..).zip(fates) {
         let now = Duration::from_secs(second);
-        if let Some((to, number)) = probes.next(now) {
+        if let Some(OutgoingProbe { to, probe, .. }) = probes.next(now) {
             note(&probes, now);
             if answers {
-                probes.answered(to, number, now + round_trip);
+                probes.take(to, probe.answer().unwrap(), now + round_trip);
                 note(&probes, now + round_trip);
             }
         }
         if is_heard {
-            probes.heard(ADDRESS, now + ms(500));
+            probes.take(ADDRESS, Probe::Request(1), now + ms(500));
         }
     }
     seen
@@ -129,10 +129,10 @@ fn a_slow_link_is_slow_and_not_down_though_each_answer_comes_after_its_time() {
         waiting.extend(
             probes
                 .next(now)
-                .map(|(to, number)| (now + ms(1_500), to, number)),
+                .map(|asked| (now + ms(1_500), asked.to, asked.probe.answer().unwrap())),
         );
-        for (_, to, number) in waiting.extract_if(.., |(at, ..)| *at <= now) {
-            probes.answered(to, number, now);
+        for (_, to, answer) in waiting.extract_if(.., |(at, ..)| *at <= now) {
+            probes.take(to, answer, now);
         }
         assert!(probes.reports().values().all(|report| report.state.works()));
     }
@@ -168,18 +168,23 @@ fn nobody_is_asked_where_no_agent_would_answer() {
     let view = view::view(&directory, node_id(1)).unwrap();
     replica.receive(snapshot(view), 0);
     let mut probes = Probes::default();
-    probes.follow(replica.known().unwrap(), ms(0));
+    probes.follow(replica.known().unwrap(), Some(1420), ms(0));
     assert_eq!(probes.peers.keys().collect::<Vec<_>>(), [&node_id(3)]);
 }
 
 #[test]
 fn only_peers_are_answered_and_none_more_often_than_it_may_ask() {
     let mut probes = probes_of(1);
-    assert!(!probes.heard(Ipv4Addr::new(10, 99, 0, 77), ms(0)));
-    let answers = (0..1000)
-        .filter(|tick| probes.heard(ADDRESS, ms(*tick)))
-        .count();
-    assert_eq!(answers, 4);
+    let mut answers = |from, probe: Probe| {
+        let answers = (0..1000).filter_map(|tick| probes.take(from, probe, ms(tick)));
+        let answers: Vec<_> = answers.collect();
+        assert!(answers.iter().all(|answer| Some(*answer) == probe.answer()));
+        answers.len()
+    };
+    assert_eq!(answers(Ipv4Addr::new(10, 99, 0, 77), Probe::Request(1)), 0);
+    assert_eq!(answers(ADDRESS, Probe::Request(1)), 4);
+    // A large one beside an ordinary one is no second one.
+    assert_eq!(answers(ADDRESS, Probe::LargeRequest(1)), 20);
 }
 
 #[test]
@@ -188,10 +193,10 @@ fn a_thousand_peers_cost_fifty_probes_a_second_and_a_silent_one_is_noticed_soon_
     let mut sent = 0;
     for tick in 0..12_000u64 {
         let now = ms(tick * 10);
-        while let Some((to, number)) = probes.next(now) {
+        while let Some(OutgoingProbe { to, probe, .. }) = probes.next(now) {
             sent += 1;
             if to != ADDRESS || now < Duration::from_secs(60) {
-                probes.answered(to, number, now);
+                probes.take(to, probe.answer().unwrap(), now);
             }
         }
         if now >= Duration::from_secs(60 + 25) {
@@ -215,10 +220,12 @@ proptest! {
     /// Answers that were never asked for, come twice or late change nothing that they should
     /// not, and never panic.
     #[test]
-    fn strange_answers_do_no_harm(numbers in prop::collection::vec((any::<u32>(), 0u64..100_000), 200)) {
+    fn strange_answers_do_no_harm(numbers in prop::collection::vec((prop_oneof![any::<u32>(), 0..200u32], 0u64..100_000), 200)) {
         let mut probes = probes_of(1);
+        probes.set_mtu(Some(1420));
         for (number, at) in numbers {
-            probes.answered(ADDRESS, number, ms(at));
+            probes.take(ADDRESS, Probe::Answer(number), ms(at));
+            probes.take(ADDRESS, Probe::LargeAnswer(number), ms(at));
             probes.next(ms(at));
         }
         prop_assert!(probes.reports().values().all(|report| report.loss_percent <= 100));
