@@ -14,6 +14,7 @@ use wattle_mesh::{
     diagnose::{
         doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms, Unreached},
         lan::{Facts, Served},
+        size,
     },
     health::replies::Replies,
     host::state::{Interface, ObservedPeer},
@@ -58,6 +59,8 @@ pub(crate) struct Node<'n> {
     pub(crate) known: Option<&'n Known>,
     /// What the running agent's probes find.
     pub(crate) probes: &'n BTreeMap<NodeId, ProbeReport>,
+    /// Bytes of the largest packets that get to peers, as these find.
+    pub(crate) sizes: &'n BTreeMap<NodeId, u16>,
     /// What hosts of its LANs send back.
     pub(crate) replies: &'n Replies,
     /// What the agent has to tell besides what is looked at here.
@@ -101,6 +104,7 @@ async fn without_agent(paths: &Paths, join_string: Option<&str>) -> anyhow::Resu
         membership: &found.membership,
         known: found.known.as_ref(),
         probes: &BTreeMap::new(),
+        sizes: &BTreeMap::new(),
         replies: &Replies::default(),
         problems: found.problems.clone(),
         own_links: None,
@@ -120,22 +124,27 @@ pub(crate) async fn examine(
     let observed = host.observe().await.unwrap_or_default();
     let membership = node.as_ref().map(|node| node.membership);
     let interface = observed.interface.as_ref();
-    let served = match known {
-        Some(known) => {
-            let limits = host.limits(known).await.unwrap_or_default();
-            let none = Replies::default();
-            let replies = node.as_ref().map_or(&none, |node| node.replies);
-            Served::new(known, host.interface(), &limits.refused, interface, replies)
+    let (served, large_packets) = match (known, &node) {
+        (Some(known), Some(node)) => {
+            let refused = host.limits(known).await.unwrap_or_default().refused;
+            let name = host.interface();
+            let large_packets =
+                interface.map(|found| size::problems(known, &refused, name, found, node.sizes));
+            let served = Served::new(known, name, &refused, interface, node.replies);
+            (served, large_packets.unwrap_or_default())
         }
-        None => Served {
-            interface: host.interface().clone(),
-            port: USUAL_PORT,
-            own: Vec::new(),
-            far: Vec::new(),
-            unheard: Vec::new(),
-            silent: BTreeSet::new(),
-            answering: BTreeSet::new(),
-        },
+        _ => {
+            let nothing = Served {
+                interface: host.interface().clone(),
+                port: USUAL_PORT,
+                own: Vec::new(),
+                far: Vec::new(),
+                unheard: Vec::new(),
+                silent: BTreeSet::new(),
+                answering: BTreeSet::new(),
+            };
+            (nothing, Vec::new())
+        }
     };
     let (way, facts) = tokio::join!(way(membership, join_string), host.between_lans(&served));
     let way = way?;
@@ -157,6 +166,7 @@ pub(crate) async fn examine(
         underlay: symptoms::underlay(),
         served,
         facts,
+        large_packets,
         unresolved: way.unresolved,
         coordinator: way.coordinator,
         loses_large_packets: way.loses_large_packets,
@@ -181,9 +191,10 @@ fn peers(node: &Node<'_>, interface: Option<&Interface>) -> Vec<PeerSymptoms> {
             name: known.peer.name.clone(),
             unmanaged: known.statement.unmanaged,
             handshake_age_s: seen.handshake_age_s,
-            endpoint: seen.endpoint.map(|endpoint| endpoint.to_string()),
+            endpoint: seen.endpoint,
             sent_bytes: seen.sent_bytes,
             probe: node.probes.get(&known.peer.node).copied(),
+            largest: node.sizes.get(&known.peer.node).copied(),
         }
     };
     let peers = node

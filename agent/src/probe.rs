@@ -87,6 +87,11 @@ impl Prober {
     pub(crate) fn reports(&self) -> BTreeMap<NodeId, ProbeReport> {
         self.shared.probes().reports()
     }
+
+    /// Bytes of the largest packet that is known to get to each peer.
+    pub(crate) fn sizes(&self) -> BTreeMap<NodeId, u16> {
+        self.shared.probes().sizes()
+    }
 }
 
 impl Drop for Prober {

@@ -43,6 +43,11 @@ const TESTS: &[(&str, &str, &str)] = &[
         include_str!("systemd/replies.sh"),
     ),
     (
+        "a_path_too_small_for_large_packets_is_told_within_ten_seconds_and_its_remedy_helps",
+        "sizes",
+        include_str!("systemd/sizes.sh"),
+    ),
+    (
         "both_units_start_and_come_back_when_they_hang",
         "units",
         include_str!("systemd/units.sh"),

@@ -4,4 +4,5 @@ pub mod doctor;
 pub mod firewall;
 pub mod lan;
 mod remedy;
+pub mod size;
 pub mod verify;

@@ -20,6 +20,7 @@ const CAUSES = {
   no_lan: "it has no address in its LAN",
   lan_down: "its LAN is down",
   return_route: "hosts of its LAN answer to another router",
+  large_packets: "large packets are lost on the way",
   address_family: "they have no address family in common",
 };
 

@@ -142,6 +142,8 @@ pub enum ProblemCode {
     Endpoint,
     /// The process that moves the packets runs an older program than the agent.
     OldDevice,
+    /// Large packets do not get to a peer through its tunnel, small ones do.
+    LargePackets,
     /// A kind that is newer than the reader.
     #[serde(other)]
     Other,
@@ -171,6 +173,7 @@ impl ProblemCode {
             Self::Clock => "clock",
             Self::Endpoint => "endpoint",
             Self::OldDevice => "old_device",
+            Self::LargePackets => "large_packets",
             Self::Other => "other",
         }
     }
@@ -197,6 +200,7 @@ impl ProblemCode {
             | Self::Clock
             | Self::Endpoint
             | Self::OldDevice
+            | Self::LargePackets
             | Self::Other => false,
         }
     }

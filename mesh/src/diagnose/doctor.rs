@@ -4,7 +4,7 @@ mod firewall;
 mod names;
 mod reach;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
@@ -23,9 +23,11 @@ use crate::{
     health::link,
 };
 
-/// Bytes that WireGuard adds to a packet, over IPv6: 40 of IPv6, 8 of UDP, 32 of its own (section
+/// Bytes that WireGuard adds to a packet over IPv4: 20 of IPv4, 8 of UDP, 32 of its own (section
 /// 5.4.6 of its paper).
-const OVERHEAD: u32 = 80;
+const OVERHEAD_V4: u32 = 60;
+/// The same over IPv6, which has 40.
+const OVERHEAD_V6: u32 = 80;
 /// As many links are named that are not as they should be.
 const MOST_NAMED: usize = 5;
 
@@ -47,6 +49,8 @@ pub struct Symptoms {
     /// The LANs here and elsewhere, and what was found between them.
     pub served: Served,
     pub facts: Facts,
+    /// Peers that large packets do not get to.
+    pub large_packets: Vec<Problem>,
     /// `rp_filter` as it works on the interface: the larger of its own and that of all. Absent when
     /// it cannot be read.
     pub rp_filter: Option<u8>,
@@ -85,10 +89,12 @@ pub struct PeerSymptoms {
     /// Seconds; absent means that there was no handshake.
     pub handshake_age_s: Option<u64>,
     /// Where packets to it are sent; absent means nowhere yet.
-    pub endpoint: Option<String>,
+    pub endpoint: Option<SocketAddr>,
     pub sent_bytes: u64,
     /// What the agent's probes find; absent where none run, or no agent.
     pub probe: Option<ProbeReport>,
+    /// Bytes of the largest packet that gets to it, as those find; absent where none did so far.
+    pub largest: Option<u16>,
 }
 
 /// How bad something is.
@@ -142,6 +148,7 @@ pub fn diagnose(symptoms: &Symptoms) -> Vec<Finding> {
     let mut findings = vec![rights(symptoms), agent(symptoms)];
     findings.extend(device(symptoms));
     findings.extend([rp_filter(symptoms), mtu(symptoms)]);
+    findings.extend(symptoms.large_packets.iter().cloned().map(Finding::from));
     findings.extend(between_lans(symptoms));
     findings.extend(firewall::findings(symptoms));
     findings.extend(reach::coordinator(symptoms));
@@ -278,28 +285,58 @@ fn rp_filter(symptoms: &Symptoms) -> Finding {
 }
 
 fn mtu(symptoms: &Symptoms) -> Finding {
-    let Some((name, underlay)) = &symptoms.underlay else {
-        return fine("mtu", "there is no default route to compare with");
-    };
     let Some(device) = symptoms.device else {
+        return fine("mtu", "there is no interface to look at");
+    };
+    let probed = probed(symptoms, device.mtu);
+    let Some((name, underlay)) = &symptoms.underlay else {
         return fine(
             "mtu",
-            format!("there is no interface to compare with the {underlay} of {name}"),
+            format!(
+                "there is no default route to compare {} with{probed}",
+                device.mtu
+            ),
         );
     };
-    match device.mtu + OVERHEAD <= *underlay {
+    let mut endpoints = symptoms.peers.iter().filter_map(|peer| peer.endpoint);
+    let overhead = if endpoints.any(|endpoint| endpoint.is_ipv6()) {
+        OVERHEAD_V6
+    } else {
+        OVERHEAD_V4
+    };
+    match device.mtu + overhead <= *underlay {
         true => fine(
             "mtu",
-            format!("{} fits into the {underlay} of {name}", device.mtu),
+            format!(
+                "{} plus {overhead} of WireGuard fits into the {underlay} of {name}{probed}",
+                device.mtu
+            ),
         ),
         false => notice(
             "mtu",
             format!(
-                "{} plus {OVERHEAD} of WireGuard is more than the {underlay} of {name}: large \
-                 packets are fragmented or lost",
+                "{} plus {overhead} of WireGuard is more than the {underlay} of {name}: large \
+                 packets are fragmented or lost{probed}",
                 device.mtu
             ),
             format!("raise the MTU of {name}, or find what makes it small (PPPoE, another tunnel)"),
+        ),
+    }
+}
+
+/// What probes of the full size found, in words to end a sentence with.
+fn probed(symptoms: &Symptoms, mtu: u32) -> String {
+    let sizes = symptoms.peers.iter().filter_map(|peer| peer.largest);
+    let (whole, small): (Vec<_>, Vec<_>) = sizes.partition(|size| u32::from(*size) >= mtu);
+    match (whole.len(), small.iter().min()) {
+        (0, None) => String::new(),
+        (whole, None) => {
+            format!(". Packets of {mtu} bytes get to all {whole} peers that answer probes")
+        }
+        (whole, Some(least)) => format!(
+            ". Packets of {mtu} bytes get to {whole} peers, and not to {}: to one of them no more \
+             than {least} do",
+            small.len()
         ),
     }
 }

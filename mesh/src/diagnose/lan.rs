@@ -16,9 +16,11 @@ use serde_json::Value;
 use wattle_wire::{
     ids::NodeId,
     name::Name,
+    peer::Peer,
     report::{LanEffect, Problem, ProblemCode},
 };
 
+pub(super) use self::route::family;
 pub use self::route::{Led, Question, questions};
 use super::{
     firewall::{Deed, Firewall, Hook, Lan, Obstacle, Packet, Transport},
@@ -121,9 +123,7 @@ impl Served {
         let far = peers
             .filter(|peer| refused.allows_peer(peer.node))
             .flat_map(|peer| {
-                let parts = peer.subnets.iter();
-                let parts = parts.flat_map(|subnet| refused.carried_out(*subnet));
-                parts.map(|prefix| FarLan {
+                behind(peer, refused).map(|prefix| FarLan {
                     node: peer.node,
                     name: peer.name.clone(),
                     prefix,
@@ -154,6 +154,12 @@ impl Served {
         self.own.iter().any(|own| own.addr().is_ipv4() == v4)
             && self.far.iter().any(|far| far.prefix.addr().is_ipv4() == v4)
     }
+}
+
+/// What of a peer's LANs the host carries out.
+pub(super) fn behind(peer: &Peer, refused: &Refused) -> impl Iterator<Item = IpNet> {
+    let parts = peer.subnets.iter();
+    parts.flat_map(|subnet| refused.carried_out(*subnet))
 }
 
 /// LANs of the site behind a router of it: the host has no address in them, and a route of its own

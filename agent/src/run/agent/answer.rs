@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tracing::info;
-use wattle_mesh::{agent::replica::Known, health::clock};
+use wattle_mesh::{agent::replica::Known, diagnose::size, health::clock};
 use wattle_wire::{
     report::{Problem, ProblemCode},
     verdict::OwnLinks,
@@ -63,11 +63,13 @@ impl Agent {
             .map(|known| self.host_problems(known).collect())
             .unwrap_or_default();
         let (replies, own_links) = (self.replies.clone(), self.own_links());
+        let sizes = self.prober.sizes();
         tokio::spawn(async move {
             let node = Node {
                 membership: &membership,
                 known: known.as_ref(),
                 probes: &probes,
+                sizes: &sizes,
                 replies: &replies,
                 problems,
                 own_links: own_links.await,
@@ -108,6 +110,7 @@ impl Agent {
         self.host_problems(known)
             .chain(clock)
             .chain(self.lan_watch.problems())
+            .chain(self.large_packets(known))
     }
 
     /// What keeps this host from what the mesh wants.
@@ -134,6 +137,19 @@ impl Agent {
             let own_links = own_links.await;
             call.answer(status.map(|status| status.with_verdicts(own_links)));
         });
+    }
+
+    /// Peers that large packets do not get to.
+    fn large_packets(&self, known: &Known) -> Vec<Problem> {
+        let observed = self.outcome.observed.as_ref();
+        let interface = observed.and_then(|observed| observed.interface.as_ref());
+        interface
+            .map(|found| {
+                let refused = &self.outcome.limits.refused;
+                let sizes = self.prober.sizes();
+                size::problems(known, refused, &self.interface, found, &sizes)
+            })
+            .unwrap_or_default()
     }
 
     async fn status(&self) -> Result<Status, String> {

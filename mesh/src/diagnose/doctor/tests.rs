@@ -2,6 +2,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use wattle_wire::report::ProblemCode;
+
 use super::*;
 use crate::{
     diagnose::{firewall::Lan, lan::FarLan},
@@ -53,6 +55,7 @@ fn healthy() -> Symptoms {
             led: Vec::new(),
             neighbours: BTreeSet::new(),
         },
+        large_packets: Vec::new(),
         rp_filter: Some(2),
         underlay: Some(("eth0".to_owned(), 1500)),
         unresolved: Vec::new(),
@@ -65,6 +68,7 @@ fn healthy() -> Symptoms {
             endpoint: None,
             sent_bytes: 1,
             probe: None,
+            largest: None,
         }],
         problems: Vec::new(),
         verdicts: None,
@@ -109,7 +113,7 @@ fn a_healthy_gateway_has_nothing_to_mend() {
 #[test]
 fn each_ailment_is_told_with_its_remedy() {
     type Ailment = (&'static str, Severity, fn(&mut Symptoms));
-    let ailments: [Ailment; 15] = [
+    let ailments: [Ailment; 17] = [
         ("rights", Severity::Fault, |s| s.may_administer = false),
         ("agent", Severity::Fault, |s| s.runs = false),
         ("wireguard", Severity::Fault, |s| s.device = None),
@@ -127,7 +131,18 @@ fn each_ailment_is_told_with_its_remedy() {
         }),
         ("rp_filter", Severity::Notice, |s| s.rp_filter = Some(1)),
         ("mtu", Severity::Notice, |s| {
-            s.underlay = Some(("ppp0".to_owned(), 1492))
+            s.underlay = Some(("ppp0".to_owned(), 1479))
+        }),
+        ("mtu", Severity::Notice, |s| {
+            s.underlay = Some(("ppp0".to_owned(), 1492));
+            s.peers[0].endpoint = Some("[2001:db8::7]:51820".parse().unwrap());
+        }),
+        ("large_packets", Severity::Fault, |s| {
+            s.large_packets = vec![Problem {
+                remedy: Some("ip route change".to_owned()),
+                lan: Some(LanEffect::Degraded),
+                ..Problem::new(ProblemCode::LargePackets, "none get there")
+            }]
         }),
         ("dns", Severity::Fault, |s| {
             s.unresolved = vec![("coordinator.example".to_owned(), "no such name".to_owned())]
@@ -498,9 +513,10 @@ fn a_tunnel_without_answers_says_where_the_packets_go() {
         name,
         unmanaged: false,
         handshake_age_s: None,
-        endpoint: Some("198.51.100.20:51820".to_owned()),
+        endpoint: Some("198.51.100.20:51820".parse().unwrap()),
         sent_bytes: 148,
         probe: None,
+        largest: None,
     }];
     let told = told(&symptoms);
     assert!(
@@ -525,7 +541,7 @@ fn a_tunnel_that_works_one_way_or_badly_is_told_whatever_its_handshake_says() {
         (EndState::Down, Severity::Fault),
     ] {
         let mut symptoms = healthy();
-        symptoms.peers[0].endpoint = Some("198.51.100.20:51820".to_owned());
+        symptoms.peers[0].endpoint = Some("198.51.100.20:51820".parse().unwrap());
         symptoms.peers[0].probe = Some(ProbeReport {
             state,
             loss_percent: 30,
@@ -538,4 +554,43 @@ fn a_tunnel_that_works_one_way_or_badly_is_told_whatever_its_handshake_says() {
         symptoms.peers[0].handshake_age_s = None;
         assert_eq!(self::told(&symptoms), [], "who answers is there");
     }
+}
+
+#[test]
+fn the_mtu_is_judged_by_the_endpoints_in_use_and_probes_have_their_say() {
+    let mtu = |underlay: u32, endpoint: &str, largest: &[u16]| {
+        let mut symptoms = healthy();
+        symptoms.underlay = Some(("ppp0".to_owned(), underlay));
+        let peer = PeerSymptoms {
+            endpoint: Some(endpoint.parse().unwrap()),
+            ..symptoms.peers[0].clone()
+        };
+        let with = |size: &u16| PeerSymptoms {
+            largest: Some(*size),
+            ..peer.clone()
+        };
+        symptoms.peers = largest.iter().map(with).chain([peer.clone()]).collect();
+        let finding = diagnose(&symptoms)
+            .into_iter()
+            .find(|finding| finding.check == "mtu");
+        let finding = finding.unwrap();
+        (finding.severity, finding.detail)
+    };
+    let (v4, v6) = ("198.51.100.20:51820", "[2001:db8::7]:51820");
+    let fits = "1420 plus 60 of WireGuard fits into the 1492 of ppp0";
+    assert_eq!(mtu(1_492, v4, &[]), (Severity::Fine, fits.to_owned()));
+    assert_eq!(mtu(1_479, v4, &[]).0, Severity::Notice);
+    assert_eq!(mtu(1_492, v6, &[]).0, Severity::Notice);
+    assert_eq!(mtu(1_500, v6, &[]).0, Severity::Fine);
+    assert_eq!(
+        mtu(1_492, v4, &[1_420, 1_420]).1,
+        format!("{fits}. Packets of 1420 bytes get to all 2 peers that answer probes")
+    );
+    assert_eq!(
+        mtu(1_492, v4, &[1_420, 1_328]).1,
+        format!(
+            "{fits}. Packets of 1420 bytes get to 1 peers, and not to 1: to one of them no more \
+             than 1328 do"
+        )
+    );
 }

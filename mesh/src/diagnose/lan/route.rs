@@ -319,7 +319,8 @@ fn some(prefixes: &BTreeSet<IpNet>) -> String {
     }
 }
 
-pub(super) fn family(prefix: IpNet) -> &'static str {
+/// What `ip` is told of the family of a prefix.
+pub(in crate::diagnose) fn family(prefix: IpNet) -> &'static str {
     if prefix.addr().is_ipv4() { "" } else { "-6 " }
 }
 
