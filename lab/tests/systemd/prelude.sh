@@ -229,6 +229,8 @@ is_told() {
         eval "$mended"
     fi
     wait_for 5 both_ways
-    wait_for "${within:-10}" all_well
+    wait_for "${within:-10}" lans_are ok
+    # It starts programs for some seconds.
+    wait_for 30 all_well
     echo "told after $told s: $what"
 }
