@@ -90,7 +90,9 @@ CREATE TABLE nodes (
     -- never here.
     admission           text        CHECK (octet_length(admission) <= 16384),
     admission_signature bytea       CHECK (octet_length(admission_signature) = 64),
-    -- The statement that is about to take the place of the present one, as the node wrote it.
+    -- The highest number that the node ever stated or announced: none is used twice.
+    highest_sequence    bigint      NOT NULL CHECK (highest_sequence > 0),
+    -- What the node is going to state once it has taken up its next key, as it wrote it.
     announced           text,
     announced_signature bytea       CHECK (octet_length(announced_signature) = 64),
     announced_key       bytea
@@ -129,6 +131,15 @@ CREATE TABLE former_identities (
     identity_key bytea PRIMARY KEY CHECK (octet_length(identity_key) = 32),
     node         uuid  NOT NULL REFERENCES nodes
 );
+
+-- WireGuard keys that nodes had or announced before those that they have now: none of them ever
+-- enrols again, nor is it announced again.
+CREATE TABLE former_keys (
+    wireguard_key bytea       PRIMARY KEY CHECK (octet_length(wireguard_key) = 32),
+    node          uuid        NOT NULL REFERENCES nodes,
+    since         timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX former_keys_of_node ON former_keys (node, since);
 
 -- Which peers are ready for the key that a node has announced; rows are of no use once the key is
 -- taken up or withdrawn.

@@ -16,7 +16,8 @@ use wattle_mesh::{
         identity_rotation::{IdentityAction, IdentityReply, IdentityRotation},
         node_keys::NodeKeys,
         rotation::{
-            Rotation, RotationAction, RotationReply, Situation, kept_for_unmanaged, unmanaged,
+            Rotation, RotationAction, RotationReply, Situation, kept_for_unmanaged, outrun,
+            unmanaged,
         },
     },
 };
@@ -84,14 +85,20 @@ impl KeyChange {
         let key = self.rotation.problem().map(str::to_owned);
         let identity = self.identity_rotation.problem().map(str::to_owned);
         let kept = kept_for_unmanaged(known, node_keys, unix_s());
-        [("key", key), ("identity", identity), ("unmanaged", kept)]
-            .into_iter()
-            .filter_map(|(subject, words)| {
-                Some(Problem {
-                    subject: subject.to_owned(),
-                    ..Problem::new(ProblemCode::KeyRotation, words?)
-                })
+        let outrun = outrun(known, node_keys);
+        [
+            ("statement", outrun),
+            ("key", key),
+            ("identity", identity),
+            ("unmanaged", kept),
+        ]
+        .into_iter()
+        .filter_map(|(subject, words)| {
+            Some(Problem {
+                subject: subject.to_owned(),
+                ..Problem::new(ProblemCode::KeyRotation, words?)
             })
+        })
     }
 
     /// A command on this host asks for another key of this node.
@@ -137,9 +144,10 @@ impl KeyChange {
                 self.tell(step, coordinator, node_keys, membership);
                 return None;
             }
-            RotationAction::MakeKey => {
-                random::bytes().and_then(|secret| Ok(node_keys.preparing(&secret)?))
-            }
+            RotationAction::MakeKey => random::bytes().and_then(|secret| {
+                let highest = situation.known.myself.keys.map_or(0, |keys| keys.highest);
+                Ok(node_keys.numbering_above(highest)?.preparing(&secret)?)
+            }),
             RotationAction::TakeUp => node_keys.switched(unix_s()).map_err(Into::into),
             RotationAction::GiveUp => node_keys.staying().map_err(Into::into),
         };
@@ -165,6 +173,7 @@ impl KeyChange {
     /// machine, when it is another now.
     pub(crate) fn rotate_identity(
         &mut self,
+        known: Option<&Known>,
         coordinator: &Arc<Coordinator>,
         node_keys: &NodeKeys,
         membership: &Membership,
@@ -175,10 +184,13 @@ impl KeyChange {
             return None;
         }
         let mesh = membership.enrolled.mesh;
+        let own = known.and_then(|known| known.myself.keys);
+        // Another identity speaks of the WireGuard key that the coordinator has.
+        let is_free = own.is_none_or(|own| own.sequence >= node_keys.sequence());
         let changed = match self.identity_rotation.next(
             node_keys,
             mesh,
-            self.asked == Some(RotatedKey::Identity),
+            is_free && self.asked == Some(RotatedKey::Identity),
             is_known,
             now,
         )? {
@@ -192,9 +204,12 @@ impl KeyChange {
                 );
                 return None;
             }
-            IdentityAction::MakeIdentity => {
-                random::bytes().and_then(|seed| Ok(node_keys.preparing_identity(&seed)?))
-            }
+            IdentityAction::MakeIdentity => random::bytes().and_then(|seed| {
+                let highest = own.map_or(0, |keys| keys.highest);
+                Ok(node_keys
+                    .numbering_above(highest)?
+                    .preparing_identity(&seed)?)
+            }),
             IdentityAction::TakeUp => node_keys.identity_switched(mesh).map_err(Into::into),
         };
         match changed.and_then(|changed| {
@@ -270,7 +285,17 @@ impl KeyChange {
                     status: StatusCode::CONFLICT,
                     problem,
                 }) if problem.code == "rotation_under_way" => RotationReply::Busy,
-                Err(error @ RequestError::Refused { status, .. }) if is_final(status) => {
+                Err(RequestError::Refused {
+                    status: StatusCode::CONFLICT,
+                    problem,
+                }) if problem.code == "not_announced" => RotationReply::Unannounced,
+                // Who has changed its key too often waits longer than the next try.
+                Err(
+                    ref error @ RequestError::Refused {
+                        status,
+                        ref problem,
+                    },
+                ) if is_final(status) || problem.code == "too_many_keys" => {
                     RotationReply::Refused(format!("{error:#}"))
                 }
                 Err(error) => {

@@ -17,6 +17,7 @@ use wattle_wire::{
     probe::HealthSettings,
     psk::PskPolicy,
     report::Problem,
+    rotation::SignedAnnouncement,
     stream::StreamMessage,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -71,16 +72,22 @@ impl Keys {
     }
 
     pub(crate) fn stating(&self, sequence: u64, unmanaged: bool) -> SignedStatement {
-        let (identity, wireguard_key) = (self.identity_key(), self.wireguard_key());
-        let statement = Statement {
+        enrolment::sign_statement(&self.saying(sequence, unmanaged), &self.identity).unwrap()
+    }
+
+    pub(crate) fn announcing(&self, sequence: u64, unmanaged: bool) -> SignedAnnouncement {
+        enrolment::sign_announcement(&self.saying(sequence, unmanaged), &self.identity).unwrap()
+    }
+
+    fn saying(&self, sequence: u64, unmanaged: bool) -> Statement {
+        Statement {
             mesh: MESH,
-            identity,
-            wireguard_key,
+            identity: self.identity_key(),
+            wireguard_key: self.wireguard_key(),
             sequence,
             predecessors: vec![],
             unmanaged,
-        };
-        enrolment::sign_statement(&statement, &self.identity).unwrap()
+        }
     }
 }
 
@@ -141,6 +148,7 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
         identity_key: keys.identity_key(),
         wireguard_key: keys.wireguard_key(),
         statement: keys.statement(1),
+        highest_sequence: 1,
         announced: None,
         rotate_since: None,
         admission: None,

@@ -19,6 +19,9 @@ const LONGEST_ECHO: usize = 200;
 /// Seconds after which a client may try again when cannot reach the database, or when there were
 /// too many reports or failures.
 const RETRY_AFTER_S: &str = "2";
+/// The same for a node that changes its WireGuard key too often.
+const RETRY_AFTER_KEYS_S: &str = "600";
+const TOO_MANY_KEYS: &str = "too_many_keys";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -166,9 +169,13 @@ pub fn respond(problem: &ProblemDetails) -> Response {
     ]
     .contains(&status)
     {
+        let wait_s = match problem.code.as_str() {
+            TOO_MANY_KEYS => RETRY_AFTER_KEYS_S,
+            _ => RETRY_AFTER_S,
+        };
         response
             .headers_mut()
-            .insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+            .insert(header::RETRY_AFTER, HeaderValue::from_static(wait_s));
     }
     if status == StatusCode::UNAUTHORIZED {
         response
@@ -409,6 +416,16 @@ pub fn busy() -> ProblemDetails {
         StatusCode::TOO_MANY_REQUESTS,
         "busy",
         "Too many reports at a time",
+        detail,
+    )
+}
+
+/// 429: a node changes its WireGuard key too often.
+pub fn too_many_keys(detail: String) -> ProblemDetails {
+    problem(
+        StatusCode::TOO_MANY_REQUESTS,
+        TOO_MANY_KEYS,
+        "Too many keys within an hour",
         detail,
     )
 }

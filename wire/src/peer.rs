@@ -13,7 +13,7 @@ use crate::{
     name::Name,
     probe::HealthSettings,
     psk::PskPolicy,
-    rotation::OwnKeys,
+    rotation::{OwnKeys, SignedAnnouncement},
     subnet::Subnet,
 };
 
@@ -64,7 +64,7 @@ pub struct Peer {
     pub statement: SignedStatement,
     /// With the key that the peer is going to take up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub announced: Option<SignedStatement>,
+    pub announced: Option<SignedAnnouncement>,
     pub tunnel_address: Ipv4Addr,
     /// LAN prefixes that are said to be reached through the peer; empty while it stands by. An
     /// agent judges each for itself.

@@ -4,15 +4,28 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{enrol::SignedStatement, ids::NodeId};
+use crate::{enrol::SignedStatement, ids::NodeId, key::Signature};
+
+/// What a node is going to state once it has taken up its next key, signed.
+///
+/// Everybody sees it before the key is in use. So it is signed for this purpose alone, and nobody
+/// can make a [`SignedStatement`] of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SignedAnnouncement {
+    /// The JSON of the [`Statement`](crate::enrol::Statement) to come, verbatim.
+    pub announcement: String,
+    pub signature: Signature,
+}
 
 /// `POST /agent/rotation`: how far the calling node is with its next key. Each may be repeated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RotationStep {
-    /// The node is going to take up the key of this statement: its peers are to be ready for it.
-    Announce(SignedStatement),
-    /// The node has taken up the key of this statement.
+    /// The node is going to take up this key: its peers are to be ready for it.
+    Announce(SignedAnnouncement),
+    /// The node has taken up the key that it announced. Its statement says what the announcement
+    /// said.
     Done(SignedStatement),
     /// The node stays with the key that it has.
     Withdraw {},
@@ -30,6 +43,9 @@ pub struct RotationAnswer {
 pub struct OwnKeys {
     /// Number of the statement that the node's peers go by.
     pub sequence: u64,
+    /// The highest number that the node ever stated or announced. The next one is above it.
+    #[serde(default)]
+    pub highest: u64,
     /// Number of the announced one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced: Option<u64>,

@@ -331,6 +331,7 @@ impl Agent {
     fn change_identity(&mut self) -> Option<Ended> {
         let now = self.started.elapsed();
         while let Some(node_keys) = self.key_change.rotate_identity(
+            self.replica.known(),
             &self.coordinator,
             &self.node_keys,
             &self.membership,

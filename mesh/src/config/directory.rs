@@ -18,6 +18,7 @@ use wattle_wire::{
     lock::{SignedAdmission, SignedRemoval},
     name::Name,
     peer::MeshSettings,
+    rotation::SignedAnnouncement,
     stream::Tombstone,
     subnet::Subnet,
 };
@@ -61,7 +62,9 @@ pub struct NodeRecord {
     pub identity_key: IdentityKey,
     pub wireguard_key: WireguardKey,
     pub statement: SignedStatement,
-    /// The statement with the key that the node is going to take up.
+    /// The highest number that the node ever stated or announced.
+    pub highest_sequence: u64,
+    /// The key that the node is going to take up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced: Option<Announced>,
     /// When somebody asked for a new key; absent once the node has one.
@@ -94,10 +97,10 @@ pub struct Unmanaged {
     pub file_digest: Bytes32,
 }
 
-/// A statement that is about to take the place of the node's present one.
+/// What a node is going to state in the place of its present statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announced {
-    pub statement: SignedStatement,
+    pub announcement: SignedAnnouncement,
     pub at: DateTime<Utc>,
 }
 

@@ -3,9 +3,10 @@
 use wattle_wire::{
     admin::NodeState,
     endpoint::Endpoint,
+    enrol::Statement,
     ids::NodeId,
     peer::{EndpointCheck, Myself, Peer, View},
-    rotation::OwnKeys,
+    rotation::{KeyInPlace, OwnKeys},
     subnet::Subnet,
 };
 
@@ -45,15 +46,25 @@ pub fn myself(directory: &Directory, node: NodeId) -> Option<Myself> {
 }
 
 fn own_keys(node: &NodeRecord) -> Option<OwnKeys> {
-    let announced = node
-        .announced
-        .as_ref()
-        .and_then(|announced| enrolment::sequence(&announced.statement));
     Some(OwnKeys {
         sequence: enrolment::sequence(&node.statement)?,
-        announced,
+        highest: node.highest_sequence,
+        announced: announced(node).map(|announced| announced.sequence),
         rotate: node.rotate_since.is_some(),
     })
+}
+
+/// What a node is going to state.
+fn announced(node: &NodeRecord) -> Option<Statement> {
+    let announced = node.announced.as_ref()?;
+    enrolment::announced(&announced.announcement)
+}
+
+/// Whether a node that says it is ready for a peer's key speaks of the one that the peer announces.
+pub fn is_awaited(directory: &Directory, node: NodeId, key: KeyInPlace) -> bool {
+    let announced = directory.nodes.get(&key.peer).and_then(announced);
+    linked(directory, node, key.peer)
+        && announced.is_some_and(|announced| announced.sequence == key.sequence)
 }
 
 /// What a node is told about another; `None` if the two have no link: nodes of one site reach each
@@ -79,7 +90,7 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
         announced: node
             .announced
             .as_ref()
-            .map(|announced| announced.statement.clone()),
+            .map(|announced| announced.announcement.clone()),
         tunnel_address: node.tunnel_address,
         subnets: subnets(node, site)
             .iter()

@@ -14,6 +14,7 @@ use wattle_wire::{
     enrol::{EnrolFinish, Predecessor, SignedStatement, Statement},
     ids::{MeshId, TokenId},
     key::{Bytes32, IdentityKey, Signature, WireguardKey},
+    rotation::SignedAnnouncement,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -23,6 +24,7 @@ pub const CHALLENGE_LIFETIME_S: u64 = 120;
 // What a key signs or authenticates begins with its purpose, so that nothing made for one purpose
 // serves another.
 const STATEMENT: &[u8] = b"wattle statement v1\0";
+const ANNOUNCEMENT: &[u8] = b"wattle announcement v1\0";
 const SUCCESSOR: &[u8] = b"wattle successor v1\0";
 const CHALLENGE: &[u8] = b"wattle enrol challenge v1\0";
 const WIREGUARD_PROOF: &[u8] = b"wattle enrol wireguard v1\0";
@@ -71,6 +73,19 @@ pub fn sign_statement(
     })
 }
 
+/// Writes and signs what a node will state once it has taken up its next key.
+pub fn sign_announcement(
+    statement: &Statement,
+    identity: &Ed25519KeyPair,
+) -> Result<SignedAnnouncement, serde_json::Error> {
+    let text = serde_json::to_string(statement)?;
+    let signature = sign(identity, &[ANNOUNCEMENT, text.as_bytes()].concat());
+    Ok(SignedAnnouncement {
+        announcement: text,
+        signature,
+    })
+}
+
 /// An identity's word for the one that is to follow it.
 pub(crate) fn sign_successor(
     mesh: MeshId,
@@ -91,10 +106,31 @@ pub fn verify_statement(
     signed: &SignedStatement,
     mesh: MeshId,
 ) -> Result<Statement, InvalidStatement> {
+    verify_text(STATEMENT, &signed.statement, &signed.signature, mesh)
+}
+
+/// Reads an announcement as [`verify_statement`] reads a statement. Neither passes for the other.
+///
+/// # Errors
+///
+/// Those of [`verify_statement`].
+pub fn verify_announcement(
+    signed: &SignedAnnouncement,
+    mesh: MeshId,
+) -> Result<Statement, InvalidStatement> {
+    verify_text(ANNOUNCEMENT, &signed.announcement, &signed.signature, mesh)
+}
+
+fn verify_text(
+    purpose: &[u8],
+    text: &str,
+    signature: &Signature,
+    mesh: MeshId,
+) -> Result<Statement, InvalidStatement> {
     let statement: Statement =
-        serde_json::from_str(&signed.statement).map_err(|_| InvalidStatement::Unreadable)?;
-    let message = [STATEMENT, signed.statement.as_bytes()].concat();
-    if !verify(statement.identity, &message, &signed.signature) {
+        serde_json::from_str(text).map_err(|_| InvalidStatement::Unreadable)?;
+    let message = [purpose, text.as_bytes()].concat();
+    if !verify(statement.identity, &message, signature) {
         return Err(InvalidStatement::Signature);
     }
     if statement.mesh != mesh {
@@ -137,6 +173,11 @@ pub fn sequence(signed: &SignedStatement) -> Option<u64> {
     serde_json::from_str::<Statement>(&signed.statement)
         .ok()
         .map(|statement| statement.sequence)
+}
+
+/// What an announcement that was verified before says.
+pub fn announced(signed: &SignedAnnouncement) -> Option<Statement> {
+    serde_json::from_str(&signed.announcement).ok()
 }
 
 /// A number used once that carries the time at which it was made.

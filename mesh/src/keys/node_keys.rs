@@ -18,6 +18,7 @@ use wattle_wire::{
     ids::MeshId,
     join::JoinString,
     key::{IdentityKey, InvalidKey, Signature, WireguardKey},
+    rotation::SignedAnnouncement,
     secret::Secret,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -150,6 +151,14 @@ impl NodeKeys {
         })
     }
 
+    /// The machine, whose next statement has a number above this one.
+    pub fn numbering_above(&self, highest: u64) -> Result<Self, InvalidNodeKeys> {
+        Self::restore(&StoredNodeKeys {
+            issued: self.issued.max(highest),
+            ..self.kept()?
+        })
+    }
+
     /// The machine, about to take up the key that comes of these random bytes. Its statement has a
     /// number that none had before.
     pub fn preparing(&self, wireguard: &[u8; 32]) -> Result<Self, InvalidNodeKeys> {
@@ -233,6 +242,11 @@ impl NodeKeys {
         self.sequence
     }
 
+    /// The highest number of a statement that it may have signed.
+    pub fn issued(&self) -> u64 {
+        self.issued
+    }
+
     /// Seconds since 1970 at which it took up its WireGuard key; 0 when that is not known.
     pub fn since(&self) -> u64 {
         self.since
@@ -255,35 +269,29 @@ impl NodeKeys {
 
     /// What other nodes rely on, signed.
     pub fn statement(&self, mesh: MeshId) -> Result<SignedStatement, serde_json::Error> {
-        self.state(mesh, self.wireguard_key, self.sequence)
+        let statement = self.saying(mesh, self.wireguard_key, self.sequence);
+        enrolment::sign_statement(&statement, &self.identity.pair)
     }
 
-    /// What they will rely on once it has taken up its next key, signed; `None` when it has none.
-    pub fn announcement(&self, mesh: MeshId) -> Result<Option<SignedStatement>, serde_json::Error> {
-        self.next
-            .as_ref()
-            .map(|next| self.state(mesh, next.key, self.issued))
-            .transpose()
+    /// What they will rely on once it has taken up its next key, signed as an announcement. Of a
+    /// machine without a next key it announces the present one.
+    pub fn announcement(&self, mesh: MeshId) -> Result<SignedAnnouncement, serde_json::Error> {
+        let statement = match &self.next {
+            Some(next) => self.saying(mesh, next.key, self.issued),
+            None => self.saying(mesh, self.wireguard_key, self.sequence),
+        };
+        enrolment::sign_announcement(&statement, &self.identity.pair)
     }
 
-    fn state(
-        &self,
-        mesh: MeshId,
-        wireguard_key: WireguardKey,
-        sequence: u64,
-    ) -> Result<SignedStatement, serde_json::Error> {
-        let (identity, predecessors) = (self.identity.key, self.predecessors.clone());
-        enrolment::sign_statement(
-            &Statement {
-                mesh,
-                identity,
-                wireguard_key,
-                sequence,
-                predecessors,
-                unmanaged: false,
-            },
-            &self.identity.pair,
-        )
+    fn saying(&self, mesh: MeshId, wireguard_key: WireguardKey, sequence: u64) -> Statement {
+        Statement {
+            mesh,
+            identity: self.identity.key,
+            wireguard_key,
+            sequence,
+            predecessors: self.predecessors.clone(),
+            unmanaged: false,
+        }
     }
 
     /// What other nodes will rely on once it has taken up its next identity, signed by that; `None`

@@ -3,7 +3,7 @@
 //! ```text
 //!   the rotating node                          coordinator        each peer
 //!   makes a key, keeps it on disk
-//!   announce(statement with the key) ────────▶ tells ───────────▶ makes a second entry for the key: it has no prefixes, and a preshared
+//!   announce(the statement to come) ─────────▶ tells ───────────▶ makes a second entry for the key: it has no prefixes, and a preshared
 //!                                                                 key that nobody else knows, so that it shows a handshake and completes none
 //!   knows that all peers in touch are ready ◀─ counts ◀────────── reports that it is ready
 //!   keeps the key as its own on disk,
@@ -63,6 +63,9 @@ pub struct Rotation {
     silent_until: Duration,
     /// The coordinator does not want the next key.
     is_refused: bool,
+    /// The coordinator does not know that the present key was announced: its database is of an
+    /// earlier time.
+    is_unknown: bool,
     /// Nothing is begun before, unless somebody on this host asks.
     put_off_until: Duration,
     problem: Option<String>,
@@ -109,6 +112,8 @@ pub enum RotationReply {
     Taken(RotationAnswer),
     /// Another node is changing its key.
     Busy,
+    /// The coordinator knows of no announcement of the key that was taken up.
+    Unannounced,
     Unreachable,
     /// In words.
     Refused(String),
@@ -127,12 +132,22 @@ impl Rotation {
         if now < self.silent_until {
             return None;
         }
+        let announce = || {
+            node_keys
+                .announcement(known.mesh.id)
+                .ok()
+                .map(|announcement| RotationAction::Tell(RotationStep::Announce(announcement)))
+        };
         if node_keys.sequence() > own.sequence {
+            if self.is_unknown {
+                return announce();
+            }
             return node_keys
                 .statement(known.mesh.id)
                 .ok()
                 .map(|statement| RotationAction::Tell(RotationStep::Done(statement)));
         }
+        self.is_unknown = false;
         if node_keys.next_key().is_none() {
             (self.announced, self.is_refused) = (None, false);
             if own.announced.is_some() {
@@ -147,13 +162,6 @@ impl Rotation {
             let is_free = node_keys.successor().is_none();
             return (is_free && (situation.is_asked || is_due)).then_some(RotationAction::MakeKey);
         }
-        let announce = || {
-            node_keys
-                .announcement(known.mesh.id)
-                .ok()
-                .flatten()
-                .map(|statement| RotationAction::Tell(RotationStep::Announce(statement)))
-        };
         let Some(Announced {
             since,
             heard,
@@ -212,6 +220,13 @@ impl Rotation {
     /// Takes note of what came of [`RotationAction::Tell`].
     pub fn told(&mut self, step: &RotationStep, told: RotationReply, now: Duration) {
         match (step, told) {
+            (RotationStep::Announce(_), RotationReply::Taken(_)) if self.is_unknown => {
+                (self.is_unknown, self.problem) = (false, None);
+            }
+            (RotationStep::Announce(_), RotationReply::Refused(why)) if self.is_unknown => {
+                self.is_unknown = false;
+                self.not_taken(&why, now);
+            }
             (RotationStep::Announce(_), RotationReply::Taken(answer)) => {
                 let since = self
                     .announced
@@ -233,11 +248,9 @@ impl Rotation {
                 self.silent_until = now + RETRY_INTERVAL;
             }
             (RotationStep::Done(_) | RotationStep::Withdraw {}, RotationReply::Refused(why)) => {
-                self.problem = Some(format!(
-                    "the coordinator does not take this node's WireGuard key: {why}"
-                ));
-                self.silent_until = now + RETRY_LATER_INTERVAL;
+                self.not_taken(&why, now);
             }
+            (RotationStep::Done(_), RotationReply::Unannounced) => self.is_unknown = true,
             (
                 RotationStep::Done(_) | RotationStep::Withdraw {},
                 RotationReply::Taken(_) | RotationReply::Busy,
@@ -245,7 +258,9 @@ impl Rotation {
             | (
                 RotationStep::Announce(_) | RotationStep::Done(_) | RotationStep::Withdraw {},
                 RotationReply::Unreachable,
-            ) => {
+            )
+            | (RotationStep::Announce(_) | RotationStep::Withdraw {}, RotationReply::Unannounced) =>
+            {
                 self.silent_until = now + RETRY_INTERVAL;
             }
         }
@@ -277,6 +292,13 @@ impl Rotation {
         self.problem.as_deref()
     }
 
+    fn not_taken(&mut self, why: &str, now: Duration) {
+        self.problem = Some(format!(
+            "the coordinator does not take this node's WireGuard key: {why}"
+        ));
+        self.silent_until = now + RETRY_LATER_INTERVAL;
+    }
+
     fn put_off(&mut self, now: Duration, why: &str) {
         self.problem = Some(format!("the WireGuard key was not changed: {why}"));
         self.put_off_until = now + RETRY_LATER_INTERVAL;
@@ -293,6 +315,23 @@ pub fn kept_for_unmanaged(known: &Known, node_keys: &NodeKeys, unix_s: u64) -> O
              it by `wattle-agent rotate --force`, then make and \
              install new files",
             names.join(", ")
+        )
+    })
+}
+
+/// Why nobody can go by the present key, in words: the peers go by a statement that this machine has
+/// not made.
+pub fn outrun(known: &Known, node_keys: &NodeKeys) -> Option<String> {
+    let theirs = known.myself.keys?.sequence;
+    // The statement of another identity is the coordinator's before it is the node's own.
+    let is_own = node_keys.successor().is_some() && theirs == node_keys.issued();
+    let own = node_keys.sequence();
+    (theirs > own && !is_own).then(|| {
+        format!(
+            "the mesh goes by statement {theirs} of this node, and the newest that this gateway \
+             has is {own}: its disk is of an earlier time, or somebody else has its keys. If the \
+             disk was restored, run `wattle-agent rotate` for a new key. Otherwise remove the node \
+             and join again with new keys"
         )
     })
 }

@@ -14,6 +14,7 @@ use wattle_wire::{
     ids::{NodeId, SiteId},
     key::{Bytes32, IdentityKey, Signature, WireguardKey},
     lock::SignedAdmission,
+    rotation::SignedAnnouncement,
 };
 
 use super::site_records::{endpoint, v4};
@@ -30,6 +31,7 @@ struct NodeRow {
     wireguard_key: Vec<u8>,
     statement: String,
     statement_signature: Signature,
+    highest_sequence: i64,
     announced: Option<String>,
     announced_signature: Option<Signature>,
     announced_at: Option<DateTime<Utc>>,
@@ -88,7 +90,8 @@ async fn select(
                   state AS "state: NodeState",
                   tunnel_addresses.address AS tunnel_address,
                   identity_key AS "identity_key: IdentityKey", wireguard_key, statement,
-                  statement_signature AS "statement_signature: Signature", announced,
+                  statement_signature AS "statement_signature: Signature",
+                  highest_sequence, announced,
                   announced_signature AS "announced_signature: Signature", announced_at,
                   rotate_since, admission, admission_signature AS "admission_signature: Signature",
                   endpoint_address, endpoint_port, endpoint_verified, endpoint_tried_by,
@@ -115,9 +118,9 @@ impl TryFrom<NodeRow> for NodeRecord {
         let wireguard_key: [u8; 32] = row.wireguard_key.try_into().map_err(|_| invalid())?;
         let admission = row.admission.zip(row.admission_signature);
         let announced = match (row.announced, row.announced_signature, row.announced_at) {
-            (Some(statement), Some(signature), Some(at)) => Some(Announced {
-                statement: SignedStatement {
-                    statement,
+            (Some(announcement), Some(signature), Some(at)) => Some(Announced {
+                announcement: SignedAnnouncement {
+                    announcement,
                     signature,
                 },
                 at,
@@ -143,6 +146,7 @@ impl TryFrom<NodeRow> for NodeRecord {
                 statement: row.statement,
                 signature: row.statement_signature,
             },
+            highest_sequence: row.highest_sequence.unsigned_abs(),
             announced,
             rotate_since: row.rotate_since,
             admission: admission.map(|(admission, signature)| SignedAdmission {

@@ -8,7 +8,7 @@ use axum::{
     http::{Extensions, StatusCode},
 };
 use wattle_mesh::keys::enrolment::{is_or_was, verify_statement};
-use wattle_wire::{enrol::NewIdentity, key::IdentityKey};
+use wattle_wire::{enrol::NewIdentity, key::IdentityKey, problem::ProblemDetails};
 
 use crate::{
     db::{node_records, site_records},
@@ -65,15 +65,22 @@ pub async fn succeed(
         if !is_or_was(statement, record.identity_key) {
             return Err(error::unauthorized().into());
         }
+        // A WireGuard key is announced before it is taken up, with the node's own token.
+        if statement.identity == record.identity_key {
+            return Err(refused("the node has this identity already").into());
+        }
+        if statement.wireguard_key != record.wireguard_key {
+            let detail = "another identity has to keep the WireGuard key that the coordinator \
+                knows. Take up the new WireGuard key first; if the coordinator's database was \
+                restored from before that, remove the node and join again";
+            return Err(refused(detail).into());
+        }
         rotation::follows(&record, statement)?;
         if queries::is_former(&mut change, statement.identity).await? {
             return Err(enrolment::queries::key_taken().into());
         }
-        if statement.wireguard_key != record.wireguard_key {
-            rotation::refuse_known_key(&mut change, node, statement.wireguard_key).await?;
-        }
         queries::keep_former(&mut change, node, statement).await?;
-        let after = rotation::queries::take_up(&mut change, node, signed, statement)
+        let after = rotation::queries::take_up(&mut change, &record, signed, statement)
             .await?
             .ok_or_else(error::unauthorized)?;
         change
@@ -81,10 +88,12 @@ pub async fn succeed(
             .await
     });
     changed.await.map_err(|error| match error.constraint() {
-        Some("node_identity_key" | "node_wireguard_key") => {
-            Error::from(enrolment::queries::key_taken())
-        }
+        Some("node_identity_key") => Error::from(enrolment::queries::key_taken()),
         _ => error,
     })?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn refused(detail: &str) -> ProblemDetails {
+    error::invalid("statement", "statement", detail)
 }

@@ -8,7 +8,10 @@ use axum::{
     http::StatusCode,
 };
 use wattle_mesh::config::view;
-use wattle_wire::report::{Held, Problem, Report};
+use wattle_wire::{
+    report::{Held, Problem, Report},
+    rotation::KeyInPlace,
+};
 
 use crate::{
     error::{self, Result},
@@ -45,9 +48,9 @@ pub async fn receive(
         Ok::<BTreeMap<_, _>, error::Error>(linked.map(|link| (link.peer, *link)).collect())
     })?;
     let mut report = report;
-    report.keys_in_place.retain(|key| {
-        app.mesh_cache
-            .read(|feed| view::linked(feed.directory(), node, key.peer))
+    app.mesh_cache.read(|feed| {
+        let counts = |key: &KeyInPlace| view::is_awaited(feed.directory(), node, *key);
+        report.keys_in_place.retain(counts);
     });
     let (before, applied) = (
         app.reports.last(node).map(|before| before.applied),

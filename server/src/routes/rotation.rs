@@ -15,7 +15,7 @@ use wattle_mesh::{
         view,
         wg_quick::Files,
     },
-    keys::enrolment::{sequence, verify_statement},
+    keys::enrolment::{self as proofs, InvalidStatement, verify_announcement, verify_statement},
 };
 use wattle_wire::{
     admin::Node,
@@ -23,12 +23,12 @@ use wattle_wire::{
     ids::NodeId,
     key::WireguardKey,
     problem::ProblemDetails,
-    rotation::{RotationAnswer, RotationStep},
+    rotation::{RotationAnswer, RotationStep, SignedAnnouncement},
 };
 
 use crate::{
     db::{AuditActor, node_records, site_records},
-    error::{self, Error, Result},
+    error::{self, Result},
     http::{
         auth::{CallingNode, RequestId},
         body::Body,
@@ -36,6 +36,10 @@ use crate::{
     routes::{enrolment, nodes},
     state::{app::App, representation},
 };
+
+/// How many keys a node may give up in an hour, be they taken up or not: each is remembered for
+/// good. An agent that fails tries six times in an hour.
+const MOST_KEYS_AN_HOUR: i64 = 20;
 
 /// Asks a node for a new WireGuard key.
 ///
@@ -121,7 +125,8 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
 /// Takes a step of a node's WireGuard key rotation, and answers which peers are not ready yet.
 ///
 /// One node at a time changes its key: 409 `rotation_under_way` while another does. Each step may
-/// be repeated.
+/// be repeated. No number and no key is announced again once it was withdrawn. A node gives up at
+/// most 20 keys in an hour: 429 `too_many_keys`.
 #[utoipa::path(post, path = "/agent/rotation", tag = "agents", request_body = RotationStep, responses((status = 200, body = RotationAnswer)))]
 pub async fn advance(
     State(app): State<App>,
@@ -141,19 +146,29 @@ async fn announce(
     app: &App,
     actor: &AuditActor,
     node: NodeId,
-    signed: &SignedStatement,
+    signed: &SignedAnnouncement,
 ) -> Result<RotationAnswer> {
-    let statement = &verified(app, signed)?;
+    let statement = &verify_announcement(signed, app.settings.mesh).map_err(invalid)?;
     if !queries::is_announced(&mut *app.db.begin().await?, node, signed).await? {
         let announced = app.mutate(actor, |mut change| async move {
             site_records::lock(&mut change).await?;
             let record = found(node_records::find(&mut change, node).await?)?;
-            follows_of_same(&record, statement)?;
+            // The one that stands may have to wait for others anew, and is no other key.
+            let stands = (record.announced.as_ref())
+                .is_some_and(|announced| announced.announcement == *signed);
+            if !stands {
+                follows_of_same(&record, statement)?;
+            }
             if let Some(other) = queries::under_way(&mut change, node).await? {
                 return Err(under_way(&other).into());
             }
-            refuse_known_key(&mut change, node, statement.wireguard_key).await?;
-            let after = found(queries::announce(&mut change, node, signed, statement).await?)?;
+            if !stands {
+                if queries::given_up_lately(&mut change, node).await? >= MOST_KEYS_AN_HOUR {
+                    return Err(too_many_keys().into());
+                }
+                refuse_known_key(&mut change, node, statement.wireguard_key).await?;
+            }
+            let after = found(queries::announce(&mut change, &record, signed, statement).await?)?;
             change
                 .changed_node((), "node.key.announce", &record, after)
                 .await
@@ -171,16 +186,19 @@ async fn done(
     node: NodeId,
     signed: &SignedStatement,
 ) -> Result<RotationAnswer> {
-    let statement = &verified(app, signed)?;
+    let statement = &verify_statement(signed, app.settings.mesh).map_err(invalid)?;
     app.mutate(actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let record = found(node_records::find(&mut change, node).await?)?;
         if record.statement == *signed {
             return Ok(change.unchanged(()));
         }
-        follows_of_same(&record, statement)?;
-        refuse_known_key(&mut change, node, statement.wireguard_key).await?;
-        let after = found(queries::take_up(&mut change, node, signed, statement).await?)?;
+        let announced = record.announced.as_ref();
+        let announced = announced.and_then(|it| proofs::announced(&it.announcement));
+        if announced.as_ref() != Some(statement) {
+            return Err(not_announced().into());
+        }
+        let after = found(queries::take_up(&mut change, &record, signed, statement).await?)?;
         change
             .changed_node((), "node.key.change", &record, after)
             .await
@@ -192,7 +210,7 @@ async fn done(
 async fn withdraw(app: &App, actor: &AuditActor, node: NodeId) -> Result<RotationAnswer> {
     app.mutate(actor, |mut change| async move {
         let before = found(node_records::find(&mut change, node).await?)?;
-        match queries::withdraw(&mut change, node).await? {
+        match queries::withdraw(&mut change, &before).await? {
             Some(after) => {
                 change
                     .changed_node((), "node.key.withdraw", &before, after)
@@ -205,9 +223,8 @@ async fn withdraw(app: &App, actor: &AuditActor, node: NodeId) -> Result<Rotatio
     Ok(RotationAnswer::default())
 }
 
-fn verified(app: &App, signed: &SignedStatement) -> Result<Statement> {
-    verify_statement(signed, app.settings.mesh)
-        .map_err(|invalid| error::invalid("statement", "statement", invalid.to_string()).into())
+fn invalid(invalid: InvalidStatement) -> ProblemDetails {
+    error::invalid("statement", "statement", invalid.to_string())
 }
 
 /// Refuses a statement that cannot follow the node's present one, or that is of another identity.
@@ -223,7 +240,8 @@ fn follows_of_same(record: &NodeRecord, statement: &Statement) -> Result<()> {
     follows(record, statement)
 }
 
-/// Refuses a statement whose number cannot follow that of the node's present one.
+/// Refuses a statement whose number is not above all that the node ever stated or announced: what
+/// it withdrew is not taken up later.
 pub(crate) fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> {
     if statement.unmanaged {
         return Err(error::invalid(
@@ -233,20 +251,19 @@ pub(crate) fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> 
         )
         .into());
     }
-    let present = sequence(&record.statement)
-        .ok_or(Error::Internal("a statement in the database is not valid"))?;
-    if statement.sequence <= present || i64::try_from(statement.sequence).is_err() {
+    let highest = record.highest_sequence;
+    if statement.sequence <= highest || i64::try_from(statement.sequence).is_err() {
         return Err(error::invalid(
             "statement",
             "statement",
-            format!("its number must be above {present}"),
+            format!("its number must be above {highest}"),
         )
         .into());
     }
     Ok(())
 }
 
-/// Refuses a key that is or was another node's, or is what this node has already.
+/// Refuses a key that a node has, had or announces, but what this node announces itself.
 pub(crate) async fn refuse_known_key(
     connection: &mut PgConnection,
     node: NodeId,
@@ -268,6 +285,24 @@ fn under_way(node: &str) -> ProblemDetails {
         detail,
         None,
     )
+}
+
+fn not_announced() -> ProblemDetails {
+    error::taken(
+        "not_announced",
+        "The key was not announced",
+        "statement",
+        "the node has announced no key, or another one: a key is announced before it is taken up",
+        None,
+    )
+}
+
+fn too_many_keys() -> ProblemDetails {
+    let detail = format!(
+        "the node has given up {MOST_KEYS_AN_HOUR} WireGuard keys within an hour, which is the \
+         most; its present key stays"
+    );
+    error::too_many_keys(detail)
 }
 
 fn found(record: Option<NodeRecord>) -> Result<NodeRecord> {

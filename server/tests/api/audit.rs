@@ -9,7 +9,7 @@ use wattle_server::{
     router,
     routes::events::{self, Filter},
 };
-use wattle_wire::{join::JoinString, rotation::RotationStep};
+use wattle_wire::join::JoinString;
 
 use crate::{
     agents::{NodeKeys, new_node, new_site},
@@ -58,9 +58,8 @@ async fn an_event_says_by_name_who_did_what_also_when_both_are_gone() {
     send(by_carol(Method::PATCH, "/sites/hq").json(&change))
         .await
         .expect(200);
-    let key = rotation::new_key();
-    let statement = rotation::signed(&join, &join.machine, key, 2);
-    rotation::step(&coordinator, &join, json!({"announce": statement}))
+    let next = rotation::NextKey::new(&join, 2);
+    rotation::announce(&coordinator, &join, &next)
         .await
         .expect(200);
     coordinator
@@ -378,18 +377,18 @@ async fn every_change_is_in_the_audit_log_in_words_and_no_secret_is() {
         json!({ "admissions": admissions }),
     )
     .await;
-    let first = rotation::signed(&dublin, &dublin.machine, rotation::new_key(), 2);
-    let second = rotation::signed(&dublin, &dublin.machine, rotation::new_key(), 3);
-    for step in [
-        RotationStep::Announce(first),
-        RotationStep::Withdraw {},
-        RotationStep::Announce(second.clone()),
-    ] {
-        rotation::step(&coordinator, &dublin, json!(step))
-            .await
-            .expect(200);
-    }
-    rotation::step(&coordinator, &dublin, json!({"done": second}))
+    let first = rotation::NextKey::new(&dublin, 2);
+    let second = rotation::NextKey::new(&dublin, 3);
+    rotation::announce(&coordinator, &dublin, &first)
+        .await
+        .expect(200);
+    rotation::step(&coordinator, &dublin, json!({"withdraw": {}}))
+        .await
+        .expect(200);
+    rotation::announce(&coordinator, &dublin, &second)
+        .await
+        .expect(200);
+    rotation::done(&coordinator, &dublin, &second)
         .await
         .expect(200);
     let machine = machine_of(&new_node(&coordinator, json!({"name": "rome"})).await)

@@ -1,6 +1,5 @@
 //! Other identities, as nodes take them up.
 
-use reqwest::Method;
 use serde_json::{Value, json};
 use wattle_mesh::keys::node_keys::{NodeKeys, StoredNodeKeys};
 use wattle_wire::{
@@ -13,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::{
     agents::{self, Node, new_node},
     harness::{Answer, Coordinator, send},
+    rotation,
 };
 
 /// The machine of a node, as its agent has it.
@@ -243,14 +243,10 @@ async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_aro
     let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
     let mesh = dublin.enrolled.mesh;
     let announced = machine_of(&dublin).preparing(&[5; 32]).unwrap();
-    let announce = json!({"announce": announced.announcement(mesh).unwrap()});
-    send(
-        dublin
-            .request(&coordinator, Method::POST, "/agent/rotation")
-            .json(&announce),
-    )
-    .await
-    .expect(200);
+    let key = rotation::NextKey::new(&dublin, 2);
+    rotation::announce(&coordinator, &dublin, &key)
+        .await
+        .expect(200);
     let next = announced.preparing_identity(&[7; 32]).unwrap();
     succeed(
         &coordinator,
@@ -275,4 +271,34 @@ async fn another_identity_withdraws_the_key_that_was_announced_and_is_no_way_aro
         succeed(&coordinator, dublin.id(), &older).await.problem().0,
         422
     );
+}
+
+#[tokio::test]
+async fn a21_another_identity_is_all_that_a_statement_without_a_token_can_bring() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let mesh = dublin.enrolled.mesh;
+    let machine = machine_of(&dublin);
+    let other_key = machine.preparing(&[5; 32]).unwrap().switched(0).unwrap();
+    let both = other_key.preparing_identity(&[7; 32]).unwrap();
+    let revisions = "SELECT count(*) FROM changes";
+    let before = coordinator.count(revisions).await;
+    for (statement, why) in [
+        (other_key.statement(mesh).unwrap(), "this identity already"),
+        (
+            both.next_identity_statement(mesh).unwrap().unwrap(),
+            "has to keep the WireGuard key",
+        ),
+    ] {
+        let refused = succeed(&coordinator, dublin.id(), &statement).await;
+        assert_eq!(
+            refused.problem(),
+            (422, "statement".to_owned(), Some("statement".to_owned()))
+        );
+        assert!(refused.text.contains(why), "{}", refused.text);
+    }
+    assert_eq!(coordinator.count(revisions).await, before);
+    let shown = coordinator.get("/nodes/dublin").await.json();
+    assert_eq!(shown["wireguard_key"], json!(machine.wireguard_key()));
+    assert_eq!(shown["identity_key"], json!(machine.identity_key()));
 }

@@ -6,34 +6,70 @@ use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
     key::WireguardKey,
+    rotation::SignedAnnouncement,
     stream::{StreamMessage, ViewChange},
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
-    agents::{Node, NodeKeys, new_node, new_site},
+    agents::{Node, NodeKeys, enrol, new_node, new_site},
     harness::{Answer, Coordinator, send},
+    identity_rotation::succeed,
 };
 
-pub(crate) fn new_key() -> WireguardKey {
-    WireguardKey::try_from(PublicKey::from(&StaticSecret::random()).to_bytes()).unwrap()
+/// A key that a node is about to take up, and what the node says of it.
+pub(crate) struct NextKey {
+    pub(crate) secret: StaticSecret,
+    pub(crate) announcement: SignedAnnouncement,
+    pub(crate) statement: SignedStatement,
 }
 
-pub(crate) fn signed(
-    node: &Node,
-    by: &NodeKeys,
-    key: WireguardKey,
-    sequence: u64,
-) -> SignedStatement {
-    let statement = Statement {
-        mesh: node.enrolled.mesh,
-        identity: by.identity_key(),
-        wireguard_key: key,
-        sequence,
-        predecessors: vec![],
-        unmanaged: false,
-    };
-    enrolment::sign_statement(&statement, &by.identity).unwrap()
+impl NextKey {
+    pub(crate) fn new(node: &Node, sequence: u64) -> Self {
+        Self::of(node, &node.machine, StaticSecret::random(), sequence)
+    }
+
+    /// Signed by any machine.
+    fn of(node: &Node, by: &NodeKeys, secret: StaticSecret, sequence: u64) -> Self {
+        let key = WireguardKey::try_from(PublicKey::from(&secret).to_bytes()).unwrap();
+        let statement = Statement {
+            mesh: node.enrolled.mesh,
+            identity: by.identity_key(),
+            wireguard_key: key,
+            sequence,
+            predecessors: vec![],
+            unmanaged: false,
+        };
+        Self::saying(by, secret, &statement)
+    }
+
+    fn saying(by: &NodeKeys, secret: StaticSecret, statement: &Statement) -> Self {
+        Self {
+            secret,
+            announcement: enrolment::sign_announcement(statement, &by.identity).unwrap(),
+            statement: enrolment::sign_statement(statement, &by.identity).unwrap(),
+        }
+    }
+
+    fn key(&self) -> WireguardKey {
+        WireguardKey::try_from(PublicKey::from(&self.secret).to_bytes()).unwrap()
+    }
+
+    /// The announcement, passed off as a statement.
+    fn as_statement(&self) -> SignedStatement {
+        SignedStatement {
+            statement: self.announcement.announcement.clone(),
+            signature: self.announcement.signature,
+        }
+    }
+
+    /// The statement, passed off as an announcement.
+    fn as_announcement(&self) -> SignedAnnouncement {
+        SignedAnnouncement {
+            announcement: self.statement.statement.clone(),
+            signature: self.statement.signature,
+        }
+    }
 }
 
 pub(crate) async fn step(coordinator: &Coordinator, node: &Node, body: Value) -> Answer {
@@ -44,8 +80,18 @@ pub(crate) async fn step(coordinator: &Coordinator, node: &Node, body: Value) ->
     .await
 }
 
-async fn announce(coordinator: &Coordinator, node: &Node, statement: &SignedStatement) -> Answer {
-    step(coordinator, node, json!({"announce": statement})).await
+pub(crate) async fn announce(coordinator: &Coordinator, node: &Node, next: &NextKey) -> Answer {
+    step(coordinator, node, json!({"announce": next.announcement})).await
+}
+
+pub(crate) async fn done(coordinator: &Coordinator, node: &Node, next: &NextKey) -> Answer {
+    step(coordinator, node, json!({"done": next.statement})).await
+}
+
+async fn withdraw(coordinator: &Coordinator, node: &Node) {
+    step(coordinator, node, json!({"withdraw": {}}))
+        .await
+        .expect(200);
 }
 
 async fn armed(coordinator: &Coordinator, node: &Node, peer: &Node, sequence: u64) {
@@ -87,11 +133,10 @@ async fn a_key_is_announced_to_all_counted_who_is_ready_and_taken_up() {
         "asked again, it is still one new key"
     );
 
-    let key = new_key();
-    let statement = signed(&dublin, &dublin.machine, key, 2);
+    let next = NextKey::new(&dublin, 2);
     let waiting = |answer: Answer| answer.expect(200).json()["waiting_for"].clone();
     assert_eq!(
-        waiting(announce(&coordinator, &dublin, &statement).await),
+        waiting(announce(&coordinator, &dublin, &next).await),
         json!([frankfurt.id(), new_york.id()])
     );
     let shown = coordinator.get("/nodes/dublin").await.json();
@@ -109,29 +154,27 @@ async fn a_key_is_announced_to_all_counted_who_is_ready_and_taken_up() {
             break announced.clone();
         }
     };
-    assert_eq!(told, statement, "byte for byte");
+    assert_eq!(told, next.announcement, "byte for byte");
 
     armed(&coordinator, &frankfurt, &dublin, 2).await;
     armed(&coordinator, &new_york, &dublin, 1).await;
     assert_eq!(
-        waiting(announce(&coordinator, &dublin, &statement).await),
+        waiting(announce(&coordinator, &dublin, &next).await),
         json!([new_york.id()])
     );
     armed(&coordinator, &new_york, &dublin, 2).await;
     assert_eq!(
-        waiting(announce(&coordinator, &dublin, &statement).await),
+        waiting(announce(&coordinator, &dublin, &next).await),
         json!([])
     );
 
     for _ in 0..2 {
-        step(&coordinator, &dublin, json!({"done": statement}))
-            .await
-            .expect(200);
+        done(&coordinator, &dublin, &next).await.expect(200);
     }
     let shown = coordinator.get("/nodes/dublin").await.json();
     assert_eq!(
         (&shown["wireguard_key"], &shown["rotation"]),
-        (&json!(key), &Value::Null)
+        (&json!(next.key()), &Value::Null)
     );
     assert_eq!(
         coordinator.count("SELECT count(*) FROM armed_peers").await,
@@ -159,10 +202,7 @@ async fn a_key_is_announced_to_all_counted_who_is_ready_and_taken_up() {
 async fn one_node_at_a_time_changes_its_key_and_who_withdraws_makes_room() {
     let coordinator = Coordinator::start().await;
     let [dublin, frankfurt, _] = three(&coordinator).await;
-    let (first, second) = (
-        signed(&dublin, &dublin.machine, new_key(), 2),
-        signed(&frankfurt, &frankfurt.machine, new_key(), 2),
-    );
+    let (first, second) = (NextKey::new(&dublin, 2), NextKey::new(&frankfurt, 2));
     announce(&coordinator, &dublin, &first).await.expect(200);
     let refused = announce(&coordinator, &frankfurt, &second).await;
     assert_eq!(
@@ -175,9 +215,7 @@ async fn one_node_at_a_time_changes_its_key_and_who_withdraws_makes_room() {
     );
     assert!(refused.text.contains("dublin"), "{}", refused.text);
     for _ in 0..2 {
-        step(&coordinator, &dublin, json!({"withdraw": {}}))
-            .await
-            .expect(200);
+        withdraw(&coordinator, &dublin).await;
     }
     assert_eq!(
         coordinator.get("/nodes/dublin").await.json()["rotation"],
@@ -195,6 +233,7 @@ async fn one_node_at_a_time_changes_its_key_and_who_withdraws_makes_room() {
     age.execute(&mut coordinator.connection().await)
         .await
         .unwrap();
+    let first = NextKey::new(&dublin, 3);
     announce(&coordinator, &dublin, &first).await.expect(200);
     assert_eq!(
         announce(&coordinator, &frankfurt, &second)
@@ -209,47 +248,41 @@ async fn one_node_at_a_time_changes_its_key_and_who_withdraws_makes_room() {
 async fn a_key_that_is_anothers_and_a_statement_that_does_not_follow_are_refused() {
     let coordinator = Coordinator::start().await;
     let [dublin, frankfurt, _] = three(&coordinator).await;
-    let invalid = (422, "statement".to_owned(), Some("statement".to_owned()));
-    for statement in [
-        signed(&dublin, &frankfurt.machine, new_key(), 2),
-        signed(&dublin, &dublin.machine, new_key(), 1),
-        signed(&dublin, &dublin.machine, new_key(), u64::MAX),
-        SignedStatement {
-            statement: "{}".to_owned(),
-            ..signed(&dublin, &dublin.machine, new_key(), 2)
+    let random = StaticSecret::random;
+    let by = |machine, secret, sequence| NextKey::of(&dublin, machine, secret, sequence);
+    let unreadable = NextKey {
+        announcement: SignedAnnouncement {
+            announcement: "{}".to_owned(),
+            ..NextKey::new(&dublin, 2).announcement
         },
+        ..NextKey::new(&dublin, 2)
+    };
+    for next in [
+        by(&frankfurt.machine, random(), 2),
+        NextKey::new(&dublin, 1),
+        NextKey::new(&dublin, u64::MAX),
+        unreadable,
     ] {
         assert_eq!(
-            announce(&coordinator, &dublin, &statement).await.problem(),
-            invalid,
-            "{statement:?}"
+            announce(&coordinator, &dublin, &next).await.problem(),
+            invalid(),
+            "{:?}",
+            next.announcement
         );
         assert_eq!(
-            step(&coordinator, &dublin, json!({"done": statement}))
-                .await
-                .problem(),
-            invalid,
-            "{statement:?}"
+            done(&coordinator, &dublin, &next).await.problem().1,
+            "not_announced"
         );
     }
-    for key in [
-        frankfurt.machine.wireguard_key(),
-        dublin.machine.wireguard_key(),
-    ] {
-        let statement = signed(&dublin, &dublin.machine, key, 2);
+    for secret in [&frankfurt.machine.wireguard, &dublin.machine.wireguard] {
+        let next = by(&dublin.machine, secret.clone(), 2);
         assert_eq!(
-            announce(&coordinator, &dublin, &statement)
-                .await
-                .problem()
-                .1,
+            announce(&coordinator, &dublin, &next).await.problem().1,
             "key_taken"
         );
         assert_eq!(
-            step(&coordinator, &dublin, json!({"done": statement}))
-                .await
-                .problem()
-                .1,
-            "key_taken"
+            done(&coordinator, &dublin, &next).await.problem().1,
+            "not_announced"
         );
     }
     assert_eq!(
@@ -340,8 +373,8 @@ async fn a_new_key_of_a_node_that_files_name_is_refused_unless_it_is_forced_and_
         .json();
     assert_eq!(asked["rotation"]["phase"], "requested");
 
-    let statement = signed(&dublin, &dublin.machine, new_key(), 2);
-    let waiting_for = announce(&coordinator, &dublin, &statement)
+    let next = NextKey::new(&dublin, 2);
+    let waiting_for = announce(&coordinator, &dublin, &next)
         .await
         .expect(200)
         .json()["waiting_for"]
@@ -355,27 +388,225 @@ async fn a_new_key_of_a_node_that_files_name_is_refused_unless_it_is_forced_and_
         coordinator.get("/nodes/cork").await.json()["unmanaged"]["file_is_current"].clone()
     };
     assert_eq!(file_is_current().await, true);
-    step(&coordinator, &dublin, json!({"done": statement}))
-        .await
-        .expect(200);
+    done(&coordinator, &dublin, &next).await.expect(200);
     assert_eq!(file_is_current().await, false);
 
     // A node with an agent stays one.
+    let secret = StaticSecret::random();
     let claim = Statement {
         mesh: frankfurt.enrolled.mesh,
         identity: frankfurt.machine.identity_key(),
-        wireguard_key: new_key(),
+        wireguard_key: WireguardKey::try_from(PublicKey::from(&secret).to_bytes()).unwrap(),
         sequence: 2,
         predecessors: vec![],
         unmanaged: true,
     };
-    let claim = enrolment::sign_statement(&claim, &frankfurt.machine.identity).unwrap();
-    for step_of_it in ["announce", "done"] {
-        let refused = step(&coordinator, &frankfurt, json!({step_of_it: claim})).await;
+    let claim = NextKey::saying(&frankfurt.machine, secret, &claim);
+    assert_eq!(
+        announce(&coordinator, &frankfurt, &claim).await.problem(),
+        invalid()
+    );
+    assert_eq!(
+        done(&coordinator, &frankfurt, &claim).await.problem().1,
+        "not_announced"
+    );
+}
+
+/// A statement or announcement that is not taken.
+fn invalid() -> (u16, String, Option<String>) {
+    (422, "statement".to_owned(), Some("statement".to_owned()))
+}
+
+#[tokio::test]
+async fn a21_whoever_has_seen_an_announcement_cannot_pass_it_off_as_a_statement_anywhere() {
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, _] = three(&coordinator).await;
+    let join = new_site(&coordinator, json!({"name": "cork"})).await;
+    let next = NextKey::new(&dublin, 2);
+    announce(&coordinator, &dublin, &next).await.expect(200);
+    let revisions = "SELECT count(*) FROM changes";
+    for is_withdrawn in [false, true] {
+        if is_withdrawn {
+            withdraw(&coordinator, &dublin).await;
+        }
+        let before = coordinator.count(revisions).await;
+        let seen = next.as_statement();
+        // A stranger says so for every node, and with a join token as a machine that enrols.
+        for node in [&dublin, &frankfurt] {
+            succeed(&coordinator, node.id(), &seen).await.expect(401);
+        }
+        let mut claim = NodeKeys::new().finish(&coordinator, &join).await;
+        claim.statement = seen.clone();
+        enrol(&coordinator, &claim).await.expect(401);
+        // With tokens of nodes, that of the one which has announced it among them.
+        for node in [&dublin, &frankfurt] {
+            let passed_off = step(&coordinator, node, json!({"done": seen})).await;
+            assert_eq!(passed_off.problem(), invalid());
+        }
+        // Nor is a statement an announcement.
+        let reverse = json!({"announce": next.as_announcement()});
         assert_eq!(
-            refused.problem(),
-            (422, "statement".to_owned(), Some("statement".to_owned())),
-            "{step_of_it}"
+            step(&coordinator, &dublin, reverse).await.problem(),
+            invalid()
+        );
+        // The statement itself, which only the node has, needs its token and an announcement.
+        assert_eq!(
+            succeed(&coordinator, dublin.id(), &next.statement)
+                .await
+                .problem(),
+            invalid()
+        );
+        assert_eq!(coordinator.count(revisions).await, before);
+        assert_eq!(
+            coordinator.get("/nodes/dublin").await.json()["wireguard_key"],
+            json!(dublin.machine.wireguard_key())
         );
     }
+}
+
+#[tokio::test]
+async fn a22_no_number_is_used_twice_and_what_was_withdrawn_is_never_taken_up() {
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, _] = three(&coordinator).await;
+    let first = NextKey::new(&dublin, 4);
+    announce(&coordinator, &dublin, &first).await.expect(200);
+    withdraw(&coordinator, &dublin).await;
+    for sequence in [2, 3, 4] {
+        let spent = NextKey::new(&dublin, sequence);
+        assert_eq!(
+            announce(&coordinator, &dublin, &spent).await.problem(),
+            invalid(),
+            "{sequence}"
+        );
+    }
+    assert_eq!(
+        announce(&coordinator, &dublin, &first).await.problem(),
+        invalid()
+    );
+    assert_eq!(
+        done(&coordinator, &dublin, &first).await.problem(),
+        (
+            409,
+            "not_announced".to_owned(),
+            Some("statement".to_owned())
+        )
+    );
+    let highest = send(dublin.request(&coordinator, Method::GET, "/agent/view"))
+        .await
+        .expect(200)
+        .json()["myself"]["keys"]["highest"]
+        .clone();
+    assert_eq!(highest, 4, "the node is told");
+
+    // Its own numbers are nobody else's.
+    let other = NextKey::new(&frankfurt, 2);
+    announce(&coordinator, &frankfurt, &other).await.expect(200);
+    done(&coordinator, &frankfurt, &other).await.expect(200);
+
+    let second = NextKey::new(&dublin, 5);
+    announce(&coordinator, &dublin, &second).await.expect(200);
+    let revisions = "SELECT count(*) FROM changes";
+    let before = coordinator.count(revisions).await;
+    announce(&coordinator, &dublin, &second).await.expect(200);
+    assert_eq!(coordinator.count(revisions).await, before);
+    let another = NextKey::new(&dublin, 5);
+    for next in [&first, &another] {
+        assert_eq!(
+            done(&coordinator, &dublin, next).await.problem().1,
+            "not_announced"
+        );
+    }
+    for _ in 0..2 {
+        done(&coordinator, &dublin, &second).await.expect(200);
+    }
+    assert_eq!(
+        announce(&coordinator, &dublin, &second).await.problem(),
+        invalid()
+    );
+}
+
+#[tokio::test]
+async fn a24_a_key_that_a_node_had_or_announced_is_nobodys_again_and_of_a_revoked_node_revoked() {
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, _] = three(&coordinator).await;
+    let join = new_site(&coordinator, json!({"name": "cork"})).await;
+    let (withdrawn, replaced, present) = (
+        NextKey::new(&dublin, 2),
+        NextKey::new(&dublin, 3),
+        NextKey::new(&dublin, 4),
+    );
+    announce(&coordinator, &dublin, &withdrawn)
+        .await
+        .expect(200);
+    withdraw(&coordinator, &dublin).await;
+    announce(&coordinator, &dublin, &replaced).await.expect(200);
+    announce(&coordinator, &dublin, &present).await.expect(200);
+    done(&coordinator, &dublin, &present).await.expect(200);
+    let keys = [
+        &dublin.machine.wireguard,
+        &withdrawn.secret,
+        &replaced.secret,
+        &present.secret,
+    ];
+    for is_revoked in [false, true] {
+        let refused = if is_revoked {
+            coordinator.delete("/nodes/dublin").await.expect(204);
+            (403, "key_revoked".to_owned(), None)
+        } else {
+            (409, "key_taken".to_owned(), Some("statement".to_owned()))
+        };
+        for key in keys {
+            let machine = NodeKeys {
+                wireguard: key.clone(),
+                ..NodeKeys::new()
+            };
+            assert_eq!(
+                machine.try_enrol(&coordinator, &join).await.problem(),
+                refused
+            );
+            let next = NextKey::of(&frankfurt, &frankfurt.machine, key.clone(), 2);
+            assert_eq!(
+                announce(&coordinator, &frankfurt, &next).await.problem().1,
+                "key_taken"
+            );
+        }
+    }
+    let former = "SELECT count(*) FROM former_keys";
+    assert_eq!(coordinator.count(former).await, 3, "a row for each");
+}
+
+#[tokio::test]
+async fn a25_a_node_gives_up_few_keys_in_an_hour_and_is_ready_for_announced_ones_alone() {
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, _] = three(&coordinator).await;
+    let next = NextKey::new(&dublin, 2);
+    announce(&coordinator, &dublin, &next).await.expect(200);
+    for sequence in [1, 3, 7, u64::MAX, 2] {
+        armed(&coordinator, &frankfurt, &dublin, sequence).await;
+    }
+    armed(&coordinator, &frankfurt, &frankfurt, 2).await;
+    let stored = "SELECT count(*) FROM armed_peers WHERE sequence <> 2";
+    coordinator
+        .until("SELECT count(*) FROM armed_peers WHERE sequence = 2", 1)
+        .await;
+    assert_eq!(coordinator.count(stored).await, 0);
+
+    withdraw(&coordinator, &dublin).await;
+    for sequence in 3..22 {
+        let next = NextKey::new(&dublin, sequence);
+        announce(&coordinator, &dublin, &next).await.expect(200);
+        withdraw(&coordinator, &dublin).await;
+    }
+    let next = NextKey::new(&dublin, 22);
+    let refused = announce(&coordinator, &dublin, &next).await;
+    assert_eq!(refused.problem(), (429, "too_many_keys".to_owned(), None));
+    assert_eq!(refused.headers["retry-after"], "600");
+    let other = NextKey::new(&frankfurt, 2);
+    announce(&coordinator, &frankfurt, &other).await.expect(200);
+    done(&coordinator, &frankfurt, &other).await.expect(200);
+    let age = sqlx::query("UPDATE former_keys SET since = since - interval '1 hour'");
+    age.execute(&mut coordinator.connection().await)
+        .await
+        .unwrap();
+    announce(&coordinator, &dublin, &next).await.expect(200);
 }

@@ -8,17 +8,19 @@ VALUES ('00000000-0000-0000-0000-000000000011', 'dublin', 'a site', '{"region": 
 INSERT INTO subnets (prefix, site)
 VALUES ('10.10.0.0/16', '00000000-0000-0000-0000-000000000011');
 INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement,
-    statement_signature, agent_version, generation, join_token)
+    statement_signature, highest_sequence, agent_version, generation, join_token)
 VALUES ('00000000-0000-0000-0000-000000000021', '00000000-0000-0000-0000-000000000011', 'dublin-1',
     'active', decode(repeat('21', 32), 'hex'), decode(repeat('22', 32), 'hex'), 'a statement',
-    decode(repeat('23', 64), 'hex'), '0.1.0', 1, '00000000-0000-0000-0000-000000000031');
+    decode(repeat('23', 64), 'hex'), 1, '0.1.0', 1, '00000000-0000-0000-0000-000000000031');
 INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement,
-    statement_signature, generation, file_made_at, file_digest)
+    statement_signature, highest_sequence, generation, file_made_at, file_digest)
 VALUES ('00000000-0000-0000-0000-000000000022', '00000000-0000-0000-0000-000000000011', 'dublin-2',
     'standby', decode(repeat('24', 32), 'hex'), decode(repeat('25', 32), 'hex'), 'a statement',
-    decode(repeat('26', 64), 'hex'), 1, '2026-01-01', decode(repeat('27', 32), 'hex'));
+    decode(repeat('26', 64), 'hex'), 1, 1, '2026-01-01', decode(repeat('27', 32), 'hex'));
 INSERT INTO former_identities (identity_key, node)
 VALUES (decode(repeat('28', 32), 'hex'), '00000000-0000-0000-0000-000000000021');
+INSERT INTO former_keys (wireguard_key, node)
+VALUES (decode(repeat('29', 32), 'hex'), '00000000-0000-0000-0000-000000000021');
 INSERT INTO armed_peers (node, sequence, peer)
 VALUES ('00000000-0000-0000-0000-000000000021', 1, '00000000-0000-0000-0000-000000000022');
 INSERT INTO tunnel_addresses (address, site, node, own)

@@ -15,7 +15,7 @@ use wattle_wire::{
 };
 
 use super::KnownPeer;
-use crate::keys::enrolment::{InvalidStatement, is_or_was, verify_statement};
+use crate::keys::enrolment::{InvalidStatement, is_or_was, verify_announcement, verify_statement};
 
 /// Who a node is, from first sight on: nobody else can take its place, nor can an old key of its
 /// own.
@@ -104,7 +104,7 @@ pub(super) fn believe(
         (Some(signed), Some(known)) if known.peer.announced.as_ref() == Some(signed) => {
             known.announced.clone()
         }
-        (Some(signed), _) => Some(verify_statement(signed, mesh)?),
+        (Some(signed), _) => Some(verify_announcement(signed, mesh)?),
         (None, _) => None,
     };
     let follows = |next: &Statement| {

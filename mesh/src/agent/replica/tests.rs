@@ -575,7 +575,7 @@ fn an_announced_key_is_believed_of_the_same_identity_alone_and_belongs_to_nobody
         };
         Peer {
             announced: Some(
-                crate::keys::enrolment::sign_statement(&statement, &keys.identity).unwrap(),
+                crate::keys::enrolment::sign_announcement(&statement, &keys.identity).unwrap(),
             ),
             ..second.clone()
         }
@@ -697,7 +697,7 @@ fn whether_an_agent_runs_on_a_node_never_changes_and_one_without_announces_no_ke
     assert_eq!(tell(&mut replica, peer.clone()), None);
     for unmanaged in [true, false] {
         let announcing = Peer {
-            announced: Some(next.stating(2, unmanaged)),
+            announced: Some(next.announcing(2, unmanaged)),
             ..peer.clone()
         };
         assert_eq!(

@@ -29,7 +29,7 @@ fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
         (before.wireguard_key(), 1)
     );
     let announced =
-        enrolment::verify_statement(&preparing.announcement(MESH).unwrap().unwrap(), MESH).unwrap();
+        enrolment::verify_announcement(&preparing.announcement(MESH).unwrap(), MESH).unwrap();
     assert_eq!(
         (Some(announced.wireguard_key), announced.sequence),
         (preparing.next_key(), 2)
@@ -41,15 +41,26 @@ fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
         (before.wireguard_key(), None)
     );
     let again = stayed.preparing(&[4; 32]).unwrap();
-    let announced = again.announcement(MESH).unwrap().unwrap();
-    assert_eq!(enrolment::sequence(&announced), Some(3));
+    let announced = again.announcement(MESH).unwrap();
+    let announced = enrolment::verify_announcement(&announced, MESH).unwrap();
+    assert_eq!(announced.sequence, 3);
 
     let after = again.switched(9).unwrap();
     assert_eq!(
         (Some(after.wireguard_key()), after.next_key(), after.since()),
         (again.next_key(), None, 9)
     );
-    assert_eq!(after.statement(MESH).unwrap(), announced);
+    let statement = after.statement(MESH).unwrap();
+    assert_eq!(enrolment::verify_statement(&statement, MESH), Ok(announced));
+    let above = after.numbering_above(8).unwrap();
+    assert_eq!(
+        (
+            above.sequence(),
+            above.preparing(&[5; 32]).unwrap().issued()
+        ),
+        (3, 9)
+    );
+    assert_eq!(after.numbering_above(1).unwrap().issued(), 3);
     assert_ne!(
         before.canary_psk(after.wireguard_key()),
         after.canary_psk(after.wireguard_key())

@@ -30,7 +30,7 @@ use crate::{
         state::{Interface, Observed},
     },
     keys::{
-        enrolment::verify_statement,
+        enrolment::{verify_announcement, verify_statement},
         node_keys::{NodeKeys, StoredNodeKeys},
         psk::exchange::Exchange,
     },
@@ -279,15 +279,15 @@ impl World {
     /// What the coordinator does with a step.
     fn coordinator(&mut self, step: &RotationStep) -> RotationAnswer {
         match step {
-            RotationStep::Announce(statement) => {
+            RotationStep::Announce(announcement) => {
                 let announced = Announced {
-                    statement: statement.clone(),
+                    announcement: announcement.clone(),
                     at: chrono::DateTime::UNIX_EPOCH,
                 };
                 if self.directory.nodes[&node_id(ROTATING)].announced.as_ref() != Some(&announced) {
                     self.change(|node| node.announced = Some(announced));
                 }
-                let sequence = verify_statement(statement, MESH).unwrap().sequence;
+                let sequence = verify_announcement(announcement, MESH).unwrap().sequence;
                 let peers = (2..=NODES).map(node_id);
                 RotationAnswer {
                     waiting_for: peers

@@ -126,7 +126,8 @@ impl KeyHolders {
             KeyHolder,
             r#"SELECT id, name, state, generation, join_token, identity_key = $1 AND wireguard_key = $2 AS "has_both!" FROM nodes
                WHERE identity_key = $1 OR $2 IN (wireguard_key, announced_key)
-                   OR id = (SELECT node FROM former_identities WHERE identity_key = $1)"#,
+                   OR id = (SELECT node FROM former_identities WHERE identity_key = $1)
+                   OR id = (SELECT node FROM former_keys WHERE wireguard_key = $2)"#,
             statement.identity.as_bytes(),
             statement.wireguard_key.as_bytes()
         );
@@ -226,10 +227,10 @@ pub(crate) async fn insert(
         "INSERT INTO nodes (id, site, name, state, identity_key, wireguard_key, statement, \
          statement_signature, endpoint_address,
                             endpoint_port, endpoint_verified, generation, agent_version, \
-                            join_token, file_made_at, file_digest)
+                            join_token, file_made_at, file_digest, highest_sequence)
          VALUES ($1, $2, $3, CASE WHEN EXISTS (SELECT FROM nodes WHERE site = $2 AND state = \
          'active') THEN 'standby' ELSE 'active' END,
-                 $4, $5, $6, $7, $8, $9, $10, 1, $11, $12, $13, $14)",
+                 $4, $5, $6, $7, $8, $9, $10, 1, $11, $12, $13, $14, $15)",
         id.0,
         site.0,
         name.as_str(),
@@ -243,7 +244,8 @@ pub(crate) async fn insert(
         agent.map(|(version, _)| version),
         agent.map(|(_, token)| token.0),
         file.map(|file| file.file_made_at),
-        file.map(|file| file.file_digest.as_bytes().as_slice())
+        file.map(|file| file.file_digest.as_bytes().as_slice()),
+        statement.sequence.cast_signed()
     )
     .execute(&mut *connection)
     .await?;

@@ -1,11 +1,12 @@
 //! SQL of changes of WireGuard keys.
 
 use sqlx::PgConnection;
-use wattle_mesh::config::directory::NodeRecord;
+use wattle_mesh::{config::directory::NodeRecord, keys::enrolment};
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
     ids::NodeId,
     key::WireguardKey,
+    rotation::SignedAnnouncement,
 };
 
 use crate::{db::node_records, error::Result};
@@ -20,18 +21,18 @@ pub(super) async fn request(connection: &mut PgConnection, node: NodeId) -> Resu
     Ok(asked.execute(connection).await?.rows_affected() == 1)
 }
 
-/// Whether a node has announced this statement, a moment ago.
+/// Whether a node has announced this key, a moment ago.
 pub(super) async fn is_announced(
     connection: &mut PgConnection,
     node: NodeId,
-    signed: &SignedStatement,
+    signed: &SignedAnnouncement,
 ) -> Result<bool> {
     let found = sqlx::query_scalar!(
         r#"SELECT EXISTS (
                SELECT FROM nodes WHERE id = $1 AND announced = $2 AND announced_signature = $3 AND announced_at > now() - interval '1 minute'
            ) AS "found!""#,
         node.0,
-        signed.statement,
+        signed.announcement,
         signed.signature.as_bytes()
     );
     Ok(found.fetch_one(connection).await?)
@@ -52,33 +53,65 @@ pub(super) async fn under_way(
     Ok(name.fetch_optional(connection).await?)
 }
 
-/// Whether a key is or was another node's, or is what this node has already.
+/// Whether a key is or was another node's, or is or was this node's already.
 pub(super) async fn is_known_key(
     connection: &mut PgConnection,
     node: NodeId,
     key: WireguardKey,
 ) -> Result<bool> {
     let found = sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM nodes WHERE wireguard_key = $1 OR announced_key = $1 AND id <> $2) AS "found!""#,
+        r#"SELECT EXISTS (SELECT FROM nodes WHERE wireguard_key = $1 OR announced_key = $1 AND id <> $2)
+               OR EXISTS (SELECT FROM former_keys WHERE wireguard_key = $1) AS "found!""#,
         key.as_bytes(),
         node.0
     );
     Ok(found.fetch_one(connection).await?)
 }
 
-pub(super) async fn announce(
+/// How many keys of a node were given up within the last hour, taken up or not.
+pub(super) async fn given_up_lately(connection: &mut PgConnection, node: NodeId) -> Result<i64> {
+    let count = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM former_keys
+           WHERE node = $1 AND since > now() - interval '1 hour'"#,
+        node.0
+    );
+    Ok(count.fetch_one(connection).await?)
+}
+
+/// Keeps keys that a node does not have or announce any more.
+async fn keep_former(
     connection: &mut PgConnection,
     node: NodeId,
-    signed: &SignedStatement,
+    former: &[WireguardKey],
+) -> Result<()> {
+    let former: Vec<_> = former.iter().map(|key| key.as_bytes().to_vec()).collect();
+    let kept = sqlx::query!(
+        "INSERT INTO former_keys (wireguard_key, node) SELECT former, $2 FROM \
+         unnest($1::bytea[]) AS former ON CONFLICT DO NOTHING",
+        &former,
+        node.0
+    );
+    kept.execute(connection).await?;
+    Ok(())
+}
+
+pub(super) async fn announce(
+    connection: &mut PgConnection,
+    record: &NodeRecord,
+    signed: &SignedAnnouncement,
     statement: &Statement,
 ) -> Result<Option<NodeRecord>> {
+    let node = record.id;
+    keep_former(connection, node, &withdrawn(record)).await?;
     sqlx::query!(
         "UPDATE nodes SET announced = $2, announced_signature = $3, announced_key = $4, \
-         announced_at = now() WHERE id = $1 AND state <> 'revoked'",
+         announced_at = now(), highest_sequence = greatest(highest_sequence, $5)
+         WHERE id = $1 AND state <> 'revoked'",
         node.0,
-        signed.statement,
+        signed.announcement,
         signed.signature.as_bytes(),
-        statement.wireguard_key.as_bytes()
+        statement.wireguard_key.as_bytes(),
+        statement.sequence.cast_signed()
     )
     .execute(&mut *connection)
     .await?;
@@ -89,21 +122,28 @@ pub(super) async fn announce(
 /// another identity.
 pub(crate) async fn take_up(
     connection: &mut PgConnection,
-    node: NodeId,
+    record: &NodeRecord,
     signed: &SignedStatement,
     statement: &Statement,
 ) -> Result<Option<NodeRecord>> {
+    let node = record.id;
+    let mut former = withdrawn(record);
+    former.push(record.wireguard_key);
+    former.retain(|key| *key != statement.wireguard_key);
+    keep_former(connection, node, &former).await?;
     sqlx::query!(
         "UPDATE nodes SET statement = $2, statement_signature = $3, wireguard_key = $4, \
          identity_key = $5, announced = NULL,
              announced_signature = NULL, announced_key = NULL, announced_at = NULL,
+             highest_sequence = greatest(highest_sequence, $6),
              rotate_since = CASE WHEN wireguard_key = $4 THEN rotate_since END
          WHERE id = $1 AND state <> 'revoked'",
         node.0,
         signed.statement,
         signed.signature.as_bytes(),
         statement.wireguard_key.as_bytes(),
-        statement.identity.as_bytes()
+        statement.identity.as_bytes(),
+        statement.sequence.cast_signed()
     )
     .execute(&mut *connection)
     .await?;
@@ -114,8 +154,10 @@ pub(crate) async fn take_up(
 /// `None` when nothing was announced.
 pub(super) async fn withdraw(
     connection: &mut PgConnection,
-    node: NodeId,
+    record: &NodeRecord,
 ) -> Result<Option<NodeRecord>> {
+    let node = record.id;
+    keep_former(connection, node, &withdrawn(record)).await?;
     let withdrawn = sqlx::query!(
         "UPDATE nodes SET announced = NULL, announced_signature = NULL, announced_key = NULL, \
          announced_at = NULL
@@ -152,6 +194,18 @@ pub(super) async fn not_ready(
         .into_iter()
         .map(NodeId)
         .collect())
+}
+
+/// The key that a node has announced.
+fn withdrawn(record: &NodeRecord) -> Vec<WireguardKey> {
+    let announced = record
+        .announced
+        .as_ref()
+        .and_then(|announced| enrolment::announced(&announced.announcement));
+    announced
+        .map(|announced| announced.wireguard_key)
+        .into_iter()
+        .collect()
 }
 
 async fn disarm(connection: &mut PgConnection, node: NodeId) -> Result<()> {

@@ -251,6 +251,7 @@ mod tests {
                 identity_key: machine.identity_key(),
                 wireguard_key: machine.wireguard_key(),
                 statement: machine.statement(MESH).unwrap(),
+                highest_sequence: 1,
                 announced: None,
                 rotate_since: None,
                 admission: None,
