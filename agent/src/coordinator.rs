@@ -34,7 +34,7 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
-    enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled, NewIdentity},
+    enrol::{EnrolFinish, EnrolStart, Enrolled, KeyChallenge, NewIdentity},
     ids::Position,
     key::Bytes32,
     problem::ProblemDetails,
@@ -130,7 +130,7 @@ impl Coordinator {
     pub(crate) async fn enrol_start(
         &self,
         start: &EnrolStart,
-    ) -> Result<EnrolChallenge, RequestError> {
+    ) -> Result<KeyChallenge, RequestError> {
         self.post("/agent/enrol/start", start).await
     }
 

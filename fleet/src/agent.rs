@@ -32,7 +32,7 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     admin::CreatedSite,
-    enrol::{EnrolChallenge, EnrolStart, Enrolled},
+    enrol::{EnrolStart, Enrolled, KeyChallenge},
     ids::{NodeId, Position},
     join::JoinString,
     key::Bytes32,
@@ -137,7 +137,7 @@ impl Agent {
             token: join.token,
             secret: join.secret.clone(),
         };
-        let challenge: EnrolChallenge =
+        let challenge: KeyChallenge =
             post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
         let claim = node_keys.claim(&join, &challenge, None, "fleet")?;
         let enrolled: Enrolled =

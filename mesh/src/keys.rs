@@ -6,3 +6,4 @@ pub mod node_keys;
 pub mod preshared_key;
 pub mod psk;
 pub mod rotation;
+pub mod succession;

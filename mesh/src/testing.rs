@@ -9,7 +9,7 @@ use chrono::DateTime;
 use uuid::Uuid;
 use wattle_wire::{
     admin::NodeState,
-    enrol::{SignedStatement, Statement},
+    enrol::{KeyChallenge, SignedStatement, Statement},
     ids::{MeshId, NodeId, Position, SiteId},
     key::{IdentityKey, WireguardKey},
     name::Name,
@@ -30,10 +30,18 @@ use crate::{
         view,
     },
     keys::{
-        enrolment,
+        enrolment::{self, ChallengePurpose},
         node_keys::{NodeKeys, StoredNodeKeys},
     },
 };
+
+pub(crate) const CHALLENGE_SECRET: [u8; 32] = [7; 32];
+
+/// A coordinator's challenge for a new key, made at this second.
+pub(crate) fn challenge_of(now_unix_s: u64) -> KeyChallenge {
+    let nonce = enrolment::challenge_nonce(now_unix_s, [3; 24]);
+    enrolment::challenge(ChallengePurpose::Rotation, &CHALLENGE_SECRET, nonce).unwrap()
+}
 
 pub(crate) const MESH: MeshId = MeshId(Uuid::from_u128(0xa1));
 

@@ -19,9 +19,9 @@ pub struct EnrolStart {
     pub secret: Secret,
 }
 
-/// The challenge: a number used once, and a fresh X25519 key for the proof of the WireGuard key.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct EnrolChallenge {
+/// The challenge: a number used once, and a fresh X25519 key for the proof of a WireGuard key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyChallenge {
     pub nonce: Bytes32,
     /// The coordinator's ephemeral X25519 public key.
     pub server_key: WireguardKey,

@@ -4,7 +4,11 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{enrol::SignedStatement, ids::NodeId, key::Signature};
+use crate::{
+    enrol::{KeyChallenge, SignedStatement},
+    ids::NodeId,
+    key::{Bytes32, Signature},
+};
 
 /// What a node is going to state once it has taken up its next key, signed.
 ///
@@ -18,12 +22,25 @@ pub struct SignedAnnouncement {
     pub signature: Signature,
 }
 
+/// A node's next key, with the proof that the node has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyAnnouncement {
+    pub announcement: SignedAnnouncement,
+    /// The challenge's number.
+    pub nonce: Bytes32,
+    /// Shows that the node holds the private half of the new key: see `mesh::keys::enrolment`.
+    pub wireguard_proof: Bytes32,
+}
+
 /// `POST /agent/rotation`: how far the calling node is with its next key. Each may be repeated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum RotationStep {
+    /// The node asks for a challenge, with which it proves its next key.
+    Prepare {},
     /// The node is going to take up this key: its peers are to be ready for it.
-    Announce(SignedAnnouncement),
+    Announce(KeyAnnouncement),
     /// The node has taken up the key that it announced. Its statement says what the announcement
     /// said.
     Done(SignedStatement),
@@ -36,6 +53,9 @@ pub enum RotationStep {
 pub struct RotationAnswer {
     /// Peers that have not said yet that they are ready for the announced key, in order.
     pub waiting_for: Vec<NodeId>,
+    /// Of [`RotationStep::Prepare`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<KeyChallenge>,
 }
 
 /// What the coordinator knows of the calling node's own keys.

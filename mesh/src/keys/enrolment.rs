@@ -1,7 +1,7 @@
-//! Who may become a node: the proofs of enrolment, made by the agent and checked by the
-//! coordinator.
+//! Who may become a node, and who has a new key: signatures and proofs, made by the agent and
+//! checked by the coordinator.
 //!
-//! The coordinator keeps no state between the two requests of an enrolment: its ephemeral key is
+//! The coordinator keeps no state between a challenge and its answer: its ephemeral key is
 //! derived from a secret of the mesh and the number used once, which carries the time at which it
 //! was made.
 
@@ -11,10 +11,10 @@ use aws_lc_rs::{
 };
 use thiserror::Error;
 use wattle_wire::{
-    enrol::{EnrolFinish, Predecessor, SignedStatement, Statement},
+    enrol::{EnrolFinish, KeyChallenge, Predecessor, SignedStatement, Statement},
     ids::{MeshId, TokenId},
     key::{Bytes32, IdentityKey, Signature, WireguardKey},
-    rotation::SignedAnnouncement,
+    rotation::{KeyAnnouncement, SignedAnnouncement},
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -26,9 +26,30 @@ pub const CHALLENGE_LIFETIME_S: u64 = 120;
 const STATEMENT: &[u8] = b"wattle statement v1\0";
 const ANNOUNCEMENT: &[u8] = b"wattle announcement v1\0";
 const SUCCESSOR: &[u8] = b"wattle successor v1\0";
-const CHALLENGE: &[u8] = b"wattle enrol challenge v1\0";
-const WIREGUARD_PROOF: &[u8] = b"wattle enrol wireguard v1\0";
 const IDENTITY_PROOF: &[u8] = b"wattle enrol identity v1\0";
+
+/// What a challenge is for: the answer to one is none to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChallengePurpose {
+    Enrolment,
+    Rotation,
+}
+
+impl ChallengePurpose {
+    const fn challenge(self) -> &'static [u8] {
+        match self {
+            Self::Enrolment => b"wattle enrol challenge v1\0",
+            Self::Rotation => b"wattle rotation challenge v1\0",
+        }
+    }
+
+    const fn proof(self) -> &'static [u8] {
+        match self {
+            Self::Enrolment => b"wattle enrol wireguard v1\0",
+            Self::Rotation => b"wattle rotation wireguard v1\0",
+        }
+    }
+}
 
 /// Why a statement is not believed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -43,7 +64,7 @@ pub enum InvalidStatement {
     Predecessor,
 }
 
-/// Why an enrolment is refused.
+/// Why an enrolment or a new key is refused.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum EnrolmentRefused {
     #[error(transparent)]
@@ -188,32 +209,66 @@ pub fn challenge_nonce(now_unix_s: u64, random: [u8; 24]) -> Bytes32 {
     Bytes32::from(nonce)
 }
 
-/// The coordinator's ephemeral key of a challenge. `None` in the one case of 2^252 in which it
-/// would be of low order: draw another number.
-pub fn challenge_key(challenge_secret: &[u8; 32], nonce: Bytes32) -> Option<WireguardKey> {
-    WireguardKey::try_from(
-        PublicKey::from(&challenge_private_key(challenge_secret, nonce)).to_bytes(),
-    )
-    .ok()
+/// The coordinator's challenge, with its ephemeral key. `None` in the one case of 2^252 in which
+/// that would be of low order: draw another number.
+pub fn challenge(
+    purpose: ChallengePurpose,
+    challenge_secret: &[u8; 32],
+    nonce: Bytes32,
+) -> Option<KeyChallenge> {
+    let private_key = challenge_private_key(purpose, challenge_secret, nonce);
+    let server_key = WireguardKey::try_from(PublicKey::from(&private_key).to_bytes()).ok()?;
+    Some(KeyChallenge { nonce, server_key })
 }
 
 /// The two proofs of an enrolment, made by the agent: of the WireGuard key and of the identity.
 pub fn prove(
-    nonce: Bytes32,
-    server_key: WireguardKey,
+    challenge: &KeyChallenge,
     token: TokenId,
     statement: &SignedStatement,
     wireguard: &StaticSecret,
     identity: &Ed25519KeyPair,
 ) -> (Bytes32, Signature) {
-    let shared = wireguard.diffie_hellman(&PublicKey::from(*server_key.as_bytes()));
-    let proof = Bytes32::from(authenticate(
-        shared.as_bytes(),
-        &wireguard_message(nonce, statement),
-    ));
-    (
-        proof,
-        sign(identity, &identity_message(nonce, token, statement, proof)),
+    let text = &statement.statement;
+    let proof = wireguard_proof(ChallengePurpose::Enrolment, challenge, text, wireguard);
+    let message = identity_message(challenge.nonce, token, statement, proof);
+    (proof, sign(identity, &message))
+}
+
+/// An announcement with the proof of its key, made by the agent.
+pub fn prove_announced(
+    challenge: &KeyChallenge,
+    announcement: SignedAnnouncement,
+    wireguard: &StaticSecret,
+) -> KeyAnnouncement {
+    let text = &announcement.announcement;
+    let wireguard_proof = wireguard_proof(ChallengePurpose::Rotation, challenge, text, wireguard);
+    KeyAnnouncement {
+        announcement,
+        nonce: challenge.nonce,
+        wireguard_proof,
+    }
+}
+
+/// Checks that whoever announces this key has its private half.
+///
+/// # Errors
+///
+/// [`EnrolmentRefused`] when the challenge has expired or the proof is wrong.
+pub fn check_announced(
+    claim: &KeyAnnouncement,
+    key: WireguardKey,
+    challenge_secret: &[u8; 32],
+    now_unix_s: u64,
+) -> Result<(), EnrolmentRefused> {
+    check_time(claim.nonce, now_unix_s)?;
+    check_wireguard_proof(
+        ChallengePurpose::Rotation,
+        challenge_secret,
+        claim.nonce,
+        key,
+        &claim.announcement.announcement,
+        claim.wireguard_proof,
     )
 }
 
@@ -228,12 +283,7 @@ pub fn check(
     challenge_secret: &[u8; 32],
     now_unix_s: u64,
 ) -> Result<Statement, EnrolmentRefused> {
-    let mut made = [0; 8];
-    made.copy_from_slice(&finish.nonce.as_bytes()[..8]);
-    let made = u64::from_be_bytes(made);
-    if made > now_unix_s || now_unix_s - made > CHALLENGE_LIFETIME_S {
-        return Err(EnrolmentRefused::Expired);
-    }
+    check_time(finish.nonce, now_unix_s)?;
     let statement = verify_statement(&finish.statement, mesh)?;
     if !statement.predecessors.is_empty() {
         return Err(EnrolmentRefused::Predecessors);
@@ -241,15 +291,14 @@ pub fn check(
     if statement.unmanaged {
         return Err(EnrolmentRefused::Unmanaged);
     }
-    let shared = challenge_private_key(challenge_secret, finish.nonce)
-        .diffie_hellman(&PublicKey::from(*statement.wireguard_key.as_bytes()));
-    let key = hmac::Key::new(hmac::HMAC_SHA256, shared.as_bytes());
-    hmac::verify(
-        &key,
-        &wireguard_message(finish.nonce, &finish.statement),
-        finish.wireguard_proof.as_bytes(),
-    )
-    .map_err(|_| EnrolmentRefused::WireguardProof)?;
+    check_wireguard_proof(
+        ChallengePurpose::Enrolment,
+        challenge_secret,
+        finish.nonce,
+        statement.wireguard_key,
+        &finish.statement.statement,
+        finish.wireguard_proof,
+    )?;
     let message = identity_message(
         finish.nonce,
         finish.token,
@@ -262,10 +311,54 @@ pub fn check(
     Ok(statement)
 }
 
-fn challenge_private_key(challenge_secret: &[u8; 32], nonce: Bytes32) -> StaticSecret {
+fn check_time(nonce: Bytes32, now_unix_s: u64) -> Result<(), EnrolmentRefused> {
+    let mut made = [0; 8];
+    made.copy_from_slice(&nonce.as_bytes()[..8]);
+    let made = u64::from_be_bytes(made);
+    if made > now_unix_s || now_unix_s - made > CHALLENGE_LIFETIME_S {
+        return Err(EnrolmentRefused::Expired);
+    }
+    Ok(())
+}
+
+fn wireguard_proof(
+    purpose: ChallengePurpose,
+    challenge: &KeyChallenge,
+    text: &str,
+    wireguard: &StaticSecret,
+) -> Bytes32 {
+    let server_key = PublicKey::from(*challenge.server_key.as_bytes());
+    let shared = wireguard.diffie_hellman(&server_key);
+    let message = wireguard_message(purpose, challenge.nonce, text);
+    Bytes32::from(authenticate(shared.as_bytes(), &message))
+}
+
+fn check_wireguard_proof(
+    purpose: ChallengePurpose,
+    challenge_secret: &[u8; 32],
+    nonce: Bytes32,
+    key: WireguardKey,
+    text: &str,
+    proof: Bytes32,
+) -> Result<(), EnrolmentRefused> {
+    let shared = challenge_private_key(purpose, challenge_secret, nonce)
+        .diffie_hellman(&PublicKey::from(*key.as_bytes()));
+    hmac::verify(
+        &hmac::Key::new(hmac::HMAC_SHA256, shared.as_bytes()),
+        &wireguard_message(purpose, nonce, text),
+        proof.as_bytes(),
+    )
+    .map_err(|_| EnrolmentRefused::WireguardProof)
+}
+
+fn challenge_private_key(
+    purpose: ChallengePurpose,
+    challenge_secret: &[u8; 32],
+    nonce: Bytes32,
+) -> StaticSecret {
     StaticSecret::from(authenticate(
         challenge_secret,
-        &[CHALLENGE, nonce.as_bytes()].concat(),
+        &[purpose.challenge(), nonce.as_bytes()].concat(),
     ))
 }
 
@@ -273,13 +366,8 @@ fn successor_message(mesh: MeshId, successor: IdentityKey) -> Vec<u8> {
     [SUCCESSOR, mesh.0.as_bytes(), successor.as_bytes()].concat()
 }
 
-fn wireguard_message(nonce: Bytes32, statement: &SignedStatement) -> Vec<u8> {
-    [
-        WIREGUARD_PROOF,
-        nonce.as_bytes(),
-        digest_of(statement).as_ref(),
-    ]
-    .concat()
+fn wireguard_message(purpose: ChallengePurpose, nonce: Bytes32, text: &str) -> Vec<u8> {
+    [purpose.proof(), nonce.as_bytes(), digest_of(text).as_ref()].concat()
 }
 
 fn identity_message(
@@ -292,14 +380,14 @@ fn identity_message(
         IDENTITY_PROOF,
         nonce.as_bytes(),
         token.0.as_bytes(),
-        digest_of(statement).as_ref(),
+        digest_of(&statement.statement).as_ref(),
         proof.as_bytes(),
     ]
     .concat()
 }
 
-fn digest_of(statement: &SignedStatement) -> digest::Digest {
-    digest::digest(&digest::SHA256, statement.statement.as_bytes())
+fn digest_of(text: &str) -> digest::Digest {
+    digest::digest(&digest::SHA256, text.as_bytes())
 }
 
 fn authenticate(key: &[u8], message: &[u8]) -> [u8; 32] {
@@ -321,139 +409,4 @@ pub(crate) fn verify(identity: IdentityKey, message: &[u8], signature: &Signatur
 }
 
 #[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-    use wattle_wire::secret::Secret;
-
-    use super::*;
-    use crate::testing::{Keys, MESH};
-
-    const CHALLENGE_SECRET: [u8; 32] = [7; 32];
-    const NOW: u64 = 1_800_000_000;
-
-    fn finish(keys: &Keys) -> EnrolFinish {
-        let nonce = challenge_nonce(NOW, [3; 24]);
-        let server_key = challenge_key(&CHALLENGE_SECRET, nonce).unwrap();
-        let token = TokenId(Uuid::from_u128(9));
-        let statement = keys.statement(1);
-        let (wireguard_proof, identity_proof) = prove(
-            nonce,
-            server_key,
-            token,
-            &statement,
-            &keys.wireguard,
-            &keys.identity,
-        );
-        EnrolFinish {
-            token,
-            secret: Secret::new("hush".to_owned()),
-            nonce,
-            statement,
-            wireguard_proof,
-            identity_proof,
-            agent_version: "1.0.0".to_owned(),
-            endpoint: None,
-        }
-    }
-
-    fn check_at(finish: &EnrolFinish, now: u64) -> Result<Statement, EnrolmentRefused> {
-        check(finish, MESH, &CHALLENGE_SECRET, now)
-    }
-
-    #[test]
-    fn both_proofs_of_the_right_keys_are_believed() {
-        let keys = Keys::of(1);
-        assert_eq!(
-            check_at(&finish(&keys), NOW + 1).map(|statement| statement.wireguard_key),
-            Ok(keys.wireguard_key())
-        );
-    }
-
-    #[test]
-    fn a_challenge_can_be_answered_for_two_minutes() {
-        let finish = finish(&Keys::of(1));
-        assert!(check_at(&finish, NOW + CHALLENGE_LIFETIME_S).is_ok());
-        assert_eq!(
-            check_at(&finish, NOW + CHALLENGE_LIFETIME_S + 1),
-            Err(EnrolmentRefused::Expired)
-        );
-        assert_eq!(check_at(&finish, NOW - 1), Err(EnrolmentRefused::Expired));
-    }
-
-    #[test]
-    fn somebody_elses_wireguard_key_is_refused_without_its_private_half() {
-        let (mine, theirs) = (Keys::of(1), Keys::of(2));
-        let mut forged = finish(&mine);
-        let claim = Statement {
-            mesh: MESH,
-            identity: mine.identity_key(),
-            wireguard_key: theirs.wireguard_key(),
-            sequence: 1,
-            predecessors: vec![],
-            unmanaged: false,
-        };
-        forged.statement = sign_statement(&claim, &mine.identity).unwrap();
-        assert_eq!(
-            check_at(&forged, NOW),
-            Err(EnrolmentRefused::WireguardProof)
-        );
-    }
-
-    #[test]
-    fn who_enrols_cannot_say_that_it_is_unmanaged() {
-        let keys = Keys::of(1);
-        let mut alone = finish(&keys);
-        alone.statement = keys.unmanaged();
-        assert_eq!(check_at(&alone, NOW), Err(EnrolmentRefused::Unmanaged));
-    }
-
-    #[test]
-    fn somebody_elses_identity_is_refused_without_its_private_half() {
-        let (mine, theirs) = (Keys::of(1), Keys::of(2));
-        let mut forged = finish(&mine);
-        forged.statement = theirs.statement(1);
-        let nonce = forged.nonce;
-        let server_key = challenge_key(&CHALLENGE_SECRET, nonce).unwrap();
-        let (wireguard, identity) = prove(
-            nonce,
-            server_key,
-            forged.token,
-            &forged.statement,
-            &theirs.wireguard,
-            &mine.identity,
-        );
-        (forged.wireguard_proof, forged.identity_proof) = (wireguard, identity);
-        assert_eq!(check_at(&forged, NOW), Err(EnrolmentRefused::IdentityProof));
-    }
-
-    #[test]
-    fn proofs_hold_for_their_own_challenge_token_and_mesh_only() {
-        let keys = Keys::of(1);
-        let mut other_token = finish(&keys);
-        other_token.token = TokenId(Uuid::from_u128(10));
-        assert_eq!(
-            check_at(&other_token, NOW),
-            Err(EnrolmentRefused::IdentityProof)
-        );
-        let mut other_nonce = finish(&keys);
-        other_nonce.nonce = challenge_nonce(NOW, [4; 24]);
-        assert_eq!(
-            check_at(&other_nonce, NOW),
-            Err(EnrolmentRefused::WireguardProof)
-        );
-        let other_mesh = MeshId(Uuid::from_u128(77));
-        assert_eq!(
-            check(&finish(&keys), other_mesh, &CHALLENGE_SECRET, NOW),
-            Err(EnrolmentRefused::Statement(InvalidStatement::Mesh))
-        );
-        let mut altered = finish(&keys);
-        altered.statement.statement = altered
-            .statement
-            .statement
-            .replace("\"sequence\":1", "\"sequence\":2");
-        assert_eq!(
-            check_at(&altered, NOW),
-            Err(EnrolmentRefused::Statement(InvalidStatement::Signature))
-        );
-    }
-}
+mod tests;

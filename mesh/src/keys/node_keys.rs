@@ -12,13 +12,13 @@ use thiserror::Error;
 use wattle_wire::{
     endpoint::Endpoint,
     enrol::{
-        EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims,
+        EnrolFinish, Enrolled, KeyChallenge, NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims,
         Predecessor, SignedStatement, Statement,
     },
     ids::MeshId,
     join::JoinString,
     key::{IdentityKey, InvalidKey, Signature, WireguardKey},
-    rotation::SignedAnnouncement,
+    rotation::KeyAnnouncement,
     secret::Secret,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -273,14 +273,22 @@ impl NodeKeys {
         enrolment::sign_statement(&statement, &self.identity.pair)
     }
 
-    /// What they will rely on once it has taken up its next key, signed as an announcement. Of a
-    /// machine without a next key it announces the present one.
-    pub fn announcement(&self, mesh: MeshId) -> Result<SignedAnnouncement, serde_json::Error> {
-        let statement = match &self.next {
-            Some(next) => self.saying(mesh, next.key, self.issued),
-            None => self.saying(mesh, self.wireguard_key, self.sequence),
+    /// What they will rely on once it has taken up its next key, signed as an announcement, with
+    /// the proof of that key. A machine without a next key announces the present one.
+    pub fn announcement(
+        &self,
+        mesh: MeshId,
+        challenge: &KeyChallenge,
+    ) -> Result<KeyAnnouncement, serde_json::Error> {
+        let (statement, secret) = match &self.next {
+            Some(next) => (self.saying(mesh, next.key, self.issued), &next.secret),
+            None => (
+                self.saying(mesh, self.wireguard_key, self.sequence),
+                &self.wireguard,
+            ),
         };
-        enrolment::sign_announcement(&statement, &self.identity.pair)
+        let signed = enrolment::sign_announcement(&statement, &self.identity.pair)?;
+        Ok(enrolment::prove_announced(challenge, signed, secret))
     }
 
     fn saying(&self, mesh: MeshId, wireguard_key: WireguardKey, sequence: u64) -> Statement {
@@ -350,14 +358,13 @@ impl NodeKeys {
     pub fn claim(
         &self,
         join: &JoinString,
-        challenge: &EnrolChallenge,
+        challenge: &KeyChallenge,
         endpoint: Option<Endpoint>,
         agent_version: &str,
     ) -> Result<EnrolFinish, serde_json::Error> {
         let statement = self.statement(join.mesh)?;
         let (wireguard_proof, identity_proof) = enrolment::prove(
-            challenge.nonce,
-            challenge.server_key,
+            challenge,
             join.token,
             &statement,
             &self.wireguard,

@@ -3,7 +3,7 @@
 //! ```text
 //!   the rotating node                          coordinator        each peer
 //!   makes a key, keeps it on disk
-//!   announce(the statement to come) ─────────▶ tells ───────────▶ makes a second entry for the key: it has no prefixes, and a preshared
+//!   proves the key; announces it ────────────▶ tells ───────────▶ makes a second entry for the key: it has no prefixes, and a preshared
 //!                                                                 key that nobody else knows, so that it shows a handshake and completes none
 //!   knows that all peers in touch are ready ◀─ counts ◀────────── reports that it is ready
 //!   keeps the key as its own on disk,
@@ -26,6 +26,7 @@ mod model;
 use std::{collections::BTreeSet, time::Duration};
 
 use wattle_wire::{
+    enrol::KeyChallenge,
     ids::NodeId,
     name::Name,
     rotation::{RotationAnswer, RotationStep},
@@ -59,6 +60,8 @@ const DAY_S: u64 = 24 * 3600;
 pub struct Rotation {
     /// The coordinator knows of the next key.
     announced: Option<Announced>,
+    /// With which the next key is proved.
+    challenge: Option<KeyChallenge>,
     /// Nothing is said before.
     silent_until: Duration,
     /// The coordinator does not want the next key.
@@ -132,15 +135,18 @@ impl Rotation {
         if now < self.silent_until {
             return None;
         }
-        let announce = || {
+        let announce = |challenge: Option<&KeyChallenge>| {
+            let Some(challenge) = challenge else {
+                return Some(RotationAction::Tell(RotationStep::Prepare {}));
+            };
             node_keys
-                .announcement(known.mesh.id)
+                .announcement(known.mesh.id, challenge)
                 .ok()
-                .map(|announcement| RotationAction::Tell(RotationStep::Announce(announcement)))
+                .map(|claim| RotationAction::Tell(RotationStep::Announce(claim)))
         };
         if node_keys.sequence() > own.sequence {
             if self.is_unknown {
-                return announce();
+                return announce(self.challenge.as_ref());
             }
             return node_keys
                 .statement(known.mesh.id)
@@ -149,7 +155,7 @@ impl Rotation {
         }
         self.is_unknown = false;
         if node_keys.next_key().is_none() {
-            (self.announced, self.is_refused) = (None, false);
+            (self.announced, self.is_refused, self.challenge) = (None, false, None);
             if own.announced.is_some() {
                 return Some(RotationAction::Tell(RotationStep::Withdraw {}));
             }
@@ -171,7 +177,7 @@ impl Rotation {
             return if self.is_refused {
                 Some(RotationAction::GiveUp)
             } else {
-                announce()
+                announce(self.challenge.as_ref())
             };
         };
         let in_touch = |peer: &KnownPeer| {
@@ -211,7 +217,7 @@ impl Rotation {
             return Some(RotationAction::GiveUp);
         }
         if now.saturating_sub(*heard) >= ASK_INTERVAL {
-            announce()
+            announce(self.challenge.as_ref())
         } else {
             None
         }
@@ -220,12 +226,14 @@ impl Rotation {
     /// Takes note of what came of [`RotationAction::Tell`].
     pub fn told(&mut self, step: &RotationStep, told: RotationReply, now: Duration) {
         match (step, told) {
-            (RotationStep::Announce(_), RotationReply::Taken(_)) if self.is_unknown => {
-                (self.is_unknown, self.problem) = (false, None);
+            (RotationStep::Prepare {}, RotationReply::Taken(answer)) => {
+                self.challenge = answer.challenge;
+                if self.challenge.is_none() {
+                    self.silent_until = now + RETRY_INTERVAL;
+                }
             }
-            (RotationStep::Announce(_), RotationReply::Refused(why)) if self.is_unknown => {
-                self.is_unknown = false;
-                self.not_taken(&why, now);
+            (RotationStep::Announce(_), RotationReply::Taken(_)) if self.is_unknown => {
+                (self.is_unknown, self.challenge, self.problem) = (false, None, None);
             }
             (RotationStep::Announce(_), RotationReply::Taken(answer)) => {
                 let since = self
@@ -239,25 +247,38 @@ impl Rotation {
                 });
                 self.problem = None;
             }
-            (RotationStep::Announce(_), RotationReply::Refused(why)) => {
-                (self.announced, self.is_refused) = (None, true);
+            (RotationStep::Prepare {} | RotationStep::Announce(_), RotationReply::Refused(why))
+                if self.is_unknown =>
+            {
+                (self.is_unknown, self.challenge) = (false, None);
+                self.not_taken(&why, now);
+            }
+            (RotationStep::Prepare {} | RotationStep::Announce(_), RotationReply::Refused(why)) => {
+                (self.announced, self.challenge, self.is_refused) = (None, None, true);
                 self.put_off(now, &why);
             }
             (RotationStep::Announce(_), RotationReply::Busy) => {
-                self.announced = None;
+                (self.announced, self.challenge) = (None, None);
                 self.silent_until = now + RETRY_INTERVAL;
             }
             (RotationStep::Done(_) | RotationStep::Withdraw {}, RotationReply::Refused(why)) => {
                 self.not_taken(&why, now);
             }
-            (RotationStep::Done(_), RotationReply::Unannounced) => self.is_unknown = true,
+            (RotationStep::Done(_), RotationReply::Unannounced) => {
+                (self.is_unknown, self.challenge) = (true, None);
+            }
+            // By the time that somebody answers, the challenge may have expired.
+            (RotationStep::Announce(_), RotationReply::Unreachable) => {
+                self.challenge = None;
+                self.silent_until = now + RETRY_INTERVAL;
+            }
             (
                 RotationStep::Done(_) | RotationStep::Withdraw {},
-                RotationReply::Taken(_) | RotationReply::Busy,
+                RotationReply::Taken(_) | RotationReply::Busy | RotationReply::Unreachable,
             )
             | (
-                RotationStep::Announce(_) | RotationStep::Done(_) | RotationStep::Withdraw {},
-                RotationReply::Unreachable,
+                RotationStep::Prepare {},
+                RotationReply::Busy | RotationReply::Unreachable | RotationReply::Unannounced,
             )
             | (RotationStep::Announce(_) | RotationStep::Withdraw {}, RotationReply::Unannounced) =>
             {

@@ -18,10 +18,10 @@ use uuid::Uuid;
 use wattle_mesh::{
     audit::{Edit, Subject},
     config::directory::RecordChange,
-    keys::enrolment,
+    keys::enrolment::{self, ChallengePurpose},
 };
 use wattle_wire::{
-    enrol::{EnrolChallenge, EnrolFinish, EnrolStart, Enrolled},
+    enrol::{EnrolFinish, EnrolStart, Enrolled, KeyChallenge},
     ids::NodeId,
     webhook::NodeChange,
 };
@@ -47,7 +47,7 @@ const REFUSED: &str = "join-token.refuse";
 ///
 /// A token that is used up gets one, too: only the proof of the identity tells whether this is the
 /// machine that used it.
-#[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = EnrolChallenge)))]
+#[utoipa::path(post, path = "/agent/enrol/start", tag = "agents", request_body = EnrolStart, responses((status = 200, body = KeyChallenge)))]
 pub async fn start(
     State(app): State<App>,
     extensions: Extensions,
@@ -64,17 +64,19 @@ pub async fn start(
     if let Some(connection) = extensions.get::<Arc<Connection>>() {
         connection.set_authenticated();
     }
-    let (nonce, server_key) = loop {
+    let challenge = challenge(&app, ChallengePurpose::Enrolment)?;
+    Ok(([("cache-control", "no-store")], Json(challenge)).into_response())
+}
+
+/// A challenge for whoever is to prove a WireGuard key.
+pub(crate) fn challenge(app: &App, purpose: ChallengePurpose) -> Result<KeyChallenge> {
+    loop {
         let nonce = enrolment::challenge_nonce(now_unix_s(), secret::random()?);
-        if let Some(server_key) = enrolment::challenge_key(&app.settings.challenge_secret, nonce) {
-            break (nonce, server_key);
+        let secret = &app.settings.challenge_secret;
+        if let Some(challenge) = enrolment::challenge(purpose, secret, nonce) {
+            return Ok(challenge);
         }
-    };
-    Ok((
-        [("cache-control", "no-store")],
-        Json(EnrolChallenge { nonce, server_key }),
-    )
-        .into_response())
+    }
 }
 
 /// Proves both keys and becomes a node. Repeated with the same token and keys, it gets the same
@@ -170,6 +172,6 @@ fn explain(error: Error) -> Error {
     }
 }
 
-fn now_unix_s() -> u64 {
+pub(crate) fn now_unix_s() -> u64 {
     Utc::now().timestamp().try_into().unwrap_or_default()
 }

@@ -7,8 +7,11 @@ use axum::{
     extract::State,
     http::{Extensions, StatusCode},
 };
-use wattle_mesh::keys::enrolment::{is_or_was, verify_statement};
-use wattle_wire::{enrol::NewIdentity, key::IdentityKey, problem::ProblemDetails};
+use wattle_mesh::keys::{
+    enrolment::{is_or_was, verify_statement},
+    succession::{self, SuccessionRefused},
+};
+use wattle_wire::{enrol::NewIdentity, key::IdentityKey};
 
 use crate::{
     db::{node_records, site_records},
@@ -62,20 +65,14 @@ pub async fn succeed(
             return Ok(change.unchanged(()));
         }
         // The cache may be older than the database.
-        if !is_or_was(statement, record.identity_key) {
-            return Err(error::unauthorized().into());
-        }
-        // A WireGuard key is announced before it is taken up, with the node's own token.
-        if statement.identity == record.identity_key {
-            return Err(refused("the node has this identity already").into());
-        }
-        if statement.wireguard_key != record.wireguard_key {
-            let detail = "another identity has to keep the WireGuard key that the coordinator \
-                knows. Take up the new WireGuard key first; if the coordinator's database was \
-                restored from before that, remove the node and join again";
-            return Err(refused(detail).into());
-        }
-        rotation::follows(&record, statement)?;
+        succession::may_succeed(&record, statement).map_err(|why| match why {
+            SuccessionRefused::Stranger => error::unauthorized(),
+            SuccessionRefused::Unmanaged
+            | SuccessionRefused::Number(_)
+            | SuccessionRefused::Unannounced
+            | SuccessionRefused::SameIdentity
+            | SuccessionRefused::OtherKey => rotation::refused(why),
+        })?;
         if queries::is_former(&mut change, statement.identity).await? {
             return Err(enrolment::queries::key_taken().into());
         }
@@ -92,8 +89,4 @@ pub async fn succeed(
         _ => error,
     })?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn refused(detail: &str) -> ProblemDetails {
-    error::invalid("statement", "statement", detail)
 }

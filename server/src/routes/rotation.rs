@@ -15,15 +15,21 @@ use wattle_mesh::{
         view,
         wg_quick::Files,
     },
-    keys::enrolment::{self as proofs, InvalidStatement, verify_announcement, verify_statement},
+    keys::{
+        enrolment::{
+            ChallengePurpose, EnrolmentRefused, InvalidStatement, check_announced,
+            verify_announcement, verify_statement,
+        },
+        succession::{self, SuccessionRefused},
+    },
 };
 use wattle_wire::{
     admin::Node,
-    enrol::{SignedStatement, Statement},
+    enrol::SignedStatement,
     ids::NodeId,
     key::WireguardKey,
     problem::ProblemDetails,
-    rotation::{RotationAnswer, RotationStep, SignedAnnouncement},
+    rotation::{KeyAnnouncement, RotationAnswer, RotationStep},
 };
 
 use crate::{
@@ -136,7 +142,11 @@ pub async fn advance(
 ) -> Result<Json<RotationAnswer>> {
     let actor = app.node_actor(node, Some(request_id));
     match step {
-        RotationStep::Announce(signed) => announce(&app, &actor, node, &signed).await.map(Json),
+        RotationStep::Prepare {} => Ok(Json(RotationAnswer {
+            challenge: Some(enrolment::challenge(&app, ChallengePurpose::Rotation)?),
+            ..RotationAnswer::default()
+        })),
+        RotationStep::Announce(claim) => announce(&app, &actor, node, &claim).await.map(Json),
         RotationStep::Done(signed) => done(&app, &actor, node, &signed).await.map(Json),
         RotationStep::Withdraw {} => withdraw(&app, &actor, node).await.map(Json),
     }
@@ -146,18 +156,20 @@ async fn announce(
     app: &App,
     actor: &AuditActor,
     node: NodeId,
-    signed: &SignedAnnouncement,
+    claim: &KeyAnnouncement,
 ) -> Result<RotationAnswer> {
-    let statement = &verify_announcement(signed, app.settings.mesh).map_err(invalid)?;
+    let signed = &claim.announcement;
+    let statement = &verify_announcement(signed, app.settings.mesh).map_err(unverified)?;
     if !queries::is_announced(&mut *app.db.begin().await?, node, signed).await? {
+        let (key, secret) = (statement.wireguard_key, &app.settings.challenge_secret);
+        check_announced(claim, key, secret, enrolment::now_unix_s()).map_err(not_proved)?;
         let announced = app.mutate(actor, |mut change| async move {
             site_records::lock(&mut change).await?;
             let record = found(node_records::find(&mut change, node).await?)?;
             // The one that stands may have to wait for others anew, and is no other key.
-            let stands = (record.announced.as_ref())
-                .is_some_and(|announced| announced.announcement == *signed);
+            let stands = succession::stands(&record, signed);
             if !stands {
-                follows_of_same(&record, statement)?;
+                succession::may_announce(&record, statement).map_err(refused)?;
             }
             if let Some(other) = queries::under_way(&mut change, node).await? {
                 return Err(under_way(&other).into());
@@ -177,7 +189,10 @@ async fn announce(
     }
     let waiting_for =
         queries::not_ready(&mut *app.db.begin().await?, node, statement.sequence).await?;
-    Ok(RotationAnswer { waiting_for })
+    Ok(RotationAnswer {
+        waiting_for,
+        challenge: None,
+    })
 }
 
 async fn done(
@@ -186,18 +201,14 @@ async fn done(
     node: NodeId,
     signed: &SignedStatement,
 ) -> Result<RotationAnswer> {
-    let statement = &verify_statement(signed, app.settings.mesh).map_err(invalid)?;
+    let statement = &verify_statement(signed, app.settings.mesh).map_err(unverified)?;
     app.mutate(actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let record = found(node_records::find(&mut change, node).await?)?;
         if record.statement == *signed {
             return Ok(change.unchanged(()));
         }
-        let announced = record.announced.as_ref();
-        let announced = announced.and_then(|it| proofs::announced(&it.announcement));
-        if announced.as_ref() != Some(statement) {
-            return Err(not_announced().into());
-        }
+        succession::may_take_up(&record, statement).map_err(refused)?;
         let after = found(queries::take_up(&mut change, &record, signed, statement).await?)?;
         change
             .changed_node((), "node.key.change", &record, after)
@@ -223,44 +234,31 @@ async fn withdraw(app: &App, actor: &AuditActor, node: NodeId) -> Result<Rotatio
     Ok(RotationAnswer::default())
 }
 
-fn invalid(invalid: InvalidStatement) -> ProblemDetails {
+fn unverified(invalid: InvalidStatement) -> ProblemDetails {
     error::invalid("statement", "statement", invalid.to_string())
 }
 
-/// Refuses a statement that cannot follow the node's present one, or that is of another identity.
-fn follows_of_same(record: &NodeRecord, statement: &Statement) -> Result<()> {
-    if statement.identity != record.identity_key {
-        return Err(error::invalid(
+/// A statement that does not follow the node's present one, as a problem.
+pub(crate) fn refused(refused: SuccessionRefused) -> ProblemDetails {
+    let detail = refused.to_string();
+    match refused {
+        SuccessionRefused::Unannounced => error::taken(
+            "not_announced",
+            "The key was not announced",
             "statement",
-            "statement",
-            "the statement is not signed by the node's identity",
-        )
-        .into());
+            detail,
+            None,
+        ),
+        SuccessionRefused::Stranger
+        | SuccessionRefused::Unmanaged
+        | SuccessionRefused::Number(_)
+        | SuccessionRefused::SameIdentity
+        | SuccessionRefused::OtherKey => error::invalid("statement", "statement", detail),
     }
-    follows(record, statement)
 }
 
-/// Refuses a statement whose number is not above all that the node ever stated or announced: what
-/// it withdrew is not taken up later.
-pub(crate) fn follows(record: &NodeRecord, statement: &Statement) -> Result<()> {
-    if statement.unmanaged {
-        return Err(error::invalid(
-            "statement",
-            "statement",
-            "the statement says `unmanaged`, but this node has an agent",
-        )
-        .into());
-    }
-    let highest = record.highest_sequence;
-    if statement.sequence <= highest || i64::try_from(statement.sequence).is_err() {
-        return Err(error::invalid(
-            "statement",
-            "statement",
-            format!("its number must be above {highest}"),
-        )
-        .into());
-    }
-    Ok(())
+fn not_proved(refused: EnrolmentRefused) -> ProblemDetails {
+    error::invalid("proof_refused", "wireguard_proof", refused.to_string())
 }
 
 /// Refuses a key that a node has, had or announces, but what this node announces itself.
@@ -283,16 +281,6 @@ fn under_way(node: &str) -> ProblemDetails {
         "Another node is changing its key",
         "statement",
         detail,
-        None,
-    )
-}
-
-fn not_announced() -> ProblemDetails {
-    error::taken(
-        "not_announced",
-        "The key was not announced",
-        "statement",
-        "the node has announced no key, or another one: a key is announced before it is taken up",
         None,
     )
 }

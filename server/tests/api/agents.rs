@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use wattle_mesh::keys::enrolment;
 use wattle_wire::{
-    enrol::{EnrolChallenge, EnrolFinish, Enrolled, NODE_TOKEN_TYPE, NodeClaims, Statement},
+    enrol::{EnrolFinish, Enrolled, KeyChallenge, NODE_TOKEN_TYPE, NodeClaims, Statement},
     ids::{NodeId, Position},
     join::JoinString,
     key::{IdentityKey, WireguardKey},
@@ -68,12 +68,11 @@ impl NodeKeys {
 
     /// A proven claim to become a node.
     pub(crate) async fn finish(&self, coordinator: &Coordinator, join: &JoinString) -> EnrolFinish {
-        let challenge: EnrolChallenge =
+        let challenge: KeyChallenge =
             serde_json::from_value(start(coordinator, join).await.expect(200).json()).unwrap();
         let statement = enrolment::sign_statement(&self.statement(join), &self.identity).unwrap();
         let (wireguard_proof, identity_proof) = enrolment::prove(
-            challenge.nonce,
-            challenge.server_key,
+            &challenge,
             join.token,
             &statement,
             &self.wireguard,

@@ -6,7 +6,7 @@ use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
     key::WireguardKey,
-    rotation::SignedAnnouncement,
+    rotation::{KeyAnnouncement, SignedAnnouncement},
     stream::{StreamMessage, ViewChange},
 };
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -81,7 +81,21 @@ pub(crate) async fn step(coordinator: &Coordinator, node: &Node, body: Value) ->
 }
 
 pub(crate) async fn announce(coordinator: &Coordinator, node: &Node, next: &NextKey) -> Answer {
-    step(coordinator, node, json!({"announce": next.announcement})).await
+    let claim = claim(coordinator, node, &next.announcement, &next.secret).await;
+    step(coordinator, node, json!({"announce": claim})).await
+}
+
+/// An announcement with a proof of this key.
+async fn claim(
+    coordinator: &Coordinator,
+    node: &Node,
+    announcement: &SignedAnnouncement,
+    secret: &StaticSecret,
+) -> KeyAnnouncement {
+    let answer = step(coordinator, node, json!({"prepare": {}})).await;
+    let challenge = answer.expect(200).json()["challenge"].clone();
+    let challenge = serde_json::from_value(challenge).unwrap();
+    enrolment::prove_announced(&challenge, announcement.clone(), secret)
 }
 
 pub(crate) async fn done(coordinator: &Coordinator, node: &Node, next: &NextKey) -> Answer {
@@ -435,16 +449,17 @@ async fn a21_whoever_has_seen_an_announcement_cannot_pass_it_off_as_a_statement_
         for node in [&dublin, &frankfurt] {
             succeed(&coordinator, node.id(), &seen).await.expect(401);
         }
-        let mut claim = NodeKeys::new().finish(&coordinator, &join).await;
-        claim.statement = seen.clone();
-        enrol(&coordinator, &claim).await.expect(401);
+        let mut applicant = NodeKeys::new().finish(&coordinator, &join).await;
+        applicant.statement = seen.clone();
+        enrol(&coordinator, &applicant).await.expect(401);
         // With tokens of nodes, that of the one which has announced it among them.
         for node in [&dublin, &frankfurt] {
             let passed_off = step(&coordinator, node, json!({"done": seen})).await;
             assert_eq!(passed_off.problem(), invalid());
         }
         // Nor is a statement an announcement.
-        let reverse = json!({"announce": next.as_announcement()});
+        let reverse = claim(&coordinator, &dublin, &next.as_announcement(), &next.secret).await;
+        let reverse = json!({"announce": reverse});
         assert_eq!(
             step(&coordinator, &dublin, reverse).await.problem(),
             invalid()
@@ -523,6 +538,66 @@ async fn a22_no_number_is_used_twice_and_what_was_withdrawn_is_never_taken_up() 
         announce(&coordinator, &dublin, &second).await.problem(),
         invalid()
     );
+}
+
+#[tokio::test]
+async fn a23_who_does_not_have_the_new_private_key_does_not_announce_it() {
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, _] = three(&coordinator).await;
+    let join = new_site(&coordinator, json!({"name": "cork"})).await;
+    let (next, other) = (NextKey::new(&dublin, 2), NextKey::new(&dublin, 3));
+    let honest = claim(&coordinator, &dublin, &next.announcement, &next.secret).await;
+    let enrolment = NodeKeys::new().finish(&coordinator, &join).await;
+    for (claim, why) in [
+        (
+            claim(&coordinator, &dublin, &next.announcement, &other.secret).await,
+            "another key",
+        ),
+        (
+            KeyAnnouncement {
+                announcement: other.announcement.clone(),
+                ..honest.clone()
+            },
+            "another announcement",
+        ),
+        (
+            KeyAnnouncement {
+                nonce: enrolment.nonce,
+                ..honest.clone()
+            },
+            "another challenge",
+        ),
+        (
+            KeyAnnouncement {
+                nonce: [0; 32].into(),
+                ..honest.clone()
+            },
+            "long expired",
+        ),
+    ] {
+        let refused = step(&coordinator, &dublin, json!({"announce": claim})).await;
+        let field = Some("wireguard_proof".to_owned());
+        assert_eq!(
+            refused.problem(),
+            (422, "proof_refused".to_owned(), field),
+            "{why}"
+        );
+    }
+    for field in ["nonce", "wireguard_proof"] {
+        let mut without = json!(honest);
+        without.as_object_mut().unwrap().remove(field);
+        let refused = step(&coordinator, &dublin, json!({"announce": without})).await;
+        assert_eq!(refused.status, 422, "{field}");
+    }
+    // What another node proves is not this one's.
+    let stolen = step(&coordinator, &frankfurt, json!({"announce": honest})).await;
+    assert_eq!(stolen.problem(), invalid());
+    assert_eq!(
+        coordinator.get("/nodes/dublin").await.json()["rotation"],
+        Value::Null
+    );
+    let taken = step(&coordinator, &dublin, json!({"announce": honest})).await;
+    taken.expect(200);
 }
 
 #[tokio::test]

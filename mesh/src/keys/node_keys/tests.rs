@@ -3,7 +3,7 @@ use uuid::Uuid;
 use wattle_wire::ids::{NodeId, SiteId};
 
 use super::*;
-use crate::testing::MESH;
+use crate::testing::{CHALLENGE_SECRET, MESH, challenge_of};
 
 #[test]
 fn keys_that_were_kept_are_the_same_and_debug_hides_them() {
@@ -20,6 +20,18 @@ fn keys_that_were_kept_are_the_same_and_debug_hides_them() {
     );
 }
 
+fn announced_by(node_keys: &NodeKeys) -> Statement {
+    let claim = node_keys.announcement(MESH, &challenge_of(0)).unwrap();
+    let key = enrolment::announced(&claim.announcement)
+        .unwrap()
+        .wireguard_key;
+    assert_eq!(
+        enrolment::check_announced(&claim, key, &CHALLENGE_SECRET, 0),
+        Ok(())
+    );
+    enrolment::verify_announcement(&claim.announcement, MESH).unwrap()
+}
+
 #[test]
 fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
     let before = NodeKeys::new(&[1; 32], &[2; 32], 5).unwrap();
@@ -28,8 +40,7 @@ fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
         (preparing.wireguard_key(), preparing.sequence()),
         (before.wireguard_key(), 1)
     );
-    let announced =
-        enrolment::verify_announcement(&preparing.announcement(MESH).unwrap(), MESH).unwrap();
+    let announced = announced_by(&preparing);
     assert_eq!(
         (Some(announced.wireguard_key), announced.sequence),
         (preparing.next_key(), 2)
@@ -41,8 +52,7 @@ fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
         (before.wireguard_key(), None)
     );
     let again = stayed.preparing(&[4; 32]).unwrap();
-    let announced = again.announcement(MESH).unwrap();
-    let announced = enrolment::verify_announcement(&announced, MESH).unwrap();
+    let announced = announced_by(&again);
     assert_eq!(announced.sequence, 3);
 
     let after = again.switched(9).unwrap();

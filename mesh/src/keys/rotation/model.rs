@@ -1,22 +1,25 @@
 //! One node changes its key while messages are lost, repeated and late, programs die and the
-//! coordinator is away: in the end all go by one key, and the tunnels are up.
+//! coordinator is away: in the end all go by one key, and the tunnels are up. A stranger and a
+//! hostile peer send all that any peer ever saw, to every route that takes it.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use proptest::prelude::*;
 use wattle_wire::{
+    enrol::{SignedStatement, Statement},
     ids::{NodeId, Position},
+    key::WireguardKey,
     peer::MeshSettings,
     psk::PskPolicy,
     report::DeviceKind,
-    rotation::{RotationAnswer, RotationStep},
+    rotation::{RotationAnswer, RotationStep, SignedAnnouncement},
     stream::StreamMessage,
 };
 
 use super::{
     Rotation, RotationAction, RotationReply, Situation,
     canary::{Watch, keys_in_place},
-    kept_for_unmanaged,
+    kept_for_unmanaged, outrun,
 };
 use crate::{
     agent::{guard::Refused, replica::Replica},
@@ -30,11 +33,15 @@ use crate::{
         state::{Interface, Observed},
     },
     keys::{
-        enrolment::{verify_announcement, verify_statement},
+        enrolment::{check_announced, prove_announced, verify_announcement, verify_statement},
         node_keys::{NodeKeys, StoredNodeKeys},
         psk::exchange::Exchange,
+        succession,
     },
-    testing::{MESH, directory_of, node_id, node_keys_of, snapshot, unmanaged_record},
+    testing::{
+        CHALLENGE_SECRET, Keys, MESH, challenge_of, directory_of, node_id, node_keys_of, snapshot,
+        unmanaged_record,
+    },
 };
 
 /// The node that changes its key; the others are its peers.
@@ -125,7 +132,21 @@ struct World {
     revision: i64,
     keys_in_place: BTreeSet<(NodeId, u64)>,
     gateways: Vec<Gateway>,
+    /// All that the peers have seen of what the rotating node signed.
+    statements: Vec<SignedStatement>,
+    announcements: Vec<SignedAnnouncement>,
+    /// The keys that the rotating node has or had as its own.
+    owned: BTreeSet<WireguardKey>,
     now: Duration,
+}
+
+/// Who sends what it has seen.
+#[derive(Clone, Copy, Debug)]
+enum Attacker {
+    /// Without a token.
+    Stranger,
+    /// With the token of a node.
+    Peer,
 }
 
 /// What happens; a gateway is named by its place.
@@ -150,6 +171,8 @@ enum Happens {
     Time(u64),
     /// Another is first.
     Busy,
+    /// Something that was seen is sent again.
+    Replay(Attacker, prop::sample::Index),
 }
 
 fn happens() -> impl Strategy<Value = Happens> {
@@ -164,6 +187,8 @@ fn happens() -> impl Strategy<Value = Happens> {
         6 => (gateway(), gateway()).prop_map(|(from, to)| Happens::Call(from, to)),
         3 => (1..2_000u64).prop_map(Happens::Time),
         1 => Just(Happens::Busy),
+        6 => (prop_oneof![Just(Attacker::Stranger), Just(Attacker::Peer)], any::<prop::sample::Index>())
+            .prop_map(|(by, what)| Happens::Replay(by, what)),
     ]
 }
 
@@ -177,6 +202,9 @@ impl World {
             revision: 1,
             keys_in_place: BTreeSet::new(),
             gateways,
+            statements: vec![],
+            announcements: vec![],
+            owned: BTreeSet::new(),
             now: Duration::ZERO,
         };
         world.settle();
@@ -187,6 +215,10 @@ impl World {
     fn change(&mut self, change: impl FnOnce(&mut NodeRecord)) {
         let mut node = self.directory.nodes[&node_id(ROTATING)].clone();
         change(&mut node);
+        self.statements.push(node.statement.clone());
+        let announced = node.announced.as_ref();
+        self.announcements
+            .extend(announced.map(|announced| announced.announcement.clone()));
         self.directory.apply(&RecordChange::Node(node));
         self.revision += 1;
     }
@@ -245,7 +277,9 @@ impl World {
                 let mut secret = [77; 32];
                 secret[..8].copy_from_slice(&self.revision.to_be_bytes());
                 secret[8..24].copy_from_slice(&self.now.as_nanos().to_be_bytes());
-                gateway.node_keys.preparing(&secret).unwrap()
+                let highest = known.myself.keys.unwrap().highest;
+                let node_keys = gateway.node_keys.numbering_above(highest).unwrap();
+                node_keys.preparing(&secret).unwrap()
             }
             RotationAction::TakeUp => {
                 // The one moment of which packets depend: nobody in touch is unprepared, as far as
@@ -259,9 +293,9 @@ impl World {
                 } else if busy {
                     RotationReply::Busy
                 } else {
-                    let answer = self.coordinator(&step);
+                    let reply = self.coordinator(ROTATING, &step);
                     if answered {
-                        RotationReply::Taken(answer)
+                        reply
                     } else {
                         RotationReply::Unreachable
                     }
@@ -276,40 +310,142 @@ impl World {
         true
     }
 
-    /// What the coordinator does with a step.
-    fn coordinator(&mut self, step: &RotationStep) -> RotationAnswer {
+    /// What the coordinator does with a step of a node.
+    fn coordinator(&mut self, caller: u64, step: &RotationStep) -> RotationReply {
+        let record = self.directory.nodes[&node_id(caller)].clone();
+        let refused = |why: String| RotationReply::Refused(why);
         match step {
-            RotationStep::Announce(announcement) => {
-                let announced = Announced {
-                    announcement: announcement.clone(),
-                    at: chrono::DateTime::UNIX_EPOCH,
+            RotationStep::Prepare {} => RotationReply::Taken(RotationAnswer {
+                challenge: Some(challenge_of(self.now.as_secs())),
+                ..RotationAnswer::default()
+            }),
+            RotationStep::Announce(claim) => {
+                let announcement = &claim.announcement;
+                let statement = match verify_announcement(announcement, MESH) {
+                    Ok(statement) => statement,
+                    Err(why) => return refused(why.to_string()),
                 };
-                if self.directory.nodes[&node_id(ROTATING)].announced.as_ref() != Some(&announced) {
-                    self.change(|node| node.announced = Some(announced));
+                if !succession::stands(&record, announcement) {
+                    let (key, now) = (statement.wireguard_key, self.now.as_secs());
+                    if let Err(why) = check_announced(claim, key, &CHALLENGE_SECRET, now) {
+                        return refused(why.to_string());
+                    }
+                    if let Err(why) = succession::may_announce(&record, &statement) {
+                        return refused(why.to_string());
+                    }
+                    let announced = Announced {
+                        announcement: announcement.clone(),
+                        at: chrono::DateTime::UNIX_EPOCH,
+                    };
+                    assert_eq!(caller, ROTATING, "no other node announces anything");
+                    self.change(|node| {
+                        node.announced = Some(announced);
+                        node.highest_sequence = statement.sequence;
+                    });
                 }
-                let sequence = verify_announcement(announcement, MESH).unwrap().sequence;
                 let peers = (2..=NODES).map(node_id);
-                RotationAnswer {
+                let sequence = statement.sequence;
+                RotationReply::Taken(RotationAnswer {
                     waiting_for: peers
                         .filter(|peer| !self.keys_in_place.contains(&(*peer, sequence)))
                         .collect(),
-                }
+                    challenge: None,
+                })
             }
-            RotationStep::Done(statement) => {
-                let wireguard_key = verify_statement(statement, MESH).unwrap().wireguard_key;
-                if self.directory.nodes[&node_id(ROTATING)].statement != *statement {
-                    self.change(|node| {
-                        (node.statement, node.wireguard_key) = (statement.clone(), wireguard_key);
-                        (node.announced, node.rotate_since) = (None, None);
-                    });
+            RotationStep::Done(signed) => {
+                let statement = match verify_statement(signed, MESH) {
+                    Ok(statement) => statement,
+                    Err(why) => return refused(why.to_string()),
+                };
+                if record.statement != *signed {
+                    if succession::may_take_up(&record, &statement).is_err() {
+                        return RotationReply::Unannounced;
+                    }
+                    assert_eq!(caller, ROTATING, "no other node takes up anything");
+                    self.take(signed, &statement);
+                    self.change(|node| node.rotate_since = None);
                 }
-                RotationAnswer::default()
+                RotationReply::Taken(RotationAnswer::default())
             }
             RotationStep::Withdraw {} => {
-                self.change(|node| node.announced = None);
-                RotationAnswer::default()
+                if caller == ROTATING {
+                    self.change(|node| node.announced = None);
+                }
+                RotationReply::Taken(RotationAnswer::default())
             }
         }
+    }
+
+    fn take(&mut self, signed: &SignedStatement, statement: &Statement) {
+        self.change(|node| {
+            (node.statement, node.announced) = (signed.clone(), None);
+            node.wireguard_key = statement.wireguard_key;
+            node.identity_key = statement.identity;
+            node.highest_sequence = node.highest_sequence.max(statement.sequence);
+        });
+    }
+
+    /// What the coordinator does with another identity, whoever sends it.
+    fn identity(&mut self, node: u64, signed: &SignedStatement) {
+        let record = &self.directory.nodes[&node_id(node)];
+        let Ok(statement) = verify_statement(signed, MESH) else {
+            return;
+        };
+        if record.statement != *signed && succession::may_succeed(record, &statement).is_ok() {
+            self.take(signed, &statement);
+        }
+    }
+
+    /// Sends something that was seen, as a statement and as an announcement, for each node.
+    fn replay(&mut self, by: Attacker, what: prop::sample::Index) {
+        let all = self.statements.len() + self.announcements.len();
+        if all > 0 {
+            self.replay_the(by, what.index(all));
+        }
+    }
+
+    fn replay_the(&mut self, by: Attacker, what: usize) {
+        let seen = self
+            .announcements
+            .iter()
+            .map(|seen| (&seen.announcement, seen.signature));
+        let stated = self
+            .statements
+            .iter()
+            .map(|seen| (&seen.statement, seen.signature));
+        let (text, signature) = seen.chain(stated).nth(what).unwrap();
+        let statement = SignedStatement {
+            statement: text.clone(),
+            signature,
+        };
+        let announcement = SignedAnnouncement {
+            announcement: text.clone(),
+            signature,
+        };
+        match by {
+            Attacker::Stranger => {
+                (1..=NODES).for_each(|node| self.identity(node, &statement));
+            }
+            Attacker::Peer => {
+                // It proves a key of its own, for it has no other.
+                let challenge = challenge_of(self.now.as_secs());
+                let claim = prove_announced(&challenge, announcement, &Keys::of(2).wireguard);
+                self.coordinator(2, &RotationStep::Announce(claim));
+                self.coordinator(2, &RotationStep::Done(statement));
+            }
+        }
+    }
+
+    /// The coordinator's database is of a time before the rotation.
+    fn restore(&mut self) {
+        let before = directory_of(NODES).nodes[&node_id(ROTATING)].clone();
+        self.change(|node| {
+            *node = NodeRecord {
+                rotate_since: node.rotate_since,
+                ..before
+            };
+        });
+        self.keys_in_place.clear();
     }
 
     /// A first handshake message, and its answer if there is one, as WireGuard does it.
@@ -374,8 +510,22 @@ impl World {
             Happens::Die(gateway) => self.gateways[gateway].restart(),
             Happens::Call(from, to) => self.call(from, to),
             Happens::Time(ms) => self.pass(Duration::from_millis(ms)),
+            Happens::Replay(by, what) => self.replay(by, what),
         }
+        self.the_mesh_goes_by_a_key_that_the_node_has();
         self.nobody_loses_what_is_his();
+    }
+
+    /// The private half of the key by which peers go is the node's, and was in use: nobody but the
+    /// node has it taken up.
+    fn the_mesh_goes_by_a_key_that_the_node_has(&mut self) {
+        let node_keys = &self.gateways[0].node_keys;
+        self.owned.insert(node_keys.wireguard_key());
+        let record = &self.directory.nodes[&node_id(ROTATING)];
+        assert!(self.owned.contains(&record.wireguard_key));
+        assert_eq!(record.identity_key, node_keys.identity_key());
+        let stated = verify_statement(&record.statement, MESH).unwrap();
+        assert!(stated.sequence <= node_keys.sequence());
     }
 
     /// A prefix has one holder at most, and each gateway that had an entry for another still has
@@ -447,6 +597,62 @@ fn a_key_that_somebody_asked_for_is_taken_up_once() {
     assert_eq!(world.directory.nodes[&node_id(ROTATING)].rotate_since, None);
     world.settle();
     assert_eq!(world.gateways[0].node_keys.wireguard_key(), after);
+}
+
+#[test]
+fn a22_a_node_says_when_the_mesh_has_a_newer_statement_than_it_has_made_and_a_new_key_mends_it() {
+    let mut world = World::new();
+    let disk = world.gateways[0].node_keys.kept().unwrap();
+    world.settle();
+    world.agrees().unwrap();
+    let problem = |world: &World| {
+        let gateway = &world.gateways[0];
+        outrun(gateway.replica.known().unwrap(), &gateway.node_keys)
+    };
+    assert_eq!(problem(&world), None);
+
+    world.gateways[0].disk = disk;
+    world.gateways[0].restart();
+    world.settle();
+    assert!(world.agrees().is_err());
+    let said = problem(&world).unwrap();
+    assert!(said.starts_with("the mesh goes by statement 2 of this node"));
+    assert!(
+        said.contains("the newest that this gateway has is 1"),
+        "{said}"
+    );
+
+    world.change(|node| node.rotate_since = Some(chrono::DateTime::UNIX_EPOCH));
+    world.pass(Duration::from_secs(300));
+    world.settle();
+    world.agrees().unwrap();
+    assert_eq!(problem(&world), None);
+}
+
+#[test]
+fn a_coordinator_whose_database_is_of_an_earlier_time_takes_the_present_key_after_it_is_announced()
+{
+    let mut world = World::new();
+    world.settle();
+    let key = world.gateways[0].node_keys.wireguard_key();
+    world.restore();
+    assert_ne!(world.directory.nodes[&node_id(ROTATING)].wireguard_key, key);
+    // Its own word is refused by peers, who know a newer one; the node hears how far it is.
+    let view = view::view(&world.directory, node_id(ROTATING)).unwrap();
+    let position = Position {
+        epoch: 2,
+        revision: 1,
+    };
+    let told = StreamMessage::Snapshot {
+        position,
+        view,
+        removed: vec![],
+    };
+    world.gateways[0].replica.receive(told, 0);
+    for _ in 0..4 {
+        world.rotate(true, true, false);
+    }
+    assert_eq!(world.directory.nodes[&node_id(ROTATING)].wireguard_key, key);
 }
 
 /// Goes on until the key is taken up, and is not on the device yet.
@@ -630,6 +836,15 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
         node_keys: &node_keys,
         ..situation
     };
+    let Some(RotationAction::Tell(prepare @ RotationStep::Prepare {})) = rotation.next(&situation)
+    else {
+        panic!("no challenge is asked for")
+    };
+    let answer = RotationAnswer {
+        waiting_for: vec![],
+        challenge: Some(challenge_of(1)),
+    };
+    rotation.told(&prepare, RotationReply::Taken(answer), situation.now);
     let Some(RotationAction::Tell(announce @ RotationStep::Announce(_))) =
         rotation.next(&situation)
     else {
@@ -639,6 +854,7 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
         &announce,
         RotationReply::Taken(RotationAnswer {
             waiting_for: vec![node_id(2)],
+            challenge: None,
         }),
         situation.now,
     );
@@ -657,6 +873,25 @@ proptest! {
         // What was put off is tried again after ten minutes, and sessions do not last that long on
         // their own.
         world.settle();
+        world.agrees()?;
+    }
+
+    #[test]
+    fn a21_whatever_strangers_and_peers_send_again_the_mesh_goes_by_a_key_that_its_node_has(events in prop::collection::vec(happens(), 0..120)) {
+        let mut world = World::new();
+        for event in events {
+            world.happen(event);
+        }
+        // All at once, and again when everything works.
+        for _ in 0..2 {
+            for what in 0..world.statements.len() + world.announcements.len() {
+                for by in [Attacker::Stranger, Attacker::Peer] {
+                    world.replay_the(by, what);
+                    world.the_mesh_goes_by_a_key_that_the_node_has();
+                }
+            }
+            world.settle();
+        }
         world.agrees()?;
     }
 
