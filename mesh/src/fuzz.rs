@@ -9,8 +9,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use wattle_wire::{
-    endpoint::Endpoint, ids::NodeId, join::JoinString, key::WireguardKey, stream::StreamMessage,
-    subnet::Subnet,
+    endpoint::Endpoint, enrol::SignedStatement, ids::NodeId, join::JoinString, key::WireguardKey,
+    rotation::SignedAnnouncement, stream::StreamMessage, subnet::Subnet,
 };
 
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
         way::{ForeignRoute, Way},
     },
     keys::{
+        enrolment,
         psk::{Psk, exchange::Exchange},
         rotation::canary::PeerKeys,
     },
@@ -39,12 +40,13 @@ use crate::{
 pub type Target = fn(&[u8]);
 
 /// The targets by the names of their folders.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("join_string", join_string),
     ("prefix", prefix),
     ("endpoint", endpoint),
     ("stream", stream),
     ("plan", plan_of),
+    ("announcement", announcement),
 ];
 
 /// A join string that is read is written the same again. Its content is tried without its checksum,
@@ -89,6 +91,32 @@ pub fn endpoint(data: &[u8]) {
             && !socket.ip().is_unspecified()
     );
     assert_eq!(endpoint.to_string().parse(), Ok(endpoint));
+}
+
+/// What a node announces, signed by it. It is read as what it says or refused, and it is never a
+/// statement, nor is a statement with this text an announcement.
+pub fn announcement(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let node_keys = node_keys_of(1);
+    let [announced, stated] = [enrolment::ANNOUNCEMENT, enrolment::STATEMENT]
+        .map(|purpose| node_keys.sign(&[purpose, text.as_bytes()].concat()));
+    let announcement = |signature| SignedAnnouncement {
+        announcement: text.to_string(),
+        signature,
+    };
+    let statement = |signature| SignedStatement {
+        statement: text.to_string(),
+        signature,
+    };
+    let signed = announcement(announced);
+    let read = enrolment::verify_announcement(&signed, MESH);
+    if let Ok(said) = &read {
+        assert_eq!(said.identity, node_keys.identity_key());
+        assert_eq!(enrolment::announced(&signed).as_ref(), Some(said));
+    }
+    assert_eq!(enrolment::verify_statement(&statement(stated), MESH), read);
+    assert!(enrolment::verify_statement(&statement(announced), MESH).is_err());
+    assert!(enrolment::verify_announcement(&announcement(stated), MESH).is_err());
 }
 
 /// Messages of a coordinator, one on each line, for a host with the lock and one without.

@@ -82,3 +82,45 @@ pub struct KeyInPlace {
     /// Number of the announced statement.
     pub sequence: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_messages() {
+        let announcement = SignedAnnouncement {
+            announcement: "{}".to_owned(),
+            signature: Signature::from([7; 64]),
+        };
+        let claim = KeyAnnouncement {
+            announcement,
+            nonce: Bytes32::from([1; 32]),
+            wireguard_proof: Bytes32::from([2; 32]),
+        };
+        let (signature, nonce, proof) = (
+            "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBw==",
+            "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+            "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
+        );
+        let signed = format!(r#"{{"announcement":"{{}}","signature":"{signature}"}}"#);
+        for (step, text) in [
+            (RotationStep::Prepare {}, r#"{"prepare":{}}"#.to_owned()),
+            (
+                RotationStep::Announce(claim),
+                format!(
+                    r#"{{"announce":{{"announcement":{signed},"nonce":"{nonce}","wireguard_proof":"{proof}"}}}}"#
+                ),
+            ),
+            (RotationStep::Withdraw {}, r#"{"withdraw":{}}"#.to_owned()),
+        ] {
+            assert_eq!(serde_json::to_string(&step).unwrap(), text);
+            assert_eq!(serde_json::from_str::<RotationStep>(&text).unwrap(), step);
+        }
+        // Neither is read as the other.
+        assert!(serde_json::from_str::<SignedStatement>(&signed).is_err());
+        let statement = signed.replacen("announcement", "statement", 1);
+        assert!(serde_json::from_str::<SignedStatement>(&statement).is_ok());
+        assert!(serde_json::from_str::<SignedAnnouncement>(&statement).is_err());
+    }
+}

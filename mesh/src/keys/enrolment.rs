@@ -23,8 +23,8 @@ pub const CHALLENGE_LIFETIME_S: u64 = 120;
 
 // What a key signs or authenticates begins with its purpose, so that nothing made for one purpose
 // serves another.
-const STATEMENT: &[u8] = b"wattle statement v1\0";
-const ANNOUNCEMENT: &[u8] = b"wattle announcement v1\0";
+pub(crate) const STATEMENT: &[u8] = b"wattle statement v1\0";
+pub(crate) const ANNOUNCEMENT: &[u8] = b"wattle announcement v1\0";
 const SUCCESSOR: &[u8] = b"wattle successor v1\0";
 const IDENTITY_PROOF: &[u8] = b"wattle enrol identity v1\0";
 
