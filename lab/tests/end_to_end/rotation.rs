@@ -359,7 +359,8 @@ pub(crate) fn h2_another_identity_is_taken_up_whoever_dies_at_whatever_step_and_
     // A database that was restored knows it as who it was.
     lab.coordinator.sql(
         "UPDATE nodes SET identity_key = backup.identity_key, statement = backup.statement, \
-         statement_signature = backup.statement_signature
+         statement_signature = backup.statement_signature,
+         highest_sequence = backup.highest_sequence
          FROM backup WHERE backup.id = nodes.id; UPDATE mesh SET epoch = epoch + 1",
     )?;
     lab.coordinator.kill()?;
