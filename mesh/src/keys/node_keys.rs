@@ -28,6 +28,10 @@ use crate::keys::{enrolment, preshared_key::Psk};
 
 const CANARY: &[u8] = b"wattle canary v1\0";
 
+/// How far a coordinator's word moves a machine's numbers on: further than any uses in years, and
+/// so little that none runs out of them, whatever it is told.
+const LARGEST_STEP: u64 = 1 << 20;
+
 /// The keys of a machine. `Debug` shows the public WireGuard key only.
 pub struct NodeKeys {
     identity: Identity,
@@ -151,10 +155,11 @@ impl NodeKeys {
         })
     }
 
-    /// The machine, whose next statement has a number above this one.
+    /// The machine, whose next statement has a number above this one, as the coordinator says.
     pub fn numbering_above(&self, highest: u64) -> Result<Self, InvalidNodeKeys> {
+        let limit = self.issued.saturating_add(LARGEST_STEP);
         Self::restore(&StoredNodeKeys {
-            issued: self.issued.max(highest),
+            issued: self.issued.max(highest.min(limit)),
             ..self.kept()?
         })
     }

@@ -71,6 +71,8 @@ fn the_next_key_is_taken_up_whole_or_not_at_all_and_no_number_is_used_twice() {
         (3, 9)
     );
     assert_eq!(after.numbering_above(1).unwrap().issued(), 3);
+    let lied_to = after.numbering_above(u64::MAX).unwrap();
+    assert_eq!(lied_to.issued(), 3 + LARGEST_STEP, "numbers are left");
     assert_ne!(
         before.canary_psk(after.wireguard_key()),
         after.canary_psk(after.wireguard_key())
