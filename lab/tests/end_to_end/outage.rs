@@ -398,7 +398,7 @@ pub(crate) fn a_device_of_before_an_upgrade_is_told_and_when_it_is_ended_the_new
     // Another file of the same program, as an upgrade leaves one.
     let program = folder.join("wattle-agent");
     fs::copy(dublin.program(), &program)?;
-    let newer = format!("shift; exec {} \"$@\"", program.display());
+    let newer = format!("shift; exec '{}' \"$@\"", program.display());
     dublin.start_agent_under(&["sh", "-c", &newer, "sh"])?;
     wait_for("the old device is told", patience(10.0), || {
         old(dublin)?.context("nothing is told").map(drop)

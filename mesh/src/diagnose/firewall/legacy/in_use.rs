@@ -19,6 +19,9 @@ pub fn listed(names: &str) -> BTreeSet<LegacyTable> {
 /// The tables whose functions `nft list hooks` shows. Nothing where it does not show them: not every
 /// kernel tells.
 ///
+/// A listing without any hook is believed where nft's ruleset has none either, which is so until the
+/// agent has made its table.
+///
 /// Most kernels show of `nat` only that somebody translates addresses, which `ruleset`, nft's, may
 /// be. Then the table counts as used if nft does not, if others of iptables-legacy are used, or if
 /// `has_nat`: its module is loaded.
@@ -64,9 +67,10 @@ pub fn hooked(
         let chain = &object["chain"];
         chain["type"] == "nat" && (chain["family"] == name || chain["family"] == "inet")
     };
-    let mut objects = ruleset["nftables"].as_array().into_iter().flatten();
-    if translates && (has_nat || !tables.is_empty() || !objects.any(is_nats)) {
+    let objects = || ruleset["nftables"].as_array().into_iter().flatten();
+    if translates && (has_nat || !tables.is_empty() || !objects().any(is_nats)) {
         tables.insert(LegacyTable::Nat);
     }
-    is_told.then_some(tables)
+    let has_hook = objects().any(|object| object["chain"]["hook"].is_string());
+    (is_told || !has_hook).then_some(tables)
 }

@@ -603,7 +603,10 @@ fn tables_in_use_are_those_that_the_kernel_names() {
         "family ip6 {\n\thook input {\n\t\t+0000000000 ip6table_filter_hook [ip6table_filter]";
     assert_eq!(used(Family::V6, older), Some([Filter].into()));
     // A kernel that does not tell, and one that has no names of functions.
-    assert_eq!(used(Family::V4, ""), None);
+    let own = json!({"nftables": [{"chain": {"family": "inet", "table": "wattle",
+        "name": "forward", "type": "filter", "hook": "forward", "prio": 0}}]});
+    assert_eq!(hooked(Family::V4, "", &own, false), None);
+    assert_eq!(used(Family::V4, ""), Some([].into()), "nobody has a hook");
     let nameless = "family ip {\n\thook forward {\n\t\t 0000000000\n";
     assert_eq!(used(Family::V4, nameless), None);
 }
