@@ -63,17 +63,7 @@ pub async fn list(
             |pair| *pair,
         )
     });
-    let mut transaction = app.db.begin().await?;
-    let stored = queries::of_pairs(&mut transaction, &page.items).await?;
-    let heard = queries::heard(&mut transaction, &page.items).await?;
-    drop(transaction);
-    let now = Utc::now();
-    let items = app.mesh_cache.read(|feed| {
-        page.items
-            .iter()
-            .filter_map(|pair| link(&app, feed.directory(), *pair, stored.get(pair), &heard, now))
-            .collect()
-    });
+    let items = read_links(&app, &page.items).await?;
     Ok(Json(Page {
         items,
         next_cursor: page.next_cursor,
@@ -90,20 +80,7 @@ pub async fn show(
     Path((node, other)): Path<(String, String)>,
 ) -> Result<Json<Link>> {
     let pair = find(&app, &node, &other)?;
-    let mut transaction = app.db.begin().await?;
-    let stored = queries::of_pairs(&mut transaction, &[pair]).await?;
-    let heard = queries::heard(&mut transaction, &[pair]).await?;
-    drop(transaction);
-    let link = app.mesh_cache.read(|feed| {
-        link(
-            &app,
-            feed.directory(),
-            pair,
-            stored.get(&pair),
-            &heard,
-            Utc::now(),
-        )
-    });
+    let link = read_links(&app, &[pair]).await?.pop();
     link.map(Json)
         .ok_or_else(|| error::not_found("link").into())
 }
@@ -144,26 +121,15 @@ pub async fn own(
             .map(|peer| (node.min(peer), node.max(peer)))
             .collect()
     });
-    let mut transaction = app.db.begin().await?;
-    let stored = queries::of_pairs(&mut transaction, &pairs).await?;
-    let heard = queries::heard(&mut transaction, &pairs).await?;
-    drop(transaction);
-    let now = Utc::now();
-    let links: Vec<_> = app.mesh_cache.read(|feed| {
-        let link = |pair: &(NodeId, NodeId)| {
-            link(&app, feed.directory(), *pair, stored.get(pair), &heard, now)
-        };
-        pairs.iter().filter_map(link).collect()
-    });
     let mut seen_at = BTreeSet::new();
-    let mut verdicts = Vec::with_capacity(links.len());
+    let mut verdicts = Vec::with_capacity(pairs.len());
     for Link {
         ends: [a, b],
         state,
         fault,
         lan,
         ..
-    } in links
+    } in read_links(&app, &pairs).await?
     {
         let theirs = if a.node == node { b } else { a };
         seen_at.extend(theirs.peer_endpoint.filter(|_| theirs.up));
@@ -215,6 +181,21 @@ pub(crate) fn pairs(
                 .filter(move |(b, _)| view::linked(directory, *a, **b))
                 .map(move |(b, _)| (*a, *b))
         })
+}
+
+/// The links between these pairs of nodes with their health, in the same order.
+async fn read_links(app: &App, pairs: &[(NodeId, NodeId)]) -> Result<Vec<Link>> {
+    let mut transaction = app.db.begin().await?;
+    let stored = queries::of_pairs(&mut transaction, pairs).await?;
+    let heard = queries::heard(&mut transaction, pairs).await?;
+    drop(transaction);
+    let now = Utc::now();
+    Ok(app.mesh_cache.read(|feed| {
+        let link = |pair: &(NodeId, NodeId)| {
+            link(app, feed.directory(), *pair, stored.get(pair), &heard, now)
+        };
+        pairs.iter().filter_map(link).collect()
+    }))
 }
 
 fn link(
