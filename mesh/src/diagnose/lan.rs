@@ -21,7 +21,10 @@ use wattle_wire::{
 };
 
 pub(super) use self::route::family;
-pub use self::route::{Led, Question, questions};
+pub use self::{
+    answers::notices,
+    route::{Led, Question, questions},
+};
 use super::{
     firewall::{Deed, Firewall, Hook, Lan, Obstacle, Packet, Transport},
     remedy::{self, Tunnel},
@@ -221,16 +224,6 @@ pub fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
         problems.extend(answers::problems(served, facts));
     }
     problems
-}
-
-/// Hosts of the LANs here that do not answer others, where that may be their own choice: what to say
-/// of each LAN, and what to do.
-pub fn notices(served: &Served, facts: &Facts) -> Vec<(String, String)> {
-    if problems(served, facts).is_empty() {
-        answers::notices(served, facts)
-    } else {
-        Vec::new()
-    }
 }
 
 /// For each far LAN that packets of the own ones do not get to for sure, what is in the way.

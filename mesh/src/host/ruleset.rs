@@ -42,6 +42,24 @@ const SEEN: [(&str, &str); 4] = [
 /// As many hosts one of them holds; of others nothing is seen.
 const MOST_SEEN: u16 = 1024;
 
+/// The chains of a family that note who is asked and who answers, and let packets pass.
+fn seen_chains(version: &str, ip: &str, icmp: &str) -> String {
+    format!(
+        "\tchain asked{version} {{
+\t\ttcp flags & (syn | ack) == syn update @asked{version} {{ {ip} daddr }}
+\t\t{icmp} type echo-request update @asked{version} {{ {ip} daddr }}
+\t\taccept
+\t}}
+\tchain answered{version} {{
+\t\ttcp flags & (syn | ack) == syn | ack update @answered{version} {{ {ip} saddr }}
+\t\ttcp flags rst update @answered{version} {{ {ip} saddr }}
+\t\t{icmp} type echo-reply update @answered{version} {{ {ip} saddr }}
+\t\taccept
+\t}}
+"
+    )
+}
+
 /// A listing of the table (`nft list table inet wattle`) without the elements that packets have put
 /// there, and those.
 pub fn split_flows(listing: &str) -> (String, Flows) {
@@ -131,33 +149,15 @@ impl Ruleset {
     /// The chains alone, which rely on the sets. One is empty and only says whose table it is.
     pub fn chains(&self) -> String {
         let (mark, interface) = (mark(self.node), &self.interface);
+        let (v4, v6) = (
+            seen_chains("4", "ip", "icmp"),
+            seen_chains("6", "ip6", "icmpv6"),
+        );
         format!(
             "table inet wattle {{
 \tchain {mark} {{
 \t}}
-\tchain asked4 {{
-\t\ttcp flags & (syn | ack) == syn update @asked4 {{ ip daddr }}
-\t\ticmp type echo-request update @asked4 {{ ip daddr }}
-\t\taccept
-\t}}
-\tchain asked6 {{
-\t\ttcp flags & (syn | ack) == syn update @asked6 {{ ip6 daddr }}
-\t\ticmpv6 type echo-request update @asked6 {{ ip6 daddr }}
-\t\taccept
-\t}}
-\tchain answered4 {{
-\t\ttcp flags & (syn | ack) == syn | ack update @answered4 {{ ip saddr }}
-\t\ttcp flags rst update @answered4 {{ ip saddr }}
-\t\ticmp type echo-reply update @answered4 {{ ip saddr }}
-\t\taccept
-\t}}
-\tchain answered6 {{
-\t\ttcp flags & (syn | ack) == syn | ack update @answered6 {{ ip6 saddr }}
-\t\ttcp flags rst update @answered6 {{ ip6 saddr }}
-\t\ticmpv6 type echo-reply update @answered6 {{ ip6 saddr }}
-\t\taccept
-\t}}
-\tchain inward {{
+{v4}{v6}\tchain inward {{
 \t\ttcp flags syn tcp option maxseg size set rt mtu
 \t\tip saddr @remote4 ip daddr @local4 goto asked4
 \t\tip6 saddr @remote6 ip6 daddr @local6 goto asked6

@@ -31,8 +31,11 @@ pub(super) fn problems(served: &Served, facts: &Facts) -> Vec<Problem> {
     facts.lans.iter().filter_map(problem).collect()
 }
 
-/// Single hosts that do not answer: for each LAN what to say, and what to do.
-pub(super) fn notices(served: &Served, facts: &Facts) -> Vec<(String, String)> {
+/// Hosts of the LANs here that do not answer others, where that may be their own choice: what to say
+/// of each LAN, and what to do.
+///
+/// To be asked for where [`super::problems`] finds nothing, for that would explain it.
+pub fn notices(served: &Served, facts: &Facts) -> Vec<(String, String)> {
     let notice = |lan: &Lan| {
         let silent = silent(served, facts, lan);
         let is_some =

@@ -6,7 +6,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wattle_wire::report::{Problem, ProblemCode};
+use wattle_wire::{
+    report::{Problem, ProblemCode},
+    subnet::overlap,
+};
 
 use super::{Facts, FarLan, Served, degraded, only, unproven};
 use crate::{
@@ -207,8 +210,7 @@ pub(super) fn by_selectors(served: &Served, facts: &Facts, sets_marks: bool) -> 
 /// Whether a rule means packets that come by an interface from one network to another, or some of
 /// them.
 fn may_mean(rule: &RoutingRule, by: &str, from: IpNet, to: IpNet) -> bool {
-    let overlaps =
-        |of: Option<IpNet>, net: IpNet| of.is_none_or(|of| of.contains(&net) || net.contains(&of));
+    let overlaps = |of: Option<IpNet>, net| of.is_none_or(|of| overlap(of, net));
     let is_by = rule.by.as_deref().is_none_or(|of| of == by);
     is_by && overlaps(rule.from, from) && overlaps(rule.to, to)
 }
