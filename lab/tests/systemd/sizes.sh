@@ -18,17 +18,11 @@ fetch() {
 large_get_through() {
     fetch far 10.10.0.100 && fetch near 10.20.0.100
 }
-lan_is() {
-    api /nodes/dublin >/run/node
-    api /links/dublin/cork >/run/link
-    jq --exit-status --arg lan "$1" '.lan == $lan' /run/node &&
-        jq --exit-status --arg lan "$1" '.lan == $lan' /run/link
-}
 gateway_says() {
     wattle-agent status --json | jq --exit-status '[.problems[].code] == '"$1"
 }
 
-wait_for 30 lan_is ok
+wait_for 30 lans_are ok
 wait_for 10 large_get_through
 # The first large probe has been answered.
 wait_for 10 sh -c 'wattle-agent doctor | grep -q "Packets of 1420 bytes get to all 1 peers"'
@@ -40,7 +34,7 @@ path_is_small() {
         add rule inet path in iifname wan0 meta length > 1400 drop"
 }
 path_is_small
-wait_for 10 lan_is degraded
+wait_for 10 lans_are degraded
 gateway_says '["large_packets"]' || fail "status: $(wattle-agent status)"
 jq --exit-status '.problems | length == 1 and .[0].code == "large_packets" and
     .[0].subject == "cork" and (.[0].words | contains("more than 1328 bytes"))' /run/node ||
@@ -55,7 +49,7 @@ both_ways >/dev/null || fail "small packets are lost"
 jq --raw-output '.problems[0].remedy' /run/node >/run/fix
 sh -ex /run/fix || fail "the remedy fails: $(cat /run/fix)"
 large_get_through || fail "the remedy does not help: $(cat /run/fix)"
-wait_for 10 lan_is ok
+wait_for 10 lans_are ok
 gateway_says '[]' || fail "status: $(wattle-agent status)"
 wattle-agent plan | grep -q "nothing to do" || fail "plan: $(wattle-agent plan)"
 
@@ -71,8 +65,8 @@ large_get_through || fail "$(ip route show 10.20.0.0/24)"
 
 # It is told again when somebody takes it away, and goes when the path is whole again.
 ip route change 10.20.0.0/24 dev wattle0 proto 87 src 10.10.0.1
-wait_for 10 lan_is degraded
+wait_for 10 lans_are degraded
 ip netns exec cork nft delete table inet path
-wait_for 10 lan_is ok
+wait_for 10 lans_are ok
 gateway_says '[]' || fail "status: $(wattle-agent status)"
 large_get_through || fail "the path is whole, and large packets are lost"

@@ -2,12 +2,12 @@ use serde_json::json;
 
 use super::*;
 
-fn net(text: &str) -> IpNet {
+pub(super) fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
 /// From the gateway's LAN into the tunnel.
-fn outward(transport: Transport) -> Packet<'static> {
+pub(super) fn outward(transport: Transport) -> Packet<'static> {
     Packet {
         from: Some("lan0"),
         to: Some("wattle0"),

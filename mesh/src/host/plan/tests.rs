@@ -18,6 +18,27 @@ fn key(number: u64) -> WireguardKey {
     Keys::of(number).wireguard_key()
 }
 
+/// An interface without anything.
+fn bare() -> Desired {
+    Desired {
+        interface: "wattle0".parse().unwrap(),
+        public_key: key(0),
+        listen_port: 51820,
+        mtu: 1420,
+        addresses: BTreeSet::new(),
+        peers: BTreeMap::new(),
+        routes: BTreeMap::new(),
+        underlay: BTreeMap::new(),
+        forwarding: BTreeSet::new(),
+        ruleset: Ruleset {
+            node: NodeId(uuid::Uuid::nil()),
+            interface: "wattle0".parse().unwrap(),
+            local: BTreeSet::new(),
+            remote: BTreeSet::new(),
+        },
+    }
+}
+
 fn apply(observed: &Observed, plan: &Plan) -> Observed {
     plan.steps.iter().fold(observed.clone(), |observed, step| {
         observed.after(&step.change)
@@ -373,21 +394,8 @@ fn a_preshared_key_that_nobody_knows_stays_while_there_may_be_a_session_and_goes
         anew: false,
     };
     let mut desired = Desired {
-        interface: "wattle0".parse().unwrap(),
-        public_key: key(0),
-        listen_port: 51820,
-        mtu: 1420,
-        addresses: BTreeSet::new(),
         peers: [(key(1), peer)].into(),
-        routes: BTreeMap::new(),
-        underlay: BTreeMap::new(),
-        forwarding: BTreeSet::new(),
-        ruleset: Ruleset {
-            node: NodeId(uuid::Uuid::nil()),
-            interface: "wattle0".parse().unwrap(),
-            local: BTreeSet::new(),
-            remote: BTreeSet::new(),
-        },
+        ..bare()
     };
     let mut observed = apply(&Observed::default(), &plan(&desired, &Observed::default()));
     let found = ObservedPeer {
@@ -410,21 +418,8 @@ fn the_mtu_that_somebody_set_on_a_route_is_left_and_stays_when_its_source_change
     let route = |source, mtu| ObservedRoute { source, mtu };
     let (source, prefix) = (Some(IpAddr::from([10, 1, 0, 1])), prefix(1));
     let desired = Desired {
-        interface: "wattle0".parse().unwrap(),
-        public_key: key(0),
-        listen_port: 51820,
-        mtu: 1420,
-        addresses: BTreeSet::new(),
-        peers: BTreeMap::new(),
         routes: [(prefix, source)].into(),
-        underlay: BTreeMap::new(),
-        forwarding: BTreeSet::new(),
-        ruleset: Ruleset {
-            node: NodeId(uuid::Uuid::nil()),
-            interface: "wattle0".parse().unwrap(),
-            local: BTreeSet::new(),
-            remote: BTreeSet::new(),
-        },
+        ..bare()
     };
     let mut observed = apply(&Observed::default(), &plan(&desired, &Observed::default()));
     for (found, steps) in [(source, 0), (None, 1)] {

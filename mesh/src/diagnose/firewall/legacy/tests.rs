@@ -5,7 +5,10 @@ use proptest::{collection, prelude::*, sample::Index};
 use serde_json::{Value, json};
 
 use super::{
-    super::{Firewall, Hook, Lan, Obstacle, Packet, Transport},
+    super::{
+        Firewall, Hook, Lan, Obstacle, Packet, Transport,
+        tests::{net, outward},
+    },
     HOOKS, LegacyDump, LegacyTable, hooked, listed,
 };
 use crate::host::state::Family;
@@ -230,21 +233,6 @@ fn table(family: Family, table: LegacyTable, chains: &Chains) -> Dump {
         table,
         info,
         entries,
-    }
-}
-
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap()
-}
-
-/// From the gateway's LAN into the tunnel.
-fn outward(transport: Transport) -> Packet<'static> {
-    Packet {
-        from: Some("lan0"),
-        to: Some("wattle0"),
-        source: net("10.10.0.0/24"),
-        destination: net("10.20.0.0/24"),
-        transport,
     }
 }
 
