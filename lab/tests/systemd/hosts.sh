@@ -50,9 +50,11 @@ is_told "a proxy for all of TCP" nat typed
 iptables -t nat -F
 
 # Docker that starts where nothing is forwarded yet drops what it does not know, also after its own
-# restart.
+# restart. The agent would turn forwarding on before Docker looks.
+systemctl stop wattle-agent
 sysctl -q -w net.ipv4.ip_forward=0
 systemctl start docker
+systemctl start wattle-agent
 is_told "Docker that started before" firewall typed
 systemctl restart docker
 wait_for 10 all_well
