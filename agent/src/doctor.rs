@@ -12,7 +12,7 @@ use tokio::{net::lookup_host, time::timeout};
 use wattle_mesh::{
     agent::replica::{Known, KnownPeer},
     diagnose::{
-        doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms, Unreached},
+        doctor::{self, Device, Finding, PeerSymptoms, Severity, Symptoms, Unreached, Uplink},
         lan::{Facts, Served},
         size,
     },
@@ -142,6 +142,7 @@ pub(crate) async fn examine(
                 unheard: Vec::new(),
                 silent: BTreeSet::new(),
                 answering: BTreeSet::new(),
+                came: BTreeSet::new(),
             };
             (nothing, Vec::new())
         }
@@ -149,6 +150,9 @@ pub(crate) async fn examine(
     let (way, facts) = tokio::join!(way(membership, join_string), host.between_lans(&served));
     let way = way?;
     let facts = facts.unwrap_or_else(|error| Facts::unread(format!("{error:#}")));
+    let peers = node
+        .as_ref()
+        .map_or_else(Vec::new, |node| peers(node, interface));
     let findings = doctor::diagnose(&Symptoms {
         joined: node.is_some(),
         mover: symptoms::mover(),
@@ -163,16 +167,14 @@ pub(crate) async fn examine(
         }),
         probes: known.is_some_and(|known| known.mesh.health.probes),
         rp_filter: symptoms::rp_filter(host.interface()),
-        underlay: symptoms::underlay(),
+        uplinks: uplinks(&peers, &facts),
         served,
         facts,
         large_packets,
         unresolved: way.unresolved,
         coordinator: way.coordinator,
         loses_large_packets: way.loses_large_packets,
-        peers: node
-            .as_ref()
-            .map_or_else(Vec::new, |node| peers(node, interface)),
+        peers,
         verdicts: node.as_ref().and_then(verdicts),
         problems: node.map(|node| node.problems).unwrap_or_default(),
     });
@@ -202,6 +204,21 @@ fn peers(node: &Node<'_>, interface: Option<&Interface>) -> Vec<PeerSymptoms> {
         .into_iter()
         .flat_map(|known| known.peers.values());
     peers.map(symptoms).collect()
+}
+
+/// The interfaces by which packets leave for the peers.
+fn uplinks(peers: &[PeerSymptoms], facts: &Facts) -> Vec<Uplink> {
+    let endpoints = peers.iter().filter_map(|peer| Some(peer.endpoint?.ip()));
+    let uplink = |(interface, is_v4): (String, bool)| {
+        let mtu = symptoms::mtu(&interface)?;
+        Some(Uplink {
+            interface,
+            is_v4,
+            mtu,
+        })
+    };
+    let ways = doctor::ways_out(endpoints, &facts.routes);
+    ways.into_iter().filter_map(uplink).collect()
 }
 
 /// What the coordinator makes of the link with each peer that is known here.

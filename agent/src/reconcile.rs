@@ -164,7 +164,9 @@ impl Host {
         let outside = self.underlay.addresses(&routes).map(|(address, _)| address);
         let questions = lan::questions(served, &lans, &routes, &outside.collect());
         let interfaces = lans.iter().map(|lan| lan.interface.as_str());
-        let interfaces: BTreeSet<_> = interfaces.chain([served.interface.as_str()]).collect();
+        let came = served.came.iter().map(|(interface, _)| interface.as_str());
+        let tunnel = [served.interface.as_str()];
+        let interfaces: BTreeSet<_> = interfaces.chain(came).chain(tunnel).collect();
         let (ruleset, legacy_unread) = symptoms::ruleset().await;
         Ok(Facts {
             stopped: symptoms::stopped(interfaces.into_iter()),

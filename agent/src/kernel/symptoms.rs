@@ -57,20 +57,10 @@ pub(crate) fn rp_filter(interface: &InterfaceName) -> Option<u8> {
     read("all").max(read(interface.as_str()))
 }
 
-/// The interface of the default route and its MTU in bytes.
-pub(crate) fn underlay() -> Option<(String, u32)> {
-    let routes = fs::read_to_string("/proc/net/route").ok()?;
-    let interface = routes.lines().skip(1).find_map(|line| {
-        let mut words = line.split_whitespace();
-        let (interface, destination, mask) = (words.next()?, words.next()?, words.nth(5)?);
-        (destination == "00000000" && mask == "00000000").then(|| interface.to_owned())
-    })?;
-    let mtu = fs::read_to_string(Path::new("/sys/class/net").join(&interface).join("mtu"))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
-    Some((interface, mtu))
+/// The MTU of an interface in bytes.
+pub(crate) fn mtu(interface: &str) -> Option<u32> {
+    let file = Path::new("/sys/class/net").join(interface).join("mtu");
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// The addresses of this host with their networks, and the interfaces that have them.

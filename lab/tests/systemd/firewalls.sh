@@ -107,4 +107,35 @@ wait_for 30 all_well
 systemctl start firewalld
 wait_for 30 firewall-cmd --state
 is_mended "firewalld" "(firewalld's)"
+
+# A peer that nothing was sent to gets in at the port.
+stranger_gets_in() {
+    nft "add table inet seen
+        add chain inet seen in { type filter hook input priority 300; }
+        add rule inet seen in udp sport 4711 udp dport 51820 counter"
+    ip netns exec cork python3 -c 'import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("", 4711))
+s.sendto(bytes(148), ("198.18.0.1", 51820))'
+    got=$(nft list table inet seen | grep "counter packets")
+    nft delete table inet seen
+    case $got in *"packets 1 "*) ;; *) return 1 ;; esac
+}
+# It is in a zone of the uplink that does not let it in; doctor's remedy is for that zone.
+is_let_in() {
+    zone=$1
+    ! stranger_gets_in || fail "$zone: a stranger gets in"
+    wattle-agent doctor --json >/run/doctor || fail "$zone: $(cat /run/doctor)"
+    jq --raw-output '.findings[] | select(.check == "firewall" and .fix != null) | .fix' /run/doctor \
+        >/run/fix
+    grep -q "zone=$zone " /run/fix || fail "$zone: $(cat /run/doctor)"
+    sh -ex /run/fix
+    stranger_gets_in || fail "$zone: the remedy does not help"
+    wait_for 10 all_well
+    echo "mended: firewalld, the port in the zone $zone"
+}
+is_let_in public
+firewall-cmd --permanent --zone=dmz --change-interface=wan0
+firewall-cmd --reload
+is_let_in dmz
 systemctl stop firewalld

@@ -4,7 +4,11 @@ mod firewall;
 mod names;
 mod reach;
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 use wattle_wire::{
@@ -21,6 +25,7 @@ pub use self::{
 use crate::{
     diagnose::lan::{self, Facts, Served},
     health::link,
+    host::way::{ForeignRoute, best},
 };
 
 /// Bytes that WireGuard adds to a packet over IPv4: 20 of IPv4, 8 of UDP, 32 of its own (section
@@ -54,8 +59,8 @@ pub struct Symptoms {
     /// `rp_filter` as it works on the interface: the larger of its own and that of all. Absent when
     /// it cannot be read.
     pub rp_filter: Option<u8>,
-    /// The interface of the default route and its MTU in bytes.
-    pub underlay: Option<(String, u32)>,
+    /// The interfaces by which packets leave for the peers.
+    pub uplinks: Vec<Uplink>,
     /// Host names of the coordinators that have no address, with the error.
     pub unresolved: Vec<(String, String)>,
     /// Seconds by which the clock is ahead of the coordinator's, or why the coordinator does not
@@ -68,6 +73,36 @@ pub struct Symptoms {
     pub problems: Vec<Problem>,
     /// What the coordinator makes of the link with each peer; absent when it does not say.
     pub verdicts: Option<Vec<(Name, LinkVerdict)>>,
+}
+
+/// An interface by which packets leave for peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    pub interface: String,
+    /// Whether the endpoints there are of IPv4.
+    pub is_v4: bool,
+    /// Bytes.
+    pub mtu: u32,
+}
+
+/// By which interfaces packets leave for these endpoints; by those of the default routes where there
+/// is no endpoint. With each, whether the packets are of IPv4.
+pub fn ways_out(
+    endpoints: impl Iterator<Item = IpAddr>,
+    routes: &[ForeignRoute],
+) -> BTreeSet<(String, bool)> {
+    let of = |route: &ForeignRoute| {
+        let way = route.way.as_ref()?;
+        Some((way.device.clone(), route.prefix.addr().is_ipv4()))
+    };
+    let used: BTreeSet<_> = endpoints
+        .filter_map(|endpoint| of(best(endpoint, routes)?))
+        .collect();
+    if !used.is_empty() {
+        return used;
+    }
+    let defaults = routes.iter().filter(|route| route.prefix.prefix_len() == 0);
+    defaults.filter_map(of).collect()
 }
 
 /// The interface as found.
@@ -289,22 +324,18 @@ fn mtu(symptoms: &Symptoms) -> Finding {
         return fine("mtu", "there is no interface to look at");
     };
     let probed = probed(symptoms, device.mtu);
-    let Some((name, underlay)) = &symptoms.underlay else {
+    let room = |uplink: &&Uplink| i64::from(uplink.mtu) - i64::from(uplink.overhead());
+    let Some(uplink) = symptoms.uplinks.iter().min_by_key(room) else {
         return fine(
             "mtu",
             format!(
-                "there is no default route to compare {} with{probed}",
+                "there is no route to peers to compare {} with{probed}",
                 device.mtu
             ),
         );
     };
-    let mut endpoints = symptoms.peers.iter().filter_map(|peer| peer.endpoint);
-    let overhead = if endpoints.any(|endpoint| endpoint.is_ipv6()) {
-        OVERHEAD_V6
-    } else {
-        OVERHEAD_V4
-    };
-    match device.mtu + overhead <= *underlay {
+    let (name, underlay, overhead) = (&uplink.interface, uplink.mtu, uplink.overhead());
+    match device.mtu + overhead <= underlay {
         true => fine(
             "mtu",
             format!(
@@ -331,12 +362,12 @@ fn probed(symptoms: &Symptoms, mtu: u32) -> String {
     match (whole.len(), small.iter().min()) {
         (0, None) => String::new(),
         (whole, None) => {
-            format!(". Packets of {mtu} bytes get to all {whole} peers that answer probes")
+            format!(". Packets of {mtu} bytes get to {whole} of {whole} peers that answer probes")
         }
         (whole, Some(least)) => format!(
-            ". Packets of {mtu} bytes get to {whole} peers, and not to {}: to one of them no more \
-             than {least} do",
-            small.len()
+            ". Packets of {mtu} bytes get to {whole} of {} peers that answer probes: to one of the \
+             others no more than {least} do",
+            whole + small.len()
         ),
     }
 }
@@ -388,10 +419,8 @@ fn peers(symptoms: &Symptoms) -> Vec<Finding> {
         })
         .collect();
     if findings.is_empty() {
-        findings.push(fine(
-            "tunnel",
-            format!("all {} peers answer", symptoms.peers.len()),
-        ));
+        let all = symptoms.peers.len();
+        findings.push(fine("tunnel", format!("{all} of {all} peers answer")));
     }
     findings
 }
@@ -405,8 +434,8 @@ fn verdicts(verdicts: &[(Name, LinkVerdict)]) -> Finding {
     };
     let unwell: Vec<_> = verdicts.iter().filter_map(in_words).collect();
     if unwell.is_empty() {
-        let all = format!("the coordinator finds all {} up", verdicts.len());
-        return fine(CHECK, all);
+        let all = verdicts.len();
+        return fine(CHECK, format!("the coordinator finds {all} of {all} up"));
     }
     let mut detail = unwell[..unwell.len().min(MOST_NAMED)].join("; ");
     if unwell.len() > MOST_NAMED {
@@ -417,6 +446,13 @@ fn verdicts(verdicts: &[(Name, LinkVerdict)]) -> Finding {
         format!("the coordinator finds: {detail}"),
         "where nothing here says why, run `wattle-agent doctor` on the other gateway",
     )
+}
+
+impl Uplink {
+    /// Bytes that WireGuard adds to a packet there.
+    fn overhead(&self) -> u32 {
+        if self.is_v4 { OVERHEAD_V4 } else { OVERHEAD_V6 }
+    }
 }
 
 impl PeerSymptoms {

@@ -27,7 +27,7 @@ pub use self::{
 };
 use super::{
     firewall::{Deed, Firewall, Hook, Lan, Obstacle, Packet, Transport},
-    remedy::{self, Tunnel},
+    remedy,
     verify::Fault,
 };
 use crate::{
@@ -58,6 +58,8 @@ pub struct Served {
     pub silent: BTreeSet<IpAddr>,
     /// Those of the own LANs of which a host answers.
     pub answering: BTreeSet<IpNet>,
+    /// The interfaces by which packets of the own LANs come, each with a host that sends them.
+    pub came: BTreeSet<(String, IpAddr)>,
 }
 
 /// A peer that does not answer at its endpoint.
@@ -84,7 +86,7 @@ pub struct Facts {
     /// Routes that the agent did not make.
     pub routes: Vec<ForeignRoute>,
     pub rules: Vec<RoutingRule>,
-    /// Interfaces of the LANs, and the tunnel's, that do not forward IPv4.
+    /// Interfaces by which packets of the LANs come, and the tunnel's, that do not forward IPv4.
     pub stopped: BTreeSet<String>,
     /// Whether the host forwards IPv6.
     pub forwards_v6: bool,
@@ -141,14 +143,8 @@ impl Served {
             unheard: unheard.collect(),
             silent: replies.silent(&own),
             answering: replies.answering(&own),
+            came: replies.came(&own),
             own,
-        }
-    }
-
-    pub(super) fn tunnel(&self) -> Tunnel<'_> {
-        Tunnel {
-            interface: &self.interface,
-            port: self.port,
         }
     }
 
@@ -416,7 +412,7 @@ fn rules(served: &Served, facts: &Facts) -> Vec<Problem> {
     found.sort_by_key(|known| !known.obstacle.certain);
     problems.extend(found.iter().map(|known| Problem {
         peer: only(served, &known.nodes),
-        ..barrier(served.tunnel(), &firewall, known)
+        ..barrier(&served.interface, &firewall, known)
     }));
     problems
 }
@@ -440,7 +436,7 @@ fn only(served: &Served, nodes: &BTreeSet<NodeId>) -> Option<NodeId> {
         .filter(|_| nodes.len() == 1 && others)
 }
 
-fn barrier(tunnel: Tunnel<'_>, firewall: &Firewall<'_>, known: &InTheWay<'_>) -> Problem {
+fn barrier(interface: &InterfaceName, firewall: &Firewall<'_>, known: &InTheWay<'_>) -> Problem {
     let InTheWay {
         packet,
         obstacle,
@@ -458,10 +454,10 @@ fn barrier(tunnel: Tunnel<'_>, firewall: &Firewall<'_>, known: &InTheWay<'_>) ->
         packet.source,
         packet.destination
     );
-    let keep = || remedy::keep_source(tunnel, manager, obstacle);
+    let keep = || remedy::keep_source(interface, manager, obstacle);
     let pass = || {
         if obstacle.hook == Hook::Forward {
-            remedy::let_through(tunnel, manager, obstacle)
+            remedy::let_through(interface, manager, obstacle)
         } else if far.contains(&packet.destination) {
             remedy::let_pairs_through(manager, obstacle, packet.source, far)
         } else {

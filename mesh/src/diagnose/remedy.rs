@@ -24,14 +24,6 @@ pub(super) enum Manager {
     Nft,
 }
 
-/// The tunnel's end on the host.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tunnel<'t> {
-    pub(super) interface: &'t InterfaceName,
-    /// The UDP port at which peers look for it.
-    pub(super) port: u16,
-}
-
 impl Manager {
     /// Whose a chain is, to be put behind its name.
     pub(super) fn remark(self) -> &'static str {
@@ -68,8 +60,11 @@ pub(super) fn let_pairs_through(
 
 /// What lets packets between the LANs and the tunnel through. The rules come right before the one
 /// that is in the way, so that what an administrator forbade before it stays forbidden.
-pub(super) fn let_through(tunnel: Tunnel<'_>, manager: Manager, obstacle: &Obstacle) -> String {
-    let interface = tunnel.interface.as_str();
+pub(super) fn let_through(
+    interface: &InterfaceName,
+    manager: Manager,
+    obstacle: &Obstacle,
+) -> String {
     match manager {
         Manager::Docker => ["-i", "-o"]
             .map(|by| {
@@ -80,7 +75,7 @@ pub(super) fn let_through(tunnel: Tunnel<'_>, manager: Manager, obstacle: &Obsta
         Manager::Ufw => {
             format!("ufw route allow in on {interface}; ufw route allow out on {interface}")
         }
-        Manager::Firewalld => firewalld(tunnel),
+        Manager::Firewalld => firewalld(interface),
         Manager::Iptables => ["-i", "-o"]
             .map(|by| iptables(obstacle, &format!("{by} {interface}")))
             .join("; "),
@@ -92,8 +87,11 @@ pub(super) fn let_through(tunnel: Tunnel<'_>, manager: Manager, obstacle: &Obsta
 
 /// What keeps the source address of packets into the tunnel: in the same chain, since only there
 /// an `accept` is the last word.
-pub(super) fn keep_source(tunnel: Tunnel<'_>, manager: Manager, obstacle: &Obstacle) -> String {
-    let interface = tunnel.interface.as_str();
+pub(super) fn keep_source(
+    interface: &InterfaceName,
+    manager: Manager,
+    obstacle: &Obstacle,
+) -> String {
     match manager {
         Manager::Nft | Manager::Firewalld => nft(obstacle, &format!("oifname {interface} accept")),
         Manager::Docker | Manager::Ufw | Manager::Iptables => {
@@ -126,8 +124,7 @@ pub(super) fn nft(obstacle: &Obstacle, rule: &str) -> String {
 }
 
 /// A zone for the tunnel, and policies that let the other zones and it talk to each other.
-pub(super) fn firewalld(tunnel: Tunnel<'_>) -> String {
-    let Tunnel { interface, port } = tunnel;
+pub(super) fn firewalld(interface: &InterfaceName) -> String {
     [
         "--new-zone=wattle".to_owned(),
         format!("--zone=wattle --add-interface={interface}"),
@@ -140,7 +137,6 @@ pub(super) fn firewalld(tunnel: Tunnel<'_>) -> String {
         "--policy=wattle-out --add-ingress-zone=ANY".to_owned(),
         "--policy=wattle-out --add-egress-zone=wattle".to_owned(),
         "--policy=wattle-out --set-target=ACCEPT".to_owned(),
-        format!("--add-port={port}/udp"),
     ]
     .map(|words| format!("firewall-cmd --permanent {words}"))
     .join("; ")

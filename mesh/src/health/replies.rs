@@ -26,11 +26,18 @@ pub struct Flows {
     pub asked: BTreeMap<IpAddr, Duration>,
     /// Hosts of the LANs here that answered such a packet.
     pub answered: BTreeMap<IpAddr, Duration>,
+    /// Hosts of the LANs here that began a connection with others, or pinged them, and the
+    /// interfaces by which these packets came.
+    pub came: BTreeSet<(String, IpAddr)>,
 }
 
-/// What became of the packets to each host.
+/// What became of the packets to each host, and by which interfaces theirs come.
 #[derive(Clone, Debug, Default)]
-pub struct Replies(BTreeMap<IpAddr, Asked>);
+pub struct Replies {
+    hosts: BTreeMap<IpAddr, Asked>,
+    /// When each was last seen.
+    came: BTreeMap<(String, IpAddr), Duration>,
+}
 
 /// A host that was asked. Times are of a clock that only goes forward, [`SEEN_S`] ahead so that none
 /// is before its beginning.
@@ -49,18 +56,25 @@ impl Replies {
     /// Takes in what was seen at `now`, of a clock that only goes forward.
     pub fn note(&mut self, flows: &Flows, now: Duration) {
         let now = now + Duration::from_secs(SEEN_S);
-        self.0
+        self.hosts
             .retain(|_, asked| now.saturating_sub(asked.last) < REMEMBERED);
+        self.came
+            .retain(|_, last| now.saturating_sub(*last) < REMEMBERED);
+        for came in &flows.came {
+            if self.came.len() < MOST_HOSTS || self.came.contains_key(came) {
+                self.came.insert(came.clone(), now);
+            }
+        }
         let hosts: BTreeSet<_> = flows.asked.keys().chain(flows.answered.keys()).collect();
         for host in hosts {
-            if self.0.len() >= MOST_HOSTS && !self.0.contains_key(host) {
+            if self.hosts.len() >= MOST_HOSTS && !self.hosts.contains_key(host) {
                 continue;
             }
             let at = |times: &BTreeMap<IpAddr, Duration>| {
                 let ago = times.get(host)?;
                 Some(now.saturating_sub(*ago))
             };
-            self.0
+            self.hosts
                 .entry(*host)
                 .or_default()
                 .note(at(&flows.asked), at(&flows.answered));
@@ -70,14 +84,14 @@ impl Replies {
     /// Whether another look would tell more: a host was asked that may be about to answer.
     pub fn is_open(&self) -> bool {
         let open = 1..LOOKS;
-        self.0
+        self.hosts
             .values()
             .any(|asked| open.contains(&asked.unanswered))
     }
 
     /// Hosts of these networks that are asked and do not answer.
     pub fn silent(&self, networks: &[IpNet]) -> BTreeSet<IpAddr> {
-        let silent = self.0.iter().filter(|(_, asked)| asked.is_silent());
+        let silent = self.hosts.iter().filter(|(_, asked)| asked.is_silent());
         let hosts = silent.map(|(host, _)| *host);
         hosts
             .filter(|host| networks.iter().any(|network| network.contains(host)))
@@ -89,7 +103,10 @@ impl Replies {
     pub fn answering(&self, networks: &[IpNet]) -> BTreeSet<IpNet> {
         let answers = |network: &&IpNet| {
             let hosts = || {
-                let hosts = self.0.iter().filter(|(host, _)| network.contains(*host));
+                let hosts = self
+                    .hosts
+                    .iter()
+                    .filter(|(host, _)| network.contains(*host));
                 hosts.map(|(_, asked)| asked)
             };
             let silent = hosts().filter(|asked| asked.is_silent());
@@ -97,6 +114,19 @@ impl Replies {
             hosts().filter_map(|asked| asked.answered_at).max() > since
         };
         networks.iter().filter(answers).copied().collect()
+    }
+
+    /// Of these networks the interfaces by which packets of their hosts come, each with one host.
+    pub fn came(&self, networks: &[IpNet]) -> BTreeSet<(String, IpAddr)> {
+        let mut ways = BTreeMap::new();
+        for (interface, host) in self.came.keys() {
+            for network in networks.iter().filter(|network| network.contains(host)) {
+                ways.entry((interface, network)).or_insert(*host);
+            }
+        }
+        let came = ways.into_iter();
+        came.map(|((interface, _), host)| (interface.clone(), host))
+            .collect()
     }
 }
 
@@ -134,6 +164,7 @@ mod tests {
         Flows {
             asked: hosts(asked),
             answered: hosts(answered),
+            came: BTreeSet::new(),
         }
     }
 
@@ -192,15 +223,40 @@ mod tests {
     }
 
     #[test]
+    fn by_which_interfaces_hosts_come_is_remembered_with_one_of_them() {
+        let lans: [IpNet; 2] = ["10.10.0.0/24", "10.11.0.0/24"].map(|lan| lan.parse().unwrap());
+        let came = |ways: &[(&str, &str)]| {
+            let ways = ways.iter();
+            ways.map(|(by, host)| ((*by).to_owned(), host.parse().unwrap()))
+                .collect::<BTreeSet<_>>()
+        };
+        let seen = |ways: &[(&str, &str)]| Flows {
+            came: came(ways),
+            ..Flows::default()
+        };
+        let mut replies = Replies::default();
+        let at = Duration::from_secs;
+        let (first, second) = (("lan0", "10.10.0.5"), ("lan1", "10.11.0.5"));
+        replies.note(
+            &seen(&[first, ("lan0", "10.10.0.6"), ("eth0", "8.8.8.8")]),
+            at(0),
+        );
+        replies.note(&seen(&[second]), at(300));
+        assert_eq!(replies.came(&lans), came(&[first, second]));
+        replies.note(&Flows::default(), at(600));
+        assert_eq!(replies.came(&lans), came(&[second]));
+    }
+
+    #[test]
     fn a_scan_of_all_addresses_is_not_remembered_without_end() {
         let mut replies = Replies::default();
         let asked =
             (0..10_000u32).map(|number| (IpAddr::from(number.to_be_bytes()), Duration::ZERO));
         let flows = Flows {
             asked: asked.collect(),
-            answered: BTreeMap::new(),
+            ..Flows::default()
         };
         replies.note(&flows, Duration::ZERO);
-        assert_eq!(replies.0.len(), MOST_HOSTS);
+        assert_eq!(replies.hosts.len(), MOST_HOSTS);
     }
 }

@@ -15,8 +15,9 @@ use crate::{
 /// and nothing else through the tunnel.
 ///
 /// Addresses stay as they are: no masquerade. TCP's segments are fitted to the tunnel. Other tables
-/// are untouched and still have their say. Sets note which hosts of the LANs are asked and which
-/// answer. Conntrack could tell, but a rule that asks it switches it on for the whole host.
+/// are untouched and still have their say. Sets note which hosts of the LANs are asked, which answer,
+/// and by which interface their packets come. Conntrack could tell, but a rule that asks it switches
+/// it on for the whole host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ruleset {
     /// Whose table it is.
@@ -33,16 +34,19 @@ pub fn mark(node: NodeId) -> String {
 }
 
 /// Sets that packets fill: their names and the types of their elements.
-const SEEN: [(&str, &str); 4] = [
+const SEEN: [(&str, &str); 6] = [
     ("asked4", "ipv4_addr"),
     ("asked6", "ipv6_addr"),
     ("answered4", "ipv4_addr"),
     ("answered6", "ipv6_addr"),
+    ("came4", "ifname . ipv4_addr"),
+    ("came6", "ifname . ipv6_addr"),
 ];
 /// As many hosts one of them holds; of others nothing is seen.
 const MOST_SEEN: u16 = 1024;
 
-/// The chains of a family that note who is asked and who answers, and let packets pass.
+/// The chains of a family that note who is asked, who answers and who comes by which interface, and
+/// let packets pass.
 fn seen_chains(version: &str, ip: &str, icmp: &str) -> String {
     format!(
         "\tchain asked{version} {{
@@ -54,6 +58,11 @@ fn seen_chains(version: &str, ip: &str, icmp: &str) -> String {
 \t\ttcp flags & (syn | ack) == syn | ack update @answered{version} {{ {ip} saddr }}
 \t\ttcp flags rst update @answered{version} {{ {ip} saddr }}
 \t\t{icmp} type echo-reply update @answered{version} {{ {ip} saddr }}
+\t\taccept
+\t}}
+\tchain came{version} {{
+\t\ttcp flags & (syn | ack) == syn update @came{version} {{ iifname . {ip} saddr }}
+\t\t{icmp} type echo-request update @came{version} {{ iifname . {ip} saddr }}
 \t\taccept
 \t}}
 "
@@ -77,12 +86,12 @@ pub fn split_flows(listing: &str) -> (String, Flows) {
             rest.push('\n');
             continue;
         }
-        let hosts = if set.starts_with("asked") {
-            &mut flows.asked
-        } else {
-            &mut flows.answered
-        };
-        hosts.extend(words.split(['{', ',', '}']).filter_map(seen));
+        let elements = words.split(['{', ',', '}']);
+        match set.trim_end_matches(['4', '6']) {
+            "asked" => flows.asked.extend(elements.filter_map(seen)),
+            "answered" => flows.answered.extend(elements.filter_map(seen)),
+            _ => flows.came.extend(elements.filter_map(seen_by)),
+        }
         is_within = !words.ends_with('}');
     }
     (rest, flows)
@@ -97,6 +106,13 @@ fn seen(element: &str) -> Option<(IpAddr, Duration)> {
         .nth(1)
         .map_or(Duration::ZERO, duration);
     Some((address, Duration::from_secs(SEEN_S).saturating_sub(left)))
+}
+
+/// Of an element such as `"lan0" . 10.10.0.5 expires 58s704ms` the interface and the address.
+fn seen_by(element: &str) -> Option<(String, IpAddr)> {
+    let (interface, rest) = element.trim().strip_prefix('"')?.split_once("\" . ")?;
+    let (address, _) = seen(rest)?;
+    Some((interface.to_owned(), address))
 }
 
 /// A time as nft writes it, such as `1m2s345ms`. What it does not write is nothing.
@@ -168,6 +184,12 @@ impl Ruleset {
 \t\tip saddr @local4 ip daddr @remote4 goto answered4
 \t\tip6 saddr @local6 ip6 daddr @remote6 goto answered6
 \t\tdrop
+\t}}
+\tchain before {{
+\t\ttype filter hook prerouting priority raw; policy accept;
+\t\tiifname \"{interface}\" accept
+\t\tip saddr @local4 ip daddr @remote4 goto came4
+\t\tip6 saddr @local6 ip6 daddr @remote6 goto came6
 \t}}
 \tchain forward {{
 \t\ttype filter hook forward priority filter; policy accept;
@@ -266,6 +288,10 @@ mod tests {
 \t\ttype ipv6_addr
 <answered>\t}
 
+\tset came4 {
+\t\ttype ifname . ipv4_addr
+<came>\t}
+
 \tset local4 {
 \t\ttype ipv4_addr
 \t\telements = { 10.10.0.0/24 }
@@ -278,7 +304,12 @@ mod tests {
                 "\t\telements = { 10.10.0.5 expires 58s704ms, 10.10.0.6 timeout 1m expires 3s,\n\t\t\t     \
                  10.10.0.7 expires 1m }\n",
             )
-            .replace("<answered>", "\t\telements = { fd00:10::5 expires 250ms }\n");
+            .replace("<answered>", "\t\telements = { fd00:10::5 expires 250ms }\n")
+            .replace(
+                "<came>",
+                "\t\telements = { \"lan 1\" . 10.10.0.5 timeout 1m expires 58s704ms,\n\t\t\t     \
+                 \"lan0\" . 10.10.0.6 expires 1m }\n",
+            );
         let (rest, flows) = split_flows(&listing);
         let asked = [
             ("10.10.0.5", 1_296),
@@ -288,7 +319,13 @@ mod tests {
         let seen = |(host, ms): (&str, u64)| (host.parse().unwrap(), Duration::from_millis(ms));
         assert_eq!(flows.asked, asked.map(seen).into());
         assert_eq!(flows.answered, [seen(("fd00:10::5", 59_750))].into());
-        assert_eq!(rest, fixed.replace("<answered>", "").replace("<asked>", ""));
+        let came = [("lan 1", "10.10.0.5"), ("lan0", "10.10.0.6")];
+        let came = came.map(|(by, host)| (by.to_owned(), host.parse().unwrap()));
+        assert_eq!(flows.came, came.into());
+        let empty = ["<asked>", "<answered>", "<came>"]
+            .iter()
+            .fold(fixed.to_owned(), |text, mark| text.replace(mark, ""));
+        assert_eq!(rest, empty);
         assert_eq!(split_flows(&rest), (rest.clone(), Flows::default()));
     }
 }

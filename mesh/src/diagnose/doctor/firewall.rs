@@ -1,10 +1,10 @@
 //! Which rules of this host are in the way of the tunnel's own packets.
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::Value;
 use wattle_wire::probe::PROBE_PORT;
 
-use super::{Finding, Symptoms, fault, fine, names, notice};
+use super::{Finding, Symptoms, Uplink, fault, fine, names, notice};
 use crate::diagnose::{
     firewall::{Firewall, Hook, Packet, Transport},
     remedy::{Manager, firewalld, iptables, manager, nft},
@@ -53,21 +53,28 @@ fn own_table(symptoms: &Symptoms, firewall: &Firewall<'_>) -> Option<Finding> {
 /// Whether others can start a handshake with this gateway.
 fn handshakes(symptoms: &Symptoms, firewall: &Firewall<'_>) -> Option<Finding> {
     let port = symptoms.served.port;
-    let (underlay, _) = symptoms.underlay.as_ref()?;
-    let packet = Packet {
-        from: Some(underlay),
-        to: None,
-        source: anywhere(),
-        destination: anywhere(),
-        transport: Transport::UdpPort(port),
+    let in_the_way = |uplink: &Uplink| {
+        let anywhere = anywhere(uplink.is_v4);
+        let packet = Packet {
+            from: Some(&uplink.interface),
+            to: None,
+            source: anywhere,
+            destination: anywhere,
+            transport: Transport::UdpPort(port),
+        };
+        // A chain that lets some in may know the peers.
+        let mut obstacles = firewall.obstacles(Hook::Input, &packet).into_iter();
+        obstacles.find(|obstacle| obstacle.certain)
     };
-    // A chain that lets some in may know the peers.
-    let mut obstacles = firewall.obstacles(Hook::Input, &packet).into_iter();
-    let obstacle = obstacles.find(|obstacle| obstacle.certain)?;
+    let obstacle = symptoms.uplinks.iter().find_map(in_the_way)?;
     let fix = match manager(firewall, &obstacle) {
         Manager::Ufw => format!("ufw allow {port}/udp"),
         Manager::Firewalld => {
-            format!("firewall-cmd --permanent --add-port={port}/udp; firewall-cmd --reload")
+            let zone = obstacle.zone().map(|zone| format!("--zone={zone} "));
+            format!(
+                "firewall-cmd --permanent {}--add-port={port}/udp; firewall-cmd --reload",
+                zone.unwrap_or_default()
+            )
         }
         Manager::Iptables => iptables(&obstacle, &format!("-p udp --dport {port}")),
         Manager::Docker | Manager::Nft => nft(&obstacle, &format!("udp dport {port} accept")),
@@ -86,15 +93,15 @@ fn probes(symptoms: &Symptoms, firewall: &Firewall<'_>) -> Option<Finding> {
     let packet = Packet {
         from: Some(interface),
         to: None,
-        source: anywhere(),
-        destination: anywhere(),
+        source: anywhere(true),
+        destination: anywhere(true),
         transport: Transport::UdpPort(PROBE_PORT),
     };
     let mut obstacles = firewall.obstacles(Hook::Input, &packet).into_iter();
     let obstacle = obstacles.find(|obstacle| obstacle.certain)?;
     let fix = match manager(firewall, &obstacle) {
         Manager::Ufw => format!("ufw allow in on {interface} to any port {PROBE_PORT}"),
-        Manager::Firewalld => firewalld(symptoms.served.tunnel()),
+        Manager::Firewalld => firewalld(&symptoms.served.interface),
         Manager::Iptables => ["udp", "tcp"]
             .map(|protocol| {
                 let means = format!("-i {interface} -p {protocol} --dport {PROBE_PORT}");
@@ -115,6 +122,10 @@ fn probes(symptoms: &Symptoms, firewall: &Firewall<'_>) -> Option<Finding> {
     Some(notice("probes", detail, fix))
 }
 
-fn anywhere() -> IpNet {
-    IpNet::V4(ipnet::Ipv4Net::default())
+fn anywhere(is_v4: bool) -> IpNet {
+    if is_v4 {
+        IpNet::V4(Ipv4Net::default())
+    } else {
+        IpNet::V6(Ipv6Net::default())
+    }
 }

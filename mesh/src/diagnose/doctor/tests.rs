@@ -7,6 +7,7 @@ use wattle_wire::report::ProblemCode;
 use super::*;
 use crate::{
     diagnose::{firewall::Lan, lan::FarLan},
+    host::way::Way,
     testing::node_id,
 };
 
@@ -36,6 +37,7 @@ fn healthy() -> Symptoms {
             unheard: Vec::new(),
             silent: BTreeSet::new(),
             answering: BTreeSet::new(),
+            came: BTreeSet::new(),
         },
         facts: Facts {
             lans: vec![Lan {
@@ -57,7 +59,7 @@ fn healthy() -> Symptoms {
         },
         large_packets: Vec::new(),
         rp_filter: Some(2),
-        underlay: Some(("eth0".to_owned(), 1500)),
+        uplinks: vec![uplink("eth0", true, 1500)],
         unresolved: Vec::new(),
         coordinator: Some(Ok(1)),
         loses_large_packets: false,
@@ -105,6 +107,14 @@ fn chain(family: &str, table: &str, name: &str, hook: &str, policy: &str) -> Val
     json!({"chain": {"family": family, "table": table, "name": name, "type": "filter", "hook": hook, "prio": 0, "policy": policy}})
 }
 
+fn uplink(interface: &str, is_v4: bool, mtu: u32) -> Uplink {
+    Uplink {
+        interface: interface.to_owned(),
+        is_v4,
+        mtu,
+    }
+}
+
 #[test]
 fn a_healthy_gateway_has_nothing_to_mend() {
     assert_eq!(told(&healthy()), []);
@@ -131,11 +141,10 @@ fn each_ailment_is_told_with_its_remedy() {
         }),
         ("rp_filter", Severity::Notice, |s| s.rp_filter = Some(1)),
         ("mtu", Severity::Notice, |s| {
-            s.underlay = Some(("ppp0".to_owned(), 1479))
+            s.uplinks = vec![uplink("ppp0", true, 1479)]
         }),
         ("mtu", Severity::Notice, |s| {
-            s.underlay = Some(("ppp0".to_owned(), 1492));
-            s.peers[0].endpoint = Some("[2001:db8::7]:51820".parse().unwrap());
+            s.uplinks.push(uplink("ppp0", false, 1492));
         }),
         ("large_packets", Severity::Fault, |s| {
             s.large_packets = vec![Problem {
@@ -332,6 +341,72 @@ fn a_firewall_in_the_way_is_named_with_the_words_of_its_own_tool() {
     assert_eq!(told(&with_rules(&one_way)).len(), 1);
     let both = [own[0].clone(), rule("iifname"), rule("oifname")];
     assert_eq!(told(&with_rules(&both)), []);
+}
+
+#[test]
+fn handshakes_are_judged_by_where_peers_are_reached_and_let_in_by_the_zone_of_firewalld() {
+    let to = |zone: &str, interface: &str| {
+        json!({"rule": {"family": "inet", "table": "firewalld", "chain": "filter_INPUT",
+            "expr": [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}},
+                "right": interface}}, {"goto": {"target": format!("filter_IN_{zone}")}}]}})
+    };
+    let zone = |name: &str, verdict: Value| {
+        let name = format!("filter_IN_{name}");
+        [
+            json!({"chain": {"family": "inet", "table": "firewalld", "name": &name}}),
+            json!({"rule": {"family": "inet", "table": "firewalld", "chain": &name, "handle": 9,
+                "expr": [verdict]}}),
+        ]
+    };
+    let mut rules = vec![
+        chain("inet", "firewalld", "filter_INPUT", "input", "accept"),
+        to("dmz", "wan6"),
+        to("trusted", "wattle0"),
+        to("trusted", "eth0"),
+    ];
+    rules.extend(zone("dmz", json!({"reject": {"type": "icmpx"}})));
+    rules.extend(zone("trusted", json!({"accept": null})));
+    let mut symptoms = with_rules(&rules);
+    assert_eq!(told(&symptoms), []);
+    symptoms.uplinks = vec![uplink("wan6", false, 1500)];
+    let [(check, severity, fix)] = &told(&symptoms)[..] else {
+        panic!("one finding");
+    };
+    assert_eq!((*check, *severity), ("firewall", Severity::Notice));
+    assert_eq!(
+        fix,
+        "firewall-cmd --permanent --zone=dmz --add-port=51820/udp; firewall-cmd --reload"
+    );
+}
+
+#[test]
+fn packets_leave_by_the_interfaces_that_lead_to_the_endpoints() {
+    let route = |prefix: &str, device: &str| ForeignRoute {
+        prefix: prefix.parse().unwrap(),
+        metric: 0,
+        way: Some(Way {
+            device: device.to_owned(),
+            gateway: None,
+            source: None,
+        }),
+    };
+    let routes = [
+        route("0.0.0.0/0", "eth0"),
+        route("198.51.100.0/24", "leased"),
+        route("2000::/3", "wan6"),
+    ];
+    let ways = |endpoints: &[&str]| {
+        let endpoints = endpoints.iter().map(|endpoint| endpoint.parse().unwrap());
+        let ways = ways_out(endpoints, &routes).into_iter();
+        ways.map(|(interface, is_v4)| format!("{interface} {is_v4}"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        ways(&["198.51.100.7", "2001:db8::7"]),
+        ["leased true", "wan6 false"]
+    );
+    assert_eq!(ways(&[]), ["eth0 true"]);
+    assert_eq!(ways(&["fd00::1"]), ["eth0 true"], "there is no way");
 }
 
 #[test]
@@ -558,13 +633,10 @@ fn a_tunnel_that_works_one_way_or_badly_is_told_whatever_its_handshake_says() {
 
 #[test]
 fn the_mtu_is_judged_by_the_endpoints_in_use_and_probes_have_their_say() {
-    let mtu = |underlay: u32, endpoint: &str, largest: &[u16]| {
+    let mtu = |underlay: u32, is_v4: bool, largest: &[u16]| {
         let mut symptoms = healthy();
-        symptoms.underlay = Some(("ppp0".to_owned(), underlay));
-        let peer = PeerSymptoms {
-            endpoint: Some(endpoint.parse().unwrap()),
-            ..symptoms.peers[0].clone()
-        };
+        symptoms.uplinks = vec![uplink("ppp0", is_v4, underlay)];
+        let peer = symptoms.peers[0].clone();
         let with = |size: &u16| PeerSymptoms {
             largest: Some(*size),
             ..peer.clone()
@@ -576,7 +648,7 @@ fn the_mtu_is_judged_by_the_endpoints_in_use_and_probes_have_their_say() {
         let finding = finding.unwrap();
         (finding.severity, finding.detail)
     };
-    let (v4, v6) = ("198.51.100.20:51820", "[2001:db8::7]:51820");
+    let (v4, v6) = (true, false);
     let fits = "1420 plus 60 of WireGuard fits into the 1492 of ppp0";
     assert_eq!(mtu(1_492, v4, &[]), (Severity::Fine, fits.to_owned()));
     assert_eq!(mtu(1_479, v4, &[]).0, Severity::Notice);
@@ -584,13 +656,13 @@ fn the_mtu_is_judged_by_the_endpoints_in_use_and_probes_have_their_say() {
     assert_eq!(mtu(1_500, v6, &[]).0, Severity::Fine);
     assert_eq!(
         mtu(1_492, v4, &[1_420, 1_420]).1,
-        format!("{fits}. Packets of 1420 bytes get to all 2 peers that answer probes")
+        format!("{fits}. Packets of 1420 bytes get to 2 of 2 peers that answer probes")
     );
     assert_eq!(
         mtu(1_492, v4, &[1_420, 1_328]).1,
         format!(
-            "{fits}. Packets of 1420 bytes get to 1 peers, and not to 1: to one of them no more \
-             than 1328 do"
+            "{fits}. Packets of 1420 bytes get to 1 of 2 peers that answer probes: to one of the \
+             others no more than 1328 do"
         )
     );
 }

@@ -59,6 +59,12 @@ impl Obstacle {
         format!("{owner} {table} {chain}")
     }
 
+    /// The zone of firewalld whose chain it is.
+    pub fn zone(&self) -> Option<&str> {
+        let is_firewalld = self.table == "firewalld";
+        is_firewalld.then(|| self.chain.strip_prefix("filter_IN_"))?
+    }
+
     /// The iptables that shows the chain, if one does.
     pub fn iptables(&self) -> &'static str {
         match (self.family == "ip6", self.legacy) {

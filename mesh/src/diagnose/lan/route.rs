@@ -65,7 +65,9 @@ impl Led {
 }
 
 /// What to ask: for each pair of LANs a packet either way, and one for each route of somebody else
-/// to a part of the far LAN. `outside` are addresses that are to be reached past the tunnel.
+/// to a part of the far LAN; and one for each other interface by which packets of a LAN come.
+///
+/// `outside` are addresses that are to be reached past the tunnel.
 pub fn questions(
     served: &Served,
     lans: &[Lan],
@@ -109,7 +111,29 @@ pub fn questions(
         }
     }
     questions.truncate(MOST_QUESTIONS);
+    questions.extend(from_elsewhere(served, lans));
     questions
+}
+
+/// Packets of hosts of the LANs that come by another interface than the one that leads there.
+fn from_elsewhere<'q>(
+    served: &'q Served,
+    lans: &'q [Lan],
+) -> impl Iterator<Item = Question> + use<'q> {
+    served.came.iter().filter_map(|(by, host)| {
+        let mut of_host = lans.iter().zip(0..);
+        let (lan, number) = of_host.find(|(lan, _)| lan.subnet.contains(host))?;
+        let mut far = served.far.iter().zip(0..);
+        let (far, of_far) = far.find(|(far, _)| far.prefix.addr().is_ipv4() == host.is_ipv4())?;
+        (*by != lan.interface).then_some(Question {
+            from: *host,
+            to: host_in(far.prefix, None)?,
+            by: by.clone(),
+            lan: number,
+            far: of_far,
+            is_outward: true,
+        })
+    })
 }
 
 /// Where packets do not go as they should. What is led astray by the same route or rule is one

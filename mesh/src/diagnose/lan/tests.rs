@@ -28,6 +28,7 @@ pub(super) fn served() -> Served {
         unheard: Vec::new(),
         silent: BTreeSet::new(),
         answering: BTreeSet::new(),
+        came: BTreeSet::new(),
     }
 }
 
@@ -337,6 +338,32 @@ fn a_packet_that_another_route_or_rule_leads_astray_is_told_with_what_leads_it()
         }
     });
     assert_eq!(here, []);
+}
+
+#[test]
+fn packets_of_a_lan_that_come_by_another_interface_are_asked_about_as_they_come() {
+    let mut site = served();
+    site.came = [("lan0", "10.10.0.5"), ("lan1", "10.10.0.6")]
+        .map(|(by, host)| (by.to_owned(), host.parse().unwrap()))
+        .into();
+    let mut facts = healthy(&site);
+    assert_eq!(told(&site, &facts), []);
+    let (question, led) = facts.led.last_mut().unwrap();
+    assert_eq!(
+        (&*question.by, question.from),
+        ("lan1", "10.10.0.6".parse().unwrap())
+    );
+    *led = Led::Filtered;
+    let [problem] = &problems(&site, &facts)[..] else {
+        panic!("one problem");
+    };
+    assert_eq!(
+        (&*problem.subject, problem.remedy.as_deref()),
+        (
+            "rp_filter of lan1",
+            Some("sysctl -w net.ipv4.conf.lan1.rp_filter=2")
+        )
+    );
 }
 
 #[test]
