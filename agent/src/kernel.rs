@@ -24,6 +24,7 @@ use std::io;
 use anyhow::{Context, bail};
 use device_state::{Dump, Write};
 use ipnet::IpNet;
+pub(crate) use link::RouteTaken;
 use link::{Found, Kind, Tables};
 use nix::errno::Errno;
 use owned::{OwnedDevice, OwnedInterface, OwnedRuleset, OwnedStore};

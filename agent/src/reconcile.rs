@@ -34,7 +34,7 @@ use wattle_wire::{
 
 use crate::{
     config::Paths,
-    kernel::{Kernel, symptoms},
+    kernel::{Kernel, RouteTaken, symptoms},
     store::Store,
     underlay::UnderlayStore,
 };
@@ -336,6 +336,7 @@ impl Host {
                         problems.push(Problem {
                             subject: step.change.to_string(),
                             lan: Some(LanEffect::Degraded),
+                            remedy: error.downcast_ref().map(RouteTaken::remedy),
                             ..Problem::new(
                                 ProblemCode::NotApplied,
                                 format!("cannot {}: {error:#}", step.change),

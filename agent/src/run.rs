@@ -9,7 +9,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::sleep,
 };
-use tracing::info;
+use tracing::{info, warn};
 use wattle_mesh::keys::node_keys::NodeKeys;
 
 use self::agent::{Agent, Ended};
@@ -36,7 +36,11 @@ const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::Result<()> {
     let store = Store::open(&paths.state_dir)?;
     let _alone = store.lock()?;
-    let _alone_there = InterfaceLock::take(paths, &store)?;
+    let lock = Arc::new(InterfaceLock::new(paths, &store)?);
+    // Where another agent has it, the loop tries again, and tells.
+    if let Err(problem) = lock.hold() {
+        warn!("{}", problem.words);
+    }
     let mut control = Control::open(paths);
     let mut stop = Stop::new()?;
     let metrics = match metrics {
@@ -60,7 +64,14 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
         () = stop.asked() => return Ok(()),
     };
     loop {
-        let mut agent = Agent::new(paths, store.clone(), node_keys, membership, metrics.clone())?;
+        let mut agent = Agent::new(
+            paths,
+            store.clone(),
+            Arc::clone(&lock),
+            node_keys,
+            membership,
+            metrics.clone(),
+        )?;
         agent.start_from_disk().await;
         match agent.run(&mut control, &mut stop, &mut supervisor).await {
             Ended::Stopped => break,

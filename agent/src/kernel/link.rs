@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -26,10 +26,35 @@ use rtnetlink::{
         },
     },
 };
+use thiserror::Error;
 use wattle_mesh::host::{
     interface::InterfaceName,
     state::{Family, ObservedRoute},
 };
+
+/// A route of somebody else to a prefix is in the way.
+#[derive(Debug, Error)]
+#[error("there is already another route to {prefix}{}", self.device(" over"))]
+pub(crate) struct RouteTaken {
+    prefix: IpNet,
+    /// By which packets leave there; absent where they leave by none.
+    interface: Option<String>,
+}
+
+impl RouteTaken {
+    /// What takes that route away.
+    pub(crate) fn remedy(&self) -> String {
+        let Self { prefix, .. } = self;
+        let family = if prefix.addr().is_ipv4() { "" } else { "-6 " };
+        let device = self.device(" dev");
+        format!("if nothing else needs it: ip {family}route del {prefix}{device}")
+    }
+
+    fn device(&self, word: &str) -> String {
+        let interface = self.interface.iter();
+        interface.map(|name| format!("{word} {name}")).collect()
+    }
+}
 
 /// Marks the routes that Wattle made (`ip route show proto 87`). The number is free in iproute2's
 /// `rt_protos`; routes of other protocols, even over Wattle's interface, are somebody else's.
@@ -217,16 +242,11 @@ impl Tables {
         }
         match request.execute().await.map_err(into_io) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let names = same_prefix
-                    .iter()
-                    .filter_map(output)
-                    .filter_map(|index| nix::net::if_::if_indextoname(index).ok());
-                let over: String = names
-                    .map(|name| format!(" over {}", name.to_string_lossy()))
-                    .collect();
-                bail!(
-                    "there is already another route to {prefix}{over}: see `ip route show {prefix}`"
-                );
+                let mut outputs = same_prefix.iter().filter_map(output);
+                let interface = outputs
+                    .find_map(|index| nix::net::if_::if_indextoname(index).ok())
+                    .map(|name| name.to_string_lossy().into_owned());
+                Err(RouteTaken { prefix, interface }.into())
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput && source.is_some() => {
                 Err(error).with_context(|| {

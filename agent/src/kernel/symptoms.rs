@@ -17,7 +17,12 @@ const NET_ADMIN: u32 = 12;
 
 /// Whether this process may change interfaces and firewalls here.
 pub(crate) fn may_administer() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    has_net_admin("self")
+}
+
+/// Whether a process may, as far as this one is allowed to know.
+pub(crate) fn has_net_admin(process: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let effective = status
         .lines()
         .find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());

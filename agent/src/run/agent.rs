@@ -32,6 +32,7 @@ use crate::{
     follow::{self, Connection},
     history::Record,
     identity::{Membership, Slot, unix_s},
+    interface_lock::InterfaceLock,
     lan::LanWatch,
     metrics::Metrics,
     probe::Prober,
@@ -63,6 +64,7 @@ pub(super) enum Ended {
 
 pub(super) struct Agent {
     interface: InterfaceName,
+    interface_lock: Arc<InterfaceLock>,
     metrics: Option<Arc<Metrics>>,
     store: Store,
     node_keys: Arc<NodeKeys>,
@@ -107,6 +109,7 @@ impl Agent {
     pub(super) fn new(
         paths: &Paths,
         store: Store,
+        interface_lock: Arc<InterfaceLock>,
         node_keys: NodeKeys,
         membership: Membership,
         metrics: Option<Arc<Metrics>>,
@@ -115,6 +118,7 @@ impl Agent {
         let host = Host::new(paths, &store, &membership.urls)?;
         Ok(Self {
             interface: paths.interface.clone(),
+            interface_lock,
             metrics,
             coordinator: Arc::new(Coordinator::new(
                 membership.urls.clone(),
@@ -231,7 +235,7 @@ impl Agent {
             if let Some(ended) = self.change_identity() {
                 break ended;
             }
-            if self.disconnected.is_none() {
+            if self.disconnected.is_none() && self.interface_lock.is_held() {
                 self.mailbox
                     .go(&self.coordinator, &self.node_keys, &self.membership);
                 self.change_key().await;
@@ -392,6 +396,7 @@ impl Agent {
     }
 
     async fn round(&mut self) {
+        let held = self.interface_lock.hold();
         let Some(Aimed {
             host,
             mut aim,
@@ -400,7 +405,13 @@ impl Agent {
         else {
             return;
         };
-        let outcome = host.reconcile(&mut aim, last).await;
+        let outcome = match held {
+            Ok(()) => host.reconcile(&mut aim, last).await,
+            Err(problem) => Outcome {
+                problems: vec![problem],
+                ..Outcome::default()
+            },
+        };
         for problem in outcome
             .problems
             .iter()

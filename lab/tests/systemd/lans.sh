@@ -46,5 +46,12 @@ ip rule del to 10.20.0.0/24 lookup main
 ip route add 10.20.0.0/25 dev wan0
 is_told "a narrower route over another interface" route typed
 
+# What somebody else routes elsewhere stays so until that goes; the agent's route is back at its next
+# look.
+helps=10
+ip route replace 10.20.0.0/24 dev wan0
+is_told "a static route for the very same prefix" "not_applied route" typed
+helps=5
+
 ip route add blackhole 10.20.0.100/32
 is_told "a route that drops what is for a part of the LAN" route typed

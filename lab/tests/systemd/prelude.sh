@@ -204,18 +204,24 @@ all_well() {
         wattle-agent verify --count 1 --host "$far_host"
 }
 
-# Something is in the way: it has this code, and where it says "typed" its remedy is typed. Otherwise
-# the cause goes by itself.
+# The problems of Dublin are these, by their codes, and so are those of its LAN on its link.
+problems_are() {
+    are='| map(.code) | sort == ($codes | split(" "))'
+    lans_are "${effect:-degraded}" &&
+        jq --exit-status --arg codes "$1" ".problems $are" /run/node &&
+        jq --exit-status --arg codes "$1" ".lan_problems $are" /run/link ||
+        { jq --compact-output .problems /run/node && return 1; }
+}
+
+# Something is in the way: the problems have these codes, and where it says "typed" the remedy of the
+# first is typed. Otherwise the cause goes by itself.
 is_told() {
-    what=$1 code=$2 mended=$3
+    what=$1 codes=$2 mended=$3
+    code=${codes%% *}
     start=$(date +%s)
-    wait_for "${within:-10}" lans_are "${effect:-degraded}"
+    wait_for "${within:-10}" problems_are "$codes"
     told=$(($(date +%s) - start))
     ! both_ways >/dev/null 2>&1 || fail "$what: nothing is in the way"
-    jq --exit-status --arg code "$code" '.problems | length == 1 and .[0].code == $code' /run/node ||
-        fail "$what: $(jq .problems /run/node)"
-    jq --exit-status --arg code "$code" '.lan_problems[0].code == $code' /run/link ||
-        fail "$what: $(cat /run/link)"
     wattle-agent status --json | jq '[.problems[] | {code, words, remedy}]' >/run/here
     jq '[.problems[] | {code, words, remedy}]' /run/node | cmp -s - /run/here ||
         fail "$what: the gateway says $(cat /run/here)"
@@ -223,12 +229,13 @@ is_told() {
     wattle-agent doctor >/run/doctor || true
     grep -qE "^(FAULT|notice) *$code:" /run/doctor || fail "$what: doctor: $(cat /run/doctor)"
     if [ "$mended" = typed ]; then
-        jq --raw-output '.problems[0].remedy' /run/node | sed 's/^if nothing else needs it: //' >/run/fix
+        jq --raw-output --arg code "$code" '.problems[] | select(.code == $code) | .remedy' /run/node |
+            sed 's/^if nothing else needs it: //' >/run/fix
         sh -ex /run/fix >/run/fixing 2>&1 || fail "$what: the remedy fails: $(cat /run/fixing)"
     else
         eval "$mended"
     fi
-    wait_for 5 both_ways
+    wait_for "${helps:-5}" both_ways
     wait_for "${within:-10}" lans_are ok
     # It starts programs for some seconds.
     wait_for 30 all_well
