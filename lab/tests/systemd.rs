@@ -48,6 +48,11 @@ const TESTS: &[(&str, &str, &str)] = &[
         include_str!("systemd/sizes.sh"),
     ),
     (
+        "what_else_keeps_gateways_apart_is_told_and_its_remedy_helps",
+        "others",
+        include_str!("systemd/others.sh"),
+    ),
+    (
         "both_units_start_and_come_back_when_they_hang",
         "units",
         include_str!("systemd/units.sh"),
