@@ -4,9 +4,10 @@
 //! What can be nobody's LAN (a default route, loopback, link-local and special ranges) never gets
 //! here: the replica refuses a peer that claims it.
 
+mod reason;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
 };
 
@@ -19,12 +20,13 @@ use wattle_wire::{
     peer::Peer,
     psk::PskPolicy,
     report::{LanEffect, Problem, ProblemCode},
-    subnet::{InvalidSubnet, Subnet, overlap},
+    subnet::{Subnet, overlap},
 };
 
+use self::reason::{PeerReason, Reason};
 use crate::{
     agent::{
-        admission::{Standing, Unsigned, within},
+        admission::{Standing, within},
         replica::{Known, KnownPeer, prefixes},
         underlay::Purpose,
     },
@@ -132,24 +134,6 @@ struct PrefixRefusal {
 struct PeerRefusal {
     peer: Name,
     reason: PeerReason,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum PeerReason {
-    TooMany { most: usize },
-    Unsigned(Unsigned),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Reason {
-    NotAdmitted,
-    HostNetwork(IpNet),
-    Underlay(Purpose),
-    NotAllowed,
-    NotServed,
-    Listed(IpNet),
-    NoLan(InvalidSubnet),
-    NotInTunnelPrefix(IpNet),
 }
 
 impl Guard {
@@ -358,6 +342,7 @@ impl Refused {
     pub fn problems(&self) -> impl Iterator<Item = Problem> {
         let tunnel = self.tunnel_prefix.iter().map(|(prefix, reason)| Problem {
             subject: prefix.to_string(),
+            remedy: Some(reason.remedy(*prefix)),
             ..Problem::new(
                 ProblemCode::Refused,
                 format!("the guard refused the tunnel prefix {prefix}: {reason}"),
@@ -365,6 +350,7 @@ impl Refused {
         });
         let own_address = self.tunnel_address.iter().map(|(address, reason)| Problem {
             subject: address.to_string(),
+            remedy: Some(reason.remedy((*address).into())),
             ..Problem::new(
                 ProblemCode::Refused,
                 format!("the guard refused {address} as the tunnel address of this host: {reason}"),
@@ -372,6 +358,7 @@ impl Refused {
         });
         let own = self.own.iter().map(|(subnet, reason)| Problem {
             subject: subnet.to_string(),
+            remedy: Some(reason.remedy(*subnet)),
             lan: Some(LanEffect::Degraded),
             ..Problem::new(
                 ProblemCode::Refused,
@@ -381,6 +368,7 @@ impl Refused {
         let prefixes = self.prefixes.iter().map(|(prefix, refusal)| Problem {
             subject: prefix.to_string(),
             peer: Some(refusal.node),
+            remedy: Some(refusal.reason.remedy(*prefix)),
             lan: Some(LanEffect::Degraded),
             ..Problem::new(ProblemCode::Refused, refusal.in_words(*prefix))
         });
@@ -396,6 +384,7 @@ impl Refused {
             let words = format!("the guard refused {}: {reason}", some_of(&peers));
             Problem {
                 subject: subject.to_owned(),
+                remedy: Some(reason.remedy()),
                 ..Problem::new(code, words)
             }
         });
@@ -527,36 +516,6 @@ fn list(prefixes: &[IpNet]) -> String {
         .map(IpNet::to_string)
         .collect::<Vec<_>>()
         .join(" ")
-}
-
-impl fmt::Display for PeerReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooMany { most } => write!(f, "most_peers is {most}"),
-            Self::Unsigned(unsigned) => unsigned.fmt(f),
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAdmitted => f.write_str("its admission does not cover it"),
-            Self::HostNetwork(network) => write!(
-                f,
-                "this host has the network {network} on another interface"
-            ),
-            Self::Underlay(purpose) => write!(
-                f,
-                "it is {purpose}, which must be reached outside of the tunnel"
-            ),
-            Self::NotAllowed => f.write_str("it is in no prefix of `allow`"),
-            Self::NotServed => f.write_str("it is in no prefix of `serve`"),
-            Self::NoLan(invalid) => invalid.fmt(f),
-            Self::NotInTunnelPrefix(prefix) => write!(f, "it is not in the tunnel prefix {prefix}"),
-            Self::Listed(prefix) => write!(f, "`refuse` names {prefix}"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -72,7 +72,12 @@ fn carried_out(known: &Known, refused: &Refused) -> Desired {
     )
 }
 
+/// What is refused, in words; each has a remedy.
 fn problems(refused: &Refused) -> Vec<String> {
+    let refusals = refused.problems();
+    for problem in refusals.filter(|problem| problem.code == ProblemCode::Refused) {
+        assert!(problem.remedy.is_some(), "{problem:?}");
+    }
     words(refused.problems())
 }
 
