@@ -207,8 +207,9 @@ pub(crate) enum Command {
         force: bool,
     },
     /// Removes the peers whose removal waits to be confirmed: the coordinator removed more than
-    /// half of those of the last 24 hours, or does not know them any more, or they were there
-    /// before the lock and no operator has admitted them.
+    /// half of those of the last 24 hours (with the lock: any that no operator has signed), or does
+    /// not know them any more, or they were there before the lock and no operator has admitted
+    /// them. Takes up the peers that had been removed and that the coordinator has again.
     ///
     /// The running agent removes them within seconds, and takes up what waits for that. If the
     /// removal was a mistake, restore the nodes at the coordinator instead. Where the coordinator

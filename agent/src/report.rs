@@ -103,6 +103,7 @@ impl Reporter {
             links: links.collect(),
             problems: fit_problems(problems),
             held,
+            locked: known.admitted.is_some(),
             keys_in_place: interface
                 .map(|interface| keys_in_place(known, interface, psks))
                 .unwrap_or_default(),

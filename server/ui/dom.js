@@ -106,6 +106,17 @@ export function complain(problem) {
   setTimeout(() => bar.remove(), 10_000);
 }
 
+/** Says something that is to be read. */
+export function inform(title, ...words) {
+  const dialog = h("dialog", { "aria-labelledby": "told", close: () => dialog.remove() },
+    h("form", { method: "dialog" },
+      h("h2", { id: "told" }, title),
+      h("p", {}, ...words),
+      h("div", { class: "actions" }, h("button", { value: "yes", autofocus: true }, "OK"))));
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
 /** A text with a button that copies it. */
 export function copyable(text, label) {
   const code = h("code", {}, text);

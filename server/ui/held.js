@@ -1,6 +1,6 @@
 // Peers that a gateway has only until somebody confirms that they go.
 
-import { count, h } from "./dom.js";
+import { count, h, inform } from "./dom.js";
 
 /** As many are named in a line. */
 const MOST_NAMES = 5;
@@ -35,6 +35,16 @@ export function heldLine(node) {
 /** What the rules of the gateway's host take for a confirmation. */
 function confirmation(node) {
   const confirm = ["run ", h("code", {}, "wattle-agent confirm"), ` on ${node.name}`];
-  if (!node.held.locked) return ["To confirm, ", ...confirm];
+  if (!node.locked) return ["To confirm, ", ...confirm];
   return ["To confirm for all gateways, run ", h("code", {}, "wattle-agent lock sign"), "; for this one alone, ", ...confirm];
+}
+
+/** Says which gateways keep what was removed, if the coordinator's answer names any. */
+export function informOfKept(name, answer) {
+  const waits = answer?.waits_for_signature;
+  if (!waits) return;
+  const more = waits.count - waits.names.length;
+  inform(`${name} is removed here, and not everywhere yet`,
+    `These gateways require the lock and keep their tunnel with it until an operator signs the removal: ${waits.names.join(", ")}${more > 0 ? ` and ${more} more` : ""}. Run `,
+    h("code", {}, "wattle-agent lock sign"), ".");
 }

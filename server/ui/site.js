@@ -4,7 +4,7 @@ import { all, Problem, request } from "./api.js";
 import { Conflict, patch, remove as removeAsShown, tagged, told } from "./change.js";
 import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
 import { NAMES, siteForm, warnings } from "./form.js";
-import { heldPeers } from "./held.js";
+import { heldPeers, informOfKept } from "./held.js";
 import { absence } from "./overview.js";
 import { problemInWords } from "./problem.js";
 import { health } from "./sites.js";
@@ -252,7 +252,7 @@ async function remove(site) {
   const known = await shown(path);
   if (!known) return;
   if (!await confirmed(`Remove ${site.name}?`, "Its gateways are revoked for good and its subnets become free. Its tunnels end at every other site.", "Remove the site")) return;
-  await removeAsShown(path, known, [...NAMES, "nodes"]).then(() => { location.hash = "#/sites"; }, complain);
+  await removeAsShown(path, known, [...NAMES, "nodes"]).then((answer) => { location.hash = "#/sites"; informOfKept(site.name, answer); }, complain);
 }
 
 async function revoke(node) {
@@ -260,5 +260,5 @@ async function revoke(node) {
   const known = await shown(path);
   if (!known) return;
   if (!await confirmed(`Revoke ${node.name}?`, "Its keys never join again. A further gateway of its site takes its place.", "Revoke the gateway")) return;
-  await removeAsShown(path, known, ["name", "state", "endpoint"]).catch(complain);
+  await removeAsShown(path, known, ["name", "state", "endpoint"]).then((answer) => informOfKept(node.name, answer), complain);
 }

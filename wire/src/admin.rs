@@ -20,8 +20,8 @@ pub use self::{
     mesh::{Mesh, MeshPatch, Readiness},
     node::{
         ConnectionState, CreatedWgQuick, LanState, NewWgQuick, Node, NodeConnection, NodePatch,
-        NodeProblem, NodeReport, NodeRotation, NodeState, RemovedNode, RotationPhase,
-        UnmanagedNode,
+        NodeProblem, NodeReport, NodeRotation, NodeState, Removed, RemovedNode, RotationPhase,
+        SomeNodes, UnmanagedNode,
     },
     site::{
         ChangedSite, CreatedSite, Import, Imported, NewSite, Site, SiteNode, SitePatch, Warning,

@@ -35,6 +35,10 @@ pub struct Report {
     /// Peers that stay only until somebody confirms that they go; absent means none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
+    /// Whether the host requires the lock: then it gives up what operators let in only when an
+    /// operator signs that, or when somebody confirms it there. Absent means no.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub locked: bool,
     /// Announced keys of peers for which the host is ready, at most as many as it has peers.
     #[serde(rename = "armed", default, skip_serializing_if = "Vec::is_empty")]
     pub keys_in_place: Vec<KeyInPlace>,
@@ -220,8 +224,6 @@ pub enum LanEffect {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Held {
-    /// Whether the host requires the lock: then an operator's signature is a confirmation.
-    pub locked: bool,
     /// How many there are.
     pub total: u32,
     /// At most [`Held::MOST_PEERS`] of them.

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use wattle_lab::{
-    Gateway, Lab,
+    Gateway, Lab, LabSite,
     api::Api,
     coordinator,
     gateway::GUARD,
@@ -15,7 +15,7 @@ use wattle_lab::{
     wait_for,
 };
 use wattle_wire::{
-    admin::{CreatedJoinToken, Node},
+    admin::{CreatedJoinToken, Node, Removed},
     report::HeldBecause,
 };
 
@@ -78,7 +78,7 @@ impl Operator {
     }
 }
 
-const OTHERS: [wattle_lab::LabSite; 3] = [FRANKFURT, NEW_YORK, SAO_PAULO];
+const OTHERS: [LabSite; 3] = [FRANKFURT, NEW_YORK, SAO_PAULO];
 
 pub(crate) fn e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_when_an_operator_signs_once_and_holds_until_then(
     folder: &Path,
@@ -97,8 +97,9 @@ pub(crate) fn e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_
     lab.gateway_mut(DUBLIN)?.start_agent()?;
     let dublin = || api.get::<Node>("/nodes/dublin");
     wait_for("it says whom it holds", patience(20.0), || {
-        let held = dublin()?.held.context("it holds nobody")?;
-        ensure!(held.locked && held.total == 3, "{held:?}");
+        let node = dublin()?;
+        let held = node.held.context("it holds nobody")?;
+        ensure!(node.locked && held.total == 3, "{held:?}");
         let mut names: Vec<_> = held
             .peers
             .iter()
@@ -139,6 +140,79 @@ pub(crate) fn e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_
     let status = lab.gateway(DUBLIN)?.status()?;
     same(&status["problems"], &json!([]))?;
     same(&status["peers"].as_array().map(Vec::len), &Some(3))
+}
+
+pub(crate) fn e4_with_the_lock_a_gateway_that_is_revoked_stays_a_peer_until_an_operator_signs(
+    folder: &Path,
+) -> Result<()> {
+    let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT, NEW_YORK])?;
+    let api = lab.weave()?;
+    let operator = Operator::new(folder, &api, lab.gateway(DUBLIN)?)?;
+    operator.sign(lab.gateway(DUBLIN)?)?;
+    operator.lock(&mut lab)?;
+    wait_for("all LANs ping", patience(20.0), || lab.ping_all())?;
+    wait_for("all say that they are locked", patience(20.0), || {
+        for site in [DUBLIN, FRANKFURT, NEW_YORK] {
+            let node = api.get::<Node>(&format!("/nodes/{}", site.name))?;
+            ensure!(node.locked, "{} is not", site.name);
+        }
+        Ok(())
+    })?;
+
+    // One of two peers: without the lock it would go at once.
+    let removed: Removed = api
+        .request("DELETE", "/nodes/frankfurt", None)?
+        .expect(200)?;
+    let waits = removed.waits_for_signature;
+    same(
+        &(waits.count, waits.to_string().as_str()),
+        &(2, "dublin, new-york"),
+    )?;
+    for site in [DUBLIN, NEW_YORK] {
+        wait_for("it holds the peer", patience(20.0), || {
+            let node = api.get::<Node>(&format!("/nodes/{}", site.name))?;
+            let held = node.held.context("it holds nobody")?;
+            same(
+                &(held.total, held.peers[0].name.as_str()),
+                &(1, "frankfurt"),
+            )?;
+            let status = lab.gateway(site)?.status()?.to_string();
+            ensure!(status.contains("no operator has signed that"), "{status}");
+            Ok(())
+        })?;
+        let doctor = lab.gateway(site)?.try_agent(&["doctor"])?;
+        let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        ensure!(said.contains("no operator has signed that"), "{said}");
+    }
+    lab.ping_all()?;
+    operator.sign(lab.gateway(DUBLIN)?)?;
+    let is_gone = |lab: &Lab, at: LabSite, other: &str| {
+        let peers = lab.gateway(at)?.status()?["peers"].to_string();
+        ensure!(!peers.contains(other), "{peers}");
+        Ok(())
+    };
+    for site in [DUBLIN, NEW_YORK] {
+        wait_for("the peer is gone", patience(20.0), || {
+            is_gone(&lab, site, "frankfurt")
+        })?;
+    }
+    let ping = format!("ping -c 1 -W 1 {}", FRANKFURT.lan_host());
+    let answered = lab.gateway(DUBLIN)?.lan_host.run(&ping);
+    ensure!(answered.is_err(), "{answered:?}");
+    lab.ping_all_of(&[DUBLIN, NEW_YORK])?;
+
+    // Somebody on the gateway can confirm it as well.
+    api.delete("/nodes/new-york")?;
+    wait_for("it holds the peer", patience(20.0), || {
+        let held = api.get::<Node>("/nodes/dublin")?.held;
+        ensure!(held.is_some(), "it holds nobody");
+        Ok(())
+    })?;
+    lab.ping_all_of(&[DUBLIN, NEW_YORK])?;
+    lab.gateway(DUBLIN)?.agent_says(&["confirm"])?;
+    wait_for("the peer is gone", patience(20.0), || {
+        is_gone(&lab, DUBLIN, "new-york")
+    })
 }
 
 /// Another machine takes the place of each gateway but Dublin's.

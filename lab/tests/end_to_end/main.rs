@@ -120,6 +120,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     outage::a_device_of_before_an_upgrade_is_told_and_when_it_is_ended_the_new_one_comes,
     outage::h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on,
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
+    lock::e4_with_the_lock_a_gateway_that_is_revoked_stays_a_peer_until_an_operator_signs,
     lock::e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_when_an_operator_signs_once_and_holds_until_then,
     trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,
     trust::e12_without_a_lock_each_gateway_tells_what_a_thief_of_the_coordinator_changed_and_changed_back,

@@ -20,7 +20,7 @@ use wattle_wire::{
     key::{IdentityKey, OperatorKey, Signature},
     lock::{Admission, Removal, SignedAdmission, SignedRemoval},
     name::Name,
-    report::{HeldBecause, HeldPeer},
+    report::{Held, HeldBecause, HeldPeer},
 };
 
 use crate::{
@@ -357,6 +357,13 @@ pub fn is_admitted(node: &NodeRecord, site: &SiteRecord, now: i64) -> bool {
     holds && prefixes(node.tunnel_address, &lans).all(covers)
 }
 
+/// Whether hosts that require the lock keep a node that is removed until an operator signs that,
+/// as far as others know: an operator admitted it, or this host says that it let it in before.
+pub fn is_kept(node: &NodeRecord, held: Option<&Held>) -> bool {
+    let is_held = |held: &Held| held.peers.iter().any(|peer| peer.node == node.id);
+    node.admission.is_some() || held.is_some_and(is_held)
+}
+
 /// What a host that requires the lock remembers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admitted {
@@ -512,6 +519,13 @@ impl Admitted {
             let spent = self.spent.entry(identity).or_insert(at);
             *spent = at.max(*spent);
         }
+    }
+
+    /// Whether an operator let a peer in, or the host did when the lock was turned on. It does not
+    /// matter whether the admission has ended: clocks can be set.
+    pub fn has(&self, known: &KnownPeer) -> bool {
+        self.grandfathered.contains_key(&known.peer.node)
+            || self.admissions.contains_key(&known.statement.identity)
     }
 
     /// Whether the host believes these operators, and no others.

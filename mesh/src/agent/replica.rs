@@ -114,6 +114,11 @@ impl Replica {
         self.try_again();
     }
 
+    /// Whether the host requires the lock.
+    pub fn is_locked(&self) -> bool {
+        self.operators.is_some()
+    }
+
     pub fn known(&self) -> Option<&Known> {
         self.known.as_ref()
     }
@@ -213,16 +218,14 @@ impl Replica {
     fn revoked(&mut self) {
         let Some(known) = &self.known else { return };
         let all: BTreeSet<_> = known.peers.keys().copied().collect();
-        let new = all.difference(&self.removal_pending).count();
-        if self.recent.must_be_confirmed(new, all.len()) {
-            self.removal_pending = all;
-            self.absent.clear();
-        } else {
-            for node in all.difference(&self.removal_pending.clone()) {
-                self.recent.leave(*node);
-                self.remove(*node);
-            }
+        let new = all.difference(&self.removal_pending).copied().collect();
+        let waits = self.waiting_for_a_word(known, &new, all.len());
+        for node in new.difference(&waits) {
+            self.recent.leave(*node);
+            self.remove(*node);
         }
+        self.absent.retain(|node| !waits.contains(node));
+        self.removal_pending.extend(waits);
         self.contested = Contested::default();
         (self.out_of_step, self.rejected) = (true, None);
     }
@@ -384,11 +387,25 @@ impl Replica {
             .into_iter()
             .partition(|node| self.removal_pending.contains(node));
         next.removal_pending = again;
-        if self.recent.must_be_confirmed(new.len(), present) {
-            next.removal_pending.extend(new);
-        }
+        let waits = self.waiting_for_a_word(known, &new, present);
+        next.removal_pending.extend(waits);
         let held = &next.removal_pending;
         next.peers.retain(|node, _| !held.contains(node));
+    }
+
+    /// Those of the peers to be removed that stay until somebody says so. With the lock these are
+    /// all that an operator let in: what an operator gave, the coordinator alone does not take.
+    fn waiting_for_a_word(
+        &self,
+        known: &Known,
+        removed: &BTreeSet<NodeId>,
+        present: usize,
+    ) -> BTreeSet<NodeId> {
+        let waits = |node: &NodeId| match &known.admitted {
+            Some(admitted) => known.peers.get(node).is_some_and(|peer| admitted.has(peer)),
+            None => self.recent.must_be_confirmed(removed.len(), present),
+        };
+        removed.iter().copied().filter(waits).collect()
     }
 
     /// What a node is pinned to, whether it is a peer now or was one once.

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 use wattle_wire::{
-    admin::{ApiToken, FieldChange, JoinToken},
+    admin::{ApiToken, FieldChange, JoinToken, Removed},
     ids::NodeId,
     lock::{Admission, Removal, SignedAdmission},
     name::Name,
@@ -133,6 +133,20 @@ impl Subject {
             site: Some(site.to_string()),
             ..Self::new(node.id, &node.name)
         }
+    }
+
+    /// A node that is removed, and the gateways that keep it until an operator signs that.
+    pub fn revoked(site: &Name, node: &NodeRecord, removed: &Removed) -> Self {
+        let mut subject = Self::node(site, Edit::Gone(node));
+        let waits = &removed.waits_for_signature;
+        if waits.count > 0 {
+            subject.changes.push(FieldChange {
+                field: "stays_until_signed_on".to_owned(),
+                before: json!(waits.to_string()),
+                after: Value::Null,
+            });
+        }
+        subject
     }
 
     /// A node of which an operator confirms that it is gone, and what that operator, or another,

@@ -252,6 +252,7 @@ mod tests {
             problems: Vec::new(),
             last_report: None,
             held: None,
+            locked: false,
             rotation: None,
         }
     }

@@ -3,12 +3,13 @@
 pub(crate) mod naming;
 pub mod queries;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, slice};
 
 use axum::{
     Extension, Json,
     extract::{Path, State},
     http::StatusCode,
+    response::Response,
 };
 use sqlx::PgConnection;
 use wattle_mesh::{
@@ -20,12 +21,13 @@ use wattle_mesh::{
     },
 };
 use wattle_wire::{
-    admin::{Node, NodePatch, NodeState, Page},
+    admin::{Node, NodePatch, NodeState, Page, Removed},
     ids::NodeId,
     lock::{NewAdmissions, SignedAdmission},
 };
 
 use self::queries::Admitted;
+use super::removals;
 use crate::{
     db::{AuditActor, PendingChange, node_records, site_records},
     error::{self, Error, Result},
@@ -127,16 +129,18 @@ pub async fn change(
 
 /// Revokes a node for good: its stream ends, its peers remove it, its keys never enrol again.
 ///
-/// A further node of its site takes its place.
+/// A further node of its site takes its place. Gateways that require the lock keep a node that an
+/// operator let in until an operator signs its removal (`wattle-agent lock sign`), or until somebody
+/// confirms it there: the answer is then 200 and names them.
 #[utoipa::path(delete, path = "/nodes/{node}", tag = "nodes", params(("node" = String, Path, description = "id or name")),
-    responses((status = 204)))]
+    responses((status = 204), (status = 200, body = Removed)))]
 pub async fn revoke(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Path(node): Path<String>,
-) -> Result<StatusCode> {
-    let id = app.find_node(&node)?;
-    app.mutate(&actor, |mut change| async move {
+) -> Result<Response> {
+    let (app, id) = (&app, app.find_node(&node)?);
+    let removed = app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
         let (node, SiteRecord { name: site, .. }) = as_seen(&mut change, id).await?;
         queries::revoke(&mut change, id)
@@ -145,8 +149,11 @@ pub async fn revoke(
         let mut records = vec![RecordChange::NodeRevoked(id)];
         let promoted = queries::promote(&mut change, node.site).await?;
         records.extend(promoted.clone().map(RecordChange::Node));
-        let subject = Subject::node(&site, Edit::Gone(&node));
-        let outcome = change.changed((), records, "node.revoke", subject);
+        let removed = removals::kept(app, slice::from_ref(&node));
+        let subject = Subject::revoked(&site, &node, &removed);
+        let warnings = removals::warnings(&removed);
+        let outcome = change.changed(removed, records, "node.revoke", subject);
+        let outcome = outcome.with_warnings(warnings);
         let Some(after) = promoted else {
             return Ok(outcome);
         };
@@ -160,9 +167,8 @@ pub async fn revoke(
         };
         let subject = Subject::node(&site, edit);
         outcome.and_event("node.activate", subject, Some(RecordChange::Node(after)))
-    })
-    .await?;
-    Ok(StatusCode::NO_CONTENT)
+    });
+    Ok(removals::answer(removed.await?))
 }
 
 /// Compares a node that is about to change with what the caller has seen of it. The caller holds

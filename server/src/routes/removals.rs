@@ -4,12 +4,25 @@ pub mod queries;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::{Extension, Json, extract::State, http::StatusCode};
-use wattle_mesh::{agent::admission, audit::Subject, config::directory::RecordChange};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use wattle_mesh::{
+    agent::admission,
+    audit::Subject,
+    config::{
+        directory::{NodeRecord, RecordChange},
+        view,
+    },
+};
 use wattle_wire::{
-    admin::{Page, RemovedNode},
+    admin::{Page, Removed, RemovedNode, SomeNodes, Warning},
     ids::NodeId,
     lock::{NewRemovals, Removal, SignedRemoval},
+    report::Held,
 };
 
 use crate::{
@@ -109,6 +122,52 @@ pub async fn confirm(
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Which gateways keep nodes that are about to go until an operator signs that, as far as they have
+/// said that they require the lock.
+pub(super) fn kept(app: &App, going: &[NodeRecord]) -> Removed {
+    let locked = app.reports.locked();
+    let mut names = app.mesh_cache.read(|feed| {
+        let directory = feed.directory();
+        let keeps = |(node, held): &(&NodeId, &Option<Held>)| {
+            let goes = going.iter().any(|gone| gone.id == **node);
+            let kept = |gone: &NodeRecord| {
+                view::linked(directory, **node, gone.id) && admission::is_kept(gone, held.as_ref())
+            };
+            !goes && going.iter().any(kept)
+        };
+        let keepers = locked.iter().filter(keeps);
+        let names = keepers.filter_map(|(node, _)| Some(directory.nodes.get(node)?.name.clone()));
+        names.collect::<Vec<_>>()
+    });
+    let count = names.len();
+    names.sort();
+    names.truncate(SomeNodes::MOST);
+    Removed {
+        waits_for_signature: SomeNodes { count, names },
+    }
+}
+
+/// What a dry run says of a removal.
+pub(super) fn warnings(removed: &Removed) -> Vec<Warning> {
+    let waits = &removed.waits_for_signature;
+    let warning = || Warning {
+        code: "removal_waits_for_signature".to_owned(),
+        detail: format!(
+            "gateways that require the lock keep it until an operator signs the removal with \
+             `wattle-agent lock sign`: {waits}"
+        ),
+    };
+    (waits.count > 0).then(warning).into_iter().collect()
+}
+
+/// 204, or 200 with the gateways that wait.
+pub(super) fn answer(removed: Removed) -> Response {
+    match removed.waits_for_signature.count {
+        0 => StatusCode::NO_CONTENT.into_response(),
+        _ => Json(removed).into_response(),
+    }
 }
 
 /// Whether a removal is of a node that is out of the mesh.

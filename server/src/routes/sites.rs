@@ -19,7 +19,8 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     admin::{
-        ChangedSite, CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Site, SitePatch,
+        ChangedSite, CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Removed, Site,
+        SitePatch,
     },
     ids::SiteId,
     problem::{Holder, ProblemDetails},
@@ -36,7 +37,7 @@ use crate::{
     },
     routes::{
         nodes::{self, naming},
-        tokens,
+        removals, tokens,
     },
     state::{
         app::App,
@@ -325,15 +326,17 @@ pub async fn change(
 }
 
 /// Removes a site: its nodes are revoked, its subnets and tunnel address become free.
+///
+/// 200 where gateways keep its nodes until an operator signs, as in `DELETE /nodes/{node}`.
 #[utoipa::path(delete, path = "/sites/{site}", tag = "sites", params(("site" = String, Path, description = "id or name")),
-    responses((status = 204)))]
+    responses((status = 204), (status = 200, body = Removed)))]
 pub async fn remove(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Path(site): Path<String>,
-) -> Result<StatusCode> {
-    let id = app.find_site(&site)?;
-    app.mutate(&actor, |mut change| async move {
+) -> Result<Response> {
+    let (app, id) = (&app, app.find_site(&site)?);
+    let removed = app.mutate(&actor, |mut change| async move {
         site_records::lock_site(&mut change, id).await?;
         site_records::lock(&mut change).await?;
         let site = site_records::find(&mut change, id)
@@ -349,18 +352,16 @@ pub async fn remove(
             .collect();
         queries::delete(&mut change, id).await?;
         records.push(RecordChange::SiteRemoved(id));
+        let removed = removals::kept(app, &revoked);
         let subject = Subject::site(Edit::Gone(&site));
-        let outcome = change.changed((), records, "site.remove", subject);
+        let outcome = change.changed(removed.clone(), records, "site.remove", subject);
+        let outcome = outcome.with_warnings(removals::warnings(&removed));
         revoked.iter().try_fold(outcome, |outcome, node| {
-            outcome.and_event(
-                "node.revoke",
-                Subject::node(&site.name, Edit::Gone(node)),
-                None,
-            )
+            let subject = Subject::revoked(&site.name, node, &removed);
+            outcome.and_event("node.revoke", subject, None)
         })
-    })
-    .await?;
-    Ok(StatusCode::NO_CONTENT)
+    });
+    Ok(removals::answer(removed.await?))
 }
 
 fn tunnel_prefix(app: &App) -> Ipv4Net {

@@ -78,6 +78,8 @@ pub struct Reports {
 pub struct Account {
     /// Peers that its host has only until somebody confirms that they go.
     pub held: Option<Held>,
+    /// Whether its host requires the lock.
+    pub locked: bool,
     pub problems: Vec<NodeProblem>,
 }
 
@@ -150,6 +152,14 @@ impl Reports {
     /// What all coordinators tell of a node.
     pub fn account(&self, node: NodeId) -> Account {
         self.accounts().get(&node).cloned().unwrap_or_default()
+    }
+
+    /// The nodes whose hosts require the lock, and whom they hold.
+    pub fn locked(&self) -> BTreeMap<NodeId, Option<Held>> {
+        let accounts = self.accounts();
+        let locked = accounts.iter().filter(|(_, account)| account.locked);
+        let held = |(node, account): (&NodeId, &Account)| (*node, account.held.clone());
+        locked.map(held).collect()
     }
 
     /// How many nodes hold something.
@@ -342,6 +352,7 @@ impl Reports {
             links: _,
             problems,
             held,
+            locked,
             keys_in_place: armed,
             start,
         } = report;
@@ -355,6 +366,7 @@ impl Reports {
         let told = self.account(node);
         let account = Account {
             held,
+            locked,
             problems: since(problems, &told.problems, at),
         };
         let mut all = self.lock();
@@ -495,6 +507,7 @@ mod tests {
                 links: vec![],
                 problems: vec![],
                 held: None,
+                locked: false,
                 keys_in_place: vec![],
                 start: None,
             };

@@ -78,7 +78,11 @@ pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
     let connection = unmanaged
         .is_none()
         .then(|| reports.connection(node.id, node.enrolled_at));
-    let Account { held, problems } = reports.account(node.id);
+    let Account {
+        held,
+        locked,
+        problems,
+    } = reports.account(node.id);
     let end = LanEnd {
         node: node.id,
         connection,
@@ -90,6 +94,7 @@ pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
         problems,
         last_report: reports.last(node.id),
         held,
+        locked,
         unmanaged,
         ..node
     }
@@ -126,6 +131,7 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         problems: Vec::new(),
         last_report: None,
         held: None,
+        locked: false,
         rotation: rotation(record),
     }
 }

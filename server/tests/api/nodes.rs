@@ -418,7 +418,7 @@ fn holding(other: &agents::Node, because: &str) -> Value {
     let peer = json!({"node": node, "name": "old", "identity": identity, "because": because});
     json!({
         "applied": "1.4", "device": "kernel", "links": [],
-        "held": {"locked": true, "total": 3, "peers": [peer]}
+        "locked": true, "held": {"total": 3, "peers": [peer]}
     })
 }
 

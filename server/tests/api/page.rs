@@ -597,7 +597,7 @@ async fn the_page_says_which_gateway_holds_peers_and_what_confirms_that_they_go(
         let peers = [peer("cork", "removed"), peer("galway", "lost")];
         json!({
             "applied": "1.2", "device": "kernel", "links": [],
-            "held": {"locked": locked, "total": 3, "peers": peers}
+            "locked": locked, "held": {"total": 3, "peers": peers}
         })
     };
     dublin.report(&coordinator, report(false)).await.expect(204);

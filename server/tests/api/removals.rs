@@ -175,7 +175,7 @@ async fn a_removal_that_is_not_signed_or_of_nobody_who_is_out_of_the_mesh_is_ref
 
     // A node that the database does not have, and that a gateway has all the same.
     let mut report = json!({"applied": "1.4", "device": "kernel", "links": []});
-    report["held"] = json!({"locked": true, "total": 1, "peers": [{
+    report["held"] = json!({"total": 1, "peers": [{
         "node": lost.id, "name": "lost", "identity": lost.identity_key, "because": "lost"}]});
     dublin.report(&coordinator, report).await.expect(204);
     let held = "SELECT count(*) FROM node_reports WHERE held IS NOT NULL";
@@ -206,4 +206,53 @@ async fn a_removal_that_is_not_signed_or_of_nobody_who_is_out_of_the_mesh_is_ref
             .len(),
         1
     );
+}
+
+#[tokio::test]
+async fn e4_who_removes_a_node_is_told_which_gateways_keep_it_until_an_operator_signs() {
+    let coordinator = Coordinator::start().await;
+    let report =
+        |locked: bool| json!({"applied": "1.4", "device": "kernel", "links": [], "locked": locked});
+    let mut nodes = Vec::new();
+    for name in ["dublin", "frankfurt", "cork", "galway", "athlone"] {
+        nodes.push(new_node(&coordinator, json!({ "name": name })).await);
+    }
+    for (node, locked) in nodes.iter().zip([true, true, false, true, true]) {
+        node.report(&coordinator, report(locked)).await.expect(204);
+    }
+    let locked = "SELECT count(*) FROM node_reports WHERE locked";
+    coordinator.until(locked, 4).await;
+    assert_eq!(
+        coordinator.get("/nodes/dublin").await.json()["locked"],
+        json!(true)
+    );
+    // Nobody let it in, so nobody keeps it.
+    coordinator.delete("/nodes/athlone").await.expect(204);
+    let admissions = signed(&coordinator, &operator()).await;
+    coordinator
+        .post("/admissions", json!({ "admissions": admissions }))
+        .await
+        .expect(204);
+    let dry = coordinator
+        .delete("/nodes/frankfurt?dry_run=true")
+        .await
+        .expect(200);
+    let warning = &dry.json()["warnings"][0];
+    assert_eq!(warning["code"], "removal_waits_for_signature");
+    let detail = warning["detail"].as_str().unwrap();
+    assert!(detail.ends_with(": dublin, galway"), "{detail}");
+    for (path, keepers) in [
+        ("/nodes/frankfurt", &["dublin", "galway"][..]),
+        ("/sites/galway", &["dublin"]),
+    ] {
+        let answer = coordinator.delete(path).await.expect(200).json();
+        let waits = json!({"count": keepers.len(), "names": keepers});
+        assert_eq!(answer, json!({ "waits_for_signature": waits }));
+        let events = coordinator.get("/events?limit=1").await.json();
+        let sentence = events["items"][0]["sentence"].as_str().unwrap();
+        let told = format!("; stays until signed on {}", keepers.join(", "));
+        assert!(sentence.ends_with(&told), "{sentence}");
+    }
+    // Nobody with the lock is left beside it.
+    coordinator.delete("/nodes/dublin").await.expect(204);
 }

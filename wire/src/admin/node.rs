@@ -1,6 +1,6 @@
 //! Nodes, with and without an agent.
 
-use std::net::Ipv4Addr;
+use std::{fmt, net::Ipv4Addr};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,9 @@ pub struct Node {
     /// absent means none. All coordinators tell the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
+    /// Whether its host requires the lock, as it last reported: then it gives up a node that an
+    /// operator let in only when an operator signs that. All coordinators tell the same.
+    pub locked: bool,
     /// A change of its WireGuard key that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<NodeRotation>,
@@ -221,6 +224,34 @@ impl LanState {
             Self::Unknown => "unknown",
             Self::Unproven => "unproven",
             Self::Degraded => "degraded",
+        }
+    }
+}
+
+/// Answer to a removal that does not take effect on all gateways at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Removed {
+    pub waits_for_signature: SomeNodes,
+}
+
+/// Nodes; only the first 64 are named.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SomeNodes {
+    pub count: usize,
+    pub names: Vec<Name>,
+}
+
+impl SomeNodes {
+    pub const MOST: usize = 64;
+}
+
+impl fmt::Display for SomeNodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.names.iter().map(Name::as_str).collect();
+        f.write_str(&names.join(", "))?;
+        match self.count.saturating_sub(names.len()) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
     }
 }

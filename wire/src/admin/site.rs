@@ -116,7 +116,8 @@ pub struct ChangedSite {
 /// What is done as it was asked for, and may not be what was meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Warning {
-    /// Stable; `subnet_holds_coordinator` or `subnet_holds_own_address`.
+    /// Stable; `subnet_holds_coordinator`, `subnet_holds_own_address` or
+    /// `removal_waits_for_signature`.
     pub code: String,
     /// For people.
     pub detail: String,

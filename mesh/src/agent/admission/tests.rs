@@ -104,6 +104,12 @@ impl World {
         self.listen();
     }
 
+    /// The coordinator removes a node, and somebody on the gateway confirms it.
+    fn remove_confirmed(&mut self, node: u64) {
+        self.change(&[RecordChange::NodeRevoked(node_id(node))]);
+        assert!(self.replica.confirm(&BTreeSet::from([node_id(node)])));
+    }
+
     fn listen(&mut self) {
         let message = next_message(&self.feed, node_id(1), self.replica.position()).unwrap();
         assert_eq!(
@@ -391,7 +397,7 @@ fn e12_a_node_that_was_removed_does_not_come_back_under_another_identity_with_th
     let gone = world.replica.known().unwrap().peers[&node_id(2)]
         .peer
         .clone();
-    world.change(&[RecordChange::NodeRevoked(node_id(2))]);
+    world.remove_confirmed(2);
     let statement = node_keys_of(2)
         .preparing_identity(&[66; 32])
         .unwrap()
@@ -441,6 +447,7 @@ fn listed(number: u64) -> Node {
         last_report: None,
         connection: None,
         held: None,
+        locked: false,
     }
 }
 
@@ -477,7 +484,7 @@ fn e12_a_node_that_was_removed_does_not_come_back_with_the_admission_that_it_had
     let gone = world.replica.known().unwrap().peers[&node_id(2)]
         .peer
         .clone();
-    world.change(&[RecordChange::NodeRevoked(node_id(2))]);
+    world.remove_confirmed(2);
     world.restart(Some(operators(&[1])));
     let come_back = |world: &mut World, peer: Peer| {
         let since = world.replica.position().unwrap();

@@ -62,13 +62,19 @@ impl Replica {
     fn held_in_words(&self) -> Option<String> {
         let (held, left) = (self.removal_pending.len(), self.recent.len());
         let known = self.known.as_ref().filter(|_| held > 0)?;
-        Some(format!(
-            "the coordinator removed {} of {} peers within 24 hours. These stay until {}: {}",
-            held + left,
-            known.peers.len() + left,
+        let removed = match self.operators {
+            Some(_) => "the coordinator removed peers, and no operator has signed that".to_owned(),
+            None => format!(
+                "the coordinator removed {} of {} peers within 24 hours",
+                held + left,
+                known.peers.len() + left
+            ),
+        };
+        let (until, names) = (
             self.confirmation(),
-            self.names(self.removal_pending.iter().copied())
-        ))
+            self.names(self.removal_pending.iter().copied()),
+        );
+        Some(format!("{removed}. These stay until {until}: {names}"))
     }
 
     /// What a removal waits for.
@@ -104,12 +110,7 @@ impl Replica {
         let total = u32::try_from(peers.len()).unwrap_or(u32::MAX);
         peers.sort_by_key(|peer| peer.because);
         peers.truncate(Held::MOST_PEERS);
-        let locked = self.operators.is_some();
-        (total > 0).then_some(Held {
-            locked,
-            total,
-            peers,
-        })
+        (total > 0).then_some(Held { total, peers })
     }
 
     fn names(&self, nodes: impl ExactSizeIterator<Item = NodeId>) -> String {

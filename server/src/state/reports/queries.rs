@@ -182,6 +182,7 @@ async fn hear(
         .values()
         .map(|heard| heard.account.held.as_ref().map(Json))
         .collect();
+    let locked: Vec<_> = heard.values().map(|heard| heard.account.locked).collect();
     let problems: Vec<_> = heard
         .values()
         .map(|heard| Json(&heard.account.problems))
@@ -192,14 +193,16 @@ async fn hear(
         .unzip();
     sqlx::query!(
         "INSERT INTO node_reports AS stored
-             (node, at, start_number, start_drawn, held, problems, epoch, revision)
-         SELECT id, now(), number, drawn, said.held, said.problems, said.epoch, said.revision
+             (node, at, start_number, start_drawn, held, problems, epoch, revision, locked)
+         SELECT id, now(), number, drawn, said.held, said.problems, said.epoch, said.revision,
+             said.locked
          FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::jsonb[], $5::jsonb[], \
-         $6::bigint[], $7::bigint[]) AS said(id, number, drawn, held, problems, epoch, revision) \
+         $6::bigint[], $7::bigint[], $8::boolean[]) \
+             AS said(id, number, drawn, held, problems, epoch, revision, locked) \
          JOIN nodes USING (id)
          WHERE state <> 'revoked' ORDER BY id
          ON CONFLICT (node) DO UPDATE SET at = excluded.at, held = excluded.held,
-             problems = excluded.problems,
+             problems = excluded.problems, locked = excluded.locked,
              epoch = excluded.epoch, revision = excluded.revision,
              start_number = coalesce(excluded.start_number, stored.start_number),
              start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
@@ -209,7 +212,8 @@ async fn hear(
         &held as &[Option<Json<&Held>>],
         &problems as &[Json<&Vec<NodeProblem>>],
         &epochs,
-        &revisions
+        &revisions,
+        &locked
     )
     .execute(&mut *connection)
     .await?;
@@ -231,17 +235,20 @@ async fn hear(
 /// What nodes last said of themselves, of those that have something to tell.
 pub(super) async fn accounts(connection: &mut PgConnection) -> Result<BTreeMap<NodeId, Account>> {
     let rows = sqlx::query!(
-        r#"SELECT node, held AS "held: Json<Held>", problems AS "problems!: Json<Vec<NodeProblem>>"
-           FROM node_reports WHERE held IS NOT NULL OR problems <> '[]'"#
+        r#"SELECT node, held AS "held: Json<Held>", locked,
+                  problems AS "problems!: Json<Vec<NodeProblem>>"
+           FROM node_reports WHERE held IS NOT NULL OR locked OR problems <> '[]'"#
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
-    let account = |held: Option<Json<Held>>, problems: Json<Vec<NodeProblem>>| Account {
-        held: held.map(|held| held.0),
-        problems: problems.0,
-    };
-    Ok(rows
-        .map(|row| (NodeId(row.node), account(row.held, row.problems)))
-        .collect())
+    let accounts = rows.map(|row| {
+        let account = Account {
+            held: row.held.map(|held| held.0),
+            locked: row.locked,
+            problems: row.problems.0,
+        };
+        (NodeId(row.node), account)
+    });
+    Ok(accounts.collect())
 }
 
 /// Notes which announced keys peers are ready for.

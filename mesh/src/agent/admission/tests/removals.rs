@@ -1,6 +1,6 @@
 //! Removals that an operator has signed.
 
-use wattle_wire::{report::Held, stream::Tombstone};
+use wattle_wire::stream::{ByeReason, Tombstone};
 
 use super::*;
 
@@ -66,15 +66,57 @@ fn ids<const N: usize>(numbers: [u64; N]) -> Vec<NodeId> {
 }
 
 #[test]
-fn e4_removals_that_an_operator_signed_wait_for_nothing_and_do_not_count() {
+fn e4_with_the_lock_a_removal_that_an_operator_signed_waits_for_nothing_and_any_other_is_held() {
     let mut world = World::new(6, &[2, 3, 4, 5, 6]);
     world.remove(&[2, 3, 4], &[2, 3, 4]);
     assert_eq!((world.peers(), world.held()), (ids([5, 6]), vec![]));
-    // Of the two that are left one goes by itself, as if no other had gone.
     world.remove(&[5], &[]);
+    assert_eq!((world.peers(), world.held()), (ids([5, 6]), ids([5])));
+    let problems = words(world.replica.problems());
+    assert_eq!(
+        problems,
+        [
+            "the coordinator removed peers, and no operator has signed that. These stay until an \
+             operator signs the removal with `wattle-agent lock sign`, or you run `wattle-agent \
+             confirm` on this gateway: site-5"
+        ]
+    );
+    world.restart(Some(operators(&[1])));
+    assert_eq!((world.peers(), world.held()), (ids([5, 6]), ids([5])));
+    world.sign(5, removal(&operator(1), 5, NOW + 1));
     assert_eq!((world.peers(), world.held()), (ids([6]), vec![]));
+    // The last one does not go by itself, either; somebody on the gateway can confirm that.
     world.remove(&[6], &[]);
     assert_eq!((world.peers(), world.held()), (ids([6]), ids([6])));
+    world.replica.confirm(&ids([6]).into_iter().collect());
+    assert_eq!((world.peers(), world.held()), (vec![], vec![]));
+}
+
+#[test]
+fn e4_with_the_lock_all_that_was_let_in_stays_when_the_node_is_told_that_it_is_out() {
+    let mut world = World::new(4, &[2, 3]);
+    let reason = ByeReason::Revoked;
+    world.replica.receive(StreamMessage::Bye { reason }, 0);
+    assert_eq!((world.peers(), world.held()), (ids([2, 3]), ids([2, 3])));
+}
+
+#[test]
+fn with_the_lock_a_peer_that_nobody_let_in_goes_without_a_signature() {
+    let mut world = World::new(5, &[2]);
+    world.remove(&[3, 4, 5], &[]);
+    assert_eq!((world.peers(), world.held()), (ids([2]), vec![]));
+
+    // One that was there before the lock was let in.
+    let mut world = World::new(3, &[]);
+    world.replica = fresh();
+    world.listen();
+    world.restart(Some(operators(&[1])));
+    world.remove(&[2], &[]);
+    assert_eq!((world.peers(), world.held()), (ids([2, 3]), ids([2, 3])));
+    assert_eq!(
+        world.replica.held().unwrap().peers[0].because,
+        HeldBecause::Removed
+    );
 }
 
 #[test]
@@ -86,9 +128,9 @@ fn e4_a_signature_that_comes_later_confirms_what_it_is_of_and_nothing_else() {
     assert_eq!(
         problems,
         [
-            "the coordinator removed 3 of 4 peers within 24 hours. These stay until an operator \
-             signs the removal with `wattle-agent lock sign`, or you run `wattle-agent confirm` on \
-             this gateway: site-2, site-3, site-4"
+            "the coordinator removed peers, and no operator has signed that. These stay until an \
+             operator signs the removal with `wattle-agent lock sign`, or you run `wattle-agent \
+             confirm` on this gateway: site-2, site-3, site-4"
         ]
     );
     world.sign(3, removal(&operator(1), 3, NOW + 1));
@@ -152,7 +194,7 @@ fn e4_without_the_lock_a_signature_confirms_nothing() {
     world.listen();
     world.remove(&[2, 3, 4], &[2, 3, 4]);
     assert_eq!(world.held(), ids([2, 3, 4]));
-    assert!(!world.replica.held().unwrap().locked);
+    assert!(!world.replica.is_locked());
     // The lock is turned on: what was signed comes with a snapshot.
     world.restart(Some(operators(&[1])));
     assert_eq!(world.replica.resume_from(), None);
@@ -228,7 +270,7 @@ fn a_host_reports_whom_it_holds_and_why_the_removed_first_and_no_more_than_64() 
         peers.map(|peer| (peer.node, peer.because)).collect()
     };
     let held = world.replica.held().unwrap();
-    assert_eq!((held.locked, held.total), (true, 3));
+    assert_eq!((world.replica.is_locked(), held.total), (true, 3));
     assert_eq!(
         because(&held),
         ids([2, 3, 4])
@@ -259,7 +301,7 @@ fn a_host_reports_whom_it_holds_and_why_the_removed_first_and_no_more_than_64() 
     ];
     assert_eq!(because(&world.replica.held().unwrap()), expected);
 
-    let mut world = World::new(90, &[]);
+    let mut world = World::new(90, &(2..=90).collect::<Vec<_>>());
     world.remove(&(2..=90).collect::<Vec<_>>(), &[]);
     let held = world.replica.held().unwrap();
     assert_eq!((held.total, held.peers.len()), (89, Held::MOST_PEERS));
@@ -319,11 +361,7 @@ fn a_removal_is_asked_for_once_later_than_the_admission_and_of_nobody_who_takes_
         held(1, 9, HeldBecause::Lost),
     ];
     let mut node = listed(1);
-    node.held = Some(Held {
-        locked: true,
-        total: 5,
-        peers,
-    });
+    node.held = Some(Held { total: 5, peers });
     let asked = operator.removal_candidates(MESH, &[second], &[node]);
     let asked: Vec<_> = asked
         .iter()
