@@ -346,6 +346,8 @@ CREATE TABLE node_reports (
     silent       boolean     NOT NULL DEFAULT false,
     -- Peers that its host has only until somebody confirms that they go; null for none.
     held         jsonb       CHECK (jsonb_typeof(held) = 'object'),
+    -- Ids of nodes that it knows as removed and that were back.
+    returned     jsonb       NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(returned) = 'array'),
     -- Whether its host requires the lock.
     locked       boolean     NOT NULL DEFAULT false,
     -- What keeps its host from what the mesh wants, or its LANs from others, each with since when.

@@ -72,6 +72,8 @@ pub(crate) struct Asked {
 pub(crate) struct Confirmed {
     /// Names of the peers that go.
     pub(crate) removals: Vec<Name>,
+    /// Names of the peers that had been removed and are back.
+    pub(crate) returned: Vec<Name>,
     /// The older position from which the coordinator is followed.
     pub(crate) rolled_back_to: Option<Position>,
 }

@@ -71,13 +71,17 @@ pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
 pub(crate) async fn confirm(paths: &Paths) -> anyhow::Result<()> {
     let Confirmed {
         removals,
+        returned,
         rolled_back_to,
     } = control::ask_running(paths, Request::Confirm).await?;
-    if removals.is_empty() && rolled_back_to.is_none() {
+    if removals.is_empty() && returned.is_empty() && rolled_back_to.is_none() {
         output::line("no removal waits to be confirmed");
     }
     for name in removals {
         output::line(format!("confirmed the removal of {name}"));
+    }
+    for name in returned {
+        output::line(format!("confirmed that {name} is back"));
     }
     if let Some(position) = rolled_back_to {
         output::line(format!(

@@ -1,7 +1,12 @@
 //! Reports to the coordinator: how this node, its host and its links are. One is on its way at a
 //! time.
 
-use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::oneshot, time::sleep};
 use tracing::warn;
@@ -103,6 +108,7 @@ impl Reporter {
             links: links.collect(),
             problems: fit_problems(problems),
             held,
+            returned: BTreeSet::new(),
             locked: known.admitted.is_some(),
             keys_in_place: interface
                 .map(|interface| keys_in_place(known, interface, psks))

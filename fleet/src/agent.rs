@@ -433,6 +433,7 @@ impl Agent {
             links,
             problems: Vec::new(),
             held: None,
+            returned: [].into(),
             locked: false,
             keys_in_place: Vec::new(),
             start: None,

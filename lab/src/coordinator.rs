@@ -167,6 +167,19 @@ impl Coordinator {
         self.host.run(&format!("pg_dump {}", self.database()))
     }
 
+    /// Keeps a copy of the database as it is now. The server must not run.
+    pub fn back_up(&self) -> Result<()> {
+        let copy = format!("cp -a {DATA_DIR}/postgres {DATA_DIR}/postgres-backup");
+        self.host.run(&copy).map(drop)
+    }
+
+    /// Puts the copy in the place of the database. The server must not run.
+    pub fn restore_backup(&self) -> Result<()> {
+        self.host.run(&format!("rm -r {DATA_DIR}/postgres"))?;
+        let put = format!("cp -a {DATA_DIR}/postgres-backup {DATA_DIR}/postgres");
+        self.host.run(&put).map(drop)
+    }
+
     fn database(&self) -> String {
         format!("-h {DATA_DIR}/postgres/run -U wattle -d postgres")
     }

@@ -48,3 +48,12 @@ export function informOfKept(name, answer) {
     `These gateways require the lock and keep their tunnel with it until an operator signs the removal: ${waits.names.join(", ")}${more > 0 ? ` and ${more} more` : ""}. Run `,
     h("code", {}, "wattle-agent lock sign"), ".");
 }
+
+/** Who says of a node that it had been removed, and what to do. */
+export function returnedInWords(node) {
+  const { count: all, names } = node.removed_on;
+  const by = names.slice(0, MOST_NAMES).join(", ");
+  const more = all - Math.min(names.length, MOST_NAMES);
+  return [`is known as removed on ${by}${more > 0 ? ` and ${more} more` : ""}, as after a restored backup. Revoke it again, or run `,
+    h("code", {}, "wattle-agent confirm"), " there if it is to be back."];
+}

@@ -1,7 +1,8 @@
 // The whole mesh on one page: a sentence, what needs attention, the matrix, the ring.
 
-import { badge, count, h, moment, refill, since, span } from "./dom.js";
-import { heldLine } from "./held.js";
+import { request } from "./api.js";
+import { badge, complain, confirmed, count, h, moment, refill, since, span } from "./dom.js";
+import { heldLine, informOfKept, returnedInWords } from "./held.js";
 import { Matrix } from "./matrix.js";
 import { keptApart, problemInWords } from "./problem.js";
 import { tally } from "./mesh.js";
@@ -74,7 +75,7 @@ export function overview(mesh) {
   function update() {
     headline.textContent = sentence(mesh);
     headline.className = mood(mesh);
-    const rows = [...waiting(mesh), ...holding(mesh), ...away(mesh), ...stale(mesh), ...trouble(mesh)];
+    const rows = [...waiting(mesh), ...returned(mesh), ...holding(mesh), ...away(mesh), ...stale(mesh), ...trouble(mesh)];
     refill(attention, h("h2", { id: "attention-title" }, "Needs attention"), rows.length ? list(rows) : nothing(mesh));
     show();
     refill(topology, h("h2", { id: "ring-title" }, "Topology"), ring(mesh));
@@ -113,6 +114,21 @@ function holding(mesh) {
     null,
   ]);
   return [...rows, ...andMore(nodes.length - rows.length)];
+}
+
+/** Nodes that gateways know as removed. */
+function returned(mesh) {
+  return mesh.nodesInOrder.filter((node) => node.removed_on).slice(0, MOST_ROWS).map((node) => [
+    h("span", { class: "badge degraded" }, "removed before"),
+    h("span", {}, place(node.site_name, node.name), " ", ...returnedInWords(node), " ",
+      h("button", { type: "button", class: "danger changes", id: `again-${node.id}`, "aria-label": `Revoke ${node.name} again`, click: () => revokeAgain(node) }, "Revoke again")),
+    null,
+  ]);
+}
+
+async function revokeAgain(node) {
+  if (!await confirmed(`Revoke ${node.name} again?`, "It was removed before, and came back with a backup. Its keys never join again.", "Revoke the gateway")) return;
+  await request("DELETE", `/nodes/${node.id}`).then((answer) => informOfKept(node.name, answer), complain);
 }
 
 function away(mesh) {

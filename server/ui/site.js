@@ -4,7 +4,7 @@ import { all, Problem, request } from "./api.js";
 import { Conflict, patch, remove as removeAsShown, tagged, told } from "./change.js";
 import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
 import { NAMES, siteForm, warnings } from "./form.js";
-import { heldPeers, informOfKept } from "./held.js";
+import { heldPeers, informOfKept, returnedInWords } from "./held.js";
 import { absence } from "./overview.js";
 import { problemInWords } from "./problem.js";
 import { health } from "./sites.js";
@@ -148,7 +148,7 @@ function gatewayTable(mesh, nodes, rename) {
       h("td", {}, node.unmanaged ? fileState(node.unmanaged) : report ? (report.applied === revision ? "current" : `at ${report.applied} of ${revision}`) : "–"),
       h("td", {}, node.unmanaged ? "–" : since(report?.at)),
       h("td", {}, node.agent_version ?? "none"),
-      h("td", { class: "free" }, node.problems.length ? h("ul", { class: "problems" }, node.problems.map((problem) => h("li", {}, problemInWords(problem)))) : h("span", { class: "faint" }, "none"), node.held ? heldPeers(node) : null),
+      h("td", { class: "free" }, node.problems.length ? h("ul", { class: "problems" }, node.problems.map((problem) => h("li", {}, problemInWords(problem)))) : h("span", { class: "faint" }, "none"), node.held ? heldPeers(node) : null, node.removed_on ? h("p", {}, "It ", ...returnedInWords(node)) : null),
       h("td", {}, h("button", { type: "button", id: `rename-${node.id}`, class: "changes", "aria-label": `Rename ${node.name}`, click: () => rename(node) }, "Rename"), " ",
         h("button", { type: "button", id: `revoke-${node.id}`, class: "danger changes", "aria-label": `Revoke ${node.name}`, click: () => revoke(node) }, "Revoke")));
   });

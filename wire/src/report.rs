@@ -1,5 +1,7 @@
 //! `POST /agent/report`: what a node tells the coordinator about itself and its links.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -35,6 +37,10 @@ pub struct Report {
     /// Peers that stay only until somebody confirms that they go; absent means none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
+    /// Peers that the coordinator had removed and has again, which a restored backup does; at most
+    /// [`Report::MOST_RETURNED`].
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub returned: BTreeSet<NodeId>,
     /// Whether the host requires the lock: then it gives up what operators let in only when an
     /// operator signs that, or when somebody confirms it there. Absent means no.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -60,6 +66,7 @@ pub struct Start {
 
 impl Report {
     pub const MOST_PROBLEMS: usize = 16;
+    pub const MOST_RETURNED: usize = 64;
 }
 
 /// Something that keeps a host from what the mesh wants, or its LANs from others. Its texts have no

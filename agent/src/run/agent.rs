@@ -22,7 +22,7 @@ use wattle_mesh::{
         rotation::{Situation, canary::Watch},
     },
 };
-use wattle_wire::ids::NodeId;
+use wattle_wire::{ids::NodeId, report::Report};
 
 use super::Stop;
 use crate::{
@@ -471,6 +471,11 @@ impl Agent {
         let full = self
             .reporter
             .account(known, observed, &probes, psks, problems, held);
+        let returned = self.replica.returned().into_iter();
+        let full = Report {
+            returned: returned.take(Report::MOST_RETURNED).collect(),
+            ..full
+        };
         self.reporter.go(
             full,
             self.started.elapsed(),

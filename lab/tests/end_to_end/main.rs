@@ -20,6 +20,7 @@ mod lock;
 mod outage;
 mod psk;
 mod repair;
+mod restored;
 mod rotation;
 mod see;
 mod trust;
@@ -121,6 +122,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     outage::h7_systemd_is_told_that_an_agent_is_ready_and_that_its_loop_goes_on,
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
     lock::e4_with_the_lock_a_gateway_that_is_revoked_stays_a_peer_until_an_operator_signs,
+    restored::e14_a_node_that_was_revoked_after_the_backup_stays_out_when_it_is_restored,
     lock::e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_when_an_operator_signs_once_and_holds_until_then,
     trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,
     trust::e12_without_a_lock_each_gateway_tells_what_a_thief_of_the_coordinator_changed_and_changed_back,

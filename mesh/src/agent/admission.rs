@@ -458,12 +458,18 @@ impl Admitted {
     /// Takes in what came with a peer's record, if it is the word of an operator and newer than
     /// what is known.
     pub fn learn(&mut self, mesh: MeshId, known: &KnownPeer) {
-        let Some(signed) = &known.peer.admission else {
-            return;
-        };
-        let Ok(admission) = verify_admission(signed, mesh) else {
-            return;
-        };
+        if let Some(admission) = self.news_of(mesh, known) {
+            self.grandfathered.remove(&known.peer.node);
+            let identity = known.statement.identity;
+            self.admissions.insert(identity, admission);
+        }
+    }
+
+    /// What came with a peer's record, if it is the word of an operator and newer than what is
+    /// known, also of its removal.
+    pub fn news_of(&self, mesh: MeshId, known: &KnownPeer) -> Option<Admission> {
+        let signed = known.peer.admission.as_ref()?;
+        let admission = verify_admission(signed, mesh).ok()?;
         let identity = known.statement.identity;
         let newest = self
             .admissions
@@ -474,10 +480,8 @@ impl Admitted {
             && enrolment::is_or_was(&known.statement, admission.identity);
         let spent =
             [identity, admission.identity].map(|identity| self.spent.get(&identity).copied());
-        if is_known && is_newer(newest) && spent.into_iter().all(is_newer) {
-            self.grandfathered.remove(&known.peer.node);
-            self.admissions.insert(identity, admission);
-        }
+        let counts = is_known && is_newer(newest) && spent.into_iter().all(is_newer);
+        counts.then_some(admission)
     }
 
     /// A peer has another identity, for which the one before has signed: what an operator said of

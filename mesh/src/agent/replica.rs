@@ -11,6 +11,7 @@ mod problems;
 mod properties;
 mod rejection;
 mod removals;
+mod returned;
 mod settle;
 mod stored;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use self::{
     belief::{Believed, believe},
     draft::{Contested, Draft, Refused, put},
     ownership::Ownership,
+    returned::Returned,
     settle::Word,
 };
 pub use self::{
@@ -65,6 +67,7 @@ pub struct Replica {
     contested: Contested,
     recent: RecentRemovals,
     departed: BTreeMap<NodeId, Pin>,
+    returned: Returned,
 }
 
 /// What a message did.
@@ -98,6 +101,7 @@ impl Replica {
             contested: Contested::default(),
             recent: RecentRemovals::default(),
             departed: BTreeMap::new(),
+            returned: Returned::default(),
         }
     }
 
@@ -145,10 +149,11 @@ impl Replica {
             .collect()
     }
 
-    /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names, and carries out
-    /// what waited for it. Whether there were any. Those do not count among the removals of 24
-    /// hours.
+    /// Gives up the peers of these that [`Replica::awaiting_confirmation`] names, takes up those
+    /// that [`Replica::returned`] names, and carries out what waited for it. Whether there were
+    /// any. Those do not count among the removals of 24 hours.
     pub fn confirm(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
+        let are_let_in = self.let_in(nodes);
         let mut waits = self.removal_pending.union(&self.absent);
         let confirmed: BTreeSet<_> = waits
             .by_ref()
@@ -161,7 +166,8 @@ impl Replica {
             .known
             .as_mut()
             .and_then(|known| known.admitted.as_mut());
-        admitted.is_some_and(|admitted| admitted.confirm(nodes)) || !confirmed.is_empty()
+        let tolerated = admitted.is_some_and(|admitted| admitted.confirm(nodes));
+        tolerated || are_let_in || !confirmed.is_empty()
     }
 
     /// How far the copy has come.
@@ -212,24 +218,6 @@ impl Replica {
         }
     }
 
-    /// The tombstone of the node itself, and so of all its peers. Those have dropped it if it is
-    /// true, and if it is not, the tunnels are worth keeping. A coordinator that has the node
-    /// again says with a snapshot whom it has.
-    fn revoked(&mut self) {
-        let Some(known) = &self.known else { return };
-        let all: BTreeSet<_> = known.peers.keys().copied().collect();
-        let new = all.difference(&self.removal_pending).copied().collect();
-        let waits = self.waiting_for_a_word(known, &new, all.len());
-        for node in new.difference(&waits) {
-            self.recent.leave(*node);
-            self.remove(*node);
-        }
-        self.absent.retain(|node| !waits.contains(node));
-        self.removal_pending.extend(waits);
-        self.contested = Contested::default();
-        (self.out_of_step, self.rejected) = (true, None);
-    }
-
     fn gap(&mut self) -> Received {
         self.out_of_step = true;
         // It has said where it is; now it asks for all.
@@ -261,6 +249,7 @@ impl Replica {
             self.contested
                 .waiting
                 .retain(|node, _| named.contains(node));
+            self.returned.out.retain(|node, _| named.contains(node));
         }
         let mut next = Draft::new(view.mesh, view.myself);
         let known = self.known.iter().flat_map(|known| known.peers.keys());
@@ -281,7 +270,7 @@ impl Replica {
         mut next: Draft,
         changes: Vec<ViewChange>,
     ) -> Result<Vec<Refusal>, Rejection> {
-        let refused = self.believe_all(&mut next, changes);
+        let refused = self.believe_all(position.epoch, &mut next, changes);
         if next.mesh.id != self.mesh {
             let rejection = Rejection::Mesh(next.mesh.id);
             self.out_of_step = true;
@@ -298,7 +287,7 @@ impl Replica {
     }
 
     /// Returns what of it is not believed.
-    fn believe_all(&self, next: &mut Draft, changes: Vec<ViewChange>) -> Vec<Refusal> {
+    fn believe_all(&self, epoch: i64, next: &mut Draft, changes: Vec<ViewChange>) -> Vec<Refusal> {
         let mut refused = Vec::new();
         for change in changes {
             match change {
@@ -306,6 +295,10 @@ impl Replica {
                     let node = told.node;
                     next.named.insert(node);
                     match self.believe_peer(next, told) {
+                        Ok(peer) if self.stays_out(epoch, &peer) => {
+                            next.refused.insert(node, None);
+                            next.out.insert(node, Some(peer));
+                        }
                         Ok(peer) => {
                             next.refused.insert(node, None);
                             next.peers.insert(node, Some(peer));
@@ -321,6 +314,7 @@ impl Replica {
                     next.removal_signed
                         .extend(signed_at.map(|signed_at| (node, signed_at)));
                     next.named.remove(&node);
+                    next.removed.insert(node);
                     next.refused.insert(node, None);
                     next.peers.insert(node, None);
                 }
@@ -364,6 +358,7 @@ impl Replica {
         let waiting = self.contested.waiting.get(&node);
         waiting
             .map(|waiting| &waiting.told)
+            .or_else(|| self.returned.out.get(&node))
             .or_else(|| self.known.as_ref()?.peers.get(&node))
     }
 
@@ -372,40 +367,6 @@ impl Replica {
         let known = self.known.as_ref()?;
         let (admitted, peer) = (known.admitted.as_ref()?, known.peers.get(&node)?);
         admitted.removal_signed_at(self.mesh, peer, removal)
-    }
-
-    /// Keeps the peers that are not to go without being asked about, and those of earlier messages.
-    /// Of those that go because an operator has signed it, nobody is asked.
-    fn hold_removals(&self, next: &mut Draft) {
-        let Some(known) = &self.known else { return };
-        let goes = |node: &NodeId| next.removes(*node) && known.peers.contains_key(node);
-        let goes = next.peers.keys().copied().filter(goes);
-        let (signed, asked): (Vec<_>, Vec<_>) =
-            goes.partition(|node| next.removal_signed.contains_key(node));
-        let present = known.peers.len() - signed.len();
-        let (again, new): (BTreeSet<_>, BTreeSet<_>) = asked
-            .into_iter()
-            .partition(|node| self.removal_pending.contains(node));
-        next.removal_pending = again;
-        let waits = self.waiting_for_a_word(known, &new, present);
-        next.removal_pending.extend(waits);
-        let held = &next.removal_pending;
-        next.peers.retain(|node, _| !held.contains(node));
-    }
-
-    /// Those of the peers to be removed that stay until somebody says so. With the lock these are
-    /// all that an operator let in: what an operator gave, the coordinator alone does not take.
-    fn waiting_for_a_word(
-        &self,
-        known: &Known,
-        removed: &BTreeSet<NodeId>,
-        present: usize,
-    ) -> BTreeSet<NodeId> {
-        let waits = |node: &NodeId| match &known.admitted {
-            Some(admitted) => known.peers.get(node).is_some_and(|peer| admitted.has(peer)),
-            None => self.recent.must_be_confirmed(removed.len(), present),
-        };
-        removed.iter().copied().filter(waits).collect()
     }
 
     /// What a node is pinned to, whether it is a peer now or was one once.
@@ -525,7 +486,14 @@ impl Replica {
             removal_pending,
             absent,
             contested,
+            removed,
+            mut out,
         } = next;
+        out.extend(self.returned.out.keys().filter_map(|node| {
+            let is_elsewhere = removed.contains(node) || peers.contains_key(node);
+            is_elsewhere.then_some((*node, None))
+        }));
+        self.remember_removals(position.epoch, removed);
         if let Some(absent) = absent {
             self.absent = absent;
         }
@@ -558,6 +526,9 @@ impl Replica {
         };
         for (node, touched) in &peers {
             let before = known.peers.get(node);
+            if touched.is_some() && before.is_none() {
+                self.returned.removed.remove(node);
+            }
             match (touched, before) {
                 (Some(_), _) => self.recent.arrive(*node),
                 (None, Some(_)) if removal_signed.contains_key(node) => {}
@@ -580,6 +551,7 @@ impl Replica {
         }
         put(&mut known.peers, peers);
         put(&mut self.refused, refused);
+        put(&mut self.returned.out, out);
     }
 }
 

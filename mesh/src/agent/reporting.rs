@@ -174,6 +174,7 @@ mod tests {
             links: (1..).zip(ages).map(link).collect(),
             problems: vec![],
             held: None,
+            returned: [].into(),
             locked: false,
             keys_in_place: vec![],
             start: None,

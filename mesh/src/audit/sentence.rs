@@ -4,7 +4,7 @@ use serde_json::Value;
 use wattle_wire::admin::{Event, FieldChange};
 
 /// What each action did; a forced one has the same words, and says so.
-const ACTIONS: [(&str, &str); 29] = [
+const ACTIONS: [(&str, &str); 30] = [
     ("api-token.create", "made the api token {name}"),
     ("api-token.revoke", "revoked the api token {name}"),
     (
@@ -55,6 +55,10 @@ const ACTIONS: [(&str, &str); 29] = [
         "withdrew the next WireGuard key of node {name} of site {site}",
     ),
     ("node.rename", "renamed node {name} of site {site}"),
+    (
+        "node.returned",
+        "found that node {name} of site {site} had been removed and is back",
+    ),
     ("node.revoke", "revoked node {name} of site {site}"),
     (
         "node.rotate",

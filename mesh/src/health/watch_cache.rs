@@ -253,6 +253,7 @@ mod tests {
             last_report: None,
             held: None,
             locked: false,
+            removed_on: None,
             rotation: None,
         }
     }

@@ -128,7 +128,7 @@ pub async fn confirm(
 /// said that they require the lock.
 pub(super) fn kept(app: &App, going: &[NodeRecord]) -> Removed {
     let locked = app.reports.locked();
-    let mut names = app.mesh_cache.read(|feed| {
+    let names = app.mesh_cache.read(|feed| {
         let directory = feed.directory();
         let keeps = |(node, held): &(&NodeId, &Option<Held>)| {
             let goes = going.iter().any(|gone| gone.id == **node);
@@ -141,11 +141,8 @@ pub(super) fn kept(app: &App, going: &[NodeRecord]) -> Removed {
         let names = keepers.filter_map(|(node, _)| Some(directory.nodes.get(node)?.name.clone()));
         names.collect::<Vec<_>>()
     });
-    let count = names.len();
-    names.sort();
-    names.truncate(SomeNodes::MOST);
     Removed {
-        waits_for_signature: SomeNodes { count, names },
+        waits_for_signature: SomeNodes::of(names),
     }
 }
 

@@ -9,6 +9,7 @@ use axum::{
 };
 use wattle_mesh::config::view;
 use wattle_wire::{
+    ids::NodeId,
     report::{Held, Problem, Report},
     rotation::KeyInPlace,
 };
@@ -51,6 +52,8 @@ pub async fn receive(
     app.mesh_cache.read(|feed| {
         let counts = |key: &KeyInPlace| view::is_awaited(feed.directory(), node, *key);
         report.keys_in_place.retain(counts);
+        let others = |other: &NodeId| view::linked(feed.directory(), node, *other);
+        report.returned.retain(others);
     });
     let (before, applied) = (
         app.reports.last(node).map(|before| before.applied),
@@ -84,6 +87,17 @@ fn check(report: &Report, peers: usize) -> Result<()> {
             "too_many",
             "problems",
             format!("a report has at most {} problems", Report::MOST_PROBLEMS),
+        )
+        .into());
+    }
+    if report.returned.len() > Report::MOST_RETURNED {
+        return Err(error::invalid(
+            "too_many",
+            "returned",
+            format!(
+                "a report names at most {} nodes that are back",
+                Report::MOST_RETURNED
+            ),
         )
         .into());
     }

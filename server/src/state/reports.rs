@@ -1,6 +1,7 @@
 //! What nodes say of themselves and their links, in memory and on its way to the database.
 
 mod queries;
+mod returned;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -29,7 +30,10 @@ use wattle_wire::{
     report::{Held, LinkReport, Problem, Report, Start},
 };
 
-use self::queries::{EndSaid, Heard, News};
+use self::{
+    queries::{EndSaid, Heard, News},
+    returned::Returned,
+};
 use crate::{
     db::{AuditActor, Db, audit_log, node_records, site_records},
     error::{self, Error, Result},
@@ -70,6 +74,7 @@ pub struct Reports {
     /// What all coordinators tell of nodes: as nodes said here, and otherwise as the database has
     /// it. Those of whom there is nothing to tell are left out.
     accounts: Mutex<BTreeMap<NodeId, Account>>,
+    returned: Mutex<Returned>,
     signs: Mutex<Signs>,
 }
 
@@ -80,6 +85,8 @@ pub struct Account {
     pub held: Option<Held>,
     /// Whether its host requires the lock.
     pub locked: bool,
+    /// Nodes that it knows as removed, and that take part.
+    pub returned: BTreeSet<NodeId>,
     pub problems: Vec<NodeProblem>,
 }
 
@@ -101,6 +108,7 @@ impl Default for Reports {
             turns: Semaphore::new(AT_A_TIME),
             copied: Mutex::default(),
             accounts: Mutex::default(),
+            returned: Mutex::default(),
             signs: Mutex::default(),
         }
     }
@@ -222,7 +230,13 @@ impl Reports {
     /// Forgets nodes that do not take part any more.
     pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
         self.copied().retain(|node| takes_part(*node));
-        self.accounts().retain(|node, _| takes_part(*node));
+        let mut accounts = self.accounts();
+        accounts.retain(|node, _| takes_part(*node));
+        for account in accounts.values_mut() {
+            account.returned.retain(|node| takes_part(*node));
+        }
+        self.note_all_returned(&accounts);
+        drop(accounts);
         let mut said = self.lock();
         said.retain(|node, _| takes_part(*node));
         said.values_mut()
@@ -281,7 +295,7 @@ impl Reports {
                 for node in copied {
                     self.tell_copied(db, node).await?;
                 }
-                Ok(())
+                self.tell_returned(db).await
             }
             Err(error) => {
                 let mut waiting = self.waiting();
@@ -302,6 +316,7 @@ impl Reports {
         let mut accounts = self.accounts();
         accounts.retain(|node, _| is_told(node));
         accounts.extend(read.into_iter().filter(|(node, _)| !is_told(node)));
+        self.note_all_returned(&accounts);
         Ok(())
     }
 
@@ -352,6 +367,7 @@ impl Reports {
             links: _,
             problems,
             held,
+            returned,
             locked,
             keys_in_place: armed,
             start,
@@ -367,6 +383,7 @@ impl Reports {
         let account = Account {
             held,
             locked,
+            returned,
             problems: since(problems, &told.problems, at),
         };
         let mut all = self.lock();
@@ -407,6 +424,7 @@ impl Reports {
             };
             waiting.heard.insert(node, heard);
         }
+        self.note_returned(node, &told.returned, &account.returned);
         if account == Account::default() {
             self.accounts().remove(&node);
         } else {
@@ -507,6 +525,7 @@ mod tests {
                 links: vec![],
                 problems: vec![],
                 held: None,
+                returned: BTreeSet::new(),
                 locked: false,
                 keys_in_place: vec![],
                 start: None,

@@ -82,6 +82,7 @@ pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
         held,
         locked,
         problems,
+        returned: _,
     } = reports.account(node.id);
     let end = LanEnd {
         node: node.id,
@@ -95,6 +96,7 @@ pub fn with_news(reports: &Reports, files: &Files<'_>, node: Node) -> Node {
         last_report: reports.last(node.id),
         held,
         locked,
+        removed_on: reports.removed_on(node.id, files.directory),
         unmanaged,
         ..node
     }
@@ -132,6 +134,7 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         last_report: None,
         held: None,
         locked: false,
+        removed_on: None,
         rotation: rotation(record),
     }
 }

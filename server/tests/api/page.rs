@@ -623,6 +623,33 @@ async fn the_page_says_which_gateway_holds_peers_and_what_confirms_that_they_go(
 }
 
 #[tokio::test]
+async fn the_page_lists_nodes_that_gateways_know_as_removed_and_revokes_one_again() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin", "subnets": []})).await;
+    let cork = new_node(&coordinator, json!({"name": "cork", "subnets": []})).await;
+    // An operator let it in, so the gateway with the lock waits for another signature.
+    let operator = Operator::new(&[7; 32]).unwrap();
+    let admissions = signed(&coordinator, &operator).await;
+    coordinator
+        .post("/admissions", json!({ "admissions": admissions }))
+        .await
+        .expect(204);
+    let report = json!({
+        "applied": "1.3", "device": "kernel", "links": [], "locked": true, "returned": [cork.id()]
+    });
+    dublin.report(&coordinator, report).await.expect(204);
+    let browser = signed_in(&coordinator).await;
+    let words = "cork is known as removed on dublin, as after a restored backup. Revoke it again";
+    browser.see(".attention", words).await;
+    browser.click(&format!("#again-{}", cork.id())).await;
+    browser.click("dialog button.danger").await;
+    let words = "These gateways require the lock and keep their tunnel with it until an operator \
+        signs the removal: dublin. Run wattle-agent lock sign.";
+    browser.see("dialog", words).await;
+    coordinator.get("/nodes/cork").await.expect(404);
+}
+
+#[tokio::test]
 async fn a_gateway_without_an_agent_gets_its_file_on_the_page_of_its_site_which_says_when_that_is_old()
  {
     let coordinator = Coordinator::start().await;

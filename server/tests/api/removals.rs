@@ -256,3 +256,54 @@ async fn e4_who_removes_a_node_is_told_which_gateways_keep_it_until_an_operator_
     // Nobody with the lock is left beside it.
     coordinator.delete("/nodes/dublin").await.expect(204);
 }
+
+#[tokio::test]
+async fn e14_a_node_that_gateways_know_as_removed_is_listed_told_once_and_revoked_by_one_call() {
+    let coordinator = Coordinator::start().await;
+    let mut nodes = Vec::new();
+    for name in ["dublin", "frankfurt", "cork"] {
+        nodes.push(new_node(&coordinator, json!({ "name": name })).await);
+    }
+    let (cork, nobody) = (nodes[2].id(), uuid::Uuid::now_v7());
+    let report = |returned: Value| json!({"applied": "1.4", "device": "kernel", "links": [], "returned": returned});
+    let returned = report(json!([cork, nobody]));
+    for node in &nodes {
+        // Of itself a node says nothing, and nothing of strangers.
+        node.report(&coordinator, returned.clone())
+            .await
+            .expect(204);
+    }
+    let told = "SELECT count(*) FROM events WHERE action = 'node.returned'";
+    coordinator.until(told, 1).await;
+    let says = "SELECT count(*) FROM node_reports WHERE returned <> '[]'";
+    coordinator.until(says, 2).await;
+    for coordinator in [&coordinator, &coordinator.another().await] {
+        let app = &coordinator.server.app;
+        app.reports.read_accounts(&app.db).await.unwrap();
+        let listed = coordinator.get("/nodes").await.json()["items"].clone();
+        let removed_on: Vec<_> = listed.as_array().unwrap().iter().collect();
+        let expected = json!({"count": 2, "names": ["dublin", "frankfurt"]});
+        assert_eq!(removed_on[2]["removed_on"], expected, "{listed}");
+        assert!(
+            removed_on[..2]
+                .iter()
+                .all(|node| node["removed_on"].is_null())
+        );
+    }
+    let many: Vec<_> = (0..65).map(|_| uuid::Uuid::now_v7()).collect();
+    let (status, _, field) = nodes[0]
+        .report(&coordinator, report(json!(many)))
+        .await
+        .problem();
+    assert_eq!((status, field.as_deref()), (422, Some("returned")));
+    nodes[0]
+        .report(&coordinator, report(json!([])))
+        .await
+        .expect(204);
+    let shown = coordinator.get("/nodes/cork").await.json();
+    let expected = json!({"count": 1, "names": ["frankfurt"]});
+    assert_eq!(shown["removed_on"], expected);
+    coordinator.delete("/nodes/cork").await.expect(204);
+    coordinator.get("/nodes/cork").await.expect(404);
+    assert_eq!(coordinator.count(told).await, 1);
+}

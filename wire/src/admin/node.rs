@@ -80,6 +80,11 @@ pub struct Node {
     /// Whether its host requires the lock, as it last reported: then it gives up a node that an
     /// operator let in only when an operator signs that. All coordinators tell the same.
     pub locked: bool,
+    /// Gateways that know it as removed: a restored database has brought it back. They keep it out
+    /// until it is removed again, or until somebody confirms there that it is back. Absent means
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_on: Option<SomeNodes>,
     /// A change of its WireGuard key that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<NodeRotation>,
@@ -243,6 +248,13 @@ pub struct SomeNodes {
 
 impl SomeNodes {
     pub const MOST: usize = 64;
+
+    pub fn of(mut names: Vec<Name>) -> Self {
+        let count = names.len();
+        names.sort();
+        names.truncate(Self::MOST);
+        Self { count, names }
+    }
 }
 
 impl fmt::Display for SomeNodes {

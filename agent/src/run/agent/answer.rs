@@ -182,9 +182,13 @@ impl Agent {
             peers.map(|known| known.peer.name.clone())
         });
         let removals = removals.collect();
-        let back = self.replica.rolled_back_to();
-        let is_back = back.is_some_and(|position| self.replica.follow_back(position));
-        if self.replica.confirm(&waiting) || is_back {
+        let back = self.replica.returned();
+        let returned = back.iter().filter_map(|node| self.replica.name_of(*node));
+        let returned = returned.cloned().collect();
+        let waiting = waiting.union(&back).copied().collect();
+        let behind = self.replica.rolled_back_to();
+        let follows = behind.is_some_and(|position| self.replica.follow_back(position));
+        if self.replica.confirm(&waiting) || follows {
             info!("what waited was confirmed on this gateway");
             (self.view_changed, self.view_unsaved) = (true, true);
             if self.replica.resume_from().is_none() {
@@ -193,7 +197,8 @@ impl Agent {
         }
         Confirmed {
             removals,
-            rolled_back_to: back,
+            returned,
+            rolled_back_to: behind,
         }
     }
 

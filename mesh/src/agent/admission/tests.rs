@@ -448,6 +448,7 @@ fn listed(number: u64) -> Node {
         connection: None,
         held: None,
         locked: false,
+        removed_on: None,
     }
 }
 

@@ -30,6 +30,10 @@ pub(super) struct Draft {
     pub(super) absent: Option<BTreeSet<NodeId>>,
     /// What of it two claim; absent where nobody does.
     pub(super) contested: Option<Contested>,
+    /// Peers that it says are removed, whether they are there or not.
+    pub(super) removed: BTreeSet<NodeId>,
+    /// Peers that had been removed and stay out; `None` for those that do not any more.
+    pub(super) out: BTreeMap<NodeId, Option<KnownPeer>>,
 }
 
 /// A record that was not believed.
@@ -58,6 +62,8 @@ impl Draft {
             removal_pending: BTreeSet::new(),
             absent: None,
             contested: None,
+            removed: BTreeSet::new(),
+            out: BTreeMap::new(),
         }
     }
 

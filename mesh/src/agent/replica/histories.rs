@@ -130,6 +130,8 @@ struct Agent {
     had: BTreeMap<NodeId, i64>,
     /// Peers that went without a confirmation, and when.
     lost: BTreeMap<NodeId, i64>,
+    /// Peers that went because the coordinator removed them, and that nobody let in again.
+    gone: BTreeSet<NodeId>,
     disk: Option<Disk>,
 }
 
@@ -139,6 +141,7 @@ struct Disk {
     view: String,
     had: BTreeMap<NodeId, i64>,
     lost: BTreeMap<NodeId, i64>,
+    gone: BTreeSet<NodeId>,
 }
 
 struct World {
@@ -360,6 +363,7 @@ impl World {
             own_key,
             had: BTreeMap::new(),
             lost: BTreeMap::new(),
+            gone: BTreeSet::new(),
             disk: None,
         };
         self.agents.insert(id, agent);
@@ -677,10 +681,17 @@ impl Agent {
     fn receive(&mut self, message: StreamMessage, now: i64) -> Result<Received, TestCaseError> {
         let before = self.peers();
         let let_in = self.let_in();
+        let removed = removed_in(&message);
         let signed = signed_in(&message).filter(|_| is_locked(self.node));
         let signed: BTreeSet<_> = signed.collect();
         let received = self.replica.receive(message, now);
         let after = self.peers();
+        let gone = removed
+            .iter()
+            .filter(|node| before.contains(node) && !after.contains(node));
+        self.gone.extend(gone);
+        let back = self.gone.intersection(&after).next();
+        prop_assert_eq!(back, None, "it came back, and nobody let it in");
         let lost: Vec<_> = before
             .difference(&after)
             .filter(|node| !signed.contains(node))
@@ -702,7 +713,9 @@ impl Agent {
 
     fn confirm(&mut self) {
         let nodes = self.replica.awaiting_confirmation();
-        self.replica.confirm(&nodes);
+        let back = self.replica.returned();
+        self.replica.confirm(&nodes.union(&back).copied().collect());
+        self.gone.retain(|node| !back.contains(node));
     }
 
     fn restart(&mut self) -> TestCaseResult {
@@ -714,6 +727,7 @@ impl Agent {
             view: as_json(&stored),
             had: self.had.clone(),
             lost: self.lost.clone(),
+            gone: self.gone.clone(),
         });
         self.crash()?;
         prop_assert_eq!(self.replica.known(), before.known());
@@ -722,6 +736,7 @@ impl Agent {
             self.replica.awaiting_confirmation(),
             before.awaiting_confirmation()
         );
+        prop_assert_eq!(self.replica.returned(), before.returned());
         let told = |replica: &Replica| words(replica.problems());
         prop_assert_eq!(told(&self.replica), told(&before));
         Ok(())
@@ -732,15 +747,15 @@ impl Agent {
             self.replica = fresh(self.node, self.own_key);
             let restored = self.replica.restore(from_json(&disk.view));
             prop_assert_eq!(restored, Ok(vec![]));
-            (self.had, self.lost) = (disk.had, disk.lost);
+            (self.had, self.lost, self.gone) = (disk.had, disk.lost, disk.gone);
         }
         Ok(())
     }
 }
 
-/// The nodes whose removal a message brings signed.
-fn signed_in(message: &StreamMessage) -> impl Iterator<Item = NodeId> + use<> {
-    let tombstones: Vec<_> = match message {
+/// The tombstones that a message brings.
+fn tombstones_in(message: &StreamMessage) -> Vec<Tombstone> {
+    match message {
         StreamMessage::Snapshot { removed, .. } => removed.clone(),
         StreamMessage::Delta { changes, .. } => {
             let changes = changes.iter().cloned();
@@ -754,8 +769,17 @@ fn signed_in(message: &StreamMessage) -> impl Iterator<Item = NodeId> + use<> {
         | StreamMessage::MessagesWaiting
         | StreamMessage::Bye { .. }
         | StreamMessage::Unknown => vec![],
-    };
-    let signed = tombstones.into_iter();
+    }
+}
+
+fn removed_in(message: &StreamMessage) -> Vec<NodeId> {
+    let tombstones = tombstones_in(message).into_iter();
+    tombstones.map(|tombstone| tombstone.node).collect()
+}
+
+/// The nodes whose removal a message brings signed.
+fn signed_in(message: &StreamMessage) -> impl Iterator<Item = NodeId> + use<> {
+    let signed = tombstones_in(message).into_iter();
     signed.filter_map(|tombstone| tombstone.removal.map(|_| tombstone.node))
 }
 
@@ -798,7 +822,8 @@ fn live(history: Vec<Happening>, end: End) -> TestCaseResult {
         if !world.feed.directory().nodes.contains_key(node) {
             continue;
         }
-        if end != End::Signed || !is_locked(*node) {
+        let is_back = !agent.replica.returned().is_empty();
+        if end != End::Signed || !is_locked(*node) || is_back {
             agent.confirm();
         }
         let replica = &agent.replica;
@@ -807,6 +832,7 @@ fn live(history: Vec<Happening>, end: End) -> TestCaseResult {
         prop_assert_eq!(words(replica.problems()), Vec::<String>::new());
         prop_assert!(replica.contested.is_empty() && replica.refused.is_empty());
         prop_assert_eq!(replica.awaiting_confirmation(), BTreeSet::new());
+        prop_assert_eq!(replica.returned(), BTreeSet::new());
         let owners = replica.known().map(Ownership::of);
         prop_assert_eq!(owners.as_ref(), Some(&replica.ownership));
     }

@@ -37,6 +37,15 @@ impl Replica {
             );
             problem("lost peers", words)
         });
+        let out = &self.returned.out;
+        let returned = (!out.is_empty()).then(|| {
+            let words = format!(
+                "the coordinator has peers again that it had removed, as after an old backup was \
+                 restored: {}. They stay out until it removes them again, or {COMMAND}",
+                self.names(out.keys().copied())
+            );
+            problem("returned peers", words)
+        });
         let waiting = self.contested.waiting.values().map(|waiting| {
             let peer = &waiting.told.peer;
             let is_new = self.name_of(peer.node).is_none();
@@ -54,6 +63,7 @@ impl Replica {
         rejected
             .chain(held)
             .chain(absent)
+            .chain(returned)
             .chain(own_waiting)
             .chain(waiting)
             .chain(refused)
@@ -125,9 +135,11 @@ impl Replica {
         names.join(", ")
     }
 
-    fn name_of(&self, node: NodeId) -> Option<&Name> {
-        let known = self.known.as_ref()?;
-        known.peers.get(&node).map(|known| &known.peer.name)
+    /// The name of a peer, be it one that stays out.
+    pub fn name_of(&self, node: NodeId) -> Option<&Name> {
+        let out = || self.returned.out.get(&node);
+        let known = self.known.as_ref()?.peers.get(&node).or_else(out);
+        known.map(|known| &known.peer.name)
     }
 
     /// What the word about a node waits for.

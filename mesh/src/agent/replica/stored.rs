@@ -39,6 +39,9 @@ pub struct Stored {
     /// What peers that were removed are pinned to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub departed: BTreeMap<NodeId, Pin>,
+    /// Peers that the coordinator removed, with the epoch of that.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub removed: BTreeMap<NodeId, i64>,
     /// Why the newest revision was not carried out at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Rejection>,
@@ -62,6 +65,7 @@ impl Stored {
             waiting: Vec::new(),
             own_waiting: None,
             departed: BTreeMap::new(),
+            removed: BTreeMap::new(),
             rejected: None,
             out_of_step: false,
             admitted: None,
@@ -85,13 +89,15 @@ impl Replica {
         } = &self.contested;
         let waiting = waiting.values().map(|waiting| &waiting.told.peer);
         let refused = self.refused.values().map(|refused| &refused.told);
+        let out = self.returned.out.values().map(|known| &known.peer);
         Some(Stored {
             removal_pending: self.removal_pending.clone(),
             absent: self.absent.clone(),
             recent: self.recent.clone(),
-            waiting: waiting.chain(refused).cloned().collect(),
+            waiting: waiting.chain(refused).chain(out).cloned().collect(),
             own_waiting: own_waiting.as_ref().map(|waiting| waiting.told.clone()),
             departed: self.departed.clone(),
+            removed: self.returned.removed.clone(),
             rejected: self.rejected.clone(),
             out_of_step: self.out_of_step,
             admitted: known.admitted.clone(),
@@ -117,7 +123,7 @@ impl Replica {
         (self.removal_pending, self.absent) = (stored.removal_pending, stored.absent);
         (self.rejected, self.out_of_step) = (stored.rejected, stored.out_of_step);
         self.recent = stored.recent;
-        self.take_up_waiting(stored.waiting, stored.own_waiting);
+        self.returned.removed = stored.removed;
         if let (Some(known), Some(operators)) = (&mut self.known, self.operators.clone()) {
             // What other operators signed of removals that wait comes with a snapshot.
             let believed = stored.admitted.as_ref();
@@ -128,6 +134,7 @@ impl Replica {
                 None => Admitted::turned_on(operators, self.mesh, &known.peers),
             });
         }
+        self.take_up_waiting(stored.waiting, stored.own_waiting);
         Ok(refused)
     }
 
@@ -137,8 +144,9 @@ impl Replica {
         let myself = own_waiting.unwrap_or_else(|| known.myself.clone());
         let mut next = Draft::new(known.mesh.clone(), myself);
         let waiting = waiting.into_iter().map(ViewChange::Peer);
-        self.believe_all(&mut next, waiting.collect());
+        self.believe_all(known.position.epoch, &mut next, waiting.collect());
         let (refused, told) = (std::mem::take(&mut next.refused), next.peers.clone());
+        let out = std::mem::take(&mut next.out);
         let (myself, moves) = (next.myself.clone(), next.myself != known.myself);
         self.settle(&mut next);
         let mut contested = next.contested.unwrap_or_default();
@@ -151,5 +159,6 @@ impl Replica {
         }
         self.contested = contested;
         put(&mut self.refused, refused);
+        put(&mut self.returned.out, out);
     }
 }

@@ -182,6 +182,10 @@ async fn hear(
         .values()
         .map(|heard| heard.account.held.as_ref().map(Json))
         .collect();
+    let returned: Vec<_> = heard
+        .values()
+        .map(|heard| Json(&heard.account.returned))
+        .collect();
     let locked: Vec<_> = heard.values().map(|heard| heard.account.locked).collect();
     let problems: Vec<_> = heard
         .values()
@@ -193,16 +197,18 @@ async fn hear(
         .unzip();
     sqlx::query!(
         "INSERT INTO node_reports AS stored
-             (node, at, start_number, start_drawn, held, problems, epoch, revision, locked)
+             (node, at, start_number, start_drawn, held, problems, epoch, revision, locked,
+             returned)
          SELECT id, now(), number, drawn, said.held, said.problems, said.epoch, said.revision,
-             said.locked
+             said.locked, said.returned
          FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::jsonb[], $5::jsonb[], \
-         $6::bigint[], $7::bigint[], $8::boolean[]) \
-             AS said(id, number, drawn, held, problems, epoch, revision, locked) \
+         $6::bigint[], $7::bigint[], $8::boolean[], $9::jsonb[]) \
+             AS said(id, number, drawn, held, problems, epoch, revision, locked, returned) \
          JOIN nodes USING (id)
          WHERE state <> 'revoked' ORDER BY id
          ON CONFLICT (node) DO UPDATE SET at = excluded.at, held = excluded.held,
              problems = excluded.problems, locked = excluded.locked,
+             returned = excluded.returned,
              epoch = excluded.epoch, revision = excluded.revision,
              start_number = coalesce(excluded.start_number, stored.start_number),
              start_drawn = coalesce(excluded.start_drawn, stored.start_drawn)",
@@ -213,7 +219,8 @@ async fn hear(
         &problems as &[Json<&Vec<NodeProblem>>],
         &epochs,
         &revisions,
-        &locked
+        &locked,
+        &returned as &[Json<&BTreeSet<NodeId>>]
     )
     .execute(&mut *connection)
     .await?;
@@ -236,14 +243,16 @@ async fn hear(
 pub(super) async fn accounts(connection: &mut PgConnection) -> Result<BTreeMap<NodeId, Account>> {
     let rows = sqlx::query!(
         r#"SELECT node, held AS "held: Json<Held>", locked,
+                  returned AS "returned!: Json<BTreeSet<NodeId>>",
                   problems AS "problems!: Json<Vec<NodeProblem>>"
-           FROM node_reports WHERE held IS NOT NULL OR locked OR problems <> '[]'"#
+           FROM node_reports WHERE held IS NOT NULL OR locked OR returned <> '[]' OR problems <> '[]'"#
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
     let accounts = rows.map(|row| {
         let account = Account {
             held: row.held.map(|held| held.0),
             locked: row.locked,
+            returned: row.returned.0,
             problems: row.problems.0,
         };
         (NodeId(row.node), account)

@@ -331,6 +331,72 @@ fn peers_that_a_restored_database_has_lost_stay_and_are_named_until_that_is_conf
 }
 
 #[test]
+fn e14_a_peer_that_was_removed_and_that_a_restored_database_has_again_stays_out_until_it_is_let_in()
+{
+    for is_let_in in [true, false] {
+        let mut world = World::new(5);
+        let (directory, position) = (world.feed.directory().clone(), world.feed.position());
+        world.remove(2).listen();
+        world.has_the_coordinators_view();
+        let restored = Position {
+            epoch: 2,
+            ..position
+        };
+        world.feed = Feed::new(directory, restored, []);
+        world.listen();
+        let told = [
+            "the coordinator has peers again that it had removed, as after an old backup was \
+             restored: site-2. They stay out until it removes them again, or you run \
+             `wattle-agent confirm` on this gateway",
+        ];
+        assert_eq!(world.peers(), [3, 4, 5].into());
+        assert_eq!(world.problems(), told);
+        // So it does whatever it says of it, and after another restore.
+        world.change(&[lan(2, &["10.2.0.0/24", "10.22.0.0/24"])]);
+        world.listen();
+        world.restart();
+        let again = Position {
+            epoch: 3,
+            ..world.feed.position()
+        };
+        world.feed = Feed::new(world.feed.directory().clone(), again, []);
+        world.listen();
+        assert_eq!(world.peers(), [3, 4, 5].into());
+        assert_eq!(world.replica.returned(), [node_id(2)].into());
+        assert_eq!(world.problems(), told);
+        if is_let_in {
+            assert!(world.replica.confirm(&world.replica.returned()));
+            assert_eq!(world.peers(), [2, 3, 4, 5].into());
+        } else {
+            world.remove(2).listen();
+        }
+        assert_eq!(world.replica.returned(), BTreeSet::new());
+        world.has_the_coordinators_view();
+    }
+}
+
+#[test]
+fn e14_a_peer_whose_removal_waits_and_that_a_restored_database_has_again_stays_and_is_told() {
+    let mut world = World::new(3);
+    let (directory, position) = (world.feed.directory().clone(), world.feed.position());
+    world.remove(2).remove(3).listen();
+    assert_eq!(world.awaiting(), [2, 3].into());
+    let restored = Position {
+        epoch: 2,
+        ..position
+    };
+    world.feed = Feed::new(directory, restored, []);
+    world.listen();
+    world.has_the_coordinators_view();
+    world.restart();
+    let back = world.replica.returned();
+    assert_eq!(back, [node_id(2), node_id(3)].into());
+    assert!(world.replica.confirm(&back));
+    assert_eq!(world.replica.returned(), BTreeSet::new());
+    world.has_the_coordinators_view();
+}
+
+#[test]
 fn a_node_that_is_said_to_be_removed_and_is_not_has_its_peers_without_a_confirmation() {
     for nodes in [2, 3] {
         let mut world = World::new(nodes);
