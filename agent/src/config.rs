@@ -226,9 +226,18 @@ pub(crate) enum Command {
     /// Removes the interface, its routes and the firewall table, and nothing that the agent did not
     /// make. The identity stays.
     Down,
-    /// Moves the packets where the kernel has no WireGuard; started by the agent itself.
+    /// Moves the packets where the kernel has no WireGuard; started by the agent itself, or by
+    /// systemd when the agent asks it to.
     #[command(hide = true)]
-    Device { interface: InterfaceName },
+    Device {
+        /// The interface; absent where standard input is a connection of the agent, which names it
+        /// there. It has another name here than the option for all commands, which has a default.
+        #[arg(value_name = "INTERFACE")]
+        wanted: Option<InterfaceName>,
+        /// Standard input is a connection of the agent, which is told how the start goes.
+        #[arg(long)]
+        starter: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,5 @@
 //! The userspace WireGuard device: a process of its own, so that its tunnels outlive the agent that
-//! started it.
+//! asked for it. `starter` says how it is asked for.
 //!
 //! ```text
 //!   agent ──┐                                  ┌── TUN interface
@@ -12,6 +12,7 @@
 //! every change of a keepalive (gotatun 0.10.2, `on_api_set`). Its parser and its dump are used.
 
 mod lease;
+pub(crate) mod starter;
 mod wireguard;
 
 use std::{
@@ -25,6 +26,7 @@ use std::{
 use anyhow::{Context, bail};
 use gotatun::tun::tun_async_device::TunDevice;
 use nix::sys::stat::Mode;
+use starter::Starter;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
@@ -53,25 +55,34 @@ pub(crate) fn socket_path(interface: &InterfaceName) -> PathBuf {
     Path::new(SOCKETS).join(format!("{interface}.sock"))
 }
 
-/// Moves the packets of one interface until a SIGTERM comes or the interface is deleted.
+/// Moves the packets of one interface until a SIGTERM comes or the interface is deleted. Whoever
+/// started it is told when it does, or why it does not.
 ///
 /// It leaves its parent's session first, so that no signal to the agent's terminal reaches it.
-pub(crate) async fn run(interface: &InterfaceName) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    interface: &InterfaceName,
+    mut starter: Option<Starter>,
+) -> anyhow::Result<()> {
     // Fails for the leader of a process group, as when a shell started this: then it has a group of
     // its own already.
     let _ = nix::unistd::setsid();
     // Whoever may write to the socket may read the private key.
     nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
     end_on_panic();
-    drive(interface).await
+    let ended = drive(interface, &mut starter).await;
+    if let (Err(error), Some(starter)) = (&ended, &starter) {
+        starter.tell_failure(error);
+    }
+    ended
 }
 
-async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
+async fn drive(interface: &InterfaceName, starter: &mut Option<Starter>) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let socket = Socket::bind(interface).await?;
     let tun = TunDevice::from_name(interface.as_str()).with_context(|| {
         format!(
-            "cannot make the TUN interface {interface}: it takes CAP_NET_ADMIN and /dev/net/tun"
+            "cannot make the TUN interface {interface}: it takes CAP_NET_ADMIN and /dev/net/tun. \
+             Below wattle-agent.service, `systemctl start wattle-device.socket` is what to do"
         )
     })?;
     let index = nix::net::if_::if_nametoindex(interface.as_str())
@@ -84,6 +95,9 @@ async fn drive(interface: &InterfaceName) -> anyhow::Result<()> {
     let (requests, mut received) = mpsc::channel(16);
     let mut check = tokio::time::interval(INTERFACE_CHECK);
     let mut retry = tokio::time::interval(RETRY);
+    if let Some(starter) = starter.take() {
+        starter.tell_ready()?;
+    }
     info!(%interface, "userspace device is ready");
     loop {
         tokio::select! {

@@ -39,7 +39,10 @@ use anyhow::anyhow;
 use clap::Parser;
 use tokio::time::timeout;
 
-use crate::config::{Cli, Command, LockCommand};
+use crate::{
+    config::{Cli, Command, LockCommand},
+    device::starter::Starter,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -126,7 +129,14 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Lock(LockCommand::Init { key }) => lock::init(&key),
             Command::Lock(LockCommand::Sign(arguments)) => lock::sign(&arguments).await,
             Command::Down => run::down(&paths).await,
-            Command::Device { interface } => device::run(&interface).await,
+            Command::Device {
+                wanted: Some(interface),
+                starter,
+            } => {
+                let starter = starter.then(Starter::at_standard_input).transpose()?;
+                device::run(&interface, starter).await
+            }
+            Command::Device { wanted: None, .. } => device::starter::become_device(),
         }?;
         Ok(ExitCode::SUCCESS)
     };

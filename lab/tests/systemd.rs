@@ -53,6 +53,16 @@ const TESTS: &[(&str, &str, &str)] = &[
         include_str!("systemd/others.sh"),
     ),
     (
+        "nothing_that_ends_the_agent_ends_the_userspace_device_or_costs_a_packet",
+        "device",
+        include_str!("systemd/device.sh"),
+    ),
+    (
+        "the_packaged_units_may_do_little_and_leave_no_core_files",
+        "rights",
+        include_str!("systemd/rights.sh"),
+    ),
+    (
         "both_units_start_and_come_back_when_they_hang",
         "units",
         include_str!("systemd/units.sh"),

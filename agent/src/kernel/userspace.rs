@@ -9,9 +9,9 @@ use std::{
     fmt::{self, Write as _},
     fs::{self, OpenOptions},
     io,
-    os::unix::{
-        fs::{MetadataExt, OpenOptionsExt},
-        process::CommandExt,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     process::Stdio,
@@ -24,12 +24,12 @@ use nix::{
     unistd::Pid,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
     process::Command,
     time::{Instant, sleep, timeout},
 };
-use tracing::info;
+use tracing::{info, warn};
 use wattle_mesh::{
     host::{
         interface::InterfaceName,
@@ -40,7 +40,10 @@ use wattle_mesh::{
 use zeroize::Zeroizing;
 
 use super::device_state::{Dump, Write};
-use crate::device::socket_path;
+use crate::device::{
+    socket_path,
+    starter::{self, Answer},
+};
 
 /// How long a device may take to answer. It answers in less than a millisecond; a busy host gets
 /// time.
@@ -80,68 +83,95 @@ pub(super) async fn write(interface: &InterfaceName, what: &Write<'_>) -> io::Re
     }
 }
 
-/// Starts a device and waits until it answers. Gives its process id.
+/// Has a device started and waits until it answers. Gives its process id.
 ///
-/// The process is the agent's own program in a session of its own: nothing that ends the agent ends
-/// it.
+/// Nothing that ends the agent ends it: it is of systemd's making, in a unit of its own, or the
+/// agent's own program in a session of its own.
 pub(super) async fn start(interface: &InterfaceName, state_dir: &Path) -> anyhow::Result<u32> {
-    let log_path = state_dir.join("device.log");
-    let log = OpenOptions::new()
+    let log = state_dir.join("device.log");
+    let answer = match asked_of_systemd(interface).await? {
+        Some(answer) => answer,
+        None => answer_of(spawned(interface, &log)?).await?,
+    };
+    match answer {
+        Answer::Ready => process_id(interface)
+            .await
+            .context("the userspace device was ready, and does not answer"),
+        Answer::Failed(why) => bail!("the userspace device ended: {why}"),
+        Answer::Elsewhere | Answer::Nothing => {
+            bail!("the userspace device ended: {}", last_words(&log))
+        }
+    }
+}
+
+/// What a device says that the unit of systemd starts; nothing where there is no such unit for this
+/// agent.
+async fn asked_of_systemd(interface: &InterfaceName) -> anyhow::Result<Option<Answer>> {
+    let mut stream = match UnixStream::connect(starter::SOCKET).await {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            warn!(%error, "cannot ask {} for the userspace device", starter::SOCKET);
+            return Ok(None);
+        }
+    };
+    let own = namespace_of("self").context("cannot read /proc/self/ns/net")?;
+    let request = starter::request(interface, &own);
+    if let Err(error) = stream.write_all(request.as_bytes()).await {
+        bail!("systemd does not start the userspace device: {error}");
+    }
+    Ok(match answer_of(stream).await? {
+        Answer::Elsewhere => None,
+        Answer::Nothing => Some(Answer::Failed(
+            "`journalctl --unit='wattle-device@*'` says why".to_owned(),
+        )),
+        answer @ (Answer::Ready | Answer::Failed(_)) => Some(answer),
+    })
+}
+
+/// The agent's own program as a device, and the socket on which it says how it goes.
+fn spawned(interface: &InterfaceName, log: &Path) -> anyhow::Result<UnixStream> {
+    let words = OpenOptions::new()
         .create(true)
         .write(true)
         .truncate(true)
         .mode(0o600)
-        .open(&log_path);
-    let log = log.with_context(|| format!("cannot write {}", log_path.display()))?;
-    let program = own_program()?;
-    let mut command = std::process::Command::new(&program);
-    command
-        .arg0("wattle-agent")
-        .arg("device")
-        .arg(interface.as_str());
+        .open(log)
+        .with_context(|| format!("cannot write {}", log.display()))?;
+    let (ours, of_device) = std::os::unix::net::UnixStream::pair()?;
+    let mut command = starter::command(interface)?;
     command
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(OwnedFd::from(of_device))
         .stdout(Stdio::null())
-        .stderr(log);
+        .stderr(words);
     // Only its own few lines: gotatun logs an error for each packet that it cannot deliver.
     command.env_clear().env("RUST_LOG", "info,gotatun=off");
     let mut child = Command::from(command)
         .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    let pid = child.id().context("the userspace device ended at once")?;
-
-    let deadline = Instant::now() + START_LIMIT;
-    loop {
-        if let Some(status) = child
-            .try_wait()
-            .context("cannot wait for the userspace device")?
-        {
-            bail!(
-                "the userspace device ended with {status}: {}",
-                last_words(&log_path)
-            );
-        }
-        if process_id(interface).await == Some(pid) {
-            break;
-        }
-        if Instant::now() > deadline {
-            end(interface, pid).await?;
-            bail!(
-                "the userspace device did not answer within {} s: {}",
-                START_LIMIT.as_secs(),
-                last_words(&log_path)
-            );
-        }
-        sleep(POLL).await;
-    }
+        .context("cannot start the userspace device")?;
+    let pid = child.id();
     // As long as this agent lives, it is the parent: without this a zombie would stay.
     tokio::spawn(async move {
         if let Ok(status) = child.wait().await {
             info!(pid, %status, "the userspace device ended");
         }
     });
-    Ok(pid)
+    ours.set_nonblocking(true)?;
+    Ok(UnixStream::from_std(ours)?)
+}
+
+/// Reads what a device says of its start. One that is ready later finds nobody to tell, and ends.
+async fn answer_of(stream: UnixStream) -> anyhow::Result<Answer> {
+    let mut line = String::new();
+    let mut reader = BufReader::new(stream).take(starter::LONGEST_LINE);
+    match timeout(START_LIMIT, reader.read_line(&mut line)).await {
+        Ok(_) => Ok(Answer::read(&line)),
+        Err(_) => bail!(
+            "the userspace device did not answer within {} s",
+            START_LIMIT.as_secs()
+        ),
+    }
 }
 
 /// The process that answers on the socket of the interface.
@@ -193,17 +223,6 @@ pub(super) async fn end(interface: &InterfaceName, pid: u32) -> anyhow::Result<(
 /// Network namespace of a process, as the kernel names it.
 pub(super) fn namespace_of(process: &str) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/ns/net")).ok()
-}
-
-/// The agent's program. Once an upgrade replaced the file, what runs is still to be had through
-/// `/proc`.
-fn own_program() -> anyhow::Result<PathBuf> {
-    let path = std::env::current_exe().context("cannot find the agent's own program")?;
-    Ok(if path.exists() {
-        path
-    } else {
-        PathBuf::from("/proc/self/exe")
-    })
 }
 
 /// Whether a process runs another program than this agent: an upgrade replaced the file.

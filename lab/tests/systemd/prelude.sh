@@ -62,7 +62,7 @@ cut_power() {
 install_wattle() {
     ln -sf /opt/wattle/programs/wattle-agent /opt/wattle/programs/wattle-server /usr/local/bin/
     install -D -m 644 "$packaged/wattle.sysusers.conf" /etc/sysusers.d/wattle.conf
-    install -m 644 "$packaged"/*.service /etc/systemd/system/
+    install -m 644 "$packaged"/*.service "$packaged"/*.socket /etc/systemd/system/
     install -d /etc/wattle
     echo "WATTLE_URL=$url" >/etc/wattle/server.env
     systemd-sysusers
