@@ -1,13 +1,11 @@
 //! The command line, and what it says about where things are.
 
 use std::{
-    io::{self, IsTerminal},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tracing_subscriber::{EnvFilter, fmt::writer::BoxMakeWriter, prelude::*};
 use wattle_mesh::host::interface::InterfaceName;
 use wattle_wire::{endpoint::Endpoint, key::OperatorKey};
 
@@ -289,22 +287,4 @@ pub(crate) struct SignArguments {
 pub(crate) enum LogFormat {
     Text,
     Json,
-}
-
-/// Logs go to standard error: `RUST_LOG` says which, all from `info` on if it says nothing.
-pub(crate) fn start_logging(format: LogFormat) {
-    // rtnetlink warns of each attribute that is newer than it is; wireguard-control of each message
-    // that it cannot read.
-    let quiet = "info,netlink_packet_route=error,netlink_packet_core=error,netlink_proto=error,gotatun=warn";
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
-    let stderr = BoxMakeWriter::new(io::stderr);
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false);
-    let registry = tracing_subscriber::registry().with(filter);
-    match format {
-        LogFormat::Text => registry.with(layer).init(),
-        LogFormat::Json => registry.with(layer.json()).init(),
-    }
 }

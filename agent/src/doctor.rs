@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anstyle::AnsiColor;
 use serde::{Deserialize, Serialize};
 use tokio::{net::lookup_host, time::timeout};
 use wattle_mesh::{
@@ -290,12 +291,12 @@ fn print(findings: &[Finding]) {
         fix,
     } in findings
     {
-        let mark = match severity {
-            Severity::Fine => output::green("ok    "),
-            Severity::Notice => output::yellow("notice"),
-            Severity::Fault => output::red("FAULT "),
+        let (colour, mark) = match severity {
+            Severity::Fine => (AnsiColor::Green, "ok    "),
+            Severity::Notice => (AnsiColor::Yellow, "notice"),
+            Severity::Fault => (AnsiColor::Red, "FAULT "),
         };
-        output::line(format!("{mark}  {check}: {detail}"));
+        output::marked_line(colour, mark, format!("  {check}: {detail}"));
         if let Some(fix) = fix {
             output::line(format!("        do: {fix}"));
         }

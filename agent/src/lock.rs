@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use anstyle::AnsiColor;
 use anyhow::{Context, bail, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::Utc;
@@ -60,12 +61,15 @@ pub(crate) fn init(path: &Path) -> anyhow::Result<()> {
         "wrote the private key to {}: back it up, and keep it off the coordinators",
         path.display()
     ));
+    output::line("");
     output::line(
-        "\nTo require the lock on a gateway, run `wattle-agent join --lock` with the public key \
-         there, or write this to its /etc/wattle/guard.toml:\n",
+        "To require the lock on a gateway, run `wattle-agent join --lock` with the public key \
+         there, or write this to its /etc/wattle/guard.toml:",
     );
-    output::line(rules(&[operator.key()]));
-    output::line("\nSign the nodes first: `wattle-agent lock sign`");
+    output::line("");
+    rules(&[operator.key()]).iter().for_each(output::line);
+    output::line("");
+    output::line("Sign the nodes first: `wattle-agent lock sign`");
     Ok(())
 }
 
@@ -223,8 +227,9 @@ pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::R
     }
     ensure!(
         !path.exists(),
-        "{} exists already without these lines: add them, then join again\n{rules}",
-        path.display()
+        "{} exists already without these lines: add them, then join again: `{}`",
+        path.display(),
+        rules.join("` and `")
     );
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -237,7 +242,7 @@ pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::R
         .open(path)
         .and_then(|mut file| {
             file.set_permissions(Permissions::from_mode(0o644))?;
-            file.write_all(format!("{rules}\n").as_bytes())
+            file.write_all(format!("{}\n", rules.join("\n")).as_bytes())
         });
     written.with_context(|| format!("cannot write {}", path.display()))?;
     output::line(format!(
@@ -248,12 +253,15 @@ pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::R
 }
 
 /// What a guard's file says of the lock.
-fn rules(operator_keys: &[OperatorKey]) -> String {
+fn rules(operator_keys: &[OperatorKey]) -> [String; 2] {
     let keys: Vec<_> = operator_keys
         .iter()
         .map(|key| format!("\"{key}\""))
         .collect();
-    format!("lock = \"required\"\noperator_keys = [{}]", keys.join(", "))
+    [
+        "lock = \"required\"".to_owned(),
+        format!("operator_keys = [{}]", keys.join(", ")),
+    ]
 }
 
 fn load(path: &Path) -> anyhow::Result<Operator> {
@@ -292,18 +300,18 @@ fn show_admission(candidate: &Candidate) {
     let old = before.as_ref().map(|before| &before.prefixes);
     for prefix in prefixes {
         let is_old = old.is_some_and(|old| old.contains(prefix));
-        output::line(if is_old {
-            format!("    {prefix}")
+        if is_old {
+            output::line(format!("    {prefix}"));
         } else {
-            output::green(&format!("  + {prefix}"))
-        });
+            output::marked_line(AnsiColor::Green, format!("  + {prefix}"), "");
+        }
     }
     for prefix in old
         .into_iter()
         .flatten()
         .filter(|prefix| !prefixes.contains(prefix))
     {
-        output::line(output::red(&format!("  - {prefix}")));
+        output::marked_line(AnsiColor::Red, format!("  - {prefix}"), "");
     }
 }
 

@@ -46,7 +46,7 @@ use crate::{
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    config::start_logging(cli.log_format);
+    output::start_logging(cli.log_format);
     match command(cli) {
         Ok(code) => code,
         Err(error) => {

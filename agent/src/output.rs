@@ -1,4 +1,7 @@
-//! What people and scripts read on standard output and standard error.
+//! What people and scripts read on standard output and standard error, and the log.
+//!
+//! Much of it is what a coordinator or another gateway said. So nothing of any text reaches the
+//! terminal that a terminal would obey: it is written out, here and nowhere else.
 
 use std::{
     fmt::Display,
@@ -6,16 +9,39 @@ use std::{
 };
 
 use anstyle::AnsiColor;
+use comfy_table::{CellAlignment, Color, ColumnConstraint, presets};
+use tracing_subscriber::{
+    EnvFilter,
+    field::MakeExt,
+    fmt::{self, format::debug_fn},
+    prelude::*,
+};
+use wattle_wire::text::{JsonWriter, visible, visible_json};
+
+use crate::config::LogFormat;
 
 /// Prints a line on standard output. A reader that has gone away is no error: `wattle-agent status
 /// | head` is fine.
 pub(crate) fn line(text: impl Display) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    print(&visible(&text.to_string()));
+}
+
+/// Prints a line whose beginning has a colour on a terminal.
+pub(crate) fn marked_line(colour: AnsiColor, beginning: impl Display, rest: impl Display) {
+    let (beginning, rest) = (beginning.to_string(), rest.to_string());
+    let (beginning, rest) = (visible(&beginning), visible(&rest));
+    if has_colour() {
+        let style = colour.on_default();
+        print(&format!("{style}{beginning}{style:#}{rest}"));
+    } else {
+        print(&format!("{beginning}{rest}"));
+    }
 }
 
 /// Prints an error with all its causes on standard error.
 pub(crate) fn error(error: &anyhow::Error) {
-    let _ = writeln!(io::stderr().lock(), "error: {error:#}");
+    let error = format!("{error:#}");
+    let _ = writeln!(io::stderr().lock(), "error: {}", visible(&error));
 }
 
 /// Tells a person who waits what is being done, where one looks: on standard error, if it is a
@@ -23,42 +49,108 @@ pub(crate) fn error(error: &anyhow::Error) {
 pub(crate) fn progress(text: impl Display) {
     let mut stderr = io::stderr().lock();
     if stderr.is_terminal() {
-        let _ = writeln!(stderr, "{text}…");
+        let _ = writeln!(stderr, "{}…", visible(&text.to_string()));
     }
 }
 
 /// Prints a value as JSON on standard output.
 pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    line(serde_json::to_string_pretty(value)?);
+    print(&visible_json(&serde_json::to_string_pretty(value)?));
     Ok(())
 }
 
-/// A text in green on a terminal, as it is elsewhere.
-pub(crate) fn green(text: &str) -> String {
-    coloured(AnsiColor::Green, text)
+fn print(safe: &str) {
+    let _ = writeln!(io::stdout().lock(), "{safe}");
 }
 
-/// A text in yellow on a terminal, as it is elsewhere.
-pub(crate) fn yellow(text: &str) -> String {
-    coloured(AnsiColor::Yellow, text)
+/// Logs go to standard error: `RUST_LOG` says which, all from `info` on if it says nothing.
+pub(crate) fn start_logging(format: LogFormat) {
+    // rtnetlink warns of each attribute that is newer than it is; wireguard-control of each message
+    // that it cannot read.
+    let quiet = "info,netlink_packet_route=error,netlink_packet_core=error,netlink_proto=error,\
+                 gotatun=warn";
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = fmt::layer()
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false);
+    match format {
+        LogFormat::Text => {
+            let fields = debug_fn(|writer, field, value| {
+                let value = format!("{value:?}");
+                match field.name() {
+                    "message" => write!(writer, "{}", visible(&value)),
+                    name => write!(writer, "{name}={}", visible(&value)),
+                }
+            });
+            let layer = layer.fmt_fields(fields.delimited(" "));
+            registry.with(layer.with_writer(io::stderr)).init();
+        }
+        LogFormat::Json => {
+            let writer = || JsonWriter(io::stderr());
+            registry.with(layer.json().with_writer(writer)).init();
+        }
+    }
 }
 
-/// A text in red on a terminal, as it is elsewhere.
-pub(crate) fn red(text: &str) -> String {
-    coloured(AnsiColor::Red, text)
+/// Lines with columns.
+#[derive(Debug)]
+pub(crate) struct Table(comfy_table::Table);
+
+impl Table {
+    pub(crate) fn new(header: &[&str]) -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_style(presets::NOTHING);
+        if !has_colour() {
+            table.force_no_tty();
+        }
+        table.set_header(header);
+        if let Some(column) = table.column_mut(0) {
+            column.set_padding((0, 1));
+        }
+        Self(table)
+    }
+
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
+        self.0.add_row(cells.into_iter().map(|cell| cell.0));
+    }
+
+    pub(crate) fn align_right(&mut self, columns: &[usize]) {
+        for column in columns {
+            if let Some(column) = self.0.column_mut(*column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+
+    pub(crate) fn hide(&mut self, column: usize) {
+        if let Some(column) = self.0.column_mut(column) {
+            column.set_constraint(ColumnConstraint::Hidden);
+        }
+    }
+
+    pub(crate) fn print(&self) {
+        print(&self.0.to_string());
+    }
 }
 
-fn coloured(colour: AnsiColor, text: &str) -> String {
-    if has_colour() {
-        let style = colour.on_default();
-        format!("{style}{text}{style:#}")
-    } else {
-        text.to_owned()
+/// What one line of a table has in one column.
+#[derive(Debug)]
+pub(crate) struct Cell(comfy_table::Cell);
+
+impl Cell {
+    pub(crate) fn new(text: impl Display) -> Self {
+        Self(comfy_table::Cell::new(visible(&text.to_string())))
+    }
+
+    pub(crate) fn coloured(text: impl Display, colour: Color) -> Self {
+        let Self(cell) = Self::new(text);
+        Self(cell.fg(colour))
     }
 }
 
 /// Whether colours are wanted on standard output. Who sets `NO_COLOR` wants none: no-color.org.
-pub(crate) fn has_colour() -> bool {
+fn has_colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::Context;
-use comfy_table::{Cell, CellAlignment, Color, Table, presets};
+use comfy_table::Color;
 use serde::{Deserialize, Serialize};
 use wattle_mesh::{
     agent::{
@@ -36,7 +36,8 @@ use crate::{
     control::{self, Request},
     follow::{self, Connection},
     identity::{Membership, Slot, unix_s},
-    output, psk,
+    output::{self, Cell, Table},
+    psk,
     reconcile::Host,
     store::Store,
 };
@@ -422,12 +423,7 @@ fn print(status: &Status) {
     if status.peers.is_empty() {
         return output::line("no peers");
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    if !output::has_colour() {
-        table.force_no_tty();
-    }
-    table.set_header([
+    let mut table = Table::new(&[
         "peer",
         "state",
         "coordinator",
@@ -441,15 +437,15 @@ fn print(status: &Status) {
     ]);
     for peer in &status.peers {
         let state = match peer.state {
-            PeerState::Up => Cell::new("up").fg(Color::Green),
-            PeerState::Lossy => Cell::new("lossy").fg(Color::Yellow),
-            PeerState::Slow => Cell::new("slow").fg(Color::Yellow),
-            PeerState::OneWay => Cell::new("one-way").fg(Color::Red),
-            PeerState::Down => Cell::new("down").fg(Color::Red),
-            PeerState::Never => Cell::new("never").fg(Color::Yellow),
-            PeerState::Unsigned => Cell::new("unsigned").fg(Color::Red),
+            PeerState::Up => Cell::coloured("up", Color::Green),
+            PeerState::Lossy => Cell::coloured("lossy", Color::Yellow),
+            PeerState::Slow => Cell::coloured("slow", Color::Yellow),
+            PeerState::OneWay => Cell::coloured("one-way", Color::Red),
+            PeerState::Down => Cell::coloured("down", Color::Red),
+            PeerState::Never => Cell::coloured("never", Color::Yellow),
+            PeerState::Unsigned => Cell::coloured("unsigned", Color::Red),
         };
-        table.add_row([
+        table.row([
             Cell::new(if peer.unmanaged {
                 format!("{} (unmanaged)", peer.name)
             } else {
@@ -478,15 +474,8 @@ fn print(status: &Status) {
             Cell::new(peer.prefixes.join(" ")),
         ]);
     }
-    if let Some(column) = table.column_mut(0) {
-        column.set_padding((0, 1));
-    }
-    for number in [4, 5, 7, 8] {
-        if let Some(column) = table.column_mut(number) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    output::line(table);
+    table.align_right(&[4, 5, 7, 8]);
+    table.print();
 }
 
 fn endpoint(peer: &PeerStatus) -> String {

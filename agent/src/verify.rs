@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use comfy_table::{CellAlignment, ColumnConstraint, Table, presets};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -25,7 +24,7 @@ use crate::{
     config::Paths,
     control::{self, Asked, Request},
     kernel::{ping, throughput},
-    output,
+    output::{self, Cell, Table},
     reconcile::Host,
     status,
 };
@@ -297,9 +296,7 @@ fn print(checks: &[Check], with_throughput: bool) {
     if checks.is_empty() {
         return output::line("no peers: there is nothing to ping");
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header([
+    let mut table = Table::new(&[
         "peer",
         "what",
         "address",
@@ -309,7 +306,7 @@ fn print(checks: &[Check], with_throughput: bool) {
         "result",
     ]);
     for check in checks {
-        table.add_row([
+        let cells = [
             check.peer.to_string(),
             match check.what {
                 What::Tunnel => "tunnel".to_owned(),
@@ -327,20 +324,14 @@ fn print(checks: &[Check], with_throughput: bool) {
                 .mbit_per_s
                 .map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1} Mbit/s")),
             check.reason.clone().unwrap_or_else(|| "ok".to_owned()),
-        ]);
+        ];
+        table.row(cells.map(Cell::new));
     }
-    if let Some(column) = table.column_mut(0) {
-        column.set_padding((0, 1));
+    table.align_right(&[4, 5]);
+    if !with_throughput {
+        table.hide(5);
     }
-    for number in [4, 5] {
-        if let Some(column) = table.column_mut(number) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    if let Some(column) = table.column_mut(5).filter(|_| !with_throughput) {
-        column.set_constraint(ColumnConstraint::Hidden);
-    }
-    output::line(table);
+    table.print();
     let wrong = checks.iter().filter(|check| check.fault.is_some()).count();
     output::line(match wrong {
         0 => format!("all {} answer, directly", checks.len()),

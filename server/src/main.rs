@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, field::MakeExt, fmt::format::debug_fn};
 use wattle_mesh::audit::{Edit, Subject};
 use wattle_server::{
     config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
@@ -28,7 +28,10 @@ use wattle_server::{
     state::app::App,
     tls::authority,
 };
-use wattle_wire::admin::{ApiToken, NewApiToken};
+use wattle_wire::{
+    admin::{ApiToken, NewApiToken},
+    text::{JsonWriter, visible, visible_json},
+};
 
 fn main() -> ExitCode {
     let Arguments { config, command } = Arguments::parse();
@@ -42,12 +45,13 @@ fn main() -> ExitCode {
             authority(db, actor, &config.data_dir, command)
         })),
         Command::Audit(command) => run(with_database(&config, |db, _| audit(db, command))),
-        Command::Openapi => say(router::openapi_json().trim_end()),
+        Command::Openapi => print(&visible_json(router::openapi_json().trim_end())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "wattle-server: {error:#}");
+            let error = format!("{error:#}");
+            let _ = writeln!(io::stderr(), "wattle-server: {}", visible(&error));
             ExitCode::FAILURE
         }
     }
@@ -238,10 +242,11 @@ async fn audit(db: Db, command: AuditCommand) -> anyhow::Result<()> {
         }
         AuditCommand::Verify { seen } => {
             let head = events::verify(&db, seen).await?;
-            say(&format!(
+            say(
                 "the audit log is complete. Keep this end elsewhere, and pass it to the next \
-                 check with --seen:\n{head}"
-            ))
+                 check with --seen:",
+            )?;
+            say(&head.to_string())
         }
     }
 }
@@ -267,8 +272,14 @@ async fn authority(
     }
 }
 
+/// Prints a line, with all that a terminal would obey written out: people, gateways and the
+/// database say much of it.
 fn say(text: &str) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{text}").context("cannot write to the standard output")
+    print(&visible(text))
+}
+
+fn print(safe: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{safe}").context("cannot write to the standard output")
 }
 
 fn start_log(format: LogFormat) {
@@ -279,7 +290,18 @@ fn start_log(format: LogFormat) {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match format {
-        LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => {
+            let fields = debug_fn(|writer, field, value| {
+                let value = format!("{value:?}");
+                match field.name() {
+                    "message" => write!(writer, "{}", visible(&value)),
+                    name => write!(writer, "{name}={}", visible(&value)),
+                }
+            });
+            log.fmt_fields(fields.delimited(" "))
+                .with_target(false)
+                .init();
+        }
+        LogFormat::Json => log.json().with_writer(|| JsonWriter(io::stderr())).init(),
     }
 }

@@ -2,7 +2,7 @@
 //! than show.
 
 use uuid::Uuid;
-use wattle_wire::name::Name;
+use wattle_wire::{name::Name, text::is_unseen};
 
 use crate::error::{self, Result};
 
@@ -22,7 +22,7 @@ pub(crate) fn check_within(field: &str, text: &str, longest: usize) -> Result<()
         )
         .into());
     }
-    if text.chars().any(|c| c.is_control() || is_format(c)) {
+    if text.contains(is_unseen) {
         return Err(error::invalid(
             "invalid_text",
             field,
@@ -44,17 +44,6 @@ pub(crate) fn check_name(name: &Name) -> Result<()> {
         .into());
     }
     Ok(())
-}
-
-/// The characters of Unicode's categories Cf, Zl and Zp, and the fillers and selectors that are not
-/// seen either.
-fn is_format(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
-        | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
-        | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-        | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod rotation;
 pub mod secret;
 pub mod stream;
 pub mod subnet;
+pub mod text;
 pub mod verdict;
 pub mod webhook;
 

@@ -23,6 +23,7 @@ mod repair;
 mod restored;
 mod rotation;
 mod see;
+mod terminal;
 mod trust;
 mod underlay;
 mod unmanaged;
@@ -125,6 +126,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     restored::e14_a_node_that_was_revoked_after_the_backup_stays_out_when_it_is_restored,
     lock::e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_when_an_operator_signs_once_and_holds_until_then,
     trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,
+    terminal::d11_nothing_that_a_coordinator_says_is_obeyed_by_a_terminal_or_forges_a_line_of_the_log,
     trust::e12_without_a_lock_each_gateway_tells_what_a_thief_of_the_coordinator_changed_and_changed_back,
     see::g8_a_link_that_is_cut_is_down_within_five_seconds_and_one_that_is_cut_one_way_asymmetric,
     see::doctor_tells_before_a_join_what_the_machine_lacks_and_who_has_the_agents_names,
