@@ -1,6 +1,8 @@
 //! What fuzzers run: each takes any bytes, and must neither panic nor break its promise. `fuzz/`
 //! has a program for each, and its corpus.
 
+mod requests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
@@ -29,24 +31,30 @@ use crate::{
         way::{ForeignRoute, Way},
     },
     keys::{
-        enrolment,
+        enrolment as proofs,
         psk::{Psk, exchange::Exchange},
         rotation::canary::PeerKeys,
     },
     testing::{Keys, MESH, node_keys_of},
 };
 
+pub use self::requests::{claims, enrolment, mailbox, report};
+
 /// Takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// The targets by the names of their folders.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("join_string", join_string),
     ("prefix", prefix),
     ("endpoint", endpoint),
     ("stream", stream),
     ("plan", plan_of),
     ("announcement", announcement),
+    ("mailbox", mailbox),
+    ("enrolment", enrolment),
+    ("claims", claims),
+    ("report", report),
 ];
 
 /// A join string that is read is written the same again. Its content is tried without its checksum,
@@ -98,7 +106,7 @@ pub fn endpoint(data: &[u8]) {
 pub fn announcement(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let node_keys = node_keys_of(1);
-    let [announced, stated] = [enrolment::ANNOUNCEMENT, enrolment::STATEMENT]
+    let [announced, stated] = [proofs::ANNOUNCEMENT, proofs::STATEMENT]
         .map(|purpose| node_keys.sign(&[purpose, text.as_bytes()].concat()));
     let announcement = |signature| SignedAnnouncement {
         announcement: text.to_string(),
@@ -109,14 +117,14 @@ pub fn announcement(data: &[u8]) {
         signature,
     };
     let signed = announcement(announced);
-    let read = enrolment::verify_announcement(&signed, MESH);
+    let read = proofs::verify_announcement(&signed, MESH);
     if let Ok(said) = &read {
         assert_eq!(said.identity, node_keys.identity_key());
-        assert_eq!(enrolment::announced(&signed).as_ref(), Some(said));
+        assert_eq!(proofs::announced(&signed).as_ref(), Some(said));
     }
-    assert_eq!(enrolment::verify_statement(&statement(stated), MESH), read);
-    assert!(enrolment::verify_statement(&statement(announced), MESH).is_err());
-    assert!(enrolment::verify_announcement(&announcement(stated), MESH).is_err());
+    assert_eq!(proofs::verify_statement(&statement(stated), MESH), read);
+    assert!(proofs::verify_statement(&statement(announced), MESH).is_err());
+    assert!(proofs::verify_announcement(&announcement(stated), MESH).is_err());
 }
 
 /// Messages of a coordinator, one on each line, for a host with the lock and one without.

@@ -3,6 +3,7 @@
 pub mod enrolment;
 pub mod identity_rotation;
 pub mod node_keys;
+pub mod node_token;
 pub mod preshared_key;
 pub mod psk;
 pub mod rotation;

@@ -71,7 +71,7 @@ const UNANSWERED_WAIT_S: u64 = 4 * SHORTEST_RETRY_S;
 /// The round of a `renew` that is about none: the responder has a key, and wants another.
 const NO_ROUND: u64 = 0;
 
-const PURPOSE: &[u8] = b"wattle psk v1\0";
+pub(crate) const PURPOSE: &[u8] = b"wattle psk v1\0";
 
 /// What one node knows of the preshared key of one tunnel. As it is kept on disk, it is
 /// [`Pair::kept`] first.

@@ -11,18 +11,15 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::Utc;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, dangerous};
-use serde::Deserialize;
 use uuid::Uuid;
 use wattle_mesh::{
     access::{self, Action, Grant, Object},
     config::feed::Feed,
+    keys::node_token,
 };
 use wattle_wire::{
     PINS_HEADER,
-    enrol::{NODE_TOKEN_LIFETIME_S, NODE_TOKEN_TYPE, NodeClaims},
     ids::{NodeId, TokenId},
 };
 
@@ -35,8 +32,6 @@ use crate::{
     state::app::App,
 };
 
-/// Seconds by which the clocks of a node and the coordinator may differ.
-const LEEWAY_S: i64 = 60;
 /// The id of a request, in its answer, in the log and in the audit log.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
@@ -190,7 +185,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId> {
     let unauthorized = || Error::from(error::unauthorized());
-    let claimed = claims(token).ok_or_else(unauthorized)?;
+    let claimed = node_token::claims(token).ok_or_else(unauthorized)?;
     let known = || {
         let takes_part = |feed: &Feed| {
             feed.directory().nodes.contains_key(&claimed.sub)
@@ -220,51 +215,17 @@ async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId>
     let (key, generation) = found.ok_or_else(unauthorized)?;
     let hash = secret::hash(token);
     if !app.verified.has(claimed.sub, hash, key) {
-        jsonwebtoken::decode::<NodeClaims>(
-            token,
-            &DecodingKey::from_ed_der(key.as_bytes()),
-            &validation(app),
-        )
-        .map_err(|_| unauthorized())?;
+        if !node_token::is_signed(token, key, app.settings.mesh) {
+            return Err(unauthorized());
+        }
         app.verified.remember(claimed.sub, hash, key);
     }
     let now = Utc::now().timestamp();
-    let lives = claimed.exp.checked_sub(claimed.iat);
-    let in_time = claimed.iat <= now.saturating_add(LEEWAY_S)
-        && claimed.exp.saturating_add(LEEWAY_S) >= now
-        && lives.is_some_and(|lives| (0..=NODE_TOKEN_LIFETIME_S).contains(&lives));
-    let is_own = claimed.iss == claimed.sub
-        && claimed.aud == app.settings.mesh
-        && claimed.generation == generation;
-    if in_time && is_own {
+    if node_token::is_good(&claimed, app.settings.mesh, generation, now) {
         Ok(claimed.sub)
     } else {
         Err(unauthorized())
     }
-}
-
-/// What a token claims, if it has the one form that nodes give it. Nothing of it is proven yet.
-fn claims(token: &str) -> Option<NodeClaims> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct NodeHeader {
-        alg: String,
-        typ: String,
-    }
-    let (header, _) = token.split_once('.')?;
-    let header: NodeHeader = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
-    if header.alg != "EdDSA" || header.typ != NODE_TOKEN_TYPE {
-        return None;
-    }
-    dangerous::insecure_decode_claims(token).ok()
-}
-
-fn validation(app: &App) -> Validation {
-    let mut validation = Validation::new(Algorithm::EdDSA);
-    validation.set_required_spec_claims(&["exp", "iss", "sub", "aud"]);
-    validation.set_audience(&[app.settings.mesh]);
-    validation.leeway = LEEWAY_S.unsigned_abs();
-    validation
 }
 
 /// Gives each request an id, its own if it has a sensible one, and says it in the answer.
