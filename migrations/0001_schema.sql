@@ -81,7 +81,10 @@ CREATE TABLE nodes (
     endpoint_port       integer     CHECK (endpoint_port BETWEEN 1 AND 65535),
     -- Null for a gateway without an agent, which takes a wg-quick file.
     agent_version       text,
+    -- Of the tokens that the node signs: those of an earlier one are refused.
     generation          integer     NOT NULL CHECK (generation > 0),
+    -- When the node raised it; null while it has not.
+    generation_since    timestamptz,
     -- The join token with which it enrolled; null for a gateway without an agent.
     join_token          uuid,
     enrolled_at         timestamptz NOT NULL DEFAULT now(),

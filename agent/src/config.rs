@@ -199,9 +199,13 @@ pub(crate) enum Command {
         /// without an agent gets new ones with each new file.
         #[arg(long, conflicts_with = "identity")]
         psk: bool,
+        /// Ends the tokens instead that this node has signed for its coordinator, also those for
+        /// times to come. For when somebody else had the coordinator, after that is over.
+        #[arg(long, conflicts_with_all = ["identity", "psk"])]
+        tokens: bool,
         /// Rotates even if that cuts off sites without an agent, until their new files are
         /// installed.
-        #[arg(long, conflicts_with_all = ["identity", "psk"])]
+        #[arg(long, conflicts_with_all = ["identity", "psk", "tokens"])]
         force: bool,
     },
     /// Removes the peers whose removal waits to be confirmed: the coordinator removed more than

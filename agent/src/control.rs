@@ -54,6 +54,8 @@ pub(crate) enum Request {
     Confirm,
     /// To change a key; the present [`Keys`].
     Rotate(RotatedKey),
+    /// To end the tokens that the node signed until now; the generation of those to come.
+    RenewTokens,
     /// How far a change of keys has come: [`Keys`].
     Keys,
 }

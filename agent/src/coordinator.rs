@@ -1,17 +1,15 @@
 //! Requests to the coordinator.
 
 use std::{
-    mem,
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use anyhow::{Context, anyhow};
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{Stream, TryStreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -22,15 +20,14 @@ use hyper_util::client::legacy::connect::HttpInfo;
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
-use tokio::io::AsyncRead;
-use tokio_util::{
-    codec::{FramedRead, LinesCodec},
-    io::StreamReader,
-};
+use tokio_util::io::StreamReader;
 use wattle_client::pin::Pins;
 use wattle_mesh::{
     diagnose::doctor::OutOfTime,
-    keys::node_keys::{HeldToken, NodeKeys},
+    keys::{
+        authorities::Authorities,
+        node_keys::{HeldToken, NodeKeys},
+    },
 };
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
@@ -41,7 +38,7 @@ use wattle_wire::{
     psk::{MailboxRequest, MailboxResponse},
     report::Report,
     rotation::{RotationAnswer, RotationStep},
-    stream::{SILENCE_S, StreamMessage},
+    stream::StreamMessage,
     verdict::OwnLinks,
 };
 
@@ -49,13 +46,12 @@ use crate::{
     clock::CoordinatorClock,
     http::{self, HttpClient, HttpError, Trusted},
     identity::Membership,
+    messages::messages,
 };
 
-/// The longest line of a stream, in bytes: the snapshot of a mesh far larger than any that fits a
-/// kernel.
-const LONGEST_LINE: usize = 64 << 20;
-/// The memory of a longer line, in bytes, is not kept for the next one.
-const LONG_LINE: usize = 64 << 10;
+/// The longest answer of a coordinator, in bytes: what it makes of the links with
+/// [`View::MOST_PEERS`] peers, and 64 messages of a mailbox, are shorter.
+const LONGEST_ANSWER: usize = 4 << 20;
 
 /// Why a request failed.
 #[derive(Debug, Error)]
@@ -98,6 +94,8 @@ pub(crate) struct Coordinator {
     urls: Vec<String>,
     /// How their certificates are recognised; none are for publicly valid ones.
     pins: Arc<Pins>,
+    /// What is known of these authorities.
+    authorities: Mutex<Authorities>,
     /// Which of the URLs to try first.
     preferred: AtomicUsize,
     /// Where the connection of the last answer leads: to the coordinator, or to a proxy on the way.
@@ -107,13 +105,14 @@ pub(crate) struct Coordinator {
 }
 
 impl Coordinator {
-    pub(crate) fn new(urls: Vec<String>, pins: Vec<Bytes32>) -> anyhow::Result<Self> {
-        let pins = Pins::new(pins);
+    pub(crate) fn new(urls: Vec<String>, authorities: Authorities) -> anyhow::Result<Self> {
+        let pins = Pins::new(authorities.pins.clone());
         let client = HttpClient::new(trusting(&urls, &pins)?);
         Ok(Self {
             client,
             urls,
             pins,
+            authorities: Mutex::new(authorities),
             preferred: AtomicUsize::new(0),
             address: Mutex::default(),
             clock: CoordinatorClock::default(),
@@ -121,10 +120,10 @@ impl Coordinator {
         })
     }
 
-    /// The pins of the certificate authorities that are trusted now; the coordinator may have
-    /// changed them.
-    pub(crate) fn pins(&self) -> Vec<Bytes32> {
-        self.pins.get()
+    /// The certificate authorities that are trusted now; the coordinator may have changed them.
+    pub(crate) fn authorities(&self) -> Authorities {
+        let authorities = self.authorities.lock();
+        authorities.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) async fn enrol_start(
@@ -289,7 +288,7 @@ impl Coordinator {
         &self,
         response: Response<Incoming>,
     ) -> Result<A, RequestError> {
-        http::read(response)
+        http::read(response, LONGEST_ANSWER)
             .await
             .map_err(|source| RequestError::Unreachable {
                 url: self.url().to_owned(),
@@ -306,7 +305,7 @@ impl Coordinator {
         membership: &Membership,
     ) -> Result<Response<Incoming>, RequestError> {
         let signature = || {
-            let now = self.clock.now_s();
+            let now = self.clock.for_tokens_s();
             let mut held = self.token.lock().unwrap_or_else(PoisonError::into_inner);
             let token = held
                 .at(now, node_keys, &membership.enrolled)
@@ -321,10 +320,10 @@ impl Coordinator {
         if let Ok(response) = &result {
             self.learn_pins(response);
         }
-        if is_unauthorized(&result) {
-            Err(RequestError::NotAMember)
-        } else {
-            result
+        match self.clock.keeps_out() {
+            Some(reason) if is_unauthorized(&result) => Err(anyhow!(reason).into()),
+            None if is_unauthorized(&result) => Err(RequestError::NotAMember),
+            Some(_) | None => result,
         }
     }
 
@@ -373,8 +372,13 @@ impl Coordinator {
                 .map(|pin| pin.parse().ok())
                 .collect::<Option<Vec<Bytes32>>>()
         });
-        if let Some(named) = named.filter(|_| !self.pins().is_empty()) {
-            self.pins.set(named);
+        let mut authorities = self
+            .authorities
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(named) = named.filter(|_| !authorities.pins.is_empty()) {
+            authorities.name(named, chrono::Utc::now().timestamp());
+            self.pins.set(authorities.pins.clone());
         }
     }
 
@@ -469,7 +473,7 @@ fn is_unauthorized(result: &Result<Response<Incoming>, RequestError>) -> bool {
 
 async fn refused(url: &str, response: Response<Incoming>) -> RequestError {
     let status = response.status();
-    match http::read(response).await {
+    match http::read(response, ProblemDetails::LONGEST).await {
         Ok(problem) => RequestError::Refused {
             status,
             problem: Box::new(problem),
@@ -478,78 +482,5 @@ async fn refused(url: &str, response: Response<Incoming>) -> RequestError {
             url: url.to_owned(),
             status,
         },
-    }
-}
-
-/// Server-sent events as the coordinator writes them: each message one `data:` line; other lines
-/// (comments, blanks) are signs of life.
-fn messages(bytes: impl AsyncRead + Unpin) -> impl Stream<Item = anyhow::Result<StreamMessage>> {
-    let lines = FramedRead::new(bytes, LinesCodec::new_with_max_length(LONGEST_LINE));
-    futures_util::stream::try_unfold(lines, |mut lines| async move {
-        loop {
-            let silence = Duration::from_secs(SILENCE_S);
-            let line = tokio::time::timeout(silence, lines.next())
-                .await
-                .map_err(|_| anyhow!("the coordinator sent nothing for {SILENCE_S} s"))?;
-            let Some(line) = line else { return Ok(None) };
-            let line = line.context("the stream broke")?;
-            if line.len() > LONG_LINE {
-                let rest = mem::take(lines.read_buffer_mut());
-                lines.read_buffer_mut().extend_from_slice(&rest);
-            }
-            if let Some(data) = line.strip_prefix("data:") {
-                let message = serde_json::from_str(data.trim_start())
-                    .context("the coordinator sent a message that cannot be read")?;
-                return Ok(Some((message, lines)));
-            }
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use wattle_wire::stream::ByeReason;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn messages_are_the_data_lines_of_the_stream() {
-        let long = format!(": {}", "x".repeat(LONG_LINE));
-        let lines = [
-            &long,
-            "",
-            "event: message",
-            r#"data: {"type":"heartbeat","position":"1.2"}"#,
-            "",
-            r#"data:{"type":"bye","reason":"shutdown"}"#,
-        ];
-        let messages: Vec<_> = messages(lines.join("\n").as_bytes())
-            .map(Result::unwrap)
-            .collect()
-            .await;
-        let position = Position {
-            epoch: 1,
-            revision: 2,
-        };
-        assert_eq!(
-            messages,
-            [
-                StreamMessage::Heartbeat { position },
-                StreamMessage::Bye {
-                    reason: ByeReason::Shutdown
-                }
-            ]
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_coordinator_is_hung_up_on() {
-        let (_coordinator, silent) = tokio::io::duplex(1);
-        let mut messages = Box::pin(messages(silent));
-        let error = messages.next().await.unwrap().unwrap_err();
-        assert!(
-            error.to_string().contains("sent nothing for 30 s"),
-            "{error}"
-        );
     }
 }

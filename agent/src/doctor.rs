@@ -19,6 +19,7 @@ use wattle_mesh::{
     },
     health::replies::Replies,
     host::state::{Interface, ObservedPeer},
+    keys::authorities::Authorities,
 };
 use wattle_wire::{
     ids::NodeId,
@@ -246,15 +247,15 @@ async fn way(
     membership: Option<&Membership>,
     join_string: Option<&str>,
 ) -> anyhow::Result<WayToCoordinator> {
-    let (urls, pins) = match (membership, join_string) {
-        (Some(membership), _) => (membership.urls.clone(), membership.pins.clone()),
+    let (urls, authorities) = match (membership, join_string) {
+        (Some(membership), _) => (membership.urls.clone(), membership.authorities.clone()),
         (None, Some(join_string)) => {
             let join: JoinString = join_string.parse()?;
-            (join.urls, join.pins)
+            (join.urls, Authorities::new(join.pins))
         }
         (None, None) => return Ok(WayToCoordinator::default()),
     };
-    let coordinator = Coordinator::new(urls.clone(), pins)?;
+    let coordinator = Coordinator::new(urls.clone(), authorities)?;
     let (unresolved, answer) = tokio::join!(unresolved(&urls), coordinator.clock_ahead());
     let answer = answer.map_err(|error| Unreached {
         out_of_time: error.out_of_time(),

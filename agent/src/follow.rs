@@ -1,6 +1,10 @@
 //! Follows the coordinator's stream, and comes back when it breaks; keeps the view on disk.
 
-use std::{fs, sync::Arc, time::UNIX_EPOCH};
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use anyhow::anyhow;
 use futures_util::StreamExt;
@@ -21,6 +25,9 @@ use crate::{
 
 const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
+/// The least time between two messages. A coordinator that has more to tell meanwhile tells it in
+/// one.
+const PACE: Duration = Duration::from_millis(50);
 
 /// What the follower tells the loop.
 #[derive(Debug)]
@@ -176,16 +183,22 @@ async fn once(
     let mut stream = std::pin::pin!(stream);
     let _ = events.send(Event::Connected).await;
     let mut is_silent = true;
-    while let Some(message) = stream.next().await {
+    // Room for it first: no more than one message waits while another is dealt with, however long
+    // they are.
+    while let Ok(room) = events.reserve().await
+        && let Some(message) = stream.next().await
+    {
         if message.is_err() && is_silent {
             coordinator.went_silent();
         }
         is_silent = false;
         let message = message.map_err(|error| (true, error))?;
         let ends = matches!(message, StreamMessage::Bye { .. });
-        if events.send(Event::Message(message)).await.is_err() || ends {
+        room.send(Event::Message(message));
+        if ends {
             break;
         }
+        tokio::time::sleep(PACE).await;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ mod connector;
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, Response, Uri,
     body::{Bytes, Incoming},
@@ -75,7 +75,7 @@ impl Trusted<'_> {
 pub(crate) enum HttpError {
     Timeout(Duration),
     Http(legacy::Error),
-    Body(hyper::Error),
+    Body(Box<dyn Error + Send + Sync>),
     Json(serde_json::Error),
 }
 
@@ -106,7 +106,7 @@ impl Error for HttpError {
         match (self, self.connect_error()) {
             (_, Some(error)) => error.source(),
             (Self::Http(error), _) => error.source(),
-            (Self::Body(error), _) => Some(error),
+            (Self::Body(error), _) => Some(&**error),
             (Self::Json(error), _) => Some(error),
             (Self::Timeout(_), _) => None,
         }
@@ -169,9 +169,14 @@ impl HttpClient {
     }
 }
 
-/// Reads the JSON of an answer.
-pub(crate) async fn read<A: DeserializeOwned>(answer: Response<Incoming>) -> Result<A, HttpError> {
-    let body = timeout(REQUEST_TIMEOUT, answer.into_body().collect()).await;
+/// Reads the JSON of an answer, which has at most so many bytes: what is longer is not read to its
+/// end. Nothing here asks for a compressed one, or would read it.
+pub(crate) async fn read<A: DeserializeOwned>(
+    answer: Response<Incoming>,
+    longest: usize,
+) -> Result<A, HttpError> {
+    let body = Limited::new(answer.into_body(), longest);
+    let body = timeout(REQUEST_TIMEOUT, body.collect()).await;
     let body = body
         .map_err(|_| HttpError::Timeout(REQUEST_TIMEOUT))?
         .map_err(HttpError::Body)?;
@@ -183,4 +188,48 @@ pub(crate) fn bearer(token: &str) -> anyhow::Result<HeaderValue> {
     let mut header = HeaderValue::from_str(&Zeroizing::new(format!("Bearer {token}")))?;
     header.set_sensitive(true);
     Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn e15_an_answer_without_an_end_is_not_read_to_its_end() {
+        const LONGEST: usize = 1 << 20;
+        for head in [
+            "content-length: 1000000000000",
+            "transfer-encoding: chunked\r\n\r\nffffffffffff",
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let uri = format!("http://{}/", listener.local_addr().unwrap());
+            let sender = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                let head = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
+                stream.write_all(head.trim_end().as_bytes()).await.unwrap();
+                stream.write_all(b"\r\n\r\n").await.unwrap();
+                let (block, mut sent) = ([b'['; 1 << 16], 0);
+                while stream.write_all(&block).await.is_ok() {
+                    sent += block.len();
+                }
+                sent
+            });
+            let client = HttpClient::new(Trusted::Nobody.client_config().unwrap());
+            let request = Request::get(uri).body(Full::default()).unwrap();
+            let answer = client.send(request).await.unwrap();
+            let error = read::<Value>(answer, LONGEST).await.unwrap_err();
+            assert!(matches!(error, HttpError::Body(_)), "{error:?}");
+            drop(client);
+            let sent = sender.await.unwrap();
+            assert!(sent < 16 * LONGEST, "it took {sent} bytes");
+        }
+    }
 }

@@ -4,10 +4,12 @@
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use wattle_mesh::keys::node_keys::{NodeKeys, StoredNodeKeys};
+use wattle_mesh::keys::{
+    authorities::Authorities,
+    node_keys::{NodeKeys, StoredNodeKeys},
+};
 use wattle_wire::{
     enrol::{Enrolled, Predecessor},
-    key::Bytes32,
     secret::Secret,
 };
 use zeroize::Zeroizing;
@@ -57,8 +59,8 @@ struct StoredKeys {
 pub(crate) struct Membership {
     pub(crate) enrolled: Enrolled,
     pub(crate) urls: Vec<String>,
-    #[serde(default)]
-    pub(crate) pins: Vec<Bytes32>,
+    #[serde(flatten)]
+    pub(crate) authorities: Authorities,
 }
 
 impl Slot {
@@ -135,6 +137,20 @@ impl Slot {
             .with_context(|| format!("{} is gone", store.path(self.file()).display()))?;
         change(&mut stored);
         store.write(self.file(), &stored)
+    }
+
+    /// Raises the generation of the tokens that the machine signs, and gives the new one.
+    pub(crate) fn raise_generation(self, store: &Store) -> anyhow::Result<i32> {
+        let mut generation = None;
+        self.change(store, |stored| {
+            let membership = stored.membership.as_mut();
+            generation = membership.and_then(|membership| {
+                let next = membership.enrolled.generation.checked_add(1)?;
+                membership.enrolled.generation = next;
+                Some(next)
+            });
+        })?;
+        generation.context("there is no generation after this one: join again")
     }
 
     /// Removes the keys.

@@ -4,7 +4,7 @@ use std::{fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
 use hyper::StatusCode;
-use wattle_mesh::keys::node_keys::NodeKeys;
+use wattle_mesh::keys::{authorities::Authorities, node_keys::NodeKeys};
 use wattle_wire::{
     endpoint::Endpoint,
     enrol::{EnrolStart, Enrolled},
@@ -61,7 +61,7 @@ pub(crate) async fn join(
         Some(Membership {
             enrolled,
             urls: join.urls,
-            pins: join.pins,
+            authorities: Authorities::new(join.pins),
         }),
     )?;
     Slot::Next.clear(&store)?;
@@ -108,10 +108,10 @@ async fn compare(
     }
     let membership = Membership {
         urls: join.urls,
-        pins: join.pins,
+        authorities: Authorities::new(join.pins),
         ..membership
     };
-    let coordinator = Coordinator::new(membership.urls.clone(), membership.pins.clone())?;
+    let coordinator = Coordinator::new(membership.urls.clone(), membership.authorities.clone())?;
     match coordinator.knows(machine, &membership).await {
         Ok(()) => {}
         Err(RequestError::NotAMember) => bail!(
@@ -158,7 +158,7 @@ async fn enrol(
     node_keys: &NodeKeys,
     endpoint: Option<Endpoint>,
 ) -> Result<Enrolled, RequestError> {
-    let coordinator = Coordinator::new(join.urls.clone(), join.pins.clone())?;
+    let coordinator = Coordinator::new(join.urls.clone(), Authorities::new(join.pins.clone()))?;
     let start = EnrolStart {
         token: join.token,
         secret: join.secret.clone(),

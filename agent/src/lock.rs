@@ -27,7 +27,9 @@ use wattle_wire::{
     key::OperatorKey,
     lock::{NewAdmissions, NewRemovals},
     name::Name,
+    peer::View,
     problem::ProblemDetails,
+    stream::StreamMessage,
 };
 use zeroize::Zeroizing;
 
@@ -39,6 +41,13 @@ use crate::{
 };
 
 const DAY_S: i64 = 86_400;
+/// Items of a page.
+const PAGE: usize = 250;
+/// The longest page, in bytes: 250 nodes with the longest admissions and 64 held peers each are
+/// shorter.
+const LONGEST_PAGE: usize = 16 << 20;
+/// Some have no node yet.
+const MOST_SITES: usize = 2 * View::MOST_PEERS;
 
 /// `wattle-agent lock init`.
 pub(crate) fn init(path: &Path) -> anyhow::Result<()> {
@@ -79,13 +88,15 @@ pub(crate) async fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
     let coordinator = Coordinator::new(arguments)?;
     let mesh: Mesh = coordinator.get("/mesh").await?;
     let (nodes, sites): (Vec<Node>, Vec<Site>) = (
-        coordinator.all("/nodes").await?,
-        coordinator.all("/sites").await?,
+        coordinator.all("/nodes", View::MOST_PEERS + 1).await?,
+        coordinator.all("/sites", MOST_SITES).await?,
     );
     let ends_at = arguments
         .days
         .map(|days| Utc::now().timestamp() + i64::from(days) * DAY_S);
-    let removed: Vec<RemovedNode> = coordinator.all("/removals").await?;
+    let removed: Vec<RemovedNode> = coordinator
+        .all("/removals", StreamMessage::MOST_REMOVED)
+        .await?;
     let removals = operator.removal_candidates(mesh.id, &removed, &nodes);
     let mut admissions = Vec::new();
     for mut node in nodes {
@@ -373,18 +384,25 @@ impl Coordinator {
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let request = Request::get(format!("{}{path}", self.url));
         let response = self.send(request, Bytes::new()).await?;
-        http::read(response)
+        http::read(response, LONGEST_PAGE)
             .await
             .with_context(|| format!("{} did not answer like a coordinator", self.url))
     }
 
-    /// All pages of a list.
-    async fn all<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Vec<T>> {
+    /// All pages of a list, of at most so many items.
+    async fn all<T: DeserializeOwned>(&self, path: &str, most: usize) -> anyhow::Result<Vec<T>> {
         let mut items = Vec::new();
         let mut cursor = String::new();
         loop {
-            let page: Page<T> = self.get(&format!("{path}?limit=1000{cursor}")).await?;
+            let page: Page<T> = self.get(&format!("{path}?limit={PAGE}{cursor}")).await?;
+            // Whoever sends pages without items has no end of them.
+            let is_more = page.next_cursor.is_some() && page.items.is_empty();
             items.extend(page.items);
+            ensure!(
+                items.len() <= most && !is_more,
+                "{} lists more at {path} than a mesh has: {most}",
+                self.url
+            );
             match page.next_cursor {
                 Some(next) => cursor = format!("&cursor={next}"),
                 None => return Ok(items),
@@ -415,7 +433,7 @@ impl Coordinator {
         if status.is_success() {
             return Ok(response);
         }
-        match http::read::<ProblemDetails>(response).await {
+        match http::read::<ProblemDetails>(response, ProblemDetails::LONGEST).await {
             Ok(problem) => bail!(
                 "the coordinator answered {status}: {}",
                 problem.detail.unwrap_or(problem.title)

@@ -16,6 +16,7 @@ mod join;
 mod kernel;
 mod lan;
 mod lock;
+mod messages;
 mod metrics;
 mod output;
 mod owner;
@@ -124,6 +125,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Plan { json } => status::plan_command(&paths, json).await,
             Command::Rotate { identity: true, .. } => rotation::rotate_identity(&paths).await,
             Command::Rotate { psk: true, .. } => rotation::renew_psks(&paths).await,
+            Command::Rotate { tokens: true, .. } => rotation::renew_tokens(&paths).await,
             Command::Rotate { force, .. } => rotation::rotate(&paths, force).await,
             Command::Confirm => follow::confirm(&paths).await,
             Command::Lock(LockCommand::Init { key }) => lock::init(&key),

@@ -419,6 +419,16 @@ pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `wattle-agent rotate --tokens`.
+pub(crate) async fn renew_tokens(paths: &Paths) -> anyhow::Result<()> {
+    let generation: i32 = control::ask_running(paths, Request::RenewTokens).await?;
+    output::line(format!(
+        "this node signs tokens of generation {generation} now: its coordinator refuses all \
+         earlier ones as soon as it has heard of one, within seconds if it is connected"
+    ));
+    Ok(())
+}
+
 /// Asks for a key, and gives the present ones.
 async fn begin(paths: &Paths, key: RotatedKey) -> anyhow::Result<Keys> {
     control::ask_running(paths, Request::Rotate(key)).await

@@ -3,6 +3,7 @@
 pub mod allocate;
 pub mod directory;
 pub mod endpoint_check;
+pub mod epochs;
 pub mod feed;
 pub mod impact;
 pub mod view;

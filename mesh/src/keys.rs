@@ -1,5 +1,6 @@
 //! A node's keys: how it makes, proves, agrees on and changes them.
 
+pub mod authorities;
 pub mod enrolment;
 pub mod identity_rotation;
 pub mod node_keys;

@@ -58,6 +58,10 @@ id!(NodeId, "One enrolled machine, a gateway of its site.");
 id!(WebhookId, "A webhook.");
 id!(TokenId, "The public half of a join token or an api token.");
 
+/// The beginning of 2026, in seconds since 1970: a clock that shows less is wrong, as one without a
+/// battery is after a start.
+pub const EARLIEST_S: i64 = 1_767_225_600;
+
 /// How far a copy of the mesh has come: written `epoch.revision`, for example `1.42`.
 ///
 /// The revision grows by one with each change of configuration. The epoch grows when the database
@@ -67,6 +71,15 @@ id!(TokenId, "The public half of a join token or an api token.");
 pub struct Position {
     pub epoch: i64,
     pub revision: i64,
+}
+
+impl Position {
+    /// Whether its epoch can have begun by a time, in seconds since 1970. An epoch begins once in
+    /// hours at most, and its number is at most that of the seconds. So whatever numbers a lie has
+    /// used up, there is a higher one a second later.
+    pub fn can_have_begun(self, unix_s: i64) -> bool {
+        self.epoch <= unix_s.max(EARLIEST_S)
+    }
 }
 
 /// The text is not of the form `epoch.revision`.
@@ -114,6 +127,18 @@ impl ToSchema for Position {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn e14_an_epoch_is_at_most_the_seconds_since_1970_and_a_clock_of_1970_is_not_believed() {
+        let of = |epoch| Position {
+            epoch,
+            revision: i64::MAX,
+        };
+        let now = EARLIEST_S + 5;
+        assert!(of(1).can_have_begun(now) && of(now).can_have_begun(now));
+        assert!(!of(now + 1).can_have_begun(now) && !of(i64::MAX).can_have_begun(now));
+        assert!(of(EARLIEST_S).can_have_begun(0) && !of(now).can_have_begun(0));
+    }
 
     #[test]
     fn a_position_reads_back_what_it_writes_and_nothing_else() {

@@ -5,6 +5,7 @@
 //! it again.
 
 pub mod admin;
+mod bounded;
 pub mod endpoint;
 pub mod enrol;
 pub mod event_stream;

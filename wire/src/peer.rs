@@ -6,6 +6,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bounded::at_most,
     endpoint::Endpoint,
     enrol::SignedStatement,
     ids::{MeshId, NodeId, SiteId},
@@ -46,7 +47,8 @@ pub struct Myself {
     pub site: SiteId,
     pub site_name: Name,
     pub tunnel_address: Ipv4Addr,
-    /// LAN prefixes that this node serves; empty while it stands by.
+    /// LAN prefixes that this node serves, at most [`Subnet::MOST`]; empty while it stands by.
+    #[serde(deserialize_with = "at_most::<{ Subnet::MOST }, _, _>")]
     pub subnets: Vec<Subnet>,
     /// Where the others send their packets to; absent means: this node has to speak first.
     pub endpoint: Option<Endpoint>,
@@ -66,8 +68,9 @@ pub struct Peer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announced: Option<SignedAnnouncement>,
     pub tunnel_address: Ipv4Addr,
-    /// LAN prefixes that are said to be reached through the peer; empty while it stands by. An
-    /// agent judges each for itself.
+    /// LAN prefixes that are said to be reached through the peer, at most [`Subnet::MOST`]; empty
+    /// while it stands by. An agent judges each for itself.
+    #[serde(deserialize_with = "at_most::<{ Subnet::MOST }, _, _>")]
     pub subnets: Vec<IpNet>,
     /// Where to send the first packet; absent means: wait for the peer's.
     pub endpoint: Option<Endpoint>,
@@ -104,8 +107,13 @@ impl Peer {
 pub struct View {
     pub mesh: MeshSettings,
     pub myself: Myself,
-    /// In order of their ids.
+    /// In order of their ids, at most [`View::MOST_PEERS`].
+    #[serde(deserialize_with = "at_most::<{ View::MOST_PEERS }, _, _>")]
     pub peers: Vec<Peer>,
+}
+
+impl View {
+    pub const MOST_PEERS: usize = 10_000;
 }
 
 #[expect(

@@ -26,6 +26,11 @@ pub struct ProblemDetails {
     pub holder: Option<Holder>,
 }
 
+impl ProblemDetails {
+    /// The longest that a client reads, in bytes.
+    pub const LONGEST: usize = 64 << 10;
+}
+
 /// Who holds something that can be held only once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Holder {

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bounded::at_most,
     ids::{NodeId, Position},
     lock::SignedRemoval,
     peer::{MeshSettings, Myself, Peer, View},
@@ -46,6 +47,95 @@ pub enum StreamMessage {
     #[serde(other)]
     Unknown,
 }
+
+/// As [`StreamMessage::Snapshot`].
+#[derive(Deserialize)]
+struct Snapshot {
+    position: Position,
+    view: View,
+    #[serde(deserialize_with = "at_most::<{ StreamMessage::MOST_REMOVED }, _, _>")]
+    removed: Vec<Tombstone>,
+}
+
+/// As [`StreamMessage::Delta`].
+#[derive(Deserialize)]
+struct Delta {
+    since: Position,
+    position: Position,
+    #[serde(deserialize_with = "at_most::<{ StreamMessage::MOST_CHANGES }, _, _>")]
+    changes: Vec<ViewChange>,
+}
+
+#[derive(Deserialize)]
+struct Typed {
+    #[serde(rename = "type")]
+    kind: Kind,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Snapshot,
+    Delta,
+    #[serde(other)]
+    Another,
+}
+
+impl StreamMessage {
+    /// The longest message that an agent reads, in bytes: a snapshot of a mesh of
+    /// [`View::MOST_PEERS`] whose nodes are all admitted is shorter.
+    pub const LONGEST: usize = 16 << 20;
+    /// The most nodes that a snapshot says are gone.
+    pub const MOST_REMOVED: usize = 100_000;
+    /// The most steps of a delta: all peers go, and as many come.
+    pub const MOST_CHANGES: usize = 2 * View::MOST_PEERS + 2;
+
+    /// Reads a message of at most [`StreamMessage::LONGEST`] bytes. It takes hardly more memory
+    /// than its text, whatever is in it.
+    ///
+    /// # Errors
+    ///
+    /// When it is no message, is too long, or has a list that is.
+    pub fn from_json(text: &[u8]) -> serde_json::Result<Self> {
+        if text.len() > Self::LONGEST {
+            return Err(serde::de::Error::custom("the message is too long"));
+        }
+        // As a tagged enum it would be held as a tree of values first.
+        Ok(match serde_json::from_slice::<Typed>(text)?.kind {
+            Kind::Snapshot => {
+                let Snapshot {
+                    position,
+                    view,
+                    removed,
+                } = serde_json::from_slice(text)?;
+                Self::Snapshot {
+                    position,
+                    view,
+                    removed,
+                }
+            }
+            Kind::Delta => {
+                let Delta {
+                    since,
+                    position,
+                    changes,
+                } = serde_json::from_slice(text)?;
+                Self::Delta {
+                    since,
+                    position,
+                    changes,
+                }
+            }
+            Kind::Another if text.len() > LONG => {
+                return Err(serde::de::Error::custom("the message is too long"));
+            }
+            Kind::Another => serde_json::from_slice(text)?,
+        })
+    }
+}
+
+/// The longest message, in bytes, that tells nothing of peers.
+const LONG: usize = 64 << 10;
 
 /// One step from an old view to a new one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,6 +222,34 @@ mod tests {
         );
         // What follows may rely on it: an agent that cannot read a step stays as it is.
         assert!(serde_json::from_str::<StreamMessage>(&delta(r#"{"peer_moved":{}}"#)).is_err());
+    }
+
+    #[test]
+    fn e15_a_message_is_read_as_a_tagged_enum_would_be_and_long_lists_are_not() {
+        let texts = [
+            r#"{"type":"confetti","colour":"red"}"#,
+            r#"{"position":"1.7","type":"heartbeat"}"#,
+            r#"{"changes":[],"type":"delta","since":"1.6","new":[1],"position":"1.7"}"#,
+            r#"{"type":"mail"}"#,
+            r#"{"type":"bye","reason":"revoked"}"#,
+        ];
+        for text in texts {
+            let message: StreamMessage = serde_json::from_str(text).unwrap();
+            assert_eq!(StreamMessage::from_json(text.as_bytes()).unwrap(), message);
+        }
+        let step = r#"{"peer_removed":{"node":"00000000-0000-0000-0000-000000000000"}}"#;
+        let delta = |steps: usize| {
+            let changes = vec![step; steps].join(",");
+            format!(r#"{{"type":"delta","since":"1.6","position":"1.7","changes":[{changes}]}}"#)
+        };
+        assert!(StreamMessage::from_json(delta(StreamMessage::MOST_CHANGES).as_bytes()).is_ok());
+        let error = StreamMessage::from_json(delta(StreamMessage::MOST_CHANGES + 1).as_bytes());
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("at most 20002 entries")
+        );
     }
 
     #[test]

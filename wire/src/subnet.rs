@@ -47,6 +47,9 @@ pub enum InvalidSubnet {
 }
 
 impl Subnet {
+    /// How many a site has at most.
+    pub const MOST: usize = 256;
+
     pub fn net(self) -> IpNet {
         self.0
     }

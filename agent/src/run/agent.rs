@@ -59,7 +59,7 @@ pub(super) enum Ended {
     Stopped,
     /// `join` said where else the coordinators are, or the node has another identity; the loop
     /// begins anew with that.
-    Anew(NodeKeys, Membership),
+    Anew(Box<NodeKeys>, Membership),
 }
 
 pub(super) struct Agent {
@@ -103,6 +103,8 @@ pub(super) struct Agent {
     connection: Option<Connection>,
     /// When each preshared key was agreed on that is to be another since a command asked for that.
     old_psks: BTreeMap<NodeId, u64>,
+    /// A command changed what is on disk of the node.
+    changed_by_hand: bool,
 }
 
 impl Agent {
@@ -122,7 +124,7 @@ impl Agent {
             metrics,
             coordinator: Arc::new(Coordinator::new(
                 membership.urls.clone(),
-                membership.pins.clone(),
+                membership.authorities.clone(),
             )?),
             replica: Replica::new(membership.enrolled.mesh, node_keys.wireguard_key())
                 .locked_by(host.operators()),
@@ -151,6 +153,7 @@ impl Agent {
             reporter,
             connection: None,
             old_psks: BTreeMap::new(),
+            changed_by_hand: false,
         })
     }
 
@@ -182,7 +185,7 @@ impl Agent {
         stop: &mut Stop,
         supervisor: &mut Supervisor,
     ) -> Ended {
-        let (sender, mut events) = mpsc::channel(16);
+        let (sender, mut events) = mpsc::channel(1);
         let follower = follow::follow(
             Arc::clone(&self.coordinator),
             Arc::clone(&self.node_keys),
@@ -227,7 +230,7 @@ impl Agent {
                 self.save_view();
             }
             self.save_pins();
-            if self.disconnected.is_some()
+            if (self.disconnected.is_some() || std::mem::take(&mut self.changed_by_hand))
                 && let Some(ended) = self.rejoined()
             {
                 break ended;
@@ -249,22 +252,23 @@ impl Agent {
 
     /// Keeps the pins that the coordinator told, so that a restart knows them.
     fn save_pins(&mut self) {
-        let pins = self.coordinator.pins();
-        if pins == self.membership.pins {
+        let authorities = self.coordinator.authorities();
+        if authorities == self.membership.authorities {
             return;
         }
-        self.membership.pins = pins;
+        self.membership.authorities = authorities;
         match Slot::Present.save_membership(&self.store, self.membership.clone()) {
             Ok(()) => info!("the coordinator changed the certificate authorities to trust"),
             Err(error) => warn!("{error:#}"),
         }
     }
 
-    /// Whether `join` left a new account of where the coordinators are.
+    /// Whether `join` left a new account of where the coordinators are, or a command raised the
+    /// generation of the tokens.
     fn rejoined(&self) -> Option<Ended> {
         match Slot::Present.load(&self.store) {
             Ok(Some((node_keys, Some(membership)))) if membership != self.membership => {
-                Some(Ended::Anew(node_keys, membership))
+                Some(Ended::Anew(Box::new(node_keys), membership))
             }
             Ok(_) => None,
             Err(error) => {
@@ -343,7 +347,7 @@ impl Agent {
             now,
         ) {
             if node_keys.identity_key() != self.node_keys.identity_key() {
-                return Some(Ended::Anew(node_keys, self.membership.clone()));
+                return Some(Ended::Anew(Box::new(node_keys), self.membership.clone()));
             }
             self.node_keys = Arc::new(node_keys);
         }

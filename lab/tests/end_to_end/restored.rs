@@ -13,7 +13,7 @@ use wattle_wire::admin::{Event, Node, Page};
 
 const STAY: [LabSite; 3] = [DUBLIN, FRANKFURT, NEW_YORK];
 
-pub(crate) fn e14_a_node_that_was_revoked_after_the_backup_stays_out_when_it_is_restored(
+pub(crate) fn e19_a_node_that_was_revoked_after_the_backup_stays_out_when_it_is_restored(
     folder: &Path,
 ) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT, NEW_YORK, SAO_PAULO])?;

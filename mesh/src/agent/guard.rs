@@ -201,6 +201,8 @@ impl Guard {
                 }
             }
         }
+        // No node is where the tunnel leads, and whoever says so would have addresses of others go
+        // past it.
         let endpoints: BTreeMap<_, _> = known
             .peers
             .values()
@@ -209,6 +211,7 @@ impl Guard {
                 let endpoint = peer.endpoint_for(known.myself.node)?;
                 Some((endpoint.socket().ip(), Purpose::Endpoint(peer.name.clone())))
             })
+            .filter(|(address, _)| !tunnel_prefix.contains(address))
             .collect();
         let own = IpAddr::V4(known.myself.tunnel_address);
         let outside = endpoints.get(&own).or(surroundings.underlay.get(&own));

@@ -5,6 +5,8 @@ mod belief;
 mod draft;
 #[cfg(test)]
 mod histories;
+#[cfg(test)]
+mod limits;
 mod ownership;
 mod problems;
 #[cfg(test)]
@@ -13,6 +15,7 @@ mod rejection;
 mod removals;
 mod returned;
 mod settle;
+mod size;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -33,6 +36,7 @@ use self::{
     ownership::Ownership,
     returned::Returned,
     settle::Word,
+    size::MOST_REFUSED,
 };
 pub use self::{
     belief::{Pin, Refusal, RefusalReason},
@@ -184,7 +188,7 @@ impl Replica {
                 position,
                 view,
                 removed,
-            } => self.snapshot(position, view, removed),
+            } => self.snapshot(position, view, removed, unix_s),
             StreamMessage::Delta {
                 since,
                 position,
@@ -231,16 +235,22 @@ impl Replica {
         waiting.map_or_else(|| known.myself.clone(), |waiting| waiting.told.clone())
     }
 
-    fn snapshot(&mut self, position: Position, view: View, removed: Vec<Tombstone>) -> Received {
+    fn snapshot(
+        &mut self,
+        position: Position,
+        view: View,
+        removed: Vec<Tombstone>,
+        unix_s: i64,
+    ) -> Received {
+        let is_another = |have: Position| have.epoch != position.epoch;
+        if !position.can_have_begun(unix_s) && self.position().is_none_or(is_another) {
+            return Received::Rejected(self.reject(Rejection::NotYet(position)));
+        }
         if let Some(have) = self.position().filter(|have| position < *have) {
             // It goes on from where it is: who has the position that it names has nothing older to
             // tell.
-            let rejection = Rejection::RolledBack {
-                have,
-                offered: position,
-            };
-            self.rejected = Some(rejection.clone());
-            return Received::Rejected(rejection);
+            let offered = position;
+            return Received::Rejected(self.reject(Rejection::RolledBack { have, offered }));
         }
         let named: BTreeSet<_> = view.peers.iter().map(|peer| peer.node).collect();
         if view.mesh.id == self.mesh {
@@ -259,7 +269,7 @@ impl Replica {
         next.absent = Some(known.filter(|node| !is_said(node)).copied().collect());
         let removed = removed.into_iter().map(ViewChange::PeerRemoved);
         let peers = view.peers.into_iter().map(ViewChange::Peer);
-        let changes = peers.chain(removed).collect();
+        let changes = peers.chain(removed);
         Received::from(self.take_in(position, next, changes))
     }
 
@@ -268,14 +278,17 @@ impl Replica {
         &mut self,
         position: Position,
         mut next: Draft,
-        changes: Vec<ViewChange>,
+        changes: impl IntoIterator<Item = ViewChange>,
     ) -> Result<Vec<Refusal>, Rejection> {
         let refused = self.believe_all(position.epoch, &mut next, changes);
         if next.mesh.id != self.mesh {
-            let rejection = Rejection::Mesh(next.mesh.id);
-            self.out_of_step = true;
-            self.rejected = Some(rejection.clone());
-            return Err(rejection);
+            return Err(self.reject_until_snapshot(Rejection::Mesh(next.mesh.id)));
+        }
+        if self.moves(&next) {
+            return Err(self.reject_until_snapshot(Rejection::Moved));
+        }
+        if self.outgrows(&next) {
+            return Err(self.reject_until_snapshot(Rejection::TooLarge));
         }
         self.hold_removals(&mut next);
         if !self.assign(&next) {
@@ -287,8 +300,14 @@ impl Replica {
     }
 
     /// Returns what of it is not believed.
-    fn believe_all(&self, epoch: i64, next: &mut Draft, changes: Vec<ViewChange>) -> Vec<Refusal> {
+    fn believe_all(
+        &self,
+        epoch: i64,
+        next: &mut Draft,
+        changes: impl IntoIterator<Item = ViewChange>,
+    ) -> Vec<Refusal> {
         let mut refused = Vec::new();
+        let mut kept = self.refused.len();
         for change in changes {
             match change {
                 ViewChange::Peer(told) => {
@@ -305,9 +324,14 @@ impl Replica {
                         }
                         Err(told) => {
                             refused.push(told.refusal.clone());
-                            next.refused.insert(node, Some(*told));
+                            kept += usize::from(!self.refused.contains_key(&node));
+                            next.refused
+                                .insert(node, (kept <= MOST_REFUSED).then_some(*told));
                         }
                     }
+                }
+                // A mesh has more of these in years than nodes.
+                ViewChange::PeerRemoved(Tombstone { node, .. }) if !self.is_told_of(next, node) => {
                 }
                 ViewChange::PeerRemoved(Tombstone { node, removal }) => {
                     let signed_at = removal.and_then(|removal| self.signed_at(node, &removal));
@@ -369,14 +393,6 @@ impl Replica {
         admitted.removal_signed_at(self.mesh, peer, removal)
     }
 
-    /// What a node is pinned to, whether it is a peer now or was one once.
-    fn pin(&self, node: NodeId) -> Option<Pin> {
-        let known = self.known.as_ref().and_then(|known| known.peers.get(&node));
-        known
-            .map(Pin::of)
-            .or_else(|| self.departed.get(&node).copied())
-    }
-
     fn remove(&mut self, node: NodeId) {
         self.removal_pending.remove(&node);
         self.absent.remove(&node);
@@ -387,7 +403,7 @@ impl Replica {
                 .iter_mut()
                 .for_each(|admitted| admitted.forget(&peer, None));
             self.ownership.release_peer(&peer);
-            self.departed.insert(node, Pin::of(&peer));
+            self.depart(node, Pin::of(&peer));
         }
     }
 
@@ -507,7 +523,9 @@ impl Replica {
             .iter()
             .filter(|(_, peer)| peer.is_none())
             .filter_map(|(node, _)| Some((*node, self.pin(*node)?)));
-        self.departed.extend(gone.collect::<Vec<_>>());
+        for (node, pin) in gone.collect::<Vec<_>>() {
+            self.depart(node, pin);
+        }
         let known = match &mut self.known {
             Some(known) => {
                 (known.position, known.mesh, known.myself) = (position, mesh, myself);

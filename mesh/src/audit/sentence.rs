@@ -4,7 +4,7 @@ use serde_json::Value;
 use wattle_wire::admin::{Event, FieldChange};
 
 /// What each action did; a forced one has the same words, and says so.
-const ACTIONS: [(&str, &str); 30] = [
+const ACTIONS: [(&str, &str); 31] = [
     ("api-token.create", "made the api token {name}"),
     ("api-token.revoke", "revoked the api token {name}"),
     (
@@ -63,6 +63,10 @@ const ACTIONS: [(&str, &str); 30] = [
     (
         "node.rotate",
         "asked node {name} of site {site} for a new WireGuard key",
+    ),
+    (
+        "node.tokens.renew",
+        "ended all earlier tokens of node {name} of site {site}",
     ),
     ("site.change", "changed site {name}"),
     ("site.create", "created site {name}"),

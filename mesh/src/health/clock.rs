@@ -1,10 +1,42 @@
 //! Whether the clock of a host is right, by the coordinator's.
 
-use wattle_wire::report::{Problem, ProblemCode};
+use wattle_wire::{
+    ids::EARLIEST_S,
+    report::{Problem, ProblemCode},
+};
 
 /// Seconds by which a clock may be off; the coordinator takes the agent's tokens up to a minute
 /// off.
 const MOST_OFF_S: u64 = 30;
+
+/// Seconds by which the coordinator's word moves the time at which a token is made. By as much a
+/// clock may be behind for the coordinator's certificate to be good.
+const MOST_MOVED_S: i64 = 2 * 86_400;
+
+/// The time at which a node's tokens are made: that of the coordinator, so that a clock which is a
+/// little off keeps nobody out.
+///
+/// Who has the coordinator could ask for tokens of years to come in that way. So it is never far
+/// from the own clock, unless that one is wrong by its own account.
+pub fn for_tokens(own_s: i64, coordinator_s: i64) -> i64 {
+    if own_s < EARLIEST_S {
+        return coordinator_s;
+    }
+    coordinator_s.clamp(
+        own_s.saturating_sub(MOST_MOVED_S),
+        own_s.saturating_add(MOST_MOVED_S),
+    )
+}
+
+/// Why the coordinator takes no token of a host whose clock is ahead by so many seconds; nothing if
+/// that is no reason.
+pub fn keeps_out(own_s: i64, ahead_s: i64) -> Option<String> {
+    let is_far = own_s >= EARLIEST_S && ahead_s.unsigned_abs() > MOST_MOVED_S.unsigned_abs();
+    let words = problem(ahead_s).filter(|_| is_far)?.words;
+    Some(format!(
+        "{words}, and this node signs nothing for a time that is so far from its own: {SET_CLOCK}"
+    ))
+}
 
 /// How a clock is set right.
 pub(crate) const SET_CLOCK: &str = "synchronise it: `timedatectl set-ntp true`";
@@ -43,6 +75,24 @@ fn about(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn e16_no_token_is_made_for_a_time_far_from_the_own_clock_unless_that_shows_1970() {
+        let (now, far) = (EARLIEST_S + 1_000_000, 4 * 365 * 86_400);
+        assert_eq!(for_tokens(now, now + 3_600), now + 3_600);
+        assert_eq!(for_tokens(now, now - 3_600), now - 3_600);
+        assert_eq!(for_tokens(now, now + far), now + MOST_MOVED_S);
+        assert_eq!(for_tokens(now, now - far), now - MOST_MOVED_S);
+        assert_eq!(for_tokens(now, i64::MAX), now + MOST_MOVED_S);
+        assert_eq!(for_tokens(60, now), now);
+        assert_eq!(keeps_out(now, MOST_MOVED_S), None);
+        assert_eq!(keeps_out(60, -now), None);
+        let words = keeps_out(now, far).unwrap();
+        assert!(
+            words.contains("about 1460 days ahead of the coordinator's"),
+            "{words}"
+        );
+    }
 
     #[test]
     fn a_clock_is_wrong_from_half_a_minute_on_either_side() {

@@ -39,13 +39,13 @@ pub fn is_signed(token: &str, identity: IdentityKey, mesh: MeshId) -> bool {
     jsonwebtoken::decode::<NodeClaims>(token, &key, &validation).is_ok()
 }
 
-/// Whether what was signed lets a node in whose credential is of this generation, at `now` in
-/// seconds since 1970.
+/// Whether what was signed lets a node in whose tokens are of this generation so far, at `now` in
+/// seconds since 1970. A higher one ends all before it.
 pub fn is_good(claims: &NodeClaims, mesh: MeshId, generation: i32, now: i64) -> bool {
     let lives = claims.exp.checked_sub(claims.iat);
     let in_time = claims.iat <= now.saturating_add(LEEWAY_S)
         && claims.exp.saturating_add(LEEWAY_S) >= now
         && lives.is_some_and(|lives| (0..=NODE_TOKEN_LIFETIME_S).contains(&lives));
-    let is_own = claims.iss == claims.sub && claims.aud == mesh && claims.generation == generation;
+    let is_own = claims.iss == claims.sub && claims.aud == mesh && claims.generation >= generation;
     in_time && is_own
 }

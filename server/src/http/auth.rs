@@ -25,7 +25,7 @@ use wattle_wire::{
 
 use self::queries::Credential;
 use crate::{
-    db::AuditActor,
+    db::{AuditActor, node_records},
     error::{self, Error, Result},
     http::listen::Connection,
     secret::{self, ApiCredential},
@@ -221,11 +221,35 @@ async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId>
         app.verified.remember(claimed.sub, hash, key);
     }
     let now = Utc::now().timestamp();
-    if node_token::is_good(&claimed, app.settings.mesh, generation, now) {
-        Ok(claimed.sub)
-    } else {
-        Err(unauthorized())
+    if !node_token::is_good(&claimed, app.settings.mesh, generation, now) {
+        return Err(unauthorized());
     }
+    if claimed.generation > generation {
+        raise_generation(app, claimed.sub, claimed.generation).await?;
+    }
+    Ok(claimed.sub)
+}
+
+/// A node signs with a higher generation than before: whatever it signed until now is refused from
+/// now on, wherever it is. That is a change of configuration, so that each coordinator knows it.
+async fn raise_generation(app: &App, node: NodeId, generation: i32) -> Result<()> {
+    let actor = &app.node_actor(node, None);
+    app.mutate(actor, |mut change| async move {
+        let found = node_records::find(&mut change, node).await?;
+        let before = found.ok_or_else(error::unauthorized)?;
+        if before.generation == generation {
+            return Ok(change.unchanged(()));
+        }
+        if !queries::raise_generation(&mut change, node, generation).await? {
+            return Err(error::unauthorized().into());
+        }
+        let found = node_records::find(&mut change, node).await?;
+        let after = found.ok_or_else(error::unauthorized)?;
+        change
+            .changed_node((), "node.tokens.renew", &before, after)
+            .await
+    })
+    .await
 }
 
 /// Gives each request an id, its own if it has a sensible one, and says it in the answer.

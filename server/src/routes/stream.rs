@@ -41,6 +41,9 @@ use crate::{
 /// How long to wait for this coordinator to catch up with a node that knows more; more than it
 /// takes to look at the database.
 const AHEAD: Duration = Duration::from_secs(5);
+/// How often it is asked for a new epoch before the node is told where this coordinator is all the
+/// same: the node says so then, and somebody there can confirm that it follows.
+const MOST_ASKED: u8 = 4;
 
 /// From where to follow.
 #[derive(Debug, Deserialize)]
@@ -82,6 +85,7 @@ pub async fn follow(
         ended: false,
         rest: Text::default(),
         opened: now,
+        asked: 0,
         // Until the greeting, which is at once.
         heartbeat: now,
     };
@@ -145,6 +149,8 @@ struct Session {
     rest: Text,
     /// Or when a node that knows more was last given up waiting for.
     opened: Instant,
+    /// How often a new epoch was asked for.
+    asked: u8,
     /// When the next sign of life is due.
     heartbeat: Instant,
 }
@@ -186,6 +192,7 @@ impl Session {
                         tracing::debug!(%error, "cannot ask whether the database was restored");
                     }
                     self.opened = Instant::now();
+                    self.asked += 1;
                     continue;
                 }
                 Look::Revoked => return self.bye(ByeReason::Revoked),
@@ -225,6 +232,7 @@ impl Session {
                     Look::Say(position, Text::of(&StreamMessage::Heartbeat { position }))
                 }
                 Next::Current => Look::Wait(self.heartbeat),
+                Next::Ahead(_) if self.asked >= MOST_ASKED => snapshot(),
                 Next::Ahead(seen) if now >= self.opened + AHEAD => Look::Ahead(seen),
                 Next::Ahead(_) => Look::Wait(self.opened + AHEAD),
                 Next::NotAMember => Look::Revoked,

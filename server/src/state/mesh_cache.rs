@@ -6,17 +6,21 @@
 pub mod queries;
 
 use std::{
-    sync::{Mutex, PoisonError, RwLock},
+    sync::{PoisonError, RwLock},
     time::Duration,
 };
 
 use anyhow::Context;
+use chrono::Utc;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Mutex, Notify, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use wattle_mesh::config::feed::{Feed, Gap};
+use wattle_mesh::config::{
+    epochs::Claims,
+    feed::{Feed, Gap},
+};
 use wattle_wire::ids::{NodeId, Position};
 
 use crate::{db::Db, error::Error};
@@ -26,11 +30,6 @@ const POLL: Duration = Duration::from_secs(2);
 /// A cache that was not compared with the database for longer than this says nothing about who may
 /// do what.
 const STALE: Duration = Duration::from_secs(10);
-/// Least time between two epochs that begin on a node's word.
-const EPOCHS: Duration = Duration::from_secs(3600);
-/// By how many epochs a node's word may be ahead; more were never begun between a backup and its
-/// restore.
-const MOST_EPOCHS: i64 = 16;
 /// How long a request waits for the cache to have what it wrote, or to be compared with the
 /// database.
 const CATCH_UP: Duration = Duration::from_secs(2);
@@ -43,8 +42,9 @@ pub struct MeshCache {
     /// When the last comparison with the database began that succeeded.
     confirmed: watch::Sender<Instant>,
     news: Notify,
-    /// When a node's word last began an epoch.
-    believed: Mutex<Option<Instant>>,
+    /// What nodes have seen that the database does not have.
+    claims: Mutex<Claims>,
+    started: Instant,
 }
 
 impl MeshCache {
@@ -61,7 +61,8 @@ impl MeshCache {
             position,
             confirmed,
             news: Notify::new(),
-            believed: Mutex::default(),
+            claims: Mutex::default(),
+            started: began,
         })
     }
 
@@ -108,26 +109,26 @@ impl MeshCache {
     /// either, it was restored while no coordinator that remembers ran, and begins a new epoch: no
     /// node goes back within one.
     ///
-    /// What a node says may be a lie, and a new epoch costs each node a snapshot: one begins once
-    /// an hour at most, and the log names the node.
+    /// What a node says may be a lie, and a new epoch costs each node a snapshot: [`Claims`] says
+    /// when one is due. The log names the node.
     pub async fn begin_epoch_after(
         &self,
         db: &Db,
         node: NodeId,
         seen: Position,
     ) -> Result<(), Error> {
-        let now = Instant::now();
-        let is_due =
-            |last: &Option<Instant>| last.is_none_or(|last| now.duration_since(last) >= EPOCHS);
-        let is_plausible = seen.epoch.saturating_sub(self.position().epoch) <= MOST_EPOCHS;
-        if !is_plausible || !is_due(&self.believed.lock().unwrap_or_else(PoisonError::into_inner)) {
+        // One at a time: what the next node says is heard when this epoch has begun.
+        let mut claims = self.claims.lock().await;
+        let (now, unix_s) = (self.started.elapsed(), Utc::now().timestamp());
+        let Some(highest) = claims.hear(seen, now, unix_s) else {
             return Ok(());
-        }
+        };
         let mut transaction = db.begin().await?;
-        if queries::begin_epoch(&mut transaction, seen).await? {
-            transaction.commit().await?;
-            *self.believed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-            tracing::warn!(%node, %seen, "a node has seen revisions that the database does not \
+        let began = queries::begin_epoch(&mut transaction, highest).await?;
+        transaction.commit().await?;
+        claims.settle(began, now);
+        if began {
+            tracing::warn!(%node, %highest, "nodes have seen revisions that the database does not \
                 have, as after a restore: beginning a new epoch");
             self.refresh().await;
         }

@@ -11,7 +11,7 @@ use wattle_server::{
     router::{self, Operation},
     secret::ApiCredential,
 };
-use wattle_wire::admin::Role;
+use wattle_wire::{admin::Role, enrol::NodeClaims};
 
 use crate::{
     agents::{Node, NodeKeys, new_node, node_header},
@@ -388,7 +388,14 @@ fn forgeries(node: &Node, other: &Node) -> Vec<(String, String)> {
         ("sub", vec![json!(other.id()), json!(null)]),
         (
             "gen",
-            vec![json!(0), json!(2), json!("1"), json!(1.0), json!(null)],
+            vec![
+                json!(0),
+                json!(-1),
+                json!(1_i64 << 31),
+                json!("1"),
+                json!(1.0),
+                json!(null),
+            ],
         ),
         ("nbf", vec![json!(now)]),
         ("role", vec![json!("owner")]),
@@ -492,4 +499,61 @@ async fn a14_a_token_that_was_verified_before_is_good_only_as_it_was_and_while_i
     assert_eq!(view(&token).await, 200);
     coordinator.delete("/nodes/dublin").await.expect(204);
     assert_eq!(view(&token).await, 401);
+}
+
+#[tokio::test]
+async fn e16_a_node_that_raises_the_generation_of_its_tokens_ends_all_earlier_ones_everywhere() {
+    let coordinator = Coordinator::start().await;
+    let another = coordinator.another().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let token = |generation: i32, later_s: i64| {
+        let claims = NodeClaims {
+            generation,
+            iat: dublin.claims().iat + later_s,
+            exp: dublin.claims().exp + later_s,
+            ..dublin.claims()
+        };
+        let claims = serde_json::to_value(claims).unwrap();
+        dublin.machine.sign(&node_header(), &claims)
+    };
+    let view = async |at: &Coordinator, token: &str| {
+        let request = at.client.get(at.url("/agent/view")).bearer_auth(token);
+        send(request).await.status.as_u16()
+    };
+    let first = token(1, 0);
+    assert_eq!(view(&coordinator, &first).await, 200);
+    // Whoever else signs raises nothing.
+    let stranger = NodeKeys::new().sign(
+        &node_header(),
+        &serde_json::to_value(NodeClaims {
+            generation: 2,
+            ..dublin.claims()
+        })
+        .unwrap(),
+    );
+    assert_eq!(view(&coordinator, &stranger).await, 401);
+    assert_eq!(
+        view(&coordinator, &token(2, 1_000)).await,
+        401,
+        "its time is to come"
+    );
+    assert_eq!(view(&coordinator, &first).await, 200);
+
+    let second = token(2, 0);
+    assert_eq!(view(&another, &second).await, 200);
+    for at in [&coordinator, &another] {
+        at.server.app.mesh_cache.refresh().await;
+        assert_eq!(view(at, &first).await, 401);
+        assert_eq!(
+            view(at, &token(1, 50)).await,
+            401,
+            "nor one that is signed for later"
+        );
+        assert_eq!(view(at, &second).await, 200);
+    }
+    // It does so once a minute at most: each time is a change of configuration.
+    assert_eq!(view(&coordinator, &token(3, 0)).await, 401);
+    assert_eq!(view(&coordinator, &second).await, 200);
+    let actions = "SELECT count(*) FROM events WHERE action = 'node.tokens.renew'";
+    assert_eq!(coordinator.count(actions).await, 1);
 }

@@ -258,7 +258,7 @@ async fn e4_who_removes_a_node_is_told_which_gateways_keep_it_until_an_operator_
 }
 
 #[tokio::test]
-async fn e14_a_node_that_gateways_know_as_removed_is_listed_told_once_and_revoked_by_one_call() {
+async fn e19_a_node_that_gateways_know_as_removed_is_listed_told_once_and_revoked_by_one_call() {
     let coordinator = Coordinator::start().await;
     let mut nodes = Vec::new();
     for name in ["dublin", "frankfurt", "cork"] {

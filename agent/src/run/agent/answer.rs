@@ -14,6 +14,7 @@ use super::Agent;
 use crate::{
     control::{Asked, Call, Confirmed, Keys, Request, RotatedKey},
     doctor::{self, Node},
+    identity::Slot,
     metrics::Seen,
     standing,
     status::{self, Facts, Planned, Status},
@@ -29,6 +30,7 @@ impl Agent {
             Request::Doctor => self.examine(call),
             Request::Verify(asked) => self.verify(call, asked),
             Request::Confirm => call.answer(Ok(self.confirm())),
+            Request::RenewTokens => call.answer(in_words(self.renew_tokens())),
             Request::Keys => call.answer(Ok(self.keys())),
             Request::Rotate(key) => {
                 if key == RotatedKey::Preshared {
@@ -200,6 +202,18 @@ impl Agent {
             returned,
             rolled_back_to: behind,
         }
+    }
+
+    /// Ends what this node signed until now. The loop begins anew with the next generation, which
+    /// is on disk first.
+    fn renew_tokens(&mut self) -> anyhow::Result<i32> {
+        let generation = Slot::Present.raise_generation(&self.store)?;
+        info!(
+            generation,
+            "the coordinator refuses earlier tokens of this node from now on"
+        );
+        self.changed_by_hand = true;
+        Ok(generation)
     }
 
     fn keys(&self) -> Keys {

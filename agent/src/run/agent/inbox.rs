@@ -8,6 +8,9 @@ use wattle_wire::stream::{ByeReason, StreamMessage};
 use super::Agent;
 use crate::follow::{self, Event};
 
+/// How many refused peers of one message the log names.
+const MOST_TOLD: usize = 10;
+
 impl Agent {
     pub(super) fn handle(&mut self, event: Event) {
         match event {
@@ -55,8 +58,11 @@ impl Agent {
         {
             Received::Unchanged => {}
             Received::Changed { refused } => {
-                for refusal in &refused {
+                for refusal in refused.iter().take(MOST_TOLD) {
                     warn!("{refusal}");
+                }
+                if refused.len() > MOST_TOLD {
+                    warn!("{} peers were refused in all", refused.len());
                 }
                 self.last_change = Instant::now();
                 self.view_changed = true;

@@ -74,6 +74,8 @@ pub enum RefusalReason {
     Unmanaged,
     #[error("it announces a key that cannot follow the present one")]
     Announced,
+    #[error("it has another tunnel address than before, and that of a node never changes")]
+    Moved,
     #[error("it has a prefix that no site can have: {0}")]
     Prefix(#[from] InvalidSubnet),
 }
@@ -95,6 +97,9 @@ pub(super) fn believe(
 ) -> Result<Believed, RefusalReason> {
     for prefix in &peer.subnets {
         Subnet::try_from(*prefix)?;
+    }
+    if known.is_some_and(|known| known.peer.tunnel_address != peer.tunnel_address) {
+        return Err(RefusalReason::Moved);
     }
     let statement = match known {
         Some(known) if known.peer.statement == peer.statement => known.statement.clone(),

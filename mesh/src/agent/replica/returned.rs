@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wattle_wire::ids::NodeId;
 
-use super::{KnownPeer, Replica};
+use super::{KnownPeer, Replica, size::MOST_DEPARTED};
 
 /// What the host remembers of removals, and of those that came back.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +49,8 @@ impl Replica {
     /// Takes note of whom the coordinator says to be removed, before that is carried out.
     pub(super) fn remember_removals(&mut self, epoch: i64, removed: BTreeSet<NodeId>) {
         for node in removed {
-            if self.is_there(node) || self.returned.removed.contains_key(&node) {
+            let has_room = self.returned.removed.len() < MOST_DEPARTED;
+            if self.returned.removed.contains_key(&node) || has_room && self.is_there(node) {
                 self.returned.removed.insert(node, epoch);
             }
         }

@@ -118,7 +118,7 @@ impl Replica {
             peers,
         } = stored.view;
         let next = Draft::new(mesh, myself);
-        let peers = peers.into_iter().map(ViewChange::Peer).collect();
+        let peers = peers.into_iter().map(ViewChange::Peer);
         let refused = self.take_in(stored.position, next, peers)?;
         (self.removal_pending, self.absent) = (stored.removal_pending, stored.absent);
         (self.rejected, self.out_of_step) = (stored.rejected, stored.out_of_step);
@@ -144,7 +144,7 @@ impl Replica {
         let myself = own_waiting.unwrap_or_else(|| known.myself.clone());
         let mut next = Draft::new(known.mesh.clone(), myself);
         let waiting = waiting.into_iter().map(ViewChange::Peer);
-        self.believe_all(known.position.epoch, &mut next, waiting.collect());
+        self.believe_all(known.position.epoch, &mut next, waiting);
         let (refused, told) = (std::mem::take(&mut next.refused), next.peers.clone());
         let out = std::mem::take(&mut next.out);
         let (myself, moves) = (next.myself.clone(), next.myself != known.myself);

@@ -2,7 +2,10 @@
 
 use sqlx::PgConnection;
 use wattle_mesh::access::Grant;
-use wattle_wire::{admin::Role, ids::TokenId};
+use wattle_wire::{
+    admin::Role,
+    ids::{NodeId, TokenId},
+};
 
 use crate::error::Result;
 
@@ -46,4 +49,21 @@ pub(super) async fn used(connection: &mut PgConnection, id: TokenId) -> Result<(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Raises the generation of a node's tokens, unless the node did so within the last minute.
+/// Whether it did.
+pub(super) async fn raise_generation(
+    connection: &mut PgConnection,
+    node: NodeId,
+    generation: i32,
+) -> Result<bool> {
+    let raised = sqlx::query!(
+        "UPDATE nodes SET generation = $2, generation_since = now() WHERE id = $1 AND generation < \
+         $2 AND state <> 'revoked' AND (generation_since IS NULL OR generation_since < now() - \
+         interval '1 minute')",
+        node.0,
+        generation
+    );
+    Ok(raised.execute(connection).await?.rows_affected() == 1)
 }

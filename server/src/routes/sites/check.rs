@@ -20,7 +20,6 @@ use crate::{
 };
 
 const MOST_LABELS: usize = 32;
-const MOST_SUBNETS: usize = 256;
 
 /// A site as asked for, within all limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,11 +111,11 @@ fn check_labels(labels: &BTreeMap<Name, String>) -> Result<()> {
 }
 
 fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
-    if subnets.len() > MOST_SUBNETS {
+    if subnets.len() > Subnet::MOST {
         return Err(error::invalid(
             "too_many",
             "subnets",
-            format!("a site has at most {MOST_SUBNETS} subnets"),
+            format!("a site has at most {} subnets", Subnet::MOST),
         )
         .into());
     }

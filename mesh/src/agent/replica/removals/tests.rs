@@ -331,7 +331,7 @@ fn peers_that_a_restored_database_has_lost_stay_and_are_named_until_that_is_conf
 }
 
 #[test]
-fn e14_a_peer_that_was_removed_and_that_a_restored_database_has_again_stays_out_until_it_is_let_in()
+fn e19_a_peer_that_was_removed_and_that_a_restored_database_has_again_stays_out_until_it_is_let_in()
 {
     for is_let_in in [true, false] {
         let mut world = World::new(5);
@@ -376,7 +376,7 @@ fn e14_a_peer_that_was_removed_and_that_a_restored_database_has_again_stays_out_
 }
 
 #[test]
-fn e14_a_peer_whose_removal_waits_and_that_a_restored_database_has_again_stays_and_is_told() {
+fn e19_a_peer_whose_removal_waits_and_that_a_restored_database_has_again_stays_and_is_told() {
     let mut world = World::new(3);
     let (directory, position) = (world.feed.directory().clone(), world.feed.position());
     world.remove(2).remove(3).listen();
