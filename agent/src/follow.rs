@@ -57,7 +57,16 @@ pub(crate) struct Connection {
 }
 
 pub(crate) fn load_view(store: &Store) -> anyhow::Result<Option<Stored>> {
-    store.read_or_previous(VIEW)
+    let read = store.read_or_previous_with(VIEW, Stored::read)?;
+    Ok(read.map(|(stored, lost)| {
+        if lost > 0 {
+            tracing::warn!(
+                "{lost} records of {VIEW} cannot be read, as a newer agent writes them: asking \
+                the coordinator for all of them"
+            );
+        }
+        stored
+    }))
 }
 
 /// When the view on disk was written, in seconds since 1970.

@@ -4,9 +4,12 @@
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
-use wattle_mesh::keys::{
-    authorities::Authorities,
-    node_keys::{NodeKeys, StoredNodeKeys},
+use wattle_mesh::{
+    keys::{
+        authorities::Authorities,
+        node_keys::{NodeKeys, StoredNodeKeys},
+    },
+    state_file::UnknownFields,
 };
 use wattle_wire::{
     enrol::{Enrolled, Predecessor},
@@ -33,6 +36,8 @@ struct Stored {
     /// Absent until the machine is a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     membership: Option<Membership>,
+    #[serde(flatten)]
+    unknown: UnknownFields,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,6 +66,8 @@ pub(crate) struct Membership {
     pub(crate) urls: Vec<String>,
     #[serde(flatten)]
     pub(crate) authorities: Authorities,
+    #[serde(flatten)]
+    pub(crate) unknown: UnknownFields,
 }
 
 impl Slot {
@@ -110,6 +117,7 @@ impl Slot {
             &Stored {
                 keys: StoredKeys::of(node_keys)?,
                 membership,
+                unknown: UnknownFields::default(),
             },
         )
     }
@@ -208,6 +216,42 @@ pub(crate) fn unix_s() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn h8_what_a_newer_agent_wrote_of_the_node_is_kept_by_an_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let made = Slot::Present.load_or_make(&store).unwrap();
+        const ID: &str = "00000000-0000-0000-0000-000000000001";
+        let membership = serde_json::json!({
+            "enrolled": {
+                "mesh": ID, "node": ID, "name": "dublin", "site": "dublin", "site_id": ID,
+                "generation": 1
+            },
+            "urls": ["https://coordinator.example:8443"],
+            "later": 2,
+        });
+        let mut file: serde_json::Value = store.read("node.json").unwrap().unwrap();
+        file["membership"] = membership;
+        file["next_kem_key"] = serde_json::json!({"algorithm": "x", "key": "secret"});
+        store.write("node.json", &file).unwrap();
+        let (node_keys, read) = Slot::Present.load(&store).unwrap().unwrap();
+        assert_eq!(node_keys.identity_key(), made.identity_key());
+        let switched = made.preparing(&[9; 32]).unwrap().switched(7).unwrap();
+        Slot::Present.save_keys(&store, &switched).unwrap();
+        let membership = Membership {
+            urls: vec!["https://other.example:8443".to_owned()],
+            ..read.unwrap()
+        };
+        Slot::Present.save_membership(&store, membership).unwrap();
+        let after: serde_json::Value = store.read("node.json").unwrap().unwrap();
+        assert_eq!(after["next_kem_key"], file["next_kem_key"]);
+        assert_eq!(after["membership"]["later"], 2);
+        assert_ne!(after["wireguard"], file["wireguard"]);
+        assert!(
+            !format!("{:?}", Slot::Present.load(&store).unwrap().unwrap().1).contains("secret")
+        );
+    }
 
     #[test]
     fn keys_are_made_once_and_kept() {

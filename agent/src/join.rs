@@ -4,7 +4,10 @@ use std::{fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
 use hyper::StatusCode;
-use wattle_mesh::keys::{authorities::Authorities, node_keys::NodeKeys};
+use wattle_mesh::{
+    keys::{authorities::Authorities, node_keys::NodeKeys},
+    state_file::UnknownFields,
+};
 use wattle_wire::{
     endpoint::Endpoint,
     enrol::{EnrolStart, Enrolled},
@@ -62,6 +65,7 @@ pub(crate) async fn join(
             enrolled,
             urls: join.urls,
             authorities: Authorities::new(join.pins),
+            unknown: UnknownFields::default(),
         }),
     )?;
     Slot::Next.clear(&store)?;

@@ -37,7 +37,16 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The keys that are kept.
 pub(crate) fn load(store: &Store) -> anyhow::Result<Exchange> {
-    Ok(store.read(PSKS)?.unwrap_or_default())
+    let Some((exchange, lost)) = store.read_with(PSKS, Exchange::read)? else {
+        return Ok(Exchange::default());
+    };
+    if lost > 0 {
+        tracing::warn!(
+            "{lost} keys of {PSKS} cannot be read, as a newer agent writes them: others \
+            are agreed on"
+        );
+    }
+    Ok(exchange)
 }
 
 /// Forgets all keys: they were agreed on with another identity.

@@ -75,9 +75,7 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
         agent.start_from_disk().await;
         match agent.run(&mut control, &mut stop, &mut supervisor).await {
             Ended::Stopped => break,
-            Ended::Anew(with_machine, as_node) => {
-                (node_keys, membership) = (*with_machine, as_node)
-            }
+            Ended::Anew(as_node) => (node_keys, membership) = *as_node,
         }
     }
     info!("stopped; the tunnels stay up");

@@ -10,6 +10,11 @@ use std::{
 use anyhow::{Context, bail};
 use serde::{Serialize, de::DeserializeOwned};
 
+/// How the files of a state directory are written. A greater number says that a program that knows
+/// only lesser ones must not touch them.
+const FORMAT: u32 = 1;
+const FORMAT_FILE: &str = "format";
+
 /// The state directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -24,6 +29,10 @@ pub(crate) struct RunLock {
 
 impl Store {
     /// Opens the state directory, and makes it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// Also when a newer program has written there in a format that this one does not know.
     pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
         DirBuilder::new()
             .recursive(true)
@@ -36,9 +45,25 @@ impl Store {
                     dir.display()
                 )
             })?;
-        Ok(Self {
+        let store = Self {
             dir: dir.to_owned(),
-        })
+        };
+        store.check_format()?;
+        Ok(store)
+    }
+
+    fn check_format(&self) -> anyhow::Result<()> {
+        let found = self.read::<u32>(FORMAT_FILE)?;
+        match found {
+            Some(newer) if newer > FORMAT => bail!(
+                "the state in {} has format {newer}, which a newer wattle-agent wrote; this one, \
+                 {}, knows formats up to {FORMAT} and changes nothing there. Install the newer \
+                 one again, or restore a copy of the state directory from before the upgrade",
+                self.dir.display(),
+                env!("CARGO_PKG_VERSION")
+            ),
+            Some(_) | None => Ok(()),
+        }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -52,6 +77,15 @@ impl Store {
     /// Reads a file; `None` if there is none. A file that others may read is made private first: it
     /// may hold a key.
     pub(crate) fn read<T: DeserializeOwned>(&self, name: &str) -> anyhow::Result<Option<T>> {
+        self.read_with(name, |text| serde_json::from_slice(text))
+    }
+
+    /// As [`Store::read`], of a file that is more than one value of a type.
+    pub(crate) fn read_with<T>(
+        &self,
+        name: &str,
+        decode: impl Fn(&[u8]) -> serde_json::Result<T>,
+    ) -> anyhow::Result<Option<T>> {
         let path = self.path(name);
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -72,8 +106,7 @@ impl Store {
             fs::set_permissions(&path, Permissions::from_mode(0o600))?;
         }
         // The error names a line and column, never the content.
-        let value = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is damaged", path.display()))?;
+        let value = decode(&text).with_context(|| format!("{} is damaged", path.display()))?;
         Ok(Some(value))
     }
 
@@ -91,13 +124,22 @@ impl Store {
         &self,
         name: &str,
     ) -> anyhow::Result<Option<T>> {
-        match self.read(name) {
+        self.read_or_previous_with(name, |text| serde_json::from_slice(text))
+    }
+
+    /// As [`Store::read_with`] and [`Store::read_or_previous`].
+    pub(crate) fn read_or_previous_with<T>(
+        &self,
+        name: &str,
+        decode: impl Fn(&[u8]) -> serde_json::Result<T>,
+    ) -> anyhow::Result<Option<T>> {
+        match self.read_with(name, &decode) {
             Err(error)
                 if error.is::<serde_json::Error>()
                     && fs::rename(self.previous(name), self.path(name)).is_ok() =>
             {
                 tracing::warn!("{error:#}: using the previous version of the file");
-                self.read(name)
+                self.read_with(name, &decode)
             }
             result => result,
         }
@@ -181,7 +223,16 @@ impl Store {
         }
     }
 
+    /// The first file that is written is the one that says how the others are written.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let format = self.path(FORMAT_FILE);
+        if !format.exists() {
+            self.put(&format, FORMAT.to_string().as_bytes())?;
+        }
+        self.put(path, content)
+    }
+
+    fn put(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         // Private from the first moment: tempfile makes files with mode 0600.
         // Its error has the random name of the file: each would be another problem to be told.
         let made = tempfile::NamedTempFile::new_in(&self.dir);
@@ -215,6 +266,24 @@ mod tests {
             fs::metadata(store.dir()).unwrap().permissions().mode() & 0o777,
             0o700
         );
+    }
+
+    #[test]
+    fn h8_state_of_a_newer_format_is_refused_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.write("x.json", &1).unwrap();
+        assert_eq!(fs::read_to_string(store.path(FORMAT_FILE)).unwrap(), "1");
+        fs::write(store.path(FORMAT_FILE), "2").unwrap();
+        let before = fs::read_dir(dir.path()).unwrap().count();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("has format 2, which a newer wattle-agent wrote"),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before);
+        fs::write(store.path(FORMAT_FILE), "1").unwrap();
+        Store::open(dir.path()).unwrap();
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod health;
 pub mod host;
 pub mod keys;
 pub mod segments;
+pub mod state_file;
 
 #[cfg(any(test, fuzzing))]
 mod testing;

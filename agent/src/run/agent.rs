@@ -59,7 +59,7 @@ pub(super) enum Ended {
     Stopped,
     /// `join` said where else the coordinators are, or the node has another identity; the loop
     /// begins anew with that.
-    Anew(Box<NodeKeys>, Membership),
+    Anew(Box<(NodeKeys, Membership)>),
 }
 
 pub(super) struct Agent {
@@ -268,7 +268,7 @@ impl Agent {
     fn rejoined(&self) -> Option<Ended> {
         match Slot::Present.load(&self.store) {
             Ok(Some((node_keys, Some(membership)))) if membership != self.membership => {
-                Some(Ended::Anew(Box::new(node_keys), membership))
+                Some(Ended::Anew(Box::new((node_keys, membership))))
             }
             Ok(_) => None,
             Err(error) => {
@@ -347,7 +347,8 @@ impl Agent {
             now,
         ) {
             if node_keys.identity_key() != self.node_keys.identity_key() {
-                return Some(Ended::Anew(Box::new(node_keys), self.membership.clone()));
+                let as_node = (node_keys, self.membership.clone());
+                return Some(Ended::Anew(Box::new(as_node)));
             }
             self.node_keys = Arc::new(node_keys);
         }

@@ -44,9 +44,9 @@ pub use self::{
     removals::RecentRemovals,
     stored::Stored,
 };
-use crate::agent::admission::Admitted;
 pub(crate) use crate::agent::known_peer::prefixes;
 pub use crate::agent::{known::Known, known_peer::KnownPeer};
+use crate::{agent::admission::Admitted, state_file::UnknownFields};
 
 /// A node's copy of its view.
 #[derive(Clone, Debug)]
@@ -72,6 +72,8 @@ pub struct Replica {
     recent: RecentRemovals,
     departed: BTreeMap<NodeId, Pin>,
     returned: Returned,
+    /// Fields of the file on disk that a newer program wrote.
+    unknown: UnknownFields,
 }
 
 /// What a message did.
@@ -106,6 +108,7 @@ impl Replica {
             recent: RecentRemovals::default(),
             departed: BTreeMap::new(),
             returned: Returned::default(),
+            unknown: UnknownFields::default(),
         }
     }
 

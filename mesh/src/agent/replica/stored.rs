@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use wattle_wire::{
     ids::{NodeId, Position},
+    lock::Admission,
     peer::{Myself, Peer, View},
     stream::ViewChange,
 };
@@ -14,7 +16,10 @@ use super::{
     draft::{Contested, Draft, put},
     removals::RecentRemovals,
 };
-use crate::agent::admission::Admitted;
+use crate::{
+    agent::admission::Admitted,
+    state_file::{UnknownFields, drop_unreadable},
+};
 
 /// [`super::Known`] as it is kept on disk, with all that must outlive a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,9 +56,45 @@ pub struct Stored {
     /// Absent where the host did not require the lock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admitted: Option<Admitted>,
+    #[serde(flatten, skip_serializing_if = "UnknownFields::is_empty")]
+    pub unknown: UnknownFields,
 }
 
 impl Stored {
+    /// Reads a file. A record that this program cannot read, which a newer one may have written, is
+    /// left out, and the coordinator asked for all again. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// When the file as a whole cannot be read.
+    pub fn read(text: &[u8]) -> serde_json::Result<(Self, usize)> {
+        if let Ok(stored) = serde_json::from_slice(text) {
+            return Ok((stored, 0));
+        }
+        let mut file: Value = serde_json::from_slice(text)?;
+        let mut lost: usize = ["/view/peers", "/waiting"]
+            .map(|records| drop_unreadable::<Peer>(&mut file, records))
+            .iter()
+            .sum();
+        lost += drop_unreadable::<Pin>(&mut file, "/departed");
+        lost += drop_unreadable::<Admission>(&mut file, "/admitted/admissions");
+        for (field, is_readable) in [
+            ("rejected", readable::<Rejection> as fn(&Value) -> bool),
+            ("own_waiting", readable::<Myself>),
+        ] {
+            let fields = file.as_object_mut();
+            if let Some(fields) =
+                fields.filter(|fields| fields.get(field).is_some_and(|value| !is_readable(value)))
+            {
+                fields.remove(field);
+                lost += 1;
+            }
+        }
+        let mut stored = Self::deserialize(file)?;
+        stored.out_of_step = true;
+        Ok((stored, lost))
+    }
+
     /// A view that is carried out to the end.
     pub fn new(position: Position, view: View) -> Self {
         Self {
@@ -69,8 +110,13 @@ impl Stored {
             rejected: None,
             out_of_step: false,
             admitted: None,
+            unknown: UnknownFields::default(),
         }
     }
+}
+
+fn readable<T: DeserializeOwned>(value: &Value) -> bool {
+    T::deserialize(value).is_ok()
 }
 
 impl Replica {
@@ -101,6 +147,7 @@ impl Replica {
             rejected: self.rejected.clone(),
             out_of_step: self.out_of_step,
             admitted: known.admitted.clone(),
+            unknown: self.unknown.clone(),
             ..Stored::new(known.position, view)
         })
     }
@@ -112,6 +159,7 @@ impl Replica {
     /// [`Rejection`] when it is of another mesh; the replica then knows nothing.
     pub fn restore(&mut self, stored: Stored) -> Result<Vec<Refusal>, Rejection> {
         self.departed = stored.departed;
+        self.unknown = stored.unknown;
         let View {
             mesh,
             myself,
@@ -160,5 +208,43 @@ impl Replica {
         self.contested = contested;
         put(&mut self.refused, refused);
         put(&mut self.returned.out, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        config::view,
+        testing::{Keys, MESH, directory_of, node_id, snapshot},
+    };
+
+    #[test]
+    fn h8_a_record_that_a_newer_agent_wrote_costs_itself_alone_and_what_that_one_added_is_kept() {
+        let replica = || Replica::new(MESH, Keys::of(1).wireguard_key());
+        let mut before = replica();
+        let view = view::view(&directory_of(4), node_id(1)).unwrap();
+        before.receive(snapshot(view), 0);
+        let mut file = serde_json::to_value(before.stored().unwrap()).unwrap();
+        file["later"] = json!({"kind": "new"});
+        let read = |file: &Value| Stored::read(&serde_json::to_vec(file).unwrap());
+        let (same, lost) = read(&file).unwrap();
+        assert_eq!((lost, same.out_of_step), (0, false));
+
+        file["view"]["peers"][1]["announced"] = json!({"kind": "hybrid"});
+        file["departed"] = json!({"00000000-0000-0000-0000-000000000009": {"kind": "new"}});
+        file["rejected"] = json!({"new_reason": 1});
+        let (stored, lost) = read(&file).unwrap();
+        assert_eq!(lost, 3);
+        let mut after = replica();
+        assert_eq!(after.restore(stored), Ok(vec![]));
+        let peers: Vec<_> = after.known().unwrap().peers.keys().copied().collect();
+        assert_eq!(peers, [node_id(2), node_id(4)]);
+        assert_eq!(after.resume_from(), None, "all is asked for");
+        let kept = serde_json::to_value(after.stored().unwrap()).unwrap();
+        assert_eq!(kept["later"], file["later"]);
+        assert!(read(&json!({"view": 1})).is_err());
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use wattle_wire::{
     ids::NodeId,
     psk::{GivenPsk, OutgoingMessage, PskPolicy, SignedPskMessage},
@@ -22,6 +23,7 @@ use crate::{
     agent::replica::{Known, KnownPeer},
     host::state::Interface,
     keys::node_keys::NodeKeys,
+    state_file::{UnknownFields, drop_unreadable},
 };
 
 /// How many peers are asked for a secret at a time. Each takes 9 KB of memory until it answers,
@@ -40,6 +42,12 @@ pub struct Exchange {
     /// Those of unmanaged peers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     given: BTreeMap<NodeId, Files>,
+    #[serde(
+        flatten,
+        skip_deserializing,
+        skip_serializing_if = "UnknownFields::is_empty"
+    )]
+    unknown: UnknownFields,
 }
 
 fn on_disk(value: &impl Serialize) -> Option<Zeroizing<Vec<u8>>> {
@@ -47,6 +55,39 @@ fn on_disk(value: &impl Serialize) -> Option<Zeroizing<Vec<u8>>> {
 }
 
 impl Exchange {
+    /// Reads a file. Fields that this program does not know are kept, and a key that it cannot read
+    /// is left out, so that another is agreed on. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// When the file as a whole cannot be read.
+    pub fn read(text: &[u8]) -> serde_json::Result<(Self, usize)> {
+        if let Ok(exchange) = serde_json::from_slice(text) {
+            return Ok((exchange, 0));
+        }
+        let mut file: Value = serde_json::from_slice(text)?;
+        let mut lost = drop_unreadable::<Files>(&mut file, "/given");
+        let fields = Map::<String, Value>::deserialize(file)?;
+        let is_known = |field: &String| field == "given" || field.parse::<NodeId>().is_ok();
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            fields.into_iter().partition(|(field, _)| is_known(field));
+        let is_readable =
+            |field: &String, value: &Value| field == "given" || Pair::deserialize(value).is_ok();
+        let mut known: Map<_, _> = known.into_iter().collect();
+        let before = known.len();
+        known.retain(|field, value| is_readable(field, value));
+        lost += before - known.len();
+        let exchange = Self::deserialize(Value::Object(known))?;
+        let unknown = unknown.into_iter().collect();
+        Ok((
+            Self {
+                unknown,
+                ..exchange
+            },
+            lost,
+        ))
+    }
+
     /// What of it outlives a restart.
     pub fn kept(&self) -> Self {
         let kept = |pair: &Arc<Pair>| {
@@ -63,6 +104,7 @@ impl Exchange {
                 .map(|(peer, pair)| (*peer, kept(pair)))
                 .collect(),
             given: self.given.clone(),
+            unknown: self.unknown.clone(),
         }
     }
 
@@ -348,6 +390,7 @@ fn ends<'a>(known: &Known, node_keys: &'a NodeKeys, peer: &KnownPeer) -> Ends<'a
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
 
     use super::*;
     use crate::{
@@ -385,5 +428,27 @@ mod tests {
         let (second, is_due) = ask(NOW + 28);
         assert!(second.iter().all(|node| !first.contains(node)));
         assert_eq!((second.len(), is_due), (MORE, false));
+    }
+
+    #[test]
+    fn h8_a_key_that_a_newer_agent_wrote_costs_itself_alone_and_what_that_one_added_is_kept() {
+        let id = |number| node_id(number).to_string();
+        let pair = |phase: &str| json!({"round": 1, "current": null, "phase": phase});
+        let file = json!({
+            id(2): pair("idle"),
+            id(3): pair("hybrid"),
+            "given": {id(4): [], id(5): {"kind": "new"}},
+            "next_kem": {"key": "a secret"},
+        });
+        let (exchange, lost) = Exchange::read(&serde_json::to_vec(&file).unwrap()).unwrap();
+        assert_eq!(lost, 2);
+        let kept = serde_json::to_value(exchange.kept()).unwrap();
+        assert_eq!(kept["next_kem"], file["next_kem"]);
+        assert_eq!((&kept[id(2)], &kept[id(3)]), (&file[id(2)], &Value::Null));
+        assert_eq!(kept["given"], json!({id(4): []}));
+        assert!(!format!("{exchange:?}").contains("a secret"));
+        let again = serde_json::to_vec(&kept).unwrap();
+        assert_eq!(Exchange::read(&again).unwrap().1, 0);
+        assert!(Exchange::read(b"[").is_err());
     }
 }
