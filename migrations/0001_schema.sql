@@ -85,7 +85,8 @@ CREATE TABLE nodes (
     generation          integer     NOT NULL CHECK (generation > 0),
     -- When the node raised it; null while it has not.
     generation_since    timestamptz,
-    -- The join token with which it enrolled; null for a gateway without an agent.
+    -- The join token with which it enrolled; null for a gateway without an agent, and for one that
+    -- a restored database had lost and that was taken in again.
     join_token          uuid,
     enrolled_at         timestamptz NOT NULL DEFAULT now(),
     revoked_at          timestamptz,
@@ -121,8 +122,8 @@ CREATE TABLE nodes (
     CONSTRAINT announced_whole
         CHECK (num_nulls(announced, announced_signature, announced_key, announced_at) IN (0, 4)),
     CONSTRAINT agent_or_file CHECK (
-        (num_nulls(agent_version, join_token), num_nulls(file_made_at, file_digest))
-            IN ((0, 2), (2, 0)))
+        (num_nulls(agent_version), num_nulls(file_made_at, file_digest)) IN ((0, 2), (1, 0))
+            AND (join_token IS NULL OR agent_version IS NOT NULL))
 );
 CREATE UNIQUE INDEX node_name ON nodes (name) WHERE state <> 'revoked';
 CREATE UNIQUE INDEX node_endpoint ON nodes (endpoint_address, endpoint_port)

@@ -36,8 +36,8 @@ use crate::{
     },
     routes::{
         api_tokens, enrolment, event_stream, events, health, identity_rotation, links, mailbox,
-        mesh, metrics, nodes, removals, report, rotation, sites, stream, tokens, webhooks,
-        wg_quick,
+        mesh, metrics, nodes, readmission, removals, report, rotation, sites, stream, tokens,
+        webhooks, wg_quick,
     },
     state::app::App,
 };
@@ -86,6 +86,7 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(nodes::change, nodes::revoke))
             .routes(routes!(nodes::admit))
             .routes(routes!(removals::confirm))
+            .routes(routes!(readmission::readmit))
             .routes(routes!(rotation::request)),
         Action::Grant => routes
             .routes(routes!(api_tokens::create, api_tokens::list))

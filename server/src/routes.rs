@@ -11,6 +11,7 @@ pub mod mailbox;
 pub mod mesh;
 pub mod metrics;
 pub mod nodes;
+pub mod readmission;
 pub mod removals;
 pub mod report;
 pub mod rotation;

@@ -1,6 +1,7 @@
 // Peers that a gateway has only until somebody confirms that they go.
 
-import { count, h, inform } from "./dom.js";
+import { request } from "./api.js";
+import { complain, confirmed, count, h, inform } from "./dom.js";
 
 /** As many are named in a line. */
 const MOST_NAMES = 5;
@@ -18,10 +19,20 @@ export function heldPeers(node) {
   return [
     h("p", {}, `${count(total, "peer")} here only until somebody confirms that they go:`),
     h("ul", { class: "problems" },
-      peers.map((peer) => h("li", { title: `${peer.node} ${peer.identity}` }, `${peer.name} ${WORDS[peer.because]}`)),
+      peers.map((peer) => h("li", { title: `${peer.node} ${peer.identity}` }, `${peer.name} ${WORDS[peer.because]}`, peer.lost ? [" ", readmission(peer)] : null)),
       more > 0 ? h("li", {}, `and ${more} more`) : null),
     h("p", {}, ...confirmation(node)),
   ];
+}
+
+/** The button that takes in again a node that a restored database has lost. */
+function readmission({ node, name, identity }) {
+  const readmit = async () => {
+    const question = `Its identity is ${identity}. Compare it with what wattle-agent status says on that gateway: whoever has this identity is let in.`;
+    if (!await confirmed(`Take in ${name} again?`, question, "Take it in")) return;
+    await request("POST", "/nodes/readmit", { nodes: [{ node, identity }] }).catch(complain);
+  };
+  return h("button", { type: "button", class: "changes", id: `readmit-${node}`, "aria-label": `Take in ${name} again`, click: readmit }, "Take in again");
 }
 
 /** The same in one line, for a list of what needs attention. */

@@ -19,9 +19,9 @@ pub use self::{
     },
     mesh::{Mesh, MeshPatch, Readiness},
     node::{
-        ConnectionState, CreatedWgQuick, LanState, NewWgQuick, Node, NodeConnection, NodePatch,
-        NodeProblem, NodeReport, NodeRotation, NodeState, Removed, RemovedNode, RotationPhase,
-        SomeNodes, UnmanagedNode,
+        ConnectionState, CreatedWgQuick, LanState, NewReadmissions, NewWgQuick, Node,
+        NodeConnection, NodePatch, NodeProblem, NodeReport, NodeRotation, NodeState, Readmission,
+        Removed, RemovedNode, RotationPhase, SomeNodes, UnmanagedNode,
     },
     site::{
         ChangedSite, CreatedSite, Import, Imported, NewSite, Site, SiteNode, SitePatch, Warning,

@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use crate::{
     endpoint::Endpoint,
+    enrol::SignedStatement,
     ids::{NodeId, Position},
     key::IdentityKey,
     name::Name,
@@ -250,6 +251,18 @@ pub struct HeldPeer {
     pub name: Name,
     pub identity: IdentityKey,
     pub because: HeldBecause,
+    /// What lets a coordinator take in again one that it has lost; absent for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<LostPeer>,
+}
+
+/// What a host knows of a peer that the coordinator does not know any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LostPeer {
+    pub site_name: Name,
+    /// The newest that it signed, as far as the host knows.
+    pub statement: SignedStatement,
 }
 
 /// Why a peer stays only until somebody confirms that it goes.

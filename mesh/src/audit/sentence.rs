@@ -54,6 +54,10 @@ const ACTIONS: [(&str, &str); 31] = [
         "node.key.withdraw",
         "withdrew the next WireGuard key of node {name} of site {site}",
     ),
+    (
+        "node.readmit",
+        "took in node {name} of site {site} again, which the database had lost",
+    ),
     ("node.rename", "renamed node {name} of site {site}"),
     (
         "node.returned",

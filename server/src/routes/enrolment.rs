@@ -141,7 +141,7 @@ pub async fn finish(
             endpoint: applicant.finish.endpoint,
             kind: Kind::Managed {
                 agent_version: &applicant.finish.agent_version,
-                join_token: applicant.finish.token,
+                join_token: Some(applicant.finish.token),
             },
         };
         let record = queries::insert(&mut change, &new, tunnel_prefix).await?;

@@ -9,7 +9,7 @@ use wattle_server::{
     router,
     routes::events::{self, Filter},
 };
-use wattle_wire::join::JoinString;
+use wattle_wire::{admin::Node, join::JoinString};
 
 use crate::{
     agents::{NodeKeys, new_node, new_site},
@@ -414,6 +414,18 @@ async fn every_change_is_in_the_audit_log_in_words_and_no_secret_is() {
         json!({ "removals": removals }),
     )
     .await;
+    let bergen = new_node(&coordinator, json!({"name": "bergen"})).await;
+    new_node(&coordinator, json!({"name": "turku"})).await;
+    let turku = coordinator.get("/nodes/turku").await.json();
+    let turku: Node = serde_json::from_value(turku).unwrap();
+    let statement = removals::lose(&coordinator, "turku").await;
+    let report = removals::holding_lost(&turku, &statement, "turku");
+    bergen.report(&coordinator, report).await.expect(204);
+    let held = "SELECT count(*) FROM node_reports WHERE held IS NOT NULL";
+    coordinator.until(held, 1).await;
+    let nodes = json!([{"node": turku.id, "identity": turku.identity_key}]);
+    let nodes = json!({ "nodes": nodes });
+    call("POST", "/nodes/readmit", "/nodes/readmit", nodes).await;
     call("DELETE", "/sites/{site}", "/sites/dublin", json!({})).await;
 
     // Each route of a change was called, but for the one that changes nothing.

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, time::Instant};
 use wattle_mesh::{access::Action, agent::admission::Operator};
 use wattle_server::router::{self, Operation};
+use wattle_wire::admin::Node;
 
 use crate::{
     agents::{NodeKeys, new_node},
     harness::{Answer, Coordinator, SOON, send, send_head},
     nodes::signed,
-    removals::signed_removals,
+    removals::{holding_lost, lose, signed_removals},
 };
 
 /// A digest of every row of every table, but for when api tokens were used.
@@ -285,6 +286,25 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
     assert_eq!(sending.problem().0, 422);
     tried.insert("POST /webhooks/{id}/test".to_owned());
     assert_eq!(rows(&coordinator).await, before);
+    // A node that the database has lost.
+    let nenagh = new_node(&coordinator, json!({"name": "nenagh"})).await;
+    new_node(&coordinator, json!({"name": "tralee"})).await;
+    let tralee = coordinator.get("/nodes/tralee").await.json();
+    let tralee: Node = serde_json::from_value(tralee).unwrap();
+    let statement = lose(&coordinator, "tralee").await;
+    let report = holding_lost(&tralee, &statement, "tralee");
+    nenagh.report(&coordinator, report).await.expect(204);
+    let held = "SELECT count(*) FROM node_reports WHERE held IS NOT NULL";
+    coordinator.until(held, 1).await;
+    let nodes = json!([{"node": tralee.id, "identity": tralee.identity_key}]);
+    let told = coordinator
+        .post("/nodes/readmit?dry_run=true", json!({ "nodes": nodes }))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(told["would"], json!("node.readmit"), "{told}");
+    coordinator.get("/nodes/tralee").await.expect(404);
+    tried.insert("POST /nodes/readmit".to_owned());
     let is_change = |method: &str, action: &Action| {
         method != "GET" && ![Action::Ask, Action::TakePart].contains(action)
     };

@@ -307,3 +307,119 @@ async fn e19_a_node_that_gateways_know_as_removed_is_listed_told_once_and_revoke
     coordinator.get("/nodes/cork").await.expect(404);
     assert_eq!(coordinator.count(told).await, 1);
 }
+
+/// A gateway's report that it holds a node which the database has lost.
+pub(crate) fn holding_lost(node: &Node, statement: &Value, site_name: &str) -> Value {
+    let lost = json!({"site_name": site_name, "statement": statement});
+    json!({"applied": "1.4", "device": "kernel", "links": [], "held": {"total": 1, "peers": [{
+        "node": node.id, "name": node.name, "identity": node.identity_key, "because": "lost",
+        "lost": lost}]}})
+}
+
+/// Takes a node and all that is known of it out of the database, as a restored backup does. Gives
+/// its statement.
+pub(crate) async fn lose(coordinator: &Coordinator, name: &str) -> Value {
+    let statement = "SELECT json_build_object('statement', statement, 'signature', \
+        translate(encode(statement_signature, 'base64'), E'\\n', '')) FROM nodes WHERE name = $1";
+    let mut connection = coordinator.server.app.db.begin().await.unwrap();
+    let statement = sqlx::query_scalar::<_, Value>(statement)
+        .bind(name)
+        .fetch_one(&mut *connection)
+        .await
+        .unwrap();
+    for lose in [
+        "UPDATE tunnel_addresses SET node = NULL WHERE node = (SELECT id FROM nodes WHERE name = $1)",
+        "DELETE FROM links WHERE (SELECT id FROM nodes WHERE name = $1) IN (a, b)",
+        "DELETE FROM node_reports WHERE node = (SELECT id FROM nodes WHERE name = $1)",
+        "DELETE FROM nodes WHERE name = $1",
+        "UPDATE mesh SET epoch = epoch + 1 WHERE $1 <> ''",
+    ] {
+        sqlx::query(lose)
+            .bind(name)
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+    }
+    connection.commit().await.unwrap();
+    coordinator.server.app.mesh_cache.refresh().await;
+    statement
+}
+
+#[tokio::test]
+async fn e20_a_node_that_a_restored_database_lost_is_taken_in_again_by_its_own_statement_alone() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let cork = new_node(&coordinator, json!({"name": "cork"})).await;
+    let before: Node = serde_json::from_value(coordinator.get("/nodes/cork").await.json()).unwrap();
+    let galway = new_node(&coordinator, json!({"name": "galway"})).await;
+    let statement = lose(&coordinator, "cork").await;
+    coordinator.get("/nodes/cork").await.expect(404);
+    let ask = async |node: &Node| {
+        let nodes = json!([{"node": node.id, "identity": node.identity_key}]);
+        coordinator
+            .post("/nodes/readmit", json!({ "nodes": nodes }))
+            .await
+    };
+    let refused = async |node: &Node| {
+        let (status, code, field) = ask(node).await.problem();
+        assert_eq!(
+            (status, field.as_deref()),
+            (422, Some("nodes[0]")),
+            "{code}"
+        );
+    };
+    // Nobody holds it.
+    refused(&before).await;
+    let holds = "SELECT count(*) FROM node_reports WHERE held->'peers'->0->'lost' IS NOT NULL";
+    let hold = async |report: Value| {
+        dublin.report(&coordinator, report).await.expect(204);
+        coordinator.until(holds, 1).await;
+        coordinator
+            .server
+            .app
+            .reports
+            .write(&coordinator.server.app.db)
+            .await
+            .unwrap();
+    };
+    // Of another identity, of another's statement, of a site that is not there, of a known node.
+    hold(holding_lost(&before, &statement, "cork")).await;
+    let other = Node {
+        identity_key: galway.machine.identity_key(),
+        ..before.clone()
+    };
+    refused(&other).await;
+    hold(holding_lost(&other, &statement, "cork")).await;
+    refused(&other).await;
+    hold(holding_lost(&before, &statement, "nowhere")).await;
+    refused(&before).await;
+    let known = Node {
+        id: galway.id(),
+        ..before.clone()
+    };
+    hold(holding_lost(&known, &statement, "cork")).await;
+    refused(&known).await;
+
+    hold(holding_lost(&before, &statement, "cork")).await;
+    ask(&before).await.expect(204);
+    let after: Node = serde_json::from_value(coordinator.get("/nodes/cork").await.json()).unwrap();
+    assert_eq!(after.id, before.id);
+    assert_eq!(after.wireguard_key, before.wireguard_key);
+    assert_eq!(after.tunnel_address, before.tunnel_address);
+    // It is who it was, with the keys that it has.
+    cork.report(
+        &coordinator,
+        json!({"applied": "2.6", "device": "kernel", "links": []}),
+    )
+    .await
+    .expect(204);
+    let events = coordinator.get("/events?limit=1").await.json();
+    let sentence = events["items"][0]["sentence"].as_str().unwrap();
+    let begins = "took in node cork of site cork again, which the database had lost";
+    assert!(sentence.starts_with(begins), "{sentence}");
+    refused(&before).await;
+    let none = coordinator
+        .post("/nodes/readmit", json!({"nodes": []}))
+        .await;
+    assert_eq!(none.problem().0, 422);
+}

@@ -233,6 +233,26 @@ impl LanState {
     }
 }
 
+/// `POST /nodes/readmit`: nodes that a restored database has lost.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewReadmissions {
+    /// 1 to 100.
+    pub nodes: Vec<Readmission>,
+}
+
+impl NewReadmissions {
+    pub const MOST: usize = 100;
+}
+
+/// A node as a gateway holds it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Readmission {
+    pub node: NodeId,
+    pub identity: IdentityKey,
+}
+
 /// Answer to a removal that does not take effect on all gateways at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Removed {

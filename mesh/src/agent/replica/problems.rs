@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use wattle_wire::{
     ids::NodeId,
     name::Name,
-    report::{Held, HeldBecause, HeldPeer, Problem, ProblemCode},
+    report::{Held, HeldBecause, HeldPeer, LostPeer, Problem, ProblemCode},
 };
 
 use super::{
@@ -115,6 +115,10 @@ impl Replica {
                 name: held.peer.name.clone(),
                 identity: held.statement.identity,
                 because: because(&held.peer.node),
+                lost: self.absent.contains(&held.peer.node).then(|| LostPeer {
+                    site_name: held.peer.site_name.clone(),
+                    statement: held.peer.statement.clone(),
+                }),
             })
             .collect();
         let total = u32::try_from(peers.len()).unwrap_or(u32::MAX);

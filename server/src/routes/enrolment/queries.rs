@@ -37,7 +37,8 @@ pub(crate) struct NewNode<'n> {
 pub(crate) enum Kind<'n> {
     Managed {
         agent_version: &'n str,
-        join_token: TokenId,
+        /// `None` for one that a restored database has lost.
+        join_token: Option<TokenId>,
     },
     Unmanaged(&'n Unmanaged),
 }
@@ -242,7 +243,7 @@ pub(crate) async fn insert(
         port,
         endpoint.is_none(),
         agent.map(|(version, _)| version),
-        agent.map(|(_, token)| token.0),
+        agent.and_then(|(_, token)| Some(token?.0)),
         file.map(|file| file.file_made_at),
         file.map(|file| file.file_digest.as_bytes().as_slice()),
         statement.sequence.cast_signed()

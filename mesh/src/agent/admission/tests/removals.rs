@@ -351,6 +351,7 @@ fn a_removal_is_asked_for_once_later_than_the_admission_and_of_nobody_who_takes_
         name: node_record(node).1.name,
         identity: node_record(identity).1.identity_key,
         because,
+        lost: None,
     };
     let peers = vec![
         held(2, 2, HeldBecause::Removed),
