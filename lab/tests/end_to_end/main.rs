@@ -110,7 +110,8 @@ const ON_KERNEL: &[(&str, Test)] = tests![
 /// What says nothing of a device: the agent's and the coordinator's own conduct, the page, the
 /// command line. It is quickest here.
 const ON_HOST: &[(&str, Test)] = tests![
-    // Waits for two minutes, so it begins early.
+    // These wait for two minutes, so they begin early.
+    restored::h8_a_gateway_that_is_set_back_to_an_earlier_disk_says_so_at_both_ends_and_one_command_mends_it,
     psk::whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named,
     laboratory::sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans,
     change::a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed,
@@ -124,7 +125,6 @@ const ON_HOST: &[(&str, Test)] = tests![
     outage::h7_programs_without_descriptors_or_time_go_on_and_no_packet_is_lost,
     lock::e4_with_the_lock_a_gateway_that_is_revoked_stays_a_peer_until_an_operator_signs,
     restored::e19_a_node_that_was_revoked_after_the_backup_stays_out_when_it_is_restored,
-    restored::h8_a_gateway_that_is_set_back_to_an_earlier_disk_says_so_at_both_ends_and_one_command_mends_it,
     restored::e20_a_gateway_that_joined_after_the_backup_is_taken_in_again_without_a_visit,
     lock::e4_a_gateway_that_was_away_while_all_others_were_replaced_follows_when_an_operator_signs_once_and_holds_until_then,
     trust::e10_gateways_that_name_their_endpoints_come_up_at_once_and_one_that_names_anothers_sends_nobody_there,

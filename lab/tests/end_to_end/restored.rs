@@ -101,6 +101,7 @@ pub(crate) fn h8_a_gateway_that_is_set_back_to_an_earlier_disk_says_so_at_both_e
     lab.ping_all()?;
     let copy = format!("cp -a {STATE_DIR} {STATE_DIR}-of-yesterday");
     lab.gateway(FRANKFURT)?.host.run(&copy)?;
+    lab.gateway(FRANKFURT)?.agent_says(&["rotate", "--psk"])?;
     lab.gateway(FRANKFURT)?.agent_says(&["rotate"])?;
     wait_for("the keys are others", patience(30.0), || lab.ping_all())?;
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 use wattle_wire::admin::{Event, FieldChange};
 
 /// What each action did; a forced one has the same words, and says so.
-const ACTIONS: [(&str, &str); 31] = [
+const ACTIONS: [(&str, &str); 32] = [
     ("api-token.create", "made the api token {name}"),
     ("api-token.revoke", "revoked the api token {name}"),
     (
