@@ -473,14 +473,15 @@ impl Agent {
         let observed = self.outcome.observed.as_ref();
         let (probes, psks) = (self.prober.reports(), self.mailbox.exchange());
         let (problems, held) = (self.problems(known), self.replica.held());
-        let full = self
+        let mut full = self
             .reporter
             .account(known, observed, &probes, psks, problems, held);
         let returned = self.replica.returned().into_iter();
-        let full = Report {
-            returned: returned.take(Report::MOST_RETURNED).collect(),
-            ..full
-        };
+        full.returned = returned.take(Report::MOST_RETURNED).collect();
+        // A coordinator refuses a report of many more links than it has.
+        let is_there = |node| !self.replica.is_given_up(node);
+        full.links.retain(|link| is_there(link.peer));
+        full.keys_in_place.retain(|key| is_there(key.peer));
         self.reporter.go(
             full,
             self.started.elapsed(),

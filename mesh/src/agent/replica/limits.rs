@@ -76,6 +76,15 @@ fn e18_no_tunnel_address_prefix_or_port_changes_once_it_is_known() {
 }
 
 #[test]
+fn peers_that_the_coordinator_has_lost_are_given_up_and_no_others() {
+    let (mut replica, _) = world();
+    let snapshot = whole(&replica, 2, |view| drop(view.peers.remove(0)));
+    replica.receive(snapshot, NOW);
+    let given_up = [2, 3].map(|number| replica.is_given_up(node_id(number)));
+    assert_eq!(given_up, [true, false]);
+}
+
+#[test]
 fn e15_what_is_kept_of_a_coordinators_words_has_an_end() {
     let (mut replica, _) = world();
     let before = replica.stored().unwrap().view;

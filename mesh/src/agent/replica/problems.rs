@@ -95,6 +95,12 @@ impl Replica {
         }
     }
 
+    /// Whether the coordinator has removed or lost a peer that stays here. It wants no report of
+    /// the link with it.
+    pub fn is_given_up(&self, node: NodeId) -> bool {
+        self.removal_pending.contains(&node) || self.absent.contains(&node)
+    }
+
     /// What [`Replica::awaiting_confirmation`] names, as it is reported.
     pub fn held(&self) -> Option<Held> {
         let (known, all) = (self.known.as_ref()?, self.awaiting_confirmation());
