@@ -67,7 +67,14 @@ impl Operator {
 
     /// Turns the lock on at all gateways.
     pub(crate) fn lock(&self, lab: &mut Lab) -> Result<()> {
-        for gateway in &mut lab.gateways {
+        let sites: Vec<_> = lab.gateways.iter().map(|gateway| gateway.site).collect();
+        self.lock_at(lab, &sites)
+    }
+
+    /// Turns the lock on at the gateways of these sites.
+    pub(crate) fn lock_at(&self, lab: &mut Lab, sites: &[LabSite]) -> Result<()> {
+        for site in sites {
+            let gateway = lab.gateway_mut(*site)?;
             gateway.stop_agent()?;
             gateway
                 .host

@@ -13,6 +13,7 @@
 mod browser;
 mod change;
 mod guide;
+mod hostile;
 mod input;
 mod kernel;
 mod laboratory;
@@ -110,8 +111,9 @@ const ON_KERNEL: &[(&str, Test)] = tests![
 /// What says nothing of a device: the agent's and the coordinator's own conduct, the page, the
 /// command line. It is quickest here.
 const ON_HOST: &[(&str, Test)] = tests![
-    // These wait for two minutes, so they begin early.
+    // These wait for minutes, so they begin early.
     restored::h8_a_gateway_that_is_set_back_to_an_earlier_disk_says_so_at_both_ends_and_one_command_mends_it,
+    hostile::e14_e15_e16_e17_whatever_a_coordinator_with_the_meshs_authority_says_its_gateways_keep_their_networks_and_come_back,
     psk::whoever_asks_for_new_keys_gets_one_with_each_peer_and_a_peer_that_is_away_is_named,
     laboratory::sites_reach_each_others_gateways_over_the_underlay_and_not_each_others_lans,
     change::a_removed_gateway_that_hears_of_it_gives_up_its_peers_when_that_is_confirmed,
