@@ -52,13 +52,14 @@ pub async fn readmit(
     let tunnel_prefix = app
         .mesh_cache
         .read(|feed| feed.directory().mesh.tunnel_prefix);
+    // As `GET /nodes` tells it: what was said here may yet have to be written.
+    let held = &app.reports.held();
     let nodes = &nodes;
     app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
-        let held = queries::lost(&mut change, nodes).await?;
         let mut made = Vec::new();
         for (index, node) in nodes.iter().enumerate() {
-            let newest = newest(mesh, node, &held);
+            let newest = newest(mesh, node, held);
             let (statement, signed, site) = newest.ok_or_else(|| {
                 invalid(
                     index,

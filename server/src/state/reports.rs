@@ -27,7 +27,7 @@ use wattle_wire::{
     admin::{NodeConnection, NodeProblem, NodeReport},
     endpoint::Endpoint,
     ids::{NodeId, Position},
-    report::{Held, LinkReport, Problem, Report, Start},
+    report::{Held, HeldPeer, LinkReport, Problem, Report, Start},
 };
 
 use self::{
@@ -168,6 +168,15 @@ impl Reports {
         let locked = accounts.iter().filter(|(_, account)| account.locked);
         let held = |(node, account): (&NodeId, &Account)| (*node, account.held.clone());
         locked.map(held).collect()
+    }
+
+    /// All peers that hosts hold.
+    pub fn held(&self) -> Vec<HeldPeer> {
+        let accounts = self.accounts();
+        let held = accounts
+            .values()
+            .filter_map(|account| account.held.as_ref());
+        held.flat_map(|held| held.peers.iter().cloned()).collect()
     }
 
     /// How many nodes hold something.
