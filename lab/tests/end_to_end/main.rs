@@ -279,6 +279,9 @@ impl Grounds {
     }
 }
 
+/// So many warnings of each program are shown when a test fails.
+const WARNINGS: usize = 20;
+
 /// Builds the programs.
 fn prepare() -> Result<Grounds> {
     let mut tests = binaries::build()?;
@@ -376,10 +379,39 @@ fn in_a_lab(name: &str, path: &OsStr) -> Result<()> {
     let log = fs::read_to_string(&said)?;
     let why = enter::explain(&log).unwrap_or("it failed");
     bail!(
-        "{why} ({status}): {}\nlogs: {}",
+        "{why} ({status}): {}\n{}logs: {}",
         log.trim(),
+        warnings(&folder)?,
         folder.display()
     )
+}
+
+/// The last warnings of each program: who reads of a failure elsewhere has no logs.
+fn warnings(folder: &Path) -> Result<String> {
+    let mut all = String::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "log") {
+            continue;
+        }
+        let log = fs::read(&path)?;
+        let log = String::from_utf8_lossy(&log);
+        let warned: Vec<_> = log.lines().filter(|line| is_warning(line)).collect();
+        let last = warned.len().saturating_sub(WARNINGS);
+        let name = path.file_name().unwrap_or_default().display();
+        all.extend(
+            warned[last..]
+                .iter()
+                .map(|line| format!("{name}: {line}\n")),
+        );
+    }
+    Ok(all)
+}
+
+fn is_warning(line: &str) -> bool {
+    ["WARN", "ERROR", "panicked at"]
+        .iter()
+        .any(|word| line.contains(word))
 }
 
 fn inside(job: &str) -> Result<()> {
