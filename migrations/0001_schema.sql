@@ -148,10 +148,12 @@ CREATE INDEX former_keys_of_node ON former_keys (node, since);
 -- Which peers are ready for the key that a node has announced; rows are of no use once the key is
 -- taken up or withdrawn.
 CREATE TABLE armed_peers (
-    node     uuid   NOT NULL REFERENCES nodes,
+    node      uuid   NOT NULL REFERENCES nodes,
     -- Number of the announced statement.
-    sequence bigint NOT NULL,
-    peer     uuid   NOT NULL REFERENCES nodes,
+    sequence  bigint NOT NULL,
+    peer      uuid   NOT NULL REFERENCES nodes,
+    -- The peer's word for the node.
+    signature bytea  NOT NULL CHECK (octet_length(signature) = 64),
     PRIMARY KEY (node, sequence, peer)
 );
 CREATE INDEX armed_peers_of_peer ON armed_peers (peer);

@@ -51,8 +51,9 @@ pub enum RotationStep {
 /// Answer to a [`RotationStep`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RotationAnswer {
-    /// Peers that have not said yet that they are ready for the announced key, in order.
-    pub waiting_for: Vec<NodeId>,
+    /// Peers that say they are ready for the announced key, in order.
+    #[serde(default)]
+    pub ready: Vec<ReadyPeer>,
     /// Of [`RotationStep::Prepare`] alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub challenge: Option<KeyChallenge>,
@@ -75,12 +76,22 @@ pub struct OwnKeys {
 }
 
 /// A peer's announced key for which a node is ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyInPlace {
     pub peer: NodeId,
     /// Number of the announced statement.
     pub sequence: u64,
+    /// The node's word for the peer, which takes no other: see `mesh::keys::rotation::readiness`.
+    pub signature: Signature,
+}
+
+/// The word of a peer that it is ready for the announced key of the calling node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReadyPeer {
+    pub node: NodeId,
+    /// That of [`KeyInPlace`].
+    pub signature: Signature,
 }
 
 #[cfg(test)]
@@ -117,6 +128,29 @@ mod tests {
             assert_eq!(serde_json::to_string(&step).unwrap(), text);
             assert_eq!(serde_json::from_str::<RotationStep>(&text).unwrap(), step);
         }
+        let node: NodeId = "00000000-0000-0000-0000-000000000002".parse().unwrap();
+        let word = Signature::from([7; 64]);
+        let ready = vec![ReadyPeer {
+            node,
+            signature: word,
+        }];
+        let answer = RotationAnswer {
+            ready,
+            challenge: None,
+        };
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            format!(r#"{{"ready":[{{"node":"{node}","signature":"{signature}"}}]}}"#)
+        );
+        let armed = KeyInPlace {
+            peer: node,
+            sequence: 3,
+            signature: word,
+        };
+        assert_eq!(
+            serde_json::to_string(&armed).unwrap(),
+            format!(r#"{{"peer":"{node}","sequence":3,"signature":"{signature}"}}"#)
+        );
         // Neither is read as the other.
         assert!(serde_json::from_str::<SignedStatement>(&signed).is_err());
         let statement = signed.replacen("announcement", "statement", 1);

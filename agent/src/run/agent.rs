@@ -19,7 +19,10 @@ use wattle_mesh::{
     keys::{
         node_keys::NodeKeys,
         psk::exchange::Exchange,
-        rotation::{Situation, canary::Watch},
+        rotation::{
+            Situation,
+            canary::{Watch, keys_in_place},
+        },
     },
 };
 use wattle_wire::{ids::NodeId, report::Report};
@@ -475,13 +478,16 @@ impl Agent {
         let (problems, held) = (self.problems(known), self.replica.held());
         let mut full = self
             .reporter
-            .account(known, observed, &probes, psks, problems, held);
+            .account(known, observed, &probes, problems, held);
         let returned = self.replica.returned().into_iter();
         full.returned = returned.take(Report::MOST_RETURNED).collect();
         // A coordinator refuses a report of many more links than it has.
         let is_there = |node| !self.replica.is_given_up(node);
         full.links.retain(|link| is_there(link.peer));
-        full.keys_in_place.retain(|key| is_there(key.peer));
+        if let Some(interface) = observed.and_then(|observed| observed.interface.as_ref()) {
+            full.keys_in_place = keys_in_place(known, &self.node_keys, interface, psks);
+            full.keys_in_place.retain(|key| is_there(key.peer));
+        }
         self.reporter.go(
             full,
             self.started.elapsed(),

@@ -25,7 +25,6 @@ use wattle_lab::{
     lab::items,
     patience,
     site::{DUBLIN, FRANKFURT, GUIDE, NEW_YORK},
-    wait::same,
     wait_for,
 };
 
@@ -70,7 +69,7 @@ fn try_lies(folder: &Path, time: Duration, seed: u64) -> Result<()> {
             serde_json::from_str(&gateway.host.read(&format!("{STATE_DIR}/view.json"))?)?;
         let own = [gateway.site.address, gateway.site.gateway_on_lan()];
         let mut liar = Liar::new(seed + before.len() as u64, kept, own)?;
-        liar.spares_key = [DUBLIN, FRANKFURT].contains(&gateway.site);
+        liar.is_locked = [DUBLIN, FRANKFURT].contains(&gateway.site);
         liars.insert(gateway.site.address, Mutex::new(liar));
     }
     let authority = lab.coordinator.host.read("/run/wattle-server/ca.pem")?;

@@ -15,8 +15,11 @@ use crate::host::state::{Interface, ObservedPeer};
 pub struct KnownPeer {
     pub peer: Peer,
     pub statement: Statement,
-    /// What is to take the place of the statement.
+    /// What is to take the place of the statement, as the record has it signed.
     pub announced: Option<Statement>,
+    /// The coordinator does not name what was announced any more. It stays until the peer has
+    /// signed something newer: the peer may use that key already.
+    pub withdrawn: bool,
 }
 
 impl KnownPeer {

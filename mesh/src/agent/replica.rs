@@ -31,7 +31,7 @@ use wattle_wire::{
 };
 
 use self::{
-    belief::{Believed, believe},
+    belief::believe,
     draft::{Contested, Draft, Refused, put},
     ownership::Ownership,
     returned::Returned,
@@ -354,27 +354,13 @@ impl Replica {
 
     fn believe_peer(&self, next: &Draft, peer: Peer) -> Result<KnownPeer, Box<Refused>> {
         let before = self.told_in(next, peer.node);
-        match believe(&peer, self.mesh, before, self.pin(peer.node)) {
-            Ok(Believed {
-                statement,
-                announced,
-            }) => {
-                let told = || before.and_then(|known| known.peer.admission.clone());
-                let admission = peer.admission.clone().or_else(told);
-                Ok(KnownPeer {
-                    peer: Peer { admission, ..peer },
-                    statement,
-                    announced,
-                })
-            }
-            Err(reason) => {
-                let name = peer.name.clone();
-                Err(Box::new(Refused {
-                    told: peer,
-                    refusal: Refusal { name, reason },
-                }))
-            }
-        }
+        believe(&peer, self.mesh, before, self.pin(peer.node)).map_err(|reason| {
+            let name = peer.name.clone();
+            Box::new(Refused {
+                told: peer,
+                refusal: Refusal { name, reason },
+            })
+        })
     }
 
     /// What the coordinator said last of a peer, if it was believed.

@@ -80,6 +80,7 @@ pub fn desired(
         peer,
         statement,
         announced,
+        ..
     } in known_peers()
     {
         let key = peer_keys.of(peer.node);

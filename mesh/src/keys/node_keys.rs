@@ -18,7 +18,7 @@ use wattle_wire::{
     ids::MeshId,
     join::JoinString,
     key::{IdentityKey, InvalidKey, Signature, WireguardKey},
-    rotation::KeyAnnouncement,
+    rotation::{KeyAnnouncement, SignedAnnouncement},
     secret::Secret,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -285,15 +285,24 @@ impl NodeKeys {
         mesh: MeshId,
         challenge: &KeyChallenge,
     ) -> Result<KeyAnnouncement, serde_json::Error> {
-        let (statement, secret) = match &self.next {
-            Some(next) => (self.saying(mesh, next.key, self.issued), &next.secret),
-            None => (
-                self.saying(mesh, self.wireguard_key, self.sequence),
-                &self.wireguard,
-            ),
-        };
-        let signed = enrolment::sign_announcement(&statement, &self.identity.pair)?;
+        let secret = self
+            .next
+            .as_ref()
+            .map_or(&self.wireguard, |next| &next.secret);
+        let signed = self.unproved_announcement(mesh)?;
         Ok(enrolment::prove_announced(challenge, signed, secret))
+    }
+
+    /// That of [`NodeKeys::announcement`], as peers see it.
+    pub(crate) fn unproved_announcement(
+        &self,
+        mesh: MeshId,
+    ) -> Result<SignedAnnouncement, serde_json::Error> {
+        let statement = match &self.next {
+            Some(next) => self.saying(mesh, next.key, self.issued),
+            None => self.saying(mesh, self.wireguard_key, self.sequence),
+        };
+        enrolment::sign_announcement(&statement, &self.identity.pair)
     }
 
     fn saying(&self, mesh: MeshId, wireguard_key: WireguardKey, sequence: u64) -> Statement {

@@ -5,7 +5,7 @@
 //!   makes a key, keeps it on disk
 //!   proves the key; announces it ────────────▶ tells ───────────▶ makes a second entry for the key: it has no prefixes, and a preshared
 //!                                                                 key that nobody else knows, so that it shows a handshake and completes none
-//!   knows that all peers in touch are ready ◀─ counts ◀────────── reports that it is ready
+//!   has the word of all peers in touch ◀────── forwards ◀──────── signs that it is ready
 //!   keeps the key as its own on disk,
 //!   gives it to the device, calls all peers ────────────────────▶ sees the entry receive something,
 //!                                           ◀──────────────────── makes it anew with the prefixes and the true preshared key, and calls
@@ -22,14 +22,19 @@
 pub mod canary;
 #[cfg(test)]
 mod model;
+mod readiness;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use wattle_wire::{
     enrol::KeyChallenge,
     ids::NodeId,
+    key::Signature,
     name::Name,
-    rotation::{RotationAnswer, RotationStep},
+    rotation::{RotationAnswer, RotationStep, SignedAnnouncement},
 };
 
 use crate::{
@@ -78,7 +83,28 @@ pub struct Rotation {
 struct Announced {
     since: Duration,
     heard: Duration,
-    waiting_for: BTreeSet<NodeId>,
+    /// Who says to be ready, not yet judged.
+    said: BTreeMap<NodeId, Signature>,
+    /// Peers that have signed that they are ready.
+    ready: BTreeSet<NodeId>,
+}
+
+impl Announced {
+    /// Counts those as ready whose word it is.
+    fn judge(&mut self, known: &Known, announcement: &SignedAnnouncement) {
+        for (node, signature) in std::mem::take(&mut self.said) {
+            let peer = known
+                .peers
+                .get(&node)
+                .filter(|_| !self.ready.contains(&node));
+            let is_its = |peer: &KnownPeer| {
+                readiness::is_signed(announcement, node, peer.statement.identity, &signature)
+            };
+            if peer.is_some_and(is_its) {
+                self.ready.insert(node);
+            }
+        }
+    }
 }
 
 /// What a rotation depends on.
@@ -168,24 +194,26 @@ impl Rotation {
             let is_free = node_keys.successor().is_none();
             return (is_free && (situation.is_asked || is_due)).then_some(RotationAction::MakeKey);
         }
-        let Some(Announced {
-            since,
-            heard,
-            waiting_for,
-        }) = &self.announced
-        else {
+        let Some(announced) = &mut self.announced else {
             return if self.is_refused {
                 Some(RotationAction::GiveUp)
             } else {
                 announce(self.challenge.as_ref())
             };
         };
+        announced.judge(known, &node_keys.unproved_announcement(known.mesh.id).ok()?);
+        let Announced {
+            since,
+            heard,
+            ready,
+            ..
+        } = &*announced;
         let in_touch = |peer: &KnownPeer| {
             peer.entry(situation.interface)
                 .is_some_and(ObservedPeer::is_live)
         };
         let missing = known.peers.values().filter(|peer| {
-            waiting_for.contains(&peer.peer.node) && !peer.statement.unmanaged && in_touch(peer)
+            !ready.contains(&peer.peer.node) && !peer.statement.unmanaged && in_touch(peer)
         });
         let missing: Vec<_> = missing.map(|peer| peer.peer.name.to_string()).collect();
         let is_fresh = now.saturating_sub(*heard) < ANSWER_LIFETIME;
@@ -236,15 +264,15 @@ impl Rotation {
                 (self.is_unknown, self.challenge, self.problem) = (false, None, None);
             }
             (RotationStep::Announce(_), RotationReply::Taken(answer)) => {
-                let since = self
-                    .announced
-                    .as_ref()
-                    .map_or(now, |announced| announced.since);
-                self.announced = Some(Announced {
-                    since,
+                let announced = self.announced.get_or_insert_with(|| Announced {
+                    since: now,
                     heard: now,
-                    waiting_for: answer.waiting_for.into_iter().collect(),
+                    said: BTreeMap::new(),
+                    ready: BTreeSet::new(),
                 });
+                announced.heard = now;
+                let said = answer.ready.into_iter();
+                announced.said = said.map(|peer| (peer.node, peer.signature)).collect();
                 self.problem = None;
             }
             (RotationStep::Prepare {} | RotationStep::Announce(_), RotationReply::Refused(why))

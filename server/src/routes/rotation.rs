@@ -128,7 +128,7 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
     refused("unmanaged_sites", "Installed files name this key", detail)
 }
 
-/// Takes a step of a node's WireGuard key rotation, and answers which peers are not ready yet.
+/// Takes a step of a node's WireGuard key rotation, and answers which peers say that they are ready.
 ///
 /// One node at a time changes its key: 409 `rotation_under_way` while another does. Each step may
 /// be repeated. No number and no key is announced again once it was withdrawn. A node gives up at
@@ -187,10 +187,9 @@ async fn announce(
         });
         announced.await?;
     }
-    let waiting_for =
-        queries::not_ready(&mut *app.db.begin().await?, node, statement.sequence).await?;
+    let ready = queries::ready(&mut *app.db.begin().await?, node, statement.sequence).await?;
     Ok(RotationAnswer {
-        waiting_for,
+        ready,
         challenge: None,
     })
 }

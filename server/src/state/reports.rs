@@ -422,9 +422,9 @@ impl Reports {
             return Err(error::busy().into());
         }
         waiting.ends.extend(news);
-        waiting
-            .armed
-            .extend(armed.into_iter().map(|armed| (node, armed)));
+        let armed = armed.into_iter();
+        let armed = armed.map(|key| ((node, key.peer, key.sequence), key.signature));
+        waiting.armed.extend(armed);
         if heard.is_none() {
             let heard = Heard {
                 start,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
-    key::WireguardKey,
+    key::{Signature, WireguardKey},
     rotation::{KeyAnnouncement, SignedAnnouncement},
     stream::{StreamMessage, ViewChange},
 };
@@ -108,8 +108,16 @@ async fn withdraw(coordinator: &Coordinator, node: &Node) {
         .expect(200);
 }
 
+/// What stands for a node's word: the coordinator forwards it, and has no use for it.
+fn word_of(node: &Node) -> Signature {
+    let mut word = [0; 64];
+    word[..32].copy_from_slice(node.machine.wireguard_key().as_bytes());
+    Signature::from(word)
+}
+
 async fn armed(coordinator: &Coordinator, node: &Node, peer: &Node, sequence: u64) {
-    let armed = json!([{"peer": peer.id(), "sequence": sequence}]);
+    let word = word_of(node);
+    let armed = json!([{"peer": peer.id(), "sequence": sequence, "signature": word}]);
     let report = json!({"applied": "1.1", "device": "kernel", "links": [], "armed": armed});
     node.report(coordinator, report).await.expect(204);
 }
@@ -148,10 +156,11 @@ async fn a_key_is_announced_to_all_counted_who_is_ready_and_taken_up() {
     );
 
     let next = NextKey::new(&dublin, 2);
-    let waiting = |answer: Answer| answer.expect(200).json()["waiting_for"].clone();
+    let ready = |answer: Answer| answer.expect(200).json()["ready"].clone();
+    let word = |node: &Node| json!({"node": node.id(), "signature": word_of(node)});
     assert_eq!(
-        waiting(announce(&coordinator, &dublin, &next).await),
-        json!([frankfurt.id(), new_york.id()])
+        ready(announce(&coordinator, &dublin, &next).await),
+        json!([])
     );
     let shown = coordinator.get("/nodes/dublin").await.json();
     assert_eq!(
@@ -173,13 +182,13 @@ async fn a_key_is_announced_to_all_counted_who_is_ready_and_taken_up() {
     armed(&coordinator, &frankfurt, &dublin, 2).await;
     armed(&coordinator, &new_york, &dublin, 1).await;
     assert_eq!(
-        waiting(announce(&coordinator, &dublin, &next).await),
-        json!([new_york.id()])
+        ready(announce(&coordinator, &dublin, &next).await),
+        json!([word(&frankfurt)])
     );
     armed(&coordinator, &new_york, &dublin, 2).await;
     assert_eq!(
-        waiting(announce(&coordinator, &dublin, &next).await),
-        json!([])
+        ready(announce(&coordinator, &dublin, &next).await),
+        json!([word(&frankfurt), word(&new_york)])
     );
 
     for _ in 0..2 {
@@ -303,7 +312,7 @@ async fn a_key_that_is_anothers_and_a_statement_that_does_not_follow_are_refused
         coordinator.get("/nodes/dublin").await.json()["wireguard_key"],
         json!(dublin.machine.wireguard_key())
     );
-    let stranger = json!([{"peer": dublin.id(), "sequence": 1}]);
+    let stranger = json!([{"peer": dublin.id(), "sequence": 1, "signature": word_of(&dublin)}]);
     let report = json!({"applied": "1.1", "device": "kernel", "links": [], "armed": stranger});
     dublin.report(&coordinator, report).await.expect(204);
     assert_eq!(
@@ -388,16 +397,7 @@ async fn a_new_key_of_a_node_that_files_name_is_refused_unless_it_is_forced_and_
     assert_eq!(asked["rotation"]["phase"], "requested");
 
     let next = NextKey::new(&dublin, 2);
-    let waiting_for = announce(&coordinator, &dublin, &next)
-        .await
-        .expect(200)
-        .json()["waiting_for"]
-        .clone();
-    assert_eq!(
-        waiting_for.as_array().map(Vec::len),
-        Some(2),
-        "both with an agent: {waiting_for}"
-    );
+    announce(&coordinator, &dublin, &next).await.expect(200);
     let file_is_current = async || {
         coordinator.get("/nodes/cork").await.json()["unmanaged"]["file_is_current"].clone()
     };

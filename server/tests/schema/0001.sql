@@ -21,8 +21,9 @@ INSERT INTO former_identities (identity_key, node)
 VALUES (decode(repeat('28', 32), 'hex'), '00000000-0000-0000-0000-000000000021');
 INSERT INTO former_keys (wireguard_key, node)
 VALUES (decode(repeat('29', 32), 'hex'), '00000000-0000-0000-0000-000000000021');
-INSERT INTO armed_peers (node, sequence, peer)
-VALUES ('00000000-0000-0000-0000-000000000021', 1, '00000000-0000-0000-0000-000000000022');
+INSERT INTO armed_peers (node, sequence, peer, signature)
+VALUES ('00000000-0000-0000-0000-000000000021', 1, '00000000-0000-0000-0000-000000000022',
+    decode(repeat('2a', 64), 'hex'));
 INSERT INTO tunnel_addresses (address, site, node, own)
 VALUES ('10.99.0.1', '00000000-0000-0000-0000-000000000011',
     '00000000-0000-0000-0000-000000000021', true);

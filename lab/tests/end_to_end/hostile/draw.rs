@@ -81,9 +81,8 @@ pub(crate) struct Liar {
     position: String,
     /// The gateway waits for a whole view.
     begins: bool,
-    /// It asks the gateway for no new WireGuard key: with a lie about who is ready for one it would
-    /// cut the gateway's tunnels, which SECURITY tells.
-    pub(crate) spares_key: bool,
+    /// The gateway requires the lock: it is told that its true peers are removed, too.
+    pub(crate) is_locked: bool,
     /// Records of machines of the thief's that this gateway was told of.
     machines: Vec<Value>,
 }
@@ -103,7 +102,7 @@ impl Liar {
             own,
             position,
             begins: false,
-            spares_key: false,
+            is_locked: false,
             machines: Vec::new(),
         })
     }
@@ -218,6 +217,11 @@ impl Liar {
                 self.machines.push(machine.clone());
                 json!({ "peer": machine })
             }
+            1 if self.is_locked && self.dice.one_in(2) => {
+                let peers = self.view["peers"].as_array().context("no peers")?;
+                let peer = self.dice.of(peers);
+                json!({ "peer_removed": { "node": peer["node"] } })
+            }
             1 if !self.machines.is_empty() => {
                 let index = usize::try_from(self.dice.below(self.machines.len() as u64))?;
                 let gone = self.machines.swap_remove(index);
@@ -277,7 +281,6 @@ impl Liar {
             1 => settings["listen_port"] = json!(self.dice.of(&[0, 1, 22, 8443, 51_821, 65_535])),
             2 => settings["keepalive_s"] = json!(self.dice.of(&[0, 1, 65_535])),
             3 => settings["psk"] = json!(self.dice.of(&["require", "prefer"])),
-            4 if self.spares_key => settings["rotate_days"] = json!(0),
             4 => settings["rotate_days"] = json!(self.dice.of(&[0, 1, 65_535])),
             5 => settings["id"] = json!(self.dice.id()),
             _ => {
@@ -301,7 +304,7 @@ impl Liar {
                 myself["keys"] = json!({
                     "sequence": sequence,
                     "highest": self.dice.of(&[0, sequence, u64::MAX]),
-                    "rotate": self.dice.one_in(2) && !self.spares_key,
+                    "rotate": self.dice.one_in(2),
                 });
             }
         }
@@ -388,6 +391,16 @@ impl Liar {
         format!("{}:{port}", self.dice.of(&all))
     }
 
+    /// All peers are ready for a new key, with what they signed for something else.
+    fn forged_words(&self) -> Vec<Value> {
+        let peers = self.view["peers"].as_array().into_iter().flatten();
+        let word = |peer: &Value| {
+            let signature = &peer["statement"]["signature"];
+            json!({ "node": peer["node"], "signature": signature })
+        };
+        peers.map(word).collect()
+    }
+
     /// More than any mesh has, and small to write.
     fn long_list(&mut self) -> Value {
         let position = self.next_position(false);
@@ -436,7 +449,7 @@ impl Liar {
                 json!({ "letters": letters, "more": self.dice.one_in(3) })
             }
             "/agent/rotation" => json!({
-                "waiting_for": [],
+                "ready": self.forged_words(),
                 "challenge": {
                     "nonce": Bytes32::from(self.dice.bytes()),
                     "server_key": Bytes32::from([9; 32]),

@@ -80,21 +80,15 @@ pub enum RefusalReason {
     Prefix(#[from] InvalidSubnet),
 }
 
-/// What of a peer's record its node has signed.
-#[derive(Clone, Debug)]
-pub(super) struct Believed {
-    pub(super) statement: Statement,
-    pub(super) announced: Option<Statement>,
-}
-
-/// The statements of a peer's record, if all of the record can be believed. `known` is the record
-/// that it follows; a peer without one, that was removed before, is still pinned.
+/// A peer's record with what its node has signed, if all of it can be believed. `known` is the
+/// record that it follows; a peer without one, that was removed before, is still pinned. What an
+/// operator or the peer itself has signed stays, whether it is told again or not.
 pub(super) fn believe(
     peer: &Peer,
     mesh: MeshId,
     known: Option<&KnownPeer>,
     pin: Option<Pin>,
-) -> Result<Believed, RefusalReason> {
+) -> Result<KnownPeer, RefusalReason> {
     for prefix in &peer.subnets {
         Subnet::try_from(*prefix)?;
     }
@@ -105,24 +99,40 @@ pub(super) fn believe(
         Some(known) if known.peer.statement == peer.statement => known.statement.clone(),
         Some(_) | None => believe_statement(&peer.statement, mesh, known, pin)?,
     };
-    let announced = match (&peer.announced, known) {
-        (Some(signed), Some(known)) if known.peer.announced.as_ref() == Some(signed) => {
-            known.announced.clone()
-        }
-        (Some(signed), _) => Some(verify_announcement(signed, mesh)?),
-        (None, _) => None,
-    };
     let follows = |next: &Statement| {
         let is_another =
             next.sequence > statement.sequence && next.wireguard_key != statement.wireguard_key;
         is_another && next.identity == statement.identity && !next.unmanaged && !statement.unmanaged
     };
-    if announced.as_ref().is_some_and(|next| !follows(next)) {
+    let before =
+        known.and_then(|known| Some((known.peer.announced.as_ref()?, known.announced.as_ref()?)));
+    let told = match (&peer.announced, before) {
+        (Some(signed), Some((known, next))) if known == signed => Some((signed, next.clone())),
+        (Some(signed), _) => Some((signed, verify_announcement(signed, mesh)?)),
+        (None, _) => None,
+    };
+    if told.as_ref().is_some_and(|(_, next)| !follows(next)) {
         return Err(RefusalReason::Announced);
     }
-    Ok(Believed {
+    let kept = before.filter(|(_, next)| {
+        let is_newer = |(_, told): &(_, Statement)| next.sequence > told.sequence;
+        follows(next) && told.as_ref().is_none_or(is_newer)
+    });
+    let withdrawn = kept.is_some();
+    let newest = kept.map(|(signed, next)| (signed, next.clone())).or(told);
+    let (signed, announced) = newest.map(|(signed, next)| (signed.clone(), next)).unzip();
+    let admission = peer.admission.as_ref();
+    Ok(KnownPeer {
+        peer: Peer {
+            admission: admission
+                .or(known.and_then(|known| known.peer.admission.as_ref()))
+                .cloned(),
+            announced: signed,
+            ..peer.clone()
+        },
         statement,
         announced,
+        withdrawn,
     })
 }
 

@@ -137,24 +137,10 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
         match change {
             ViewChange::Peer(peer) => {
                 named.insert(peer.node);
-                if let Ok(Believed {
-                    statement,
-                    announced,
-                }) = believe(
-                    peer,
-                    MESH,
-                    next.peers.get(&peer.node),
-                    replica.pin(peer.node),
-                ) {
+                let known = next.peers.get(&peer.node);
+                if let Ok(known) = believe(peer, MESH, known, replica.pin(peer.node)) {
                     removed.remove(&peer.node);
-                    next.peers.insert(
-                        peer.node,
-                        KnownPeer {
-                            peer: peer.clone(),
-                            statement,
-                            announced,
-                        },
-                    );
+                    next.peers.insert(peer.node, known);
                 }
             }
             ViewChange::PeerRemoved(Tombstone { node, .. }) => {

@@ -32,6 +32,9 @@ pub struct Stored {
     /// Peers of the view that the coordinator does not know any more, and never removed.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub absent: BTreeSet<NodeId>,
+    /// Peers of the view whose announcement the coordinator does not name any more.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub withdrawn: BTreeSet<NodeId>,
     /// Peers that went without a confirmation in the last 24 hours.
     #[serde(default, skip_serializing_if = "RecentRemovals::is_empty")]
     pub recent: RecentRemovals,
@@ -102,6 +105,7 @@ impl Stored {
             view,
             removal_pending: BTreeSet::new(),
             absent: BTreeSet::new(),
+            withdrawn: BTreeSet::new(),
             recent: RecentRemovals::default(),
             waiting: Vec::new(),
             own_waiting: None,
@@ -129,6 +133,7 @@ impl Replica {
             myself: known.myself.clone(),
             peers: peers.map(|known| known.peer.clone()).collect(),
         };
+        let withdrawn = known.peers.values().filter(|known| known.withdrawn);
         let Contested {
             waiting,
             own_waiting,
@@ -139,6 +144,7 @@ impl Replica {
         Some(Stored {
             removal_pending: self.removal_pending.clone(),
             absent: self.absent.clone(),
+            withdrawn: withdrawn.map(|known| known.peer.node).collect(),
             recent: self.recent.clone(),
             waiting: waiting.chain(refused).chain(out).cloned().collect(),
             own_waiting: own_waiting.as_ref().map(|waiting| waiting.told.clone()),
@@ -170,6 +176,9 @@ impl Replica {
         let refused = self.take_in(stored.position, next, peers)?;
         (self.removal_pending, self.absent) = (stored.removal_pending, stored.absent);
         (self.rejected, self.out_of_step) = (stored.rejected, stored.out_of_step);
+        for peer in self.known.iter_mut().flat_map(|known| &mut known.peers) {
+            peer.1.withdrawn = stored.withdrawn.contains(peer.0);
+        }
         self.recent = stored.recent;
         self.returned.removed = stored.removed;
         if let (Some(known), Some(operators)) = (&mut self.known, self.operators.clone()) {

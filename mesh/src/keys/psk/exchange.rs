@@ -380,7 +380,7 @@ fn ends<'a>(known: &Known, node_keys: &'a NodeKeys, peer: &KnownPeer) -> Ends<'a
         peer: peer.peer.node,
         peer_identity: peer.statement.identity,
         peer_key: peer.statement.wireguard_key,
-        is_turning: peer.announced.is_some()
+        is_turning: (peer.announced.is_some() && !peer.withdrawn)
             || known
                 .myself
                 .keys

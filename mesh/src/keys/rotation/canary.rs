@@ -10,10 +10,12 @@ use std::{
 use ipnet::IpNet;
 use wattle_wire::{ids::NodeId, key::WireguardKey, rotation::KeyInPlace};
 
+use super::readiness;
+
 use crate::{
     agent::replica::{Known, KnownPeer},
     host::state::{Interface, ObservedPeer},
-    keys::psk::exchange::Exchange,
+    keys::{node_keys::NodeKeys, psk::exchange::Exchange},
 };
 
 /// How often the device is observed while a peer is about to take up its announced key: packets of
@@ -191,19 +193,31 @@ impl Watch {
     }
 }
 
-/// The announced keys for which this node is ready: the device is, and both ends go by the same
-/// preshared key.
-pub fn keys_in_place(known: &Known, interface: &Interface, psks: &Exchange) -> Vec<KeyInPlace> {
-    let ready = known.peers.values().filter_map(
+/// The announced keys for which this node is ready, with its word for that: the device is, and both
+/// ends go by the same preshared key.
+pub fn keys_in_place(
+    known: &Known,
+    node_keys: &NodeKeys,
+    interface: &Interface,
+    psks: &Exchange,
+) -> Vec<KeyInPlace> {
+    let me = known.myself.node;
+    let standing = known.peers.values().filter(|known| !known.withdrawn);
+    let ready = standing.filter_map(
         |KnownPeer {
              peer, announced, ..
          }| {
             let announced = announced
                 .as_ref()
                 .filter(|announced| interface.peers.contains_key(&announced.wireguard_key))?;
-            (!psks.is_changing(peer.node)).then_some(KeyInPlace {
+            let signed = peer
+                .announced
+                .as_ref()
+                .filter(|_| !psks.is_changing(peer.node))?;
+            Some(KeyInPlace {
                 peer: peer.node,
                 sequence: announced.sequence,
+                signature: readiness::sign(node_keys, me, signed),
             })
         },
     );

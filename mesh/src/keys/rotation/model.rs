@@ -1,23 +1,27 @@
 //! One node changes its key while messages are lost, repeated and late, programs die and the
 //! coordinator is away: in the end all go by one key, and the tunnels are up. A stranger and a
-//! hostile peer send all that any peer ever saw, to every route that takes it.
+//! hostile peer send all that any peer ever saw, to every route that takes it. The coordinator lies
+//! about who is ready, and takes back what was announced.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
     ids::{NodeId, Position},
-    key::WireguardKey,
-    peer::MeshSettings,
+    key::{Signature, WireguardKey},
+    peer::{MeshSettings, View},
     psk::PskPolicy,
     report::DeviceKind,
-    rotation::{RotationAnswer, RotationStep, SignedAnnouncement},
+    rotation::{ReadyPeer, RotationAnswer, RotationStep, SignedAnnouncement},
     stream::StreamMessage,
 };
 
 use super::{
-    Rotation, RotationAction, RotationReply, Situation,
+    ASK_INTERVAL, READY_LIMIT, Rotation, RotationAction, RotationReply, Situation,
     canary::{Watch, keys_in_place},
     kept_for_unmanaged, outrun,
 };
@@ -130,7 +134,8 @@ impl Gateway {
 struct World {
     directory: Directory,
     revision: i64,
-    keys_in_place: BTreeSet<(NodeId, u64)>,
+    /// What peers said to be ready for, by the peer and the number.
+    keys_in_place: BTreeMap<(NodeId, u64), Signature>,
     gateways: Vec<Gateway>,
     /// All that the peers have seen of what the rotating node signed.
     statements: Vec<SignedStatement>,
@@ -138,6 +143,8 @@ struct World {
     /// The keys that the rotating node has or had as its own.
     owned: BTreeSet<WireguardKey>,
     now: Duration,
+    /// The coordinator says of all peers that they are ready.
+    lies: bool,
 }
 
 /// Who sends what it has seen.
@@ -171,6 +178,10 @@ enum Happens {
     Time(u64),
     /// Another is first.
     Busy,
+    /// From now on the coordinator says of all peers that they are ready, or no longer does.
+    Lie(bool),
+    /// The coordinator tells a gateway that nothing is announced.
+    Withhold(usize),
     /// Something that was seen is sent again.
     Replay(Attacker, prop::sample::Index),
 }
@@ -187,6 +198,8 @@ fn happens() -> impl Strategy<Value = Happens> {
         6 => (gateway(), gateway()).prop_map(|(from, to)| Happens::Call(from, to)),
         3 => (1..2_000u64).prop_map(Happens::Time),
         1 => Just(Happens::Busy),
+        1 => any::<bool>().prop_map(Happens::Lie),
+        2 => gateway().prop_map(Happens::Withhold),
         6 => (prop_oneof![Just(Attacker::Stranger), Just(Attacker::Peer)], any::<prop::sample::Index>())
             .prop_map(|(by, what)| Happens::Replay(by, what)),
     ]
@@ -200,12 +213,13 @@ impl World {
         let mut world = Self {
             directory,
             revision: 1,
-            keys_in_place: BTreeSet::new(),
+            keys_in_place: BTreeMap::new(),
             gateways,
             statements: vec![],
             announcements: vec![],
             owned: BTreeSet::new(),
             now: Duration::ZERO,
+            lies: false,
         };
         world.settle();
         world.change(|node| node.rotate_since = Some(chrono::DateTime::UNIX_EPOCH));
@@ -224,13 +238,25 @@ impl World {
     }
 
     fn hear(&mut self, gateway: usize) {
-        let Gateway { id, replica, .. } = &mut self.gateways[gateway];
-        let view = view::view(&self.directory, *id).unwrap();
+        let view = view::view(&self.directory, self.gateways[gateway].id).unwrap();
+        self.tell(gateway, view);
+    }
+
+    /// Tells a gateway that nothing is announced.
+    fn withhold(&mut self, gateway: usize) {
+        let mut view = view::view(&self.directory, self.gateways[gateway].id).unwrap();
+        for peer in &mut view.peers {
+            peer.announced = None;
+        }
+        self.tell(gateway, view);
+    }
+
+    fn tell(&mut self, gateway: usize, view: View) {
         let position = Position {
             epoch: 1,
             revision: self.revision,
         };
-        let received = replica.receive(
+        let received = self.gateways[gateway].replica.receive(
             StreamMessage::Snapshot {
                 position,
                 view,
@@ -246,11 +272,10 @@ impl World {
     fn report(&mut self, gateway: usize) {
         let gateway = &self.gateways[gateway];
         if let Some(known) = gateway.replica.known() {
-            self.keys_in_place.extend(
-                keys_in_place(known, gateway.interface(), &Exchange::default())
-                    .into_iter()
-                    .map(|key| (gateway.id, key.sequence)),
-            );
+            let (keys, psks) = (&gateway.node_keys, Exchange::default());
+            let ready = keys_in_place(known, keys, gateway.interface(), &psks).into_iter();
+            let said = ready.map(|key| ((gateway.id, key.sequence), key.signature));
+            self.keys_in_place.extend(said);
         }
     }
 
@@ -343,12 +368,8 @@ impl World {
                         node.highest_sequence = statement.sequence;
                     });
                 }
-                let peers = (2..=NODES).map(node_id);
-                let sequence = statement.sequence;
                 RotationReply::Taken(RotationAnswer {
-                    waiting_for: peers
-                        .filter(|peer| !self.keys_in_place.contains(&(*peer, sequence)))
-                        .collect(),
+                    ready: self.said_to_be_ready(statement.sequence),
                     challenge: None,
                 })
             }
@@ -374,6 +395,18 @@ impl World {
                 RotationReply::Taken(RotationAnswer::default())
             }
         }
+    }
+
+    /// A coordinator that lies names those who said nothing, with what others have signed.
+    fn said_to_be_ready(&self, sequence: u64) -> Vec<ReadyPeer> {
+        let peers = (2..=NODES).map(node_id);
+        let word = |node| {
+            let said = self.keys_in_place.get(&(node, sequence)).copied();
+            let any = self.keys_in_place.values().next_back().copied();
+            let signature = said.or(any.filter(|_| self.lies))?;
+            Some(ReadyPeer { node, signature })
+        };
+        peers.filter_map(word).collect()
     }
 
     fn take(&mut self, signed: &SignedStatement, statement: &Statement) {
@@ -510,6 +543,8 @@ impl World {
             Happens::Die(gateway) => self.gateways[gateway].restart(),
             Happens::Call(from, to) => self.call(from, to),
             Happens::Time(ms) => self.pass(Duration::from_millis(ms)),
+            Happens::Lie(lies) => self.lies = lies,
+            Happens::Withhold(gateway) => self.withhold(gateway),
             Happens::Replay(by, what) => self.replay(by, what),
         }
         self.the_mesh_goes_by_a_key_that_the_node_has();
@@ -544,6 +579,7 @@ impl World {
 
     /// Everything works from now on.
     fn settle(&mut self) {
+        self.lies = false;
         for _ in 0..40 {
             let gateways = 0..self.gateways.len();
             while self.rotate(true, true, false) {
@@ -653,6 +689,54 @@ fn a_coordinator_whose_database_is_of_an_earlier_time_takes_the_present_key_afte
         world.rotate(true, true, false);
     }
     assert_eq!(world.directory.nodes[&node_id(ROTATING)].wireguard_key, key);
+}
+
+#[test]
+fn e21_nobody_goes_back_to_the_former_key_of_a_peer_whose_announcement_is_taken_back() {
+    let mut world = World::new();
+    until_taken_up(&mut world);
+    world.gateways[0].reconcile(world.now, usize::MAX);
+    let key = world.gateways[0].node_keys.wireguard_key();
+    for peer in [1, 2] {
+        world.withhold(peer);
+        world.call(0, peer);
+        for restarts in [false, true] {
+            if restarts {
+                world.gateways[peer].restart();
+                world.withhold(peer);
+            }
+            world.gateways[peer].reconcile(world.now, usize::MAX);
+            world.call(peer, 0);
+            let entry = &world.gateways[peer].interface().peers[&key];
+            assert!(entry.is_live() && entry.allowed_ips.len() == 2, "{entry:?}");
+        }
+    }
+    world.settle();
+    world.agrees().unwrap();
+}
+
+#[test]
+fn e21_a_peer_is_ready_when_it_says_so_itself_and_not_on_the_coordinators_word() {
+    let mut world = World::new();
+    world.lies = true;
+    // The second peer signs, and the third has not even heard of the key.
+    let before = world.gateways[0].node_keys.wireguard_key();
+    let mut asked = 0;
+    let end = world.now + READY_LIMIT / 2;
+    while world.now < end {
+        for gateway in [0, 1] {
+            world.hear(gateway);
+            world.gateways[gateway].reconcile(world.now, usize::MAX);
+            world.report(gateway);
+        }
+        asked += usize::from(world.rotate(true, true, false));
+        world.pass(ASK_INTERVAL);
+    }
+    assert!(asked > 20, "{asked}");
+    assert_eq!(world.gateways[0].node_keys.wireguard_key(), before);
+    world.settle();
+    world.agrees().unwrap();
+    assert_ne!(world.gateways[0].node_keys.wireguard_key(), before);
 }
 
 /// Goes on until the key is taken up, and is not on the device yet.
@@ -841,7 +925,7 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
         panic!("no challenge is asked for")
     };
     let answer = RotationAnswer {
-        waiting_for: vec![],
+        ready: vec![],
         challenge: Some(challenge_of(1)),
     };
     rotation.told(&prepare, RotationReply::Taken(answer), situation.now);
@@ -852,10 +936,7 @@ fn no_schedule_changes_the_key_that_the_file_of_an_unmanaged_peer_names_and_whoe
     };
     rotation.told(
         &announce,
-        RotationReply::Taken(RotationAnswer {
-            waiting_for: vec![node_id(2)],
-            challenge: None,
-        }),
+        RotationReply::Taken(RotationAnswer::default()),
         situation.now,
     );
     assert_eq!(rotation.next(&situation), Some(RotationAction::TakeUp));

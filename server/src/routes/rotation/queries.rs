@@ -5,8 +5,8 @@ use wattle_mesh::{config::directory::NodeRecord, keys::enrolment};
 use wattle_wire::{
     enrol::{SignedStatement, Statement},
     ids::NodeId,
-    key::WireguardKey,
-    rotation::SignedAnnouncement,
+    key::{Signature, WireguardKey},
+    rotation::{ReadyPeer, SignedAnnouncement},
 };
 
 use crate::{db::node_records, error::Result};
@@ -171,28 +171,24 @@ pub(super) async fn withdraw(
     node_records::find(connection, node).await
 }
 
-/// Nodes of other sites that have not said that they are ready for what a node announced, in order.
-/// One without an agent never will.
-pub(super) async fn not_ready(
+/// The peers that say they are ready for what a node announced, in order.
+pub(super) async fn ready(
     connection: &mut PgConnection,
     node: NodeId,
     sequence: u64,
-) -> Result<Vec<NodeId>> {
-    let waiting = sqlx::query_scalar!(
-        "SELECT peers.id FROM nodes AS peers JOIN nodes AS own ON own.id = $1 AND own.site <> \
-         peers.site
-         WHERE peers.state <> 'revoked' AND peers.file_made_at IS NULL
-           AND NOT EXISTS (SELECT FROM armed_peers WHERE node = $1 AND sequence = $2 AND peer = \
-           peers.id)
-         ORDER BY peers.id",
+) -> Result<Vec<ReadyPeer>> {
+    let ready = sqlx::query!(
+        r#"SELECT peer, signature AS "signature: Signature"
+           FROM armed_peers WHERE node = $1 AND sequence = $2 ORDER BY peer"#,
         node.0,
         sequence.cast_signed()
     );
-    Ok(waiting
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(NodeId)
+    let ready = ready.fetch_all(connection).await?.into_iter();
+    Ok(ready
+        .map(|row| ReadyPeer {
+            node: NodeId(row.peer),
+            signature: row.signature,
+        })
         .collect())
 }
 

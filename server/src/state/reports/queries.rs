@@ -11,8 +11,8 @@ use wattle_mesh::{
 use wattle_wire::{
     admin::NodeProblem,
     ids::{NodeId, Position},
+    key::Signature,
     report::{EndState, Held, LinkReport, Start},
-    rotation::KeyInPlace,
 };
 
 use super::Account;
@@ -49,8 +49,8 @@ pub(super) struct News {
     pub ends: BTreeMap<(NodeId, NodeId), EndSaid>,
     /// Nodes that were heard of.
     pub heard: BTreeMap<NodeId, Heard>,
-    /// Peers' announced keys for which nodes are ready.
-    pub armed: BTreeSet<(NodeId, KeyInPlace)>,
+    /// Peers' announced keys for which nodes are ready, by the node, its peer and the number.
+    pub armed: BTreeMap<(NodeId, NodeId, u64), Signature>,
 }
 
 /// What is stored of a node that was heard of.
@@ -79,7 +79,7 @@ impl News {
 ///
 /// The order of the rows is the same for all who write, so that none waits for another in a circle.
 pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<Vec<NodeId>> {
-    arm(connection, news.armed.iter().copied()).await?;
+    arm(connection, &news.armed).await?;
     if news.ends.is_empty() && news.heard.is_empty() {
         return Ok(Vec::new());
     }
@@ -263,27 +263,31 @@ pub(super) async fn accounts(connection: &mut PgConnection) -> Result<BTreeMap<N
 /// Notes which announced keys peers are ready for.
 async fn arm(
     connection: &mut PgConnection,
-    armed: impl Iterator<Item = (NodeId, KeyInPlace)>,
+    armed: &BTreeMap<(NodeId, NodeId, u64), Signature>,
 ) -> Result<()> {
-    let (mut peers, mut nodes, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
-    for (peer, armed) in armed {
-        peers.push(peer.0);
-        nodes.push(armed.peer.0);
-        sequences.push(armed.sequence.cast_signed());
-    }
-    if nodes.is_empty() {
+    if armed.is_empty() {
         return Ok(());
     }
+    let keys = armed.keys();
+    let (peers, nodes): (Vec<_>, Vec<_>) = keys.map(|(peer, node, _)| (peer.0, node.0)).unzip();
+    let sequences: Vec<_> = armed.keys().map(|key| key.2.cast_signed()).collect();
+    let signatures: Vec<_> = armed
+        .values()
+        .map(|word| word.as_bytes().to_vec())
+        .collect();
     sqlx::query!(
-        "INSERT INTO armed_peers (node, sequence, peer)
-         SELECT node, sequence, peer FROM unnest($1::uuid[], $2::bigint[], $3::uuid[]) AS \
-         said(node, sequence, peer)
+        "INSERT INTO armed_peers AS stored (node, sequence, peer, signature)
+         SELECT node, sequence, peer, signature
+         FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::bytea[]) AS \
+         said(node, sequence, peer, signature)
          WHERE NOT EXISTS (SELECT FROM nodes WHERE id IN (node, peer) AND state = 'revoked')
          ORDER BY node, sequence, peer
-         ON CONFLICT DO NOTHING",
+         ON CONFLICT (node, sequence, peer) DO UPDATE SET signature = excluded.signature
+         WHERE stored.signature <> excluded.signature",
         &nodes,
         &sequences,
-        &peers
+        &peers,
+        &signatures
     )
     .execute(connection)
     .await?;
