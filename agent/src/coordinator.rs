@@ -192,14 +192,15 @@ impl Coordinator {
         self.send(&ask, || Ok(None)).await.map(drop)
     }
 
-    /// Opens the stream of changes since a position. It ends with an error when the coordinator is
-    /// silent for too long.
+    /// Opens the stream of changes since a position: messages, and their lengths in bytes. It ends
+    /// with an error when the coordinator is silent for too long.
     pub(crate) async fn stream(
         &self,
         node_keys: &NodeKeys,
         membership: &Membership,
         since: Option<Position>,
-    ) -> Result<impl Stream<Item = anyhow::Result<StreamMessage>> + use<>, RequestError> {
+    ) -> Result<impl Stream<Item = anyhow::Result<(StreamMessage, usize)>> + use<>, RequestError>
+    {
         let path = since.map_or_else(
             || "/agent/stream".to_owned(),
             |since| format!("/agent/stream?since={since}"),

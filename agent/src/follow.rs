@@ -9,8 +9,15 @@ use std::{
 use anyhow::anyhow;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc, oneshot};
-use wattle_mesh::{agent::replica::Stored, backoff::backoff, keys::node_keys::NodeKeys};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::Instant,
+};
+use wattle_mesh::{
+    agent::replica::Stored,
+    backoff::{Pace, backoff},
+    keys::node_keys::NodeKeys,
+};
 use wattle_wire::{ids::Position, stream::StreamMessage};
 
 use crate::{
@@ -25,9 +32,13 @@ use crate::{
 
 const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
-/// The least time between two messages. A coordinator that has more to tell meanwhile tells it in
-/// one.
-const PACE: Duration = Duration::from_millis(50);
+/// So many messages may come at once, and then one in each interval.
+const BURST: u32 = 200;
+const INTERVAL: Duration = Duration::from_millis(50);
+/// So many messages may wait while another is dealt with, ...
+pub(crate) const MOST_WAITING: usize = 64;
+/// ... and none comes after one that is longer than this, in bytes, before that is dealt with.
+const LONG: usize = 8 << 10;
 
 /// What the follower tells the loop.
 #[derive(Debug)]
@@ -192,22 +203,23 @@ async fn once(
     let mut stream = std::pin::pin!(stream);
     let _ = events.send(Event::Connected).await;
     let mut is_silent = true;
-    // Room for it first: no more than one message waits while another is dealt with, however long
-    // they are.
-    while let Ok(room) = events.reserve().await
-        && let Some(message) = stream.next().await
-    {
+    let (begun, mut pace) = (Instant::now(), Pace::new(INTERVAL, BURST));
+    while let Some(message) = stream.next().await {
         if message.is_err() && is_silent {
             coordinator.went_silent();
         }
         is_silent = false;
-        let message = message.map_err(|error| (true, error))?;
+        let (message, length) = message.map_err(|error| (true, error))?;
         let ends = matches!(message, StreamMessage::Bye { .. });
-        room.send(Event::Message(message));
-        if ends {
+        let sent = events.send(Event::Message(message)).await;
+        if ends || sent.is_err() {
             break;
         }
-        tokio::time::sleep(PACE).await;
+        // The host follows the newest view, not each on the way there: what is short is read on
+        // meanwhile.
+        let room = if length > LONG { MOST_WAITING } else { 1 };
+        let _ = events.reserve_many(room).await;
+        tokio::time::sleep(pace.wait(begun.elapsed())).await;
     }
     Ok(())
 }

@@ -18,10 +18,11 @@ const LONG_LINE: usize = 64 << 10;
 /// Server-sent events as the coordinator writes them: each message one `data:` line; other lines
 /// (comments, blanks) are signs of life.
 ///
-/// Neither a line without end nor lines without a message keep it busy: it hangs up.
+/// Neither a line without end nor lines without a message keep it busy: it hangs up. Each message
+/// comes with its length in bytes.
 pub(crate) fn messages(
     bytes: impl AsyncRead + Unpin,
-) -> impl Stream<Item = anyhow::Result<StreamMessage>> {
+) -> impl Stream<Item = anyhow::Result<(StreamMessage, usize)>> {
     let codec = AnyDelimiterCodec::new_with_max_length(b"\n".to_vec(), Vec::new(), LONGEST_LINE);
     let lines = FramedRead::new(bytes, codec);
     futures_util::stream::try_unfold(lines, |mut lines| async move {
@@ -33,7 +34,8 @@ pub(crate) fn messages(
             let Some(line) = line else { return Ok(None) };
             let line = line.context("the stream broke")?;
             let message = line.strip_prefix(b"data:").map(StreamMessage::from_json);
-            if line.len() > LONG_LINE {
+            let length = line.len();
+            if length > LONG_LINE {
                 drop(line);
                 let rest = mem::take(lines.read_buffer_mut());
                 lines.read_buffer_mut().extend_from_slice(&rest);
@@ -41,7 +43,7 @@ pub(crate) fn messages(
             if let Some(message) = message {
                 let message =
                     message.context("the coordinator sent a message that cannot be read")?;
-                return Ok(Some((message, lines)));
+                return Ok(Some(((message, length), lines)));
             }
         }
         Err(anyhow!("the coordinator sends lines that tell nothing"))
@@ -67,7 +69,7 @@ mod tests {
             r#"data:{"type":"bye","reason":"shutdown"}"#,
         ];
         let messages: Vec<_> = messages(lines.join("\n").as_bytes())
-            .map(Result::unwrap)
+            .map(|message| message.unwrap().0)
             .collect()
             .await;
         let position = Position {

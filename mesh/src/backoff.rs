@@ -13,9 +13,54 @@ pub fn backoff(failures: u32, random: u32) -> Duration {
     bound.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
+/// Holds back what comes too often: so many may follow each other at once, then one in each
+/// interval (the generic cell rate algorithm of ITU-T I.371).
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    interval: Duration,
+    burst: u32,
+    /// When the next one is due if none was early; a time of a clock that only goes forward.
+    due: Duration,
+}
+
+impl Pace {
+    pub fn new(interval: Duration, burst: u32) -> Self {
+        Self {
+            interval,
+            burst,
+            due: Duration::ZERO,
+        }
+    }
+
+    /// One came at `now`; how long the next one has to wait.
+    pub fn wait(&mut self, now: Duration) -> Duration {
+        self.due = self.due.max(now) + self.interval;
+        self.due.saturating_sub(now + self.interval * self.burst)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_may_come_at_once_and_then_one_in_each_interval() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::new(second, 3);
+        let mut now = second * 100;
+        for _ in 0..2 {
+            let waits: Vec<_> = (0..5).map(|_| pace.wait(now).as_secs()).collect();
+            assert_eq!(waits, [0, 0, 0, 1, 2]);
+            now += second * 10;
+        }
+        // Whoever waits as told goes on at the pace.
+        assert!((0..3).all(|_| pace.wait(now).is_zero()));
+        for _ in 0..5 {
+            let wait = pace.wait(now);
+            assert_eq!(wait, second);
+            now += wait;
+        }
+    }
 
     #[test]
     fn waits_are_a_random_share_of_a_bound_that_grows_to_its_limit() {

@@ -188,7 +188,7 @@ impl Agent {
         stop: &mut Stop,
         supervisor: &mut Supervisor,
     ) -> Ended {
-        let (sender, mut events) = mpsc::channel(1);
+        let (sender, mut events) = mpsc::channel(follow::MOST_WAITING);
         let follower = follow::follow(
             Arc::clone(&self.coordinator),
             Arc::clone(&self.node_keys),
