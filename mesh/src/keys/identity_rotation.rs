@@ -129,8 +129,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        keys::enrolment::{is_or_was, verify_statement},
-        testing::{MESH, node_keys_of},
+        config::directory::NodeRecord,
+        keys::{
+            enrolment::{is_or_was, verify_statement},
+            succession,
+        },
+        testing::{MESH, directory_of, node_id, node_keys_of},
     };
 
     #[derive(Clone, Copy, Debug)]
@@ -147,6 +151,8 @@ mod tests {
         Refuse,
         /// The coordinator's database is restored to what it was in the beginning.
         RestoreDatabase,
+        /// A stranger, or a peer, sends something again that any peer ever saw.
+        Replay(prop::sample::Index),
     }
 
     struct World {
@@ -155,9 +161,11 @@ mod tests {
         is_asked: bool,
         now: Duration,
         seed: u8,
-        /// The statement by which the coordinator knows the node, and its peers.
-        coordinator: SignedStatement,
+        /// By what the coordinator knows the node, and its peers.
+        coordinator: NodeRecord,
         peer: SignedStatement,
+        /// All that the peers have seen.
+        seen: Vec<SignedStatement>,
     }
 
     impl World {
@@ -170,26 +178,59 @@ mod tests {
                 is_asked: false,
                 now: Duration::ZERO,
                 seed: 100,
-                coordinator: statement.clone(),
+                coordinator: Self::in_the_beginning(),
+                seen: vec![statement.clone()],
                 peer: statement,
             }
         }
 
-        /// As the coordinator and a peer's pin do: by the present identity or one that it signed
-        /// for.
-        fn take(stored: &mut SignedStatement, told: &SignedStatement) -> bool {
-            let [before, after] =
-                [&*stored, told].map(|signed| verify_statement(signed, MESH).unwrap());
-            let is_next = is_or_was(&after, before.identity) && after.sequence > before.sequence;
+        fn in_the_beginning() -> NodeRecord {
+            directory_of(1).nodes[&node_id(1)].clone()
+        }
+
+        /// `POST /agent/identity`, whoever sends it; what is taken is told to the peers.
+        fn tell(&mut self, told: &SignedStatement) -> bool {
+            let statement = verify_statement(told, MESH).unwrap();
+            let is_next = succession::may_succeed(&self.coordinator, &statement).is_ok();
             if is_next {
-                *stored = told.clone();
+                let before = verify_statement(&self.coordinator.statement, MESH).unwrap();
+                assert!(
+                    statement.sequence > before.sequence,
+                    "an older one is taken"
+                );
+                self.coordinator.statement = told.clone();
+                self.coordinator.identity_key = statement.identity;
+                self.coordinator.highest_sequence = statement.sequence;
+                self.seen.push(told.clone());
+                // As a peer's pin does: by the present identity or one that it signed for.
+                let known = verify_statement(&self.peer, MESH).unwrap();
+                let follows = is_or_was(&statement, known.identity);
+                if follows && statement.sequence > known.sequence {
+                    self.peer = told.clone();
+                }
             }
-            is_next || stored == told
+            is_next || self.coordinator.statement == *told
+        }
+
+        /// Nobody but the node brings in an identity.
+        fn the_mesh_goes_by_an_identity_that_the_node_has(&self) {
+            for signed in [&self.coordinator.statement, &self.peer] {
+                let stated = verify_statement(signed, MESH).unwrap();
+                let has = [Some(self.disk.identity_key()), self.disk.successor()];
+                let was = self.disk.statement(MESH).unwrap();
+                let was = is_or_was(&verify_statement(&was, MESH).unwrap(), stated.identity);
+                assert!(was || has.contains(&Some(stated.identity)));
+            }
+            let peer = verify_statement(&self.peer, MESH).unwrap().sequence;
+            assert!(
+                peer >= verify_statement(&self.coordinator.statement, MESH)
+                    .unwrap()
+                    .sequence
+            );
         }
 
         fn step(&mut self, answer_arrives: bool, is_kept: bool) {
-            let known_as = verify_statement(&self.coordinator, MESH).unwrap().identity;
-            let is_known = known_as == self.disk.identity_key();
+            let is_known = self.coordinator.identity_key == self.disk.identity_key();
             let Some(act) =
                 self.identity_rotation
                     .next(&self.disk, MESH, self.is_asked, is_known, self.now)
@@ -211,14 +252,7 @@ mod tests {
                     }
                 }
                 IdentityAction::Tell(statement) => {
-                    let taken = Self::take(&mut self.coordinator, &statement);
-                    if taken {
-                        assert!(
-                            Self::take(&mut self.peer, &statement) || self.coordinator != self.peer,
-                            "a peer is left behind"
-                        );
-                    }
-                    let told = if taken {
+                    let told = if self.tell(&statement) {
                         IdentityReply::Taken
                     } else {
                         IdentityReply::Refused("no".to_owned())
@@ -248,10 +282,10 @@ mod tests {
                 Happening::Refuse => self
                     .identity_rotation
                     .told(IdentityReply::Refused("not now".to_owned()), self.now),
-                Happening::RestoreDatabase => {
-                    self.coordinator = node_keys_of(1).statement(MESH).unwrap()
-                }
+                Happening::RestoreDatabase => self.coordinator = Self::in_the_beginning(),
+                Happening::Replay(what) => drop(self.tell(&what.get(&self.seen).clone())),
             }
+            self.the_mesh_goes_by_an_identity_that_the_node_has();
             self.now += RETRY_INTERVAL;
         }
     }
@@ -265,10 +299,13 @@ mod tests {
             1 => Just(Happening::Restart),
             1 => Just(Happening::Refuse),
             1 => Just(Happening::RestoreDatabase),
+            3 => any::<prop::sample::Index>().prop_map(Happening::Replay),
         ]
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
         #[test]
         fn whatever_happened_the_node_its_coordinator_and_its_peers_come_to_one_identity(history in prop::collection::vec(happening(), 0..60)) {
             let mut world = World::new();
@@ -284,7 +321,7 @@ mod tests {
             prop_assert!(world.disk.successor().is_none() && !world.is_asked);
             prop_assert_eq!(world.disk.has_predecessors(), was_asked);
             let own = world.disk.statement(MESH).unwrap();
-            prop_assert_eq!([&world.coordinator, &world.peer], [&own, &own]);
+            prop_assert_eq!([&world.coordinator.statement, &world.peer], [&own, &own]);
         }
     }
 
