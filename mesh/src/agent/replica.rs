@@ -353,7 +353,9 @@ impl Replica {
     }
 
     fn believe_peer(&self, next: &Draft, peer: Peer) -> Result<KnownPeer, Box<Refused>> {
-        let before = self.told_in(next, peer.node);
+        // Nothing is forgotten of a peer that goes and comes in one message.
+        let known = || self.known.as_ref()?.peers.get(&peer.node);
+        let before = self.told_in(next, peer.node).or_else(known);
         believe(&peer, self.mesh, before, self.pin(peer.node)).map_err(|reason| {
             let name = peer.name.clone();
             Box::new(Refused {

@@ -1,7 +1,7 @@
 //! What a node believes of a peer's record: what the peer signed itself, as the node that it is
 //! pinned to be.
 
-use std::fmt;
+use std::{fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -27,6 +27,7 @@ pub struct Pin {
     /// Whether no agent runs there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unmanaged: bool,
+    pub tunnel_address: Ipv4Addr,
 }
 
 impl Pin {
@@ -41,6 +42,7 @@ impl Pin {
             identity,
             sequence,
             unmanaged,
+            tunnel_address: known.peer.tunnel_address,
         }
     }
 }
@@ -92,7 +94,8 @@ pub(super) fn believe(
     for prefix in &peer.subnets {
         Subnet::try_from(*prefix)?;
     }
-    if known.is_some_and(|known| known.peer.tunnel_address != peer.tunnel_address) {
+    let pin = known.map(Pin::of).or(pin);
+    if pin.is_some_and(|pin| pin.tunnel_address != peer.tunnel_address) {
         return Err(RefusalReason::Moved);
     }
     let statement = match known {
@@ -151,7 +154,7 @@ fn believe_statement(
             statement.sequence < sequence
         }
     };
-    match known.map(Pin::of).or(pin) {
+    match pin {
         Some(pin) if !is_or_was(&statement, pin.identity) => Err(RefusalReason::Identity),
         Some(pin) if is_old(pin.sequence) => Err(RefusalReason::Older),
         Some(pin) if statement.unmanaged != pin.unmanaged => Err(RefusalReason::Unmanaged),

@@ -3,7 +3,7 @@
 use wattle_wire::ids::EARLIEST_S;
 
 use super::{tests::world, *};
-use crate::testing::{node_id, words};
+use crate::testing::{Keys, MESH, node_id, words};
 
 const NOW: i64 = EARLIEST_S + 1_000_000;
 
@@ -73,6 +73,61 @@ fn e18_no_tunnel_address_prefix_or_port_changes_once_it_is_known() {
     assert_eq!(refused[0].reason, RefusalReason::Moved);
     let now = replica.known().unwrap();
     assert_eq!(now.peers, known.unwrap().peers);
+}
+
+#[test]
+fn e18_a_peer_that_goes_and_comes_keeps_its_tunnel_address_and_its_announcement() {
+    let (mut replica, _) = world();
+    let mut peer = replica.stored().unwrap().view.peers[0].clone();
+    let next = Keys {
+        identity: Keys::of(2).identity,
+        wireguard: Keys::of(20).wireguard,
+    };
+    peer.announced = Some(next.announcing(2, false));
+    let tell = |replica: &mut Replica, changes: Vec<ViewChange>| {
+        let since = replica.position().unwrap();
+        let position = Position {
+            revision: since.revision + 1,
+            ..since
+        };
+        let delta = StreamMessage::Delta {
+            since,
+            position,
+            changes,
+        };
+        match replica.receive(delta, NOW) {
+            Received::Changed { refused } => refused.first().map(|refusal| refusal.reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (gone, there) = (
+        ViewChange::PeerRemoved(node_id(2).into()),
+        ViewChange::Peer(peer.clone()),
+    );
+    assert_eq!(tell(&mut replica, vec![there.clone()]), None);
+    let moved = ViewChange::Peer(Peer {
+        tunnel_address: "10.99.0.77".parse().unwrap(),
+        ..peer.clone()
+    });
+    let silent = ViewChange::Peer(Peer {
+        announced: None,
+        ..peer.clone()
+    });
+    assert_eq!(tell(&mut replica, vec![gone.clone(), silent]), None);
+    let known = &replica.known().unwrap().peers[&node_id(2)];
+    let announced = known.announced.as_ref().map(|next| next.wireguard_key);
+    assert_eq!(announced, Some(next.wireguard_key()));
+    let in_one = vec![gone, moved.clone()];
+    assert_eq!(tell(&mut replica, in_one), Some(RefusalReason::Moved));
+    // It is gone now. Nor does it come back with another address, after a restart neither.
+    let stored = replica.stored().unwrap();
+    let stored = serde_json::from_str(&serde_json::to_string(&stored).unwrap()).unwrap();
+    let mut replica = Replica::new(MESH, Keys::of(1).wireguard_key());
+    replica.restore(stored).unwrap();
+    assert!(!replica.known().unwrap().peers.contains_key(&node_id(2)));
+    assert_eq!(tell(&mut replica, vec![moved]), Some(RefusalReason::Moved));
+    assert_eq!(tell(&mut replica, vec![there]), None);
+    assert_eq!(replica.known().unwrap().peers[&node_id(2)].peer, peer);
 }
 
 #[test]

@@ -138,6 +138,7 @@ fn whole(replica: &Replica, position: Position, changes: &[ViewChange]) -> Optio
             ViewChange::Peer(peer) => {
                 named.insert(peer.node);
                 let known = next.peers.get(&peer.node);
+                let known = known.or_else(|| before.peers.get(&peer.node));
                 if let Ok(known) = believe(peer, MESH, known, replica.pin(peer.node)) {
                     removed.remove(&peer.node);
                     next.peers.insert(peer.node, known);
