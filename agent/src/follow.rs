@@ -35,9 +35,9 @@ const CONNECTION: &str = "connection.json";
 /// So many messages may come at once, and then one in each interval.
 const BURST: u32 = 200;
 const INTERVAL: Duration = Duration::from_millis(50);
-/// So many messages may wait while another is dealt with, ...
+/// So many messages may wait while another is dealt with.
 pub(crate) const MOST_WAITING: usize = 64;
-/// ... and none comes after one that is longer than this, in bytes, before that is dealt with.
+/// While a message waits that is longer than this, in bytes, no other is read.
 const LONG: usize = 8 << 10;
 
 /// What the follower tells the loop.

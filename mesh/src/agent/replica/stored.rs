@@ -176,8 +176,8 @@ impl Replica {
         let refused = self.take_in(stored.position, next, peers)?;
         (self.removal_pending, self.absent) = (stored.removal_pending, stored.absent);
         (self.rejected, self.out_of_step) = (stored.rejected, stored.out_of_step);
-        for peer in self.known.iter_mut().flat_map(|known| &mut known.peers) {
-            peer.1.withdrawn = stored.withdrawn.contains(peer.0);
+        for (node, peer) in self.known.iter_mut().flat_map(|known| &mut known.peers) {
+            peer.withdrawn = stored.withdrawn.contains(node);
         }
         self.recent = stored.recent;
         self.returned.removed = stored.removed;
