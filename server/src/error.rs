@@ -113,6 +113,13 @@ impl Error {
             })
     }
 
+    /// Whether the database cannot keep a value that the types let through, or a column does not
+    /// take it. That is a bug, and no fault of the database.
+    fn cannot_be_kept(&self) -> bool {
+        self.sql_state()
+            .is_some_and(|state| state.starts_with("22") || state == "23514")
+    }
+
     fn log(&self) {
         match self {
             Self::Refused(problem) => tracing::debug!(code = problem.code, "refused"),
@@ -145,6 +152,7 @@ impl IntoResponse for Error {
             }
             Self::Unavailable(_) => respond(&unavailable()),
             Self::Database(_) if self.is_outage() => respond(&unavailable()),
+            Self::Database(_) if self.cannot_be_kept() => respond(&not_kept()),
             Self::Database(_) | Self::Internal(_) => respond(&internal()),
         }
     }
@@ -381,6 +389,15 @@ pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) 
             detail,
         )
     }
+}
+
+/// 422: a value that nothing but the database refused.
+fn not_kept() -> ProblemDetails {
+    invalid(
+        "cannot_be_kept",
+        "",
+        "a number or a text of the request is none that can be kept",
+    )
 }
 
 /// 422: the query of a change.

@@ -5,7 +5,7 @@ pub mod queries;
 use anyhow::bail;
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -24,6 +24,7 @@ use crate::{
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
+        path::Path,
     },
     state::app::App,
     tasks::webhook_outbox::{self, PATIENCE, RefusedAddress},

@@ -20,6 +20,7 @@ mod join_tokens;
 mod links;
 
 mod identity_rotation;
+mod input;
 mod mailbox;
 mod metrics;
 mod names;

@@ -51,7 +51,7 @@ impl NextKey {
         }
     }
 
-    fn key(&self) -> WireguardKey {
+    pub(crate) fn key(&self) -> WireguardKey {
         WireguardKey::try_from(PublicKey::from(&self.secret).to_bytes()).unwrap()
     }
 
