@@ -364,6 +364,13 @@ CREATE TABLE node_reports (
     CHECK ((start_number IS NULL) = (start_drawn IS NULL))
 );
 
+-- The highest number of each node's reports: one that is late, or sent again, changes nothing.
+CREATE TABLE report_numbers (
+    node   uuid   PRIMARY KEY REFERENCES nodes,
+    -- Milliseconds since 1970.
+    number bigint NOT NULL
+);
+
 -- Who is told of links that change their state. What signs the messages is derived from the mesh's
 -- secret and the id.
 CREATE TABLE webhooks (

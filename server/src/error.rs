@@ -425,6 +425,21 @@ pub fn no_dry_run() -> ProblemDetails {
     )
 }
 
+/// 409: a report that was overtaken, or was sent before.
+pub fn late_report() -> ProblemDetails {
+    let detail = "a newer report of this node is known; the number of each is above those of all \
+        before it";
+    ProblemDetails {
+        field: Some("number".to_owned()),
+        ..problem(
+            StatusCode::CONFLICT,
+            "late_report",
+            "The report is late",
+            detail,
+        )
+    }
+}
+
 /// 429: more is said than can be taken in now.
 pub fn busy() -> ProblemDetails {
     let detail =

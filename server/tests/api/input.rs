@@ -173,7 +173,7 @@ fn samples(dublin: &Node, cork: &Node, finish: &EnrolFinish) -> Vec<Sample> {
     let report = json!({"applied": "1.1", "device": "kernel", "mtu": 1420, "links": [link],
         "problems": [problem], "held": {"total": 1, "peers": [held]}, "returned": [cork.id()],
         "locked": true, "armed": [{"peer": cork.id(), "sequence": 2}],
-        "start": {"number": 1, "drawn": 1}});
+        "start": {"number": 1, "drawn": 1}, "number": 1_700_000_000_000_i64});
     let message = json!({"message": "{}", "signature": signature});
     let claim = json!({"announcement": next.announcement, "nonce": finish.nonce,
         "wireguard_proof": finish.wireguard_proof});

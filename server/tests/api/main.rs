@@ -30,6 +30,7 @@ mod preconditions;
 mod private_postgres;
 mod removals;
 mod replicas;
+mod reports;
 mod rotation;
 mod sites;
 mod stream;
