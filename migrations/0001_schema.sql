@@ -221,7 +221,7 @@ CREATE TABLE coordinator_addresses (
     UNIQUE NULLS NOT DISTINCT (coordinator, host, address)
 );
 
--- What each revision changed: what coordinators follow.
+-- What each of the last revisions changed: what coordinators follow.
 CREATE TABLE changes (
     revision bigint      PRIMARY KEY,
     epoch    bigint      NOT NULL,
@@ -255,6 +255,7 @@ CREATE TABLE events (
 );
 CREATE INDEX events_of_object ON events (object, number);
 CREATE INDEX events_of_name ON events (object_name, number);
+CREATE INDEX events_of_actor ON events (actor, at);
 
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -19,9 +19,10 @@ const LONGEST_ECHO: usize = 200;
 /// Seconds after which a client may try again when cannot reach the database, or when there were
 /// too many reports or failures.
 const RETRY_AFTER_S: &str = "2";
-/// The same for a node that changes its WireGuard key too often.
-const RETRY_AFTER_KEYS_S: &str = "600";
+/// The same for a node that makes too many changes in an hour.
+const RETRY_AFTER_CHANGES_S: &str = "600";
 const TOO_MANY_KEYS: &str = "too_many_keys";
+const TOO_MANY_CHANGES: &str = "too_many_changes";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -178,7 +179,7 @@ pub fn respond(problem: &ProblemDetails) -> Response {
     .contains(&status)
     {
         let wait_s = match problem.code.as_str() {
-            TOO_MANY_KEYS => RETRY_AFTER_KEYS_S,
+            TOO_MANY_KEYS | TOO_MANY_CHANGES => RETRY_AFTER_CHANGES_S,
             _ => RETRY_AFTER_S,
         };
         response
@@ -458,6 +459,16 @@ pub fn too_many_keys(detail: String) -> ProblemDetails {
         StatusCode::TOO_MANY_REQUESTS,
         TOO_MANY_KEYS,
         "Too many keys within an hour",
+        detail,
+    )
+}
+
+/// 429: a node changes something of itself too often.
+pub fn too_many_changes(detail: String) -> ProblemDetails {
+    problem(
+        StatusCode::TOO_MANY_REQUESTS,
+        TOO_MANY_CHANGES,
+        "Too many changes within an hour",
         detail,
     )
 }
