@@ -223,7 +223,7 @@ CREATE TABLE coordinator_addresses (
     UNIQUE NULLS NOT DISTINCT (coordinator, host, address)
 );
 
--- What each revision changed: what coordinators follow.
+-- What each of the last revisions changed: what coordinators follow.
 CREATE TABLE changes (
     revision bigint      PRIMARY KEY,
     epoch    bigint      NOT NULL,
@@ -257,6 +257,7 @@ CREATE TABLE events (
 );
 CREATE INDEX events_of_object ON events (object, number);
 CREATE INDEX events_of_name ON events (object_name, number);
+CREATE INDEX events_of_actor ON events (actor, at);
 
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -364,6 +365,13 @@ CREATE TABLE node_reports (
     epoch        bigint      NOT NULL DEFAULT 0,
     revision     bigint      NOT NULL DEFAULT 0,
     CHECK ((start_number IS NULL) = (start_drawn IS NULL))
+);
+
+-- The highest number of each node's reports: one that is late, or sent again, changes nothing.
+CREATE TABLE report_numbers (
+    node   uuid   PRIMARY KEY REFERENCES nodes,
+    -- Milliseconds since 1970.
+    number bigint NOT NULL
 );
 
 -- Who is told of links that change their state. What signs the messages is derived from the mesh's

@@ -35,6 +35,11 @@ impl CoordinatorClock {
             .map_or_else(own_s, |there| clock::for_tokens(own_s(), there))
     }
 
+    /// Milliseconds since 1970 at which a report is made.
+    pub(crate) fn for_reports_ms(&self) -> i64 {
+        clock::for_reports(chrono::Utc::now().timestamp_millis(), self.for_tokens_s())
+    }
+
     /// Seconds by which this host's clock is ahead; `None` before an answer told it.
     pub(crate) fn ahead_s(&self) -> Option<i64> {
         self.there_s().map(|there| own_s().saturating_sub(there))

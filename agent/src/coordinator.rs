@@ -251,6 +251,11 @@ impl Coordinator {
         self.clock.ahead_s()
     }
 
+    /// Milliseconds since 1970 at which a report is made.
+    pub(crate) fn report_ms(&self) -> i64 {
+        self.clock.for_reports_ms()
+    }
+
     /// The address to which this host is connected for the coordinator that answers at present.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         *self.address.lock().unwrap_or_else(PoisonError::into_inner)

@@ -13,7 +13,7 @@ use tracing::warn;
 use wattle_mesh::{
     agent::{
         replica::{Known, KnownPeer},
-        reporting::{Reporting, fit_problems},
+        reporting::{Reporting, fit_problems, next_number},
     },
     host::state::{Observed, ObservedPeer},
     keys::node_keys::NodeKeys,
@@ -41,6 +41,8 @@ pub(crate) struct Reporter {
     start: Option<Start>,
     reporting: Reporting,
     on_its_way: Option<oneshot::Receiver<Option<ToldReport>>>,
+    /// The number of the last report, if it was taken.
+    last_number: Option<i64>,
 }
 
 /// A report that arrived.
@@ -58,6 +60,7 @@ impl Reporter {
             start: noted_start(store),
             reporting: Reporting::default(),
             on_its_way: None,
+            last_number: None,
         }
     }
 
@@ -111,6 +114,7 @@ impl Reporter {
             locked: known.admitted.is_some(),
             keys_in_place: Vec::new(),
             start: self.start,
+            number: None,
         }
     }
 
@@ -125,9 +129,10 @@ impl Reporter {
         membership: &Membership,
     ) {
         let links = full.links.len();
-        let Some(report) = self.reporting.due(full, now) else {
+        let Some(mut report) = self.reporting.due(full, now) else {
             return;
         };
+        report.number = Some(next_number(self.last_number, coordinator.report_ms()));
         let (sender, receiver) = oneshot::channel();
         self.on_its_way = Some(receiver);
         let (coordinator, node_keys, membership) = (
@@ -171,6 +176,8 @@ impl Reporter {
     /// Takes note of what [`Reporter::told`] waited for.
     pub(crate) fn take_in(&mut self, told: Option<ToldReport>) {
         self.on_its_way = None;
+        // After one that was not taken, the time alone counts: the number may have been too high.
+        self.last_number = told.as_ref().and_then(|told| told.report.number);
         if let Some(ToldReport {
             report,
             links,

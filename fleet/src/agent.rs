@@ -23,7 +23,10 @@ use tokio::{
 };
 use wattle_client::{kem::SystemKem, pin::Pins};
 use wattle_mesh::{
-    agent::replica::{Known, Received, Replica, Stored},
+    agent::{
+        replica::{Known, Received, Replica, Stored},
+        reporting::next_number,
+    },
     backoff::backoff,
     keys::{
         node_keys::{HeldToken, NodeKeys},
@@ -93,6 +96,8 @@ pub(crate) struct Agent {
     node_keys: NodeKeys,
     enrolled: Enrolled,
     token: Mutex<HeldToken>,
+    /// The number of its last report.
+    last_number: Mutex<Option<i64>>,
     /// Which coordinator it turns to, of those that it knows.
     turns_to: AtomicU64,
     mailbox: Mutex<PskMailbox>,
@@ -157,6 +162,7 @@ impl Agent {
             enrolled,
             token,
             turns_to,
+            last_number: Mutex::default(),
             mailbox,
             partners,
             agreed,
@@ -426,7 +432,7 @@ impl Agent {
         applied: Position,
         links: Vec<LinkReport>,
     ) -> anyhow::Result<()> {
-        let report = serde_json::to_vec(&Report {
+        let mut report = Report {
             applied,
             device: Some(DeviceKind::Userspace),
             mtu: None,
@@ -437,9 +443,10 @@ impl Agent {
             locked: false,
             keys_in_place: Vec::new(),
             start: None,
-        })?;
+            number: None,
+        };
         let mut failures = 0;
-        while let Err(error) = self.report_once(report.clone()).await {
+        while let Err(error) = self.report_once(&mut report).await {
             if failures == MOST_REPEATS {
                 return Err(error);
             }
@@ -453,19 +460,27 @@ impl Agent {
         Ok(())
     }
 
-    async fn report_once(&self, report: Vec<u8>) -> anyhow::Result<()> {
+    async fn report_once(&self, report: &mut Report) -> anyhow::Result<()> {
         let _turn = self.shared.reports.acquire().await?;
+        report.number = Some(self.next_number());
         let request = self
             .client
             .post(format!("{}/agent/report", self.url()))
             .bearer_auth(self.bearer()?);
         request
             .header(header::CONTENT_TYPE, "application/json")
-            .body(report)
+            .body(serde_json::to_vec(report)?)
             .send()
             .await?
             .error_for_status()?;
         Ok(())
+    }
+
+    fn next_number(&self) -> i64 {
+        let mut last = locked(&self.last_number);
+        let next = next_number(*last, Utc::now().timestamp_millis());
+        *last = Some(next);
+        next
     }
 
     fn url(&self) -> &str {

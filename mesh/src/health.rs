@@ -7,6 +7,7 @@ pub mod lan;
 pub mod link;
 pub mod own_endpoint;
 pub mod probe;
+pub mod receiver;
 pub mod replies;
 pub mod tracker;
 pub mod watch_cache;

@@ -119,7 +119,7 @@ pub struct Config {
     /// of at once
     #[arg(long, env = "WATTLE_DATABASE_POOLER", global = true)]
     pub database_pooler: bool,
-    /// Allows webhooks to addresses of this host and link-local ones in this prefix, for example
+    /// Allows webhooks to addresses of coordinators and other refused ones in this prefix, such as
     /// 127.0.0.1/32 for a relay here. May be repeated
     #[arg(
         long,

@@ -381,7 +381,10 @@ impl Db {
             idempotency::keep(&mut transaction, idempotency_key, &value).await?;
         }
         let position = match record {
-            Some(record) => record::write(&mut transaction, actor, record, CHANNEL).await?,
+            Some(record) => {
+                audit_log::refuse_too_many(&mut transaction, actor).await?;
+                record::write(&mut transaction, actor, record, CHANNEL).await?
+            }
             None => None,
         };
         transaction.commit().await?;

@@ -19,9 +19,10 @@ const LONGEST_ECHO: usize = 200;
 /// Seconds after which a client may try again when cannot reach the database, or when there were
 /// too many reports or failures.
 const RETRY_AFTER_S: &str = "2";
-/// The same for a node that changes its WireGuard key too often.
-const RETRY_AFTER_KEYS_S: &str = "600";
+/// The same for a node that makes too many changes in an hour.
+const RETRY_AFTER_CHANGES_S: &str = "600";
 const TOO_MANY_KEYS: &str = "too_many_keys";
+const TOO_MANY_CHANGES: &str = "too_many_changes";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -113,6 +114,13 @@ impl Error {
             })
     }
 
+    /// Whether the database cannot keep a value that the types let through, or a column does not
+    /// take it. That is a bug, and no fault of the database.
+    fn cannot_be_kept(&self) -> bool {
+        self.sql_state()
+            .is_some_and(|state| state.starts_with("22") || state == "23514")
+    }
+
     fn log(&self) {
         match self {
             Self::Refused(problem) => tracing::debug!(code = problem.code, "refused"),
@@ -145,6 +153,7 @@ impl IntoResponse for Error {
             }
             Self::Unavailable(_) => respond(&unavailable()),
             Self::Database(_) if self.is_outage() => respond(&unavailable()),
+            Self::Database(_) if self.cannot_be_kept() => respond(&not_kept()),
             Self::Database(_) | Self::Internal(_) => respond(&internal()),
         }
     }
@@ -170,7 +179,7 @@ pub fn respond(problem: &ProblemDetails) -> Response {
     .contains(&status)
     {
         let wait_s = match problem.code.as_str() {
-            TOO_MANY_KEYS => RETRY_AFTER_KEYS_S,
+            TOO_MANY_KEYS | TOO_MANY_CHANGES => RETRY_AFTER_CHANGES_S,
             _ => RETRY_AFTER_S,
         };
         response
@@ -383,6 +392,15 @@ pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) 
     }
 }
 
+/// 422: a value that nothing but the database refused.
+fn not_kept() -> ProblemDetails {
+    invalid(
+        "cannot_be_kept",
+        "",
+        "a number or a text of the request is none that can be kept",
+    )
+}
+
 /// 422: the query of a change.
 pub fn invalid_change_query() -> ProblemDetails {
     invalid(
@@ -408,6 +426,21 @@ pub fn no_dry_run() -> ProblemDetails {
     )
 }
 
+/// 409: a report that was overtaken, or was sent before.
+pub fn late_report() -> ProblemDetails {
+    let detail = "a newer report of this node is known; the number of each is above those of all \
+        before it";
+    ProblemDetails {
+        field: Some("number".to_owned()),
+        ..problem(
+            StatusCode::CONFLICT,
+            "late_report",
+            "The report is late",
+            detail,
+        )
+    }
+}
+
 /// 429: more is said than can be taken in now.
 pub fn busy() -> ProblemDetails {
     let detail =
@@ -426,6 +459,16 @@ pub fn too_many_keys(detail: String) -> ProblemDetails {
         StatusCode::TOO_MANY_REQUESTS,
         TOO_MANY_KEYS,
         "Too many keys within an hour",
+        detail,
+    )
+}
+
+/// 429: a node changes something of itself too often.
+pub fn too_many_changes(detail: String) -> ProblemDetails {
+    problem(
+        StatusCode::TOO_MANY_REQUESTS,
+        TOO_MANY_CHANGES,
+        "Too many changes within an hour",
         detail,
     )
 }

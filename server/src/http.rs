@@ -5,5 +5,6 @@ pub mod auth;
 pub mod body;
 pub mod listen;
 pub mod page;
+pub mod path;
 pub mod preconditions;
 pub mod ui;

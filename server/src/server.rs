@@ -25,7 +25,7 @@ use crate::{
         coordinators::{Coordinators, HostResolver, Resolver},
         credentials::{KnownTokens, Verified},
         link_tracker::LinkTracker,
-        mesh_cache::MeshCache,
+        mesh_cache::{self, MeshCache},
         metrics::Metrics,
         reports::Reports,
         streams::Streams,
@@ -174,8 +174,8 @@ async fn follow(app: App) {
                 .read(|feed| feed.directory().nodes.keys().copied().collect());
             app.reports.retain(|node| nodes.contains(&node));
             app.verified.retain(|node| nodes.contains(&node));
-            if let Err(error) = forget_answers(&app).await {
-                tracing::debug!(%error, "cannot delete old answers to idempotency keys");
+            if let Err(error) = forget_old(&app.db).await {
+                tracing::debug!(%error, "cannot delete what is old in the database");
             }
         }
     };
@@ -202,9 +202,11 @@ async fn follow(app: App) {
     }
 }
 
-async fn forget_answers(app: &App) -> Result<()> {
-    let mut transaction = app.db.follow().await?;
+/// Deletes what is old: answers to idempotency keys, and revisions.
+pub async fn forget_old(db: &Db) -> Result<()> {
+    let mut transaction = db.follow().await?;
     idempotency::queries::forget_old(&mut transaction).await?;
+    mesh_cache::queries::forget_old(&mut transaction).await?;
     Ok(transaction.commit().await?)
 }
 

@@ -62,9 +62,14 @@ pub struct Predecessor {
 /// A [`Statement`] as its node wrote it, with the node's signature over those bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SignedStatement {
-    /// The statement's JSON, verbatim.
+    /// The statement's JSON, verbatim, at most [`SignedStatement::LONGEST`] bytes. All peers get it.
     pub statement: String,
     pub signature: Signature,
+}
+
+impl SignedStatement {
+    /// One with all predecessors is shorter.
+    pub const LONGEST: usize = 4096;
 }
 
 /// `POST /agent/identity`: the node takes up another identity. It may be repeated.

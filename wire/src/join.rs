@@ -85,7 +85,8 @@ impl FromStr for JoinString {
         let json = URL_SAFE_NO_PAD
             .decode(body)
             .map_err(|_| InvalidJoinString::Content)?;
-        let join: Self = serde_json::from_slice(&json).map_err(|_| InvalidJoinString::Content)?;
+        let join: Self =
+            crate::strict::from_slice(&json).map_err(|_| InvalidJoinString::Content)?;
         if join.urls.is_empty() {
             Err(InvalidJoinString::Content)
         } else {

@@ -22,6 +22,7 @@ pub mod report;
 pub mod rotation;
 pub mod secret;
 pub mod stream;
+pub mod strict;
 pub mod subnet;
 pub mod text;
 pub mod verdict;

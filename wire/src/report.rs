@@ -52,6 +52,11 @@ pub struct Report {
     /// Absent means that the agent could not write it down, or is older than this field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<Start>,
+    /// Milliseconds since 1970 at which it was made, by the coordinator's clock, and above the
+    /// number of each report before: one that is late or sent again changes nothing. Absent of an
+    /// agent that never numbers its reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<i64>,
 }
 
 /// A start of the agent, by which two machines that run on copies of one state directory are told

@@ -20,8 +20,8 @@ pub const SIGNATURE_HEADER: &str = "wattle-signature";
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewWebhook {
-    /// Where messages are posted to, `https://` or `http://`, at most 2,048 bytes. Addresses of the
-    /// coordinator's own host, link-local and metadata addresses are refused.
+    /// Where messages are posted to, `https://` or `http://`, at most 2,048 bytes; kept in its
+    /// canonical form. Addresses of coordinators, link-local, metadata and reserved ones are refused.
     pub url: String,
 }
 

@@ -21,6 +21,7 @@ use wattle_wire::{
     lock::{Admission, Removal, SignedAdmission, SignedRemoval},
     name::Name,
     report::{Held, HeldBecause, HeldPeer},
+    strict,
 };
 
 use crate::{
@@ -82,7 +83,7 @@ fn verify_word<T: DeserializeOwned>(
     mesh: MeshId,
     of: impl FnOnce(&T) -> (OperatorKey, MeshId),
 ) -> Result<T, InvalidWord> {
-    let word: T = serde_json::from_str(text).map_err(|_| InvalidWord::Unreadable)?;
+    let word: T = strict::from_str(text).map_err(|_| InvalidWord::Unreadable)?;
     let (operator, made_for) = of(&word);
     let signer = IdentityKey::from(*operator.as_bytes());
     if !enrolment::verify(signer, &[purpose, text.as_bytes()].concat(), signature) {

@@ -3,6 +3,7 @@
 
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
+use thiserror::Error;
 use wattle_wire::{
     endpoint::Endpoint,
     ids::NodeId,
@@ -20,7 +21,7 @@ pub struct Reporting {
 #[derive(Clone, Debug)]
 struct Told {
     summary_at: Duration,
-    /// The last report, without its links.
+    /// The last report, without its links and its number.
     host: Report,
     links: BTreeMap<NodeId, ReportedLink>,
 }
@@ -62,6 +63,7 @@ impl Reporting {
         };
         let host = Report {
             links: Vec::new(),
+            number: None,
             ..report.clone()
         };
         (!report.links.is_empty() || host != told.host).then_some(report)
@@ -89,10 +91,54 @@ impl Reporting {
             summary_at,
             host: Report {
                 links: Vec::new(),
+                number: None,
                 ..report.clone()
             },
             links: known,
         });
+    }
+}
+
+/// Milliseconds by which a report may be ahead of a coordinator's clock; tokens may be as well.
+const MOST_AHEAD_MS: i64 = 60_000;
+
+/// The number of a report at `now_ms`, by the coordinator's clock, after that of the last one.
+pub fn next_number(last: Option<i64>, now_ms: i64) -> i64 {
+    last.map_or(now_ms, |last| now_ms.max(last.saturating_add(1)))
+}
+
+/// Why a report is not taken.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum ReportRefused {
+    #[error("a newer report of this node is known")]
+    Late,
+    #[error("the number of a report is the time at which it was made, and this one is to come")]
+    Future,
+}
+
+/// The highest number that counts at `now_ms`. What is higher was noted by a clock that has been
+/// set back since, and would silence its node.
+pub fn highest_number(now_ms: i64) -> i64 {
+    now_ms.saturating_add(MOST_AHEAD_MS)
+}
+
+/// Whether a report with this number counts, after the newest that is known of its node.
+///
+/// # Errors
+///
+/// [`ReportRefused`] when it does not.
+pub fn check_number(
+    number: Option<i64>,
+    newest: Option<i64>,
+    now_ms: i64,
+) -> Result<(), ReportRefused> {
+    let highest = highest_number(now_ms);
+    let newest = newest.filter(|newest| *newest <= highest);
+    match (number, newest) {
+        (Some(number), _) if number > highest => Err(ReportRefused::Future),
+        (Some(number), Some(newest)) if number <= newest => Err(ReportRefused::Late),
+        (None, Some(_)) => Err(ReportRefused::Late),
+        (Some(_), _) | (None, None) => Ok(()),
     }
 }
 
@@ -178,6 +224,40 @@ mod tests {
             locked: false,
             keys_in_place: vec![],
             start: None,
+            number: None,
+        }
+    }
+
+    #[test]
+    fn b19_a_report_counts_once_and_only_after_those_before_it() {
+        const NOW: i64 = 1_800_000_000_000;
+        let check = |number, newest| check_number(number, newest, NOW);
+        for (number, newest, counts) in [
+            (None, None, Ok(())),
+            (Some(NOW), None, Ok(())),
+            (Some(NOW), Some(NOW - 1), Ok(())),
+            (Some(NOW + MOST_AHEAD_MS), Some(NOW), Ok(())),
+            (Some(NOW), Some(NOW), Err(ReportRefused::Late)),
+            (Some(NOW - 1), Some(NOW), Err(ReportRefused::Late)),
+            (Some(i64::MIN), Some(i64::MIN), Err(ReportRefused::Late)),
+            (None, Some(NOW), Err(ReportRefused::Late)),
+            (Some(i64::MAX), None, Err(ReportRefused::Future)),
+            (
+                Some(NOW + MOST_AHEAD_MS + 1),
+                Some(NOW),
+                Err(ReportRefused::Future),
+            ),
+            // The coordinator's clock was set back: nobody is silenced by that.
+            (Some(NOW), Some(NOW + MOST_AHEAD_MS + 1), Ok(())),
+        ] {
+            assert_eq!(check(number, newest), counts, "{number:?} {newest:?}");
+        }
+        // Numbers grow whatever the clock does.
+        let mut last = None;
+        for now in [NOW, NOW, NOW - 5_000, NOW + 1, NOW + 7] {
+            let next = next_number(last, now);
+            assert!(last.is_none_or(|last| next > last) && next >= now);
+            last = Some(next);
         }
     }
 

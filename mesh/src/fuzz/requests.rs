@@ -275,6 +275,7 @@ pub fn report(data: &[u8]) {
         let entries: BTreeMap<_, _> = report.links.iter().map(|link| (link.peer, *link)).collect();
         let full = Report {
             links: entries.values().copied().collect(),
+            number: None,
             ..report
         };
         let now = Duration::from_secs(second);

@@ -1,10 +1,7 @@
-//! What to tell of links and nodes that changed, and whom one may tell: a site that loses its
-//! uplink is one alert, not one for each of its links.
+//! What to tell of links and nodes that changed: a site that loses its uplink is one alert, not one
+//! for each of its links.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::collections::BTreeMap;
 
 use wattle_wire::{
     admin::LinkState,
@@ -17,12 +14,6 @@ use wattle_wire::{
 const LEAST_LINKS: usize = 2;
 /// Nodes that one alert names.
 const MOST_NAMED: usize = 100;
-/// Metadata services of clouds that are not link-local: Alibaba's, Oracle's, and Amazon's on IPv6.
-const METADATA: [IpAddr; 3] = [
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-];
 
 /// A link that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,31 +193,6 @@ pub fn summary(alerts: &[Alert]) -> String {
     }
 }
 
-/// Whether messages may be sent to an address: not to the coordinator's own host, nor to what
-/// answers whoever is near. Private networks are what people have at home.
-pub fn may_send_to(address: IpAddr) -> bool {
-    let address = match address {
-        IpAddr::V6(v6) => inner_v4(v6).map_or(address, IpAddr::V4),
-        IpAddr::V4(_) => address,
-    };
-    let special = match address {
-        IpAddr::V4(v4) => v4.octets()[0] == 0 || v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    !(special
-        || address.is_loopback()
-        || address.is_unspecified()
-        || address.is_multicast()
-        || METADATA.contains(&address))
-}
-
-/// The IPv4 address inside an IPv6 one: mapped, or by the well-known prefix of NAT64 (RFC 6052).
-fn inner_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let nat64 = (address.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0])
-        .then(|| Ipv4Addr::from(u128::from(address) as u32));
-    address.to_ipv4_mapped().or(nat64)
-}
-
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
@@ -379,41 +345,5 @@ mod tests {
                 "site-3 stopped reporting"
             ]
         );
-    }
-
-    #[test]
-    fn d10_nobody_makes_the_coordinator_speak_to_itself_or_to_a_metadata_service() {
-        let may = |address: &str| may_send_to(address.parse().unwrap());
-        for good in [
-            "203.0.113.9",
-            "10.0.0.5",
-            "192.168.1.2",
-            "fd00::1",
-            "2001:db8::1",
-            "64:ff9b::203.0.113.9",
-        ] {
-            assert!(may(good), "{good}");
-        }
-        for bad in [
-            "127.0.0.1",
-            "127.9.9.9",
-            "0.0.0.0",
-            "0.1.2.3",
-            "169.254.169.254",
-            "255.255.255.255",
-            "224.0.0.1",
-            "100.100.100.200",
-            "192.0.0.192",
-            "::1",
-            "::",
-            "fe80::1",
-            "ff02::1",
-            "::ffff:127.0.0.1",
-            "::ffff:169.254.169.254",
-            "64:ff9b::169.254.169.254",
-            "fd00:ec2::254",
-        ] {
-            assert!(!may(bad), "{bad}");
-        }
     }
 }

@@ -9,6 +9,9 @@ use wattle_wire::{
 /// off.
 const MOST_OFF_S: u64 = 30;
 
+/// Milliseconds by which two clocks can seem to differ because their times are told in seconds.
+const ROUNDED_MS: u64 = 3_000;
+
 /// Seconds by which the coordinator's word moves the time at which a token is made. By as much a
 /// clock may be behind for the coordinator's certificate to be good.
 const MOST_MOVED_S: i64 = 2 * 86_400;
@@ -26,6 +29,17 @@ pub fn for_tokens(own_s: i64, coordinator_s: i64) -> i64 {
         own_s.saturating_sub(MOST_MOVED_S),
         own_s.saturating_add(MOST_MOVED_S),
     )
+}
+
+/// The time at which a report is made, in milliseconds since 1970: by the own clock, unless that is
+/// further from `token_s` than seconds tell. So what is made after a restart is later.
+pub fn for_reports(own_ms: i64, token_s: i64) -> i64 {
+    let token_ms = token_s.saturating_mul(1000);
+    if own_ms.abs_diff(token_ms) <= ROUNDED_MS {
+        own_ms
+    } else {
+        token_ms
+    }
 }
 
 /// Why the coordinator takes no token of a host whose clock is ahead by so many seconds; nothing if
@@ -92,6 +106,15 @@ mod tests {
             words.contains("about 1460 days ahead of the coordinator's"),
             "{words}"
         );
+    }
+
+    #[test]
+    fn b19_reports_are_made_at_the_coordinators_time_and_later_ones_later() {
+        assert_eq!(for_reports(10_400, 10), 10_400);
+        assert_eq!(for_reports(10_400, 8), 10_400, "seconds that were cut off");
+        assert_eq!(for_reports(10_400, 3_600), 3_600_000);
+        assert_eq!(for_reports(3_600_400, 10), 10_000);
+        assert_eq!(for_reports(0, i64::MAX), i64::MAX);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! derived from a secret of the mesh and the number used once, which carries the time at which it
 //! was made.
 
+use std::ops::RangeInclusive;
+
 use aws_lc_rs::{
     digest, hmac,
     signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey},
@@ -15,9 +17,12 @@ use wattle_wire::{
     ids::{MeshId, TokenId},
     key::{Bytes32, IdentityKey, Signature, WireguardKey},
     rotation::{KeyAnnouncement, SignedAnnouncement},
+    strict,
 };
 use x25519_dalek::{PublicKey, StaticSecret};
 
+/// The numbers that statements can have, those of a column of the database.
+const NUMBERS: RangeInclusive<u64> = 1..=i64::MAX.unsigned_abs();
 /// Seconds for which a challenge may be answered.
 pub const CHALLENGE_LIFETIME_S: u64 = 120;
 
@@ -71,6 +76,8 @@ pub enum EnrolmentRefused {
     Statement(#[from] InvalidStatement),
     #[error("a new node has no former identities")]
     Predecessors,
+    #[error("the number of a statement is 1 to 2^63-1")]
+    Number,
     #[error("the statement says `unmanaged`, but a node that enrols has an agent")]
     Unmanaged,
     #[error("the challenge has expired; start again")]
@@ -148,8 +155,7 @@ fn verify_text(
     signature: &Signature,
     mesh: MeshId,
 ) -> Result<Statement, InvalidStatement> {
-    let statement: Statement =
-        serde_json::from_str(text).map_err(|_| InvalidStatement::Unreadable)?;
+    let statement = read(text).ok_or(InvalidStatement::Unreadable)?;
     let message = [purpose, text.as_bytes()].concat();
     if !verify(statement.identity, &message, signature) {
         return Err(InvalidStatement::Signature);
@@ -180,6 +186,17 @@ fn verify_text(
     }
 }
 
+/// Reads what a node signed, once for all who believe it.
+fn read(text: &str) -> Option<Statement> {
+    let is_short = text.len() <= SignedStatement::LONGEST;
+    is_short.then(|| strict::from_str(text).ok()).flatten()
+}
+
+/// Whether a statement has a number that a coordinator can keep.
+pub fn has_number(statement: &Statement) -> bool {
+    NUMBERS.contains(&statement.sequence)
+}
+
 /// Whether the node of a statement, which was verified, is or was this identity.
 pub fn is_or_was(statement: &Statement, identity: IdentityKey) -> bool {
     statement.identity == identity
@@ -191,14 +208,12 @@ pub fn is_or_was(statement: &Statement, identity: IdentityKey) -> bool {
 
 /// The number of a statement that was verified before.
 pub fn sequence(signed: &SignedStatement) -> Option<u64> {
-    serde_json::from_str::<Statement>(&signed.statement)
-        .ok()
-        .map(|statement| statement.sequence)
+    read(&signed.statement).map(|statement| statement.sequence)
 }
 
 /// What an announcement that was verified before says.
 pub fn announced(signed: &SignedAnnouncement) -> Option<Statement> {
-    serde_json::from_str(&signed.announcement).ok()
+    read(&signed.announcement)
 }
 
 /// A number used once that carries the time at which it was made.
@@ -290,6 +305,9 @@ pub fn check(
     }
     if statement.unmanaged {
         return Err(EnrolmentRefused::Unmanaged);
+    }
+    if !has_number(&statement) {
+        return Err(EnrolmentRefused::Number);
     }
     check_wireguard_proof(
         ChallengePurpose::Enrolment,

@@ -6,11 +6,8 @@ use wattle_wire::{enrol::Statement, rotation::SignedAnnouncement};
 
 use crate::{
     config::directory::NodeRecord,
-    keys::enrolment::{announced, is_or_was},
+    keys::enrolment::{announced, has_number, is_or_was},
 };
-
-/// The highest number of a statement: databases keep it with a sign.
-const HIGHEST: u64 = i64::MAX.unsigned_abs();
 
 /// Why a statement does not follow.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -92,7 +89,7 @@ fn may_follow(record: &NodeRecord, statement: &Statement) -> Result<(), Successi
     if statement.unmanaged {
         return Err(SuccessionRefused::Unmanaged);
     }
-    if statement.sequence <= record.highest_sequence || statement.sequence > HIGHEST {
+    if statement.sequence <= record.highest_sequence || !has_number(statement) {
         return Err(SuccessionRefused::Number(record.highest_sequence));
     }
     Ok(())

@@ -45,6 +45,10 @@ impl AuditActor {
         }
     }
 
+    pub(super) fn is_node(&self) -> bool {
+        self.id.starts_with("node:")
+    }
+
     fn new(id: String, name: &str, request_id: Option<String>) -> Self {
         Self {
             id,

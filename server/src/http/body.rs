@@ -1,12 +1,13 @@
 //! Reads bodies and queries strictly, and says what is wrong with them: which field, and why.
 
 use axum::{
-    extract::{FromRequest, FromRequestParts, Request},
+    extract::{self, FromRequest, FromRequestParts, Request},
     http::{HeaderMap, Uri, header, request::Parts},
 };
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use wattle_wire::strict::Strict;
 
 use crate::error::{self, Error, Result};
 
@@ -78,14 +79,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 
 /// Reads a query strictly.
 pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T> {
-    match axum::extract::Query::try_from_uri(uri) {
-        Ok(axum::extract::Query(query)) => Ok(query),
-        Err(_) => Err(error::invalid(
-            "invalid_query",
-            "",
-            "the query has a parameter that is unknown or malformed",
-        )
-        .into()),
+    let malformed = "the query has a parameter that is unknown or malformed";
+    let refused = |name: &str, why| error::invalid("invalid_query", name, why);
+    let all = extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
+    let extract::Query(all) = all.map_err(|_| refused("", malformed))?;
+    // What is no UTF-8 was read as a replacement character.
+    let is_text = |text: &str| !text.contains(['\0', char::REPLACEMENT_CHARACTER]);
+    if let Some((name, _)) = all
+        .iter()
+        .find(|(name, value)| !(is_text(name) && is_text(value)))
+    {
+        let why = "a parameter is UTF-8 without null characters";
+        return Err(refused(name, why).into());
+    }
+    match extract::Query::try_from_uri(uri) {
+        Ok(extract::Query(query)) => Ok(query),
+        Err(_) => Err(refused("", malformed).into()),
     }
 }
 
@@ -109,7 +118,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let value = serde_path_to_error::deserialize(Strict(&mut deserializer)).map_err(|error| {
         let path = error.path().to_string();
         explain(&path, &error.into_inner())
     })?;
@@ -132,7 +141,11 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
         }
         Category::Data => {
             let what = message.strip_suffix(&place).unwrap_or(&message);
-            let path = if path == "." { "" } else { path };
+            // Of a key that is refused the path does not know the name.
+            let path = match path {
+                "." | "?" => "",
+                path => path.strip_suffix(".?").unwrap_or(path),
+            };
             for (start, code, advice) in [
                 ("unknown field `", "unknown_field", "unknown field"),
                 ("missing field `", "missing_field", "this field is required"),
@@ -223,6 +236,24 @@ mod tests {
                 422,
                 "duplicate_field",
                 Some("name"),
+            ),
+            (
+                r#"{"name":"a","labels":{"x":"1","x":"2"}}"#,
+                422,
+                "duplicate_field",
+                Some("labels.x"),
+            ),
+            (
+                r#"{"name":"a","labels":{"x\u0000":"1"}}"#,
+                422,
+                "invalid_field",
+                Some("labels"),
+            ),
+            (
+                r#"{"name":"a","description":"\u0000"}"#,
+                422,
+                "invalid_field",
+                Some("description"),
             ),
             (r#"{"name":7}"#, 422, "invalid_field", Some("name")),
         ] {

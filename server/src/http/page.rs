@@ -3,14 +3,38 @@
 use std::ops::Bound;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::IntoParams;
-use wattle_wire::admin::Page;
+use wattle_wire::{admin::Page, strict};
 
 use crate::error::{self, Result};
 
 const DEFAULT_LIMIT: usize = 100;
 const LARGEST_LIMIT: usize = 1000;
+
+/// A moment as the key of a page, in microseconds since 1970: one that a history can have.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub struct Moment(pub DateTime<Utc>);
+
+impl TryFrom<i64> for Moment {
+    type Error = &'static str;
+
+    fn try_from(microseconds: i64) -> std::result::Result<Self, Self::Error> {
+        let time = DateTime::from_timestamp_micros(microseconds);
+        let has_been = |time: &DateTime<Utc>| (1970..10_000).contains(&time.year());
+        time.filter(has_been)
+            .map(Self)
+            .ok_or("no moment of a history")
+    }
+}
+
+impl From<Moment> for i64 {
+    fn from(moment: Moment) -> Self {
+        moment.0.timestamp_micros()
+    }
+}
 
 /// Which page of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -46,7 +70,7 @@ impl PageQuery {
         let key = URL_SAFE_NO_PAD
             .decode(cursor)
             .ok()
-            .and_then(|json| serde_json::from_slice(&json).ok());
+            .and_then(|json| strict::from_slice(&json).ok());
         match key {
             Some(key) => Ok((limit, Some(key))),
             None => Err(error::invalid(

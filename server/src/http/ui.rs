@@ -4,7 +4,7 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::{
     Router,
-    extract::{Path, Request},
+    extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
@@ -12,6 +12,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
+use super::path::Path;
 use crate::{error, state::app::App};
 
 /// What the page may do: load what this coordinator serves, talk to it, and nothing else.

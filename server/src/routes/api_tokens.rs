@@ -4,7 +4,7 @@ pub mod queries;
 
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -25,6 +25,7 @@ use crate::{
         auth::CallingToken,
         body::{Body, Query},
         page::{self, PageQuery},
+        path::Path,
     },
     secret,
     state::app::App,

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, ops::Bound};
 
-use axum::{
-    Extension, Json,
-    extract::{Path, State},
-};
+use axum::{Extension, Json, extract::State};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use wattle_mesh::{
@@ -26,7 +23,8 @@ use crate::{
     http::{
         auth::CallingNode,
         body::Query,
-        page::{self, PageQuery},
+        page::{self, Moment, PageQuery},
+        path::Path,
     },
     state::{app::App, link_tracker::queries},
 };
@@ -98,12 +96,13 @@ pub async fn history(
     Path((node, other)): Path<(String, String)>,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<Page<LinkChange>>> {
-    let (limit, before) = query.read::<i64>()?;
+    let (limit, before) = query.read::<Moment>()?;
     let pair = find(&app, &node, &other)?;
     let rows = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+    let before = before.map(|Moment(before)| before);
     let changes = queries::history(&mut *app.db.begin().await?, pair, before, rows).await?;
     Ok(Json(page::cut(changes.into_iter(), limit, |change| {
-        change.at.timestamp_micros()
+        Moment(change.at)
     })))
 }
 

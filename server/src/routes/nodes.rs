@@ -5,12 +5,7 @@ pub mod queries;
 
 use std::{collections::BTreeSet, slice};
 
-use axum::{
-    Extension, Json,
-    extract::{Path, State},
-    http::StatusCode,
-    response::Response,
-};
+use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
 use sqlx::PgConnection;
 use wattle_mesh::{
     agent::admission,
@@ -34,6 +29,7 @@ use crate::{
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
+        path::Path,
         preconditions::WithEtag,
     },
     state::{

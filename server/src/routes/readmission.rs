@@ -6,7 +6,7 @@ use axum::{Extension, extract::State, http::StatusCode};
 use wattle_mesh::{
     audit::{Edit, Subject},
     config::directory::{RecordChange, SiteRecord},
-    keys::enrolment::verify_statement,
+    keys::enrolment::{has_number, verify_statement},
 };
 use wattle_wire::{
     admin::{NewReadmissions, Readmission},
@@ -125,7 +125,8 @@ fn newest<'h>(
     let signed = held.filter_map(|peer| {
         let lost = peer.lost.as_ref()?;
         let statement = verify_statement(&lost.statement, mesh).ok()?;
-        let is_its = statement.identity == node.identity && !statement.unmanaged;
+        let is_its =
+            statement.identity == node.identity && !statement.unmanaged && has_number(&statement);
         is_its.then_some((statement, &lost.statement, lost.site_name.as_str()))
     });
     signed.max_by_key(|(statement, ..)| statement.sequence)

@@ -9,8 +9,9 @@ use axum::{
 };
 use wattle_mesh::config::view;
 use wattle_wire::{
+    enrol::SignedStatement,
     ids::NodeId,
-    report::{Held, Problem, Report},
+    report::{Held, HeldPeer, Problem, Report},
     rotation::KeyInPlace,
 };
 
@@ -111,8 +112,23 @@ fn check(report: &Report, peers: usize) -> Result<()> {
         )
         .into());
     }
+    let held = report.held.iter().flat_map(|held| &held.peers).enumerate();
+    for (index, peer) in held {
+        check_lost(index, peer)?;
+    }
     let mut problems = report.problems.iter().enumerate();
     problems.try_for_each(|(index, problem)| check_problem(index, problem))
+}
+
+fn check_lost(index: usize, peer: &HeldPeer) -> Result<()> {
+    match &peer.lost {
+        Some(lost) if lost.statement.statement.len() > SignedStatement::LONGEST => {
+            let field = format!("held.peers[{index}].lost.statement.statement");
+            let detail = format!("at most {} bytes", SignedStatement::LONGEST);
+            Err(error::invalid("invalid_text", field, detail).into())
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn check_problem(index: usize, problem: &Problem) -> Result<()> {

@@ -3,11 +3,7 @@
 
 pub mod queries;
 
-use axum::{
-    Extension, Json,
-    extract::{Path, State},
-    http::StatusCode,
-};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use sqlx::PgConnection;
 use wattle_mesh::{
     config::{
@@ -38,6 +34,7 @@ use crate::{
     http::{
         auth::{CallingNode, RequestId},
         body::Body,
+        path::Path,
     },
     routes::{enrolment, nodes},
     state::{app::App, representation},

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -33,6 +33,7 @@ use crate::{
     http::{
         body::{Body, LARGEST_IMPORT, Query},
         page::{self, PageQuery},
+        path::Path,
         preconditions::WithEtag,
     },
     routes::{

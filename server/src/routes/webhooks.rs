@@ -5,7 +5,7 @@ pub mod queries;
 use anyhow::bail;
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -24,6 +24,7 @@ use crate::{
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
+        path::Path,
     },
     state::app::App,
     tasks::webhook_outbox::{self, PATIENCE, RefusedAddress},
@@ -40,12 +41,12 @@ pub async fn create(
     let refused = |detail: String| error::invalid("invalid_url", "url", detail);
     let url = webhook_outbox::parse(&wanted.url).map_err(|error| refused(format!("{error:#}")))?;
     // A name that is not known now may be later; where it leads is asked each time.
-    if let Err(error) = webhook_outbox::addresses(&url, &app.settings.webhook_allow).await
+    if let Err(error) = webhook_outbox::addresses(&url, &app).await
         && error.is::<RefusedAddress>()
     {
         return Err(refused(error.to_string()).into());
     }
-    let (id, url) = (WebhookId(Uuid::now_v7()), &wanted.url);
+    let (id, url) = (WebhookId(Uuid::now_v7()), url.as_str());
     let secret = &webhook_outbox::secret(&app, id);
     let created = app.mutate(&actor, |mut change| async move {
         let webhook = queries::insert(&mut change, id, url).await?;

@@ -6,7 +6,7 @@ mod seal;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -36,7 +36,7 @@ use wattle_wire::{
 use crate::{
     db::{AuditActor, webhook_news},
     error::{self, Error, Result},
-    http::body::Body,
+    http::{body::Body, path::Path},
     routes::{
         enrolment::queries::{self as enrolment, KeyHolders, Kind, NewNode},
         mailbox,

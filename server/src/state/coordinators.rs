@@ -195,6 +195,15 @@ impl Coordinators {
         own.collect()
     }
 
+    /// Every address of a coordinator that this one knows, and those of its interfaces now.
+    pub fn known_addresses(&self) -> BTreeSet<IpAddr> {
+        let mut known = self.own();
+        known.extend(lock(&self.told).iter().cloned());
+        let mut addresses = interface_addresses();
+        addresses.extend(known.into_iter().map(|known| known.address));
+        addresses
+    }
+
     /// The prefixes of the mesh that hold an address at which agents look for a coordinator, as far as
     /// this one knew when it last asked the database, each with its site. The pool of the tunnels is
     /// the mesh's.

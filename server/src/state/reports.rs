@@ -1,5 +1,6 @@
 //! What nodes say of themselves and their links, in memory and on its way to the database.
 
+mod numbers;
 mod queries;
 mod returned;
 
@@ -31,7 +32,8 @@ use wattle_wire::{
 };
 
 use self::{
-    queries::{EndSaid, Heard, News},
+    numbers::Numbers,
+    queries::{EndSaid, Heard, News, StoredNews},
     returned::Returned,
 };
 use crate::{
@@ -75,6 +77,7 @@ pub struct Reports {
     /// it. Those of whom there is nothing to tell are left out.
     accounts: Mutex<BTreeMap<NodeId, Account>>,
     returned: Mutex<Returned>,
+    numbers: Numbers,
     signs: Mutex<Signs>,
 }
 
@@ -109,6 +112,7 @@ impl Default for Reports {
             copied: Mutex::default(),
             accounts: Mutex::default(),
             returned: Mutex::default(),
+            numbers: Numbers::default(),
             signs: Mutex::default(),
         }
     }
@@ -239,6 +243,7 @@ impl Reports {
     /// Forgets nodes that do not take part any more.
     pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
         self.copied().retain(|node| takes_part(*node));
+        self.numbers.retain(&takes_part);
         let mut accounts = self.accounts();
         accounts.retain(|node, _| takes_part(*node));
         for account in accounts.values_mut() {
@@ -295,12 +300,13 @@ impl Reports {
         let news = mem::take(&mut *self.waiting());
         let written = async {
             let mut transaction = db.report().await?;
-            let copied = queries::store(&mut transaction, &news).await?;
+            let stored = queries::store(&mut transaction, &news).await?;
             transaction.commit().await?;
-            Ok(copied)
+            Ok(stored)
         };
         match written.await {
-            Ok(copied) => {
+            Ok(StoredNews { copied, late }) => {
+                self.take_back(db, &late).await?;
                 for node in copied {
                     self.tell_copied(db, node).await?;
                 }
@@ -362,7 +368,7 @@ impl Reports {
     ///
     /// # Errors
     ///
-    /// 429 when too much waits already.
+    /// 409 when a newer report is known, 429 when too much waits already.
     pub fn keep(
         &self,
         node: NodeId,
@@ -380,6 +386,7 @@ impl Reports {
             locked,
             keys_in_place: armed,
             start,
+            number,
         } = report;
         let (at, now) = (Utc::now(), Instant::now());
         let report = NodeReport {
@@ -396,6 +403,7 @@ impl Reports {
             problems: since(problems, &told.problems, at),
         };
         let mut all = self.lock();
+        self.numbers.check(node, number)?;
         let before = all.get(&node);
         let trusted = before
             .and_then(|said| said.trusted)
@@ -421,6 +429,9 @@ impl Reports {
         if waiting.ends.len() + news.len() > MOST_WAITING {
             return Err(error::busy().into());
         }
+        if !(news.is_empty() && armed.is_empty() && heard.is_some()) {
+            waiting.numbers.insert(node, number);
+        }
         waiting.ends.extend(news);
         let armed = armed.into_iter();
         let armed = armed.map(|key| ((node, key.peer, key.sequence), key.signature));
@@ -433,13 +444,11 @@ impl Reports {
             };
             waiting.heard.insert(node, heard);
         }
-        self.note_returned(node, &told.returned, &account.returned);
-        if account == Account::default() {
-            self.accounts().remove(&node);
-        } else {
-            self.accounts().insert(node, account);
-        }
+        self.note_account(node, account);
         drop(waiting);
+        if let Some(number) = number {
+            self.numbers.note(node, number);
+        }
         let said = all.entry(node).or_insert_with(|| Said {
             report: report.clone(),
             links: BTreeMap::new(),
@@ -463,6 +472,16 @@ impl Reports {
             )
         }));
         Ok(())
+    }
+
+    /// Keeps what is told of a node from now on.
+    fn note_account(&self, node: NodeId, account: Account) {
+        let mut accounts = self.accounts();
+        let before = accounts.remove(&node).unwrap_or_default();
+        self.note_returned(node, &before.returned, &account.returned);
+        if account != Account::default() {
+            accounts.insert(node, account);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Said>> {
@@ -538,6 +557,7 @@ mod tests {
                 locked: false,
                 keys_in_place: vec![],
                 start: None,
+                number: None,
             };
             reports.keep(node(from), report, links)
         };

@@ -7,6 +7,7 @@
 pub mod queries;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -15,18 +16,25 @@ use anyhow::{Context, ensure};
 use aws_lc_rs::hmac;
 use axum::http::header;
 use chrono::Utc;
-use ipnet::IpNet;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use reqwest::{Client, Url, redirect};
-use tokio::{net::lookup_host, time::timeout};
+use tokio::{
+    net::lookup_host,
+    time::{sleep, timeout},
+};
 use uuid::Uuid;
 use wattle_mesh::{
     config::view,
-    health::alert::{self, LinkMove},
+    health::{
+        alert::{self, LinkMove},
+        receiver::may_send_to,
+    },
 };
 use wattle_wire::{
     ids::{NodeId, WebhookId},
     name::Name,
     secret::Secret,
+    text::is_unseen,
     webhook::{Alert, Message, SIGNATURE_HEADER},
 };
 
@@ -51,13 +59,39 @@ const LONGEST_ERROR: usize = 200;
 
 /// Tells webhooks of what changes, for as long as the coordinator runs.
 pub async fn follow(app: &App) {
+    tokio::join!(tell_on(app), deliver_on(app));
+}
+
+async fn tell_on(app: &App) {
     loop {
-        tokio::time::sleep(PACE).await;
+        sleep(PACE).await;
         if let Err(error) = tell(app).await {
             tracing::debug!(%error, "cannot prepare messages to webhooks now");
         }
-        if let Err(error) = deliver(app).await {
-            tracing::debug!(%error, "cannot send to webhooks now");
+    }
+}
+
+/// Sends what is due: to all webhooks side by side, to each one message after the other.
+async fn deliver_on(app: &App) {
+    let (mut busy, mut under_way) = (BTreeSet::new(), FuturesUnordered::new());
+    loop {
+        match lease(app, &busy).await {
+            Ok(Some(delivery)) => {
+                busy.insert(delivery.webhook);
+                under_way.push(deliver(app, delivery));
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "cannot send to webhooks now"),
+        }
+        tokio::select! {
+            Some((webhook, noted)) = under_way.next() => {
+                busy.remove(&webhook);
+                if let Err(error) = noted {
+                    tracing::debug!(%error, "cannot note what came of a message to a webhook");
+                }
+            }
+            () = sleep(PACE) => {}
         }
     }
 }
@@ -109,41 +143,46 @@ pub fn message(app: &App, mut alerts: Vec<Alert>) -> Message {
     }
 }
 
-/// Sends what is due, one message after the other.
-async fn deliver(app: &App) -> Result<()> {
-    loop {
-        let mut transaction = app.db.follow().await?;
-        let Some(Delivery {
-            id,
-            webhook,
-            url,
-            body,
-            attempts,
-        }) = queries::lease(&mut transaction).await?
-        else {
-            return Ok(());
-        };
-        transaction.commit().await?;
-        let sent = send(app, &url, webhook, &body).await;
-        let mut transaction = app.db.follow().await?;
-        let error = sent.as_ref().err().map(words);
-        queries::attempted(&mut transaction, webhook, error.as_deref()).await?;
-        match sent {
-            Ok(()) => queries::done(&mut transaction, id).await?,
-            Err(error) if attempts >= queries::MOST_ATTEMPTS => {
-                tracing::warn!(%webhook, "gave up a message to a webhook: {}", words(&error));
-                queries::done(&mut transaction, id).await?;
-            }
-            Err(_) => {}
+/// The next message that is due to a webhook which has none under way.
+async fn lease(app: &App, busy: &BTreeSet<WebhookId>) -> Result<Option<Delivery>> {
+    let mut transaction = app.db.follow().await?;
+    let delivery = queries::lease(&mut transaction, busy).await?;
+    transaction.commit().await?;
+    Ok(delivery)
+}
+
+/// Sends a message, and notes what came of it.
+async fn deliver(app: &App, delivery: Delivery) -> (WebhookId, Result<()>) {
+    let webhook = delivery.webhook;
+    let sent = send(app, &delivery.url, webhook, &delivery.body).await;
+    (webhook, note(app, &delivery, sent).await)
+}
+
+async fn note(app: &App, delivery: &Delivery, sent: anyhow::Result<()>) -> Result<()> {
+    let Delivery {
+        id,
+        webhook,
+        attempts,
+        ..
+    } = delivery;
+    let mut transaction = app.db.follow().await?;
+    let error = sent.as_ref().err().map(words);
+    queries::attempted(&mut transaction, *webhook, error.as_deref()).await?;
+    match error {
+        None => queries::done(&mut transaction, *id).await?,
+        Some(error) if *attempts >= queries::MOST_ATTEMPTS => {
+            tracing::warn!(%webhook, "gave up a message to a webhook: {error}");
+            queries::done(&mut transaction, *id).await?;
         }
-        transaction.commit().await?;
+        Some(_) => {}
     }
+    Ok(transaction.commit().await?)
 }
 
 /// Posts a body, signed. The URL is in no error: it may hold a secret.
 pub async fn send(app: &App, url: &str, webhook: WebhookId, body: &str) -> anyhow::Result<()> {
     let url = parse(url)?;
-    let addresses = addresses(&url, &app.settings.webhook_allow).await?;
+    let addresses = addresses(&url, app).await?;
     let host = url.host_str().context("the URL names no host")?.to_owned();
     // A redirect could lead anywhere, and so could a proxy or a name that is resolved once more.
     let client = Client::builder()
@@ -175,16 +214,23 @@ pub async fn send(app: &App, url: &str, webhook: WebhookId, body: &str) -> anyho
 /// Where a URL must not lead.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0} is an address of the coordinator's own host, or link-local: nothing is sent there (see \
-     --webhook-allow)"
+    "{0} is an address of a coordinator, link-local, a metadata service's or reserved: nothing is \
+     sent there (see --webhook-allow)"
 )]
 pub struct RefusedAddress(IpAddr);
 
+/// Reads a URL. What is kept of it is its canonical text, which is printable ASCII.
 pub fn parse(text: &str) -> anyhow::Result<Url> {
-    ensure!(text.len() <= LONGEST_URL, "at most {LONGEST_URL} bytes");
+    // A URL is read without some of these, and shown to people with them.
+    ensure!(
+        !text.contains(is_unseen),
+        "no line breaks, control characters or invisible characters"
+    );
     let url = Url::parse(text)
         .ok()
         .context("not a URL; it is written https://host/path")?;
+    let longest = text.len().max(url.as_str().len());
+    ensure!(longest <= LONGEST_URL, "at most {LONGEST_URL} bytes");
     ensure!(
         ["https", "http"].contains(&url.scheme()),
         "it must begin with https:// or http://"
@@ -204,7 +250,7 @@ pub fn origin(text: &str) -> Result<String> {
 }
 
 /// Where a URL leads now; an error if any of that is refused.
-pub async fn addresses(url: &Url, allow: &[IpNet]) -> anyhow::Result<Vec<SocketAddr>> {
+pub async fn addresses(url: &Url, app: &App) -> anyhow::Result<Vec<SocketAddr>> {
     let (host, port) = (
         url.host_str().context("the URL names no host")?,
         url.port_or_known_default()
@@ -217,10 +263,14 @@ pub async fn addresses(url: &Url, allow: &[IpNet]) -> anyhow::Result<Vec<SocketA
         .context("its name could not be resolved")?
         .collect();
     ensure!(!addresses.is_empty(), "its name has no addresses");
+    let (allow, own) = (
+        &app.settings.webhook_allow,
+        app.coordinators.known_addresses(),
+    );
     let refused = addresses
         .iter()
         .map(SocketAddr::ip)
-        .find(|ip| !alert::may_send_to(*ip) && !allow.iter().any(|net| net.contains(ip)));
+        .find(|ip| !allow.iter().any(|net| net.contains(ip)) && !may_send_to(*ip, &own));
     refused.map_or(Ok(addresses), |ip| Err(RefusedAddress(ip).into()))
 }
 

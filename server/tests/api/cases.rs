@@ -691,6 +691,7 @@ async fn c10_nothing_that_anybody_sends_to_any_route_breaks_the_coordinator_or_m
         "dublin",
         "x",
         "%00",
+        "%ff",
         "..%2f..",
         "%F0%9F%92%A9",
         "'%20OR%201=1",
@@ -705,6 +706,9 @@ async fn c10_nothing_that_anybody_sends_to_any_route_breaks_the_coordinator_or_m
         "?dry_run=1",
         "?limit=0",
         "?limit=1&cursor=AAAA",
+        // -2^63, as a number and as a text.
+        "?cursor=LTkyMjMzNzIwMzY4NTQ3NzU4MDg",
+        "?cursor=Ii05MjIzMzcyMDM2ODU0Nzc1ODA4Ig",
         "?since=9.9",
         "?since=1.9223372036854775807",
         "?%00=%ff",

@@ -20,6 +20,7 @@ mod join_tokens;
 mod links;
 
 mod identity_rotation;
+mod input;
 mod mailbox;
 mod metrics;
 mod names;
@@ -29,6 +30,7 @@ mod preconditions;
 mod private_postgres;
 mod removals;
 mod replicas;
+mod reports;
 mod rotation;
 mod sites;
 mod stream;

@@ -14,7 +14,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use crate::{
     agents::{Node, NodeKeys, enrol, new_node, new_site},
     harness::{Answer, Coordinator, send},
-    identity_rotation::succeed,
+    identity_rotation::{self, succeed},
 };
 
 /// A key that a node is about to take up, and what the node says of it.
@@ -51,7 +51,7 @@ impl NextKey {
         }
     }
 
-    fn key(&self) -> WireguardKey {
+    pub(crate) fn key(&self) -> WireguardKey {
         WireguardKey::try_from(PublicKey::from(&self.secret).to_bytes()).unwrap()
     }
 
@@ -684,4 +684,87 @@ async fn a25_a_node_gives_up_few_keys_in_an_hour_and_is_ready_for_announced_ones
         .await
         .unwrap();
     announce(&coordinator, &dublin, &next).await.expect(200);
+}
+
+/// As if a node had made so many changes, some time ago.
+async fn made_changes(coordinator: &Coordinator, node: &Node, count: i32, minutes_ago: i32) {
+    let events = "INSERT INTO events
+            (number, at, actor, actor_name, action, object, object_name, changes, hash)
+        SELECT -(SELECT count(*) FROM events) - made, now() - interval '1 minute' * $2,
+            'node:' || $1, 'a node', 'node.key.announce', $1, 'a node', '[]',
+            decode(repeat('61', 32), 'hex')
+        FROM generate_series(1, $3) AS made";
+    sqlx::query(events)
+        .bind(node.id().to_string())
+        .bind(minutes_ago)
+        .bind(count)
+        .execute(&mut coordinator.connection().await)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn b20_a_node_makes_few_changes_in_an_hour_whatever_they_are() {
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, new_york] = three(&coordinator).await;
+    made_changes(&coordinator, &dublin, 59, 30).await;
+    made_changes(&coordinator, &frankfurt, 60, 30).await;
+    made_changes(&coordinator, &new_york, 200, 61).await;
+    let next = NextKey::new(&dublin, 2);
+    announce(&coordinator, &dublin, &next).await.expect(200);
+
+    let revisions = "SELECT revision FROM mesh";
+    let before = coordinator.count(revisions).await;
+    let machine = identity_rotation::machine_of(&frankfurt);
+    let identity = machine.preparing_identity(&[7; 32]).unwrap();
+    let mesh = dublin.enrolled.mesh;
+    let identity = identity.next_identity_statement(mesh).unwrap().unwrap();
+    for refused in [
+        step(&coordinator, &dublin, json!({"withdraw": {}})).await,
+        done(&coordinator, &dublin, &next).await,
+        succeed(&coordinator, frankfurt.id(), &identity).await,
+    ] {
+        let too_many = (429, "too_many_changes".to_owned(), None);
+        assert_eq!(refused.problem(), too_many);
+        assert_eq!(refused.headers["retry-after"], "600");
+    }
+    assert_eq!(coordinator.count(revisions).await, before);
+    // What changes nothing is no change, and others go on.
+    announce(&coordinator, &dublin, &next).await.expect(200);
+    withdraw(&coordinator, &new_york).await;
+    coordinator.delete("/nodes/dublin").await.expect(204);
+    let next = NextKey::new(&new_york, 2);
+    announce(&coordinator, &new_york, &next).await.expect(200);
+}
+
+#[tokio::test]
+async fn b20_of_revisions_the_last_ten_thousand_are_kept_and_who_is_further_behind_reads_the_whole()
+{
+    let coordinator = Coordinator::start().await;
+    let [dublin, ..] = three(&coordinator).await;
+    let other = coordinator.another().await;
+    // As if much had been changed that the other one has not heard of.
+    let grow =
+        "WITH moved AS (UPDATE mesh SET revision = revision + 10500 RETURNING revision, epoch)
+        INSERT INTO changes (revision, epoch, changes)
+        SELECT generate_series(revision - 9999, revision), epoch, '[]' FROM moved";
+    sqlx::query(grow)
+        .execute(&mut coordinator.connection().await)
+        .await
+        .unwrap();
+    let db = &coordinator.server.app.db;
+    wattle_server::server::forget_old(db).await.unwrap();
+    let kept = "SELECT count(*) FROM changes";
+    assert_eq!(coordinator.count(kept).await, 10_000);
+    for at in [&coordinator, &other] {
+        at.server.app.mesh_cache.refresh().await;
+        let position = at.server.app.mesh_cache.position();
+        assert_eq!(
+            position.revision,
+            coordinator.count("SELECT revision FROM mesh").await
+        );
+        let since = Some("1.2".parse().unwrap());
+        let message = dublin.follow(at, since).await.next().await;
+        assert!(matches!(message, Some(StreamMessage::Snapshot { .. })));
+    }
 }

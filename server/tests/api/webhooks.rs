@@ -1,6 +1,9 @@
 //! `/webhooks`
 
-use std::sync::{Arc, Mutex};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
 
 use aws_lc_rs::hmac;
 use axum::{
@@ -305,8 +308,27 @@ async fn nodes_that_fall_silent_come_back_and_are_revoked_are_told_of_once() {
 
 #[tokio::test]
 async fn d10_a_webhook_leads_neither_to_the_coordinator_itself_nor_to_metadata() {
-    let coordinator = Coordinator::start().await;
-    for url in [
+    let arguments = &[
+        "--url",
+        "https://203.0.113.77:8443,https://[2001:db8::77]:8443",
+    ];
+    let coordinator = Coordinator::start_with(empty_database().await, arguments).await;
+    // Of this host's interfaces, where it has any.
+    let own = coordinator.server.app.coordinators.known_addresses();
+    let own: Vec<_> = own
+        .iter()
+        .map(|own| format!("http://{}/", SocketAddr::new(*own, 80)))
+        .collect();
+    assert!(own.len() >= 2, "{own:?}");
+    let own = own.iter().map(String::as_str);
+    for url in own.chain([
+        "http://[::ffff:203.0.113.77]/",
+        "http://[64:ff9b::203.0.113.77]/",
+        "http://168.63.129.16/",
+        "http://[fd20:ce::254]/",
+        "http://[::127.0.0.1]/",
+        "http://[2002:7f00:1::]/",
+        "http://[64:ff9b:1::1]/",
         "http://127.0.0.1/",
         "http://localhost:5432/",
         "http://[::1]/",
@@ -319,7 +341,7 @@ async fn d10_a_webhook_leads_neither_to_the_coordinator_itself_nor_to_metadata()
         "file:///etc/passwd",
         "https://user:word@203.0.113.9/",
         "no url",
-    ] {
+    ]) {
         let (status, code, field) = coordinator
             .post("/webhooks", json!({"url": url}))
             .await
@@ -351,4 +373,68 @@ async fn d10_a_webhook_leads_neither_to_the_coordinator_itself_nor_to_metadata()
             .contains("nothing is sent there"),
         "{tested}"
     );
+}
+
+#[tokio::test]
+async fn d12_what_is_kept_of_a_webhooks_url_is_canonical_and_printable() {
+    let coordinator = Coordinator::start().await;
+    for hidden in [
+        '\r', '\n', '\t', '\u{1b}', '\u{7f}', '\u{202e}', '\u{2066}', '\u{200b}',
+    ] {
+        for url in [
+            format!("https://203.0.113.9/a{hidden}b"),
+            format!("https://203.0.{hidden}113.9/"),
+            format!("{hidden}https://203.0.113.9/"),
+            format!("https://203.0.113.9/#{hidden}"),
+        ] {
+            let answer = coordinator.post("/webhooks", json!({"url": url})).await;
+            let problem = (422, "invalid_url".to_owned(), Some("url".to_owned()));
+            assert_eq!(answer.problem(), problem, "{url:?}");
+        }
+    }
+    for (url, kept) in [
+        ("HTTPS://203.0.113.9", "https://203.0.113.9/"),
+        ("https://203.0.113.9:443/x", "https://203.0.113.9/x"),
+        (
+            "https://203.0.113.9/../ü x?é=\"#ñ",
+            "https://203.0.113.9/%C3%BC%20x?%C3%A9=%22#%C3%B1",
+        ),
+    ] {
+        let made = coordinator.post("/webhooks", json!({"url": url})).await;
+        assert_eq!(made.expect(201).json()["url"], kept);
+    }
+    let long = format!("https://203.0.113.9/{}", "ü".repeat(900));
+    let answer = coordinator.post("/webhooks", json!({"url": long})).await;
+    assert_eq!(
+        answer.problem().0,
+        422,
+        "5,400 characters once it is canonical"
+    );
+}
+
+#[tokio::test]
+async fn d13_a_webhook_that_is_slow_keeps_neither_another_nor_the_making_of_messages_waiting() {
+    let coordinator =
+        Coordinator::start_with(empty_database().await, &["--webhook-allow", "127.0.0.1/32"]).await;
+    // It takes connections, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let slow = format!("http://{}/", silent.local_addr().unwrap());
+    let (url, mut received) = listener(&[]).await;
+    let mut made = Vec::new();
+    for url in [slow, url] {
+        let answer = coordinator.post("/webhooks", json!({"url": url})).await;
+        made.push(answer.expect(201).json());
+    }
+    // Ten seconds each, one after the other.
+    let waiting = "INSERT INTO webhook_deliveries (id, webhook, body)
+        SELECT gen_random_uuid(), $1, '{}' FROM generate_series(1, 20)";
+    sqlx::query(waiting)
+        .bind(uuid::Uuid::parse_str(made[0]["id"].as_str().unwrap()).unwrap())
+        .execute(&mut coordinator.connection().await)
+        .await
+        .unwrap();
+    let (_slow, _) = timeout(SOON, silent.accept()).await.unwrap().unwrap();
+    new_node(&coordinator, json!({"name": "dublin"})).await;
+    let message = next(&mut received, made[1]["secret"].as_str().unwrap()).await;
+    assert_eq!(message["summary"], "joined: dublin");
 }

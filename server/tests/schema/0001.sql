@@ -54,6 +54,8 @@ INSERT INTO link_history (a, b, at, state)
 VALUES ('00000000-0000-0000-0000-000000000021', '00000000-0000-0000-0000-000000000022',
     '2026-01-01', 'up');
 INSERT INTO node_reports (node, at) VALUES ('00000000-0000-0000-0000-000000000021', '2026-01-01');
+INSERT INTO report_numbers (node, number)
+VALUES ('00000000-0000-0000-0000-000000000021', 1767225600000);
 INSERT INTO webhooks (id, url)
 VALUES ('00000000-0000-0000-0000-000000000091', 'https://hook.example/');
 INSERT INTO webhook_news (a, b, before, after)

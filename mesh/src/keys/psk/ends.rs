@@ -7,6 +7,7 @@ use wattle_wire::{
     ids::{MeshId, NodeId},
     key::{IdentityKey, WireguardKey},
     psk::{PskMessage, PskStep, SignedPskMessage},
+    strict,
 };
 
 use super::PURPOSE;
@@ -67,7 +68,7 @@ impl Ends<'_> {
     /// Reads a message that the peer signed for this node.
     pub(super) fn open(&self, signed: &SignedPskMessage) -> Result<PskMessage, Ignored> {
         let message: PskMessage =
-            serde_json::from_str(&signed.message).map_err(|_| Ignored::Unreadable)?;
+            strict::from_str(&signed.message).map_err(|_| Ignored::Unreadable)?;
         if !enrolment::verify(
             self.peer_identity,
             &[PURPOSE, signed.message.as_bytes()].concat(),

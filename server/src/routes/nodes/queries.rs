@@ -245,6 +245,10 @@ pub(super) async fn rename(connection: &mut PgConnection, names: &[(NodeId, Name
 /// Notes that nodes are revoked, gives back their tunnel addresses, and drops what they and their
 /// peers said of their links and to each other.
 async fn forget(connection: &mut PgConnection, nodes: &[Uuid]) -> Result<()> {
+    // First, as who writes reports does it.
+    sqlx::query!("DELETE FROM report_numbers WHERE node = ANY($1)", nodes)
+        .execute(&mut *connection)
+        .await?;
     sqlx::query!(
         "DELETE FROM tunnel_addresses WHERE node = ANY($1) AND NOT own",
         nodes

@@ -160,22 +160,21 @@ pub async fn prune_history(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Changes of a link's state, newest first, before a moment in microseconds since 1970 if one is
-/// given.
+/// Changes of a link's state, newest first, before a moment if one is given.
 pub async fn history(
     connection: &mut PgConnection,
     (a, b): (NodeId, NodeId),
-    before: Option<i64>,
+    before: Option<DateTime<Utc>>,
     limit: i64,
 ) -> Result<Vec<LinkChange>> {
     let changes = sqlx::query_as!(
         LinkChange,
         r#"SELECT at, state AS "state: LinkState", fault AS "fault: LinkFault" FROM link_history
-           WHERE a = $1 AND b = $2 AND at < coalesce('epoch'::timestamptz + $3 * interval '1 microsecond', 'infinity'::timestamptz)
+           WHERE a = $1 AND b = $2 AND at < coalesce($3, 'infinity'::timestamptz)
            ORDER BY at DESC LIMIT $4"#,
         a.0,
         b.0,
-        before.map(|before| before as f64),
+        before,
         limit
     );
     Ok(changes.fetch_all(connection).await?)

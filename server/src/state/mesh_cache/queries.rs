@@ -19,8 +19,8 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How many revisions a coordinator remembers when it starts; agents that are further behind get a
-/// snapshot.
+/// How many revisions the database keeps and a coordinator remembers when it starts; agents that are
+/// further behind get a snapshot, and coordinators read the whole mesh.
 const HISTORY: i64 = 10_000;
 
 /// What a revision changed.
@@ -56,6 +56,17 @@ pub async fn changes_since(connection: &mut PgConnection, revision: i64) -> Resu
         revision
     );
     Ok(changes.fetch_all(connection).await?)
+}
+
+/// Forgets revisions that nobody asks for any more.
+pub async fn forget_old(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query!(
+        "DELETE FROM changes WHERE revision <= (SELECT revision FROM mesh) - $1::bigint",
+        HISTORY
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Reads the configuration as it is now, but for nodes that once took part.

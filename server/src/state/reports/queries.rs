@@ -1,7 +1,11 @@
 //! SQL of what nodes report.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
+use chrono::Utc;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 use wattle_mesh::{
@@ -43,8 +47,10 @@ impl EndSaid {
 }
 
 /// What nodes say that may be new.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct News {
+    /// The number of the last report of each node that has news; absent of those that number none.
+    pub numbers: BTreeMap<NodeId, Option<i64>>,
     /// By the node that says it and its peer.
     pub ends: BTreeMap<(NodeId, NodeId), EndSaid>,
     /// Nodes that were heard of.
@@ -66,23 +72,86 @@ pub(super) struct Heard {
 impl News {
     /// Adds what was said later.
     pub(super) fn extend(&mut self, later: Self) {
+        self.numbers.extend(later.numbers);
         self.ends.extend(later.ends);
         self.heard.extend(later.heard);
         self.armed.extend(later.armed);
     }
+
+    /// The same without what some nodes say.
+    fn without(&self, late: &BTreeMap<NodeId, i64>) -> Cow<'_, Self> {
+        if late.is_empty() {
+            return Cow::Borrowed(self);
+        }
+        let mut rest = self.clone();
+        rest.ends.retain(|(node, _), _| !late.contains_key(node));
+        rest.heard.retain(|node, _| !late.contains_key(node));
+        rest.armed.retain(|(node, _)| !late.contains_key(node));
+        Cow::Owned(rest)
+    }
+}
+
+/// What came of what nodes say.
+#[derive(Debug)]
+pub(super) struct StoredNews {
+    /// Nodes that report from two machines.
+    pub copied: Vec<NodeId>,
+    /// Nodes of which a newer report was stored already, with its number: nothing of what they say
+    /// was stored.
+    pub late: BTreeMap<NodeId, i64>,
 }
 
 /// Stores what nodes say of their links where it is new, and that they were heard of. Rows that are
 /// so already are not even locked.
 ///
-/// Returns nodes that report from two machines.
-///
 /// The order of the rows is the same for all who write, so that none waits for another in a circle.
-pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<Vec<NodeId>> {
+/// The rows of the numbers are first: who has a node's row is the only one to write what it says.
+pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<StoredNews> {
+    let late = number(connection, &news.numbers).await?;
+    let news = news.without(&late);
     arm(connection, &news.armed).await?;
-    if news.ends.is_empty() && news.heard.is_empty() {
-        return Ok(Vec::new());
+    store_ends(connection, &news).await?;
+    let copied = hear(connection, &news.heard).await?;
+    Ok(StoredNews { copied, late })
+}
+
+/// Notes the numbers of reports. Returns the nodes of which a newer one is known, with its number.
+async fn number(
+    connection: &mut PgConnection,
+    numbers: &BTreeMap<NodeId, Option<i64>>,
+) -> Result<BTreeMap<NodeId, i64>> {
+    let nodes: Vec<_> = numbers.keys().map(|node| node.0).collect();
+    if nodes.is_empty() {
+        return Ok(BTreeMap::new());
     }
+    let said: Vec<_> = numbers.values().copied().collect();
+    let highest = reporting::highest_number(Utc::now().timestamp_millis());
+    let known = sqlx::query!(
+        "SELECT node, number FROM report_numbers
+         WHERE node = ANY($1) AND number <= $2 ORDER BY node FOR UPDATE",
+        &nodes,
+        highest
+    );
+    let known = known.fetch_all(&mut *connection).await?.into_iter();
+    let known: BTreeMap<_, _> = known.map(|row| (row.node, row.number)).collect();
+    let noted = sqlx::query_scalar!(
+        "INSERT INTO report_numbers AS known (node, number)
+         SELECT id, said.number FROM unnest($1::uuid[], $2::bigint[]) AS said(id, number)
+         JOIN nodes USING (id)
+         WHERE said.number IS NOT NULL AND state <> 'revoked' ORDER BY id
+         ON CONFLICT (node) DO UPDATE SET number = excluded.number
+         WHERE known.number < excluded.number OR known.number > $3
+         RETURNING node",
+        &nodes,
+        &said as &[Option<i64>],
+        highest
+    );
+    let noted: BTreeSet<_> = noted.fetch_all(connection).await?.into_iter().collect();
+    let late = known.into_iter().filter(|(node, _)| !noted.contains(node));
+    Ok(late.map(|(node, number)| (NodeId(node), number)).collect())
+}
+
+async fn store_ends(connection: &mut PgConnection, news: &News) -> Result<()> {
     let ends: Vec<_> = news.ends.iter().collect();
     for ends in ends.chunks(MOST_ROWS) {
         let (first, second): (Vec<_>, Vec<_>) =
@@ -136,7 +205,7 @@ pub(super) async fn store(connection: &mut PgConnection, news: &News) -> Result<
         .execute(&mut *connection)
         .await?;
     }
-    hear(connection, &news.heard).await
+    Ok(())
 }
 
 /// Stores that nodes were heard of, their newest start and what they hold. Returns those that
@@ -145,6 +214,9 @@ async fn hear(
     connection: &mut PgConnection,
     heard: &BTreeMap<NodeId, Heard>,
 ) -> Result<Vec<NodeId>> {
+    if heard.is_empty() {
+        return Ok(Vec::new());
+    }
     let nodes: Vec<_> = heard.keys().map(|node| node.0).collect();
     let known = sqlx::query!(
         r#"SELECT node, start_number AS "number!", start_drawn AS "drawn!" FROM node_reports WHERE node = ANY($1) AND start_number IS NOT NULL"#,

@@ -1,5 +1,7 @@
 //! SQL of what webhooks are to be told, and of messages on their way.
 
+use std::collections::BTreeSet;
+
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::health::alert::{LinkMove, NodeMove};
@@ -99,19 +101,25 @@ pub(super) async fn enqueue(connection: &mut PgConnection, body: &str) -> Result
     Ok(())
 }
 
-/// The message that has waited the longest of those that are due. It is due again after twenty
-/// seconds, twice that after each attempt, in case nothing comes of this one.
-pub(super) async fn lease(connection: &mut PgConnection) -> Result<Option<Delivery>> {
+/// The message that has waited the longest of those that are due to webhooks that are not busy. It
+/// is due again after twenty seconds, twice that after each attempt, in case nothing comes of this
+/// one.
+pub(super) async fn lease(
+    connection: &mut PgConnection,
+    busy: &BTreeSet<WebhookId>,
+) -> Result<Option<Delivery>> {
+    let busy: Vec<_> = busy.iter().map(|webhook| webhook.0).collect();
     let delivery = sqlx::query_as!(
         Delivery,
         "WITH due AS (
-             SELECT id FROM webhook_deliveries WHERE next_at <= now() ORDER BY next_at LIMIT 1 FOR \
-             UPDATE SKIP LOCKED)
+             SELECT id FROM webhook_deliveries WHERE next_at <= now() AND webhook <> ALL($1)
+             ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED)
          UPDATE webhook_deliveries AS delivery
          SET attempts = attempts + 1, next_at = now() + least(interval '6 hours', interval '20 \
          seconds' * power(2, attempts))
          FROM due, webhooks WHERE delivery.id = due.id AND webhooks.id = delivery.webhook
-         RETURNING delivery.id, webhook, url, body, attempts"
+         RETURNING delivery.id, webhook, url, body, attempts",
+        &busy
     );
     Ok(delivery.fetch_optional(connection).await?)
 }
