@@ -62,10 +62,11 @@ const TRIES: u32 = 5;
 const ACQUIRE: Duration = Duration::from_secs(2);
 
 /// Connections to the database, in several pools so that a flood of requests does not hold up
-/// following it, nor one of reports the requests.
+/// following it or who else is let in, nor one of reports the requests.
 #[derive(Clone, Debug)]
 pub struct Db {
     requests: PgPool,
+    credentials: PgPool,
     follow: PgPool,
     reports: PgPool,
     has_pooler: bool,
@@ -233,7 +234,8 @@ impl Db {
                 .connect_lazy_with(options.clone())
         };
         Ok(Self {
-            requests: pool(16),
+            requests: pool(12),
+            credentials: pool(4),
             follow: pool(3),
             reports: pool(1),
             has_pooler,
@@ -250,6 +252,15 @@ impl Db {
     /// When no connection is to be had within two seconds.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>> {
         Ok(self.requests.begin_with(BEGIN).await?)
+    }
+
+    /// For looking up who asks: whatever is asked of the database, others are let in.
+    ///
+    /// # Errors
+    ///
+    /// When no connection is to be had within two seconds.
+    pub async fn credentials(&self) -> Result<Transaction<'static, Postgres>> {
+        Ok(self.credentials.begin_with(BEGIN).await?)
     }
 
     /// For following the database's changes.
@@ -300,9 +311,10 @@ impl Db {
 
     /// Each pool with the number of its open connections, and of those among them that nobody uses
     /// now.
-    pub fn connections(&self) -> [(&'static str, u32, usize); 3] {
+    pub fn connections(&self) -> [(&'static str, u32, usize); 4] {
         [
             ("requests", &self.requests),
+            ("credentials", &self.credentials),
             ("follow", &self.follow),
             ("reports", &self.reports),
         ]
@@ -311,7 +323,13 @@ impl Db {
 
     /// Closes all connections.
     pub async fn close(&self) {
-        for pool in [&self.requests, &self.follow, &self.reports] {
+        let pools = [
+            &self.requests,
+            &self.credentials,
+            &self.follow,
+            &self.reports,
+        ];
+        for pool in pools {
             pool.close().await;
         }
     }

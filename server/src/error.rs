@@ -473,6 +473,20 @@ pub fn too_many_changes(detail: String) -> ProblemDetails {
     )
 }
 
+/// 429: one credential takes more than its share.
+pub fn too_much(what: &str) -> ProblemDetails {
+    let detail = format!(
+        "your credential has too many {what}; wait for some to end, and try again after the \
+         seconds in Retry-After"
+    );
+    problem(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too_much",
+        "Too much at a time",
+        detail,
+    )
+}
+
 /// 429: too many credentials from this address were wrong.
 pub fn too_many_failures() -> ProblemDetails {
     let detail = "too many wrong credentials came from your address; try again after the seconds \
@@ -492,6 +506,18 @@ pub fn internal() -> ProblemDetails {
         StatusCode::INTERNAL_SERVER_ERROR,
         "internal",
         "Internal error",
+        detail,
+    )
+}
+
+/// 503: all places of those who watch are taken.
+pub fn streams_are_full() -> ProblemDetails {
+    let detail = "this coordinator serves as many streams of events as it can; close one, or ask \
+        another coordinator";
+    problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "streams_are_full",
+        "Too many streams of events",
         detail,
     )
 }

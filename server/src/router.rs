@@ -1,9 +1,14 @@
 //! Every route, and what it takes to call it.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use axum::{
     Router,
+    body::Bytes,
     extract::{Request, State},
     http::{HeaderName, HeaderValue, header},
     middleware::{Next, from_fn, from_fn_with_state},
@@ -226,7 +231,9 @@ pub fn openapi_json() -> String {
 /// This description of the interface.
 #[utoipa::path(get, path = "/openapi.json", tag = "coordinator", responses((status = 200, body = Object)))]
 pub async fn show_openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], openapi_json()).into_response()
+    // Anybody may ask: it is written once, and shared.
+    static TEXT: LazyLock<Bytes> = LazyLock::new(|| openapi_json().into());
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.clone()).into_response()
 }
 
 /// Names each operation after its method and path: `get_sites_site`. Names of functions are unique

@@ -15,22 +15,28 @@ use crate::{
     config::Config,
     db::{Db, idempotency},
     error::Result,
-    http::listen::{self, Listeners},
+    http::{
+        auth,
+        listen::{self, Listeners},
+    },
     postgres::Postgres,
     router,
-    routes::api_tokens,
     state::{
         app::{App, Parts, Settings},
         auth_limiter::AuthLimiter,
         coordinators::{Coordinators, HostResolver, Resolver},
-        credentials::{KnownTokens, Verified},
+        credentials::Verified,
         link_tracker::LinkTracker,
         mesh_cache::{self, MeshCache},
         metrics::Metrics,
         reports::Reports,
+        shares::Shares,
         streams::Streams,
     },
-    tasks::{coordinator_addresses, endpoint_check, history, mailbox, webhook_outbox},
+    tasks::{
+        coordinator_addresses, credentials, endpoint_check, history, mailbox, memory,
+        webhook_outbox,
+    },
     tls::certificate::Certificate,
 };
 
@@ -87,13 +93,7 @@ impl Server {
             true => None,
             false => Some(Certificate::open(&db, config, &urls, &addresses[1..]).await?),
         };
-        let tokens = api_tokens::queries::list(&mut *db.begin().await?, None, usize::MAX).await?;
-        let known = KnownTokens::of(
-            tokens
-                .into_iter()
-                .filter(|token| token.last_used_at.is_some())
-                .map(|token| token.id),
-        );
+        let known = auth::known_tokens(&db).await?;
         let stop = CancellationToken::new();
         let app = App::new(Parts {
             db,
@@ -104,6 +104,7 @@ impl Server {
             metrics: Metrics::new()?,
             verified: Verified::default(),
             known,
+            shares: Shares::default(),
             auth_limiter: AuthLimiter::default(),
             settings: Settings {
                 mesh: mesh.id,
@@ -191,7 +192,9 @@ async fn follow(app: App) {
         () = app.metrics.follow(&app.mesh_cache, &app.stop) => {}
         () = sweep => {}
         () = certificate => {}
+        () = credentials::follow(&app) => {}
         () = mailbox::follow(&app) => {}
+        () = memory::give_back() => {}
         () = history::follow(&app) => {}
         () = endpoint_check::follow(&app) => {}
         () = coordinator_addresses::follow(&app) => {}

@@ -7,6 +7,8 @@ pub mod credentials;
 pub mod link_tracker;
 pub mod mesh_cache;
 pub mod metrics;
+pub mod origin;
 pub mod reports;
 pub mod representation;
+pub mod shares;
 pub mod streams;

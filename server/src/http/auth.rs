@@ -3,7 +3,7 @@
 
 mod queries;
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
@@ -23,13 +23,17 @@ use wattle_wire::{
     ids::{NodeId, TokenId},
 };
 
-use self::queries::Credential;
 use crate::{
-    db::{AuditActor, node_records},
+    db::{AuditActor, Db, node_records},
     error::{self, Error, Result},
     http::listen::Connection,
     secret::{self, ApiCredential},
-    state::app::App,
+    state::{
+        app::App,
+        credentials::KnownTokens,
+        origin::Origin,
+        shares::{AdmittedRequest, Credential, Share},
+    },
 };
 
 /// The id of a request, in its answer, in the log and in the audit log.
@@ -52,20 +56,28 @@ enum Caller {
     Node(NodeId),
 }
 
+/// A caller whose request is let in.
+struct Entered {
+    caller: Caller,
+    share: Arc<Share>,
+    admitted: AdmittedRequest,
+}
+
 /// Lets those in who may do what a route is for.
 pub async fn enter(
     State((app, action)): State<(App, Action)>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let network = network(request.extensions());
-    let caller = match caller(&app, request.headers(), network).await {
-        Ok(caller) => caller,
+    let entered = match entered(&app, request.headers(), request.extensions()).await {
+        Ok(entered) => entered,
         Err(error) => return error.into_response(),
     };
-    if let Some(connection) = request.extensions().get::<Arc<Connection>>() {
-        connection.set_authenticated();
-    }
+    let Entered {
+        caller,
+        share,
+        admitted: AdmittedRequest { place, turn },
+    } = entered;
     let actor = match caller {
         Caller::ApiToken(_, grant, _) => access::Actor::ApiToken(grant),
         Caller::Node(_) => access::Actor::Node,
@@ -73,7 +85,8 @@ pub async fn enter(
     if let Err(denied) = access::authorise(actor, action, Object::Mesh) {
         return error::denied(denied).into_response();
     }
-    match caller {
+    request.extensions_mut().insert(share);
+    let mut response = match caller {
         Caller::ApiToken(id, _, name) => {
             let request_id = request
                 .extensions()
@@ -91,6 +104,25 @@ pub async fn enter(
             tell_pins(&app, &mut response);
             response
         }
+    };
+    drop(turn);
+    // Until the answer was read.
+    response.extensions_mut().insert(Arc::new(place));
+    response
+}
+
+/// Who calls, and whether the credential has room for one more request.
+async fn entered(app: &App, headers: &HeaderMap, extensions: &Extensions) -> Result<Entered> {
+    let bearer = bearer(headers).ok_or_else(error::unauthorized)?;
+    let entered = match ApiCredential::parse(bearer) {
+        Some(token) => api_token(app, &token, origin(extensions)).await?,
+        None => node(app, bearer, origin(extensions)).await?,
+    };
+    match extensions.get::<Arc<Connection>>() {
+        Some(connection) if !connection.set_authenticated(&entered.share) => {
+            Err(error::too_much("connections").into())
+        }
+        Some(_) | None => Ok(entered),
     }
 }
 
@@ -105,70 +137,82 @@ fn tell_pins(app: &App, response: &mut Response) {
     }
 }
 
-/// Whether the credential in these headers still is an api token that may do `action`.
-pub async fn admits_api_token(app: &App, headers: &HeaderMap, action: Action) -> bool {
-    match caller(app, headers, None).await {
-        Ok(Caller::ApiToken(_, grant, _)) => {
-            access::authorise(access::Actor::ApiToken(grant), action, Object::Mesh).is_ok()
-        }
-        Ok(Caller::Node(_)) | Err(_) => false,
-    }
-}
-
-async fn caller(app: &App, headers: &HeaderMap, network: Option<IpAddr>) -> Result<Caller> {
-    let bearer = bearer(headers).ok_or_else(error::unauthorized)?;
-    match ApiCredential::parse(bearer) {
-        Some(token) => api_token(app, &token, network).await,
-        None => node(app, bearer, network).await.map(Caller::Node),
-    }
-}
-
-async fn api_token(app: &App, token: &ApiCredential, network: Option<IpAddr>) -> Result<Caller> {
-    // Its holder is not kept out by what others at the same address do.
-    let network = network.filter(|_| !app.known.has(token.id));
+async fn api_token(app: &App, token: &ApiCredential, origin: Option<Origin>) -> Result<Entered> {
+    let is_known = app.known.has(token);
+    let share = app.shares.of(Credential::ApiToken(token.id));
+    // Whoever has shown it before waits for a turn first, and a stranger for a look-up.
+    let early = match is_known {
+        true => Some(share.admit().await?),
+        false => None,
+    };
     let lookup = async {
-        let stored = queries::credential(&mut *app.db.begin().await?, token.id).await?;
+        let stored = queries::credential(&mut *app.db.credentials().await?, token.id).await?;
         Ok(stored.filter(|stored| secret::matches(token.secret.reveal(), &stored.hash)))
     };
-    let Some(Credential { grant, name, .. }) = unless_guessing(app, network, lookup).await? else {
+    // Its holder is not kept out by what others at the same address do.
+    let found = unless_guessing(app, origin.filter(|_| !is_known), lookup).await?;
+    let Some(queries::Credential { hash, grant, name }) = found else {
+        app.forget_token(token.id);
         return Err(error::unauthorized().into());
     };
-    if app.known.use_is_due(token.id, Instant::now()) {
-        let mut transaction = app.db.begin().await?;
+    if app.known.use_is_due(token.id, hash, Instant::now()) {
+        let mut transaction = app.db.credentials().await?;
         queries::used(&mut transaction, token.id).await?;
         transaction.commit().await?;
     }
-    Ok(Caller::ApiToken(token.id, grant, name))
+    let admitted = match early {
+        Some(admitted) => admitted,
+        None => share.admit().await?,
+    };
+    Ok(Entered {
+        caller: Caller::ApiToken(token.id, grant, name),
+        share,
+        admitted,
+    })
 }
 
-/// Looks a credential up, unless too many from the same place were wrong.
+/// The api tokens that were used before this coordinator started: a start during an attack locks
+/// nobody out.
+pub async fn known_tokens(db: &Db) -> Result<KnownTokens> {
+    let known = queries::known(&mut *db.credentials().await?).await?;
+    Ok(KnownTokens::of(known))
+}
+
+/// Those of some api tokens and join tokens that are good for nothing any more.
+pub async fn ended_tokens(db: &Db, tokens: &[TokenId]) -> Result<Vec<TokenId>> {
+    queries::ended(&mut *db.follow().await?, tokens).await
+}
+
+/// Looks a credential up, unless too many from the same place were wrong. It counts as wrong until
+/// it was found: those that are tried at the same time are not more.
 ///
 /// # Errors
 ///
 /// 429, before the database is asked anything.
 pub async fn unless_guessing<T>(
     app: &App,
-    network: Option<IpAddr>,
+    origin: Option<Origin>,
     lookup: impl Future<Output = Result<Option<T>>>,
 ) -> Result<Option<T>> {
-    let Some(network) = network else {
+    let Some(origin) = origin else {
         return lookup.await;
     };
-    if !app.auth_limiter.allow(network, Instant::now()) {
+    if !app.auth_limiter.take(origin, Instant::now()) {
         return Err(error::too_many_failures().into());
     }
-    let found = lookup.await?;
-    if found.is_none() {
-        app.auth_limiter.count_failure(network, Instant::now());
+    let found = lookup.await;
+    // An outage is nobody's guess.
+    if !matches!(found, Ok(None)) {
+        app.auth_limiter.give_back(origin);
     }
-    Ok(found)
+    found
 }
 
 /// Where a request comes from, for [`unless_guessing`].
-pub fn network(extensions: &Extensions) -> Option<IpAddr> {
+pub fn origin(extensions: &Extensions) -> Option<Origin> {
     extensions
         .get::<Arc<Connection>>()
-        .and_then(|connection| connection.network())
+        .and_then(|connection| connection.stranger())
 }
 
 /// The credential of a request.
@@ -183,7 +227,18 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
         .then_some(token.trim())
 }
 
-async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId> {
+async fn node(app: &App, token: &str, origin: Option<Origin>) -> Result<Entered> {
+    let node = calling_node(app, token, origin).await?;
+    let share = app.shares.of(Credential::Node(node));
+    let admitted = share.admit().await?;
+    Ok(Entered {
+        caller: Caller::Node(node),
+        share,
+        admitted,
+    })
+}
+
+async fn calling_node(app: &App, token: &str, origin: Option<Origin>) -> Result<NodeId> {
     let unauthorized = || Error::from(error::unauthorized());
     let claimed = node_token::claims(token).ok_or_else(unauthorized)?;
     let known = || {
@@ -199,7 +254,7 @@ async fn node(app: &App, token: &str, network: Option<IpAddr>) -> Result<NodeId>
             app.mesh_cache.refresh().await;
             Ok(known())
         };
-        unless_guessing(app, network, refreshed).await?;
+        unless_guessing(app, origin, refreshed).await?;
     }
     if !app.mesh_cache.is_fresh() {
         return Err(Error::Unavailable(

@@ -1,13 +1,19 @@
 //! Accepts connections, and lets go of them when they do not prove who they are, when their other
 //! side is dead or the coordinator stops.
 
-mod handshakes;
+mod bodies;
+mod connection;
 mod limiter;
+mod strangers;
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use axum::{Router, body::Body, http::Request};
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, Response, Version},
+};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -19,7 +25,7 @@ use hyper_util::{
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     time::{sleep, timeout},
@@ -29,18 +35,33 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 use wattle_wire::stream::SILENCE_S;
 
-pub use self::limiter::Connection;
-use self::{handshakes::HandshakeLimiter, limiter::ConnectionLimiter};
-use crate::{config::Config, http::audience::RouteAudience, tls::certificate::HTTP2};
+pub use self::connection::Connection;
+use self::{
+    bodies::{Answer, RequestBody},
+    connection::{IDLE, asks_for_leave},
+    limiter::ConnectionLimiter,
+    strangers::{Socket, Turns},
+};
+use crate::{
+    config::Config,
+    http::audience::RouteAudience,
+    state::{origin::Origin, shares::SharePlace},
+    tls::certificate::HTTP2,
+};
 
 /// How long requests that are under way may take once the coordinator stops.
 const GRACE: Duration = Duration::from_secs(5);
+/// The same once the credential of a connection has ended.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// How long a connection may take to prove who it is: TLS handshake, headers and a valid
 /// credential.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long a connection of HTTP/1.1 may idle between requests: longer than an agent's between two
-/// reports.
-const IDLE: Duration = Duration::from_secs(75);
+/// After how much silence of the other side it is asked whether it is there, and for how long its
+/// answer is waited for. Both together are less than a minute.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the kernel asks within that time.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// What the kernel keeps for a reader that is slow, in bytes (it doubles it); left to itself it
 /// would keep megabytes for each. On a path of 100 ms it still lets two megabytes pass in a second.
 const SEND_BUFFER: usize = 128 * 1024;
@@ -57,6 +78,8 @@ const LARGEST_HEADERS: u32 = 16 * 1024;
 /// What one HTTP/2 stream may have under way in either direction, in bytes; a connection may have
 /// four times that.
 const WINDOW: u32 = 64 * 1024;
+/// What is kept of an answer, encrypted or not, for a reader that is slow, in bytes.
+const UNSENT: usize = 16 * 1024;
 
 /// Binds the address; port 0 takes a free one.
 pub fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -134,23 +157,24 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let server = Arc::new(Server {
         tls: tls.map(TlsAcceptor::from),
-        handshakes: HandshakeLimiter::new(),
+        turns: Turns::new(),
         http1: http1(),
         http2: http2(),
         router,
         stop,
     });
-    let limiter = ConnectionLimiter::new((most_connections()? / shares).max(1));
+    let limiter = ConnectionLimiter::new(most_connections()?, shares);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = server.stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            accepted = async { limiter.room().await; listener.accept().await } => accepted,
         };
         match accepted {
             Ok((socket, address)) => {
                 set_options(&socket);
-                let connection = limiter.add(address.ip());
+                let origin = Origin::of(address.ip());
+                let connection = Arc::new(Connection::new(origin, limiter.add(origin)));
                 connections.spawn(Arc::clone(&server).serve_connection(socket, connection));
             }
             Err(error) => {
@@ -168,7 +192,7 @@ pub async fn serve(
 /// What all connections share.
 struct Server {
     tls: Option<TlsAcceptor>,
-    handshakes: HandshakeLimiter,
+    turns: Turns,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     router: Router,
@@ -177,27 +201,26 @@ struct Server {
 
 impl Server {
     async fn serve_connection(self: Arc<Self>, socket: TcpStream, connection: Arc<Connection>) {
-        tokio::select! {
-            () = self.serve_http(socket, &connection) => {}
-            () = connection.evicted() => tracing::debug!("closed the oldest connection without a \
-                credential: there are too many"),
-            () = unauthenticated(&connection) => tracing::debug!("closed a connection that showed no \
-                credential in time"),
-        }
+        let is_strange = || !connection.is_authenticated();
+        let serving = self
+            .turns
+            .run(is_strange, self.serve_http(socket, &connection));
+        let why = tokio::select! {
+            () = serving => return,
+            () = connection.evicted() => "there are too many without a credential, or they hold \
+                too much",
+            () = unauthenticated(&connection) => "it showed no credential in time",
+            () = connection.unread() => "an answer was not read in time",
+        };
+        tracing::debug!(why, "closed a connection");
     }
 
-    async fn serve_http(&self, socket: TcpStream, connection: &Arc<Connection>) {
-        let service = service_fn(|request: Request<Incoming>| {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(Arc::clone(connection));
-            self.router.clone().oneshot(request)
-        });
+    async fn serve_http(self: &Arc<Self>, socket: TcpStream, connection: &Arc<Connection>) {
+        let service =
+            service_fn(|request| Arc::clone(self).answer(request, Arc::clone(connection)));
         let Some(tls) = &self.tls else {
-            return self
-                .run_until_stopped(Box::pin(
-                    self.http1.serve_connection(TokioIo::new(socket), service),
-                ))
-                .await;
+            let serving = self.http1.serve_connection(TokioIo::new(socket), service);
+            return self.run_until_stopped(Box::pin(serving), connection).await;
         };
         // What a handshake takes of memory it gives back: the connection that comes of it may idle
         // for months.
@@ -205,38 +228,69 @@ impl Server {
             Ok(socket) => socket,
             Err(error) => return tracing::debug!(%error, "the TLS handshake failed"),
         };
-        if socket.get_ref().1.alpn_protocol() == Some(HTTP2) {
-            self.run_until_stopped(Box::pin(
-                self.http2.serve_connection(TokioIo::new(socket), service),
-            ))
-            .await;
+        let is_http2 = socket.get_ref().1.alpn_protocol() == Some(HTTP2);
+        let socket = TokioIo::new(socket);
+        if is_http2 {
+            let serving = self.http2.serve_connection(socket, service);
+            self.run_until_stopped(Box::pin(serving), connection).await;
         } else {
-            self.run_until_stopped(Box::pin(
-                self.http1.serve_connection(TokioIo::new(socket), service),
-            ))
-            .await;
+            let serving = self.http1.serve_connection(socket, service);
+            self.run_until_stopped(Box::pin(serving), connection).await;
         }
+    }
+
+    /// Answers a request.
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        connection: Arc<Connection>,
+    ) -> Result<Response<Body>, Infallible> {
+        let answer = Answer::new(Arc::clone(&connection), connection.begin(&request));
+        let (wanted, version) = (!asks_for_leave(&request), request.version());
+        let mut request =
+            request.map(|body| Body::new(RequestBody::new(body, Arc::clone(&connection), wanted)));
+        request.extensions_mut().insert(Arc::clone(&connection));
+        let answered = self.router.clone().oneshot(request);
+        // Of HTTP/1.1 the connection itself has its turn meanwhile.
+        let takes_turns = version == Version::HTTP_2;
+        let is_strange = || takes_turns && !connection.is_authenticated();
+        let mut response = self.turns.run(is_strange, answered).await?;
+        let place = response.extensions_mut().remove::<Arc<SharePlace>>();
+        Ok(response.map(|body| Body::new(answer.with(body, place))))
     }
 
     async fn shake_hands(
         &self,
         tls: &TlsAcceptor,
         socket: TcpStream,
-    ) -> io::Result<Box<TlsStream<TcpStream>>> {
-        self.handshakes.run(tls.accept(socket)).await.map(Box::new)
+    ) -> io::Result<Box<TlsStream<Socket>>> {
+        let handshake = tls.accept_with(Socket::new(socket), |tls| {
+            tls.set_buffer_limit(Some(UNSENT));
+        });
+        let mut socket = handshake.await.map(Box::new)?;
+        socket.get_mut().0.set_open();
+        Ok(socket)
     }
 
     async fn run_until_stopped<C: GracefulConnection<Error = hyper::Error>>(
         &self,
         mut running: Pin<Box<C>>,
+        connection: &Connection,
     ) {
-        tokio::select! {
+        let grace = tokio::select! {
             result = running.as_mut() => return log(result),
-            () = self.stop.cancelled() => running.as_mut().graceful_shutdown(),
-        }
-        match timeout(GRACE, running).await {
+            () = self.stop.cancelled() => GRACE,
+            () = connection.idle() => GRACE,
+            // Of many machines with one join string all hear that another was first.
+            () = connection.disowned() => if connection.joins() { GRACE } else { FAREWELL },
+        };
+        running.as_mut().graceful_shutdown();
+        match timeout(grace, running).await {
             Ok(result) => log(result),
-            Err(_) => tracing::warn!("stopping: requests that are still running are cut off"),
+            Err(_) if self.stop.is_cancelled() => {
+                tracing::warn!("stopping: requests that are still running are cut off");
+            }
+            Err(_) => tracing::debug!("cut off what was still running on a connection"),
         }
     }
 }
@@ -277,15 +331,23 @@ fn http2() -> http2::Builder<TokioExecutor> {
     builder
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)
-        .max_send_buf_size(WINDOW as usize);
+        .max_send_buf_size(UNSENT);
+    builder
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     builder
 }
 
 fn set_options(socket: &TcpStream) {
     let socket = SockRef::from(socket);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(2);
     // A heartbeat that nobody acknowledges is how a dead agent is noticed.
     let set = socket
         .set_tcp_nodelay(true)
+        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
         .and_then(|()| socket.set_tcp_user_timeout(Some(Duration::from_secs(SILENCE_S))))
         .and_then(|()| socket.set_send_buffer_size(SEND_BUFFER));
     if let Err(error) = set {

@@ -1,6 +1,8 @@
 //! The web page at `/`: plain files, held by the program itself. Everything it shows it asks of the
 //! REST interface, with the api token of who looks.
 
+use std::{collections::BTreeMap, sync::LazyLock};
+
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::{
     Router,
@@ -18,6 +20,16 @@ use crate::{error, state::app::App};
 /// What the page may do: load what this coordinator serves, talk to it, and nothing else.
 const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors \
     'none'; object-src 'none'";
+
+/// The tag of each file of the page, by its name.
+static ETAGS: LazyLock<BTreeMap<&str, HeaderValue>> = LazyLock::new(|| {
+    let tags = ASSETS.iter().chain([&INDEX]).filter_map(|asset| {
+        let digest = digest(&SHA256, asset.bytes);
+        let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest.as_ref()[..12]));
+        Some((asset.name, HeaderValue::try_from(tag).ok()?))
+    });
+    tags.collect()
+});
 
 /// A file of the page.
 struct Asset {
@@ -79,19 +91,16 @@ async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
 }
 
 fn serve(asset: &Asset, headers: &HeaderMap) -> Response {
-    let etag = format!(
-        "\"{}\"",
-        URL_SAFE_NO_PAD.encode(&digest(&SHA256, asset.bytes).as_ref()[..12])
-    );
+    let etag = &ETAGS[asset.name];
     let known = headers
         .get_all(header::IF_NONE_MATCH)
         .iter()
-        .any(|known| known.as_bytes() == etag.as_bytes());
+        .any(|known| known == etag);
     // After an upgrade the page must be the coordinator's own: the browser asks each time, and is
     // told when nothing changed.
     let common = [
-        (header::ETAG, etag),
-        (header::CACHE_CONTROL, "no-cache".to_owned()),
+        (header::ETAG, etag.clone()),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
     if known {
         return (StatusCode::NOT_MODIFIED, common).into_response();

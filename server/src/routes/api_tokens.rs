@@ -135,6 +135,7 @@ pub async fn revoke(
         Ok(change.changed((), Vec::new(), "api-token.revoke", subject))
     })
     .await?;
+    app.forget_token(id);
     Ok(StatusCode::NO_CONTENT)
 }
 

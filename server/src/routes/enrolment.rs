@@ -22,7 +22,8 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     enrol::{EnrolFinish, EnrolStart, Enrolled, KeyChallenge},
-    ids::NodeId,
+    ids::{NodeId, TokenId},
+    secret::Secret,
     webhook::NodeChange,
 };
 
@@ -36,7 +37,10 @@ use crate::{
         listen::Connection,
     },
     secret,
-    state::app::App,
+    state::{
+        app::App,
+        shares::{AdmittedRequest, Credential},
+    },
     text,
 };
 
@@ -53,19 +57,34 @@ pub async fn start(
     extensions: Extensions,
     Body(start): Body<EnrolStart>,
 ) -> Result<Response> {
-    let lookup = async {
-        let stored = queries::token_hash(&mut *app.db.begin().await?, start.token).await?;
-        Ok(stored.filter(|stored| secret::matches(start.secret.reveal(), stored)))
-    };
-    auth::unless_guessing(&app, auth::network(&extensions), lookup)
-        .await?
-        .ok_or_else(error::join_token_refused)?;
-    // Whoever has a join token is nobody to hang up on.
-    if let Some(connection) = extensions.get::<Arc<Connection>>() {
-        connection.set_authenticated();
-    }
+    let _admitted = check_token(&app, &extensions, start.token, &start.secret).await?;
     let challenge = challenge(&app, ChallengePurpose::Enrolment)?;
     Ok(([("cache-control", "no-store")], Json(challenge)).into_response())
+}
+
+/// Lets in whoever has the secret of a join token, used up or not; anything else counts as a guess.
+async fn check_token(
+    app: &App,
+    extensions: &Extensions,
+    token: TokenId,
+    secret: &Secret,
+) -> Result<AdmittedRequest> {
+    let share = app.shares.of(Credential::JoinToken(token));
+    let admitted = share.admit().await?;
+    let lookup = async {
+        let stored = queries::secret_of(&mut *app.db.credentials().await?, token).await?;
+        Ok(stored.filter(|stored| secret::matches(secret.reveal(), &stored.hash)))
+    };
+    let found = auth::unless_guessing(app, auth::origin(extensions), lookup)
+        .await?
+        .ok_or_else(error::join_token_refused)?;
+    // Whoever may join is nobody to hang up on. One that is used up proves nothing.
+    if found.is_good
+        && let Some(connection) = extensions.get::<Arc<Connection>>()
+    {
+        connection.set_authenticated(&share);
+    }
+    Ok(admitted)
 }
 
 /// A challenge for whoever is to prove a WireGuard key.
@@ -85,6 +104,7 @@ pub(crate) fn challenge(app: &App, purpose: ChallengePurpose) -> Result<KeyChall
 pub async fn finish(
     State(app): State<App>,
     Extension(RequestId(request_id)): Extension<RequestId>,
+    extensions: Extensions,
     Body(finish): Body<EnrolFinish>,
 ) -> Result<Json<Enrolled>> {
     text::check("agent_version", &finish.agent_version)?;
@@ -95,6 +115,7 @@ pub async fn finish(
         now_unix_s(),
     )
     .map_err(|denied| error::proof_refused(denied.to_string()))?;
+    let _admitted = check_token(&app, &extensions, finish.token, &finish.secret).await?;
     let applicant = Applicant {
         id: NodeId(Uuid::now_v7()),
         finish,

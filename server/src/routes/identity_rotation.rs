@@ -21,7 +21,7 @@ use crate::{
         body::Body,
     },
     routes::{enrolment, rotation},
-    state::app::App,
+    state::{app::App, shares::Credential},
 };
 
 /// Replaces a node's identity. The former identity has signed for the new one.
@@ -52,9 +52,10 @@ pub async fn succeed(
         });
         Ok(present.and_then(may_follow))
     };
-    let statement = &auth::unless_guessing(&app, auth::network(&extensions), verified)
+    let statement = &auth::unless_guessing(&app, auth::origin(&extensions), verified)
         .await?
         .ok_or_else(error::unauthorized)?;
+    let _admitted = app.shares.of(Credential::Node(node)).admit().await?;
     let (actor, signed) = (app.node_actor(node, Some(request_id)), &signed);
     let changed = app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;

@@ -157,6 +157,7 @@ pub async fn revoke(
         Ok(change.changed((), Vec::new(), "join-token.revoke", subject))
     })
     .await?;
+    app.forget_token(id);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use wattle_mesh::config::{directory::RecordChange, impact};
 use wattle_wire::{
     admin::{DryRun, LinkEffects},
-    ids::{MeshId, NodeId, SiteId},
+    ids::{MeshId, NodeId, SiteId, TokenId},
     key::Bytes32,
 };
 
@@ -21,6 +21,7 @@ use super::{
     metrics::Metrics,
     reports::Reports,
     representation,
+    shares::{Credential, Shares},
     streams::Streams,
 };
 use crate::{
@@ -44,6 +45,7 @@ pub struct Parts {
     pub metrics: Metrics,
     pub verified: Verified,
     pub known: KnownTokens,
+    pub shares: Shares,
     pub auth_limiter: AuthLimiter,
     pub settings: Settings,
     pub coordinators: Coordinators,
@@ -168,6 +170,13 @@ impl App {
         self.certificate
             .as_ref()
             .map_or_else(Vec::new, |certificate| certificate.pins())
+    }
+
+    /// An api token or join token is good for nothing any more: what it has open here ends.
+    pub fn forget_token(&self, id: TokenId) {
+        self.known.forget(id);
+        self.shares.end(Credential::ApiToken(id));
+        self.shares.end(Credential::JoinToken(id));
     }
 
     /// A node that changes something.

@@ -11,6 +11,8 @@ use wattle_wire::{
     key::IdentityKey,
 };
 
+use crate::secret::{self, ApiCredential};
+
 /// How often the use of an api token is written down.
 const USES: Duration = Duration::from_secs(60);
 
@@ -47,36 +49,55 @@ impl Verified {
     }
 }
 
-/// Api tokens that were good before, and when this coordinator last wrote that down.
+/// Api tokens that were good before.
+///
+/// An id alone makes nobody known: ids are in the audit log, and revoked ones are remembered.
 #[derive(Debug, Default)]
-pub struct KnownTokens(Mutex<HashMap<TokenId, Option<Instant>>>);
+pub struct KnownTokens(Mutex<HashMap<TokenId, Known>>);
+
+#[derive(Debug)]
+struct Known {
+    /// Of the secret.
+    hash: Vec<u8>,
+    /// When this coordinator last wrote down that it was used.
+    written: Option<Instant>,
+}
 
 impl KnownTokens {
-    /// Those that were used before the coordinator started: a start during an attack locks nobody
-    /// out.
-    pub fn of(used: impl IntoIterator<Item = TokenId>) -> Self {
-        Self(Mutex::new(used.into_iter().map(|id| (id, None)).collect()))
+    /// Those with these hashes of their secrets.
+    pub fn of(used: impl IntoIterator<Item = (TokenId, Vec<u8>)>) -> Self {
+        let known = used.into_iter().map(|(id, hash)| {
+            let written = None;
+            (id, Known { hash, written })
+        });
+        Self(Mutex::new(known.collect()))
     }
 
-    pub fn has(&self, id: TokenId) -> bool {
-        self.lock().contains_key(&id)
+    pub fn has(&self, token: &ApiCredential) -> bool {
+        self.lock()
+            .get(&token.id)
+            .is_some_and(|known| secret::matches(token.secret.reveal(), &known.hash))
     }
 
-    /// Whether this use is to be written down.
-    pub fn use_is_due(&self, id: TokenId, now: Instant) -> bool {
-        let mut known = self.lock();
+    /// A token was found good. Whether this use is to be written down.
+    pub fn use_is_due(&self, id: TokenId, hash: Vec<u8>, now: Instant) -> bool {
+        let mut all = self.lock();
+        let written = None;
+        let known = all.entry(id).or_insert(Known { hash, written });
         let due = known
-            .get(&id)
-            .copied()
-            .flatten()
+            .written
             .is_none_or(|written| now.duration_since(written) >= USES);
         if due {
-            known.insert(id, Some(now));
+            known.written = Some(now);
         }
         due
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, Option<Instant>>> {
+    pub fn forget(&self, id: TokenId) {
+        self.lock().remove(&id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TokenId, Known>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -581,7 +581,7 @@ async fn c6_who_used_his_token_before_a_restart_is_known_to_the_coordinator_that
             .server
             .app
             .known
-            .has(ApiCredential::parse(token).unwrap().id)
+            .has(&ApiCredential::parse(token).unwrap())
     };
     assert!(has(&coordinator.token));
     assert!(!has(unused["token"].as_str().unwrap()));

@@ -41,10 +41,10 @@ const KINDS: [Kind; 5] = [
     Kind::BareHttp2,
 ];
 /// What a client asks for in its handshake.
-const HTTP1: &[u8] = b"http/1.1";
-const HTTP2: &[u8] = b"h2";
+pub(crate) const HTTP1: &[u8] = b"http/1.1";
+pub(crate) const HTTP2: &[u8] = b"h2";
 /// The preface of HTTP/2 with empty settings.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Who attacks whom.
 #[derive(Clone)]
@@ -216,7 +216,7 @@ async fn c1_five_thousand_hostile_connections_are_closed_within_ten_seconds_and_
     clippy::print_stderr,
     reason = "what the tests print is shown to who asks"
 )]
-fn say(figure: &str) {
+pub(crate) fn say(figure: &str) {
     eprintln!("{figure}");
 }
 
@@ -224,13 +224,13 @@ fn say(figure: &str) {
 /// as it behaves.
 struct Http2(TlsStream<TcpStream>);
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
 impl Http2 {
     async fn open(coordinator: &Coordinator) -> Self {
@@ -291,7 +291,7 @@ impl Http2 {
     }
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
     frame.extend(stream.to_be_bytes());
@@ -300,7 +300,9 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Kind, stream and payload of the next frame.
-async fn receive(connection: &mut (impl AsyncRead + Unpin)) -> io::Result<(u8, u32, Vec<u8>)> {
+pub(crate) async fn receive(
+    connection: &mut (impl AsyncRead + Unpin),
+) -> io::Result<(u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     connection.read_exact(&mut head).await?;
     let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
@@ -405,4 +407,55 @@ async fn c1_a_body_that_does_not_come_is_given_up_even_from_one_who_may_send_it(
     let answer = send(request.body(reqwest::Body::wrap_stream(chunks))).await;
     assert_eq!(answer.problem(), (408, "too_slow".to_owned(), None));
     assert_eq!(coordinator.get("/sites").await.json()["items"], json!([]));
+}
+
+const PING: u8 = 6;
+const ACK: u8 = 1;
+/// The settings of a client that takes nothing of any answer.
+const NO_WINDOW: &[u8] = &[0, 4, 0, 0, 0, 0];
+const SETTINGS: u8 = 4;
+
+impl Http2 {
+    /// Waits until the coordinator ends the connection or says that it will. Whether one answers
+    /// when it asks if somebody is there is as told.
+    async fn lives(mut self, answers: bool) -> Duration {
+        let began = Instant::now();
+        loop {
+            match self.receive().await {
+                Ok((GOAWAY, ..)) | Err(_) => return began.elapsed(),
+                Ok((PING, _, payload)) if answers => {
+                    self.send(PING, ACK, 0, &payload).await.unwrap();
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn c15_connections_whose_peer_is_gone_reads_nothing_or_asks_for_nothing_end() {
+    let coordinator = Coordinator::start().await;
+    let [gone, mut unread, idle] = [
+        Http2::open(&coordinator).await,
+        Http2::open(&coordinator).await,
+        Http2::open(&coordinator).await,
+    ];
+    unread.send(SETTINGS, 0, 0, NO_WINDOW).await.unwrap();
+    let request = request(0x82, Some(&coordinator.token));
+    let flags = END_HEADERS | END_STREAM;
+    unread.send(HEADERS, flags, 3, &request).await.unwrap();
+    let minute = Duration::from_secs(60);
+    let lives = |lives, most| timeout(most, lives);
+    let (gone, unread, idle) = tokio::join!(
+        lives(gone.lives(false), minute),
+        lives(unread.lives(true), minute),
+        lives(idle.lives(true), minute + SOON + SOON),
+    );
+    let seconds = |least: u64, life: Result<Duration, _>| {
+        let life: Duration = life.expect("it stays open");
+        assert!(life >= Duration::from_secs(least), "{life:?}");
+    };
+    seconds(45, gone);
+    seconds(35, unread);
+    seconds(70, idle);
 }

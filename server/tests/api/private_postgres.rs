@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -19,15 +19,16 @@ use serde_json::{Value, json};
 use crate::harness::{SOON, among_others, client, reachable_folder};
 
 /// `wattle-server` as a process.
-struct Program {
-    child: Child,
-    url: String,
-    client: reqwest::Client,
+pub(crate) struct Program {
+    pub(crate) child: Child,
+    pub(crate) url: String,
+    pub(crate) client: reqwest::Client,
+    pub(crate) data_dir: PathBuf,
 }
 
 impl Program {
     /// Starts it and waits until it says where it serves.
-    fn start(data_dir: &Path) -> Self {
+    pub(crate) fn start(data_dir: &Path) -> Self {
         let mut child = program(data_dir)
             .args(["--listen", "127.0.0.1:0", "--log-format", "json"])
             .env_remove("RUST_LOG")
@@ -49,6 +50,7 @@ impl Program {
             child,
             client,
             url: format!("https://{address}"),
+            data_dir: data_dir.to_owned(),
         }
     }
 
@@ -102,7 +104,7 @@ fn program(data_dir: &Path) -> Command {
     command
 }
 
-fn token(data_dir: &Path) -> String {
+pub(crate) fn token(data_dir: &Path) -> String {
     fs::read_to_string(data_dir.join("api-token"))
         .unwrap()
         .trim()
@@ -188,6 +190,7 @@ async fn h7_systemd_is_told_that_the_coordinator_is_ready_and_lives_and_not_when
         child,
         url: String::new(),
         client: client(data_dir.path()),
+        data_dir: data_dir.path().to_owned(),
     };
     for _ in 0..3 {
         assert_eq!(hears().trim(), "WATCHDOG=1");

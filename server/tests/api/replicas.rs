@@ -119,7 +119,7 @@ async fn c8_agents_that_all_come_back_at_once_are_current_soon_and_the_database_
         AND application_name = 'wattle-server'";
     assert!(
         coordinator.count(connections).await <= 2 * 21,
-        "each coordinator has three pools of 20, and a listener"
+        "each coordinator has four pools of 20, and a listener"
     );
 }
 

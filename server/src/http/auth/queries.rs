@@ -40,6 +40,34 @@ pub(super) async fn credential(
     }))
 }
 
+/// The api tokens that were used and are good now, with the hashes of their secrets.
+pub(super) async fn known(connection: &mut PgConnection) -> Result<Vec<(TokenId, Vec<u8>)>> {
+    let rows = sqlx::query!(
+        "SELECT id, secret_hash FROM api_tokens WHERE last_used_at IS NOT NULL AND revoked_at IS \
+         NULL AND (expires_at IS NULL OR expires_at > now())"
+    );
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    Ok(rows.map(|row| (TokenId(row.id), row.secret_hash)).collect())
+}
+
+/// Those of some api tokens and join tokens that are good for nothing now.
+pub(super) async fn ended(
+    connection: &mut PgConnection,
+    tokens: &[TokenId],
+) -> Result<Vec<TokenId>> {
+    let tokens: Vec<_> = tokens.iter().map(|token| token.0).collect();
+    let ended = sqlx::query_scalar!(
+        r#"SELECT id AS "id!" FROM unnest($1::uuid[]) AS asked (id)
+           WHERE NOT EXISTS (SELECT FROM api_tokens WHERE api_tokens.id = asked.id
+               AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()))
+             AND NOT EXISTS (SELECT FROM join_tokens WHERE join_tokens.id = asked.id
+               AND revoked_at IS NULL AND uses_left > 0 AND expires_at > now())"#,
+        &tokens
+    );
+    let ended = ended.fetch_all(connection).await?;
+    Ok(ended.into_iter().map(TokenId).collect())
+}
+
 /// Notes that an api token was used.
 pub(super) async fn used(connection: &mut PgConnection, id: TokenId) -> Result<()> {
     sqlx::query!(

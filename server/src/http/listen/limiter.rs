@@ -1,29 +1,52 @@
-//! Limits how many connections are open, and evicts some when there are too many.
+//! Limits how many connections are open and what those may hold that proved nothing, and evicts
+//! some when it is too much.
 //!
 //! A connection counts as unauthenticated until a request on it carried a valid credential, which
-//! takes an agent or a script a moment. So when there are too many, the oldest unauthenticated one
-//! is evicted: a flood of silent connections pushes out its own, and locks nobody out.
+//! takes an agent or a script a moment. When there are too many of these, the network that has most
+//! of them loses its oldest: a flood pushes out its own, and locks nobody out. What they hold in
+//! memory is counted, too, and when it is too much, whichever holds most goes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Unauthenticated connections from one address (of IPv6: one /64) at a time. Loopback is not
-/// counted.
-const MOST_UNAUTHENTICATED: usize = 256;
+use crate::state::origin::Origin;
+
+/// Unauthenticated connections of all listeners together, at a time.
+const MOST_UNAUTHENTICATED: usize = 512;
+/// Of these, from one address (of IPv6: one /64). Where a proxy may be, they are not counted.
+const MOST_NEAR: usize = 128;
+/// Of these, from one /48 of IPv6.
+const MOST_FAR: usize = 256;
+/// A network with no more than so many takes part in a rush, and is not to blame for it.
+const FEW: usize = 4;
+/// For how long a rush lets a connection be, and those wait that have yet to be accepted. Turns are
+/// in the order in which they came: so many get through in that time as there is work done.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What all unauthenticated connections together may hold for their requests, in bytes.
+const MOST_HELD: usize = 16 * 1024 * 1024;
+
+/// How many connections, and how many bytes, a listener lets in.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    open: usize,
+    unauthenticated: usize,
+    held: usize,
+}
 
 /// Counts connections.
 #[derive(Debug)]
 pub(super) struct ConnectionLimiter {
-    most: usize,
+    limits: Limits,
     connections: Mutex<Connections>,
+    /// Wakes who waits for room.
+    left: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -31,66 +54,66 @@ struct Connections {
     open: usize,
     added: u64,
     /// In the order in which they came.
-    unauthenticated: BTreeMap<u64, (Option<IpAddr>, CancellationToken)>,
-    by_network: HashMap<IpAddr, BTreeSet<u64>>,
+    unauthenticated: BTreeMap<u64, Unauthenticated>,
+    by_network: HashMap<IpNet, BTreeSet<u64>>,
+    /// What the unauthenticated hold, in bytes.
+    held: usize,
 }
 
-/// An open connection.
 #[derive(Debug)]
-pub struct Connection {
+struct Unauthenticated {
+    origin: Origin,
+    since: Instant,
+    held: usize,
+    eviction: CancellationToken,
+}
+
+/// The place of a connection among all; it is given back on drop.
+#[derive(Debug)]
+pub(super) struct Place {
     limiter: Arc<ConnectionLimiter>,
     number: u64,
-    network: Option<IpAddr>,
-    authenticated: AtomicBool,
     eviction: CancellationToken,
 }
 
 impl ConnectionLimiter {
-    pub(super) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self {
-            most,
+    /// Of the connections that may be open, a listener has its share, one of so many.
+    pub(super) fn new(open: usize, shares: usize) -> Arc<Self> {
+        Arc::new(Self::with(Limits {
+            open: (open / shares).max(1),
+            unauthenticated: MOST_UNAUTHENTICATED / shares,
+            held: MOST_HELD / shares,
+        }))
+    }
+
+    fn with(limits: Limits) -> Self {
+        Self {
+            limits,
             connections: Mutex::default(),
-        })
+            left: Notify::new(),
+        }
+    }
+
+    /// Waits until one more may be let in. A rush of many that each want little has to wait, so
+    /// that those who came first get through; a flood of few has not, for it evicts its own.
+    pub(super) async fn room(&self) {
+        loop {
+            let left = self.left.notified();
+            let Some(wait) = self.lock().wait(self.limits, Instant::now()) else {
+                return;
+            };
+            let _ = timeout(wait, left).await;
+        }
     }
 
     /// Lets a connection in; another may be evicted for it.
-    pub(super) fn add(self: &Arc<Self>, address: IpAddr) -> Arc<Connection> {
-        let network = network(address);
-        let eviction = CancellationToken::new();
-        let mut connections = self.lock();
-        connections.open += 1;
-        connections.added += 1;
-        let number = connections.added;
-        connections
-            .unauthenticated
-            .insert(number, (network, eviction.clone()));
-        let oldest_there = network.and_then(|network| {
-            let from_there = connections.by_network.entry(network).or_default();
-            from_there.insert(number);
-            from_there
-                .first()
-                .copied()
-                .filter(|_| from_there.len() > MOST_UNAUTHENTICATED)
-        });
-        let oldest = connections
-            .unauthenticated
-            .keys()
-            .next()
-            .copied()
-            .filter(|_| connections.open > self.most);
-        if let Some(eviction) = oldest_there
-            .or(oldest)
-            .and_then(|number| connections.remove(number))
-        {
-            eviction.cancel();
-        }
-        Arc::new(Connection {
+    pub(super) fn add(self: &Arc<Self>, origin: Origin) -> Place {
+        let (number, eviction) = self.lock().add(origin, self.limits, Instant::now());
+        Place {
             limiter: Arc::clone(self),
             number,
-            network,
-            authenticated: AtomicBool::new(false),
             eviction,
-        })
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Connections> {
@@ -101,37 +124,143 @@ impl ConnectionLimiter {
 }
 
 impl Connections {
+    fn add(&mut self, origin: Origin, limits: Limits, now: Instant) -> (u64, CancellationToken) {
+        self.open += 1;
+        self.added += 1;
+        let (number, eviction) = (self.added, CancellationToken::new());
+        let newest = Unauthenticated {
+            origin,
+            since: now,
+            held: 0,
+            eviction: eviction.clone(),
+        };
+        self.unauthenticated.insert(number, newest);
+        for network in counted(origin) {
+            self.by_network.entry(network).or_default().insert(number);
+        }
+        if let Some(number) = self.one_too_many(origin, limits) {
+            self.evict(number);
+        }
+        (number, eviction)
+    }
+
+    /// Which has to go for the newest.
+    fn one_too_many(&self, origin: Origin, limits: Limits) -> Option<u64> {
+        let of_its_networks = counted(origin).find_map(|network| {
+            let (from_there, most) = (&self.by_network[&network], most_of(network));
+            from_there.first().filter(|_| from_there.len() > most)
+        });
+        of_its_networks.copied().or_else(|| {
+            let is_full =
+                self.open > limits.open || self.unauthenticated.len() > limits.unauthenticated;
+            is_full.then(|| self.oldest_of_most()).flatten()
+        })
+    }
+
+    /// The oldest of the network that has most; of all, where none has many.
+    fn oldest_of_most(&self) -> Option<u64> {
+        self.largest()
+            .and_then(BTreeSet::first)
+            .or(self.unauthenticated.keys().next())
+            .copied()
+    }
+
+    /// Those of the network that has most, and many.
+    fn largest(&self) -> Option<&BTreeSet<u64>> {
+        let many = self
+            .by_network
+            .values()
+            .filter(|from_there| from_there.len() > FEW);
+        many.max_by_key(|from_there| from_there.len())
+    }
+
+    /// How long the next has to wait; `None` if it need not.
+    fn wait(&self, limits: Limits, now: Instant) -> Option<Duration> {
+        if self.unauthenticated.len() < limits.unauthenticated || self.largest().is_some() {
+            return None;
+        }
+        let (_, oldest) = self.unauthenticated.first_key_value()?;
+        let wait = (oldest.since + PATIENCE).saturating_duration_since(now);
+        (!wait.is_zero()).then_some(wait)
+    }
+
+    /// Counts what a connection holds; that which holds most is evicted when it is too much.
+    fn hold(&mut self, number: u64, bytes: usize, limits: Limits) {
+        let Some(connection) = self.unauthenticated.get_mut(&number) else {
+            return;
+        };
+        connection.held += bytes;
+        self.held += bytes;
+        while self.held > limits.held {
+            let most = self
+                .unauthenticated
+                .iter()
+                .max_by_key(|(_, other)| other.held);
+            let Some(number) = most.map(|(number, _)| *number) else {
+                return;
+            };
+            self.evict(number);
+        }
+    }
+
+    fn release(&mut self, number: u64, bytes: usize) {
+        if let Some(connection) = self.unauthenticated.get_mut(&number) {
+            connection.held -= bytes;
+            self.held -= bytes;
+        }
+    }
+
+    fn evict(&mut self, number: u64) {
+        if let Some(evicted) = self.remove(number) {
+            evicted.eviction.cancel();
+        }
+    }
+
     /// Takes a connection off the list of the unauthenticated.
-    fn remove(&mut self, number: u64) -> Option<CancellationToken> {
-        let (network, eviction) = self.unauthenticated.remove(&number)?;
-        if let Some(network) = network
-            && let Some(from_there) = self.by_network.get_mut(&network)
-        {
-            from_there.remove(&number);
-            if from_there.is_empty() {
-                self.by_network.remove(&network);
+    fn remove(&mut self, number: u64) -> Option<Unauthenticated> {
+        let removed = self.unauthenticated.remove(&number)?;
+        self.held -= removed.held;
+        for network in counted(removed.origin) {
+            if let Some(from_there) = self.by_network.get_mut(&network) {
+                from_there.remove(&number);
+                if from_there.is_empty() {
+                    self.by_network.remove(&network);
+                }
             }
         }
-        Some(eviction)
+        Some(removed)
     }
 }
 
-impl Connection {
-    /// A request on this connection carried a valid credential.
-    pub fn set_authenticated(&self) {
-        if !self.authenticated.swap(true, Ordering::Relaxed) {
-            self.limiter.lock().remove(self.number);
-        }
+/// In which networks a connection counts.
+fn counted(origin: Origin) -> impl Iterator<Item = IpNet> {
+    origin.networks().filter(move |_| !origin.may_be_proxy())
+}
+
+fn most_of(network: IpNet) -> usize {
+    match network.prefix_len() {
+        48 => MOST_FAR,
+        _ => MOST_NEAR,
+    }
+}
+
+impl Place {
+    /// The connection has proved who it is.
+    pub(super) fn set_authenticated(&self) {
+        self.limiter.lock().remove(self.number);
+        self.limiter.left.notify_one();
     }
 
-    /// Where it comes from: its address, of IPv6 its /64; `None` for loopback, where a proxy may
-    /// stand for everybody.
-    pub fn network(&self) -> Option<IpAddr> {
-        self.network
+    /// The connection holds so much more, if it proved nothing yet. Another, or it, may be evicted.
+    pub(super) fn hold(&self, bytes: usize) {
+        self.limiter
+            .lock()
+            .hold(self.number, bytes, self.limiter.limits);
     }
 
-    pub(super) fn is_authenticated(&self) -> bool {
-        self.authenticated.load(Ordering::Relaxed)
+    /// The connection gives back something of what it held.
+    pub(super) fn release(&self, bytes: usize) {
+        self.limiter.lock().release(self.number, bytes);
     }
 
     /// Waits until this connection has to end for another; for ever if it need not.
@@ -140,53 +269,61 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut connections = self.limiter.lock();
         connections.remove(self.number);
         connections.open -= 1;
-    }
-}
-
-/// See [`Connection::network`].
-fn network(address: IpAddr) -> Option<IpAddr> {
-    match address.to_canonical() {
-        address if address.is_loopback() => None,
-        IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
-        address @ IpAddr::V4(_) => Some(address),
+        drop(connections);
+        self.limiter.left.notify_one();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
-    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
-    const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
-    fn is_evicted(connection: &Connection) -> bool {
-        connection.eviction.is_cancelled()
+    fn limiter(open: usize, unauthenticated: usize) -> Arc<ConnectionLimiter> {
+        let held = 1000;
+        Arc::new(ConnectionLimiter::with(Limits {
+            open,
+            unauthenticated,
+            held,
+        }))
+    }
+
+    fn add(limiter: &Arc<ConnectionLimiter>, address: IpAddr) -> Place {
+        limiter.add(Origin::of(address))
+    }
+
+    fn is_evicted(place: &Place) -> bool {
+        place.eviction.is_cancelled()
+    }
+
+    fn evicted(places: &[Place]) -> Vec<bool> {
+        places.iter().map(is_evicted).collect()
     }
 
     #[test]
     fn the_oldest_that_proved_nothing_gives_way_and_nobody_else() {
-        let limiter = ConnectionLimiter::new(3);
-        let [first, second, third] = [HERE, HERE, THERE].map(|address| limiter.add(address));
+        let limiter = limiter(3, 99);
+        let [first, second, third] = [HERE, HERE, THERE].map(|address| add(&limiter, address));
         first.set_authenticated();
-        assert!(
-            ![&first, &second, &third]
-                .into_iter()
-                .any(|connection| is_evicted(connection))
-        );
-        let fourth = limiter.add(HERE);
+        assert!(![&first, &second, &third].into_iter().any(is_evicted));
+        let fourth = add(&limiter, HERE);
         assert_eq!(
-            [&first, &second, &third, &fourth].map(|connection| is_evicted(connection)),
+            [&first, &second, &third, &fourth].map(is_evicted),
             [false, true, false, false]
         );
         drop(second);
         third.set_authenticated();
         fourth.set_authenticated();
-        let fifth = limiter.add(HERE);
+        let fifth = add(&limiter, HERE);
         assert!(is_evicted(&fifth), "all others have proved who they are");
         drop((first, third, fourth, fifth));
         let connections = limiter.lock();
@@ -200,39 +337,77 @@ mod tests {
         );
     }
 
+    fn crowd(limiter: &Arc<ConnectionLimiter>, number: usize, subnet: u128) -> Vec<Place> {
+        let address =
+            |number| Ipv6Addr::from_bits((0x2001_0db8 << 96) | (number as u128 * subnet) | 1);
+        (0..number)
+            .map(|number| add(limiter, address(number).into()))
+            .collect()
+    }
+
     #[test]
-    fn one_address_pushes_out_its_own_alone() {
-        let limiter = ConnectionLimiter::new(usize::MAX);
-        let other = limiter.add(THERE);
-        let crowd: Vec<_> = (0..MOST_UNAUTHENTICATED + 10)
-            .map(|_| limiter.add(HERE))
-            .collect();
+    fn c11_one_address_and_one_48_push_out_their_own_alone() {
+        let limiter = limiter(usize::MAX, usize::MAX);
+        let other = add(&limiter, THERE);
+        let of_64 = crowd(&limiter, MOST_NEAR + 10, 1);
+        assert!(evicted(&of_64[..10]).into_iter().all(|evicted| evicted));
+        assert!(!of_64[10..].iter().any(is_evicted));
+        drop(of_64);
+        let of_48 = crowd(&limiter, MOST_FAR + 10, 1 << 64);
+        assert!(evicted(&of_48[..10]).into_iter().all(|evicted| evicted));
+        assert!(!of_48[10..].iter().any(is_evicted));
         assert!(!is_evicted(&other));
-        assert_eq!(
-            crowd
-                .iter()
-                .filter(|connection| is_evicted(connection))
-                .count(),
-            10
-        );
-        assert!(crowd[..10].iter().all(|connection| is_evicted(connection)));
-        let local: Vec<_> = (0..MOST_UNAUTHENTICATED + 10)
-            .map(|_| limiter.add("::1".parse().unwrap()))
+        let local: Vec<_> = (0..MOST_FAR + 10)
+            .map(|_| add(&limiter, "::1".parse().unwrap()))
             .collect();
-        assert!(!local.iter().any(|connection| is_evicted(connection)));
+        assert!(!local.iter().any(is_evicted));
+    }
+
+    #[test]
+    fn c11_when_there_are_too_many_in_all_the_network_with_most_loses_its_oldest() {
+        let limiter = limiter(usize::MAX, 20);
+        let other = add(&limiter, THERE);
+        let crowd: Vec<_> = (0..30).map(|_| add(&limiter, HERE)).collect();
+        assert!(!is_evicted(&other));
+        assert!(crowd[..11].iter().all(is_evicted));
+        assert!(!crowd[11..].iter().any(is_evicted));
+        assert_eq!(limiter.lock().unauthenticated.len(), 20);
+    }
+
+    #[test]
+    fn c11_a_rush_of_many_waits_for_those_who_came_first_and_a_flood_of_one_does_not() {
+        let limiter = limiter(usize::MAX, 20);
+        let (limits, now) = (limiter.limits, Instant::now());
+        let rush = crowd(&limiter, 20, 1 << 80);
+        let wait = |at| limiter.lock().wait(limits, at);
+        assert!(wait(now).is_some_and(|wait| wait <= PATIENCE + now.elapsed()));
+        assert_eq!(wait(now + 2 * PATIENCE), None, "they had their time");
+        rush[7].set_authenticated();
+        assert_eq!(wait(now), None);
+        drop(rush);
+        let _flood: Vec<_> = (0..20).map(|_| add(&limiter, HERE)).collect();
+        assert_eq!(wait(now), None);
+    }
+
+    #[test]
+    fn c11_who_holds_most_goes_when_all_hold_too_much_and_who_proved_something_counts_no_more() {
+        let limiter = limiter(usize::MAX, 20);
+        let [proven, small, large] = [HERE, HERE, THERE].map(|address| add(&limiter, address));
+        proven.hold(900);
+        proven.set_authenticated();
+        proven.hold(9000);
+        small.hold(300);
+        small.release(100);
+        large.hold(700);
+        assert!(![&proven, &small, &large].into_iter().any(is_evicted));
+        small.hold(200);
         assert_eq!(
-            network("2001:db8::1".parse().unwrap()),
-            network("2001:db8::2".parse().unwrap())
+            [&proven, &small, &large].map(is_evicted),
+            [false, false, true]
         );
-        assert_ne!(
-            network("2001:db8::1".parse().unwrap()),
-            network("2001:db8:0:1::1".parse().unwrap())
-        );
-        assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), Some(HERE));
-        assert!(
-            ["::1", "127.0.0.9", "::ffff:127.0.0.1"]
-                .iter()
-                .all(|local| network(local.parse().unwrap()).is_none())
-        );
+        large.release(700);
+        assert_eq!(limiter.lock().held, 400);
+        drop((small, large));
+        assert_eq!(limiter.lock().held, 0);
     }
 }

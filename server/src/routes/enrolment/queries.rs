@@ -59,15 +59,24 @@ pub(super) struct Token {
     pub(super) site_name: Name,
 }
 
-pub(super) async fn token_hash(
+/// What the secret of a join token is judged by.
+pub(super) struct JoinSecret {
+    pub(super) hash: Vec<u8>,
+    /// It is good for one more machine now.
+    pub(super) is_good: bool,
+}
+
+pub(super) async fn secret_of(
     connection: &mut PgConnection,
     token: TokenId,
-) -> Result<Option<Vec<u8>>> {
-    let hash = sqlx::query_scalar!(
-        "SELECT secret_hash FROM join_tokens WHERE id = $1 AND revoked_at IS NULL",
+) -> Result<Option<JoinSecret>> {
+    let stored = sqlx::query_as!(
+        JoinSecret,
+        r#"SELECT secret_hash AS hash, uses_left > 0 AND expires_at > now() AS "is_good!"
+           FROM join_tokens WHERE id = $1 AND revoked_at IS NULL"#,
         token.0
     );
-    Ok(hash.fetch_optional(connection).await?)
+    Ok(stored.fetch_optional(connection).await?)
 }
 
 /// Reads a token, and lets nobody else use it nor enrol for its site until this transaction ends.
