@@ -95,10 +95,11 @@ fn e18_a_peer_that_goes_and_comes_keeps_its_tunnel_address_and_its_announcement(
             position,
             changes,
         };
-        match replica.receive(delta, NOW) {
-            Received::Changed { refused } => refused.first().map(|refusal| refusal.reason),
-            other => panic!("{other:?}"),
-        }
+        let told = replica.receive(delta, NOW);
+        let Received::Changed { refused } = told else {
+            panic!("{told:?}")
+        };
+        refused.first().map(|refusal| refusal.reason)
     };
     let (gone, there) = (
         ViewChange::PeerRemoved(node_id(2).into()),

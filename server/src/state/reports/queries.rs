@@ -86,7 +86,7 @@ impl News {
         let mut rest = self.clone();
         rest.ends.retain(|(node, _), _| !late.contains_key(node));
         rest.heard.retain(|node, _| !late.contains_key(node));
-        rest.armed.retain(|(node, _)| !late.contains_key(node));
+        rest.armed.retain(|(node, ..), _| !late.contains_key(node));
         Cow::Owned(rest)
     }
 }
