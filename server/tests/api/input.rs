@@ -170,9 +170,10 @@ fn samples(dublin: &Node, cork: &Node, finish: &EnrolFinish) -> Vec<Sample> {
         "because": "lost", "lost": {"site_name": "cork", "statement": signed}});
     let problem = json!({"code": "route", "subject": "s", "peer": cork.id(), "words": "w",
         "remedy": "r", "lan": "degraded"});
+    let armed = json!({"peer": cork.id(), "sequence": 2, "signature": signature});
     let report = json!({"applied": "1.1", "device": "kernel", "mtu": 1420, "links": [link],
         "problems": [problem], "held": {"total": 1, "peers": [held]}, "returned": [cork.id()],
-        "locked": true, "armed": [{"peer": cork.id(), "sequence": 2}],
+        "locked": true, "armed": [armed],
         "start": {"number": 1, "drawn": 1}, "number": 1_700_000_000_000_i64});
     let message = json!({"message": "{}", "signature": signature});
     let claim = json!({"announcement": next.announcement, "nonce": finish.nonce,
