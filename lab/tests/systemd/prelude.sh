@@ -16,9 +16,10 @@ fail() {
     exit 1
 }
 
-# Looks until a command succeeds, for so many seconds.
+# Looks until a command succeeds, for so many seconds of a quiet host: here, where every program is
+# slow to start and other machines run beside, for three times as long.
 wait_for() {
-    until=$(($(date +%s) + $1))
+    until=$(($(date +%s) + $1 * 3))
     shift
     while ! said=$("$@" 2>&1); do
         [ "$(date +%s)" -lt $until ] || fail "did not come to be: $*; last: $said"
