@@ -102,9 +102,9 @@ END
 [Unit]
 After=networks.service
 [Service]
-NetworkNamespacePath=/run/netns/cork
 StateDirectory=cork
-ExecStart=/usr/local/bin/wattle-agent --state-dir /var/lib/cork run
+# With a /sys of its own: that of the unit would show the interfaces of Dublin.
+ExecStart=/sbin/ip netns exec cork /usr/local/bin/wattle-agent --state-dir /var/lib/cork run
 [Install]
 WantedBy=multi-user.target
 END
