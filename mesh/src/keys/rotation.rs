@@ -201,7 +201,9 @@ impl Rotation {
                 announce(self.challenge.as_ref())
             };
         };
-        announced.judge(known, &node_keys.unproved_announcement(known.mesh.id).ok()?);
+        if !announced.said.is_empty() {
+            announced.judge(known, &node_keys.unproved_announcement(known.mesh.id).ok()?);
+        }
         let Announced {
             since,
             heard,
