@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use wattle_mesh::keys::enrolment;
 use wattle_wire::{
-    enrol::{EnrolFinish, Enrolled, KeyChallenge, NODE_TOKEN_TYPE, NodeClaims, Statement},
+    enrol::{
+        EnrolFinish, Enrolled, KeyChallenge, NODE_TOKEN_TYPE, NodeClaims, SignedStatement,
+        Statement,
+    },
     ids::{NodeId, Position},
     join::JoinString,
     key::{IdentityKey, WireguardKey},
@@ -68,9 +71,19 @@ impl NodeKeys {
 
     /// A proven claim to become a node.
     pub(crate) async fn finish(&self, coordinator: &Coordinator, join: &JoinString) -> EnrolFinish {
+        let statement = enrolment::sign_statement(&self.statement(join), &self.identity).unwrap();
+        self.finish_with(coordinator, join, statement).await
+    }
+
+    /// The same with a statement of any words.
+    pub(crate) async fn finish_with(
+        &self,
+        coordinator: &Coordinator,
+        join: &JoinString,
+        statement: SignedStatement,
+    ) -> EnrolFinish {
         let challenge: KeyChallenge =
             serde_json::from_value(start(coordinator, join).await.expect(200).json()).unwrap();
-        let statement = enrolment::sign_statement(&self.statement(join), &self.identity).unwrap();
         let (wireguard_proof, identity_proof) = enrolment::prove(
             &challenge,
             join.token,

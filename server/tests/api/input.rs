@@ -5,17 +5,15 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest::Method;
 use serde_json::{Value, json};
-use wattle_mesh::keys::enrolment;
 use wattle_server::router;
 use wattle_wire::{
-    enrol::{EnrolFinish, KeyChallenge, SignedStatement},
-    join::JoinString,
+    enrol::{EnrolFinish, SignedStatement},
     key::Signature,
     rotation::SignedAnnouncement,
 };
 
 use crate::{
-    agents::{Node, NodeKeys, enrol, new_node, new_site, node_header, start},
+    agents::{Node, NodeKeys, enrol, new_node, new_site, node_header},
     harness::{Answer, Coordinator, send},
     rotation::{NextKey, announce},
 };
@@ -506,7 +504,8 @@ async fn b18_what_is_signed_has_one_form_a_length_and_a_number_that_can_be_kept(
     let machine = NodeKeys::new();
     let good = serde_json::to_string(&machine.statement(&join)).unwrap();
     for text in other_forms(&good) {
-        let finish = finish_saying(&coordinator, &join, &machine, text.clone()).await;
+        let statement = sign(text.clone(), STATEMENT, &machine.identity);
+        let finish = machine.finish_with(&coordinator, &join, statement).await;
         let answer = enrol(&coordinator, &finish).await;
         assert_eq!(answer.problem().1, "proof_refused", "{text}");
     }
@@ -548,36 +547,8 @@ async fn b18_what_is_signed_has_one_form_a_length_and_a_number_that_can_be_kept(
     assert_eq!(events().await, before);
 
     // The same machine and key, said as nodes say it.
-    let finish = finish_saying(&coordinator, &join, &machine, good).await;
+    let statement = sign(good, STATEMENT, &machine.identity);
+    let finish = machine.finish_with(&coordinator, &join, statement).await;
     enrol(&coordinator, &finish).await.expect(200);
     announce(&coordinator, &dublin, &next).await.expect(200);
-}
-
-/// A proven claim to become a node, with a statement in these words.
-async fn finish_saying(
-    coordinator: &Coordinator,
-    join: &JoinString,
-    machine: &NodeKeys,
-    text: String,
-) -> EnrolFinish {
-    let challenge = start(coordinator, join).await.expect(200).json();
-    let challenge: KeyChallenge = serde_json::from_value(challenge).unwrap();
-    let statement = sign(text, STATEMENT, &machine.identity);
-    let (wireguard_proof, identity_proof) = enrolment::prove(
-        &challenge,
-        join.token,
-        &statement,
-        &machine.wireguard,
-        &machine.identity,
-    );
-    EnrolFinish {
-        token: join.token,
-        secret: join.secret.clone(),
-        nonce: challenge.nonce,
-        statement,
-        wireguard_proof,
-        identity_proof,
-        agent_version: "1.2.3".to_owned(),
-        endpoint: None,
-    }
 }

@@ -21,6 +21,19 @@ fn whole(replica: &Replica, epoch: i64, change: impl FnOnce(&mut View)) -> Strea
     }
 }
 
+/// What follows next.
+fn delta(replica: &Replica, changes: Vec<ViewChange>) -> StreamMessage {
+    let since = replica.position().unwrap();
+    StreamMessage::Delta {
+        since,
+        position: Position {
+            revision: since.revision.saturating_add(1),
+            ..since
+        },
+        changes,
+    }
+}
+
 #[test]
 fn e14_no_epoch_of_the_future_is_taken_up_and_after_any_other_the_next_one_is() {
     let (mut replica, _) = world();
@@ -85,17 +98,7 @@ fn e18_a_peer_that_goes_and_comes_keeps_its_tunnel_address_and_its_announcement(
     };
     peer.announced = Some(next.announcing(2, false));
     let tell = |replica: &mut Replica, changes: Vec<ViewChange>| {
-        let since = replica.position().unwrap();
-        let position = Position {
-            revision: since.revision + 1,
-            ..since
-        };
-        let delta = StreamMessage::Delta {
-            since,
-            position,
-            changes,
-        };
-        let told = replica.receive(delta, NOW);
+        let told = replica.receive(delta(replica, changes), NOW);
         let Received::Changed { refused } = told else {
             panic!("{told:?}")
         };
@@ -145,24 +148,13 @@ fn e15_what_is_kept_of_a_coordinators_words_has_an_end() {
     let (mut replica, _) = world();
     let before = replica.stored().unwrap().view;
     let told = |replica: &mut Replica, numbers: std::ops::Range<u64>, text: &str| {
-        let since = replica.position().unwrap();
         let mut peer = before.peers[0].clone();
         text.clone_into(&mut peer.statement.statement);
         let changes = numbers.map(|number| {
             peer.node = node_id(number);
             ViewChange::Peer(peer.clone())
         });
-        let changes = changes.collect();
-        let position = Position {
-            revision: since.revision.saturating_add(1),
-            ..since
-        };
-        let delta = StreamMessage::Delta {
-            since,
-            position,
-            changes,
-        };
-        replica.receive(delta, NOW)
+        replica.receive(delta(replica, changes.collect()), NOW)
     };
     // Nobody signed them, and the first thousand are told of.
     for round in 1..=3 {
