@@ -161,11 +161,14 @@ pub(crate) fn verify_tells_whether_every_tunnel_and_every_lan_answers(folder: &P
             &json!("configured"),
         ),
     )?;
-    let verdict = &peer["coordinator"];
-    same(
-        &(&verdict["state"], &verdict["lan"]),
-        &(&json!("up"), &json!("ok")),
-    )?;
+    // Both ends say so soon after they joined.
+    wait_for("the coordinator's verdict", patience(20.0), || {
+        let verdict = &dublin.status()?["peers"][0]["coordinator"];
+        same(
+            &(&verdict["state"], &verdict["lan"]),
+            &(&json!("up"), &json!("ok")),
+        )
+    })?;
     let measured: Value =
         serde_json::from_str(&dublin.agent_says(&["verify", "--throughput", "--json"])?)?;
     let checks = measured["checks"].as_array().into_iter().flatten();

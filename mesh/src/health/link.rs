@@ -197,6 +197,7 @@ pub fn link_health(ends: [Option<EndReport>; 2]) -> (LinkState, Option<LinkFault
                 false => asymmetric,
             }
         }
+        ([_, _], [Some(end), None] | [None, Some(end)]) if end.probed => quality([&end].into_iter()),
         ([_, _], _) => asymmetric,
     }
 }
@@ -324,6 +325,10 @@ mod tests {
             link_health([probed(EndState::Up, 0, 0), probed(EndState::Down, 60, 60)]),
             up
         );
+        // They just joined, and the other one has not said anything yet.
+        let just_joined = probed(EndState::Up, 0, 0);
+        assert_eq!(link_health([just_joined, None]), up);
+        assert_eq!(link_health([None, just_joined]), up);
         // A handshake says nothing of the other direction.
         assert_eq!(
             link_health([UP, probed(EndState::Down, 60, 60)]),
