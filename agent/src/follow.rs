@@ -32,9 +32,9 @@ use crate::{
 
 const VIEW: &str = "view.json";
 const CONNECTION: &str = "connection.json";
-/// So many messages may come at once, and then one in each interval.
-const BURST: u32 = 200;
+/// 200 messages may come at once, and then one in each interval.
 const INTERVAL: Duration = Duration::from_millis(50);
+const BURST: Duration = Duration::from_secs(10);
 /// So many messages may wait while another is dealt with.
 pub(crate) const MOST_WAITING: usize = 64;
 /// While a message waits that is longer than this, in bytes, no other is read.
@@ -203,7 +203,7 @@ async fn once(
     let mut stream = std::pin::pin!(stream);
     let _ = events.send(Event::Connected).await;
     let mut is_silent = true;
-    let (begun, mut pace) = (Instant::now(), Pace::new(INTERVAL, BURST));
+    let (begun, mut pace) = (Instant::now(), Pace::new(BURST));
     while let Some(message) = stream.next().await {
         if message.is_err() && is_silent {
             coordinator.went_silent();
@@ -219,7 +219,7 @@ async fn once(
         // meanwhile.
         let room = if length > LONG { MOST_WAITING } else { 1 };
         let _ = events.reserve_many(room).await;
-        tokio::time::sleep(pace.wait(begun.elapsed())).await;
+        tokio::time::sleep(pace.wait(INTERVAL, begun.elapsed())).await;
     }
     Ok(())
 }

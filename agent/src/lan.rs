@@ -9,7 +9,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tracing::{debug, warn};
-use wattle_mesh::diagnose::lan::{self, Facts, Served};
+use wattle_mesh::{
+    backoff::Pace,
+    diagnose::lan::{self, Facts, Served},
+};
 use wattle_wire::report::Problem;
 
 use crate::{
@@ -20,9 +23,11 @@ use crate::{
 /// How long to go without a look when the kernel tells of nothing. Of iptables-legacy it never does:
 /// where that may be in use, `OBSERVE_INTERVAL` holds.
 const QUIET_INTERVAL: Duration = Duration::from_secs(60);
-/// The next look waits for this many times as long as the last one took: where it takes long to
-/// list the rules, that leaves the processor to others.
+/// A look stands for so many times as long as it took, and looks for `BURST` may follow each other
+/// at once: where it takes long to list the rules and they change all the time, a tenth of a
+/// processor is used at most, and what changes after a quiet minute is told soon all the same.
 const REST_FACTOR: u32 = 10;
+const BURST: Duration = Duration::from_secs(30);
 /// What is found differs while the agent itself or an administrator is at work. It is told when it
 /// is the same after this time.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -88,6 +93,7 @@ async fn look_on(
     };
     let mut last: Option<(Served, Facts, Vec<Problem>)> = None;
     let mut unsettled = None;
+    let (started, mut pace) = (Instant::now(), Pace::new(BURST));
     loop {
         let begin = Instant::now();
         let served = asked.borrow_and_update().clone();
@@ -95,8 +101,7 @@ async fn look_on(
             None => Some(Vec::new()),
             Some(served) => look(&host, served, &mut last).await,
         };
-        let took = begin.elapsed();
-        let rest = took * REST_FACTOR;
+        let rest = pace.wait(begin.elapsed() * REST_FACTOR, started.elapsed());
         let mut pause = interval.max(rest);
         if let Some(problems) = problems.filter(|_| !asked.has_changed().unwrap_or(false)) {
             if problems == *found.borrow() {

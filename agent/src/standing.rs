@@ -50,7 +50,7 @@ impl Standing {
         node_keys: &Arc<NodeKeys>,
         membership: &Membership,
     ) {
-        let local = symptoms::addresses().map(|(_, address)| address.addr());
+        let local = symptoms::addresses().map(|found| found.address.addr());
         let is_due = self
             .own_endpoint
             .is_due(known.myself.endpoint, &local.collect(), now);

@@ -13,29 +13,28 @@ pub fn backoff(failures: u32, random: u32) -> Duration {
     bound.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// Holds back what comes too often: so many may follow each other at once, then one in each
-/// interval (the generic cell rate algorithm of ITU-T I.371).
+/// Holds back what takes too much time, or comes too often: work of a burst's length may follow at
+/// once, then as much as the time that goes by (the generic cell rate algorithm of ITU-T I.371).
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    interval: Duration,
-    burst: u32,
-    /// When the next one is due if none was early; a time of a clock that only goes forward.
-    due: Duration,
+    burst: Duration,
+    /// When all that came would be done, one after the other; a time of a clock that only goes
+    /// forward.
+    done_at: Duration,
 }
 
 impl Pace {
-    pub fn new(interval: Duration, burst: u32) -> Self {
+    pub fn new(burst: Duration) -> Self {
         Self {
-            interval,
             burst,
-            due: Duration::ZERO,
+            done_at: Duration::ZERO,
         }
     }
 
-    /// One came at `now`; how long the next one has to wait.
-    pub fn wait(&mut self, now: Duration) -> Duration {
-        self.due = self.due.max(now) + self.interval;
-        self.due.saturating_sub(now + self.interval * self.burst)
+    /// Work of this length came at `now`; how long the next has to wait.
+    pub fn wait(&mut self, length: Duration, now: Duration) -> Duration {
+        self.done_at = self.done_at.max(now) + length;
+        self.done_at.saturating_sub(now + self.burst)
     }
 }
 
@@ -44,19 +43,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_may_come_at_once_and_then_one_in_each_interval() {
+    fn a_burst_may_come_at_once_and_then_as_much_as_time_goes_by() {
         let second = Duration::from_secs(1);
-        let mut pace = Pace::new(second, 3);
+        let mut pace = Pace::new(second * 3);
         let mut now = second * 100;
         for _ in 0..2 {
-            let waits: Vec<_> = (0..5).map(|_| pace.wait(now).as_secs()).collect();
+            let waits: Vec<_> = (0..5).map(|_| pace.wait(second, now).as_secs()).collect();
             assert_eq!(waits, [0, 0, 0, 1, 2]);
             now += second * 10;
         }
+        // What takes long is paid for by a long wait.
+        assert_eq!(Pace::new(second * 3).wait(second * 20, now), second * 17);
         // Whoever waits as told goes on at the pace.
-        assert!((0..3).all(|_| pace.wait(now).is_zero()));
+        assert!((0..3).all(|_| pace.wait(second, now).is_zero()));
         for _ in 0..5 {
-            let wait = pace.wait(now);
+            let wait = pace.wait(second, now);
             assert_eq!(wait, second);
             now += wait;
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use ipnet::IpNet;
-use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 use serde_json::Value;
 use wattle_mesh::{
     diagnose::{doctor::Mover, firewall::Lan},
@@ -68,8 +68,19 @@ pub(crate) fn mtu(interface: &str) -> Option<u32> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// The addresses of this host with their networks, and the interfaces that have them.
-pub(crate) fn addresses() -> impl Iterator<Item = (String, IpNet)> {
+/// An address of this host.
+#[derive(Clone, Debug)]
+pub(crate) struct HostAddress {
+    pub(crate) interface: String,
+    /// With its network.
+    pub(crate) address: IpNet,
+    /// Whether the interface is up and has a carrier, or has none to lose: `IFF_RUNNING` of
+    /// netdevice(7).
+    is_up: bool,
+}
+
+/// The addresses of this host.
+pub(crate) fn addresses() -> impl Iterator<Item = HostAddress> {
     let ip = |address: SockaddrStorage| {
         let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
         let v6 = || address.as_sockaddr_in6().map(|v6| v6.ip().into());
@@ -78,8 +89,11 @@ pub(crate) fn addresses() -> impl Iterator<Item = (String, IpNet)> {
     getifaddrs().into_iter().flatten().filter_map(move |found| {
         let address = found.address.and_then(ip)?;
         let mask = found.netmask.and_then(ip)?;
-        let network = IpNet::with_netmask(address, mask).ok()?;
-        Some((found.interface_name, network))
+        Some(HostAddress {
+            interface: found.interface_name,
+            address: IpNet::with_netmask(address, mask).ok()?,
+            is_up: found.flags.contains(InterfaceFlags::IFF_RUNNING),
+        })
     })
 }
 
@@ -87,26 +101,17 @@ pub(crate) fn addresses() -> impl Iterator<Item = (String, IpNet)> {
 pub(crate) fn lans(subnets: &[IpNet]) -> Vec<Lan> {
     let addresses: Vec<_> = addresses().collect();
     let lan = |subnet: &IpNet| {
-        let (interface, address) = addresses
+        let found = addresses
             .iter()
-            .find(|(_, address)| subnet.contains(&address.addr()))?;
+            .find(|found| subnet.contains(&found.address.addr()))?;
         Some(Lan {
-            interface: interface.clone(),
+            interface: found.interface.clone(),
             subnet: *subnet,
-            address: *address,
-            up: is_up(interface),
+            address: found.address,
+            up: found.is_up,
         })
     };
     subnets.iter().filter_map(lan).collect()
-}
-
-/// Whether an interface is up and has a carrier. Those that have none to lose say `unknown`
-/// (Documentation/networking/operstates.rst).
-fn is_up(interface: &str) -> bool {
-    let file = Path::new("/sys/class/net")
-        .join(interface)
-        .join("operstate");
-    fs::read_to_string(file).is_ok_and(|state| ["up", "unknown"].contains(&state.trim()))
 }
 
 /// Of these interfaces those that forward no IPv4.

@@ -197,7 +197,9 @@ pub fn link_health(ends: [Option<EndReport>; 2]) -> (LinkState, Option<LinkFault
                 false => asymmetric,
             }
         }
-        ([_, _], [Some(end), None] | [None, Some(end)]) if end.probed => quality([&end].into_iter()),
+        ([_, _], [Some(end), None] | [None, Some(end)]) if end.probed => {
+            quality([&end].into_iter())
+        }
         ([_, _], _) => asymmetric,
     }
 }
