@@ -119,8 +119,8 @@ pub struct Config {
     /// of at once
     #[arg(long, env = "WATTLE_DATABASE_POOLER", global = true)]
     pub database_pooler: bool,
-    /// Allows webhooks to addresses of coordinators and other refused ones in this prefix, such as
-    /// 127.0.0.1/32 for a relay here. May be repeated
+    /// Allows webhooks to addresses that are not public, or a coordinator's, in this prefix, such as
+    /// 10.0.5.3/32 for a relay nearby. May be repeated
     #[arg(
         long,
         env = "WATTLE_WEBHOOK_ALLOW",

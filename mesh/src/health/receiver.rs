@@ -8,42 +8,42 @@ use std::{
 
 use ipnet::{IpNet, Ipv6Net};
 
-/// Addresses where everybody can be who is somebody: public ones and those of private networks,
-/// where people have their relays. In IPv6 all others are refused, among them those that hold an
-/// IPv4 address for a translator or a tunnel nearby.
-const UNICAST: [(Ipv6Addr, u8); 2] = [
-    (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3),
-    (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
-];
+/// Global unicast addresses; all of IPv6 that is public is within (RFC 4291).
+const GLOBAL_UNICAST: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
-/// What is within those and is nobody's, or the host's own, or a metadata service of a cloud.
-const REFUSED: [&str; 14] = [
-    // This host, those on its link, all hosts, and what is reserved.
+/// What is not public of IPv4 and within [`GLOBAL_UNICAST`], by IANA's registries of special-purpose
+/// addresses (RFC 6890), and a public address where a cloud's hosts find services of their own.
+const REFUSED: [&str; 19] = [
+    // This host, private networks, those of carriers, and the link with the metadata services.
     "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
     "127.0.0.0/8",
     "169.254.0.0/16",
-    "224.0.0.0/3",
-    // Assigned to protocols; Oracle's metadata service is there.
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    // Assigned to protocols, documentation and benchmarks.
     "192.0.0.0/24",
+    "192.0.2.0/24",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "2001:db8::/32",
+    "3fff::/20",
+    // All hosts, and what is reserved.
+    "224.0.0.0/3",
     // Relays of 6to4, and what they would send on; Teredo and others of its kind.
     "192.88.99.0/24",
-    "2002::/16",
     "2001::/23",
-    // Metadata and other services of hosts: Alibaba's, Azure's, and on IPv6 Amazon's, Google's,
-    // Scaleway's and Oracle's.
-    "100.100.100.200/32",
+    "2002::/16",
+    // Azure.
     "168.63.129.16/32",
-    "fd00:ec2::/32",
-    "fd20:ce::/32",
-    "fd00:42::/32",
-    "fd00:c1::/32",
 ];
 
 static REFUSED_NETS: LazyLock<Vec<IpNet>> =
     LazyLock::new(|| REFUSED.iter().filter_map(|net| net.parse().ok()).collect());
 
-/// Whether messages may be sent to an address: neither to the coordinators' `own`, nor to what
-/// answers only who is on the same host or link.
+/// Whether messages may be sent to an address: it is public, and none of the coordinators' `own`.
 pub fn may_send_to(address: IpAddr, own: &BTreeSet<IpAddr>) -> bool {
     let reached = reached(address);
     let is_refused = REFUSED_NETS.iter().any(|net| net.contains(&reached));
@@ -51,11 +51,10 @@ pub fn may_send_to(address: IpAddr, own: &BTreeSet<IpAddr>) -> bool {
 }
 
 fn is_unicast(address: IpAddr) -> bool {
+    let (net, length) = GLOBAL_UNICAST;
     match address {
         IpAddr::V4(_) => true,
-        IpAddr::V6(v6) => UNICAST
-            .iter()
-            .any(|(net, length)| Ipv6Net::new(*net, *length).is_ok_and(|net| net.contains(&v6))),
+        IpAddr::V6(v6) => Ipv6Net::new(net, length).is_ok_and(|net| net.contains(&v6)),
     }
 }
 
@@ -75,34 +74,43 @@ mod tests {
     use super::*;
 
     fn may(address: &str) -> bool {
-        let own = ["203.0.113.1", "10.0.0.1", "2001:db8::1"];
+        let own = ["9.9.9.1", "2a00::1"];
         let own = own.iter().map(|own| own.parse().unwrap()).collect();
         may_send_to(address.parse().unwrap(), &own)
     }
 
     #[test]
-    fn d10_nobody_makes_the_coordinator_speak_to_itself_or_to_a_metadata_service() {
+    fn d10_nobody_makes_the_coordinator_speak_to_what_is_not_public_or_to_itself() {
         for good in [
-            "203.0.113.9",
-            "10.0.0.5",
-            "172.16.0.1",
-            "192.168.1.2",
-            "100.64.0.1",
-            "fd00::1",
-            "2001:db8::2",
-            "2a00::1",
-            "::ffff:203.0.113.9",
-            "64:ff9b::203.0.113.9",
+            "9.9.9.9",
+            "100.63.255.255",
+            "100.128.0.0",
+            "172.15.0.1",
+            "172.32.0.1",
+            "192.167.0.1",
+            "2a00::2",
+            "2620:fe::fe",
+            "::ffff:9.9.9.9",
+            "64:ff9b::9.9.9.9",
         ] {
             assert!(may(good), "{good}");
         }
         for bad in [
             // The coordinator's own, in each form.
-            "203.0.113.1",
-            "10.0.0.1",
-            "2001:db8::1",
-            "::ffff:203.0.113.1",
-            "64:ff9b::10.0.0.1",
+            "9.9.9.1",
+            "2a00::1",
+            "::ffff:9.9.9.1",
+            "64:ff9b::9.9.9.1",
+            // Private networks, and those of carriers.
+            "10.0.0.5",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.2",
+            "100.64.0.1",
+            "fd00::1",
+            "::ffff:10.0.0.5",
+            "64:ff9b::10.0.0.5",
+            // This host.
             "127.0.0.1",
             "127.9.9.9",
             "0.0.0.0",
@@ -144,6 +152,12 @@ mod tests {
             "100::1",
             "5f00::1",
             "4000::1",
+            "192.0.2.1",
+            "198.18.0.1",
+            "198.51.100.1",
+            "203.0.113.1",
+            "2001:db8::2",
+            "3fff::1",
         ] {
             assert!(!may(bad), "{bad}");
         }

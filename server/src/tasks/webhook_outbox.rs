@@ -214,8 +214,8 @@ pub async fn send(app: &App, url: &str, webhook: WebhookId, body: &str) -> anyho
 /// Where a URL must not lead.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0} is an address of a coordinator, link-local, a metadata service's or reserved: nothing is \
-     sent there (see --webhook-allow)"
+    "{0} is no public address, or one of a coordinator: start each coordinator with \
+     --webhook-allow {0} if messages are to go there"
 )]
 pub struct RefusedAddress(IpAddr);
 

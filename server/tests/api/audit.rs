@@ -330,7 +330,7 @@ async fn every_change_is_in_the_audit_log_in_words_and_no_secret_is() {
             .map(|(_, key)| key.to_owned()),
     );
     call("DELETE", "/nodes/{node}", "/nodes/oslo", json!({})).await;
-    let url = "https://192.0.2.1/services/of-the-path?token=of-the-query#of-the-fragment";
+    let url = "https://127.0.0.9/services/of-the-path?token=of-the-query#of-the-fragment";
     let webhook = call("POST", "/webhooks", "/webhooks", json!({"url": url})).await;
     secrets.push(webhook["secret"].as_str().unwrap().to_owned());
     secrets.extend(["of-the-path", "of-the-query", "of-the-fragment"].map(str::to_owned));
@@ -445,7 +445,7 @@ async fn every_change_is_in_the_audit_log_in_words_and_no_secret_is() {
     let events = events(&coordinator, "?limit=1000").await;
     let text = json!(events).to_string();
     assert!(
-        text.contains("made a webhook to https://192.0.2.1: url https://192.0.2.1/…"),
+        text.contains("made a webhook to https://127.0.0.9: url https://127.0.0.9/…"),
         "{text}"
     );
     for secret in &secrets {

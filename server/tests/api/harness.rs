@@ -363,6 +363,8 @@ pub(crate) async fn serve_with(
             PathBuf::from("wattle-server"),
             "--data-dir".into(),
             data_dir.into(),
+            // Where webhooks may lead that nothing is to be sent to.
+            "--webhook-allow=127.0.0.9/32".into(),
         ]
         .into_iter()
         .chain(arguments.iter().map(PathBuf::from)),

@@ -228,7 +228,7 @@ fn samples(dublin: &Node, cork: &Node, finish: &EnrolFinish) -> Vec<Sample> {
         of(
             "post",
             "/webhooks",
-            json!({"url": "https://203.0.113.9/hook"}),
+            json!({"url": "https://127.0.0.9/hook"}),
         ),
         of(
             "post",

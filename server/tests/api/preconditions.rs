@@ -70,7 +70,7 @@ async fn a_dry_run_of_every_change_says_what_it_would_do_and_does_nothing() {
         .await
         .expect(201)
         .json();
-    let webhook = json!({"url": "http://192.0.2.1/hook"});
+    let webhook = json!({"url": "http://127.0.0.9/hook"});
     let made = coordinator
         .post("/webhooks", webhook.clone())
         .await
