@@ -219,7 +219,8 @@ async fn once(
         // meanwhile.
         let room = if length > LONG { MOST_WAITING } else { 1 };
         let _ = events.reserve_many(room).await;
-        tokio::time::sleep(pace.wait(INTERVAL, begun.elapsed())).await;
+        pace.take(INTERVAL, begun.elapsed());
+        tokio::time::sleep(pace.wait(begun.elapsed())).await;
     }
     Ok(())
 }

@@ -101,7 +101,8 @@ async fn look_on(
             None => Some(Vec::new()),
             Some(served) => look(&host, served, &mut last).await,
         };
-        let rest = pace.wait(begin.elapsed() * REST_FACTOR, started.elapsed());
+        pace.take(begin.elapsed() * REST_FACTOR, started.elapsed());
+        let rest = pace.wait(started.elapsed());
         let mut pause = interval.max(rest);
         if let Some(problems) = problems.filter(|_| !asked.has_changed().unwrap_or(false)) {
             if problems == *found.borrow() {

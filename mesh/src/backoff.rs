@@ -31,10 +31,14 @@ impl Pace {
         }
     }
 
-    /// Work of this length came at `now`; how long the next has to wait.
-    pub fn wait(&mut self, length: Duration, now: Duration) -> Duration {
-        self.done_at = self.done_at.max(now) + length;
+    /// How long the next work has to wait at `now`.
+    pub fn wait(&self, now: Duration) -> Duration {
         self.done_at.saturating_sub(now + self.burst)
+    }
+
+    /// Work of this length comes at `now`.
+    pub fn take(&mut self, length: Duration, now: Duration) {
+        self.done_at = self.done_at.max(now) + length;
     }
 }
 
@@ -45,22 +49,24 @@ mod tests {
     #[test]
     fn a_burst_may_come_at_once_and_then_as_much_as_time_goes_by() {
         let second = Duration::from_secs(1);
-        let mut pace = Pace::new(second * 3);
-        let mut now = second * 100;
+        let (mut pace, mut now) = (Pace::new(second * 3), second * 100);
+        let mut next = |length, now| {
+            pace.take(second * length, now);
+            pace.wait(now).as_secs()
+        };
         for _ in 0..2 {
-            let waits: Vec<_> = (0..5).map(|_| pace.wait(second, now).as_secs()).collect();
-            assert_eq!(waits, [0, 0, 0, 1, 2]);
+            assert_eq!([1; 5].map(|length| next(length, now)), [0, 0, 0, 1, 2]);
             now += second * 10;
         }
-        // What takes long is paid for by a long wait.
-        assert_eq!(Pace::new(second * 3).wait(second * 20, now), second * 17);
         // Whoever waits as told goes on at the pace.
-        assert!((0..3).all(|_| pace.wait(second, now).is_zero()));
+        assert_eq!([1; 4].map(|length| next(length, now)), [0, 0, 0, 1]);
         for _ in 0..5 {
-            let wait = pace.wait(second, now);
-            assert_eq!(wait, second);
-            now += wait;
+            now += second;
+            assert_eq!(next(1, now), 1);
         }
+        // What takes long is paid for by a long wait.
+        now += second * 10;
+        assert_eq!(next(20, now), 17);
     }
 
     #[test]

@@ -175,6 +175,7 @@ async fn follow(app: App) {
                 .read(|feed| feed.directory().nodes.keys().copied().collect());
             app.reports.retain(|node| nodes.contains(&node));
             app.verified.retain(|node| nodes.contains(&node));
+            app.shares.retain(|node| nodes.contains(&node));
             if let Err(error) = forget_old(&app.db).await {
                 tracing::debug!(%error, "cannot delete what is old in the database");
             }

@@ -6,6 +6,7 @@ mod queries;
 use std::{sync::Arc, time::Instant};
 
 use axum::{
+    body::HttpBody,
     extract::{Request, State},
     http::{Extensions, HeaderMap, HeaderValue, header},
     middleware::Next,
@@ -26,7 +27,7 @@ use wattle_wire::{
 use crate::{
     db::{AuditActor, Db, node_records},
     error::{self, Error, Result},
-    http::listen::Connection,
+    http::{body::LARGEST_IMPORT, listen::Connection},
     secret::{self, ApiCredential},
     state::{
         app::App,
@@ -69,7 +70,9 @@ pub async fn enter(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let entered = match entered(&app, request.headers(), request.extensions()).await {
+    let size = request.body().size_hint();
+    let bytes = size.upper().unwrap_or(LARGEST_IMPORT as u64);
+    let entered = match entered(&app, request.headers(), bytes, request.extensions()).await {
         Ok(entered) => entered,
         Err(error) => return error.into_response(),
     };
@@ -111,12 +114,18 @@ pub async fn enter(
     response
 }
 
-/// Who calls, and whether the credential has room for one more request.
-async fn entered(app: &App, headers: &HeaderMap, extensions: &Extensions) -> Result<Entered> {
+/// Who calls, and whether the credential has room for one more request, whose body has at most so
+/// many bytes.
+async fn entered(
+    app: &App,
+    headers: &HeaderMap,
+    bytes: u64,
+    extensions: &Extensions,
+) -> Result<Entered> {
     let bearer = bearer(headers).ok_or_else(error::unauthorized)?;
     let entered = match ApiCredential::parse(bearer) {
         Some(token) => api_token(app, &token, origin(extensions)).await?,
-        None => node(app, bearer, origin(extensions)).await?,
+        None => node(app, bearer, bytes, origin(extensions)).await?,
     };
     match extensions.get::<Arc<Connection>>() {
         Some(connection) if !connection.set_authenticated(&entered.share) => {
@@ -227,8 +236,9 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
         .then_some(token.trim())
 }
 
-async fn node(app: &App, token: &str, origin: Option<Origin>) -> Result<Entered> {
+async fn node(app: &App, token: &str, bytes: u64, origin: Option<Origin>) -> Result<Entered> {
     let node = calling_node(app, token, origin).await?;
+    app.shares.pace(node, bytes)?;
     let share = app.shares.of(Credential::Node(node));
     let admitted = share.admit().await?;
     Ok(Entered {

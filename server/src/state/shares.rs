@@ -11,15 +11,21 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use wattle_mesh::backoff::Pace;
 use wattle_wire::ids::{NodeId, TokenId};
 
 use crate::error::{self, Result};
 
 /// How long a request waits for its turn among those of its credential.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// 600 requests of a node may come at once, and then ten in a second. A body of 100 KiB counts as
+/// one more: a report of 10,000 links is as good as 16.
+const NODE_BURST: Duration = Duration::from_secs(60);
+const NODE_REQUEST: Duration = Duration::from_millis(100);
+const NODE_KIB: Duration = Duration::from_millis(1);
 
 /// Whose share it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,9 +71,13 @@ impl Credential {
     }
 }
 
-/// The shares that are in use.
-#[derive(Debug, Default)]
-pub struct Shares(Arc<Mutex<HashMap<Credential, Weak<Share>>>>);
+/// The shares that are in use, and how much nodes sent lately.
+#[derive(Debug)]
+pub struct Shares {
+    in_use: Arc<Mutex<HashMap<Credential, Weak<Share>>>>,
+    paces: Mutex<HashMap<NodeId, Pace>>,
+    since: Instant,
+}
 
 /// What one credential takes.
 #[derive(Debug)]
@@ -93,25 +103,56 @@ pub struct AdmittedRequest {
     pub turn: SharePlace,
 }
 
+impl Default for Shares {
+    fn default() -> Self {
+        Self {
+            in_use: Arc::default(),
+            paces: Mutex::default(),
+            since: Instant::now(),
+        }
+    }
+}
+
 impl Shares {
     pub fn of(&self, credential: Credential) -> Arc<Share> {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.in_use);
         if let Some(share) = all.get(&credential).and_then(Weak::upgrade) {
             return share;
         }
-        let share = Arc::new(Share::new(credential, Arc::downgrade(&self.0)));
+        let share = Arc::new(Share::new(credential, Arc::downgrade(&self.in_use)));
         all.insert(credential, Arc::downgrade(&share));
         share
     }
 
     /// Whose shares are in use.
     pub fn in_use(&self) -> Vec<Credential> {
-        lock(&self.0).keys().copied().collect()
+        lock(&self.in_use).keys().copied().collect()
+    }
+
+    /// A node sends a request whose body has at most so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// 429, when it sent too much lately.
+    pub fn pace(&self, node: NodeId, bytes: u64) -> Result<()> {
+        let (mut paces, now) = (lock(&self.paces), self.since.elapsed());
+        let pace = paces.entry(node).or_insert(Pace::new(NODE_BURST));
+        if !pace.wait(now).is_zero() {
+            return Err(error::too_much("requests in a short time").into());
+        }
+        let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
+        pace.take(NODE_REQUEST + NODE_KIB.saturating_mul(kib), now);
+        Ok(())
+    }
+
+    /// Forgets nodes that do not take part any more.
+    pub fn retain(&self, takes_part: impl Fn(NodeId) -> bool) {
+        lock(&self.paces).retain(|node, _| takes_part(*node));
     }
 
     /// A credential is good for nothing any more: what it has open ends.
     pub fn end(&self, credential: Credential) {
-        let share = lock(&self.0).get(&credential).and_then(Weak::upgrade);
+        let share = lock(&self.in_use).get(&credential).and_then(Weak::upgrade);
         if let Some(share) = share {
             share.ended.cancel();
         }
@@ -212,6 +253,24 @@ mod tests {
         assert!(shares.of(VIEWER).admit().await.is_ok());
         let connections: Vec<_> = std::iter::from_fn(|| share.connection()).collect();
         assert_eq!(connections.len(), VIEWER.limits().connections);
+    }
+
+    #[test]
+    fn c18_a_node_sends_so_much_at_once_and_another_its_own() {
+        let shares = Shares::default();
+        let [one, other, third] = [1, 2, 3].map(|id| NodeId(Uuid::from_u128(id)));
+        let let_in = |node, bytes| {
+            (0..1000)
+                .take_while(|_| shares.pace(node, bytes).is_ok())
+                .count()
+        };
+        let (small, large) = (let_in(one, 100), let_in(other, 4 << 20));
+        assert!((600..620).contains(&small), "{small}");
+        assert!((14..17).contains(&large), "{large}");
+        assert_eq!(shares.pace(third, 0).map_err(|_| ()), Ok(()));
+        assert_eq!(shares.pace(one, 0).map_err(|_| ()), Err(()));
+        shares.retain(|node| node != one);
+        assert_eq!(shares.pace(one, 0).map_err(|_| ()), Ok(()));
     }
 
     #[tokio::test]

@@ -12,8 +12,8 @@ use crate::{
     },
 };
 
-/// How often what is too old is dropped from the history of links.
-const PRUNE: Duration = Duration::from_secs(3600);
+/// How often what is too old or too much is dropped from the history of links.
+const PRUNE: Duration = Duration::from_secs(600);
 
 /// Looks at links, and keeps their history, until the coordinator stops.
 pub async fn follow(app: &App) {
@@ -24,9 +24,10 @@ pub async fn follow(app: &App) {
             app.link_tracker.record(app.sources()).await?;
             if pruned.is_none_or(|at| at.elapsed() >= PRUNE) {
                 let mut transaction = app.db.report().await?;
-                queries::prune_history(&mut transaction).await?;
+                let most = queries::MOST_ENTRIES_IN_ALL;
+                let is_more = queries::prune_history(&mut transaction, most).await?;
                 transaction.commit().await?;
-                pruned = Some(Instant::now());
+                pruned = (!is_more).then(Instant::now);
             }
             Ok::<_, Error>(())
         };

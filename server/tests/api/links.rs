@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use wattle_server::state::link_tracker::queries;
 use wattle_wire::{ids::NodeId, stream::StreamMessage};
 
 use crate::{
@@ -466,4 +467,41 @@ async fn a_node_is_told_what_is_made_of_its_own_links_and_where_peers_see_it() {
         assert!(Instant::now() < deadline, "{told}");
     }
     coordinator.get("/agent/links").await.expect(403);
+}
+
+#[tokio::test]
+async fn c18_links_that_come_and_go_push_nobody_elses_history_out() {
+    let coordinator = Coordinator::start().await;
+    let (dublin, frankfurt) = two_nodes(&coordinator).await;
+    let cork = new_node(&coordinator, json!({"name": "cork"})).await;
+    let mut connection = coordinator.connection().await;
+    // Dublin's come and go. What Frankfurt and Cork have of each other is the oldest.
+    for (one, other, changes, hours) in [
+        (&frankfurt, &cork, 2, 9),
+        (&dublin, &frankfurt, 40, 5),
+        (&dublin, &cork, 40, 1),
+    ] {
+        let made = "WITH link AS (
+                INSERT INTO links (a, b) VALUES (least($1, $2), greatest($1, $2)) RETURNING a, b)
+            INSERT INTO link_history (a, b, at, state)
+            SELECT a, b, now() - make_interval(hours => $4, secs => age), 'up'
+            FROM link, generate_series(1, $3) AS age";
+        sqlx::query(made)
+            .bind(one.id().0)
+            .bind(other.id().0)
+            .bind(changes)
+            .bind(hours)
+            .execute(&mut connection)
+            .await
+            .unwrap();
+    }
+    while queries::prune_history(&mut connection, 50).await.unwrap() {}
+    let rows: Vec<(bool, i64)> = sqlx::query_as(
+        "SELECT $1 IN (a, b), count(*) FROM link_history GROUP BY a, b ORDER BY min(at)",
+    )
+    .bind(dublin.id().0)
+    .fetch_all(&mut connection)
+    .await
+    .unwrap();
+    assert_eq!(rows, [(false, 2), (true, 8), (true, 40)]);
 }

@@ -21,7 +21,7 @@ use wattle_server::{http::auth, secret::ApiCredential, state::origin::Origin};
 use wattle_wire::join::JoinString;
 
 use crate::{
-    agents::{NodeKeys, new_node, new_site, start},
+    agents::{Node, NodeKeys, new_node, new_site, start},
     harness::{Answer, Coordinator, SOON, client, send},
 };
 
@@ -98,6 +98,33 @@ async fn c12_a_credential_has_so_many_connections_and_others_have_their_own() {
         coordinator.get("/sites").await.expect(200);
         let (statuses, _) = on_own_connections(&coordinator, 1, "/sites", &coordinator.token).await;
         assert_eq!(statuses, [200]);
+    }
+}
+
+#[tokio::test]
+async fn c18_a_node_that_sends_letters_and_reports_without_end_is_slowed_down_and_no_other() {
+    let coordinator = Coordinator::start().await;
+    let dublin = new_node(&coordinator, json!({"name": "dublin"})).await;
+    let cork = new_node(&coordinator, json!({"name": "cork"})).await;
+    let ask = async |node: &Node| {
+        let request = coordinator.client.post(coordinator.url("/agent/mailbox"));
+        send(request.bearer_auth(node.token()).json(&json!({}))).await
+    };
+    let mut let_in = 0;
+    let refused = loop {
+        let answer = ask(&dublin).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        let_in += 1;
+    };
+    is_too_much(&refused);
+    assert!(let_in >= 590, "{let_in}");
+    ask(&cork).await.expect(200);
+    // Whoever waits is let in.
+    let deadline = Instant::now() + SOON;
+    while ask(&dublin).await.status == 429 {
+        assert!(Instant::now() < deadline);
     }
 }
 

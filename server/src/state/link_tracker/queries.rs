@@ -22,7 +22,9 @@ use crate::error::Result;
 pub const MOST_ROWS: usize = 20_000;
 /// Changes that are remembered of one link, and of all links together, of about 100 bytes each.
 const MOST_ENTRIES: i64 = 500;
-const MOST_ENTRIES_IN_ALL: i64 = 1_000_000;
+pub const MOST_ENTRIES_IN_ALL: i64 = 1_000_000;
+/// Of these, what one statement drops; it has to end within the same limit.
+const MOST_DROPPED: i64 = 100_000;
 
 /// The stored health of some links.
 pub async fn of_pairs(
@@ -148,16 +150,33 @@ pub async fn record(
     Ok(news)
 }
 
-/// Drops what is too old or too much of the history of links.
-pub async fn prune_history(connection: &mut PgConnection) -> Result<()> {
-    sqlx::query!(
-        "DELETE FROM link_history WHERE at < greatest(now() - interval '30 days', (SELECT at FROM \
-         link_history ORDER BY at DESC OFFSET $1 LIMIT 1))",
-        MOST_ENTRIES_IN_ALL
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
+/// Drops what is too old or too much of the history of links. Whether there is more to drop.
+///
+/// Of what is too much in all, the oldest of the node that has most goes: a link that comes and goes
+/// costs others nothing.
+pub async fn prune_history(connection: &mut PgConnection, most: i64) -> Result<bool> {
+    sqlx::query!("DELETE FROM link_history WHERE at < now() - interval '30 days'")
+        .execute(&mut *connection)
+        .await?;
+    let count = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM link_history"#);
+    let surplus = count.fetch_one(&mut *connection).await? - most;
+    if surplus <= 0 {
+        return Ok(false);
+    }
+    let noisiest = sqlx::query_scalar!(
+        r#"SELECT node AS "node!" FROM (
+               SELECT a AS node FROM link_history UNION ALL SELECT b FROM link_history) AS ends
+           GROUP BY node ORDER BY count(*) DESC, node LIMIT 1"#
+    );
+    let noisiest = noisiest.fetch_one(&mut *connection).await?;
+    let dropped = sqlx::query!(
+        "DELETE FROM link_history WHERE ctid IN (
+             SELECT ctid FROM link_history WHERE $1 IN (a, b) ORDER BY at LIMIT $2)",
+        noisiest,
+        surplus.min(MOST_DROPPED)
+    );
+    let dropped = dropped.execute(connection).await?.rows_affected();
+    Ok(dropped.cast_signed() < surplus)
 }
 
 /// Changes of a link's state, newest first, before a moment if one is given.
