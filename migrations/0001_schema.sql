@@ -102,6 +102,9 @@ CREATE TABLE nodes (
     announced_key       bytea
         CONSTRAINT node_announced_key UNIQUE CHECK (octet_length(announced_key) = 32),
     announced_at        timestamptz,
+    -- Since when the node waits for its turn to announce one, and when it last asked; null for never.
+    turn_since          timestamptz,
+    turn_asked_at       timestamptz,
     -- When somebody asked for a new key; null once the node has one.
     rotate_since        timestamptz,
     -- Whether a peer has met the node at the endpoint that it names itself, and which peer tries
@@ -119,6 +122,7 @@ CREATE TABLE nodes (
     CHECK ((endpoint_address IS NULL) = (endpoint_port IS NULL)),
     CHECK ((admission IS NULL) = (admission_signature IS NULL)),
     CHECK ((endpoint_tried_by IS NULL) = (endpoint_tried_at IS NULL)),
+    CHECK ((turn_since IS NULL) = (turn_asked_at IS NULL)),
     CONSTRAINT announced_whole
         CHECK (num_nulls(announced, announced_signature, announced_key, announced_at) IN (0, 4)),
     CONSTRAINT agent_or_file CHECK (

@@ -169,7 +169,8 @@ async fn announce(
                 succession::may_announce(&record, statement).map_err(refused)?;
             }
             if let Some(other) = queries::under_way(&mut change, node).await? {
-                return Err(under_way(&other).into());
+                queries::wait(&mut change, node).await?;
+                return Ok(change.unchanged(Some(other)));
             }
             if !stands {
                 if queries::given_up_lately(&mut change, node).await? >= MOST_KEYS_AN_HOUR {
@@ -179,10 +180,12 @@ async fn announce(
             }
             let after = found(queries::announce(&mut change, &record, signed, statement).await?)?;
             change
-                .changed_node((), "node.key.announce", &record, after)
+                .changed_node(None, "node.key.announce", &record, after)
                 .await
         });
-        announced.await?;
+        if let Some(other) = announced.await? {
+            return Err(under_way(&other).into());
+        }
     }
     let ready = queries::ready(&mut *app.db.begin().await?, node, statement.sequence).await?;
     Ok(RotationAnswer {
@@ -271,7 +274,10 @@ pub(crate) async fn refuse_known_key(
 }
 
 fn under_way(node: &str) -> ProblemDetails {
-    let detail = format!("{node} is changing its WireGuard key; only one node at a time may");
+    let detail = format!(
+        "{node} is changing its WireGuard key, or asked to before this node; only one node at a \
+         time may"
+    );
     error::taken(
         "rotation_under_way",
         "Another node is changing its key",

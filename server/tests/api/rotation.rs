@@ -268,6 +268,50 @@ async fn one_node_at_a_time_changes_its_key_and_who_withdraws_makes_room() {
 }
 
 #[tokio::test]
+async fn b21_a_node_that_announces_again_and_again_gives_others_their_turn() {
+    let coordinator = Coordinator::start().await;
+    let [dublin, frankfurt, cork] = three(&coordinator).await;
+    let [first, second, third] = [&dublin, &frankfurt, &cork].map(|node| NextKey::new(node, 2));
+    let is_let_in = async |node: &Node, next: &NextKey| {
+        let answer = announce(&coordinator, node, next).await;
+        let is_let_in = answer.status == 200;
+        if !is_let_in {
+            assert_eq!(answer.problem().1, "rotation_under_way");
+        }
+        is_let_in
+    };
+    let goes_by = async |seconds: i32| {
+        let age = "UPDATE nodes SET announced_at = announced_at - make_interval(secs => $1), \
+            turn_since = turn_since - make_interval(secs => $1), \
+            turn_asked_at = turn_asked_at - make_interval(secs => $1)";
+        let mut connection = coordinator.connection().await;
+        let aged = sqlx::query(age).bind(seconds).execute(&mut connection);
+        aged.await.unwrap();
+    };
+    assert!(is_let_in(&dublin, &first).await);
+    assert!(!is_let_in(&frankfurt, &second).await);
+    assert!(!is_let_in(&cork, &third).await);
+    goes_by(61).await;
+    assert!(!is_let_in(&frankfurt, &second).await);
+    assert!(!is_let_in(&cork, &third).await);
+    // Neither its standing key nor another one keeps the turn.
+    assert!(!is_let_in(&dublin, &first).await);
+    assert!(!is_let_in(&dublin, &NextKey::new(&dublin, 3)).await);
+    goes_by(5).await;
+    assert!(!is_let_in(&cork, &third).await);
+    assert!(!is_let_in(&frankfurt, &second).await);
+    withdraw(&coordinator, &dublin).await;
+    // In the order in which they asked.
+    assert!(!is_let_in(&dublin, &NextKey::new(&dublin, 3)).await);
+    assert!(!is_let_in(&cork, &third).await);
+    assert!(is_let_in(&frankfurt, &second).await);
+    withdraw(&coordinator, &frankfurt).await;
+    // Who does not ask any more is not waited for.
+    goes_by(11).await;
+    assert!(is_let_in(&dublin, &NextKey::new(&dublin, 3)).await);
+}
+
+#[tokio::test]
 async fn a_key_that_is_anothers_and_a_statement_that_does_not_follow_are_refused() {
     let coordinator = Coordinator::start().await;
     let [dublin, frankfurt, _] = three(&coordinator).await;

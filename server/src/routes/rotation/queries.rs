@@ -38,19 +38,38 @@ pub(super) async fn is_announced(
     Ok(found.fetch_one(connection).await?)
 }
 
-/// The name of another node that is changing its key. One that announced it two minutes ago and did
-/// not change is not waited for: its own agent gives up after half a minute, and changes only while
-/// the coordinator answers.
+/// The name of another node that is changing its key, or whose turn comes before this one's.
+///
+/// One that announced its key two minutes ago and did not change is not waited for: its own agent
+/// gives up after half a minute, and changes only while the coordinator answers. Nor is one that has
+/// not asked for ten seconds: agents ask every three.
 pub(super) async fn under_way(
     connection: &mut PgConnection,
     node: NodeId,
 ) -> Result<Option<String>> {
     let name = sqlx::query_scalar!(
-        "SELECT name FROM nodes WHERE id <> $1 AND state <> 'revoked' AND announced_at > now() - \
-         interval '2 minutes' LIMIT 1",
+        "SELECT name FROM nodes WHERE id <> $1 AND state <> 'revoked' AND (
+             announced_at > now() - interval '2 minutes'
+             OR turn_asked_at > now() - interval '10 seconds' AND turn_since < coalesce(
+                 (SELECT turn_since FROM nodes
+                  WHERE id = $1 AND turn_asked_at > now() - interval '10 seconds'), now()))
+         ORDER BY announced_at DESC NULLS LAST LIMIT 1",
         node.0
     );
     Ok(name.fetch_optional(connection).await?)
+}
+
+/// Notes that a node waits for its turn.
+pub(super) async fn wait(connection: &mut PgConnection, node: NodeId) -> Result<()> {
+    let waits = sqlx::query!(
+        "UPDATE nodes SET turn_asked_at = now(),
+             turn_since = CASE WHEN turn_asked_at > now() - interval '10 seconds'
+                 THEN turn_since ELSE now() END
+         WHERE id = $1",
+        node.0
+    );
+    waits.execute(connection).await?;
+    Ok(())
 }
 
 /// Whether a key is or was another node's, or is or was this node's already.
@@ -105,7 +124,8 @@ pub(super) async fn announce(
     keep_former(connection, node, &withdrawn(record)).await?;
     sqlx::query!(
         "UPDATE nodes SET announced = $2, announced_signature = $3, announced_key = $4, \
-         announced_at = now(), highest_sequence = greatest(highest_sequence, $5)
+         announced_at = now(), turn_since = NULL, turn_asked_at = NULL, highest_sequence = \
+         greatest(highest_sequence, $5)
          WHERE id = $1 AND state <> 'revoked'",
         node.0,
         signed.announcement,
