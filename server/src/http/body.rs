@@ -191,14 +191,33 @@ fn without_value(message: &str) -> String {
     .iter()
     .any(|start| message.starts_with(start));
     match message.rsplit_once(", expected ") {
-        Some((_, expected)) if repeats => format!("expected {expected}"),
+        Some((_, expected)) if repeats => format!("expected {}", in_words(expected)),
         _ => message.to_owned(),
+    }
+}
+
+/// What serde expects, in words of JSON instead of Rust.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u8" => "a number from 0 to 255",
+        "u16" => "a number from 0 to 65535",
+        "u32" => "a number from 0 to 4294967295",
+        "u64" => "a number from 0 to 18446744073709551615",
+        "i32" | "i64" => "a whole number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        other if other.contains("struct ") || other.contains("enum ") => "an object",
+        other => other,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use wattle_wire::{admin::NewSite, problem::ProblemDetails};
+    use wattle_wire::{
+        admin::{MeshPatch, NewSite},
+        problem::ProblemDetails,
+    };
 
     use super::*;
 
@@ -267,6 +286,30 @@ mod tests {
                 (status, code, field),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn what_is_expected_is_said_in_words_of_json() {
+        let of = |text: &str| match parse::<MeshPatch>(text.as_bytes()) {
+            Err(Error::Refused(problem)) => problem.detail.clone().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        for (text, expected) in [
+            (r#"{"rotate_days": 70000}"#, "a number from 0 to 65535"),
+            (r#"{"rotate_days": "x"}"#, "a number from 0 to 65535"),
+            (r#"{"lossy_percent": -1}"#, "a number from 0 to 255"),
+            (r#"{"probes": 1}"#, "true or false"),
+            ("[]", "an object"),
+        ] {
+            assert_eq!(of(text), format!("expected {expected}"), "{text}");
+        }
+        for (text, expected) in [
+            (r#"{"name": "a", "subnets": {}}"#, "a list"),
+            (r#"{"name": "a", "labels": []}"#, "an object"),
+        ] {
+            let said = problem_of(text).detail.clone().unwrap();
+            assert_eq!(said, format!("expected {expected}"), "{text}");
         }
     }
 
