@@ -669,8 +669,7 @@ fn resident_kib() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-#[tokio::test]
-async fn c10_nothing_that_anybody_sends_to_any_route_breaks_the_coordinator_or_makes_it_grow() {
+pub(crate) async fn all_routes() {
     const ROUNDS: usize = 40;
     const MOST_GROWTH_KIB: u64 = 64 * 1024;
     // So many rounds, or for so long as CONTRIBUTING says.

@@ -5,10 +5,15 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use futures_util::future::join_all;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
@@ -289,9 +294,42 @@ async fn most_held(program: &Program, until: Instant) -> u64 {
     most
 }
 
-/// How long good requests take, one after the other, until then: all but the slowest hundredth. A
-/// thread of their own makes them, for strangers keep the others busy.
-fn p99(program: &Program, token: &str, until: Instant) -> JoinHandle<Duration> {
+/// Keeps this thread, and what it starts, on one processor: strangers have the first, and the
+/// coordinator and its good client the second.
+fn stay_on(processor: usize) {
+    let mut processors = CpuSet::new();
+    processors.set(processor).unwrap();
+    // Where there is only one they share it.
+    let _ = sched_setaffinity(Pid::from_raw(0), &processors);
+}
+
+/// Starts the program beside its good client.
+fn start(folder: &Path) -> Program {
+    let start = || {
+        stay_on(1);
+        Program::start(folder)
+    };
+    thread::scope(|scope| scope.spawn(start).join()).unwrap()
+}
+
+/// All strangers at once, until they have to end.
+fn attack(strangers: Strangers) -> JoinHandle<()> {
+    let attacks = async move {
+        let attacks = (0..ADDRESSES * CONNECTIONS).map(|number| strangers.clone().attack(number));
+        for attack in join_all(attacks.map(tokio::spawn)).await {
+            attack.unwrap();
+        }
+    };
+    tokio::task::spawn_blocking(move || {
+        stay_on(0);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(attacks);
+    })
+}
+
+/// How long good requests take, one after the other, until then: the median, and all but the slowest
+/// hundredth.
+fn times(program: &Program, token: &str, until: Instant) -> JoinHandle<[Duration; 2]> {
     let request = program.client.get(format!("{}/sites", program.url));
     let request = request.bearer_auth(token).build().unwrap();
     let client = client(&program.data_dir);
@@ -305,10 +343,13 @@ fn p99(program: &Program, token: &str, until: Instant) -> JoinHandle<Duration> {
             times.push(began.elapsed());
         }
         times.sort();
-        times[times.len() * 99 / 100]
+        [50, 99].map(|percent| times[times.len() * percent / 100])
     };
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::spawn_blocking(move || runtime.block_on(requests))
+    tokio::task::spawn_blocking(move || {
+        stay_on(1);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(requests)
+    })
 }
 
 /// Seconds of the attack, or as many as CONTRIBUTING says.
@@ -317,14 +358,13 @@ fn seconds() -> Duration {
     Duration::from_secs(seconds)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn c11_whatever_strangers_send_from_fifty_addresses_the_coordinator_holds_little_of_it() {
+pub(crate) async fn fifty_addresses() {
     let _company = alone().await;
     let folder = reachable_folder();
-    let program = Program::start(folder.path());
+    let program = start(folder.path());
     let token = token(folder.path());
-    let in_a_moment = || Instant::now() + Duration::from_secs(2);
-    let normal = p99(&program, &token, in_a_moment()).await.unwrap();
+    let in_a_moment = Instant::now() + seconds() / 5;
+    let normal = times(&program, &token, in_a_moment).await.unwrap();
     let watched = program.client.get(format!("{}/events/stream", program.url));
     let mut watched = watched.bearer_auth(&token).send().await.unwrap();
     watched.chunk().await.unwrap().unwrap();
@@ -341,20 +381,16 @@ async fn c11_whatever_strangers_send_from_fifty_addresses_the_coordinator_holds_
         tls: believing(folder.path()),
         until,
     };
-    let attacks: Vec<_> = (0..ADDRESSES * CONNECTIONS)
-        .map(|number| tokio::spawn(strangers.clone().attack(number)))
-        .collect();
-    let attacked = p99(&program, &token, until);
+    let strangers = attack(strangers);
+    let attacked = times(&program, &token, until);
     let most = most_held(&program, until).await;
     let attacked = attacked.await.unwrap();
-    for attack in join_all(attacks).await {
-        attack.unwrap();
-    }
+    strangers.await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let afterwards = until_at_most(&program, rest + MOST_AFTERWARDS, deadline).await;
     say(&format!(
-        "at rest {rest} KiB, attacked {most} KiB, afterwards {afterwards} KiB; p99 {normal:?} \
-         normally, {attacked:?} attacked"
+        "at rest {rest} KiB, attacked {most} KiB, afterwards {afterwards} KiB; p50 and p99 \
+         {normal:?} normally, {attacked:?} attacked"
     ));
     assert!(
         most <= rest + MOST_WHILE_IT_LASTS,
@@ -364,9 +400,9 @@ async fn c11_whatever_strangers_send_from_fifty_addresses_the_coordinator_holds_
         afterwards <= rest + MOST_AFTERWARDS,
         "{rest} KiB, afterwards {afterwards} KiB"
     );
-    // The strangers are on this machine, too.
+    // A build with debug assertions takes long for each of the strangers' handshakes.
     assert!(
-        attacked < Duration::from_secs(1),
+        attacked[1] < Duration::from_secs(1),
         "{normal:?}, then {attacked:?}"
     );
     watched

@@ -40,3 +40,4 @@ mod tls;
 mod two_pages;
 mod webhooks;
 mod wg_quick;
+mod without_company;
