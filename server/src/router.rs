@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    collections::btree_map::Entry,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -19,8 +20,8 @@ use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
-        ComponentsBuilder, Content, InfoBuilder, Object, OpenApi, OpenApiBuilder, Ref,
-        ResponseBuilder, Type,
+        ComponentsBuilder, Content, InfoBuilder, Object, OneOfBuilder, OpenApi, OpenApiBuilder,
+        Ref, RefOr, ResponseBuilder, Schema, Type,
         path::{ParameterBuilder, ParameterIn, PathItem},
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
     },
@@ -51,6 +52,8 @@ use crate::{
 const POSITION: HeaderName = HeaderName::from_static("wattle-position");
 /// How long a request may take, its body included; more than the database's own limits together.
 const LONGEST_REQUEST: Duration = Duration::from_secs(8);
+/// What bodies are, but for problems.
+const JSON: &str = "application/json";
 /// The longest path that is logged.
 const LONGEST_PATH: usize = 200;
 
@@ -233,7 +236,7 @@ pub fn openapi_json() -> String {
 pub async fn show_openapi() -> Response {
     // Anybody may ask: it is written once, and shared.
     static TEXT: LazyLock<Bytes> = LazyLock::new(|| openapi_json().into());
-    ([(header::CONTENT_TYPE, "application/json")], TEXT.clone()).into_response()
+    ([(header::CONTENT_TYPE, JSON)], TEXT.clone()).into_response()
 }
 
 /// Names each operation after its method and path: `get_sites_site`. Names of functions are unique
@@ -300,6 +303,25 @@ fn document_options(item: &mut PathItem) {
             ]
             .map(Into::into),
         );
+        let responses = &mut operation.responses.responses;
+        let dry_run = RefOr::from(Ref::from_schema_name("DryRun"));
+        match responses.entry("200".to_owned()) {
+            Entry::Vacant(vacant) => {
+                let answer = ResponseBuilder::new()
+                    .description("What a dry run would do")
+                    .content(JSON, Content::new(Some(dry_run)));
+                vacant.insert(answer.build().into());
+            }
+            Entry::Occupied(mut occupied) => {
+                if let RefOr::T(answer) = occupied.get_mut()
+                    && let Some(RefOr::T(content)) = answer.content.get_mut(JSON)
+                    && let Some(schema) = content.schema.take()
+                {
+                    let either = OneOfBuilder::new().item(schema).item(dry_run);
+                    content.schema = Some(Schema::from(either).into());
+                }
+            }
+        }
     }
 }
 

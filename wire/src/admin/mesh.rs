@@ -38,6 +38,7 @@ pub struct MeshPatch {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false)]
     pub psk: Option<PskPolicy>,
     /// 0, or 1 to [`MeshPatch::LONGEST_ROTATE_DAYS`].
     #[serde(
@@ -45,12 +46,14 @@ pub struct MeshPatch {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false, maximum = 3650)]
     pub rotate_days: Option<u16>,
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false)]
     pub probes: Option<bool>,
     /// 1 to 100.
     #[serde(
@@ -58,6 +61,7 @@ pub struct MeshPatch {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false, minimum = 1, maximum = 100)]
     pub lossy_percent: Option<u8>,
     /// 1 to 60,000.
     #[serde(
@@ -65,6 +69,7 @@ pub struct MeshPatch {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false, minimum = 1, maximum = 60_000)]
     pub slow_ms: Option<u16>,
 }
 

@@ -44,18 +44,21 @@ pub struct SitePatch {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false)]
     pub name: Option<Name>,
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false)]
     pub description: Option<String>,
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false)]
     pub labels: Option<BTreeMap<Name, String>>,
     #[serde(
         default,
@@ -69,6 +72,7 @@ pub struct SitePatch {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "super::present"
     )]
+    #[schema(nullable = false)]
     pub subnets: Option<Vec<Subnet>>,
 }
 
