@@ -13,15 +13,17 @@ use rustix::thread::{
     set_capabilities, set_keep_capabilities,
 };
 
-/// What root keeps: the interface and the rules are set with the one, echo requests are sent with
-/// the other.
+/// What is kept: the interface and the rules are set with the one, echo requests are sent with the
+/// other.
 const KEPT: [CapabilitySet; 2] = [CapabilitySet::NET_ADMIN, CapabilitySet::NET_RAW];
 
 /// Makes this process, if it is root's, one of the user who owns the folder. A folder that is not
 /// there will be of whoever makes it. To be called while the process has one thread.
+///
+/// Another user's process has what the program's file or the unit gives it, and passes it on.
 pub(crate) fn become_owner(folder: &Path) -> anyhow::Result<()> {
     if !geteuid().is_root() {
-        return Ok(());
+        return keep_rights().context("cannot pass the rights of this program on");
     }
     let owner = match fs::metadata(folder) {
         Ok(metadata) => metadata,
@@ -52,6 +54,11 @@ fn switch(user: Uid, group: Gid) -> anyhow::Result<()> {
     setgid(group)?;
     setuid(user)?;
     set_keep_capabilities(false)?;
+    Ok(keep_rights()?)
+}
+
+/// Keeps some rights of this process, for itself and the programs that it starts, and no other.
+fn keep_rights() -> rustix::io::Result<()> {
     let had = capabilities(None)?.permitted;
     let kept = KEPT.into_iter().filter(|kept| had.contains(*kept));
     let all = kept.clone().collect();

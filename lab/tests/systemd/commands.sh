@@ -50,6 +50,24 @@ for who in "" "$as_wattle"; do
 done
 owned_by_wattle
 
+# As in a container that runs as no root: the program's own file has the rights, and nft and the
+# device get them from it. What the container does not have, the program does without.
+install -o root -m 755 /usr/local/bin/wattle-agent /usr/local/bin/wattle-agent-image
+setcap cap_net_admin,cap_net_raw=p /usr/local/bin/wattle-agent-image
+as_image="setpriv --reuid=wattle --regid=wattle --clear-groups --inh-caps=-all --bounding-set=-all,+net_admin"
+systemctl stop wattle-agent
+nft delete table inet wattle
+$as_image wattle-agent-image run 2>/run/image.log &
+image=$!
+is_woven() {
+    nft list table inet wattle >/dev/null && ping -c 1 -W 1 10.20.0.1
+}
+wait_for 30 is_woven
+grep -q "^CapAmb:.*0000000000001000$" /proc/$image/status || fail "rights: $(cat /proc/$image/status)"
+kill $image
+wait $image || true
+systemctl start wattle-agent
+
 # Somebody else is refused, at once and in words.
 for command in status plan verify doctor confirm rotate history "join /run/dublin"; do
     ! $as_somebody timeout 10 wattle-agent $command 2>/run/refused || fail "somebody may $command"
