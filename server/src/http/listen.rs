@@ -5,6 +5,7 @@ mod bodies;
 mod connection;
 mod limiter;
 mod strangers;
+mod streams;
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use anyhow::Context;
 use axum::{
     Router,
     body::Body,
-    http::{Request, Response, Version},
+    http::{Request, Response},
 };
 use hyper::{
     body::Incoming,
@@ -20,7 +21,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::graceful::GracefulConnection,
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -41,6 +42,7 @@ use self::{
     connection::{IDLE, asks_for_leave},
     limiter::ConnectionLimiter,
     strangers::{Socket, Turns},
+    streams::StreamExecutor,
 };
 use crate::{
     config::Config,
@@ -159,7 +161,6 @@ pub async fn serve(
         tls: tls.map(TlsAcceptor::from),
         turns: Turns::new(),
         http1: http1(),
-        http2: http2(),
         router,
         stop,
     });
@@ -194,7 +195,6 @@ struct Server {
     tls: Option<TlsAcceptor>,
     turns: Turns,
     http1: http1::Builder,
-    http2: http2::Builder<TokioExecutor>,
     router: Router,
     stop: CancellationToken,
 }
@@ -216,8 +216,10 @@ impl Server {
     }
 
     async fn serve_http(self: &Arc<Self>, socket: TcpStream, connection: &Arc<Connection>) {
-        let service =
-            service_fn(|request| Arc::clone(self).answer(request, Arc::clone(connection)));
+        let service = service_fn(|request| {
+            let answer = Answer::new(Arc::clone(connection), connection.begin(&request));
+            Arc::clone(self).answer(request, Arc::clone(connection), answer)
+        });
         let Some(tls) = &self.tls else {
             let serving = self.http1.serve_connection(TokioIo::new(socket), service);
             return self.run_until_stopped(Box::pin(serving), connection).await;
@@ -231,8 +233,12 @@ impl Server {
         let is_http2 = socket.get_ref().1.alpn_protocol() == Some(HTTP2);
         let socket = TokioIo::new(socket);
         if is_http2 {
-            let serving = self.http2.serve_connection(socket, service);
-            self.run_until_stopped(Box::pin(serving), connection).await;
+            let (executor, streams) = streams::of(Arc::clone(connection));
+            let serving = http2(executor).serve_connection(socket, service);
+            tokio::select! {
+                () = self.run_until_stopped(Box::pin(serving), connection) => {}
+                () = streams.run() => {}
+            }
         } else {
             let serving = self.http1.serve_connection(socket, service);
             self.run_until_stopped(Box::pin(serving), connection).await;
@@ -244,17 +250,13 @@ impl Server {
         self: Arc<Self>,
         request: Request<Incoming>,
         connection: Arc<Connection>,
+        answer: Answer,
     ) -> Result<Response<Body>, Infallible> {
-        let answer = Answer::new(Arc::clone(&connection), connection.begin(&request));
-        let (wanted, version) = (!asks_for_leave(&request), request.version());
+        let wanted = !asks_for_leave(&request);
         let mut request =
             request.map(|body| Body::new(RequestBody::new(body, Arc::clone(&connection), wanted)));
         request.extensions_mut().insert(Arc::clone(&connection));
-        let answered = self.router.clone().oneshot(request);
-        // Of HTTP/1.1 the connection itself has its turn meanwhile.
-        let takes_turns = version == Version::HTTP_2;
-        let is_strange = || takes_turns && !connection.is_authenticated();
-        let mut response = self.turns.run(is_strange, answered).await?;
+        let mut response = self.router.clone().oneshot(request).await?;
         let place = response.extensions_mut().remove::<Arc<SharePlace>>();
         Ok(response.map(|body| Body::new(answer.with(body, place))))
     }
@@ -318,8 +320,8 @@ fn http1() -> http1::Builder {
     builder
 }
 
-fn http2() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn http2(executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
+    let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MOST_STREAMS)

@@ -5,7 +5,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
-    thread,
     time::Duration,
 };
 
@@ -294,22 +293,23 @@ async fn most_held(program: &Program, until: Instant) -> u64 {
     most
 }
 
-/// Keeps this thread, and what it starts, on one processor: strangers have the first, and the
-/// coordinator and its good client the second.
-fn stay_on(processor: usize) {
-    let mut processors = CpuSet::new();
-    processors.set(processor).unwrap();
-    // Where there is only one they share it.
-    let _ = sched_setaffinity(Pid::from_raw(0), &processors);
-}
+/// Says for how many seconds it goes on, by which figures are asked for.
+const SECONDS: &str = "WATTLE_FUZZ_S";
+/// The processor of strangers, and that of the coordinator and its good client.
+const STRANGERS: usize = 0;
+const OURS: usize = 1;
 
-/// Starts the program beside its good client.
-fn start(folder: &Path) -> Program {
-    let start = || {
-        stay_on(1);
-        Program::start(folder)
-    };
-    thread::scope(|scope| scope.spawn(start).join()).unwrap()
+/// Where figures are asked for: keeps this thread, and what it starts from now on, on these
+/// processors. A build with debug assertions would need more than one.
+fn stay_on(processors: &[usize]) {
+    if env::var_os(SECONDS).is_none() {
+        return;
+    }
+    let mut set = CpuSet::new();
+    for processor in processors {
+        set.set(*processor).unwrap();
+    }
+    let _ = sched_setaffinity(Pid::from_raw(0), &set);
 }
 
 /// All strangers at once, until they have to end.
@@ -321,7 +321,7 @@ fn attack(strangers: Strangers) -> JoinHandle<()> {
         }
     };
     tokio::task::spawn_blocking(move || {
-        stay_on(0);
+        stay_on(&[STRANGERS]);
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(attacks);
     })
@@ -346,7 +346,7 @@ fn times(program: &Program, token: &str, until: Instant) -> JoinHandle<[Duration
         [50, 99].map(|percent| times[times.len() * percent / 100])
     };
     tokio::task::spawn_blocking(move || {
-        stay_on(1);
+        stay_on(&[OURS]);
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(requests)
     })
@@ -354,14 +354,17 @@ fn times(program: &Program, token: &str, until: Instant) -> JoinHandle<[Duration
 
 /// Seconds of the attack, or as many as CONTRIBUTING says.
 fn seconds() -> Duration {
-    let seconds = env::var("WATTLE_FUZZ_S").map_or(10, |seconds| seconds.parse().unwrap());
+    let seconds = env::var(SECONDS).map_or(10, |seconds| seconds.parse().unwrap());
     Duration::from_secs(seconds)
 }
 
 pub(crate) async fn fifty_addresses() {
     let _company = alone().await;
     let folder = reachable_folder();
-    let program = start(folder.path());
+    // It ends with the thread that starts it.
+    stay_on(&[OURS]);
+    let program = Program::start(folder.path());
+    stay_on(&[STRANGERS, OURS]);
     let token = token(folder.path());
     let in_a_moment = Instant::now() + seconds() / 5;
     let normal = times(&program, &token, in_a_moment).await.unwrap();

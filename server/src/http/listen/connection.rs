@@ -27,7 +27,7 @@ const UNREAD: Duration = Duration::from_secs(40);
 const CHECK: Duration = Duration::from_secs(15);
 /// What a request costs besides its headers and its body, in bytes. Until the connection has proved
 /// something or ends it is not given back: an answer that nobody reads costs as much.
-const REQUEST: usize = 8 * 1024;
+const REQUEST: usize = 24 * 1024;
 
 /// An open connection.
 #[derive(Debug)]
