@@ -112,6 +112,10 @@ async fn send_only(coordinator: &Coordinator, node: &Node, body: &Value) -> Answ
     send(request.json(body)).await
 }
 
+/// How many wait for somebody else's lock.
+const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
 #[tokio::test]
 async fn b19_of_reports_that_two_coordinators_have_not_written_the_newest_counts() {
     let coordinator = Coordinator::start().await;
@@ -121,26 +125,26 @@ async fn b19_of_reports_that_two_coordinators_have_not_written_the_newest_counts
     let now = Utc::now().timestamp_millis();
     let up = "SELECT count(*) FROM links WHERE 'up' IN (a_state, b_state)";
     for (number, newest_first) in [(now - 4, true), (now - 2, false)] {
-        // Neither is written while somebody holds the rows.
+        // Both have looked which number is known, and neither has noted its own, while somebody
+        // holds the table. Whose turn is first is in the order in which they came.
         let mut blocker = coordinator.connection().await;
-        sqlx::raw_sql("BEGIN; LOCK TABLE report_numbers IN ACCESS EXCLUSIVE MODE")
+        sqlx::raw_sql("BEGIN; LOCK TABLE report_numbers IN SHARE MODE")
             .execute(&mut blocker)
             .await
             .unwrap();
-        let [older, newer] = [("up", number), ("down", number + 1)];
-        for (at, (state, number)) in [(&coordinator, older), (&other, newer)] {
+        let mut said = [(&coordinator, "up", number), (&other, "down", number + 1)];
+        if newest_first {
+            said.reverse();
+        }
+        for (waiting, (at, state, number)) in (1..).zip(said) {
             let said = report(&cork, state, number);
             // As when its stream opens there.
             at.server.app.reports.distrust(dublin.id());
             send_only(at, &dublin, &said).await.expect(204);
+            coordinator.until(WAITING, waiting).await;
         }
         sqlx::raw_sql("COMMIT").execute(&mut blocker).await.unwrap();
-        let order = if newest_first {
-            [&other, &coordinator]
-        } else {
-            [&coordinator, &other]
-        };
-        for at in order {
+        for (at, ..) in said {
             write(at).await;
         }
         assert_eq!(coordinator.count(up).await, 0, "{newest_first}");

@@ -126,14 +126,7 @@ async fn number(
     }
     let said: Vec<_> = numbers.values().copied().collect();
     let highest = reporting::highest_number(Utc::now().timestamp_millis());
-    let known = sqlx::query!(
-        "SELECT node, number FROM report_numbers
-         WHERE node = ANY($1) AND number <= $2 ORDER BY node FOR UPDATE",
-        &nodes,
-        highest
-    );
-    let known = known.fetch_all(&mut *connection).await?.into_iter();
-    let known: BTreeMap<_, _> = known.map(|row| (row.node, row.number)).collect();
+    let mut known = known_numbers(connection, &nodes, highest).await?;
     let noted = sqlx::query_scalar!(
         "INSERT INTO report_numbers AS known (node, number)
          SELECT id, said.number FROM unnest($1::uuid[], $2::bigint[]) AS said(id, number)
@@ -146,9 +139,39 @@ async fn number(
         &said as &[Option<i64>],
         highest
     );
-    let noted: BTreeSet<_> = noted.fetch_all(connection).await?.into_iter().collect();
+    let noted: BTreeSet<_> = noted
+        .fetch_all(&mut *connection)
+        .await?
+        .into_iter()
+        .collect();
+    // A node's first number may have come from another coordinator in between.
+    let unseen = numbers.iter().filter_map(|(node, number)| {
+        number.filter(|_| !noted.contains(&node.0) && !known.contains_key(&node.0))?;
+        Some(node.0)
+    });
+    let unseen: Vec<_> = unseen.collect();
+    if !unseen.is_empty() {
+        known.extend(known_numbers(connection, &unseen, highest).await?);
+    }
     let late = known.into_iter().filter(|(node, _)| !noted.contains(node));
     Ok(late.map(|(node, number)| (NodeId(node), number)).collect())
+}
+
+/// The numbers of some nodes that are known, up to a highest. Nobody else changes them until the
+/// transaction ends.
+async fn known_numbers(
+    connection: &mut PgConnection,
+    nodes: &[Uuid],
+    highest: i64,
+) -> Result<BTreeMap<Uuid, i64>> {
+    let known = sqlx::query!(
+        "SELECT node, number FROM report_numbers
+         WHERE node = ANY($1) AND number <= $2 ORDER BY node FOR UPDATE",
+        nodes,
+        highest
+    );
+    let known = known.fetch_all(connection).await?.into_iter();
+    Ok(known.map(|row| (row.node, row.number)).collect())
 }
 
 async fn store_ends(connection: &mut PgConnection, news: &News) -> Result<()> {
