@@ -20,10 +20,15 @@ const KEPT: [CapabilitySet; 2] = [CapabilitySet::NET_ADMIN, CapabilitySet::NET_R
 /// Makes this process, if it is root's, one of the user who owns the folder. A folder that is not
 /// there will be of whoever makes it. To be called while the process has one thread.
 ///
-/// Another user's process has what the program's file or the unit gives it, and passes it on.
+/// Another user's process takes up what the program's file lets it have. What a unit gives it, it has.
 pub(crate) fn become_owner(folder: &Path) -> anyhow::Result<()> {
     if !geteuid().is_root() {
-        return keep_rights().context("cannot pass the rights of this program on");
+        let own = capabilities(None)?;
+        let may_have = |kept| own.permitted.contains(kept) && !own.effective.contains(kept);
+        return match KEPT.into_iter().any(may_have) {
+            true => keep_rights().context("cannot take up the rights of this program"),
+            false => Ok(()),
+        };
     }
     let owner = match fs::metadata(folder) {
         Ok(metadata) => metadata,
