@@ -52,12 +52,14 @@ owned_by_wattle
 
 # As in a container that runs as no root: the program's own file has the rights, and nft and the
 # device get them from it. What the container does not have, the program does without.
-install -o root -m 755 /usr/local/bin/wattle-agent /usr/local/bin/wattle-agent-image
-setcap cap_net_admin,cap_net_raw=p /usr/local/bin/wattle-agent-image
+mkdir /run/image
+mount -t tmpfs tmpfs /run/image
+install -m 755 /usr/local/bin/wattle-agent /run/image/
+setcap cap_net_admin,cap_net_raw=p /run/image/wattle-agent
 as_image="setpriv --reuid=wattle --regid=wattle --clear-groups --inh-caps=-all --bounding-set=-all,+net_admin"
 systemctl stop wattle-agent
 nft delete table inet wattle
-$as_image wattle-agent-image run 2>/run/image.log &
+$as_image /run/image/wattle-agent run 2>/run/image.log &
 image=$!
 is_woven() {
     nft list table inet wattle >/dev/null && ping -c 1 -W 1 10.20.0.1
