@@ -41,7 +41,11 @@ pub enum PskStep {
     Commit {},
     /// Responder: I have no key of this round, or, with round 0, somebody here wants another than
     /// the one that I have; begin a new one.
-    Renew {},
+    Renew {
+        /// The newest round that I know, where what you said is of no later one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        newest: Option<u64>,
+    },
 }
 
 /// A [`PskMessage`] as its node wrote it, with the node's signature over those bytes.

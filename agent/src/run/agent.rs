@@ -439,9 +439,8 @@ impl Agent {
         let Some(known) = self.replica.known() else {
             return false;
         };
-        let may_differ = self
-            .mailbox
-            .tick(known, &self.node_keys, self.watch.unsettled());
+        let unsettled = self.watch.unsettled(self.started.elapsed());
+        let may_differ = self.mailbox.tick(known, &self.node_keys, unsettled);
         let interface = self
             .outcome
             .observed

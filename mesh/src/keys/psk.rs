@@ -271,7 +271,12 @@ impl Pair {
                 ..
             } => retry.is_due(now) || *keys != ends.keys() || *identities != ends.identities(),
             Phase::Confirmed { retry, .. } | Phase::Waiting { retry } => retry.is_due(now),
-            Phase::Offered { .. } => false,
+            // The initiator may know nothing of the offer, or have forgotten it.
+            Phase::Offered { .. } => {
+                !ends.is_turning
+                    && self.current.is_some()
+                    && self.wanted.is_some_and(|retry| retry.is_due(now))
+            }
         }
     }
 
@@ -305,11 +310,11 @@ impl Pair {
             }
             Phase::Waiting { retry } => {
                 retry.again(now);
-                ends.sign(self.round, PskStep::Renew {})
+                ends.sign(self.round, PskStep::Renew { newest: None })
             }
-            Phase::Idle if self.current.is_some() => {
+            Phase::Idle | Phase::Offered { .. } if self.current.is_some() => {
                 self.wanted.iter_mut().for_each(|retry| retry.again(now));
-                ends.sign(NO_ROUND, PskStep::Renew {})
+                ends.sign(NO_ROUND, PskStep::Renew { newest: None })
             }
             Phase::Idle | Phase::Requested { .. } | Phase::Offered { .. } => {
                 self.phase = Phase::Waiting {
@@ -354,7 +359,7 @@ impl Pair {
             }
             (PskStep::Confirm { proof }, false) => self.confirmed(ends, round, proof, now),
             (PskStep::Commit {}, true) => self.committed(round, now),
-            (PskStep::Renew {}, true) => self.renew(ends, round, now, kem),
+            (PskStep::Renew { newest }, true) => self.renew(ends, round, newest, now, kem),
             _ => Err(Ignored::Unexpected),
         }
     }
@@ -438,7 +443,7 @@ impl Pair {
             return Ok(Some(message.clone()));
         }
         if round <= self.round {
-            return Err(Ignored::Old);
+            return Ok(self.old(ends, round));
         }
         if keys != ends.keys() {
             return Err(Ignored::Keys);
@@ -512,7 +517,7 @@ impl Pair {
         now: u64,
     ) -> Result<Option<SignedPskMessage>, Ignored> {
         if round < self.round {
-            return Err(Ignored::Old);
+            return Ok(self.old(ends, round));
         }
         match &self.phase {
             Phase::Offered { next, .. } if round == self.round && next.proof == proof => {
@@ -526,8 +531,15 @@ impl Pair {
             | Phase::Requested { .. }
             | Phase::Confirmed { .. }
             | Phase::Offered { .. }
-            | Phase::Waiting { .. } => Ok(ends.sign(round, PskStep::Renew {})),
+            | Phase::Waiting { .. } => Ok(ends.sign(round, PskStep::Renew { newest: None })),
         }
+    }
+
+    /// The answer to what is of an earlier round. Somebody may have kept it to send it again; or the
+    /// initiator has an earlier disk, or its clock went back.
+    fn old(&self, ends: &Ends<'_>, round: u64) -> Option<SignedPskMessage> {
+        let newest = Some(self.round);
+        ends.sign(round, PskStep::Renew { newest })
     }
 
     fn committed(&mut self, round: u64, now: u64) -> Result<Option<SignedPskMessage>, Ignored> {
@@ -538,17 +550,32 @@ impl Pair {
         Ok(None)
     }
 
-    /// The responder has no key: of this round, so that the next one is not to be waited for, or
-    /// none at all.
+    /// The responder has no key of this round, so that the next one is not to be waited for; or none
+    /// at all.
     fn renew(
         &mut self,
         ends: &Ends<'_>,
         round: u64,
+        newest: Option<u64>,
         now: u64,
         kem: &impl Kem,
     ) -> Result<Option<SignedPskMessage>, Ignored> {
         match &self.phase {
-            Phase::Confirmed { .. } if round == self.round => Ok(self.begin(ends, now, kem)),
+            // A key that both ends may use is dropped only for a round that came after it: this end
+            // began that and does not remember it.
+            Phase::Confirmed { .. }
+                if round == self.round && newest.is_none_or(|newest| newest > round) =>
+            {
+                self.round = newest.unwrap_or(round);
+                Ok(self.begin(ends, now, kem))
+            }
+            Phase::Requested { .. }
+                if round == self.round
+                    && newest.is_some_and(|newest| (round..u64::MAX).contains(&newest)) =>
+            {
+                self.round = newest.unwrap_or(round);
+                Ok(self.begin(ends, now, kem))
+            }
             Phase::Requested { message, .. } => Ok(Some(message.clone())),
             Phase::Idle if self.may_begin_again(ends, now) => Ok(self.begin(ends, now, kem)),
             Phase::Idle

@@ -142,6 +142,13 @@ impl Exchange {
             .for_each(|pair| Arc::make_mut(pair).want_another());
     }
 
+    /// Wants another key with one peer, if there is one. It is forgotten in a restart.
+    pub(super) fn want_another(&mut self, peer: NodeId) {
+        if let Some(pair) = self.pairs.get_mut(&peer) {
+            Arc::make_mut(pair).want_another();
+        }
+    }
+
     /// Whether this node is in the middle of changing the key with the peer, so that the two may
     /// use different ones. When neither of the two is and one is about to take up another WireGuard
     /// key, it stays so until then.

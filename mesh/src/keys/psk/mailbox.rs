@@ -25,6 +25,9 @@ use crate::{
 /// How many messages of nodes wait that the view does not hold yet: as many as a coordinator
 /// without malice could have.
 const MOST_EARLY: usize = 1024;
+/// Seconds without a session after which another key is agreed on with a peer, once: at least two of
+/// WireGuard's attempts, which are 5 s apart (`REKEY_TIMEOUT`).
+const WITHOUT_SESSION_S: u64 = 15;
 
 /// The keys of a node's tunnels, and the messages about them. One request to the mailbox is under
 /// way at a time.
@@ -37,6 +40,8 @@ pub struct PskMailbox {
     taken: Vec<i64>,
     /// Peers of whose new WireGuard key no handshake has succeeded yet.
     unsettled: BTreeSet<NodeId>,
+    /// Peers without a session, since when, and whether another key was wanted for that.
+    without_session: BTreeMap<NodeId, (u64, bool)>,
     /// Messages of nodes that the view does not hold yet, for a message may be faster than the
     /// view, and of those that are unsettled.
     early: BTreeMap<NodeId, SignedPskMessage>,
@@ -154,6 +159,7 @@ impl PskMailbox {
         interface: &Interface,
         means: &Means<'_, K>,
     ) -> bool {
+        self.watch_sessions(known, interface, means.now);
         // Most observations find no candidate, and a copy of a thousand pairs is megabytes.
         if !self.exchange.has_candidates() {
             return false;
@@ -165,6 +171,29 @@ impl PskMailbox {
         }
         self.exchange = next;
         moved == Moved::InMemory
+    }
+
+    /// Wants another key with those peers with which there is no session: one of the two may have an
+    /// earlier disk, and so another key than the other. Without keepalives a tunnel that nobody uses
+    /// has no session either.
+    fn watch_sessions(&mut self, known: &Known, interface: &Interface, now: u64) {
+        let has_keepalives = known.mesh.keepalive_s > 0;
+        let has_none = |(node, peer): &(&NodeId, &KnownPeer)| {
+            has_keepalives
+                && self.exchange.since(**node).is_some()
+                && peer.entry(interface).is_some_and(|entry| !entry.is_live())
+        };
+        let without = known.peers.iter().filter(has_none);
+        let before = mem::take(&mut self.without_session);
+        self.without_session = without
+            .map(|(node, _)| (*node, *before.get(node).unwrap_or(&(now, false))))
+            .collect();
+        for (node, (since, is_wanted)) in &mut self.without_session {
+            if !*is_wanted && now.abs_diff(*since) >= WITHOUT_SESSION_S {
+                *is_wanted = true;
+                self.exchange.want_another(*node);
+            }
+        }
     }
 
     /// The request to send now, if there is reason to.

@@ -31,6 +31,8 @@ const FIRST_PROBE: Duration = Duration::from_millis(300);
 const LONGEST_PROBE: Duration = Duration::from_secs(5);
 /// After this time WireGuard goes on by itself.
 const LAST_PROBE: Duration = Duration::from_secs(60);
+/// After so many failed handshakes the two may have different preshared keys.
+const UNSETTLED: Duration = Duration::from_secs(20);
 
 /// Since when peers are about to change their keys, and whose new ones it probes.
 #[derive(Clone, Debug, Default)]
@@ -178,9 +180,11 @@ impl Watch {
         }
     }
 
-    /// Peers of whose new key no handshake has succeeded yet.
-    pub fn unsettled(&self) -> BTreeSet<NodeId> {
-        self.probes.keys().copied().collect()
+    /// Peers of whose new key no handshake has succeeded yet, and still may.
+    pub fn unsettled(&self, now: Duration) -> BTreeSet<NodeId> {
+        let is_new = |probe: &KeyProbe| now.saturating_sub(probe.since) < UNSETTLED;
+        let new = self.probes.iter().filter(|(_, probe)| is_new(probe));
+        new.map(|(node, _)| *node).collect()
     }
 
     /// How soon the device is to be observed again; absent means that there is no hurry.

@@ -1,4 +1,4 @@
-use wattle_wire::{ids::Position, psk::PskPolicy, stream::StreamMessage};
+use wattle_wire::{ids::Position, psk::PskPolicy, report::DeviceKind, stream::StreamMessage};
 
 use super::*;
 use crate::{
@@ -7,6 +7,7 @@ use crate::{
         directory::{Directory, RecordChange},
         view,
     },
+    host::state::ObservedPeer,
     keys::psk::{
         Psk,
         given::{Given, testing::seal},
@@ -24,6 +25,7 @@ struct Node {
     replica: Replica,
     messages: PskMailbox,
     disk_is_full: bool,
+    now: u64,
 }
 
 impl Node {
@@ -38,7 +40,20 @@ impl Node {
             replica,
             messages: PskMailbox::default(),
             disk_is_full: false,
+            now: NOW,
         }
+    }
+
+    /// Its device shows a handshake of that age with a peer, or none.
+    fn sees(&mut self, peer: u64, handshake_age_s: Option<u64>) {
+        let entry = ObservedPeer {
+            handshake_age_s,
+            ..ObservedPeer::default()
+        };
+        let mut interface = Interface::new(DeviceKind::Kernel);
+        let key = node_keys_of(peer).wireguard_key();
+        interface.peers.insert(key, entry);
+        self.step(|messages, known, means| messages.observe(known, &interface, means));
     }
 
     fn step<T>(
@@ -54,7 +69,7 @@ impl Node {
         };
         let means = Means {
             node_keys: &self.node_keys,
-            now: NOW,
+            now: self.now,
             kem: &SeededKem,
             keep: &keep,
         };
@@ -232,10 +247,12 @@ fn with_an_unmanaged_peer() -> Directory {
 
 /// What the first node goes by with the second.
 fn key(node: &Node) -> Option<Psk> {
-    node.messages
-        .exchange()
-        .key(node_id(2), PskPolicy::Require)
-        .cloned()
+    key_with(2, node)
+}
+
+fn key_with(peer: u64, node: &Node) -> Option<Psk> {
+    let exchange = node.messages.exchange();
+    exchange.key(node_id(peer), PskPolicy::Require).cloned()
 }
 
 #[test]
@@ -389,4 +406,51 @@ fn a_peer_of_whose_new_wireguard_key_no_handshake_has_succeeded_gets_a_first_key
     assert!(!ask(&mut nodes[1]), "the key is changed");
     nodes[1].step(|messages, known, means| messages.tick(known, means, BTreeSet::new()));
     assert!(nodes[1].messages.next_request().is_some());
+}
+
+#[test]
+fn another_key_is_agreed_on_once_with_a_peer_with_which_there_is_no_session_whichever_end_finds_it()
+{
+    const LIVE: Option<u64> = Some(170);
+    for (finder, peer) in [(0, 2), (1, 1)] {
+        let directory = directory_of(2);
+        let mut nodes = [Node::new(1, &directory), Node::new(2, &directory)];
+        let mut mailbox = Mailbox::default();
+        settle(&mut nodes, &mut mailbox);
+        let first = key(&nodes[0]);
+        let mut sees_later = |seconds, handshake_age_s| {
+            nodes.iter_mut().for_each(|node| node.now += seconds);
+            nodes[finder].sees(peer, handshake_age_s);
+            settle(&mut nodes, &mut mailbox);
+            assert_eq!(key(&nodes[0]), key_with(1, &nodes[1]));
+            key(&nodes[0])
+        };
+        assert_eq!(sees_later(100, LIVE), first);
+        assert_eq!(sees_later(1, None), first);
+        assert_eq!(sees_later(WITHOUT_SESSION_S - 1, None), first);
+        let second = sees_later(1, None);
+        assert!(second != first, "the key stays");
+        assert_eq!(
+            sees_later(100, None),
+            second,
+            "the link is down for another reason"
+        );
+        assert_eq!(sees_later(100, LIVE), second);
+        assert_eq!(sees_later(100, Some(200)), second);
+        assert!(sees_later(WITHOUT_SESSION_S, Some(215)) != second);
+    }
+}
+
+#[test]
+fn without_keepalives_a_tunnel_that_nobody_uses_gets_no_other_key() {
+    let mut directory = directory_of(2);
+    directory.mesh.keepalive_s = 0;
+    let mut nodes = [Node::new(1, &directory), Node::new(2, &directory)];
+    settle(&mut nodes, &mut Mailbox::default());
+    for seconds in [0, 100] {
+        nodes[1].now = NOW + seconds;
+        nodes[1].sees(1, None);
+        nodes[1].step(|messages, known, means| messages.tick(known, means, BTreeSet::new()));
+        assert!(nodes[1].messages.next_request().is_none());
+    }
 }
