@@ -1,7 +1,7 @@
 //! What strangers make the program hold in memory, whatever they send.
 
 use std::{
-    env, fs,
+    env, fs, iter,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -89,6 +89,8 @@ const KINDS: [Kind; 10] = [
 struct Strangers {
     coordinator: SocketAddr,
     tls: TlsConnector,
+    /// What all do; `None`: all kinds of things.
+    kind: Option<Kind>,
     until: Instant,
 }
 
@@ -96,7 +98,8 @@ impl Strangers {
     /// Attacks from one address with one connection after the other, each of another kind.
     async fn attack(self, number: u32) {
         let address = Ipv4Addr::from(0x7f01_0000 + number % ADDRESSES);
-        for kind in (number..).map(|number| KINDS[number as usize % KINDS.len()]) {
+        let kinds = (number..).map(|number| KINDS[number as usize % KINDS.len()]);
+        for kind in kinds.map(|kind| self.kind.unwrap_or(kind)) {
             let socket = TcpSocket::new_v4().unwrap();
             socket.bind((address, 0).into()).unwrap();
             let attack = async {
@@ -358,6 +361,13 @@ fn seconds() -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// All kinds at once; where figures are asked for, each alone as well.
+fn kinds() -> Vec<Option<Kind>> {
+    let alone = KINDS.map(Some);
+    let alone = alone.iter().filter(|_| env::var_os(SECONDS).is_some());
+    iter::once(&None).chain(alone).copied().collect()
+}
+
 pub(crate) async fn fifty_addresses() {
     let _company = alone().await;
     let folder = reachable_folder();
@@ -373,41 +383,45 @@ pub(crate) async fn fifty_addresses() {
     watched.chunk().await.unwrap().unwrap();
 
     let rest = resident_kib(&program);
-    let until = Instant::now() + seconds();
+    let coordinator = program.url.strip_prefix("https://").unwrap();
     let strangers = Strangers {
-        coordinator: program
-            .url
-            .strip_prefix("https://")
-            .unwrap()
-            .parse()
-            .unwrap(),
+        coordinator: coordinator.parse().unwrap(),
         tls: believing(folder.path()),
-        until,
+        kind: None,
+        until: Instant::now(),
     };
-    let strangers = attack(strangers);
-    let attacked = times(&program, &token, until);
-    let most = most_held(&program, until).await;
-    let attacked = attacked.await.unwrap();
-    strangers.await.unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let afterwards = until_at_most(&program, rest + MOST_AFTERWARDS, deadline).await;
-    say(&format!(
-        "at rest {rest} KiB, attacked {most} KiB, afterwards {afterwards} KiB; p50 and p99 \
-         {normal:?} normally, {attacked:?} attacked"
-    ));
-    assert!(
-        most <= rest + MOST_WHILE_IT_LASTS,
-        "{rest} KiB, then {most} KiB"
-    );
-    assert!(
-        afterwards <= rest + MOST_AFTERWARDS,
-        "{rest} KiB, afterwards {afterwards} KiB"
-    );
-    // A build with debug assertions takes long for each of the strangers' handshakes.
-    assert!(
-        attacked[1] < Duration::from_secs(1),
-        "{normal:?}, then {attacked:?}"
-    );
+    for kind in kinds() {
+        let until = Instant::now() + seconds();
+        let strangers = attack(Strangers {
+            kind,
+            until,
+            ..strangers.clone()
+        });
+        let attacked = times(&program, &token, until);
+        let most = most_held(&program, until).await;
+        let attacked = attacked.await.unwrap();
+        strangers.await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let afterwards = until_at_most(&program, rest + MOST_AFTERWARDS, deadline).await;
+        say(&format!(
+            "{}: at rest {rest} KiB, attacked {most} KiB, afterwards {afterwards} KiB; p50 and \
+             p99 {normal:?} normally, {attacked:?} attacked",
+            kind.map_or("all kinds".to_owned(), |kind| format!("{kind:?} alone"))
+        ));
+        assert!(
+            most <= rest + MOST_WHILE_IT_LASTS,
+            "{rest} KiB, then {most} KiB"
+        );
+        assert!(
+            afterwards <= rest + MOST_AFTERWARDS,
+            "{rest} KiB, afterwards {afterwards} KiB"
+        );
+        // A build with debug assertions takes long for each of the strangers' handshakes.
+        assert!(
+            attacked[1] < Duration::from_secs(1),
+            "{normal:?}, then {attacked:?}"
+        );
+    }
     watched
         .chunk()
         .await

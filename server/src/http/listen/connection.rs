@@ -8,7 +8,7 @@ use std::{
 
 use axum::http::{Request, header};
 use tokio::{
-    sync::SetOnce,
+    sync::{OwnedSemaphorePermit, SetOnce},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -113,6 +113,16 @@ impl Connection {
     /// Waits until this connection has to end for another; for ever if it need not.
     pub(super) async fn evicted(&self) {
         self.place.evicted().await;
+    }
+
+    /// Ends a turn of its work.
+    pub(super) fn end_turn(&self, turn: OwnedSemaphorePermit) {
+        self.place.end(turn);
+    }
+
+    /// All of its work has ended.
+    pub(super) fn gone(&self) {
+        self.place.gone();
     }
 
     /// Waits until the credential that it showed has ended; for ever if others use it, too.

@@ -8,12 +8,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::state::origin::Origin;
@@ -29,6 +33,8 @@ const FEW: usize = 4;
 /// For how long a rush lets a connection be, and those wait that have yet to be accepted. Turns are
 /// in the order in which they came: so many get through in that time as there is work done.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Evicted connections that may still be there when another is let in.
+const MOST_EVICTED: usize = 64;
 /// What all unauthenticated connections together may hold for their requests, in bytes.
 const MOST_HELD: usize = 16 * 1024 * 1024;
 
@@ -58,6 +64,10 @@ struct Connections {
     by_network: HashMap<IpNet, BTreeSet<u64>>,
     /// What the unauthenticated hold, in bytes.
     held: usize,
+    /// Those that were evicted and hold something still.
+    evicted: BTreeSet<u64>,
+    /// Turns of others that end when those are gone.
+    turns: Vec<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -176,6 +186,9 @@ impl Connections {
 
     /// How long the next has to wait; `None` if it need not.
     fn wait(&self, limits: Limits, now: Instant) -> Option<Duration> {
+        if self.evicted.len() >= MOST_EVICTED {
+            return Some(PATIENCE);
+        }
         if self.unauthenticated.len() < limits.unauthenticated || self.largest().is_some() {
             return None;
         }
@@ -212,7 +225,19 @@ impl Connections {
 
     fn evict(&mut self, number: u64) {
         if let Some(evicted) = self.remove(number) {
+            self.evicted.insert(number);
             evicted.eviction.cancel();
+        }
+    }
+
+    /// Something that was evicted is gone. Returns the turns that end with it.
+    #[must_use = "they end when they are dropped"]
+    fn gone(&mut self, number: u64) -> Vec<OwnedSemaphorePermit> {
+        self.evicted.remove(&number);
+        if self.evicted.is_empty() {
+            mem::take(&mut self.turns)
+        } else {
+            Vec::new()
         }
     }
 
@@ -267,6 +292,21 @@ impl Place {
     pub(super) async fn evicted(&self) {
         self.eviction.cancelled().await;
     }
+
+    /// Ends a turn: now, or when all that were evicted are gone. Otherwise strangers would take
+    /// more while what others gave up is still held.
+    pub(super) fn end(&self, turn: OwnedSemaphorePermit) {
+        let mut connections = self.limiter.lock();
+        if !connections.evicted.is_empty() {
+            connections.turns.push(turn);
+        }
+    }
+
+    /// The connection holds nothing any more.
+    pub(super) fn gone(&self) {
+        drop(self.limiter.lock().gone(self.number));
+        self.limiter.left.notify_one();
+    }
 }
 
 impl Drop for Place {
@@ -274,7 +314,8 @@ impl Drop for Place {
         let mut connections = self.limiter.lock();
         connections.remove(self.number);
         connections.open -= 1;
-        drop(connections);
+        let turns = connections.gone(self.number);
+        drop((connections, turns));
         self.limiter.left.notify_one();
     }
 }
@@ -282,6 +323,8 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use tokio::sync::Semaphore;
 
     use super::*;
 
@@ -409,5 +452,35 @@ mod tests {
         assert_eq!(limiter.lock().held, 400);
         drop((small, large));
         assert_eq!(limiter.lock().held, 0);
+    }
+
+    #[tokio::test]
+    async fn c11_nobody_has_a_turn_while_something_that_was_evicted_holds_what_it_held() {
+        let turns = Arc::new(Semaphore::new(1));
+        let limiter = limiter(usize::MAX, 20);
+        let [first, second, third] = [HERE, HERE, THERE].map(|address| add(&limiter, address));
+        let turn = || Arc::clone(&turns).try_acquire_owned();
+        third.end(turn().unwrap());
+        third.end(turn().unwrap());
+        first.hold(1001);
+        second.hold(1001);
+        third.end(turn().unwrap());
+        assert!(is_evicted(&first) && is_evicted(&second) && turn().is_err());
+        first.gone();
+        assert!(turn().is_err(), "one is still there");
+        drop(second);
+        assert!(turn().is_ok());
+    }
+
+    #[test]
+    fn c11_nobody_is_let_in_while_many_that_were_evicted_are_there() {
+        let limiter = limiter(usize::MAX, 20);
+        let places: Vec<_> = (0..20 + MOST_EVICTED)
+            .map(|_| add(&limiter, HERE))
+            .collect();
+        let wait = || limiter.lock().wait(limiter.limits, Instant::now());
+        assert_eq!(wait(), Some(PATIENCE));
+        places[0].gone();
+        assert_eq!(wait(), None);
     }
 }

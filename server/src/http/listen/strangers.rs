@@ -12,7 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::PollSemaphore;
 
@@ -101,10 +101,11 @@ impl Turns {
     }
 
     /// Does the work, each step of it in its turn, for as long as it is a stranger's. While it
-    /// waits for the other side it holds up nobody.
+    /// waits for the other side it holds up nobody. `end` ends a turn, by dropping it.
     pub(super) async fn run<T>(
         &self,
         is_strange: impl Fn() -> bool,
+        end: impl Fn(OwnedSemaphorePermit),
         work: impl Future<Output = T>,
     ) -> T {
         let mut turns = Some(PollSemaphore::new(Arc::clone(&self.0)));
@@ -113,11 +114,13 @@ impl Turns {
             // Who is no stranger any more leaves the queue: a turn that is given to somebody who
             // does not come for it is lost.
             turns = turns.take().filter(|_| is_strange());
-            let _turn = match &mut turns {
+            let turn = match &mut turns {
                 Some(turns) => ready!(turns.poll_acquire(context)),
                 None => None,
             };
-            work.as_mut().poll(context)
+            let step = work.as_mut().poll(context);
+            turn.into_iter().for_each(&end);
+            step
         })
         .await
     }
@@ -139,27 +142,41 @@ mod tests {
     async fn work_that_waits_holds_up_nobody_and_work_that_is_given_up_neither() {
         let turns = Turns::new();
         let waits: Vec<_> = (0..100)
-            .map(|_| Box::pin(turns.run(|| true, pending::<()>())))
+            .map(|_| Box::pin(turns.run(|| true, drop, pending::<()>())))
             .collect();
         let mut waits = futures_util::future::select_all(waits);
         assert!(timeout(Duration::ZERO, &mut waits).await.is_err());
         assert_eq!(
-            timeout(Duration::from_secs(10), turns.run(|| true, async { 7 })).await,
+            timeout(
+                Duration::from_secs(10),
+                turns.run(|| true, drop, async { 7 })
+            )
+            .await,
             Ok(7)
         );
         let all = turns.0.available_permits();
         let busy = turns.0.try_acquire_many(all.try_into().unwrap());
-        let step = |is_strange| timeout(Duration::ZERO, turns.run(move || is_strange, async { 7 }));
+        let step = |is_strange| {
+            timeout(
+                Duration::ZERO,
+                turns.run(move || is_strange, drop, async { 7 }),
+            )
+        };
         assert!(step(true).await.is_err() && step(false).await.is_ok());
         // One that waits for its turn and then is no stranger any more leaves it to others.
         let is_strange = AtomicBool::new(true);
-        let mut waits_for_turn = pin!(turns.run(|| is_strange.load(Relaxed), pending::<()>()));
+        let mut waits_for_turn =
+            pin!(turns.run(|| is_strange.load(Relaxed), drop, pending::<()>()));
         assert!(timeout(Duration::ZERO, &mut waits_for_turn).await.is_err());
         is_strange.store(false, Relaxed);
         drop((busy, waits));
         assert!(timeout(Duration::ZERO, &mut waits_for_turn).await.is_err());
         assert_eq!(
-            timeout(Duration::from_secs(10), turns.run(|| true, async { 7 })).await,
+            timeout(
+                Duration::from_secs(10),
+                turns.run(|| true, drop, async { 7 })
+            )
+            .await,
             Ok(7)
         );
     }
