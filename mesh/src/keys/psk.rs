@@ -18,6 +18,7 @@
 //! The ML-KEM key lives for one round and in memory only, so whoever gets hold of a node's disk
 //! later learns no earlier key.
 
+mod candidate;
 mod ends;
 pub mod exchange;
 mod files;
@@ -36,13 +37,14 @@ use wattle_wire::{
     psk::{PskMessage, PskPolicy, PskStep, SignedPskMessage},
 };
 
+use self::{
+    candidate::Candidate,
+    kem::{Derived, derive},
+    retry::{Retry, SHORTEST_RETRY_S},
+};
 pub use self::{
     ends::{Ends, Ignored},
     kem::{Kem, KemSecret},
-};
-use self::{
-    kem::{Derived, derive},
-    retry::{Retry, SHORTEST_RETRY_S},
 };
 pub use crate::keys::preshared_key::Psk;
 use crate::keys::preshared_key::on_disk;
@@ -51,17 +53,6 @@ use crate::keys::preshared_key::on_disk;
 /// that a mesh does not renew all at once.
 const LIFETIME_S: u64 = 24 * 3600;
 const JITTER_S: u32 = 2 * 3600;
-/// Age of a handshake in seconds from which on its renewal seems to fail. WireGuard renews after
-/// 120 s (`REKEY_AFTER_TIME` of its paper, section 6.1) with the next packet that is sent, and the
-/// session ends after 180.
-const STALE_S: u64 = 130;
-/// Seconds for which each of two keys is tried in turn: at least two of WireGuard's attempts, which
-/// are 5 s apart (`REKEY_TIMEOUT`).
-const CANDIDATE_S: u64 = 15;
-/// Seconds within which no second handshake follows one that succeeded, and after which one that
-/// none has followed did.
-const REPEATED_S: u64 = 60;
-const HELD_S: u64 = 12;
 /// Seconds for which a key is not replaced because its peer asks for that: somebody may have kept
 /// the message to send it again and again.
 const LEAST_USE_S: u64 = 30;
@@ -134,17 +125,6 @@ enum Phase {
     /// Responder: waits for a request since it knows the peer.
     #[serde(skip)]
     Waiting { retry: Retry },
-}
-
-/// Which key the initiator has in use while it cannot know which one the responder has.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Candidate {
-    next: bool,
-    since: u64,
-    /// When the newest handshake was, in seconds since 1970; 0 if none was seen.
-    handshake: u64,
-    /// It followed another too soon for that to have succeeded.
-    doubtful: bool,
 }
 
 impl Pair {
@@ -371,29 +351,11 @@ impl Pair {
 
     /// Takes note of the tunnel's newest handshake, at each observation of the device. Whether the
     /// key to use is another one now.
-    ///
-    /// A device may take it for a handshake when it answers one that the other end then cannot read
-    /// (gotatun does). So a handshake counts that is not followed by another at once: it proves
-    /// nothing, but gives reason to try no other key.
     pub fn observe(&mut self, handshake_age_s: Option<u64>, now: u64) -> bool {
         let Phase::Confirmed { candidate, .. } = &mut self.phase else {
             return false;
         };
-        let at = handshake_age_s.map(|age| now.saturating_sub(age));
-        if let Some(at) = at.filter(|at| *at > candidate.handshake + 1) {
-            candidate.doubtful = at < candidate.handshake + REPEATED_S;
-            candidate.handshake = at;
-        } else if now >= candidate.handshake + HELD_S {
-            candidate.doubtful = false;
-        }
-        let is_stale = candidate.doubtful || handshake_age_s.is_none_or(|age| age > STALE_S);
-        // Without a key of before there is nothing to go back to.
-        let may_turn = !candidate.next || self.current.is_some();
-        let turns = is_stale && may_turn && now.abs_diff(candidate.since) >= CANDIDATE_S;
-        if turns {
-            (candidate.next, candidate.since) = (!candidate.next, now);
-        }
-        turns
+        candidate.observe(handshake_age_s, self.current.is_some(), now)
     }
 
     fn is_used_up(&self, ends: &Ends<'_>, now: u64) -> bool {
@@ -483,12 +445,7 @@ impl Pair {
                 let message = ends
                     .sign(round, PskStep::Confirm { proof: next.proof })
                     .ok_or(Ignored::Unreadable)?;
-                let candidate = Candidate {
-                    next: false,
-                    since: now,
-                    handshake: 0,
-                    doubtful: false,
-                };
+                let candidate = Candidate::before(now);
                 self.phase = Phase::Confirmed {
                     next,
                     keys,
