@@ -201,11 +201,9 @@ struct Server {
 
 impl Server {
     async fn serve_connection(self: Arc<Self>, socket: TcpStream, connection: Arc<Connection>) {
-        let is_strange = || !connection.is_authenticated();
-        let end = |turn| connection.end_turn(turn);
         let serving = self
             .turns
-            .run(is_strange, end, self.serve_http(socket, &connection));
+            .run(&connection, self.serve_http(socket, &connection));
         let why = tokio::select! {
             biased;
             () = connection.evicted() => Some("there are too many without a credential, or they \

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::limiter::Place;
+use super::limiter::{Place, Waiting};
 use crate::state::{
     origin::Origin,
     shares::{Credential, Share, SharePlace},
@@ -113,6 +113,11 @@ impl Connection {
     /// Waits until this connection has to end for another; for ever if it need not.
     pub(super) async fn evicted(&self) {
         self.place.evicted().await;
+    }
+
+    /// Counts it among those that wait for their turn.
+    pub(super) fn waiting(&self) -> Waiting {
+        self.place.waiting()
     }
 
     /// Ends a turn of its work.

@@ -9,7 +9,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -35,6 +38,9 @@ const FEW: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Evicted connections that may still be there when another is let in.
 const MOST_EVICTED: usize = 64;
+/// Unauthenticated connections that may wait for their turn when another is let in during a rush:
+/// each has several turns until it has shown a credential, and those in the queue are ahead of it.
+const MOST_WAITING: usize = 32;
 /// What all unauthenticated connections together may hold for their requests, in bytes.
 const MOST_HELD: usize = 16 * 1024 * 1024;
 
@@ -51,9 +57,15 @@ struct Limits {
 pub(super) struct ConnectionLimiter {
     limits: Limits,
     connections: Mutex<Connections>,
+    /// How many wait for their turn.
+    waiting: AtomicUsize,
     /// Wakes who waits for room.
     left: Notify,
 }
+
+/// A connection that waits for its turn.
+#[derive(Debug)]
+pub(super) struct Waiting(Arc<ConnectionLimiter>);
 
 #[derive(Debug, Default)]
 struct Connections {
@@ -100,6 +112,7 @@ impl ConnectionLimiter {
         Self {
             limits,
             connections: Mutex::default(),
+            waiting: AtomicUsize::new(0),
             left: Notify::new(),
         }
     }
@@ -109,7 +122,8 @@ impl ConnectionLimiter {
     pub(super) async fn room(&self) {
         loop {
             let left = self.left.notified();
-            let Some(wait) = self.lock().wait(self.limits, Instant::now()) else {
+            let waiting = self.waiting.load(Relaxed);
+            let Some(wait) = self.lock().wait(self.limits, waiting, Instant::now()) else {
                 return;
             };
             let _ = timeout(wait, left).await;
@@ -185,11 +199,13 @@ impl Connections {
     }
 
     /// How long the next has to wait; `None` if it need not.
-    fn wait(&self, limits: Limits, now: Instant) -> Option<Duration> {
+    fn wait(&self, limits: Limits, waiting: usize, now: Instant) -> Option<Duration> {
         if self.evicted.len() >= MOST_EVICTED {
             return Some(PATIENCE);
         }
-        if self.unauthenticated.len() < limits.unauthenticated || self.largest().is_some() {
+        let has_room =
+            self.unauthenticated.len() < limits.unauthenticated && waiting < MOST_WAITING;
+        if has_room || self.largest().is_some() {
             return None;
         }
         let (_, oldest) = self.unauthenticated.first_key_value()?;
@@ -293,6 +309,12 @@ impl Place {
         self.eviction.cancelled().await;
     }
 
+    /// Counts it among those that wait for their turn.
+    pub(super) fn waiting(&self) -> Waiting {
+        self.limiter.waiting.fetch_add(1, Relaxed);
+        Waiting(Arc::clone(&self.limiter))
+    }
+
     /// Ends a turn: now, or when all that were evicted are gone. Otherwise strangers would take
     /// more while what others gave up is still held.
     pub(super) fn end(&self, turn: OwnedSemaphorePermit) {
@@ -306,6 +328,14 @@ impl Place {
     pub(super) fn gone(&self) {
         drop(self.limiter.lock().gone(self.number));
         self.limiter.left.notify_one();
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.0.waiting.fetch_sub(1, Relaxed) == MOST_WAITING {
+            self.0.left.notify_one();
+        }
     }
 }
 
@@ -422,11 +452,15 @@ mod tests {
         let limiter = limiter(usize::MAX, 20);
         let (limits, now) = (limiter.limits, Instant::now());
         let rush = crowd(&limiter, 20, 1 << 80);
-        let wait = |at| limiter.lock().wait(limits, at);
+        let wait = |at| limiter.lock().wait(limits, 0, at);
         assert!(wait(now).is_some_and(|wait| wait <= PATIENCE + now.elapsed()));
         assert_eq!(wait(now + 2 * PATIENCE), None, "they had their time");
         rush[7].set_authenticated();
         assert_eq!(wait(now), None);
+        let in_queue = |number, at| limiter.lock().wait(limits, number, at);
+        assert_eq!(in_queue(MOST_WAITING - 1, now), None);
+        assert!(in_queue(MOST_WAITING, now).is_some());
+        assert_eq!(in_queue(MOST_WAITING, now + 2 * PATIENCE), None);
         drop(rush);
         let _flood: Vec<_> = (0..20).map(|_| add(&limiter, HERE)).collect();
         assert_eq!(wait(now), None);
@@ -478,7 +512,7 @@ mod tests {
         let places: Vec<_> = (0..20 + MOST_EVICTED)
             .map(|_| add(&limiter, HERE))
             .collect();
-        let wait = || limiter.lock().wait(limiter.limits, Instant::now());
+        let wait = || limiter.lock().wait(limiter.limits, 0, Instant::now());
         assert_eq!(wait(), Some(PATIENCE));
         places[0].gone();
         assert_eq!(wait(), None);

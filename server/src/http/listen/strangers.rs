@@ -12,9 +12,11 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
 };
 use tokio_util::sync::PollSemaphore;
+
+use super::connection::Connection;
 
 /// What a client may say before its handshake is done, in bytes: several times what any says.
 const LONGEST: usize = 16 * 1024;
@@ -100,26 +102,29 @@ impl Turns {
         )))
     }
 
-    /// Does the work, each step of it in its turn, for as long as it is a stranger's. While it
-    /// waits for the other side it holds up nobody. `end` ends a turn, by dropping it.
-    pub(super) async fn run<T>(
-        &self,
-        is_strange: impl Fn() -> bool,
-        end: impl Fn(OwnedSemaphorePermit),
-        work: impl Future<Output = T>,
-    ) -> T {
+    /// Does the work of a connection, each step of it in its turn, for as long as it is a stranger's.
+    /// While it waits for the other side it holds up nobody.
+    pub(super) async fn run<T>(&self, connection: &Connection, work: impl Future<Output = T>) -> T {
         let mut turns = Some(PollSemaphore::new(Arc::clone(&self.0)));
+        let mut waiting = None;
         let mut work = pin!(work);
         std::future::poll_fn(|context| {
             // Who is no stranger any more leaves the queue: a turn that is given to somebody who
             // does not come for it is lost.
-            turns = turns.take().filter(|_| is_strange());
+            turns = turns.take().filter(|_| !connection.is_authenticated());
             let turn = match &mut turns {
-                Some(turns) => ready!(turns.poll_acquire(context)),
+                Some(turns) => match turns.poll_acquire(context) {
+                    Poll::Ready(turn) => turn,
+                    Poll::Pending => {
+                        waiting.get_or_insert_with(|| connection.waiting());
+                        return Poll::Pending;
+                    }
+                },
                 None => None,
             };
+            waiting = None;
             let step = work.as_mut().poll(context);
-            turn.into_iter().for_each(&end);
+            turn.into_iter().for_each(|turn| connection.end_turn(turn));
             step
         })
         .await
@@ -130,53 +135,56 @@ impl Turns {
 mod tests {
     use std::{
         future::pending,
-        sync::atomic::{AtomicBool, Ordering::Relaxed},
+        net::{IpAddr, Ipv4Addr},
         time::Duration,
     };
 
     use tokio::time::timeout;
+    use uuid::Uuid;
+    use wattle_wire::ids::NodeId;
 
     use super::*;
+    use crate::{
+        http::listen::limiter::ConnectionLimiter,
+        state::{
+            origin::Origin,
+            shares::{Credential, Shares},
+        },
+    };
 
     #[tokio::test]
     async fn work_that_waits_holds_up_nobody_and_work_that_is_given_up_neither() {
+        let limiter = ConnectionLimiter::new(1000, 1);
+        let stranger = || {
+            let origin = Origin::of(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
+            Connection::new(origin, limiter.add(origin))
+        };
+        let share = Shares::default().of(Credential::Node(NodeId(Uuid::nil())));
+        let (one, other, proven) = (stranger(), stranger(), stranger());
+        assert!(proven.set_authenticated(&share));
+
         let turns = Turns::new();
         let waits: Vec<_> = (0..100)
-            .map(|_| Box::pin(turns.run(|| true, drop, pending::<()>())))
+            .map(|_| Box::pin(turns.run(&one, pending::<()>())))
             .collect();
         let mut waits = futures_util::future::select_all(waits);
         assert!(timeout(Duration::ZERO, &mut waits).await.is_err());
         assert_eq!(
-            timeout(
-                Duration::from_secs(10),
-                turns.run(|| true, drop, async { 7 })
-            )
-            .await,
+            timeout(Duration::from_secs(10), turns.run(&one, async { 7 })).await,
             Ok(7)
         );
         let all = turns.0.available_permits();
         let busy = turns.0.try_acquire_many(all.try_into().unwrap());
-        let step = |is_strange| {
-            timeout(
-                Duration::ZERO,
-                turns.run(move || is_strange, drop, async { 7 }),
-            )
-        };
-        assert!(step(true).await.is_err() && step(false).await.is_ok());
+        let step = |connection| timeout(Duration::ZERO, turns.run(connection, async { 7 }));
+        assert!(step(&one).await.is_err() && step(&proven).await.is_ok());
         // One that waits for its turn and then is no stranger any more leaves it to others.
-        let is_strange = AtomicBool::new(true);
-        let mut waits_for_turn =
-            pin!(turns.run(|| is_strange.load(Relaxed), drop, pending::<()>()));
+        let mut waits_for_turn = pin!(turns.run(&other, pending::<()>()));
         assert!(timeout(Duration::ZERO, &mut waits_for_turn).await.is_err());
-        is_strange.store(false, Relaxed);
+        assert!(other.set_authenticated(&share));
         drop((busy, waits));
         assert!(timeout(Duration::ZERO, &mut waits_for_turn).await.is_err());
         assert_eq!(
-            timeout(
-                Duration::from_secs(10),
-                turns.run(|| true, drop, async { 7 })
-            )
-            .await,
+            timeout(Duration::from_secs(10), turns.run(&one, async { 7 })).await,
             Ok(7)
         );
     }
