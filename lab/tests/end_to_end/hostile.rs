@@ -104,8 +104,8 @@ fn try_lies(folder: &Path, time: Duration, seed: u64) -> Result<()> {
     })?;
     // Without the lock, machines of the thief's stay as peers that the coordinator has lost.
     lab.gateway(NEW_YORK)?.agent_says(&["confirm"])?;
-    // One that waits for the handshake of a new WireGuard key agrees on no other preshared key for a
-    // minute, and a gateway that lost its peers has to.
+    // One that waits for the handshake of a new WireGuard key agrees on no other preshared key for
+    // some seconds, and a gateway that lost its peers has to.
     all_is_well(&lab, &api, patience(120.0))?;
     for (gateway, before) in lab.gateways.iter_mut().zip(&before) {
         before.holds(gateway)?;
