@@ -237,7 +237,9 @@ impl Pair {
     pub fn is_due(&self, ends: &Ends<'_>, now: u64) -> bool {
         match &self.phase {
             // A first key is not waited for: there is no tunnel yet, or one without.
-            Phase::Idle if ends.is_turning && self.current.is_some() => false,
+            Phase::Idle | Phase::Offered { .. } if ends.is_turning && self.current.is_some() => {
+                false
+            }
             Phase::Idle if ends.is_initiator() => {
                 self.wanted.is_some() || self.is_used_up(ends, now)
             }
@@ -252,11 +254,7 @@ impl Pair {
             } => retry.is_due(now) || *keys != ends.keys() || *identities != ends.identities(),
             Phase::Confirmed { retry, .. } | Phase::Waiting { retry } => retry.is_due(now),
             // The initiator may know nothing of the offer, or have forgotten it.
-            Phase::Offered { .. } => {
-                !ends.is_turning
-                    && self.current.is_some()
-                    && self.wanted.is_some_and(|retry| retry.is_due(now))
-            }
+            Phase::Offered { .. } => self.wanted.is_some_and(|retry| retry.is_due(now)),
         }
     }
 
@@ -517,22 +515,20 @@ impl Pair {
         now: u64,
         kem: &impl Kem,
     ) -> Result<Option<SignedPskMessage>, Ignored> {
-        match &self.phase {
+        let is_behind = match &self.phase {
             // A key that both ends may use is dropped only for a round that came after it: this end
             // began that and does not remember it.
-            Phase::Confirmed { .. }
-                if round == self.round && newest.is_none_or(|newest| newest > round) =>
-            {
-                self.round = newest.unwrap_or(round);
-                Ok(self.begin(ends, now, kem))
+            Phase::Confirmed { .. } => newest.is_none_or(|newest| newest > round),
+            Phase::Requested { .. } => {
+                newest.is_some_and(|newest| (round..u64::MAX).contains(&newest))
             }
-            Phase::Requested { .. }
-                if round == self.round
-                    && newest.is_some_and(|newest| (round..u64::MAX).contains(&newest)) =>
-            {
-                self.round = newest.unwrap_or(round);
-                Ok(self.begin(ends, now, kem))
-            }
+            Phase::Idle | Phase::Offered { .. } | Phase::Waiting { .. } => false,
+        };
+        if round == self.round && is_behind {
+            self.round = newest.unwrap_or(round);
+            return Ok(self.begin(ends, now, kem));
+        }
+        match &self.phase {
             Phase::Requested { message, .. } => Ok(Some(message.clone())),
             Phase::Idle if self.may_begin_again(ends, now) => Ok(self.begin(ends, now, kem)),
             Phase::Idle
