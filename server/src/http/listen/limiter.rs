@@ -9,10 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -57,8 +54,6 @@ struct Limits {
 pub(super) struct ConnectionLimiter {
     limits: Limits,
     connections: Mutex<Connections>,
-    /// How many wait for their turn.
-    waiting: AtomicUsize,
     /// Wakes who waits for room.
     left: Notify,
 }
@@ -76,6 +71,8 @@ struct Connections {
     by_network: HashMap<IpNet, BTreeSet<u64>>,
     /// What the unauthenticated hold, in bytes.
     held: usize,
+    /// How many wait for their turn.
+    waiting: usize,
     /// Those that were evicted and hold something still.
     evicted: BTreeSet<u64>,
     /// Turns of others that end when those are gone.
@@ -112,7 +109,6 @@ impl ConnectionLimiter {
         Self {
             limits,
             connections: Mutex::default(),
-            waiting: AtomicUsize::new(0),
             left: Notify::new(),
         }
     }
@@ -122,8 +118,7 @@ impl ConnectionLimiter {
     pub(super) async fn room(&self) {
         loop {
             let left = self.left.notified();
-            let waiting = self.waiting.load(Relaxed);
-            let Some(wait) = self.lock().wait(self.limits, waiting, Instant::now()) else {
+            let Some(wait) = self.lock().wait(self.limits, Instant::now()) else {
                 return;
             };
             let _ = timeout(wait, left).await;
@@ -199,12 +194,12 @@ impl Connections {
     }
 
     /// How long the next has to wait; `None` if it need not.
-    fn wait(&self, limits: Limits, waiting: usize, now: Instant) -> Option<Duration> {
+    fn wait(&self, limits: Limits, now: Instant) -> Option<Duration> {
         if self.evicted.len() >= MOST_EVICTED {
             return Some(PATIENCE);
         }
         let has_room =
-            self.unauthenticated.len() < limits.unauthenticated && waiting < MOST_WAITING;
+            self.unauthenticated.len() < limits.unauthenticated && self.waiting < MOST_WAITING;
         if has_room || self.largest().is_some() {
             return None;
         }
@@ -311,7 +306,7 @@ impl Place {
 
     /// Counts it among those that wait for their turn.
     pub(super) fn waiting(&self) -> Waiting {
-        self.limiter.waiting.fetch_add(1, Relaxed);
+        self.limiter.lock().waiting += 1;
         Waiting(Arc::clone(&self.limiter))
     }
 
@@ -333,7 +328,11 @@ impl Place {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if self.0.waiting.fetch_sub(1, Relaxed) == MOST_WAITING {
+        let mut connections = self.0.lock();
+        connections.waiting -= 1;
+        let is_few = connections.waiting < MOST_WAITING;
+        drop(connections);
+        if is_few {
             self.0.left.notify_one();
         }
     }
@@ -452,15 +451,18 @@ mod tests {
         let limiter = limiter(usize::MAX, 20);
         let (limits, now) = (limiter.limits, Instant::now());
         let rush = crowd(&limiter, 20, 1 << 80);
-        let wait = |at| limiter.lock().wait(limits, 0, at);
+        let wait = |at| limiter.lock().wait(limits, at);
         assert!(wait(now).is_some_and(|wait| wait <= PATIENCE + now.elapsed()));
         assert_eq!(wait(now + 2 * PATIENCE), None, "they had their time");
         rush[7].set_authenticated();
         assert_eq!(wait(now), None);
-        let in_queue = |number, at| limiter.lock().wait(limits, number, at);
-        assert_eq!(in_queue(MOST_WAITING - 1, now), None);
-        assert!(in_queue(MOST_WAITING, now).is_some());
-        assert_eq!(in_queue(MOST_WAITING, now + 2 * PATIENCE), None);
+        let mut queue: Vec<_> = (1..MOST_WAITING).map(|_| rush[0].waiting()).collect();
+        assert_eq!(wait(now), None);
+        queue.push(rush[0].waiting());
+        assert!(wait(now).is_some());
+        assert_eq!(wait(now + 2 * PATIENCE), None);
+        queue.pop();
+        assert_eq!(wait(now), None);
         drop(rush);
         let _flood: Vec<_> = (0..20).map(|_| add(&limiter, HERE)).collect();
         assert_eq!(wait(now), None);
@@ -512,7 +514,7 @@ mod tests {
         let places: Vec<_> = (0..20 + MOST_EVICTED)
             .map(|_| add(&limiter, HERE))
             .collect();
-        let wait = || limiter.lock().wait(limiter.limits, 0, Instant::now());
+        let wait = || limiter.lock().wait(limiter.limits, Instant::now());
         assert_eq!(wait(), Some(PATIENCE));
         places[0].gone();
         assert_eq!(wait(), None);

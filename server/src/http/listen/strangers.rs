@@ -124,7 +124,9 @@ impl Turns {
             };
             waiting = None;
             let step = work.as_mut().poll(context);
-            turn.into_iter().for_each(|turn| connection.end_turn(turn));
+            if let Some(turn) = turn {
+                connection.end_turn(turn);
+            }
             step
         })
         .await
