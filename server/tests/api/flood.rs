@@ -1,7 +1,7 @@
 //! What strangers make the program hold in memory, whatever they send.
 
 use std::{
-    env, fs, iter,
+    env, fs,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -363,9 +363,11 @@ fn seconds() -> Duration {
 
 /// All kinds at once; where figures are asked for, each alone as well.
 fn kinds() -> Vec<Option<Kind>> {
-    let alone = KINDS.map(Some);
-    let alone = alone.iter().filter(|_| env::var_os(SECONDS).is_some());
-    iter::once(&None).chain(alone).copied().collect()
+    let mut kinds = vec![None];
+    if env::var_os(SECONDS).is_some() {
+        kinds.extend(KINDS.map(Some));
+    }
+    kinds
 }
 
 pub(crate) async fn fifty_addresses() {
