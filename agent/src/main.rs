@@ -16,6 +16,7 @@ mod join;
 mod kernel;
 mod lan;
 mod lock;
+mod memory;
 mod messages;
 mod metrics;
 mod output;
@@ -89,6 +90,10 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     } = &mut command
     {
         *join_string = join::read(join_string)?;
+    }
+    // A device moves packets on several threads, and reads no messages.
+    if !matches!(command, Command::Device { .. }) {
+        memory::keep_little();
     }
     if !matches!(command, Command::Lock(_) | Command::Device { .. }) {
         owner::become_owner(&paths.state_dir)?;

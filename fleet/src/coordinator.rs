@@ -280,10 +280,7 @@ fn start(arguments: &[String], log: &Path) -> anyhow::Result<Child> {
     command
         .args(arguments)
         .env_remove("DATABASE_URL")
-        .env("RUST_LOG", "warn");
-    // As its unit for systemd starts it.
-    command.env("MALLOC_TRIM_THRESHOLD_", "131072");
-    command
+        .env("RUST_LOG", "warn")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);

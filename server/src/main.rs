@@ -26,6 +26,7 @@ use wattle_server::{
     secret,
     server::{Database, Server},
     state::app::App,
+    tasks::memory,
     tls::authority,
 };
 use wattle_wire::{
@@ -36,6 +37,7 @@ use wattle_wire::{
 fn main() -> ExitCode {
     let Arguments { config, command } = Arguments::parse();
     start_log(config.log_format);
+    memory::keep_little();
     let result = match command.unwrap_or(Command::Serve) {
         Command::Serve => run(serve(&config)),
         Command::Token(command) => run(with_database(&config, |db, actor| {
