@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use aho_corasick::AhoCorasick;
 use base64::{Engine, engine::general_purpose};
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -395,11 +396,14 @@ async fn e11_no_secret_is_in_a_dump_of_the_database_nor_in_any_log() {
     ] {
         assert!(contains(text, part.as_bytes()), "{part} is to be found");
     }
-    for (what, secret) in secrets {
-        for form in forms(&secret) {
-            assert!(!contains(&dump.stdout, &form), "{what} is in the database");
-            assert!(!contains(&said, &form), "{what} is in the log");
-        }
+    let (names, written): (Vec<&str>, Vec<Vec<u8>>) = secrets
+        .iter()
+        .flat_map(|(what, secret)| forms(secret).map(|form| (*what, form)))
+        .unzip();
+    let secrets = AhoCorasick::new(&written).unwrap();
+    for (place, text) in [("the database", &dump.stdout), ("the log", &said)] {
+        let found = secrets.find(text).map(|found| names[found.pattern()]);
+        assert_eq!(found, None, "it is in {place}");
     }
 }
 
@@ -412,7 +416,7 @@ fn pg_dump() -> PathBuf {
 }
 
 /// How bytes may be written: as they are, in hex, in both kinds of base64.
-fn forms(bytes: &[u8]) -> Vec<Vec<u8>> {
+fn forms(bytes: &[u8]) -> [Vec<u8>; 5] {
     let mut hex = String::new();
     bytes
         .iter()
@@ -426,9 +430,8 @@ fn forms(bytes: &[u8]) -> Vec<Vec<u8>> {
         base64.into_bytes(),
         url.into_bytes(),
     ]
-    .into()
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
+    AhoCorasick::new([part]).unwrap().is_match(text)
 }
