@@ -225,10 +225,12 @@ impl Rotation {
                 .values()
                 .find(|peer| situation.psks.is_changing(peer.peer.node) && in_touch(peer))
         };
-        if missing.is_empty() && is_fresh && changing().is_none() {
+        // Later, the peers look less often whether the key is in use.
+        let is_late = now.saturating_sub(*since) > READY_LIMIT;
+        if !is_late && missing.is_empty() && is_fresh && changing().is_none() {
             return Some(RotationAction::TakeUp);
         }
-        if now.saturating_sub(*since) > READY_LIMIT {
+        if is_late {
             let why = match changing() {
                 _ if !missing.is_empty() => {
                     format!(

@@ -21,9 +21,11 @@ use crate::{
 /// How often the device is observed while a peer is about to take up its announced key: packets of
 /// both ends wait until this node has seen it.
 const OBSERVE_INTERVAL: Duration = Duration::from_millis(50);
-/// For how long after an announcement it is observed so often. A peer that takes longer is noticed
-/// at the next observation of the whole host.
+/// For how long after an announcement it is observed so often: twice as long as the peer waits for
+/// others to get ready. One that was started again meanwhile may take longer.
 const ATTENTIVE: Duration = Duration::from_secs(60);
+/// How often it is observed from then on, while the announcement stands.
+const OBSERVE_LATER_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an entry that was made anew has for its handshake before it is made anew once more: one
 /// that makes a new entry sends its first handshake at once, while WireGuard itself waits 5 s after
 /// one that was lost (`REKEY_TIMEOUT` of its paper, section 6.1).
@@ -37,8 +39,17 @@ const UNSETTLED: Duration = Duration::from_secs(20);
 /// Since when peers are about to change their keys, and whose new ones it probes.
 #[derive(Clone, Debug, Default)]
 pub struct Watch {
-    announced: BTreeMap<NodeId, (WireguardKey, Duration)>,
+    announced: BTreeMap<NodeId, Awaited>,
     probes: BTreeMap<NodeId, KeyProbe>,
+}
+
+/// A key that was announced, and is not in use yet.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    key: WireguardKey,
+    since: Duration,
+    /// The coordinator still names it.
+    stands: bool,
 }
 
 /// Handshakes with a key of which none has succeeded yet.
@@ -87,11 +98,14 @@ impl Watch {
                 .announced
                 .as_ref()
                 .filter(|announced| !is_taken_up(interface, announced.wireguard_key))?;
-            let before = self
-                .announced
-                .get(node)
-                .filter(|(key, _)| *key == announced.wireguard_key);
-            Some((*node, *before.unwrap_or(&(announced.wireguard_key, now))))
+            let key = announced.wireguard_key;
+            let before = self.announced.get(node).filter(|before| before.key == key);
+            let awaited = Awaited {
+                key,
+                since: before.map_or(now, |before| before.since),
+                stands: !peer.withdrawn,
+            };
+            Some((*node, awaited))
         };
         self.announced = known.peers.iter().filter_map(pending).collect();
         self.probes.retain(|node, probe| {
@@ -189,11 +203,13 @@ impl Watch {
 
     /// How soon the device is to be observed again; absent means that there is no hurry.
     pub fn interval(&self, now: Duration) -> Option<Duration> {
-        let is_near = self
-            .announced
-            .values()
-            .any(|(_, since)| now.saturating_sub(*since) < ATTENTIVE);
-        (is_near || !self.probes.is_empty()).then_some(OBSERVE_INTERVAL)
+        let mut awaited = self.announced.values();
+        let is_near = |awaited: &Awaited| now.saturating_sub(awaited.since) < ATTENTIVE;
+        if !self.probes.is_empty() || awaited.clone().any(is_near) {
+            return Some(OBSERVE_INTERVAL);
+        }
+        let stands = awaited.any(|awaited| awaited.stands);
+        stands.then_some(OBSERVE_LATER_INTERVAL)
     }
 }
 
