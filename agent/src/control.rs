@@ -20,6 +20,7 @@ use tokio::{
     time::timeout,
 };
 use tracing::warn;
+use wattle_mesh::agent::node::RotatedKey;
 use wattle_wire::{
     ids::Position,
     key::{IdentityKey, WireguardKey},
@@ -78,15 +79,6 @@ pub(crate) struct Confirmed {
     pub(crate) returned: Vec<Name>,
     /// The older position from which the coordinator is followed.
     pub(crate) rolled_back_to: Option<Position>,
-}
-
-/// Which key is to be another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum RotatedKey {
-    Wireguard,
-    Identity,
-    Preshared,
 }
 
 /// The node's own keys, and whether one is to be another.

@@ -33,12 +33,11 @@ use crate::{
     config::Paths,
     control::{self, Request},
     coordinator::Coordinator,
+    host::Host,
     http,
     identity::Membership,
     kernel::symptoms,
-    output,
-    reconcile::Host,
-    status,
+    output, status,
     store::Store,
 };
 
@@ -128,7 +127,7 @@ pub(crate) async fn examine(
     let interface = observed.interface.as_ref();
     let (served, large_packets) = match (known, &node) {
         (Some(known), Some(node)) => {
-            let refused = host.limits(known).await.unwrap_or_default().refused;
+            let refused = host.refused(known).await.unwrap_or_default();
             let name = host.interface();
             let large_packets =
                 interface.map(|found| size::problems(known, &refused, name, found, node.sizes));

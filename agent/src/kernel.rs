@@ -27,6 +27,7 @@ use ipnet::IpNet;
 pub(crate) use link::RouteTaken;
 use link::{Found, Kind, Tables};
 use nix::errno::Errno;
+pub(crate) use observe::Policy;
 use owned::{OwnedDevice, OwnedInterface, OwnedRuleset, OwnedStore};
 use tracing::info;
 use wattle_mesh::host::{

@@ -10,14 +10,15 @@ use tokio::{
 };
 use tracing::{debug, warn};
 use wattle_mesh::{
+    agent::node::OBSERVE_INTERVAL,
     backoff::Pace,
     diagnose::lan::{self, Facts, Served},
 };
 use wattle_wire::report::Problem;
 
 use crate::{
+    host::Host,
     kernel::{events::KernelEvents, legacy},
-    reconcile::{Host, OBSERVE_INTERVAL},
 };
 
 /// How long to go without a look when the kernel tells of nothing. Of iptables-legacy it never does:

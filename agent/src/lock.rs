@@ -35,9 +35,9 @@ use zeroize::Zeroizing;
 
 use crate::{
     config::{Paths, SignArguments},
+    host::load_guard,
     http::{self, HttpClient, Trusted},
     output, random,
-    reconcile::load_guard,
 };
 
 const DAY_S: i64 = 86_400;

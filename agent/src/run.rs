@@ -18,12 +18,12 @@ use crate::{
     control::{Control, Request},
     doctor::Examined,
     follow,
+    host::Host,
     identity::{Membership, Slot},
     interface_lock::InterfaceLock,
     kernel::Kernel,
     metrics::Metrics,
     output,
-    reconcile::Host,
     status::NOT_A_NODE,
     store::Store,
     supervisor::Supervisor,
@@ -59,10 +59,11 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
         }
     };
     let joined = wait_for_join(&store, &mut control, &mut supervisor);
-    let (mut node_keys, mut membership) = tokio::select! {
+    let (node_keys, mut membership) = tokio::select! {
         (joined, ()) = async { tokio::join!(joined, looked) } => joined?,
         () = stop.asked() => return Ok(()),
     };
+    let mut node_keys = Arc::new(node_keys);
     loop {
         let mut agent = Agent::new(
             paths,
@@ -75,7 +76,7 @@ pub(crate) async fn run(paths: &Paths, metrics: Option<SocketAddr>) -> anyhow::R
         agent.start_from_disk().await;
         match agent.run(&mut control, &mut stop, &mut supervisor).await {
             Ended::Stopped => break,
-            Ended::Anew(as_node) => (node_keys, membership) = *as_node,
+            Ended::Anew(keys, as_member) => (node_keys, membership) = (keys, *as_member),
         }
     }
     info!("stopped; the tunnels stay up");

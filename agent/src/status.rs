@@ -1,6 +1,6 @@
 //! `wattle-agent status` and `wattle-agent plan`: what is, and what would be done.
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::Context;
 use comfy_table::Color;
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use wattle_mesh::{
     agent::{
         guard::Refused,
+        node::{Judge, Now},
         replica::{Known, KnownPeer, Replica},
     },
     health::link,
     host::{
         interface::InterfaceName,
-        plan::plan,
         state::{Interface, ObservedPeer},
     },
     keys::{
@@ -35,10 +35,10 @@ use crate::{
     config::Paths,
     control::{self, Request},
     follow::{self, Connection},
+    host::Host,
     identity::{Membership, Slot, unix_s},
     output::{self, Cell, Table},
     psk,
-    reconcile::Host,
     store::Store,
 };
 
@@ -173,7 +173,7 @@ async fn from_disk(paths: &Paths) -> anyhow::Result<Status> {
     let found = find(paths)?;
     let interface = found.host.observe_interface().await?;
     let refused = match &found.known {
-        Some(known) => found.host.limits(known).await?.refused,
+        Some(known) => found.host.refused(known).await?,
         None => Refused::default(),
     };
     let kept = found
@@ -216,15 +216,12 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
             let observed = found.host.observe().await?;
             let interfaces = observed.interface.iter();
             interfaces.for_each(|interface| found.psks.resume(known, interface));
-            let watch = Watch::default();
-            planned(
-                &found.host,
-                known,
-                &found.node_keys,
-                &found.psks,
-                (watch, Duration::ZERO),
-            )
-            .await?
+            let now = Now {
+                unix_s: chrono::Utc::now().timestamp(),
+                ..Now::default()
+            };
+            let (keys, psks) = (&found.node_keys, &found.psks);
+            planned(&found.host, known, keys, psks, Watch::default(), now).await?
         }
     };
     if json {
@@ -237,23 +234,24 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
     Ok(())
 }
 
-/// What would be done to the host now. `watch` knows which peers are on the way to new keys, at a
-/// moment of its clock.
+/// What would be done to the host now. `watch` knows which peers are on the way to new keys.
 pub(crate) async fn planned(
     host: &Host,
     known: &Known,
     node_keys: &NodeKeys,
     psks: &Exchange,
-    (mut watch, now): (Watch, Duration),
+    mut watch: Watch,
+    now: Now,
 ) -> anyhow::Result<Planned> {
-    let observed = host.observe().await?;
-    let interface = observed.interface.as_ref();
-    let turns = interface
-        .map(|interface| watch.observe(known, interface, now))
-        .unwrap_or_default();
-    let limits = host.limits(known).await?;
-    let desired = host.desired(known, node_keys, psks, &turns, &limits);
-    let plan = plan(&desired, &observed);
+    let policy = host.clone().policy().await?;
+    let observation = host.look(policy).await?;
+    let judge = Judge {
+        interface: host.interface(),
+        guard: host.guard(),
+        node_keys,
+        psks,
+    };
+    let plan = judge.judge(known, &observation, &mut watch, now).plan;
     Ok(Planned {
         steps: plan.steps.iter().map(ToString::to_string).collect(),
         plan: serde_json::to_value(&plan)?,

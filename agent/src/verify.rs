@@ -23,9 +23,9 @@ use wattle_wire::name::Name;
 use crate::{
     config::Paths,
     control::{self, Asked, Request},
+    host::Host,
     kernel::{ping, throughput},
     output::{self, Cell, Table},
-    reconcile::Host,
     status,
 };
 
@@ -135,7 +135,7 @@ pub(crate) async fn trial(
     replies: &Replies,
     asked: &Asked,
 ) -> anyhow::Result<Trial> {
-    let refused = host.limits(known).await?.refused;
+    let refused = host.refused(known).await?;
     let targets =
         verify::targets(known, &refused, &asked.hosts, &asked.tcp).map_err(|stranger| {
             anyhow!(

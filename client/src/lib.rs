@@ -1,5 +1,5 @@
-//! What every client of a coordinator needs: [`pin`] says whom it takes for one, and [`kem`] draws
-//! the secrets of preshared keys.
+//! What every client of a coordinator needs: [`pin`] says whom it takes for one, and [`secrets`]
+//! draws what nobody should guess.
 
-pub mod kem;
 pub mod pin;
+pub mod secrets;

@@ -21,7 +21,7 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::sleep,
 };
-use wattle_client::{kem::SystemKem, pin::Pins};
+use wattle_client::{pin::Pins, secrets::SystemSecrets};
 use wattle_mesh::{
     agent::{
         replica::{Known, Received, Replica, Stored},
@@ -30,7 +30,7 @@ use wattle_mesh::{
     backoff::backoff,
     keys::{
         node_keys::{HeldToken, NodeKeys},
-        psk::mailbox::{MailboxReply, Means, Progress, PskMailbox},
+        psk::mailbox::{MailboxReply, Means, PassedOver, PskMailbox},
     },
 };
 use wattle_wire::{
@@ -356,7 +356,7 @@ impl Agent {
     fn use_mailbox(
         &self,
         replica: &Replica,
-        step: impl FnOnce(&mut PskMailbox, &Known, &Means<'_, SystemKem>) -> Progress,
+        step: impl FnOnce(&mut PskMailbox, &Known, &Means<'_, SystemSecrets>) -> PassedOver,
     ) {
         let (Some(known), partners) = (replica.known(), locked(&self.partners)) else {
             return;
@@ -381,10 +381,10 @@ impl Agent {
             &Means {
                 node_keys: &self.node_keys,
                 now,
-                kem: &SystemKem,
-                keep: &|_| Ok(()),
+                kem: &SystemSecrets,
             },
         );
+        mailbox.kept(Ok(()));
         let agreed = known
             .peers
             .keys()

@@ -5,6 +5,7 @@ pub mod guard;
 pub mod history;
 pub mod known;
 mod known_peer;
+pub mod node;
 pub mod replica;
 pub mod reporting;
 pub mod underlay;

@@ -119,6 +119,11 @@ impl Replica {
         Self { operators, ..self }
     }
 
+    /// The mesh whose view it is.
+    pub fn mesh(&self) -> MeshId {
+        self.mesh
+    }
+
     /// The node has taken up another WireGuard key.
     pub fn set_own_key(&mut self, key: WireguardKey) {
         self.own_key = key;

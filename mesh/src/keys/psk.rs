@@ -23,7 +23,7 @@ mod ends;
 pub mod exchange;
 mod files;
 pub mod given;
-mod kem;
+pub(crate) mod kem;
 pub mod mailbox;
 #[cfg(test)]
 mod model;
@@ -162,6 +162,23 @@ impl Pair {
             said: 0,
             wait: LEAST_USE_S / 2,
         });
+    }
+
+    /// Whether an end that goes by this may be started again from what is on disk: that has all the
+    /// keys of this round, and finds out which of them the peer uses.
+    fn survives_with(&self, disk: &Self) -> bool {
+        let kept: Vec<_> = disk.keys().collect();
+        self.round == disk.round && self.keys().all(|key| kept.contains(&key))
+    }
+
+    /// The key that is agreed on, and the one that is to take its place.
+    fn keys(&self) -> impl Iterator<Item = &Psk> {
+        let next = match &self.phase {
+            Phase::Confirmed { next, .. } | Phase::Offered { next, .. } => Some(&next.psk),
+            Phase::Idle | Phase::Requested { .. } | Phase::Waiting { .. } => None,
+        };
+        let current = self.current.as_ref().map(|agreed| &agreed.psk);
+        current.into_iter().chain(next)
     }
 
     /// Whether the peer leaves unanswered what is said about a first key.

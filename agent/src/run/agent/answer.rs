@@ -4,19 +4,16 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tracing::info;
-use wattle_mesh::{agent::replica::Known, diagnose::size, health::clock};
-use wattle_wire::{
-    report::{Problem, ProblemCode},
-    verdict::OwnLinks,
-};
+use wattle_mesh::agent::node::Input;
+use wattle_wire::verdict::OwnLinks;
 
-use super::Agent;
+use super::{Agent, in_words};
 use crate::{
-    control::{Asked, Call, Confirmed, Keys, Request, RotatedKey},
+    control::{Asked, Call, Confirmed, Keys, Request},
     doctor::{self, Node},
     identity::Slot,
     metrics::Seen,
-    standing,
+    requests,
     status::{self, Facts, Planned, Status},
     verify,
 };
@@ -29,42 +26,36 @@ impl Agent {
             Request::Plan => call.answer(in_words(self.plan().await)),
             Request::Doctor => self.examine(call),
             Request::Verify(asked) => self.verify(call, asked),
-            Request::Confirm => call.answer(Ok(self.confirm())),
+            Request::Confirm => {
+                let confirmed = self.to_confirm();
+                self.handle(Input::Confirm).await;
+                call.answer(Ok(confirmed));
+            }
             Request::RenewTokens => call.answer(in_words(self.renew_tokens())),
             Request::Keys => call.answer(Ok(self.keys())),
             Request::Rotate(key) => {
-                if key == RotatedKey::Preshared {
-                    self.mailbox.want_others();
-                    let psks = self.mailbox.exchange();
-                    let known = self.replica.known().into_iter();
-                    self.old_psks = known
-                        .flat_map(|known| known.peers.keys())
-                        .filter_map(|peer| Some((*peer, psks.since(*peer)?)))
-                        .collect();
-                } else {
-                    self.key_change.ask(key);
-                }
+                self.handle(Input::Rotate(key)).await;
                 call.answer(Ok(self.keys()));
             }
         }
     }
 
     async fn plan(&self) -> anyhow::Result<Planned> {
-        let known = self.replica.known().context(status::NO_VIEW)?;
-        let watch = (self.watch.clone(), self.started.elapsed());
-        let psks = self.mailbox.exchange();
-        status::planned(&self.host, known, &self.node_keys, psks, watch).await
+        let known = self.node.known().context(status::NO_VIEW)?;
+        let (keys, psks) = (self.node.node_keys(), self.node.mailbox().exchange());
+        let watch = self.node.watch().clone();
+        status::planned(&self.host, known, keys, psks, watch, self.now()).await
     }
 
     /// Looks at the host beside the loop: names that nobody resolves take seconds.
     fn examine(&self, call: Call) {
         let (host, membership) = (self.host.clone(), self.membership.clone());
-        let (known, probes) = (self.replica.known().cloned(), self.prober.reports());
+        let (known, probes) = (self.node.known().cloned(), self.prober.reports());
         let problems = known
             .as_ref()
-            .map(|known| self.host_problems(known).collect())
+            .map(|known| self.node.host_problems(known).collect())
             .unwrap_or_default();
-        let (replies, own_links) = (self.replies.clone(), self.own_links());
+        let (replies, own_links) = (self.node.replies().clone(), self.own_links());
         let sizes = self.prober.sizes();
         tokio::spawn(async move {
             let node = Node {
@@ -84,51 +75,24 @@ impl Agent {
     /// What the coordinator makes of the links of this node.
     fn own_links(&self) -> impl Future<Output = Option<OwnLinks>> + use<> {
         let coordinator = self
-            .disconnected
-            .is_none()
+            .node
+            .is_connected()
             .then(|| Arc::clone(&self.coordinator));
-        let (node_keys, membership) = (Arc::clone(&self.node_keys), self.membership.clone());
-        async move { standing::own_links(&*coordinator?, &node_keys, &membership).await }
+        let node_keys = Arc::clone(self.node.node_keys());
+        let membership = self.membership.clone();
+        async move { requests::own_links(&*coordinator?, &node_keys, &membership).await }
     }
 
     /// Looks beside the loop at what is between the LANs.
     fn verify(&self, call: Call, asked: Asked) {
-        let Some(known) = self.replica.known().cloned() else {
+        let Some(known) = self.node.known().cloned() else {
             return call.answer(Err::<(), _>(status::NO_VIEW.to_owned()));
         };
-        let (host, replies) = (self.host.clone(), self.replies.clone());
+        let (host, replies) = (self.host.clone(), self.node.replies().clone());
         tokio::spawn(async move {
             let trial = verify::trial(&host, &known, &replies, &asked).await;
             call.answer(in_words(trial));
         });
-    }
-
-    /// What keeps this host from what the mesh wants, or its LANs from others.
-    pub(super) fn problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
-        let clock = self
-            .coordinator
-            .known_clock_ahead()
-            .and_then(clock::problem);
-        self.host_problems(known)
-            .chain(clock)
-            .chain(self.lan_watch.problems())
-            .chain(self.large_packets(known))
-    }
-
-    /// What keeps this host from what the mesh wants.
-    fn host_problems(&self, known: &Known) -> impl Iterator<Item = Problem> {
-        let unsaved = self.save_problem.iter().map(|words| Problem {
-            subject: "the view".to_owned(),
-            ..Problem::new(ProblemCode::State, words)
-        });
-        let policy = self.outcome.limits.refused.psk_policy(known.mesh.psk);
-        self.replica
-            .problems()
-            .chain(self.outcome.problems.iter().cloned())
-            .chain(unsaved)
-            .chain(self.mailbox.problems(known, policy))
-            .chain(self.key_change.problems(known, &self.node_keys))
-            .chain(self.standing.problem(known))
     }
 
     /// Tells how the node is, beside the loop: the coordinator may take long to say its part.
@@ -141,34 +105,21 @@ impl Agent {
         });
     }
 
-    /// Peers that large packets do not get to.
-    fn large_packets(&self, known: &Known) -> Vec<Problem> {
-        let observed = self.outcome.observed.as_ref();
-        let interface = observed.and_then(|observed| observed.interface.as_ref());
-        interface
-            .map(|found| {
-                let refused = &self.outcome.limits.refused;
-                let sizes = self.prober.sizes();
-                size::problems(known, refused, &self.interface, found, &sizes)
-            })
-            .unwrap_or_default()
-    }
-
     async fn status(&self) -> Result<Status, String> {
         let interface = self.host.observe_interface().await;
         let interface = in_words(interface)?;
-        let known = self.replica.known();
+        let known = self.node.known();
         Ok(Status::new(&Facts {
-            interface_name: &self.interface,
+            interface_name: self.host.interface(),
             membership: &self.membership,
-            node_keys: &self.node_keys,
+            node_keys: self.node.node_keys(),
             known,
             locked: self.host.operators().is_some(),
             interface: interface.as_ref(),
-            refused: &self.outcome.limits.refused,
+            refused: self.node.refused(),
             probes: &self.prober.reports(),
             problems: known
-                .map(|known| self.problems(known).collect())
+                .map(|known| self.node.problems(known).collect())
                 .unwrap_or_default(),
             as_of: None,
             agent_running: true,
@@ -176,31 +127,20 @@ impl Agent {
         }))
     }
 
-    /// Carries out what waits for somebody on this host.
-    fn confirm(&mut self) -> Confirmed {
-        let waiting = self.replica.awaiting_confirmation();
-        let removals = self.replica.known().into_iter().flat_map(|known| {
-            let peers = waiting.iter().filter_map(|node| known.peers.get(node));
-            peers.map(|known| known.peer.name.clone())
-        });
-        let removals = removals.collect();
-        let back = self.replica.returned();
-        let returned = back.iter().filter_map(|node| self.replica.name_of(*node));
-        let returned = returned.cloned().collect();
-        let waiting = waiting.union(&back).copied().collect();
-        let behind = self.replica.rolled_back_to();
-        let follows = behind.is_some_and(|position| self.replica.follow_back(position));
-        if self.replica.confirm(&waiting) || follows {
-            info!("what waited was confirmed on this gateway");
-            (self.view_changed, self.view_unsaved) = (true, true);
-            if self.replica.resume_from().is_none() {
-                self.ask_for_snapshot("what waited was confirmed");
-            }
-        }
+    /// What waits for somebody on this host.
+    fn to_confirm(&self) -> Confirmed {
+        let replica = self.node.replica();
+        let waiting = replica.awaiting_confirmation();
+        let peers = self.node.known().into_iter().flat_map(|known| &known.peers);
+        let removals = peers.filter(|(node, _)| waiting.contains(node));
+        let removals = removals.map(|(_, known)| known.peer.name.clone()).collect();
+        let returned = replica.returned().into_iter();
         Confirmed {
             removals,
-            returned,
-            rolled_back_to: behind,
+            returned: returned
+                .filter_map(|node| replica.name_of(node).cloned())
+                .collect(),
+            rolled_back_to: replica.rolled_back_to(),
         }
     }
 
@@ -217,43 +157,30 @@ impl Agent {
     }
 
     fn keys(&self) -> Keys {
-        let psks = self.mailbox.exchange();
-        let peers = self.replica.known().into_iter();
-        let old = peers
-            .flat_map(|known| known.peers.values())
-            .filter(|known| {
-                let node = &known.peer.node;
-                self.old_psks
-                    .get(node)
-                    .copied()
-                    .is_some_and(|at| psks.since(*node) == Some(at))
-            });
+        let (keys, asked) = (self.node.node_keys(), self.node.keys_asked());
+        let old = asked.preshared_with.iter();
         Keys {
-            wireguard: self.node_keys.wireguard_key(),
-            identity: self.node_keys.identity_key(),
-            problem: self.key_change.answer().map(str::to_owned),
-            preshared_with: old.map(|known| known.peer.name.to_string()).collect(),
+            wireguard: keys.wireguard_key(),
+            identity: keys.identity_key(),
+            problem: asked.problem,
+            preshared_with: old.map(ToString::to_string).collect(),
         }
     }
 
     pub(super) fn show_metrics(&self) {
         let (Some(metrics), Some(known), Some(observed)) =
-            (&self.metrics, self.replica.known(), &self.outcome.observed)
+            (&self.metrics, self.node.known(), self.node.host())
         else {
             return;
         };
         metrics.show(&Seen {
-            interface: &self.interface,
+            interface: self.host.interface(),
             known,
             observed,
             probes: &self.prober.reports(),
-            connected: self.disconnected.is_none(),
-            problems: self.problems(known).count(),
+            connected: self.node.is_connected(),
+            problems: self.node.problems(known).count(),
             now: chrono::Utc::now().timestamp(),
         });
     }
-}
-
-fn in_words<T>(result: anyhow::Result<T>) -> Result<T, String> {
-    result.map_err(|error| format!("{error:#}"))
 }

@@ -108,17 +108,21 @@ impl Exchange {
         }
     }
 
-    /// Whether every pair that had a key `before` is as it was, so that nothing is lost if this is
-    /// forgotten: only keys with further peers are new.
-    pub fn only_adds_to(&self, before: &Self) -> bool {
-        let mut pairs = before.pairs.iter();
-        let mut given = before.given.iter();
-        pairs.all(|(peer, then)| {
+    /// Whether a node that goes by this may be started again from what is on disk: every pair that
+    /// had a key there is as it was, or goes by keys that the disk has, too. The others are with
+    /// further peers.
+    pub fn survives_with(&self, disk: &Self) -> bool {
+        let mut pairs = disk.pairs.iter();
+        let mut given = disk.given.iter();
+        pairs.all(|(peer, kept)| {
             let now = self.pairs.get(peer);
-            then.since().is_none() || now.is_some_and(|now| on_disk(&**now) == on_disk(&**then))
-        }) && given.all(|(peer, then)| {
+            kept.since().is_none()
+                || now.is_some_and(|now| {
+                    now.survives_with(kept) || on_disk(&**now) == on_disk(&**kept)
+                })
+        }) && given.all(|(peer, kept)| {
             let now = self.given.get(peer);
-            now.is_some_and(|now| on_disk(now) == on_disk(then))
+            now.is_some_and(|now| on_disk(now) == on_disk(kept))
         })
     }
 

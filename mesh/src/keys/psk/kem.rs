@@ -1,7 +1,7 @@
 //! The secret of a round, by ML-KEM-768, and the preshared key that both ends compute of it.
 
 #[cfg(test)]
-pub(super) mod seeded;
+pub(crate) mod seeded;
 #[cfg(test)]
 mod vectors;
 

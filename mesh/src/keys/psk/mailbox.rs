@@ -51,6 +51,8 @@ pub struct PskMailbox {
     given: BTreeMap<i64, GivenPsk>,
     /// Messages wait at the coordinator.
     waiting: bool,
+    /// What is to be on disk before anything else is done.
+    unkept: Option<Unkept>,
     problem: Option<String>,
 }
 
@@ -61,17 +63,31 @@ pub struct Means<'a, K> {
     /// Seconds since 1970.
     pub now: u64,
     pub kem: &'a K,
-    /// Keeps the keys for a restart, or says why it cannot.
-    pub keep: &'a dyn Fn(&Exchange) -> Result<(), String>,
 }
 
-/// What came of a step.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// A key may be another one now.
-    pub may_differ: bool,
-    /// Messages of these peers were passed over.
-    pub ignored: Vec<(Name, Ignored)>,
+/// Messages that were passed over: of which peers, and why.
+pub type PassedOver = Vec<(Name, Ignored)>;
+
+/// A step that counts once its keys are on disk.
+#[derive(Debug)]
+struct Unkept {
+    exchange: Exchange,
+    /// What there is to say then.
+    says: Vec<OutgoingMessage>,
+    /// Given keys that are among them, by their numbers.
+    given: Vec<i64>,
+    /// Of a reply, the messages that are dealt with then.
+    read: Option<Read>,
+    /// A key may be another one then.
+    may_differ: bool,
+}
+
+/// The messages of a reply.
+#[derive(Debug)]
+struct Read {
+    ids: Vec<i64>,
+    /// Of nodes that are not known yet.
+    early: BTreeMap<NodeId, SignedPskMessage>,
 }
 
 /// What came of a request.
@@ -117,14 +133,50 @@ impl PskMailbox {
         self.exchange.say_again();
     }
 
+    /// The keys that are to be on disk before anything else is asked of the mailbox:
+    /// [`PskMailbox::kept`] is to say whether they are.
+    pub fn to_keep(&self) -> Option<Exchange> {
+        Some(self.unkept.as_ref()?.exchange.kept())
+    }
+
+    /// Goes by the keys that were to be kept, if they were; otherwise says why not. Whether a key
+    /// may be another one now.
+    pub fn kept(&mut self, result: Result<(), String>) -> bool {
+        let Some(unkept) = self.unkept.take() else {
+            return false;
+        };
+        self.problem = result.err();
+        if self.problem.is_some() {
+            // The disk is at fault: the messages wait at the coordinator.
+            self.waiting &= unkept.read.is_none();
+            return false;
+        }
+        self.exchange = unkept.exchange;
+        let says = unkept.says.into_iter();
+        self.outbox
+            .extend(says.map(|message| (message.to, message.message)));
+        self.given.retain(|id, _| !unkept.given.contains(id));
+        self.taken.extend(unkept.given);
+        if let Some(read) = unkept.read {
+            self.dealt_with(read);
+        }
+        unkept.may_differ
+    }
+
+    fn dealt_with(&mut self, Read { ids, early }: Read) {
+        let room = MOST_EARLY.saturating_sub(self.early.len());
+        self.early.extend(early.into_iter().take(room));
+        self.taken.extend(ids);
+    }
+
     /// Does what is due by now, and reads the messages of nodes that have become known. With
-    /// `unsettled` peers no key is changed.
+    /// `unsettled` peers no key is changed. There may be something [to keep](Self::to_keep) then.
     pub fn tick<K: Kem>(
         &mut self,
         known: &Known,
         means: &Means<'_, K>,
         unsettled: BTreeSet<NodeId>,
-    ) -> Progress {
+    ) -> PassedOver {
         self.unsettled = unsettled;
         // One message to a node that has gone would keep the others from being left.
         self.outbox.retain(|to, _| known.peers.contains_key(to));
@@ -138,7 +190,7 @@ impl PskMailbox {
             .exchange
             .is_due(known, means.node_keys, means.now, &self.unsettled);
         if early.is_empty() && !self.is_given_for(known) && !is_due {
-            return Progress::default();
+            return PassedOver::new();
         }
         let mut next = self.exchange.clone();
         let messages = next.tick(
@@ -148,26 +200,28 @@ impl PskMailbox {
             means.kem,
             &self.unsettled,
         );
-        let (progress, _) = self.read(next, known, &early, messages, means);
-        progress
+        self.read(next, known, &early, messages, means)
     }
 
-    /// Takes note of what the device shows. Whether a key may be another one now.
-    pub fn observe<K: Kem>(
-        &mut self,
-        known: &Known,
-        interface: &Interface,
-        means: &Means<'_, K>,
-    ) -> bool {
-        self.watch_sessions(known, interface, means.now);
+    /// Takes note of what the device shows at a time, in seconds since 1970. Whether a key is
+    /// another one now; there may be something [to keep](Self::to_keep) as well.
+    pub fn observe(&mut self, known: &Known, interface: &Interface, now: u64) -> bool {
+        self.watch_sessions(known, interface, now);
         // Most observations find no candidate, and a copy of a thousand pairs is megabytes.
         if !self.exchange.has_candidates() {
             return false;
         }
         let mut next = self.exchange.clone();
-        let moved = next.observe(known, interface, means.now);
+        let moved = next.observe(known, interface, now);
         if moved == Moved::OnDisk {
-            return self.keep(next, Vec::new(), means);
+            self.unkept = Some(Unkept {
+                exchange: next,
+                says: Vec::new(),
+                given: Vec::new(),
+                read: None,
+                may_differ: true,
+            });
+            return false;
         }
         self.exchange = next;
         moved == Moved::InMemory
@@ -220,14 +274,14 @@ impl PskMailbox {
         })
     }
 
-    /// Reads what a request has brought.
+    /// Reads what a request has brought. There may be something [to keep](Self::to_keep) then.
     pub fn take_in<K: Kem>(
         &mut self,
         request: &MailboxRequest,
         reply: MailboxReply,
         known: Option<&Known>,
         means: &Means<'_, K>,
-    ) -> Progress {
+    ) -> PassedOver {
         // The messages that are done with. What was refused and is still due is said again in time.
         let done = match reply {
             MailboxReply::Failed => &[],
@@ -243,7 +297,7 @@ impl PskMailbox {
         });
         let MailboxReply::Response(response) = reply else {
             self.waiting |= matches!(reply, MailboxReply::Failed) || !request.taken.is_empty();
-            return Progress::default();
+            return PassedOver::new();
         };
         self.taken.retain(|id| !request.taken.contains(id));
         let new: Vec<_> = response
@@ -262,7 +316,7 @@ impl PskMailbox {
             .filter(is_new)
             .collect();
         if new.is_empty() && given.is_empty() {
-            return Progress::default();
+            return PassedOver::new();
         }
         self.waiting |= response.more;
         let ids: Vec<_> = new.iter().map(|message| message.id).collect();
@@ -276,24 +330,17 @@ impl PskMailbox {
         let room = MOST_EARLY.saturating_sub(self.given.len());
         self.given
             .extend(given.into_iter().take(room).map(|given| (given.id, given)));
-        let (progress, kept) = match known
-            .filter(|known| !readable.is_empty() || self.is_given_for(known))
-        {
-            Some(known) => self.read(self.exchange.clone(), known, &readable, Vec::new(), means),
-            None => (Progress::default(), true),
+        let read = Read { ids, early };
+        let Some(known) = known.filter(|known| !readable.is_empty() || self.is_given_for(known))
+        else {
+            self.dealt_with(read);
+            return PassedOver::new();
         };
-        if kept {
-            self.early.extend(
-                early
-                    .into_iter()
-                    .take(MOST_EARLY.saturating_sub(self.early.len())),
-            );
-            self.taken.extend(ids);
-        } else {
-            // The disk is at fault: they wait at the coordinator.
-            self.waiting = false;
+        let passed_over = self.read(self.exchange.clone(), known, &readable, Vec::new(), means);
+        if let Some(unkept) = &mut self.unkept {
+            unkept.read = Some(read);
         }
-        progress
+        passed_over
     }
 
     fn is_given_for(&self, known: &Known) -> bool {
@@ -307,25 +354,25 @@ impl PskMailbox {
             && self.exchange.may_agree(*from, &self.unsettled)
     }
 
-    /// Reads messages and all given keys of known peers, keeps what is known then, and says what
-    /// there is to say. Whether it could be kept.
+    /// Reads messages and all given keys of known peers: what is known then is to be kept before
+    /// what there is to say is said.
     fn read<K: Kem>(
         &mut self,
         mut next: Exchange,
         known: &Known,
         messages: &BTreeMap<NodeId, SignedPskMessage>,
-        mut said: Vec<OutgoingMessage>,
+        mut says: Vec<OutgoingMessage>,
         means: &Means<'_, K>,
-    ) -> (Progress, bool) {
-        let mut ignored = Vec::new();
+    ) -> PassedOver {
+        let mut passed_over = PassedOver::new();
         let mut pass_over =
-            |peer: &KnownPeer, reason| ignored.push((peer.peer.name.clone(), reason));
+            |peer: &KnownPeer, reason| passed_over.push((peer.peer.name.clone(), reason));
         for (from, message) in messages {
             let Some(peer) = known.peers.get(from) else {
                 continue;
             };
             match next.receive(known, means.node_keys, peer, message, means.now, means.kem) {
-                Ok(answer) => said.extend(answer),
+                Ok(answer) => says.extend(answer),
                 Err(reason) => pass_over(peer, reason),
             }
         }
@@ -339,40 +386,14 @@ impl PskMailbox {
             }
             taken.push(*id);
         }
-        let kept = self.keep(next, said, means);
-        let may_differ = kept && !(messages.is_empty() && taken.is_empty());
-        if kept {
-            self.given.retain(|id, _| !taken.contains(id));
-            self.taken.extend(taken);
-        }
-        (
-            Progress {
-                may_differ,
-                ignored,
-            },
-            kept,
-        )
-    }
-
-    /// Keeps what is known now, and only then puts what it says into the outbox. Whether it could
-    /// be kept.
-    fn keep<K>(
-        &mut self,
-        next: Exchange,
-        messages: Vec<OutgoingMessage>,
-        means: &Means<'_, K>,
-    ) -> bool {
-        self.problem = (means.keep)(&next.kept()).err();
-        if self.problem.is_some() {
-            return false;
-        }
-        self.exchange = next;
-        self.outbox.extend(
-            messages
-                .into_iter()
-                .map(|message| (message.to, message.message)),
-        );
-        true
+        self.unkept = Some(Unkept {
+            exchange: next,
+            says,
+            may_differ: !(messages.is_empty() && taken.is_empty()),
+            given: taken,
+            read: None,
+        });
+        passed_over
     }
 }
 

@@ -1,4 +1,4 @@
-//! ML-KEM-768 for tests, by an implementation of others, whose random numbers are counted.
+//! Secrets for tests, with an ML-KEM-768 by others: their random numbers are counted.
 
 use std::cell::Cell;
 
@@ -6,6 +6,7 @@ use aws_lc_rs::kem::ML_KEM_768;
 use ml_kem::{KeyExport, MlKem768};
 
 use super::*;
+use crate::agent::node::Secrets;
 
 pub(super) type TheirSecret = ml_kem::DecapsulationKey<MlKem768>;
 type TheirKey = ml_kem::EncapsulationKey<MlKem768>;
@@ -24,6 +25,12 @@ fn seed<const N: usize>() -> [u8; N] {
     let mut seed = [0; N];
     seed[..8].copy_from_slice(&drawn.to_be_bytes());
     seed
+}
+
+impl Secrets for SeededKem {
+    fn secret(&self) -> Option<Zeroizing<[u8; 32]>> {
+        Some(Zeroizing::new(seed()))
+    }
 }
 
 impl Kem for SeededKem {

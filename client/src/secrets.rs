@@ -1,17 +1,31 @@
-//! ML-KEM-768 with random numbers: what `wattle-mesh`, which draws none, needs of it.
+//! The system's random numbers, which `wattle-mesh` draws none of: for keys, and for ML-KEM-768.
 
 use std::sync::Arc;
 
-use aws_lc_rs::kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768};
-use wattle_mesh::keys::psk::{Kem, KemSecret};
+use aws_lc_rs::{
+    kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768},
+    rand,
+};
+use wattle_mesh::{
+    agent::node::Secrets,
+    keys::psk::{Kem, KemSecret},
+};
 use wattle_wire::key::{KemCiphertext, KemKey};
 use zeroize::Zeroizing;
 
-/// ML-KEM-768 with the system's random numbers.
+/// What nobody guesses, by the system's random numbers.
 #[derive(Clone, Copy, Debug)]
-pub struct SystemKem;
+pub struct SystemSecrets;
 
-impl Kem for SystemKem {
+impl Secrets for SystemSecrets {
+    fn secret(&self) -> Option<Zeroizing<[u8; 32]>> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        rand::fill(bytes.as_mut_slice()).ok()?;
+        Some(bytes)
+    }
+}
+
+impl Kem for SystemSecrets {
     fn generate(&self) -> Option<(KemSecret, KemKey)> {
         let secret = DecapsulationKey::generate(&ML_KEM_768).ok()?;
         let key: [u8; 1184] = secret
@@ -46,7 +60,7 @@ mod tests {
 
     #[test]
     fn it_and_an_implementation_by_others_understand_each_other() {
-        let (secret, key) = SystemKem.generate().unwrap();
+        let (secret, key) = SystemSecrets.generate().unwrap();
         let theirs = ml_kem::EncapsulationKey::<MlKem768>::new(&(*key.as_bytes()).into()).unwrap();
         let (ciphertext, shared) = theirs.encapsulate_deterministic(&[7; 32].into());
         let ciphertext: [u8; 1088] = ciphertext.as_slice().try_into().unwrap();
@@ -59,7 +73,7 @@ mod tests {
             .as_slice()
             .try_into()
             .unwrap();
-        let (ciphertext, shared) = SystemKem.encapsulate(&key.into()).unwrap();
+        let (ciphertext, shared) = SystemSecrets.encapsulate(&key.into()).unwrap();
         assert_eq!(
             *theirs.decapsulate(&(*ciphertext.as_bytes()).into()),
             *shared
@@ -68,6 +82,6 @@ mod tests {
 
     #[test]
     fn a_key_that_is_none_is_refused() {
-        assert!(SystemKem.encapsulate(&[0xff; 1184].into()).is_none());
+        assert!(SystemSecrets.encapsulate(&[0xff; 1184].into()).is_none());
     }
 }

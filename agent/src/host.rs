@@ -1,0 +1,263 @@
+//! The host: how it is looked at and changed, within what its guard allows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+};
+
+use anyhow::Context;
+use wattle_mesh::{
+    agent::{
+        guard::{Guard, Lock, Refused, Surroundings},
+        node::{Failure, Observation},
+        replica::Known,
+    },
+    diagnose::{
+        doctor::Taken,
+        lan::{self, Facts, Served},
+    },
+    host::{
+        interface::InterfaceName,
+        plan::Step,
+        state::{Interface, Observed, ObservedPeer, ObservedRuleset},
+    },
+    keys::node_keys::NodeKeys,
+};
+use wattle_wire::key::{OperatorKey, WireguardKey};
+
+use crate::{
+    config::Paths,
+    kernel::{Kernel, Policy, RouteTaken, symptoms},
+    store::Store,
+    underlay::UnderlayStore,
+};
+
+const UNREADABLE: &str = "cannot read the state of this host";
+
+/// The host, and what it lets the mesh do to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    kernel: Kernel,
+    interface: InterfaceName,
+    guard: Guard,
+    underlay: UnderlayStore,
+}
+
+impl Host {
+    /// The host of a node whose coordinators have these URLs.
+    pub(crate) fn new(
+        paths: &Paths,
+        store: &Store,
+        coordinators: &[String],
+    ) -> anyhow::Result<Self> {
+        let kernel = Kernel::new(paths.interface.clone(), store)?;
+        Ok(Self {
+            underlay: UnderlayStore::open(&kernel, store, coordinators),
+            kernel,
+            interface: paths.interface.clone(),
+            guard: load_guard(&paths.guard)?,
+        })
+    }
+
+    /// The interface of the tunnels.
+    pub(crate) fn interface(&self) -> &InterfaceName {
+        &self.interface
+    }
+
+    /// What this host reaches outside of the tunnel.
+    pub(crate) fn underlay(&self) -> &UnderlayStore {
+        &self.underlay
+    }
+
+    /// What the host lets the mesh do to it.
+    pub(crate) fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// Whom this host believes about who may be in the mesh, if it asks for that.
+    pub(crate) fn operators(&self) -> Option<BTreeSet<OperatorKey>> {
+        self.guard.operators()
+    }
+
+    pub(crate) async fn observe(&self) -> anyhow::Result<Observed> {
+        self.kernel.observe().await.context(UNREADABLE)
+    }
+
+    /// What other programs have under the agent's names.
+    pub(crate) async fn taken(&self, observed: &Observed) -> Taken {
+        Taken {
+            interface: self.kernel.taken_by().await.unwrap_or_default(),
+            table: observed.ruleset == ObservedRuleset::Foreign,
+        }
+    }
+
+    /// The agent's interface alone, as it is now.
+    pub(crate) async fn observe_interface(&self) -> anyhow::Result<Option<Interface>> {
+        self.kernel.observe_interface().await.context(UNREADABLE)
+    }
+
+    /// What the host does not let the mesh do to it now.
+    pub(crate) async fn refused(&self, known: &Known) -> anyhow::Result<Refused> {
+        let surroundings = self.surroundings().await?;
+        let now = chrono::Utc::now().timestamp();
+        Ok(self.guard.screen(known, &surroundings, now))
+    }
+
+    /// What is between the LANs here and elsewhere on this host.
+    pub(crate) async fn between_lans(&self, served: &Served) -> anyhow::Result<Facts> {
+        let mut lans = symptoms::lans(&served.own);
+        let routes = self.kernel.foreign_routes().await?;
+        lans.extend(lan::routed(&served.own, &lans, &routes));
+        let outside = self.underlay.addresses(&routes).map(|(address, _)| address);
+        let questions = lan::questions(served, &lans, &routes, &outside.collect());
+        let interfaces = lans.iter().map(|lan| lan.interface.as_str());
+        let came = served.came.iter().map(|(interface, _)| interface.as_str());
+        let tunnel = [served.interface.as_str()];
+        let interfaces: BTreeSet<_> = interfaces.chain(came).chain(tunnel).collect();
+        let (ruleset, legacy_unread) = symptoms::ruleset().await;
+        Ok(Facts {
+            stopped: symptoms::stopped(interfaces.into_iter()),
+            forwards_v6: symptoms::forwards_v6(),
+            ruleset,
+            legacy_unread,
+            led: self.kernel.led(questions).await?,
+            rules: self.kernel.routing_rules().await?,
+            neighbours: self.kernel.neighbours(&served.silent).await?,
+            routes,
+            lans,
+        })
+    }
+
+    /// Takes away what the agent made. Returns it in words.
+    pub(crate) async fn down(&self) -> anyhow::Result<Vec<String>> {
+        self.kernel.down().await
+    }
+
+    /// What the host lets pass: the part of [`Host::look`] that may take long.
+    pub(crate) async fn policy(self) -> anyhow::Result<Policy> {
+        self.kernel.observe_policy().await.context(UNREADABLE)
+    }
+
+    /// The host as it is, with what it lets pass, and what is around it.
+    pub(crate) async fn look(&self, policy: Policy) -> anyhow::Result<Observation> {
+        let observed = self.kernel.observe_with(policy).await;
+        Ok(Observation {
+            observed: observed.context(UNREADABLE)?,
+            surroundings: self.surroundings().await?,
+            problems: self.kernel.problems().collect(),
+        })
+    }
+
+    /// The peers of the interface alone, as they are; `None` without an interface.
+    pub(crate) async fn peers(
+        &self,
+    ) -> anyhow::Result<Option<BTreeMap<WireguardKey, ObservedPeer>>> {
+        self.kernel.observe_peers().await
+    }
+
+    /// Takes steps: one, or several of peers, which for a thousand of them takes a fiftieth of the
+    /// time.
+    pub(crate) async fn apply(&self, steps: &[Step], node_keys: &NodeKeys) -> Result<(), Failure> {
+        let applied = match steps {
+            [step] => {
+                let private_key = node_keys.wireguard_private_key();
+                self.kernel.apply(&step.change, &private_key).await
+            }
+            steps => {
+                let changes: Vec<_> = steps.iter().map(|step| &step.change).collect();
+                self.kernel.apply_to_peers(&changes).await
+            }
+        };
+        applied.map_err(|error| Failure {
+            words: format!("{error:#}"),
+            remedy: error.downcast_ref().map(RouteTaken::remedy),
+        })
+    }
+
+    /// What the host must go on reaching outside of the tunnel.
+    async fn surroundings(&self) -> anyhow::Result<Surroundings> {
+        let networks = self
+            .kernel
+            .host_addresses()
+            .await
+            .context("cannot read the addresses of this host")?;
+        let routes = self.kernel.foreign_routes().await?;
+        Ok(Surroundings {
+            networks,
+            underlay: self.underlay.addresses(&routes).collect(),
+            routes,
+        })
+    }
+}
+
+/// The guard's rules: those that need no file, when there is none. A file that cannot be read is an
+/// error; what it forbids is not known.
+pub(crate) fn load_guard(path: &Path) -> anyhow::Result<Guard> {
+    match fs::read_to_string(path) {
+        Ok(text) => {
+            let guard: Guard = toml::from_str(&text).with_context(|| {
+                format!("the guard's rules in {} are not valid", path.display())
+            })?;
+            let locks_all_out = guard.lock == Lock::Required && guard.operator_keys.is_empty();
+            anyhow::ensure!(
+                !locks_all_out,
+                "{} requires the lock and names no `operator_keys`: nobody could be admitted",
+                path.display()
+            );
+            Ok(guard)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Guard::default()),
+        Err(error) => Err(error)
+            .with_context(|| format!("cannot read the guard's rules in {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_has_rules_without_a_file_and_none_with_a_damaged_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("guard.toml");
+        assert_eq!(load_guard(&path).unwrap(), Guard::default());
+        fs::write(
+            &path,
+            "allow = [\"10.0.0.0/8\"]\nrefuse = [\"10.9.0.0/16\"]\n",
+        )
+        .unwrap();
+        let [allow, refuse] = ["10.0.0.0/8", "10.9.0.0/16"].map(|text| vec![text.parse().unwrap()]);
+        assert_eq!(
+            load_guard(&path).unwrap(),
+            Guard {
+                allow: Some(allow),
+                refuse,
+                ..Guard::default()
+            }
+        );
+        let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+        fs::write(
+            &path,
+            format!("lock = \"required\"\noperator_keys = [\"{key}\"]\n"),
+        )
+        .unwrap();
+        assert_eq!(
+            load_guard(&path).unwrap().operators(),
+            Some([key.parse().unwrap()].into())
+        );
+        // A lock that is misspelt, or that nobody could open, is an error and not an open door.
+        for bad in [
+            "lock = \"required\"",
+            "lock = \"Required\"",
+            "lock = true",
+            "operator_keys = [\"key\"]",
+            "alow = []",
+            "allow = [\"10.0.0.0/33\"]",
+            "most_peers = -1",
+        ] {
+            fs::write(&path, bad).unwrap();
+            assert!(load_guard(&path).is_err(), "{bad}");
+        }
+    }
+}

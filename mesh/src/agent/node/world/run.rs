@@ -1,0 +1,125 @@
+//! Worlds in which anything happens.
+
+use std::{env, time::Duration};
+
+use super::{Event, Paces, World};
+use crate::{
+    agent::node::{Input, RotatedKey},
+    config::directory::RecordChange,
+    testing::node_id,
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3_600);
+/// Longer than what was put off waits.
+const CALM: Duration = Duration::from_secs(1_200);
+
+/// Something that happens to a world, by chance.
+fn happen(world: &mut World) {
+    let gateway = world.dice.index(world.gateways.len());
+    let other = world.dice.index(world.gateways.len());
+    let time = Duration::from_secs(1 + world.dice.below(200));
+    match world.dice.below(12) {
+        0 | 1 => change_site(world, gateway),
+        2 | 3 => {
+            let node = world.gateways[gateway].id;
+            world.coordinator.ask_for_rotation(node);
+            world.stream();
+        }
+        4 => world.tell(gateway, Input::Rotate(RotatedKey::Wireguard)),
+        5 => world.tell(gateway, Input::Rotate(RotatedKey::Preshared)),
+        6 => world.tell(gateway, Input::Rotate(RotatedKey::Identity)),
+        7 => world.kill(gateway),
+        8 => world.gateways[gateway].dies_after = Some(1 + world.dice.below(12)),
+        9 if gateway != other => world.part(gateway, other, time),
+        9 => world.lose_coordinator(time),
+        10 => {
+            world.disconnect(gateway);
+            world.cut_off.insert(gateway);
+            world.after(time, Event::Reach(gateway));
+        }
+        _ => {
+            world.gateways[gateway].disk.is_full = true;
+            world.after(time, Event::Room(gateway));
+        }
+    }
+}
+
+/// A site gets or loses a LAN.
+pub(super) fn change_site(world: &mut World, gateway: usize) {
+    let number = u64::try_from(gateway).unwrap() + 1;
+    let node = world.coordinator.node(node_id(number)).unwrap();
+    let mut site = world.coordinator.feed.directory().sites[&node.site].clone();
+    if site.subnets.len() > 1 {
+        site.subnets.pop();
+    } else {
+        let second = format!("10.{}.0.0/24", number + 100);
+        site.subnets.push(second.parse().unwrap());
+    }
+    world.coordinator.change(RecordChange::Site(site));
+    world.stream();
+}
+
+/// Everything works from now on, and in the end all tunnels are up.
+fn calm(world: &mut World) {
+    world.lossy = None;
+    world.cut_off.clear();
+    world.coordinator.is_away = false;
+    for gateway in 0..world.gateways.len() {
+        world.gateways[gateway].disk.is_full = false;
+        world.gateways[gateway].dies_after = None;
+    }
+    for (a, b) in world.pairs() {
+        world.heal(a, b);
+    }
+    world.run_until(world.now + CALM);
+    world.all_are_up().unwrap();
+    let nodes = &world.coordinator.feed.directory().nodes;
+    let mut announced = nodes.values().filter(|node| node.announced.is_some());
+    let stands = announced.next().map(|node| &node.name);
+    assert_eq!(stands, None, "what it announced stands: {}", world.seed);
+}
+
+fn number(variable: &str, otherwise: u64) -> u64 {
+    env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
+}
+
+/// So many events in such a time. In the end, and now and then, all works again.
+fn live(seed: u64, nodes: u64, time: Duration, events: u64, paces: Paces) {
+    let mut world = World::new(seed, nodes, paces);
+    calm(&mut world);
+    let mean_ms = u64::try_from(time.as_millis()).unwrap() / events;
+    for event in 1..=events {
+        happen(&mut world);
+        // Mostly soon after one another, so that they meet.
+        let most_ms = if world.dice.one_in(4) {
+            8 * mean_ms
+        } else {
+            4_000
+        };
+        let wait = Duration::from_millis(world.dice.below(most_ms));
+        world.lossy = world.dice.one_in(8).then_some(5);
+        world.run_until(world.now + wait);
+        if event % 100 == 0 {
+            calm(&mut world);
+        }
+    }
+    calm(&mut world);
+}
+
+/// `WATTLE_WORLD_SEED`, `WATTLE_WORLD_NODES` and `WATTLE_WORLD_EVENTS` make it another one; there is
+/// an event in each half day.
+#[test]
+fn whatever_happens_for_months_no_tunnel_is_lost_and_in_the_end_all_are_up() {
+    let paces = Paces { observe: DAY / 2 };
+    let events = number("WATTLE_WORLD_EVENTS", 60);
+    let time = DAY / 2 * u32::try_from(events).unwrap();
+    let nodes = number("WATTLE_WORLD_NODES", 4);
+    live(number("WATTLE_WORLD_SEED", 1), nodes, time, events, paces);
+}
+
+#[test]
+fn the_same_holds_for_an_hour_at_the_pace_of_agents() {
+    let seed = number("WATTLE_WORLD_SEED", 1);
+    live(seed, 3, HOUR, 30, Paces::default());
+}
