@@ -147,7 +147,8 @@ make_hosts() {
         $gateway ip link del lan0
         $gateway ip link add lan0 type veth peer name eth0
         $gateway ip link set eth0 netns "/run/netns/$name"
-        $gateway ip address add "$net.1/24" dev lan0
+        # On this machine systemd-networkd sets it as well, as soon as it sees the interface.
+        $gateway ip address replace "$net.1/24" dev lan0
         $gateway ip link set lan0 up
         ip -n "$name" address add "$net.100/24" dev eth0
         ip -n "$name" link set eth0 up
