@@ -2,7 +2,7 @@
 
 use std::{env, time::Duration};
 
-use super::{Event, Paces, World};
+use super::{Event, LATENCY, Paces, World};
 use crate::{
     agent::node::{Input, RotatedKey},
     config::directory::RecordChange,
@@ -122,4 +122,32 @@ fn whatever_happens_for_months_no_tunnel_is_lost_and_in_the_end_all_are_up() {
 fn the_same_holds_for_an_hour_at_the_pace_of_agents() {
     let seed = number("WATTLE_WORLD_SEED", 1);
     live(seed, 3, HOUR, 30, Paces::default());
+}
+
+/// Two gateways of which the second changes their preshared key, up to when it begins.
+fn changing_a_preshared_key() -> World {
+    let mut world = World::new(1, 2, Paces::default());
+    world.run_until(Duration::from_secs(60));
+    world.gateways[1].record = Some(Vec::new());
+    world.tell(1, Input::Rotate(RotatedKey::Preshared));
+    let begins = |line: &String| line.contains("leave 1 messages");
+    while !world.gateways[1].record.iter().flatten().any(begins) {
+        world.run_until(world.now + LATENCY);
+        assert!(world.now < Duration::from_secs(90), "it never begins");
+    }
+    world
+}
+
+#[test]
+fn a_disk_that_fills_at_any_moment_of_a_change_of_preshared_keys_costs_no_tunnel() {
+    for place in [0, 1] {
+        for step in 0..14 {
+            let mut world = changing_a_preshared_key();
+            world.run_until(world.now + LATENCY * step);
+            world.gateways[place].disk.is_full = true;
+            // For longer than any session lasts.
+            world.run_until(world.now + Duration::from_secs(400));
+            world.all_are_up().unwrap();
+        }
+    }
 }
