@@ -1,12 +1,10 @@
 //! The system's random numbers.
 
-use anyhow::anyhow;
-use aws_lc_rs::rand;
+use anyhow::Context;
+use wattle_client::secrets;
 use zeroize::Zeroizing;
 
 /// Bytes for a key, or for anything that nobody should guess.
 pub(crate) fn bytes<const N: usize>() -> anyhow::Result<Zeroizing<[u8; N]>> {
-    let mut bytes = Zeroizing::new([0; N]);
-    rand::fill(bytes.as_mut_slice()).map_err(|_| anyhow!("the system has no random numbers"))?;
-    Ok(bytes)
+    secrets::bytes().context("the system has no random numbers")
 }

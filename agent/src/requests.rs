@@ -59,7 +59,7 @@ impl Requests {
             let number = next_number(self.last_number, self.coordinator.report_ms());
             (report.number, self.number) = (Some(number), Some(number));
         }
-        let unanswered = unanswered(&request);
+        let unanswered = request.unanswered();
         let sender = Sender {
             coordinator: Arc::clone(&self.coordinator),
             node_keys: Arc::clone(node_keys),
@@ -80,17 +80,6 @@ impl Requests {
             self.last_number = self.number.take().filter(|_| *is_taken);
         }
         reply
-    }
-}
-
-/// What a request has brought that ended without an answer.
-fn unanswered(request: &Request) -> Reply {
-    match request {
-        Request::Report(_) => Reply::Report(false),
-        Request::Mailbox(_) => Reply::Mailbox(MailboxReply::Failed),
-        Request::Rotation(_) => Reply::Rotation(RotationReply::Unreachable),
-        Request::Identity(_) => Reply::Identity(IdentityReply::Unreachable),
-        Request::OwnLinks => Reply::SeenAt(None),
     }
 }
 

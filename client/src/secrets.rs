@@ -19,10 +19,15 @@ pub struct SystemSecrets;
 
 impl Secrets for SystemSecrets {
     fn secret(&self) -> Option<Zeroizing<[u8; 32]>> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        rand::fill(bytes.as_mut_slice()).ok()?;
-        Some(bytes)
+        bytes()
     }
+}
+
+/// Bytes for a key, or for anything that nobody should guess; absent when the system has none.
+pub fn bytes<const N: usize>() -> Option<Zeroizing<[u8; N]>> {
+    let mut bytes = Zeroizing::new([0; N]);
+    rand::fill(bytes.as_mut_slice()).ok()?;
+    Some(bytes)
 }
 
 impl Kem for SystemSecrets {

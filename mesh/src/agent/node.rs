@@ -63,10 +63,7 @@ use crate::{
     keys::{
         identity_rotation::IdentityReply,
         node_keys::NodeKeys,
-        psk::{
-            exchange::Exchange,
-            mailbox::{MailboxReply, PskMailbox},
-        },
+        psk::{exchange::Exchange, mailbox::MailboxReply},
         rotation::{RotationReply, canary::Watch},
     },
 };
@@ -200,6 +197,19 @@ pub enum Request {
     Rotation(RotationStep),
     Identity(SignedStatement),
     OwnLinks,
+}
+
+impl Request {
+    /// What it has brought when it ends without an answer.
+    pub fn unanswered(&self) -> Reply {
+        match self {
+            Self::Report(_) => Reply::Report(false),
+            Self::Mailbox(_) => Reply::Mailbox(MailboxReply::Failed),
+            Self::Rotation(_) => Reply::Rotation(RotationReply::Unreachable),
+            Self::Identity(_) => Reply::Identity(IdentityReply::Unreachable),
+            Self::OwnLinks => Reply::SeenAt(None),
+        }
+    }
 }
 
 /// How much a line of the log matters.
@@ -451,8 +461,8 @@ impl<S: Secrets> LocalNode<S> {
         &self.node_keys
     }
 
-    pub fn mailbox(&self) -> &PskMailbox {
-        self.psks.mailbox()
+    pub fn psks(&self) -> &Exchange {
+        self.psks.exchange()
     }
 
     pub fn watch(&self) -> &Watch {

@@ -42,7 +42,7 @@ impl Agent {
 
     async fn plan(&self) -> anyhow::Result<Planned> {
         let known = self.node.known().context(status::NO_VIEW)?;
-        let (keys, psks) = (self.node.node_keys(), self.node.mailbox().exchange());
+        let (keys, psks) = (self.node.node_keys(), self.node.psks());
         let watch = self.node.watch().clone();
         status::planned(&self.host, known, keys, psks, watch, self.now()).await
     }

@@ -22,7 +22,7 @@ use crate::{
     agent::replica::Known,
     keys::{
         identity_rotation::{IdentityAction, IdentityReply, IdentityRotation},
-        node_keys::NodeKeys,
+        node_keys::{InvalidNodeKeys, NodeKeys},
         psk::{
             Ignored, Kem,
             exchange::Exchange,
@@ -103,10 +103,6 @@ impl PskKeeper {
             steps: VecDeque::new(),
             old: BTreeMap::new(),
         }
-    }
-
-    pub(super) fn mailbox(&self) -> &PskMailbox {
-        &self.mailbox
     }
 
     pub(super) fn exchange(&self) -> &Exchange {
@@ -403,7 +399,7 @@ impl<S: Secrets> LocalNode<S> {
                     .push_back(Output::Send(Request::Rotation(step)));
                 return false;
             }
-            Some(RotationAction::MakeKey) => self.next_key(),
+            Some(RotationAction::MakeKey) => self.prepare(NodeKeys::preparing),
             Some(RotationAction::TakeUp) => {
                 let unix_s = self.now.unix_s.unsigned_abs();
                 self.node_keys.switched(unix_s).map_err(in_words)
@@ -413,13 +409,17 @@ impl<S: Secrets> LocalNode<S> {
         self.keep_keys(RotatedKey::Wireguard, changed)
     }
 
-    fn next_key(&self) -> Result<NodeKeys, String> {
+    /// The node's keys with another one that a secret is for, above all numbers that it ever used.
+    fn prepare(
+        &self,
+        prepare: impl FnOnce(&NodeKeys, &[u8; 32]) -> Result<NodeKeys, InvalidNodeKeys>,
+    ) -> Result<NodeKeys, String> {
         let secret = self.secrets.secret().ok_or(NO_SECRETS)?;
         let own = self.known().and_then(|known| known.myself.keys);
-        let keys = &self.node_keys;
-        let numbered = keys.numbering_above(own.map_or(0, |keys| keys.highest));
+        let highest = own.map_or(0, |keys| keys.highest);
+        let numbered = self.node_keys.numbering_above(highest);
         numbered
-            .and_then(|keys| keys.preparing(&secret))
+            .and_then(|keys| prepare(&keys, &secret))
             .map_err(in_words)
     }
 
@@ -448,22 +448,12 @@ impl<S: Secrets> LocalNode<S> {
                     .push_back(Output::Send(Request::Identity(statement)));
                 return false;
             }
-            Some(IdentityAction::MakeIdentity) => self.next_identity(),
+            Some(IdentityAction::MakeIdentity) => self.prepare(NodeKeys::preparing_identity),
             Some(IdentityAction::TakeUp) => {
                 self.node_keys.identity_switched(mesh).map_err(in_words)
             }
         };
         self.keep_keys(RotatedKey::Identity, changed)
-    }
-
-    fn next_identity(&self) -> Result<NodeKeys, String> {
-        let seed = self.secrets.secret().ok_or(NO_SECRETS)?;
-        let own = self.known().and_then(|known| known.myself.keys);
-        let keys = &self.node_keys;
-        let numbered = keys.numbering_above(own.map_or(0, |keys| keys.highest));
-        numbered
-            .and_then(|keys| keys.preparing_identity(&seed))
-            .map_err(in_words)
     }
 
     /// Saves other keys, if they could be made. Whether they are being saved.

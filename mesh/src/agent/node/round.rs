@@ -202,6 +202,16 @@ impl<S: Secrets> LocalNode<S> {
         }
     }
 
+    /// What this node goes by when it judges its host.
+    fn judging(&self) -> Judge<'_> {
+        Judge {
+            interface: &self.interface_name,
+            guard: &self.guard,
+            node_keys: &self.node_keys,
+            psks: self.psks.exchange(),
+        }
+    }
+
     fn judge(&mut self, observation: Observation) {
         self.round.is_taken = false;
         // What has changed until now is part of this round.
@@ -210,17 +220,15 @@ impl<S: Secrets> LocalNode<S> {
             self.round.stage = Stage::Idle;
             return;
         };
-        let judge = Judge {
-            interface: &self.interface_name,
-            guard: &self.guard,
-            node_keys: &self.node_keys,
-            psks: self.psks.exchange(),
-        };
+        let mut watch = mem::take(&mut self.watch);
         let Judgement {
             refused,
             peer_keys,
             plan: Plan { steps },
-        } = judge.judge(known, &observation, &mut self.watch, self.now);
+        } = self
+            .judging()
+            .judge(known, &observation, &mut watch, self.now);
+        self.watch = watch;
         let Observation {
             observed,
             surroundings,
@@ -378,13 +386,7 @@ impl<S: Secrets> LocalNode<S> {
         let Some(observed) = &outcome.observed else {
             return;
         };
-        let judge = Judge {
-            interface: &self.interface_name,
-            guard: &self.guard,
-            node_keys: &self.node_keys,
-            psks: self.psks.exchange(),
-        };
-        let plan = judge.plan(
+        let plan = self.judging().plan(
             known,
             &outcome.refused,
             &outcome.networks,

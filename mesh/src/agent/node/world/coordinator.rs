@@ -39,17 +39,6 @@ pub(super) struct Coordinator {
     pub(super) is_away: bool,
 }
 
-/// What a request has brought that nobody answered.
-pub(super) fn unanswered(request: &Request) -> Reply {
-    match request {
-        Request::Report(_) => Reply::Report(false),
-        Request::Mailbox(_) => Reply::Mailbox(MailboxReply::Failed),
-        Request::Rotation(_) => Reply::Rotation(RotationReply::Unreachable),
-        Request::Identity(_) => Reply::Identity(IdentityReply::Unreachable),
-        Request::OwnLinks => Reply::SeenAt(None),
-    }
-}
-
 impl Coordinator {
     pub(super) fn new(nodes: u64) -> Self {
         let position = Position {
@@ -237,7 +226,7 @@ impl World {
         let is_member = self.coordinator.node(node).is_some();
         let unix_s = self.clock().unix_s.unsigned_abs();
         let reply = if self.coordinator.is_away || !is_member {
-            unanswered(request)
+            request.unanswered()
         } else {
             self.coordinator.answer(node, request, unix_s)
         };
@@ -248,7 +237,7 @@ impl World {
         }
         self.stream();
         if self.is_lost(gateway) {
-            let reply = Box::new(unanswered(request));
+            let reply = Box::new(request.unanswered());
             self.after(ANSWER_LIMIT, Event::Reply(gateway, agent, reply));
         } else {
             self.after(LATENCY, Event::Reply(gateway, agent, Box::new(reply)));

@@ -353,7 +353,7 @@ impl World {
 
     fn send(&mut self, gateway: usize, agent: u64, request: super::Request) {
         if self.is_lost(gateway) {
-            let reply = Box::new(super::coordinator::unanswered(&request));
+            let reply = Box::new(request.unanswered());
             self.after(ANSWER_LIMIT, Event::Reply(gateway, agent, reply));
         } else {
             self.after(LATENCY, Event::Request(gateway, agent, Box::new(request)));
