@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::Path,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -139,10 +140,11 @@ impl Host {
         self.kernel.observe_policy().await.context(UNREADABLE)
     }
 
-    /// The host as it is, with what it lets pass, and what is around it.
-    pub(crate) async fn look(&self, policy: Policy) -> anyhow::Result<Observation> {
+    /// The host as it is, with what it lets pass, and what is around it. `at` is the time.
+    pub(crate) async fn look(&self, policy: Policy, at: Duration) -> anyhow::Result<Observation> {
         let observed = self.kernel.observe_with(policy).await;
         Ok(Observation {
+            at,
             observed: observed.context(UNREADABLE)?,
             surroundings: self.surroundings().await?,
             problems: self.kernel.problems().collect(),

@@ -1,6 +1,6 @@
 //! `wattle-agent status` and `wattle-agent plan`: what is, and what would be done.
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use comfy_table::Color;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use wattle_mesh::{
     agent::{
         guard::Refused,
-        node::{Judge, Now},
+        node::Judge,
         replica::{Known, KnownPeer, Replica},
     },
     health::link,
@@ -216,12 +216,14 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
             let observed = found.host.observe().await?;
             let interfaces = observed.interface.iter();
             interfaces.for_each(|interface| found.psks.resume(known, interface));
-            let now = Now {
-                unix_s: chrono::Utc::now().timestamp(),
-                ..Now::default()
+            let judge = Judge {
+                interface: found.host.interface(),
+                guard: found.host.guard(),
+                node_keys: &found.node_keys,
+                psks: &found.psks,
+                probes: &BTreeMap::new(),
             };
-            let (keys, psks) = (&found.node_keys, &found.psks);
-            planned(&found.host, known, keys, psks, Watch::default(), now).await?
+            planned(&found.host, known, judge, Watch::default(), Duration::ZERO).await?
         }
     };
     if json {
@@ -234,24 +236,19 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
     Ok(())
 }
 
-/// What would be done to the host now. `watch` knows which peers are on the way to new keys.
+/// What would be done to the host now. `watch` knows which peers are on the way to new keys, and
+/// `at` is the time by its clock.
 pub(crate) async fn planned(
     host: &Host,
     known: &Known,
-    node_keys: &NodeKeys,
-    psks: &Exchange,
+    judge: Judge<'_>,
     mut watch: Watch,
-    now: Now,
+    at: Duration,
 ) -> anyhow::Result<Planned> {
     let policy = host.clone().policy().await?;
-    let observation = host.look(policy).await?;
-    let judge = Judge {
-        interface: host.interface(),
-        guard: host.guard(),
-        node_keys,
-        psks,
-    };
-    let plan = judge.judge(known, &observation, &mut watch, now).plan;
+    let observation = host.look(policy, at).await?;
+    let unix_s = chrono::Utc::now().timestamp();
+    let plan = judge.judge(known, &observation, &mut watch, unix_s).plan;
     Ok(Planned {
         steps: plan.steps.iter().map(ToString::to_string).collect(),
         plan: serde_json::to_value(&plan)?,

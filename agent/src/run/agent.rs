@@ -240,8 +240,9 @@ impl Agent {
                     }
                 },
                 Output::Observe(Look::Peers) => {
-                    let peers = self.host.peers().await;
-                    self.tell(Input::PeersObserved(in_words(peers)));
+                    let at = self.started.elapsed();
+                    let peers = in_words(self.host.peers().await);
+                    self.tell(Input::PeersObserved { at, peers });
                 }
                 Output::Apply(steps) => {
                     let applied = self.host.apply(&steps, self.node.node_keys()).await;
@@ -268,7 +269,7 @@ impl Agent {
     /// What the host lets pass is known: the rest is read at once, for it may change meanwhile.
     async fn looked(&mut self, policy: anyhow::Result<Policy>) {
         let looked = match policy {
-            Ok(policy) => self.host.look(policy).await,
+            Ok(policy) => self.host.look(policy, self.started.elapsed()).await,
             Err(error) => Err(error),
         };
         self.note_probes();

@@ -124,8 +124,13 @@ pub enum Input {
     Message(StreamMessage),
     /// After [`Output::Observe`] of [`Look::Host`].
     Observed(Result<Box<Observation>, Unobserved>),
-    /// After [`Output::Observe`] of [`Look::Peers`]: absent without an interface.
-    PeersObserved(Result<Option<BTreeMap<WireguardKey, ObservedPeer>>, String>),
+    /// After [`Output::Observe`] of [`Look::Peers`].
+    PeersObserved {
+        /// When they were looked at, by the clock of [`Now::elapsed`]: not before that.
+        at: Duration,
+        /// Absent without an interface.
+        peers: Result<Option<BTreeMap<WireguardKey, ObservedPeer>>, String>,
+    },
     /// After [`Output::Apply`]; all of its steps were taken, or perhaps only some.
     Applied(Result<(), Failure>),
     /// After [`Output::Save`].
@@ -374,7 +379,7 @@ impl<S: Secrets> LocalNode<S> {
             } => self.disconnected(reason, is_stranger),
             Input::Message(message) => self.receive(message),
             Input::Observed(observed) => self.observed(observed.map(|observed| *observed)),
-            Input::PeersObserved(peers) => self.peers_observed(peers),
+            Input::PeersObserved { at, peers } => self.peers_observed(at, peers),
             Input::Applied(result) => self.applied(result),
             // Only [`LocalNode::handle`] has it.
             Input::Saved(_) => {}

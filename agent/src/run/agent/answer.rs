@@ -42,9 +42,8 @@ impl Agent {
 
     async fn plan(&self) -> anyhow::Result<Planned> {
         let known = self.node.known().context(status::NO_VIEW)?;
-        let (keys, psks) = (self.node.node_keys(), self.node.psks());
-        let watch = self.node.watch().clone();
-        status::planned(&self.host, known, keys, psks, watch, self.now()).await
+        let (judge, watch) = (self.node.judging(), self.node.watch().clone());
+        status::planned(&self.host, known, judge, watch, self.started.elapsed()).await
     }
 
     /// Looks at the host beside the loop: names that nobody resolves take seconds.

@@ -1,9 +1,13 @@
 //! What a node asks of its host, and what the host answers.
 
-use ipnet::IpNet;
-use wattle_wire::report::Problem;
+use std::{collections::BTreeMap, time::Duration};
 
-use super::Now;
+use ipnet::IpNet;
+use wattle_wire::{
+    ids::NodeId,
+    report::{ProbeReport, Problem},
+};
+
 use crate::{
     agent::{
         guard::{Guard, Refused, Surroundings},
@@ -35,6 +39,9 @@ pub enum Look {
 /// The host as it is, and what is around it.
 #[derive(Debug, Default)]
 pub struct Observation {
+    /// When it was looked at, by the clock of [`Now::elapsed`](super::Now::elapsed): not before
+    /// that.
+    pub at: Duration,
     pub observed: Observed,
     pub surroundings: Surroundings,
     /// What is wrong on the host, whatever the mesh wants.
@@ -85,6 +92,8 @@ pub struct Judge<'a> {
     pub guard: &'a Guard,
     pub node_keys: &'a NodeKeys,
     pub psks: &'a Exchange,
+    /// What probes of the peers found.
+    pub probes: &'a BTreeMap<NodeId, ProbeReport>,
 }
 
 /// What is to be done to a host.
@@ -99,23 +108,25 @@ pub struct Judgement {
 }
 
 impl Judge<'_> {
-    /// Judges a host as it was observed. `watch` follows peers to their new keys.
+    /// Judges a host as it was observed. `watch` follows peers to their new keys; `unix_s` are the
+    /// seconds since 1970, by this host's clock.
     pub fn judge(
         &self,
         known: &Known,
         observation: &Observation,
         watch: &mut Watch,
-        now: Now,
+        unix_s: i64,
     ) -> Judgement {
         let Observation {
+            at,
             observed,
             surroundings,
             ..
         } = observation;
-        let refused = self.guard.screen(known, surroundings, now.unix_s);
+        let refused = self.guard.screen(known, surroundings, unix_s);
         let interface = observed.interface.as_ref();
         let peer_keys = interface
-            .map(|interface| watch.observe(known, interface, now.elapsed))
+            .map(|interface| watch.observe(known, interface, self.probes, *at))
             .unwrap_or_default();
         let networks = &surroundings.networks;
         let plan = self.plan(known, &refused, networks, &peer_keys, observed);

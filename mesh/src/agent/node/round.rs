@@ -59,20 +59,13 @@ pub(super) struct Round {
     /// Steps that are being taken, and those that follow.
     taking: Vec<Step>,
     steps: VecDeque<Vec<Step>>,
-    /// What they are for.
-    probing: Probing,
-    /// Steps that packets wait for, and what they are for.
-    pressing: Option<(Vec<Step>, Probing)>,
+    /// The keys of peers that they go by.
+    peer_keys: PeerKeys,
+    /// Steps that packets wait for, and the same of them.
+    pressing: Option<(Vec<Step>, PeerKeys)>,
     is_looking_at_peers: bool,
     looked_at_peers: Duration,
     is_taken: bool,
-}
-
-/// Keys of peers that a plan goes by, and when these were observed.
-#[derive(Debug, Default)]
-struct Probing {
-    peer_keys: PeerKeys,
-    observed: Duration,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,12 +196,13 @@ impl<S: Secrets> LocalNode<S> {
     }
 
     /// What this node goes by when it judges its host.
-    fn judging(&self) -> Judge<'_> {
+    pub fn judging(&self) -> Judge<'_> {
         Judge {
             interface: &self.interface_name,
             guard: &self.guard,
             node_keys: &self.node_keys,
             psks: self.psks.exchange(),
+            probes: &self.probes,
         }
     }
 
@@ -227,12 +221,13 @@ impl<S: Secrets> LocalNode<S> {
             plan: Plan { steps },
         } = self
             .judging()
-            .judge(known, &observation, &mut watch, self.now);
+            .judge(known, &observation, &mut watch, self.now.unix_s);
         self.watch = watch;
         let Observation {
             observed,
             surroundings,
             problems,
+            ..
         } = observation;
         self.round.next = Outcome {
             observed: Some(observed),
@@ -245,10 +240,7 @@ impl<S: Secrets> LocalNode<S> {
             self.round.next.problems.extend(problems);
             return self.conclude();
         }
-        self.round.probing = Probing {
-            peer_keys,
-            observed: self.now.elapsed,
-        };
+        self.round.peer_keys = peer_keys;
         let are_together =
             |one: &Step, next: &Step| [one, next].map(|step| step.change.of_peer().is_some());
         let chunks = steps.chunk_by(|one, next| are_together(one, next) == [true, true]);
@@ -263,19 +255,16 @@ impl<S: Secrets> LocalNode<S> {
             self.outputs.push_back(Output::Apply(steps));
             return;
         }
-        let Probing {
-            peer_keys,
-            observed,
-        } = &self.round.probing;
-        self.watch.probed(peer_keys, *observed);
+        let peer_keys = mem::take(&mut self.round.peer_keys);
+        self.watch.made_anew(&peer_keys, self.now.elapsed);
         self.round.stage = Stage::Checking;
         self.outputs.push_back(Output::Observe(Look::Host));
     }
 
     /// Steps were taken, or could not be.
     pub(super) fn applied(&mut self, result: Result<(), Failure>) {
-        if let Some((steps, probing)) = self.round.pressing.take() {
-            return self.pressing_applied(steps, &probing, result);
+        if let Some((steps, peer_keys)) = self.round.pressing.take() {
+            return self.pressing_applied(steps, &peer_keys, result);
         }
         if self.round.stage != Stage::Applying {
             return;
@@ -358,6 +347,7 @@ impl<S: Secrets> LocalNode<S> {
     /// The peers were looked at: follows those that have taken up the keys which they announced.
     pub(super) fn peers_observed(
         &mut self,
+        at: Duration,
         peers: Result<Option<BTreeMap<WireguardKey, ObservedPeer>>, String>,
     ) {
         self.round.is_looking_at_peers = false;
@@ -378,7 +368,7 @@ impl<S: Secrets> LocalNode<S> {
         let Some(known) = self.replica.known() else {
             return;
         };
-        let peer_keys = self.watch.observe(known, interface, self.now.elapsed);
+        let peer_keys = self.watch.observe(known, interface, &self.probes, at);
         if !peer_keys.is_pressing() {
             return;
         }
@@ -396,23 +386,19 @@ impl<S: Secrets> LocalNode<S> {
         let mut steps = plan.steps;
         steps.retain(|step| step.change.of_peer().is_some());
         self.outputs.push_back(Output::Apply(steps.clone()));
-        let probing = Probing {
-            peer_keys,
-            observed: self.now.elapsed,
-        };
-        self.round.pressing = Some((steps, probing));
+        self.round.pressing = Some((steps, peer_keys));
     }
 
     fn pressing_applied(
         &mut self,
         steps: Vec<Step>,
-        probing: &Probing,
+        peer_keys: &PeerKeys,
         result: Result<(), Failure>,
     ) {
         if let Err(failure) = result {
             return self.log(Level::Warn, failure.words);
         }
-        self.watch.probed(&probing.peer_keys, probing.observed);
+        self.watch.made_anew(peer_keys, self.now.elapsed);
         self.log_steps(&steps);
         let outcome = self.round.present_mut();
         let observed = mem::take(&mut outcome.observed);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wattle_wire::{ids::NodeId, key::WireguardKey, rotation::KeyInPlace};
+use wattle_wire::{ids::NodeId, key::WireguardKey, report::ProbeReport, rotation::KeyInPlace};
 
 use super::readiness;
 
@@ -26,9 +26,10 @@ const OBSERVE_INTERVAL: Duration = Duration::from_millis(50);
 const ATTENTIVE: Duration = Duration::from_secs(60);
 /// How often it is observed from then on, while the announcement stands.
 const OBSERVE_LATER_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an entry that was made anew has for its handshake before it is made anew once more: one
-/// that makes a new entry sends its first handshake at once, while WireGuard itself waits 5 s after
-/// one that was lost (`REKEY_TIMEOUT` of its paper, section 6.1).
+/// How long an entry that was made anew has for its handshake, beside the round trip, before it is
+/// made anew once more: one that makes a new entry sends its first handshake at once, while
+/// WireGuard itself waits 5 s after one that was lost (`REKEY_TIMEOUT` of its paper, section 6.1).
+/// An entry that is made anew too soon drops what comes under the session that it was getting.
 const FIRST_PROBE: Duration = Duration::from_millis(300);
 const LONGEST_PROBE: Duration = Duration::from_secs(5);
 /// After this time WireGuard goes on by itself.
@@ -57,8 +58,26 @@ struct Awaited {
 struct KeyProbe {
     key: WireguardKey,
     since: Duration,
-    last: Duration,
-    wait: Duration,
+    /// When the entry was made.
+    made: Duration,
+    /// How often it was made anew.
+    times: u32,
+}
+
+impl KeyProbe {
+    /// How long the present entry has for its handshake. What the path takes counts for each.
+    fn wait(&self, round_trip: Duration) -> Duration {
+        let doubled = 2_u32.saturating_pow(self.times.saturating_sub(1));
+        LONGEST_PROBE.min(FIRST_PROBE.saturating_mul(doubled)) + round_trip
+    }
+}
+
+/// How the device was found.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    interface: &'a Interface,
+    probes: &'a BTreeMap<NodeId, ProbeReport>,
+    at: Duration,
 }
 
 /// Prefixes, and the endpoints of the entries that have them.
@@ -91,8 +110,15 @@ impl PeerKeys {
 }
 
 impl Watch {
-    /// Looks at the device. `now` is of a clock that only goes forward.
-    pub fn observe(&mut self, known: &Known, interface: &Interface, now: Duration) -> PeerKeys {
+    /// Looks at the device as it was at a time, of a clock that only goes forward. `probes` tell
+    /// how long the paths to peers take.
+    pub fn observe(
+        &mut self,
+        known: &Known,
+        interface: &Interface,
+        probes: &BTreeMap<NodeId, ProbeReport>,
+        at: Duration,
+    ) -> PeerKeys {
         let pending = |(node, peer): (&NodeId, &KnownPeer)| {
             let announced = peer
                 .announced
@@ -102,23 +128,28 @@ impl Watch {
             let before = self.announced.get(node).filter(|before| before.key == key);
             let awaited = Awaited {
                 key,
-                since: before.map_or(now, |before| before.since),
+                since: before.map_or(at, |before| before.since),
                 stands: !peer.withdrawn,
             };
             Some((*node, awaited))
         };
         self.announced = known.peers.iter().filter_map(pending).collect();
         self.probes.retain(|node, probe| {
-            known.peers.contains_key(node) && now.saturating_sub(probe.since) < LAST_PROBE
+            known.peers.contains_key(node) && at.saturating_sub(probe.since) < LAST_PROBE
         });
         // Of a mesh that is at rest nobody needs it.
         let holders = LazyCell::new(|| holders(interface));
+        let found = Found {
+            interface,
+            probes,
+            at,
+        };
         PeerKeys(
             known
                 .peers
                 .iter()
                 .filter_map(|(node, peer)| {
-                    Some((*node, self.peer_key(*node, peer, interface, &holders, now)?))
+                    Some((*node, self.peer_key(*node, peer, found, &holders)?))
                 })
                 .collect(),
         )
@@ -128,13 +159,17 @@ impl Watch {
         &mut self,
         node: NodeId,
         peer: &KnownPeer,
-        interface: &Interface,
+        found: Found<'_>,
         holders: &LazyCell<Holders, F>,
-        now: Duration,
     ) -> Option<PeerKey>
     where
         F: FnOnce() -> Holders,
     {
+        let Found {
+            interface,
+            probes,
+            at,
+        } = found;
         let announced = peer
             .announced
             .as_ref()
@@ -148,9 +183,9 @@ impl Watch {
         if is_bare && let Some(former) = holders.get(&address).copied() {
             let probe = KeyProbe {
                 key,
-                since: now,
-                last: now,
-                wait: FIRST_PROBE,
+                since: at,
+                made: at,
+                times: 0,
             };
             self.probes
                 .entry(node)
@@ -177,7 +212,9 @@ impl Watch {
                 endpoint: None,
             });
         };
-        let anew = entry.is_some() && now.saturating_sub(probe.last) >= probe.wait;
+        let round_trip = probes.get(&node).map_or(0, |probe| probe.round_trip_us);
+        let wait = probe.wait(Duration::from_micros(round_trip.into()));
+        let anew = entry.is_some() && at.saturating_sub(probe.made) >= wait;
         Some(PeerKey {
             taken_up: taken_up.is_some(),
             anew,
@@ -185,11 +222,12 @@ impl Watch {
         })
     }
 
-    /// Takes note that the entries were made anew.
-    pub fn probed(&mut self, peer_keys: &PeerKeys, now: Duration) {
+    /// Takes note that the entries were made anew, just now.
+    pub fn made_anew(&mut self, peer_keys: &PeerKeys, now: Duration) {
         for (node, _) in peer_keys.0.iter().filter(|(_, entry)| entry.anew) {
-            if let Some(probe) = self.probes.get_mut(node).filter(|probe| probe.last < now) {
-                (probe.last, probe.wait) = (now, LONGEST_PROBE.min(probe.wait * 2));
+            if let Some(probe) = self.probes.get_mut(node) {
+                probe.made = now;
+                probe.times += 1;
             }
         }
     }

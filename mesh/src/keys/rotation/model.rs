@@ -15,7 +15,7 @@ use wattle_wire::{
     key::{Signature, WireguardKey},
     peer::{MeshSettings, View},
     psk::PskPolicy,
-    report::DeviceKind,
+    report::{DeviceKind, EndState, ProbeReport},
     rotation::{ReadyPeer, RotationAnswer, RotationStep, SignedAnnouncement},
     stream::StreamMessage,
 };
@@ -103,9 +103,12 @@ impl Gateway {
         let Some(known) = self.replica.known() else {
             return;
         };
-        let peer_keys = self
-            .watch
-            .observe(known, self.host.interface.as_ref().unwrap(), now);
+        let peer_keys = self.watch.observe(
+            known,
+            self.host.interface.as_ref().unwrap(),
+            &BTreeMap::new(),
+            now,
+        );
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             node_keys: &self.node_keys,
@@ -124,7 +127,7 @@ impl Gateway {
             self.host = std::mem::take(&mut self.host).after(&step.change);
         }
         if all {
-            self.watch.probed(&peer_keys, now);
+            self.watch.made_anew(&peer_keys, now);
         } else {
             self.restart();
         }
@@ -806,30 +809,57 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
         &mut world.gateways[1],
     );
     peer.reconcile(world.now, usize::MAX);
-    let (known, interface) = (
-        peer.replica.known().unwrap(),
-        peer.host.interface.as_ref().unwrap(),
+    assert_eq!(peer.interface().peers[&key].allowed_ips.len(), 2);
+    assert_eq!(
+        calls(peer, world.now, 0, 0),
+        [300, 900, 2_100, 4_500, 9_300, 14_300, 19_300]
     );
-    assert_eq!(interface.peers[&key].allowed_ips.len(), 2);
-    let began = world.now;
-    let mut calls = vec![];
-    for ms in (0..20_000).step_by(50) {
-        let now = began + Duration::from_millis(ms);
-        let peer_keys = peer.watch.observe(known, interface, now);
-        if peer_keys.is_pressing() {
-            calls.push(ms);
-            peer.watch.probed(&peer_keys, now);
-        }
-        assert!(peer.watch.interval(now).is_some());
-    }
-    assert_eq!(calls, [300, 900, 2_100, 4_500, 9_300, 14_300, 19_300]);
-    let late = began + Duration::from_secs(70);
-    peer.watch.observe(known, interface, late);
+    // A handshake has the whole time from when the entry is there, and what its path takes.
+    assert_eq!(
+        calls(peer, world.now, 200, 0),
+        [300, 1_100, 2_500, 5_100, 10_100, 15_300]
+    );
+    assert_eq!(
+        calls(peer, world.now, 0, 700),
+        [1_000, 2_300, 4_200, 7_300, 12_800, 18_500]
+    );
+    let (known, late) = (
+        peer.replica.known().unwrap(),
+        world.now + Duration::from_secs(70),
+    );
+    let interface = peer.host.interface.as_ref().unwrap();
+    peer.watch.observe(known, interface, &BTreeMap::new(), late);
     assert_eq!(
         peer.watch.interval(late),
         None,
         "WireGuard goes on by itself"
     );
+}
+
+/// When a peer whose calls nobody answers makes its entry anew, in milliseconds of 20 s. To make it
+/// takes so many, and so many the path to and fro.
+fn calls(peer: &Gateway, began: Duration, takes: u64, round_trip: u32) -> Vec<u64> {
+    let probe = ProbeReport {
+        state: EndState::Up,
+        loss_percent: 0,
+        round_trip_us: round_trip * 1000,
+    };
+    let probes = BTreeMap::from([(node_id(ROTATING), probe)]);
+    let (known, interface) = (peer.replica.known().unwrap(), peer.interface());
+    let mut watch = peer.watch.clone();
+    let (mut calls, mut ms) = (vec![], 0);
+    while ms < 20_000 {
+        let at = |ms| began + Duration::from_millis(ms);
+        let peer_keys = watch.observe(known, interface, &probes, at(ms));
+        if peer_keys.is_pressing() {
+            calls.push(ms);
+            ms += takes;
+            watch.made_anew(&peer_keys, at(ms));
+        }
+        assert!(watch.interval(at(ms)).is_some());
+        ms += 50;
+    }
+    calls
 }
 
 #[test]

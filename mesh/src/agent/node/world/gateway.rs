@@ -269,6 +269,7 @@ impl World {
             Output::Observe(Look::Host) => {
                 self.renew(gateway);
                 let observation = Observation {
+                    at: now,
                     observed: self.gateways[gateway].device.shown(now),
                     ..Observation::default()
                 };
@@ -278,7 +279,10 @@ impl World {
                 self.renew(gateway);
                 let interface = self.gateways[gateway].device.shown(now).interface;
                 let peers = interface.map(|interface| interface.peers);
-                Some(Input::PeersObserved(Ok(peers)))
+                Some(Input::PeersObserved {
+                    at: now,
+                    peers: Ok(peers),
+                })
             }
             Output::Apply(steps) => Some(Input::Applied(self.apply(gateway, &steps))),
             Output::Save(_) if self.gateways[gateway].disk.is_full => {

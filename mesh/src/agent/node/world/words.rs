@@ -17,7 +17,7 @@ pub(super) fn of_input(input: &Input) -> String {
             format!("the host was observed, peers: {peers:?}")
         }
         Input::Observed(Err(error)) => format!("the host was not observed: {error:?}"),
-        Input::PeersObserved(_) => "the peers were observed".to_owned(),
+        Input::PeersObserved { .. } => "the peers were observed".to_owned(),
         Input::Applied(Ok(())) => "applied".to_owned(),
         Input::Applied(Err(failure)) => format!("not applied: {}", failure.words),
         Input::Saved(Ok(())) => "saved".to_owned(),
