@@ -21,6 +21,14 @@ const LONGEST_ECHO: usize = 200;
 const RETRY_AFTER_S: &str = "2";
 /// The same for a node that makes too many changes in an hour.
 const RETRY_AFTER_CHANGES_S: &str = "600";
+/// Constraints that say what was looked at before in the same transaction.
+const FREE_BEFORE: [&str; 5] = [
+    "tunnel_address",
+    "node_name",
+    "site_name",
+    "site_endpoint",
+    "subnets_do_not_overlap",
+];
 const TOO_MANY_KEYS: &str = "too_many_keys";
 const TOO_MANY_CHANGES: &str = "too_many_changes";
 
@@ -76,11 +84,12 @@ impl Error {
 
     /// Whether the same transaction may well succeed when it is tried again.
     pub fn is_transient(&self) -> bool {
-        // Serialization failure, deadlock; an address or name that we chose and somebody else took
-        // in the meantime.
+        // Serialization failure, deadlock; what was free a moment ago, and somebody else took.
         self.sql_state()
             .is_some_and(|state| ["40001", "40P01"].contains(&state.as_str()))
-            || matches!(self.constraint(), Some("tunnel_address" | "node_name"))
+            || self
+                .constraint()
+                .is_some_and(|name| FREE_BEFORE.contains(&name))
     }
 
     fn sql_state(&self) -> Option<String> {

@@ -114,12 +114,16 @@ pub fn endpoint(address: Option<IpNet>, port: Option<i32>) -> Result<Option<Endp
     let (Some(address), Some(port)) = (address, port) else {
         return Ok(None);
     };
-    let port =
-        u16::try_from(port).map_err(|_| Error::Internal("a port in the database is not valid"))?;
-    let endpoint = Endpoint::try_from(SocketAddr::new(address.addr(), port));
-    endpoint
+    Endpoint::try_from(socket(address, port)?)
         .map(Some)
         .map_err(|_| Error::Internal("an endpoint in the database is not valid"))
+}
+
+/// An address and a port as two columns hold them.
+pub fn socket(address: IpNet, port: i32) -> Result<SocketAddr> {
+    let port =
+        u16::try_from(port).map_err(|_| Error::Internal("a port in the database is not valid"))?;
+    Ok(SocketAddr::new(address.addr(), port))
 }
 
 /// A tunnel address as a column holds it.

@@ -1,9 +1,8 @@
 //! `/sites`: places with LAN subnets.
 
 mod check;
+mod conflicts;
 pub mod queries;
-
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::{
     Extension, Json,
@@ -23,10 +22,12 @@ use wattle_wire::{
         SitePatch,
     },
     ids::SiteId,
-    problem::{Holder, ProblemDetails},
 };
 
-use self::check::coordinators::{Judged, judge};
+use self::{
+    check::coordinators::{Judged, judge},
+    conflicts::Conflict,
+};
 use crate::{
     db::{AuditActor, node_records, site_records},
     error::{self, Error, Result},
@@ -46,12 +47,47 @@ use crate::{
     },
 };
 
-/// What the audit log calls a change, and what it calls one that was forced.
-type Actions = [&'static str; 2];
+const CREATE: Way = Way {
+    action: "site.create",
+    forced: "site.create.forced",
+    is_of_many: false,
+};
+const IMPORT: Way = Way {
+    action: "site.import",
+    forced: "site.import.forced",
+    is_of_many: true,
+};
+const CHANGE: Way = Way {
+    action: "site.change",
+    forced: "site.change.forced",
+    is_of_many: false,
+};
 
-const CREATE: Actions = ["site.create", "site.create.forced"];
-const IMPORT: Actions = ["site.import", "site.import.forced"];
-const CHANGE: Actions = ["site.change", "site.change.forced"];
+/// How sites come to be as they are.
+#[derive(Clone, Copy)]
+struct Way {
+    /// What the audit log calls it.
+    action: &'static str,
+    /// What it calls one that was forced.
+    forced: &'static str,
+    /// Whether the body has a list of them.
+    is_of_many: bool,
+}
+
+impl Way {
+    fn action(self, is_forced: bool) -> &'static str {
+        if is_forced { self.forced } else { self.action }
+    }
+
+    /// The error of one site: its field is named as it stands in the body.
+    fn at(self, index: usize, error: Error) -> Error {
+        if self.is_of_many {
+            error.of_site(index)
+        } else {
+            error
+        }
+    }
+}
 
 /// Creates a site, and a join token for its first gateway.
 ///
@@ -71,9 +107,8 @@ pub async fn create(
 ) -> Result<Response> {
     let tunnel_prefix = tunnel_prefix(&app);
     let wanted = [Wanted::of(check::Draft::of(new, tunnel_prefix)?)?];
-    let created = insert(&app, &actor, &wanted, tunnel_prefix, CREATE).await;
-    let created = created
-        .map_err(|(_, error)| error)?
+    let created = insert(&app, &actor, &wanted, tunnel_prefix, CREATE)
+        .await?
         .pop()
         .ok_or(Error::Internal("a site was made and is not there"))?;
     let headers = [
@@ -106,16 +141,14 @@ pub async fn import(
     }
     let tunnel_prefix = tunnel_prefix(&app);
     let drafts = sites.into_iter().enumerate().map(|(index, new)| {
-        check::Draft::of(new, tunnel_prefix).map_err(|error| error.of_site(index))
+        check::Draft::of(new, tunnel_prefix).map_err(|error| IMPORT.at(index, error))
     });
     let drafts: Vec<_> = drafts.collect::<Result<_>>()?;
-    check::check_together(&drafts)?;
+    if let Some(Conflict { draft, problem }) = conflicts::among(&drafts) {
+        return Err(IMPORT.at(draft, problem.into()));
+    }
     let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
-    let sites = insert(&app, &actor, &wanted, tunnel_prefix, IMPORT).await;
-    let sites = sites.map_err(|(index, error)| match index {
-        Some(index) => error.of_site(index),
-        None => error,
-    })?;
+    let sites = insert(&app, &actor, &wanted, tunnel_prefix, IMPORT).await?;
     Ok((
         StatusCode::CREATED,
         [(header::CACHE_CONTROL, "no-store")],
@@ -142,19 +175,21 @@ impl Wanted {
     }
 }
 
-/// Makes sites in one revision. An error says at which of them it failed, if it was at one.
+/// Makes sites in one revision.
 async fn insert(
     app: &App,
     actor: &AuditActor,
     wanted: &[Wanted],
     tunnel_prefix: Ipv4Net,
-    actions: Actions,
-) -> Result<Vec<CreatedSite>, (Option<usize>, Error)> {
-    let none = wanted.len();
-    let at = AtomicUsize::new(none);
-    let reached = &at;
+    way: Way,
+) -> Result<Vec<CreatedSite>> {
+    let drafts: Vec<_> = wanted.iter().map(|new| &new.draft).collect();
+    let drafts = &drafts;
     let created = app.mutate(actor, |mut change| async move {
         site_records::lock(&mut change).await?;
+        if let Some(conflict) = conflicts::with_others(&mut change, None, drafts).await? {
+            return Err(way.at(conflict.draft, conflict.problem.into()));
+        }
         let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
         let coordinators = app.coordinators.all(&mut change).await?;
         let (mut is_forced, mut warnings) = (false, Vec::new());
@@ -165,11 +200,10 @@ async fn insert(
         for (index, (Wanted { id, draft, join }, address)) in
             wanted.iter().zip(addresses).enumerate()
         {
-            reached.store(index, Ordering::Relaxed);
-            let judged = judge(&draft.subnets, &[], &coordinators, actor.options.force)?;
+            let judged = judge(&draft.subnets, &[], &coordinators, actor.options.force)
+                .map_err(|error| way.at(index, error))?;
             is_forced |= judged.is_forced;
             warnings.extend(judged.warnings.iter().cloned());
-            refuse_clash(queries::endpoint_clash(&mut change, None, draft).await?)?;
             let record = queries::insert(&mut change, *id, draft, address).await?;
             let token = tokens::queries::insert(&mut change, join).await?;
             created.push(CreatedSite {
@@ -181,19 +215,13 @@ async fn insert(
         }
         let mut records: Vec<_> = sites.iter().cloned().map(RecordChange::Site).collect();
         let names: Vec<_> = wanted.iter().map(|new| (new.id, &new.draft.name)).collect();
-        let renamed = naming::make_way(&mut change, &names)
-            .await
-            .map_err(|(index, error)| {
-                reached.store(index.unwrap_or(none), Ordering::Relaxed);
-                error
-            })?;
-        reached.store(none, Ordering::Relaxed);
+        let renamed = naming::make_way(&mut change, &names).await?;
         records.extend(
             renamed
                 .iter()
                 .map(|node| RecordChange::Node(node.after.clone())),
         );
-        let action = actions[usize::from(is_forced)];
+        let action = way.action(is_forced);
         let (first, others) = sites
             .split_first()
             .ok_or(Error::Internal("no site was made"))?;
@@ -205,16 +233,7 @@ async fn insert(
         }
         naming::told(outcome.with_warnings(warnings), &renamed)
     });
-    match created.await {
-        Ok(created) => Ok(created),
-        Err(error) => {
-            let index = at.into_inner();
-            match wanted.get(index) {
-                Some(site) => Err((Some(index), explain(app, None, &site.draft, error).await)),
-                None => Err((None, error)),
-            }
-        }
-    }
+    created.await
 }
 
 /// Lists sites, in the order in which they were created.
@@ -260,11 +279,7 @@ pub async fn change(
     Path(name): Path<String>,
     Body(patch): Body<SitePatch>,
 ) -> Result<WithEtag<ChangedSite>> {
-    let known = app
-        .mesh_cache
-        .read(|feed| feed.directory().find_site(&name).cloned())
-        .ok_or_else(|| error::not_found("site"))?;
-    let (app, actor, site, wanted) = (&app, &actor, known.id, &patch);
+    let (app, actor, site, wanted) = (&app, &actor, app.find_site(&name)?, &patch);
     let tunnel_prefix = tunnel_prefix(app);
     let changed = app.mutate(actor, |mut change| async move {
         site_records::lock_site(&mut change, site).await?;
@@ -288,12 +303,13 @@ pub async fn change(
         if draft.equals(&before) {
             return Ok(change.unchanged((before, warnings)));
         }
-        refuse_clash(queries::endpoint_clash(&mut change, Some(site), &draft).await?)?;
+        if let Some(conflict) = conflicts::with_others(&mut change, Some(site), &[&draft]).await? {
+            return Err(conflict.problem.into());
+        }
         let after = queries::update(&mut change, before.clone(), &draft).await?;
         let mut renamed = Vec::new();
         if before.name != after.name {
-            let made_way = naming::make_way(&mut change, &[(site, &after.name)]).await;
-            renamed.extend(made_way.map_err(|(_, error)| error)?);
+            renamed.extend(naming::make_way(&mut change, &[(site, &after.name)]).await?);
             renamed
                 .extend(naming::follow_site(&mut change, site, (&before.name, &after.name)).await?);
         }
@@ -303,7 +319,7 @@ pub async fn change(
                 .iter()
                 .map(|node| RecordChange::Node(node.after.clone())),
         );
-        let action = CHANGE[usize::from(is_forced)];
+        let action = CHANGE.action(is_forced);
         let edit = Edit::Changed {
             before: &before,
             after: &after,
@@ -312,18 +328,11 @@ pub async fn change(
         let outcome = change.changed((after, warnings.clone()), records, action, subject);
         naming::told(outcome.with_warnings(warnings), &renamed)
     });
-    match changed.await {
-        Ok((record, warnings)) => {
-            let site = app
-                .mesh_cache
-                .read(|feed| site_in(feed.directory(), &record));
-            Ok(WithEtag::new(site)?.map(|site| ChangedSite { site, warnings }))
-        }
-        Err(error) => {
-            let draft = check::Draft::of(check::patched(&known, &patch), tunnel_prefix)?;
-            Err(explain(app, Some(known.id), &draft, error).await)
-        }
-    }
+    let (record, warnings) = changed.await?;
+    let site = app
+        .mesh_cache
+        .read(|feed| site_in(feed.directory(), &record));
+    Ok(WithEtag::new(site)?.map(|site| ChangedSite { site, warnings }))
 }
 
 /// Removes a site: its nodes are revoked, its subnets and tunnel address become free.
@@ -368,37 +377,4 @@ pub async fn remove(
 fn tunnel_prefix(app: &App) -> Ipv4Net {
     app.mesh_cache
         .read(|feed| feed.directory().mesh.tunnel_prefix)
-}
-
-fn refuse_clash(clash: Option<ProblemDetails>) -> Result<()> {
-    clash.map_or(Ok(()), |problem| Err(problem.into()))
-}
-
-/// Says who holds what was asked for when a constraint of the database has refused it.
-async fn explain(app: &App, site: Option<SiteId>, draft: &check::Draft, error: Error) -> Error {
-    let mut transaction = match app.db.begin().await {
-        Ok(transaction) => transaction,
-        Err(error) => return error,
-    };
-    let problem = match error.constraint() {
-        Some("site_name") => {
-            let holder = Holder {
-                site: draft.name.to_string(),
-                holds: draft.name.to_string(),
-            };
-            Ok(error::taken(
-                "name_taken",
-                "The name is taken",
-                "name",
-                "another site has this name; choose another",
-                Some(holder),
-            ))
-        }
-        Some("subnets_do_not_overlap") => {
-            queries::subnet_holder(&mut transaction, site, draft).await
-        }
-        Some("site_endpoint") => queries::endpoint_holder(&mut transaction, site, draft).await,
-        _ => return error,
-    };
-    problem.map_or_else(|error| error, Error::from)
 }

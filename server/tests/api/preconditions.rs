@@ -447,6 +447,14 @@ async fn a_change_with_if_match_is_made_only_to_what_its_caller_saw() {
     assert_eq!(second, tag(&coordinator.get("/sites/dublin").await));
     let stale = patch(&first, "by the second").await;
     assert_eq!(stale.problem(), (412, "changed_meanwhile".to_owned(), None));
+    // Whatever else is wrong with it: the sender saw another site.
+    for wrong in [
+        json!({"endpoint": "10.99.0.1:51820"}),
+        json!({"subnets": ["10.10.0.0/24", "10.10.0.0/25"]}),
+    ] {
+        let stale = if_match(&coordinator, Method::PATCH, "/sites/dublin", &first, wrong).await;
+        assert_eq!(stale.problem().0, 412);
+    }
     for none in [
         "",
         "\"x\"",

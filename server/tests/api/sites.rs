@@ -446,6 +446,18 @@ async fn a_patch_changes_what_it_names_and_takes_a_revision_only_then() {
         .patch("/sites/galway", json!({}))
         .await
         .expect(404);
+
+    // It may take the addresses in which its endpoint was, with the endpoint elsewhere.
+    for (body, status) in [
+        (json!({"endpoint": "198.51.100.7:51820"}), 200),
+        (json!({"subnets": ["198.51.100.0/24"]}), 422),
+        (
+            json!({"endpoint": "203.0.113.7:51820", "subnets": ["198.51.100.0/24"]}),
+            200,
+        ),
+    ] {
+        coordinator.patch("/sites/cork", body).await.expect(status);
+    }
 }
 
 #[tokio::test]
@@ -601,6 +613,12 @@ async fn an_import_is_all_or_nothing_and_names_the_site_and_field_that_is_wrong(
             422,
             "endpoint_in_subnet",
             "sites[1].endpoint",
+        ),
+        (
+            json!({"name": "a", "subnets": ["10.30.0.0/24", "203.0.113.2/31"]}),
+            409,
+            "subnet_holds_endpoint",
+            "sites[1].subnets[1]",
         ),
     ] {
         let answer = coordinator

@@ -186,9 +186,7 @@ pub(super) async fn refuse_endpoint_clash(
         return Ok(());
     };
     site_records::lock(connection).await?;
-    if let Some(problem) =
-        sites::queries::endpoint_in_foreign_subnet(connection, None, endpoint).await?
-    {
+    if let Some(problem) = sites::queries::endpoint_in_foreign_subnet(connection, endpoint).await? {
         return Err(problem.into());
     }
     let holder = sqlx::query_scalar!(

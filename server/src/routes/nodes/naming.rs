@@ -17,10 +17,10 @@ use wattle_wire::{
     problem::{Holder, ProblemDetails},
 };
 
-use super::queries::{self, Named};
+use super::queries;
 use crate::{
     db::{ChangeOutcome, node_records},
-    error::{self, Error, Result},
+    error::{self, Result},
 };
 
 /// The event of a node that gets another name.
@@ -67,45 +67,44 @@ pub(crate) async fn follow_site(
     rename(connection, after, &renamed).await
 }
 
-/// Makes the names of sites free that nodes of other sites have. Returns those that have another
-/// name now.
-///
-/// # Errors
-///
-/// 409 when somebody gave a node that name, with the index of the site.
-pub(crate) async fn make_way(
+/// Which of these names somebody gave to nodes of other sites than this one: sites cannot have
+/// them.
+pub(crate) async fn given_elsewhere(
     connection: &mut PgConnection,
-    sites: &[(SiteId, &Name)],
-) -> Result<Vec<Renamed>, (Option<usize>, Error)> {
-    let names: Vec<_> = sites.iter().map(|(_, name)| *name).collect();
-    let holders = queries::holders(connection, &names)
-        .await
-        .map_err(|error| (None, error))?;
-    let mut renamed = Vec::new();
-    for (index, (site, name)) in sites.iter().enumerate() {
-        let Some(holder) = holders
-            .iter()
-            .find(|holder| holder.site != *site && holder.name == **name)
-        else {
-            continue;
-        };
-        let made = step_aside(connection, holder).await;
-        renamed.extend(made.map_err(|error| (Some(index), error))?);
-    }
-    Ok(renamed)
-}
-
-async fn step_aside(connection: &mut PgConnection, holder: &Named) -> Result<Vec<Renamed>> {
-    if !holder.follows_site {
+    site: Option<SiteId>,
+    names: &[&Name],
+) -> Result<Vec<(Name, ProblemDetails)>> {
+    let holders = queries::holders(connection, names).await?.into_iter();
+    let given = holders.filter(|holder| !holder.follows_site && Some(holder.site) != site);
+    let given = given.map(|holder| {
         let detail = format!(
             "{} is the name of a node of site {}; choose another, or rename the node first (`PATCH \
              /nodes/{}`)",
             holder.name, holder.site_name, holder.name
         );
-        return Err(taken(detail, holder.site_name.to_string(), &holder.name).into());
+        let problem = taken(detail, holder.site_name.to_string(), &holder.name);
+        (holder.name, problem)
+    });
+    Ok(given.collect())
+}
+
+/// Makes the names of sites free that nodes of other sites have, those of [`given_elsewhere`]
+/// excepted. Returns those that have another name now.
+pub(crate) async fn make_way(
+    connection: &mut PgConnection,
+    sites: &[(SiteId, &Name)],
+) -> Result<Vec<Renamed>> {
+    let names: Vec<_> = sites.iter().map(|(_, name)| *name).collect();
+    let mut renamed = Vec::new();
+    for holder in queries::holders(connection, &names).await? {
+        let is_own = sites.contains(&(holder.site, &holder.name));
+        if is_own || !holder.follows_site {
+            continue;
+        }
+        let name = free_name(connection, (holder.site, &holder.site_name), holder.id).await?;
+        renamed.extend(rename(connection, &holder.site_name, &[(holder.id, name)]).await?);
     }
-    let name = free_name(connection, (holder.site, &holder.site_name), holder.id).await?;
-    rename(connection, &holder.site_name, &[(holder.id, name)]).await
+    Ok(renamed)
 }
 
 /// Gives a node a name of its own.

@@ -15,7 +15,7 @@ use wattle_wire::{
 use std::collections::BTreeMap;
 
 use crate::{
-    error::{self, Error, Result},
+    error::{self, Result},
     text,
 };
 
@@ -154,93 +154,6 @@ fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
     Ok(())
 }
 
-/// Checks that sites which are made together do not claim the same.
-pub(crate) fn check_together(drafts: &[Draft]) -> Result<()> {
-    let refuse = |index, problem: ProblemDetails| Err(Error::from(problem).of_site(index));
-    let (mut names, mut endpoints) = (BTreeMap::new(), BTreeMap::new());
-    for (index, draft) in drafts.iter().enumerate() {
-        let holder = |earlier: usize, holds: String| {
-            Some(Holder {
-                site: drafts[earlier].name.to_string(),
-                holds,
-            })
-        };
-        if let Some(earlier) = names.insert(&draft.name, index) {
-            let holder = holder(earlier, draft.name.to_string());
-            return refuse(
-                index,
-                error::taken(
-                    "name_taken",
-                    "The name is taken",
-                    "name",
-                    "an earlier site of this import has this name",
-                    holder,
-                ),
-            );
-        }
-        if let Some(endpoint) = draft.endpoint
-            && let Some(earlier) = endpoints.insert(endpoint.socket(), index)
-        {
-            let detail = format!("{endpoint} is the endpoint of an earlier site of this import");
-            let holder = holder(earlier, endpoint.to_string());
-            return refuse(
-                index,
-                error::taken(
-                    "endpoint_taken",
-                    "The endpoint is taken",
-                    "endpoint",
-                    detail,
-                    holder,
-                ),
-            );
-        }
-    }
-    let claims = drafts.iter().enumerate().flat_map(|(site, draft)| {
-        draft
-            .subnets
-            .iter()
-            .enumerate()
-            .map(move |(field, subnet)| (subnet.net(), site, field))
-    });
-    let mut claims: Vec<_> = claims.collect();
-    // Sorted by address and then by length, a prefix that lies in another follows it or follows one
-    // that lies in it too.
-    claims.sort();
-    for pair in claims.windows(2) {
-        if let [first, second] = pair
-            && overlap(first.0, second.0)
-        {
-            let (earlier, later) = if first.1 < second.1 {
-                (first, second)
-            } else {
-                (second, first)
-            };
-            let site = drafts[earlier.1].name.to_string();
-            let detail = format!(
-                "{} overlaps with {} of site {site} in this import; no two sites may share an \
-                 address",
-                later.0, earlier.0
-            );
-            let holder = Holder {
-                site,
-                holds: earlier.0.to_string(),
-            };
-            let field = format!("subnets[{}]", later.2);
-            return refuse(
-                later.1,
-                error::taken(
-                    "subnet_taken",
-                    "The subnet is taken",
-                    &field,
-                    detail,
-                    Some(holder),
-                ),
-            );
-        }
-    }
-    Ok(())
-}
-
 /// Packets to an endpoint inside a tunnel's prefix would be sent into that tunnel.
 fn check_endpoint(endpoint: Endpoint, subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
     let address = IpNet::from(endpoint.socket().ip());
@@ -274,6 +187,7 @@ pub(crate) fn endpoint_in_subnet(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn problem_of(json: &str) -> Option<(u16, String, Option<String>)> {
         let new: NewSite = serde_json::from_str(json).unwrap();

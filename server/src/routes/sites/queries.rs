@@ -12,6 +12,7 @@ use wattle_mesh::config::{allocate, directory::SiteRecord};
 use wattle_wire::{
     endpoint::Endpoint,
     ids::SiteId,
+    name::Name,
     problem::{Holder, ProblemDetails},
     subnet::Subnet,
 };
@@ -19,7 +20,7 @@ use wattle_wire::{
 use super::check::{Draft, endpoint_in_subnet};
 use crate::{
     db::site_records::{self, v4},
-    error::{self, Result},
+    error::{self, Error, Result},
 };
 
 pub(super) async fn insert(
@@ -123,161 +124,158 @@ pub async fn free_addresses(
     Ok(free)
 }
 
-/// Whether the endpoint lies in somebody's subnet, or a subnet holds somebody's endpoint. The
-/// caller holds the lock.
-pub(super) async fn endpoint_clash(
+/// Something that was asked for, and who has it.
+#[derive(Debug)]
+pub(super) struct Held<A, H> {
+    pub(super) asked: A,
+    /// The name of the site.
+    pub(super) by: String,
+    /// What it has.
+    pub(super) holds: H,
+}
+
+/// Which of these names sites have, but for one site.
+pub(super) async fn with_names(
     connection: &mut PgConnection,
-    site: Option<SiteId>,
-    draft: &Draft,
-) -> Result<Option<ProblemDetails>> {
-    if let Some(endpoint) = draft.endpoint
-        && let Some(problem) = endpoint_in_foreign_subnet(connection, site, endpoint).await?
-    {
-        return Ok(Some(problem));
-    }
-    let prefixes: Vec<_> = draft.subnets.iter().map(|subnet| subnet.net()).collect();
-    let holder = sqlx::query!(
-        r#"SELECT name AS "name!", address AS "address!: IpNet", port AS "port!" FROM (
-               SELECT id AS site, name, endpoint_address AS address, endpoint_port AS port FROM sites
+    except: Option<SiteId>,
+    names: &[&Name],
+) -> Result<Vec<Name>> {
+    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    let taken = sqlx::query_scalar!(
+        "SELECT name FROM sites WHERE name = ANY($1) AND id IS DISTINCT FROM $2",
+        &names,
+        except.map(|site| site.0)
+    );
+    let taken = taken.fetch_all(connection).await?.into_iter();
+    let invalid = |_| Error::Internal("a site in the database is not valid");
+    taken.map(|name| name.parse().map_err(invalid)).collect()
+}
+
+/// Who has these endpoints, but for one site.
+pub(super) async fn with_endpoints(
+    connection: &mut PgConnection,
+    except: Option<SiteId>,
+    endpoints: &[SocketAddr],
+) -> Result<Vec<Held<SocketAddr, SocketAddr>>> {
+    let addresses: Vec<_> = endpoints.iter().map(|at| IpNet::from(at.ip())).collect();
+    let ports: Vec<_> = endpoints.iter().map(|at| i32::from(at.port())).collect();
+    let holders = sqlx::query!(
+        r#"SELECT name, endpoint_address AS "address!", endpoint_port AS "port!" FROM sites
+           JOIN unnest($1::inet[], $2::integer[]) AS asked (address, port)
+               ON endpoint_address = asked.address AND endpoint_port = asked.port
+           WHERE id IS DISTINCT FROM $3"#,
+        &addresses,
+        &ports,
+        except.map(|site| site.0)
+    );
+    let holders = holders.fetch_all(connection).await?.into_iter();
+    let held = holders.map(|row| {
+        let endpoint = site_records::socket(row.address, row.port)?;
+        Ok(Held {
+            asked: endpoint,
+            by: row.name,
+            holds: endpoint,
+        })
+    });
+    held.collect()
+}
+
+/// Who has prefixes in which these endpoints lie, but for one site.
+pub(super) async fn with_prefixes_around(
+    connection: &mut PgConnection,
+    except: Option<SiteId>,
+    endpoints: &[SocketAddr],
+) -> Result<Vec<Held<SocketAddr, IpNet>>> {
+    let addresses: Vec<_> = endpoints.iter().map(|at| IpNet::from(at.ip())).collect();
+    let ports: Vec<_> = endpoints.iter().map(|at| i32::from(at.port())).collect();
+    let holders = sqlx::query!(
+        r#"SELECT asked.address AS "address!: IpNet", asked.port AS "port!", name, prefix
+           FROM unnest($1::inet[], $2::integer[]) AS asked (address, port)
+           JOIN subnets ON prefix >>= asked.address JOIN sites ON sites.id = subnets.site
+           WHERE sites.id IS DISTINCT FROM $3"#,
+        &addresses,
+        &ports,
+        except.map(|site| site.0)
+    );
+    let holders = holders.fetch_all(connection).await?.into_iter();
+    let held = holders.map(|row| {
+        Ok(Held {
+            asked: site_records::socket(row.address, row.port)?,
+            by: row.name,
+            holds: row.prefix,
+        })
+    });
+    held.collect()
+}
+
+/// Who has prefixes that overlap with these, but for one site: the first for each.
+pub(super) async fn with_prefixes(
+    connection: &mut PgConnection,
+    except: Option<SiteId>,
+    prefixes: &[IpNet],
+) -> Result<Vec<Held<IpNet, IpNet>>> {
+    let holders = sqlx::query!(
+        r#"SELECT DISTINCT ON (asked) asked AS "asked!: IpNet", name, prefix
+           FROM unnest($1::inet[]) AS asked
+           JOIN subnets ON prefix && asked JOIN sites ON sites.id = subnets.site
+           WHERE sites.id IS DISTINCT FROM $2 ORDER BY asked, prefix"#,
+        prefixes,
+        except.map(|site| site.0)
+    );
+    let holders = holders.fetch_all(connection).await?.into_iter();
+    let held = holders.map(|row| Held {
+        asked: row.asked,
+        by: row.name,
+        holds: row.prefix,
+    });
+    Ok(held.collect())
+}
+
+/// Who has endpoints that lie in these prefixes, the site that is to be changed not counted, but
+/// its nodes: the first for each.
+pub(super) async fn with_endpoints_in(
+    connection: &mut PgConnection,
+    except: Option<SiteId>,
+    prefixes: &[IpNet],
+) -> Result<Vec<Held<IpNet, SocketAddr>>> {
+    let holders = sqlx::query!(
+        r#"SELECT DISTINCT ON (asked) asked AS "asked!: IpNet", name AS "name!",
+               address AS "address!: IpNet", port AS "port!"
+           FROM unnest($1::inet[]) AS asked JOIN (
+               SELECT name, endpoint_address AS address, endpoint_port AS port FROM sites
+               WHERE id IS DISTINCT FROM $2
                UNION ALL
-               SELECT sites.id, sites.name, nodes.endpoint_address, nodes.endpoint_port FROM nodes JOIN sites ON sites.id = nodes.site
-               WHERE state <> 'revoked'
-           ) AS endpoints
-           WHERE address <<= ANY($1) LIMIT 1"#,
-        &prefixes
-    )
-    .fetch_optional(connection)
-    .await?;
-    let Some(holder) = holder else {
-        return Ok(None);
-    };
-    let field = draft.field_of(holder.address);
-    let endpoint = SocketAddr::new(
-        holder.address.addr(),
-        u16::try_from(holder.port).unwrap_or_default(),
+               SELECT sites.name, nodes.endpoint_address, nodes.endpoint_port
+               FROM nodes JOIN sites ON sites.id = nodes.site WHERE state <> 'revoked'
+           ) AS endpoints ON address <<= asked
+           ORDER BY asked, address, port"#,
+        prefixes,
+        except.map(|site| site.0)
     );
-    let detail = format!(
-        "it holds {endpoint}, the endpoint of {}, which must be reached outside of the mesh",
-        holder.name
-    );
-    let holder = Holder {
-        site: holder.name,
-        holds: endpoint.to_string(),
-    };
-    Ok(Some(error::taken(
-        "subnet_holds_endpoint",
-        "The subnet holds an endpoint",
-        &field,
-        detail,
-        Some(holder),
-    )))
+    let holders = holders.fetch_all(connection).await?.into_iter();
+    let held = holders.map(|row| {
+        Ok(Held {
+            asked: row.asked,
+            by: row.name,
+            holds: site_records::socket(row.address, row.port)?,
+        })
+    });
+    held.collect()
 }
 
 /// Whether an endpoint lies in the subnet of a site.
 pub async fn endpoint_in_foreign_subnet(
     connection: &mut PgConnection,
-    except: Option<SiteId>,
     endpoint: Endpoint,
 ) -> Result<Option<ProblemDetails>> {
-    let holder = sqlx::query!(
-        "SELECT name, prefix FROM subnets JOIN sites ON sites.id = subnets.site WHERE prefix >>= \
-         $1 AND sites.id IS DISTINCT FROM $2",
-        IpNet::from(endpoint.socket().ip()),
-        except.map(|site| site.0)
-    )
-    .fetch_optional(connection)
-    .await?;
-    Ok(holder.map(|row| {
-        endpoint_in_subnet(
-            endpoint,
-            row.prefix,
-            Some(Holder {
-                site: row.name,
-                holds: row.prefix.to_string(),
-            }),
-        )
+    let held = with_prefixes_around(connection, None, &[endpoint.socket()]).await?;
+    Ok(held.into_iter().next().map(|Held { by, holds, .. }| {
+        let holder = Holder {
+            site: by,
+            holds: holds.to_string(),
+        };
+        endpoint_in_subnet(endpoint, holds, Some(holder))
     }))
-}
-
-/// Who holds a prefix that overlaps with one of the draft's.
-pub(super) async fn subnet_holder(
-    connection: &mut PgConnection,
-    site: Option<SiteId>,
-    draft: &Draft,
-) -> Result<ProblemDetails> {
-    let prefixes: Vec<_> = draft.subnets.iter().map(|subnet| subnet.net()).collect();
-    let holder = sqlx::query!(
-        "SELECT name, prefix FROM subnets JOIN sites ON sites.id = subnets.site
-         WHERE prefix && ANY($1) AND sites.id IS DISTINCT FROM $2 ORDER BY prefix LIMIT 1",
-        &prefixes,
-        site.map(|site| site.0)
-    )
-    .fetch_optional(connection)
-    .await?;
-    let title = "The subnet is taken";
-    let Some(row) = holder else {
-        return Ok(error::taken(
-            "subnet_taken",
-            title,
-            "subnets",
-            "another site held one of them a moment ago; try again",
-            None,
-        ));
-    };
-    let field = draft.field_of(row.prefix);
-    let asked = draft
-        .subnets
-        .iter()
-        .find(|subnet| subnet.overlaps(row.prefix))
-        .map(ToString::to_string)
-        .unwrap_or_default();
-    let detail = format!(
-        "{asked} overlaps with {} of site {}; no two sites may share an address",
-        row.prefix, row.name
-    );
-    Ok(error::taken(
-        "subnet_taken",
-        title,
-        &field,
-        detail,
-        Some(Holder {
-            site: row.name,
-            holds: row.prefix.to_string(),
-        }),
-    ))
-}
-
-/// Which site has the draft's endpoint.
-pub(super) async fn endpoint_holder(
-    connection: &mut PgConnection,
-    site: Option<SiteId>,
-    draft: &Draft,
-) -> Result<ProblemDetails> {
-    let endpoint = draft.endpoint.map(Endpoint::socket);
-    let holder = sqlx::query_scalar!(
-        "SELECT name FROM sites WHERE endpoint_address = $1 AND endpoint_port = $2 AND id IS \
-         DISTINCT FROM $3",
-        endpoint.map(|socket| IpNet::from(socket.ip())),
-        endpoint.map(|socket| i32::from(socket.port())),
-        site.map(|site| site.0)
-    )
-    .fetch_optional(connection)
-    .await?;
-    let holds = draft
-        .endpoint
-        .map(|endpoint| endpoint.to_string())
-        .unwrap_or_default();
-    let detail = format!(
-        "{holds} is the endpoint of another site; two gateways behind one address need two ports"
-    );
-    let holder = holder.map(|site| Holder { site, holds });
-    Ok(error::taken(
-        "endpoint_taken",
-        "The endpoint is taken",
-        "endpoint",
-        detail,
-        holder,
-    ))
 }
 
 async fn insert_subnets(
