@@ -16,7 +16,12 @@ use wattle_mesh::{
         rotation::RotationReply,
     },
 };
-use wattle_wire::{enrol::NewIdentity, problem::ProblemDetails, report::Report, verdict::OwnLinks};
+use wattle_wire::{
+    enrol::NewIdentity,
+    problem::{ErrorCode, ProblemDetails},
+    report::Report,
+    verdict::OwnLinks,
+};
 
 use crate::{
     coordinator::{Coordinator, RequestError},
@@ -170,14 +175,14 @@ fn mailbox_failed(error: RequestError) -> MailboxReply {
 
 fn rotation_failed(error: RequestError) -> RotationReply {
     match refusal(&error) {
-        Some((StatusCode::CONFLICT, problem)) if problem.code == "rotation_under_way" => {
+        Some((StatusCode::CONFLICT, problem)) if problem.is(ErrorCode::RotationUnderWay) => {
             RotationReply::Busy
         }
-        Some((StatusCode::CONFLICT, problem)) if problem.code == "not_announced" => {
+        Some((StatusCode::CONFLICT, problem)) if problem.is(ErrorCode::NotAnnounced) => {
             RotationReply::Unannounced
         }
         // Who has changed its key too often waits longer than the next try.
-        Some((status, problem)) if is_final(status) || problem.code == "too_many_keys" => {
+        Some((status, problem)) if is_final(status) || problem.is(ErrorCode::TooManyKeys) => {
             RotationReply::Refused(format!("{error:#}"))
         }
         Some(_) | None => {

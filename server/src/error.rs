@@ -3,16 +3,14 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use thiserror::Error;
 use wattle_mesh::access::AccessDenied;
-use wattle_wire::{
-    admin::DryRun,
-    problem::{Holder, PROBLEM_JSON, ProblemDetails},
-};
+use wattle_wire::problem::{Holder, PROBLEM_JSON, ProblemDetails};
+
+pub use wattle_wire::problem::ErrorCode;
 
 /// The longest text of an error that may hold input, in bytes.
 const LONGEST_ECHO: usize = 200;
@@ -29,8 +27,6 @@ const FREE_BEFORE: [&str; 5] = [
     "site_endpoint",
     "subnets_do_not_overlap",
 ];
-const TOO_MANY_KEYS: &str = "too_many_keys";
-const TOO_MANY_CHANGES: &str = "too_many_changes";
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -42,14 +38,12 @@ pub enum Error {
     Refused(Box<ProblemDetails>),
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
-    /// The change was possible, and was not made: only what it would do was asked for.
-    #[error("a dry run")]
-    DryRun(Box<DryRun>),
     /// The coordinator cannot answer now, and will later.
     #[error("unavailable: {0}")]
     Unavailable(&'static str),
-    #[error("internal error: {0}")]
-    Internal(&'static str),
+    /// A fault of the coordinator, with its causes, which the log names and nobody else is told.
+    #[error("internal error: {0:#}")]
+    Internal(#[from] anyhow::Error),
 }
 
 impl Error {
@@ -57,7 +51,7 @@ impl Error {
     pub fn constraint(&self) -> Option<&str> {
         match self {
             Self::Database(error) => error.as_database_error()?.constraint(),
-            Self::Refused(_) | Self::DryRun(_) | Self::Unavailable(_) | Self::Internal(_) => None,
+            Self::Refused(_) | Self::Unavailable(_) | Self::Internal(_) => None,
         }
     }
 
@@ -75,10 +69,7 @@ impl Error {
                     ..*problem
                 }))
             }
-            other @ (Self::DryRun(_)
-            | Self::Database(_)
-            | Self::Unavailable(_)
-            | Self::Internal(_)) => other,
+            other @ (Self::Database(_) | Self::Unavailable(_) | Self::Internal(_)) => other,
         }
     }
 
@@ -95,7 +86,7 @@ impl Error {
     fn sql_state(&self) -> Option<String> {
         match self {
             Self::Database(error) => Some(error.as_database_error()?.code()?.into_owned()),
-            Self::Refused(_) | Self::DryRun(_) | Self::Unavailable(_) | Self::Internal(_) => None,
+            Self::Refused(_) | Self::Unavailable(_) | Self::Internal(_) => None,
         }
     }
 
@@ -133,7 +124,6 @@ impl Error {
     fn log(&self) {
         match self {
             Self::Refused(problem) => tracing::debug!(code = problem.code, "refused"),
-            Self::DryRun(dry_run) => tracing::debug!(would = dry_run.would, "a dry run"),
             Self::Unavailable(why) => tracing::warn!(why, "cannot answer now"),
             Self::Database(error) if self.is_outage() => {
                 tracing::warn!(%error, "cannot reach the database")
@@ -141,7 +131,9 @@ impl Error {
             Self::Database(error) => {
                 tracing::error!(%error, "the database refused a statement: this is a bug")
             }
-            Self::Internal(why) => tracing::error!(why, "internal error"),
+            Self::Internal(error) => {
+                tracing::error!(error = format!("{error:#}"), "internal error")
+            }
         }
     }
 }
@@ -157,9 +149,6 @@ impl IntoResponse for Error {
         self.log();
         match self {
             Self::Refused(problem) => respond(&problem),
-            Self::DryRun(dry_run) => {
-                ([(header::CACHE_CONTROL, "no-store")], Json(dry_run)).into_response()
-            }
             Self::Unavailable(_) => respond(&unavailable()),
             Self::Database(_) if self.is_outage() => respond(&unavailable()),
             Self::Database(_) if self.cannot_be_kept() => respond(&not_kept()),
@@ -187,9 +176,13 @@ pub fn respond(problem: &ProblemDetails) -> Response {
     ]
     .contains(&status)
     {
-        let wait_s = match problem.code.as_str() {
-            TOO_MANY_KEYS | TOO_MANY_CHANGES => RETRY_AFTER_CHANGES_S,
-            _ => RETRY_AFTER_S,
+        let is_of_an_hour = [ErrorCode::TooManyKeys, ErrorCode::TooManyChanges]
+            .iter()
+            .any(|code| problem.is(*code));
+        let wait_s = if is_of_an_hour {
+            RETRY_AFTER_CHANGES_S
+        } else {
+            RETRY_AFTER_S
         };
         response
             .headers_mut()
@@ -203,70 +196,38 @@ pub fn respond(problem: &ProblemDetails) -> Response {
     response
 }
 
-fn problem(
-    status: StatusCode,
-    code: &str,
-    title: &str,
-    detail: impl Into<String>,
-) -> ProblemDetails {
-    let detail = shorten(detail.into());
-    ProblemDetails {
-        code: code.to_owned(),
-        title: title.to_owned(),
-        status: status.as_u16(),
-        detail: Some(detail),
-        field: None,
-        holder: None,
-    }
+/// An error without a field. What it repeats of the request is cut.
+fn problem(code: ErrorCode, detail: impl Into<String>) -> ProblemDetails {
+    ProblemDetails::new(code, shorten(detail.into()))
 }
 
 /// 400: the body is not what it says it is.
 pub fn invalid_json(detail: impl Into<String>) -> ProblemDetails {
-    problem(
-        StatusCode::BAD_REQUEST,
-        "invalid_json",
-        "The body is not JSON",
-        detail,
-    )
+    problem(ErrorCode::InvalidJson, detail)
 }
 
 /// 401, the same for whatever is wrong with a credential.
 pub fn unauthorized() -> ProblemDetails {
     let detail = "send `Authorization: Bearer` with an api token (people and scripts) or a token \
         signed by the node (agents) that is valid now";
-    problem(
-        StatusCode::UNAUTHORIZED,
-        "unauthorized",
-        "No valid credential",
-        detail,
-    )
+    problem(ErrorCode::Unauthorized, detail)
 }
 
 /// 401, the same for whatever is wrong with a join token.
 pub fn join_token_refused() -> ProblemDetails {
     let detail = "it is unknown, used, expired or revoked; make a new one with `POST \
         /sites/{site}/join-tokens`";
-    problem(
-        StatusCode::UNAUTHORIZED,
-        "join_token_refused",
-        "The join token is not valid",
-        detail,
-    )
+    problem(ErrorCode::JoinTokenRefused, detail)
 }
 
 /// 401: a key that the machine cannot prove to hold.
 pub fn proof_refused(detail: impl Into<String>) -> ProblemDetails {
-    problem(
-        StatusCode::UNAUTHORIZED,
-        "proof_refused",
-        "A proof is wrong",
-        detail,
-    )
+    problem(ErrorCode::ProofRefused, detail)
 }
 
 /// 403: who calls is known, and may not.
 pub fn forbidden(detail: &str) -> ProblemDetails {
-    problem(StatusCode::FORBIDDEN, "forbidden", "Not allowed", detail)
+    problem(ErrorCode::Forbidden, detail)
 }
 
 /// 401 or 403: what the rules of access say.
@@ -285,30 +246,18 @@ pub fn denied(denied: AccessDenied) -> Error {
 pub fn key_revoked() -> ProblemDetails {
     let detail = "a node with this key was revoked, and a revoked key cannot enrol again: make new \
         keys (`wattle-agent join --replace`)";
-    problem(
-        StatusCode::FORBIDDEN,
-        "key_revoked",
-        "The key was revoked",
-        detail,
-    )
+    problem(ErrorCode::KeyRevoked, detail)
 }
 
 /// 404: there is no such thing, or none for the caller.
 pub fn not_found(what: &str) -> ProblemDetails {
-    problem(
-        StatusCode::NOT_FOUND,
-        "not_found",
-        "Not found",
-        format!("there is no such {what}"),
-    )
+    problem(ErrorCode::NotFound, format!("there is no such {what}"))
 }
 
 /// 405. The header `Allow` says what is possible.
 pub fn method_not_allowed() -> ProblemDetails {
     problem(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        "Method not allowed",
+        ErrorCode::MethodNotAllowed,
         "the header `Allow` lists the methods of this path",
     )
 }
@@ -319,18 +268,17 @@ pub fn too_slow(limit: Duration) -> ProblemDetails {
         "a request may take {} s, its body included",
         limit.as_secs()
     );
-    problem(
-        StatusCode::REQUEST_TIMEOUT,
-        "too_slow",
-        "The request took too long",
-        detail,
-    )
+    problem(ErrorCode::TooSlow, detail)
+}
+
+/// 409: the state of the mesh is against it, and no field of the request.
+pub fn conflict(code: ErrorCode, detail: impl Into<String>) -> ProblemDetails {
+    problem(code, detail)
 }
 
 /// 409: something that only one can hold is held by another.
 pub fn taken(
-    code: &str,
-    title: &str,
+    code: ErrorCode,
     field: &str,
     detail: impl Into<String>,
     holder: Option<Holder>,
@@ -338,7 +286,7 @@ pub fn taken(
     ProblemDetails {
         field: Some(field.to_owned()),
         holder,
-        ..problem(StatusCode::CONFLICT, code, title, detail)
+        ..problem(code, detail)
     }
 }
 
@@ -346,32 +294,20 @@ pub fn taken(
 pub fn idempotency_key_reused() -> ProblemDetails {
     let detail =
         "another request of the last day had this Idempotency-Key; draw a new one for each request";
-    problem(
-        StatusCode::CONFLICT,
-        "idempotency_key_reused",
-        "The Idempotency-Key was used",
-        detail,
-    )
+    problem(ErrorCode::IdempotencyKeyReused, detail)
 }
 
 /// 412: the object is not as the caller saw it.
 pub fn changed_meanwhile() -> ProblemDetails {
     let detail = "it changed since you read it, or has no ETag. Read it again, and send the new \
         ETag in If-Match";
-    problem(
-        StatusCode::PRECONDITION_FAILED,
-        "changed_meanwhile",
-        "Changed in the meantime",
-        detail,
-    )
+    problem(ErrorCode::ChangedMeanwhile, detail)
 }
 
 /// 413: the body is larger than it may be.
 pub fn too_large(limit: usize) -> ProblemDetails {
     problem(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "too_large",
-        "The body is too large",
+        ErrorCode::TooLarge,
         format!("a body may have {limit} bytes"),
     )
 }
@@ -379,32 +315,26 @@ pub fn too_large(limit: usize) -> ProblemDetails {
 /// 415: the body is of a kind that is not taken.
 pub fn unsupported_media_type() -> ProblemDetails {
     let detail = "send JSON with `Content-Type: application/json`, and not compressed";
-    problem(
-        StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "unsupported_media_type",
-        "Unsupported media type",
-        detail,
-    )
+    problem(ErrorCode::UnsupportedMediaType, detail)
 }
 
 /// 422: a field whose meaning is wrong.
-pub fn invalid(code: &str, field: impl Into<String>, detail: impl Into<String>) -> ProblemDetails {
+pub fn invalid(
+    code: ErrorCode,
+    field: impl Into<String>,
+    detail: impl Into<String>,
+) -> ProblemDetails {
     let field = Some(shorten(field.into())).filter(|field| !field.is_empty());
     ProblemDetails {
         field,
-        ..problem(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            code,
-            "The request cannot be carried out as it is",
-            detail,
-        )
+        ..problem(code, detail)
     }
 }
 
 /// 422: a value that nothing but the database refused.
 fn not_kept() -> ProblemDetails {
     invalid(
-        "cannot_be_kept",
+        ErrorCode::CannotBeKept,
         "",
         "a number or a text of the request is none that can be kept",
     )
@@ -413,7 +343,7 @@ fn not_kept() -> ProblemDetails {
 /// 422: the query of a change.
 pub fn invalid_change_query() -> ProblemDetails {
     invalid(
-        "invalid_query",
+        ErrorCode::InvalidQuery,
         "",
         "the query of a change may have `dry_run=true` or `dry_run=false`, that of `/rotate` also \
          `force=true`, and nothing else",
@@ -422,14 +352,14 @@ pub fn invalid_change_query() -> ProblemDetails {
 
 /// 422: an `Idempotency-Key` that is none, or where none is taken.
 pub fn invalid_idempotency_key(detail: impl Into<String>) -> ProblemDetails {
-    invalid("invalid_idempotency_key", "Idempotency-Key", detail)
+    invalid(ErrorCode::InvalidIdempotencyKey, "Idempotency-Key", detail)
 }
 
 /// 422: somebody asks what something would do that changes nothing of the mesh, or that cannot
 /// tell.
 pub fn no_dry_run() -> ProblemDetails {
     invalid(
-        "invalid_query",
+        ErrorCode::InvalidQuery,
         "dry_run",
         "this route has no dry run: only changes of the mesh with an api token have",
     )
@@ -441,12 +371,7 @@ pub fn late_report() -> ProblemDetails {
         before it";
     ProblemDetails {
         field: Some("number".to_owned()),
-        ..problem(
-            StatusCode::CONFLICT,
-            "late_report",
-            "The report is late",
-            detail,
-        )
+        ..problem(ErrorCode::LateReport, detail)
     }
 }
 
@@ -454,32 +379,17 @@ pub fn late_report() -> ProblemDetails {
 pub fn busy() -> ProblemDetails {
     let detail =
         "the coordinator is overloaded with reports; try again after the seconds in Retry-After";
-    problem(
-        StatusCode::TOO_MANY_REQUESTS,
-        "busy",
-        "Too many reports at a time",
-        detail,
-    )
+    problem(ErrorCode::Busy, detail)
 }
 
 /// 429: a node changes its WireGuard key too often.
 pub fn too_many_keys(detail: String) -> ProblemDetails {
-    problem(
-        StatusCode::TOO_MANY_REQUESTS,
-        TOO_MANY_KEYS,
-        "Too many keys within an hour",
-        detail,
-    )
+    problem(ErrorCode::TooManyKeys, detail)
 }
 
 /// 429: a node changes something of itself too often.
 pub fn too_many_changes(detail: String) -> ProblemDetails {
-    problem(
-        StatusCode::TOO_MANY_REQUESTS,
-        TOO_MANY_CHANGES,
-        "Too many changes within an hour",
-        detail,
-    )
+    problem(ErrorCode::TooManyChanges, detail)
 }
 
 /// 429: one credential takes more than its share.
@@ -488,59 +398,34 @@ pub fn too_much(what: &str) -> ProblemDetails {
         "your credential has too many {what}; wait for some to end, and try again after the \
          seconds in Retry-After"
     );
-    problem(
-        StatusCode::TOO_MANY_REQUESTS,
-        "too_much",
-        "Too much at a time",
-        detail,
-    )
+    problem(ErrorCode::TooMuch, detail)
 }
 
 /// 429: too many credentials from this address were wrong.
 pub fn too_many_failures() -> ProblemDetails {
     let detail = "too many wrong credentials came from your address; try again after the seconds \
         in Retry-After";
-    problem(
-        StatusCode::TOO_MANY_REQUESTS,
-        "too_many_failures",
-        "Too many failures",
-        detail,
-    )
+    problem(ErrorCode::TooManyFailures, detail)
 }
 
 /// 500.
 pub fn internal() -> ProblemDetails {
     let detail = "this is a fault of the coordinator. Search its log for the value of X-Request-Id";
-    problem(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "Internal error",
-        detail,
-    )
+    problem(ErrorCode::Internal, detail)
 }
 
 /// 503: all places of those who watch are taken.
 pub fn streams_are_full() -> ProblemDetails {
     let detail = "this coordinator serves as many streams of events as it can; close one, or ask \
         another coordinator";
-    problem(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "streams_are_full",
-        "Too many streams of events",
-        detail,
-    )
+    problem(ErrorCode::StreamsAreFull, detail)
 }
 
 /// 503.
 pub fn unavailable() -> ProblemDetails {
     let detail = "the coordinator cannot reach its database, or it is busy; try again after the \
         seconds in Retry-After";
-    problem(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "unavailable",
-        "Not available now",
-        detail,
-    )
+    problem(ErrorCode::Unavailable, detail)
 }
 
 /// Cuts a text that may hold input to what an answer may repeat.

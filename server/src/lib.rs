@@ -15,7 +15,7 @@
 //! | [`db`] | connections, and `mutate`, through which every change goes |
 //! | [`postgres`] | a private Postgres, where no other is given |
 //! | [`config`] | command line and environment |
-//! | [`error`], [`secret`], [`data_dir`], [`fingerprint`] | what the others share |
+//! | [`error`], [`mutation`], [`secret`], [`data_dir`], [`fingerprint`] | what the others share |
 
 pub mod bootstrap;
 pub mod config;
@@ -24,6 +24,7 @@ pub mod db;
 pub mod error;
 pub mod fingerprint;
 pub mod http;
+pub mod mutation;
 pub mod postgres;
 pub mod router;
 pub mod routes;

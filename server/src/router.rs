@@ -30,7 +30,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use wattle_mesh::access::Action;
 use wattle_wire::{
     admin::{DryRun, LinkEffects, SomeLinks, Warning},
-    problem::{Holder, PROBLEM_JSON, ProblemDetails},
+    problem::{ErrorCode, Holder, PROBLEM_JSON, ProblemDetails},
 };
 
 use crate::{
@@ -179,6 +179,7 @@ pub fn openapi() -> OpenApi {
         .components(Some(
             ComponentsBuilder::new()
                 .schema(ProblemDetails::name(), ProblemDetails::schema())
+                .schema(ErrorCode::name(), ErrorCode::schema())
                 .schema(Holder::name(), Holder::schema())
                 .schema(DryRun::name(), DryRun::schema())
                 .schema(LinkEffects::name(), LinkEffects::schema())

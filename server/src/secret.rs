@@ -1,12 +1,13 @@
 //! Random secrets, and what is stored in their place.
 
+use anyhow::Context;
 use aws_lc_rs::{constant_time, digest, rand};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use uuid::Uuid;
 use wattle_wire::{ids::TokenId, secret::Secret};
 use zeroize::Zeroizing;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What every api token begins with, so that a scanner finds one in a log or a repository.
 const API_TOKEN_PREFIX: &str = "wattle_";
@@ -17,7 +18,7 @@ const CHECKSUM: usize = 8;
 /// Random bytes from the system's generator.
 pub fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    rand::fill(&mut bytes).map_err(|_| Error::Internal("the system has no random numbers"))?;
+    rand::fill(&mut bytes).context("the system has no random numbers")?;
     Ok(bytes)
 }
 

@@ -4,7 +4,7 @@
 use uuid::Uuid;
 use wattle_wire::{name::Name, text::is_unseen};
 
-use crate::error::{self, Result};
+use crate::error::{self, ErrorCode, Result};
 
 const LONGEST: usize = 256;
 
@@ -16,7 +16,7 @@ pub(crate) fn check(field: &str, text: &str) -> Result<()> {
 pub(crate) fn check_within(field: &str, text: &str, longest: usize) -> Result<()> {
     if text.chars().count() > longest {
         return Err(error::invalid(
-            "invalid_text",
+            ErrorCode::InvalidText,
             field,
             format!("at most {longest} characters"),
         )
@@ -24,7 +24,7 @@ pub(crate) fn check_within(field: &str, text: &str, longest: usize) -> Result<()
     }
     if text.contains(is_unseen) {
         return Err(error::invalid(
-            "invalid_text",
+            ErrorCode::InvalidText,
             field,
             "no line breaks, control characters or invisible characters",
         )
@@ -37,7 +37,7 @@ pub(crate) fn check_within(field: &str, text: &str, longest: usize) -> Result<()
 pub(crate) fn check_name(name: &Name) -> Result<()> {
     if Uuid::try_parse(name.as_str()).is_ok() {
         return Err(error::invalid(
-            "invalid_field",
+            ErrorCode::InvalidField,
             "name",
             "this name looks like an id; choose another",
         )

@@ -1,5 +1,5 @@
-//! Checks of the code's form: widths of lines, lengths of files, names of types, circles of
-//! modules, and links in the pages.
+//! Checks of the code's form: widths of lines, lengths of files and functions, names of types,
+//! circles of modules, and links in the pages.
 //!
 //! Tests and generated code are not checked. Each check is a function over texts of files, and a
 //! test beside it shows it failing on a small sample.
@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fs, path::Path, sync::LazyLock};
 
 use crate::{
     circles::{arrows, between_top_level, circles},
-    rust::{masked, outside_of_tests, tokens, without_tests},
+    rust::{end_of_item, masked, outside_of_tests, tokens, without_tests},
 };
 
 /// The widest line, in columns.
@@ -20,6 +20,8 @@ const WIDEST: usize = 100;
 const WIDER_PER_MILLE: usize = 5;
 /// The longest file, in lines.
 const LONGEST: usize = 600;
+/// The most lines of half of the functions, from `fn` to the closing brace.
+const MEDIAN: usize = 10;
 /// How many offenders a message lists.
 const LISTED: usize = 60;
 /// What a type is declared with.
@@ -47,6 +49,20 @@ fn files_have_at_most_600_lines() {
         long.len()
     );
     assert!(long.is_empty(), "{}", told(&title, &long));
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "shown to who asks for it")]
+fn half_of_the_functions_have_at_most_10_lines() {
+    let lengths = lengths_of_functions(&HOUSE.code);
+    let median = lengths[lengths.len() / 2];
+    let longest = &lengths[lengths.len() * 9 / 10..];
+    println!(
+        "{} functions: half have at most {median} lines, nine of ten at most {}",
+        lengths.len(),
+        longest[0]
+    );
+    assert!(median <= MEDIAN, "half have more than {MEDIAN}: {median}");
 }
 
 #[test]
@@ -216,6 +232,23 @@ fn long_files(files: &[File]) -> Vec<String> {
         .collect()
 }
 
+/// How many lines each function has, the shortest first.
+fn lengths_of_functions(files: &[File]) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    for file in files {
+        let tokens = outside_of_tests(&tokens(&file.code)).0;
+        for (at, token) in tokens.iter().enumerate() {
+            let is_named = tokens.get(at + 1).is_some_and(|next| next.is_word());
+            let end = end_of_item(&tokens, at);
+            if token.text == "fn" && is_named && tokens[end - 1].text == "}" {
+                lengths.push(tokens[end - 1].line - token.line + 1);
+            }
+        }
+    }
+    lengths.sort_unstable();
+    lengths
+}
+
 /// Names that two or more exported types have, with the places of these.
 fn shared_names(files: &[File]) -> Vec<String> {
     let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -301,6 +334,25 @@ fn a_long_file_is_found() {
         file("mesh/src/b.rs", &format!("{fits}x")),
     ];
     assert_eq!(long_files(&files), ["mesh/src/b.rs:601: 601 lines"]);
+}
+
+#[test]
+fn functions_are_measured_without_declarations_and_pointers() {
+    let text = "
+        trait A { fn declared(&self) -> u8; }
+        fn short(of: fn(u8) -> u8) -> [u8; 2] { [of(1); 2] }
+        fn long()
+        where
+            Self: Sized,
+        {
+            let a = |b| { b };
+            fn inner() {
+            }
+        }";
+    assert_eq!(
+        lengths_of_functions(&[file("mesh/src/a.rs", text)]),
+        [1, 2, 8]
+    );
 }
 
 #[test]

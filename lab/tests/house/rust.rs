@@ -200,7 +200,7 @@ fn end_of_attribute(tokens: &[Token<'_>], at: usize) -> usize {
 }
 
 /// Where the item ends that begins here: after its `;`, or after its braces.
-fn end_of_item(tokens: &[Token<'_>], mut at: usize) -> usize {
+pub(crate) fn end_of_item(tokens: &[Token<'_>], mut at: usize) -> usize {
     while let Some(token) = tokens.get(at) {
         match token.text {
             ";" => return at + 1,

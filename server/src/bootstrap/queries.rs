@@ -1,12 +1,13 @@
 //! SQL of the mesh's one row.
 
+use anyhow::Context;
 use ipnet::IpNet;
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_wire::ids::MeshId;
 
 use super::MeshIdentity;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Whether there was none yet.
 pub(super) async fn insert_mesh(
@@ -32,7 +33,8 @@ pub(super) async fn mesh(connection: &mut PgConnection) -> Result<MeshIdentity> 
     let challenge_secret = row
         .challenge_secret
         .try_into()
-        .map_err(|_| Error::Internal("the challenge secret has a wrong length"))?;
+        .ok()
+        .context("the challenge secret has a wrong length")?;
     Ok(MeshIdentity {
         id: MeshId(row.id),
         challenge_secret,

@@ -1,20 +1,17 @@
 //! Tags of objects, as `ETag` shows them and `If-Match` names them.
 
+use anyhow::Context;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 
-use crate::{
-    error::{Error, Result},
-    secret,
-};
+use crate::{error::Result, secret};
 
 /// Bytes of a hash that are enough to tell two states of one object apart.
 const TAG: usize = 16;
 
 /// The tag of an object: another state of it has another tag.
 pub fn of(object: &impl Serialize) -> Result<String> {
-    let text =
-        serde_json::to_vec(object).map_err(|_| Error::Internal("an object cannot be written"))?;
+    let text = serde_json::to_vec(object).context("an object cannot be written")?;
     Ok(format!(
         "\"{}\"",
         URL_SAFE_NO_PAD.encode(&secret::hash(text)[..TAG])

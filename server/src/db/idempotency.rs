@@ -10,6 +10,7 @@ pub mod queries;
 
 use std::fmt;
 
+use anyhow::Context;
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
     hkdf::{HKDF_SHA256, Salt},
@@ -26,7 +27,7 @@ use crate::{
 
 /// Separates this use of an api token from every other.
 const CONTEXT: &[u8] = b"wattle answers 1";
-const SEALED: Error = Error::Internal("an answer cannot be sealed or opened");
+const SEALED: &str = "an answer cannot be sealed or opened";
 
 /// What lets its holder hear an answer again.
 pub struct IdempotencyKey {
@@ -52,7 +53,7 @@ impl IdempotencyKey {
             derived
                 .expand(&[what], HKDF_SHA256)
                 .and_then(|okm| okm.fill(&mut *bytes))
-                .map_err(|_| SEALED)?;
+                .context(SEALED)?;
             Ok::<_, Error>(bytes)
         };
         let target = parts
@@ -68,27 +69,28 @@ impl IdempotencyKey {
     }
 
     fn seal(&self, answer: &impl Serialize) -> Result<Vec<u8>> {
-        let mut text = serde_json::to_vec(answer).map_err(|_| SEALED)?;
+        let mut text = serde_json::to_vec(answer).context(SEALED)?;
         let nonce = self
             .cipher()?
             .seal_in_place_append_tag(Aad::from(self.request), &mut text)
-            .map_err(|_| SEALED)?;
+            .context(SEALED)?;
         Ok([nonce.as_ref().as_slice(), &text].concat())
     }
 
     fn open<T: DeserializeOwned>(&self, sealed: &[u8]) -> Result<T> {
-        let (nonce, text) = sealed.split_at_checked(NONCE_LEN).ok_or(SEALED)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SEALED)?;
+        let (nonce, text) = sealed.split_at_checked(NONCE_LEN).context(SEALED)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).context(SEALED)?;
         let mut text = Zeroizing::new(text.to_vec());
         let text = self
             .cipher()?
             .open_in_place(nonce, Aad::from(self.request), &mut text)
-            .map_err(|_| SEALED)?;
-        serde_json::from_slice(text).map_err(|_| SEALED)
+            .context(SEALED)?;
+        // The error would repeat what it does not like, and that may be secret.
+        Ok(serde_json::from_slice(text).ok().context(SEALED)?)
     }
 
     fn cipher(&self) -> Result<RandomizedNonceKey> {
-        RandomizedNonceKey::new(&AES_256_GCM, &*self.cipher_key).map_err(|_| SEALED)
+        Ok(RandomizedNonceKey::new(&AES_256_GCM, &*self.cipher_key).context(SEALED)?)
     }
 }
 

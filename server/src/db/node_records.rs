@@ -1,5 +1,6 @@
 //! SQL that reads nodes as records.
 
+use anyhow::Context;
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::PgConnection;
@@ -114,8 +115,8 @@ impl TryFrom<NodeRow> for NodeRecord {
     type Error = Error;
 
     fn try_from(row: NodeRow) -> Result<Self> {
-        let invalid = || Error::Internal("a node in the database is not valid");
-        let wireguard_key: [u8; 32] = row.wireguard_key.try_into().map_err(|_| invalid())?;
+        let invalid = "a node in the database is not valid";
+        let wireguard_key: Option<[u8; 32]> = row.wireguard_key.try_into().ok();
         let admission = row.admission.zip(row.admission_signature);
         let announced = match (row.announced, row.announced_signature, row.announced_at) {
             (Some(announcement), Some(signature), Some(at)) => Some(Announced {
@@ -136,12 +137,13 @@ impl TryFrom<NodeRow> for NodeRecord {
         Ok(Self {
             id: row.id,
             site: row.site,
-            name: row.name.parse().map_err(|_| invalid())?,
+            name: row.name.parse().context(invalid)?,
             name_follows_site: row.name_follows_site,
             state: row.state,
             tunnel_address: v4(row.tunnel_address)?,
             identity_key: row.identity_key,
-            wireguard_key: WireguardKey::try_from(wireguard_key).map_err(|_| invalid())?,
+            wireguard_key: WireguardKey::try_from(wireguard_key.context(invalid)?)
+                .context(invalid)?,
             statement: SignedStatement {
                 statement: row.statement,
                 signature: row.statement_signature,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{Postgres, Transaction, types::Json};
@@ -12,7 +13,7 @@ use wattle_mesh::{
 use wattle_wire::{admin::Warning, ids::Position, key::Bytes32};
 
 use super::actor::AuditActor;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What was done, for those who follow and for the audit log.
 #[derive(Debug)]
@@ -268,5 +269,5 @@ pub(super) fn digest(object: &(impl Serialize + ?Sized)) -> Result<Bytes32> {
 }
 
 fn text(object: &(impl Serialize + ?Sized)) -> Result<String> {
-    serde_json::to_string(object).map_err(|_| Error::Internal("an object cannot be written"))
+    Ok(serde_json::to_string(object).context("an object cannot be written")?)
 }

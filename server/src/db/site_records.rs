@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
+use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, types::Json};
@@ -55,8 +56,9 @@ pub async fn find(connection: &mut PgConnection, site: SiteId) -> Result<Option<
 pub async fn name(connection: &mut PgConnection, site: SiteId) -> Result<Name> {
     let name = sqlx::query_scalar!("SELECT name FROM sites WHERE id = $1", site.0);
     let name = name.fetch_one(connection).await?;
-    name.parse()
-        .map_err(|_| Error::Internal("a site in the database is not valid"))
+    Ok(name
+        .parse()
+        .context("a site in the database is not valid")?)
 }
 
 async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<Vec<SiteRecord>> {
@@ -80,16 +82,16 @@ impl TryFrom<SiteRow> for SiteRecord {
     type Error = Error;
 
     fn try_from(row: SiteRow) -> Result<Self> {
-        let invalid = |_| Error::Internal("a site in the database is not valid");
+        let invalid = "a site in the database is not valid";
         let mut subnets: Vec<_> = row
             .subnets
             .into_iter()
-            .map(|net| Subnet::try_from(net).map_err(|_| invalid(())))
-            .collect::<Result<_>>()?;
+            .map(|net| Subnet::try_from(net).context(invalid))
+            .collect::<anyhow::Result<_>>()?;
         subnets.sort();
         Ok(Self {
             id: row.id,
-            name: row.name.parse().map_err(|_| invalid(()))?,
+            name: row.name.parse().context(invalid)?,
             description: row.description,
             labels: row.labels.0,
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
@@ -114,15 +116,14 @@ pub fn endpoint(address: Option<IpNet>, port: Option<i32>) -> Result<Option<Endp
     let (Some(address), Some(port)) = (address, port) else {
         return Ok(None);
     };
-    Endpoint::try_from(socket(address, port)?)
-        .map(Some)
-        .map_err(|_| Error::Internal("an endpoint in the database is not valid"))
+    let endpoint = Endpoint::try_from(socket(address, port)?);
+    let endpoint = endpoint.context("an endpoint in the database is not valid")?;
+    Ok(Some(endpoint))
 }
 
 /// An address and a port as two columns hold them.
 pub fn socket(address: IpNet, port: i32) -> Result<SocketAddr> {
-    let port =
-        u16::try_from(port).map_err(|_| Error::Internal("a port in the database is not valid"))?;
+    let port = u16::try_from(port).context("a port in the database is not valid")?;
     Ok(SocketAddr::new(address.addr(), port))
 }
 
@@ -130,8 +131,6 @@ pub fn socket(address: IpNet, port: i32) -> Result<SocketAddr> {
 pub fn v4(address: IpNet) -> Result<Ipv4Addr> {
     match address.addr() {
         IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => Err(Error::Internal(
-            "a tunnel address in the database is not of IPv4",
-        )),
+        IpAddr::V6(_) => Err(anyhow!("a tunnel address in the database is not of IPv4").into()),
     }
 }

@@ -314,7 +314,8 @@ async fn raise_generation(app: &App, node: NodeId, generation: i32) -> Result<()
             .changed_node((), "node.tokens.renew", &before, after)
             .await
     })
-    .await
+    .await?
+    .done()
 }
 
 /// Gives each request an id, its own if it has a sensible one, and says it in the answer.

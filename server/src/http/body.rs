@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use wattle_wire::strict::Strict;
 
-use crate::error::{self, Error, Result};
+use crate::error::{self, Error, ErrorCode, Result};
 
 /// The largest body that is read where nothing else is said, in bytes.
 pub const LARGEST_BODY: usize = 256 * 1024;
@@ -80,7 +80,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 /// Reads a query strictly.
 pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T> {
     let malformed = "the query has a parameter that is unknown or malformed";
-    let refused = |name: &str, why| error::invalid("invalid_query", name, why);
+    let refused = |name: &str, why| error::invalid(ErrorCode::InvalidQuery, name, why);
     let all = extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
     let extract::Query(all) = all.map_err(|_| refused("", malformed))?;
     // What is no UTF-8 was read as a replacement character.
@@ -147,11 +147,15 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
                 path => path.strip_suffix(".?").unwrap_or(path),
             };
             for (start, code, advice) in [
-                ("unknown field `", "unknown_field", "unknown field"),
-                ("missing field `", "missing_field", "this field is required"),
+                ("unknown field `", ErrorCode::UnknownField, "unknown field"),
+                (
+                    "missing field `",
+                    ErrorCode::MissingField,
+                    "this field is required",
+                ),
                 (
                     "duplicate field `",
-                    "duplicate_field",
+                    ErrorCode::DuplicateField,
                     "this field is given twice",
                 ),
             ] {
@@ -174,7 +178,7 @@ fn explain(path: &str, error: &serde_json::Error) -> Error {
                     .unwrap_or_default();
                 return error::invalid(code, field, format!("{advice}{expected}")).into();
             }
-            error::invalid("invalid_field", path, without_value(what)).into()
+            error::invalid(ErrorCode::InvalidField, path, without_value(what)).into()
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::IntoParams;
 use wattle_wire::{admin::Page, strict};
 
-use crate::error::{self, Result};
+use crate::error::{self, ErrorCode, Result};
 
 const DEFAULT_LIMIT: usize = 100;
 const LARGEST_LIMIT: usize = 1000;
@@ -58,7 +58,7 @@ impl PageQuery {
         let limit = self.limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=LARGEST_LIMIT).contains(&limit) {
             return Err(error::invalid(
-                "invalid_query",
+                ErrorCode::InvalidQuery,
                 "limit",
                 format!("`limit` is 1 to {LARGEST_LIMIT}"),
             )
@@ -74,7 +74,7 @@ impl PageQuery {
         match key {
             Some(key) => Ok((limit, Some(key))),
             None => Err(error::invalid(
-                "invalid_query",
+                ErrorCode::InvalidQuery,
                 "cursor",
                 "`cursor` must be the `next_cursor` of the page before",
             )

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use axum::{
     Json,
     extract::{MatchedPath, Request, State},
@@ -15,7 +16,7 @@ use wattle_mesh::access::Action;
 
 use crate::{
     db::{AuditActor, ChangeOptions, etag, idempotency::IdempotencyKey},
-    error::{self, Error, Result},
+    error::{self, Result},
     http::{auth, body},
 };
 
@@ -162,7 +163,7 @@ impl<T: Serialize> IntoResponse for WithEtag<T> {
 }
 
 fn tag(object: &impl Serialize) -> Result<HeaderValue> {
-    HeaderValue::try_from(etag::of(object)?).map_err(|_| Error::Internal("a tag is no header"))
+    Ok(HeaderValue::try_from(etag::of(object)?).context("a tag is no header")?)
 }
 
 /// The `Idempotency-Key` of a request.

@@ -2,12 +2,7 @@
 
 pub mod queries;
 
-use axum::{
-    Extension, Json,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
 use wattle_mesh::{
     access::{self, Action, Grant, Object},
     audit::{Edit, Subject},
@@ -20,13 +15,14 @@ use wattle_wire::{
 
 use crate::{
     db::{AuditActor, PendingChange},
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     http::{
         auth::CallingToken,
         body::{Body, Query},
         page::{self, PageQuery},
         path::Path,
     },
+    mutation::{self, Mutation},
     secret,
     state::app::App,
     text,
@@ -40,7 +36,7 @@ pub async fn create(
     Extension(actor): Extension<AuditActor>,
     Extension(caller): Extension<CallingToken>,
     Body(wanted): Body<NewApiToken>,
-) -> Result<Response> {
+) -> Result<Mutation<Response>> {
     check(&wanted)?;
     let token = secret::ApiCredential::fresh()?;
     let (new, wanted) = (&token, &wanted);
@@ -66,15 +62,10 @@ pub async fn create(
             .changed(created, Vec::new(), "api-token.create", subject)
             .with_object(&api_token)
     });
-    let created = created.await?;
-    let headers = [
-        (
-            header::LOCATION,
-            format!("/api-tokens/{}", created.api_token.id),
-        ),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
-    ];
-    Ok((StatusCode::CREATED, headers, Json(created)).into_response())
+    Ok(created.await?.map(|created| {
+        let location = format!("/api-tokens/{}", created.api_token.id);
+        mutation::created(location, Json(created))
+    }))
 }
 
 /// Lists the api tokens that were not revoked, without their secrets.
@@ -118,7 +109,7 @@ pub async fn revoke(
     Extension(actor): Extension<AuditActor>,
     Extension(caller): Extension<CallingToken>,
     Path(id): Path<String>,
-) -> Result<StatusCode> {
+) -> Result<Mutation<StatusCode>> {
     let id = parse(&id)?;
     app.mutate(&actor, |mut change| async move {
         let own = caller.lock(&mut change).await?;
@@ -134,9 +125,13 @@ pub async fn revoke(
         let subject = Subject::api_token(Edit::Gone(&token));
         Ok(change.changed((), Vec::new(), "api-token.revoke", subject))
     })
-    .await?;
-    app.forget_token(id);
-    Ok(StatusCode::NO_CONTENT)
+    .await
+    .map(|done| {
+        done.map(|()| {
+            app.forget_token(id);
+            StatusCode::NO_CONTENT
+        })
+    })
 }
 
 impl CallingToken {
@@ -155,7 +150,9 @@ fn parse(id: &str) -> Result<TokenId> {
 fn check(wanted: &NewApiToken) -> Result<()> {
     text::check("name", &wanted.name)?;
     if wanted.name.is_empty() {
-        return Err(error::invalid("invalid_text", "name", "say what the token is for").into());
+        return Err(
+            error::invalid(ErrorCode::InvalidText, "name", "say what the token is for").into(),
+        );
     }
     if wanted
         .expires_in_s
@@ -166,7 +163,7 @@ fn check(wanted: &NewApiToken) -> Result<()> {
              token that never expires",
             NewApiToken::LONGEST_S
         );
-        return Err(error::invalid("invalid_field", "expires_in_s", detail).into());
+        return Err(error::invalid(ErrorCode::InvalidField, "expires_in_s", detail).into());
     }
     Ok(())
 }

@@ -181,7 +181,7 @@ pub async fn finish(
         let outcome = change.changed(Some(enrolled), records, "node.enrol", subject);
         Ok(outcome.by_site(site))
     });
-    let enrolled = enrolled.await.map_err(explain)?;
+    let enrolled = enrolled.await.map_err(explain)?.done()?;
     Ok(Json(enrolled.ok_or_else(error::join_token_refused)?))
 }
 

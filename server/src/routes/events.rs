@@ -11,7 +11,7 @@ use wattle_wire::admin::{Event, Page};
 
 use crate::{
     db::Db,
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     http::{
         body::Query,
         page::{self, PageQuery},
@@ -56,7 +56,7 @@ impl Filter {
         };
         match (filter.since, filter.until) {
             (Some(since), Some(until)) if until <= since => Err(error::invalid(
-                "invalid_query",
+                ErrorCode::InvalidQuery,
                 "until",
                 "`until` must be later than `since`",
             )
@@ -70,7 +70,7 @@ fn given(name: &str, text: Option<&str>) -> Result<Option<String>> {
     match text {
         Some(text) if text.is_empty() || text.contains('\0') => {
             let detail = format!("`{name}` is an id or a name; leave it out for all");
-            Err(error::invalid("invalid_query", name, detail).into())
+            Err(error::invalid(ErrorCode::InvalidQuery, name, detail).into())
         }
         text => Ok(text.map(str::to_owned)),
     }
@@ -85,7 +85,7 @@ fn time(name: &str, text: Option<&str>) -> Result<Option<DateTime<Utc>>> {
                 "`{name}` is a time such as 2026-11-28T09:30:00Z; in a URL, the + of a time zone \
                  is written %2B"
             );
-            Err(error::invalid("invalid_query", name, detail).into())
+            Err(error::invalid(ErrorCode::InvalidQuery, name, detail).into())
         }
     }
 }

@@ -85,9 +85,10 @@ pub async fn succeed(
             .changed_node((), "node.identity.change", &record, after)
             .await
     });
-    changed.await.map_err(|error| match error.constraint() {
+    let changed = changed.await.map_err(|error| match error.constraint() {
         Some("node_identity_key") => Error::from(enrolment::queries::key_taken()),
         _ => error,
-    })?;
+    });
+    changed?.done()?;
     Ok(StatusCode::NO_CONTENT)
 }

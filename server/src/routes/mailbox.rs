@@ -14,7 +14,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     http::{auth::CallingNode, body::Body},
     state::app::App,
 };
@@ -36,7 +36,7 @@ pub async fn exchange(
     ] {
         if count > MailboxRequest::MOST_MESSAGES {
             return Err(error::invalid(
-                "too_many",
+                ErrorCode::TooMany,
                 field,
                 format!(
                     "at most {} messages at a time",

@@ -12,8 +12,9 @@ use wattle_wire::{
 
 use crate::{
     db::AuditActor,
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     http::{body::Body, preconditions::WithEtag},
+    mutation::Mutation,
     state::{app::App, mesh_cache},
 };
 
@@ -33,7 +34,7 @@ pub async fn change(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Body(patch): Body<MeshPatch>,
-) -> Result<WithEtag<Mesh>> {
+) -> Result<Mutation<WithEtag<Mesh>>> {
     check(&patch)?;
     let patch = &patch;
     let settings = app.mutate(&actor, |mut change| async move {
@@ -59,14 +60,15 @@ pub async fn change(
         let records = vec![RecordChange::Mesh(after.clone())];
         Ok(change.changed(after, records, "mesh.change", subject))
     });
-    WithEtag::new(mesh(&settings.await?))
+    let changed = settings.await?;
+    changed.try_map(|settings| WithEtag::new(mesh(&settings)))
 }
 
 fn check(patch: &MeshPatch) -> Result<()> {
     let longest = MeshPatch::LONGEST_ROTATE_DAYS;
     if patch.rotate_days.is_some_and(|days| days > longest) {
         return Err(error::invalid(
-            "out_of_range",
+            ErrorCode::OutOfRange,
             "rotate_days",
             format!("0, or at most {longest} days"),
         )
@@ -77,7 +79,7 @@ fn check(patch: &MeshPatch) -> Result<()> {
         .is_some_and(|percent| !(1..=100).contains(&percent))
     {
         return Err(error::invalid(
-            "out_of_range",
+            ErrorCode::OutOfRange,
             "lossy_percent",
             "a link is lossy from 1 to 100 percent of lost probes on",
         )
@@ -91,7 +93,7 @@ fn check(patch: &MeshPatch) -> Result<()> {
             "a link is slow from 1 to {} milliseconds of round trip on",
             HealthSettings::SLOWEST_MS
         );
-        return Err(error::invalid("out_of_range", "slow_ms", detail).into());
+        return Err(error::invalid(ErrorCode::OutOfRange, "slow_ms", detail).into());
     }
     Ok(())
 }

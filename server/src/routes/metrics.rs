@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use anyhow::Context;
 use axum::{
     extract::{MatchedPath, Request, State},
     http::header,
@@ -21,14 +22,14 @@ use crate::{
 /// Metrics of this coordinator and of the mesh, in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "coordinator", responses((status = 200, content_type = "text/plain", body = String)))]
 pub async fn show(State(app): State<App>) -> Result<Response> {
-    let internal = |_| Error::Internal("metrics do not fit together");
+    let internal = "metrics do not fit together";
     let now = Registry::new();
-    look(&app, &now).await.map_err(internal)?;
+    look(&app, &now).await.context(internal)?;
     let mut families = app.metrics.registry.gather();
     families.extend(now.gather());
     families.sort_by(|a, b| a.name().cmp(b.name()));
     let (encoder, mut text) = (TextEncoder::new(), Vec::new());
-    encoder.encode(&families, &mut text).map_err(internal)?;
+    encoder.encode(&families, &mut text).context(internal)?;
     Ok((
         [
             (header::CONTENT_TYPE, encoder.format_type().to_owned()),

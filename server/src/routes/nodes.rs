@@ -5,6 +5,7 @@ pub mod queries;
 
 use std::{collections::BTreeSet, slice};
 
+use anyhow::Context;
 use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
 use sqlx::PgConnection;
 use wattle_mesh::{
@@ -25,13 +26,14 @@ use self::queries::Admitted;
 use super::removals;
 use crate::{
     db::{AuditActor, PendingChange, node_records, site_records},
-    error::{self, Error, Result},
+    error::{self, Error, ErrorCode, Result},
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
         path::Path,
         preconditions::WithEtag,
     },
+    mutation::Mutation,
     state::{
         app::App,
         representation::{configured, configured_in, node_in, with_news},
@@ -93,12 +95,12 @@ pub async fn change(
     Extension(actor): Extension<AuditActor>,
     Path(node): Path<String>,
     Body(NodePatch { name }): Body<NodePatch>,
-) -> Result<WithEtag<Node>> {
+) -> Result<Mutation<WithEtag<Node>>> {
     if let Some(Some(name)) = &name {
         text::check_name(name)?;
     }
     let (id, name) = (app.find_node(&node)?, &name);
-    let (node, site) = app
+    let changed = app
         .mutate(&actor, |mut change| async move {
             site_records::lock(&mut change).await?;
             let (before, site) = found(&mut change, id).await?;
@@ -119,8 +121,10 @@ pub async fn change(
                 .await
         })
         .await?;
-    let node = WithEtag::new(configured(&node, &site))?;
-    Ok(node.map(|node| with_news_of(&app, node)))
+    changed.try_map(|(node, site)| {
+        let node = WithEtag::new(configured(&node, &site))?;
+        Ok(node.map(|node| with_news_of(&app, node)))
+    })
 }
 
 /// Revokes a node for good: its stream ends, its peers remove it, its keys never enrol again.
@@ -134,7 +138,7 @@ pub async fn revoke(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Path(node): Path<String>,
-) -> Result<Response> {
+) -> Result<Mutation<Response>> {
     let (app, id) = (&app, app.find_node(&node)?);
     let removed = app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
@@ -164,7 +168,7 @@ pub async fn revoke(
         let subject = Subject::node(&site, edit);
         outcome.and_event("node.activate", subject, Some(RecordChange::Node(after)))
     });
-    Ok(removals::answer(removed.await?))
+    Ok(removed.await?.map(removals::answer))
 }
 
 /// Compares a node that is about to change with what the caller has seen of it. The caller holds
@@ -184,7 +188,7 @@ async fn found(connection: &mut PgConnection, id: NodeId) -> Result<(NodeRecord,
         .ok_or_else(|| error::not_found("node"))?;
     let site = site_records::find(connection, node.site)
         .await?
-        .ok_or(Error::Internal("a node without its site"))?;
+        .context("a node without its site")?;
     Ok((node, site))
 }
 
@@ -199,10 +203,10 @@ pub async fn admit(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Body(NewAdmissions { admissions }): Body<NewAdmissions, LARGEST_ADMISSIONS>,
-) -> Result<StatusCode> {
+) -> Result<Mutation<StatusCode>> {
     if !(1..=NewAdmissions::MOST).contains(&admissions.len()) {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "admissions",
             format!("give 1 to {} admissions", NewAdmissions::MOST),
         )
@@ -210,7 +214,7 @@ pub async fn admit(
     }
     let invalid = |index: usize, detail: &str| {
         Error::from(error::invalid(
-            "invalid_admission",
+            ErrorCode::InvalidAdmission,
             format!("admissions[{index}]"),
             detail,
         ))
@@ -226,7 +230,7 @@ pub async fn admit(
     }
     if identities.iter().collect::<BTreeSet<_>>().len() < identities.len() {
         return Err(error::invalid(
-            "invalid_admission",
+            ErrorCode::InvalidAdmission,
             "admissions",
             "two admissions are for the same node",
         )
@@ -265,6 +269,6 @@ pub async fn admit(
             outcome.and_event(ADMIT, subject(news), Some(record(news)))
         })
     })
-    .await?;
-    Ok(StatusCode::NO_CONTENT)
+    .await
+    .map(|done| done.map(|()| StatusCode::NO_CONTENT))
 }

@@ -19,8 +19,9 @@ use wattle_wire::{
 use super::enrolment::queries::{KeyHolders, Kind, NewNode, insert};
 use crate::{
     db::{AuditActor, site_records, webhook_news},
-    error::{self, Error, Result},
+    error::{self, Error, ErrorCode, Result},
     http::body::Body,
+    mutation::Mutation,
     state::app::App,
 };
 
@@ -43,10 +44,15 @@ pub async fn readmit(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Body(NewReadmissions { nodes }): Body<NewReadmissions>,
-) -> Result<StatusCode> {
+) -> Result<Mutation<StatusCode>> {
     if !(1..=NewReadmissions::MOST).contains(&nodes.len()) {
         let most = NewReadmissions::MOST;
-        return Err(error::invalid("too_many", "nodes", format!("give 1 to {most} nodes")).into());
+        return Err(error::invalid(
+            ErrorCode::TooMany,
+            "nodes",
+            format!("give 1 to {most} nodes"),
+        )
+        .into());
     }
     let mesh = app.settings.mesh;
     let tunnel_prefix = app
@@ -109,8 +115,8 @@ pub async fn readmit(
             outcome.and_event(READMIT, subject, Some(record(made)))
         })
     })
-    .await?;
-    Ok(StatusCode::NO_CONTENT)
+    .await
+    .map(|done| done.map(|()| StatusCode::NO_CONTENT))
 }
 
 /// The newest statement of a lost node that a gateway has, and the name of its site.
@@ -133,5 +139,10 @@ fn newest<'h>(
 }
 
 fn invalid(index: usize, detail: &str) -> Error {
-    error::invalid("invalid_readmission", format!("nodes[{index}]"), detail).into()
+    error::invalid(
+        ErrorCode::InvalidReadmission,
+        format!("nodes[{index}]"),
+        detail,
+    )
+    .into()
 }

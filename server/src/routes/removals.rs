@@ -27,11 +27,12 @@ use wattle_wire::{
 
 use crate::{
     db::AuditActor,
-    error::{self, Error, Result},
+    error::{self, Error, ErrorCode, Result},
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
     },
+    mutation::Mutation,
     state::app::App,
 };
 
@@ -65,10 +66,10 @@ pub async fn confirm(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Body(NewRemovals { removals }): Body<NewRemovals, LARGEST_REMOVALS>,
-) -> Result<StatusCode> {
+) -> Result<Mutation<StatusCode>> {
     if !(1..=NewRemovals::MOST).contains(&removals.len()) {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "removals",
             format!("give 1 to {} removals", NewRemovals::MOST),
         )
@@ -86,7 +87,7 @@ pub async fn confirm(
     let nodes: BTreeSet<_> = words.iter().map(|removal| removal.node).collect();
     if nodes.len() < words.len() {
         return Err(error::invalid(
-            "invalid_removal",
+            ErrorCode::InvalidRemoval,
             "removals",
             "two removals are for the same node",
         )
@@ -120,8 +121,8 @@ pub async fn confirm(
             outcome.and_event(CONFIRM, subject, Some(record(*news)))
         })
     })
-    .await?;
-    Ok(StatusCode::NO_CONTENT)
+    .await
+    .map(|done| done.map(|()| StatusCode::NO_CONTENT))
 }
 
 /// Which gateways keep nodes that are about to go until an operator signs that, as far as they have
@@ -187,5 +188,10 @@ fn check<'k>(
 }
 
 fn invalid(index: usize, detail: &str) -> Error {
-    error::invalid("invalid_removal", format!("removals[{index}]"), detail).into()
+    error::invalid(
+        ErrorCode::InvalidRemoval,
+        format!("removals[{index}]"),
+        detail,
+    )
+    .into()
 }

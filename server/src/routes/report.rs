@@ -16,7 +16,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     http::{auth::CallingNode, body::Body},
     state::app::App,
     text,
@@ -69,7 +69,7 @@ fn check(report: &Report, peers: usize) -> Result<()> {
     let most = peers + SPARE_ENTRIES;
     if report.links.len() > most {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "links",
             format!("a report of this mesh has at most {most} links"),
         )
@@ -77,7 +77,7 @@ fn check(report: &Report, peers: usize) -> Result<()> {
     }
     if report.keys_in_place.len() > most {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "armed",
             format!("a report of this mesh has at most {most} announced keys"),
         )
@@ -85,7 +85,7 @@ fn check(report: &Report, peers: usize) -> Result<()> {
     }
     if report.problems.len() > Report::MOST_PROBLEMS {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "problems",
             format!("a report has at most {} problems", Report::MOST_PROBLEMS),
         )
@@ -93,7 +93,7 @@ fn check(report: &Report, peers: usize) -> Result<()> {
     }
     if report.returned.len() > Report::MOST_RETURNED {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "returned",
             format!(
                 "a report names at most {} nodes that are back",
@@ -106,7 +106,7 @@ fn check(report: &Report, peers: usize) -> Result<()> {
         && held.peers.len() > Held::MOST_PEERS
     {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "held.peers",
             format!("a report names at most {} held peers", Held::MOST_PEERS),
         )
@@ -125,7 +125,7 @@ fn check_lost(index: usize, peer: &HeldPeer) -> Result<()> {
         Some(lost) if lost.statement.statement.len() > SignedStatement::LONGEST => {
             let field = format!("held.peers[{index}].lost.statement.statement");
             let detail = format!("at most {} bytes", SignedStatement::LONGEST);
-            Err(error::invalid("invalid_text", field, detail).into())
+            Err(error::invalid(ErrorCode::InvalidText, field, detail).into())
         }
         Some(_) | None => Ok(()),
     }

@@ -30,12 +30,13 @@ use wattle_wire::{
 
 use crate::{
     db::{AuditActor, node_records, site_records},
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     http::{
         auth::{CallingNode, RequestId},
         body::Body,
         path::Path,
     },
+    mutation::Mutation,
     routes::{enrolment, nodes},
     state::{app::App, representation},
 };
@@ -61,9 +62,9 @@ pub async fn request(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Path(node): Path<String>,
-) -> Result<(StatusCode, Json<Node>)> {
+) -> Result<Mutation<(StatusCode, Json<Node>)>> {
     let (app, actor, id) = (&app, &actor, app.find_node(&node)?);
-    app.mutate(actor, |mut change| async move {
+    let asked = app.mutate(actor, |mut change| async move {
         let (before, _) = nodes::as_seen(&mut change, id).await?;
         app.mesh_cache
             .read(|feed| refuse_to_cut_off(feed.directory(), id, actor.options.force))?;
@@ -72,31 +73,25 @@ pub async fn request(
         }
         let after = found(node_records::find(&mut change, id).await?)?;
         change.changed_node((), "node.rotate", &before, after).await
-    })
-    .await?;
-    let node = app.mesh_cache.read(|feed| {
-        representation::node_in(
-            &app.reports,
-            &Files::of(feed.directory()),
-            feed.directory().nodes.get(&id)?,
-        )
     });
-    Ok((
-        StatusCode::ACCEPTED,
-        Json(node.ok_or_else(|| error::not_found("node"))?),
-    ))
+    asked.await?.try_map(|()| {
+        let node = app.mesh_cache.read(|feed| {
+            representation::node_in(
+                &app.reports,
+                &Files::of(feed.directory()),
+                feed.directory().nodes.get(&id)?,
+            )
+        });
+        Ok((
+            StatusCode::ACCEPTED,
+            Json(node.ok_or_else(|| error::not_found("node"))?),
+        ))
+    })
 }
 
 /// Refuses a new key of a node whose present one is in files, and of a node that has no agent to
 /// make one.
 fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result<()> {
-    let refused = |code, title, detail: String| {
-        Err(ProblemDetails {
-            field: None,
-            ..error::taken(code, title, "", detail, None)
-        }
-        .into())
-    };
     let Some(record) = directory.nodes.get(&node) else {
         return Ok(());
     };
@@ -106,7 +101,7 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
              /nodes/{}`) and make a new file",
             record.name
         );
-        return refused("unmanaged_node", "The node has no agent", detail);
+        return Err(error::conflict(ErrorCode::UnmanagedNode, detail).into());
     }
     let cut_off = directory
         .nodes
@@ -122,7 +117,7 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
          theirs name its present key: {}",
         names.join(", ")
     );
-    refused("unmanaged_sites", "Installed files name this key", detail)
+    Err(error::conflict(ErrorCode::UnmanagedSites, detail).into())
 }
 
 /// Takes a step of a node's WireGuard key rotation, and answers which peers say that they are ready.
@@ -183,7 +178,7 @@ async fn announce(
                 .changed_node(None, "node.key.announce", &record, after)
                 .await
         });
-        if let Some(other) = announced.await? {
+        if let Some(other) = announced.await?.done()? {
             return Err(under_way(&other).into());
         }
     }
@@ -213,7 +208,8 @@ async fn done(
             .changed_node((), "node.key.change", &record, after)
             .await
     })
-    .await?;
+    .await?
+    .done()?;
     Ok(RotationAnswer::default())
 }
 
@@ -229,35 +225,36 @@ async fn withdraw(app: &App, actor: &AuditActor, node: NodeId) -> Result<Rotatio
             None => Ok(change.unchanged(())),
         }
     })
-    .await?;
+    .await?
+    .done()?;
     Ok(RotationAnswer::default())
 }
 
 fn unverified(invalid: InvalidStatement) -> ProblemDetails {
-    error::invalid("statement", "statement", invalid.to_string())
+    error::invalid(ErrorCode::Statement, "statement", invalid.to_string())
 }
 
 /// A statement that does not follow the node's present one, as a problem.
 pub(crate) fn refused(refused: SuccessionRefused) -> ProblemDetails {
     let detail = refused.to_string();
     match refused {
-        SuccessionRefused::Unannounced => error::taken(
-            "not_announced",
-            "The key was not announced",
-            "statement",
-            detail,
-            None,
-        ),
+        SuccessionRefused::Unannounced => {
+            error::taken(ErrorCode::NotAnnounced, "statement", detail, None)
+        }
         SuccessionRefused::Stranger
         | SuccessionRefused::Unmanaged
         | SuccessionRefused::Number(_)
         | SuccessionRefused::SameIdentity
-        | SuccessionRefused::OtherKey => error::invalid("statement", "statement", detail),
+        | SuccessionRefused::OtherKey => error::invalid(ErrorCode::Statement, "statement", detail),
     }
 }
 
 fn not_proved(refused: EnrolmentRefused) -> ProblemDetails {
-    error::invalid("proof_refused", "wireguard_proof", refused.to_string())
+    error::invalid(
+        ErrorCode::KeyNotProved,
+        "wireguard_proof",
+        refused.to_string(),
+    )
 }
 
 /// Refuses a key that a node has, had or announces, but what this node announces itself.
@@ -278,13 +275,7 @@ fn under_way(node: &str) -> ProblemDetails {
         "{node} is changing its WireGuard key, or asked to before this node; only one node at a \
          time may"
     );
-    error::taken(
-        "rotation_under_way",
-        "Another node is changing its key",
-        "statement",
-        detail,
-        None,
-    )
+    error::taken(ErrorCode::RotationUnderWay, "statement", detail, None)
 }
 
 fn too_many_keys() -> ProblemDetails {

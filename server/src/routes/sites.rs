@@ -4,6 +4,7 @@ mod check;
 mod conflicts;
 pub mod queries;
 
+use anyhow::Context;
 use axum::{
     Extension, Json,
     extract::State,
@@ -30,13 +31,14 @@ use self::{
 };
 use crate::{
     db::{AuditActor, node_records, site_records},
-    error::{self, Error, Result},
+    error::{self, Error, ErrorCode, Result},
     http::{
         body::{Body, LARGEST_IMPORT, Query},
         page::{self, PageQuery},
         path::Path,
         preconditions::WithEtag,
     },
+    mutation::{self, Mutation},
     routes::{
         nodes::{self, naming},
         removals, tokens,
@@ -104,19 +106,16 @@ pub async fn create(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Body(new): Body<NewSite>,
-) -> Result<Response> {
+) -> Result<Mutation<Response>> {
     let tunnel_prefix = tunnel_prefix(&app);
     let wanted = [Wanted::of(check::Draft::of(new, tunnel_prefix)?)?];
-    let created = insert(&app, &actor, &wanted, tunnel_prefix, CREATE)
-        .await?
-        .pop()
-        .ok_or(Error::Internal("a site was made and is not there"))?;
-    let headers = [
-        (header::LOCATION, format!("/sites/{}", created.site.id)),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
-    ];
-    let tagged = WithEtag::new(created.site.clone())?.map(|_| created);
-    Ok((StatusCode::CREATED, headers, tagged).into_response())
+    let created = insert(&app, &actor, &wanted, tunnel_prefix, CREATE).await?;
+    created.try_map(|mut created| {
+        let created = created.pop().context("a site was made and is not there")?;
+        let location = format!("/sites/{}", created.site.id);
+        let tagged = WithEtag::new(created.site.clone())?.map(|_| created);
+        Ok(mutation::created(location, tagged))
+    })
 }
 
 /// Creates many sites at once, all or none.
@@ -130,10 +129,10 @@ pub async fn import(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Body(Import { sites }): Body<Import, LARGEST_IMPORT>,
-) -> Result<Response> {
+) -> Result<Mutation<Response>> {
     if !(1..=Import::MOST_SITES).contains(&sites.len()) {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "sites",
             format!("an import has 1 to {} sites", Import::MOST_SITES),
         )
@@ -148,13 +147,11 @@ pub async fn import(
         return Err(IMPORT.at(draft, problem.into()));
     }
     let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
-    let sites = insert(&app, &actor, &wanted, tunnel_prefix, IMPORT).await?;
-    Ok((
-        StatusCode::CREATED,
-        [(header::CACHE_CONTROL, "no-store")],
-        Json(Imported { sites }),
-    )
-        .into_response())
+    let imported = insert(&app, &actor, &wanted, tunnel_prefix, IMPORT).await?;
+    Ok(imported.map(|sites| {
+        let no_store = [(header::CACHE_CONTROL, "no-store")];
+        (StatusCode::CREATED, no_store, Json(Imported { sites })).into_response()
+    }))
 }
 
 /// A site that is about to be made, with a join token for its first gateway.
@@ -182,7 +179,7 @@ async fn insert(
     wanted: &[Wanted],
     tunnel_prefix: Ipv4Net,
     way: Way,
-) -> Result<Vec<CreatedSite>> {
+) -> Result<Mutation<Vec<CreatedSite>>> {
     let drafts: Vec<_> = wanted.iter().map(|new| &new.draft).collect();
     let drafts = &drafts;
     let created = app.mutate(actor, |mut change| async move {
@@ -222,9 +219,7 @@ async fn insert(
                 .map(|node| RecordChange::Node(node.after.clone())),
         );
         let action = way.action(is_forced);
-        let (first, others) = sites
-            .split_first()
-            .ok_or(Error::Internal("no site was made"))?;
+        let (first, others) = sites.split_first().context("no site was made")?;
         let subject = Subject::site(Edit::Made(first));
         let mut outcome = change.changed(created, records, action, subject);
         for site in others {
@@ -278,7 +273,7 @@ pub async fn change(
     Extension(actor): Extension<AuditActor>,
     Path(name): Path<String>,
     Body(patch): Body<SitePatch>,
-) -> Result<WithEtag<ChangedSite>> {
+) -> Result<Mutation<WithEtag<ChangedSite>>> {
     let (app, actor, site, wanted) = (&app, &actor, app.find_site(&name)?, &patch);
     let tunnel_prefix = tunnel_prefix(app);
     let changed = app.mutate(actor, |mut change| async move {
@@ -328,11 +323,12 @@ pub async fn change(
         let outcome = change.changed((after, warnings.clone()), records, action, subject);
         naming::told(outcome.with_warnings(warnings), &renamed)
     });
-    let (record, warnings) = changed.await?;
-    let site = app
-        .mesh_cache
-        .read(|feed| site_in(feed.directory(), &record));
-    Ok(WithEtag::new(site)?.map(|site| ChangedSite { site, warnings }))
+    changed.await?.try_map(|(record, warnings)| {
+        let site = app
+            .mesh_cache
+            .read(|feed| site_in(feed.directory(), &record));
+        Ok(WithEtag::new(site)?.map(|site| ChangedSite { site, warnings }))
+    })
 }
 
 /// Removes a site: its nodes are revoked, its subnets and tunnel address become free.
@@ -344,7 +340,7 @@ pub async fn remove(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Path(site): Path<String>,
-) -> Result<Response> {
+) -> Result<Mutation<Response>> {
     let (app, id) = (&app, app.find_site(&site)?);
     let removed = app.mutate(&actor, |mut change| async move {
         site_records::lock_site(&mut change, id).await?;
@@ -371,7 +367,7 @@ pub async fn remove(
             outcome.and_event("node.revoke", subject, None)
         })
     });
-    Ok(removals::answer(removed.await?))
+    Ok(removed.await?.map(removals::answer))
 }
 
 fn tunnel_prefix(app: &App) -> Ipv4Net {

@@ -2,12 +2,7 @@
 
 pub mod queries;
 
-use axum::{
-    Extension, Json,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
 use uuid::Uuid;
 use wattle_mesh::audit::{Edit, Subject};
 use wattle_wire::{
@@ -19,12 +14,13 @@ use wattle_wire::{
 
 use crate::{
     db::{AuditActor, site_records},
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
         path::Path,
     },
+    mutation::{self, Mutation},
     secret,
     state::app::App,
 };
@@ -81,7 +77,7 @@ pub async fn create(
     Extension(actor): Extension<AuditActor>,
     Path(site): Path<String>,
     Body(wanted): Body<NewJoinToken>,
-) -> Result<Response> {
+) -> Result<Mutation<Response>> {
     let issue = Issue::fresh(app.find_site(&site)?, wanted)?;
     let (new, app) = (&issue, &app);
     let created = app.mutate(&actor, |mut change| async move {
@@ -102,11 +98,10 @@ pub async fn create(
         }
         result => result?,
     };
-    let headers = [
-        (header::LOCATION, format!("/join-tokens/{}", created.id)),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
-    ];
-    Ok((StatusCode::CREATED, headers, Json(created)).into_response())
+    Ok(created.map(|created| {
+        let location = format!("/join-tokens/{}", created.id);
+        mutation::created(location, Json(created))
+    }))
 }
 
 /// Lists the join tokens of a site that were not revoked, without their secrets.
@@ -146,7 +141,7 @@ pub async fn revoke(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Path(id): Path<String>,
-) -> Result<StatusCode> {
+) -> Result<Mutation<StatusCode>> {
     let id = parse(&id)?;
     app.mutate(&actor, |mut change| async move {
         let token = queries::revoke(&mut change, id)
@@ -156,9 +151,13 @@ pub async fn revoke(
         let subject = Subject::join_token(&site, Edit::Gone(&token));
         Ok(change.changed((), Vec::new(), "join-token.revoke", subject))
     })
-    .await?;
-    app.forget_token(id);
-    Ok(StatusCode::NO_CONTENT)
+    .await
+    .map(|done| {
+        done.map(|()| {
+            app.forget_token(id);
+            StatusCode::NO_CONTENT
+        })
+    })
 }
 
 fn parse(id: &str) -> Result<TokenId> {
@@ -169,7 +168,7 @@ fn parse(id: &str) -> Result<TokenId> {
 fn check(wanted: &NewJoinToken) -> Result<()> {
     if !(1..=NewJoinToken::MOST_USES).contains(&wanted.uses) {
         return Err(error::invalid(
-            "invalid_field",
+            ErrorCode::InvalidField,
             "uses",
             format!("a join token has 1 to {} uses", NewJoinToken::MOST_USES),
         )
@@ -180,7 +179,7 @@ fn check(wanted: &NewJoinToken) -> Result<()> {
             "a join token is valid for 1 to {} seconds (7 days)",
             NewJoinToken::LONGEST_S
         );
-        return Err(error::invalid("invalid_field", "expires_in_s", detail).into());
+        return Err(error::invalid(ErrorCode::InvalidField, "expires_in_s", detail).into());
     }
     Ok(())
 }

@@ -2,13 +2,9 @@
 
 pub mod queries;
 
+use anyhow::Context;
 use anyhow::bail;
-use axum::{
-    Extension, Json,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
 use tokio::time::timeout;
 use uuid::Uuid;
 use wattle_mesh::audit::Subject;
@@ -20,12 +16,13 @@ use wattle_wire::{
 
 use crate::{
     db::AuditActor,
-    error::{self, Error, Result},
+    error::{self, ErrorCode, Result},
     http::{
         body::{Body, Query},
         page::{self, PageQuery},
         path::Path,
     },
+    mutation::{self, Mutation},
     state::app::App,
     tasks::webhook_outbox::{self, PATIENCE, RefusedAddress},
 };
@@ -37,8 +34,8 @@ pub async fn create(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Body(wanted): Body<NewWebhook>,
-) -> Result<Response> {
-    let refused = |detail: String| error::invalid("invalid_url", "url", detail);
+) -> Result<Mutation<Response>> {
+    let refused = |detail: String| error::invalid(ErrorCode::InvalidUrl, "url", detail);
     let url = webhook_outbox::parse(&wanted.url).map_err(|error| refused(format!("{error:#}")))?;
     // A name that is not known now may be later; where it leads is asked each time.
     if let Err(error) = webhook_outbox::addresses(&url, &app).await
@@ -52,7 +49,7 @@ pub async fn create(
         let webhook = queries::insert(&mut change, id, url).await?;
         let Some(webhook) = webhook else {
             return Err(error::invalid(
-                "too_many",
+                ErrorCode::TooMany,
                 "url",
                 format!("at most {} webhooks; delete one", queries::MOST),
             )
@@ -67,15 +64,10 @@ pub async fn create(
             .changed(created, Vec::new(), "webhook.create", subject)
             .with_object(&webhook)
     });
-    let created = created.await?;
-    let headers = [
-        (
-            header::LOCATION,
-            format!("/webhooks/{}", created.webhook.id),
-        ),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
-    ];
-    Ok((StatusCode::CREATED, headers, Json(created)).into_response())
+    Ok(created.await?.map(|created| {
+        let location = format!("/webhooks/{}", created.webhook.id);
+        mutation::created(location, Json(created))
+    }))
 }
 
 /// Lists the webhooks, without their secrets.
@@ -98,7 +90,7 @@ pub async fn remove(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
     Path(id): Path<String>,
-) -> Result<StatusCode> {
+) -> Result<Mutation<StatusCode>> {
     let id = parse_id(&id)?;
     app.mutate(&actor, |mut change| async move {
         let url = queries::delete(&mut change, id)
@@ -107,8 +99,8 @@ pub async fn remove(
         let subject = Subject::webhook(id, &webhook_outbox::origin(&url)?, false);
         Ok(change.changed((), Vec::new(), "webhook.delete", subject))
     })
-    .await?;
-    Ok(StatusCode::NO_CONTENT)
+    .await
+    .map(|done| done.map(|()| StatusCode::NO_CONTENT))
 }
 
 /// Sends a test message to a webhook now. `error` is null if it was taken.
@@ -126,8 +118,7 @@ pub async fn test(
         .await?
         .ok_or_else(|| error::not_found("webhook"))?;
     let message = webhook_outbox::message(&app, Vec::new());
-    let body = serde_json::to_string(&message)
-        .map_err(|_| Error::Internal("a message cannot be written"))?;
+    let body = serde_json::to_string(&message).context("a message cannot be written")?;
     // A request has to end before its own deadline.
     let sent = timeout(
         PATIENCE / 2,

@@ -3,13 +3,9 @@
 mod queries;
 mod seal;
 
+use anyhow::Context;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use axum::{
-    Extension, Json,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-};
+use axum::{Extension, Json, extract::State, response::Response};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -35,8 +31,9 @@ use wattle_wire::{
 
 use crate::{
     db::{AuditActor, webhook_news},
-    error::{self, Error, Result},
+    error::{self, Error, ErrorCode, Result},
     http::{body::Body, path::Path},
+    mutation::{self, Mutation},
     routes::{
         enrolment::queries::{self as enrolment, KeyHolders, Kind, NewNode},
         mailbox,
@@ -61,7 +58,7 @@ pub async fn create(
     Extension(actor): Extension<AuditActor>,
     Path(site): Path<String>,
     Body(NewWgQuick { wireguard_key }): Body<NewWgQuick>,
-) -> Result<Response> {
+) -> Result<Mutation<Response>> {
     let (app, site) = (&app, app.find_site(&site)?);
     let created = app.mutate(&actor, |mut change| async move {
         queries::lock(&mut change, site).await?;
@@ -78,13 +75,10 @@ pub async fn create(
             None => insert(&mut change, &directory, record, wireguard_key).await?,
         };
         directory.apply(&RecordChange::Node(node.clone()));
-        let file = WgQuick::of(&directory, node.id)
-            .ok_or(Error::Internal("an unmanaged node has no file"))?;
+        let file = WgQuick::of(&directory, node.id).context("an unmanaged node has no file")?;
         let made = Unmanaged {
             file_made_at: later_than(node.unmanaged.as_ref()),
-            file_digest: file
-                .digest()
-                .ok_or(Error::Internal("a file cannot be written"))?,
+            file_digest: file.digest().context("a file cannot be written")?,
         };
         queries::update(&mut change, node.id, &made).await?;
         let psks = give(&mut change, app, &node, &made, &file).await?;
@@ -98,7 +92,7 @@ pub async fn create(
         );
         directory.apply(&RecordChange::Node(node.clone()));
         let shown = representation::node_in(&app.reports, &Files::of(&directory), &node)
-            .ok_or(Error::Internal("an unmanaged node without its site"))?;
+            .context("an unmanaged node without its site")?;
         let created = CreatedWgQuick {
             node: shown,
             made_at,
@@ -119,12 +113,13 @@ pub async fn create(
         Some("node_wireguard_key") => key_of_another(enrolment::key_taken().into()),
         _ => error,
     })?;
-    tasks::mailbox::tell(app).await;
-    let headers = [
-        (header::LOCATION, format!("/nodes/{}", created.node.id)),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
-    ];
-    Ok((StatusCode::CREATED, headers, Json(created)).into_response())
+    if let Mutation::Done(_) = created {
+        tasks::mailbox::tell(app).await;
+    }
+    Ok(created.map(|created| {
+        let location = format!("/nodes/{}", created.node.id);
+        mutation::created(location, Json(created))
+    }))
 }
 
 /// The unmanaged node of a site; `None` if it has no node at all.
@@ -140,14 +135,7 @@ fn gateway(
     let Some(node) = nodes.find(|node| node.unmanaged.is_some()) else {
         let detail = "an agent runs on the gateway of this site, so it needs no file. To use a \
             file instead, remove the site's nodes first";
-        return Err(error::taken(
-            "has_gateway",
-            "The site has a gateway with an agent",
-            "site",
-            detail,
-            None,
-        )
-        .into());
+        return Err(error::taken(ErrorCode::HasGateway, "site", detail, None).into());
     };
     if wanted.is_some_and(|wanted| wanted != node.wireguard_key) {
         let detail = format!(
@@ -155,14 +143,7 @@ fn gateway(
              (`DELETE /nodes/{}`) and ask again",
             node.name, node.wireguard_key, node.name
         );
-        return Err(error::taken(
-            "has_gateway",
-            "The site's gateway has another key",
-            "wireguard_key",
-            detail,
-            None,
-        )
-        .into());
+        return Err(error::taken(ErrorCode::HasGateway, "wireguard_key", detail, None).into());
     }
     Ok(Some(node.clone()))
 }
@@ -175,20 +156,16 @@ async fn insert(
     site: &SiteRecord,
     wireguard_key: Option<WireguardKey>,
 ) -> Result<(NodeRecord, Option<PrivateKey>)> {
-    let unusable = || Error::Internal("a key cannot be made");
+    let unusable = "a key cannot be made";
     let (wireguard_key, private_key) = match wireguard_key {
         Some(key) => (key, None),
         None => {
-            let (private_key, key) = PrivateKey::of(secret::random()?).map_err(|_| unusable())?;
+            let (private_key, key) = PrivateKey::of(secret::random()?).context(unusable)?;
             (key, Some(private_key))
         }
     };
-    let pair = Ed25519KeyPair::generate().map_err(|_| unusable())?;
-    let identity: [u8; 32] = pair
-        .public_key()
-        .as_ref()
-        .try_into()
-        .map_err(|_| unusable())?;
+    let pair = Ed25519KeyPair::generate().context(unusable)?;
+    let identity: [u8; 32] = pair.public_key().as_ref().try_into().context(unusable)?;
     let identity = IdentityKey::from(identity);
     let statement = Statement {
         mesh: directory.mesh.id,
@@ -198,7 +175,7 @@ async fn insert(
         predecessors: vec![],
         unmanaged: true,
     };
-    let signed = &sign_statement(&statement, &pair).map_err(|_| unusable())?;
+    let signed = &sign_statement(&statement, &pair).context(unusable)?;
     KeyHolders::of(connection, &statement)
         .await?
         .refuse()
@@ -247,7 +224,7 @@ async fn give(
         };
         sealed.push((
             peer.node,
-            seal::seal(&given, &psk).ok_or(Error::Internal("a preshared key cannot be sealed"))?,
+            seal::seal(&given, &psk).context("a preshared key cannot be sealed")?,
         ));
         psks.push(psk);
     }

@@ -26,7 +26,8 @@ use super::{
 };
 use crate::{
     db::{AuditActor, ChangeOutcome, ChangeRecord, Db, PendingChange},
-    error::{self, Error, Result},
+    error::{self, Result},
+    mutation::Mutation,
     tls::certificate::Certificate,
 };
 
@@ -97,26 +98,25 @@ impl App {
     }
 
     /// Carries out a change and waits until this coordinator's cache has it, so that a writer reads
-    /// its own writes. Of a dry run it tells what it would do, which is no answer of the handler's
-    /// own and goes past it like an error.
+    /// its own writes. If only a dry run was asked for, it is carried out and rolled back.
     pub async fn mutate<T, W>(
         &self,
         actor: &AuditActor,
         work: impl Fn(PendingChange) -> W,
-    ) -> Result<T>
+    ) -> Result<Mutation<T>>
     where
         T: Serialize + DeserializeOwned,
         W: Future<Output = Result<ChangeOutcome<T>>>,
     {
         if actor.options.dry_run {
             let record = self.db.dry_run(actor, work).await?;
-            return Err(Error::DryRun(Box::new(self.describe_dry_run(record))));
+            return Ok(Mutation::DryRun(Box::new(self.describe_dry_run(record))));
         }
         let committed = self.db.mutate(actor, work).await?;
         if let Some(position) = committed.position {
             self.mesh_cache.wait_for(position).await;
         }
-        Ok(committed.value)
+        Ok(Mutation::Done(committed.value))
     }
 
     fn describe_dry_run(&self, record: Option<ChangeRecord>) -> DryRun {

@@ -85,5 +85,6 @@ async fn advance(app: &App, check: &EndpointCheck) -> Result<()> {
             None => Ok(change.unchanged(())),
         }
     })
-    .await
+    .await?
+    .done()
 }

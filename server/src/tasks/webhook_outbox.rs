@@ -39,10 +39,7 @@ use wattle_wire::{
 };
 
 use self::queries::{Delivery, News};
-use crate::{
-    error::{Error, Result},
-    state::app::App,
-};
+use crate::{error::Result, state::app::App};
 
 /// How often it is looked what there is to tell and to send.
 const PACE: Duration = Duration::from_secs(1);
@@ -107,8 +104,7 @@ async fn tell(app: &App) -> Result<()> {
     alerts.extend(alert::group_nodes(&nodes));
     if !alerts.is_empty() {
         let message = message(app, alerts);
-        let body = serde_json::to_string(&message)
-            .map_err(|_| Error::Internal("a message cannot be written"))?;
+        let body = serde_json::to_string(&message).context("a message cannot be written")?;
         queries::enqueue(&mut transaction, &body).await?;
     }
     Ok(transaction.commit().await?)
@@ -245,7 +241,7 @@ pub fn parse(text: &str) -> anyhow::Result<Url> {
 
 /// What may be told of a URL: the rest of it may be all that it takes to post there.
 pub fn origin(text: &str) -> Result<String> {
-    let url = parse(text).map_err(|_| Error::Internal("a URL in the database is not valid"))?;
+    let url = parse(text).context("a URL in the database is not valid")?;
     Ok(url.origin().ascii_serialization())
 }
 

@@ -623,7 +623,7 @@ async fn a23_who_does_not_have_the_new_private_key_does_not_announce_it() {
         let field = Some("wireguard_proof".to_owned());
         assert_eq!(
             refused.problem(),
-            (422, "proof_refused".to_owned(), field),
+            (422, "key_not_proved".to_owned(), field),
             "{why}"
         );
     }

@@ -1,5 +1,6 @@
 //! SQL of kept answers.
 
+use anyhow::Context;
 use sqlx::PgConnection;
 
 use super::IdempotencyKey;
@@ -30,8 +31,7 @@ pub(super) async fn claim(
         .ok_or(Error::Unavailable("an answer was forgotten this moment"))?;
     Ok(Some((
         row.request,
-        row.sealed
-            .ok_or(Error::Internal("an answer was not kept"))?,
+        row.sealed.context("an answer was not kept")?,
     )))
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use anyhow::Context;
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -16,7 +17,7 @@ use wattle_wire::{
 
 use crate::{
     db::{node_records, site_records},
-    error::{self, Error, Result},
+    error::{self, Error, ErrorCode, Result},
     routes::{nodes::naming, sites},
 };
 
@@ -97,7 +98,7 @@ pub(super) async fn lock_token(
     let site_name = row
         .site_name
         .parse()
-        .map_err(|_| Error::Internal("a site in the database is not valid"))?;
+        .context("a site in the database is not valid")?;
     Ok(Some(Token {
         id: token,
         secret_hash: row.secret_hash,
@@ -153,7 +154,7 @@ impl KeyHolders {
         let name = node
             .name
             .parse()
-            .map_err(|_| Error::Internal("a name in the database is not valid"))?;
+            .context("a name in the database is not valid")?;
         Ok(Some(Enrolled {
             mesh,
             node: node.id,
@@ -276,15 +277,13 @@ pub(crate) async fn insert(
     }
     node_records::find(connection, id)
         .await?
-        .ok_or(Error::Internal(
-            "a node that was just inserted is not there",
-        ))
+        .context("a node that was just inserted is not there")
+        .map_err(Error::from)
 }
 
 pub(crate) fn key_taken() -> ProblemDetails {
     error::taken(
-        "key_taken",
-        "The key is taken",
+        ErrorCode::KeyTaken,
         "statement",
         "another node has this key; make new keys on each machine",
         None,
@@ -293,8 +292,7 @@ pub(crate) fn key_taken() -> ProblemDetails {
 
 pub(super) fn endpoint_taken() -> ProblemDetails {
     error::taken(
-        "endpoint_taken",
-        "The endpoint is taken",
+        ErrorCode::EndpointTaken,
         "endpoint",
         "another gateway has this endpoint",
         None,

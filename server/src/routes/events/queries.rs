@@ -1,5 +1,6 @@
 //! SQL of the audit log. Events are written by [`crate::db`].
 
+use anyhow::Context;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use wattle_mesh::audit::{self, Content, Entry, Head};
@@ -63,7 +64,7 @@ impl TryFrom<StoredEvent> for Event {
 
     fn try_from(stored: StoredEvent) -> Result<Self> {
         let changes = serde_json::from_str(&stored.changes)
-            .map_err(|_| Error::Internal("an event in the database is not valid"))?;
+            .context("an event in the database is not valid")?;
         let event = Self {
             number: stored.number,
             at: stored.at,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::anyhow;
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_wire::{
@@ -10,7 +11,7 @@ use wattle_wire::{
     psk::{GivenPsk, IncomingMessage, MailboxRequest, MailboxResponse, SignedPskMessage},
 };
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Takes letters away that are for this node, by their senders in order.
 pub(super) async fn take(
@@ -136,7 +137,7 @@ pub(super) async fn waiting(
                     sealed,
                 });
             }
-            _ => return Err(Error::Internal("a letter in the database is not valid")),
+            _ => return Err(anyhow!("a letter in the database is not valid").into()),
         }
     }
     Ok(mail)

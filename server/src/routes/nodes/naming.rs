@@ -20,7 +20,7 @@ use wattle_wire::{
 use super::queries;
 use crate::{
     db::{ChangeOutcome, node_records},
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
 };
 
 /// The event of a node that gets another name.
@@ -190,11 +190,5 @@ fn taken(detail: String, site: String, name: &Name) -> ProblemDetails {
         site,
         holds: name.to_string(),
     };
-    error::taken(
-        "name_taken",
-        "The name is taken",
-        "name",
-        detail,
-        Some(holder),
-    )
+    error::taken(ErrorCode::NameTaken, "name", detail, Some(holder))
 }

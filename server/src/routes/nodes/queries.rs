@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Context;
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::config::directory::NodeRecord;
@@ -15,7 +16,7 @@ use wattle_wire::{
 
 use crate::{
     db::{node_records, webhook_news},
-    error::{Error, Result},
+    error::Result,
 };
 
 /// Revokes a node and gives its tunnel address back. Returns its site; `None` when there is no such
@@ -88,12 +89,12 @@ pub(super) async fn by_identity(
         &identities
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
-    let invalid = |_| Error::Internal("a name in the database is not valid");
+    let invalid = "a name in the database is not valid";
     rows.map(|row| {
         let node = Admitted {
             id: NodeId(row.id),
-            name: row.name.parse().map_err(invalid)?,
-            site: row.site.parse().map_err(invalid)?,
+            name: row.name.parse().context(invalid)?,
+            site: row.site.parse().context(invalid)?,
             admission: row.admission,
         };
         Ok((row.identity_key, node))
@@ -147,15 +148,15 @@ pub(super) async fn holders(connection: &mut PgConnection, names: &[&Name]) -> R
          WHERE state <> 'revoked' AND nodes.name = ANY($1)",
         &names
     );
-    let invalid = || Error::Internal("a name in the database is not valid");
+    let invalid = "a name in the database is not valid";
     let rows = rows.fetch_all(connection).await?.into_iter();
     rows.map(|row| {
         Ok(Named {
             id: NodeId(row.id),
-            name: row.name.parse().map_err(|_| invalid())?,
+            name: row.name.parse().context(invalid)?,
             follows_site: row.name_follows_site,
             site: SiteId(row.site),
-            site_name: row.site_name.parse().map_err(|_| invalid())?,
+            site_name: row.site_name.parse().context(invalid)?,
         })
     })
     .collect()

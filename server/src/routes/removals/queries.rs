@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::Context;
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_wire::{
@@ -12,7 +13,7 @@ use wattle_wire::{
     name::Name,
 };
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Nodes that are out of the mesh, in the order of their ids, after one if that is given.
 pub async fn list(
@@ -34,7 +35,7 @@ pub async fn list(
         after.map(|node| node.0),
         i64::try_from(limit).unwrap_or(i64::MAX)
     );
-    let invalid = || Error::Internal("a removed node in the database is not valid");
+    let invalid = "a removed node in the database is not valid";
     let rows = rows.fetch_all(connection).await?.into_iter();
     rows.map(|row| {
         let name = |name: Option<String>| name.map(|name| name.parse()).transpose();
@@ -49,12 +50,9 @@ pub async fn list(
         };
         Ok(RemovedNode {
             id: NodeId(row.id),
-            name: name(row.name).map_err(|_| invalid())?,
-            site_name: name(row.site_name).map_err(|_| invalid())?,
-            identity_key: row
-                .identity_key
-                .or_else(signed_identity)
-                .ok_or_else(invalid)?,
+            name: name(row.name).context(invalid)?,
+            site_name: name(row.site_name).context(invalid)?,
+            identity_key: row.identity_key.or_else(signed_identity).context(invalid)?,
             removed_at: row.revoked_at,
             admission: admission.map(|(admission, signature)| SignedAdmission {
                 admission,
@@ -113,8 +111,8 @@ pub async fn find(
         &lost
     );
     for row in held.fetch_all(connection).await? {
-        let invalid = |_| Error::Internal("a held peer in the database is not valid");
-        let identity = row.identity.parse().map_err(invalid)?;
+        let identity = row.identity.parse();
+        let identity = identity.context("a held peer in the database is not valid")?;
         let name = name(&row.name)?;
         let node = known.entry(NodeId(row.node)).or_insert_with(|| GoneNode {
             takes_part: false,
@@ -127,8 +125,9 @@ pub async fn find(
 }
 
 fn name(text: &str) -> Result<Name> {
-    let invalid = |_| Error::Internal("the name of a node in the database is not valid");
-    text.parse().map_err(invalid)
+    Ok(text
+        .parse()
+        .context("the name of a node in the database is not valid")?)
 }
 
 /// The removals that are stored of nodes.

@@ -15,7 +15,7 @@ use wattle_wire::{
 use std::collections::BTreeMap;
 
 use crate::{
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     text,
 };
 
@@ -99,7 +99,7 @@ pub(crate) fn patched(before: &SiteRecord, patch: &SitePatch) -> NewSite {
 fn check_labels(labels: &BTreeMap<Name, String>) -> Result<()> {
     if labels.len() > MOST_LABELS {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "labels",
             format!("a site has at most {MOST_LABELS} labels"),
         )
@@ -113,7 +113,7 @@ fn check_labels(labels: &BTreeMap<Name, String>) -> Result<()> {
 fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
     if subnets.len() > Subnet::MOST {
         return Err(error::invalid(
-            "too_many",
+            ErrorCode::TooMany,
             "subnets",
             format!("a site has at most {} subnets", Subnet::MOST),
         )
@@ -130,21 +130,14 @@ fn check_subnets(subnets: &[Subnet], tunnel_prefix: Ipv4Net) -> Result<()> {
                 site: "mesh".to_owned(),
                 holds: tunnel_prefix.to_string(),
             };
-            return Err(error::taken(
-                "subnet_taken",
-                "The subnet is taken",
-                &field,
-                detail,
-                Some(holder),
-            )
-            .into());
+            return Err(error::taken(ErrorCode::SubnetTaken, &field, detail, Some(holder)).into());
         }
         if let Some(other) = subnets[..index]
             .iter()
             .find(|other| overlap(other.net(), subnet.net()))
         {
             return Err(error::invalid(
-                "subnets_overlap",
+                ErrorCode::SubnetsOverlap,
                 field,
                 format!("{subnet} overlaps with {other} of the same site; give one of them"),
             )
@@ -180,7 +173,7 @@ pub(crate) fn endpoint_in_subnet(
     );
     ProblemDetails {
         holder,
-        ..error::invalid("endpoint_in_subnet", "endpoint", detail)
+        ..error::invalid(ErrorCode::EndpointInSubnet, "endpoint", detail)
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     queries::{self, Held},
 };
 use crate::{
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     routes::nodes::naming,
 };
 
@@ -268,13 +268,7 @@ fn name_taken(name: &Name, site: String, detail: &str) -> ProblemDetails {
         site,
         holds: name.to_string(),
     };
-    error::taken(
-        "name_taken",
-        "The name is taken",
-        "name",
-        detail,
-        Some(holder),
-    )
+    error::taken(ErrorCode::NameTaken, "name", detail, Some(holder))
 }
 
 fn endpoint_taken(endpoint: Endpoint, site: String, detail: String) -> ProblemDetails {
@@ -282,23 +276,11 @@ fn endpoint_taken(endpoint: Endpoint, site: String, detail: String) -> ProblemDe
         site,
         holds: endpoint.to_string(),
     };
-    error::taken(
-        "endpoint_taken",
-        "The endpoint is taken",
-        "endpoint",
-        detail,
-        Some(holder),
-    )
+    error::taken(ErrorCode::EndpointTaken, "endpoint", detail, Some(holder))
 }
 
 fn subnet_taken(field: &str, detail: String, holder: Holder) -> ProblemDetails {
-    error::taken(
-        "subnet_taken",
-        "The subnet is taken",
-        field,
-        detail,
-        Some(holder),
-    )
+    error::taken(ErrorCode::SubnetTaken, field, detail, Some(holder))
 }
 
 /// A subnet of the draft holds an endpoint of `site`.
@@ -311,8 +293,7 @@ fn holds_endpoint(draft: &Draft, endpoint: SocketAddr, site: String) -> ProblemD
         holds: endpoint.to_string(),
     };
     error::taken(
-        "subnet_holds_endpoint",
-        "The subnet holds an endpoint",
+        ErrorCode::SubnetHoldsEndpoint,
         &draft.field_of(endpoint.ip().into()),
         detail,
         Some(holder),

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
+use anyhow::Context;
 use chrono::{DateTime, Utc};
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::{PgConnection, types::Json};
@@ -20,7 +21,7 @@ use wattle_wire::{
 use super::check::{Draft, endpoint_in_subnet};
 use crate::{
     db::site_records::{self, v4},
-    error::{self, Error, Result},
+    error::{self, ErrorCode, Result},
 };
 
 pub(super) async fn insert(
@@ -119,7 +120,7 @@ pub async fn free_addresses(
             "of the tunnel addresses of {tunnel_prefix} only {} are free",
             free.len()
         );
-        return Err(error::taken("no_tunnel_address", "The mesh is full", "", detail, None).into());
+        return Err(error::conflict(ErrorCode::NoTunnelAddress, detail).into());
     }
     Ok(free)
 }
@@ -147,8 +148,10 @@ pub(super) async fn with_names(
         except.map(|site| site.0)
     );
     let taken = taken.fetch_all(connection).await?.into_iter();
-    let invalid = |_| Error::Internal("a site in the database is not valid");
-    taken.map(|name| name.parse().map_err(invalid)).collect()
+    let invalid = "a site in the database is not valid";
+    taken
+        .map(|name| Ok(name.parse().context(invalid)?))
+        .collect()
 }
 
 /// Who has these endpoints, but for one site.

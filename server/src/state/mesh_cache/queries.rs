@@ -1,5 +1,6 @@
 //! SQL of the mesh in memory.
 
+use anyhow::{Context, anyhow};
 use sqlx::{PgConnection, types::Json};
 use wattle_mesh::config::{
     directory::{Directory, RecordChange},
@@ -16,7 +17,7 @@ use wattle_wire::{
 
 use crate::{
     db::{node_records, site_records},
-    error::{Error, Result},
+    error::Result,
 };
 
 /// How many revisions the database keeps and a coordinator remembers when it starts; agents that are
@@ -121,21 +122,21 @@ pub async fn settings(connection: &mut PgConnection) -> Result<(Position, MeshSe
     )
     .fetch_one(connection)
     .await?;
-    let invalid = || Error::Internal("the settings of the mesh are not valid");
+    let invalid = "the settings of the mesh are not valid";
     let ipnet::IpNet::V4(tunnel_prefix) = row.tunnel_prefix else {
-        return Err(invalid());
+        return Err(anyhow!(invalid).into());
     };
     let settings = MeshSettings {
         id: MeshId(row.id),
         tunnel_prefix,
-        listen_port: row.listen_port.try_into().map_err(|_| invalid())?,
-        keepalive_s: row.keepalive_s.try_into().map_err(|_| invalid())?,
+        listen_port: row.listen_port.try_into().context(invalid)?,
+        keepalive_s: row.keepalive_s.try_into().context(invalid)?,
         psk: row.psk,
-        rotate_days: row.rotate_days.try_into().map_err(|_| invalid())?,
+        rotate_days: row.rotate_days.try_into().context(invalid)?,
         health: HealthSettings {
             probes: row.probes,
-            lossy_percent: row.lossy_percent.try_into().map_err(|_| invalid())?,
-            slow_ms: row.slow_ms.try_into().map_err(|_| invalid())?,
+            lossy_percent: row.lossy_percent.try_into().context(invalid)?,
+            slow_ms: row.slow_ms.try_into().context(invalid)?,
         },
     };
     Ok((

@@ -12,7 +12,7 @@ use wattle_wire::ids::NodeId;
 use super::{Reports, queries};
 use crate::{
     db::Db,
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
 };
 
 /// The highest number of each node's reports, as far as this coordinator knows. What a node told
@@ -30,7 +30,7 @@ impl Numbers {
         reporting::check_number(number, newest, now_ms).map_err(|why| match why {
             ReportRefused::Late => error::late_report().into(),
             ReportRefused::Future => {
-                error::invalid("invalid_field", "number", why.to_string()).into()
+                error::invalid(ErrorCode::InvalidField, "number", why.to_string()).into()
             }
         })
     }

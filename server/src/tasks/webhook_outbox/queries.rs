@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::{Context, anyhow};
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::health::alert::{LinkMove, NodeMove};
@@ -11,7 +12,7 @@ use wattle_wire::{
     webhook::NodeChange,
 };
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Attempts to deliver a message, over half a day; after each the pause doubles.
 pub const MOST_ATTEMPTS: i32 = 12;
@@ -55,9 +56,9 @@ pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
         match (row.name.zip(row.change), row.b, row.before.zip(row.after)) {
             (Some((name, change)), ..) => news.nodes.push(NodeMove {
                 node: NodeId(row.a),
-                name: name.parse().map_err(|_| {
-                    Error::Internal("the name of a node in the database is not valid")
-                })?,
+                name: name
+                    .parse()
+                    .context("the name of a node in the database is not valid")?,
                 change,
             }),
             (None, Some(b), Some((before, after))) => {
@@ -67,7 +68,7 @@ pub(super) async fn take_news(connection: &mut PgConnection) -> Result<News> {
                     after,
                 });
             }
-            (None, ..) => return Err(Error::Internal("news in the database are not valid")),
+            (None, ..) => return Err(anyhow!("news in the database are not valid").into()),
         }
     }
     Ok(news)

@@ -10,12 +10,12 @@ use wattle_wire::{
 };
 
 use crate::{
-    error::{self, Result},
+    error::{self, ErrorCode, Result},
     state::coordinators::CoordinatorAddress,
 };
 
 /// The code of the problem and of the warning.
-const HOLDS_COORDINATOR: &str = "subnet_holds_coordinator";
+const HOLDS_COORDINATOR: ErrorCode = ErrorCode::SubnetHoldsCoordinator;
 const HOLDS_OWN_ADDRESS: &str = "subnet_holds_own_address";
 
 /// What is to be said of a site's subnets that hold a coordinator.
@@ -55,7 +55,7 @@ pub(crate) fn judge(
         }
         judged.is_forced |= is_new;
         judged.warnings.push(Warning {
-            code: HOLDS_COORDINATOR.to_owned(),
+            code: HOLDS_COORDINATOR.as_str().to_owned(),
             detail,
         });
     }
@@ -83,7 +83,6 @@ fn refused(index: usize, at: &CoordinatorAddress, detail: &str) -> ProblemDetail
     };
     error::taken(
         HOLDS_COORDINATOR,
-        "The subnet holds a coordinator",
         &format!("subnets[{index}]"),
         detail,
         Some(holder),
@@ -139,7 +138,10 @@ mod tests {
                 Ok((codes, is_forced))
             }
             Err(Error::Refused(problem)) => {
-                assert_eq!((problem.status, &*problem.code), (409, HOLDS_COORDINATOR));
+                assert_eq!(
+                    (problem.status, &*problem.code),
+                    (409, HOLDS_COORDINATOR.as_str())
+                );
                 Err((problem.field.unwrap(), problem.detail.unwrap()))
             }
             Err(other) => panic!("{other:?}"),
@@ -167,11 +169,11 @@ mod tests {
             assert!(detail.contains(named), "{detail}");
             assert_eq!(
                 judged(&[subnet], &[], true),
-                warned(HOLDS_COORDINATOR, true)
+                warned(HOLDS_COORDINATOR.as_str(), true)
             );
             assert_eq!(
                 judged(&[subnet], &[subnet], false),
-                warned(HOLDS_COORDINATOR, false)
+                warned(HOLDS_COORDINATOR.as_str(), false)
             );
         }
         assert_eq!(
