@@ -8,7 +8,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use chrono::DateTime;
 use uuid::Uuid;
 use wattle_wire::{
-    admin::NodeState,
+    admin::{NodeState, SiteSpec},
     enrol::{KeyChallenge, SignedStatement, Statement},
     ids::{MeshId, NodeId, Position, SiteId},
     key::{IdentityKey, WireguardKey},
@@ -122,6 +122,15 @@ pub(crate) fn node_id(number: u64) -> NodeId {
 }
 
 /// Site and node of a number: LAN `10.<number>.0.0/24` (from 99 on elsewhere), tunnel address
+/// A site that is asked for otherwise.
+pub(crate) fn respecified(
+    mut site: SiteRecord,
+    change: impl FnOnce(&mut SiteSpec),
+) -> RecordChange {
+    change(&mut site.spec);
+    RecordChange::Site(site)
+}
+
 /// `10.99.0.<number>`.
 pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
     let keys = Keys::of(number);
@@ -134,15 +143,17 @@ pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
     let name: Name = format!("site-{number}").parse().unwrap();
     let site = SiteRecord {
         id: SiteId(Uuid::from_u128(u128::from(number) << 64)),
-        name: name.clone(),
-        description: String::new(),
-        labels: BTreeMap::new(),
-        endpoint: Some(
-            format!("203.0.{}.{low}:51820", 113 + u32::from(high))
-                .parse()
-                .unwrap(),
-        ),
-        subnets: vec![subnet.parse().unwrap()],
+        spec: SiteSpec {
+            name: name.clone(),
+            description: String::new(),
+            labels: BTreeMap::new(),
+            endpoint: Some(
+                format!("203.0.{}.{low}:51820", 113 + u32::from(high))
+                    .parse()
+                    .unwrap(),
+            ),
+            subnets: vec![subnet.parse().unwrap()],
+        },
         tunnel_address: format!("10.99.{high}.{low}").parse().unwrap(),
         created_at: DateTime::UNIX_EPOCH,
     };

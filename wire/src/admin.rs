@@ -24,7 +24,7 @@ pub use self::{
         Removed, RemovedNode, RotationPhase, SomeNodes, UnmanagedNode,
     },
     site::{
-        ChangedSite, CreatedSite, Import, Imported, NewSite, Site, SiteNode, SitePatch, Warning,
+        ChangedSite, CreatedSite, Import, Imported, Site, SiteNode, SitePatch, SiteSpec, Warning,
     },
     token::{
         ApiToken, CreatedApiToken, CreatedJoinToken, InvalidRole, JoinToken, NewApiToken,

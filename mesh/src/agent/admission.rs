@@ -344,7 +344,12 @@ pub fn is_admitted(node: &NodeRecord, site: &SiteRecord, now: i64) -> bool {
     else {
         return false;
     };
-    let lans: Vec<IpNet> = site.subnets.iter().map(|subnet| subnet.net()).collect();
+    let lans: Vec<IpNet> = site
+        .spec
+        .subnets
+        .iter()
+        .map(|subnet| subnet.net())
+        .collect();
     let covers = |prefix: IpNet| {
         admission
             .prefixes

@@ -96,16 +96,16 @@ impl Subject {
         Self {
             changes: edit.difference(|site| {
                 json!({
-                    "name": site.name,
-                    "description": site.description,
-                    "labels": site.labels,
-                    "endpoint": site.endpoint,
-                    "subnets": site.subnets,
+                    "name": site.spec.name,
+                    "description": site.spec.description,
+                    "labels": site.spec.labels,
+                    "endpoint": site.spec.endpoint,
+                    "subnets": site.spec.subnets,
                     "tunnel_address": site.tunnel_address,
                 })
             }),
-            site: Some(site.name.to_string()),
-            ..Self::new(site.id, &site.name)
+            site: Some(site.spec.name.to_string()),
+            ..Self::new(site.id, &site.spec.name)
         }
     }
 

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use wattle_wire::{
-    admin::NodeState,
+    admin::{NodeState, SiteSpec},
     endpoint::Endpoint,
     enrol::SignedStatement,
     ids::{NodeId, SiteId},
@@ -20,7 +20,6 @@ use wattle_wire::{
     peer::MeshSettings,
     rotation::SignedAnnouncement,
     stream::Tombstone,
-    subnet::Subnet,
 };
 
 /// How far an endpoint is known at which nobody has met its node yet.
@@ -38,12 +37,9 @@ pub struct CheckState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteRecord {
     pub id: SiteId,
-    pub name: Name,
-    pub description: String,
-    pub labels: BTreeMap<Name, String>,
-    pub endpoint: Option<Endpoint>,
-    /// In order.
-    pub subnets: Vec<Subnet>,
+    /// As somebody asked for it, its subnets in order.
+    #[serde(flatten)]
+    pub spec: SiteSpec,
     /// The tunnel address kept for the site's first gateway.
     pub tunnel_address: Ipv4Addr,
     pub created_at: DateTime<Utc>,
@@ -215,7 +211,7 @@ impl Directory {
             Err(_) => self
                 .sites
                 .values()
-                .find(|site| site.name.as_str() == id_or_name),
+                .find(|site| site.spec.name.as_str() == id_or_name),
         }
     }
 

@@ -130,9 +130,9 @@ mod tests {
             RecordChange::SiteRemoved(site.id),
         ];
         assert_eq!(effects(&four, &gone), [vec![], added.clone(), vec![]]);
-        site.description = "what no peer is told".to_owned();
+        site.spec.description = "what no peer is told".to_owned();
         assert_eq!(effects(&four, &[RecordChange::Site(site.clone())]), none);
-        site.subnets.clear();
+        site.spec.subnets.clear();
         assert_eq!(
             effects(&four, &[RecordChange::Site(site)]),
             [vec![], vec![], added]

@@ -37,7 +37,7 @@ pub fn myself(directory: &Directory, node: NodeId) -> Option<Myself> {
         node: node.id,
         name: node.name.clone(),
         site: site.id,
-        site_name: site.name.clone(),
+        site_name: site.spec.name.clone(),
         tunnel_address: node.tunnel_address,
         subnets: subnets(node, site),
         endpoint: endpoint(node, site),
@@ -85,7 +85,7 @@ pub fn as_peer(directory: &Directory, node: NodeId) -> Option<Peer> {
     Some(Peer {
         node: node.id,
         name: node.name.clone(),
-        site_name: site.name.clone(),
+        site_name: site.spec.name.clone(),
         statement: node.statement.clone(),
         announced: node
             .announced
@@ -142,7 +142,7 @@ pub fn count_links(directory: &Directory) -> usize {
 
 fn subnets(node: &NodeRecord, site: &SiteRecord) -> Vec<Subnet> {
     match node.state {
-        NodeState::Active => site.subnets.clone(),
+        NodeState::Active => site.spec.subnets.clone(),
         NodeState::Standby => Vec::new(),
     }
 }
@@ -151,7 +151,7 @@ fn subnets(node: &NodeRecord, site: &SiteRecord) -> Vec<Subnet> {
 fn known_endpoint(node: &NodeRecord, site: &SiteRecord) -> Option<Endpoint> {
     match (&node.endpoint_check, node.state) {
         (None, _) => endpoint(node, site),
-        (Some(_), NodeState::Active) => site.endpoint,
+        (Some(_), NodeState::Active) => site.spec.endpoint,
         (Some(_), NodeState::Standby) => None,
     }
 }
@@ -159,7 +159,7 @@ fn known_endpoint(node: &NodeRecord, site: &SiteRecord) -> Option<Endpoint> {
 /// What the node says of itself wins; the site's hint is for its active gateway.
 pub fn endpoint(node: &NodeRecord, site: &SiteRecord) -> Option<Endpoint> {
     match node.state {
-        NodeState::Active => node.endpoint.or(site.endpoint),
+        NodeState::Active => node.endpoint.or(site.spec.endpoint),
         NodeState::Standby => node.endpoint,
     }
 }

@@ -263,8 +263,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::directory::{RecordChange, SiteRecord},
-        testing::{directory_of, node_id, node_record},
+        config::directory::RecordChange,
+        testing::{directory_of, node_id, node_record, respecified},
     };
 
     fn unmanaged(number: u64) -> NodeRecord {
@@ -292,10 +292,8 @@ mod tests {
     fn a_file_has_what_its_gateway_must_know_and_its_secrets() {
         let mut directory = mesh();
         let (site, node) = node_record(2);
-        directory.apply(&RecordChange::Site(SiteRecord {
-            endpoint: None,
-            subnets: vec![],
-            ..site
+        directory.apply(&respecified(site, |spec| {
+            (spec.endpoint, spec.subnets) = (None, vec![]);
         }));
         directory.apply(&RecordChange::Node(node));
         let (file, node) = (
@@ -369,18 +367,9 @@ mod tests {
         };
         let (first, own, fifth) = (node_record(1), node_record(3), node_record(5));
         for new in [
-            RecordChange::Site(SiteRecord {
-                subnets: vec![],
-                ..first.0.clone()
-            }),
-            RecordChange::Site(SiteRecord {
-                endpoint: None,
-                ..first.0.clone()
-            }),
-            RecordChange::Site(SiteRecord {
-                endpoint: None,
-                ..own.0.clone()
-            }),
+            respecified(first.0.clone(), |spec| spec.subnets = vec![]),
+            respecified(first.0.clone(), |spec| spec.endpoint = None),
+            respecified(own.0.clone(), |spec| spec.endpoint = None),
             RecordChange::Node(NodeRecord {
                 wireguard_key: fifth.1.wireguard_key,
                 ..first.1.clone()
@@ -390,14 +379,8 @@ mod tests {
             assert_eq!(after(new.clone()), Some(false), "{new:?}");
         }
         for same in [
-            RecordChange::Site(SiteRecord {
-                description: "x".to_owned(),
-                ..first.0
-            }),
-            RecordChange::Site(SiteRecord {
-                subnets: vec![],
-                ..own.0
-            }),
+            respecified(first.0, |spec| spec.description = "x".to_owned()),
+            respecified(own.0, |spec| spec.subnets = vec![]),
             RecordChange::NodeRevoked(node_id(4)),
         ] {
             assert_eq!(after(same.clone()), Some(true), "{same:?}");

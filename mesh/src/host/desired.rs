@@ -161,10 +161,12 @@ mod tests {
     use crate::{
         agent::replica::Replica,
         config::{
-            directory::{NodeRecord, RecordChange, SiteRecord},
+            directory::{NodeRecord, RecordChange},
             view,
         },
-        testing::{Keys, MESH, directory_of, node_id, node_keys_of, node_record, snapshot},
+        testing::{
+            Keys, MESH, directory_of, node_id, node_keys_of, node_record, respecified, snapshot,
+        },
     };
 
     fn net(text: &str) -> IpNet {
@@ -219,10 +221,9 @@ mod tests {
         for (number, name) in [(1, "drop"), (2, "flush-ruleset"), (3, "accept")] {
             let (site, node) = node_record(number);
             let description = "\"; flush ruleset; add table inet x { }".to_owned();
-            directory.apply(&RecordChange::Site(SiteRecord {
-                name: name.parse().unwrap(),
-                description,
-                ..site
+            directory.apply(&respecified(site, |spec| {
+                spec.name = name.parse().unwrap();
+                spec.description = description;
             }));
             directory.apply(&RecordChange::Node(NodeRecord {
                 name: name.parse().unwrap(),

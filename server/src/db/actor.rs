@@ -40,7 +40,7 @@ impl AuditActor {
         let name = node.map_or_else(|| id.to_string(), |node| node.name.to_string());
         let site = node.and_then(|node| directory.sites.get(&node.site));
         Self {
-            site: site.map(|site| site.name.to_string()),
+            site: site.map(|site| site.spec.name.to_string()),
             ..Self::new(format!("node:{id}"), &name, request_id)
         }
     }

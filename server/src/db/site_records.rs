@@ -1,4 +1,4 @@
-//! SQL that reads sites as records.
+//! SQL of sites, as records.
 
 use std::{
     collections::BTreeMap,
@@ -6,25 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::{PgConnection, types::Json};
 use wattle_mesh::config::directory::SiteRecord;
-use wattle_wire::{endpoint::Endpoint, ids::SiteId, name::Name, subnet::Subnet};
+use wattle_wire::{admin::SiteSpec, endpoint::Endpoint, ids::SiteId, name::Name, subnet::Subnet};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-struct SiteRow {
-    id: SiteId,
-    name: String,
-    description: String,
-    labels: Json<BTreeMap<Name, String>>,
-    endpoint_address: Option<IpNet>,
-    endpoint_port: Option<i32>,
-    subnets: Vec<IpNet>,
-    tunnel_address: IpNet,
-    created_at: DateTime<Utc>,
-}
+const INVALID: &str = "a site in the database is not valid";
 
 /// Lets nobody else change a site or enrol for it until this transaction ends. Who needs [`lock`],
 /// too, calls it after this: two that took them in different orders would wait for each other.
@@ -56,14 +45,11 @@ pub async fn find(connection: &mut PgConnection, site: SiteId) -> Result<Option<
 pub async fn name(connection: &mut PgConnection, site: SiteId) -> Result<Name> {
     let name = sqlx::query_scalar!("SELECT name FROM sites WHERE id = $1", site.0);
     let name = name.fetch_one(connection).await?;
-    Ok(name
-        .parse()
-        .context("a site in the database is not valid")?)
+    Ok(name.parse().context(INVALID)?)
 }
 
 async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<Vec<SiteRecord>> {
-    let rows = sqlx::query_as!(
-        SiteRow,
+    let rows = sqlx::query!(
         r#"SELECT sites.id, name, description, labels AS "labels: Json<BTreeMap<Name, String>>", endpoint_address, endpoint_port,
                   ARRAY(SELECT prefix FROM subnets WHERE subnets.site = sites.id) AS "subnets!: Vec<IpNet>",
                   tunnel_addresses.address AS tunnel_address, created_at
@@ -71,35 +57,127 @@ async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<V
            WHERE $1::uuid IS NULL OR sites.id = $1"#,
         site.map(|site| site.0)
     );
-    rows.fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(SiteRecord::try_from)
-        .collect()
-}
-
-impl TryFrom<SiteRow> for SiteRecord {
-    type Error = Error;
-
-    fn try_from(row: SiteRow) -> Result<Self> {
-        let invalid = "a site in the database is not valid";
-        let mut subnets: Vec<_> = row
-            .subnets
-            .into_iter()
-            .map(|net| Subnet::try_from(net).context(invalid))
-            .collect::<anyhow::Result<_>>()?;
-        subnets.sort();
-        Ok(Self {
-            id: row.id,
-            name: row.name.parse().context(invalid)?,
+    let rows = rows.fetch_all(connection).await?.into_iter();
+    let records = rows.map(|row| {
+        let subnets = row.subnets.into_iter().map(Subnet::try_from);
+        let spec = SiteSpec {
+            name: row.name.parse().context(INVALID)?,
             description: row.description,
             labels: row.labels.0,
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
-            subnets,
+            subnets: subnets.collect::<Result<_, _>>().context(INVALID)?,
+        };
+        Ok(SiteRecord {
+            id: SiteId(row.id),
+            spec: in_order(&spec),
             tunnel_address: v4(row.tunnel_address)?,
             created_at: row.created_at,
         })
-    }
+    });
+    records.collect()
+}
+
+/// Makes a site. The caller holds [`lock`].
+pub async fn insert(
+    connection: &mut PgConnection,
+    id: SiteId,
+    spec: &SiteSpec,
+    tunnel_address: Ipv4Addr,
+) -> Result<SiteRecord> {
+    let (address, port) = endpoint_columns(spec.endpoint);
+    let created_at = sqlx::query_scalar!(
+        "INSERT INTO sites (id, name, description, labels, endpoint_address, endpoint_port) VALUES \
+         ($1, $2, $3, $4, $5, $6) RETURNING created_at",
+        id.0,
+        spec.name.as_str(),
+        spec.description,
+        Json(&spec.labels) as _,
+        address,
+        port
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    insert_subnets(connection, id, &spec.subnets).await?;
+    sqlx::query!(
+        "INSERT INTO tunnel_addresses (address, site, own) VALUES ($1, $2, true)",
+        IpNet::from(IpAddr::V4(tunnel_address)),
+        id.0
+    )
+    .execute(connection)
+    .await?;
+    Ok(SiteRecord {
+        id,
+        spec: in_order(spec),
+        tunnel_address,
+        created_at,
+    })
+}
+
+/// Makes a site what somebody wants. The caller holds [`lock`].
+pub async fn update(
+    connection: &mut PgConnection,
+    before: SiteRecord,
+    spec: &SiteSpec,
+) -> Result<SiteRecord> {
+    let (address, port) = endpoint_columns(spec.endpoint);
+    sqlx::query!(
+        "UPDATE sites SET name = $2, description = $3, labels = $4, endpoint_address = $5, \
+         endpoint_port = $6 WHERE id = $1",
+        before.id.0,
+        spec.name.as_str(),
+        spec.description,
+        Json(&spec.labels) as _,
+        address,
+        port
+    )
+    .execute(&mut *connection)
+    .await?;
+    let kept: Vec<_> = spec.subnets.iter().map(|subnet| subnet.net()).collect();
+    sqlx::query!(
+        "DELETE FROM subnets WHERE site = $1 AND prefix <> ALL($2)",
+        before.id.0,
+        &kept
+    )
+    .execute(&mut *connection)
+    .await?;
+    let had = &before.spec.subnets;
+    let added = spec.subnets.iter().filter(|subnet| !had.contains(subnet));
+    let added: Vec<_> = added.copied().collect();
+    insert_subnets(connection, before.id, &added).await?;
+    Ok(SiteRecord {
+        spec: in_order(spec),
+        ..before
+    })
+}
+
+pub async fn delete(connection: &mut PgConnection, site: SiteId) -> Result<()> {
+    sqlx::query!("DELETE FROM sites WHERE id = $1", site.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// As it is kept: with its subnets in order.
+pub fn in_order(spec: &SiteSpec) -> SiteSpec {
+    let mut spec = spec.clone();
+    spec.subnets.sort();
+    spec
+}
+
+async fn insert_subnets(
+    connection: &mut PgConnection,
+    site: SiteId,
+    subnets: &[Subnet],
+) -> Result<()> {
+    let prefixes: Vec<_> = subnets.iter().map(|subnet| subnet.net()).collect();
+    sqlx::query!(
+        "INSERT INTO subnets (site, prefix) SELECT $1, unnest($2::inet[])",
+        site.0,
+        &prefixes
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// The two columns that hold an endpoint: address and port.

@@ -219,14 +219,14 @@ fn in_words(expected: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use wattle_wire::{
-        admin::{MeshPatch, NewSite},
+        admin::{MeshPatch, SiteSpec},
         problem::ProblemDetails,
     };
 
     use super::*;
 
     fn problem_of(text: &str) -> ProblemDetails {
-        match parse::<NewSite>(text.as_bytes()) {
+        match parse::<SiteSpec>(text.as_bytes()) {
             Err(Error::Refused(problem)) => *problem,
             other => panic!("{other:?}"),
         }

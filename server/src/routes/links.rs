@@ -255,7 +255,7 @@ fn end(
     Some(LinkEnd {
         node,
         name: record.name.clone(),
-        site_name: directory.sites.get(&record.site)?.name.clone(),
+        site_name: directory.sites.get(&record.site)?.spec.name.clone(),
         up: link::end_is_up(report),
         state: report
             .filter(|_| record.unmanaged.is_none())

@@ -108,8 +108,10 @@ pub async fn change(
             match name {
                 None => {}
                 Some(Some(name)) if *name == before.name => {}
-                Some(Some(name)) => naming::give(&mut change, &before, &site.name, name).await?,
-                Some(None) => naming::take_back(&mut change, &before, &site.name).await?,
+                Some(Some(name)) => {
+                    naming::give(&mut change, &before, &site.spec.name, name).await?
+                }
+                Some(None) => naming::take_back(&mut change, &before, &site.spec.name).await?,
             }
             let (after, site) = found(&mut change, id).await?;
             if after == before {
@@ -142,7 +144,8 @@ pub async fn revoke(
     let (app, id) = (&app, app.find_node(&node)?);
     let removed = app.mutate(&actor, |mut change| async move {
         site_records::lock(&mut change).await?;
-        let (node, SiteRecord { name: site, .. }) = as_seen(&mut change, id).await?;
+        let (node, site) = as_seen(&mut change, id).await?;
+        let site = site.spec.name;
         queries::revoke(&mut change, id)
             .await?
             .ok_or_else(|| error::not_found("node"))?;

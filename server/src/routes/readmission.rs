@@ -5,7 +5,7 @@ mod queries;
 use axum::{Extension, extract::State, http::StatusCode};
 use wattle_mesh::{
     audit::{Edit, Subject},
-    config::directory::{RecordChange, SiteRecord},
+    config::directory::RecordChange,
     keys::enrolment::{has_number, verify_statement},
 };
 use wattle_wire::{
@@ -89,7 +89,7 @@ pub async fn readmit(
             let new = NewNode {
                 id: node.node,
                 site: site.id,
-                site_name: &site.name,
+                site_name: &site.spec.name,
                 statement: &statement,
                 signed,
                 endpoint: None,
@@ -104,7 +104,7 @@ pub async fn readmit(
         }
         let mut subjects = made
             .iter()
-            .map(|(record, SiteRecord { name, .. })| Subject::node(name, Edit::Made(record)));
+            .map(|(record, site)| Subject::node(&site.spec.name, Edit::Made(record)));
         let Some(first) = subjects.next() else {
             return Ok(change.unchanged(()));
         };

@@ -19,8 +19,8 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     admin::{
-        ChangedSite, CreatedSite, Import, Imported, NewJoinToken, NewSite, Page, Removed, Site,
-        SitePatch,
+        ChangedSite, CreatedSite, Import, Imported, NewJoinToken, Page, Removed, Site, SitePatch,
+        SiteSpec,
     },
     ids::SiteId,
 };
@@ -97,7 +97,7 @@ impl Way {
 ///
 /// A subnet that holds an address at which gateways look for a coordinator is 409
 /// `subnet_holds_coordinator`, unless it is forced.
-#[utoipa::path(post, path = "/sites", tag = "sites", request_body = NewSite,
+#[utoipa::path(post, path = "/sites", tag = "sites", request_body = SiteSpec,
     params(("force" = Option<bool>, Query, description = "have a subnet although it holds what \
         the name of a coordinator leads to here: gateways find it elsewhere")),
     responses((status = 201, body = CreatedSite, headers(("Location" = String, description = "path \
@@ -105,10 +105,11 @@ impl Way {
 pub async fn create(
     State(app): State<App>,
     Extension(actor): Extension<AuditActor>,
-    Body(new): Body<NewSite>,
+    Body(spec): Body<SiteSpec>,
 ) -> Result<Mutation<Response>> {
     let tunnel_prefix = tunnel_prefix(&app);
-    let wanted = [Wanted::of(check::Draft::of(new, tunnel_prefix)?)?];
+    check::check(&spec, tunnel_prefix)?;
+    let wanted = [Wanted::of(spec)?];
     let created = insert(&app, &actor, &wanted, tunnel_prefix, CREATE).await?;
     created.try_map(|mut created| {
         let created = created.pop().context("a site was made and is not there")?;
@@ -139,14 +140,13 @@ pub async fn import(
         .into());
     }
     let tunnel_prefix = tunnel_prefix(&app);
-    let drafts = sites.into_iter().enumerate().map(|(index, new)| {
-        check::Draft::of(new, tunnel_prefix).map_err(|error| IMPORT.at(index, error))
-    });
-    let drafts: Vec<_> = drafts.collect::<Result<_>>()?;
-    if let Some(Conflict { draft, problem }) = conflicts::among(&drafts) {
-        return Err(IMPORT.at(draft, problem.into()));
+    for (index, spec) in sites.iter().enumerate() {
+        check::check(spec, tunnel_prefix).map_err(|error| IMPORT.at(index, error))?;
     }
-    let wanted: Vec<_> = drafts.into_iter().map(Wanted::of).collect::<Result<_>>()?;
+    if let Some(Conflict { index, problem }) = conflicts::among(&sites) {
+        return Err(IMPORT.at(index, problem.into()));
+    }
+    let wanted: Vec<_> = sites.into_iter().map(Wanted::of).collect::<Result<_>>()?;
     let imported = insert(&app, &actor, &wanted, tunnel_prefix, IMPORT).await?;
     Ok(imported.map(|sites| {
         let no_store = [(header::CACHE_CONTROL, "no-store")];
@@ -157,16 +157,16 @@ pub async fn import(
 /// A site that is about to be made, with a join token for its first gateway.
 struct Wanted {
     id: SiteId,
-    draft: check::Draft,
+    spec: SiteSpec,
     join: tokens::Issue,
 }
 
 impl Wanted {
-    fn of(draft: check::Draft) -> Result<Self> {
+    fn of(spec: SiteSpec) -> Result<Self> {
         let id = SiteId(Uuid::now_v7());
         Ok(Self {
             id,
-            draft,
+            spec,
             join: tokens::Issue::fresh(id, NewJoinToken::default())?,
         })
     }
@@ -180,12 +180,12 @@ async fn insert(
     tunnel_prefix: Ipv4Net,
     way: Way,
 ) -> Result<Mutation<Vec<CreatedSite>>> {
-    let drafts: Vec<_> = wanted.iter().map(|new| &new.draft).collect();
-    let drafts = &drafts;
+    let specs: Vec<_> = wanted.iter().map(|new| &new.spec).collect();
+    let specs = &specs;
     let created = app.mutate(actor, |mut change| async move {
         site_records::lock(&mut change).await?;
-        if let Some(conflict) = conflicts::with_others(&mut change, None, drafts).await? {
-            return Err(way.at(conflict.draft, conflict.problem.into()));
+        if let Some(conflict) = conflicts::with_others(&mut change, None, specs).await? {
+            return Err(way.at(conflict.index, conflict.problem.into()));
         }
         let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
         let coordinators = app.coordinators.all(&mut change).await?;
@@ -194,14 +194,14 @@ async fn insert(
             Vec::with_capacity(wanted.len()),
             Vec::with_capacity(wanted.len()),
         );
-        for (index, (Wanted { id, draft, join }, address)) in
+        for (index, (Wanted { id, spec, join }, address)) in
             wanted.iter().zip(addresses).enumerate()
         {
-            let judged = judge(&draft.subnets, &[], &coordinators, actor.options.force)
+            let judged = judge(&spec.subnets, &[], &coordinators, actor.options.force)
                 .map_err(|error| way.at(index, error))?;
             is_forced |= judged.is_forced;
             warnings.extend(judged.warnings.iter().cloned());
-            let record = queries::insert(&mut change, *id, draft, address).await?;
+            let record = site_records::insert(&mut change, *id, spec, address).await?;
             let token = tokens::queries::insert(&mut change, join).await?;
             created.push(CreatedSite {
                 site: shown(&record, vec![]),
@@ -211,7 +211,7 @@ async fn insert(
             sites.push(record);
         }
         let mut records: Vec<_> = sites.iter().cloned().map(RecordChange::Site).collect();
-        let names: Vec<_> = wanted.iter().map(|new| (new.id, &new.draft.name)).collect();
+        let names: Vec<_> = wanted.iter().map(|new| (new.id, &new.spec.name)).collect();
         let renamed = naming::make_way(&mut change, &names).await?;
         records.extend(
             renamed
@@ -284,29 +284,32 @@ pub async fn change(
             .ok_or_else(|| error::not_found("site"))?;
         let nodes = node_records::of_site(&mut change, site).await?;
         change.check_precondition(&shown(&before, nodes))?;
-        let draft = check::Draft::of(check::patched(&before, wanted), tunnel_prefix)?;
+        let spec = wanted.applied_to(&before.spec);
+        check::check(&spec, tunnel_prefix)?;
         let coordinators = app.coordinators.all(&mut change).await?;
         let Judged {
             is_forced,
             warnings,
         } = judge(
-            &draft.subnets,
-            &before.subnets,
+            &spec.subnets,
+            &before.spec.subnets,
             &coordinators,
             actor.options.force,
         )?;
-        if draft.equals(&before) {
+        if site_records::in_order(&spec) == before.spec {
             return Ok(change.unchanged((before, warnings)));
         }
-        if let Some(conflict) = conflicts::with_others(&mut change, Some(site), &[&draft]).await? {
+        if let Some(conflict) = conflicts::with_others(&mut change, Some(site), &[&spec]).await? {
             return Err(conflict.problem.into());
         }
-        let after = queries::update(&mut change, before.clone(), &draft).await?;
+        let after = site_records::update(&mut change, before.clone(), &spec).await?;
         let mut renamed = Vec::new();
-        if before.name != after.name {
-            renamed.extend(naming::make_way(&mut change, &[(site, &after.name)]).await?);
-            renamed
-                .extend(naming::follow_site(&mut change, site, (&before.name, &after.name)).await?);
+        if before.spec.name != after.spec.name {
+            renamed.extend(naming::make_way(&mut change, &[(site, &after.spec.name)]).await?);
+            renamed.extend(
+                naming::follow_site(&mut change, site, (&before.spec.name, &after.spec.name))
+                    .await?,
+            );
         }
         let mut records = vec![RecordChange::Site(after.clone())];
         records.extend(
@@ -356,14 +359,14 @@ pub async fn remove(
             .into_iter()
             .map(RecordChange::NodeRevoked)
             .collect();
-        queries::delete(&mut change, id).await?;
+        site_records::delete(&mut change, id).await?;
         records.push(RecordChange::SiteRemoved(id));
         let removed = removals::kept(app, &revoked);
         let subject = Subject::site(Edit::Gone(&site));
         let outcome = change.changed(removed.clone(), records, "site.remove", subject);
         let outcome = outcome.with_warnings(removals::warnings(&removed));
         revoked.iter().try_fold(outcome, |outcome, node| {
-            let subject = Subject::revoked(&site.name, node, &removed);
+            let subject = Subject::revoked(&site.spec.name, node, &removed);
             outcome.and_event("node.revoke", subject, None)
         })
     });

@@ -68,7 +68,7 @@ pub async fn create(
             .get(&site)
             .ok_or_else(|| error::not_found("site"))?;
         change.check_precondition(&representation::site_in(&directory, record))?;
-        let site_name = record.name.clone();
+        let site_name = record.spec.name.clone();
         let before = gateway(&directory, site, wireguard_key)?;
         let (node, private_key) = match before.clone() {
             Some(node) => (node, None),
@@ -189,7 +189,7 @@ async fn insert(
     let new = NewNode {
         id,
         site: site.id,
-        site_name: &site.name,
+        site_name: &site.spec.name,
         statement: &statement,
         signed,
         endpoint: None,

@@ -212,8 +212,8 @@ impl Coordinators {
         known.extend(lock(&self.told).iter().cloned());
         let pool = ("mesh".to_owned(), IpNet::V4(directory.mesh.tunnel_prefix));
         let subnets = directory.sites.values().flat_map(|site| {
-            let subnets = site.subnets.iter().map(|subnet| subnet.net());
-            subnets.map(|net| (site.name.to_string(), net))
+            let subnets = site.spec.subnets.iter().map(|subnet| subnet.net());
+            subnets.map(|net| (site.spec.name.to_string(), net))
         });
         std::iter::once(pool)
             .chain(subnets)

@@ -11,7 +11,7 @@ use wattle_mesh::{
     health::lan::LanEnd,
 };
 use wattle_wire::admin::{
-    LanState, Node, NodeRotation, RotationPhase, Site, SiteNode, UnmanagedNode,
+    LanState, Node, NodeRotation, RotationPhase, Site, SiteNode, SiteSpec, UnmanagedNode,
 };
 
 use super::reports::{Account, Reports};
@@ -31,26 +31,23 @@ pub fn listed(node: &NodeRecord) -> SiteNode {
 }
 
 pub fn shown(record: &SiteRecord, nodes: Vec<SiteNode>) -> Site {
-    let SiteRecord {
-        id,
+    let SiteSpec {
         name,
         description,
         labels,
         endpoint,
         subnets,
-        tunnel_address,
-        created_at,
-    } = record.clone();
+    } = record.spec.clone();
     Site {
-        id,
+        id: record.id,
         name,
         description,
         labels,
         endpoint,
         subnets,
-        tunnel_address,
+        tunnel_address: record.tunnel_address,
         nodes,
-        created_at,
+        created_at: record.created_at,
     }
 }
 
@@ -113,7 +110,7 @@ pub fn configured(record: &NodeRecord, site: &SiteRecord) -> Node {
         name: record.name.clone(),
         name_follows_site: record.name_follows_site,
         site: record.site,
-        site_name: site.name.clone(),
+        site_name: site.spec.name.clone(),
         state: record.state,
         tunnel_address: record.tunnel_address,
         wireguard_key: record.wireguard_key,

@@ -14,10 +14,10 @@ use crate::{
     subnet::Subnet,
 };
 
-/// `POST /sites`.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+/// `POST /sites`: a site as somebody wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct NewSite {
+pub struct SiteSpec {
     pub name: Name,
     /// Free text, at most 256 characters without control characters.
     #[serde(default)]
@@ -76,6 +76,27 @@ pub struct SitePatch {
     pub subnets: Option<Vec<Subnet>>,
 }
 
+impl SitePatch {
+    /// A site that was so, after the patch.
+    #[must_use]
+    pub fn applied_to(&self, before: &SiteSpec) -> SiteSpec {
+        let Self {
+            name,
+            description,
+            labels,
+            endpoint,
+            subnets,
+        } = self.clone();
+        SiteSpec {
+            name: name.unwrap_or_else(|| before.name.clone()),
+            description: description.unwrap_or_else(|| before.description.clone()),
+            labels: labels.unwrap_or_else(|| before.labels.clone()),
+            endpoint: endpoint.unwrap_or(before.endpoint),
+            subnets: subnets.unwrap_or_else(|| before.subnets.clone()),
+        }
+    }
+}
+
 /// A site, with its nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Site {
@@ -132,7 +153,7 @@ pub struct Warning {
 #[serde(deny_unknown_fields)]
 pub struct Import {
     /// 1 to 1,000, each as in `POST /sites`.
-    pub sites: Vec<NewSite>,
+    pub sites: Vec<SiteSpec>,
 }
 
 impl Import {

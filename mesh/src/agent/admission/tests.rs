@@ -51,7 +51,7 @@ fn admission(by: &Operator, node: u64, lans: &[&str], signed_at: i64) -> SignedA
     .collect();
     let candidate = Candidate {
         name: record.name,
-        site: site.name,
+        site: site.spec.name,
         identity: record.identity_key,
         prefixes,
         before: None,
@@ -429,7 +429,7 @@ fn listed(number: u64) -> Node {
         name: record.name,
         name_follows_site: true,
         site: record.site,
-        site_name: site.name,
+        site_name: site.spec.name,
         state: record.state,
         tunnel_address: record.tunnel_address,
         wireguard_key: record.wireguard_key,
@@ -516,7 +516,7 @@ fn an_admission_ends_when_its_operator_said_so() {
     let prefixes = prefixes(record.tunnel_address, &[]).collect();
     let candidate = Candidate {
         name: record.name,
-        site: site.name,
+        site: site.spec.name,
         identity: record.identity_key,
         prefixes,
         before: None,
@@ -598,7 +598,7 @@ fn a_host_that_joins_locked_tolerates_nobody() {
 fn an_admission_travels_when_it_is_news_and_a_changed_prefix_does_not_carry_it() {
     let mut world = World::new(3, &[2, 3]);
     let mut site = node_record(2).0;
-    site.subnets = vec!["10.22.0.0/24".parse().unwrap()];
+    site.spec.subnets = vec!["10.22.0.0/24".parse().unwrap()];
     let since = world.feed.position();
     world
         .feed
@@ -625,11 +625,11 @@ fn an_operator_signs_what_is_new_or_changed_and_nothing_twice() {
     let (site_record, _) = node_record(2);
     let site = Site {
         id: site_record.id,
-        name: site_record.name.clone(),
+        name: site_record.spec.name.clone(),
         description: String::new(),
         labels: BTreeMap::new(),
         endpoint: None,
-        subnets: site_record.subnets,
+        subnets: site_record.spec.subnets,
         tunnel_address: site_record.tunnel_address,
         nodes: vec![],
         created_at: site_record.created_at,

@@ -21,7 +21,7 @@ use crate::{
         view,
     },
     keys::enrolment::sign_statement,
-    testing::{Keys, MESH, directory_of, next_message, node_id, words},
+    testing::{Keys, MESH, directory_of, next_message, node_id, respecified, words},
 };
 
 const HISTORIES: u32 = 2_048;
@@ -200,7 +200,7 @@ fn admission(node: u64) -> Option<SignedAdmission> {
         let prefixes = prefixes(record.tunnel_address, &[]).collect();
         let candidate = Candidate {
             name: record.name,
-            site: site.name,
+            site: site.spec.name,
             identity: record.identity_key,
             prefixes,
             before: None,
@@ -323,12 +323,17 @@ impl World {
             None => {
                 let is_taken = |lan: &_| {
                     let mut sites = self.feed.directory().sites.values();
-                    sites.any(|site| site.subnets.contains(lan))
+                    sites.any(|site| site.spec.subnets.contains(lan))
                 };
-                site.subnets.retain(|lan| !is_taken(lan));
-                let names = self.feed.directory().sites.values().map(|site| &site.name);
-                if names.clone().any(|name| *name == site.name) {
-                    site.name = format!("site-{new}").parse().unwrap();
+                site.spec.subnets.retain(|lan| !is_taken(lan));
+                let names = self
+                    .feed
+                    .directory()
+                    .sites
+                    .values()
+                    .map(|site| &site.spec.name);
+                if names.clone().any(|name| *name == site.spec.name) {
+                    site.spec.name = format!("site-{new}").parse().unwrap();
                 }
                 site.id = SiteId(uuid::Uuid::from_u128(u128::from(new) << 64));
                 changes.push(RecordChange::Site(site.clone()));
@@ -349,7 +354,7 @@ impl World {
         };
         let (statement, own_key) = statement(new, 1);
         let id = node_id(new);
-        (node.id, node.site, node.name) = (id, site.id, site.name);
+        (node.id, node.site, node.name) = (id, site.id, site.spec.name);
         node.identity_key = node_record(new).1.identity_key;
         (node.statement, node.wireguard_key) = (statement.clone(), own_key);
         self.statements.insert(id, statement);
@@ -560,26 +565,28 @@ impl World {
                 }
             }
             Happening::MoveLan(from, to) => {
-                self.edit(from, to, |from, to| to.subnets.append(&mut from.subnets));
+                self.edit(from, to, |from, to| {
+                    to.spec.subnets.append(&mut from.spec.subnets)
+                });
             }
             Happening::SwapLans(one, other) => {
                 self.edit(one, other, |one, other| {
-                    std::mem::swap(&mut one.subnets, &mut other.subnets);
+                    std::mem::swap(&mut one.spec.subnets, &mut other.spec.subnets);
                 });
             }
             Happening::Clash(one, other) => {
                 self.edit(one, other, |one, other| {
-                    other.subnets.clone_from(&one.subnets);
+                    other.spec.subnets.clone_from(&one.spec.subnets);
                 });
             }
             Happening::SwapNames(one, other) => {
                 self.edit(one, other, |one, other| {
-                    std::mem::swap(&mut one.name, &mut other.name);
+                    std::mem::swap(&mut one.spec.name, &mut other.spec.name);
                 });
             }
             Happening::MoveEndpoint(site, host) => {
                 if let Some(mut site) = self.site(site) {
-                    site.endpoint = format!("198.51.100.{host}:51820").parse().ok();
+                    site.spec.endpoint = format!("198.51.100.{host}:51820").parse().ok();
                     self.change(vec![RecordChange::Site(site)]);
                 }
             }
@@ -649,9 +656,9 @@ impl World {
     /// The coordinator gives each LAN to one site.
     fn put_lans_right(&mut self) {
         let sites = (1..=SITES).filter_map(|number| {
-            let subnets = node_record(number).0.subnets;
+            let subnets = node_record(number).0.spec.subnets;
             let site = self.site(number)?;
-            Some(RecordChange::Site(SiteRecord { subnets, ..site }))
+            Some(respecified(site, |spec| spec.subnets = subnets))
         });
         let sites: Vec<_> = sites.collect();
         if !sites.is_empty() {

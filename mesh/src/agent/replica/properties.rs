@@ -308,7 +308,7 @@ proptest! {
                 }
                 Happening::MoveSubnet(node, third) if feed.directory().nodes.contains_key(&node_id(node)) => {
                     let (mut site, _) = node_record(node);
-                    site.subnets = vec![format!("10.{node}.{third}.0/24").parse().unwrap()];
+                    site.spec.subnets = vec![format!("10.{node}.{third}.0/24").parse().unwrap()];
                     Some(vec![RecordChange::Site(site)])
                 }
                 Happening::ChangeKeepalive(keepalive_s) => {

@@ -339,7 +339,7 @@ fn e12_f3_a_revision_that_was_seen_is_not_turned_back_and_a_restored_database_is
         panic!("no snapshot")
     };
     let mut site = crate::testing::node_record(2).0;
-    site.subnets = vec!["10.22.0.0/24".parse().unwrap()];
+    site.spec.subnets = vec!["10.22.0.0/24".parse().unwrap()];
     feed.advance(11, &[RecordChange::Site(site)]).unwrap();
     replica.receive(next(&feed, replica.position()), 0);
     let (before, have) = (peers(&replica), feed.position());

@@ -3,9 +3,8 @@
 pub(crate) mod coordinators;
 
 use ipnet::{IpNet, Ipv4Net};
-use wattle_mesh::config::directory::SiteRecord;
 use wattle_wire::{
-    admin::{NewSite, SitePatch},
+    admin::SiteSpec,
     endpoint::Endpoint,
     name::Name,
     problem::{Holder, ProblemDetails},
@@ -21,79 +20,23 @@ use crate::{
 
 const MOST_LABELS: usize = 32;
 
-/// A site as asked for, within all limits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Draft {
-    pub(crate) name: Name,
-    pub(crate) description: String,
-    pub(crate) labels: BTreeMap<Name, String>,
-    pub(crate) endpoint: Option<Endpoint>,
-    /// As they were given.
-    pub(crate) subnets: Vec<Subnet>,
+/// Checks that a site is within all limits.
+pub(crate) fn check(spec: &SiteSpec, tunnel_prefix: Ipv4Net) -> Result<()> {
+    text::check_name(&spec.name)?;
+    text::check("description", &spec.description)?;
+    check_labels(&spec.labels)?;
+    check_subnets(&spec.subnets, tunnel_prefix)?;
+    if let Some(endpoint) = spec.endpoint {
+        check_endpoint(endpoint, &spec.subnets, tunnel_prefix)?;
+    }
+    Ok(())
 }
 
-impl Draft {
-    pub(crate) fn of(new: NewSite, tunnel_prefix: Ipv4Net) -> Result<Self> {
-        let NewSite {
-            name,
-            description,
-            labels,
-            endpoint,
-            subnets,
-        } = new;
-        text::check_name(&name)?;
-        text::check("description", &description)?;
-        check_labels(&labels)?;
-        check_subnets(&subnets, tunnel_prefix)?;
-        if let Some(endpoint) = endpoint {
-            check_endpoint(endpoint, &subnets, tunnel_prefix)?;
-        }
-        Ok(Self {
-            name,
-            description,
-            labels,
-            endpoint,
-            subnets,
-        })
-    }
-
-    /// Whether a site is already so.
-    pub(crate) fn equals(&self, record: &SiteRecord) -> bool {
-        self.name == record.name
-            && self.description == record.description
-            && self.labels == record.labels
-            && self.endpoint == record.endpoint
-            && self.sorted_subnets() == record.subnets
-    }
-
-    pub(crate) fn sorted_subnets(&self) -> Vec<Subnet> {
-        let mut subnets = self.subnets.clone();
-        subnets.sort();
-        subnets
-    }
-
-    /// The field of the body that holds a prefix which overlaps with this one.
-    pub(crate) fn field_of(&self, prefix: IpNet) -> String {
-        let position = self
-            .subnets
-            .iter()
-            .position(|subnet| subnet.overlaps(prefix));
-        position.map_or_else(|| "subnets".to_owned(), |index| format!("subnets[{index}]"))
-    }
-}
-
-/// A site after a patch.
-pub(crate) fn patched(before: &SiteRecord, patch: &SitePatch) -> NewSite {
-    let patch = patch.clone();
-    NewSite {
-        name: patch.name.unwrap_or_else(|| before.name.clone()),
-        description: patch
-            .description
-            .unwrap_or_else(|| before.description.clone()),
-        labels: patch.labels.unwrap_or_else(|| before.labels.clone()),
-        endpoint: patch.endpoint.unwrap_or(before.endpoint),
-        subnets: patch.subnets.unwrap_or_else(|| before.subnets.clone()),
-    }
+/// The field of the body that holds a prefix which overlaps with this one.
+pub(crate) fn field_of(spec: &SiteSpec, prefix: IpNet) -> String {
+    let mut subnets = spec.subnets.iter();
+    let position = subnets.position(|subnet| subnet.overlaps(prefix));
+    position.map_or_else(|| "subnets".to_owned(), |index| format!("subnets[{index}]"))
 }
 
 fn check_labels(labels: &BTreeMap<Name, String>) -> Result<()> {
@@ -183,8 +126,8 @@ mod tests {
     use crate::error::Error;
 
     fn problem_of(json: &str) -> Option<(u16, String, Option<String>)> {
-        let new: NewSite = serde_json::from_str(json).unwrap();
-        let Err(Error::Refused(problem)) = Draft::of(new, "10.99.0.0/16".parse().unwrap()) else {
+        let spec: SiteSpec = serde_json::from_str(json).unwrap();
+        let Err(Error::Refused(problem)) = check(&spec, "10.99.0.0/16".parse().unwrap()) else {
             return None;
         };
         Some((problem.status, problem.code, problem.field))

@@ -2,105 +2,25 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
 };
 
 use anyhow::Context;
-use chrono::{DateTime, Utc};
 use ipnet::{IpNet, Ipv4Net};
-use sqlx::{PgConnection, types::Json};
-use wattle_mesh::config::{allocate, directory::SiteRecord};
+use sqlx::PgConnection;
+use wattle_mesh::config::allocate;
 use wattle_wire::{
     endpoint::Endpoint,
     ids::SiteId,
     name::Name,
     problem::{Holder, ProblemDetails},
-    subnet::Subnet,
 };
 
-use super::check::{Draft, endpoint_in_subnet};
+use super::check::endpoint_in_subnet;
 use crate::{
     db::site_records::{self, v4},
     error::{self, ErrorCode, Result},
 };
-
-pub(super) async fn insert(
-    connection: &mut PgConnection,
-    id: SiteId,
-    draft: &Draft,
-    tunnel_address: Ipv4Addr,
-) -> Result<SiteRecord> {
-    let (address, port) = site_records::endpoint_columns(draft.endpoint);
-    let created_at = sqlx::query_scalar!(
-        "INSERT INTO sites (id, name, description, labels, endpoint_address, endpoint_port) VALUES \
-         ($1, $2, $3, $4, $5, $6) RETURNING created_at",
-        id.0,
-        draft.name.as_str(),
-        draft.description,
-        Json(&draft.labels) as _,
-        address,
-        port
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    insert_subnets(connection, id, &draft.subnets).await?;
-    sqlx::query!(
-        "INSERT INTO tunnel_addresses (address, site, own) VALUES ($1, $2, true)",
-        IpNet::from(IpAddr::V4(tunnel_address)),
-        id.0
-    )
-    .execute(connection)
-    .await?;
-    Ok(record(id, draft, tunnel_address, created_at))
-}
-
-pub(super) async fn update(
-    connection: &mut PgConnection,
-    before: SiteRecord,
-    draft: &Draft,
-) -> Result<SiteRecord> {
-    let (address, port) = site_records::endpoint_columns(draft.endpoint);
-    sqlx::query!(
-        "UPDATE sites SET name = $2, description = $3, labels = $4, endpoint_address = $5, \
-         endpoint_port = $6 WHERE id = $1",
-        before.id.0,
-        draft.name.as_str(),
-        draft.description,
-        Json(&draft.labels) as _,
-        address,
-        port
-    )
-    .execute(&mut *connection)
-    .await?;
-    let kept: Vec<_> = draft.subnets.iter().map(|subnet| subnet.net()).collect();
-    sqlx::query!(
-        "DELETE FROM subnets WHERE site = $1 AND prefix <> ALL($2)",
-        before.id.0,
-        &kept
-    )
-    .execute(&mut *connection)
-    .await?;
-    let added: Vec<_> = draft
-        .subnets
-        .iter()
-        .copied()
-        .filter(|subnet| !before.subnets.contains(subnet))
-        .collect();
-    insert_subnets(connection, before.id, &added).await?;
-    Ok(record(
-        before.id,
-        draft,
-        before.tunnel_address,
-        before.created_at,
-    ))
-}
-
-pub(super) async fn delete(connection: &mut PgConnection, site: SiteId) -> Result<()> {
-    sqlx::query!("DELETE FROM sites WHERE id = $1", site.0)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
 
 /// So many tunnel addresses that nobody has, the lowest first. The caller holds the lock.
 pub async fn free_addresses(
@@ -279,38 +199,4 @@ pub async fn endpoint_in_foreign_subnet(
         };
         endpoint_in_subnet(endpoint, holds, Some(holder))
     }))
-}
-
-async fn insert_subnets(
-    connection: &mut PgConnection,
-    site: SiteId,
-    subnets: &[Subnet],
-) -> Result<()> {
-    let prefixes: Vec<_> = subnets.iter().map(|subnet| subnet.net()).collect();
-    sqlx::query!(
-        "INSERT INTO subnets (site, prefix) SELECT $1, unnest($2::inet[])",
-        site.0,
-        &prefixes
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-fn record(
-    id: SiteId,
-    draft: &Draft,
-    tunnel_address: Ipv4Addr,
-    created_at: DateTime<Utc>,
-) -> SiteRecord {
-    SiteRecord {
-        id,
-        name: draft.name.clone(),
-        description: draft.description.clone(),
-        labels: draft.labels.clone(),
-        endpoint: draft.endpoint,
-        subnets: draft.sorted_subnets(),
-        tunnel_address,
-        created_at,
-    }
 }

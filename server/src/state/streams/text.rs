@@ -199,7 +199,11 @@ mod tests {
         config::directory::{Directory, NodeRecord, RecordChange, SiteRecord},
         keys::node_keys::NodeKeys,
     };
-    use wattle_wire::{admin::NodeState, ids::MeshId, ids::SiteId, peer::MeshSettings};
+    use wattle_wire::{
+        admin::{NodeState, SiteSpec},
+        ids::{MeshId, SiteId},
+        peer::MeshSettings,
+    };
 
     use super::*;
 
@@ -229,11 +233,13 @@ mod tests {
             let machine = NodeKeys::new(&[number; 32], &[number; 32], 0).unwrap();
             directory.apply(&RecordChange::Site(SiteRecord {
                 id: site,
-                name: format!("site-{}", site.0.as_u128()).parse().unwrap(),
-                description: String::new(),
-                labels: BTreeMap::new(),
-                endpoint: None,
-                subnets: vec![format!("10.{}.0.0/16", site.0.as_u128()).parse().unwrap()],
+                spec: SiteSpec {
+                    name: format!("site-{}", site.0.as_u128()).parse().unwrap(),
+                    description: String::new(),
+                    labels: BTreeMap::new(),
+                    endpoint: None,
+                    subnets: vec![format!("10.{}.0.0/16", site.0.as_u128()).parse().unwrap()],
+                },
                 tunnel_address: [10, 99, 0, number].into(),
                 created_at: DateTime::UNIX_EPOCH,
             }));
@@ -321,10 +327,8 @@ mod tests {
             .next()
             .unwrap()
             .site;
-        let site = SiteRecord {
-            endpoint: Some("203.0.113.1:51820".parse().unwrap()),
-            ..feed.directory().sites[&site].clone()
-        };
+        let mut site = feed.directory().sites[&site].clone();
+        site.spec.endpoint = Some("203.0.113.1:51820".parse().unwrap());
         feed.advance(8, &[RecordChange::Site(site)]).unwrap();
         let event_of = |number| {
             texts

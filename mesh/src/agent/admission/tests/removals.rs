@@ -10,7 +10,7 @@ fn removed_node(number: u64) -> RemovedNode {
     RemovedNode {
         id: record.id,
         name: Some(record.name),
-        site_name: Some(site.name),
+        site_name: Some(site.spec.name),
         identity_key: record.identity_key,
         removed_at: None,
         admission: record.admission,

@@ -50,11 +50,11 @@ pub(super) fn change_site(world: &mut World, gateway: usize) {
     let number = u64::try_from(gateway).unwrap() + 1;
     let node = world.coordinator.node(node_id(number)).unwrap();
     let mut site = world.coordinator.feed.directory().sites[&node.site].clone();
-    if site.subnets.len() > 1 {
-        site.subnets.pop();
+    if site.spec.subnets.len() > 1 {
+        site.spec.subnets.pop();
     } else {
         let second = format!("10.{}.0.0/24", number + 100);
-        site.subnets.push(second.parse().unwrap());
+        site.spec.subnets.push(second.parse().unwrap());
     }
     world.coordinator.change(RecordChange::Site(site));
     world.stream();

@@ -11,11 +11,11 @@ use wattle_wire::{
 use crate::{
     agent::replica::{Received, Rejection, Replica},
     config::{
-        directory::{NodeRecord, RecordChange, SiteRecord},
+        directory::{NodeRecord, RecordChange},
         feed::Feed,
         view,
     },
-    testing::{Keys, MESH, directory_of, next_message, node_id, node_record, words},
+    testing::{Keys, MESH, directory_of, next_message, node_id, node_record, respecified, words},
 };
 
 const NOW: i64 = 1_800_000_000;
@@ -136,10 +136,8 @@ fn in_place_of(node: u64, by: u64) -> NodeRecord {
 }
 
 fn lan(node: u64, lans: &[&str]) -> RecordChange {
-    RecordChange::Site(SiteRecord {
-        subnets: lans.iter().map(|lan| lan.parse().unwrap()).collect(),
-        ..node_record(node).0
-    })
+    let subnets = lans.iter().map(|lan| lan.parse().unwrap()).collect();
+    respecified(node_record(node).0, |spec| spec.subnets = subnets)
 }
 
 #[test]
