@@ -221,7 +221,6 @@ pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()
                 guard: found.host.guard(),
                 node_keys: &found.node_keys,
                 psks: &found.psks,
-                probes: &BTreeMap::new(),
             };
             planned(&found.host, known, judge, Watch::default(), Duration::ZERO).await?
         }

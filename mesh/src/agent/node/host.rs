@@ -1,12 +1,9 @@
 //! What a node asks of its host, and what the host answers.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use ipnet::IpNet;
-use wattle_wire::{
-    ids::NodeId,
-    report::{ProbeReport, Problem},
-};
+use wattle_wire::report::Problem;
 
 use crate::{
     agent::{
@@ -92,8 +89,6 @@ pub struct Judge<'a> {
     pub guard: &'a Guard,
     pub node_keys: &'a NodeKeys,
     pub psks: &'a Exchange,
-    /// What probes of the peers found.
-    pub probes: &'a BTreeMap<NodeId, ProbeReport>,
 }
 
 /// What is to be done to a host.
@@ -126,7 +121,7 @@ impl Judge<'_> {
         let refused = self.guard.screen(known, surroundings, unix_s);
         let interface = observed.interface.as_ref();
         let peer_keys = interface
-            .map(|interface| watch.observe(known, interface, self.probes, *at))
+            .map(|interface| watch.observe(known, interface, *at))
             .unwrap_or_default();
         let networks = &surroundings.networks;
         let plan = self.plan(known, &refused, networks, &peer_keys, observed);

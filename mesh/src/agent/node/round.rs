@@ -202,7 +202,6 @@ impl<S: Secrets> LocalNode<S> {
             guard: &self.guard,
             node_keys: &self.node_keys,
             psks: self.psks.exchange(),
-            probes: &self.probes,
         }
     }
 
@@ -256,7 +255,7 @@ impl<S: Secrets> LocalNode<S> {
             return;
         }
         let peer_keys = mem::take(&mut self.round.peer_keys);
-        self.watch.made_anew(&peer_keys, self.now.elapsed);
+        self.watch.made(&peer_keys, self.now.elapsed);
         self.round.stage = Stage::Checking;
         self.outputs.push_back(Output::Observe(Look::Host));
     }
@@ -368,7 +367,7 @@ impl<S: Secrets> LocalNode<S> {
         let Some(known) = self.replica.known() else {
             return;
         };
-        let peer_keys = self.watch.observe(known, interface, &self.probes, at);
+        let peer_keys = self.watch.observe(known, interface, at);
         if !peer_keys.is_pressing() {
             return;
         }
@@ -398,7 +397,7 @@ impl<S: Secrets> LocalNode<S> {
         if let Err(failure) = result {
             return self.log(Level::Warn, failure.words);
         }
-        self.watch.made_anew(peer_keys, self.now.elapsed);
+        self.watch.made(peer_keys, self.now.elapsed);
         self.log_steps(&steps);
         let outcome = self.round.present_mut();
         let observed = mem::take(&mut outcome.observed);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use wattle_wire::{ids::NodeId, key::WireguardKey, report::ProbeReport, rotation::KeyInPlace};
+use wattle_wire::{ids::NodeId, key::WireguardKey, rotation::KeyInPlace};
 
 use super::readiness;
 
@@ -26,9 +26,9 @@ const OBSERVE_INTERVAL: Duration = Duration::from_millis(50);
 const ATTENTIVE: Duration = Duration::from_secs(60);
 /// How often it is observed from then on, while the announcement stands.
 const OBSERVE_LATER_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an entry that was made anew has for its handshake, beside the round trip, before it is
-/// made anew once more: one that makes a new entry sends its first handshake at once, while
-/// WireGuard itself waits 5 s after one that was lost (`REKEY_TIMEOUT` of its paper, section 6.1).
+/// How long an entry that was made anew has for its handshake before it is made anew once more: one
+/// that makes a new entry sends its first handshake at once, while WireGuard itself waits 5 s after
+/// one that was lost (`REKEY_TIMEOUT` of its paper, section 6.1).
 /// An entry that is made anew too soon drops what comes under the session that it was getting.
 const FIRST_PROBE: Duration = Duration::from_millis(300);
 const LONGEST_PROBE: Duration = Duration::from_secs(5);
@@ -58,26 +58,18 @@ struct Awaited {
 struct KeyProbe {
     key: WireguardKey,
     since: Duration,
-    /// When the entry was made.
+    /// When the entry was made; before that, when it was missed.
     made: Duration,
-    /// How often it was made anew.
+    /// How often it was made.
     times: u32,
 }
 
 impl KeyProbe {
-    /// How long the present entry has for its handshake. What the path takes counts for each.
-    fn wait(&self, round_trip: Duration) -> Duration {
+    /// How long the present entry has for its handshake.
+    fn wait(&self) -> Duration {
         let doubled = 2_u32.saturating_pow(self.times.saturating_sub(1));
-        LONGEST_PROBE.min(FIRST_PROBE.saturating_mul(doubled)) + round_trip
+        LONGEST_PROBE.min(FIRST_PROBE.saturating_mul(doubled))
     }
-}
-
-/// How the device was found.
-#[derive(Clone, Copy)]
-struct Found<'a> {
-    interface: &'a Interface,
-    probes: &'a BTreeMap<NodeId, ProbeReport>,
-    at: Duration,
 }
 
 /// Prefixes, and the endpoints of the entries that have them.
@@ -110,15 +102,8 @@ impl PeerKeys {
 }
 
 impl Watch {
-    /// Looks at the device as it was at a time, of a clock that only goes forward. `probes` tell
-    /// how long the paths to peers take.
-    pub fn observe(
-        &mut self,
-        known: &Known,
-        interface: &Interface,
-        probes: &BTreeMap<NodeId, ProbeReport>,
-        at: Duration,
-    ) -> PeerKeys {
+    /// Looks at the device as it was at a time, of a clock that only goes forward.
+    pub fn observe(&mut self, known: &Known, interface: &Interface, at: Duration) -> PeerKeys {
         let pending = |(node, peer): (&NodeId, &KnownPeer)| {
             let announced = peer
                 .announced
@@ -139,17 +124,12 @@ impl Watch {
         });
         // Of a mesh that is at rest nobody needs it.
         let holders = LazyCell::new(|| holders(interface));
-        let found = Found {
-            interface,
-            probes,
-            at,
-        };
         PeerKeys(
             known
                 .peers
                 .iter()
                 .filter_map(|(node, peer)| {
-                    Some((*node, self.peer_key(*node, peer, found, &holders)?))
+                    Some((*node, self.peer_key(*node, peer, interface, &holders, at)?))
                 })
                 .collect(),
         )
@@ -159,17 +139,13 @@ impl Watch {
         &mut self,
         node: NodeId,
         peer: &KnownPeer,
-        found: Found<'_>,
+        interface: &Interface,
         holders: &LazyCell<Holders, F>,
+        at: Duration,
     ) -> Option<PeerKey>
     where
         F: FnOnce() -> Holders,
     {
-        let Found {
-            interface,
-            probes,
-            at,
-        } = found;
         let announced = peer
             .announced
             .as_ref()
@@ -212,9 +188,7 @@ impl Watch {
                 endpoint: None,
             });
         };
-        let round_trip = probes.get(&node).map_or(0, |probe| probe.round_trip_us);
-        let wait = probe.wait(Duration::from_micros(round_trip.into()));
-        let anew = entry.is_some() && at.saturating_sub(probe.made) >= wait;
+        let anew = entry.is_some() && at.saturating_sub(probe.made) >= probe.wait();
         Some(PeerKey {
             taken_up: taken_up.is_some(),
             anew,
@@ -222,10 +196,12 @@ impl Watch {
         })
     }
 
-    /// Takes note that the entries were made anew, just now.
-    pub fn made_anew(&mut self, peer_keys: &PeerKeys, now: Duration) {
-        for (node, _) in peer_keys.0.iter().filter(|(_, entry)| entry.anew) {
-            if let Some(probe) = self.probes.get_mut(node) {
+    /// Takes note that entries were made just now: those that were to be made anew, and those that
+    /// were missing.
+    pub fn made(&mut self, peer_keys: &PeerKeys, now: Duration) {
+        for (node, entry) in &peer_keys.0 {
+            let probe = self.probes.get_mut(node);
+            if let Some(probe) = probe.filter(|probe| entry.anew || probe.times == 0) {
                 probe.made = now;
                 probe.times += 1;
             }

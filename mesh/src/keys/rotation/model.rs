@@ -15,7 +15,7 @@ use wattle_wire::{
     key::{Signature, WireguardKey},
     peer::{MeshSettings, View},
     psk::PskPolicy,
-    report::{DeviceKind, EndState, ProbeReport},
+    report::DeviceKind,
     rotation::{ReadyPeer, RotationAnswer, RotationStep, SignedAnnouncement},
     stream::StreamMessage,
 };
@@ -103,12 +103,9 @@ impl Gateway {
         let Some(known) = self.replica.known() else {
             return;
         };
-        let peer_keys = self.watch.observe(
-            known,
-            self.host.interface.as_ref().unwrap(),
-            &BTreeMap::new(),
-            now,
-        );
+        let peer_keys = self
+            .watch
+            .observe(known, self.host.interface.as_ref().unwrap(), now);
         let local = Local {
             interface: "wattle0".parse().unwrap(),
             node_keys: &self.node_keys,
@@ -127,7 +124,7 @@ impl Gateway {
             self.host = std::mem::take(&mut self.host).after(&step.change);
         }
         if all {
-            self.watch.made_anew(&peer_keys, now);
+            self.watch.made(&peer_keys, now);
         } else {
             self.restart();
         }
@@ -808,27 +805,32 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
         world.gateways[0].node_keys.wireguard_key(),
         &mut world.gateways[1],
     );
+    let mut without = peer.interface().clone();
+    without.peers.remove(&key);
     peer.reconcile(world.now, usize::MAX);
     assert_eq!(peer.interface().peers[&key].allowed_ips.len(), 2);
     assert_eq!(
-        calls(peer, world.now, 0, 0),
+        calls(peer, peer.watch.clone(), world.now, 0),
         [300, 900, 2_100, 4_500, 9_300, 14_300, 19_300]
     );
-    // A handshake has the whole time from when the entry is there, and what its path takes.
+    // A handshake has the whole time from when the entry is there.
     assert_eq!(
-        calls(peer, world.now, 200, 0),
+        calls(peer, peer.watch.clone(), world.now, 200),
         [300, 1_100, 2_500, 5_100, 10_100, 15_300]
     );
-    assert_eq!(
-        calls(peer, world.now, 0, 700),
-        [1_000, 2_300, 4_200, 7_300, 12_800, 18_500]
-    );
+    // So has that of an entry which was missing: it is made, and only then made anew.
+    let (mut watch, made) = (Watch::default(), world.now + Duration::from_millis(500));
+    let known = peer.replica.known().unwrap();
+    let peer_keys = watch.observe(known, &without, world.now);
+    assert!(!peer_keys.is_pressing());
+    watch.made(&peer_keys, made);
+    assert_eq!(calls(peer, watch, made, 0)[..4], [300, 900, 2_100, 4_500]);
     let (known, late) = (
         peer.replica.known().unwrap(),
         world.now + Duration::from_secs(70),
     );
     let interface = peer.host.interface.as_ref().unwrap();
-    peer.watch.observe(known, interface, &BTreeMap::new(), late);
+    peer.watch.observe(known, interface, late);
     assert_eq!(
         peer.watch.interval(late),
         None,
@@ -837,24 +839,17 @@ fn a_peer_that_missed_it_all_follows_once_the_coordinator_tells_it_and_calls_ane
 }
 
 /// When a peer whose calls nobody answers makes its entry anew, in milliseconds of 20 s. To make it
-/// takes so many, and so many the path to and fro.
-fn calls(peer: &Gateway, began: Duration, takes: u64, round_trip: u32) -> Vec<u64> {
-    let probe = ProbeReport {
-        state: EndState::Up,
-        loss_percent: 0,
-        round_trip_us: round_trip * 1000,
-    };
-    let probes = BTreeMap::from([(node_id(ROTATING), probe)]);
+/// takes so many.
+fn calls(peer: &Gateway, mut watch: Watch, began: Duration, takes: u64) -> Vec<u64> {
     let (known, interface) = (peer.replica.known().unwrap(), peer.interface());
-    let mut watch = peer.watch.clone();
     let (mut calls, mut ms) = (vec![], 0);
     while ms < 20_000 {
         let at = |ms| began + Duration::from_millis(ms);
-        let peer_keys = watch.observe(known, interface, &probes, at(ms));
+        let peer_keys = watch.observe(known, interface, at(ms));
         if peer_keys.is_pressing() {
             calls.push(ms);
             ms += takes;
-            watch.made_anew(&peer_keys, at(ms));
+            watch.made(&peer_keys, at(ms));
         }
         assert!(watch.interval(at(ms)).is_some());
         ms += 50;
