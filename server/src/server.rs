@@ -5,10 +5,11 @@ use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::D
 use anyhow::Context;
 use sqlx::postgres::PgConnectOptions;
 use tokio::{
+    sync::mpsc,
     task::{JoinHandle, JoinSet},
     time::interval,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     bootstrap,
@@ -34,7 +35,7 @@ use crate::{
         streams::Streams,
     },
     tasks::{
-        coordinator_addresses, credentials, endpoint_check, history, mailbox, memory,
+        coordinator_addresses, credentials, endpoint_check, history, link_tracker, mailbox, memory,
         webhook_outbox,
     },
     tls::certificate::Certificate,
@@ -187,6 +188,11 @@ async fn follow(app: App) {
             None => app.stop.cancelled().await,
         }
     };
+    let (settled, history) = mpsc::channel(1);
+    // A look at the links of a thousand nodes takes a while; what follows the mesh does not wait.
+    let tracked = app.clone();
+    let tracking = tokio::spawn(async move { link_tracker::follow(&tracked, settled).await });
+    let tracking = AbortOnDropHandle::new(tracking);
     tokio::select! {
         () = app.mesh_cache.follow(&app.db, &app.stop) => {}
         () = app.reports.write_on(&app.db) => {}
@@ -196,7 +202,8 @@ async fn follow(app: App) {
         () = credentials::follow(&app) => {}
         () = mailbox::follow(&app) => {}
         () = memory::give_back() => {}
-        () = history::follow(&app) => {}
+        _ = tracking => {}
+        () = history::follow(&app, history) => {}
         () = endpoint_check::follow(&app) => {}
         () = coordinator_addresses::follow(&app) => {}
         () = webhook_outbox::follow(&app) => {}

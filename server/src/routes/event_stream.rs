@@ -16,17 +16,14 @@ use axum::{
     },
 };
 use futures_util::stream;
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    time::sleep,
-};
-use wattle_wire::{event_stream::MeshUpdate, ids::Position};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use wattle_wire::event_stream::MeshUpdate;
 
 use crate::{
     error::{self, Result},
     state::{
         app::App,
-        link_tracker::{EventId, REFRESH_INTERVAL},
+        link_tracker::EventId,
         shares::{Share, SharePlace},
     },
 };
@@ -60,7 +57,7 @@ pub async fn follow(
         .and_then(|id| id.to_str().ok())
         .and_then(EventId::parse);
     let session = Session {
-        position: app.mesh_cache.subscribe(),
+        looks: app.link_tracker.looks(),
         app,
         share,
         last_event,
@@ -81,7 +78,7 @@ struct Session {
     share: Arc<Share>,
     /// The last event that it has.
     last_event: Option<EventId>,
-    position: watch::Receiver<Position>,
+    looks: watch::Receiver<()>,
     _places: (SharePlace, OwnedSemaphorePermit),
 }
 
@@ -89,13 +86,8 @@ impl Session {
     /// The next event; `None` ends the stream.
     async fn next(&mut self) -> Option<Event> {
         loop {
-            self.position.borrow_and_update();
-            if let Some((event, news)) = self
-                .app
-                .link_tracker
-                .changes_since(self.app.sources(), self.last_event)
-                .await
-            {
+            self.looks.borrow_and_update();
+            if let Some((event, news)) = self.app.link_tracker.changes_since(self.last_event) {
                 self.last_event = Some(event);
                 let kind = if news.complete { "snapshot" } else { "change" };
                 return Event::default()
@@ -107,8 +99,7 @@ impl Session {
             tokio::select! {
                 () = self.app.stop.cancelled() => return None,
                 () = self.share.ended() => return None,
-                _ = self.position.changed() => {}
-                () = sleep(REFRESH_INTERVAL) => {}
+                _ = self.looks.changed() => {}
             }
             // Without the database nobody knows who may still watch.
             if !self.app.mesh_cache.is_fresh() {

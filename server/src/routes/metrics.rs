@@ -176,7 +176,6 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         )?;
     }
 
-    let seen = app.link_tracker.link_states(app.sources()).await;
     let links = app
         .mesh_cache
         .read(|feed| view::count_links(feed.directory()));
@@ -185,12 +184,7 @@ async fn look(app: &App, registry: &Registry) -> prometheus::Result<()> {
         ("degraded", LinkState::Degraded),
         ("down", LinkState::Down),
     ];
-    let states = states.map(|(name, wanted)| {
-        (
-            name,
-            count(seen.iter().filter(|state| **state == wanted).count()),
-        )
-    });
+    let states = states.map(|(name, state)| (name, count(app.link_tracker.count(state))));
     let never = count(links) - states.iter().map(|(_, links)| links).sum::<i64>();
     let links: Vec<_> = states
         .into_iter()

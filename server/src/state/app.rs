@@ -16,7 +16,7 @@ use super::{
     auth_limiter::AuthLimiter,
     coordinators::Coordinators,
     credentials::{KnownTokens, Verified},
-    link_tracker::{LinkTracker, Sources},
+    link_tracker::LinkTracker,
     mesh_cache::MeshCache,
     metrics::Metrics,
     reports::Reports,
@@ -86,15 +86,6 @@ impl Deref for App {
 impl App {
     pub fn new(parts: Parts) -> Self {
         Self(Arc::new(parts))
-    }
-
-    /// What the tracker of links looks at.
-    pub fn sources(&self) -> Sources<'_> {
-        Sources {
-            db: &self.db,
-            mesh_cache: &self.mesh_cache,
-            reports: &self.reports,
-        }
     }
 
     /// Carries out a change and waits until this coordinator's cache has it, so that a writer reads

@@ -114,6 +114,41 @@ async fn who_watches_hears_of_sites_nodes_and_links_as_they_change() {
 }
 
 #[tokio::test]
+async fn who_watches_hears_of_a_change_while_nobody_can_read_how_links_are() {
+    let coordinator = Coordinator::start().await;
+    new_node(&coordinator, json!({"name": "dublin"})).await;
+    let mut events = follow(&coordinator, None).await;
+    next(&mut events).await;
+    let mut blocker = coordinator.connection().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE links")
+        .execute(&mut blocker)
+        .await
+        .unwrap();
+    coordinator
+        .patch("/sites/dublin", json!({"description": "the first"}))
+        .await
+        .expect(200);
+    let changed = news_with(&mut events, |news| !news.sites.is_empty());
+    // The database gives up a statement that waits for a lock after three seconds.
+    timeout(Duration::from_secs(2), changed)
+        .await
+        .expect("the change waits for the links");
+    // Nor does who begins to watch.
+    let mut others = follow(&coordinator, None).await;
+    let all = timeout(Duration::from_secs(2), next(&mut others));
+    assert!(
+        all.await
+            .expect("the first event waits for the links")
+            .1
+            .complete
+    );
+    sqlx::raw_sql("ROLLBACK")
+        .execute(&mut blocker)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn who_comes_back_hears_only_what_is_new() {
     let coordinator = Coordinator::start().await;
     new_node(&coordinator, json!({"name": "dublin"})).await;
