@@ -121,7 +121,6 @@ pub(crate) fn node_id(number: u64) -> NodeId {
     NodeId(Uuid::from_u128(u128::from(number)))
 }
 
-/// Site and node of a number: LAN `10.<number>.0.0/24` (from 99 on elsewhere), tunnel address
 /// A site that is asked for otherwise.
 pub(crate) fn respecified(
     mut site: SiteRecord,
@@ -131,6 +130,7 @@ pub(crate) fn respecified(
     RecordChange::Site(site)
 }
 
+/// Site and node of a number: LAN `10.<number>.0.0/24` (from 99 on elsewhere), tunnel address
 /// `10.99.0.<number>`.
 pub(crate) fn node_record(number: u64) -> (SiteRecord, NodeRecord) {
     let keys = Keys::of(number);

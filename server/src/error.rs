@@ -14,8 +14,8 @@ pub use wattle_wire::problem::ErrorCode;
 
 /// The longest text of an error that may hold input, in bytes.
 const LONGEST_ECHO: usize = 200;
-/// Seconds after which a client may try again when cannot reach the database, or when there were
-/// too many reports or failures.
+/// Seconds after which a client may try again when the coordinator cannot reach the database, or
+/// when there were too many reports or failures.
 const RETRY_AFTER_S: &str = "2";
 /// The same for a node that makes too many changes in an hour.
 const RETRY_AFTER_CHANGES_S: &str = "600";
@@ -43,7 +43,7 @@ pub enum Error {
     Unavailable(&'static str),
     /// A fault of the coordinator, with its causes, which the log names and nobody else is told.
     #[error("internal error: {0:#}")]
-    Internal(#[from] anyhow::Error),
+    Internal(anyhow::Error),
 }
 
 impl Error {
@@ -90,7 +90,7 @@ impl Error {
         }
     }
 
-    /// Whether cannot reach the database or busy, rather than at odds with what it was asked.
+    /// Whether the database is out of reach or busy, rather than at odds with what it was asked.
     fn is_outage(&self) -> bool {
         let Self::Database(error) = self else {
             return false;
@@ -135,6 +135,13 @@ impl Error {
                 tracing::error!(error = format!("{error:#}"), "internal error")
             }
         }
+    }
+}
+
+// Not as the source of the error: its text has the causes already.
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Internal(error)
     }
 }
 

@@ -22,7 +22,7 @@ use utoipa::{
     openapi::{
         ComponentsBuilder, Content, InfoBuilder, Object, OneOfBuilder, OpenApi, OpenApiBuilder,
         Ref, RefOr, ResponseBuilder, Schema, Type,
-        path::{ParameterBuilder, ParameterIn, PathItem},
+        path::{self, ParameterBuilder, ParameterIn, PathItem},
         security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
     },
 };
@@ -38,7 +38,8 @@ use crate::{
     http::{
         audience::{RouteAudience, only},
         auth::{self, RequestId},
-        preconditions, ui,
+        preconditions::{self, ActionRoutes},
+        ui,
     },
     routes::{
         api_tokens, enrolment, event_stream, events, health, identity_rotation, links, mailbox,
@@ -117,9 +118,20 @@ fn routes_for(action: Action) -> OpenApiRouter<App> {
 /// The router of a listener, with everything around it.
 pub fn router(app: App, audiences: Vec<RouteAudience>) -> Router {
     let mut all: Router<App> = ui::routes();
+    // What a route documents is what it takes.
+    let forced = table()
+        .into_iter()
+        .filter(|operation| operation.can_be_forced);
+    let forced: Arc<[_]> = forced
+        .map(|operation| (operation.method, operation.path))
+        .collect();
     for action in Action::ALL {
         let routes: Router<App> = routes_for(action).into();
-        let routes = routes.route_layer(from_fn_with_state(action, preconditions::read));
+        let of_action = ActionRoutes {
+            action,
+            forced: Arc::clone(&forced),
+        };
+        let routes = routes.route_layer(from_fn_with_state(of_action, preconditions::read));
         all = all.merge(match action {
             Action::Ask => routes,
             Action::Read
@@ -149,6 +161,8 @@ pub struct Operation {
     pub method: &'static str,
     pub path: String,
     pub action: Action,
+    /// Whether it takes `?force=true`.
+    pub can_be_forced: bool,
 }
 
 /// Every operation.
@@ -156,10 +170,11 @@ pub fn table() -> Vec<Operation> {
     let rows = Action::ALL.into_iter().flat_map(|action| {
         let paths = routes_for(action).into_openapi().paths.paths;
         paths.into_iter().flat_map(move |(path, item)| {
-            methods(&item).into_iter().map(move |method| Operation {
+            methods(item).map(move |(method, operation)| Operation {
                 method,
                 path: path.clone(),
                 action,
+                can_be_forced: takes_force(&operation),
             })
         })
     });
@@ -326,7 +341,7 @@ fn document_options(item: &mut PathItem) {
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut utoipa::openapi::path::Operation> {
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut path::Operation> {
     [
         &mut item.get,
         &mut item.post,
@@ -338,19 +353,22 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut utoipa::openapi:
     .flatten()
 }
 
-fn methods(item: &PathItem) -> Vec<&'static str> {
+fn methods(item: PathItem) -> impl Iterator<Item = (&'static str, path::Operation)> {
     let methods = [
-        ("GET", &item.get),
-        ("POST", &item.post),
-        ("PATCH", &item.patch),
-        ("PUT", &item.put),
-        ("DELETE", &item.delete),
+        ("GET", item.get),
+        ("POST", item.post),
+        ("PATCH", item.patch),
+        ("PUT", item.put),
+        ("DELETE", item.delete),
     ];
     methods
         .into_iter()
-        .filter(|(_, operation)| operation.is_some())
-        .map(|(method, _)| method)
-        .collect()
+        .filter_map(|(method, operation)| Some((method, operation?)))
+}
+
+fn takes_force(operation: &path::Operation) -> bool {
+    let mut parameters = operation.parameters.iter().flatten();
+    parameters.any(|parameter| matches!(parameter, RefOr::T(known) if known.name == "force"))
 }
 
 /// Gives up requests that take too long: a slow body, for one. Of a stream, the beginning of its

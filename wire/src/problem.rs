@@ -106,7 +106,7 @@ impl ErrorCode {
             ),
             Self::EndpointTaken => ("endpoint_taken", 409, "The endpoint is taken"),
             Self::NoTunnelAddress => ("no_tunnel_address", 409, "The mesh is full"),
-            Self::HasGateway => ("has_gateway", 409, "The site has another gateway"),
+            Self::HasGateway => ("has_gateway", 409, "The site has a gateway already"),
             Self::KeyTaken => ("key_taken", 409, "The key is taken"),
             Self::UnmanagedNode => ("unmanaged_node", 409, "The node has no agent"),
             Self::UnmanagedSites => ("unmanaged_sites", 409, "Installed files name this key"),

@@ -1,7 +1,7 @@
 //! What an event is about: its id, its name, its site, and what became of it.
 //!
 //! Which fields get into the audit log is said here, one by one: nothing that is not named here is
-//! written, so no secret is.
+//! written, so no secret is. Of a site it is all that the API takes and shows.
 
 use serde_json::{Value, json};
 use wattle_wire::{
@@ -95,14 +95,9 @@ impl Subject {
         let site = edit.last();
         Self {
             changes: edit.difference(|site| {
-                json!({
-                    "name": site.spec.name,
-                    "description": site.spec.description,
-                    "labels": site.spec.labels,
-                    "endpoint": site.spec.endpoint,
-                    "subnets": site.spec.subnets,
-                    "tunnel_address": site.tunnel_address,
-                })
+                let mut fields = json!(site.spec);
+                fields["tunnel_address"] = json!(site.tunnel_address);
+                fields
             }),
             site: Some(site.spec.name.to_string()),
             ..Self::new(site.id, &site.spec.name)

@@ -22,13 +22,24 @@ use crate::{
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const LONGEST_KEY: usize = 255;
-/// The routes that can be asked to do what they would refuse.
-const FORCED: [(Method, &str); 4] = [
-    (Method::POST, "/nodes/{node}/rotate"),
-    (Method::POST, "/sites"),
-    (Method::PATCH, "/sites/{site}"),
-    (Method::POST, "/import"),
-];
+
+/// Routes that are for the same action.
+#[derive(Clone, Debug)]
+pub struct ActionRoutes {
+    pub action: Action,
+    /// Those that can be asked to do what they would refuse.
+    pub forced: Arc<[(&'static str, String)]>,
+}
+
+impl ActionRoutes {
+    fn can_be_forced(&self, request: &Request) -> bool {
+        let matched = request.extensions().get::<MatchedPath>();
+        matched.is_some_and(|path| {
+            let mut forced = self.forced.iter();
+            forced.any(|(method, forced)| request.method() == method && forced == path.as_str())
+        })
+    }
+}
 
 /// The query of a change.
 #[derive(Debug, Default, Deserialize)]
@@ -40,16 +51,16 @@ struct ChangeQuery {
 }
 
 /// Reads from a request how its change is asked for, and refuses what its route knows nothing of.
-pub async fn read(State(action): State<Action>, request: Request, next: Next) -> Response {
-    match with_options(action, request).await {
+pub async fn read(State(routes): State<ActionRoutes>, request: Request, next: Next) -> Response {
+    match with_options(&routes, request).await {
         Ok(request) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
-async fn with_options(action: Action, mut request: Request) -> Result<Request> {
+async fn with_options(routes: &ActionRoutes, mut request: Request) -> Result<Request> {
     let query = request.uri().query().unwrap_or_default();
-    let is_change = match action {
+    let is_change = match routes.action {
         Action::Change | Action::Grant | Action::Configure => !request.method().is_safe(),
         Action::Ask | Action::Read | Action::TakePart => false,
     };
@@ -66,13 +77,7 @@ async fn with_options(action: Action, mut request: Request) -> Result<Request> {
     }
     let ChangeQuery { dry_run, force } =
         body::query(request.uri()).map_err(|_| error::invalid_change_query())?;
-    let matched = request.extensions().get::<MatchedPath>();
-    let can_be_forced = matched.is_some_and(|path| {
-        FORCED
-            .iter()
-            .any(|(method, forced)| method == request.method() && *forced == path.as_str())
-    });
-    if force.is_some() && !can_be_forced {
+    if force.is_some() && !routes.can_be_forced(&request) {
         return Err(error::invalid_change_query().into());
     }
     let mut options = ChangeOptions {

@@ -184,21 +184,24 @@ async fn insert(
     let specs = &specs;
     let created = app.mutate(actor, |mut change| async move {
         site_records::lock(&mut change).await?;
+        let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
+        let coordinators = app.coordinators.all(&mut change).await?;
+        let judged = specs.iter().enumerate().map(|(index, spec)| {
+            judge(&spec.subnets, &[], &coordinators, actor.options.force)
+                .map_err(|error| way.at(index, error))
+        });
+        let judged: Vec<_> = judged.collect::<Result<_>>()?;
         if let Some(conflict) = conflicts::with_others(&mut change, None, specs).await? {
             return Err(way.at(conflict.index, conflict.problem.into()));
         }
-        let addresses = queries::free_addresses(&mut change, tunnel_prefix, wanted.len()).await?;
-        let coordinators = app.coordinators.all(&mut change).await?;
         let (mut is_forced, mut warnings) = (false, Vec::new());
         let (mut created, mut sites) = (
             Vec::with_capacity(wanted.len()),
             Vec::with_capacity(wanted.len()),
         );
-        for (index, (Wanted { id, spec, join }, address)) in
-            wanted.iter().zip(addresses).enumerate()
+        for ((Wanted { id, spec, join }, address), judged) in
+            wanted.iter().zip(addresses).zip(judged)
         {
-            let judged = judge(&spec.subnets, &[], &coordinators, actor.options.force)
-                .map_err(|error| way.at(index, error))?;
             is_forced |= judged.is_forced;
             warnings.extend(judged.warnings.iter().cloned());
             let record = site_records::insert(&mut change, *id, spec, address).await?;

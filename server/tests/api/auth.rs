@@ -59,6 +59,7 @@ async fn a6_a7_every_route_lets_in_whom_the_rules_let_in_and_nobody_else() {
         method,
         path,
         action,
+        ..
     } in router::table()
     {
         // Nothing of what is named here exists, so that nothing is changed by whoever is let in.

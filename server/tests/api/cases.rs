@@ -145,6 +145,7 @@ async fn a8_a_field_that_nobody_asked_for_is_refused_by_every_route_that_takes_a
         method,
         path,
         action,
+        ..
     } in router::table()
     {
         let body = match (method, path.as_str()) {
@@ -870,6 +871,7 @@ async fn d9_a_page_of_another_origin_and_a_name_that_was_rebound_get_nowhere() {
         method,
         path,
         action,
+        ..
     } in router::table()
     {
         let answer = send_head(foreign(

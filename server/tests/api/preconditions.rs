@@ -360,6 +360,7 @@ async fn a_dry_run_is_refused_as_the_change_would_be_and_wherever_it_means_nothi
         method,
         path,
         action,
+        ..
     } in router::table()
     {
         if method != "GET" && ![Action::Ask, Action::TakePart].contains(&action) {

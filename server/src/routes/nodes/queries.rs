@@ -145,7 +145,7 @@ pub(super) async fn holders(connection: &mut PgConnection, names: &[&Name]) -> R
     let rows = sqlx::query!(
         "SELECT nodes.id, nodes.name, name_follows_site, sites.id AS site, sites.name AS site_name
          FROM nodes JOIN sites ON sites.id = nodes.site
-         WHERE state <> 'revoked' AND nodes.name = ANY($1)",
+         WHERE state <> 'revoked' AND nodes.name = ANY($1) ORDER BY nodes.id",
         &names
     );
     let invalid = "a name in the database is not valid";

@@ -140,7 +140,8 @@ fn endpoint_inside(specs: &[SiteSpec], prefixes: &[Wanted]) -> Option<Conflict> 
 }
 
 /// What others have of what these sites want; of several the one of the first. `site` is
-/// the one that is to be changed. The caller holds the lock, so nothing comes in between.
+/// the one that is to be changed. The caller holds the lock. A name that a gateway is given meanwhile
+/// meets a constraint, and the change is tried again.
 ///
 /// All are compared at once: an import has a thousand.
 pub(super) async fn with_others(
@@ -181,6 +182,12 @@ impl<'a> Asked<'a> {
             asked.prefixes.extend(subnets);
         }
         asked
+    }
+
+    /// Which of them wants a prefix that holds this address: none of these lies in another.
+    fn around(&self, address: IpNet) -> Option<usize> {
+        let (prefix, (_, index)) = self.prefixes.range(..=address).next_back()?;
+        overlap(*prefix, address).then_some(*index)
     }
 
     async fn names(
@@ -237,10 +244,13 @@ impl<'a> Asked<'a> {
         site: Option<SiteId>,
     ) -> Result<Vec<Conflict>> {
         let prefixes: Vec<_> = self.prefixes.keys().copied().collect();
-        let around = queries::with_endpoints_in(connection, site, &prefixes).await?;
-        let around = around.into_iter().filter_map(|Held { asked, by, holds }| {
-            let (_, index) = *self.prefixes.get(&asked)?;
-            let problem = holds_endpoint(self.specs[index], holds, by);
+        let endpoints = match prefixes.is_empty() {
+            true => vec![],
+            false => queries::endpoints(connection, site).await?,
+        };
+        let around = endpoints.into_iter().filter_map(|(by, endpoint)| {
+            let index = self.around(endpoint.ip().into())?;
+            let problem = holds_endpoint(self.specs[index], endpoint, by);
             Some(Conflict { index, problem })
         });
         let taken = queries::with_prefixes(connection, site, &prefixes).await?;

@@ -1,4 +1,4 @@
-//! SQL of sites, subnets and the tunnel addresses that go with them.
+//! SQL of what sites may not share, and of tunnel addresses that are free.
 
 use std::{
     collections::BTreeSet,
@@ -154,36 +154,26 @@ pub(super) async fn with_prefixes(
     Ok(held.collect())
 }
 
-/// Who has endpoints that lie in these prefixes, the site that is to be changed not counted, but
-/// its nodes: the first for each.
-pub(super) async fn with_endpoints_in(
+/// The endpoints of all sites but one, and of all nodes, with the names of the sites.
+pub(super) async fn endpoints(
     connection: &mut PgConnection,
     except: Option<SiteId>,
-    prefixes: &[IpNet],
-) -> Result<Vec<Held<IpNet, SocketAddr>>> {
-    let holders = sqlx::query!(
-        r#"SELECT DISTINCT ON (asked) asked AS "asked!: IpNet", name AS "name!",
-               address AS "address!: IpNet", port AS "port!"
-           FROM unnest($1::inet[]) AS asked JOIN (
+) -> Result<Vec<(String, SocketAddr)>> {
+    let endpoints = sqlx::query!(
+        r#"SELECT name AS "name!", address AS "address!: IpNet", port AS "port!" FROM (
                SELECT name, endpoint_address AS address, endpoint_port AS port FROM sites
-               WHERE id IS DISTINCT FROM $2
+               WHERE id IS DISTINCT FROM $1
                UNION ALL
                SELECT sites.name, nodes.endpoint_address, nodes.endpoint_port
                FROM nodes JOIN sites ON sites.id = nodes.site WHERE state <> 'revoked'
-           ) AS endpoints ON address <<= asked
-           ORDER BY asked, address, port"#,
-        prefixes,
+           ) AS endpoints
+           WHERE address IS NOT NULL ORDER BY address, port"#,
         except.map(|site| site.0)
     );
-    let holders = holders.fetch_all(connection).await?.into_iter();
-    let held = holders.map(|row| {
-        Ok(Held {
-            asked: row.asked,
-            by: row.name,
-            holds: site_records::socket(row.address, row.port)?,
-        })
-    });
-    held.collect()
+    let endpoints = endpoints.fetch_all(connection).await?.into_iter();
+    endpoints
+        .map(|row| Ok((row.name, site_records::socket(row.address, row.port)?)))
+        .collect()
 }
 
 /// Whether an endpoint lies in the subnet of a site.
