@@ -144,10 +144,9 @@ impl LinkTracker {
         watched.is_some()
     }
 
-    /// Reads the cache, if somebody watches.
-    pub fn read_cache<T>(&self, read: impl FnOnce(&WatchCache) -> T) -> Option<T> {
-        let shown = self.shown();
-        shown.watched.as_ref().map(|watched| read(&watched.cache))
+    /// Reads the cache, which is absent while nobody watches.
+    pub fn read_cache<T>(&self, read: impl FnOnce(Option<&WatchCache>) -> T) -> T {
+        read(self.shown().watched.as_ref().map(|watched| &watched.cache))
     }
 
     /// Shows what was seen: the states of links, and, if somebody watches, the whole mesh.

@@ -191,27 +191,28 @@ impl Tracked {
 
     /// What the configuration makes of it. Links that are none any more are forgotten.
     fn configured(&mut self, app: &App, mut anew: BTreeSet<LinkId>) -> Configured {
-        app.mesh_cache.read(|feed| {
-            let directory = feed.directory();
-            let is_link = |(a, b): &LinkId| view::linked(directory, *a, *b);
-            let departed = (feed.position().epoch, directory.revoked.len());
-            if departed != self.departed {
-                self.departed = departed;
-                self.links.retain(is_link);
-                self.unrecorded.retain(|pair, _| is_link(pair));
-            }
-            anew.retain(is_link);
-            let new = app
-                .link_tracker
-                .read_cache(|cache| links_of_new_nodes(directory, cache).collect::<Vec<_>>());
-            let is_watched = new.is_some();
-            anew.extend(new.into_iter().flatten());
-            let unmanaged = |pair: LinkId| (pair, directory.unmanaged([pair.0, pair.1]));
-            Configured {
-                links: anew.into_iter().map(unmanaged).collect(),
-                snapshot: is_watched.then(|| seen(app, directory, feed.position())),
-            }
-        })
+        // In this order: what follows the mesh does not wait for those who watch.
+        let read = |cache: Option<&WatchCache>| {
+            app.mesh_cache.read(|feed| {
+                let directory = feed.directory();
+                let is_link = |(a, b): &LinkId| view::linked(directory, *a, *b);
+                let departed = (feed.position().epoch, directory.revoked.len());
+                if departed != self.departed {
+                    self.departed = departed;
+                    self.links.retain(is_link);
+                    self.unrecorded.retain(|pair, _| is_link(pair));
+                }
+                anew.retain(is_link);
+                let new = cache.map(|cache| links_of_new_nodes(directory, cache));
+                anew.extend(new.into_iter().flatten());
+                let unmanaged = |pair: LinkId| (pair, directory.unmanaged([pair.0, pair.1]));
+                Configured {
+                    links: anew.into_iter().map(unmanaged).collect(),
+                    snapshot: cache.map(|_| seen(app, directory, feed.position())),
+                }
+            })
+        };
+        app.link_tracker.read_cache(read)
     }
 
     /// Notes that the history of a link does not say how it is, or that it does.

@@ -125,8 +125,19 @@ impl Browser {
         }
     }
 
+    /// Clicks the element when it is there. The page puts a new one in its place whenever something
+    /// is new.
     pub(crate) async fn click(&self, css: &str) {
-        self.find(css).await.click().await.unwrap();
+        self.until(&format!("{css} is clicked"), async || {
+            match self.find(css).await.click().await {
+                Err(error) if error.is_stale_element_reference() => false,
+                clicked => {
+                    clicked.unwrap();
+                    true
+                }
+            }
+        })
+        .await;
     }
 
     /// Puts a text into a field in place of what is there.
