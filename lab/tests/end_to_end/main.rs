@@ -136,7 +136,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     see::doctor_tells_before_a_join_what_the_machine_lacks_and_who_has_the_agents_names,
     see::the_page_shows_three_sites_whose_links_are_up_and_within_seconds_one_that_is_cut,
     see::a_prometheus_scrapes_agent_and_coordinator_and_promtool_finds_no_fault,
-    repair::h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key,
+    repair::h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_tunnel_and_no_key,
     rotation::peers_whose_firewalls_are_long_in_listing_their_rules_follow_to_a_new_key_all_the_same,
     rotation::a_peer_that_was_away_learns_the_key_when_it_is_back,
     rotation::a_rotation_that_somebody_is_not_ready_for_is_given_up_with_the_reason_and_no_packet_is_lost,

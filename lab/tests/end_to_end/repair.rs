@@ -134,7 +134,7 @@ pub(crate) fn h8_down_leaves_the_gateway_as_it_was_and_nothing_of_others_was_tou
     wait_for("the LANs ping again", patience(10.0), || lab.ping_all())
 }
 
-pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_packet_and_no_key(
+pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_no_tunnel_and_no_key(
     folder: &Path,
 ) -> Result<()> {
     let mut lab = Lab::build(folder, &[DUBLIN, FRANKFURT])?;
@@ -289,7 +289,11 @@ pub(crate) fn h3_a_state_directory_that_is_full_read_only_damaged_or_gone_costs_
     agent.wait_for_log("this machine is not a node yet", patience(5.0))?;
     same(&lab.gateway(DUBLIN)?.public_key()?, &key)?;
     flow.more(20)?;
-    flow.expect_no_loss().map(drop)
+    // An agent that starts without what the one before could not write down finds a table that it
+    // does not know, and makes it anew. A packet that comes at that moment may be lost (ADR 5).
+    let lost = flow.finish()?.lost;
+    ensure!(lost.len() <= 1, "{lost:?} were lost");
+    Ok(())
 }
 
 /// Everything of a host's network that an agent could have touched, as text.
