@@ -204,7 +204,7 @@ pub fn respond(problem: &ProblemDetails) -> Response {
 }
 
 /// An error without a field. What it repeats of the request is cut.
-fn problem(code: ErrorCode, detail: impl Into<String>) -> ProblemDetails {
+pub fn problem(code: ErrorCode, detail: impl Into<String>) -> ProblemDetails {
     ProblemDetails::new(code, shorten(detail.into()))
 }
 
@@ -276,11 +276,6 @@ pub fn too_slow(limit: Duration) -> ProblemDetails {
         limit.as_secs()
     );
     problem(ErrorCode::TooSlow, detail)
-}
-
-/// 409: the state of the mesh is against it, and no field of the request.
-pub fn conflict(code: ErrorCode, detail: impl Into<String>) -> ProblemDetails {
-    problem(code, detail)
 }
 
 /// 409: something that only one can hold is held by another.

@@ -9,8 +9,8 @@ use wattle_wire::admin::DryRun;
 
 use crate::error::{self, Result};
 
-/// A change was made, or only tried out. A handler says with [`Mutation::map`] what it answers to the
-/// first; the second is an answer by itself.
+/// A change was made, or only tried out. A handler says with [`Mutation::map`] what it answers to
+/// the first; the second is an answer by itself.
 #[derive(Debug)]
 pub enum Mutation<T> {
     Done(T),

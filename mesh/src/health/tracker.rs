@@ -1,7 +1,10 @@
 //! The links of a mesh as they are watched: which of them to judge anew when something was said, or
 //! when time has passed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use wattle_wire::{admin::LinkState, event_stream::LinkStatus, ids::NodeId};
@@ -15,6 +18,8 @@ pub type LinkId = (NodeId, NodeId);
 #[derive(Debug, Default)]
 pub struct TrackedLinks {
     links: BTreeMap<LinkId, Watched>,
+    /// How many of these are in each state.
+    counts: BTreeMap<LinkState, usize>,
     heard: Heard,
     silent: BTreeSet<NodeId>,
     /// Links of which time alone may change the judgement.
@@ -67,13 +72,12 @@ impl TrackedLinks {
             );
         }
         for (pair, record) in changed {
-            self.links
-                .entry(pair)
-                .or_insert(Watched {
-                    record,
-                    state: LinkState::Never,
-                })
-                .record = record;
+            let new = || {
+                let state = LinkState::Never;
+                *self.counts.entry(state).or_default() += 1;
+                Watched { record, state }
+            };
+            self.links.entry(pair).or_insert_with(new).record = record;
         }
         self.silent = silent;
         anew
@@ -86,7 +90,13 @@ impl TrackedLinks {
 
     /// Forgets links that are none any more.
     pub fn retain(&mut self, is_link: impl Fn(&LinkId) -> bool) {
-        self.links.retain(|pair, _| is_link(pair));
+        self.links.retain(|pair, link| {
+            let stays = is_link(pair);
+            if !stays {
+                *self.counts.entry(link.state).or_default() -= 1;
+            }
+            stays
+        });
         self.open.retain(is_link);
     }
 
@@ -95,10 +105,10 @@ impl TrackedLinks {
         self.links.get(pair).map(|link| &link.record)
     }
 
-    /// How the links were judged last of which an end ever said something; of all others nobody
-    /// did.
-    pub fn states(&self) -> impl Iterator<Item = LinkState> {
-        self.links.values().map(|link| link.state)
+    /// How many links were judged last to be in each state, of those of which an end ever said
+    /// something; of all others nobody did.
+    pub fn counts(&self) -> &BTreeMap<LinkState, usize> {
+        &self.counts
     }
 
     /// How a link is now, of whose ends these are unmanaged.
@@ -120,7 +130,9 @@ impl TrackedLinks {
         }
         let (state, fault) = link_health(reports);
         if let Some(link) = self.links.get_mut(&pair) {
-            link.state = state;
+            let before = mem::replace(&mut link.state, state);
+            *self.counts.entry(before).or_default() -= 1;
+            *self.counts.entry(state).or_default() += 1;
         }
         LinkStatus {
             ends,
@@ -194,11 +206,8 @@ mod tests {
             anew.iter()
                 .all(|pair| links.judge(*pair, NONE, at(201)).state == LinkState::Degraded)
         );
-        let degraded = links
-            .states()
-            .filter(|state| *state == LinkState::Degraded)
-            .count();
-        assert_eq!((links.states().count(), degraded), (3, 2));
+        let degraded = links.counts()[&LinkState::Degraded];
+        assert_eq!((links.counts().values().sum::<usize>(), degraded), (3, 2));
         // Time may still change what is to be thought of links whose ends disagree; here they do
         // not, the one is silent.
         assert_eq!(
@@ -206,6 +215,8 @@ mod tests {
             [pairs[1], pairs[2]].into()
         );
         assert_eq!(links.judge(pairs[1], NONE, at(251)).state, LinkState::Up);
+        links.retain(|pair| pair.0 == node(1));
+        assert_eq!(links.counts().values().sum::<usize>(), 2);
     }
 
     #[test]

@@ -69,7 +69,7 @@ async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<V
         };
         Ok(SiteRecord {
             id: SiteId(row.id),
-            spec: in_order(&spec),
+            spec: in_order(spec),
             tunnel_address: v4(row.tunnel_address)?,
             created_at: row.created_at,
         })
@@ -107,7 +107,7 @@ pub async fn insert(
     .await?;
     Ok(SiteRecord {
         id,
-        spec: in_order(spec),
+        spec: in_order(spec.clone()),
         tunnel_address,
         created_at,
     })
@@ -145,7 +145,7 @@ pub async fn update(
     let added: Vec<_> = added.copied().collect();
     insert_subnets(connection, before.id, &added).await?;
     Ok(SiteRecord {
-        spec: in_order(spec),
+        spec: in_order(spec.clone()),
         ..before
     })
 }
@@ -158,8 +158,7 @@ pub async fn delete(connection: &mut PgConnection, site: SiteId) -> Result<()> {
 }
 
 /// As it is kept: with its subnets in order.
-pub fn in_order(spec: &SiteSpec) -> SiteSpec {
-    let mut spec = spec.clone();
+pub fn in_order(mut spec: SiteSpec) -> SiteSpec {
     spec.subnets.sort();
     spec
 }

@@ -101,7 +101,7 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
              /nodes/{}`) and make a new file",
             record.name
         );
-        return Err(error::conflict(ErrorCode::UnmanagedNode, detail).into());
+        return Err(error::problem(ErrorCode::UnmanagedNode, detail).into());
     }
     let cut_off = directory
         .nodes
@@ -117,7 +117,7 @@ fn refuse_to_cut_off(directory: &Directory, node: NodeId, force: bool) -> Result
          theirs name its present key: {}",
         names.join(", ")
     );
-    Err(error::conflict(ErrorCode::UnmanagedSites, detail).into())
+    Err(error::problem(ErrorCode::UnmanagedSites, detail).into())
 }
 
 /// Takes a step of a node's WireGuard key rotation, and answers which peers say that they are ready.

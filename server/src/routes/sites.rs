@@ -143,7 +143,8 @@ pub async fn import(
     for (index, spec) in sites.iter().enumerate() {
         check::check(spec, tunnel_prefix).map_err(|error| IMPORT.at(index, error))?;
     }
-    if let Some(Conflict { index, problem }) = conflicts::among(&sites) {
+    let specs: Vec<_> = sites.iter().collect();
+    if let Some(Conflict { index, problem }) = conflicts::among(&specs) {
         return Err(IMPORT.at(index, problem.into()));
     }
     let wanted: Vec<_> = sites.into_iter().map(Wanted::of).collect::<Result<_>>()?;
@@ -299,7 +300,7 @@ pub async fn change(
             &coordinators,
             actor.options.force,
         )?;
-        if site_records::in_order(&spec) == before.spec {
+        if site_records::in_order(spec.clone()) == before.spec {
             return Ok(change.unchanged((before, warnings)));
         }
         if let Some(conflict) = conflicts::with_others(&mut change, Some(site), &[&spec]).await? {

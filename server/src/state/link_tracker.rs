@@ -36,7 +36,7 @@ pub struct LinkTracker {
 #[derive(Debug, Default)]
 struct Shown {
     /// How many links are in each state, of those of which an end ever said something.
-    states: BTreeMap<&'static str, usize>,
+    states: BTreeMap<LinkState, usize>,
     /// For those who watch; absent while nobody does. It has all pairs, which are many.
     watched: Option<WatchedCache>,
 }
@@ -125,8 +125,7 @@ impl LinkTracker {
 
     /// How many links are in each state, of those of which an end ever said something.
     pub fn count(&self, state: LinkState) -> usize {
-        let shown = self.shown();
-        shown.states.get(state.name()).copied().unwrap_or_default()
+        self.shown().states.get(&state).copied().unwrap_or_default()
     }
 }
 
@@ -150,12 +149,9 @@ impl LinkTracker {
     }
 
     /// Shows what was seen: the states of links, and, if somebody watches, the whole mesh.
-    pub fn show(&self, states: impl Iterator<Item = LinkState>, snapshot: Option<Snapshot>) {
+    pub fn show(&self, states: &BTreeMap<LinkState, usize>, snapshot: Option<Snapshot>) {
         let mut shown = self.shown();
-        shown.states.clear();
-        for state in states {
-            *shown.states.entry(state.name()).or_default() += 1;
-        }
+        shown.states.clone_from(states);
         if let Some((watched, snapshot)) = shown.watched.as_mut().zip(snapshot) {
             watched.cache.update(snapshot);
         }

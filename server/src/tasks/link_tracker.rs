@@ -186,7 +186,7 @@ impl Tracked {
         let links: Vec<_> = links.collect();
         links.iter().for_each(|link| self.note(link));
         let snapshot = snapshot.map(|snapshot| Snapshot { links, ..snapshot });
-        app.link_tracker.show(self.links.states(), snapshot);
+        app.link_tracker.show(self.links.counts(), snapshot);
     }
 
     /// What the configuration makes of it. Links that are none any more are forgotten.

@@ -185,7 +185,8 @@ async fn rename(
     Ok(renamed)
 }
 
-fn taken(detail: String, site: String, name: &Name) -> ProblemDetails {
+/// 409: a site or one of its nodes has the name.
+pub(crate) fn taken(detail: String, site: String, name: &Name) -> ProblemDetails {
     let holder = Holder {
         site,
         holds: name.to_string(),

@@ -1,6 +1,9 @@
 //! What two sites may not share: names, endpoints and addresses.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use ipnet::IpNet;
 use sqlx::PgConnection;
@@ -10,7 +13,7 @@ use wattle_wire::{
     ids::SiteId,
     name::Name,
     problem::{Holder, ProblemDetails},
-    subnet::{Subnet, overlap},
+    subnet::overlap,
 };
 
 use super::{
@@ -31,7 +34,7 @@ pub(super) struct Conflict {
 }
 
 /// What two of the sites that are asked for want, at the later one.
-pub(super) fn among(specs: &[SiteSpec]) -> Option<Conflict> {
+pub(super) fn among(specs: &[&SiteSpec]) -> Option<Conflict> {
     same_name(specs)
         .or_else(|| same_endpoint(specs))
         .or_else(|| {
@@ -39,21 +42,21 @@ pub(super) fn among(specs: &[SiteSpec]) -> Option<Conflict> {
             // Sorted by address and then by length, a prefix that lies in another follows it or
             // follows one that lies in it too.
             prefixes.sort();
-            overlapping(specs, &prefixes).or_else(|| endpoint_inside(specs, &prefixes))
+            overlapping(specs, &prefixes).or_else(|| endpoint_inside(&Asked::of(specs)))
         })
 }
 
-fn same_name(specs: &[SiteSpec]) -> Option<Conflict> {
+fn same_name(specs: &[&SiteSpec]) -> Option<Conflict> {
     let mut names = BTreeMap::new();
     specs.iter().enumerate().find_map(|(index, spec)| {
         let earlier = names.insert(&spec.name, index)?;
-        let detail = "an earlier site of this import has this name";
-        let problem = name_taken(&spec.name, specs[earlier].name.to_string(), detail);
+        let detail = "an earlier site of this import has this name".to_owned();
+        let problem = naming::taken(detail, specs[earlier].name.to_string(), &spec.name);
         Some(Conflict { index, problem })
     })
 }
 
-fn same_endpoint(specs: &[SiteSpec]) -> Option<Conflict> {
+fn same_endpoint(specs: &[&SiteSpec]) -> Option<Conflict> {
     let mut endpoints = BTreeMap::new();
     specs.iter().enumerate().find_map(|(index, spec)| {
         let endpoint = spec.endpoint?;
@@ -74,8 +77,8 @@ struct Wanted {
     index: usize,
 }
 
-fn prefixes(specs: &[SiteSpec]) -> Vec<Wanted> {
-    let of = |(index, of): (usize, &SiteSpec)| {
+fn prefixes(specs: &[&SiteSpec]) -> Vec<Wanted> {
+    let of = |(index, of): (usize, &&SiteSpec)| {
         let prefixes: Vec<_> = of.subnets.iter().map(|subnet| subnet.net()).collect();
         prefixes
             .into_iter()
@@ -85,7 +88,7 @@ fn prefixes(specs: &[SiteSpec]) -> Vec<Wanted> {
 }
 
 /// Prefixes of two sites that overlap. `prefixes` are sorted.
-fn overlapping(specs: &[SiteSpec], prefixes: &[Wanted]) -> Option<Conflict> {
+fn overlapping(specs: &[&SiteSpec], prefixes: &[Wanted]) -> Option<Conflict> {
     let (one, other) = prefixes
         .windows(2)
         .filter_map(|pair| Some((*pair.first()?, *pair.last()?)))
@@ -100,48 +103,37 @@ fn overlapping(specs: &[SiteSpec], prefixes: &[Wanted]) -> Option<Conflict> {
         "{} overlaps with {} of site {site} in this import; no two sites may share an address",
         later.prefix, earlier.prefix
     );
-    let field = field_of(&specs[later.index], later.prefix);
+    let field = field_of(specs[later.index], later.prefix);
     let holder = Holder {
         site,
         holds: earlier.prefix.to_string(),
     };
     Some(Conflict {
         index: later.index,
-        problem: subnet_taken(&field, detail, holder),
+        problem: error::taken(ErrorCode::SubnetTaken, &field, detail, Some(holder)),
     })
 }
 
-/// The endpoint of a site that lies in a prefix of another. `prefixes` are sorted, and none of
-/// them lies in another.
-fn endpoint_inside(specs: &[SiteSpec], prefixes: &[Wanted]) -> Option<Conflict> {
-    specs.iter().enumerate().find_map(|(index, spec)| {
+/// The endpoint of a site that lies in a prefix of another, where no two of these overlap.
+fn endpoint_inside(asked: &Asked<'_>) -> Option<Conflict> {
+    asked.specs.iter().enumerate().find_map(|(index, spec)| {
         let endpoint = spec.endpoint?;
-        let address = IpNet::from(endpoint.socket().ip());
-        let after = prefixes.partition_point(|wanted| wanted.prefix <= address);
-        let before = prefixes.get(after.checked_sub(1)?)?;
-        if !overlap(before.prefix, address) {
-            return None;
-        }
-        let owner = &specs[before.index];
-        let problem = if before.index < index {
-            let holder = Holder {
-                site: owner.name.to_string(),
-                holds: before.prefix.to_string(),
-            };
-            endpoint_in_subnet(endpoint, before.prefix, Some(holder))
+        let (prefix, owner) = asked.around(endpoint.socket().ip())?;
+        let site = asked.specs[owner].name.to_string();
+        let problem = if owner < index {
+            let holds = prefix.to_string();
+            endpoint_in_subnet(endpoint, prefix, Some(Holder { site, holds }))
         } else {
-            holds_endpoint(owner, endpoint.socket(), spec.name.to_string())
+            holds_endpoint(asked.specs[owner], endpoint.socket(), spec.name.to_string())
         };
-        Some(Conflict {
-            index: index.max(before.index),
-            problem,
-        })
+        let index = index.max(owner);
+        Some(Conflict { index, problem })
     })
 }
 
-/// What others have of what these sites want; of several the one of the first. `site` is
-/// the one that is to be changed. The caller holds the lock. A name that a gateway is given meanwhile
-/// meets a constraint, and the change is tried again.
+/// What others have of what these sites want; of several the one of the first. `site` is the one
+/// that is to be changed. The caller holds the lock. A name that a gateway is given meanwhile meets
+/// a constraint, and the change is tried again.
 ///
 /// All are compared at once: an import has a thousand.
 pub(super) async fn with_others(
@@ -161,7 +153,7 @@ struct Asked<'a> {
     specs: &'a [&'a SiteSpec],
     names: BTreeMap<&'a Name, usize>,
     endpoints: BTreeMap<SocketAddr, (Endpoint, usize)>,
-    prefixes: BTreeMap<IpNet, (Subnet, usize)>,
+    prefixes: BTreeMap<IpNet, usize>,
 }
 
 impl<'a> Asked<'a> {
@@ -178,16 +170,17 @@ impl<'a> Asked<'a> {
             let endpoint = endpoint.map(|endpoint| (endpoint.socket(), (endpoint, index)));
             asked.endpoints.extend(endpoint);
             let subnets = spec.subnets.iter();
-            let subnets = subnets.map(|subnet| (subnet.net(), (*subnet, index)));
+            let subnets = subnets.map(|subnet| (subnet.net(), index));
             asked.prefixes.extend(subnets);
         }
         asked
     }
 
-    /// Which of them wants a prefix that holds this address: none of these lies in another.
-    fn around(&self, address: IpNet) -> Option<usize> {
-        let (prefix, (_, index)) = self.prefixes.range(..=address).next_back()?;
-        overlap(*prefix, address).then_some(*index)
+    /// The prefix that holds this address, and which of them wants it: no prefix lies in another.
+    fn around(&self, address: IpAddr) -> Option<(IpNet, usize)> {
+        let address = IpNet::from(address);
+        let (prefix, index) = self.prefixes.range(..=address).next_back()?;
+        overlap(*prefix, address).then_some((*prefix, *index))
     }
 
     async fn names(
@@ -198,9 +191,12 @@ impl<'a> Asked<'a> {
         let names: Vec<_> = self.names.keys().copied().collect();
         let detail = "another site has this name; choose another";
         let of_sites = queries::with_names(connection, site, &names).await?;
-        let of_sites = of_sites
-            .into_iter()
-            .map(|name| (name.clone(), name_taken(&name, name.to_string(), detail)));
+        let of_sites = of_sites.into_iter().map(|name| {
+            (
+                name.clone(),
+                naming::taken(detail.to_owned(), name.to_string(), &name),
+            )
+        });
         let of_nodes = naming::given_elsewhere(connection, site, &names).await?;
         let taken = of_sites.chain(of_nodes).filter_map(|(name, problem)| {
             let index = *self.names.get(&name)?;
@@ -249,34 +245,26 @@ impl<'a> Asked<'a> {
             false => queries::endpoints(connection, site).await?,
         };
         let around = endpoints.into_iter().filter_map(|(by, endpoint)| {
-            let index = self.around(endpoint.ip().into())?;
+            let (_, index) = self.around(endpoint.ip())?;
             let problem = holds_endpoint(self.specs[index], endpoint, by);
             Some(Conflict { index, problem })
         });
         let taken = queries::with_prefixes(connection, site, &prefixes).await?;
         let taken = taken.into_iter().filter_map(|Held { asked, by, holds }| {
-            let (subnet, index) = *self.prefixes.get(&asked)?;
+            let index = *self.prefixes.get(&asked)?;
             let detail = format!(
-                "{subnet} overlaps with {holds} of site {by}; no two sites may share an address"
+                "{asked} overlaps with {holds} of site {by}; no two sites may share an address"
             );
             let field = field_of(self.specs[index], asked);
             let holder = Holder {
                 site: by,
                 holds: holds.to_string(),
             };
-            let problem = subnet_taken(&field, detail, holder);
+            let problem = error::taken(ErrorCode::SubnetTaken, &field, detail, Some(holder));
             Some(Conflict { index, problem })
         });
         Ok(around.chain(taken).collect())
     }
-}
-
-fn name_taken(name: &Name, site: String, detail: &str) -> ProblemDetails {
-    let holder = Holder {
-        site,
-        holds: name.to_string(),
-    };
-    error::taken(ErrorCode::NameTaken, "name", detail, Some(holder))
 }
 
 fn endpoint_taken(endpoint: Endpoint, site: String, detail: String) -> ProblemDetails {
@@ -285,10 +273,6 @@ fn endpoint_taken(endpoint: Endpoint, site: String, detail: String) -> ProblemDe
         holds: endpoint.to_string(),
     };
     error::taken(ErrorCode::EndpointTaken, "endpoint", detail, Some(holder))
-}
-
-fn subnet_taken(field: &str, detail: String, holder: Holder) -> ProblemDetails {
-    error::taken(ErrorCode::SubnetTaken, field, detail, Some(holder))
 }
 
 /// A subnet of the site holds an endpoint of `site`.

@@ -40,7 +40,7 @@ pub async fn free_addresses(
             "of the tunnel addresses of {tunnel_prefix} only {} are free",
             free.len()
         );
-        return Err(error::conflict(ErrorCode::NoTunnelAddress, detail).into());
+        return Err(error::problem(ErrorCode::NoTunnelAddress, detail).into());
     }
     Ok(free)
 }
