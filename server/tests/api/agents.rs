@@ -206,19 +206,15 @@ impl Node {
 
     /// Reports, and sees to it that what is taken is in the database.
     pub(crate) async fn report(&self, coordinator: &Coordinator, body: Value) -> Answer {
-        let answer = send(
-            self.request(coordinator, Method::POST, "/agent/report")
-                .json(&body),
-        )
-        .await;
-        coordinator
-            .server
-            .app
-            .reports
-            .write(&coordinator.server.app.db)
-            .await
-            .unwrap();
+        let answer = self.report_only(coordinator, body).await;
+        coordinator.write_reports().await;
         answer
+    }
+
+    /// Reports; what is taken is on its way to the database.
+    pub(crate) async fn report_only(&self, coordinator: &Coordinator, body: Value) -> Answer {
+        let report = self.request(coordinator, Method::POST, "/agent/report");
+        send(report.json(&body)).await
     }
 
     pub(crate) async fn follow(

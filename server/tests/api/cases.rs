@@ -214,13 +214,7 @@ async fn a17_what_is_captured_and_sent_again_changes_nothing_wherever_and_after_
         ("/agent/mailbox", letter),
     ];
     let state = async |coordinator: &Coordinator| {
-        coordinator
-            .server
-            .app
-            .reports
-            .write(&coordinator.server.app.db)
-            .await
-            .unwrap();
+        coordinator.write_reports().await;
         let mut state = Vec::new();
         for sql in [
             "SELECT revision FROM mesh",
@@ -273,12 +267,6 @@ async fn a18_a_state_directory_on_two_machines_is_noticed_once_whichever_coordin
         // As when its stream opens; else a coordinator notes it again after fifty seconds.
         at.server.app.reports.distrust(dublin.id());
         dublin.report(at, report).await.expect(204);
-        at.server
-            .app
-            .reports
-            .write(&at.server.app.db)
-            .await
-            .unwrap();
     };
     let start = |number: i64, drawn: i64| json!({"number": number, "drawn": drawn});
     let told = "SELECT count(*) FROM events WHERE action = 'node.copied'";
@@ -313,12 +301,6 @@ async fn a18_a_state_directory_on_two_machines_is_noticed_once_whichever_coordin
         let mut report = links(&[]);
         report["start"] = start(7, drawn);
         frankfurt.report(at, report).await.expect(204);
-        at.server
-            .app
-            .reports
-            .write(&at.server.app.db)
-            .await
-            .unwrap();
     }
     assert_eq!(coordinator.count(told).await, 2);
     let event = &coordinator.get("/events?limit=1").await.json()["items"][0];
@@ -460,13 +442,7 @@ async fn b10_b15_endpoints_that_flap_and_counters_that_go_back_are_no_change_and
     )
     .await;
     let written = async || {
-        coordinator
-            .server
-            .app
-            .reports
-            .write(&coordinator.server.app.db)
-            .await
-            .unwrap();
+        coordinator.write_reports().await;
         coordinator
             .count(
                 "SELECT sum(xmin::text::bigint)::bigint FROM (SELECT xmin FROM links UNION ALL \

@@ -315,6 +315,16 @@ impl Coordinator {
         }
     }
 
+    /// What nodes reported is in the database once this ends. A machine that is busy may not have a
+    /// connection at once; the coordinator tries again, and so does this.
+    pub(crate) async fn write_reports(&self) {
+        let app = &self.server.app;
+        let deadline = Instant::now() + SOON;
+        while let Err(error) = app.reports.write(&app.db).await {
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    }
+
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql)
             .fetch_one(&mut self.connection().await)

@@ -298,8 +298,7 @@ impl Ground {
     /// All that requests could have changed.
     async fn state(&self) -> Vec<i64> {
         let coordinator = &self.coordinator;
-        let reports = &coordinator.server.app.reports;
-        reports.write(&coordinator.server.app.db).await.unwrap();
+        coordinator.write_reports().await;
         let mut state = Vec::new();
         for sql in [
             "SELECT event_number FROM mesh",

@@ -19,15 +19,14 @@ pub(crate) async fn signed_in(coordinator: &Coordinator) -> Browser {
     browser
 }
 
-async fn report(coordinator: &Coordinator, from: &Node, peers: &[(NodeId, Value)]) {
+fn report_of(peers: &[(NodeId, Value)]) -> Value {
     let link = |(peer, age): &(NodeId, Value)| json!({"peer": peer, "handshake_age_s": age, "received_bytes": 123_456_789, "sent_bytes": 4_567, "endpoint": "198.51.100.20:51820"});
     let links: Vec<_> = peers.iter().map(link).collect();
-    from.report(
-        coordinator,
-        json!({"applied": "1.6", "device": "kernel", "links": links}),
-    )
-    .await
-    .expect(204);
+    json!({"applied": "1.6", "device": "kernel", "links": links})
+}
+
+async fn report(coordinator: &Coordinator, from: &Node, peers: &[(NodeId, Value)]) {
+    from.report(coordinator, report_of(peers)).await.expect(204);
 }
 
 #[tokio::test]
@@ -373,8 +372,10 @@ async fn mesh_of(coordinator: &Coordinator, size: usize) -> Vec<Node> {
             .filter(|peer| *peer != number)
             .map(|peer| (nodes[peer].id(), age(peer)))
             .collect();
-        report(coordinator, node, &peers).await;
+        let report = report_of(&peers);
+        node.report_only(coordinator, report).await.expect(204);
     }
+    coordinator.write_reports().await;
     nodes
 }
 

@@ -374,13 +374,6 @@ async fn e20_a_node_that_a_restored_database_lost_is_taken_in_again_by_its_own_s
     let hold = async |report: Value| {
         dublin.report(&coordinator, report).await.expect(204);
         coordinator.until(holds, 1).await;
-        coordinator
-            .server
-            .app
-            .reports
-            .write(&coordinator.server.app.db)
-            .await
-            .unwrap();
     };
     // Of another identity, of another's statement, of a site that is not there, of a known node.
     hold(holding_lost(&before, &statement, "cork")).await;

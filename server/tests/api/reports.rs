@@ -23,11 +23,6 @@ fn report(peer: &Node, state: &str, number: i64) -> Value {
         "number": number})
 }
 
-async fn write(coordinator: &Coordinator) {
-    let app = &coordinator.server.app;
-    app.reports.write(&app.db).await.unwrap();
-}
-
 /// What the database has of nodes and links, but for the numbers of reports.
 async fn stored(coordinator: &Coordinator) -> Vec<i64> {
     let mut stored = Vec::new();
@@ -145,7 +140,7 @@ async fn b19_of_reports_that_two_coordinators_have_not_written_the_newest_counts
         }
         sqlx::raw_sql("COMMIT").execute(&mut blocker).await.unwrap();
         for (at, ..) in said {
-            write(at).await;
+            at.write_reports().await;
         }
         assert_eq!(coordinator.count(up).await, 0, "{newest_first}");
     }

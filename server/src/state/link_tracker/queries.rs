@@ -18,12 +18,13 @@ use wattle_wire::{
 
 use crate::error::Result;
 
-/// Rows of one statement; it has to end within the database's limit of five seconds.
-pub const MOST_ROWS: usize = 20_000;
+/// Rows of one transaction. It ends soon: what nodes report is written over the same connection, and
+/// waits for it no longer than a request would.
+pub const MOST_ROWS: usize = 2_000;
 /// Changes that are remembered of one link, and of all links together, of about 100 bytes each.
 const MOST_ENTRIES: i64 = 500;
 pub const MOST_ENTRIES_IN_ALL: i64 = 1_000_000;
-/// Of these, what one statement drops; it has to end within the same limit.
+/// Of these, what one statement drops; it has to end within the database's limit of five seconds.
 const MOST_DROPPED: i64 = 100_000;
 
 /// The stored health of some links.
@@ -155,9 +156,15 @@ pub async fn record(
 /// Of what is too much in all, the oldest of the node that has most goes: a link that comes and goes
 /// costs others nothing.
 pub async fn prune_history(connection: &mut PgConnection, most: i64) -> Result<bool> {
-    sqlx::query!("DELETE FROM link_history WHERE at < now() - interval '30 days'")
-        .execute(&mut *connection)
-        .await?;
+    let old = sqlx::query!(
+        "DELETE FROM link_history WHERE ctid IN (
+             SELECT ctid FROM link_history WHERE at < now() - interval '30 days' LIMIT $1)",
+        MOST_DROPPED
+    );
+    let old = old.execute(&mut *connection).await?.rows_affected();
+    if old.cast_signed() == MOST_DROPPED {
+        return Ok(true);
+    }
     let count = sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM link_history"#);
     let surplus = count.fetch_one(&mut *connection).await? - most;
     if surplus <= 0 {
