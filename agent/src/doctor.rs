@@ -10,6 +10,7 @@ use std::{
 use anstyle::AnsiColor;
 use serde::{Deserialize, Serialize};
 use tokio::{net::lookup_host, time::timeout};
+use wattle_client::{http, node::NodeClient};
 use wattle_mesh::{
     agent::replica::{Known, KnownPeer},
     diagnose::{
@@ -32,9 +33,7 @@ use wattle_wire::{
 use crate::{
     config::Paths,
     control::{self, Request},
-    coordinator::Coordinator,
     host::Host,
-    http,
     identity::Membership,
     kernel::symptoms,
     output, status,
@@ -254,7 +253,7 @@ async fn way(
         }
         (None, None) => return Ok(WayToCoordinator::default()),
     };
-    let coordinator = Coordinator::new(urls.clone(), authorities)?;
+    let coordinator = NodeClient::new(urls.clone(), authorities)?;
     let (unresolved, answer) = tokio::join!(unresolved(&urls), coordinator.clock_ahead());
     let answer = answer.map_err(|error| Unreached {
         out_of_time: error.out_of_time(),

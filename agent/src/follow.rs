@@ -13,6 +13,7 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::Instant,
 };
+use wattle_client::node::{NodeClient, RequestError, Signer};
 use wattle_mesh::{
     agent::replica::Stored,
     backoff::{Pace, backoff},
@@ -23,7 +24,6 @@ use wattle_wire::{ids::Position, stream::StreamMessage};
 use crate::{
     config::Paths,
     control::{self, Confirmed, Request},
-    coordinator::{Coordinator, RequestError},
     identity::Membership,
     output, random,
     store::Store,
@@ -129,7 +129,7 @@ pub(crate) fn save_connection(store: &Store, connection: &Connection) -> anyhow:
 /// Follows the stream until the loop is gone. `reconnect` makes it leave a stream and come back at
 /// once.
 pub(crate) async fn follow(
-    coordinator: Arc<Coordinator>,
+    coordinator: Arc<NodeClient>,
     node_keys: Arc<NodeKeys>,
     membership: Membership,
     reconnect: Arc<Notify>,
@@ -145,8 +145,7 @@ pub(crate) async fn follow(
         let Ok(since) = position.await else { return };
         let once = once(
             &coordinator,
-            &node_keys,
-            &membership,
+            membership.signer(&node_keys),
             since,
             &underlay,
             &events,
@@ -185,15 +184,14 @@ pub(crate) async fn follow(
 
 /// Follows one stream to its end. An error says whether the stream had been open.
 async fn once(
-    coordinator: &Coordinator,
-    node_keys: &NodeKeys,
-    membership: &Membership,
+    coordinator: &NodeClient,
+    signer: Signer<'_>,
     since: Option<Position>,
     underlay: &UnderlayStore,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), (bool, anyhow::Error)> {
     let stream = coordinator
-        .stream(node_keys, membership, since)
+        .stream(signer, since)
         .await
         .map_err(|error| (false, error.into()))?;
     // Before anything that comes on the stream can lead its own packets into the tunnel.

@@ -4,6 +4,7 @@
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
+use wattle_client::node::Signer;
 use wattle_mesh::{
     keys::{
         authorities::Authorities,
@@ -68,6 +69,14 @@ pub(crate) struct Membership {
     pub(crate) authorities: Authorities,
     #[serde(flatten)]
     pub(crate) unknown: UnknownFields,
+}
+
+impl Membership {
+    /// The node with these keys, as who signs its requests.
+    pub(crate) fn signer<'a>(&'a self, keys: &'a NodeKeys) -> Signer<'a> {
+        let enrolled = &self.enrolled;
+        Signer { keys, enrolled }
+    }
 }
 
 impl Slot {

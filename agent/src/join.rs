@@ -4,19 +4,15 @@ use std::{fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
 use hyper::StatusCode;
+use wattle_client::node::{NodeClient, RequestError};
 use wattle_mesh::{
     keys::{authorities::Authorities, node_keys::NodeKeys},
     state_file::UnknownFields,
 };
-use wattle_wire::{
-    endpoint::Endpoint,
-    enrol::{EnrolStart, Enrolled},
-    join::JoinString,
-};
+use wattle_wire::{endpoint::Endpoint, enrol::Enrolled, join::JoinString};
 
 use crate::{
     config::Paths,
-    coordinator::{Coordinator, RequestError},
     follow, history,
     identity::{Membership, Slot},
     output, psk,
@@ -115,8 +111,8 @@ async fn compare(
         authorities: Authorities::new(join.pins),
         ..membership
     };
-    let coordinator = Coordinator::new(membership.urls.clone(), membership.authorities.clone())?;
-    match coordinator.knows(machine, &membership).await {
+    let coordinator = NodeClient::new(membership.urls.clone(), membership.authorities.clone())?;
+    match coordinator.knows(membership.signer(machine)).await {
         Ok(()) => {}
         Err(RequestError::NotAMember) => bail!(
             "{is} no more: it was removed from the mesh. To make it a node again, with new keys, \
@@ -162,14 +158,8 @@ async fn enrol(
     node_keys: &NodeKeys,
     endpoint: Option<Endpoint>,
 ) -> Result<Enrolled, RequestError> {
-    let coordinator = Coordinator::new(join.urls.clone(), Authorities::new(join.pins.clone()))?;
-    let start = EnrolStart {
-        token: join.token,
-        secret: join.secret.clone(),
-    };
-    let challenge = coordinator.enrol_start(&start).await?;
-    let claim = node_keys
-        .claim(join, &challenge, endpoint, env!("CARGO_PKG_VERSION"))
-        .context("cannot encode the join request")?;
-    coordinator.enrol_finish(&claim).await
+    let coordinator = NodeClient::new(join.urls.clone(), Authorities::new(join.pins.clone()))?;
+    coordinator
+        .enrol(join, node_keys, endpoint, env!("CARGO_PKG_VERSION"))
+        .await
 }

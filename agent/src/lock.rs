@@ -12,23 +12,17 @@ use anstyle::AnsiColor;
 use anyhow::{Context, bail, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::Utc;
-use http_body_util::Full;
-use hyper::{
-    Request, Response,
-    body::{Bytes, Incoming},
-    header::AUTHORIZATION,
-    http::request,
-};
-use serde::{Serialize, de::DeserializeOwned};
+use hyper::Method;
+use serde::Serialize;
+use wattle_client::operator::OperatorClient;
 use wattle_mesh::agent::admission::{Candidate, Operator, RemovalCandidate};
 use wattle_wire::{
-    admin::{Mesh, Node, Page, RemovedNode, Site},
+    admin::{Mesh, Node, RemovedNode, Site},
     ids::MeshId,
     key::OperatorKey,
     lock::{NewAdmissions, NewRemovals},
     name::Name,
     peer::View,
-    problem::ProblemDetails,
     stream::StreamMessage,
 };
 use zeroize::Zeroizing;
@@ -36,16 +30,10 @@ use zeroize::Zeroizing;
 use crate::{
     config::{Paths, SignArguments},
     host::load_guard,
-    http::{self, HttpClient, Trusted},
     output, random,
 };
 
 const DAY_S: i64 = 86_400;
-/// Items of a page.
-const PAGE: usize = 250;
-/// The longest page, in bytes: 250 nodes with the longest admissions and 64 held peers each are
-/// shorter.
-const LONGEST_PAGE: usize = 16 << 20;
 /// Some have no node yet.
 const MOST_SITES: usize = 2 * View::MOST_PEERS;
 
@@ -85,7 +73,7 @@ pub(crate) fn init(path: &Path) -> anyhow::Result<()> {
 /// `wattle-agent lock sign`.
 pub(crate) async fn sign(arguments: &SignArguments) -> anyhow::Result<()> {
     let operator = load(&arguments.key)?;
-    let coordinator = Coordinator::new(arguments)?;
+    let coordinator = client(arguments)?;
     let mesh: Mesh = coordinator.get("/mesh").await?;
     let (nodes, sites): (Vec<Node>, Vec<Site>) = (
         coordinator.all("/nodes", View::MOST_PEERS + 1).await?,
@@ -196,7 +184,7 @@ impl Listing {
         operator: &Operator,
         mesh: MeshId,
         ends_at: Option<i64>,
-        coordinator: &Coordinator,
+        coordinator: &OperatorClient,
     ) -> anyhow::Result<()> {
         let now = Utc::now().timestamp();
         let admissions = self.admissions.iter();
@@ -206,7 +194,9 @@ impl Listing {
         for admissions in admissions.chunks(NewAdmissions::MOST) {
             let admissions = admissions.to_vec();
             let body = NewAdmissions { admissions };
-            coordinator.post("/admissions", &body).await?;
+            let () = coordinator
+                .ask(Method::POST, "/admissions", Some(&body))
+                .await?;
         }
         let removals = self.removals.iter();
         let removals: Vec<_> = removals
@@ -215,7 +205,9 @@ impl Listing {
         for removals in removals.chunks(NewRemovals::MOST) {
             let removals = removals.to_vec();
             let body = NewRemovals { removals };
-            coordinator.post("/removals", &body).await?;
+            let () = coordinator
+                .ask(Method::POST, "/removals", Some(&body))
+                .await?;
         }
         Ok(())
     }
@@ -347,103 +339,20 @@ fn show_removal(candidate: &RemovalCandidate) {
     }
 }
 
-/// The interface for people and scripts.
-struct Coordinator {
-    client: HttpClient,
-    url: String,
-    token: Zeroizing<String>,
-}
-
-impl Coordinator {
-    fn new(arguments: &SignArguments) -> anyhow::Result<Self> {
-        let SignArguments {
-            url,
-            token_file,
-            ca_file,
-            ..
-        } = arguments;
-        let token = fs::read_to_string(token_file).map(Zeroizing::new);
-        let token = token.with_context(|| format!("cannot read {}", token_file.display()))?;
-        let tls = match ca_file {
-            Some(path) => {
-                let authority =
-                    fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-                let tls = Trusted::Authority(&authority).client_config();
-                tls.with_context(|| format!("{} is no certificate", path.display()))?
-            }
-            None if url.starts_with("https://") => Trusted::Public.client_config()?,
-            None => Trusted::Nobody.client_config()?,
-        };
-        Ok(Self {
-            client: HttpClient::new(tls),
-            url: url.trim_end_matches('/').to_owned(),
-            token,
-        })
-    }
-
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let request = Request::get(format!("{}{path}", self.url));
-        let response = self.send(request, Bytes::new()).await?;
-        http::read(response, LONGEST_PAGE)
-            .await
-            .with_context(|| format!("{} did not answer like a coordinator", self.url))
-    }
-
-    /// All pages of a list, of at most so many items.
-    async fn all<T: DeserializeOwned>(&self, path: &str, most: usize) -> anyhow::Result<Vec<T>> {
-        let mut items = Vec::new();
-        let mut cursor = String::new();
-        loop {
-            let page: Page<T> = self.get(&format!("{path}?limit={PAGE}{cursor}")).await?;
-            // Whoever sends pages without items has no end of them.
-            let is_more = page.next_cursor.is_some() && page.items.is_empty();
-            items.extend(page.items);
-            ensure!(
-                items.len() <= most && !is_more,
-                "{} lists more at {path} than a mesh has: {most}",
-                self.url
-            );
-            match page.next_cursor {
-                Some(next) => cursor = format!("&cursor={next}"),
-                None => return Ok(items),
-            }
-        }
-    }
-
-    async fn post(&self, path: &str, body: &impl Serialize) -> anyhow::Result<()> {
-        let request = Request::post(format!("{}{path}", self.url));
-        self.send(request, serde_json::to_vec(body)?.into())
-            .await
-            .map(drop)
-    }
-
-    async fn send(
-        &self,
-        request: request::Builder,
-        body: Bytes,
-    ) -> anyhow::Result<Response<Incoming>> {
-        let request = request
-            .header(AUTHORIZATION, http::bearer(self.token.trim())?)
-            .body(Full::new(body))
-            .with_context(|| format!("{} is no URL", self.url))?;
-        let response = self.client.send(request).await;
-        let response =
-            response.with_context(|| format!("cannot reach the coordinator at {}", self.url))?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        match http::read::<ProblemDetails>(response, ProblemDetails::LONGEST).await {
-            Ok(problem) => bail!(
-                "the coordinator answered {status}: {}",
-                problem.detail.unwrap_or(problem.title)
-            ),
-            Err(_) => bail!(
-                "what answers at {} is not a Wattle coordinator (status {status})",
-                self.url
-            ),
-        }
-    }
+/// The client that the arguments name.
+fn client(arguments: &SignArguments) -> anyhow::Result<OperatorClient> {
+    let SignArguments {
+        url,
+        token_file,
+        ca_file,
+        ..
+    } = arguments;
+    let token = fs::read_to_string(token_file).map(Zeroizing::new);
+    let token = token.with_context(|| format!("cannot read {}", token_file.display()))?;
+    let authority = ca_file
+        .as_ref()
+        .map(|path| fs::read(path).with_context(|| format!("cannot read {}", path.display())));
+    OperatorClient::new(url, Some(token), authority.transpose()?.as_deref())
 }
 
 #[cfg(test)]

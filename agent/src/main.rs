@@ -1,16 +1,13 @@
 //! `wattle-agent`: makes a Linux gateway a node of the mesh, and keeps its WireGuard interface as
 //! the mesh wants it.
 
-mod clock;
 mod config;
 mod control;
-mod coordinator;
 mod device;
 mod doctor;
 mod follow;
 mod history;
 mod host;
-mod http;
 mod identity;
 mod interface_lock;
 mod join;
@@ -18,7 +15,6 @@ mod kernel;
 mod lan;
 mod lock;
 mod memory;
-mod messages;
 mod metrics;
 mod output;
 mod owner;

@@ -6,6 +6,7 @@ use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hyper::StatusCode;
 use tokio::time::timeout;
 use tracing::{debug, warn};
+use wattle_client::node::{NodeClient, RequestError, Signer};
 use wattle_mesh::{
     agent::{
         node::{Reply, Request},
@@ -23,10 +24,7 @@ use wattle_wire::{
     verdict::OwnLinks,
 };
 
-use crate::{
-    coordinator::{Coordinator, RequestError},
-    identity::Membership,
-};
+use crate::identity::Membership;
 
 /// How long a command waits for the coordinator's word.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
@@ -34,7 +32,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// The requests that are under way.
 #[derive(Debug)]
 pub(crate) struct Requests {
-    coordinator: Arc<Coordinator>,
+    coordinator: Arc<NodeClient>,
     under_way: FuturesUnordered<BoxFuture<'static, Reply>>,
     /// The number of the report that is under way.
     number: Option<i64>,
@@ -44,7 +42,7 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(coordinator: Arc<Coordinator>) -> Self {
+    pub(crate) fn new(coordinator: Arc<NodeClient>) -> Self {
         Self {
             coordinator,
             under_way: FuturesUnordered::new(),
@@ -90,7 +88,7 @@ impl Requests {
 
 /// Sends one request.
 struct Sender {
-    coordinator: Arc<Coordinator>,
+    coordinator: Arc<NodeClient>,
     node_keys: Arc<NodeKeys>,
     membership: Membership,
 }
@@ -102,14 +100,15 @@ impl Sender {
             node_keys,
             membership,
         } = &self;
+        let signer = membership.signer(node_keys);
         match request {
             Request::Report(report) => Reply::Report(self.report(&report).await),
             Request::Mailbox(request) => {
-                let answer = coordinator.mailbox(node_keys, membership, &request).await;
+                let answer = coordinator.mailbox(signer, &request).await;
                 Reply::Mailbox(answer.map_or_else(mailbox_failed, MailboxReply::Response))
             }
             Request::Rotation(step) => {
-                let answer = coordinator.rotation(node_keys, membership, &step).await;
+                let answer = coordinator.rotation(signer, &step).await;
                 Reply::Rotation(answer.map_or_else(rotation_failed, RotationReply::Taken))
             }
             Request::Identity(statement) => {
@@ -119,17 +118,15 @@ impl Sender {
                 Reply::Identity(answer.map_or_else(identity_failed, |()| IdentityReply::Taken))
             }
             Request::OwnLinks => {
-                let links = own_links(coordinator, node_keys, membership).await;
+                let links = own_links(coordinator, signer).await;
                 Reply::SeenAt(links.map(|links| links.seen_at))
             }
         }
     }
 
     async fn report(&self, report: &Report) -> bool {
-        let told = self
-            .coordinator
-            .report(&self.node_keys, &self.membership, report);
-        match told.await {
+        let signer = self.membership.signer(&self.node_keys);
+        match self.coordinator.report(signer, report).await {
             Ok(()) => true,
             Err(error @ RequestError::Unreachable { .. }) => {
                 debug!("the report did not arrive: {error:#}");
@@ -144,12 +141,8 @@ impl Sender {
 }
 
 /// What the coordinator makes of the links of this node; `None` when it does not say so soon.
-pub(crate) async fn own_links(
-    coordinator: &Coordinator,
-    node_keys: &NodeKeys,
-    membership: &Membership,
-) -> Option<OwnLinks> {
-    let asked = coordinator.own_links(node_keys, membership);
+pub(crate) async fn own_links(coordinator: &NodeClient, signer: Signer<'_>) -> Option<OwnLinks> {
+    let asked = coordinator.own_links(signer);
     match timeout(ANSWER_LIMIT, asked).await {
         Ok(Ok(links)) => Some(links),
         Ok(Err(error)) => {

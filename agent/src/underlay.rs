@@ -14,12 +14,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
+use wattle_client::http;
 use wattle_mesh::{
     agent::underlay::{Purpose, Service, Underlay, resolvers},
     host::way::ForeignRoute,
 };
 
-use crate::{http, identity::unix_s, kernel::Kernel, store::Store};
+use crate::{identity::unix_s, kernel::Kernel, store::Store};
 
 const FILE: &str = "underlay.json";
 /// Where a host names its resolvers. The second file has those that systemd-resolved asks, where the

@@ -1,5 +1,10 @@
-//! What every client of a coordinator needs: [`pin`] says whom it takes for one, and [`secrets`]
-//! draws what nobody should guess.
+//! Clients of a coordinator: [`node`] for gateways, [`operator`] for people's programs. Both speak
+//! [`http`] to whom [`pin`] takes for one; [`secrets`] draws what nobody should guess.
 
+pub mod clock;
+pub mod http;
+pub mod messages;
+pub mod node;
+pub mod operator;
 pub mod pin;
 pub mod secrets;

@@ -16,12 +16,15 @@ use futures_util::{
     StreamExt,
     future::{BoxFuture, OptionFuture},
 };
-use reqwest::{Client, header};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::sleep,
 };
-use wattle_client::{pin::Pins, secrets::SystemSecrets};
+use wattle_client::{
+    http::{HttpClient, Trusted},
+    node::{NodeClient, Signer},
+    secrets::{self, SystemSecrets},
+};
 use wattle_mesh::{
     agent::{
         replica::{Known, Received, Replica, Stored},
@@ -29,18 +32,18 @@ use wattle_mesh::{
     },
     backoff::backoff,
     keys::{
-        node_keys::{HeldToken, NodeKeys},
+        authorities::Authorities,
+        node_keys::NodeKeys,
         psk::mailbox::{MailboxReply, Means, PassedOver, PskMailbox},
     },
 };
 use wattle_wire::{
     admin::CreatedSite,
-    enrol::{EnrolStart, Enrolled, KeyChallenge},
+    enrol::Enrolled,
     ids::{NodeId, Position},
     join::JoinString,
-    key::Bytes32,
     peer::{MeshSettings, Myself, View},
-    psk::{MailboxRequest, MailboxResponse, PskPolicy},
+    psk::{MailboxRequest, PskPolicy},
     report::{DeviceKind, LinkReport, Report},
     stream::StreamMessage,
 };
@@ -58,7 +61,7 @@ const MOST_REPEATS: u32 = 8;
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// For all agents together where they speak plain HTTP.
-    client: Option<Client>,
+    client: Option<HttpClient>,
     pub(crate) urls: Vec<String>,
     reports: Semaphore,
     pub(crate) counters: Counters,
@@ -91,15 +94,12 @@ pub(crate) struct Reached {
 #[derive(Debug)]
 pub(crate) struct Agent {
     shared: Arc<Shared>,
-    client: Client,
+    client: NodeClient,
     site: CreatedSite,
     node_keys: NodeKeys,
     enrolled: Enrolled,
-    token: Mutex<HeldToken>,
     /// The number of its last report.
     last_number: Mutex<Option<i64>>,
-    /// Which coordinator it turns to, of those that it knows.
-    turns_to: AtomicU64,
     mailbox: Mutex<PskMailbox>,
     /// With whom it agrees on preshared keys, as if it knew nobody else.
     partners: Mutex<BTreeSet<NodeId>>,
@@ -108,13 +108,24 @@ pub(crate) struct Agent {
 }
 
 impl Shared {
-    pub(crate) fn new(client: &Client, urls: Vec<String>) -> Self {
+    pub(crate) fn new(urls: Vec<String>) -> anyhow::Result<Self> {
         let is_plain = urls.iter().all(|url| url.starts_with("http://"));
-        Self {
-            client: is_plain.then(|| client.clone()),
+        let client = is_plain.then(|| Trusted::Nobody.client_config().map(HttpClient::new));
+        Ok(Self {
+            client: client.transpose()?,
             urls,
             reports: Semaphore::new(REPORTS_AT_A_TIME),
             counters: Counters::default(),
+        })
+    }
+
+    /// The client of a machine, which turns to one of the coordinators first.
+    fn client(&self, number: u32, join: &JoinString) -> anyhow::Result<NodeClient> {
+        let mut urls = self.urls.clone();
+        urls.rotate_left(number as usize % self.urls.len());
+        match &self.client {
+            Some(client) => Ok(NodeClient::sharing(client.clone(), urls)),
+            None => NodeClient::new(urls, Authorities::new(join.pins.clone())),
         }
     }
 }
@@ -128,44 +139,20 @@ impl Agent {
         site: CreatedSite,
     ) -> anyhow::Result<Self> {
         let join: JoinString = site.join_token.join_string.reveal().parse()?;
-        let client = match &shared.client {
-            Some(client) => client.clone(),
-            None => client(&join.pins)?,
-        };
-        let url = &shared.urls[number as usize % shared.urls.len()];
-        let mut seeds = [[0; 32]; 2];
-        aws_lc_rs::rand::fill(seeds.as_flattened_mut())
-            .ok()
-            .context("no random numbers")?;
-        let node_keys = NodeKeys::new(&seeds[0], &seeds[1], 0)?;
-        let start = EnrolStart {
-            token: join.token,
-            secret: join.secret.clone(),
-        };
-        let challenge: KeyChallenge =
-            post(&client, &format!("{url}/agent/enrol/start"), &start).await?;
-        let claim = node_keys.claim(&join, &challenge, None, "fleet")?;
-        let enrolled: Enrolled =
-            post(&client, &format!("{url}/agent/enrol/finish"), &claim).await?;
-        let turns_to = AtomicU64::new(number.into());
-        let (token, mailbox, partners, agreed) = (
-            Mutex::default(),
-            Mutex::default(),
-            Mutex::default(),
-            AtomicUsize::default(),
-        );
+        let client = shared.client(number, &join)?;
+        let seed = || secrets::bytes::<32>().context("no random numbers");
+        let node_keys = NodeKeys::new(&*seed()?, &*seed()?, 0)?;
+        let enrolled = client.enrol(&join, &node_keys, None, "fleet").await?;
         Ok(Self {
             shared,
             client,
             site,
             node_keys,
             enrolled,
-            token,
-            turns_to,
             last_number: Mutex::default(),
-            mailbox,
-            partners,
-            agreed,
+            mailbox: Mutex::default(),
+            partners: Mutex::default(),
+            agreed: AtomicUsize::default(),
         })
     }
 
@@ -185,11 +172,7 @@ impl Agent {
 
     /// What this node may know; each agent gets the settings of the mesh in it.
     pub(crate) async fn view(&self) -> anyhow::Result<View> {
-        let request = self
-            .client
-            .get(format!("{}/agent/view", self.url()))
-            .bearer_auth(self.bearer()?);
-        Ok(request.send().await?.error_for_status()?.json().await?)
+        Ok(self.client.view(self.signer()).await?)
     }
 
     /// A replica that knows nothing yet.
@@ -238,9 +221,6 @@ impl Agent {
                 _ = stop.changed() => return,
                 result = self.follow_once(&mut replica, &reached) => failures = if result.is_ok() { 0 } else { failures + 1 },
             }
-            if failures > 0 {
-                self.turns_to.fetch_add(1, Ordering::Relaxed);
-            }
             sleep(backoff(failures, random())).await;
         }
     }
@@ -250,52 +230,27 @@ impl Agent {
         replica: &mut Replica,
         reached: &mpsc::UnboundedSender<Reached>,
     ) -> anyhow::Result<()> {
-        let since = replica
-            .resume_from()
-            .map(|since| format!("?since={since}"))
-            .unwrap_or_default();
-        let request = self
+        let stream = self
             .client
-            .get(format!("{}/agent/stream{since}", self.url()))
-            .bearer_auth(self.bearer()?);
-        let response = request.send().await?;
-        if !response.status().is_success() {
-            bail!("the stream answered {}", response.status());
-        }
-        let mut chunks = response.bytes_stream();
-        let mut buffer = Vec::new();
+            .stream(self.signer(), replica.resume_from())
+            .await?;
+        let mut stream = std::pin::pin!(stream);
+        let bytes = &self.shared.counters.bytes;
         let (mut request, mut is_away) = (OptionFuture::default(), false);
         loop {
             if !is_away && let Some(next) = self.next_request() {
                 (request, is_away) = (Some(self.go(next)).into(), true);
             }
-            let chunk = tokio::select! {
-                chunk = chunks.next() => chunk.context("the stream ended")??,
+            tokio::select! {
+                message = stream.next() => {
+                    let (message, length) = message.context("the stream ended")??;
+                    bytes.fetch_add(length as u64, Ordering::Relaxed);
+                    self.take(replica, message, reached).await?;
+                }
                 Some((request, reply)) = &mut request, if is_away => {
                     is_away = false;
                     self.use_mailbox(replica, |mailbox, known, means| mailbox.take_in(&request, reply, Some(known), means));
-                    continue;
                 }
-            };
-            self.shared
-                .counters
-                .bytes
-                .fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            let fresh = buffer.len();
-            buffer.extend_from_slice(&chunk);
-            // Only what is new can hold the end of the line.
-            let mut from = fresh;
-            while let Some(end) = buffer[from..]
-                .iter()
-                .position(|byte| *byte == b'\n')
-                .map(|end| from + end)
-            {
-                if let Some(data) = buffer[..end].strip_prefix(b"data:") {
-                    let message = serde_json::from_slice(data)?;
-                    self.take(replica, message, reached).await?;
-                }
-                buffer.drain(..=end);
-                from = 0;
             }
         }
     }
@@ -395,7 +350,7 @@ impl Agent {
 
     fn go(&self, request: MailboxRequest) -> BoxFuture<'_, (MailboxRequest, MailboxReply)> {
         Box::pin(async move {
-            let reply = match self.ask_mailbox(&request).await {
+            let reply = match self.client.mailbox(self.signer(), &request).await {
                 Ok(response) => {
                     self.shared
                         .counters
@@ -410,20 +365,6 @@ impl Agent {
             };
             (request, reply)
         })
-    }
-
-    async fn ask_mailbox(&self, wanted: &MailboxRequest) -> anyhow::Result<MailboxResponse> {
-        let request = self
-            .client
-            .post(format!("{}/agent/mailbox", self.url()))
-            .bearer_auth(self.bearer()?);
-        Ok(request
-            .json(wanted)
-            .send()
-            .await?
-            .error_for_status()?
-            .json()
-            .await?)
     }
 
     /// Reports that a position is applied, and some links; again until it arrives, as agents do.
@@ -463,39 +404,21 @@ impl Agent {
     async fn report_once(&self, report: &mut Report) -> anyhow::Result<()> {
         let _turn = self.shared.reports.acquire().await?;
         report.number = Some(self.next_number());
-        let request = self
-            .client
-            .post(format!("{}/agent/report", self.url()))
-            .bearer_auth(self.bearer()?);
-        request
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(serde_json::to_vec(report)?)
-            .send()
-            .await?
-            .error_for_status()?;
-        Ok(())
+        Ok(self.client.report(self.signer(), report).await?)
     }
 
     fn next_number(&self) -> i64 {
         let mut last = locked(&self.last_number);
-        let next = next_number(*last, Utc::now().timestamp_millis());
+        let next = next_number(*last, self.client.report_ms());
         *last = Some(next);
         next
     }
 
-    fn url(&self) -> &str {
-        let count = self.shared.urls.len() as u64;
-        let index =
-            usize::try_from(self.turns_to.load(Ordering::Relaxed) % count).unwrap_or_default();
-        &self.shared.urls[index]
-    }
-
-    fn bearer(&self) -> anyhow::Result<String> {
-        let mut token = locked(&self.token);
-        Ok(token
-            .at(Utc::now().timestamp(), &self.node_keys, &self.enrolled)?
-            .reveal()
-            .to_owned())
+    fn signer(&self) -> Signer<'_> {
+        Signer {
+            keys: &self.node_keys,
+            enrolled: &self.enrolled,
+        }
     }
 }
 
@@ -506,33 +429,5 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Without random numbers the wait is the longest.
 fn random() -> u32 {
-    let mut random = [0; 4];
-    aws_lc_rs::rand::fill(&mut random).map_or(u32::MAX, |()| u32::from_be_bytes(random))
-}
-
-/// A client that believes pinned coordinators alone or, without pins, publicly valid ones.
-fn client(pins: &[Bytes32]) -> anyhow::Result<Client> {
-    let builder = match pins {
-        [] => Client::builder(),
-        pins => {
-            Client::builder().tls_backend_preconfigured(Pins::new(pins.to_vec()).client_config()?)
-        }
-    };
-    builder.build().context("cannot make an HTTP client")
-}
-
-async fn post<A: for<'a> serde::Deserialize<'a>>(
-    client: &Client,
-    url: &str,
-    body: &impl serde::Serialize,
-) -> anyhow::Result<A> {
-    let response = client.post(url).json(body).send().await?;
-    if !response.status().is_success() {
-        bail!(
-            "{url} answered {}: {}",
-            response.status(),
-            response.text().await?
-        );
-    }
-    Ok(response.json().await?)
+    secrets::bytes().map_or(u32::MAX, |bytes| u32::from_be_bytes(*bytes))
 }

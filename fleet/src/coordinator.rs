@@ -9,35 +9,36 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use hyper::Method;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use reqwest::{Certificate, Client, Method};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tempfile::TempDir;
+use wattle_client::operator::OperatorClient;
 use wattle_wire::{admin::Readiness, ids::Position};
+use zeroize::Zeroizing;
 
 use crate::Options;
 
 /// How long a coordinator may take to be ready.
 const READY: Duration = Duration::from_secs(60);
 
-/// For how long a connection is kept for the next request: less than coordinators keep one that
-/// says nothing.
-const POOLED: Duration = Duration::from_secs(60);
-
 #[derive(Debug)]
 pub(crate) struct Coordinators {
-    pub(crate) client: Client,
+    /// Of the first coordinator.
+    operator: OperatorClient,
     pub(crate) urls: Vec<String>,
-    token: String,
-    /// Coordinators of our own, the one with the Postgres last to go; empty where they are somebody
-    /// else's.
-    own: Vec<Own>,
+    /// Empty where they are somebody else's.
+    own: OwnCoordinators,
     _folder: Option<TempDir>,
 }
+
+/// Coordinators of our own, the one with the Postgres first.
+#[derive(Debug, Default)]
+struct OwnCoordinators(Vec<Own>);
 
 /// A coordinator of our own.
 #[derive(Debug)]
@@ -49,10 +50,7 @@ struct Own {
 
 impl Coordinators {
     pub(crate) async fn open(options: &Options) -> anyhow::Result<Self> {
-        if let Some(file) = &options.token_file {
-            let client = client(options.ca_file.as_deref())?;
-            let token = fs::read_to_string(file)
-                .with_context(|| format!("cannot read {}", file.display()))?;
+        if let Some(token_file) = &options.token_file {
             let urls: Vec<_> = options
                 .url
                 .iter()
@@ -63,10 +61,9 @@ impl Coordinators {
                 "--token-file is for the coordinator of --url"
             );
             return Ok(Self {
-                client,
+                operator: operator(&urls[0], Some(token_file), options.ca_file.as_deref())?,
                 urls,
-                token: token.trim().to_owned(),
-                own: vec![],
+                own: OwnCoordinators::default(),
                 _folder: None,
             });
         }
@@ -78,13 +75,9 @@ impl Coordinators {
             nix::sys::stat::Mode::from_bits_truncate(0o755),
             nix::sys::stat::FchmodatFlags::FollowSymlink,
         )?;
-        let mut coordinators = Self {
-            client: client(None)?,
-            urls: vec![],
-            token: String::new(),
-            own: vec![],
-            _folder: None,
-        };
+        let (mut own, mut urls) = (OwnCoordinators::default(), Vec::new());
+        let ca_file = folder.path().join("data-0/ca.crt");
+        let ca_file = (!options.insecure_http).then_some(ca_file.as_path());
         let scheme = if options.insecure_http {
             "http"
         } else {
@@ -117,28 +110,30 @@ impl Coordinators {
                 ]);
             }
             let log = folder.path().join(format!("log-{number}"));
-            coordinators.own.push(Own {
+            own.0.push(Own {
                 child: start(&arguments, &log)?,
                 arguments,
                 log,
             });
-            coordinators.urls.push(format!("{scheme}://{address}"));
-            if number == 0 && !options.insecure_http {
-                coordinators.client = own_client(&data.join("ca.crt")).await?;
+            let url = format!("{scheme}://{address}");
+            if let Some(file) = ca_file {
+                wait_for(file).await?;
             }
-            coordinators.wait_ready(number as usize).await?;
+            wait_ready(&operator(&url, None, ca_file)?).await?;
+            urls.push(url);
         }
-        coordinators.token = fs::read_to_string(folder.path().join("data-0/api-token"))
-            .context("cannot read the api token")?
-            .trim()
-            .to_owned();
-        coordinators._folder = Some(folder);
-        Ok(coordinators)
+        let token_file = folder.path().join("data-0/api-token");
+        Ok(Self {
+            operator: operator(&urls[0], Some(&token_file), ca_file)?,
+            urls,
+            own,
+            _folder: Some(folder),
+        })
     }
 
     /// Process ids of coordinators of our own.
     pub(crate) fn pids(&self) -> Vec<u32> {
-        self.own.iter().map(|own| own.child.id()).collect()
+        self.own.0.iter().map(|own| own.child.id()).collect()
     }
 
     /// Kills a coordinator of our own: one of several, which stays away, or the only one, which is
@@ -146,15 +141,15 @@ impl Coordinators {
     /// not ours.
     pub(crate) async fn kill_one(&mut self) -> anyhow::Result<Option<Duration>> {
         let begin = Instant::now();
-        let Some(mut own) = self.own.pop() else {
+        let Some(mut own) = self.own.0.pop() else {
             return Ok(None);
         };
         own.child.kill()?;
         own.child.wait()?;
-        if self.own.is_empty() {
+        if self.own.0.is_empty() {
             own.child = start(&own.arguments, &own.log)?;
-            self.own.push(own);
-            self.wait_ready(0).await?;
+            self.own.0.push(own);
+            wait_ready(&self.operator).await?;
         } else {
             self.urls.pop();
         }
@@ -168,24 +163,7 @@ impl Coordinators {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<A> {
-        let mut request = self
-            .client
-            .request(method, format!("{}{path}", self.urls[0]))
-            .bearer_auth(&self.token);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let response = request.send().await?;
-        let status = response.status();
-        let text = response.text().await?;
-        if !status.is_success() {
-            bail!("{path} answered {status}: {text}");
-        }
-        Ok(serde_json::from_str(if text.is_empty() {
-            "null"
-        } else {
-            &text
-        })?)
+        self.operator.ask(method, path, body).await
     }
 
     /// How far a coordinator has come.
@@ -198,40 +176,32 @@ impl Coordinators {
 
     /// How many letters wait in the mailbox.
     pub(crate) async fn letters(&self) -> anyhow::Result<u64> {
-        let request = self
-            .client
-            .get(format!("{}/metrics", self.urls[0]))
-            .bearer_auth(&self.token);
-        let text = request.send().await?.error_for_status()?.text().await?;
-        let letters = text
+        let metrics = self
+            .operator
+            .text(Method::GET, "/metrics", None::<&()>)
+            .await?;
+        let letters = str::from_utf8(&metrics)?
             .lines()
             .find_map(|line| line.strip_prefix("wattle_mailbox_letters ")?.parse().ok());
         letters.context("the metrics tell of no mailbox")
     }
-
-    async fn wait_ready(&self, index: usize) -> anyhow::Result<()> {
-        let deadline = Instant::now() + READY;
-        let url = format!("{}/readyz", self.urls[index]);
-        while !self
-            .client
-            .get(&url)
-            .send()
-            .await
-            .is_ok_and(|response| response.status().is_success())
-        {
-            if Instant::now() > deadline {
-                bail!("the coordinator is not ready after {} s", READY.as_secs());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
-    }
 }
 
-impl Drop for Coordinators {
+async fn wait_ready(coordinator: &OperatorClient) -> anyhow::Result<()> {
+    let deadline = Instant::now() + READY;
+    while coordinator.get::<Readiness>("/readyz").await.is_err() {
+        if Instant::now() > deadline {
+            bail!("the coordinator is not ready after {} s", READY.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+impl Drop for OwnCoordinators {
     fn drop(&mut self) {
         // The one with the Postgres last.
-        while let Some(mut own) = self.own.pop() {
+        while let Some(mut own) = self.0.pop() {
             // Gracefully, so that its Postgres ends with it.
             if let Ok(pid) = i32::try_from(own.child.id()) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
@@ -242,35 +212,30 @@ impl Drop for Coordinators {
 }
 
 /// A client that believes the authority of a file or, without one, the public ones.
-fn client(ca_file: Option<&Path>) -> anyhow::Result<Client> {
-    let mut builder = Client::builder();
-    if let Some(file) = ca_file {
-        let pem = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        builder = builder.tls_certs_only([Certificate::from_pem(&pem)?]);
-    }
-    // Requests are made side by side on connections of their own, as by many people.
-    builder
-        .http1_only()
-        .pool_max_idle_per_host(128)
-        .pool_idle_timeout(POOLED)
-        .build()
-        .context("cannot make an HTTP client")
+fn operator(
+    url: &str,
+    token_file: Option<&Path>,
+    ca_file: Option<&Path>,
+) -> anyhow::Result<OperatorClient> {
+    let read = |file: &Path| {
+        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+    };
+    let token = token_file.map(read).transpose()?.map(Zeroizing::new);
+    let authority = ca_file.map(read).transpose()?;
+    OperatorClient::new(url, token, authority.as_deref().map(str::as_bytes))
 }
 
-/// A client of a coordinator that is about to make its authority.
-async fn own_client(ca_file: &Path) -> anyhow::Result<Client> {
+/// Waits for a file that a coordinator makes when it starts for the first time.
+async fn wait_for(file: &Path) -> anyhow::Result<()> {
     let deadline = Instant::now() + READY;
-    while !ca_file.exists() {
+    while !file.exists() {
         if Instant::now() > deadline {
-            bail!(
-                "the coordinator made no {} within {} s",
-                ca_file.display(),
-                READY.as_secs()
-            );
+            let (file, seconds) = (file.display(), READY.as_secs());
+            bail!("the coordinator made no {file} within {seconds} s");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    client(Some(ca_file))
+    Ok(())
 }
 
 fn start(arguments: &[String], log: &Path) -> anyhow::Result<Child> {

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use comfy_table::Table;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use reqwest::Method;
+use hyper::Method;
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, watch},
@@ -124,7 +124,7 @@ async fn enrol(
     );
 
     progress("enrolling");
-    let shared = Arc::new(Shared::new(&coordinators.client, coordinators.urls.clone()));
+    let shared = Arc::new(Shared::new(coordinators.urls.clone())?);
     let (begin, before) = (Instant::now(), Usages::of(&coordinators.pids()));
     let enrol = |(number, site)| Agent::enrol(Arc::clone(&shared), number, site);
     let agents = stream::iter((0..).zip(sites))

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tracing::{debug, info, warn};
-use wattle_client::secrets::SystemSecrets;
+use wattle_client::{node::NodeClient, secrets::SystemSecrets};
 use wattle_mesh::{
     agent::node::{
         Input, Level, LocalNode, Look, NodeSettings, Now, Output, Paces, Save, Unobserved,
@@ -21,7 +21,6 @@ use super::Stop;
 use crate::{
     config::Paths,
     control::Control,
-    coordinator::Coordinator,
     follow::{self, Connection, Event},
     history::Record,
     host::Host,
@@ -53,7 +52,7 @@ pub(super) struct Agent {
     metrics: Option<Arc<Metrics>>,
     store: Store,
     membership: Membership,
-    coordinator: Arc<Coordinator>,
+    coordinator: Arc<NodeClient>,
     requests: Requests,
     host: Host,
     /// A look at what the host lets pass, while it is under way.
@@ -80,7 +79,7 @@ impl Agent {
         metrics: Option<Arc<Metrics>>,
     ) -> anyhow::Result<Self> {
         let host = Host::new(paths, &store, &membership.urls)?;
-        let coordinator = Arc::new(Coordinator::new(
+        let coordinator = Arc::new(NodeClient::new(
             membership.urls.clone(),
             membership.authorities.clone(),
         )?);

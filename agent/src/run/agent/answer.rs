@@ -79,7 +79,7 @@ impl Agent {
             .then(|| Arc::clone(&self.coordinator));
         let node_keys = Arc::clone(self.node.node_keys());
         let membership = self.membership.clone();
-        async move { requests::own_links(&*coordinator?, &node_keys, &membership).await }
+        async move { requests::own_links(&*coordinator?, membership.signer(&node_keys)).await }
     }
 
     /// Looks beside the loop at what is between the LANs.

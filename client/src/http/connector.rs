@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     error::Error,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -54,7 +54,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
-pub(crate) enum ConnectError {
+pub enum ConnectError {
     #[error("{0} is no URL of a coordinator")]
     Url(Uri),
     #[error("no TCP connection")]
@@ -77,7 +77,7 @@ const LEAST_PACKET: u32 = 1240;
 
 impl ConnectError {
     /// Whether the coordinator's certificate is not valid at the time of this host's clock.
-    pub(crate) fn out_of_time(&self) -> Option<OutOfTime> {
+    pub fn out_of_time(&self) -> Option<OutOfTime> {
         match self {
             Self::Tls(error) => out_of_time(error),
             Self::Url(_) | Self::Tcp(_) | Self::TcpTimeout | Self::TlsTimeout => None,
@@ -173,14 +173,16 @@ impl Connector {
         }
     }
 
-    /// A TCP connection to a coordinator, through a proxy where the environment names one.
+    /// A TCP connection to a coordinator, through a proxy where the environment names one; none is
+    /// asked for what runs on this host.
     async fn dial(
         &self,
         uri: &Uri,
         size: SegmentSize,
     ) -> Result<TokioIo<TcpStream>, Box<dyn Error + Send + Sync>> {
         let mut tcp = service_fn(move |uri: Uri| Box::pin(dial(uri, size)));
-        let Some(proxy) = self.0.proxies.intercept(uri) else {
+        let proxy = self.0.proxies.intercept(uri).filter(|_| !is_local(uri));
+        let Some(proxy) = proxy else {
             return Ok(tcp.call(uri.clone()).await?);
         };
         let tunnel = Tunnel::new(proxy.uri().clone(), tcp);
@@ -207,12 +209,20 @@ impl Service<Uri> for Connector {
     }
 }
 
+/// Whether a URL is of this host.
+fn is_local(uri: &Uri) -> bool {
+    let host = host(uri);
+    let is_loopback = |address: IpAddr| address.is_loopback();
+    host == "localhost" || host.parse().is_ok_and(is_loopback)
+}
+
 /// The host of a URL, an IPv6 address without its brackets.
-pub(crate) fn host(uri: &Uri) -> &str {
+pub fn host(uri: &Uri) -> &str {
     uri.host().unwrap_or_default().trim_matches(['[', ']'])
 }
 
-pub(crate) fn port(uri: &Uri) -> u16 {
+/// The port of a URL, or the usual one of its scheme.
+pub fn port(uri: &Uri) -> u16 {
     let usual = if uri.scheme() == Some(&Scheme::HTTPS) {
         443
     } else {
@@ -275,15 +285,35 @@ mod tests {
     use socket2::SockRef;
     use tokio::{io::AsyncReadExt, net::TcpListener};
     use tokio_rustls::TlsAcceptor;
-    use wattle_client::pin::{Pins, pin};
 
     use super::*;
-    use crate::http::Trusted;
+    use crate::{
+        http::Trusted,
+        pin::{Pins, pin},
+    };
 
     async fn listener() -> (TcpListener, Uri) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("https://{}", listener.local_addr().unwrap());
         (listener, uri.parse().unwrap())
+    }
+
+    #[test]
+    fn no_proxy_is_asked_for_what_runs_on_this_host() {
+        for url in [
+            "https://127.0.0.1:8443",
+            "https://localhost/",
+            "http://[::1]:80",
+        ] {
+            assert!(is_local(&url.parse().unwrap()), "{url}");
+        }
+        for url in [
+            "https://192.0.2.1:8443",
+            "https://localhost.example",
+            "http://[2001:db8::1]",
+        ] {
+            assert!(!is_local(&url.parse().unwrap()), "{url}");
+        }
     }
 
     #[tokio::test]

@@ -28,10 +28,10 @@ use wattle_wire::stream::{HEARTBEAT_S, SILENCE_S};
 use zeroize::Zeroizing;
 
 use self::connector::Connector;
-pub(crate) use self::connector::{ConnectError, host, port};
+pub use self::connector::{ConnectError, host, port};
 
 /// How long a request may take, its connection included.
-pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long nothing may come on a connection before it is asked for a sign of life; more than a
 /// stream's heartbeat.
 const PING: Duration = Duration::from_secs(HEARTBEAT_S + 5);
@@ -41,7 +41,7 @@ const PONG: Duration = Duration::from_secs(SILENCE_S).saturating_sub(PING);
 
 /// Whose certificate a coordinator may show, where none is pinned.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Trusted<'a> {
+pub enum Trusted<'a> {
     /// That of an authority that every host trusts.
     Public,
     /// That of this authority, in PEM.
@@ -52,7 +52,7 @@ pub(crate) enum Trusted<'a> {
 
 impl Trusted<'_> {
     /// How to connect: TLS 1.3, and to nobody else.
-    pub(crate) fn client_config(self) -> anyhow::Result<ClientConfig> {
+    pub fn client_config(self) -> anyhow::Result<ClientConfig> {
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&TLS13])?;
         let config = match self {
@@ -72,7 +72,7 @@ impl Trusted<'_> {
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(crate) enum HttpError {
+pub enum HttpError {
     Timeout(Duration),
     Http(legacy::Error),
     Body(Box<dyn Error + Send + Sync>),
@@ -81,7 +81,7 @@ pub(crate) enum HttpError {
 
 impl HttpError {
     /// Why there is no connection, if that is why there is no answer.
-    pub(crate) fn connect_error(&self) -> Option<&ConnectError> {
+    pub fn connect_error(&self) -> Option<&ConnectError> {
         match self {
             Self::Http(error) => error.source()?.downcast_ref(),
             Self::Timeout(_) | Self::Body(_) | Self::Json(_) => None,
@@ -115,13 +115,13 @@ impl Error for HttpError {
 
 /// Sends requests to coordinators, all of a coordinator's on one connection where it can.
 #[derive(Clone, Debug)]
-pub(crate) struct HttpClient {
+pub struct HttpClient {
     client: legacy::Client<Connector, Full<Bytes>>,
     connector: Connector,
 }
 
 impl HttpClient {
-    pub(crate) fn new(tls: ClientConfig) -> Self {
+    pub fn new(tls: ClientConfig) -> Self {
         let connector = Connector::new(tls);
         let client = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -134,11 +134,11 @@ impl HttpClient {
     }
 
     /// Sends a request and waits for the head of the answer. A body is JSON.
-    pub(crate) async fn send(
+    pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, HttpError> {
-        const AGENT: &str = concat!("wattle-agent/", env!("CARGO_PKG_VERSION"));
+        const AGENT: &str = concat!("wattle/", env!("CARGO_PKG_VERSION"));
         let uri = request.uri().clone();
         let headers = request.headers_mut();
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
@@ -154,14 +154,14 @@ impl HttpClient {
 
     /// Takes note that a coordinator took a request and its answer did not come: large packets may
     /// be lost on the way.
-    pub(crate) fn went_silent(&self, uri: &Uri) {
+    pub fn went_silent(&self, uri: &Uri) {
         if let Some(authority) = uri.authority() {
             self.connector.way(authority, |way| way.went_silent());
         }
     }
 
     /// Whether a coordinator is reached with small packets alone.
-    pub(crate) fn loses_large_packets(&self, uri: &Uri) -> bool {
+    pub fn loses_large_packets(&self, uri: &Uri) -> bool {
         uri.authority().is_some_and(|authority| {
             self.connector
                 .way(authority, |way| way.loses_large_packets())
@@ -171,20 +171,32 @@ impl HttpClient {
 
 /// Reads the JSON of an answer, which has at most so many bytes: what is longer is not read to its
 /// end. Nothing here asks for a compressed one, or would read it.
-pub(crate) async fn read<A: DeserializeOwned>(
+///
+/// # Errors
+///
+/// When the answer breaks off, is longer or something else.
+pub async fn read<A: DeserializeOwned>(
     answer: Response<Incoming>,
     longest: usize,
 ) -> Result<A, HttpError> {
+    let body = read_bytes(answer, longest).await?;
+    serde_json::from_slice(&body).map_err(HttpError::Json)
+}
+
+/// As [`read`], whatever it is.
+///
+/// # Errors
+///
+/// When the answer breaks off or is longer.
+pub async fn read_bytes(answer: Response<Incoming>, longest: usize) -> Result<Bytes, HttpError> {
     let body = Limited::new(answer.into_body(), longest);
     let body = timeout(REQUEST_TIMEOUT, body.collect()).await;
-    let body = body
-        .map_err(|_| HttpError::Timeout(REQUEST_TIMEOUT))?
-        .map_err(HttpError::Body)?;
-    serde_json::from_slice(&body.to_bytes()).map_err(HttpError::Json)
+    let body = body.map_err(|_| HttpError::Timeout(REQUEST_TIMEOUT))?;
+    Ok(body.map_err(HttpError::Body)?.to_bytes())
 }
 
 /// The header of a token.
-pub(crate) fn bearer(token: &str) -> anyhow::Result<HeaderValue> {
+pub fn bearer(token: &str) -> anyhow::Result<HeaderValue> {
     let mut header = HeaderValue::from_str(&Zeroizing::new(format!("Bearer {token}")))?;
     header.set_sensitive(true);
     Ok(header)

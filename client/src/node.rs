@@ -1,4 +1,4 @@
-//! Requests to the coordinator.
+//! What a node asks and tells its coordinators.
 
 use std::{
     net::IpAddr,
@@ -21,7 +21,6 @@ use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio_util::io::StreamReader;
-use wattle_client::pin::Pins;
 use wattle_mesh::{
     diagnose::doctor::OutOfTime,
     keys::{
@@ -31,9 +30,12 @@ use wattle_mesh::{
 };
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
-    enrol::{EnrolFinish, EnrolStart, Enrolled, KeyChallenge, NewIdentity},
+    endpoint::Endpoint,
+    enrol::{EnrolStart, Enrolled, KeyChallenge, NewIdentity},
     ids::Position,
+    join::JoinString,
     key::Bytes32,
+    peer::View,
     problem::ProblemDetails,
     psk::{MailboxRequest, MailboxResponse},
     report::Report,
@@ -45,8 +47,8 @@ use wattle_wire::{
 use crate::{
     clock::CoordinatorClock,
     http::{self, HttpClient, HttpError, Trusted},
-    identity::Membership,
     messages::messages,
+    pin::Pins,
 };
 
 /// The longest answer of a coordinator, in bytes: what it makes of the links with
@@ -55,7 +57,7 @@ const LONGEST_ANSWER: usize = 4 << 20;
 
 /// Why a request failed.
 #[derive(Debug, Error)]
-pub(crate) enum RequestError {
+pub enum RequestError {
     #[error("cannot reach the coordinator at {url}")]
     Unreachable { url: String, source: HttpError },
     #[error("the coordinator answered {status}: \
@@ -77,7 +79,7 @@ pub(crate) enum RequestError {
 
 impl RequestError {
     /// Whether the coordinator's certificate is not valid at the time of this host's clock.
-    pub(crate) fn out_of_time(&self) -> Option<OutOfTime> {
+    pub fn out_of_time(&self) -> Option<OutOfTime> {
         match self {
             Self::Unreachable { source, .. } => source.connect_error()?.out_of_time(),
             Self::Refused { .. } | Self::NotAMember | Self::NotWattle { .. } | Self::Other(_) => {
@@ -87,9 +89,19 @@ impl RequestError {
     }
 }
 
-/// The coordinators of a mesh, of which one answers at a time.
+/// Who signs a request: a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Signer<'a> {
+    pub keys: &'a NodeKeys,
+    pub enrolled: &'a Enrolled,
+}
+
+/// A node's client of the coordinators of its mesh, of which one answers at a time.
+///
+/// A request goes to the coordinator that answered the last one, and to the next if it cannot be
+/// reached or has a fault of its own.
 #[derive(Debug)]
-pub(crate) struct Coordinator {
+pub struct NodeClient {
     client: HttpClient,
     urls: Vec<String>,
     /// How their certificates are recognised; none are for publicly valid ones.
@@ -104,11 +116,32 @@ pub(crate) struct Coordinator {
     token: Mutex<HeldToken>,
 }
 
-impl Coordinator {
-    pub(crate) fn new(urls: Vec<String>, authorities: Authorities) -> anyhow::Result<Self> {
+impl NodeClient {
+    /// A client of the coordinators at these URLs, which are known by these authorities; by
+    /// publicly valid certificates where there are none.
+    ///
+    /// # Errors
+    ///
+    /// When an authority is named, and a URL is not `https://`.
+    pub fn new(urls: Vec<String>, authorities: Authorities) -> anyhow::Result<Self> {
         let pins = Pins::new(authorities.pins.clone());
         let client = HttpClient::new(trusting(&urls, &pins)?);
-        Ok(Self {
+        Ok(Self::over(client, urls, authorities, pins))
+    }
+
+    /// A client that shares its connections with others. For coordinators that speak plain HTTP.
+    pub fn sharing(client: HttpClient, urls: Vec<String>) -> Self {
+        let authorities = Authorities::new(Vec::new());
+        Self::over(client, urls, authorities, Pins::new(Vec::new()))
+    }
+
+    fn over(
+        client: HttpClient,
+        urls: Vec<String>,
+        authorities: Authorities,
+        pins: Arc<Pins>,
+    ) -> Self {
+        Self {
             client,
             urls,
             pins,
@@ -117,87 +150,76 @@ impl Coordinator {
             address: Mutex::default(),
             clock: CoordinatorClock::default(),
             token: Mutex::default(),
-        })
+        }
     }
 
     /// The certificate authorities that are trusted now; the coordinator may have changed them.
-    pub(crate) fn authorities(&self) -> Authorities {
+    pub fn authorities(&self) -> Authorities {
         let authorities = self.authorities.lock();
         authorities.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) async fn enrol_start(
+    /// Makes the machine with these keys a node: shows the token, and proves the keys. `version` is
+    /// that of the program.
+    pub async fn enrol(
         &self,
-        start: &EnrolStart,
-    ) -> Result<KeyChallenge, RequestError> {
-        self.post("/agent/enrol/start", start).await
-    }
-
-    pub(crate) async fn enrol_finish(
-        &self,
-        finish: &EnrolFinish,
+        join: &JoinString,
+        keys: &NodeKeys,
+        endpoint: Option<Endpoint>,
+        version: &str,
     ) -> Result<Enrolled, RequestError> {
-        self.post("/agent/enrol/finish", finish).await
+        let start = EnrolStart {
+            token: join.token,
+            secret: join.secret.clone(),
+        };
+        let challenge: KeyChallenge = self.post("/agent/enrol/start", &start).await?;
+        let claim = keys.claim(join, &challenge, endpoint, version);
+        let claim = claim.context("cannot encode the join request")?;
+        self.post("/agent/enrol/finish", &claim).await
     }
 
     /// Tells how this node is.
-    pub(crate) async fn report(
-        &self,
-        node_keys: &NodeKeys,
-        membership: &Membership,
-        report: &Report,
-    ) -> Result<(), RequestError> {
+    pub async fn report(&self, signer: Signer<'_>, report: &Report) -> Result<(), RequestError> {
         let report = Ask::post("/agent/report", report)?;
-        self.send_signed(&report, node_keys, membership)
-            .await
-            .map(drop)
+        self.send_signed(&report, signer).await.map(drop)
     }
 
     /// What the coordinator makes of the links of this node.
-    pub(crate) async fn own_links(
-        &self,
-        node_keys: &NodeKeys,
-        membership: &Membership,
-    ) -> Result<OwnLinks, RequestError> {
+    pub async fn own_links(&self, signer: Signer<'_>) -> Result<OwnLinks, RequestError> {
         let ask = Ask::get("/agent/links");
-        let response = self.send_signed(&ask, node_keys, membership).await?;
-        self.read(response).await
+        let response = self.send_signed(&ask, signer).await?;
+        self.read(response, LONGEST_ANSWER).await
     }
 
     /// Leaves messages for other nodes and fetches those for this one.
-    pub(crate) async fn mailbox(
+    pub async fn mailbox(
         &self,
-        node_keys: &NodeKeys,
-        membership: &Membership,
+        signer: Signer<'_>,
         request: &MailboxRequest,
     ) -> Result<MailboxResponse, RequestError> {
-        self.ask_signed("/agent/mailbox", node_keys, membership, request)
-            .await
+        self.ask_signed("/agent/mailbox", signer, request).await
     }
 
     /// Says how far this node is with its next WireGuard key.
-    pub(crate) async fn rotation(
+    pub async fn rotation(
         &self,
-        node_keys: &NodeKeys,
-        membership: &Membership,
+        signer: Signer<'_>,
         step: &RotationStep,
     ) -> Result<RotationAnswer, RequestError> {
-        self.ask_signed("/agent/rotation", node_keys, membership, step)
-            .await
+        self.ask_signed("/agent/rotation", signer, step).await
     }
 
     /// Says that this node takes up another identity.
-    pub(crate) async fn rotate_identity(&self, identity: &NewIdentity) -> Result<(), RequestError> {
+    pub async fn rotate_identity(&self, identity: &NewIdentity) -> Result<(), RequestError> {
         let ask = Ask::post("/agent/identity", identity)?;
         self.send(&ask, || Ok(None)).await.map(drop)
     }
 
     /// Opens the stream of changes since a position: messages, and their lengths in bytes. It ends
     /// with an error when the coordinator is silent for too long.
-    pub(crate) async fn stream(
+    pub async fn stream(
         &self,
-        node_keys: &NodeKeys,
-        membership: &Membership,
+        signer: Signer<'_>,
         since: Option<Position>,
     ) -> Result<impl Stream<Item = anyhow::Result<(StreamMessage, usize)>> + use<>, RequestError>
     {
@@ -205,9 +227,7 @@ impl Coordinator {
             || "/agent/stream".to_owned(),
             |since| format!("/agent/stream?since={since}"),
         );
-        let response = self
-            .send_signed(&Ask::get(&path), node_keys, membership)
-            .await?;
+        let response = self.send_signed(&Ask::get(&path), signer).await?;
         let bytes = response
             .into_body()
             .into_data_stream()
@@ -216,53 +236,55 @@ impl Coordinator {
     }
 
     /// Takes note that the coordinator opened a stream and said nothing on it.
-    pub(crate) fn went_silent(&self) {
+    pub fn went_silent(&self) {
         if let Ok(url) = self.url().parse() {
             self.client.went_silent(&url);
         }
     }
 
     /// Whether the coordinator that answers at present is reached with small packets alone.
-    pub(crate) fn loses_large_packets(&self) -> bool {
+    pub fn loses_large_packets(&self) -> bool {
         let url = self.url().parse();
         url.is_ok_and(|url| self.client.loses_large_packets(&url))
     }
 
+    /// All that the node may know of the mesh.
+    pub async fn view(&self, signer: Signer<'_>) -> Result<View, RequestError> {
+        let response = self.send_signed(&Ask::get("/agent/view"), signer).await?;
+        self.read(response, StreamMessage::LONGEST).await
+    }
+
     /// Asks whether the node is a member of the mesh; [`RequestError::NotAMember`] says no.
-    pub(crate) async fn knows(
-        &self,
-        machine: &NodeKeys,
-        membership: &Membership,
-    ) -> Result<(), RequestError> {
-        self.send_signed(&Ask::get("/agent/view"), machine, membership)
+    pub async fn knows(&self, signer: Signer<'_>) -> Result<(), RequestError> {
+        self.send_signed(&Ask::get("/agent/view"), signer)
             .await
             .map(drop)
     }
 
     /// Asks a coordinator whether it is there. Seconds by which this host's clock is ahead of its
     /// clock.
-    pub(crate) async fn clock_ahead(&self) -> Result<i64, RequestError> {
+    pub async fn clock_ahead(&self) -> Result<i64, RequestError> {
         self.send(&Ask::get("/healthz"), || Ok(None)).await?;
         Ok(self.known_clock_ahead().unwrap_or(0))
     }
 
     /// The same as far as the last answer tells it; `None` before there was one.
-    pub(crate) fn known_clock_ahead(&self) -> Option<i64> {
+    pub fn known_clock_ahead(&self) -> Option<i64> {
         self.clock.ahead_s()
     }
 
     /// Milliseconds since 1970 at which a report is made.
-    pub(crate) fn report_ms(&self) -> i64 {
+    pub fn report_ms(&self) -> i64 {
         self.clock.for_reports_ms()
     }
 
     /// The address to which this host is connected for the coordinator that answers at present.
-    pub(crate) fn address(&self) -> Option<IpAddr> {
+    pub fn address(&self) -> Option<IpAddr> {
         *self.address.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The URL of the coordinator that answers at present.
-    pub(crate) fn url(&self) -> &str {
+    pub fn url(&self) -> &str {
         self.urls
             .get(self.preferred.load(Ordering::Relaxed))
             .map_or("", String::as_str)
@@ -274,27 +296,25 @@ impl Coordinator {
         body: &B,
     ) -> Result<A, RequestError> {
         let response = self.send(&Ask::post(path, body)?, || Ok(None)).await?;
-        self.read(response).await
+        self.read(response, LONGEST_ANSWER).await
     }
 
     async fn ask_signed<B: Serialize, A: DeserializeOwned>(
         &self,
         path: &str,
-        node_keys: &NodeKeys,
-        membership: &Membership,
+        signer: Signer<'_>,
         body: &B,
     ) -> Result<A, RequestError> {
-        let response = self
-            .send_signed(&Ask::post(path, body)?, node_keys, membership)
-            .await?;
-        self.read(response).await
+        let response = self.send_signed(&Ask::post(path, body)?, signer).await?;
+        self.read(response, LONGEST_ANSWER).await
     }
 
     async fn read<A: DeserializeOwned>(
         &self,
         response: Response<Incoming>,
+        longest: usize,
     ) -> Result<A, RequestError> {
-        http::read(response, LONGEST_ANSWER)
+        http::read(response, longest)
             .await
             .map_err(|source| RequestError::Unreachable {
                 url: self.url().to_owned(),
@@ -307,14 +327,13 @@ impl Coordinator {
     async fn send_signed(
         &self,
         ask: &Ask<'_>,
-        node_keys: &NodeKeys,
-        membership: &Membership,
+        signer: Signer<'_>,
     ) -> Result<Response<Incoming>, RequestError> {
         let signature = || {
             let now = self.clock.for_tokens_s();
             let mut held = self.token.lock().unwrap_or_else(PoisonError::into_inner);
             let token = held
-                .at(now, node_keys, &membership.enrolled)
+                .at(now, signer.keys, signer.enrolled)
                 .context("cannot sign a token")?;
             Ok(Some(http::bearer(token.reveal())?))
         };

@@ -1,0 +1,191 @@
+//! The client of people's programs: the REST interface with an API token.
+
+use anyhow::{Context, bail, ensure};
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use wattle_wire::{admin::Page, problem::ProblemDetails};
+use zeroize::Zeroizing;
+
+use crate::http::{self, HttpClient, Trusted};
+
+/// Items of a page.
+const PAGE: usize = 250;
+/// The longest answer, in bytes: a page of 250 nodes with the longest admissions and 64 held peers
+/// each is shorter.
+const LONGEST_ANSWER: usize = 16 << 20;
+
+/// A coordinator's REST interface, for whoever holds an API token.
+#[derive(Clone, Debug)]
+pub struct OperatorClient {
+    client: HttpClient,
+    url: String,
+    token: Option<Token>,
+}
+
+#[derive(Clone)]
+struct Token(Zeroizing<String>);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Token(…)")
+    }
+}
+
+/// An answer as it came, whatever its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawAnswer {
+    pub status: StatusCode,
+    /// The header `Content-Type`; empty if there is none.
+    pub content_type: String,
+    pub body: String,
+}
+
+impl OperatorClient {
+    /// A client of the coordinator at a URL. Its certificate has to be of `authority`, in PEM; of
+    /// one that the host trusts where that is `None`. Without a token it asks what anybody may.
+    ///
+    /// # Errors
+    ///
+    /// When the authority is no certificate.
+    pub fn new(
+        url: &str,
+        token: Option<Zeroizing<String>>,
+        authority: Option<&[u8]>,
+    ) -> anyhow::Result<Self> {
+        let trusted = match authority {
+            Some(authority) => Trusted::Authority(authority),
+            None if url.starts_with("https://") => Trusted::Public,
+            None => Trusted::Nobody,
+        };
+        let tls = trusted.client_config();
+        Ok(Self {
+            client: HttpClient::new(tls.context("cannot speak TLS")?),
+            url: url.trim_end_matches('/').to_owned(),
+            token: token.map(|token| Token(Zeroizing::new(token.trim().to_owned()))),
+        })
+    }
+
+    /// What is at a path.
+    ///
+    /// # Errors
+    ///
+    /// When the coordinator cannot be reached, refuses, or answers with something else.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        self.ask(Method::GET, path, None::<&()>).await
+    }
+
+    /// All pages of a list, of at most so many items.
+    ///
+    /// # Errors
+    ///
+    /// As of [`OperatorClient::get`], and when there are more.
+    pub async fn all<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        most: usize,
+    ) -> anyhow::Result<Vec<T>> {
+        let mut items = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page: Page<T> = self.get(&format!("{path}?limit={PAGE}{cursor}")).await?;
+            // Whoever sends pages without items has no end of them.
+            let is_more = page.next_cursor.is_some() && page.items.is_empty();
+            items.extend(page.items);
+            ensure!(
+                items.len() <= most && !is_more,
+                "{} lists more at {path} than a mesh has: {most}",
+                self.url
+            );
+            match page.next_cursor {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return Ok(items),
+            }
+        }
+    }
+
+    /// Asks for something, with a body where one is given; an answer without a body is read as
+    /// `null`.
+    ///
+    /// # Errors
+    ///
+    /// As of [`OperatorClient::get`].
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> anyhow::Result<T> {
+        let text = self.text(method, path, body).await?;
+        let json = if text.is_empty() { b"null" } else { &text[..] };
+        serde_json::from_slice(json)
+            .with_context(|| format!("{} did not answer like a coordinator", self.url))
+    }
+
+    /// The same; the answer as it came.
+    ///
+    /// # Errors
+    ///
+    /// As of [`OperatorClient::get`].
+    pub async fn text(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> anyhow::Result<Bytes> {
+        let body = body.map(serde_json::to_vec).transpose()?;
+        let response = self.send(method, path, body.unwrap_or_default()).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(http::read_bytes(response, LONGEST_ANSWER).await?);
+        }
+        match http::read::<ProblemDetails>(response, ProblemDetails::LONGEST).await {
+            Ok(problem) => bail!(
+                "the coordinator answered {status}: {}",
+                problem.detail.unwrap_or(problem.title)
+            ),
+            Err(_) => bail!(
+                "what answers at {} is not a Wattle coordinator (status {status})",
+                self.url
+            ),
+        }
+    }
+
+    /// One request with any body, and whatever answer comes.
+    ///
+    /// # Errors
+    ///
+    /// When the coordinator cannot be reached.
+    pub async fn raw(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<RawAnswer> {
+        let response = self.send(method, path, body).await?;
+        let content_type = response.headers().get(CONTENT_TYPE);
+        let content_type = content_type.map_or(Ok(""), |value| value.to_str())?;
+        Ok(RawAnswer {
+            status: response.status(),
+            content_type: content_type.to_owned(),
+            body: String::from_utf8(http::read_bytes(response, LONGEST_ANSWER).await?.into())?,
+        })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Bytes>,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url));
+        if let Some(Token(token)) = &self.token {
+            request = request.header(AUTHORIZATION, http::bearer(token)?);
+        }
+        let request = request.body(Full::new(body.into()));
+        let request = request.with_context(|| format!("{} is no URL", self.url))?;
+        let response = self.client.send(request).await;
+        response.with_context(|| format!("cannot reach the coordinator at {}", self.url))
+    }
+}
