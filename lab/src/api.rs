@@ -1,6 +1,7 @@
-//! The REST interface, through `curl`, as a person uses it.
+//! The REST interface, as an operator uses it.
 
 use std::{
+    fs,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -9,8 +10,11 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::runtime;
+use wattle_client::operator::OperatorClient;
+use zeroize::Zeroizing;
 
-use crate::{process, wait::Events};
+use crate::wait::Events;
 
 /// Where the interface is, and who calls.
 #[derive(Clone, Debug)]
@@ -52,7 +56,7 @@ impl Api {
     /// What is new in the mesh from now on, as one `curl` hears it.
     pub fn changes(&self) -> Result<Events> {
         let mut curl = self.curl();
-        curl.args(["--silent", "--no-buffer", "--noproxy", "*", "--header"])
+        curl.args(["--silent", "--no-buffer", "--header"])
             .arg(format!("Authorization: Bearer {}", self.token))
             .arg(format!("{}/events/stream", self.url));
         let mut curl = curl
@@ -72,45 +76,20 @@ impl Api {
         command
     }
 
-    /// One request; a body is sent as JSON, whatever is in it.
+    /// One request, on a connection of its own; a body is sent as JSON, whatever is in it.
     pub fn request(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
-        let mut command = self.curl();
-        command.args([
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "10",
-            "--noproxy",
-            "*",
-            "--request",
-            method,
-        ]);
-        command.args(["--header", &format!("Authorization: Bearer {}", self.token)]);
-        if body.is_some() {
-            command.args([
-                "--header",
-                "Content-Type: application/json",
-                "--data-binary",
-                "@-",
-            ]);
-        }
-        // The status and the type on lines of their own after the body.
-        command.args([
-            "--write-out",
-            "\n%{http_code}\n%{content_type}",
-            &format!("{}{path}", self.url),
-        ]);
-        let text = process::run(command, body)?;
-        let mut parts = text.rsplitn(3, '\n');
-        let (Some(content_type), Some(status), Some(body)) =
-            (parts.next(), parts.next(), parts.next())
-        else {
-            bail!("curl printed {text:?}");
-        };
+        let authority = fs::read(&self.ca).context("reading the coordinator's authority")?;
+        let token = Zeroizing::new(self.token.clone());
+        let client = OperatorClient::new(&self.url, Some(token), Some(&authority))?;
+        let body = body.unwrap_or_default().to_owned();
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let answer = runtime.block_on(client.raw(method.parse()?, path, body.into()))?;
         Ok(Answer {
-            status: status.parse()?,
-            content_type: content_type.to_owned(),
-            body: body.to_owned(),
+            status: answer.status.as_u16(),
+            content_type: answer.content_type,
+            body: answer.body,
         })
     }
 }

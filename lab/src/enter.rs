@@ -78,6 +78,10 @@ pub fn command(job: &str) -> Result<Command> {
         .arg(env::current_exe().context("finding this program")?)
         .env(ROLE, "init")
         .env(JOB, job);
+    // Nobody inside reaches the machine's proxy.
+    for name in ["http_proxy", "https_proxy", "all_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
     // Debian keeps these from the path of ordinary users, and here everybody is root.
     let path = env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
