@@ -194,8 +194,8 @@ impl Listing {
         for admissions in admissions.chunks(NewAdmissions::MOST) {
             let admissions = admissions.to_vec();
             let body = NewAdmissions { admissions };
-            let () = coordinator
-                .ask(Method::POST, "/admissions", Some(&body))
+            coordinator
+                .text(Method::POST, "/admissions", Some(&body))
                 .await?;
         }
         let removals = self.removals.iter();
@@ -205,8 +205,8 @@ impl Listing {
         for removals in removals.chunks(NewRemovals::MOST) {
             let removals = removals.to_vec();
             let body = NewRemovals { removals };
-            let () = coordinator
-                .ask(Method::POST, "/removals", Some(&body))
+            coordinator
+                .text(Method::POST, "/removals", Some(&body))
                 .await?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use wattle_mesh::health::clock;
 /// The coordinator's clock as its last answer told it. A clock that nobody sets carries it on, so
 /// that a jump of this host's is seen at once.
 #[derive(Debug, Default)]
-pub struct CoordinatorClock(Mutex<Option<ToldTime>>);
+pub(crate) struct CoordinatorClock(Mutex<Option<ToldTime>>);
 
 /// What time it was there, in seconds since 1970, and how long this host had been on, suspended or
 /// not.
@@ -20,7 +20,7 @@ struct ToldTime {
 
 impl CoordinatorClock {
     /// Takes note of what time it is there.
-    pub fn learn(&self, unix_s: i64) {
+    pub(crate) fn learn(&self, unix_s: i64) {
         let since_boot_s = since_boot_s();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ToldTime {
             unix_s,
@@ -30,23 +30,23 @@ impl CoordinatorClock {
 
     /// Seconds since 1970 at which a token is made: by the coordinator's clock, as far as that is
     /// believed; by this host's before an answer told it.
-    pub fn for_tokens_s(&self) -> i64 {
+    pub(crate) fn for_tokens_s(&self) -> i64 {
         self.there_s()
             .map_or_else(own_s, |there| clock::for_tokens(own_s(), there))
     }
 
     /// Milliseconds since 1970 at which a report is made.
-    pub fn for_reports_ms(&self) -> i64 {
+    pub(crate) fn for_reports_ms(&self) -> i64 {
         clock::for_reports(chrono::Utc::now().timestamp_millis(), self.for_tokens_s())
     }
 
     /// Seconds by which this host's clock is ahead; `None` before an answer told it.
-    pub fn ahead_s(&self) -> Option<i64> {
+    pub(crate) fn ahead_s(&self) -> Option<i64> {
         self.there_s().map(|there| own_s().saturating_sub(there))
     }
 
     /// Why the coordinator refuses this node, if that is because of the clock.
-    pub fn keeps_out(&self) -> Option<String> {
+    pub(crate) fn keeps_out(&self) -> Option<String> {
         clock::keeps_out(own_s(), self.ahead_s()?)
     }
 

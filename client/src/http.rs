@@ -31,7 +31,10 @@ use self::connector::Connector;
 pub use self::connector::{ConnectError, host, port};
 
 /// How long a request may take, its connection included.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// For how long a connection is kept for the next request: less than a coordinator keeps one that
+/// says nothing.
+const IDLE: Duration = Duration::from_secs(60);
 /// How long nothing may come on a connection before it is asked for a sign of life; more than a
 /// stream's heartbeat.
 const PING: Duration = Duration::from_secs(HEARTBEAT_S + 5);
@@ -52,6 +55,11 @@ pub enum Trusted<'a> {
 
 impl Trusted<'_> {
     /// How to connect: TLS 1.3, and to nobody else.
+    ///
+    /// # Errors
+    ///
+    /// When an authority is no certificate, or this host has none of the authorities that every
+    /// host trusts.
     pub fn client_config(self) -> anyhow::Result<ClientConfig> {
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&TLS13])?;
@@ -121,11 +129,13 @@ pub struct HttpClient {
 }
 
 impl HttpClient {
+    /// A client that connects in this way.
     pub fn new(tls: ClientConfig) -> Self {
         let connector = Connector::new(tls);
         let client = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
             .http2_keep_alive_interval(PING)
             .http2_keep_alive_timeout(PONG)
             .http2_keep_alive_while_idle(true)
@@ -134,6 +144,10 @@ impl HttpClient {
     }
 
     /// Sends a request and waits for the head of the answer. A body is JSON.
+    ///
+    /// # Errors
+    ///
+    /// When there is no connection, it breaks, or no answer comes within 15 s.
     pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -179,23 +193,27 @@ pub async fn read<A: DeserializeOwned>(
     answer: Response<Incoming>,
     longest: usize,
 ) -> Result<A, HttpError> {
-    let body = read_bytes(answer, longest).await?;
+    let body = read_bytes(answer.into_body(), longest).await?;
     serde_json::from_slice(&body).map_err(HttpError::Json)
 }
 
-/// As [`read`], whatever it is.
+/// Reads a body as [`read`] does, whatever it is.
 ///
 /// # Errors
 ///
 /// When the answer breaks off or is longer.
-pub async fn read_bytes(answer: Response<Incoming>, longest: usize) -> Result<Bytes, HttpError> {
-    let body = Limited::new(answer.into_body(), longest);
+pub async fn read_bytes(body: Incoming, longest: usize) -> Result<Bytes, HttpError> {
+    let body = Limited::new(body, longest);
     let body = timeout(REQUEST_TIMEOUT, body.collect()).await;
     let body = body.map_err(|_| HttpError::Timeout(REQUEST_TIMEOUT))?;
     Ok(body.map_err(HttpError::Body)?.to_bytes())
 }
 
 /// The header of a token.
+///
+/// # Errors
+///
+/// When the token has bytes that no header may have.
 pub fn bearer(token: &str) -> anyhow::Result<HeaderValue> {
     let mut header = HeaderValue::from_str(&Zeroizing::new(format!("Bearer {token}")))?;
     header.set_sensitive(true);

@@ -1,9 +1,9 @@
 //! Clients of a coordinator: [`node`] for gateways, [`operator`] for people's programs. Both speak
 //! [`http`] to whom [`pin`] takes for one; [`secrets`] draws what nobody should guess.
 
-pub mod clock;
+mod clock;
 pub mod http;
-pub mod messages;
+mod messages;
 pub mod node;
 pub mod operator;
 pub mod pin;

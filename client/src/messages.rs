@@ -20,7 +20,7 @@ const LONG_LINE: usize = 64 << 10;
 ///
 /// Neither a line without end nor lines without a message keep it busy: it hangs up. Each message
 /// comes with its length in bytes.
-pub fn messages(
+pub(crate) fn messages(
     bytes: impl AsyncRead + Unpin,
 ) -> impl Stream<Item = anyhow::Result<(StreamMessage, usize)>> {
     let codec = AnyDelimiterCodec::new_with_max_length(b"\n".to_vec(), Vec::new(), LONGEST_LINE);

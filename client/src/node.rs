@@ -99,7 +99,7 @@ pub struct Signer<'a> {
 /// A node's client of the coordinators of its mesh, of which one answers at a time.
 ///
 /// A request goes to the coordinator that answered the last one, and to the next if it cannot be
-/// reached or has a fault of its own.
+/// reached or has a fault of its own. One that fails says why by its [`RequestError`].
 #[derive(Debug)]
 pub struct NodeClient {
     client: HttpClient,

@@ -3,9 +3,9 @@
 use anyhow::{Context, bail, ensure};
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Request, Response,
     body::{Bytes, Incoming},
-    header::{AUTHORIZATION, CONTENT_TYPE},
+    header::AUTHORIZATION,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use wattle_wire::{admin::Page, problem::ProblemDetails};
@@ -36,22 +36,13 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// An answer as it came, whatever its status.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawAnswer {
-    pub status: StatusCode,
-    /// The header `Content-Type`; empty if there is none.
-    pub content_type: String,
-    pub body: String,
-}
-
 impl OperatorClient {
     /// A client of the coordinator at a URL. Its certificate has to be of `authority`, in PEM; of
     /// one that the host trusts where that is `None`. Without a token it asks what anybody may.
     ///
     /// # Errors
     ///
-    /// When the authority is no certificate.
+    /// When the authority is no certificate, or this host trusts none.
     pub fn new(
         url: &str,
         token: Option<Zeroizing<String>>,
@@ -62,9 +53,12 @@ impl OperatorClient {
             None if url.starts_with("https://") => Trusted::Public,
             None => Trusted::Nobody,
         };
-        let tls = trusted.client_config();
+        let tls = trusted.client_config().with_context(|| match authority {
+            Some(_) => "the coordinator's authority is no certificate",
+            None => "this host trusts no certificate authority",
+        })?;
         Ok(Self {
-            client: HttpClient::new(tls.context("cannot speak TLS")?),
+            client: HttpClient::new(tls),
             url: url.trim_end_matches('/').to_owned(),
             token: token.map(|token| Token(Zeroizing::new(token.trim().to_owned()))),
         })
@@ -122,8 +116,7 @@ impl OperatorClient {
     ) -> anyhow::Result<T> {
         let text = self.text(method, path, body).await?;
         let json = if text.is_empty() { b"null" } else { &text[..] };
-        serde_json::from_slice(json)
-            .with_context(|| format!("{} did not answer like a coordinator", self.url))
+        serde_json::from_slice(json).with_context(|| self.is_strange())
     }
 
     /// The same; the answer as it came.
@@ -141,7 +134,8 @@ impl OperatorClient {
         let response = self.send(method, path, body.unwrap_or_default()).await?;
         let status = response.status();
         if status.is_success() {
-            return Ok(http::read_bytes(response, LONGEST_ANSWER).await?);
+            let text = http::read_bytes(response.into_body(), LONGEST_ANSWER).await;
+            return text.with_context(|| self.is_strange());
         }
         match http::read::<ProblemDetails>(response, ProblemDetails::LONGEST).await {
             Ok(problem) => bail!(
@@ -159,16 +153,21 @@ impl OperatorClient {
     ///
     /// # Errors
     ///
-    /// When the coordinator cannot be reached.
-    pub async fn raw(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<RawAnswer> {
-        let response = self.send(method, path, body).await?;
-        let content_type = response.headers().get(CONTENT_TYPE);
-        let content_type = content_type.map_or(Ok(""), |value| value.to_str())?;
-        Ok(RawAnswer {
-            status: response.status(),
-            content_type: content_type.to_owned(),
-            body: String::from_utf8(http::read_bytes(response, LONGEST_ANSWER).await?.into())?,
-        })
+    /// When the coordinator cannot be reached, or its answer breaks off, is too long or no text.
+    pub async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> anyhow::Result<Response<String>> {
+        let (head, body) = self.send(method, path, body).await?.into_parts();
+        let body = http::read_bytes(body, LONGEST_ANSWER).await?;
+        let text = String::from_utf8(body.into()).context("the answer is no text")?;
+        Ok(Response::from_parts(head, text))
+    }
+
+    fn is_strange(&self) -> String {
+        format!("{} did not answer like a coordinator", self.url)
     }
 
     async fn send(

@@ -244,7 +244,8 @@ impl Agent {
             tokio::select! {
                 message = stream.next() => {
                     let (message, length) = message.context("the stream ended")??;
-                    bytes.fetch_add(length as u64, Ordering::Relaxed);
+                    // A blank line follows each message.
+                    bytes.fetch_add(length as u64 + 2, Ordering::Relaxed);
                     self.take(replica, message, reached).await?;
                 }
                 Some((request, reply)) = &mut request, if is_away => {

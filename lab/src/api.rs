@@ -86,10 +86,12 @@ impl Api {
             .enable_all()
             .build()?;
         let answer = runtime.block_on(client.raw(method.parse()?, path, body.into()))?;
+        let content_type = answer.headers().get("content-type");
+        let content_type = content_type.map_or(Ok(""), |value| value.to_str())?;
         Ok(Answer {
-            status: answer.status.as_u16(),
-            content_type: answer.content_type,
-            body: answer.body,
+            status: answer.status().as_u16(),
+            content_type: content_type.to_owned(),
+            body: answer.into_body(),
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, TcpStream},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -97,7 +97,7 @@ impl Coordinator {
             url: url(port),
             ..self.api()?
         };
-        wait_until_ready(&mut another, port, &api, || Ok(()))?;
+        wait_until_ready(&mut another, &api, || Ok(()))?;
         self.others.insert(port, another);
         Ok(api)
     }
@@ -134,8 +134,8 @@ impl Coordinator {
             token: String::new(),
             ca: ca.clone(),
         };
-        wait_until_ready(server, PORT, &anonymous, || {
-            // It is made before the server listens, and where curl cannot see it.
+        wait_until_ready(server, &anonymous, || {
+            // It is made before the server listens, and in a folder that is nobody else's.
             fs::write(&ca, host.read(&format!("{DATA_DIR}/ca.crt"))?).map_err(Into::into)
         })
     }
@@ -220,7 +220,6 @@ impl Coordinator {
 /// look needs.
 fn wait_until_ready(
     server: &mut Daemon,
-    port: u16,
     api: &Api,
     mut prepare: impl FnMut() -> Result<()>,
 ) -> Result<()> {
@@ -229,8 +228,6 @@ fn wait_until_ready(
             return Ok(Err(ended));
         }
         prepare()?;
-        // Before it listens, there is nothing to start `curl` for.
-        TcpStream::connect((ADDRESS, port))?;
         let answer = api.request("GET", "/readyz", None)?;
         if answer.status == 200 {
             Ok(Ok(()))

@@ -87,7 +87,7 @@ async fn write(app: &App, unwritten: &mut Unwritten, pruned: &mut Option<Instant
     }
     if pruned.is_none_or(|at| at.elapsed() >= PRUNE_INTERVAL) {
         // It takes long, and touches nothing that nodes report.
-        let mut transaction = app.db.follow().await?;
+        let mut transaction = app.db.begin().await?;
         let most = queries::MOST_ENTRIES_IN_ALL;
         let is_more = queries::prune_history(&mut transaction, most).await?;
         transaction.commit().await?;
