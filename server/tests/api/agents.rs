@@ -3,13 +3,15 @@
 use std::pin::Pin;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use axum::body::Bytes;
 use chrono::Utc;
 use eventsource_stream::Eventsource;
 use futures_util::{Stream, StreamExt};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{io::AsyncWriteExt, time::timeout};
+use tokio_util::io::ReaderStream;
 use wattle_mesh::keys::enrolment;
 use wattle_wire::{
     enrol::{
@@ -233,10 +235,24 @@ impl Node {
             .unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let events = response.bytes_stream().eventsource();
-        Follower(Box::pin(events.map(|event| {
-            serde_json::from_str(&event.unwrap().data).unwrap()
-        })))
+        Follower::of(response.bytes_stream())
+    }
+
+    /// The same over a connection for which the kernels keep little that was not read.
+    pub(crate) async fn follow_slowly(
+        &self,
+        coordinator: &Coordinator,
+        since: Position,
+    ) -> Follower {
+        let mut connection = coordinator.connect_with_little_room().await;
+        let token = self.token();
+        let request = format!(
+            "GET /agent/stream?since={since} HTTP/1.1\r\nhost: localhost\r\n\
+             authorization: Bearer {token}\r\n\r\n"
+        );
+        connection.write_all(request.as_bytes()).await.unwrap();
+        // The head and the lengths of chunks are no fields of an event.
+        Follower::of(ReaderStream::new(connection))
     }
 }
 
@@ -244,6 +260,15 @@ impl Node {
 pub(crate) struct Follower(Pin<Box<dyn Stream<Item = StreamMessage>>>);
 
 impl Follower {
+    fn of<E: std::error::Error + 'static>(
+        bytes: impl Stream<Item = Result<Bytes, E>> + 'static,
+    ) -> Self {
+        let events = bytes.eventsource();
+        Self(Box::pin(events.map(|event| {
+            serde_json::from_str(&event.unwrap().data).unwrap()
+        })))
+    }
+
     /// The next message; `None` when the stream has ended.
     pub(crate) async fn next(&mut self) -> Option<StreamMessage> {
         timeout(SOON, self.0.next()).await.expect("no message")

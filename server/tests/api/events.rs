@@ -251,6 +251,7 @@ async fn e11_no_secret_is_in_a_dump_of_the_database_nor_in_any_log() {
     // the threads of other tests do not.
     const IN_PROCESS: &str = "WATTLE_TEST_IN_PROCESS";
     if env::var_os(IN_PROCESS).is_none() {
+        let _company = alone().await;
         let output = Command::new(env::current_exe().unwrap())
             .args(["--exact", "--nocapture"])
             .arg("events::e11_no_secret_is_in_a_dump_of_the_database_nor_in_any_log")

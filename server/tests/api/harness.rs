@@ -15,7 +15,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
 use tokio::{
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     sync::{RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Instant,
 };
@@ -248,18 +248,6 @@ impl Coordinator {
         }
     }
 
-    /// The same, as seen by a client that reads no more than it is asked for: over HTTP/2,
-    /// megabytes of an answer could come in the meantime.
-    pub(crate) fn lazily(self) -> Self {
-        Self {
-            client: client_builder(self.data_dir.path())
-                .http1_only()
-                .build()
-                .unwrap(),
-            ..self
-        }
-    }
-
     /// How to open a connection that believes this coordinator and asks for no protocol.
     pub(crate) fn tls(&self) -> TlsConnector {
         let mut config = Pins::new(self.server.app.pins()).client_config().unwrap();
@@ -270,10 +258,20 @@ impl Coordinator {
     /// A connection on which nothing was said yet.
     pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
         let connection = TcpStream::connect(self.server.address).await.unwrap();
-        self.tls()
-            .connect("localhost".try_into().unwrap(), connection)
-            .await
-            .unwrap()
+        self.speak_tls(connection).await
+    }
+
+    /// The same, for which the kernel keeps little that was not read.
+    pub(crate) async fn connect_with_little_room(&self) -> TlsStream<TcpStream> {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let connection = socket.connect(self.server.address).await.unwrap();
+        self.speak_tls(connection).await
+    }
+
+    async fn speak_tls(&self, connection: TcpStream) -> TlsStream<TcpStream> {
+        let name = "localhost".try_into().unwrap();
+        self.tls().connect(name, connection).await.unwrap()
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
