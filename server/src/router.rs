@@ -1,4 +1,4 @@
-//! Every route, and what it takes to call it.
+//! The router: what is around every route, and their description.
 
 use std::{
     any::Any,
@@ -41,11 +41,7 @@ use crate::{
         preconditions::{self, ActionRoutes},
         ui,
     },
-    routes::{
-        api_tokens, enrolment, event_stream, events, health, identity_rotation, links, mailbox,
-        mesh, metrics, nodes, readmission, removals, report, rotation, sites, stream, tokens,
-        webhooks, wg_quick,
-    },
+    routes::{self, metrics},
     state::app::App,
 };
 
@@ -58,60 +54,14 @@ const JSON: &str = "application/json";
 /// The longest path that is logged.
 const LONGEST_PATH: usize = 200;
 
-/// The routes that are for an action.
+/// The routes that are for an action: those of the resources, and their description.
 fn routes_for(action: Action) -> OpenApiRouter<App> {
-    let routes = OpenApiRouter::default();
+    let of_resources = routes::for_action(action);
     match action {
-        Action::Ask => routes
-            .routes(routes!(health::healthz))
-            .routes(routes!(health::readyz))
-            .routes(routes!(show_openapi))
-            .routes(routes!(enrolment::start))
-            .routes(routes!(enrolment::finish))
-            .routes(routes!(identity_rotation::succeed)),
-        Action::Read => routes
-            .routes(routes!(sites::list))
-            .routes(routes!(sites::show))
-            .routes(routes!(tokens::list))
-            .routes(routes!(tokens::show))
-            .routes(routes!(nodes::list))
-            .routes(routes!(nodes::show))
-            .routes(routes!(removals::list))
-            .routes(routes!(links::list))
-            .routes(routes!(links::show))
-            .routes(routes!(links::history))
-            .routes(routes!(event_stream::follow))
-            .routes(routes!(metrics::show))
-            .routes(routes!(mesh::show))
-            .routes(routes!(api_tokens::own))
-            .routes(routes!(events::list)),
-        Action::Change => routes
-            .routes(routes!(sites::create))
-            .routes(routes!(sites::change, sites::remove))
-            .routes(routes!(sites::import))
-            .routes(routes!(wg_quick::create))
-            .routes(routes!(tokens::create))
-            .routes(routes!(tokens::revoke))
-            .routes(routes!(nodes::change, nodes::revoke))
-            .routes(routes!(nodes::admit))
-            .routes(routes!(removals::confirm))
-            .routes(routes!(readmission::readmit))
-            .routes(routes!(rotation::request)),
-        Action::Grant => routes
-            .routes(routes!(api_tokens::create, api_tokens::list))
-            .routes(routes!(api_tokens::show, api_tokens::revoke)),
-        Action::Configure => routes
-            .routes(routes!(mesh::change))
-            .routes(routes!(webhooks::create, webhooks::list))
-            .routes(routes!(webhooks::remove))
-            .routes(routes!(webhooks::test)),
-        Action::TakePart => routes
-            .routes(routes!(stream::follow))
-            .routes(routes!(stream::show))
-            .routes(routes!(report::receive))
-            .routes(routes!(links::own))
-            .routes(routes!(mailbox::exchange))
-            .routes(routes!(rotation::advance)),
+        Action::Ask => of_resources.routes(routes!(show_openapi)),
+        Action::Read | Action::Change | Action::Grant | Action::Configure | Action::TakePart => {
+            of_resources
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use thiserror::Error;
 use utoipa::ToSchema;
 
-use crate::name::serde_as_text;
+use crate::name::{serde_as_text, sqlx_as};
 
 /// Why a text is not a key or a signature.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -110,6 +110,7 @@ pub struct KemCiphertext(Box<[u8; 1088]>);
 pub struct SealedPsk([u8; 80]);
 
 bytes_as_base64!(WireguardKey, 32);
+sqlx_as!([u8; 32], WireguardKey);
 bytes_as_base64!(IdentityKey, 32);
 bytes_as_base64!(OperatorKey, 32);
 bytes_as_base64!(Bytes32, 32);

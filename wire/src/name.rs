@@ -25,6 +25,34 @@ macro_rules! serde_as_text {
 }
 pub(crate) use serde_as_text;
 
+/// Lets a column hold a type as another one from which it can be made; a row with anything else
+/// cannot be read.
+macro_rules! sqlx_as {
+    ($stored:ty, $type:ty) => {
+        #[cfg(feature = "sqlx")]
+        impl sqlx::Type<sqlx::Postgres> for $type {
+            fn type_info() -> sqlx::postgres::PgTypeInfo {
+                <$stored as sqlx::Type<sqlx::Postgres>>::type_info()
+            }
+
+            fn compatible(info: &sqlx::postgres::PgTypeInfo) -> bool {
+                <$stored as sqlx::Type<sqlx::Postgres>>::compatible(info)
+            }
+        }
+
+        #[cfg(feature = "sqlx")]
+        impl<'r> sqlx::Decode<'r, sqlx::Postgres> for $type {
+            fn decode(
+                value: sqlx::postgres::PgValueRef<'r>,
+            ) -> Result<Self, sqlx::error::BoxDynError> {
+                let stored = <$stored as sqlx::Decode<'r, sqlx::Postgres>>::decode(value)?;
+                Ok(stored.try_into()?)
+            }
+        }
+    };
+}
+pub(crate) use sqlx_as;
+
 /// The name of a site or node, `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`: fit for a host name, a file
 /// name and a URL.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, ToSchema)]
@@ -75,7 +103,16 @@ impl fmt::Debug for Name {
     }
 }
 
+impl TryFrom<String> for Name {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
 serde_as_text!(Name);
+sqlx_as!(String, Name);
 
 #[cfg(test)]
 mod tests {

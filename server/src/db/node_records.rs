@@ -1,6 +1,5 @@
 //! SQL that reads nodes as records.
 
-use anyhow::Context;
 use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use sqlx::PgConnection;
@@ -15,6 +14,7 @@ use wattle_wire::{
     ids::{NodeId, SiteId},
     key::{Bytes32, IdentityKey, Signature, WireguardKey},
     lock::SignedAdmission,
+    name::Name,
     rotation::SignedAnnouncement,
 };
 
@@ -24,12 +24,12 @@ use crate::error::{Error, Result};
 struct NodeRow {
     id: NodeId,
     site: SiteId,
-    name: String,
+    name: Name,
     name_follows_site: bool,
     state: NodeState,
     tunnel_address: IpNet,
     identity_key: IdentityKey,
-    wireguard_key: Vec<u8>,
+    wireguard_key: WireguardKey,
     statement: String,
     statement_signature: Signature,
     highest_sequence: i64,
@@ -87,10 +87,11 @@ async fn select(
 ) -> Result<Vec<NodeRecord>> {
     let rows = sqlx::query_as!(
         NodeRow,
-        r#"SELECT id, nodes.site AS "site!", name, name_follows_site,
+        r#"SELECT id, nodes.site AS "site!", name AS "name: Name", name_follows_site,
                   state AS "state: NodeState",
                   tunnel_addresses.address AS tunnel_address,
-                  identity_key AS "identity_key: IdentityKey", wireguard_key, statement,
+                  identity_key AS "identity_key: IdentityKey",
+                  wireguard_key AS "wireguard_key: WireguardKey", statement,
                   statement_signature AS "statement_signature: Signature",
                   highest_sequence, announced,
                   announced_signature AS "announced_signature: Signature", announced_at,
@@ -115,8 +116,6 @@ impl TryFrom<NodeRow> for NodeRecord {
     type Error = Error;
 
     fn try_from(row: NodeRow) -> Result<Self> {
-        let invalid = "a node in the database is not valid";
-        let wireguard_key: Option<[u8; 32]> = row.wireguard_key.try_into().ok();
         let admission = row.admission.zip(row.admission_signature);
         let announced = match (row.announced, row.announced_signature, row.announced_at) {
             (Some(announcement), Some(signature), Some(at)) => Some(Announced {
@@ -137,13 +136,12 @@ impl TryFrom<NodeRow> for NodeRecord {
         Ok(Self {
             id: row.id,
             site: row.site,
-            name: row.name.parse().context(invalid)?,
+            name: row.name,
             name_follows_site: row.name_follows_site,
             state: row.state,
             tunnel_address: v4(row.tunnel_address)?,
             identity_key: row.identity_key,
-            wireguard_key: WireguardKey::try_from(wireguard_key.context(invalid)?)
-                .context(invalid)?,
+            wireguard_key: row.wireguard_key,
             statement: SignedStatement {
                 statement: row.statement,
                 signature: row.statement_signature,

@@ -13,8 +13,6 @@ use wattle_wire::{admin::SiteSpec, endpoint::Endpoint, ids::SiteId, name::Name, 
 
 use crate::error::Result;
 
-const INVALID: &str = "a site in the database is not valid";
-
 /// Lets nobody else change a site or enrol for it until this transaction ends. Who needs [`lock`],
 /// too, calls it after this: two that took them in different orders would wait for each other.
 pub async fn lock_site(connection: &mut PgConnection, site: SiteId) -> Result<()> {
@@ -43,14 +41,16 @@ pub async fn find(connection: &mut PgConnection, site: SiteId) -> Result<Option<
 
 /// The name of a site that is there.
 pub async fn name(connection: &mut PgConnection, site: SiteId) -> Result<Name> {
-    let name = sqlx::query_scalar!("SELECT name FROM sites WHERE id = $1", site.0);
-    let name = name.fetch_one(connection).await?;
-    Ok(name.parse().context(INVALID)?)
+    let name = sqlx::query_scalar!(
+        r#"SELECT name AS "name: Name" FROM sites WHERE id = $1"#,
+        site.0
+    );
+    Ok(name.fetch_one(connection).await?)
 }
 
 async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<Vec<SiteRecord>> {
     let rows = sqlx::query!(
-        r#"SELECT sites.id, name, description, labels AS "labels: Json<BTreeMap<Name, String>>", endpoint_address, endpoint_port,
+        r#"SELECT sites.id, name AS "name: Name", description, labels AS "labels: Json<BTreeMap<Name, String>>", endpoint_address, endpoint_port,
                   ARRAY(SELECT prefix FROM subnets WHERE subnets.site = sites.id) AS "subnets!: Vec<IpNet>",
                   tunnel_addresses.address AS tunnel_address, created_at
            FROM sites JOIN tunnel_addresses ON tunnel_addresses.site = sites.id AND own
@@ -61,11 +61,13 @@ async fn select(connection: &mut PgConnection, site: Option<SiteId>) -> Result<V
     let records = rows.map(|row| {
         let subnets = row.subnets.into_iter().map(Subnet::try_from);
         let spec = SiteSpec {
-            name: row.name.parse().context(INVALID)?,
+            name: row.name,
             description: row.description,
             labels: row.labels.0,
             endpoint: endpoint(row.endpoint_address, row.endpoint_port)?,
-            subnets: subnets.collect::<Result<_, _>>().context(INVALID)?,
+            subnets: subnets
+                .collect::<Result<_, _>>()
+                .context("a subnet in the database is not valid")?,
         };
         Ok(SiteRecord {
             id: SiteId(row.id),

@@ -134,7 +134,7 @@ pub async fn finish(
             return Err(error::join_token_refused().into());
         }
         let holders = KeyHolders::of(&mut change, &applicant.statement).await?;
-        if let Some(enrolled) = holders.enrolled_by(&token, mesh)? {
+        if let Some(enrolled) = holders.enrolled_by(&token, mesh) {
             return Ok(change.unchanged(Some(enrolled)));
         }
         if !queries::consume_token(&mut change, applicant.finish.token).await? {

@@ -86,24 +86,18 @@ pub(super) async fn lock_token(
     token: TokenId,
 ) -> Result<Option<Token>> {
     let row = sqlx::query!(
-        "SELECT secret_hash, sites.id AS site, sites.name AS site_name FROM join_tokens JOIN sites \
-         ON sites.id = join_tokens.site
-         WHERE join_tokens.id = $1 AND revoked_at IS NULL FOR UPDATE OF join_tokens FOR NO KEY \
-         UPDATE OF sites",
+        r#"SELECT secret_hash, sites.id AS site, sites.name AS "site_name: Name"
+           FROM join_tokens JOIN sites ON sites.id = join_tokens.site
+           WHERE join_tokens.id = $1 AND revoked_at IS NULL
+           FOR UPDATE OF join_tokens FOR NO KEY UPDATE OF sites"#,
         token.0
     );
-    let Some(row) = row.fetch_optional(connection).await? else {
-        return Ok(None);
-    };
-    let site_name = row
-        .site_name
-        .parse()
-        .context("a site in the database is not valid")?;
-    Ok(Some(Token {
+    let row = row.fetch_optional(connection).await?;
+    Ok(row.map(|row| Token {
         id: token,
         secret_hash: row.secret_hash,
         site: SiteId(row.site),
-        site_name,
+        site_name: row.site_name,
     }))
 }
 
@@ -123,7 +117,7 @@ pub(crate) struct KeyHolders(Vec<KeyHolder>);
 
 struct KeyHolder {
     id: NodeId,
-    name: String,
+    name: Name,
     state: String,
     generation: i32,
     join_token: Option<Uuid>,
@@ -135,7 +129,7 @@ impl KeyHolders {
     pub(crate) async fn of(connection: &mut PgConnection, statement: &Statement) -> Result<Self> {
         let nodes = sqlx::query_as!(
             KeyHolder,
-            r#"SELECT id, name, state, generation, join_token, identity_key = $1 AND wireguard_key = $2 AS "has_both!" FROM nodes
+            r#"SELECT id, name AS "name: Name", state, generation, join_token, identity_key = $1 AND wireguard_key = $2 AS "has_both!" FROM nodes
                WHERE identity_key = $1 OR $2 IN (wireguard_key, announced_key)
                    OR id = (SELECT node FROM former_identities WHERE identity_key = $1)
                    OR id = (SELECT node FROM former_keys WHERE wireguard_key = $2)"#,
@@ -146,23 +140,18 @@ impl KeyHolders {
     }
 
     /// The answer that a machine with these keys already got for this token.
-    pub(super) fn enrolled_by(&self, token: &Token, mesh: MeshId) -> Result<Option<Enrolled>> {
+    pub(super) fn enrolled_by(&self, token: &Token, mesh: MeshId) -> Option<Enrolled> {
         let node = self.0.iter().find(|node| {
             node.has_both && node.state != "revoked" && node.join_token == Some(token.id.0)
-        });
-        let Some(node) = node else { return Ok(None) };
-        let name = node
-            .name
-            .parse()
-            .context("a name in the database is not valid")?;
-        Ok(Some(Enrolled {
+        })?;
+        Some(Enrolled {
             mesh,
             node: node.id,
-            name,
+            name: node.name.clone(),
             site: token.site_name.clone(),
             site_id: token.site,
             generation: node.generation,
-        }))
+        })
     }
 
     /// Refuses the keys of other nodes, and of nodes that were revoked.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Context;
 use sqlx::PgConnection;
 use uuid::Uuid;
 use wattle_mesh::config::directory::NodeRecord;
@@ -81,7 +80,7 @@ pub(super) async fn by_identity(
         .map(|identity| identity.as_bytes().to_vec())
         .collect();
     let rows = sqlx::query!(
-        r#"SELECT nodes.id, nodes.name, sites.name AS site,
+        r#"SELECT nodes.id, nodes.name AS "name: Name", sites.name AS "site: Name",
                   identity_key AS "identity_key: IdentityKey", admission
            FROM nodes JOIN sites ON sites.id = nodes.site
            WHERE identity_key = ANY($1) AND state <> 'revoked' ORDER BY nodes.id
@@ -89,17 +88,16 @@ pub(super) async fn by_identity(
         &identities
     );
     let rows = rows.fetch_all(connection).await?.into_iter();
-    let invalid = "a name in the database is not valid";
-    rows.map(|row| {
+    let nodes = rows.map(|row| {
         let node = Admitted {
             id: NodeId(row.id),
-            name: row.name.parse().context(invalid)?,
-            site: row.site.parse().context(invalid)?,
+            name: row.name,
+            site: row.site,
             admission: row.admission,
         };
-        Ok((row.identity_key, node))
-    })
-    .collect()
+        (row.identity_key, node)
+    });
+    Ok(nodes.collect())
 }
 
 /// Keeps operators' words for nodes.
@@ -142,24 +140,15 @@ pub(super) struct Named {
 /// The nodes that have these names.
 pub(super) async fn holders(connection: &mut PgConnection, names: &[&Name]) -> Result<Vec<Named>> {
     let names: Vec<_> = names.iter().map(ToString::to_string).collect();
-    let rows = sqlx::query!(
-        "SELECT nodes.id, nodes.name, name_follows_site, sites.id AS site, sites.name AS site_name
-         FROM nodes JOIN sites ON sites.id = nodes.site
-         WHERE state <> 'revoked' AND nodes.name = ANY($1) ORDER BY nodes.id",
+    let rows = sqlx::query_as!(
+        Named,
+        r#"SELECT nodes.id, nodes.name AS "name: Name", name_follows_site AS follows_site,
+                  sites.id AS site, sites.name AS "site_name: Name"
+           FROM nodes JOIN sites ON sites.id = nodes.site
+           WHERE state <> 'revoked' AND nodes.name = ANY($1) ORDER BY nodes.id"#,
         &names
     );
-    let invalid = "a name in the database is not valid";
-    let rows = rows.fetch_all(connection).await?.into_iter();
-    rows.map(|row| {
-        Ok(Named {
-            id: NodeId(row.id),
-            name: row.name.parse().context(invalid)?,
-            follows_site: row.name_follows_site,
-            site: SiteId(row.site),
-            site_name: row.site_name.parse().context(invalid)?,
-        })
-    })
-    .collect()
+    Ok(rows.fetch_all(connection).await?)
 }
 
 /// Which of these names other nodes and other sites have.

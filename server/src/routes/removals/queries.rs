@@ -22,8 +22,8 @@ pub async fn list(
     limit: usize,
 ) -> Result<Vec<RemovedNode>> {
     let rows = sqlx::query!(
-        r#"SELECT coalesce(revoked.id, removals.node) AS "id!", revoked.name AS "name?",
-                  sites.name AS "site_name?", identity_key AS "identity_key?: IdentityKey",
+        r#"SELECT coalesce(revoked.id, removals.node) AS "id!", revoked.name AS "name?: Name",
+                  sites.name AS "site_name?: Name", identity_key AS "identity_key?: IdentityKey",
                   revoked_at AS "revoked_at?", admission AS "admission?",
                   admission_signature AS "admission_signature?: Signature", removal AS "removal?",
                   signature AS "signature?: Signature"
@@ -38,7 +38,6 @@ pub async fn list(
     let invalid = "a removed node in the database is not valid";
     let rows = rows.fetch_all(connection).await?.into_iter();
     rows.map(|row| {
-        let name = |name: Option<String>| name.map(|name| name.parse()).transpose();
         let admission = row.admission.zip(row.admission_signature);
         let removal = row.removal.zip(row.signature);
         let removal = removal.map(|(removal, signature)| SignedRemoval { removal, signature });
@@ -50,8 +49,8 @@ pub async fn list(
         };
         Ok(RemovedNode {
             id: NodeId(row.id),
-            name: name(row.name).context(invalid)?,
-            site_name: name(row.site_name).context(invalid)?,
+            name: row.name,
+            site_name: row.site_name,
             identity_key: row.identity_key.or_else(signed_identity).context(invalid)?,
             removed_at: row.revoked_at,
             admission: admission.map(|(admission, signature)| SignedAdmission {
@@ -80,22 +79,21 @@ pub async fn find(
 ) -> Result<BTreeMap<NodeId, GoneNode>> {
     let nodes: Vec<_> = nodes.iter().map(|node| node.0).collect();
     let stored = sqlx::query!(
-        r#"SELECT id, name, state <> 'revoked' AS "takes_part!",
+        r#"SELECT id, name AS "name: Name", state <> 'revoked' AS "takes_part!",
                   identity_key AS "identity_key: IdentityKey"
            FROM nodes WHERE id = ANY($1) ORDER BY id FOR UPDATE"#,
         &nodes
     );
     let stored = stored.fetch_all(&mut *connection).await?.into_iter();
-    let mut known = stored
-        .map(|row| {
-            let node = GoneNode {
-                takes_part: row.takes_part,
-                name: name(&row.name)?,
-                identities: BTreeSet::from([row.identity_key]),
-            };
-            Ok((NodeId(row.id), node))
-        })
-        .collect::<Result<BTreeMap<_, _>>>()?;
+    let stored = stored.map(|row| {
+        let node = GoneNode {
+            takes_part: row.takes_part,
+            name: row.name,
+            identities: BTreeSet::from([row.identity_key]),
+        };
+        (NodeId(row.id), node)
+    });
+    let mut known: BTreeMap<_, _> = stored.collect();
     let lost: Vec<_> = nodes
         .into_iter()
         .filter(|node| !known.contains_key(&NodeId(*node)))
@@ -104,7 +102,7 @@ pub async fn find(
         return Ok(known);
     }
     let held = sqlx::query!(
-        r#"SELECT DISTINCT (peer->>'node')::uuid AS "node!", peer->>'name' AS "name!",
+        r#"SELECT DISTINCT (peer->>'node')::uuid AS "node!", peer->>'name' AS "name!: Name",
                   peer->>'identity' AS "identity!"
            FROM node_reports, jsonb_array_elements(held->'peers') AS peer
            WHERE (peer->>'node')::uuid = ANY($1)"#,
@@ -113,21 +111,14 @@ pub async fn find(
     for row in held.fetch_all(connection).await? {
         let identity = row.identity.parse();
         let identity = identity.context("a held peer in the database is not valid")?;
-        let name = name(&row.name)?;
         let node = known.entry(NodeId(row.node)).or_insert_with(|| GoneNode {
             takes_part: false,
-            name,
+            name: row.name,
             identities: BTreeSet::new(),
         });
         node.identities.insert(identity);
     }
     Ok(known)
-}
-
-fn name(text: &str) -> Result<Name> {
-    Ok(text
-        .parse()
-        .context("the name of a node in the database is not valid")?)
 }
 
 /// The removals that are stored of nodes.

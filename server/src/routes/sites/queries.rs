@@ -5,7 +5,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-use anyhow::Context;
 use ipnet::{IpNet, Ipv4Net};
 use sqlx::PgConnection;
 use wattle_mesh::config::allocate;
@@ -63,15 +62,12 @@ pub(super) async fn with_names(
 ) -> Result<Vec<Name>> {
     let names: Vec<_> = names.iter().map(ToString::to_string).collect();
     let taken = sqlx::query_scalar!(
-        "SELECT name FROM sites WHERE name = ANY($1) AND id IS DISTINCT FROM $2",
+        r#"SELECT name AS "name: Name" FROM sites
+           WHERE name = ANY($1) AND id IS DISTINCT FROM $2"#,
         &names,
         except.map(|site| site.0)
     );
-    let taken = taken.fetch_all(connection).await?.into_iter();
-    let invalid = "a site in the database is not valid";
-    taken
-        .map(|name| Ok(name.parse().context(invalid)?))
-        .collect()
+    Ok(taken.fetch_all(connection).await?)
 }
 
 /// Who has these endpoints, but for one site.
