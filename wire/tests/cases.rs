@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 fn each_case_has_its_tests() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut code = String::new();
-    for part in ["agent", "fleet", "lab", "mesh", "server", "wire"] {
+    for part in ["agent", "client", "fleet", "lab", "mesh", "server", "wire"] {
         for folder in ["src", "tests"] {
             read_all(&root.join(part).join(folder), &mut code);
         }
