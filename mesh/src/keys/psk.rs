@@ -156,11 +156,12 @@ impl Pair {
 
     /// Wants another key than the one that there is. It is forgotten in a restart.
     pub fn want_another(&mut self) {
-        // The initiator does not listen within the first seconds of a key, so the second time is
-        // soon.
+        // The initiator does not listen within the first seconds of a key. It has the key later than
+        // this end where this message took the place of the commit, for which it asks again then.
+        // So the second time is when both are over.
         self.wanted = self.current.is_some().then_some(Retry {
             said: 0,
-            wait: LEAST_USE_S / 2,
+            wait: LEAST_USE_S / 2 + SHORTEST_RETRY_S,
         });
     }
 
