@@ -225,9 +225,12 @@ impl WireguardDevice {
         if wanted.port != before.port {
             refuse_taken(wanted.port)?;
         }
-        let keeps_reading = wanted.port == before.port && before.key.is_some();
+        let had_sessions = before.key.is_some();
+        let keeps_reading = wanted.port == before.port && had_sessions;
         let Err(cause) = self.remake(&wanted, keeps_reading).await else {
-            if keeps_reading {
+            // Peers learn of another port by hearing from it, and there are no sessions any more in
+            // which they would.
+            if had_sessions {
                 self.call_all().await;
             }
             return Ok(());

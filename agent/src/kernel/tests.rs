@@ -296,6 +296,37 @@ fn a_prefix_moves_to_the_peer_that_is_given_it_and_stays_there() {
     );
 }
 
+/// The kernel's own keeps its sessions, in which the next packet tells.
+#[test]
+fn peers_hear_at_once_from_a_userspace_device_that_moves_to_another_port() {
+    in_namespace(
+        "peers_hear_at_once_from_a_userspace_device_that_moves_to_another_port",
+        async {
+            let (here, there) = (name("wattle0"), name("wattle1"));
+            for (interface, seed, port) in [(&here, 1, 51820), (&there, 2, 51821)] {
+                device_in_this_process(interface).await;
+                write(interface, &Write::PrivateKey(&Zeroizing::new([seed; 32]))).await;
+                write(interface, &Write::ListenPort(port)).await;
+                command(&format!("ip link set {interface} up"));
+            }
+            set_peer(&there, &public_key(1), &peer(None, 0, "10.99.0.1/32")).await;
+            let known = peer(Some("127.0.0.1:51821"), 0, "10.99.0.2/32");
+            set_peer(&here, &public_key(2), &known).await;
+            // Nothing is sent through the tunnel meanwhile.
+            write(&here, &Write::ListenPort(51999)).await;
+            until("the peer knows the port", async || {
+                let seen = dump(&there).await.peers.remove(&public_key(1)).unwrap();
+                if seen.endpoint == Some("127.0.0.1:51999".parse().unwrap()) && seen.is_live() {
+                    Ok(())
+                } else {
+                    Err(seen)
+                }
+            })
+            .await;
+        },
+    );
+}
+
 #[test]
 fn a_device_keeps_its_port_when_the_new_one_is_taken() {
     in_namespace("a_device_keeps_its_port_when_the_new_one_is_taken", async {
