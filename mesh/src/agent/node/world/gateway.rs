@@ -7,19 +7,22 @@ use std::{
     time::Duration,
 };
 
+use ipnet::Ipv4Net;
 use wattle_wire::{ids::NodeId, key::WireguardKey};
 
 use super::{ANSWER_LIMIT, Event, LATENCY, Now, Paces, World, network::pair, words};
 use crate::{
     agent::{
-        guard::Guard,
+        guard::{Guard, Surroundings},
         node::{Failure, Input, LocalNode, Look, NodeSettings, Observation, Output, Save},
         replica::Stored,
+        underlay::Purpose,
     },
     backoff::backoff,
     host::{
         plan::Step,
         state::{Change, Interface, Observed},
+        way::{ForeignRoute, Way},
     },
     keys::{
         node_keys::{NodeKeys, StoredNodeKeys},
@@ -28,6 +31,8 @@ use crate::{
     testing::{MESH, node_id, node_keys_of},
 };
 
+/// Where the coordinator is.
+const COORDINATOR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// How long a stopped agent stays away.
 const RESTARTED_AFTER: Duration = Duration::from_secs(1);
 /// How long an agent without a stream waits before it opens another.
@@ -91,6 +96,14 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn interface(&self) -> Option<&Interface> {
         self.host.interface.as_ref()
+    }
+
+    /// Whether packets to an address, other than those of the host's own networks, go into the
+    /// tunnel.
+    pub(super) fn leads_into_tunnel(&self, address: IpAddr) -> bool {
+        let interface = self.host.interface.as_ref();
+        let mut routes = interface.into_iter().flat_map(|it| it.routes.keys());
+        routes.any(|prefix| prefix.contains(&address)) && !self.host.underlay.contains_key(&address)
     }
 
     /// Which of all entries ever this one is.
@@ -195,6 +208,43 @@ impl Gateway {
         Ipv4Addr::new(10, 99, high, low).into()
     }
 
+    /// The network of its uplink, which has nothing to do with the mesh.
+    fn uplink(&self) -> Ipv4Net {
+        let [_, low] = u16::try_from(self.number).unwrap().to_be_bytes();
+        Ipv4Net::new_assert([172, 31, low, 0].into(), 24)
+    }
+
+    /// What it reaches past the tunnel, whatever the coordinator says: its router, its coordinator
+    /// and the gateways of others.
+    pub(super) fn outside(&self) -> Vec<IpAddr> {
+        let mut outside = vec![self.router().into(), COORDINATOR.into()];
+        let interface = self.device.interface();
+        let peers = interface.into_iter().flat_map(|it| it.peers.values());
+        outside.extend(peers.filter_map(|peer| Some(peer.endpoint?.ip())));
+        outside
+    }
+
+    fn router(&self) -> Ipv4Addr {
+        self.uplink().hosts().next().unwrap()
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let way = Way {
+            device: "uplink".to_owned(),
+            gateway: Some(self.router().into()),
+            source: None,
+        };
+        Surroundings {
+            networks: vec![self.uplink().into()],
+            underlay: BTreeMap::from([(COORDINATOR.into(), Purpose::Coordinator)]),
+            routes: vec![ForeignRoute {
+                prefix: Ipv4Net::default().into(),
+                metric: 0,
+                way: Some(way),
+            }],
+        }
+    }
+
     fn settings(&self, paces: Paces) -> NodeSettings {
         NodeSettings {
             mesh: MESH,
@@ -271,6 +321,7 @@ impl World {
                 let observation = Observation {
                     at: now,
                     observed: self.gateways[gateway].device.shown(now),
+                    surroundings: self.gateways[gateway].surroundings(),
                     ..Observation::default()
                 };
                 Some(Input::Observed(Ok(Box::new(observation))))
@@ -331,6 +382,7 @@ impl World {
             self.laws
                 .judge_step(gateway, &self.gateways[gateway], &step.change);
             self.gateways[gateway].device.apply(&step.change);
+            self.laws.judge_host(gateway, &self.gateways[gateway]);
         }
         others.iter().for_each(|pair| self.thaw(*pair));
         Ok(())

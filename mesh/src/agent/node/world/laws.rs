@@ -54,6 +54,16 @@ impl Laws {
             "gateway {place} lets packets pass without a preshared key: {change}"
         );
     }
+
+    /// Whatever the coordinator says, a host goes on reaching what it reaches past the tunnel.
+    pub(super) fn judge_host(&self, place: usize, gateway: &Gateway) {
+        for address in gateway.outside() {
+            assert!(
+                !gateway.device.leads_into_tunnel(address),
+                "gateway {place} is cut off from {address}"
+            );
+        }
+    }
 }
 
 impl World {

@@ -6,7 +6,6 @@ use super::{Event, LATENCY, Paces, World};
 use crate::{
     agent::node::{Input, RotatedKey},
     config::directory::RecordChange,
-    testing::node_id,
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -19,8 +18,9 @@ fn happen(world: &mut World) {
     let gateway = world.dice.index(world.gateways.len());
     let other = world.dice.index(world.gateways.len());
     let time = Duration::from_secs(1 + world.dice.below(200));
-    match world.dice.below(12) {
+    match world.dice.below(13) {
         0 | 1 => change_site(world, gateway),
+        12 => claim(world, gateway),
         2 | 3 => {
             let node = world.gateways[gateway].id;
             world.coordinator.ask_for_rotation(node);
@@ -48,13 +48,32 @@ fn happen(world: &mut World) {
 /// A site gets or loses a LAN.
 pub(super) fn change_site(world: &mut World, gateway: usize) {
     let number = u64::try_from(gateway).unwrap() + 1;
-    let node = world.coordinator.node(node_id(number)).unwrap();
+    let lan = format!("10.{}.0.0/24", number + 100);
+    change_lan(world, gateway, &lan);
+}
+
+/// A site gets or loses a LAN in which a host reaches others past the tunnel: the network of its own
+/// uplink, that of the coordinator, or that of all gateways.
+fn claim(world: &mut World, gateway: usize) {
+    let lans = [
+        format!("172.31.{}.0/24", 1 + world.dice.index(world.gateways.len())),
+        "198.51.100.0/24".to_owned(),
+        "203.0.113.0/24".to_owned(),
+    ];
+    let lan = lans[world.dice.index(lans.len())].parse().unwrap();
+    let mut sites = world.coordinator.feed.directory().sites.values();
+    if !sites.any(|site| site.spec.subnets.contains(&lan)) {
+        change_lan(world, gateway, &lan.to_string());
+    }
+}
+
+fn change_lan(world: &mut World, gateway: usize, lan: &str) {
+    let node = world.coordinator.node(world.gateways[gateway].id).unwrap();
     let mut site = world.coordinator.feed.directory().sites[&node.site].clone();
     if site.spec.subnets.len() > 1 {
         site.spec.subnets.pop();
     } else {
-        let second = format!("10.{}.0.0/24", number + 100);
-        site.spec.subnets.push(second.parse().unwrap());
+        site.spec.subnets.push(lan.parse().unwrap());
     }
     world.coordinator.change(RecordChange::Site(site));
     world.stream();
@@ -107,13 +126,13 @@ fn live(seed: u64, nodes: u64, time: Duration, events: u64, paces: Paces) {
     calm(&mut world);
 }
 
-/// `WATTLE_WORLD_SEED`, `WATTLE_WORLD_NODES` and `WATTLE_WORLD_EVENTS` make it another one; there is
-/// an event in each half day.
+/// `WATTLE_WORLD_SEED`, `WATTLE_WORLD_NODES`, `WATTLE_WORLD_DAYS` and `WATTLE_WORLD_EVENTS` make it
+/// another one.
 #[test]
 fn whatever_happens_for_months_no_tunnel_is_lost_and_in_the_end_all_are_up() {
     let paces = Paces { observe: DAY / 2 };
-    let events = number("WATTLE_WORLD_EVENTS", 60);
-    let time = DAY / 2 * u32::try_from(events).unwrap();
+    let time = DAY * u32::try_from(number("WATTLE_WORLD_DAYS", 100)).unwrap();
+    let events = number("WATTLE_WORLD_EVENTS", 200);
     let nodes = number("WATTLE_WORLD_NODES", 4);
     live(number("WATTLE_WORLD_SEED", 1), nodes, time, events, paces);
 }
