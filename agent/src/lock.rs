@@ -23,6 +23,7 @@ use wattle_wire::{
     lock::{NewAdmissions, NewRemovals},
     name::Name,
     peer::View,
+    secret::Secret,
     stream::StreamMessage,
 };
 use zeroize::Zeroizing;
@@ -347,7 +348,7 @@ fn client(arguments: &SignArguments) -> anyhow::Result<OperatorClient> {
         ca_file,
         ..
     } = arguments;
-    let token = fs::read_to_string(token_file).map(Zeroizing::new);
+    let token = fs::read_to_string(token_file).map(Secret::new);
     let token = token.with_context(|| format!("cannot read {}", token_file.display()))?;
     let authority = ca_file
         .as_ref()

@@ -8,8 +8,7 @@ use hyper::{
     header::AUTHORIZATION,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use wattle_wire::{admin::Page, problem::ProblemDetails};
-use zeroize::Zeroizing;
+use wattle_wire::{admin::Page, problem::ProblemDetails, secret::Secret};
 
 use crate::http::{self, HttpClient, Trusted};
 
@@ -24,16 +23,7 @@ const LONGEST_ANSWER: usize = 16 << 20;
 pub struct OperatorClient {
     client: HttpClient,
     url: String,
-    token: Option<Token>,
-}
-
-#[derive(Clone)]
-struct Token(Zeroizing<String>);
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Token(…)")
-    }
+    token: Option<Secret>,
 }
 
 impl OperatorClient {
@@ -43,11 +33,7 @@ impl OperatorClient {
     /// # Errors
     ///
     /// When the authority is no certificate, or this host trusts none.
-    pub fn new(
-        url: &str,
-        token: Option<Zeroizing<String>>,
-        authority: Option<&[u8]>,
-    ) -> anyhow::Result<Self> {
+    pub fn new(url: &str, token: Option<Secret>, authority: Option<&[u8]>) -> anyhow::Result<Self> {
         let trusted = match authority {
             Some(authority) => Trusted::Authority(authority),
             None if url.starts_with("https://") => Trusted::Public,
@@ -60,7 +46,7 @@ impl OperatorClient {
         Ok(Self {
             client: HttpClient::new(tls),
             url: url.trim_end_matches('/').to_owned(),
-            token: token.map(|token| Token(Zeroizing::new(token.trim().to_owned()))),
+            token,
         })
     }
 
@@ -179,8 +165,9 @@ impl OperatorClient {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.url));
-        if let Some(Token(token)) = &self.token {
-            request = request.header(AUTHORIZATION, http::bearer(token)?);
+        if let Some(token) = &self.token {
+            let token = http::bearer(token.reveal().trim())?;
+            request = request.header(AUTHORIZATION, token);
         }
         let request = request.body(Full::new(body.into()));
         let request = request.with_context(|| format!("{} is no URL", self.url))?;

@@ -18,8 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tempfile::TempDir;
 use wattle_client::operator::OperatorClient;
-use wattle_wire::{admin::Readiness, ids::Position};
-use zeroize::Zeroizing;
+use wattle_wire::{admin::Readiness, ids::Position, secret::Secret};
 
 use crate::Options;
 
@@ -220,7 +219,7 @@ fn operator(
     let read = |file: &Path| {
         fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
     };
-    let token = token_file.map(read).transpose()?.map(Zeroizing::new);
+    let token = token_file.map(read).transpose()?.map(Secret::new);
     let authority = ca_file.map(read).transpose()?;
     OperatorClient::new(url, token, authority.as_deref().map(str::as_bytes))
 }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::runtime;
 use wattle_client::operator::OperatorClient;
-use zeroize::Zeroizing;
+use wattle_wire::secret::Secret;
 
 use crate::wait::Events;
 
@@ -79,7 +79,7 @@ impl Api {
     /// One request, on a connection of its own; a body is sent as JSON, whatever is in it.
     pub fn request(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
         let authority = fs::read(&self.ca).context("reading the coordinator's authority")?;
-        let token = Zeroizing::new(self.token.clone());
+        let token = Secret::new(self.token.clone());
         let client = OperatorClient::new(&self.url, Some(token), Some(&authority))?;
         let body = body.unwrap_or_default().to_owned();
         let runtime = runtime::Builder::new_current_thread()
