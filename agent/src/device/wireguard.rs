@@ -225,14 +225,8 @@ impl WireguardDevice {
         if wanted.port != before.port {
             refuse_taken(wanted.port)?;
         }
-        let had_sessions = before.key.is_some();
-        let keeps_reading = wanted.port == before.port && had_sessions;
+        let keeps_reading = wanted.port == before.port && before.key.is_some();
         let Err(cause) = self.remake(&wanted, keeps_reading).await else {
-            // Peers learn of another port by hearing from it, and there are no sessions any more in
-            // which they would.
-            if had_sessions {
-                self.call_all().await;
-            }
             return Ok(());
         };
         error!(%cause, port = wanted.port, "cannot open the UDP socket");
@@ -298,7 +292,15 @@ impl WireguardDevice {
     /// It could change its key and port by itself, but to that end it restarts its tasks, and now
     /// and then takes their end for the end of the interface: from then on it reports a failure for
     /// ever. With `keeps_reading` the device before goes on reading what arrives under its key.
-    async fn remake(&mut self, settings: &Settings, mut keeps_reading: bool) -> Result<(), Error> {
+    ///
+    /// Its sessions are gone, so it calls all peers: they learn of another port by hearing from it.
+    async fn remake(&mut self, settings: &Settings, keeps_reading: bool) -> Result<(), Error> {
+        self.replace(settings, keeps_reading).await?;
+        self.call_all().await;
+        Ok(())
+    }
+
+    async fn replace(&mut self, settings: &Settings, mut keeps_reading: bool) -> Result<(), Error> {
         let deadline = Instant::now() + SOCKET_LIMIT;
         self.stop_former().await;
         loop {
