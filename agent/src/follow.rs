@@ -13,7 +13,10 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::Instant,
 };
-use wattle_client::node::{NodeClient, RequestError, Signer};
+use wattle_client::{
+    error::RequestError,
+    node::{NodeClient, Signer},
+};
 use wattle_mesh::{
     agent::replica::Stored,
     backoff::{Pace, backoff},

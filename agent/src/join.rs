@@ -4,7 +4,7 @@ use std::{fs, io::Read, path::Path};
 
 use anyhow::{Context, bail};
 use hyper::StatusCode;
-use wattle_client::node::{NodeClient, RequestError};
+use wattle_client::{error::RequestError, node::NodeClient};
 use wattle_mesh::{
     keys::{authorities::Authorities, node_keys::NodeKeys},
     state_file::UnknownFields,

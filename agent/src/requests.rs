@@ -6,7 +6,10 @@ use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hyper::StatusCode;
 use tokio::time::timeout;
 use tracing::{debug, warn};
-use wattle_client::node::{NodeClient, RequestError, Signer};
+use wattle_client::{
+    error::RequestError,
+    node::{NodeClient, Signer},
+};
 use wattle_mesh::{
     agent::{
         node::{Reply, Request},

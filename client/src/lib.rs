@@ -2,6 +2,7 @@
 //! [`http`] to whom [`pin`] takes for one; [`secrets`] draws what nobody should guess.
 
 mod clock;
+pub mod error;
 pub mod http;
 mod messages;
 pub mod node;

@@ -19,14 +19,10 @@ use hyper::{
 use hyper_util::client::legacy::connect::HttpInfo;
 use rustls::ClientConfig;
 use serde::{Serialize, de::DeserializeOwned};
-use thiserror::Error;
 use tokio_util::io::StreamReader;
-use wattle_mesh::{
-    diagnose::doctor::OutOfTime,
-    keys::{
-        authorities::Authorities,
-        node_keys::{HeldToken, NodeKeys},
-    },
+use wattle_mesh::keys::{
+    authorities::Authorities,
+    node_keys::{HeldToken, NodeKeys},
 };
 use wattle_wire::{
     PINS_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION,
@@ -36,7 +32,6 @@ use wattle_wire::{
     join::JoinString,
     key::Bytes32,
     peer::View,
-    problem::ProblemDetails,
     psk::{MailboxRequest, MailboxResponse},
     report::Report,
     rotation::{RotationAnswer, RotationStep},
@@ -46,7 +41,8 @@ use wattle_wire::{
 
 use crate::{
     clock::CoordinatorClock,
-    http::{self, HttpClient, HttpError, Trusted},
+    error::{RequestError, refused},
+    http::{self, HttpClient, Trusted},
     messages::messages,
     pin::Pins,
 };
@@ -54,40 +50,6 @@ use crate::{
 /// The longest answer of a coordinator, in bytes: what it makes of the links with
 /// [`View::MOST_PEERS`] peers, and 64 messages of a mailbox, are shorter.
 const LONGEST_ANSWER: usize = 4 << 20;
-
-/// Why a request failed.
-#[derive(Debug, Error)]
-pub enum RequestError {
-    #[error("cannot reach the coordinator at {url}")]
-    Unreachable { url: String, source: HttpError },
-    #[error("the coordinator answered {status}: \
-        {}", problem.detail.as_deref().unwrap_or(&problem.title))]
-    Refused {
-        status: StatusCode,
-        problem: Box<ProblemDetails>,
-    },
-    #[error(
-        "the coordinator does not know this node: the node was removed from the mesh, or the \
-         coordinator uses another database"
-    )]
-    NotAMember,
-    #[error("what answers at {url} is not a Wattle coordinator (status {status})")]
-    NotWattle { url: String, status: StatusCode },
-    #[error(transparent)]
-    Other(#[from] anyhow::Error),
-}
-
-impl RequestError {
-    /// Whether the coordinator's certificate is not valid at the time of this host's clock.
-    pub fn out_of_time(&self) -> Option<OutOfTime> {
-        match self {
-            Self::Unreachable { source, .. } => source.connect_error()?.out_of_time(),
-            Self::Refused { .. } | Self::NotAMember | Self::NotWattle { .. } | Self::Other(_) => {
-                None
-            }
-        }
-    }
-}
 
 /// Who signs a request: a node.
 #[derive(Clone, Copy, Debug)]
@@ -494,18 +456,4 @@ fn is_unauthorized(result: &Result<Response<Incoming>, RequestError>) -> bool {
             ..
         })
     )
-}
-
-async fn refused(url: &str, response: Response<Incoming>) -> RequestError {
-    let status = response.status();
-    match http::read(response, ProblemDetails::LONGEST).await {
-        Ok(problem) => RequestError::Refused {
-            status,
-            problem: Box::new(problem),
-        },
-        Err(_) => RequestError::NotWattle {
-            url: url.to_owned(),
-            status,
-        },
-    }
 }

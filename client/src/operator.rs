@@ -1,6 +1,6 @@
 //! The client of people's programs: the REST interface with an API token.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response,
@@ -8,9 +8,12 @@ use hyper::{
     header::AUTHORIZATION,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use wattle_wire::{admin::Page, problem::ProblemDetails, secret::Secret};
+use wattle_wire::{admin::Page, secret::Secret};
 
-use crate::http::{self, HttpClient, Trusted};
+use crate::{
+    error::{RequestError, refused},
+    http::{self, HttpClient, Trusted},
+};
 
 /// Items of a page.
 const PAGE: usize = 250;
@@ -118,21 +121,11 @@ impl OperatorClient {
     ) -> anyhow::Result<Bytes> {
         let body = body.map(serde_json::to_vec).transpose()?;
         let response = self.send(method, path, body.unwrap_or_default()).await?;
-        let status = response.status();
-        if status.is_success() {
-            let text = http::read_bytes(response.into_body(), LONGEST_ANSWER).await;
-            return text.with_context(|| self.is_strange());
+        if !response.status().is_success() {
+            return Err(refused(&self.url, response).await.into());
         }
-        match http::read::<ProblemDetails>(response, ProblemDetails::LONGEST).await {
-            Ok(problem) => bail!(
-                "the coordinator answered {status}: {}",
-                problem.detail.unwrap_or(problem.title)
-            ),
-            Err(_) => bail!(
-                "what answers at {} is not a Wattle coordinator (status {status})",
-                self.url
-            ),
-        }
+        let text = http::read_bytes(response.into_body(), LONGEST_ANSWER).await;
+        text.with_context(|| self.is_strange())
     }
 
     /// One request with any body, and whatever answer comes.
@@ -172,6 +165,7 @@ impl OperatorClient {
         let request = request.body(Full::new(body.into()));
         let request = request.with_context(|| format!("{} is no URL", self.url))?;
         let response = self.client.send(request).await;
-        response.with_context(|| format!("cannot reach the coordinator at {}", self.url))
+        let url = self.url.clone();
+        Ok(response.map_err(|source| RequestError::Unreachable { url, source })?)
     }
 }

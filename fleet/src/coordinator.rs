@@ -14,8 +14,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tempfile::TempDir;
 use wattle_client::operator::OperatorClient;
 use wattle_wire::{admin::Readiness, ids::Position, secret::Secret};
@@ -28,7 +26,7 @@ const READY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Coordinators {
     /// Of the first coordinator.
-    operator: OperatorClient,
+    pub(crate) operator: OperatorClient,
     pub(crate) urls: Vec<String>,
     /// Empty where they are somebody else's.
     own: OwnCoordinators,
@@ -155,22 +153,9 @@ impl Coordinators {
         Ok(Some(begin.elapsed()))
     }
 
-    /// A request of the operator; an answer that is no success is an error.
-    pub(crate) async fn admin<A: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&Value>,
-    ) -> anyhow::Result<A> {
-        self.operator.ask(method, path, body).await
-    }
-
     /// How far a coordinator has come.
     pub(crate) async fn position(&self) -> anyhow::Result<Position> {
-        Ok(self
-            .admin::<Readiness>(Method::GET, "/readyz", None)
-            .await?
-            .position)
+        Ok(self.operator.get::<Readiness>("/readyz").await?.position)
     }
 
     /// How many letters wait in the mailbox.

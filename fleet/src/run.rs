@@ -9,12 +9,13 @@ use std::{
 use anyhow::{Context, bail};
 use comfy_table::Table;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
 };
+use wattle_client::error::RequestError;
 use wattle_wire::{
     admin::{CreatedSite, Imported},
     ids::Position,
@@ -113,7 +114,8 @@ async fn enrol(
             json!({ "sites": numbers.iter().map(|number| site(*number)).collect::<Vec<_>>() });
         sites.extend(
             coordinators
-                .admin::<Imported>(Method::POST, "/import", Some(&body))
+                .operator
+                .ask::<Imported>(Method::POST, "/import", Some(&body))
                 .await?
                 .sites,
         );
@@ -315,7 +317,8 @@ async fn join(
         partners.len()
     ));
     let created = coordinators
-        .admin(Method::POST, "/sites", Some(&site(options.agents)))
+        .operator
+        .ask(Method::POST, "/sites", Some(&site(options.agents)))
         .await?;
     let node = Arc::new(Agent::enrol(Arc::clone(&fleet.shared), options.agents, created).await?);
     partners
@@ -401,7 +404,8 @@ async fn flap(
             let body = json!({ "description": format!("while links go \
                 {}", if up { "up" } else { "down" }) });
             coordinators
-                .admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body))
+                .operator
+                .ask::<Value>(Method::PATCH, "/sites/fleet-0", Some(&body))
                 .await?;
             all(
                 &mut fleet.reached,
@@ -477,10 +481,15 @@ async fn remove(coordinators: &Coordinators, count: u32) -> anyhow::Result<()> {
     progress("removing the sites");
     let remove = |number| async move {
         match coordinators
-            .admin::<Value>(Method::DELETE, &format!("/sites/fleet-{number}"), None)
+            .operator
+            .ask::<Value>(
+                Method::DELETE,
+                &format!("/sites/fleet-{number}"),
+                None::<&()>,
+            )
             .await
         {
-            Err(error) if !error.to_string().contains("404") => Err(error),
+            Err(error) if !is_gone(&error) => Err(error),
             _ => Ok(()),
         }
     };
@@ -489,6 +498,17 @@ async fn remove(coordinators: &Coordinators, count: u32) -> anyhow::Result<()> {
         .buffer_unordered(PARALLEL)
         .try_collect()
         .await
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    let refused = error.downcast_ref();
+    matches!(
+        refused,
+        Some(RequestError::Refused {
+            status: StatusCode::NOT_FOUND,
+            ..
+        })
+    )
 }
 
 /// Changes a site, and waits until so many agents have that. Gives when it was asked for, and when
@@ -502,7 +522,8 @@ async fn change(
     let newest = coordinators.position().await?.revision;
     let begin = Instant::now();
     coordinators
-        .admin::<Value>(Method::PATCH, "/sites/fleet-0", Some(body))
+        .operator
+        .ask::<Value>(Method::PATCH, "/sites/fleet-0", Some(body))
         .await?;
     Ok((begin, all(reached, agents, newest).await?))
 }
