@@ -2,6 +2,8 @@
 
 use std::{env, time::Duration};
 
+use wattle_wire::subnet::Subnet;
+
 use super::{Event, LATENCY, Paces, World};
 use crate::{
     agent::node::{Input, RotatedKey},
@@ -49,7 +51,7 @@ fn happen(world: &mut World) {
 pub(super) fn change_site(world: &mut World, gateway: usize) {
     let number = u64::try_from(gateway).unwrap() + 1;
     let lan = format!("10.{}.0.0/24", number + 100);
-    change_lan(world, gateway, &lan);
+    change_lan(world, gateway, lan.parse().unwrap());
 }
 
 /// A site gets or loses a LAN in which a host reaches others past the tunnel: the network of its own
@@ -63,17 +65,17 @@ fn claim(world: &mut World, gateway: usize) {
     let lan = lans[world.dice.index(lans.len())].parse().unwrap();
     let mut sites = world.coordinator.feed.directory().sites.values();
     if !sites.any(|site| site.spec.subnets.contains(&lan)) {
-        change_lan(world, gateway, &lan.to_string());
+        change_lan(world, gateway, lan);
     }
 }
 
-fn change_lan(world: &mut World, gateway: usize, lan: &str) {
+fn change_lan(world: &mut World, gateway: usize, lan: Subnet) {
     let node = world.coordinator.node(world.gateways[gateway].id).unwrap();
     let mut site = world.coordinator.feed.directory().sites[&node.site].clone();
     if site.spec.subnets.len() > 1 {
         site.spec.subnets.pop();
     } else {
-        site.spec.subnets.push(lan.parse().unwrap());
+        site.spec.subnets.push(lan);
     }
     world.coordinator.change(RecordChange::Site(site));
     world.stream();
