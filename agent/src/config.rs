@@ -1,72 +1,177 @@
-//! The command line, and what it says about where things are.
+//! The command line, and the settings of this host that it may stand in for.
 
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use wattle_mesh::host::interface::InterfaceName;
+use anyhow::ensure;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use serde::Deserialize;
+use wattle_mesh::{
+    agent::guard::{Guard, Lock},
+    host::interface::InterfaceName,
+};
+use wattle_program::{
+    log::{LogFilter, LogFormat},
+    settings,
+};
 use wattle_wire::{endpoint::Endpoint, key::OperatorKey};
+
+use crate::output;
 
 /// Makes this Linux gateway a node of a Wattle mesh, and keeps its WireGuard interface as the mesh
 /// wants it.
 ///
 /// `join` makes the keys and enrols, `run` follows the mesh and is what the system starts at boot,
 /// `status` shows the tunnels. Tunnels stay up when the agent stops; `down` takes them away.
+///
+/// Settings of this host are in a file of its own. An option goes before its environment variable,
+/// and that before the file.
 #[derive(Debug, Parser)]
 #[command(name = "wattle-agent", version, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
-    pub(crate) paths: Paths,
-
-    /// Format of log lines. `RUST_LOG` sets which are written.
-    #[arg(long, global = true, env = "WATTLE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub(crate) log_format: LogFormat,
+    pub(crate) options: Options,
 
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-/// Where this agent keeps its state, and which interface it drives.
+/// The options of all commands.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Paths {
-    /// Folder of the keys and of the last view of the mesh.
+pub(crate) struct Options {
+    /// File with the settings of this host: what these options set, and `[guard]`, what the host
+    /// lets the mesh do to it. Without the file, peers still get no default route and nothing that
+    /// the host itself reaches elsewhere.
+    // It was --guard when it was for that alone.
     #[arg(
         long,
+        alias = "guard",
         global = true,
-        env = "WATTLE_STATE_DIR",
-        default_value = STATE_DIR
+        env = "WATTLE_CONFIG",
+        value_name = "FILE",
+        default_value = CONFIG
     )]
-    pub(crate) state_dir: PathBuf,
+    config: PathBuf,
 
-    /// Name of the WireGuard interface.
-    #[arg(
-        long,
-        global = true,
-        env = "WATTLE_INTERFACE",
-        default_value = "wattle0"
-    )]
-    pub(crate) interface: InterfaceName,
+    /// Folder of the keys and of the last view of the mesh [default: /var/lib/wattle].
+    #[arg(long, global = true, env = "WATTLE_STATE_DIR", value_name = "FOLDER")]
+    state_dir: Option<PathBuf>,
 
-    /// What this host lets the mesh do to it: `allow` and `refuse`, lists of prefixes,
-    /// `most_peers`, `lock` and `operator_keys`. Without the file, peers still get no default route
-    /// and nothing that the host itself reaches elsewhere.
-    #[arg(
-        long,
-        global = true,
-        env = "WATTLE_GUARD",
-        default_value = "/etc/wattle/guard.toml"
-    )]
-    pub(crate) guard: PathBuf,
+    /// Name of the WireGuard interface [default: wattle0].
+    #[arg(long, global = true, env = "WATTLE_INTERFACE", value_name = "NAME")]
+    interface: Option<InterfaceName>,
+
+    /// Which log lines are written, for example `debug` or `info,hyper=debug` [default: info].
+    #[arg(long, global = true, env = "RUST_LOG", value_name = "FILTER")]
+    log: Option<LogFilter>,
+
+    /// Format of log lines [default: text].
+    #[arg(long, global = true, env = "WATTLE_LOG_FORMAT", value_enum)]
+    log_format: Option<LogFormat>,
 }
 
+/// What the file says.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SettingsFile {
+    state_dir: Option<PathBuf>,
+    interface: Option<InterfaceName>,
+    metrics: Option<SocketAddr>,
+    log: Option<LogFilter>,
+    log_format: Option<LogFormat>,
+    guard: Guard,
+}
+
+/// The settings of this host, from all the places where it has some.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// The file.
+    pub(crate) config: PathBuf,
+    /// Folder of the keys and of the last view of the mesh.
+    pub(crate) state_dir: PathBuf,
+    /// Name of the WireGuard interface.
+    pub(crate) interface: InterfaceName,
+    /// Where `run` serves metrics, if it is not told.
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) log: Option<LogFilter>,
+    pub(crate) log_format: LogFormat,
+    /// What this host lets the mesh do to it.
+    pub(crate) guard: Guard,
+}
+
+/// The file of settings unless another is named.
+pub(crate) const CONFIG: &str = "/etc/wattle/agent.toml";
 /// Where an agent keeps its state unless it is told otherwise.
 const STATE_DIR: &str = "/var/lib/wattle";
 /// Where that agent answers the commands of its host.
 const SOCKET: &str = "/run/wattle/agent.sock";
 
-impl Paths {
+impl Settings {
+    /// Those of a command line and of its file.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or is not valid: what it forbids is not known then.
+    pub(crate) fn load(options: &Options) -> anyhow::Result<Self> {
+        let file: SettingsFile = settings::read(&options.config)?.unwrap_or_default();
+        let settings = Self::merge(options, file)?;
+        let locks_all_out =
+            settings.guard.lock == Lock::Required && settings.guard.operator_keys.is_empty();
+        ensure!(
+            !locks_all_out,
+            "{} requires the lock and names no `operator_keys`: nobody could be admitted",
+            options.config.display()
+        );
+        Ok(settings)
+    }
+
+    /// Those of a command line alone, for a process that reads no file.
+    pub(crate) fn without_file(options: &Options) -> anyhow::Result<Self> {
+        Self::merge(options, SettingsFile::default())
+    }
+
+    fn merge(options: &Options, file: SettingsFile) -> anyhow::Result<Self> {
+        let options = options.clone();
+        let interface = options.interface.or(file.interface);
+        let state_dir = options.state_dir.or(file.state_dir);
+        Ok(Self {
+            config: options.config,
+            state_dir: state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR)),
+            interface: interface.map_or_else(|| "wattle0".parse(), Ok)?,
+            metrics: file.metrics,
+            log: options.log.or(file.log),
+            log_format: options.log_format.or(file.log_format).unwrap_or_default(),
+            guard: file.guard,
+        })
+    }
+
+    /// Says that the file is valid: it was read.
+    pub(crate) fn say_valid(&self) -> anyhow::Result<()> {
+        let Self { config, .. } = self;
+        ensure!(config.exists(), "there is no {}", config.display());
+        output::line(format!("{} is valid", config.display()));
+        Ok(())
+    }
+
+    /// Takes over what others say that a running agent can. Names what it cannot.
+    pub(crate) fn take_over(&mut self, read: Self) -> Option<&'static str> {
+        self.guard = read.guard;
+        self.metrics = read.metrics;
+        let changed = [
+            ("`state_dir`", self.state_dir != read.state_dir),
+            ("`interface`", self.interface != read.interface),
+            ("`log`", self.log != read.log),
+            ("`log_format`", self.log_format != read.log_format),
+        ];
+        changed
+            .iter()
+            .find(|(_, changed)| *changed)
+            .map(|(name, _)| *name)
+    }
+
     /// Where the agent answers the commands of its host. An agent with a state folder of its own
     /// does so in there.
     pub(crate) fn socket(&self) -> PathBuf {
@@ -102,15 +207,25 @@ pub(crate) enum Command {
         /// Accepts only peers that the operator with this public key has admitted, from the first
         /// peer on. May be repeated.
         ///
-        /// Writes the key to the file of --guard, if that file does not exist.
+        /// Writes the key below `[guard]` in the file of --config, if that says nothing of a lock.
         #[arg(long = "lock", value_name = "PUBLIC_KEY")]
         operator_keys: Vec<OperatorKey>,
     },
     /// Follows the mesh until it is stopped. Waits for `join` if this machine is not a node yet.
+    ///
+    /// SIGHUP has it read the file of settings again; tunnels are not touched. A file that is not
+    /// valid changes nothing. What sets the state folder, the interface and the log lines takes a
+    /// restart, which does not touch tunnels either.
     Run {
         /// Serves metrics for Prometheus at http://<address>/metrics; without an address, on
         /// 127.0.0.1:9586.
-        #[arg(long, value_name = "ADDRESS:PORT", env = "WATTLE_METRICS", num_args = 0..=1, default_missing_value = "127.0.0.1:9586")]
+        #[arg(
+            long,
+            value_name = "ADDRESS:PORT",
+            env = "WATTLE_METRICS",
+            num_args = 0..=1,
+            default_missing_value = "127.0.0.1:9586"
+        )]
         metrics: Option<SocketAddr>,
     },
     /// Shows this node, its interface and its tunnels. Exits with 1 when the node has not joined or
@@ -221,13 +336,22 @@ pub(crate) enum Command {
     /// require the lock.
     ///
     /// On the machine of an operator, which need not be a gateway. A gateway requires the lock when
-    /// it joins with --lock, or by `lock = "required"` and `operator_keys` in its
-    /// /etc/wattle/guard.toml.
+    /// it joins with --lock, or by `lock = "required"` and `operator_keys` below `[guard]` in its
+    /// /etc/wattle/agent.toml.
     #[command(subcommand)]
     Lock(LockCommand),
     /// Removes the interface, its routes and the firewall table, and nothing that the agent did not
     /// make. The identity stays.
     Down,
+    /// Looks at the file with the settings of this host.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Prints what lets a shell complete this program's commands, for example for
+    /// ~/.local/share/bash-completion/completions/wattle-agent.
+    Completions { shell: Shell },
+    /// Writes man pages and completions to a folder; for packages.
+    #[command(hide = true)]
+    Manual { folder: PathBuf },
     /// Moves the packets where the kernel has no WireGuard; started by the agent itself, or by
     /// systemd when the agent asks it to.
     #[command(hide = true)]
@@ -240,6 +364,12 @@ pub(crate) enum Command {
         #[arg(long)]
         starter: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Checks the file. Exits with 1, and names line and fix, if the agent would not start with it.
+    Check,
 }
 
 #[derive(Debug, Subcommand)]
@@ -287,8 +417,93 @@ pub(crate) struct SignArguments {
     pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum LogFormat {
-    Text,
-    Json,
+#[cfg(test)]
+impl Settings {
+    /// Those of an agent with this state folder and no file.
+    pub(crate) fn in_folder(folder: &Path) -> Self {
+        Self::in_folder_with(folder, &folder.join("agent.toml"))
+    }
+
+    /// Those of an agent with this state folder and file.
+    pub(crate) fn in_folder_with(folder: &Path, config: &Path) -> Self {
+        let words = ["wattle-agent".as_ref(), "status".as_ref()];
+        let options = [
+            "--state-dir".as_ref(),
+            folder.as_os_str(),
+            "--config".as_ref(),
+        ];
+        let words = words.into_iter().chain(options).chain([config.as_os_str()]);
+        Self::load(&Cli::parse_from(words).options).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn load(text: &str, arguments: &[&str]) -> anyhow::Result<Settings> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("agent.toml");
+        fs::write(&path, text)?;
+        let words = ["wattle-agent".into(), "--config".into(), path];
+        let arguments = arguments.iter().chain(&["status"]).map(PathBuf::from);
+        let words = words.into_iter().chain(arguments);
+        Settings::load(&Cli::parse_from(words).options)
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file_and_what_nobody_says_is_as_usual() {
+        Cli::command().debug_assert();
+        let usual = load("", &[]).unwrap();
+        assert_eq!(usual.state_dir, Path::new(STATE_DIR));
+        assert_eq!(usual.socket(), Path::new(SOCKET));
+        assert_eq!(usual.interface.as_str(), "wattle0");
+        assert_eq!(usual.guard, Guard::default());
+        let file = "state_dir = \"/srv/wattle\"\ninterface = \"mesh0\"\n\
+                    metrics = \"127.0.0.1:9586\"\nlog_format = \"json\"\n\
+                    [guard]\nallow = [\"10.0.0.0/8\"]\nrefuse = [\"10.9.0.0/16\"]\n";
+        let settings = load(file, &["--interface", "wattle7"]).unwrap();
+        assert_eq!(settings.interface.as_str(), "wattle7");
+        assert_eq!(settings.socket(), Path::new("/srv/wattle/agent.sock"));
+        assert_eq!(settings.metrics, Some("127.0.0.1:9586".parse().unwrap()));
+        assert_eq!(settings.log_format, LogFormat::Json);
+        let [allow, refuse] = ["10.0.0.0/8", "10.9.0.0/16"].map(|text| vec![text.parse().unwrap()]);
+        let guard = Guard {
+            allow: Some(allow),
+            refuse,
+            ..Guard::default()
+        };
+        assert_eq!(settings.guard, guard);
+    }
+
+    /// A lock that is misspelt, or that nobody could open, is an error and not an open door.
+    #[test]
+    fn what_is_no_setting_is_refused_with_its_line() {
+        for (text, line) in [
+            ("[guard]\nlock = \"Required\"", 2),
+            ("[guard]\nlock = true", 2),
+            ("[guard]\n\noperator_keys = [\"key\"]", 3),
+            ("[guard]\nalow = []", 2),
+            ("[guard]\nallow = [\"10.0.0.0/33\"]", 2),
+            ("[guard]\nmost_peers = -1", 2),
+            ("[guards]\n", 1),
+            ("# guard.toml\nallow = []", 2),
+            ("interface = \"a/b\"", 1),
+            ("\nmetrics = \"127.0.0.1\"", 2),
+            ("log = \"info,hyper=loud\"", 1),
+            ("log_format = \"xml\"", 1),
+        ] {
+            let error = format!("{:#}", load(text, &[]).unwrap_err());
+            assert!(
+                error.contains(&format!("agent.toml, line {line}: ")),
+                "{text}: {error}"
+            );
+        }
+        let error = load("[guard]\nlock = \"required\"", &[]).unwrap_err();
+        assert!(error.to_string().contains("operator_keys"), "{error}");
+    }
 }

@@ -27,7 +27,7 @@ use wattle_wire::{
     name::Name,
 };
 
-use crate::config::Paths;
+use crate::config::Settings;
 
 /// How long the agent may take to answer: it may be listing a long firewall.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -120,9 +120,9 @@ pub(crate) struct Control {
 
 impl Control {
     /// Listens. Without the socket the agent works all the same, and commands read what is on disk.
-    pub(crate) fn open(paths: &Paths) -> Self {
+    pub(crate) fn open(settings: &Settings) -> Self {
         let (sender, asked) = mpsc::channel(MOST_WAITING);
-        let path = paths.socket();
+        let path = settings.socket();
         let listening = match bind(&path) {
             Ok(listener) => Some((tokio::spawn(listen(listener, sender)), path)),
             Err(error) => {
@@ -213,10 +213,10 @@ async fn serve(stream: UnixStream, sender: mpsc::Sender<Call>) -> Option<()> {
 ///
 /// When this user may not ask, when the agent does not answer, and what it says against it.
 pub(crate) async fn ask<T: DeserializeOwned>(
-    paths: &Paths,
+    settings: &Settings,
     request: Request,
 ) -> anyhow::Result<Option<T>> {
-    let path = paths.socket();
+    let path = settings.socket();
     let mut stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -256,13 +256,13 @@ pub(crate) async fn ask<T: DeserializeOwned>(
 
 /// As [`ask`], for what only a running agent can do.
 pub(crate) async fn ask_running<T: DeserializeOwned>(
-    paths: &Paths,
+    settings: &Settings,
     request: Request,
 ) -> anyhow::Result<T> {
-    ask(paths, request).await?.with_context(|| {
+    ask(settings, request).await?.with_context(|| {
         format!(
             "no agent runs here (nobody answers on {}): start `wattle-agent run`",
-            paths.socket().display()
+            settings.socket().display()
         )
     })
 }
@@ -271,22 +271,20 @@ pub(crate) async fn ask_running<T: DeserializeOwned>(
 mod tests {
     use super::*;
 
-    fn paths(folder: &Path) -> Paths {
-        Paths {
-            state_dir: folder.to_owned(),
-            interface: "wattle0".parse().unwrap(),
-            guard: folder.join("guard.toml"),
-        }
-    }
-
     #[tokio::test]
     async fn a_request_is_answered_refused_and_without_an_agent_not_made() {
         let folder = tempfile::tempdir().unwrap();
-        let paths = paths(folder.path());
-        assert_eq!(ask::<String>(&paths, Request::Status).await.unwrap(), None);
+        let settings = Settings::in_folder(folder.path());
+        assert_eq!(
+            ask::<String>(&settings, Request::Status).await.unwrap(),
+            None
+        );
         for _ in 0..2 {
-            let mut control = Control::open(&paths);
-            let mode = fs::metadata(paths.socket()).unwrap().permissions().mode();
+            let mut control = Control::open(&settings);
+            let mode = fs::metadata(settings.socket())
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o660);
             let agent = tokio::spawn(async move {
                 let asked = control.asked().await;
@@ -297,10 +295,10 @@ mod tests {
             });
             let rotate = Request::Rotate(RotatedKey::Identity);
             assert_eq!(
-                ask::<String>(&paths, rotate).await.unwrap().as_deref(),
+                ask::<String>(&settings, rotate).await.unwrap().as_deref(),
                 Some("done")
             );
-            let refused = ask_running::<()>(&paths, Request::Confirm).await;
+            let refused = ask_running::<()>(&settings, Request::Confirm).await;
             assert_eq!(format!("{:#}", refused.unwrap_err()), "no");
             // An agent that was killed leaves its socket, and the next takes its place.
             std::mem::forget(agent.await.unwrap());
@@ -310,10 +308,10 @@ mod tests {
     #[tokio::test]
     async fn who_sends_something_else_is_told_so_and_the_agent_goes_on() {
         let folder = tempfile::tempdir().unwrap();
-        let paths = paths(folder.path());
-        let _control = Control::open(&paths);
+        let settings = Settings::in_folder(folder.path());
+        let _control = Control::open(&settings);
         for sent in [&b"hello\n"[..], b"\n", &[b'x'; 4096]] {
-            let mut stream = UnixStream::connect(paths.socket()).await.unwrap();
+            let mut stream = UnixStream::connect(settings.socket()).await.unwrap();
             let mut said = String::new();
             // Of a long one the agent reads a part and hangs up.
             let _ = stream.write_all(sent).await;

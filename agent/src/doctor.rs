@@ -31,7 +31,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    config::Paths,
+    config::Settings,
     control::{self, Request},
     host::Host,
     identity::Membership,
@@ -71,13 +71,13 @@ pub(crate) struct Node<'n> {
 
 /// `join_string` names the coordinators of a machine that is not a node yet.
 pub(crate) async fn doctor(
-    paths: &Paths,
+    settings: &Settings,
     join_string: Option<&str>,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let examined = match control::ask::<Option<Examined>>(paths, Request::Doctor).await? {
+    let examined = match control::ask::<Option<Examined>>(settings, Request::Doctor).await? {
         Some(Some(examined)) => examined,
-        Some(None) | None => without_agent(paths, join_string).await?,
+        Some(None) | None => without_agent(settings, join_string).await?,
     };
     let ok = examined.ok;
     if json {
@@ -93,11 +93,11 @@ pub(crate) async fn doctor(
 }
 
 /// Looks at the host without an agent to ask.
-async fn without_agent(paths: &Paths, join_string: Option<&str>) -> anyhow::Result<Examined> {
-    let store = Store::open(&paths.state_dir)?;
+async fn without_agent(settings: &Settings, join_string: Option<&str>) -> anyhow::Result<Examined> {
+    let store = Store::open(&settings.state_dir)?;
     let runs = store.is_locked()?;
-    let Some(found) = status::find_node(paths)? else {
-        let host = Host::new(paths, &store, &[])?;
+    let Some(found) = status::find_node(settings)? else {
+        let host = Host::new(settings, &store, &[])?;
         return examine(&host, None, join_string, runs).await;
     };
     let node = Node {

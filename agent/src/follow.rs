@@ -25,7 +25,7 @@ use wattle_mesh::{
 use wattle_wire::{ids::Position, stream::StreamMessage};
 
 use crate::{
-    config::Paths,
+    config::Settings,
     control::{self, Confirmed, Request},
     identity::Membership,
     output, random,
@@ -98,12 +98,12 @@ pub(crate) fn forget_view(store: &Store) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent confirm`.
-pub(crate) async fn confirm(paths: &Paths) -> anyhow::Result<()> {
+pub(crate) async fn confirm(settings: &Settings) -> anyhow::Result<()> {
     let Confirmed {
         removals,
         returned,
         rolled_back_to,
-    } = control::ask_running(paths, Request::Confirm).await?;
+    } = control::ask_running(settings, Request::Confirm).await?;
     if removals.is_empty() && returned.is_empty() && rolled_back_to.is_none() {
         output::line("no removal waits to be confirmed");
     }

@@ -8,7 +8,7 @@ use wattle_mesh::agent::{
     replica::Known,
 };
 
-use crate::{config::Paths, output, store::Store};
+use crate::{config::Settings, output, store::Store};
 
 const HISTORY: &str = "history.json";
 
@@ -44,8 +44,8 @@ pub(crate) fn forget(store: &Store) -> anyhow::Result<()> {
     store.remove_with_previous(HISTORY)
 }
 
-pub(crate) fn show(paths: &Paths, json: bool) -> anyhow::Result<()> {
-    let history = load(&Store::open(&paths.state_dir)?)?;
+pub(crate) fn show(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let history = load(&Store::open(&settings.state_dir)?)?;
     if json {
         return output::json(&history);
     }

@@ -2,15 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    path::Path,
     time::Duration,
 };
 
 use anyhow::Context;
 use wattle_mesh::{
     agent::{
-        guard::{Guard, Lock, Refused, Surroundings},
+        guard::{Guard, Refused, Surroundings},
         node::{Failure, Observation},
         replica::Known,
     },
@@ -28,7 +26,7 @@ use wattle_mesh::{
 use wattle_wire::key::{OperatorKey, WireguardKey};
 
 use crate::{
-    config::Paths,
+    config::Settings,
     kernel::{Kernel, Policy, RouteTaken, symptoms},
     store::Store,
     underlay::UnderlayStore,
@@ -48,16 +46,16 @@ pub(crate) struct Host {
 impl Host {
     /// The host of a node whose coordinators have these URLs.
     pub(crate) fn new(
-        paths: &Paths,
+        settings: &Settings,
         store: &Store,
         coordinators: &[String],
     ) -> anyhow::Result<Self> {
-        let kernel = Kernel::new(paths.interface.clone(), store)?;
+        let kernel = Kernel::new(settings.interface.clone(), store)?;
         Ok(Self {
             underlay: UnderlayStore::open(&kernel, store, coordinators),
             kernel,
-            interface: paths.interface.clone(),
-            guard: load_guard(&paths.guard)?,
+            interface: settings.interface.clone(),
+            guard: settings.guard.clone(),
         })
     }
 
@@ -190,76 +188,5 @@ impl Host {
             underlay: self.underlay.addresses(&routes).collect(),
             routes,
         })
-    }
-}
-
-/// The guard's rules: those that need no file, when there is none. A file that cannot be read is an
-/// error; what it forbids is not known.
-pub(crate) fn load_guard(path: &Path) -> anyhow::Result<Guard> {
-    match fs::read_to_string(path) {
-        Ok(text) => {
-            let guard: Guard = toml::from_str(&text).with_context(|| {
-                format!("the guard's rules in {} are not valid", path.display())
-            })?;
-            let locks_all_out = guard.lock == Lock::Required && guard.operator_keys.is_empty();
-            anyhow::ensure!(
-                !locks_all_out,
-                "{} requires the lock and names no `operator_keys`: nobody could be admitted",
-                path.display()
-            );
-            Ok(guard)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Guard::default()),
-        Err(error) => Err(error)
-            .with_context(|| format!("cannot read the guard's rules in {}", path.display())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_guard_has_rules_without_a_file_and_none_with_a_damaged_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("guard.toml");
-        assert_eq!(load_guard(&path).unwrap(), Guard::default());
-        fs::write(
-            &path,
-            "allow = [\"10.0.0.0/8\"]\nrefuse = [\"10.9.0.0/16\"]\n",
-        )
-        .unwrap();
-        let [allow, refuse] = ["10.0.0.0/8", "10.9.0.0/16"].map(|text| vec![text.parse().unwrap()]);
-        assert_eq!(
-            load_guard(&path).unwrap(),
-            Guard {
-                allow: Some(allow),
-                refuse,
-                ..Guard::default()
-            }
-        );
-        let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
-        fs::write(
-            &path,
-            format!("lock = \"required\"\noperator_keys = [\"{key}\"]\n"),
-        )
-        .unwrap();
-        assert_eq!(
-            load_guard(&path).unwrap().operators(),
-            Some([key.parse().unwrap()].into())
-        );
-        // A lock that is misspelt, or that nobody could open, is an error and not an open door.
-        for bad in [
-            "lock = \"required\"",
-            "lock = \"Required\"",
-            "lock = true",
-            "operator_keys = [\"key\"]",
-            "alow = []",
-            "allow = [\"10.0.0.0/33\"]",
-            "most_peers = -1",
-        ] {
-            fs::write(&path, bad).unwrap();
-            assert!(load_guard(&path).is_err(), "{bad}");
-        }
     }
 }

@@ -20,7 +20,7 @@ use tracing::warn;
 use wattle_mesh::host::interface::InterfaceName;
 use wattle_wire::report::{LanEffect, Problem, ProblemCode};
 
-use crate::{config::Paths, kernel::symptoms, store::Store};
+use crate::{config::Settings, kernel::symptoms, store::Store};
 
 /// Held by the one `run` that drives an interface, for as long as it lives.
 ///
@@ -36,9 +36,9 @@ pub(crate) struct InterfaceLock {
 }
 
 impl InterfaceLock {
-    pub(crate) fn new(paths: &Paths, store: &Store) -> anyhow::Result<Self> {
+    pub(crate) fn new(settings: &Settings, store: &Store) -> anyhow::Result<Self> {
         Ok(Self {
-            interface: paths.interface.clone(),
+            interface: settings.interface.clone(),
             owner: fs::metadata(store.dir())?.uid(),
             held: OnceLock::new(),
         })
@@ -135,12 +135,11 @@ mod tests {
     fn i2_one_agent_alone_drives_an_interface_until_it_ends() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let lock = |folder: &tempfile::TempDir, interface: &str| {
-            let paths = Paths {
-                state_dir: folder.path().to_owned(),
+            let settings = Settings {
                 interface: interface.parse().unwrap(),
-                guard: folder.path().join("guard.toml"),
+                ..Settings::in_folder(folder.path())
             };
-            InterfaceLock::new(&paths, &Store::open(folder.path()).unwrap()).unwrap()
+            InterfaceLock::new(&settings, &Store::open(folder.path()).unwrap()).unwrap()
         };
         let first = lock(&folders[0], "locktest0");
         first.hold().unwrap();

@@ -12,7 +12,7 @@ use wattle_mesh::{
 use wattle_wire::{endpoint::Endpoint, enrol::Enrolled, join::JoinString};
 
 use crate::{
-    config::Paths,
+    config::Settings,
     follow, history,
     identity::{Membership, Slot},
     output, psk,
@@ -20,13 +20,13 @@ use crate::{
 };
 
 pub(crate) async fn join(
-    paths: &Paths,
+    settings: &Settings,
     join_string: &str,
     endpoint: Option<Endpoint>,
     replace: bool,
 ) -> anyhow::Result<()> {
     let join: JoinString = join_string.parse()?;
-    let store = Store::open(&paths.state_dir)?;
+    let store = Store::open(&settings.state_dir)?;
     let slot = if replace { Slot::Next } else { Slot::Present };
     // Whoever follows the mesh with the old keys must not meet the new ones.
     let _stopped = if replace { Some(store.lock()?) } else { None };

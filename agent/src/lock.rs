@@ -14,6 +14,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::Utc;
 use hyper::Method;
 use serde::Serialize;
+use toml_edit::DocumentMut;
 use wattle_client::operator::OperatorClient;
 use wattle_mesh::agent::admission::{Candidate, Operator, RemovalCandidate};
 use wattle_wire::{
@@ -29,8 +30,7 @@ use wattle_wire::{
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{Paths, SignArguments},
-    host::load_guard,
+    config::{Settings, SignArguments},
     output, random,
 };
 
@@ -62,9 +62,10 @@ pub(crate) fn init(path: &Path) -> anyhow::Result<()> {
     output::line("");
     output::line(
         "To require the lock on a gateway, run `wattle-agent join --lock` with the public key \
-         there, or write this to its /etc/wattle/guard.toml:",
+         there, or add this to its /etc/wattle/agent.toml:",
     );
     output::line("");
+    output::line("[guard]");
     rules(&[operator.key()]).iter().for_each(output::line);
     output::line("");
     output::line("Sign the nodes first: `wattle-agent lock sign`");
@@ -214,49 +215,66 @@ impl Listing {
     }
 }
 
-/// Sees to it that this host requires the lock of these operators, if there are any: by its guard's
-/// file, which is made if it is not there.
-pub(crate) fn require(paths: &Paths, operator_keys: &[OperatorKey]) -> anyhow::Result<()> {
-    if operator_keys.is_empty() {
+/// Sees to it that this host requires the lock of these operators, if there are any: by its file of
+/// settings, in which all else stays as it is. The file is made if it is not there.
+pub(crate) fn require(settings: &Settings, operator_keys: &[OperatorKey]) -> anyhow::Result<()> {
+    let Settings { config, guard, .. } = settings;
+    let has = guard.operators().unwrap_or_default();
+    if operator_keys.iter().all(|key| has.contains(key)) {
         return Ok(());
     }
-    let path = &paths.guard;
-    let rules = rules(operator_keys);
-    let guard = load_guard(path)?;
-    if guard
-        .operators()
-        .is_some_and(|operators| operator_keys.iter().all(|key| operators.contains(key)))
-    {
-        return Ok(());
-    }
-    ensure!(
-        !path.exists(),
-        "{} exists already without these lines: add them, then join again: `{}`",
-        path.display(),
-        rules.join("` and `")
-    );
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    }
-    // Public keys, which the agent reads as its own user whatever the umask of this one is.
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(path)
-        .and_then(|mut file| {
-            file.set_permissions(Permissions::from_mode(0o644))?;
-            file.write_all(format!("{}\n", rules.join("\n")).as_bytes())
-        });
-    written.with_context(|| format!("cannot write {}", path.display()))?;
+    let text = match fs::read_to_string(config) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read.with_context(|| format!("cannot read {}", config.display())),
+    }?;
+    let with_lock = add_lock(&text, operator_keys)?.with_context(|| {
+        format!(
+            "{} says something else of the lock below [guard]: write this there, then join again: \
+             `{}`",
+            config.display(),
+            rules(operator_keys).join("` and `")
+        )
+    })?;
+    write_settings(config, &with_lock)
+        .with_context(|| format!("cannot write {}", config.display()))?;
     output::line(format!(
-        "wrote {}: this host accepts only peers that an operator has admitted",
-        path.display()
+        "wrote to {}: this host accepts only peers that an operator has admitted",
+        config.display()
     ));
     Ok(())
 }
 
-/// What a guard's file says of the lock.
+/// Settings that require the lock, where they say nothing of it yet; `None` where they do.
+fn add_lock(settings: &str, operator_keys: &[OperatorKey]) -> anyhow::Result<Option<String>> {
+    let mut document: DocumentMut = settings.parse()?;
+    let guard = document.entry("guard").or_insert_with(toml_edit::table);
+    let guard = guard.as_table_like_mut().context("`guard` is no table")?;
+    if guard.contains_key("lock") || guard.contains_key("operator_keys") {
+        return Ok(None);
+    }
+    let keys: toml_edit::Array = operator_keys.iter().map(OperatorKey::to_string).collect();
+    guard.insert("lock", toml_edit::value("required"));
+    guard.insert("operator_keys", toml_edit::value(keys));
+    Ok(Some(document.to_string()))
+}
+
+/// Writes the file whole or not at all. There are no secrets in it, and the agent reads it as its
+/// own user whatever the umask of this one is.
+fn write_settings(path: &Path, text: &str) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o644))
+        .tempfile_in(folder)?;
+    file.as_file()
+        .set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// What the settings of a host say of the lock, below `[guard]`.
 fn rules(operator_keys: &[OperatorKey]) -> [String; 2] {
     let keys: Vec<_> = operator_keys
         .iter()
@@ -391,22 +409,36 @@ mod tests {
     #[test]
     fn a_machine_that_joins_locked_writes_the_rules_that_the_agent_reads_and_never_over_others() {
         let dir = tempfile::tempdir().unwrap();
-        let guard = dir.path().join("etc/guard.toml");
-        let paths = Paths {
-            state_dir: dir.path().into(),
-            interface: "wattle0".parse().unwrap(),
-            guard: guard.clone(),
-        };
+        let config = dir.path().join("etc/agent.toml");
+        let settings = || Settings::in_folder_with(dir.path(), &config);
         let keys = [OperatorKey::from([1; 32]), OperatorKey::from([2; 32])];
-        require(&paths, &[]).unwrap();
-        assert!(!guard.exists());
-        require(&paths, &keys).unwrap();
-        assert_eq!(load_guard(&guard).unwrap().operators(), Some(keys.into()));
-        require(&paths, &keys[..1]).unwrap();
-        let error = require(&paths, &[OperatorKey::from([3; 32])])
+        require(&settings(), &[]).unwrap();
+        assert!(!config.exists());
+        require(&settings(), &keys).unwrap();
+        assert_eq!(settings().guard.operators(), Some(keys.into()));
+        require(&settings(), &keys[..1]).unwrap();
+        let error = require(&settings(), &[OperatorKey::from([3; 32])])
             .unwrap_err()
             .to_string();
         assert!(error.contains("operator_keys = [\"AwMDAwMD"), "{error}");
-        assert_eq!(load_guard(&guard).unwrap().operators(), Some(keys.into()));
+        assert_eq!(settings().guard.operators(), Some(keys.into()));
+        // What people wrote stays, with their remarks.
+        for own in [
+            "# Dublin\nmetrics = \"127.0.0.1:9586\" # for us\n",
+            "[guard] # by the book\nallow = [\"10.0.0.0/8\"]\n# and no more\n",
+            "guard = { allow = [\"10.0.0.0/8\"] }\n",
+            "guard.allow = [\"10.0.0.0/8\"]\n",
+        ] {
+            fs::write(&config, own).unwrap();
+            let before = settings();
+            require(&before, &keys).unwrap();
+            let text = fs::read_to_string(&config).unwrap();
+            for remark in ["# Dublin", "# for us", "# by the book", "# and no more"] {
+                assert_eq!(text.contains(remark), own.contains(remark), "{text}");
+            }
+            assert_eq!(settings().guard.operators(), Some(keys.into()), "{text}");
+            assert_eq!(settings().guard.allow, before.guard.allow, "{text}");
+            assert_eq!(settings().metrics, before.metrics, "{text}");
+        }
     }
 }

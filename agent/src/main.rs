@@ -31,21 +31,25 @@ mod supervisor;
 mod underlay;
 mod verify;
 
-use std::{process::ExitCode, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 
 use anyhow::anyhow;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::time::timeout;
+use wattle_program::{log, manual};
 
 use crate::{
-    config::{Cli, Command, LockCommand},
+    config::{Cli, Command, ConfigCommand, LockCommand, Settings},
     device::starter::Starter,
 };
 
+/// Which log lines are written if nobody says which. rtnetlink warns of each attribute that is newer
+/// than it is; wireguard-control of each message that it cannot read.
+const USUAL_LOG: &str = "info,netlink_packet_route=error,netlink_packet_core=error,\
+                         netlink_proto=error,gotatun=warn";
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    output::start_logging(cli.log_format);
-    match command(cli) {
+    match command(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
             output::error(&error);
@@ -68,8 +72,20 @@ fn threads(command: &Command) -> usize {
 
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli {
-        paths, mut command, ..
+        options,
+        mut command,
     } = cli;
+    // A device is told all it needs by its agent.
+    let needs_no_file = matches!(
+        command,
+        Command::Device { .. } | Command::Completions { .. } | Command::Manual { .. }
+    );
+    let settings = if needs_no_file {
+        Settings::without_file(&options)?
+    } else {
+        Settings::load(&options)?
+    };
+    log::start(settings.log_format, settings.log.as_ref(), USUAL_LOG);
     // The files outside of the state folder, which its owner may not read or write.
     if let Command::Join {
         join_string,
@@ -78,7 +94,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     } = &mut command
     {
         *join_string = join::read(join_string)?;
-        lock::require(&paths, operator_keys)?;
+        lock::require(&settings, operator_keys)?;
     }
     if let Command::Doctor {
         join_string: Some(join_string),
@@ -91,8 +107,8 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     if !matches!(command, Command::Device { .. }) {
         memory::keep_little();
     }
-    if !matches!(command, Command::Lock(_) | Command::Device { .. }) {
-        owner::become_owner(&paths.state_dir)?;
+    if !is_of_no_node(&command) {
+        owner::become_owner(&settings.state_dir)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads(&command))
@@ -106,9 +122,9 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
                 endpoint,
                 replace,
                 ..
-            } => join::join(&paths, &join_string, endpoint, replace).await,
-            Command::Run { metrics } => run::run(&paths, metrics).await,
-            Command::Status { json } => return status::status(&paths, json).await,
+            } => join::join(&settings, &join_string, endpoint, replace).await,
+            Command::Run { metrics } => run::run(settings, &options, metrics).await,
+            Command::Status { json } => return status::status(&settings, json).await,
             Command::Verify {
                 hosts,
                 tcp,
@@ -117,21 +133,27 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
                 json,
             } => {
                 let asked = control::Asked { hosts, tcp };
-                return verify::verify(&paths, asked, count, throughput, json).await;
+                return verify::verify(&settings, asked, count, throughput, json).await;
             }
             Command::Doctor { join_string, json } => {
-                return doctor::doctor(&paths, join_string.as_deref(), json).await;
+                return doctor::doctor(&settings, join_string.as_deref(), json).await;
             }
-            Command::History { json } => history::show(&paths, json),
-            Command::Plan { json } => status::plan_command(&paths, json).await,
-            Command::Rotate { identity: true, .. } => rotation::rotate_identity(&paths).await,
-            Command::Rotate { psk: true, .. } => rotation::renew_psks(&paths).await,
-            Command::Rotate { tokens: true, .. } => rotation::renew_tokens(&paths).await,
-            Command::Rotate { force, .. } => rotation::rotate(&paths, force).await,
-            Command::Confirm => follow::confirm(&paths).await,
+            Command::History { json } => history::show(&settings, json),
+            Command::Plan { json } => status::plan_command(&settings, json).await,
+            Command::Rotate { identity: true, .. } => rotation::rotate_identity(&settings).await,
+            Command::Rotate { psk: true, .. } => rotation::renew_psks(&settings).await,
+            Command::Rotate { tokens: true, .. } => rotation::renew_tokens(&settings).await,
+            Command::Rotate { force, .. } => rotation::rotate(&settings, force).await,
+            Command::Confirm => follow::confirm(&settings).await,
             Command::Lock(LockCommand::Init { key }) => lock::init(&key),
             Command::Lock(LockCommand::Sign(arguments)) => lock::sign(&arguments).await,
-            Command::Down => run::down(&paths).await,
+            Command::Down => run::down(&settings).await,
+            // It was read without an error.
+            Command::Config(ConfigCommand::Check) => settings.say_valid(),
+            Command::Completions { shell } => {
+                manual::completions(Cli::command(), shell, &mut io::stdout())
+            }
+            Command::Manual { folder } => manual::write(Cli::command(), &folder),
             Command::Device {
                 wanted: Some(interface),
                 starter,
@@ -154,11 +176,28 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Whether a command has nothing to do with a state folder.
+fn is_of_no_node(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Lock(_)
+            | Command::Device { .. }
+            | Command::Config(_)
+            | Command::Completions { .. }
+            | Command::Manual { .. }
+    )
+}
+
 /// How long a command may take at the most, whatever the host or the network keeps from it; `None`
 /// for those that run until they are stopped or wait for a person.
 fn limit(command: &Command) -> Option<Duration> {
     let minutes = match command {
-        Command::Run { .. } | Command::Device { .. } | Command::Lock(_) => return None,
+        Command::Run { .. }
+        | Command::Device { .. }
+        | Command::Lock(_)
+        | Command::Config(_)
+        | Command::Completions { .. }
+        | Command::Manual { .. } => return None,
         Command::Verify { .. } => 60,
         Command::Rotate { .. } => 6,
         Command::Join { .. }

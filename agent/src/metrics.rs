@@ -1,8 +1,9 @@
-//! `wattle-agent run --metrics`: the tunnels of this gateway in Prometheus' text format, under the
+//! The tunnels of this gateway in Prometheus' text format, under the
 //! names that dashboards of WireGuard know.
 
 use std::{
-    collections::BTreeMap, convert::Infallible, io::ErrorKind, net::SocketAddr, time::Duration,
+    collections::BTreeMap, convert::Infallible, io::ErrorKind, net::SocketAddr, sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -20,6 +21,7 @@ use tokio::{
     sync::watch,
     time::sleep,
 };
+use tokio_util::task::AbortOnDropHandle;
 use wattle_mesh::{
     agent::replica::{Known, KnownPeer},
     health::link,
@@ -29,6 +31,8 @@ use wattle_mesh::{
     },
 };
 use wattle_wire::{ids::NodeId, report::ProbeReport};
+
+use crate::config::Settings;
 
 /// How long to wait when the system has no more connections to give.
 const EXHAUSTED: Duration = Duration::from_millis(100);
@@ -54,26 +58,65 @@ pub(crate) struct Seen<'a> {
 #[derive(Debug)]
 pub(crate) struct Metrics(watch::Sender<String>);
 
-impl Metrics {
-    /// Listens on the address, as soon as this host has it: at boot the agent is there before the
-    /// network.
-    pub(crate) async fn serve(address: SocketAddr) -> anyhow::Result<Self> {
-        let (sender, text) = watch::channel(String::new());
-        match TcpListener::bind(address).await {
-            Ok(listener) => drop(tokio::spawn(accept(listener, text))),
+/// Serves metrics where the settings want it.
+#[derive(Debug)]
+pub(crate) struct MetricsServer {
+    /// What the command line says, which goes before the file.
+    given: Option<SocketAddr>,
+    metrics: Arc<Metrics>,
+    serving: Option<(SocketAddr, AbortOnDropHandle<()>)>,
+}
+
+impl MetricsServer {
+    pub(crate) fn new(given: Option<SocketAddr>) -> Self {
+        let (sender, _) = watch::channel(String::new());
+        Self {
+            given,
+            metrics: Arc::new(Metrics(sender)),
+            serving: None,
+        }
+    }
+
+    /// The metrics that it serves; `None` while nobody wants them.
+    pub(crate) fn metrics(&self) -> Option<Arc<Metrics>> {
+        let serves = self.serving.is_some();
+        serves.then(|| Arc::clone(&self.metrics))
+    }
+
+    /// Listens on the address that is wanted, as soon as this host has it: at boot the agent is
+    /// there before the network.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot listen there. What was served until then is still served.
+    pub(crate) async fn follow(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        let wanted = self.given.or(settings.metrics);
+        if wanted == self.serving.as_ref().map(|(address, _)| *address) {
+            return Ok(());
+        }
+        let Some(address) = wanted else {
+            self.serving = None;
+            return Ok(());
+        };
+        let text = self.metrics.0.subscribe();
+        let serving = match TcpListener::bind(address).await {
+            Ok(listener) => tokio::spawn(accept(listener, text)),
             Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
                 tracing::warn!(
                     "{address} is no address of this host yet: serves metrics when it is"
                 );
-                tokio::spawn(wait_for_address(address, text));
+                tokio::spawn(wait_for_address(address, text))
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot serve metrics on {address}"));
             }
-        }
-        Ok(Self(sender))
+        };
+        self.serving = Some((address, AbortOnDropHandle::new(serving)));
+        Ok(())
     }
+}
 
+impl Metrics {
     pub(crate) fn show(&self, seen: &Seen<'_>) {
         match text(seen) {
             Ok(text) => drop(self.0.send_replace(text)),
@@ -167,6 +210,13 @@ fn text(seen: &Seen<'_>) -> prometheus::Result<String> {
             .map(|()| counters)
     };
     let site = known.myself.site_name.as_str();
+    gauges(
+        "wattle_build_info",
+        "The version of this program; always 1.",
+        &["version"],
+    )?
+    .with_label_values(&[env!("CARGO_PKG_VERSION")])
+    .set(1);
     gauges(
         "wattle_agent_connected",
         "Whether the agent is connected to the coordinator.",

@@ -1,4 +1,4 @@
-//! What people and scripts read on standard output and standard error, and the log.
+//! What people and scripts read on standard output and standard error.
 //!
 //! Much of it is what a coordinator or another gateway said. So nothing of any text reaches the
 //! terminal that a terminal would obey: it is written out, here and nowhere else.
@@ -10,15 +10,7 @@ use std::{
 
 use anstyle::AnsiColor;
 use comfy_table::{CellAlignment, Color, ColumnConstraint, presets};
-use tracing_subscriber::{
-    EnvFilter,
-    field::MakeExt,
-    fmt::{self, format::debug_fn},
-    prelude::*,
-};
-use wattle_wire::text::{JsonWriter, visible, visible_json};
-
-use crate::config::LogFormat;
+use wattle_wire::text::{visible, visible_json};
 
 /// Prints a line on standard output. A reader that has gone away is no error: `wattle-agent status
 /// | head` is fine.
@@ -61,36 +53,6 @@ pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 
 fn print(safe: &str) {
     let _ = writeln!(io::stdout().lock(), "{safe}");
-}
-
-/// Logs go to standard error: `RUST_LOG` says which, all from `info` on if it says nothing.
-pub(crate) fn start_logging(format: LogFormat) {
-    // rtnetlink warns of each attribute that is newer than it is; wireguard-control of each message
-    // that it cannot read.
-    let quiet = "info,netlink_packet_route=error,netlink_packet_core=error,netlink_proto=error,\
-                 gotatun=warn";
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
-    let registry = tracing_subscriber::registry().with(filter);
-    let layer = fmt::layer()
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false);
-    match format {
-        LogFormat::Text => {
-            let fields = debug_fn(|writer, field, value| {
-                let value = format!("{value:?}");
-                match field.name() {
-                    "message" => write!(writer, "{}", visible(&value)),
-                    name => write!(writer, "{name}={}", visible(&value)),
-                }
-            });
-            let layer = layer.fmt_fields(fields.delimited(" "));
-            registry.with(layer.with_writer(io::stderr)).init();
-        }
-        LogFormat::Json => {
-            let writer = || JsonWriter(io::stderr());
-            registry.with(layer.json().with_writer(writer)).init();
-        }
-    }
 }
 
 /// Lines with columns.

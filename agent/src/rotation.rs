@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use wattle_mesh::{agent::node::RotatedKey, keys::rotation::unmanaged};
 
 use crate::{
-    config::Paths,
+    config::Settings,
     control::{self, Keys, Request},
     output, status,
 };
@@ -20,8 +20,8 @@ const PSK_LIMIT: Duration = Duration::from_secs(90);
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// `wattle-agent rotate`.
-pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
-    let found = status::find(paths)?;
+pub(crate) async fn rotate(settings: &Settings, force: bool) -> anyhow::Result<()> {
+    let found = status::find(settings)?;
     let cut_off: Vec<_> = found
         .known
         .iter()
@@ -36,11 +36,11 @@ pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
              same, add --force"
         );
     }
-    let before = begin(paths, RotatedKey::Wireguard).await?.wireguard;
+    let before = begin(settings, RotatedKey::Wireguard).await?.wireguard;
     output::line(
         "asked the running agent for a new WireGuard key; its peers get ready for it first",
     );
-    let after = until(paths, ROTATION_LIMIT, |keys| keys.wireguard != before)
+    let after = until(settings, ROTATION_LIMIT, |keys| keys.wireguard != before)
         .await?
         .wireguard;
     output::line(format!("the WireGuard key is {after} now; it was {before}"));
@@ -48,12 +48,12 @@ pub(crate) async fn rotate(paths: &Paths, force: bool) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent rotate --identity`.
-pub(crate) async fn rotate_identity(paths: &Paths) -> anyhow::Result<()> {
-    let before = begin(paths, RotatedKey::Identity).await?.identity;
+pub(crate) async fn rotate_identity(settings: &Settings) -> anyhow::Result<()> {
+    let before = begin(settings, RotatedKey::Identity).await?.identity;
     output::line(
         "asked the running agent for another identity; the coordinator is told of it first",
     );
-    let after = until(paths, ROTATION_LIMIT, |keys| keys.identity != before)
+    let after = until(settings, ROTATION_LIMIT, |keys| keys.identity != before)
         .await?
         .identity;
     output::line(format!("the identity is {after} now; it was {before}"));
@@ -61,18 +61,18 @@ pub(crate) async fn rotate_identity(paths: &Paths) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent rotate --psk`.
-pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
-    let all = begin(paths, RotatedKey::Preshared)
+pub(crate) async fn renew_psks(settings: &Settings) -> anyhow::Result<()> {
+    let all = begin(settings, RotatedKey::Preshared)
         .await?
         .preshared_with
         .len();
     output::line(format!(
         "asked the running agent for new preshared keys with {all} peers"
     ));
-    match until(paths, PSK_LIMIT, |keys| keys.preshared_with.is_empty()).await {
+    match until(settings, PSK_LIMIT, |keys| keys.preshared_with.is_empty()).await {
         Ok(_) => output::line("all preshared keys are new"),
         Err(error) => {
-            let old = keys(paths).await?.preshared_with.join(", ");
+            let old = keys(settings).await?.preshared_with.join(", ");
             return Err(error).context(format!(
                 "of {all} peers, these have not answered: {old}. Their tunnels keep their present \
                  keys, and the running agent keeps asking until it is restarted"
@@ -83,8 +83,8 @@ pub(crate) async fn renew_psks(paths: &Paths) -> anyhow::Result<()> {
 }
 
 /// `wattle-agent rotate --tokens`.
-pub(crate) async fn renew_tokens(paths: &Paths) -> anyhow::Result<()> {
-    let generation: i32 = control::ask_running(paths, Request::RenewTokens).await?;
+pub(crate) async fn renew_tokens(settings: &Settings) -> anyhow::Result<()> {
+    let generation: i32 = control::ask_running(settings, Request::RenewTokens).await?;
     output::line(format!(
         "this node signs tokens of generation {generation} now: its coordinator refuses all \
          earlier ones as soon as it has heard of one, within seconds if it is connected"
@@ -93,12 +93,12 @@ pub(crate) async fn renew_tokens(paths: &Paths) -> anyhow::Result<()> {
 }
 
 /// Asks for a key, and gives the present ones.
-async fn begin(paths: &Paths, key: RotatedKey) -> anyhow::Result<Keys> {
-    control::ask_running(paths, Request::Rotate(key)).await
+async fn begin(settings: &Settings, key: RotatedKey) -> anyhow::Result<Keys> {
+    control::ask_running(settings, Request::Rotate(key)).await
 }
 
-async fn keys(paths: &Paths) -> anyhow::Result<Keys> {
-    control::ask_running(paths, Request::Keys).await
+async fn keys(settings: &Settings) -> anyhow::Result<Keys> {
+    control::ask_running(settings, Request::Keys).await
 }
 
 /// Waits until the keys are as wanted.
@@ -107,13 +107,13 @@ async fn keys(paths: &Paths) -> anyhow::Result<Keys> {
 ///
 /// What the agent says when nothing comes of it, or that it takes too long.
 async fn until(
-    paths: &Paths,
+    settings: &Settings,
     limit: Duration,
     is_done: impl Fn(&Keys) -> bool,
 ) -> anyhow::Result<Keys> {
     let asked = Instant::now();
     loop {
-        let keys = keys(paths).await?;
+        let keys = keys(settings).await?;
         if is_done(&keys) {
             return Ok(keys);
         }

@@ -32,7 +32,7 @@ use wattle_wire::{
 };
 
 use crate::{
-    config::Paths,
+    config::Settings,
     control::{self, Request},
     follow::{self, Connection},
     host::Host,
@@ -151,10 +151,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) coordinator: Option<Connection>,
 }
 
-pub(crate) async fn status(paths: &Paths, json: bool) -> anyhow::Result<ExitCode> {
-    let status = match control::ask(paths, Request::Status).await? {
+pub(crate) async fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
+    let status = match control::ask(settings, Request::Status).await? {
         Some(status) => status,
-        None => from_disk(paths).await?,
+        None => from_disk(settings).await?,
     };
     if json {
         output::json(&status)?;
@@ -169,8 +169,8 @@ pub(crate) async fn status(paths: &Paths, json: bool) -> anyhow::Result<ExitCode
 }
 
 /// The status as far as the state folder and the host tell it, without an agent to ask.
-async fn from_disk(paths: &Paths) -> anyhow::Result<Status> {
-    let found = find(paths)?;
+async fn from_disk(settings: &Settings) -> anyhow::Result<Status> {
+    let found = find(settings)?;
     let interface = found.host.observe_interface().await?;
     let refused = match &found.known {
         Some(known) => found.host.refused(known).await?,
@@ -183,7 +183,7 @@ async fn from_disk(paths: &Paths) -> anyhow::Result<Status> {
         .map(|words| Problem::new(ProblemCode::KeyRotation, words));
     let problems = found.problems.iter().cloned().chain(refused.problems());
     Ok(Status::new(&Facts {
-        interface_name: &paths.interface,
+        interface_name: &settings.interface,
         membership: &found.membership,
         node_keys: &found.node_keys,
         known: found.known.as_ref(),
@@ -207,11 +207,11 @@ pub(crate) struct Planned {
     steps: Vec<String>,
 }
 
-pub(crate) async fn plan_command(paths: &Paths, json: bool) -> anyhow::Result<()> {
-    let Planned { plan, steps } = match control::ask(paths, Request::Plan).await? {
+pub(crate) async fn plan_command(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let Planned { plan, steps } = match control::ask(settings, Request::Plan).await? {
         Some(planned) => planned,
         None => {
-            let mut found = find(paths)?;
+            let mut found = find(settings)?;
             let known = found.known.as_ref().context(NO_VIEW)?;
             let observed = found.host.observe().await?;
             let interfaces = observed.interface.iter();
@@ -254,17 +254,17 @@ pub(crate) async fn planned(
     })
 }
 
-pub(crate) fn find(paths: &Paths) -> anyhow::Result<Found> {
-    find_node(paths)?.context(NOT_A_NODE)
+pub(crate) fn find(settings: &Settings) -> anyhow::Result<Found> {
+    find_node(settings)?.context(NOT_A_NODE)
 }
 
 /// As [`find`]; `None` for a machine that is not a node.
-pub(crate) fn find_node(paths: &Paths) -> anyhow::Result<Option<Found>> {
-    let store = Store::open(&paths.state_dir)?;
+pub(crate) fn find_node(settings: &Settings) -> anyhow::Result<Option<Found>> {
+    let store = Store::open(&settings.state_dir)?;
     let Some((node_keys, Some(membership))) = Slot::Present.load(&store)? else {
         return Ok(None);
     };
-    let host = Host::new(paths, &store, &membership.urls)?;
+    let host = Host::new(settings, &store, &membership.urls)?;
     let mut replica = Replica::new(membership.enrolled.mesh, node_keys.wireguard_key())
         .locked_by(host.operators());
     if let Some(stored) = follow::load_view(&store)? {

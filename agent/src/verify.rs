@@ -21,7 +21,7 @@ use wattle_mesh::{
 use wattle_wire::name::Name;
 
 use crate::{
-    config::Paths,
+    config::Settings,
     control::{self, Asked, Request},
     host::Host,
     kernel::{ping, throughput},
@@ -74,16 +74,16 @@ struct Verified<'c> {
 }
 
 pub(crate) async fn verify(
-    paths: &Paths,
+    settings: &Settings,
     asked: Asked,
     count: u16,
     throughput: bool,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let trial = match control::ask(paths, Request::Verify(asked.clone())).await? {
+    let trial = match control::ask(settings, Request::Verify(asked.clone())).await? {
         Some(trial) => trial,
         None => {
-            let found = status::find(paths)?;
+            let found = status::find(settings)?;
             let known = found.known.as_ref().context(status::NO_VIEW)?;
             trial(&found.host, known, &Replies::default(), &asked).await?
         }

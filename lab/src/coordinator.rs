@@ -114,6 +114,8 @@ impl Coordinator {
         let mut command = self.as_its_user()?;
         command.args([
             self.binaries.server(),
+            "--config",
+            "/dev/null",
             "--data-dir",
             data_dir,
             "--listen",

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     binaries::Binaries,
     enter,
-    gateway::{GUARD, INTERFACE, STATE_DIR},
+    gateway::{CONFIG, INTERFACE, STATE_DIR},
     host::MARK,
 };
 
@@ -41,7 +41,7 @@ pub fn exec(name: &str, command: &[String]) -> Result<()> {
         .env("PATH", path)
         .env("WATTLE_STATE_DIR", STATE_DIR)
         .env("WATTLE_INTERFACE", INTERFACE)
-        .env("WATTLE_GUARD", GUARD);
+        .env("WATTLE_CONFIG", CONFIG);
     Err(nsenter.exec()).context("starting nsenter")
 }
 

@@ -19,8 +19,8 @@ use crate::{
 
 /// The agent's state on each gateway; `/run` is the gateway's own.
 pub const STATE_DIR: &str = "/run/wattle";
-/// The guard's rules on each gateway; none unless a test writes them.
-pub const GUARD: &str = "/run/wattle-guard.toml";
+/// The settings of each gateway; none unless a test writes them.
+pub const CONFIG: &str = "/run/wattle-agent.toml";
 /// The interface that the agent makes.
 pub const INTERFACE: &str = "wattle0";
 
@@ -30,8 +30,8 @@ const PLACE: [&str; 6] = [
     STATE_DIR,
     "--interface",
     INTERFACE,
-    "--guard",
-    GUARD,
+    "--config",
+    CONFIG,
 ];
 
 /// A site of the lab: its gateway and its LAN.

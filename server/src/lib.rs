@@ -14,7 +14,8 @@
 //! | [`tls`] | the mesh's certificate authority and the certificate of this coordinator |
 //! | [`db`] | connections, and `mutate`, through which every change goes |
 //! | [`postgres`] | a private Postgres, where no other is given |
-//! | [`config`] | command line and environment |
+//! | [`config`] | command line, environment and file of settings |
+//! | [`healthcheck`] | asks the coordinator on this host whether it is ready |
 //! | [`error`], [`mutation`], [`secret`], [`data_dir`], [`fingerprint`] | what the others share |
 
 pub mod bootstrap;
@@ -23,6 +24,7 @@ pub mod data_dir;
 pub mod db;
 pub mod error;
 pub mod fingerprint;
+pub mod healthcheck;
 pub mod http;
 pub mod mutation;
 pub mod postgres;

@@ -1,22 +1,25 @@
 //! The program `wattle-server`.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
-use anyhow::Context;
-use clap::Parser;
+use anyhow::{Context, bail};
+use clap::{CommandFactory, Parser};
 use sd_notify::NotifyState;
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{EnvFilter, field::MakeExt, fmt::format::debug_fn};
 use wattle_mesh::audit::{Edit, Subject};
+use wattle_program::{log, manual};
 use wattle_server::{
-    config::{Arguments, AuditCommand, CaCommand, Command, Config, LogFormat, TokenCommand},
+    config::{Arguments, AuditCommand, CaCommand, Command, Config, ConfigCommand, TokenCommand},
     data_dir,
     db::{AuditActor, Db},
     fingerprint::fingerprint,
+    healthcheck::healthcheck,
     http::listen::Listeners,
     postgres, router,
     routes::{
@@ -24,38 +27,58 @@ use wattle_server::{
         events::{self, Filter},
     },
     secret,
-    server::{Database, Server},
+    server::{Database, Server, TRY_LIMIT},
     state::app::App,
     tasks::memory,
     tls::authority,
 };
 use wattle_wire::{
     admin::{ApiToken, NewApiToken},
-    text::{JsonWriter, visible, visible_json},
+    text::{visible, visible_json},
 };
 
+/// Which log lines are written if nobody says which.
+const USUAL_LOG: &str = "info,sqlx=warn";
+
 fn main() -> ExitCode {
-    let Arguments { config, command } = Arguments::parse();
-    start_log(config.log_format);
     memory::keep_little();
-    let result = match command.unwrap_or(Command::Serve) {
-        Command::Serve => run(serve(&config)),
-        Command::Token(command) => run(with_database(&config, |db, actor| {
-            token(db, actor, command)
-        })),
-        Command::Ca(command) => run(with_database(&config, |db, actor| {
-            authority(db, actor, &config.data_dir, command)
-        })),
-        Command::Audit(command) => run(with_database(&config, |db, _| audit(db, command))),
-        Command::Openapi => print(&visible_json(router::openapi_json().trim_end())),
-    };
-    match result {
+    match command(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let error = format!("{error:#}");
             let _ = writeln!(io::stderr(), "wattle-server: {}", visible(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+fn command(mut arguments: Arguments) -> anyhow::Result<()> {
+    let command = match arguments.command.take() {
+        // They read no settings.
+        Some(Command::Openapi) => return print(&visible_json(router::openapi_json().trim_end())),
+        Some(Command::Completions { shell }) => {
+            return manual::completions(Arguments::command(), shell, &mut io::stdout());
+        }
+        Some(Command::Manual { folder }) => return manual::write(Arguments::command(), &folder),
+        command => command,
+    };
+    let config = arguments.config()?;
+    log::start(config.log_format, config.log.as_ref(), USUAL_LOG);
+    match command {
+        None => run(serve(&config)),
+        Some(Command::Token(command)) => run(with_database(&config, |db, actor| {
+            token(db, actor, command)
+        })),
+        Some(Command::Ca(command)) => run(with_database(&config, |db, actor| {
+            authority(db, actor, &config.data_dir, command)
+        })),
+        Some(Command::Audit(command)) => run(with_database(&config, |db, _| audit(db, command))),
+        Some(Command::Healthcheck) => run(healthcheck(&config)),
+        // It was read without an error.
+        Some(Command::Config(ConfigCommand::Check)) => config
+            .check()
+            .and_then(|()| say(&format!("{} is valid", config.file.display()))),
+        Some(Command::Openapi | Command::Completions { .. } | Command::Manual { .. }) => Ok(()),
     }
 }
 
@@ -79,6 +102,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let database = Database::open(config.database_url(), &config.data_dir).await?;
     let kind = database.kind();
     let result = async {
+        tokio::select! {
+            answers = database.wait(tell_waiting) => answers?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
         let mut server = Server::start(database.options(), listeners, config).await?;
         if config.given_urls.is_empty() && server.address.ip().is_unspecified() {
             tracing::warn!(address = %server.address, "join strings contain this address, and \
@@ -129,6 +157,13 @@ async fn show_life(app: &App) {
     }
 }
 
+/// Tells systemd that the start takes longer, for as long as the database does not answer.
+fn tell_waiting(pause: Duration) {
+    let microseconds = u32::try_from((pause + TRY_LIMIT).as_micros()).unwrap_or(u32::MAX);
+    tell_supervisor(NotifyState::Status("waits for the database"));
+    tell_supervisor(NotifyState::ExtendTimeoutUsec(microseconds));
+}
+
 /// Does nothing where nobody listens.
 fn tell_supervisor(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
@@ -146,6 +181,11 @@ where
 {
     let (options, started) = match (config.database_url(), postgres::running(&config.data_dir)) {
         (None, Some(running)) => (running, None),
+        (None, None) if !postgres::exists(&config.data_dir) => bail!(
+            "there is no mesh in {}: start the coordinator first, or name the place of its data \
+             with --data-dir or --database-url",
+            config.data_dir.display()
+        ),
         (url, _) => {
             let database = Database::open(url, &config.data_dir).await?;
             (database.options(), Some(database))
@@ -190,9 +230,12 @@ async fn token(db: Db, actor: AuditActor, command: TokenCommand) -> anyhow::Resu
             .await?;
             say(&token.reveal())
         }
-        TokenCommand::List => {
+        TokenCommand::List { json } => {
             let tokens =
                 api_tokens::queries::list(&mut *db.begin().await?, None, usize::MAX).await?;
+            if json {
+                return say_json(&tokens);
+            }
             tokens.iter().try_for_each(
                 |ApiToken {
                      id,
@@ -235,6 +278,7 @@ async fn audit(db: Db, command: AuditCommand) -> anyhow::Result<()> {
             since,
             until,
             limit,
+            json,
         } => {
             let filter = Filter {
                 object,
@@ -242,8 +286,14 @@ async fn audit(db: Db, command: AuditCommand) -> anyhow::Result<()> {
                 since,
                 until,
             };
-            let lines = events::print(&db, &filter, usize::try_from(limit)?).await?;
-            lines.iter().try_for_each(|line| say(line))
+            let listed = events::newest(&db, &filter, usize::try_from(limit)?).await?;
+            if json {
+                return say_json(&listed);
+            }
+            listed
+                .iter()
+                .map(events::line)
+                .try_for_each(|line| say(&line))
         }
         AuditCommand::Verify { seen } => {
             let head = events::verify(&db, seen).await?;
@@ -263,10 +313,15 @@ async fn authority(
     command: CaCommand,
 ) -> anyhow::Result<()> {
     match command {
-        CaCommand::List => authority::list(&db, data_dir)
-            .await?
-            .iter()
-            .try_for_each(|line| say(line)),
+        CaCommand::List { json } => {
+            let authorities = authority::list(&db, data_dir).await?;
+            if json {
+                return say_json(&authorities);
+            }
+            authorities
+                .iter()
+                .try_for_each(|listed| say(&listed.to_string()))
+        }
         CaCommand::Next => say(&fingerprint(
             authority::make_next(&db, &actor, data_dir).await?,
         )),
@@ -283,30 +338,10 @@ fn say(text: &str) -> anyhow::Result<()> {
     print(&visible(text))
 }
 
-fn print(safe: &str) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{safe}").context("cannot write to the standard output")
+fn say_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&visible_json(&serde_json::to_string_pretty(value)?))
 }
 
-fn start_log(format: LogFormat) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
-    match format {
-        LogFormat::Text => {
-            let fields = debug_fn(|writer, field, value| {
-                let value = format!("{value:?}");
-                match field.name() {
-                    "message" => write!(writer, "{}", visible(&value)),
-                    name => write!(writer, "{name}={}", visible(&value)),
-                }
-            });
-            log.fmt_fields(fields.delimited(" "))
-                .with_target(false)
-                .init();
-        }
-        LogFormat::Json => log.json().with_writer(|| JsonWriter(io::stderr())).init(),
-    }
+fn print(safe: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{safe}").context("cannot write to the standard output")
 }

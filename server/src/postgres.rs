@@ -96,6 +96,11 @@ pub fn running(data_dir: &Path) -> Option<PgConnectOptions> {
         .then(|| connect_options(&postmaster.socket_folder))
 }
 
+/// Whether a coordinator has made a Postgres in this data directory.
+pub fn exists(data_dir: &Path) -> bool {
+    data_dir.join("postgres/data/PG_VERSION").exists()
+}
+
 fn connect_options(socket_folder: &Path) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .socket(socket_folder)

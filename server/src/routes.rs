@@ -50,6 +50,7 @@ pub fn for_action(action: Action) -> OpenApiRouter<App> {
             .routes(routes!(links::history))
             .routes(routes!(event_stream::follow))
             .routes(routes!(metrics::show))
+            .routes(routes!(health::version))
             .routes(routes!(mesh::show))
             .routes(routes!(api_tokens::own))
             .routes(routes!(events::list)),

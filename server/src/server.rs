@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::mpsc,
     task::{JoinHandle, JoinSet},
-    time::interval,
+    time::{interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -43,6 +43,12 @@ use crate::{
 
 /// How often what nodes said is dropped that do not take part any more.
 const SWEEP: Duration = Duration::from_secs(60);
+
+/// How long one attempt to reach the database may take.
+pub const TRY_LIMIT: Duration = Duration::from_secs(5);
+/// The first pause between two attempts, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// A coordinator that serves.
 #[derive(Debug)]
@@ -254,6 +260,41 @@ impl Database {
         }
     }
 
+    /// Waits until a database that others run answers. Tries again ever more rarely, and says so;
+    /// `waits` is told each pause before it begins.
+    ///
+    /// # Errors
+    ///
+    /// When it answers that it will not have the coordinator: no such user, password or database.
+    pub async fn wait(&self, waits: impl Fn(Duration)) -> anyhow::Result<()> {
+        let Self::Given(options) = self else {
+            return Ok(());
+        };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let connecting = timeout(TRY_LIMIT, PgConnection::connect_with(options));
+            let reason = match connecting.await {
+                Ok(Ok(connection)) => {
+                    let _ = connection.close().await;
+                    return Ok(());
+                }
+                Ok(Err(error)) if is_lasting(&error) => {
+                    return Err(error).context("the database refuses the coordinator");
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} s", TRY_LIMIT.as_secs()),
+            };
+            let at = format!("{}:{}", options.get_host(), options.get_port());
+            tracing::warn!(
+                "the database at {at} is not there yet, tries again in {} s: {reason}",
+                pause.as_secs()
+            );
+            waits(pause);
+            sleep(pause).await;
+            pause = LONGEST_PAUSE.min(2 * pause);
+        }
+    }
+
     /// What kind it is, for people to read.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -267,5 +308,17 @@ impl Database {
         if let Self::Private(postgres) = self {
             let _ = tokio::task::spawn_blocking(move || postgres.stop()).await;
         }
+    }
+}
+
+/// Whether a database that says this will say it again, whatever the time: all but that it starts
+/// or stops (`57P03`, `57P01`), is full (`53300`), or cannot be reached through a pooler (`08…`).
+/// Codes: <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+fn is_lasting(error: &sqlx::Error) -> bool {
+    match error.as_database_error().and_then(|error| error.code()) {
+        Some(code) => {
+            !(code.starts_with("57P") || code.starts_with("53") || code.starts_with("08"))
+        }
+        None => matches!(error, sqlx::Error::Configuration(_)),
     }
 }

@@ -17,7 +17,7 @@ pub use self::{
     link::{
         EndpointSource, Link, LinkChange, LinkEnd, LinkFault, LinkProblem, LinkState, PskMaker,
     },
-    mesh::{Mesh, MeshPatch, Readiness},
+    mesh::{Mesh, MeshPatch, Readiness, Version},
     node::{
         ConnectionState, CreatedWgQuick, LanState, NewReadmissions, NewWgQuick, Node,
         NodeConnection, NodePatch, NodeProblem, NodeReport, NodeRotation, NodeState, Readmission,

@@ -17,9 +17,9 @@ use wattle_mesh::{
     keys::node_keys::NodeKeys,
 };
 
-use super::Stop;
+use super::{Asked, Signals};
 use crate::{
-    config::Paths,
+    config::Settings,
     control::Control,
     follow::{self, Connection, Event},
     history::Record,
@@ -40,8 +40,8 @@ use crate::{
 /// Why the loop ended.
 pub(super) enum Ended {
     Stopped,
-    /// `join` said where else the coordinators are, or the node has another identity; the loop
-    /// begins anew with that.
+    /// `join` said where else the coordinators are, the node has another identity, or the settings
+    /// are to be read again; the loop begins anew with that.
     Anew(Arc<NodeKeys>, Box<Membership>),
 }
 
@@ -71,29 +71,29 @@ pub(super) struct Agent {
 
 impl Agent {
     pub(super) fn new(
-        paths: &Paths,
+        settings: &Settings,
         store: Store,
         interface_lock: Arc<InterfaceLock>,
         node_keys: Arc<NodeKeys>,
         membership: Membership,
         metrics: Option<Arc<Metrics>>,
     ) -> anyhow::Result<Self> {
-        let host = Host::new(paths, &store, &membership.urls)?;
+        let host = Host::new(settings, &store, &membership.urls)?;
         let coordinator = Arc::new(NodeClient::new(
             membership.urls.clone(),
             membership.authorities.clone(),
         )?);
-        let settings = NodeSettings {
+        let node_settings = NodeSettings {
             mesh: membership.enrolled.mesh,
             node_keys,
-            interface: paths.interface.clone(),
+            interface: settings.interface.clone(),
             guard: host.guard().clone(),
             psks: psk::load(&store).map_err(|error| format!("{error:#}")),
             start: starts::count(&store),
             paces: Paces::default(),
         };
         Ok(Self {
-            node: LocalNode::new(settings, SystemSecrets),
+            node: LocalNode::new(node_settings, SystemSecrets),
             started: Instant::now(),
             interface_lock,
             metrics,
@@ -103,7 +103,7 @@ impl Agent {
             host,
             policy: None,
             membership,
-            prober: Prober::start(&paths.interface),
+            prober: Prober::start(&settings.interface),
             record: Record::open(store.clone()),
             store,
             reconnect: Arc::new(Notify::new()),
@@ -131,7 +131,7 @@ impl Agent {
     pub(super) async fn run(
         &mut self,
         control: &mut Control,
-        stop: &mut Stop,
+        signals: &mut Signals,
         supervisor: &mut Supervisor,
     ) -> Ended {
         let (sender, mut events) = mpsc::channel(follow::MOST_WAITING);
@@ -171,7 +171,10 @@ impl Agent {
                     self.show_metrics();
                 }
                 asked = control.asked() => self.answer(asked).await,
-                () = stop.asked() => break Ended::Stopped,
+                asked = signals.next() => match asked {
+                    Asked::Stop => break Ended::Stopped,
+                    Asked::Reload => self.begins_anew = true,
+                },
             }
             self.save_pins();
             if self.begins_anew {

@@ -8,7 +8,7 @@ use wattle_lab::{
     Gateway, Lab, LabSite,
     api::Api,
     coordinator,
-    gateway::GUARD,
+    gateway::CONFIG,
     patience,
     site::{DUBLIN, FRANKFURT, NEW_YORK, SAO_PAULO},
     wait::same,
@@ -36,10 +36,9 @@ impl Operator {
         let (key, token, ca) = (path("operator.key")?, path("api-token")?, path("ca.crt")?);
         fs::write(&token, &api.token)?;
         let said = machine.agent_says(&["lock", "init", "--key", &key])?;
-        let is_rule =
-            |line: &&str| line.starts_with("lock = ") || line.starts_with("operator_keys");
-        let rules: Vec<_> = said.lines().filter(is_rule).collect();
-        ensure!(rules.len() == 2, "{said}");
+        let lines = said.lines().skip_while(|line| *line != "[guard]");
+        let rules: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+        ensure!(rules.len() == 3, "{said}");
         let url = coordinator::url(coordinator::PORT);
         let signing = [
             "lock",
@@ -78,7 +77,7 @@ impl Operator {
             gateway.stop_agent()?;
             gateway
                 .host
-                .run_with(&format!("tee {GUARD}"), &self.rules)?;
+                .run_with(&format!("tee {CONFIG}"), &self.rules)?;
             gateway.start_agent()?;
         }
         Ok(())

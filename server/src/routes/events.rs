@@ -112,23 +112,26 @@ pub async fn list(
 }
 
 /// The newest events of those that are asked for, the oldest first.
-pub async fn print(db: &Db, filter: &Filter, limit: usize) -> Result<Vec<String>> {
-    let events = queries::newest(&mut *db.begin().await?, filter, None, limit).await?;
-    let lines = events.iter().rev().map(|event| {
-        let site = event.actor_site.as_ref();
-        let site = site
-            .map(|site| format!(" of site {site}"))
-            .unwrap_or_default();
-        format!(
-            "{}  {}  {}{site} ({})  {}",
-            event.number,
-            event.at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-            event.actor_name,
-            event.actor,
-            event.sentence
-        )
-    });
-    Ok(lines.collect())
+pub async fn newest(db: &Db, filter: &Filter, limit: usize) -> Result<Vec<Event>> {
+    let mut events = queries::newest(&mut *db.begin().await?, filter, None, limit).await?;
+    events.reverse();
+    Ok(events)
+}
+
+/// An event as a line for people.
+pub fn line(event: &Event) -> String {
+    let site = event.actor_site.as_ref();
+    let site = site
+        .map(|site| format!(" of site {site}"))
+        .unwrap_or_default();
+    format!(
+        "{}  {}  {}{site} ({})  {}",
+        event.number,
+        event.at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        event.actor_name,
+        event.actor,
+        event.sentence
+    )
 }
 
 /// Follows the chain from its beginning to its end, and gives the end.

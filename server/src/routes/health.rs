@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`, for supervisors and load balancers.
+//! `/healthz` and `/readyz`, for supervisors and load balancers; `/version`.
 
 use axum::{
     Json,
@@ -6,7 +6,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use wattle_wire::admin::Readiness;
+use wattle_wire::admin::{Readiness, Version};
 
 use crate::state::app::App;
 
@@ -33,4 +33,12 @@ pub async fn readyz(State(app): State<App>) -> Response {
         }),
     )
         .into_response()
+}
+
+/// Shows the version of this coordinator.
+#[utoipa::path(get, path = "/version", tag = "coordinator", responses((status = 200, body = Version)))]
+pub async fn version() -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, core::Collector,
-    process_collector::ProcessCollector,
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+    core::Collector, process_collector::ProcessCollector,
 };
 use tokio_util::sync::CancellationToken;
 use wattle_wire::ids::Position;
@@ -55,7 +55,18 @@ impl Metrics {
             )
             .buckets(PROPAGATION_S.to_vec()),
         )?;
-        let collectors: [Box<dyn Collector>; 4] = [
+        let build_info = IntGaugeVec::new(
+            Opts::new(
+                "wattle_build_info",
+                "The version of this program; always 1.",
+            ),
+            &["version"],
+        )?;
+        build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        let collectors: [Box<dyn Collector>; 5] = [
+            Box::new(build_info),
             Box::new(requests.clone()),
             Box::new(durations.clone()),
             Box::new(propagation.clone()),

@@ -23,6 +23,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
+use serde::Serialize;
 use wattle_client::pin::pin;
 use wattle_mesh::audit::Subject;
 use wattle_wire::key::Bytes32;
@@ -233,20 +234,48 @@ fn publish(authority: &Authority, data_dir: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// A line for each authority that agents are to trust, for people to read.
-pub async fn list(db: &Db, data_dir: &Path) -> anyhow::Result<Vec<String>> {
+/// An authority that agents are to trust.
+#[derive(Debug, Serialize)]
+pub struct ListedAuthority {
+    /// Its pin, as `openssl x509 -fingerprint -sha256` prints it.
+    fingerprint: String,
+    /// What it is on this coordinator; absent means that its key is not here.
+    here: Option<Here>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Here {
+    Signs,
+    Next,
+}
+
+impl fmt::Display for ListedAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let here = match self.here {
+            Some(Here::Signs) => "  signs here",
+            Some(Here::Next) => "  is next here",
+            None => "",
+        };
+        write!(f, "{}{here}", self.fingerprint)
+    }
+}
+
+/// The authorities that agents are to trust.
+pub async fn list(db: &Db, data_dir: &Path) -> anyhow::Result<Vec<ListedAuthority>> {
     let pin_of = |file: &Path| anyhow::Ok(Authority::load(file)?.map(|authority| authority.pin()));
     let (present, next) = (
         pin_of(&secret_file(data_dir))?,
         pin_of(&next_file(data_dir))?,
     );
     let line = |pin: Bytes32| {
-        let role = match Some(pin) {
-            pin if pin == present => "  signs here",
-            pin if pin == next => "  is next here",
-            _ => "",
+        let here = match Some(pin) {
+            pin if pin == present => Some(Here::Signs),
+            pin if pin == next => Some(Here::Next),
+            _ => None,
         };
-        format!("{}{role}", fingerprint(pin))
+        let fingerprint = fingerprint(pin);
+        ListedAuthority { fingerprint, here }
     };
     Ok(pins(db).await?.into_iter().map(line).collect())
 }

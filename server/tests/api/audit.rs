@@ -225,9 +225,10 @@ async fn events_of_an_object_an_actor_and_a_time_can_be_asked_for_by_a_viewer() 
         object: Some("oslo".to_owned()),
         ..Filter::default()
     };
-    let printed = events::print(&coordinator.server.app.db, &filter, 10)
+    let listed = events::newest(&coordinator.server.app.db, &filter, 10)
         .await
         .unwrap();
+    let printed: Vec<_> = listed.iter().map(events::line).collect();
     assert!(
         printed.len() == 1
             && printed[0].starts_with("3  20")

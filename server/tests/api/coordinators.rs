@@ -10,13 +10,12 @@ use futures_util::future::BoxFuture;
 use reqwest::Method;
 use serde_json::{Value, json};
 use wattle_server::{
-    config::Config, http::listen, server::Server, state::coordinators::Resolver,
-    tasks::coordinator_addresses,
+    http::listen, server::Server, state::coordinators::Resolver, tasks::coordinator_addresses,
 };
 
 use crate::{
     agents::new_site,
-    harness::{Answer, Coordinator, among_others, empty_database, reachable_folder, send},
+    harness::{Answer, Coordinator, among_others, config, empty_database, reachable_folder, send},
     page::signed_in,
 };
 
@@ -303,11 +302,8 @@ async fn a_subnet_with_an_address_of_the_coordinators_host_is_warned_of_and_not_
 #[tokio::test]
 async fn b8_a_new_mesh_does_not_take_its_tunnel_addresses_from_where_the_coordinator_is() {
     let data_dir = reachable_folder();
-    let folder = data_dir.path().to_str().unwrap();
-    let arguments = ["wattle-server", "--data-dir", folder];
     let prefix = ["--tunnel-prefix", "198.18.0.0/16"];
-    let config: Config =
-        clap::Parser::parse_from([&arguments[..], ARGUMENTS, &prefix[..]].concat());
+    let config = config(data_dir.path(), &[ARGUMENTS, &prefix[..]].concat());
     let database = empty_database().await;
     let start = async |names: &[&str]| {
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();

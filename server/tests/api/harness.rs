@@ -23,7 +23,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use uuid::Uuid;
 use wattle_client::pin::Pins;
 use wattle_server::{
-    config::Config,
+    config::{Arguments, Config},
     http::listen,
     postgres::Postgres,
     server::Server,
@@ -359,6 +359,20 @@ pub(crate) async fn serve(
     serve_with(database, data_dir, arguments, Arc::new(HostResolver)).await
 }
 
+/// The settings of a coordinator with these arguments and no file.
+pub(crate) fn config(data_dir: &Path, arguments: &[&str]) -> Config {
+    let data_dir = data_dir.to_str().unwrap();
+    let words = [
+        "wattle-server",
+        "--config",
+        "/dev/null",
+        "--data-dir",
+        data_dir,
+    ];
+    let arguments = Arguments::parse_from(words.iter().chain(arguments));
+    arguments.config().unwrap()
+}
+
 /// As [`serve`], with a resolver for the hosts of its URLs.
 pub(crate) async fn serve_with(
     database: &PgConnectOptions,
@@ -366,16 +380,10 @@ pub(crate) async fn serve_with(
     arguments: &[&str],
     resolver: Arc<dyn Resolver>,
 ) -> Server {
-    let config = Config::parse_from(
-        [
-            PathBuf::from("wattle-server"),
-            "--data-dir".into(),
-            data_dir.into(),
-            // Where webhooks may lead that nothing is to be sent to.
-            "--webhook-allow=127.0.0.9/32".into(),
-        ]
-        .into_iter()
-        .chain(arguments.iter().map(PathBuf::from)),
+    // Where webhooks may lead that nothing is to be sent to.
+    let config = config(
+        data_dir,
+        &[&["--webhook-allow=127.0.0.9/32"], arguments].concat(),
     );
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     Server::start_with(database.clone(), listener, &config, resolver)

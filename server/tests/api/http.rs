@@ -1,19 +1,17 @@
 //! What holds for every route: shapes of errors, limits, headers.
 
-use std::fs;
+use std::{fs, path::Path};
 
-use clap::Parser;
 use reqwest::Method;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wattle_server::{
-    config::Config,
     http::listen::{self, Listeners},
     router,
     server::Server,
 };
 
-use crate::harness::{Coordinator, client, empty_database, reachable_folder, send};
+use crate::harness::{Coordinator, client, config, empty_database, reachable_folder, send};
 
 #[tokio::test]
 async fn unknown_paths_and_methods_are_problems() {
@@ -185,6 +183,11 @@ async fn health_and_the_description_need_no_token() {
     };
     anyone(Method::GET, "/healthz").await.expect(204);
     anyone(Method::HEAD, "/readyz").await.expect(200);
+    anyone(Method::GET, "/version").await.expect(401);
+    assert_eq!(
+        coordinator.get("/version").await.expect(200).json(),
+        json!({"version": env!("CARGO_PKG_VERSION")})
+    );
     assert_eq!(
         anyone(Method::GET, "/readyz").await.expect(200).json(),
         json!({"ready": true, "position": "1.0"})
@@ -219,11 +222,7 @@ async fn each_listener_serves_what_it_is_for_and_knows_of_nothing_else() {
         listeners.metrics.as_ref(),
     ]
     .map(|listener| listener.unwrap().local_addr().unwrap());
-    let config = Config::parse_from([
-        "wattle-server".into(),
-        "--data-dir".into(),
-        data_dir.path().to_owned(),
-    ]);
+    let config = config(data_dir.path(), &[]);
     let server = Server::start(empty_database().await, listeners, &config)
         .await
         .unwrap();
@@ -278,7 +277,7 @@ async fn each_listener_serves_what_it_is_for_and_knows_of_nothing_else() {
 
 #[test]
 fn insecure_http_is_refused_on_any_listener_that_others_reach() {
-    let config = Config::parse_from(["wattle-server", "--insecure-http"]);
+    let config = config(Path::new("/nowhere"), &["--insecure-http"]);
     let [loopback, open] = ["127.0.0.1:1", "192.0.2.1:2"].map(|address| address.parse().unwrap());
     assert_eq!(
         config.urls(&[loopback, loopback]).unwrap(),

@@ -29,6 +29,7 @@ mod nodes;
 mod page;
 mod preconditions;
 mod private_postgres;
+mod program;
 mod removals;
 mod replicas;
 mod reports;

@@ -89,7 +89,7 @@ impl Drop for Program {
 }
 
 /// The program, tied to the life of this test.
-fn program(data_dir: &Path) -> Command {
+pub(crate) fn program(data_dir: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command
         .args([
@@ -97,6 +97,8 @@ fn program(data_dir: &Path) -> Command {
             "TERM",
             "--",
             env!("CARGO_BIN_EXE_wattle-server"),
+            "--config",
+            "/dev/null",
             "--data-dir",
         ])
         .arg(data_dir);
@@ -241,18 +243,43 @@ async fn the_command_line_makes_lists_and_revokes_tokens_while_the_coordinator_r
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let server = Program::start(data_dir);
-    let made = run(&["token", "create", "--name", "ci"]);
+    // Whoever asks for no role gets the least.
+    let made = run(&["token", "create", "--name", "looks"]);
+    assert_eq!(server.call(&made, Some("dublin")).await, 403);
+    let made = run(&["token", "create", "--name", "ci", "--role", "operator"]);
     assert_eq!(server.call(&made, Some("dublin")).await, 201);
+    let listed: Value = serde_json::from_str(&run(&["token", "list", "--json"])).unwrap();
+    let roles: Vec<_> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| &token["role"])
+        .collect();
+    assert_eq!(roles, ["owner", "viewer", "operator"]);
+    let events: Value = serde_json::from_str(&run(&["audit", "list", "--json"])).unwrap();
+    assert_eq!(events[1]["object_name"], "ci", "{events}");
+    let authorities: Value = serde_json::from_str(&run(&["ca", "list", "--json"])).unwrap();
+    assert_eq!(authorities[0]["here"], "signs");
     let list = run(&["token", "list"]);
     let line = list
         .lines()
-        .find(|line| line.ends_with("owner  ci"))
+        .find(|line| line.ends_with("operator  ci"))
         .unwrap();
     run(&["token", "revoke", line.split_whitespace().next().unwrap()]);
     assert_eq!(server.call(&made, None).await, 401);
     server.end(Signal::SIGTERM);
 
     let made = run(&["token", "create", "--name", "later"]);
+    // Where there is no mesh, none is made.
+    let elsewhere = reachable_folder();
+    let output = program(elsewhere.path())
+        .args(["token", "list"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("there is no mesh in"), "{said}");
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     assert_eq!(postgres_of(data_dir), Vec::<i32>::new());
     let server = Program::start(data_dir);
     assert_eq!(server.call(&made, None).await, 200);

@@ -2,10 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use clap::Parser;
 use reqwest::{Certificate, Client, Method};
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::process::Command;
 use wattle_client::pin::{Pins, pin};
 use wattle_server::{
@@ -19,17 +17,8 @@ use wattle_wire::key::Bytes32;
 
 use crate::{
     agents::{new_node, new_site},
-    harness::{Coordinator, SOON, client, empty_database, reachable_folder},
+    harness::{Coordinator, SOON, client, config, empty_database, reachable_folder},
 };
-
-fn config(data_dir: &TempDir, arguments: &[&str]) -> Config {
-    let folder = data_dir.path().to_str().unwrap();
-    Config::parse_from(
-        ["wattle-server", "--data-dir", folder]
-            .iter()
-            .chain(arguments),
-    )
-}
 
 async fn start(coordinator: &Coordinator, config: &Config) -> anyhow::Result<Server> {
     Server::start(
@@ -118,7 +107,7 @@ async fn the_key_of_the_authority_is_in_a_private_file_and_not_in_the_database()
 async fn a_further_coordinator_needs_the_authority_of_the_first() {
     let coordinator = Coordinator::start().await;
     let folder = reachable_folder();
-    let error = start(&coordinator, &config(&folder, &[]))
+    let error = start(&coordinator, &config(folder.path(), &[]))
         .await
         .unwrap_err()
         .to_string();
@@ -138,7 +127,7 @@ async fn a_further_coordinator_needs_the_authority_of_the_first() {
         folder.path().join("ca.pem"),
     )
     .unwrap();
-    let error = start(&coordinator, &config(&folder, &[]))
+    let error = start(&coordinator, &config(folder.path(), &[]))
         .await
         .unwrap_err()
         .to_string();
@@ -184,7 +173,7 @@ async fn tokens_never_cross_a_network_in_the_clear() {
         let error = Server::start(
             coordinator.database.clone(),
             listener,
-            &config(&folder, arguments),
+            &config(folder.path(), arguments),
         )
         .await
         .unwrap_err()
@@ -202,7 +191,7 @@ async fn tokens_never_cross_a_network_in_the_clear() {
         let server = Server::start(
             coordinator.database.clone(),
             listener,
-            &config(&folder, arguments),
+            &config(folder.path(), arguments),
         )
         .await
         .unwrap();
@@ -235,7 +224,7 @@ async fn a_certificate_from_files_is_shown_and_agents_get_no_pin_for_it() {
         "https://localhost",
     ];
     assert!(
-        start(&coordinator, &config(&folder, &arguments))
+        start(&coordinator, &config(folder.path(), &arguments))
             .await
             .unwrap_err()
             .to_string()
@@ -245,14 +234,14 @@ async fn a_certificate_from_files_is_shown_and_agents_get_no_pin_for_it() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     fs::write(&certificate, made.cert.pem()).unwrap();
     fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-    let error = start(&coordinator, &config(&folder, &arguments))
+    let error = start(&coordinator, &config(folder.path(), &arguments))
         .await
         .unwrap_err()
         .to_string();
     assert!(error.contains("does not belong to the key"), "{error}");
 
     fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let server = start(&coordinator, &config(&folder, &arguments))
+    let server = start(&coordinator, &config(folder.path(), &arguments))
         .await
         .unwrap();
     assert!(server.app.pins().is_empty());

@@ -77,6 +77,13 @@ impl MeshPatch {
     pub const LONGEST_ROTATE_DAYS: u16 = 3650;
 }
 
+/// `GET /version`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// The version of the coordinator, as `wattle-server --version` prints it.
+    pub version: String,
+}
+
 /// `GET /readyz`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Readiness {

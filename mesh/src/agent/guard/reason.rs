@@ -27,17 +27,21 @@ pub(super) enum Reason {
     NotInTunnelPrefix(IpNet),
 }
 
+/// Where the guard's rules are, and what makes the agent take them over.
+const IN_FILE: &str =
+    "below [guard] in /etc/wattle/agent.toml, and run `systemctl reload wattle-agent`";
+
 impl PeerReason {
     pub(super) fn remedy(self) -> String {
         match self {
             Self::TooMany { .. } => {
-                "if they belong to the mesh: raise `most_peers` in guard.toml, and restart the agent"
+                let raise = "if they belong to the mesh: raise `most_peers`";
+                format!("{raise} {IN_FILE}")
             }
-            Self::Unsigned(_) => {
-                "if they belong to the mesh: an operator signs for them with `wattle-agent lock sign`"
-            }
+            Self::Unsigned(_) => "if they belong to the mesh: an operator signs for them with \
+                                  `wattle-agent lock sign`"
+                .to_owned(),
         }
-        .to_owned()
     }
 }
 
@@ -45,10 +49,7 @@ impl Reason {
     /// What to do about a subnet or a tunnel prefix that should be carried out.
     pub(super) fn remedy(&self, prefix: IpNet) -> String {
         let add = |list: &str| {
-            format!(
-                "if this host should carry it out: add \"{prefix}\" to `{list}` in guard.toml, and \
-                 restart the agent"
-            )
+            format!("if this host should carry it out: add \"{prefix}\" to `{list}` {IN_FILE}")
         };
         match self {
             Self::NotAdmitted => "if it belongs to that site: an operator signs for it with \
@@ -64,8 +65,7 @@ impl Reason {
             Self::NotAllowed => add("allow"),
             Self::NotServed => add("serve"),
             Self::Listed(listed) => format!(
-                "if this host should carry it out: take \"{listed}\" out of `refuse` in guard.toml, \
-                 and restart the agent"
+                "if this host should carry it out: take \"{listed}\" out of `refuse` {IN_FILE}"
             ),
             Self::NoLan(_) | Self::NotInTunnelPrefix(_) => {
                 "see who changed the mesh (`GET /events`): no coordinator in the right hands asks \
