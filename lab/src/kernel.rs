@@ -289,13 +289,14 @@ impl Drop for Machine {
 
 /// The kernel's folder, as `scripts/kernel` builds it where it is missing.
 fn build_kernel() -> Result<PathBuf> {
-    made_by("scripts/kernel").context("the kernel ground is missing")
+    made_by("scripts/kernel", &[]).context("the kernel ground is missing")
 }
 
 /// The folder that a script of the repository makes where it is missing, and says with its last
 /// line.
-fn made_by(script: &str) -> Result<PathBuf> {
+fn made_by(script: &str, arguments: &[&str]) -> Result<PathBuf> {
     let output = Command::new(repository().join(script))
+        .args(arguments)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output();

@@ -1,4 +1,4 @@
-//! The packaged units below a real systemd, in machines of their own that can reboot.
+//! The packages and their units below a real systemd, in machines of their own that can reboot.
 //!
 //! Each test is a job of a shell in the folder beside this file, behind its `prelude.sh`;
 //! `docs/kernel.md` tells how such a machine works. It takes root.
@@ -17,6 +17,11 @@ use wattle_lab::{binaries, kernel::Debian, patience, times};
 const PRELUDE: &str = include_str!("systemd/prelude.sh");
 /// Names of tests, with the names of their machines and their jobs; the longest first.
 const TESTS: &[(&str, &str, &str)] = &[
+    (
+        "packages_are_installed_upgraded_and_downgraded_without_loss_and_a_purge_leaves_nothing",
+        "packages",
+        include_str!("systemd/packages.sh"),
+    ),
     (
         "routes_that_keep_lans_apart_are_told_everywhere_within_ten_seconds_and_their_remedy_helps",
         "lans",

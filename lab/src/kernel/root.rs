@@ -31,13 +31,13 @@ pub struct Debian {
 }
 
 impl Debian {
-    /// Builds what is missing, and gathers it in a folder: the two programs and the packaged units.
+    /// Builds what is missing, and gathers it in a folder: the two programs, their units and their packages.
     pub fn prepare() -> Result<Self> {
         ensure!(
             geteuid().is_root(),
             "machines with a systemd have files of many users: run this as root"
         );
-        let root = made_by("scripts/root").context("the systemd ground is missing")?;
+        let root = made_by("scripts/root", &[]).context("the systemd ground is missing")?;
         let machines = Machines::gather("systemd", [])?;
         for (from, to) in [
             ("lab/kernel/root", "root"),
@@ -45,6 +45,8 @@ impl Debian {
         ] {
             copy_files(&repository().join(from), &machines.folder.join(to))?;
         }
+        let packages = made_by("scripts/package", &["--debug"]).context("there are no packages")?;
+        copy_files(&packages, &machines.folder.join("packages"))?;
         Ok(Self { machines, root })
     }
 

@@ -54,7 +54,7 @@ owned_by_wattle
 # device get them from it. What the container does not have, the program does without.
 mkdir /run/image
 mount -t tmpfs tmpfs /run/image
-install -m 755 /usr/local/bin/wattle-agent /run/image/
+install -m 755 /usr/bin/wattle-agent /run/image/
 setcap cap_net_admin,cap_net_raw=p /run/image/wattle-agent
 as_image="setpriv --reuid=wattle --regid=wattle --clear-groups --inh-caps=-all --bounding-set=-all,+net_admin"
 systemctl stop wattle-agent

@@ -79,7 +79,7 @@ grep -q " 0% packet loss" /run/pings || fail "packets were lost: $(tail -3 /run/
 
 # After an upgrade the agent tells that the device is still the program of before, and its remedy
 # brings the new one.
-cp --remove-destination /opt/wattle/programs/wattle-agent /usr/local/bin/wattle-agent
+cp --remove-destination /opt/wattle/programs/wattle-agent /usr/bin/wattle-agent
 systemctl restart wattle-agent
 is_old() {
     wattle-agent status --json | jq --exit-status --raw-output \

@@ -59,13 +59,16 @@ cut_power() {
     sleep infinity
 }
 
-# What a package would install: programs, users and units.
+# What the packages install, without their size: programs, users and units.
 install_wattle() {
-    ln -sf /opt/wattle/programs/wattle-agent /opt/wattle/programs/wattle-server /usr/local/bin/
-    install -D -m 644 "$packaged/wattle.sysusers.conf" /etc/sysusers.d/wattle.conf
+    ln -sf /opt/wattle/programs/wattle-agent /opt/wattle/programs/wattle-server /usr/bin/
+    for program in wattle-agent wattle-server; do
+        install -D -m 644 "$packaged/$program.sysusers.conf" "/etc/sysusers.d/$program.conf"
+    done
     install -m 644 "$packaged"/*.service "$packaged"/*.socket /etc/systemd/system/
     install -d /etc/wattle
-    echo "WATTLE_URL=$url" >/etc/wattle/server.env
+    printf 'url = "%s"\nlisten = "0.0.0.0:8443"\nlog_format = "json"\n' $url >/etc/wattle/server.toml
+    echo 'log_format = "json"' >/etc/wattle/agent.toml
     systemd-sysusers
     systemctl daemon-reload
 }
@@ -104,7 +107,7 @@ After=networks.service
 [Service]
 StateDirectory=cork
 # With a /sys of its own: that of the unit would show the interfaces of Dublin.
-ExecStart=/sbin/ip netns exec cork /usr/local/bin/wattle-agent --state-dir /var/lib/cork run
+ExecStart=/sbin/ip netns exec cork /usr/bin/wattle-agent --state-dir /var/lib/cork run
 [Install]
 WantedBy=multi-user.target
 END

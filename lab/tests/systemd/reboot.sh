@@ -3,7 +3,7 @@ if [ "$BOOT" = 1 ]; then
     install_wattle
     install_networks
     # An address that the network brings.
-    echo WATTLE_METRICS=10.10.0.1:9586 >/etc/wattle/agent.env
+    echo 'metrics = "10.10.0.1:9586"' >/etc/wattle/agent.toml
     join_both
     systemctl disable --quiet wattle-server
     # Debian's nftables.service begins with `flush ruleset`.
