@@ -17,7 +17,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM ${DEBIAN_IMAGE} AS server
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates curl \
+    && apt-get install -y --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --home-dir /var/lib/wattle-server --create-home --shell /usr/sbin/nologin wattle
 COPY --from=build /out/wattle-server /usr/local/bin/
@@ -27,7 +27,7 @@ ENV WATTLE_DATA_DIR=/var/lib/wattle-server WATTLE_LISTEN=0.0.0.0:8443
 VOLUME /var/lib/wattle-server
 EXPOSE 8443
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["curl", "--fail", "--silent", "--show-error", "--output", "/dev/null", "--cacert", "/var/lib/wattle-server/ca.crt", "https://127.0.0.1:8443/readyz"]
+    CMD ["wattle-server", "healthcheck"]
 ENTRYPOINT ["wattle-server"]
 
 # Needs --network=host --cap-add=NET_ADMIN --device=/dev/net/tun, and a volume for its keys. It runs as
