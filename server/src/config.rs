@@ -453,7 +453,7 @@ mod tests {
             assert!(error.contains(words), "{text}: {error}");
         }
         let open = config("listen = \"0.0.0.0:8443\"\ninsecure_http = true", &[]).unwrap();
-        let error = open.check().unwrap_err().to_string();
+        let error = open.urls(&[open.listen]).unwrap_err().to_string();
         assert!(error.contains("--insecure-http"), "{error}");
     }
 
