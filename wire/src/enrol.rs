@@ -13,7 +13,6 @@ use crate::{
 
 /// `POST /agent/enrol/start`: asks for a challenge.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct EnrolStart {
     pub token: TokenId,
     pub secret: Secret,
@@ -74,7 +73,6 @@ impl SignedStatement {
 
 /// `POST /agent/identity`: the node takes up another identity. It may be repeated.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct NewIdentity {
     pub node: NodeId,
     /// Signed by the new identity, with the one before as its last predecessor.
@@ -84,7 +82,6 @@ pub struct NewIdentity {
 /// `POST /agent/enrol/finish`: the machine's keys with their proofs. Repeated with the same token
 /// and identity, it gets the same answer.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct EnrolFinish {
     pub token: TokenId,
     pub secret: Secret,

@@ -50,7 +50,6 @@ pub enum PskStep {
 
 /// A [`PskMessage`] as its node wrote it, with the node's signature over those bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct SignedPskMessage {
     /// The message's JSON, verbatim, at most [`SignedPskMessage::LONGEST`] bytes. It is held until
     /// the peer has answered, and while it is sent.
@@ -66,7 +65,7 @@ impl SignedPskMessage {
 /// `POST /agent/mailbox`: leaves messages for other nodes, takes away those that were dealt with,
 /// and asks for what is waiting.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct MailboxRequest {
     /// At most [`MailboxRequest::MOST_MESSAGES`]. A message takes the place of an earlier one to
     /// the same node that still waits there.
@@ -81,7 +80,6 @@ impl MailboxRequest {
 
 /// A message to another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct OutgoingMessage {
     pub to: NodeId,
     pub message: SignedPskMessage,

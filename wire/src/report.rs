@@ -19,7 +19,6 @@ pub const SUMMARY_S: u64 = 60;
 
 /// State of a node as it sees itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Report {
     /// The position of the view that the host carries out now.
     pub applied: Position,
@@ -62,7 +61,6 @@ pub struct Report {
 /// A start of the agent, by which two machines that run on copies of one state directory are told
 /// apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Start {
     /// How often an agent was started on the state directory, kept there.
     pub number: i64,
@@ -235,7 +233,6 @@ pub enum LanEffect {
 
 /// Peers that a host has only until somebody confirms that they go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Held {
     /// How many there are.
     pub total: u32,
@@ -249,7 +246,6 @@ impl Held {
 
 /// A peer that stays until somebody confirms that it goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct HeldPeer {
     pub node: NodeId,
     /// As the host knows it: the coordinator may not know it any more.
@@ -263,7 +259,6 @@ pub struct HeldPeer {
 
 /// What a host knows of a peer that the coordinator does not know any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct LostPeer {
     pub site_name: Name,
     /// The newest that it signed, as far as the host knows.
@@ -294,7 +289,6 @@ pub enum DeviceKind {
 
 /// One end's account of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct LinkReport {
     pub peer: NodeId,
     /// Seconds since the last handshake; absent means there was none.
@@ -310,7 +304,6 @@ pub struct LinkReport {
 
 /// What probes of a peer found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct ProbeReport {
     pub state: EndState,
     /// Percent of the last 60 probes that were not answered.

@@ -15,7 +15,6 @@ use crate::{
 /// Everybody sees it before the key is in use. So it is signed for this purpose alone, and nobody
 /// can make a [`SignedStatement`] of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct SignedAnnouncement {
     /// The JSON of the [`Statement`](crate::enrol::Statement) to come, verbatim.
     pub announcement: String,
@@ -24,7 +23,6 @@ pub struct SignedAnnouncement {
 
 /// A node's next key, with the proof that the node has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct KeyAnnouncement {
     pub announcement: SignedAnnouncement,
     /// The challenge's number.
@@ -35,7 +33,7 @@ pub struct KeyAnnouncement {
 
 /// `POST /agent/rotation`: how far the calling node is with its next key. Each may be repeated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum RotationStep {
     /// The node asks for a challenge, with which it proves its next key.
     Prepare {},
@@ -77,7 +75,6 @@ pub struct OwnKeys {
 
 /// A peer's announced key for which a node is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct KeyInPlace {
     pub peer: NodeId,
     /// Number of the announced statement.

@@ -6,8 +6,10 @@ use axum::{
 };
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use serde_ignored::Path;
 use serde_json::error::Category;
-use wattle_wire::strict::Strict;
+use serde_path_to_error::Track;
+use wattle_wire::{PROTOCOL_HEADER, PROTOCOL_VERSION, strict::Strict};
 
 use crate::error::{self, Error, ErrorCode, Result};
 
@@ -31,14 +33,15 @@ impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S>
 
     async fn from_request(request: Request, _: &S) -> Result<Self> {
         let is_json = is_json(request.headers());
+        let unknown = unknown_fields(request.headers());
         let bytes = read(request.into_body(), LARGEST).await?;
         if bytes.is_empty() {
-            return parse(b"{}").map(Self);
+            return parse(b"{}", unknown).map(Self);
         }
         if !is_json {
             return Err(error::unsupported_media_type().into());
         }
-        parse(&bytes).map(Self)
+        parse(&bytes, unknown).map(Self)
     }
 }
 
@@ -116,14 +119,59 @@ fn is_json(headers: &HeaderMap) -> bool {
         .any(|accepted| kind.eq_ignore_ascii_case(accepted))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+/// What becomes of fields that the coordinator does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UnknownFields {
+    /// They are typing mistakes, or hopes.
+    Refused,
+    /// They are news, of an agent that is newer than this coordinator.
+    Ignored,
+}
+
+fn unknown_fields(headers: &HeaderMap) -> UnknownFields {
+    let version = headers.get(PROTOCOL_HEADER);
+    let version = version.and_then(|text| text.to_str().ok()?.parse::<u32>().ok());
+    match version {
+        Some(version) if version > PROTOCOL_VERSION => UnknownFields::Ignored,
+        _ => UnknownFields::Refused,
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8], unknown: UnknownFields) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(Strict(&mut deserializer)).map_err(|error| {
-        let path = error.path().to_string();
-        explain(&path, &error.into_inner())
-    })?;
+    let mut track = Track::new();
+    let mut ignored = None;
+    let value = serde_ignored::deserialize(
+        serde_path_to_error::Deserializer::new(Strict(&mut deserializer), &mut track),
+        |path| {
+            ignored.get_or_insert_with(|| field(&path));
+        },
+    );
+    // Before the error, which may be that another field is missing.
+    if let Some(field) = ignored.filter(|_| unknown == UnknownFields::Refused) {
+        return Err(error::invalid(ErrorCode::UnknownField, field, "unknown field").into());
+    }
+    let value = value.map_err(|error| explain(&track.path().to_string(), &error))?;
     deserializer.end().map_err(|error| explain(".", &error))?;
     Ok(value)
+}
+
+/// The name of a field, as the path of an error has it.
+fn field(path: &Path<'_>) -> String {
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", field(parent)),
+        Path::Map { parent, key } => {
+            let key: String = key.chars().take(LONGEST_FIELD).collect();
+            match field(parent).as_str() {
+                "" => key,
+                parent => format!("{parent}.{key}"),
+            }
+        }
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => field(parent),
+    }
 }
 
 fn explain(path: &str, error: &serde_json::Error) -> Error {
@@ -226,7 +274,7 @@ mod tests {
     use super::*;
 
     fn problem_of(text: &str) -> ProblemDetails {
-        match parse::<SiteSpec>(text.as_bytes()) {
+        match parse::<SiteSpec>(text.as_bytes(), UnknownFields::Refused) {
             Err(Error::Refused(problem)) => *problem,
             other => panic!("{other:?}"),
         }
@@ -295,7 +343,7 @@ mod tests {
 
     #[test]
     fn what_is_expected_is_said_in_words_of_json() {
-        let of = |text: &str| match parse::<MeshPatch>(text.as_bytes()) {
+        let of = |text: &str| match parse::<MeshPatch>(text.as_bytes(), UnknownFields::Refused) {
             Err(Error::Refused(problem)) => problem.detail.clone().unwrap(),
             other => panic!("{other:?}"),
         };

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use wattle_mesh::agent::admission::Operator;
 use wattle_wire::{
+    PROTOCOL_HEADER, PROTOCOL_VERSION,
     admin::{Node, Site},
     lock::SignedAdmission,
     stream::{StreamMessage, ViewChange},
@@ -100,6 +101,19 @@ async fn e7_e10_what_a_compromised_node_says_of_prefixes_and_endpoints_reaches_n
             (422, "unknown_field", Some(field))
         );
     }
+    // An agent that is newer than the coordinator says what this one does not know, and is heard.
+    let mut news = claims("prefixes", json!(["0.0.0.0/0"]));
+    news["problems"] =
+        json!([{"code": "newer_than_this", "subject": "", "words": "too new", "since": 5}]);
+    let request = frankfurt.request(&coordinator, Method::POST, "/agent/report");
+    let request = request.header(PROTOCOL_HEADER, PROTOCOL_VERSION + 1);
+    send(request.json(&news)).await.expect(204);
+    let shown = coordinator.get("/nodes/frankfurt").await.json();
+    let problem = &shown["problems"][0];
+    assert_eq!(
+        (&problem["code"], &problem["words"]),
+        (&json!("other"), &json!("too new"))
+    );
     // The endpoint at which it says to see a peer is its own view, and sends nobody anywhere.
     let victim = json!([{"peer": dublin.id(), "handshake_age_s": 1, "received_bytes": 1, "sent_bytes": 1, "endpoint": "192.0.2.66:53"}]);
     frankfurt
