@@ -19,8 +19,6 @@ use wattle_program::{
 };
 use wattle_wire::{endpoint::Endpoint, key::OperatorKey};
 
-use crate::output;
-
 /// Makes this Linux gateway a node of a Wattle mesh, and keeps its WireGuard interface as the mesh
 /// wants it.
 ///
@@ -148,14 +146,6 @@ impl Settings {
         })
     }
 
-    /// Says that the file is valid: it was read.
-    pub(crate) fn say_valid(&self) -> anyhow::Result<()> {
-        let Self { config, .. } = self;
-        ensure!(config.exists(), "there is no {}", config.display());
-        output::line(format!("{} is valid", config.display()));
-        Ok(())
-    }
-
     /// Takes over what others say that a running agent can. Names what it cannot.
     pub(crate) fn take_over(&mut self, read: Self) -> Option<&'static str> {
         self.guard = read.guard;
@@ -179,6 +169,36 @@ impl Settings {
             PathBuf::from(SOCKET)
         } else {
             self.state_dir.join("agent.sock")
+        }
+    }
+}
+
+/// What a command needs of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Nothing: its own words say all.
+    Nothing,
+    /// The file of settings.
+    Settings,
+    /// The settings, and the files of the node.
+    Node,
+}
+
+impl Command {
+    pub(crate) fn needs(&self) -> Needs {
+        match self {
+            Self::Device { .. } | Self::Completions { .. } | Self::Manual { .. } => Needs::Nothing,
+            Self::Lock(_) | Self::Config(_) => Needs::Settings,
+            Self::Join { .. }
+            | Self::Run { .. }
+            | Self::Status { .. }
+            | Self::Verify { .. }
+            | Self::Doctor { .. }
+            | Self::History { .. }
+            | Self::Plan { .. }
+            | Self::Rotate { .. }
+            | Self::Confirm
+            | Self::Down => Needs::Node,
         }
     }
 }

@@ -36,10 +36,10 @@ use std::{io, process::ExitCode, time::Duration};
 use anyhow::anyhow;
 use clap::{CommandFactory, Parser};
 use tokio::time::timeout;
-use wattle_program::{log, manual};
+use wattle_program::{log, manual, settings};
 
 use crate::{
-    config::{Cli, Command, ConfigCommand, LockCommand, Settings},
+    config::{Cli, Command, ConfigCommand, LockCommand, Needs, Settings},
     device::starter::Starter,
 };
 
@@ -75,15 +75,10 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         options,
         mut command,
     } = cli;
-    // A device is told all it needs by its agent.
-    let needs_no_file = matches!(
-        command,
-        Command::Device { .. } | Command::Completions { .. } | Command::Manual { .. }
-    );
-    let settings = if needs_no_file {
-        Settings::without_file(&options)?
-    } else {
-        Settings::load(&options)?
+    let needs = command.needs();
+    let settings = match needs {
+        Needs::Nothing => Settings::without_file(&options)?,
+        Needs::Settings | Needs::Node => Settings::load(&options)?,
     };
     log::start(settings.log_format, settings.log.as_ref(), USUAL_LOG);
     // The files outside of the state folder, which its owner may not read or write.
@@ -107,7 +102,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     if !matches!(command, Command::Device { .. }) {
         memory::keep_little();
     }
-    if !is_of_no_node(&command) {
+    if needs == Needs::Node {
         owner::become_owner(&settings.state_dir)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -149,7 +144,9 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Lock(LockCommand::Sign(arguments)) => lock::sign(&arguments).await,
             Command::Down => run::down(&settings).await,
             // It was read without an error.
-            Command::Config(ConfigCommand::Check) => settings.say_valid(),
+            Command::Config(ConfigCommand::Check) => {
+                settings::valid(&settings.config).map(output::line)
+            }
             Command::Completions { shell } => {
                 manual::completions(Cli::command(), shell, &mut io::stdout())
             }
@@ -174,18 +171,6 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             }),
         }
     })
-}
-
-/// Whether a command has nothing to do with a state folder.
-fn is_of_no_node(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Lock(_)
-            | Command::Device { .. }
-            | Command::Config(_)
-            | Command::Completions { .. }
-            | Command::Manual { .. }
-    )
 }
 
 /// How long a command may take at the most, whatever the host or the network keeps from it; `None`

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use serde::de::DeserializeOwned;
 
 /// Reads a file of settings; `None` when there is no such file.
@@ -26,6 +26,17 @@ pub fn read<S: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<S>> {
         let words = error.message().replace('\n', ", ");
         anyhow!("{}, line {line}: {words}", path.display())
     })
+}
+
+/// What a check says of a file that [`read`] took.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn valid(path: &Path) -> anyhow::Result<String> {
+    let file = path.display();
+    ensure!(path.exists(), "there is no {file}");
+    Ok(format!("{file} is valid"))
 }
 
 #[cfg(test)]

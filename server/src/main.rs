@@ -13,7 +13,7 @@ use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use wattle_mesh::audit::{Edit, Subject};
-use wattle_program::{log, manual};
+use wattle_program::{log, manual, settings};
 use wattle_server::{
     config::{Arguments, AuditCommand, CaCommand, Command, Config, ConfigCommand, TokenCommand},
     data_dir,
@@ -53,32 +53,36 @@ fn main() -> ExitCode {
 }
 
 fn command(mut arguments: Arguments) -> anyhow::Result<()> {
-    let command = match arguments.command.take() {
-        // They read no settings.
-        Some(Command::Openapi) => return print(&visible_json(router::openapi_json().trim_end())),
-        Some(Command::Completions { shell }) => {
-            return manual::completions(Arguments::command(), shell, &mut io::stdout());
-        }
-        Some(Command::Manual { folder }) => return manual::write(Arguments::command(), &folder),
-        command => command,
+    let command = arguments.command.take();
+    let config = || -> anyhow::Result<Config> {
+        let config = arguments.config()?;
+        log::start(config.log_format, config.log.as_ref(), USUAL_LOG);
+        Ok(config)
     };
-    let config = arguments.config()?;
-    log::start(config.log_format, config.log.as_ref(), USUAL_LOG);
     match command {
-        None => run(serve(&config)),
-        Some(Command::Token(command)) => run(with_database(&config, |db, actor| {
+        None => run(serve(&config()?)),
+        Some(Command::Token(command)) => run(with_database(&config()?, |db, actor| {
             token(db, actor, command)
         })),
-        Some(Command::Ca(command)) => run(with_database(&config, |db, actor| {
-            authority(db, actor, &config.data_dir, command)
-        })),
-        Some(Command::Audit(command)) => run(with_database(&config, |db, _| audit(db, command))),
-        Some(Command::Healthcheck) => run(healthcheck(&config)),
-        // It was read without an error.
-        Some(Command::Config(ConfigCommand::Check)) => config
-            .check()
-            .and_then(|()| say(&format!("{} is valid", config.file.display()))),
-        Some(Command::Openapi | Command::Completions { .. } | Command::Manual { .. }) => Ok(()),
+        Some(Command::Ca(command)) => {
+            let config = config()?;
+            run(with_database(&config, |db, actor| {
+                authority(db, actor, &config.data_dir, command)
+            }))
+        }
+        Some(Command::Audit(command)) => run(with_database(&config()?, |db, _| audit(db, command))),
+        Some(Command::Healthcheck) => run(healthcheck(&config()?)),
+        Some(Command::Config(ConfigCommand::Check)) => {
+            let config = config()?;
+            let valid = settings::valid(&config.file)?;
+            config.check()?;
+            say(&valid)
+        }
+        Some(Command::Openapi) => print(&visible_json(router::openapi_json().trim_end())),
+        Some(Command::Completions { shell }) => {
+            manual::completions(Arguments::command(), shell, &mut io::stdout())
+        }
+        Some(Command::Manual { folder }) => manual::write(Arguments::command(), &folder),
     }
 }
 
