@@ -99,6 +99,11 @@ struct Settings {
     #[arg(long, env = "WATTLE_URL", value_delimiter = ',', value_name = "URL", value_parser = base_url)]
     #[serde(deserialize_with = "one_or_more_urls")]
     url: Option<Vec<String>>,
+    /// Where gateways find the packages of the agent, as scripts/package makes them: join tokens
+    /// then come with the command that installs it
+    #[arg(long, env = "WATTLE_PACKAGES", value_name = "URL", value_parser = packages_url)]
+    #[serde(deserialize_with = "some_packages_url")]
+    packages: Option<String>,
     /// A publicly valid certificate with its chain, in PEM; without it the coordinator makes its
     /// own authority, which agents know by its pin. It is read again when it changes
     #[arg(long, env = "WATTLE_TLS_CERT", value_name = "FILE")]
@@ -139,6 +144,7 @@ impl Settings {
             admin_listen: self.admin_listen.or(other.admin_listen),
             metrics_listen: self.metrics_listen.or(other.metrics_listen),
             url: self.url.or(other.url),
+            packages: self.packages.or(other.packages),
             tls_cert: self.tls_cert.or(other.tls_cert),
             tls_key: self.tls_key.or(other.tls_key),
             insecure_http: self.insecure_http.or(other.insecure_http),
@@ -183,6 +189,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// Where agents reach it, as people said; empty when nobody did.
     pub given_urls: Vec<String>,
+    /// Where gateways find the packages of the agent.
+    pub packages: Option<String>,
     tls_files: Option<(PathBuf, PathBuf)>,
     /// Speaks HTTP without TLS.
     pub insecure_http: bool,
@@ -224,6 +232,7 @@ impl Config {
             admin_listen: settings.admin_listen,
             metrics_listen: settings.metrics_listen,
             given_urls: settings.url.unwrap_or_default(),
+            packages: settings.packages,
             tls_files,
             insecure_http,
             database_url: settings.database_url,
@@ -285,10 +294,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// When there is no file, or when the coordinator would not start.
+    /// When the coordinator would not start.
     pub fn check(&self) -> anyhow::Result<()> {
-        let file = self.file.display();
-        ensure!(self.file.exists(), "there is no {file}");
         let listened = [Some(self.listen), self.admin_listen, self.metrics_listen];
         self.urls(&listened.into_iter().flatten().collect::<Vec<_>>())?;
         Ok(())
@@ -324,6 +331,19 @@ fn base_url(text: &str) -> Result<String, String> {
         Ok(text.trim_end_matches('/').to_owned())
     } else {
         Err("a URL is written https://host:port".to_owned())
+    }
+}
+
+/// The text becomes a part of a command that root runs, between double quotes.
+fn packages_url(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/%+,=[]".contains(&byte);
+    match text.strip_prefix("https://") {
+        Some(rest) if !rest.is_empty() && rest.bytes().all(plain) => {
+            Ok(text.trim_end_matches('/').to_owned())
+        }
+        _ => Err(
+            "packages come by https://, from a URL of letters, digits and -._~:/%+,=[]".to_owned(),
+        ),
     }
 }
 
@@ -364,6 +384,13 @@ fn some_tunnel_prefix<'de, D: Deserializer<'de>>(
 ) -> Result<Option<Ipv4Net>, D::Error> {
     let text = String::deserialize(deserializer)?;
     tunnel_prefix(&text).map(Some).map_err(D::Error::custom)
+}
+
+fn some_packages_url<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    packages_url(&text).map(Some).map_err(D::Error::custom)
 }
 
 #[cfg(test)]
@@ -425,6 +452,12 @@ mod tests {
             ),
             ("url = 5", 1, ""),
             ("tunnel_prefix = \"fd00::/64\"", 1, "must be IPv4"),
+            ("packages = \"http://p.example\"", 1, "https://"),
+            (
+                "packages = 'https://p.example/$(reboot)'",
+                1,
+                "letters, digits",
+            ),
             ("# a\ninsecure_http = \"yes\"", 2, "expected a boolean"),
             ("database_url = postgres://wattle:hunter2@db/wattle", 1, ""),
             (

@@ -117,6 +117,7 @@ impl Server {
                 mesh: mesh.id,
                 challenge_secret: mesh.challenge_secret,
                 urls,
+                packages: config.packages.clone(),
                 webhook_allow: config.webhook_allow.clone(),
             },
             coordinators,

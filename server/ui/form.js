@@ -142,6 +142,14 @@ function body(inputs) {
   };
 }
 
+/** What to run on a new gateway. */
+export function joinSteps(token, words) {
+  const install = token.install ? [
+    h("p", {}, "Without an agent, install it first. On Debian or Ubuntu:"), copyable(token.install.deb, "the command for Debian or Ubuntu"),
+    h("p", {}, "On Fedora or RHEL:"), copyable(token.install.rpm, "the command for Fedora or RHEL")] : [];
+  return [...install, h("p", {}, words), copyable(token.command, "the join command")];
+}
+
 export function addSite() {
   const place = h("div", {});
   const again = () => refill(place, h("h1", {}, "Add a site"), siteForm({ path: "/sites", action: "Add the site", done }));
@@ -149,8 +157,7 @@ export function addSite() {
   function done(created) {
     const heading = h("h1", { tabindex: "-1" }, `${created.name} is added`);
     refill(place, heading, ...warnings(created),
-      h("p", {}, "Run this on its gateway, as root, within the hour. It is shown this once."),
-      copyable(created.join_token.command, "the join command"),
+      ...joinSteps(created.join_token, "Run this on its gateway, as root, within the hour. It is shown this once."),
       h("p", { class: "actions" }, h("a", { href: `#/sites/${encodeURIComponent(created.name)}`, class: "button" }, `Open ${created.name}`), h("button", { type: "button", click: again }, "Add another")));
     heading.focus();
   }

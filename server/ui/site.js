@@ -3,7 +3,7 @@
 import { all, Problem, request } from "./api.js";
 import { Conflict, patch, remove as removeAsShown, tagged, told } from "./change.js";
 import { badge, bytes, complain, confirmed, copyable, h, milliseconds, moment, percent, refill, since, table } from "./dom.js";
-import { NAMES, siteForm, warnings } from "./form.js";
+import { joinSteps, NAMES, siteForm, warnings } from "./form.js";
 import { heldPeers, informOfKept, returnedInWords } from "./held.js";
 import { absence } from "./overview.js";
 import { problemInWords } from "./problem.js";
@@ -201,7 +201,7 @@ function joinTokens(site) {
     error.textContent = "";
     try {
       const created = await request("POST", `/sites/${site.id}/join-tokens`, { uses: Number(uses.value), expires_in_s: Number(lifetime.value) });
-      refill(fresh, h("p", {}, `Run this on the gateway of ${site.name}, as root, before ${moment(created.expires_at)}. It is shown this once.`), copyable(created.command, "the join command"));
+      refill(fresh, ...joinSteps(created, `Run this on the gateway of ${site.name}, as root, before ${moment(created.expires_at)}. It is shown this once.`));
       await list();
     } catch (problem) {
       error.textContent = problem instanceof Problem ? problem.message : "The coordinator cannot be reached.";

@@ -27,8 +27,8 @@ pub use self::{
         ChangedSite, CreatedSite, Import, Imported, Site, SiteNode, SitePatch, SiteSpec, Warning,
     },
     token::{
-        ApiToken, CreatedApiToken, CreatedJoinToken, InvalidRole, JoinToken, NewApiToken,
-        NewJoinToken, Role,
+        ApiToken, CreatedApiToken, CreatedJoinToken, InstallCommands, InvalidRole, JoinToken,
+        NewApiToken, NewJoinToken, Role,
     },
 };
 

@@ -6,7 +6,7 @@ use axum::{Extension, Json, extract::State, http::StatusCode, response::Response
 use uuid::Uuid;
 use wattle_mesh::audit::{Edit, Subject};
 use wattle_wire::{
-    admin::{CreatedJoinToken, JoinToken, NewJoinToken, Page},
+    admin::{CreatedJoinToken, InstallCommands, JoinToken, NewJoinToken, Page},
     ids::{SiteId, TokenId},
     join::JoinString,
     secret::Secret,
@@ -63,6 +63,7 @@ impl Issue {
             expires_at: stored.expires_at,
             join_string: Secret::new(join.to_string()),
             command: Secret::new(format!("echo {join} | wattle-agent join -")),
+            install: app.settings.packages.as_deref().map(install),
         }
     }
 }
@@ -158,6 +159,20 @@ pub async fn revoke(
             StatusCode::NO_CONTENT
         })
     })
+}
+
+/// How the agent of this coordinator's version is installed out of a folder that scripts/package
+/// filled.
+fn install(packages: &str) -> InstallCommands {
+    let version = env!("CARGO_PKG_VERSION");
+    let deb = format!("{packages}/wattle-agent_{version}-1_$(dpkg --print-architecture).deb");
+    let rpm = format!("{packages}/wattle-agent-{version}-1.$(uname -m).rpm");
+    InstallCommands {
+        deb: format!(
+            "curl -fsSLo /tmp/wattle-agent.deb \"{deb}\" && apt-get install -y /tmp/wattle-agent.deb"
+        ),
+        rpm: format!("dnf install -y \"{rpm}\""),
+    }
 }
 
 fn parse(id: &str) -> Result<TokenId> {

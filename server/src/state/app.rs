@@ -62,6 +62,8 @@ pub struct Settings {
     pub challenge_secret: [u8; 32],
     /// Where agents reach the coordinators, for join strings.
     pub urls: Vec<String>,
+    /// Where gateways find the packages of the agent.
+    pub packages: Option<String>,
     /// Where webhooks may lead although that is refused by itself.
     pub webhook_allow: Vec<IpNet>,
 }

@@ -9,7 +9,7 @@ use wattle_wire::{ids::NodeId, join::JoinString};
 use crate::{
     agents::{Node, NodeKeys, new_node},
     browser::Browser,
-    harness::{Coordinator, send},
+    harness::{Coordinator, empty_database, send},
     nodes::signed,
 };
 
@@ -757,6 +757,47 @@ async fn a_gateway_without_an_agent_gets_its_file_on_the_page_of_its_site_which_
         )
         .await;
     browser.see("table[aria-label=Gateways]", "file of ").await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_new_gateway_is_told_how_it_gets_the_agent_where_packages_are_known() {
+    let none = Coordinator::start().await;
+    let created = none.post("/sites", json!({"name": "dublin"})).await;
+    let created = created.expect(201).json();
+    assert_eq!(created["join_token"]["install"], Value::Null);
+
+    let arguments = &["--packages=https://packages.example/wattle/"];
+    let coordinator = Coordinator::start_with(empty_database().await, arguments).await;
+    coordinator.post("/sites", json!({"name": "cork"})).await;
+    let token = coordinator.post("/sites/cork/join-tokens", json!({})).await;
+    let install = &token.expect(201).json()["install"];
+    let version = env!("CARGO_PKG_VERSION");
+    for (kind, file) in [
+        (
+            "deb",
+            format!("wattle-agent_{version}-1_$(dpkg --print-architecture).deb\""),
+        ),
+        ("rpm", format!("wattle-agent-{version}-1.$(uname -m).rpm\"")),
+    ] {
+        let command = install[kind].as_str().unwrap();
+        let url = format!("\"https://packages.example/wattle/{file}");
+        assert!(command.contains(&url), "{command}");
+    }
+
+    let browser = signed_in(&coordinator).await;
+    browser.click("nav a[href='#/add']").await;
+    browser.fill("#field-name", "dublin").await;
+    browser.click("form.site button.primary").await;
+    browser
+        .see("main", "apt-get install -y /tmp/wattle-agent.deb")
+        .await;
+    browser.see("main", "| wattle-agent join -").await;
+    browser.keep("site-added-with-packages").await;
+    browser.click("main p.actions a.button").await;
+    browser.see("main h1", "dublin").await;
+    browser.click("#new-token").await;
+    browser.see("main", "dnf install -y").await;
     assert_eq!(browser.complaints().await, Vec::<String>::new());
 }
 

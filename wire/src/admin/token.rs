@@ -56,6 +56,19 @@ pub struct CreatedJoinToken {
     pub join_string: Secret,
     /// What to run on the gateway.
     pub command: Secret,
+    /// What to run there before, when it has no agent yet. Null when the coordinator does not know
+    /// where packages are (`--packages`).
+    #[serde(default)]
+    pub install: Option<InstallCommands>,
+}
+
+/// Commands that install the agent, for root, by the kind of the package.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InstallCommands {
+    /// On Debian, Ubuntu and what is like them.
+    pub deb: String,
+    /// On Fedora, RHEL and what is like them.
+    pub rpm: String,
 }
 
 /// What an api token may do: each role may do what those before it may, too.
