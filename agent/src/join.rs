@@ -1,9 +1,10 @@
 //! `wattle-agent join`: makes keys, proves them, and becomes a node.
 
-use std::{fs, io::Read, path::Path};
+use std::{fs, io::Read, path::Path, time::Duration};
 
 use anyhow::{Context, bail};
 use hyper::StatusCode;
+use tokio::time::{sleep, timeout};
 use wattle_client::{error::RequestError, node::NodeClient};
 use wattle_mesh::{
     keys::{authorities::Authorities, node_keys::NodeKeys},
@@ -13,11 +14,17 @@ use wattle_wire::{endpoint::Endpoint, enrol::Enrolled, join::JoinString};
 
 use crate::{
     config::Settings,
+    control::{self, Request},
     follow, history,
     identity::{Membership, Slot},
     output, psk,
+    status::Status,
     store::Store,
 };
+
+/// How long a join waits for an agent that runs.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) async fn join(
     settings: &Settings,
@@ -68,8 +75,26 @@ pub(crate) async fn join(
     output::line(format!("joined as node {name} of site {site}"));
     if replace || !store.is_locked()? {
         output::line("no agent runs here yet: let your init system start `wattle-agent run`");
+    } else {
+        wait_for_agent(settings).await;
     }
     Ok(())
+}
+
+/// Waits until the running agent follows: the command that somebody types next asks it.
+async fn wait_for_agent(settings: &Settings) {
+    let follows = async || {
+        let status = control::ask::<Status>(settings, Request::Status).await;
+        status.is_ok_and(|status| status.is_some_and(|status| status.has_interface()))
+    };
+    let followed = async {
+        while !follows().await {
+            sleep(LOOK_INTERVAL).await;
+        }
+    };
+    if timeout(FOLLOWED_WITHIN, followed).await.is_err() {
+        output::line("the agent that runs here has no interface yet: see `wattle-agent status`");
+    }
 }
 
 /// Compares a machine that is a node already with what the join string wants. It takes over where

@@ -161,7 +161,7 @@ pub(crate) async fn status(settings: &Settings, json: bool) -> anyhow::Result<Ex
     } else {
         print(&status);
     }
-    Ok(if status.device.is_some() {
+    Ok(if status.has_interface() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -291,6 +291,11 @@ pub(crate) fn find_node(settings: &Settings) -> anyhow::Result<Option<Found>> {
 }
 
 impl Status {
+    /// Whether the agent has its interface.
+    pub(crate) fn has_interface(&self) -> bool {
+        self.device.is_some()
+    }
+
     pub(crate) fn new(facts: &Facts<'_>) -> Self {
         // As they are called now; enrolment knows how they were called then.
         let enrolled = &facts.membership.enrolled;
