@@ -1,17 +1,15 @@
-//! A command that root runs works as the user whose state folder it is.
-//!
-//! The agent of the systemd unit runs as its own user, and cannot read what root writes. The folder
-//! is never given to somebody else instead: whoever owns it may have put links into it, and root
-//! would follow them.
+//! Which rights the agent has, and as whom it works: a command that root types works as the user whose
+//! state folder it is, with the rights that the agent needs.
 
-use std::{ffi::CString, fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::path::Path;
 
 use anyhow::Context;
-use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setgid, setgroups, setuid};
+use nix::unistd::geteuid;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, configure_capability_in_ambient_set,
     set_capabilities, set_keep_capabilities,
 };
+use wattle_program::owner::{become_user, other_owner};
 
 /// What is kept: the interface and the rules are set with the one, echo requests are sent with the
 /// other.
@@ -30,34 +28,12 @@ pub(crate) fn become_owner(folder: &Path) -> anyhow::Result<()> {
             false => Ok(()),
         };
     }
-    let owner = match fs::metadata(folder) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot look at {}", folder.display()));
-        }
-    };
-    let (user, group) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
-    if user.is_root() {
+    let Some((user, group)) = other_owner(folder)? else {
         return Ok(());
-    }
-    switch(user, group).with_context(|| {
-        format!(
-            "cannot become the owner of {}, user {user}",
-            folder.display()
-        )
-    })
-}
-
-fn switch(user: Uid, group: Gid) -> anyhow::Result<()> {
+    };
     // Nothing that the command starts may be more than the user is, but for these two.
     set_keep_capabilities(true)?;
-    match User::from_uid(user)? {
-        Some(account) => initgroups(&CString::new(account.name)?, group)?,
-        None => setgroups(&[group])?,
-    }
-    setgid(group)?;
-    setuid(user)?;
+    become_user(user, group)?;
     set_keep_capabilities(false)?;
     Ok(keep_rights()?)
 }

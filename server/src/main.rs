@@ -13,7 +13,11 @@ use sd_notify::NotifyState;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use wattle_mesh::audit::{Edit, Subject};
-use wattle_program::{log, manual, settings};
+use wattle_program::{
+    log, manual,
+    owner::{become_user, other_owner},
+    settings,
+};
 use wattle_server::{
     config::{Arguments, AuditCommand, CaCommand, Command, Config, ConfigCommand, TokenCommand},
     data_dir,
@@ -57,6 +61,11 @@ fn command(mut arguments: Arguments) -> anyhow::Result<()> {
     let config = || -> anyhow::Result<Config> {
         let config = arguments.config()?;
         log::start(config.log_format, config.log.as_ref(), USUAL_LOG);
+        // What a command of root writes, the coordinator of a unit has to read. A private Postgres
+        // that it starts is that user's, too.
+        if let Some((user, group)) = other_owner(&config.data_dir)? {
+            become_user(user, group)?;
+        }
         Ok(config)
     };
     match command {
