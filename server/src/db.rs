@@ -39,10 +39,12 @@ use crate::{
     secret,
 };
 
-/// Without sqlx' own lock, which would outlive the transaction behind a pooler.
+/// Without sqlx' own lock, which would outlive the transaction behind a pooler. Migrations of a later
+/// version are no error: a coordinator is set back by one version, and those of one mesh are upgraded
+/// one after the other. What they add is in nobody's way.
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrations = sqlx::migrate!("../migrations");
-    migrations.set_locking(false);
+    migrations.set_locking(false).set_ignore_missing(true);
     migrations
 });
 

@@ -29,8 +29,10 @@ pub mod verdict;
 pub mod webhook;
 
 /// Version of the protocol between agent and coordinator, sent by the agent in the header
-/// [`PROTOCOL_HEADER`]. A coordinator ignores what it does not know of an agent with a higher one,
-/// so it goes up with each release whose agents say something new.
+/// [`PROTOCOL_HEADER`].
+///
+/// A coordinator ignores what it does not know of an agent with a higher one, so it goes up with each
+/// release whose agents say something new.
 ///
 /// | version | date | what changed |
 /// |---|---|---|

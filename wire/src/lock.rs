@@ -31,7 +31,6 @@ pub struct Admission {
 
 /// An [`Admission`] as its operator wrote it, with the operator's signature over those bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct SignedAdmission {
     /// The admission's JSON, verbatim.
     pub admission: String,
@@ -69,7 +68,6 @@ pub struct Removal {
 
 /// A [`Removal`] as its operator wrote it, with the operator's signature over those bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct SignedRemoval {
     /// The removal's JSON, verbatim.
     pub removal: String,

@@ -21,7 +21,7 @@ pub enum RouteAudience {
 
 impl RouteAudience {
     /// For whom a path is; `None` means for everybody.
-    fn of(path: &str) -> Option<Self> {
+    pub fn of(path: &str) -> Option<Self> {
         match path {
             "/healthz" | "/readyz" => None,
             "/metrics" => Some(Self::Metrics),

@@ -11,7 +11,10 @@ use serde_json::error::Category;
 use serde_path_to_error::Track;
 use wattle_wire::{PROTOCOL_HEADER, PROTOCOL_VERSION, strict::Strict};
 
-use crate::error::{self, Error, ErrorCode, Result};
+use crate::{
+    error::{self, Error, ErrorCode, Result},
+    http::audience::RouteAudience,
+};
 
 /// The largest body that is read where nothing else is said, in bytes.
 pub const LARGEST_BODY: usize = 256 * 1024;
@@ -33,7 +36,7 @@ impl<T: DeserializeOwned, S: Send + Sync, const LARGEST: usize> FromRequest<S>
 
     async fn from_request(request: Request, _: &S) -> Result<Self> {
         let is_json = is_json(request.headers());
-        let unknown = unknown_fields(request.headers());
+        let unknown = unknown_fields(&request);
         let bytes = read(request.into_body(), LARGEST).await?;
         if bytes.is_empty() {
             return parse(b"{}", unknown).map(Self);
@@ -128,12 +131,14 @@ enum UnknownFields {
     Ignored,
 }
 
-fn unknown_fields(headers: &HeaderMap) -> UnknownFields {
-    let version = headers.get(PROTOCOL_HEADER);
+fn unknown_fields(request: &Request) -> UnknownFields {
+    let version = request.headers().get(PROTOCOL_HEADER);
     let version = version.and_then(|text| text.to_str().ok()?.parse::<u32>().ok());
-    match version {
-        Some(version) if version > PROTOCOL_VERSION => UnknownFields::Ignored,
-        _ => UnknownFields::Refused,
+    let is_newer = version.is_some_and(|version| version > PROTOCOL_VERSION);
+    if is_newer && RouteAudience::of(request.uri().path()) == Some(RouteAudience::Agents) {
+        UnknownFields::Ignored
+    } else {
+        UnknownFields::Refused
     }
 }
 

@@ -169,7 +169,7 @@ fn install(packages: &str) -> InstallCommands {
     let rpm = format!("{packages}/wattle-agent-{version}-1.$(uname -m).rpm");
     InstallCommands {
         deb: format!(
-            "curl -fsSLo /tmp/wattle-agent.deb \"{deb}\" && apt-get install -y /tmp/wattle-agent.deb"
+            "curl -fsSLo /run/wattle-agent.deb \"{deb}\" && apt-get install -y /run/wattle-agent.deb"
         ),
         rpm: format!("dnf install -y \"{rpm}\""),
     }

@@ -220,3 +220,22 @@ async fn dump(coordinator: &Coordinator) -> String {
     );
     String::from_utf8(output.stdout).unwrap()
 }
+
+#[tokio::test]
+async fn a_coordinator_serves_a_database_that_a_later_version_has_added_to() {
+    let coordinator = Coordinator::start().await;
+    coordinator.post("/sites", json!({"name": "dublin"})).await;
+    let mut connection = coordinator.connection().await;
+    for sql in [
+        "ALTER TABLE sites ADD COLUMN news text",
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+            VALUES (9999, 'news', true, 'x', 0)",
+    ] {
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
+    }
+    let another = coordinator.another().await;
+    another
+        .patch("/sites/dublin", json!({"description": "x"}))
+        .await
+        .expect(200);
+}

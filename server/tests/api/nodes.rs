@@ -114,6 +114,13 @@ async fn e7_e10_what_a_compromised_node_says_of_prefixes_and_endpoints_reaches_n
         (&problem["code"], &problem["words"]),
         (&json!("other"), &json!("too new"))
     );
+    // An operator is as new as the coordinator's API, whatever the request says.
+    let request = coordinator.client.post(coordinator.url("/sites"));
+    let request = request
+        .bearer_auth(&coordinator.token)
+        .header(PROTOCOL_HEADER, 999);
+    let refused = send(request.json(&json!({"name": "cork", "subnet": "10.30.0.0/24"}))).await;
+    assert_eq!(refused.problem().1, "unknown_field");
     // The endpoint at which it says to see a peer is its own view, and sends nobody anywhere.
     let victim = json!([{"peer": dublin.id(), "handshake_age_s": 1, "received_bytes": 1, "sent_bytes": 1, "endpoint": "192.0.2.66:53"}]);
     frankfurt

@@ -790,7 +790,7 @@ async fn a_new_gateway_is_told_how_it_gets_the_agent_where_packages_are_known() 
     browser.fill("#field-name", "dublin").await;
     browser.click("form.site button.primary").await;
     browser
-        .see("main", "apt-get install -y /tmp/wattle-agent.deb")
+        .see("main", "apt-get install -y /run/wattle-agent.deb")
         .await;
     browser.see("main", "| wattle-agent join -").await;
     browser.keep("site-added-with-packages").await;
