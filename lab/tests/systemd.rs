@@ -18,6 +18,31 @@ const PRELUDE: &str = include_str!("systemd/prelude.sh");
 /// Names of tests, with the names of their machines and their jobs; the longest first.
 const TESTS: &[(&str, &str, &str)] = &[
     (
+        "what_the_guides_of_installing_and_upgrading_say_is_typed_and_works",
+        "install",
+        include_str!("systemd/install.sh"),
+    ),
+    (
+        "what_the_guide_of_backups_says_is_typed_and_works",
+        "backup",
+        include_str!("systemd/backup.sh"),
+    ),
+    (
+        "what_the_guide_of_several_coordinators_says_is_typed_and_agents_go_on_with_the_second",
+        "coordinators",
+        include_str!("systemd/coordinators.sh"),
+    ),
+    (
+        "what_the_guide_of_losses_says_is_typed_and_works",
+        "disaster",
+        include_str!("systemd/disaster.sh"),
+    ),
+    (
+        "containers_of_the_packages_are_up_once_they_are_ready_and_serve_gateways_of_other_hosts",
+        "containers",
+        include_str!("systemd/containers.sh"),
+    ),
+    (
         "packages_are_installed_upgraded_and_downgraded_without_loss_and_a_purge_leaves_nothing",
         "packages",
         include_str!("systemd/packages.sh"),

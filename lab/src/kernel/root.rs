@@ -23,6 +23,18 @@ use crate::{binaries::repository, process};
 /// How much a machine may write. It takes as much of the host's disk as it does write.
 const DISK: u64 = 2 << 30;
 
+/// What makes images and containers, beside the packages, and the guides.
+const FILES: [&str; 8] = [
+    ".dockerignore",
+    "Dockerfile",
+    "docker-compose.yml",
+    "docs/backup.md",
+    "docs/disaster.md",
+    "docs/install.md",
+    "docs/several-coordinators.md",
+    "docs/upgrade.md",
+];
+
 /// Machines with a systemd.
 #[derive(Debug)]
 pub struct Debian {
@@ -47,6 +59,11 @@ impl Debian {
         }
         let packages = made_by("scripts/package", &["--debug"]).context("there are no packages")?;
         copy_files(&packages, &machines.folder.join("packages"))?;
+        fs::create_dir_all(machines.folder.join("docs"))?;
+        for file in FILES {
+            let to = machines.folder.join(file);
+            fs::copy(repository().join(file), to).with_context(|| format!("copying {file}"))?;
+        }
         Ok(Self { machines, root })
     }
 

@@ -42,6 +42,13 @@ fn lines_have_at_most_100_columns() {
 }
 
 #[test]
+fn the_changelog_begins_with_this_version() {
+    let changelog = fs::read_to_string(Path::new(ROOT).join("CHANGELOG.md")).unwrap();
+    let first = changelog.lines().find_map(|line| line.strip_prefix("## "));
+    assert_eq!(first, Some(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
 fn files_have_at_most_600_lines() {
     let long = long_files(&HOUSE.code);
     let title = format!(

@@ -1,19 +1,5 @@
 # The packages, from the first installation to the last trace: installed, joined, reloaded, upgraded,
 # downgraded and taken away again.
-packages=/opt/wattle/packages
-
-agent_deb=$(ls $packages/wattle-agent_*.deb)
-server_deb=$(ls $packages/wattle-server_*.deb)
-
-# A package with another version.
-of_version() {
-    rm -rf /run/package
-    mkdir -p /run/package
-    dpkg-deb --raw-extract "$1" /run/package
-    sed -i "s/^Version: .*/&$2/" /run/package/DEBIAN/control
-    dpkg-deb --root-owner-group -Zgzip -z1 --build /run/package "$3" >/dev/null
-}
-
 # Does something while packets go both ways, a hundred a second; none may be lost.
 without_loss() {
     what=$1

@@ -8,6 +8,9 @@
 set -eu
 url=https://198.18.0.1:8443
 packaged=/opt/wattle/packaging
+packages=/opt/wattle/packages
+agent_deb=$(ls $packages/wattle-agent_*.deb)
+server_deb=$(ls $packages/wattle-server_*.deb)
 
 # The test fails, for this reason.
 fail() {
@@ -71,6 +74,35 @@ install_wattle() {
     echo 'log_format = "json"' >/etc/wattle/agent.toml
     systemd-sysusers
     systemctl daemon-reload
+}
+
+# A package with another version.
+of_version() {
+    rm -rf /run/package
+    mkdir -p /run/package
+    dpkg-deb --raw-extract "$1" /run/package
+    sed -i "s/^Version: .*/&$2/" /run/package/DEBIAN/control
+    dpkg-deb --root-owner-group -Zgzip -z1 --build /run/package "$3" >/dev/null
+}
+
+# Takes a guide, whose commands are then typed one step after the other.
+guide() {
+    guide=$1
+    step=0
+    rm -rf /run/guide
+    mkdir /run/guide
+    awk '/^ *```sh$/ { typed = 1; n++; next }
+        /^ *```$/ { typed = 0 }
+        typed { sub(/^   /, ""); print >"/run/guide/" n }' "/opt/wattle/docs/$guide"
+}
+# The next step of the guide, as somebody types it in this shell.
+step() {
+    step=$((step + 1))
+    echo "$guide, step $step: $(head -n 1 /run/guide/$step)"
+    . /run/guide/$step
+}
+end_of_guide() {
+    [ "$step" = "$(ls /run/guide | wc -l)" ] || fail "nobody typed all of $guide"
 }
 
 # The networks of both gateways, and Cork's agent: here at once, and at each boot from now on.
