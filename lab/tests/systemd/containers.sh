@@ -3,6 +3,7 @@
 install -D -m 755 /opt/wattle/programs/wattle-agent /usr/bin/wattle-agent
 install_networks
 systemctl start docker
+export DOCKER_BUILDKIT=1
 docker import /opt/image.tar debian:12.12-slim >/dev/null
 
 # Postgres' image, as far as docker-compose.yml relies on it: while it makes the database, it answers
@@ -79,7 +80,7 @@ health() {
 docker compose stop --timeout 5 postgres
 docker compose restart --timeout 5 server
 waits() {
-    docker compose logs server | grep "database"
+    docker compose logs server | grep "is not there yet, tries again"
 }
 wait_for 30 waits
 wait_for 60 health unhealthy
