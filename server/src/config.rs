@@ -69,7 +69,16 @@ struct Settings {
     /// The database URL is that of a pooler that shares connections, such as pgbouncer in
     /// transaction mode; changes through other coordinators then arrive within two seconds instead
     /// of at once
-    #[arg(long, env = "WATTLE_DATABASE_POOLER", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new(), global = true)]
+    #[arg(
+        long,
+        env = "WATTLE_DATABASE_POOLER",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
+        global = true
+    )]
     database_pooler: Option<bool>,
     /// Which log lines are written, for example `debug` or `info,sqlx=debug` [default:
     /// info,sqlx=warn]
@@ -113,7 +122,15 @@ struct Settings {
     tls_key: Option<PathBuf>,
     /// Speaks HTTP without TLS: tokens and all else can be read on the way. For a loopback address,
     /// or behind a proxy that speaks TLS at each --url
-    #[arg(long, env = "WATTLE_INSECURE_HTTP", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    #[arg(
+        long,
+        env = "WATTLE_INSECURE_HTTP",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new()
+    )]
     insecure_http: Option<bool>,
     /// Allows webhooks to addresses that are not public, or a coordinator's, in this prefix, such as
     /// 10.0.5.3/32 for a relay nearby. May be repeated
