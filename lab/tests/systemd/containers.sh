@@ -48,9 +48,12 @@ start=$(date +%s)
 sh -ex /run/steps >/run/up 2>&1 || fail "$(cat /run/up; docker compose logs)"
 export CURL_CA_BUNDLE=$PWD/ca.crt
 echo "both containers are ready after $(($(date +%s) - start)) s"
-token=$(docker compose exec -T server cat /var/lib/wattle-server/api-token)
+# From here on by their names, as compose is slow to start.
+server=$(docker compose ps --quiet server)
+postgres=$(docker compose ps --quiet postgres)
+token=$(docker exec "$server" cat /var/lib/wattle-server/api-token)
 grep -q "$token" /run/up || fail "the steps do not show the api token: $(cat /run/up)"
-docker compose exec -T server wattle-server healthcheck
+docker exec "$server" wattle-server healthcheck
 
 api() {
     path=$1
@@ -69,23 +72,23 @@ docker exec --interactive agent wattle-agent join - </run/dublin
 wait_for 30 ping -c 1 -W 1 10.20.0.1
 ip netns exec cork ping -c 1 -W 1 10.10.0.1
 [ "$(docker exec agent id -u)" = 10002 ] || fail "the agent runs as another user"
-[ "$(docker compose exec -T server id -u)" = 10001 ] || fail "the coordinator runs as another user"
-! grep -q "^CapEff:.*[1-9a-f]" /proc/"$(docker inspect --format '{{.State.Pid}}' "$(docker compose ps -q server)")"/status ||
+[ "$(docker exec "$server" id -u)" = 10001 ] || fail "the coordinator runs as another user"
+! grep -q "^CapEff:.*[1-9a-f]" /proc/"$(docker inspect --format '{{.State.Pid}}' "$server")"/status ||
     fail "the coordinator has rights"
 
 # Without its database a coordinator waits, says so, and is not healthy. Tunnels go on.
 health() {
-    [ "$(docker inspect --format '{{.State.Health.Status}}' "$(docker compose ps -q server)")" = "$1" ]
+    [ "$(docker inspect --format '{{.State.Health.Status}}' "$server")" = "$1" ]
 }
-docker compose stop --timeout 5 postgres
-docker compose restart --timeout 5 server
+docker stop --time 5 "$postgres"
+docker restart --time 5 "$server"
 waits() {
-    docker compose logs server | grep "is not there yet, tries again"
+    docker logs "$server" 2>&1 | grep "is not there yet, tries again"
 }
 wait_for 30 waits
 wait_for 60 health unhealthy
 ping -c 1 -W 1 10.20.0.1
-docker compose start postgres
+docker start "$postgres"
 wait_for 60 health healthy
 
 # Away and back, with all that it knew. The agent follows.
