@@ -62,7 +62,7 @@ pub(crate) fn init(path: &Path) -> anyhow::Result<()> {
     output::line("");
     output::line(
         "To require the lock on a gateway, run `wattle-agent join --lock` with the public key \
-         there, or add this to its /etc/wattle/agent.toml:",
+         there, or add this to its /etc/wattle/agent.toml, where [guard] may be already:",
     );
     output::line("");
     output::line("[guard]");
