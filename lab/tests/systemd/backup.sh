@@ -32,13 +32,7 @@ wait_for 60 follows
 # A Postgres of somebody's, with a mesh of its own.
 systemctl stop wattle-server
 rm -r /var/lib/wattle-server/*
-version=$(ls /usr/lib/postgresql)
-pg_createcluster "$version" main
-echo "listen_addresses = '*'" >>"/etc/postgresql/$version/main/postgresql.conf"
-echo "host wattle wattle 198.18.0.0/24 scram-sha-256" >>"/etc/postgresql/$version/main/pg_hba.conf"
-pg_ctlcluster "$version" main start
-runuser -u postgres -- psql -q -c "CREATE USER wattle PASSWORD 'secret'"
-runuser -u postgres -- createdb --owner=wattle wattle
+make_postgres
 echo 'database_url = "postgres://wattle:secret@database.example/wattle"' >>/etc/wattle/server.toml
 systemctl start wattle-server
 TOKEN=$(wattle-server token create --name me --role operator)

@@ -3,13 +3,7 @@
 printf '198.18.0.1 a.example db.example\n198.18.0.2 b.example\n' >>/etc/hosts
 install_wattle
 install_networks
-version=$(ls /usr/lib/postgresql)
-pg_createcluster "$version" main
-echo "listen_addresses = '*'" >>"/etc/postgresql/$version/main/postgresql.conf"
-echo "host wattle wattle 198.18.0.0/24 scram-sha-256" >>"/etc/postgresql/$version/main/pg_hba.conf"
-pg_ctlcluster "$version" main start
-runuser -u postgres -- psql -q -c "CREATE USER wattle PASSWORD 'secret'"
-runuser -u postgres -- createdb --owner=wattle wattle
+make_postgres
 
 mkdir -p /srv/b/settings /srv/b/data
 printf 'listen = "0.0.0.0:8443"\n' | tee /etc/wattle/server.toml >/srv/b/settings/server.toml

@@ -85,6 +85,17 @@ of_version() {
     dpkg-deb --root-owner-group -Zgzip -z1 --build /run/package "$3" >/dev/null
 }
 
+# A Postgres that both hosts reach, with an empty database for coordinators.
+make_postgres() {
+    version=$(ls /usr/lib/postgresql)
+    pg_createcluster "$version" main
+    echo "listen_addresses = '*'" >>"/etc/postgresql/$version/main/postgresql.conf"
+    echo "host wattle wattle 198.18.0.0/24 scram-sha-256" >>"/etc/postgresql/$version/main/pg_hba.conf"
+    pg_ctlcluster "$version" main start
+    runuser -u postgres -- psql -q -c "CREATE USER wattle PASSWORD 'secret'"
+    runuser -u postgres -- createdb --owner=wattle wattle
+}
+
 # Takes a guide, whose commands are then typed one step after the other.
 guide() {
     guide=$1
