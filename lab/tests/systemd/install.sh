@@ -15,18 +15,12 @@ step >/run/command # a site
 step # the agent's package
 tail -n 1 /run/command | sh -e
 step # the status
-create_cork() {
-    curl -sf -H "Authorization: Bearer $TOKEN" $coordinator/sites \
-        -d '{"name": "cork", "endpoint": "198.18.0.2:51820", "subnets": ["10.20.0.0/24"]}' |
-        jq -r .join_token.join_string | ip netns exec cork wattle-agent --state-dir /var/lib/cork join -
-}
 coordinator=https://coordinator.example:8443
 systemctl start cork-agent
-create_cork
-all_answer() {
-    wattle-agent verify
-}
-wait_for 30 all_answer
+curl -sf -H "Authorization: Bearer $TOKEN" $coordinator/sites \
+    -d '{"name": "cork", "endpoint": "198.18.0.2:51820", "subnets": ["10.20.0.0/24"]}' |
+    jq -r .join_token.join_string | ip netns exec cork wattle-agent --state-dir /var/lib/cork join -
+wait_for 30 wattle-agent verify
 step # verify
 end_of_guide
 

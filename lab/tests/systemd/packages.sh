@@ -1,22 +1,5 @@
 # The packages, from the first installation to the last trace: installed, joined, reloaded, upgraded,
 # downgraded and taken away again.
-# Does something while packets go both ways, a hundred a second; none may be lost.
-without_loss() {
-    what=$1
-    shift
-    ping -q -i 0.01 -w 600 10.20.0.1 >/run/pings &
-    here=$!
-    ip netns exec cork ping -q -i 0.01 -w 600 10.10.0.1 >/run/pings-there &
-    there=$!
-    wait_for 10 test -e /proc/$here -a -e /proc/$there
-    "$@"
-    kill -INT $here $there
-    wait $here $there || true
-    for pings in /run/pings /run/pings-there; do
-        grep -q " 0% packet loss" $pings || fail "$what costs packets: $(cat $pings)"
-        echo "$what: $(grep transmitted $pings)"
-    done
-}
 
 # What there is of Wattle on this host; some of it is the lab's.
 traces() {
@@ -28,7 +11,7 @@ traces() {
 }
 
 is_upgraded() {
-    is_another wattle-agent "$agent" && wattle-agent status | grep "connected to"
+    is_another wattle-agent "$agent" && follows
 }
 
 if [ "$BOOT" = 1 ]; then

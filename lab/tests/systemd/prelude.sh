@@ -85,6 +85,29 @@ of_version() {
     dpkg-deb --root-owner-group -Zgzip -z1 --build /run/package "$3" >/dev/null
 }
 
+# The agent of this host follows its coordinator.
+follows() {
+    wattle-agent status | grep "connected to"
+}
+
+# Does something while packets go both ways, a hundred a second; none may be lost.
+without_loss() {
+    what=$1
+    shift
+    ping -q -i 0.01 -w 600 10.20.0.1 >/run/pings &
+    here=$!
+    ip netns exec cork ping -q -i 0.01 -w 600 10.10.0.1 >/run/pings-there &
+    there=$!
+    wait_for 10 test -e /proc/$here -a -e /proc/$there
+    "$@"
+    kill -INT $here $there
+    wait $here $there || true
+    for pings in /run/pings /run/pings-there; do
+        grep -q " 0% packet loss" $pings || fail "$what costs packets: $(cat $pings)"
+        echo "$what: $(grep transmitted $pings)"
+    done
+}
+
 # A Postgres that both hosts reach, with an empty database for coordinators.
 make_postgres() {
     version=$(ls /usr/lib/postgresql)
