@@ -1,6 +1,7 @@
 //! The command line, and the settings of this host that it may stand in for.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
@@ -11,7 +12,7 @@ use clap_complete::Shell;
 use serde::Deserialize;
 use wattle_mesh::{
     agent::guard::{Guard, Lock},
-    host::interface::InterfaceName,
+    host::{interface::InterfaceName, offload::Offload},
 };
 use wattle_program::{
     log::{LogFilter, LogFormat},
@@ -80,6 +81,7 @@ struct SettingsFile {
     metrics: Option<SocketAddr>,
     log: Option<LogFilter>,
     log_format: Option<LogFormat>,
+    no_offload: BTreeSet<Offload>,
     guard: Guard,
 }
 
@@ -96,6 +98,8 @@ pub(crate) struct Settings {
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) log: Option<LogFilter>,
     pub(crate) log_format: LogFormat,
+    /// What a userspace device does without.
+    pub(crate) no_offload: BTreeSet<Offload>,
     /// What this host lets the mesh do to it.
     pub(crate) guard: Guard,
 }
@@ -142,6 +146,7 @@ impl Settings {
             metrics: file.metrics,
             log: options.log.or(file.log),
             log_format: options.log_format.or(file.log_format).unwrap_or_default(),
+            no_offload: file.no_offload,
             guard: file.guard,
         })
     }
@@ -155,6 +160,7 @@ impl Settings {
             ("`interface`", self.interface != read.interface),
             ("`log`", self.log != read.log),
             ("`log_format`", self.log_format != read.log_format),
+            ("`no_offload`", self.no_offload != read.no_offload),
         ];
         changed
             .iter()
@@ -383,6 +389,17 @@ pub(crate) enum Command {
         /// Standard input is a connection of the agent, which is told how the start goes.
         #[arg(long)]
         starter: bool,
+        /// What to do without, of what Linux does for many packets at once: `interface`, `send`,
+        /// `receive`, or all. It is for kernels and network cards that spoil packets.
+        #[arg(
+            long,
+            value_name = "WHICH",
+            num_args = 0..=1,
+            require_equals = true,
+            value_delimiter = ',',
+            default_missing_values = ["interface", "send", "receive"]
+        )]
+        no_offload: Vec<Offload>,
     },
 }
 

@@ -2,20 +2,28 @@
 //! asked for it. `starter` says how it is asked for.
 //!
 //! ```text
-//!   agent ──┐                                  ┌── TUN interface
-//!           ├── /run/wireguard/NAME.sock ── device (gotatun)
-//!   wg(8) ──┘   (WireGuard's UAPI protocol)    └── UDP socket
+//!   agent, wg(8) ── /run/wireguard/NAME.sock ── wireguard (keys, peers, timers)
+//!                                                   │
+//!   TUN interface ── outbound: reads, seals, sends ─┤ shared
+//!         └───────── inbound: receives, opens, writes ── UDP socket
 //! ```
 //!
-//! The socket is served here and not by gotatun's own server, because that one replaces a peer
-//! whenever it is written to: its session, its counters and its learned endpoint would go with
-//! every change of a keepalive (gotatun 0.10.2, `on_api_set`). Its parser and its dump are used.
+//! Each direction has a thread of its own, and works on batches: 64 KiB of one flow come from the
+//! interface at once, are cut into packets, sealed, and leave in one call; the other way round
+//! likewise. WireGuard's protocol is gotatun's (`Tunn`), cutting and joining is tun-rs'. The
+//! [decision](../../docs/adr/0033-a-device-of-batches.md) says why, and what it costs.
 
-mod lease;
+mod inbound;
+mod outbound;
+mod peer;
+mod shared;
 pub(crate) mod starter;
+mod tun;
+mod udp;
 mod wireguard;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, Permissions},
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -24,7 +32,6 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use gotatun::tun::tun_async_device::TunDevice;
 use nix::sys::stat::Mode;
 use starter::Starter;
 use tokio::{
@@ -34,17 +41,22 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 use tracing::{info, warn};
-use wattle_mesh::host::interface::InterfaceName;
+use wattle_mesh::host::{interface::InterfaceName, offload::Offload};
 use wireguard::WireguardDevice;
 use zeroize::Zeroizing;
 
 /// Where `wg` and everybody else looks for the sockets of userspace devices.
 const SOCKETS: &str = "/var/run/wireguard";
 
+/// Bytes of the longest packet that a device moves: one of an interface of 9,000 bytes.
+const PACKET: usize = 9_216;
+
 /// How often the device looks whether its interface is still there. Before it has a key it does not
 /// read from it, so it would not notice.
 const INTERFACE_CHECK: Duration = Duration::from_secs(1);
 
+/// How often the device looks what WireGuard's timers want.
+const TIMERS: Duration = Duration::from_millis(250);
 /// How often the device looks for peers to shake hands with.
 const RETRY: Duration = Duration::from_secs(5);
 /// Longest request in bytes. One with 10,000 peers is a quarter of it.
@@ -61,6 +73,7 @@ pub(crate) fn socket_path(interface: &InterfaceName) -> PathBuf {
 /// It leaves its parent's session first, so that no signal to the agent's terminal reaches it.
 pub(crate) async fn run(
     interface: &InterfaceName,
+    offloads: BTreeSet<Offload>,
     mut starter: Option<Starter>,
 ) -> anyhow::Result<()> {
     // Fails for the leader of a process group, as when a shell started this: then it has a group of
@@ -69,31 +82,30 @@ pub(crate) async fn run(
     // Whoever may write to the socket may read the private key.
     nix::sys::stat::umask(Mode::from_bits_truncate(0o077));
     end_on_panic();
-    let ended = drive(interface, &mut starter).await;
+    let ended = drive(interface, offloads, &mut starter).await;
     if let (Err(error), Some(starter)) = (&ended, &starter) {
         starter.tell_failure(error);
     }
     ended
 }
 
-async fn drive(interface: &InterfaceName, starter: &mut Option<Starter>) -> anyhow::Result<()> {
+async fn drive(
+    interface: &InterfaceName,
+    offloads: BTreeSet<Offload>,
+    starter: &mut Option<Starter>,
+) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let socket = Socket::bind(interface).await?;
-    let tun = TunDevice::from_name(interface.as_str()).with_context(|| {
-        format!(
-            "cannot make the TUN interface {interface}: it takes CAP_NET_ADMIN and /dev/net/tun. \
-             Below wattle-agent.service, `systemctl start wattle-device.socket` is what to do"
-        )
-    })?;
+    let mut device = WireguardDevice::start(interface, offloads)?;
     let index = nix::net::if_::if_nametoindex(interface.as_str())
         .with_context(|| format!("no interface {interface} after its creation"))?;
+    if let Err(error) = device.limit_segments(index).await {
+        warn!(%error, "flows of tiny segments may not pass");
+    }
     let is_there = || nix::net::if_::if_nametoindex(interface.as_str()) == Ok(index);
-    let mut device = WireguardDevice::new(tun)
-        .await
-        .with_context(|| format!("cannot start the device of {interface}"))?;
-
     let (requests, mut received) = mpsc::channel(16);
     let mut check = tokio::time::interval(INTERFACE_CHECK);
+    let mut timers = tokio::time::interval(TIMERS);
     let mut retry = tokio::time::interval(RETRY);
     if let Some(starter) = starter.take() {
         starter.tell_ready()?;
@@ -101,27 +113,20 @@ async fn drive(interface: &InterfaceName, starter: &mut Option<Starter>) -> anyh
     info!(%interface, "userspace device is ready");
     loop {
         tokio::select! {
-            () = device.ended() => if is_there() {
-                device.recover().await?;
-            } else {
-                break info!(%interface, "userspace device ends: its interface was deleted");
-            },
+            () = device.ended() => break info!(%interface, "userspace device ends: its interface was deleted"),
             _ = terminated.recv() => break info!(%interface, "userspace device ends"),
             _ = check.tick() => if !is_there() {
                 break info!(%interface, "userspace device ends: its interface was deleted");
             },
-            _ = retry.tick() => {
-                device.end_former().await;
-                device.keep_in_touch().await;
-            }
+            _ = timers.tick() => device.tick(),
+            _ = retry.tick() => device.keep_in_touch(),
             accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) => drop(tokio::spawn(converse(stream, requests.clone()))),
                 Err(error) => warn!(%error, "cannot accept a connection"),
             },
-            Some(Asked { request, answer }) = received.recv() => drop(answer.send(device.answer(&request).await)),
+            Some(Asked { request, answer }) = received.recv() => drop(answer.send(device.answer(&request))),
         }
     }
-    device.stop().await;
     Ok(())
 }
 

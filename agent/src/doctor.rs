@@ -165,6 +165,8 @@ pub(crate) async fn examine(
             port: interface.listen_port,
             mtu: interface.mtu,
         }),
+        no_offload: host.no_offload().clone(),
+        kernel_release: symptoms::release(),
         probes: known.is_some_and(|known| known.mesh.health.probes),
         rp_filter: symptoms::rp_filter(host.interface()),
         uplinks: uplinks(&peers, &facts),

@@ -18,6 +18,7 @@ use wattle_mesh::{
     },
     host::{
         interface::InterfaceName,
+        offload::Offload,
         plan::Step,
         state::{Interface, Observed, ObservedPeer, ObservedRuleset},
     },
@@ -50,7 +51,7 @@ impl Host {
         store: &Store,
         coordinators: &[String],
     ) -> anyhow::Result<Self> {
-        let kernel = Kernel::new(settings.interface.clone(), store)?;
+        let kernel = Kernel::new(settings.interface.clone(), store)?.without(&settings.no_offload);
         Ok(Self {
             underlay: UnderlayStore::open(&kernel, store, coordinators),
             kernel,
@@ -67,6 +68,11 @@ impl Host {
     /// What this host reaches outside of the tunnel.
     pub(crate) fn underlay(&self) -> &UnderlayStore {
         &self.underlay
+    }
+
+    /// What a userspace device does without.
+    pub(crate) fn no_offload(&self) -> &BTreeSet<Offload> {
+        self.kernel.no_offload()
     }
 
     /// What the host lets the mesh do to it.

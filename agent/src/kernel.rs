@@ -19,7 +19,7 @@ mod underlay;
 mod userspace;
 mod wireguard;
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use anyhow::{Context, bail};
 use device_state::{Dump, Write};
@@ -32,6 +32,7 @@ use owned::{OwnedDevice, OwnedInterface, OwnedRuleset, OwnedStore};
 use tracing::info;
 use wattle_mesh::host::{
     interface::InterfaceName,
+    offload::Offload,
     state::{AllowedIps, Change, PeerUpdate},
 };
 use wattle_wire::{ids::NodeId, key::WireguardKey, report::DeviceKind};
@@ -48,6 +49,8 @@ pub(crate) struct Kernel {
     interface: InterfaceName,
     store: Store,
     owned: OwnedStore,
+    /// What a userspace device does without.
+    no_offload: BTreeSet<Offload>,
 }
 
 impl Kernel {
@@ -58,7 +61,19 @@ impl Kernel {
             interface,
             store: store.clone(),
             owned: OwnedStore::new(store)?,
+            no_offload: BTreeSet::new(),
         })
+    }
+
+    /// Has userspace devices do without some of what Linux does for many packets at once.
+    pub(crate) fn without(mut self, no_offload: &BTreeSet<Offload>) -> Self {
+        self.no_offload.clone_from(no_offload);
+        self
+    }
+
+    /// What userspace devices do without.
+    pub(crate) fn no_offload(&self) -> &BTreeSet<Offload> {
+        &self.no_offload
     }
 
     /// Takes one step. `private_key` is read for [`Change::SetPrivateKey`] only.
@@ -340,7 +355,7 @@ impl Kernel {
             }
         }
         self.made(OwnedDevice::Userspace { process: None }, None);
-        let process = userspace::start(&self.interface, self.store.dir()).await?;
+        let process = userspace::start(&self.interface, &self.no_offload, self.store.dir()).await?;
         let device = OwnedDevice::Userspace {
             process: Some(process),
         };

@@ -36,17 +36,19 @@ use std::{io, process::ExitCode, time::Duration};
 use anyhow::anyhow;
 use clap::{CommandFactory, Parser};
 use tokio::time::timeout;
+use wattle_mesh::host::offload;
 use wattle_program::{log, manual, settings};
 
 use crate::{
     config::{Cli, Command, ConfigCommand, LockCommand, Needs, Settings},
     device::starter::Starter,
+    kernel::symptoms,
 };
 
 /// Which log lines are written if nobody says which. rtnetlink warns of each attribute that is newer
 /// than it is; wireguard-control of each message that it cannot read.
 const USUAL_LOG: &str = "info,netlink_packet_route=error,netlink_packet_core=error,\
-                         netlink_proto=error,gotatun=warn";
+                         netlink_proto=error";
 
 fn main() -> ExitCode {
     match command(Cli::parse()) {
@@ -58,17 +60,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// How many threads work beside the first. Each has a heap of its own, which a small gateway pays
-/// for.
-fn threads(command: &Command) -> usize {
-    // The loop that follows the mesh is on the first thread, and calls into the kernel are beside
-    // it. A device takes what it gets.
-    if matches!(command, Command::Device { .. }) {
-        2
-    } else {
-        1
-    }
-}
+/// Threads that work beside the first: the loop that follows the mesh is on the first, and calls
+/// into the kernel are beside it. Each has a heap of its own, which a small gateway pays for.
+const THREADS: usize = 1;
 
 fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli {
@@ -106,7 +100,7 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
         owner::become_owner(&settings.state_dir)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads(&command))
+        .worker_threads(THREADS)
         .enable_all()
         .build()?;
     let limit = limit(&command);
@@ -154,9 +148,12 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Device {
                 wanted: Some(interface),
                 starter,
+                no_offload,
             } => {
                 let starter = starter.then(Starter::at_standard_input).transpose()?;
-                device::run(&interface, starter).await
+                let no_offload = no_offload.into_iter().collect();
+                let offloads = offload::used(&no_offload, &symptoms::release());
+                device::run(&interface, offloads, starter).await
             }
             Command::Device { wanted: None, .. } => device::starter::become_device(),
         }?;

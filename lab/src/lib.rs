@@ -20,6 +20,7 @@
 //! that process goes, however it ends.
 
 pub mod api;
+pub mod bench;
 pub mod binaries;
 pub mod coordinator;
 pub mod demo;

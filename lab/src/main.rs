@@ -1,10 +1,11 @@
 //! `wattle-lab`: the demo, and a way into its hosts.
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use wattle_lab::{
+    bench::{self, Bench},
     demo, enter, exec, ground,
     kernel::{Debian, Ended, Machines},
 };
@@ -32,6 +33,24 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<String>,
     },
+    /// Measures how fast the userspace device is, beside wireguard-go. `scripts/bench` makes both.
+    Bench {
+        /// The agent's program.
+        #[arg(long, value_name = "FILE")]
+        agent: PathBuf,
+        /// wireguard-go; without it Wattle's device is measured alone.
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
+        /// What Wattle's device does without: `interface`, `send`, `receive`, or several with commas.
+        #[arg(long, value_name = "WHICH")]
+        no_offload: Option<String>,
+        /// How often each is measured, in turns.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Seconds of each measurement.
+        #[arg(long, default_value_t = 5)]
+        seconds: u32,
+    },
     /// A machine of User-Mode Linux, with the kernel's own WireGuard.
     Kernel {
         #[command(subcommand)]
@@ -57,6 +76,19 @@ fn main() -> ExitCode {
         let result = match Arguments::parse().command {
             Command::Demo => demo::outside(),
             Command::Exec { host, command } => exec::exec(&host, &command),
+            Command::Bench {
+                agent,
+                against,
+                no_offload,
+                rounds,
+                seconds,
+            } => bench::outside(&Bench {
+                agent,
+                against,
+                no_offload,
+                rounds,
+                seconds,
+            }),
             Command::Kernel { command } => kernel(command),
             Command::Systemd { command } => systemd(command),
         };
@@ -101,6 +133,7 @@ fn tell(ended: &Ended) -> Result<()> {
 
 fn inside(job: &str) -> Result<()> {
     match job {
+        job if job.starts_with(bench::JOB) => bench::inside(&job[bench::JOB.len()..]),
         demo::JOB => demo::inside(),
         ground::PROBE => ground::probe(),
         other => bail!("the lab knows no job {other}"),

@@ -2,6 +2,7 @@
 
 pub mod desired;
 pub mod interface;
+pub mod offload;
 pub mod plan;
 pub mod ruleset;
 pub mod state;

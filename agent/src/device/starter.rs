@@ -6,10 +6,11 @@
 //! ```
 //!
 //! Either way standard input of the device is a connection of the agent. Over systemd's the agent
-//! first names the interface and its own network namespace: an agent in another one than systemd's
-//! starts its device itself. The device answers with one line.
+//! first names the interface, its own network namespace and what to do without: an agent in another
+//! namespace than systemd's starts its device itself. The device answers with one line.
 
 use std::{
+    collections::BTreeSet,
     io::{self, BufRead, BufReader, Read, Write},
     os::{
         fd::AsFd,
@@ -21,7 +22,7 @@ use std::{
 };
 
 use anyhow::Context;
-use wattle_mesh::host::interface::InterfaceName;
+use wattle_mesh::host::{interface::InterfaceName, offload::Offload};
 
 /// Where `wattle-device.socket` of the packaging listens. Only the agent's user may write to it.
 pub(crate) const SOCKET: &str = "/run/wattle-device.sock";
@@ -34,8 +35,18 @@ const READY: &str = "ready";
 const ELSEWHERE: &str = "another network namespace";
 
 /// What the agent writes to [`SOCKET`]. The namespace is as the kernel names it.
-pub(crate) fn request(interface: &InterfaceName, namespace: &Path) -> String {
-    format!("{interface} {}\n", namespace.display())
+pub(crate) fn request(
+    interface: &InterfaceName,
+    namespace: &Path,
+    no_offload: &BTreeSet<Offload>,
+) -> String {
+    let namespace = namespace.display();
+    format!("{interface} {namespace} {}\n", listed(no_offload))
+}
+
+fn listed(offloads: &BTreeSet<Offload>) -> String {
+    let names: Vec<_> = offloads.iter().map(Offload::to_string).collect();
+    names.join(",")
 }
 
 /// What a device said of its start.
@@ -61,11 +72,17 @@ impl Answer {
 }
 
 /// The agent's program as the device of an interface.
-pub(crate) fn command(interface: &InterfaceName) -> anyhow::Result<Command> {
+pub(crate) fn command(
+    interface: &InterfaceName,
+    no_offload: &BTreeSet<Offload>,
+) -> anyhow::Result<Command> {
     let mut command = Command::new(own_program()?);
     command
         .arg0("wattle-agent")
         .args(["device", interface.as_str(), "--starter"]);
+    if !no_offload.is_empty() {
+        command.arg(format!("--no-offload={}", listed(no_offload)));
+    }
     Ok(command)
 }
 
@@ -85,7 +102,9 @@ fn own_program() -> anyhow::Result<PathBuf> {
 pub(crate) fn become_device() -> anyhow::Result<()> {
     let starter = Starter::at_standard_input()?;
     let became = match starter.wanted() {
-        Ok(Some(interface)) => command(&interface).map(|mut command| command.exec().into()),
+        Ok(Some((interface, no_offload))) => {
+            command(&interface, &no_offload).map(|mut command| command.exec().into())
+        }
         Ok(None) => return Ok(starter.tell(ELSEWHERE)?),
         Err(error) => Err(error),
     };
@@ -104,8 +123,9 @@ impl Starter {
         Ok(Self(input.into()))
     }
 
-    /// Which interface is wanted; nothing if it is in another network namespace than this process.
-    fn wanted(&self) -> anyhow::Result<Option<InterfaceName>> {
+    /// Which interface is wanted, and without which offloads; nothing if it is in another network
+    /// namespace than this process.
+    fn wanted(&self) -> anyhow::Result<Option<(InterfaceName, BTreeSet<Offload>)>> {
         self.0
             .set_read_timeout(Some(REQUEST_LIMIT))
             .context("standard input is no connection of an agent")?;
@@ -114,13 +134,21 @@ impl Starter {
             .take(LONGEST_LINE)
             .read_line(&mut line)
             .context("the agent did not say which interface it wants")?;
-        let (interface, namespace) = line
-            .trim_end()
-            .split_once(' ')
+        let mut words = line.trim_end_matches('\n').split(' ');
+        let (interface, namespace) = words
+            .next()
+            .zip(words.next())
             .context("the agent did not say which interface it wants")?;
         let interface = interface.parse()?;
+        let no_offload = words
+            .next()
+            .into_iter()
+            .flat_map(|names| names.split(','))
+            .filter(|name| !name.is_empty())
+            .map(str::parse)
+            .collect::<Result<_, _>>()?;
         let own = std::fs::read_link("/proc/self/ns/net").context("cannot read its namespace")?;
-        Ok((Path::new(namespace) == own).then_some(interface))
+        Ok((Path::new(namespace) == own).then_some((interface, no_offload)))
     }
 
     /// Fails where nobody hears it: the agent has given up, and will ask for another device.

@@ -1,124 +1,111 @@
-//! The device itself, and around it what gotatun lacks: writes that leave sessions alone, prefixes
-//! that move, renewal of idle sessions.
+//! The device as `wg` sees it: what is asked and set on its socket.
 
 use std::{
-    collections::BTreeMap,
-    net::{Ipv6Addr, UdpSocket},
-    time::Duration,
+    collections::{BTreeSet, HashSet},
+    io::{PipeWriter, Write},
+    sync::Arc,
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
-use anyhow::{Context, bail};
-use futures_util::future::join_all;
+use anyhow::Context;
 use gotatun::{
-    device::{
-        Device, DeviceBuilder, Error, Peer,
-        configure::{DeviceWrite, PeerStats},
-        uapi::{
-            UapiClient, UapiServer,
-            command::{Get, Request, Set, SetPeer, SetUnset},
-        },
+    device::uapi::command::{
+        GetPeer, GetResponse, Peer as PeerSettings, Request, Response, Set, SetPeer, SetUnset,
     },
-    tun::tun_async_device::TunDevice,
+    noise::{Tunn, rate_limiter::RateLimiter},
+    tun::MtuWatcher,
     x25519::{PublicKey, StaticSecret},
 };
-use ipnet::IpNet;
+use ip_network::IpNetwork;
 use nix::errno::Errno;
-use tokio::time::{Instant, sleep, timeout};
-use tracing::{error, warn};
+use rtnetlink::{LinkUnspec, packet_route::link::LinkAttribute};
+use tokio::sync::{mpsc, watch};
+use tracing::error;
+use wattle_mesh::host::{interface::InterfaceName, offload::Offload};
 use zeroize::Zeroizing;
 
 use super::{
-    INTERFACE_CHECK,
-    lease::{Departures, Lease, Shared, Sockets},
+    inbound, outbound,
+    peer::Peer,
+    shared::{DeviceKey, Entry, Shared},
+    tun::{MOST_SEGMENTS, Tun},
+    udp::UdpSocket,
 };
 
-/// Age of a session that is renewed although nothing is sent: after the 120 s at which an end that
-/// sends renews it, and before the 180 s at which it ends.
-const RENEWAL: Duration = Duration::from_secs(135);
-/// What one round of calls may take. They are sent at once; it is the answers that take time, and
-/// nobody waits for them.
-const CALLS_LIMIT: Duration = Duration::from_millis(50);
+/// Handshakes in a second from which on the device wants cookies.
+const HANDSHAKES: u64 = 100;
 
-/// How long a socket of the device itself may take to close.
-const SOCKET_LIMIT: Duration = Duration::from_secs(1);
-const SOCKET_POLL: Duration = Duration::from_millis(10);
-
-/// For how long a device goes on reading what arrives under its key after it was given another.
-/// Peers need a tenth of a second to change over, and some seconds when handshakes are lost.
-const FORMER: Duration = Duration::from_secs(30);
-
-type Transports = (Sockets, TunDevice, Departures);
-type PublicKeyBytes = [u8; 32];
-
-/// The device, and around it what gotatun lacks.
+/// The device and the threads that move its packets.
 pub(super) struct WireguardDevice {
-    tun: TunDevice,
-    device: Device<Transports>,
-    dump: UapiClient,
-    shared: Shared,
-    lease: Lease,
-    /// The device with the key before, and until when it goes on reading.
-    former: Option<(Device<Transports>, Instant)>,
-    /// Which peer holds which prefix: gotatun routes by prefix, yet forgets to take a prefix from
-    /// the peer that held it before.
-    owners: BTreeMap<IpNet, PublicKeyBytes>,
-    recovered: Option<Instant>,
-}
-
-/// What a device needs to be made anew.
-#[derive(Clone)]
-struct Settings {
-    key: Option<StaticSecret>,
+    shared: Arc<Shared>,
     port: u16,
     mark: u32,
-    peers: Vec<Peer>,
+    offloads: BTreeSet<Offload>,
+    mtu: watch::Sender<u16>,
+    socket_changed: PipeWriter,
+    ended: mpsc::Receiver<()>,
 }
 
 impl WireguardDevice {
-    pub(super) async fn new(tun: TunDevice) -> Result<Self, Error> {
-        let (shared, lease) = (Shared::default(), Lease::new());
-        let (device, dump) = idle_device(&tun, &shared, &lease, 0, 0).await?;
+    /// Makes the interface, and uses what is named of what Linux does for many packets at once.
+    pub(super) fn start(
+        interface: &InterfaceName,
+        offloads: BTreeSet<Offload>,
+    ) -> anyhow::Result<Self> {
+        let tun =
+            Tun::open(interface, offloads.contains(&Offload::Interface)).with_context(|| {
+                format!(
+                    "cannot make the TUN interface {interface}: it takes CAP_NET_ADMIN and \
+                 /dev/net/tun. Below wattle-agent.service, `systemctl start wattle-device.socket` \
+                 is what to do"
+                )
+            })?;
+        let (mtu, watched) = watch::channel(tun.mtu().unwrap_or(1420));
+        let shared = Shared::new(tun, MtuWatcher::from(watched));
+        let (changed, socket_changed) = std::io::pipe()?;
+        let (end, ended) = mpsc::channel(2);
+        let (reads, ends) = (Arc::clone(&shared), end.clone());
+        std::thread::Builder::new()
+            .name("outbound".into())
+            .spawn(move || {
+                outbound::run(&reads);
+                let _ = ends.blocking_send(());
+            })?;
+        let writes = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("inbound".into())
+            .spawn(move || {
+                inbound::run(&writes, changed);
+                let _ = end.blocking_send(());
+            })?;
         Ok(Self {
-            tun,
-            device,
-            dump,
             shared,
-            lease,
-            former: None,
-            owners: BTreeMap::new(),
-            recovered: None,
+            port: 0,
+            mark: 0,
+            offloads,
+            mtu,
+            socket_changed,
+            ended,
         })
     }
 
-    /// Waits until the device ends by itself: its interface is gone, or it gave up.
+    /// Has Linux cut a flow itself where it would hand over more segments of it than the device
+    /// reads at once: those of a flow with tiny segments.
+    pub(super) async fn limit_segments(&self, index: u32) -> anyhow::Result<()> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let limit = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::GsoMaxSegs(MOST_SEGMENTS));
+        handle.link().set(limit.build()).execute().await?;
+        Ok(())
+    }
+
+    /// Waits until the interface is gone.
     pub(super) async fn ended(&mut self) {
-        self.device.wait().await;
+        self.ended.recv().await;
     }
 
-    pub(super) async fn stop(mut self) {
-        self.stop_former().await;
-        self.device.stop().await;
-    }
-
-    /// Ends the device with the key before, once its time has come.
-    pub(super) async fn end_former(&mut self) {
-        if self
-            .former
-            .as_ref()
-            .is_some_and(|(_, until)| Instant::now() >= *until)
-        {
-            self.stop_former().await;
-        }
-    }
-
-    async fn stop_former(&mut self) {
-        self.shared.forget_former();
-        if let Some((former, _)) = self.former.take() {
-            former.stop().await;
-        }
-    }
-
-    pub(super) async fn answer(&mut self, request: &str) -> Zeroizing<String> {
+    pub(super) fn answer(&mut self, request: &str) -> Zeroizing<String> {
         // The parser slices keys by bytes.
         let parsed = if request.is_ascii() {
             request.parse().ok()
@@ -126,361 +113,299 @@ impl WireguardDevice {
             None
         };
         match parsed {
-            Some(Request::Get(_)) => match self.dump.send(Get::default()).await {
-                Ok(dump) => Zeroizing::new(format!("{dump}\n")),
-                Err(_) => errno(Err(Errno::EIO)),
-            },
-            Some(Request::Set(set)) => errno(self.set(set).await),
+            Some(Request::Get(_)) => Zeroizing::new(format!("{}\n", Response::Get(self.get()))),
+            Some(Request::Set(set)) => errno(self.set(set)),
             None => errno(Err(Errno::EINVAL)),
         }
     }
 
+    fn get(&self) -> GetResponse {
+        let peers = self.shared.peers();
+        let mut response = GetResponse::default();
+        response.private_key = peers.key.as_ref().map(|key| key.private.to_bytes().into());
+        response.listen_port = Some(
+            self.shared
+                .socket()
+                .map_or(self.port, |socket| socket.port()),
+        );
+        response.fwmark = Some(self.mark);
+        response.peers = peers.entries().map(described).collect();
+        response
+    }
+
     /// Writes only what the request names, and leaves the sessions of peers alone.
-    async fn set(&mut self, set: Set) -> Result<(), Errno> {
-        if set.private_key.is_some() || set.listen_port.is_some() {
-            self.set_socket(
-                set.private_key.map(|key| StaticSecret::from(key.0)),
-                set.listen_port,
-            )
-            .await?;
-        }
-        if let Some(mark) = set.fwmark {
-            let mark = if let SetUnset::Set(mark) = mark {
-                u32::from(mark)
+    fn set(&mut self, set: Set) -> Result<(), Errno> {
+        if let Some(mark) = &set.fwmark {
+            self.mark = if let SetUnset::Set(mark) = mark {
+                u32::from(*mark)
             } else {
                 0
             };
-            self.device
-                .set_fwmark(mark)
-                .await
-                .map_err(|error| errno_of(&error))?;
+            if let Some(socket) = self.shared.socket() {
+                socket.set_mark(self.mark).map_err(errno_of)?;
+            }
         }
-        self.forget_in_former(&set.peers, set.replace_peers).await;
-        let Self { device, owners, .. } = self;
-        let written = device
-            .write(async |device| {
-                let has_key = device.private_key().is_some();
-                if set.replace_peers {
-                    for found in device.peers().await {
-                        device.remove_peer(&found.peer.public_key).await;
-                    }
-                    owners.clear();
-                }
-                for peer in set.peers {
-                    // gotatun panics on a peer that comes before the key.
-                    if !has_key && !peer.remove {
-                        return Err(Errno::ENOKEY);
-                    }
-                    set_peer(device, owners, peer).await?;
-                }
-                Ok(())
-            })
-            .await;
-        written.map_err(|error| errno_of(&error))?
-    }
-
-    /// From a peer that is removed nothing is taken under the key before, either.
-    async fn forget_in_former(&mut self, peers: &[SetPeer], all: bool) {
-        if all {
-            self.stop_former().await;
+        if let Some(key) = &set.private_key {
+            self.set_key(StaticSecret::from(key.0));
         }
-        let gone = peers
-            .iter()
-            .filter(|peer| peer.remove)
-            .map(|peer| PublicKey::from(peer.peer.public_key.0));
-        let gone: Vec<_> = gone.collect();
-        let Some((former, _)) = self.former.as_ref().filter(|_| !gone.is_empty()) else {
-            return;
-        };
-        let removed = former
-            .write(async |former| {
-                for key in &gone {
-                    former.remove_peer(key).await;
-                }
-            })
-            .await;
-        if removed.is_err() {
-            self.stop_former().await;
+        self.set_port(set.listen_port)?;
+        let mut new = self.new_peers(&set)?.into_iter();
+        let mut peers = self.shared.change_peers();
+        if set.replace_peers {
+            peers.clear();
         }
-    }
-
-    /// Changes the key, the port, or both. Either ends the sessions; a key does so on the kernel's
-    /// WireGuard too.
-    async fn set_socket(
-        &mut self,
-        key: Option<StaticSecret>,
-        port: Option<u16>,
-    ) -> Result<(), Errno> {
-        let before = self.settings().await;
-        let wanted = Settings {
-            key: key.or(before.key.clone()),
-            port: port.unwrap_or(before.port),
-            ..before.clone()
-        };
-        let same_key =
-            wanted.key.as_ref().map(PublicKey::from) == before.key.as_ref().map(PublicKey::from);
-        if same_key && wanted.port == before.port {
-            return Ok(());
+        for settings in &set.peers {
+            let key = public(settings);
+            if settings.remove {
+                peers.remove(&key);
+                continue;
+            }
+            if peers.get(&key).is_none()
+                && !settings.update_only
+                && let Some(peer) = new.next()
+            {
+                peers.add(peer);
+            }
+            let Some(peer) = peers.get(&key).cloned() else {
+                continue;
+            };
+            set_peer(&peer, settings);
+            if settings.replace_allowed_ips {
+                peers.clear_prefixes(&key);
+            }
+            for prefix in &settings.peer.allowed_ip {
+                let prefix = IpNetwork::new_truncate(prefix.network(), prefix.prefix())
+                    .map_err(|_| Errno::EINVAL)?;
+                peers.give(prefix, &peer);
+            }
         }
-        if wanted.port != before.port {
-            refuse_taken(wanted.port)?;
+        drop(peers);
+        let is_forgetting = set.replace_peers || set.peers.iter().any(|peer| peer.remove);
+        if is_forgetting {
+            self.shared.forget_sessions();
         }
-        let keeps_reading = wanted.port == before.port && before.key.is_some();
-        let Err(cause) = self.remake(&wanted, keeps_reading).await else {
-            return Ok(());
-        };
-        error!(%cause, port = wanted.port, "cannot open the UDP socket");
-        // No device is left without a socket: one with a wrong port is seen to have it, and set
-        // right later.
-        let port = if wanted.port == before.port {
-            0
-        } else {
-            before.port
-        };
-        if let Err(error) = self.remake(&Settings { port, ..wanted }, false).await {
-            error!(%error, port, "cannot open a UDP socket at all");
-        }
-        Err(errno_of(&cause))
-    }
-
-    /// Goes on after gotatun gave up, which it does when a single packet cannot be sent while it is
-    /// under load.
-    pub(super) async fn recover(&mut self) -> anyhow::Result<()> {
-        if self
-            .recovered
-            .replace(Instant::now())
-            .is_some_and(|last| last.elapsed() < INTERFACE_CHECK)
-        {
-            bail!("the device keeps failing");
-        }
-        warn!("the device failed; making it again");
-        let settings = self.settings().await;
-        self.remake(&settings, false)
-            .await
-            .context("cannot make the device again")
-    }
-
-    /// Shakes hands with the peers that a keepalive should keep in touch with, where gotatun does
-    /// not.
-    ///
-    /// On the kernel's WireGuard a keepalive renews the session after 120 s, and calls a peer that
-    /// did not answer again and again. gotatun lets the session of an idle link end, and gives up
-    /// on a peer after 90 s, until there is a packet to send. While an attempt is under way this
-    /// does nothing.
-    pub(super) async fn keep_in_touch(&self) {
-        let peers = self.device.peers().await;
-        let idle = peers
-            .iter()
-            .filter(|found| found.stats.last_handshake.is_none_or(|age| age >= RENEWAL));
-        self.call(idle.filter(|found| found.peer.keepalive.is_some()))
-            .await;
-    }
-
-    async fn call_all(&self) {
-        self.call(self.device.peers().await.iter()).await;
-    }
-
-    async fn call(&self, peers: impl Iterator<Item = &PeerStats>) {
-        let calls = peers
-            .filter(|found| found.peer.endpoint.is_some())
-            .map(|found| self.device.force_handshake(&found.peer.public_key));
-        let _ = timeout(CALLS_LIMIT, join_all(calls)).await;
-    }
-
-    /// Another gotatun device on the same interface.
-    ///
-    /// It could change its key and port by itself, but to that end it restarts its tasks, and now
-    /// and then takes their end for the end of the interface: from then on it reports a failure for
-    /// ever. With `keeps_reading` the device before goes on reading what arrives under its key.
-    ///
-    /// Its sessions are gone, so it calls all peers: they learn of another port by hearing from it.
-    async fn remake(&mut self, settings: &Settings, keeps_reading: bool) -> Result<(), Error> {
-        self.replace(settings, keeps_reading).await?;
-        self.call_all().await;
         Ok(())
     }
 
-    async fn replace(&mut self, settings: &Settings, mut keeps_reading: bool) -> Result<(), Error> {
-        let deadline = Instant::now() + SOCKET_LIMIT;
-        self.stop_former().await;
-        loop {
-            let lease = Lease::new();
-            let (device, dump) = idle_device(
-                &self.tun,
-                &self.shared,
-                &lease,
-                settings.port,
-                settings.mark,
-            )
-            .await?;
-            let before = std::mem::replace(&mut self.device, device);
-            let lease = std::mem::replace(&mut self.lease, lease);
-            if std::mem::take(&mut keeps_reading) {
-                self.shared.end_lease(&lease);
-                self.former = Some((before, Instant::now() + FORMER));
-            } else {
-                before.stop().await;
+    /// The peers that a request makes, in its order. Making one takes a computation of keys, for
+    /// which packets do not wait: nothing is held meanwhile.
+    fn new_peers(&self, set: &Set) -> Result<Vec<Arc<Peer>>, Errno> {
+        let mut known: HashSet<_> = if set.replace_peers {
+            HashSet::new()
+        } else {
+            let peers = self.shared.peers();
+            peers.entries().map(|entry| entry.peer.key).collect()
+        };
+        let key = self.shared.peers().key.clone();
+        let mut new = Vec::new();
+        for settings in &set.peers {
+            let public = public(settings);
+            if settings.remove {
+                known.remove(&public);
+            } else if !settings.update_only && known.insert(public) {
+                let key = key.as_ref().ok_or(Errno::ENOKEY)?;
+                new.push(Peer::new(public, self.noise(key, public, None, None)));
             }
-            self.dump = dump;
-            let Some(key) = settings.key.clone() else {
-                return Ok(());
+        }
+        Ok(new)
+    }
+
+    fn noise(
+        &self,
+        key: &DeviceKey,
+        peer: PublicKey,
+        psk: Option<[u8; 32]>,
+        keepalive: Option<u16>,
+    ) -> Tunn {
+        Tunn::new(
+            key.private.clone(),
+            peer,
+            psk,
+            keepalive,
+            self.shared.indices.clone(),
+            Arc::clone(&key.limiter),
+        )
+    }
+
+    /// Takes another key. Sessions under the key before are read for a while, and peers are called.
+    fn set_key(&self, private: StaticSecret) {
+        let before = self.shared.peers().key.clone();
+        let public = PublicKey::from(&private);
+        if before.as_ref().is_some_and(|key| key.public == public) {
+            return;
+        }
+        let key = DeviceKey {
+            limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES)),
+            private,
+            public,
+            number: before.map_or(0, |key| key.number + 1),
+        };
+        let peers: Vec<_> = {
+            let peers = self.shared.peers();
+            peers
+                .entries()
+                .map(|entry| Arc::clone(&entry.peer))
+                .collect()
+        };
+        let mut noises = Vec::with_capacity(peers.len());
+        for peer in &peers {
+            let (psk, keepalive) = {
+                let mut tunnel = peer.tunnel();
+                let noise = tunnel.noise();
+                (noise.preshared_key(), noise.persistent_keepalive())
             };
-            let peers = settings.peers.clone();
-            let started = self
-                .device
-                .write(async |device| {
-                    device.set_private_key(key).await;
-                    device.add_peers(peers)
-                })
-                .await;
-            match started {
-                // The socket of the device before closes a moment after the device has stopped.
-                Err(error)
-                    if errno_of(&error) == Errno::EADDRINUSE && Instant::now() < deadline =>
-                {
-                    sleep(SOCKET_POLL).await
-                }
-                other => return other.map(drop),
+            noises.push(self.noise(&key, peer.key, psk, keepalive));
+        }
+        {
+            let now = Instant::now();
+            let mut shared = self.shared.change_peers();
+            shared.key = Some(key.clone());
+            for (peer, noise) in peers.iter().zip(noises) {
+                peer.tunnel().rekey(noise, now);
+            }
+        }
+        for peer in peers {
+            let mut tunnel = peer.tunnel();
+            if tunnel.path().is_some()
+                && let Some(call) = tunnel.call()
+            {
+                self.shared.send(&key, &peer, &tunnel, call);
             }
         }
     }
 
-    async fn settings(&self) -> Settings {
-        self.device
-            .read(async |device| Settings {
-                key: device.private_key().cloned(),
-                port: device.listen_port(),
-                mark: device.fwmark().unwrap_or(0),
-                peers: device
-                    .peers()
-                    .await
-                    .into_iter()
-                    .map(|found| found.peer)
-                    .collect(),
-            })
-            .await
-    }
-}
-
-/// A device that has neither key nor peers yet, and so no socket.
-async fn idle_device(
-    tun: &TunDevice,
-    shared: &Shared,
-    lease: &Lease,
-    port: u16,
-    mark: u32,
-) -> Result<(Device<Transports>, UapiClient), Error> {
-    let (dump, server) = UapiServer::new();
-    let sockets = Sockets {
-        shared: shared.clone(),
-        lease: lease.clone(),
-    };
-    let departures = Departures {
-        tun: tun.clone(),
-        lease: lease.clone(),
-    };
-    let device = DeviceBuilder::new()
-        .with_udp(sockets)
-        .with_ip_pair(tun.clone(), departures)
-        .with_uapi(server);
-    Ok((
-        device
-            .with_listen_port(port)
-            .with_fwmark(mark)
-            .build()
-            .await?,
-        dump,
-    ))
-}
-
-/// Tells that a port is taken while the device still works on the one that it has.
-fn refuse_taken(port: u16) -> Result<(), Errno> {
-    match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)) {
-        Err(error) if error.raw_os_error() == Some(Errno::EADDRINUSE as i32) => {
-            Err(Errno::EADDRINUSE)
-        }
-        _ => Ok(()),
-    }
-}
-
-async fn set_peer(
-    device: &mut DeviceWrite<'_, Transports>,
-    owners: &mut BTreeMap<IpNet, PublicKeyBytes>,
-    set: SetPeer,
-) -> Result<(), Errno> {
-    let owner = set.peer.public_key.0;
-    let key = PublicKey::from(owner);
-    if set.remove {
-        device.remove_peer(&key).await;
-        owners.retain(|_, held_by| *held_by != owner);
-        return Ok(());
-    }
-
-    // `modify_peer` answers whether the peer is there, and with nothing to write writes nothing.
-    let is_known = device.modify_peer(&key, |_| {}).await;
-    if !is_known {
-        if set.update_only {
+    /// Moves to another port, or binds the first. The socket before is closed once there is
+    /// another, and peers are told.
+    fn set_port(&mut self, port: Option<u16>) -> Result<(), Errno> {
+        if self.shared.peers().key.is_none() {
+            self.port = port.unwrap_or(self.port);
             return Ok(());
         }
-        device.add_peer(Peer::new(key));
-    }
-    if set.replace_allowed_ips {
-        owners.retain(|_, held_by| *held_by != owner);
-    }
-    for prefix in &set.peer.allowed_ip {
-        let prefix = IpNet::new(prefix.network(), prefix.prefix()).map_err(|_| Errno::EINVAL)?;
-        if let Some(loser) = owners.insert(prefix, owner)
-            && loser != owner
+        let socket = self.shared.socket();
+        if let Some(socket) = &socket
+            && port.is_none_or(|port| port == socket.port())
         {
-            let left = prefixes_of(owners, loser)?;
-            device
-                .modify_peer(&PublicKey::from(loser), |peer| {
-                    peer.clear_allowed_ips();
-                    peer.add_allowed_ips(left.allowed_ips);
-                })
-                .await;
+            return Ok(());
+        }
+        let port = port.unwrap_or(self.port);
+        match self.bind(port) {
+            Ok(bound) => self.take_socket(bound),
+            Err(cause) => {
+                error!(%cause, port, "cannot open the UDP socket");
+                // No device is left without a socket: one with a wrong port is seen to have it,
+                // and set right later.
+                if socket.is_none() {
+                    match self.bind(0) {
+                        Ok(bound) => self.take_socket(bound),
+                        Err(error) => error!(%error, "cannot open a UDP socket at all"),
+                    }
+                }
+                return Err(errno_of(cause));
+            }
+        }
+        Ok(())
+    }
+
+    fn bind(&self, port: u16) -> std::io::Result<UdpSocket> {
+        UdpSocket::bind(port, self.mark, &self.offloads)
+    }
+
+    fn take_socket(&mut self, socket: UdpSocket) {
+        let had = self.shared.socket().is_some();
+        self.port = socket.port();
+        self.shared.set_socket(Some(socket));
+        // The thread that reads holds the other end.
+        let _ = self.socket_changed.write_all(&[1]);
+        if had {
+            self.tell_all(super::peer::Tunnel::greet);
         }
     }
-    device
-        .modify_peer(&key, |peer| {
-            if let Some(psk) = set.peer.preshared_key {
-                peer.set_preshared_key(if let SetUnset::Set(psk) = psk {
-                    Some(psk.0)
-                } else {
-                    None
-                });
+
+    fn tell_all(
+        &self,
+        mut what: impl FnMut(&mut super::peer::Tunnel) -> Option<gotatun::packet::WgKind>,
+    ) {
+        let peers = self.shared.peers();
+        let Some(key) = &peers.key else { return };
+        for Entry { peer, .. } in peers.entries() {
+            let mut tunnel = peer.tunnel();
+            if tunnel.path().is_some()
+                && let Some(message) = what(&mut tunnel)
+            {
+                self.shared.send(key, peer, &tunnel, message);
             }
-            if set.peer.endpoint.is_some() {
-                peer.set_endpoint(set.peer.endpoint);
-            }
-            if set.peer.persistent_keepalive_interval.is_some() {
-                peer.set_keepalive(set.peer.persistent_keepalive_interval);
-            }
-            if set.replace_allowed_ips {
-                peer.clear_allowed_ips();
-            }
-            peer.add_allowed_ips(set.peer.allowed_ip);
-        })
-        .await;
-    Ok(())
+        }
+    }
+
+    /// Sends what is due. Call it four times a second.
+    pub(super) fn tick(&self) {
+        if let Some(key) = &self.shared.peers().key {
+            key.limiter.try_reset_count();
+        }
+        let now = Instant::now();
+        self.tell_all(|tunnel| tunnel.due(now));
+    }
+
+    /// Renews old sessions and looks at the interface. Call it every few seconds.
+    pub(super) fn keep_in_touch(&self) {
+        self.tell_all(super::peer::Tunnel::renewal);
+        self.shared.forget_sessions();
+        if let Ok(mtu) = self.shared.tun.mtu() {
+            self.mtu
+                .send_if_modified(|before| std::mem::replace(before, mtu) != mtu);
+        }
+    }
 }
 
-/// The prefixes of one peer, in gotatun's own type, which has no public name but that of this
-/// field.
-fn prefixes_of(
-    owners: &BTreeMap<IpNet, PublicKeyBytes>,
-    owner: PublicKeyBytes,
-) -> Result<Peer, Errno> {
-    let mut peer = Peer::new(PublicKey::from(owner));
-    for prefix in owners
-        .iter()
-        .filter(|(_, held_by)| **held_by == owner)
-        .map(|(prefix, _)| prefix)
-    {
-        peer.allowed_ips
-            .push(prefix.to_string().parse().map_err(|_| Errno::EINVAL)?);
+fn public(peer: &SetPeer) -> PublicKey {
+    PublicKey::from(peer.peer.public_key.0)
+}
+
+fn set_peer(peer: &Peer, set: &SetPeer) {
+    let mut tunnel = peer.tunnel();
+    let settings: &PeerSettings = &set.peer;
+    if let Some(psk) = &settings.preshared_key {
+        tunnel.noise().set_preshared_key(match psk {
+            SetUnset::Set(psk) => Some(psk.0),
+            SetUnset::Unset => None,
+        });
     }
-    Ok(peer)
+    if let Some(endpoint) = settings.endpoint {
+        tunnel.set_endpoint(endpoint);
+    }
+    if settings.persistent_keepalive_interval.is_some() {
+        tunnel
+            .noise()
+            .set_persistent_keepalive(settings.persistent_keepalive_interval);
+    }
+}
+
+fn described(Entry { peer, prefixes }: &Entry) -> GetPeer {
+    let mut tunnel = peer.tunnel();
+    let mut settings = PeerSettings::new(peer.key.to_bytes());
+    let statistics = tunnel.statistics();
+    settings.endpoint = tunnel.path().map(|path| path.to);
+    settings.preshared_key = tunnel
+        .noise()
+        .preshared_key()
+        .map(|psk| SetUnset::Set(psk.into()));
+    settings.persistent_keepalive_interval = tunnel.noise().persistent_keepalive();
+    settings.allowed_ip = prefixes.iter().filter_map(prefix_of).collect();
+    let mut described = GetPeer::from(settings);
+    let handshake = statistics
+        .last_handshake
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .unwrap_or(Duration::ZERO);
+    described.last_handshake_time_sec = Some(handshake.as_secs());
+    described.last_handshake_time_nsec = Some(handshake.subsec_nanos());
+    described.rx_bytes = Some(statistics.received);
+    described.tx_bytes = Some(statistics.sent);
+    described
+}
+
+/// A prefix in the type of gotatun's dump.
+fn prefix_of(prefix: &IpNetwork) -> Option<ipnetwork::IpNetwork> {
+    ipnetwork::IpNetwork::new(prefix.network_address(), prefix.netmask()).ok()
 }
 
 fn errno(result: Result<(), Errno>) -> Zeroizing<String> {
@@ -488,11 +413,6 @@ fn errno(result: Result<(), Errno>) -> Zeroizing<String> {
     Zeroizing::new(format!("errno={code}\n\n"))
 }
 
-fn errno_of(error: &Error) -> Errno {
-    if let Error::Bind(error, _) | Error::IoError(error) = error
-        && let Some(code) = error.raw_os_error()
-    {
-        return Errno::from_raw(code);
-    }
-    Errno::EINVAL
+fn errno_of(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }

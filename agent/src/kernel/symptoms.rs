@@ -29,10 +29,15 @@ pub(crate) fn has_net_admin(process: &str) -> bool {
     effective.is_some_and(|effective| effective & (1 << NET_ADMIN) != 0)
 }
 
+/// The kernel's release, as `uname -r` prints it.
+pub(crate) fn release() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().to_owned()
+}
+
 /// Who could move packets here. Nothing is loaded to find out.
 pub(crate) fn mover() -> Mover {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let modules = Path::new("/lib/modules").join(release.trim());
+    let modules = Path::new("/lib/modules").join(release());
     let has_module = |list: &str| {
         fs::read_to_string(modules.join(list)).is_ok_and(|names| names.contains("/wireguard.ko"))
     };

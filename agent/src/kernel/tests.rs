@@ -141,7 +141,11 @@ async fn own(kernel: &Kernel) {
 
 async fn device_in_this_process(interface: &InterfaceName) {
     let running = interface.clone();
-    tokio::spawn(async move { crate::device::run(&running, None).await.unwrap() });
+    tokio::spawn(async move {
+        crate::device::run(&running, Offload::ALL.into(), None)
+            .await
+            .unwrap()
+    });
     until("the device answers", async || {
         wireguard::dump(interface, DeviceKind::Userspace)
             .await

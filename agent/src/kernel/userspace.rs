@@ -6,6 +6,7 @@
 //! number, which is all that tells a taken port from a bad request.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Write as _},
     fs::{self, OpenOptions},
     io,
@@ -33,6 +34,7 @@ use tracing::{info, warn};
 use wattle_mesh::{
     host::{
         interface::InterfaceName,
+        offload::Offload,
         state::{AllowedIps, PeerUpdate},
     },
     keys::psk::Psk,
@@ -87,11 +89,15 @@ pub(super) async fn write(interface: &InterfaceName, what: &Write<'_>) -> io::Re
 ///
 /// Nothing that ends the agent ends it: it is of systemd's making, in a unit of its own, or the
 /// agent's own program in a session of its own.
-pub(super) async fn start(interface: &InterfaceName, state_dir: &Path) -> anyhow::Result<u32> {
+pub(super) async fn start(
+    interface: &InterfaceName,
+    no_offload: &BTreeSet<Offload>,
+    state_dir: &Path,
+) -> anyhow::Result<u32> {
     let log = state_dir.join("device.log");
-    let answer = match asked_of_systemd(interface).await? {
+    let answer = match asked_of_systemd(interface, no_offload).await? {
         Some(answer) => answer,
-        None => answer_of(spawned(interface, &log)?).await?,
+        None => answer_of(spawned(interface, no_offload, &log)?).await?,
     };
     match answer {
         Answer::Ready => process_id(interface)
@@ -106,7 +112,10 @@ pub(super) async fn start(interface: &InterfaceName, state_dir: &Path) -> anyhow
 
 /// What a device says that the unit of systemd starts; nothing where there is no such unit for this
 /// agent.
-async fn asked_of_systemd(interface: &InterfaceName) -> anyhow::Result<Option<Answer>> {
+async fn asked_of_systemd(
+    interface: &InterfaceName,
+    no_offload: &BTreeSet<Offload>,
+) -> anyhow::Result<Option<Answer>> {
     let mut stream = match UnixStream::connect(starter::SOCKET).await {
         Ok(stream) => stream,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -116,7 +125,7 @@ async fn asked_of_systemd(interface: &InterfaceName) -> anyhow::Result<Option<An
         }
     };
     let own = namespace_of("self").context("cannot read /proc/self/ns/net")?;
-    let request = starter::request(interface, &own);
+    let request = starter::request(interface, &own, no_offload);
     if let Err(error) = stream.write_all(request.as_bytes()).await {
         bail!("systemd does not start the userspace device: {error}");
     }
@@ -130,7 +139,11 @@ async fn asked_of_systemd(interface: &InterfaceName) -> anyhow::Result<Option<An
 }
 
 /// The agent's own program as a device, and the socket on which it says how it goes.
-fn spawned(interface: &InterfaceName, log: &Path) -> anyhow::Result<UnixStream> {
+fn spawned(
+    interface: &InterfaceName,
+    no_offload: &BTreeSet<Offload>,
+    log: &Path,
+) -> anyhow::Result<UnixStream> {
     let words = OpenOptions::new()
         .create(true)
         .write(true)
@@ -139,14 +152,13 @@ fn spawned(interface: &InterfaceName, log: &Path) -> anyhow::Result<UnixStream> 
         .open(log)
         .with_context(|| format!("cannot write {}", log.display()))?;
     let (ours, of_device) = std::os::unix::net::UnixStream::pair()?;
-    let mut command = starter::command(interface)?;
+    let mut command = starter::command(interface, no_offload)?;
     command
         .current_dir("/")
         .stdin(OwnedFd::from(of_device))
         .stdout(Stdio::null())
         .stderr(words);
-    // Only its own few lines: gotatun logs an error for each packet that it cannot deliver.
-    command.env_clear().env("RUST_LOG", "info,gotatun=off");
+    command.env_clear();
     let mut child = Command::from(command)
         .spawn()
         .context("cannot start the userspace device")?;

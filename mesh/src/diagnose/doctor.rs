@@ -25,7 +25,10 @@ pub use self::{
 use crate::{
     diagnose::lan::{self, Facts, Served},
     health::link,
-    host::way::{ForeignRoute, best},
+    host::{
+        offload::{Offload, spoils_segments},
+        way::{ForeignRoute, best},
+    },
 };
 
 /// Bytes that WireGuard adds to a packet over IPv4: 20 of IPv4, 8 of UDP, 32 of its own (section
@@ -49,6 +52,10 @@ pub struct Symptoms {
     pub runs: bool,
     /// The interface, if there is one behind which a device answers.
     pub device: Option<Device>,
+    /// What the host's settings have off of what Linux does for many packets of a userspace device.
+    pub no_offload: BTreeSet<Offload>,
+    /// The kernel's release, as `uname -r` prints it.
+    pub kernel_release: String,
     /// Whether the mesh wants its gateways to probe each other.
     pub probes: bool,
     /// The LANs here and elsewhere, and what was found between them.
@@ -232,8 +239,8 @@ fn device(symptoms: &Symptoms) -> Vec<Finding> {
         DeviceKind::Userspace => notice(
             "wireguard",
             format!(
-                "{interface} is a userspace device, which is slower: this kernel had no WireGuard \
-                 when it was made"
+                "{interface} is a userspace device, which takes more of the processor: this kernel \
+                 had no WireGuard when it was made"
             ),
             "`modprobe wireguard`, then `wattle-agent down` and start the agent again; containers \
              need the module on their host",
@@ -261,7 +268,33 @@ fn device(symptoms: &Symptoms) -> Vec<Finding> {
             ),
         ),
     };
-    vec![kind, up, port]
+    let mut findings = vec![kind, up, port];
+    if device.kind == DeviceKind::Userspace {
+        findings.extend(offload(symptoms));
+    }
+    findings
+}
+
+/// What a userspace device does without, if anything.
+fn offload(symptoms: &Symptoms) -> Option<Finding> {
+    let Symptoms {
+        no_offload,
+        kernel_release,
+        ..
+    } = symptoms;
+    if spoils_segments(kernel_release) {
+        return Some(notice(
+            "offload",
+            format!(
+                "the device sends datagrams one by one, which is slower: Linux {kernel_release} \
+                 spoils batches of them"
+            ),
+            "install Linux 7.1.5 or a newer one, then `wattle-agent down` and start the agent again",
+        ));
+    }
+    let off: Vec<_> = no_offload.iter().map(Offload::to_string).collect();
+    let off = (!off.is_empty()).then(|| off.join(", "))?;
+    Some(fine("offload", format!("off, as `no_offload` says: {off}")))
 }
 
 /// What keeps the LANs here and elsewhere from each other.

@@ -24,6 +24,8 @@ fn healthy() -> Symptoms {
             port: 51820,
             mtu: 1420,
         }),
+        no_offload: BTreeSet::new(),
+        kernel_release: "6.12.0".to_owned(),
         probes: true,
         served: Served {
             interface: "wattle0".parse().unwrap(),
@@ -183,6 +185,36 @@ fn each_ailment_is_told_with_its_remedy() {
         );
         assert_eq!(told.len(), 1, "{check}: {told:?}");
     }
+}
+
+#[test]
+fn a_userspace_device_tells_what_it_does_without() {
+    let offload = |befall: fn(&mut Symptoms)| {
+        let mut symptoms = healthy();
+        befall(&mut symptoms);
+        diagnose(&symptoms)
+            .into_iter()
+            .find(|finding| finding.check == "offload")
+            .map(|finding| (finding.severity, finding.detail))
+    };
+    let userspace: fn(&mut Symptoms) = |s| s.device.as_mut().unwrap().kind = DeviceKind::Userspace;
+    assert_eq!(offload(userspace), None);
+    let off = |s: &mut Symptoms| {
+        s.device.as_mut().unwrap().kind = DeviceKind::Userspace;
+        s.no_offload = BTreeSet::from([Offload::Send, Offload::Interface]);
+    };
+    let (severity, words) = offload(off).unwrap();
+    assert_eq!(severity, Severity::Fine);
+    assert!(words.ends_with("interface, send"), "{words}");
+    let spoilt = |s: &mut Symptoms| {
+        s.device.as_mut().unwrap().kind = DeviceKind::Userspace;
+        s.kernel_release = "7.1.4-amd64".to_owned();
+    };
+    let (severity, words) = offload(spoilt).unwrap();
+    assert_eq!(severity, Severity::Notice);
+    assert!(words.contains("Linux 7.1.4-amd64"), "{words}");
+    // The kernel's WireGuard sends no such batches.
+    assert_eq!(offload(|s| s.kernel_release = "7.1.4".to_owned()), None);
 }
 
 #[test]

@@ -1,0 +1,159 @@
+//! From the host to the peers.
+
+use std::{
+    io::{self, IoSlice},
+    net::IpAddr,
+    os::fd::AsFd,
+    sync::Arc,
+};
+
+use gotatun::{
+    packet::{Packet, PacketBufPool, WgKind},
+    tun::MtuWatcher,
+};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{
+    PACKET,
+    peer::Peer,
+    shared::{DeviceKey, Peers, Shared},
+    tun::{self, BATCH, Reader, Slot},
+    udp::UdpSocket,
+};
+
+/// Sends what the host writes to the interface, until that is gone.
+pub(super) fn run(shared: &Shared) -> io::Error {
+    let pool = PacketBufPool::new(2 * BATCH);
+    let mut outbound = Outbound {
+        shared,
+        mtu: shared.mtu.clone(),
+        reader: Reader::new(),
+        slots: (0..BATCH).map(|_| Slot(pool.get())).collect(),
+        pool,
+        groups: Vec::new(),
+    };
+    loop {
+        let mut readable = [PollFd::new(shared.tun.as_fd(), PollFlags::POLLIN)];
+        // Where it fails, the read says why.
+        let _ = poll(&mut readable, PollTimeout::NONE);
+        if let Err(gone) = outbound.read() {
+            return gone;
+        }
+        outbound.send();
+    }
+}
+
+struct Outbound<'a> {
+    shared: &'a Shared,
+    mtu: MtuWatcher,
+    reader: Reader,
+    slots: Vec<Slot>,
+    pool: PacketBufPool<PACKET>,
+    groups: Vec<Group>,
+}
+
+/// The packets of a batch that go to one peer, in their order.
+struct Group {
+    peer: Arc<Peer>,
+    packets: Vec<Packet>,
+}
+
+impl Outbound<'_> {
+    /// Reads what the host has written, up to a batch and to what one more read may give.
+    fn read(&mut self) -> io::Result<()> {
+        let shared = self.shared;
+        let peers = shared.peers();
+        let mut count = 0;
+        let mut last = None;
+        while count < BATCH {
+            let sizes = match self.reader.read(&shared.tun, &mut self.slots) {
+                Ok(sizes) => sizes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if tun::is_gone(&error) => return Err(error),
+                // One that is too long, or that cannot be cut.
+                Err(_) => {
+                    count += 1;
+                    continue;
+                }
+            };
+            count += sizes.len();
+            for (slot, size) in self.slots.iter_mut().zip(sizes) {
+                let Some(group) = group_of(&slot.0[..*size], &peers, &mut self.groups, &mut last)
+                else {
+                    continue;
+                };
+                let mut packet = std::mem::replace(&mut slot.0, self.pool.get());
+                packet.truncate(*size);
+                self.groups[group].packets.push(packet);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what was read.
+    fn send(&mut self) {
+        let key = self.shared.peers().key.clone();
+        if let (Some(socket), Some(key)) = (self.shared.socket(), key) {
+            for group in &mut self.groups {
+                group.send(self.shared, &socket, &key, &mut self.mtu);
+            }
+        }
+        self.groups.clear();
+    }
+}
+
+/// The group of a packet, by its destination; nothing if no peer has that. `last` is the group of
+/// the packet before: most packets go where that went.
+fn group_of(
+    packet: &[u8],
+    peers: &Peers,
+    groups: &mut Vec<Group>,
+    last: &mut Option<(IpAddr, usize)>,
+) -> Option<usize> {
+    let to = destination(packet)?;
+    if let Some((address, group)) = *last
+        && address == to
+    {
+        return Some(group);
+    }
+    let peer = peers.of_address(to)?;
+    let known = groups
+        .iter()
+        .position(|group| Arc::ptr_eq(&group.peer, peer));
+    let group = known.unwrap_or_else(|| {
+        groups.push(Group {
+            peer: Arc::clone(peer),
+            packets: Vec::with_capacity(BATCH),
+        });
+        groups.len() - 1
+    });
+    *last = Some((to, group));
+    Some(group)
+}
+
+impl Group {
+    fn send(&mut self, shared: &Shared, socket: &UdpSocket, key: &DeviceKey, mtu: &mut MtuWatcher) {
+        let mut tunnel = self.peer.tunnel();
+        let Some(path) = tunnel.path() else { return };
+        let mut sealed = Vec::with_capacity(self.packets.len());
+        for packet in self.packets.drain(..) {
+            match tunnel.seal(packet, mtu) {
+                Some(WgKind::Data(data)) => sealed.push(data.into_bytes()),
+                Some(message) => shared.send(key, &self.peer, &tunnel, message),
+                None => {}
+            }
+        }
+        drop(tunnel);
+        let datagrams: Vec<_> = sealed.iter().map(|packet| IoSlice::new(packet)).collect();
+        socket.send(&path, &datagrams);
+    }
+}
+
+/// Where an IP packet goes.
+fn destination(packet: &[u8]) -> Option<IpAddr> {
+    match packet.first()? >> 4 {
+        4 => Some(IpAddr::from(*packet.get(16..20)?.first_chunk::<4>()?)),
+        6 => Some(IpAddr::from(*packet.get(24..40)?.first_chunk::<16>()?)),
+        _ => None,
+    }
+}
