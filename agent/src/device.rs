@@ -20,6 +20,7 @@ mod shared;
 pub(crate) mod starter;
 mod tun;
 mod udp;
+mod waiting;
 mod wireguard;
 
 use std::{
@@ -51,6 +52,8 @@ const SOCKETS: &str = "/var/run/wireguard";
 /// Bytes of the longest packet that a device moves: one of an interface of 9,000 bytes.
 const PACKET: usize = 9_216;
 
+/// How long large buffers are kept after the last packet, in milliseconds.
+const BUSY: u16 = 5_000;
 /// How often the device looks whether its interface is still there. Before it has a key it does not
 /// read from it, so it would not notice.
 const INTERFACE_CHECK: Duration = Duration::from_secs(1);

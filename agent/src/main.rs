@@ -92,10 +92,8 @@ fn command(cli: Cli) -> anyhow::Result<ExitCode> {
     {
         *join_string = join::read(join_string)?;
     }
-    // A device moves packets on several threads, and reads no messages.
-    if !matches!(command, Command::Device { .. }) {
-        memory::keep_little();
-    }
+    let is_device = matches!(command, Command::Device { .. });
+    memory::keep_little(!is_device);
     if needs == Needs::Node {
         owner::become_owner(&settings.state_dir)?;
     }

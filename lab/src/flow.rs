@@ -2,6 +2,7 @@
 //! single one was lost.
 
 pub(crate) mod end;
+pub mod load;
 
 use std::{
     io::{BufRead, BufReader},

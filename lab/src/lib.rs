@@ -33,6 +33,7 @@ pub mod ground;
 pub mod host;
 pub mod kernel;
 pub mod lab;
+pub mod pair;
 pub mod process;
 pub mod site;
 pub mod times;

@@ -50,6 +50,9 @@ enum Command {
         /// Seconds of each measurement.
         #[arg(long, default_value_t = 5)]
         seconds: u32,
+        /// Peers that each device has besides, which are not there.
+        #[arg(long, default_value_t = 1000)]
+        peers: u16,
     },
     /// A machine of User-Mode Linux, with the kernel's own WireGuard.
     Kernel {
@@ -82,12 +85,14 @@ fn main() -> ExitCode {
                 no_offload,
                 rounds,
                 seconds,
+                peers,
             } => bench::outside(&Bench {
                 agent,
                 against,
                 no_offload,
                 rounds,
                 seconds,
+                peers,
             }),
             Command::Kernel { command } => kernel(command),
             Command::Systemd { command } => systemd(command),

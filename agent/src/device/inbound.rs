@@ -10,12 +10,11 @@ use std::{
 use gotatun::{
     noise::TunnResult,
     packet::{Packet, PacketBufPool, WgKind},
-    tun::MtuWatcher,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    PACKET,
+    BUSY, PACKET,
     peer::{Peer, Tunnel},
     shared::{DeviceKey, Peers, Session, Shared},
     tun::{self, Writer},
@@ -28,13 +27,7 @@ const DATA: u8 = 4;
 /// Hands to the host what arrives at the socket, until the interface is gone. Something is written
 /// to `changed` when there is another socket.
 pub(super) fn run(shared: &Shared, mut changed: PipeReader) -> io::Error {
-    let mut inbound = Inbound {
-        shared,
-        pool: PacketBufPool::new(1),
-        writer: Writer::new(),
-        mtu: shared.mtu.clone(),
-    };
-    let mut buffer = vec![0; udp::LONGEST];
+    let mut busy: Option<Inbound<'_>> = None;
     loop {
         let socket = shared.socket();
         let mut waits: Vec<_> = [Some(changed.as_fd()), socket.as_ref().map(|s| s.as_fd())]
@@ -42,41 +35,55 @@ pub(super) fn run(shared: &Shared, mut changed: PipeReader) -> io::Error {
             .flatten()
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
-        let has_changed = loop {
+        loop {
+            let patience = busy.as_ref().map_or(PollTimeout::NONE, |_| BUSY.into());
             // Where it fails, the reads say why.
-            let _ = poll(&mut waits, PollTimeout::NONE);
+            if poll(&mut waits, patience) == Ok(0) {
+                busy = None;
+                continue;
+            }
             if waits[0].any() == Some(true) {
-                break true;
+                break;
             }
+            let inbound = busy.get_or_insert_with(|| Inbound::new(shared));
             if let Some(socket) = &socket
-                && let Err(error) = inbound.take(socket, &mut buffer)
+                && let Err(gone) = inbound.take(socket)
             {
-                return error;
+                return gone;
             }
-        };
-        drop(waits);
-        if has_changed {
-            let _ = changed.read(&mut [0; 16]);
         }
+        drop(waits);
+        let _ = changed.read(&mut [0; 16]);
     }
 }
 
+/// What moves packets; it has large buffers.
 struct Inbound<'a> {
     shared: &'a Shared,
     pool: PacketBufPool<PACKET>,
     writer: Writer,
-    mtu: MtuWatcher,
+    buffer: Vec<u8>,
 }
 
-impl Inbound<'_> {
+impl<'a> Inbound<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            pool: PacketBufPool::new(1),
+            writer: Writer::new(),
+            buffer: vec![0; udp::LONGEST],
+        }
+    }
+
     /// Takes what waits at the socket, up to a batch.
-    fn take(&mut self, socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<()> {
+    fn take(&mut self, socket: &UdpSocket) -> io::Result<()> {
         let shared = self.shared;
+        let mut buffer = std::mem::take(&mut self.buffer);
         {
             let peers = shared.peers();
             while !self.writer.is_full() {
                 // Nothing waits, or an error of what was sent before.
-                let Ok(arrival) = socket.receive(buffer) else {
+                let Ok(arrival) = socket.receive(&mut buffer) else {
                     break;
                 };
                 if let Some(key) = &peers.key {
@@ -84,6 +91,7 @@ impl Inbound<'_> {
                 }
             }
         }
+        self.buffer = buffer;
         match self.writer.write(&shared.tun) {
             Err(error) if tun::is_gone(&error) => Err(error),
             _ => Ok(()),
@@ -200,7 +208,7 @@ impl Inbound<'_> {
 
     /// Sends what waited for a session. The tunnel is held meanwhile, so that nothing passes it.
     fn send_waiting(&mut self, key: &DeviceKey, peer: &Arc<Peer>, tunnel: &mut Tunnel) {
-        while let Some(waiting) = tunnel.next_waiting(&mut self.mtu) {
+        while let Some(waiting) = tunnel.next_waiting(self.shared.mtu()) {
             self.shared.send(key, peer, tunnel, waiting);
         }
     }

@@ -7,14 +7,11 @@ use std::{
     sync::Arc,
 };
 
-use gotatun::{
-    packet::{Packet, PacketBufPool, WgKind},
-    tun::MtuWatcher,
-};
+use gotatun::packet::{Packet, PacketBufPool, WgKind};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    PACKET,
+    BUSY, PACKET,
     peer::Peer,
     shared::{DeviceKey, Peers, Shared},
     tun::{self, BATCH, Reader, Slot},
@@ -23,19 +20,16 @@ use super::{
 
 /// Sends what the host writes to the interface, until that is gone.
 pub(super) fn run(shared: &Shared) -> io::Error {
-    let pool = PacketBufPool::new(2 * BATCH);
-    let mut outbound = Outbound {
-        shared,
-        mtu: shared.mtu.clone(),
-        reader: Reader::new(),
-        slots: (0..BATCH).map(|_| Slot(pool.get())).collect(),
-        pool,
-        groups: Vec::new(),
-    };
+    let mut busy: Option<Outbound<'_>> = None;
     loop {
         let mut readable = [PollFd::new(shared.tun.as_fd(), PollFlags::POLLIN)];
+        let patience = busy.as_ref().map_or(PollTimeout::NONE, |_| BUSY.into());
         // Where it fails, the read says why.
-        let _ = poll(&mut readable, PollTimeout::NONE);
+        if poll(&mut readable, patience) == Ok(0) {
+            busy = None;
+            continue;
+        }
+        let outbound = busy.get_or_insert_with(|| Outbound::new(shared));
         if let Err(gone) = outbound.read() {
             return gone;
         }
@@ -43,9 +37,9 @@ pub(super) fn run(shared: &Shared) -> io::Error {
     }
 }
 
+/// What moves packets; it has large buffers.
 struct Outbound<'a> {
     shared: &'a Shared,
-    mtu: MtuWatcher,
     reader: Reader,
     slots: Vec<Slot>,
     pool: PacketBufPool<PACKET>,
@@ -58,7 +52,18 @@ struct Group {
     packets: Vec<Packet>,
 }
 
-impl Outbound<'_> {
+impl<'a> Outbound<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let pool = PacketBufPool::new(2 * BATCH);
+        Self {
+            shared,
+            reader: Reader::new(),
+            slots: (0..BATCH).map(|_| Slot(pool.get())).collect(),
+            pool,
+            groups: Vec::new(),
+        }
+    }
+
     /// Reads what the host has written, up to a batch and to what one more read may give.
     fn read(&mut self) -> io::Result<()> {
         let shared = self.shared;
@@ -95,7 +100,7 @@ impl Outbound<'_> {
         let key = self.shared.peers().key.clone();
         if let (Some(socket), Some(key)) = (self.shared.socket(), key) {
             for group in &mut self.groups {
-                group.send(self.shared, &socket, &key, &mut self.mtu);
+                group.send(self.shared, &socket, &key);
             }
         }
         self.groups.clear();
@@ -132,12 +137,12 @@ fn group_of(
 }
 
 impl Group {
-    fn send(&mut self, shared: &Shared, socket: &UdpSocket, key: &DeviceKey, mtu: &mut MtuWatcher) {
+    fn send(&mut self, shared: &Shared, socket: &UdpSocket, key: &DeviceKey) {
         let mut tunnel = self.peer.tunnel();
         let Some(path) = tunnel.path() else { return };
         let mut sealed = Vec::with_capacity(self.packets.len());
         for packet in self.packets.drain(..) {
-            match tunnel.seal(packet, mtu) {
+            match tunnel.seal(packet, shared.mtu()) {
                 Some(WgKind::Data(data)) => sealed.push(data.into_bytes()),
                 Some(message) => shared.send(key, &self.peer, &tunnel, message),
                 None => {}

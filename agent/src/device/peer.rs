@@ -9,11 +9,13 @@ use std::{
 use gotatun::{
     noise::{Tunn, TunnResult},
     packet::{Packet, WgData, WgKind},
-    tun::MtuWatcher,
     x25519::PublicKey,
 };
 
-use super::udp::{Arrival, Path};
+use super::{
+    udp::{Arrival, Path},
+    waiting::Waiting,
+};
 
 /// For how long a device goes on reading what arrives under its key after it was given another.
 /// Peers need a tenth of a second to change over, and some seconds when handshakes are lost.
@@ -39,8 +41,10 @@ pub(super) struct Tunnel {
     /// Index of the session that this end answered and that the peer has not used yet.
     unconfirmed: Option<u32>,
     last_handshake: Option<SystemTime>,
-    /// Packets wait for a session.
-    is_waiting: bool,
+    /// Whether a handshake under the present key is complete at both ends.
+    has_session: bool,
+    /// What waits for one.
+    waiting: Waiting,
     /// Bytes received and sent under former keys.
     before: (u64, u64),
 }
@@ -53,7 +57,7 @@ pub(super) struct Statistics {
 }
 
 impl Peer {
-    pub(super) fn new(key: PublicKey, noise: Tunn) -> Arc<Self> {
+    pub(super) fn new(key: PublicKey, noise: Tunn, waiting: Waiting) -> Arc<Self> {
         let tunnel = Tunnel {
             noise,
             former: None,
@@ -61,7 +65,8 @@ impl Peer {
             asked: None,
             unconfirmed: None,
             last_handshake: None,
-            is_waiting: false,
+            has_session: false,
+            waiting,
             before: (0, 0),
         };
         Arc::new(Self {
@@ -77,7 +82,7 @@ impl Peer {
 
 impl Tunnel {
     /// Takes up another key of the device. What the peer sends under the key before is read for
-    /// [`FORMER`].
+    /// [`FORMER`]; what waits, waits for a session under the new one.
     pub(super) fn rekey(&mut self, noise: Tunn, now: Instant) {
         let before = std::mem::replace(&mut self.noise, noise);
         let (_, sent, received, ..) = before.stats();
@@ -85,7 +90,7 @@ impl Tunnel {
         self.before.1 += sent as u64;
         self.former = Some((before, now + FORMER));
         self.unconfirmed = None;
-        self.is_waiting = false;
+        self.has_session = false;
     }
 
     pub(super) fn path(&self) -> Option<Path> {
@@ -117,24 +122,36 @@ impl Tunnel {
     }
 
     /// What is to be sent for a packet of the host: the packet itself, or a handshake that it then
-    /// waits for.
-    pub(super) fn seal(&mut self, packet: Packet, mtu: &mut MtuWatcher) -> Option<WgKind> {
-        let sealed = self.noise.handle_outgoing_packet(packet, Some(mtu));
-        if !matches!(sealed, Some(WgKind::Data(_))) {
-            self.is_waiting = true;
+    /// waits for. `mtu` is the interface's, in bytes.
+    pub(super) fn seal(&mut self, packet: Packet, mtu: usize) -> Option<WgKind> {
+        match self.seal_now(packet, mtu) {
+            Ok(sealed) => Some(sealed.into()),
+            Err(packet) => {
+                self.waiting.push(&packet);
+                self.call()
+            }
         }
-        sealed
     }
 
-    /// The next of the packets that waited for a session.
-    pub(super) fn next_waiting(&mut self, mtu: &mut MtuWatcher) -> Option<WgKind> {
-        // Without a session they would be queued anew, in another order.
-        if !self.is_waiting || self.noise.time_since_last_handshake().is_none() {
+    /// The next of the packets that waited for a session, once there is one.
+    pub(super) fn next_waiting(&mut self, mtu: usize) -> Option<WgKind> {
+        if !self.has_session {
             return None;
         }
-        let next = self.noise.get_queued_packets(mtu).next();
-        self.is_waiting = matches!(next, Some(WgKind::Data(_)));
-        next
+        let packet = self.waiting.pop()?;
+        self.seal_now(packet, mtu).ok().map(WgKind::from)
+    }
+
+    fn seal_now(&mut self, mut packet: Packet, mtu: usize) -> Result<Packet<WgData>, Packet> {
+        // gotatun would use a session that the peer may know nothing of.
+        if !self.has_session {
+            return Err(packet);
+        }
+        let bytes = packet.len();
+        // To a multiple of 16 (section 5.4.6 of WireGuard's paper), as far as the interface allows.
+        let padded = bytes.next_multiple_of(16).min(mtu).max(bytes);
+        packet.buf_mut().resize(padded, 0);
+        self.noise.encapsulate_with_session(packet)
     }
 
     /// Opens a packet that the peer sent under the key of the device, or under the one before.
@@ -156,8 +173,7 @@ impl Tunnel {
         };
         self.heard(arrival, false);
         if self.unconfirmed == Some(index) {
-            self.unconfirmed = None;
-            self.last_handshake = Some(SystemTime::now());
+            self.shook_hands();
         }
         Some(packet)
     }
@@ -170,11 +186,18 @@ impl Tunnel {
         };
         self.heard(arrival, true);
         if is_response {
-            self.last_handshake = Some(SystemTime::now());
+            self.shook_hands();
         } else if let WgKind::HandshakeResp(response) = &reply {
             self.unconfirmed = Some(response.sender_idx.get());
         }
         Some(reply)
+    }
+
+    /// Both ends have a new session.
+    fn shook_hands(&mut self) {
+        self.unconfirmed = None;
+        self.has_session = true;
+        self.last_handshake = Some(SystemTime::now());
     }
 
     /// Follows the peer to where it sends from. It is answered from the address that it asked.
@@ -195,7 +218,11 @@ impl Tunnel {
         if self.former.as_ref().is_some_and(|(_, until)| now >= *until) {
             self.former = None;
         }
-        self.noise.update_timers().ok().flatten()
+        self.noise.update_timers().unwrap_or_else(|_| {
+            // It gave up on the peer, until there is a packet for it.
+            self.waiting.clear();
+            None
+        })
     }
 
     /// A handshake, if a keepalive should keep the peer in touch and there was none for long.

@@ -4,13 +4,15 @@ use std::{
     collections::{BTreeSet, HashMap},
     io::IoSlice,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use gotatun::{
     noise::{handshake::parse_handshake_anon, index_table::IndexTable, rate_limiter::RateLimiter},
     packet::{Packet, WgHandshakeInit, WgKind},
-    tun::MtuWatcher,
     x25519::{PublicKey, StaticSecret},
 };
 use ip_network::IpNetwork;
@@ -20,15 +22,17 @@ use super::{
     peer::{Peer, Tunnel},
     tun::Tun,
     udp::UdpSocket,
+    waiting::Total,
 };
 
 pub(super) struct Shared {
     pub(super) tun: Tun,
-    pub(super) mtu: MtuWatcher,
+    mtu: AtomicUsize,
     socket: RwLock<Option<Arc<UdpSocket>>>,
     peers: RwLock<Peers>,
     sessions: Mutex<HashMap<u32, Session>>,
     pub(super) indices: IndexTable,
+    pub(super) waiting: Total,
 }
 
 /// The peers, and which of them has which addresses.
@@ -138,15 +142,29 @@ impl Peers {
 }
 
 impl Shared {
-    pub(super) fn new(tun: Tun, mtu: MtuWatcher) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(tun: Tun) -> Arc<Self> {
+        let shared = Self {
             tun,
-            mtu,
+            mtu: AtomicUsize::new(0),
             socket: RwLock::default(),
             peers: RwLock::new(Peers::none()),
             sessions: Mutex::default(),
             indices: IndexTable::from_os_rng(),
-        })
+            waiting: Total::default(),
+        };
+        shared.look_at_mtu();
+        Arc::new(shared)
+    }
+
+    /// Bytes of the longest packet that the interface takes, as it was looked at last.
+    pub(super) fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn look_at_mtu(&self) {
+        if let Ok(mtu) = self.tun.mtu() {
+            self.mtu.store(mtu.into(), Ordering::Relaxed);
+        }
     }
 
     pub(super) fn peers(&self) -> RwLockReadGuard<'_, Peers> {

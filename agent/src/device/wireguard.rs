@@ -13,13 +13,12 @@ use gotatun::{
         GetPeer, GetResponse, Peer as PeerSettings, Request, Response, Set, SetPeer, SetUnset,
     },
     noise::{Tunn, rate_limiter::RateLimiter},
-    tun::MtuWatcher,
     x25519::{PublicKey, StaticSecret},
 };
 use ip_network::IpNetwork;
 use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, packet_route::link::LinkAttribute};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tracing::error;
 use wattle_mesh::host::{interface::InterfaceName, offload::Offload};
 use zeroize::Zeroizing;
@@ -30,6 +29,7 @@ use super::{
     shared::{DeviceKey, Entry, Shared},
     tun::{MOST_SEGMENTS, Tun},
     udp::UdpSocket,
+    waiting::Waiting,
 };
 
 /// Handshakes in a second from which on the device wants cookies.
@@ -41,7 +41,6 @@ pub(super) struct WireguardDevice {
     port: u16,
     mark: u32,
     offloads: BTreeSet<Offload>,
-    mtu: watch::Sender<u16>,
     socket_changed: PipeWriter,
     ended: mpsc::Receiver<()>,
 }
@@ -60,8 +59,7 @@ impl WireguardDevice {
                  is what to do"
                 )
             })?;
-        let (mtu, watched) = watch::channel(tun.mtu().unwrap_or(1420));
-        let shared = Shared::new(tun, MtuWatcher::from(watched));
+        let shared = Shared::new(tun);
         let (changed, socket_changed) = std::io::pipe()?;
         let (end, ended) = mpsc::channel(2);
         let (reads, ends) = (Arc::clone(&shared), end.clone());
@@ -83,7 +81,6 @@ impl WireguardDevice {
             port: 0,
             mark: 0,
             offloads,
-            mtu,
             socket_changed,
             ended,
         })
@@ -204,7 +201,11 @@ impl WireguardDevice {
                 known.remove(&public);
             } else if !settings.update_only && known.insert(public) {
                 let key = key.as_ref().ok_or(Errno::ENOKEY)?;
-                new.push(Peer::new(public, self.noise(key, public, None, None)));
+                new.push(Peer::new(
+                    public,
+                    self.noise(key, public, None, None),
+                    Waiting::new(&self.shared.waiting),
+                ));
             }
         }
         Ok(new)
@@ -350,10 +351,7 @@ impl WireguardDevice {
     pub(super) fn keep_in_touch(&self) {
         self.tell_all(super::peer::Tunnel::renewal);
         self.shared.forget_sessions();
-        if let Ok(mtu) = self.shared.tun.mtu() {
-            self.mtu
-                .send_if_modified(|before| std::mem::replace(before, mtu) != mtu);
-        }
+        self.shared.look_at_mtu();
     }
 }
 

@@ -12,6 +12,7 @@
 #[expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 mod browser;
 mod change;
+mod device;
 mod guide;
 mod hostile;
 mod input;
@@ -111,6 +112,11 @@ const ON_KERNEL: &[(&str, Test)] = tests![
 /// What says nothing of a device: the agent's and the coordinator's own conduct, the page, the
 /// command line. It is quickest here.
 const ON_HOST: &[(&str, Test)] = tests![
+    // The userspace device by itself.
+    device::flows_come_whole_and_in_order_with_and_without_each_offload,
+    device::a_flow_beside_one_that_takes_all_there_is_loses_nothing_and_keeps_its_order,
+    device::a_peer_is_answered_from_the_address_that_it_asked,
+    rotation::a_busy_node_takes_up_a_new_key_and_no_packet_is_lost_or_out_of_order,
     // These wait for minutes, so they begin early.
     restored::h8_a_gateway_that_is_set_back_to_an_earlier_disk_says_so_at_both_ends_and_one_command_mends_it,
     hostile::e14_e15_e16_e17_whatever_a_coordinator_with_the_meshs_authority_says_its_gateways_keep_their_networks_and_come_back,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use wattle_lab::{
     Api, Flow, Lab, LabSite,
-    flow::Outcome,
+    flow::{Outcome, load::Numbered},
     gateway::STATE_DIR,
     kernel::OWN_MACHINE,
     patience,
@@ -75,6 +75,28 @@ pub(crate) fn a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_directio
     flows
         .into_iter()
         .try_for_each(|flow| flow.expect_no_loss().map(drop))
+}
+
+pub(crate) fn a_busy_node_takes_up_a_new_key_and_no_packet_is_lost_or_out_of_order(
+    folder: &Path,
+) -> Result<()> {
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    let api = lab.weave()?;
+    let flow = |from: LabSite, to: LabSite| {
+        let (from, to) = (lab.gateway(from)?, lab.gateway(to)?);
+        let address = to.site.lan_host().into();
+        Numbered::start(&from.lan_host, &to.lan_host, address)
+    };
+    let flows = [flow(DUBLIN, FRANKFURT)?, flow(FRANKFURT, NEW_YORK)?];
+    flows.iter().try_for_each(|flow| flow.more(1000))?;
+    let before = lab.gateway(FRANKFURT)?.public_key()?;
+    ask(&api)?;
+    let after = taken_up(&lab, &before)?;
+    everybody_goes_by(&lab, &api, &after)?;
+    flows.iter().try_for_each(|flow| flow.more(1000))?;
+    flows
+        .into_iter()
+        .try_for_each(|flow| flow.finish().map(drop))
 }
 
 pub(crate) fn peers_whose_firewalls_are_long_in_listing_their_rules_follow_to_a_new_key_all_the_same(

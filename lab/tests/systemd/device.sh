@@ -80,6 +80,8 @@ grep -q " 0% packet loss" /run/pings || fail "packets were lost: $(tail -3 /run/
 # After an upgrade the agent tells that the device is still the program of before, and its remedy
 # brings the new one.
 cp --remove-destination /opt/wattle/programs/wattle-agent /usr/bin/wattle-agent
+# This is for the next device.
+echo 'no_offload = ["send"]' >>/etc/wattle/agent.toml
 systemctl restart wattle-agent
 is_old() {
     wattle-agent status --json | jq --exit-status --raw-output \
@@ -92,6 +94,9 @@ is_new_device() {
 }
 wait_for 30 is_new_device
 ! is_old || fail "the new device counts as old"
+without=$(tr '\0' ' ' <"/proc/$(property "$(device_unit)" MainPID)/cmdline")
+[ "${without%--no-offload=send *}" != "$without" ] || fail "it was started as $without"
+wattle-agent doctor | grep 'as `no_offload` says: send' || fail "$(wattle-agent doctor)"
 
 # Where its start fails, the agent says why. It tries again.
 systemctl stop wattle-device.socket
