@@ -201,7 +201,7 @@ impl<'a> Inbound<'a> {
     fn answer(&mut self, key: &DeviceKey, peer: &Arc<Peer>, message: WgKind, arrival: &Arrival) {
         let mut tunnel = peer.tunnel();
         if let Some(reply) = tunnel.shake(message, arrival) {
-            self.shared.send(key, peer, &tunnel, reply);
+            self.shared.send(key, peer, &mut tunnel, reply);
         }
         self.send_waiting(key, peer, &mut tunnel);
     }

@@ -144,7 +144,7 @@ impl Group {
         for packet in self.packets.drain(..) {
             match tunnel.seal(packet, shared.mtu()) {
                 Some(WgKind::Data(data)) => sealed.push(data.into_bytes()),
-                Some(message) => shared.send(key, &self.peer, &tunnel, message),
+                Some(message) => shared.send(key, &self.peer, &mut tunnel, message),
                 None => {}
             }
         }

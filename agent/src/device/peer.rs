@@ -40,6 +40,8 @@ pub(super) struct Tunnel {
     asked: Option<IpAddr>,
     /// Index of the session that this end answered and that the peer has not used yet.
     unconfirmed: Option<u32>,
+    /// First messages of handshakes since the peer was heard last.
+    calls: u32,
     last_handshake: Option<SystemTime>,
     /// Whether a handshake under the present key is complete at both ends.
     has_session: bool,
@@ -64,6 +66,7 @@ impl Peer {
             path: None,
             asked: None,
             unconfirmed: None,
+            calls: 0,
             last_handshake: None,
             has_session: false,
             waiting,
@@ -95,6 +98,19 @@ impl Tunnel {
 
     pub(super) fn path(&self) -> Option<Path> {
         self.path
+    }
+
+    /// Where a message goes. When a call was not answered, Linux chooses the address of this host
+    /// for the next: nothing may come to the one that the peer used last.
+    pub(super) fn path_of(&mut self, message: &WgKind) -> Option<Path> {
+        let mut path = self.path?;
+        if matches!(message, WgKind::HandshakeInit(_)) {
+            self.calls += 1;
+            if self.calls > 1 {
+                path.from = None;
+            }
+        }
+        Some(path)
     }
 
     /// Sets where the peer is. Linux chooses the address of this host.
@@ -203,6 +219,7 @@ impl Tunnel {
     /// Follows the peer to where it sends from. It is answered from the address that it asked.
     fn heard(&mut self, arrival: &Arrival, is_handshake: bool) {
         let (from, to) = (arrival.from, arrival.to);
+        self.calls = 0;
         let is_new = self.path.is_none_or(|path| path.to != from) || self.asked != to;
         if is_new || is_handshake {
             self.asked = to;

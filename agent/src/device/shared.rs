@@ -202,7 +202,13 @@ impl Shared {
     }
 
     /// Sends one message to a peer. What answers a handshake finds the peer by its index.
-    pub(super) fn send(&self, key: &DeviceKey, peer: &Arc<Peer>, tunnel: &Tunnel, message: WgKind) {
+    pub(super) fn send(
+        &self,
+        key: &DeviceKey,
+        peer: &Arc<Peer>,
+        tunnel: &mut Tunnel,
+        message: WgKind,
+    ) {
         let index = if let WgKind::HandshakeInit(initiation) = &message {
             Some(initiation.sender_idx.get())
         } else if let WgKind::HandshakeResp(response) = &message {
@@ -217,7 +223,7 @@ impl Shared {
             };
             self.sessions().insert(index, session);
         }
-        if let (Some(path), Some(socket)) = (tunnel.path(), self.socket()) {
+        if let (Some(path), Some(socket)) = (tunnel.path_of(&message), self.socket()) {
             let bytes = Packet::from(message);
             socket.send(&path, &[IoSlice::new(&bytes)]);
         }

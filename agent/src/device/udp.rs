@@ -31,7 +31,7 @@ use wattle_mesh::host::offload::Offload;
 /// 1 Gbit/s.
 const BUFFER: usize = 7 << 20;
 /// Most datagrams that Linux takes in one call (`UDP_MAX_SEGMENTS` up to Linux 6.8).
-const MOST_SEGMENTS: usize = 64;
+const MOST_DATAGRAMS: usize = 64;
 /// Most bytes that it takes: the longest IPv4 packet without the headers.
 const MOST_BYTES: usize = 65_507;
 /// Longest that Linux gives at once.
@@ -178,16 +178,23 @@ impl UdpSocket {
             };
             let (now, later) = left.split_at(run);
             left = later;
-            if let Err(error) = self.send_run(path, now)
-                && now.len() > 1
-            {
-                if error == Errno::EIO {
-                    // The interface cannot compute checksums of segments.
-                    self.segments.store(false, Ordering::Relaxed);
-                }
-                // Longer than the path takes: Linux cuts single datagrams into fragments.
-                for single in now {
-                    let _ = self.send_run(path, std::slice::from_ref(single));
+            let Err(error) = self.send_run(path, now) else {
+                continue;
+            };
+            if error == Errno::EIO {
+                // The interface cannot compute checksums of segments.
+                self.segments.store(false, Ordering::Relaxed);
+            }
+            // Together they may be longer than the path takes: Linux cuts single datagrams into
+            // fragments. Or this host does not have the address any more.
+            let by_linux = Path {
+                from: None,
+                ..*path
+            };
+            for single in now {
+                let single = std::slice::from_ref(single);
+                if now.len() == 1 || self.send_run(path, single).is_err() {
+                    let _ = self.send_run(&by_linux, single);
                 }
             }
         }
@@ -274,7 +281,7 @@ fn run(datagrams: &[IoSlice<'_>]) -> usize {
     let mut count = 1;
     for datagram in &datagrams[1..] {
         bytes += datagram.len();
-        if count == MOST_SEGMENTS || bytes > MOST_BYTES || datagram.len() > size {
+        if count == MOST_DATAGRAMS || bytes > MOST_BYTES || datagram.len() > size {
             break;
         }
         count += 1;

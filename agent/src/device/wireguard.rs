@@ -13,6 +13,7 @@ use gotatun::{
         GetPeer, GetResponse, Peer as PeerSettings, Request, Response, Set, SetPeer, SetUnset,
     },
     noise::{Tunn, rate_limiter::RateLimiter},
+    packet::WgKind,
     x25519::{PublicKey, StaticSecret},
 };
 use ip_network::IpNetwork;
@@ -25,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::{
     inbound, outbound,
-    peer::Peer,
+    peer::{Peer, Tunnel},
     shared::{DeviceKey, Entry, Shared},
     tun::{MOST_SEGMENTS, Tun},
     udp::UdpSocket,
@@ -270,7 +271,7 @@ impl WireguardDevice {
             if tunnel.path().is_some()
                 && let Some(call) = tunnel.call()
             {
-                self.shared.send(&key, &peer, &tunnel, call);
+                self.shared.send(&key, &peer, &mut tunnel, call);
             }
         }
     }
@@ -318,14 +319,12 @@ impl WireguardDevice {
         // The thread that reads holds the other end.
         let _ = self.socket_changed.write_all(&[1]);
         if had {
-            self.tell_all(super::peer::Tunnel::greet);
+            self.tell_all(Tunnel::greet);
         }
     }
 
-    fn tell_all(
-        &self,
-        mut what: impl FnMut(&mut super::peer::Tunnel) -> Option<gotatun::packet::WgKind>,
-    ) {
+    /// Sends each peer what it is to be told.
+    fn tell_all(&self, mut what: impl FnMut(&mut Tunnel) -> Option<WgKind>) {
         let peers = self.shared.peers();
         let Some(key) = &peers.key else { return };
         for Entry { peer, .. } in peers.entries() {
@@ -333,7 +332,7 @@ impl WireguardDevice {
             if tunnel.path().is_some()
                 && let Some(message) = what(&mut tunnel)
             {
-                self.shared.send(key, peer, &tunnel, message);
+                self.shared.send(key, peer, &mut tunnel, message);
             }
         }
     }
@@ -349,7 +348,7 @@ impl WireguardDevice {
 
     /// Renews old sessions and looks at the interface. Call it every few seconds.
     pub(super) fn keep_in_touch(&self) {
-        self.tell_all(super::peer::Tunnel::renewal);
+        self.tell_all(Tunnel::renewal);
         self.shared.forget_sessions();
         self.shared.look_at_mtu();
     }
