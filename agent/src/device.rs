@@ -54,8 +54,7 @@ const PACKET: usize = 9_216;
 
 /// How long large buffers are kept after the last packet, in milliseconds.
 const BUSY: u16 = 5_000;
-/// How often the device looks whether its interface is still there. Before it has a key it does not
-/// read from it, so it would not notice.
+/// How often the device looks whether its interface is still there.
 const INTERFACE_CHECK: Duration = Duration::from_secs(1);
 
 /// How often the device looks what WireGuard's timers want.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,7 +22,7 @@ use crate::{
     binaries::scratch,
     enter,
     host::Host,
-    pair::{End, Pair},
+    pair::{DevicePair, End},
     process::Daemon,
     wait::{patience, wait_for},
 };
@@ -34,20 +35,26 @@ const REST: Duration = Duration::from_secs(30);
 const MEBIBYTE: f64 = 1024.0 * 1024.0;
 
 /// What to measure.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
 pub struct Bench {
     /// The agent's program.
-    pub agent: PathBuf,
-    /// wireguard-go, if it is there.
-    pub against: Option<PathBuf>,
-    /// What Wattle's device does without, as for `wattle-agent device --no-offload`.
-    pub no_offload: Option<String>,
-    /// How often each is measured.
-    pub rounds: usize,
+    #[arg(long, value_name = "FILE")]
+    agent: PathBuf,
+    /// wireguard-go; without it Wattle's device is measured alone.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// What Wattle's device does without: `interface`, `send`, `receive`, or several with commas.
+    #[arg(long, value_name = "WHICH")]
+    no_offload: Option<String>,
+    /// How often each is measured, in turns.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
     /// Seconds of each measurement.
-    pub seconds: u32,
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
     /// Peers that each device has besides, which are not there.
-    pub peers: u16,
+    #[arg(long, default_value_t = 1000)]
+    peers: u16,
 }
 
 /// What was measured through one tunnel, by the names of the cells.
@@ -95,7 +102,7 @@ impl Bench {
     }
 
     fn measure(&self, folder: &Path, device: impl Fn(&Host, &str) -> Command) -> Result<Figures> {
-        let pair = Pair::start(folder, device)?;
+        let pair = DevicePair::start(folder, device)?;
         for end in [&pair.here, &pair.there] {
             end.add_strangers(self.peers)?;
         }
@@ -151,7 +158,7 @@ fn number(value: &Value, name: &str) -> Result<f64> {
         .with_context(|| format!("iperf3 reports no {name}"))
 }
 
-impl Pair {
+impl DevicePair {
     fn iperf(&self, seconds: u32, options: &str) -> Result<Value> {
         let line = format!("iperf3 --client 10.0.0.2 --json --omit 1 --time {seconds} {options}");
         let report = self.here.host.run(line.trim_end())?;

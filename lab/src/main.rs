@@ -1,6 +1,6 @@
 //! `wattle-lab`: the demo, and a way into its hosts.
 
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
@@ -34,26 +34,7 @@ enum Command {
         command: Vec<String>,
     },
     /// Measures how fast the userspace device is, beside wireguard-go. `scripts/bench` makes both.
-    Bench {
-        /// The agent's program.
-        #[arg(long, value_name = "FILE")]
-        agent: PathBuf,
-        /// wireguard-go; without it Wattle's device is measured alone.
-        #[arg(long, value_name = "FILE")]
-        against: Option<PathBuf>,
-        /// What Wattle's device does without: `interface`, `send`, `receive`, or several with commas.
-        #[arg(long, value_name = "WHICH")]
-        no_offload: Option<String>,
-        /// How often each is measured, in turns.
-        #[arg(long, default_value_t = 5)]
-        rounds: usize,
-        /// Seconds of each measurement.
-        #[arg(long, default_value_t = 5)]
-        seconds: u32,
-        /// Peers that each device has besides, which are not there.
-        #[arg(long, default_value_t = 1000)]
-        peers: u16,
-    },
+    Bench(Bench),
     /// A machine of User-Mode Linux, with the kernel's own WireGuard.
     Kernel {
         #[command(subcommand)]
@@ -79,21 +60,7 @@ fn main() -> ExitCode {
         let result = match Arguments::parse().command {
             Command::Demo => demo::outside(),
             Command::Exec { host, command } => exec::exec(&host, &command),
-            Command::Bench {
-                agent,
-                against,
-                no_offload,
-                rounds,
-                seconds,
-                peers,
-            } => bench::outside(&Bench {
-                agent,
-                against,
-                no_offload,
-                rounds,
-                seconds,
-                peers,
-            }),
+            Command::Bench(bench) => bench::outside(&bench),
             Command::Kernel { command } => kernel(command),
             Command::Systemd { command } => systemd(command),
         };

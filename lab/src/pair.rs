@@ -39,12 +39,12 @@ pub struct End {
 
 /// Two gateways.
 #[derive(Debug)]
-pub struct Pair {
+pub struct DevicePair {
     pub here: End,
     pub there: End,
 }
 
-impl Pair {
+impl DevicePair {
     /// Starts what `device` gives on each of them: a device for the interface [`INTERFACE`], which
     /// stays in the foreground. Logs are kept in the folder.
     pub fn start(folder: &Path, device: impl Fn(&Host, &str) -> Command) -> Result<Self> {

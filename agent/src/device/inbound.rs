@@ -17,10 +17,12 @@ use super::{
     BUSY, PACKET,
     peer::{Peer, Tunnel},
     shared::{DeviceKey, Peers, Session, Shared},
-    tun::{self, Writer},
+    tun::{self, BATCH, Writer},
     udp::{self, Arrival, UdpSocket},
 };
 
+/// Bytes of the longest datagram: a packet, and 32 of WireGuard.
+const DATAGRAM: usize = PACKET + 32;
 /// First byte of a data message, as WireGuard's protocol numbers them.
 const DATA: u8 = 4;
 
@@ -60,7 +62,7 @@ pub(super) fn run(shared: &Shared, mut changed: PipeReader) -> io::Error {
 /// What moves packets; it has large buffers.
 struct Inbound<'a> {
     shared: &'a Shared,
-    pool: PacketBufPool<PACKET>,
+    pool: PacketBufPool<DATAGRAM>,
     writer: Writer,
     buffer: Vec<u8>,
 }
@@ -81,7 +83,11 @@ impl<'a> Inbound<'a> {
         let mut buffer = std::mem::take(&mut self.buffer);
         {
             let peers = shared.peers();
-            while !self.writer.is_full() {
+            // A flood of what is not for the host ends it, too: others want the peers.
+            for _ in 0..BATCH {
+                if self.writer.is_full() {
+                    break;
+                }
                 // Nothing waits, or an error of what was sent before.
                 let Ok(arrival) = socket.receive(&mut buffer) else {
                     break;
@@ -114,7 +120,7 @@ impl<'a> Inbound<'a> {
             match session_of(run[0]) {
                 Some(index) => {
                     if let Some(session) = self.shared.session(index) {
-                        self.open(peers, key, &session, arrival, run);
+                        self.open(peers, &session, arrival, run);
                     }
                 }
                 None => self.shake(peers, key, socket, arrival, run[0]),
@@ -123,16 +129,8 @@ impl<'a> Inbound<'a> {
     }
 
     /// Opens data of one session, and keeps for the host what its peer may send.
-    fn open(
-        &mut self,
-        peers: &Peers,
-        key: &DeviceKey,
-        session: &Session,
-        arrival: &Arrival,
-        datagrams: &[&[u8]],
-    ) {
+    fn open(&mut self, peers: &Peers, session: &Session, arrival: &Arrival, datagrams: &[&[u8]]) {
         let peer = &session.peer;
-        let is_former = session.key != key.number;
         let mut sender: Option<IpAddr> = None;
         let mut tunnel = peer.tunnel();
         for datagram in datagrams {
@@ -142,7 +140,7 @@ impl<'a> Inbound<'a> {
             else {
                 continue;
             };
-            let Some(opened) = tunnel.open(data, is_former, arrival) else {
+            let Some(opened) = tunnel.open(data, session.key, arrival) else {
                 continue;
             };
             let Some((packet, from)) = ip_packet(&opened) else {
@@ -157,7 +155,7 @@ impl<'a> Inbound<'a> {
             }
             self.writer.push(packet);
         }
-        self.send_waiting(key, peer, &mut tunnel);
+        self.send_waiting(peer, &mut tunnel);
     }
 
     /// Takes a message of a handshake.
@@ -182,7 +180,7 @@ impl<'a> Inbound<'a> {
         let index = match &message {
             WgKind::HandshakeInit(initiation) => {
                 if let Some(peer) = peers.of_initiation(key, initiation) {
-                    self.answer(key, peer, message, arrival);
+                    self.answer(peer, message, arrival);
                 }
                 return;
             }
@@ -194,22 +192,22 @@ impl<'a> Inbound<'a> {
         if let Some(session) = self.shared.session(index)
             && session.key == key.number
         {
-            self.answer(key, &session.peer, message, arrival);
+            self.answer(&session.peer, message, arrival);
         }
     }
 
-    fn answer(&mut self, key: &DeviceKey, peer: &Arc<Peer>, message: WgKind, arrival: &Arrival) {
+    fn answer(&mut self, peer: &Arc<Peer>, message: WgKind, arrival: &Arrival) {
         let mut tunnel = peer.tunnel();
         if let Some(reply) = tunnel.shake(message, arrival) {
-            self.shared.send(key, peer, &mut tunnel, reply);
+            self.shared.send(peer, &mut tunnel, reply);
         }
-        self.send_waiting(key, peer, &mut tunnel);
+        self.send_waiting(peer, &mut tunnel);
     }
 
     /// Sends what waited for a session. The tunnel is held meanwhile, so that nothing passes it.
-    fn send_waiting(&mut self, key: &DeviceKey, peer: &Arc<Peer>, tunnel: &mut Tunnel) {
+    fn send_waiting(&mut self, peer: &Arc<Peer>, tunnel: &mut Tunnel) {
         while let Some(waiting) = tunnel.next_waiting(self.shared.mtu()) {
-            self.shared.send(key, peer, tunnel, waiting);
+            self.shared.send(peer, tunnel, waiting);
         }
     }
 
@@ -232,7 +230,7 @@ fn session_of(datagram: &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*datagram.get(4..8)?.first_chunk()?))
 }
 
-/// An IP packet without what it was padded with, and where it comes from.
+/// An IP packet without what it was padded with, and where it comes from; nothing if it is none.
 fn ip_packet(opened: &[u8]) -> Option<(&[u8], IpAddr)> {
     let field = |at: usize| {
         Some(usize::from(u16::from_be_bytes(
@@ -242,7 +240,8 @@ fn ip_packet(opened: &[u8]) -> Option<(&[u8], IpAddr)> {
     match opened.first()? >> 4 {
         4 => {
             let from = IpAddr::from(*opened.get(12..16)?.first_chunk::<4>()?);
-            Some((opened.get(..field(2)?)?, from))
+            let length = Some(field(2)?).filter(|length| *length >= 20)?;
+            Some((opened.get(..length)?, from))
         }
         6 => {
             let from = IpAddr::from(*opened.get(8..24)?.first_chunk::<16>()?);

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{
     BUSY, PACKET,
     peer::Peer,
-    shared::{DeviceKey, Peers, Shared},
+    shared::{Peers, Shared},
     tun::{self, BATCH, Reader, Slot},
     udp::UdpSocket,
 };
@@ -97,10 +97,10 @@ impl<'a> Outbound<'a> {
 
     /// Sends what was read.
     fn send(&mut self) {
-        let key = self.shared.peers().key.clone();
-        if let (Some(socket), Some(key)) = (self.shared.socket(), key) {
+        let has_key = self.shared.peers().key.is_some();
+        if let Some(socket) = self.shared.socket().filter(|_| has_key) {
             for group in &mut self.groups {
-                group.send(self.shared, &socket, &key);
+                group.send(self.shared, &socket);
             }
         }
         self.groups.clear();
@@ -137,14 +137,14 @@ fn group_of(
 }
 
 impl Group {
-    fn send(&mut self, shared: &Shared, socket: &UdpSocket, key: &DeviceKey) {
+    fn send(&mut self, shared: &Shared, socket: &UdpSocket) {
         let mut tunnel = self.peer.tunnel();
         let Some(path) = tunnel.path() else { return };
         let mut sealed = Vec::with_capacity(self.packets.len());
         for packet in self.packets.drain(..) {
             match tunnel.seal(packet, shared.mtu()) {
                 Some(WgKind::Data(data)) => sealed.push(data.into_bytes()),
-                Some(message) => shared.send(key, &self.peer, &mut tunnel, message),
+                Some(message) => shared.send(&self.peer, &mut tunnel, message),
                 None => {}
             }
         }

@@ -33,6 +33,8 @@ pub(super) struct Peer {
 /// What the tunnel to a peer is made of.
 pub(super) struct Tunnel {
     noise: Tunn,
+    /// The how-manieth key of the device that is under.
+    key: u64,
     /// The sessions under the key that the device had before, and until when they are read.
     former: Option<(Tunn, Instant)>,
     path: Option<Path>,
@@ -59,9 +61,11 @@ pub(super) struct Statistics {
 }
 
 impl Peer {
-    pub(super) fn new(key: PublicKey, noise: Tunn, waiting: Waiting) -> Arc<Self> {
+    /// A peer of a device with its how-manieth key.
+    pub(super) fn new(key: PublicKey, noise: Tunn, number: u64, waiting: Waiting) -> Arc<Self> {
         let tunnel = Tunnel {
             noise,
+            key: number,
             former: None,
             path: None,
             asked: None,
@@ -86,14 +90,20 @@ impl Peer {
 impl Tunnel {
     /// Takes up another key of the device. What the peer sends under the key before is read for
     /// [`FORMER`]; what waits, waits for a session under the new one.
-    pub(super) fn rekey(&mut self, noise: Tunn, now: Instant) {
+    pub(super) fn rekey(&mut self, noise: Tunn, number: u64, now: Instant) {
         let before = std::mem::replace(&mut self.noise, noise);
         let (_, sent, received, ..) = before.stats();
         self.before.0 += received as u64;
         self.before.1 += sent as u64;
         self.former = Some((before, now + FORMER));
+        self.key = number;
         self.unconfirmed = None;
         self.has_session = false;
+    }
+
+    /// The how-manieth key of the device it is under.
+    pub(super) fn key(&self) -> u64 {
+        self.key
     }
 
     pub(super) fn path(&self) -> Option<Path> {
@@ -116,11 +126,20 @@ impl Tunnel {
     /// Sets where the peer is. Linux chooses the address of this host.
     pub(super) fn set_endpoint(&mut self, endpoint: SocketAddr) {
         if self.path.is_none_or(|path| path.to != endpoint) {
+            self.begin();
             self.path = Some(Path {
                 to: endpoint,
                 from: None,
             });
             self.asked = None;
+        }
+    }
+
+    /// Sets gotatun's clock. It stands still while there is nowhere to send to, for its timers are
+    /// not looked at then, and would end the first session at once.
+    fn begin(&mut self) {
+        if self.path.is_none() {
+            self.noise.reset();
         }
     }
 
@@ -155,7 +174,13 @@ impl Tunnel {
             return None;
         }
         let packet = self.waiting.pop()?;
-        self.seal_now(packet, mtu).ok().map(WgKind::from)
+        match self.seal_now(packet, mtu) {
+            Ok(sealed) => Some(sealed.into()),
+            Err(packet) => {
+                self.waiting.put_back(packet);
+                None
+            }
+        }
     }
 
     fn seal_now(&mut self, mut packet: Packet, mtu: usize) -> Result<Packet<WgData>, Packet> {
@@ -167,18 +192,23 @@ impl Tunnel {
         // To a multiple of 16 (section 5.4.6 of WireGuard's paper), as far as the interface allows.
         let padded = bytes.next_multiple_of(16).min(mtu).max(bytes);
         packet.buf_mut().resize(padded, 0);
-        self.noise.encapsulate_with_session(packet)
+        let sealed = self.noise.encapsulate_with_session(packet);
+        // Its time is over.
+        self.has_session = sealed.is_ok();
+        sealed
     }
 
-    /// Opens a packet that the peer sent under the key of the device, or under the one before.
+    /// Opens a packet that the peer sent under the how-manieth key of the device: the present one,
+    /// or the one before.
     /// Empty ones keep a tunnel alive and are not for the host.
     pub(super) fn open(
         &mut self,
         packet: Packet<WgData>,
-        is_former: bool,
+        key: u64,
         arrival: &Arrival,
     ) -> Option<Packet> {
         let index = packet.header.receiver_idx.get();
+        let is_former = key != self.key;
         let noise = match &mut self.former {
             Some((former, _)) if is_former => former,
             _ => &mut self.noise,
@@ -188,7 +218,9 @@ impl Tunnel {
             return None;
         };
         self.heard(arrival, false);
-        if self.unconfirmed == Some(index) {
+        // Of several that this end answered, the peer may use another than the last.
+        let is_first = !self.has_session && !is_former && self.unconfirmed.is_some();
+        if self.unconfirmed == Some(index) || is_first {
             self.shook_hands();
         }
         Some(packet)
@@ -196,6 +228,7 @@ impl Tunnel {
 
     /// Takes a message of a handshake, and gives what is to be sent in turn.
     pub(super) fn shake(&mut self, message: WgKind, arrival: &Arrival) -> Option<WgKind> {
+        self.begin();
         let is_response = matches!(message, WgKind::HandshakeResp(_));
         let TunnResult::WriteToNetwork(reply) = self.noise.handle_incoming_packet(message) else {
             return None;

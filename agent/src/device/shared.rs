@@ -18,7 +18,10 @@ use gotatun::{
 use ip_network::IpNetwork;
 use ip_network_table::IpNetworkTable;
 
+use tracing::warn;
+
 use super::{
+    PACKET,
     peer::{Peer, Tunnel},
     tun::Tun,
     udp::UdpSocket,
@@ -163,7 +166,14 @@ impl Shared {
 
     pub(super) fn look_at_mtu(&self) {
         if let Ok(mtu) = self.tun.mtu() {
-            self.mtu.store(mtu.into(), Ordering::Relaxed);
+            let mtu = usize::from(mtu);
+            let before = self.mtu.swap(mtu, Ordering::Relaxed);
+            if mtu > PACKET && mtu != before {
+                warn!(
+                    mtu,
+                    "packets of more than {PACKET} bytes do not pass: set a smaller MTU"
+                );
+            }
         }
     }
 
@@ -202,13 +212,7 @@ impl Shared {
     }
 
     /// Sends one message to a peer. What answers a handshake finds the peer by its index.
-    pub(super) fn send(
-        &self,
-        key: &DeviceKey,
-        peer: &Arc<Peer>,
-        tunnel: &mut Tunnel,
-        message: WgKind,
-    ) {
+    pub(super) fn send(&self, peer: &Arc<Peer>, tunnel: &mut Tunnel, message: WgKind) {
         let index = if let WgKind::HandshakeInit(initiation) = &message {
             Some(initiation.sender_idx.get())
         } else if let WgKind::HandshakeResp(response) = &message {
@@ -219,7 +223,7 @@ impl Shared {
         if let Some(index) = index {
             let session = Session {
                 peer: Arc::clone(peer),
-                key: key.number,
+                key: tunnel.key(),
             };
             self.sessions().insert(index, session);
         }

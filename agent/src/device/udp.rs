@@ -18,7 +18,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
         ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike,
-        SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+        SockaddrStorage, getsockopt, recvmsg, sendmsg, setsockopt, sockopt,
     },
 };
 use rustix::net::sockopt::{
@@ -30,6 +30,8 @@ use wattle_mesh::host::offload::Offload;
 /// Bytes that the socket's buffers hold, as wireguard-go has it: 7 MiB are 5,000 packets, 50 ms at
 /// 1 Gbit/s.
 const BUFFER: usize = 7 << 20;
+/// How long the device waits for a full buffer to empty, in milliseconds: others wait meanwhile.
+const STUCK: u8 = 100;
 /// Most datagrams that Linux takes in one call (`UDP_MAX_SEGMENTS` up to Linux 6.8).
 const MOST_DATAGRAMS: usize = 64;
 /// Most bytes that it takes: the longest IPv4 packet without the headers.
@@ -42,6 +44,8 @@ pub(super) struct UdpSocket {
     port: u16,
     has_ipv6: bool,
     segments: AtomicBool,
+    /// Nothing has left it for [`STUCK`].
+    is_stuck: AtomicBool,
 }
 
 /// What one call gave.
@@ -95,7 +99,10 @@ impl UdpSocket {
         if has_ipv6 {
             set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DONT)?;
         }
-        // Smaller buffers lose packets of bursts, no more.
+        // Smaller buffers lose packets of bursts, no more. The larger ones take a right that root of a
+        // container lacks.
+        let _ = socket.set_recv_buffer_size(BUFFER);
+        let _ = socket.set_send_buffer_size(BUFFER);
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER);
         let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER);
         if offloads.contains(&Offload::Receive) {
@@ -107,11 +114,15 @@ impl UdpSocket {
             .local_addr()?
             .as_socket()
             .map_or(port, |address| address.port());
+        // Linux before 4.18 takes no notice of it, and would send all as one datagram.
+        let segments = offloads.contains(&Offload::Send)
+            && getsockopt(&socket, sockopt::UdpGsoSegment).is_ok();
         Ok(Self {
             socket,
             port,
             has_ipv6,
-            segments: AtomicBool::new(offloads.contains(&Offload::Send)),
+            segments: AtomicBool::new(segments),
+            is_stuck: AtomicBool::new(false),
         })
     }
 
@@ -181,20 +192,23 @@ impl UdpSocket {
             let Err(error) = self.send_run(path, now) else {
                 continue;
             };
+            // This host may not have the address any more.
+            let by_linux = Path {
+                from: None,
+                ..*path
+            };
+            if path.from.is_some() && self.send_run(&by_linux, now).is_ok() {
+                continue;
+            }
             if error == Errno::EIO {
                 // The interface cannot compute checksums of segments.
                 self.segments.store(false, Ordering::Relaxed);
             }
             // Together they may be longer than the path takes: Linux cuts single datagrams into
-            // fragments. Or this host does not have the address any more.
-            let by_linux = Path {
-                from: None,
-                ..*path
-            };
-            for single in now {
-                let single = std::slice::from_ref(single);
-                if now.len() == 1 || self.send_run(path, single).is_err() {
-                    let _ = self.send_run(&by_linux, single);
+            // fragments.
+            if now.len() > 1 && [Errno::EIO, Errno::EINVAL, Errno::EMSGSIZE].contains(&error) {
+                for single in now {
+                    let _ = self.send_run(path, std::slice::from_ref(single));
                 }
             }
         }
@@ -241,13 +255,25 @@ impl UdpSocket {
             };
             match sent {
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    let mut socket = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];
-                    let _ = poll(&mut socket, PollTimeout::NONE);
+                Err(Errno::EAGAIN) => self.wait()?,
+                other => {
+                    self.is_stuck.store(false, Ordering::Relaxed);
+                    return other;
                 }
-                other => return other,
             }
         }
+    }
+
+    /// Waits until there is room for what is to be sent. Where that takes too long, what comes next
+    /// is lost at once, until something has left.
+    fn wait(&self) -> nix::Result<()> {
+        let mut socket = [PollFd::new(self.as_fd(), PollFlags::POLLOUT)];
+        let is_stuck = self.is_stuck.load(Ordering::Relaxed);
+        if is_stuck || poll(&mut socket, PollTimeout::from(STUCK)) == Ok(0) {
+            self.is_stuck.store(true, Ordering::Relaxed);
+            return Err(Errno::ENOBUFS);
+        }
+        Ok(())
     }
 
     fn call<A: SockaddrLike>(

@@ -15,6 +15,8 @@ use gotatun::packet::Packet;
 const MOST: usize = 4 << 20;
 /// The same for all peers together: most of those that are waited for are not there.
 const MOST_IN_ALL: usize = 16 << 20;
+/// Bytes that each peer has room for, whatever the others have: those of its first packets.
+const ALLOWANCE: usize = 16 << 10;
 /// What a packet takes besides its bytes, about.
 const OVERHEAD: usize = 128;
 
@@ -43,15 +45,27 @@ impl Waiting {
     pub(super) fn push(&mut self, packet: &[u8]) {
         let size = size(packet);
         while self.bytes + size > MOST && self.pop().is_some() {}
-        while self.total.0.load(Ordering::Relaxed) + size > MOST_IN_ALL {
+        while self.bytes + size > ALLOWANCE
+            && self.total.0.load(Ordering::Relaxed) + size > MOST_IN_ALL
+        {
             if self.pop().is_none() {
                 return;
             }
         }
-        self.bytes += size;
-        self.total.0.fetch_add(size, Ordering::Relaxed);
+        self.count(size);
         // A buffer of its own length: those that packets are read into are longer.
         self.packets.push_back(Packet::copy_from(packet));
+    }
+
+    /// Takes back what was the oldest.
+    pub(super) fn put_back(&mut self, packet: Packet) {
+        self.count(size(&packet));
+        self.packets.push_front(packet);
+    }
+
+    fn count(&mut self, size: usize) {
+        self.bytes += size;
+        self.total.0.fetch_add(size, Ordering::Relaxed);
     }
 
     /// The oldest.
@@ -100,6 +114,8 @@ mod tests {
             waiting.push(&[u8::try_from(mark).unwrap(); 65_000]);
         }
         let newest: Vec<_> = (3..fit + 3).map(|mark| mark as u8).collect();
+        let oldest = waiting.pop().unwrap();
+        waiting.put_back(oldest);
         assert_eq!(marks(&mut waiting), newest);
     }
 
@@ -114,9 +130,11 @@ mod tests {
         }
         assert!(total.0.load(Ordering::Relaxed) <= MOST_IN_ALL);
         assert!(peers[5].packets.is_empty(), "there was no room left");
+        peers[5].push(&[2; 1_400]);
+        assert_eq!(marks(&mut peers[5]), [2], "a first packet has room");
         peers.remove(0);
-        peers[4].push(&[2; 65_000]);
-        assert_eq!(marks(&mut peers[4]), [2]);
+        peers[4].push(&[3; 65_000]);
+        assert_eq!(marks(&mut peers[4]), [3]);
         drop(peers);
         assert_eq!(total.0.load(Ordering::Relaxed), 0);
     }

@@ -41,6 +41,8 @@ pub(super) struct WireguardDevice {
     shared: Arc<Shared>,
     port: u16,
     mark: u32,
+    /// Keys that it has had.
+    keys: u64,
     offloads: BTreeSet<Offload>,
     socket_changed: PipeWriter,
     ended: mpsc::Receiver<()>,
@@ -81,6 +83,7 @@ impl WireguardDevice {
             shared,
             port: 0,
             mark: 0,
+            keys: 0,
             offloads,
             socket_changed,
             ended,
@@ -144,7 +147,9 @@ impl WireguardDevice {
             }
         }
         if let Some(key) = &set.private_key {
-            self.set_key(StaticSecret::from(key.0));
+            // All zero means none.
+            let key = Some(key.0).filter(|key| *key != [0; 32]);
+            self.set_key(key.map(StaticSecret::from));
         }
         self.set_port(set.listen_port)?;
         let mut new = self.new_peers(&set)?.into_iter();
@@ -205,6 +210,7 @@ impl WireguardDevice {
                 new.push(Peer::new(
                     public,
                     self.noise(key, public, None, None),
+                    key.number,
                     Waiting::new(&self.shared.waiting),
                 ));
             }
@@ -230,17 +236,23 @@ impl WireguardDevice {
     }
 
     /// Takes another key. Sessions under the key before are read for a while, and peers are called.
-    fn set_key(&self, private: StaticSecret) {
-        let before = self.shared.peers().key.clone();
+    /// Without a key it neither sends nor receives.
+    fn set_key(&mut self, private: Option<StaticSecret>) {
+        let Some(private) = private else {
+            self.shared.change_peers().key = None;
+            return;
+        };
         let public = PublicKey::from(&private);
-        if before.as_ref().is_some_and(|key| key.public == public) {
+        let before = self.shared.peers().key.as_ref().map(|key| key.public);
+        if before == Some(public) {
             return;
         }
+        self.keys += 1;
         let key = DeviceKey {
             limiter: Arc::new(RateLimiter::new(&public, HANDSHAKES)),
             private,
             public,
-            number: before.map_or(0, |key| key.number + 1),
+            number: self.keys,
         };
         let peers: Vec<_> = {
             let peers = self.shared.peers();
@@ -263,7 +275,7 @@ impl WireguardDevice {
             let mut shared = self.shared.change_peers();
             shared.key = Some(key.clone());
             for (peer, noise) in peers.iter().zip(noises) {
-                peer.tunnel().rekey(noise, now);
+                peer.tunnel().rekey(noise, key.number, now);
             }
         }
         for peer in peers {
@@ -271,7 +283,7 @@ impl WireguardDevice {
             if tunnel.path().is_some()
                 && let Some(call) = tunnel.call()
             {
-                self.shared.send(&key, &peer, &mut tunnel, call);
+                self.shared.send(&peer, &mut tunnel, call);
             }
         }
     }
@@ -326,13 +338,12 @@ impl WireguardDevice {
     /// Sends each peer what it is to be told.
     fn tell_all(&self, mut what: impl FnMut(&mut Tunnel) -> Option<WgKind>) {
         let peers = self.shared.peers();
-        let Some(key) = &peers.key else { return };
         for Entry { peer, .. } in peers.entries() {
             let mut tunnel = peer.tunnel();
             if tunnel.path().is_some()
                 && let Some(message) = what(&mut tunnel)
             {
-                self.shared.send(key, peer, &mut tunnel, message);
+                self.shared.send(peer, &mut tunnel, message);
             }
         }
     }

@@ -105,8 +105,9 @@ fn receive(mut stream: TcpStream, received: &AtomicU64) -> Result<()> {
 
 /// Most datagrams that are on their way: fewer than any buffer on it holds.
 const WINDOW: u64 = 50;
-/// How long the receiver waits for the next one.
-const SILENCE: Duration = Duration::from_secs(10);
+/// Seconds that the receiver waits for the next one. A handshake that is lost is begun again after
+/// five.
+const SILENCE_S: f64 = 3.0;
 
 /// Numbered datagrams of many sizes, as fast as they come. Each has to come, and in its order: the
 /// sender waits for the receiver, so that no buffer overflows.
@@ -129,7 +130,7 @@ impl Numbered {
     pub fn start(from: &Host, to: &Host, address: IpAddr) -> Result<Self> {
         let shared = Arc::<Shared>::default();
         let receiver = to.in_its_network(|| Ok(UdpSocket::bind((address, 0))?))?;
-        receiver.set_read_timeout(Some(SILENCE))?;
+        receiver.set_read_timeout(Some(patience(SILENCE_S)))?;
         let to = receiver.local_addr()?;
         let any: IpAddr = if address.is_ipv4() {
             [0, 0, 0, 0].into()

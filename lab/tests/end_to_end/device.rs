@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use wattle_lab::{
     binaries::Binaries,
     flow::load::{Load, Numbered},
-    pair::{End, PORT, Pair},
+    pair::{DevicePair, End, PORT},
     patience, wait_for,
 };
 
@@ -37,6 +37,13 @@ pub(crate) fn flows_come_whole_and_in_order_with_and_without_each_offload(
 fn flows_come_whole(folder: &Path, off: &str) -> Result<()> {
     let pair = pair(folder, off)?;
     let (here, there) = (&pair.here, &pair.there);
+    // IFF_VNET_HDR (linux/if_tun.h).
+    let flags = here.host.read("/sys/class/net/wg0/tun_flags")?;
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16)?;
+    ensure!(
+        (flags & 0x4000 != 0) != off.contains("interface"),
+        "the interface has {flags:x}"
+    );
     for is_v4 in [true, false] {
         stream(here, there, is_v4)?;
         stream(there, here, is_v4)?;
@@ -97,11 +104,11 @@ pub(crate) fn a_flow_beside_one_that_takes_all_there_is_loses_nothing_and_keeps_
     loads.into_iter().try_for_each(Load::finish)
 }
 
-fn pair(folder: &Path, off: &str) -> Result<Pair> {
+fn pair(folder: &Path, off: &str) -> Result<DevicePair> {
     let agent = Binaries::find()?.agent().to_owned();
     let folder = folder.join(if off.is_empty() { "all" } else { off });
     fs::create_dir_all(&folder)?;
-    Pair::start(&folder, |host, interface| {
+    DevicePair::start(&folder, |host, interface| {
         let mut command = host.command(&agent);
         command.args(["device", interface]);
         if !off.is_empty() {
