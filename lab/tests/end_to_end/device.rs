@@ -12,10 +12,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use wattle_lab::{
+    Lab,
     binaries::Binaries,
     flow::load::{Load, Numbered},
     pair::{DevicePair, End, PORT},
-    patience, wait_for,
+    patience,
+    site::{DUBLIN, FRANKFURT, GUIDE},
+    wait_for,
 };
 
 /// Bytes of each stream.
@@ -102,6 +105,31 @@ pub(crate) fn a_flow_beside_one_that_takes_all_there_is_loses_nothing_and_keeps_
     datagrams(here, there)?;
     datagrams(there, here)?;
     loads.into_iter().try_for_each(Load::finish)
+}
+
+pub(crate) fn a_route_with_a_smaller_mtu_holds_for_flows_of_which_linux_hands_over_64_kib(
+    folder: &Path,
+) -> Result<()> {
+    /// Bytes that are left of 1,300 beside the headers of IPv4 and TCP.
+    const MOST: u32 = 1260;
+    let mut lab = Lab::build(folder, &GUIDE)?;
+    lab.weave()?;
+    let (dublin, frankfurt) = (lab.gateway(DUBLIN)?, lab.gateway(FRANKFURT)?);
+    dublin
+        .host
+        .run("ip route change 10.20.0.0/24 dev wattle0 proto 87 mtu 1300")?;
+    for (from, to) in [(dublin, frankfurt), (frankfurt, dublin)] {
+        let load = Load::start(&from.lan_host, &to.lan_host, to.site.lan_host())?;
+        let sockets = from.lan_host.run("ss -tinH dport = :7070")?;
+        let segment = sockets
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("mss:")?.parse::<u32>().ok())
+            .with_context(|| format!("no size in {sockets}"))?;
+        ensure!((1000..=MOST).contains(&segment), "segments of {segment}");
+        load.more(16 << 20)?;
+        load.finish()?;
+    }
+    Ok(())
 }
 
 fn pair(folder: &Path, off: &str) -> Result<DevicePair> {

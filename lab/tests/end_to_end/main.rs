@@ -115,6 +115,7 @@ const ON_HOST: &[(&str, Test)] = tests![
     // The userspace device by itself.
     device::flows_come_whole_and_in_order_with_and_without_each_offload,
     device::a_flow_beside_one_that_takes_all_there_is_loses_nothing_and_keeps_its_order,
+    device::a_route_with_a_smaller_mtu_holds_for_flows_of_which_linux_hands_over_64_kib,
     device::a_peer_is_answered_from_the_address_that_it_asked,
     rotation::a_busy_node_takes_up_a_new_key_and_no_packet_is_lost_or_out_of_order,
     // These wait for minutes, so they begin early.
