@@ -85,6 +85,7 @@ const ON_BOTH: &[(&str, Test)] = tests![
     psk::without_a_key_no_packet_passes_unless_the_mesh_says_so_and_with_one_the_tunnel_stays,
     psk::h2_a_round_that_is_cut_short_at_any_step_by_the_death_of_all_ends_with_a_new_key_and_loses_no_packet,
     rotation::a_node_takes_up_a_new_key_and_no_packet_is_lost_in_either_direction,
+    rotation::a_busy_node_takes_up_a_new_key_and_no_packet_is_lost_or_out_of_order,
     rotation::h2_a_node_that_dies_before_and_after_it_took_up_a_key_loses_no_packet,
     rotation::without_the_coordinator_all_follow_to_a_new_key_and_an_agent_that_starts_meanwhile_does_too,
     unmanaged::a_site_with_a_file_reaches_all_and_gets_through_with_the_old_file_until_it_has_the_new_one,
@@ -117,7 +118,6 @@ const ON_HOST: &[(&str, Test)] = tests![
     device::a_flow_beside_one_that_takes_all_there_is_loses_nothing_and_keeps_its_order,
     device::a_route_with_a_smaller_mtu_holds_for_flows_of_which_linux_hands_over_64_kib,
     device::a_peer_is_answered_from_the_address_that_it_asked,
-    rotation::a_busy_node_takes_up_a_new_key_and_no_packet_is_lost_or_out_of_order,
     // These wait for minutes, so they begin early.
     restored::h8_a_gateway_that_is_set_back_to_an_earlier_disk_says_so_at_both_ends_and_one_command_mends_it,
     hostile::e14_e15_e16_e17_whatever_a_coordinator_with_the_meshs_authority_says_its_gateways_keep_their_networks_and_come_back,
