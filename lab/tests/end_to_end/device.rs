@@ -47,6 +47,9 @@ fn flows_come_whole(folder: &Path, off: &str) -> Result<()> {
         (flags & 0x4000 != 0) != off.contains("interface"),
         "the interface has {flags:x}"
     );
+    // No more segments of a flow come at once than the device reads.
+    let interface = here.host.run("ip -details link show wg0")?;
+    ensure!(interface.contains("gso_max_segs 128 "), "{interface}");
     for is_v4 in [true, false] {
         stream(here, there, is_v4)?;
         stream(there, here, is_v4)?;
