@@ -14,6 +14,7 @@
 //! [decision](../../docs/adr/0033-a-device-of-batches.md) says why, and what it costs.
 
 mod inbound;
+mod ip;
 mod outbound;
 mod peer;
 mod shared;

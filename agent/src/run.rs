@@ -60,7 +60,7 @@ pub(crate) async fn run(
     // waits for that (packaging/systemd).
     let mut supervisor = Supervisor::new();
     // What the host reaches before it hears of the mesh. Where it has, its disk tells.
-    let kernel = Kernel::new(settings.interface.clone(), &store)?.without(&settings.no_offload);
+    let kernel = Kernel::new(settings.interface.clone(), &store)?;
     let underlay = UnderlayStore::open(&kernel, &store, &[]);
     let looked = async {
         if matches!(follow::load_view(&store), Ok(None)) {

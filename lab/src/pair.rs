@@ -71,7 +71,7 @@ impl DevicePair {
         for (end, other) in [(&pair.here, &pair.there), (&pair.there, &pair.here)] {
             end.set(&format!(
                 "private_key={}\nlisten_port={PORT}\n",
-                hex(&end.key(0).to_bytes())
+                hex::encode(end.key(0).to_bytes())
             ))?;
             end.set(&other.as_peer(0))?;
             let number = end.number;
@@ -89,7 +89,7 @@ impl DevicePair {
 }
 
 impl End {
-    /// Its how-manieth private key.
+    /// One of its private keys, by a number.
     pub fn key(&self, number: u8) -> StaticSecret {
         StaticSecret::from([16 * number + self.number; 32])
     }
@@ -104,13 +104,13 @@ impl End {
         }
     }
 
-    /// What another device is told of it, with its how-manieth key.
+    /// What another device is told of it, with one of its keys.
     pub fn as_peer(&self, key: u8) -> String {
         let (public, number) = (PublicKey::from(&self.key(key)), self.number);
         format!(
             "public_key={}\nendpoint=192.0.2.{number}:{PORT}\nallowed_ip=10.0.0.{number}/32\n\
              allowed_ip=fd00::{number}/128\n",
-            hex(public.as_bytes())
+            hex::encode(public.as_bytes())
         )
     }
 
@@ -164,8 +164,4 @@ impl End {
         let path = format!("/proc/{}/{file}", self.device.pid());
         fs::read_to_string(&path).with_context(|| format!("reading {path}"))
     }
-}
-
-fn hex(key: &[u8; 32]) -> String {
-    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -14,7 +14,7 @@ use gotatun::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    BUSY, PACKET,
+    BUSY, PACKET, ip,
     peer::{Peer, Tunnel},
     shared::{DeviceKey, Peers, Session, Shared},
     tun::{self, BATCH, Writer},
@@ -28,7 +28,7 @@ const DATA: u8 = 4;
 
 /// Hands to the host what arrives at the socket, until the interface is gone. Something is written
 /// to `changed` when there is another socket.
-pub(super) fn run(shared: &Shared, mut changed: PipeReader) -> io::Error {
+pub(super) fn run(shared: &Shared, mut changed: PipeReader) {
     let mut busy: Option<Inbound<'_>> = None;
     loop {
         let socket = shared.socket();
@@ -49,9 +49,9 @@ pub(super) fn run(shared: &Shared, mut changed: PipeReader) -> io::Error {
             }
             let inbound = busy.get_or_insert_with(|| Inbound::new(shared));
             if let Some(socket) = &socket
-                && let Err(gone) = inbound.take(socket)
+                && inbound.take(socket).is_err()
             {
-                return gone;
+                return;
             }
         }
         drop(waits);
@@ -77,7 +77,7 @@ impl<'a> Inbound<'a> {
         }
     }
 
-    /// Takes what waits at the socket, up to a batch.
+    /// Takes what waits at the socket, up to a batch. It fails when the interface is gone.
     fn take(&mut self, socket: &UdpSocket) -> io::Result<()> {
         let shared = self.shared;
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -143,7 +143,7 @@ impl<'a> Inbound<'a> {
             let Some(opened) = tunnel.open(data, session.key, arrival) else {
                 continue;
             };
-            let Some((packet, from)) = ip_packet(&opened) else {
+            let Some((packet, from)) = ip::unpadded(&opened).zip(ip::source(&opened)) else {
                 continue;
             };
             if sender != Some(from) {
@@ -228,25 +228,4 @@ fn session_of(datagram: &[u8]) -> Option<u32> {
         return None;
     }
     Some(u32::from_le_bytes(*datagram.get(4..8)?.first_chunk()?))
-}
-
-/// An IP packet without what it was padded with, and where it comes from; nothing if it is none.
-fn ip_packet(opened: &[u8]) -> Option<(&[u8], IpAddr)> {
-    let field = |at: usize| {
-        Some(usize::from(u16::from_be_bytes(
-            *opened.get(at..at + 2)?.first_chunk()?,
-        )))
-    };
-    match opened.first()? >> 4 {
-        4 => {
-            let from = IpAddr::from(*opened.get(12..16)?.first_chunk::<4>()?);
-            let length = Some(field(2)?).filter(|length| *length >= 20)?;
-            Some((opened.get(..length)?, from))
-        }
-        6 => {
-            let from = IpAddr::from(*opened.get(8..24)?.first_chunk::<16>()?);
-            Some((opened.get(..40 + field(4)?)?, from))
-        }
-        _ => None,
-    }
 }

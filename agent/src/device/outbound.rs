@@ -11,7 +11,7 @@ use gotatun::packet::{Packet, PacketBufPool, WgKind};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    BUSY, PACKET,
+    BUSY, PACKET, ip,
     peer::Peer,
     shared::{Peers, Shared},
     tun::{self, BATCH, Reader, Slot},
@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Sends what the host writes to the interface, until that is gone.
-pub(super) fn run(shared: &Shared) -> io::Error {
+pub(super) fn run(shared: &Shared) {
     let mut busy: Option<Outbound<'_>> = None;
     loop {
         let mut readable = [PollFd::new(shared.tun.as_fd(), PollFlags::POLLIN)];
@@ -30,8 +30,8 @@ pub(super) fn run(shared: &Shared) -> io::Error {
             continue;
         }
         let outbound = busy.get_or_insert_with(|| Outbound::new(shared));
-        if let Err(gone) = outbound.read() {
-            return gone;
+        if outbound.read().is_err() {
+            return;
         }
         outbound.send();
     }
@@ -64,7 +64,8 @@ impl<'a> Outbound<'a> {
         }
     }
 
-    /// Reads what the host has written, up to a batch and to what one more read may give.
+    /// Reads what the host has written, up to a batch and to what one more read may give. Without a
+    /// key nothing is kept of it. It fails when the interface is gone.
     fn read(&mut self) -> io::Result<()> {
         let shared = self.shared;
         let peers = shared.peers();
@@ -92,13 +93,15 @@ impl<'a> Outbound<'a> {
                 self.groups[group].packets.push(packet);
             }
         }
+        if peers.key.is_none() {
+            self.groups.clear();
+        }
         Ok(())
     }
 
     /// Sends what was read.
     fn send(&mut self) {
-        let has_key = self.shared.peers().key.is_some();
-        if let Some(socket) = self.shared.socket().filter(|_| has_key) {
+        if let Some(socket) = self.shared.socket() {
             for group in &mut self.groups {
                 group.send(self.shared, &socket);
             }
@@ -115,7 +118,7 @@ fn group_of(
     groups: &mut Vec<Group>,
     last: &mut Option<(IpAddr, usize)>,
 ) -> Option<usize> {
-    let to = destination(packet)?;
+    let to = ip::destination(packet)?;
     if let Some((address, group)) = *last
         && address == to
     {
@@ -151,14 +154,5 @@ impl Group {
         drop(tunnel);
         let datagrams: Vec<_> = sealed.iter().map(|packet| IoSlice::new(packet)).collect();
         socket.send(&path, &datagrams);
-    }
-}
-
-/// Where an IP packet goes.
-fn destination(packet: &[u8]) -> Option<IpAddr> {
-    match packet.first()? >> 4 {
-        4 => Some(IpAddr::from(*packet.get(16..20)?.first_chunk::<4>()?)),
-        6 => Some(IpAddr::from(*packet.get(24..40)?.first_chunk::<16>()?)),
-        _ => None,
     }
 }

@@ -33,7 +33,7 @@ pub(super) struct Peer {
 /// What the tunnel to a peer is made of.
 pub(super) struct Tunnel {
     noise: Tunn,
-    /// The how-manieth key of the device that is under.
+    /// [`DeviceKey::number`](super::shared::DeviceKey::number) of the key that is under.
     key: u64,
     /// The sessions under the key that the device had before, and until when they are read.
     former: Option<(Tunn, Instant)>,
@@ -61,7 +61,7 @@ pub(super) struct Statistics {
 }
 
 impl Peer {
-    /// A peer of a device with its how-manieth key.
+    /// A peer of a device whose key has this number.
     pub(super) fn new(key: PublicKey, noise: Tunn, number: u64, waiting: Waiting) -> Arc<Self> {
         let tunnel = Tunnel {
             noise,
@@ -101,7 +101,7 @@ impl Tunnel {
         self.has_session = false;
     }
 
-    /// The how-manieth key of the device it is under.
+    /// The number of the device's key that it is under.
     pub(super) fn key(&self) -> u64 {
         self.key
     }
@@ -198,8 +198,8 @@ impl Tunnel {
         sealed
     }
 
-    /// Opens a packet that the peer sent under the how-manieth key of the device: the present one,
-    /// or the one before.
+    /// Opens a packet that the peer sent under the device's key of this number: the present one, or
+    /// the one before.
     /// Empty ones keep a tunnel alive and are not for the host.
     pub(super) fn open(
         &mut self,

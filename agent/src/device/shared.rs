@@ -17,7 +17,6 @@ use gotatun::{
 };
 use ip_network::IpNetwork;
 use ip_network_table::IpNetworkTable;
-
 use tracing::warn;
 
 use super::{
@@ -57,7 +56,7 @@ pub(super) struct DeviceKey {
     pub(super) private: StaticSecret,
     pub(super) public: PublicKey,
     pub(super) limiter: Arc<RateLimiter>,
-    /// The how-manieth of this device it is.
+    /// Counts the keys of this device, from 1.
     pub(super) number: u64,
 }
 
@@ -190,9 +189,9 @@ impl Shared {
         socket.clone()
     }
 
-    pub(super) fn set_socket(&self, socket: Option<UdpSocket>) {
+    pub(super) fn set_socket(&self, socket: UdpSocket) {
         let mut shared = self.socket.write().unwrap_or_else(PoisonError::into_inner);
-        *shared = socket.map(Arc::new);
+        *shared = Some(Arc::new(socket));
     }
 
     pub(super) fn session(&self, index: u32) -> Option<Session> {

@@ -16,10 +16,10 @@ use wattle_mesh::host::interface::InterfaceName;
 
 /// Longest IP packet in bytes.
 const LONGEST: usize = 65_535;
-/// Most packets that one read gives.
-pub(super) const BATCH: usize = 128;
-/// The same, as the kernel is told.
+/// Most segments of a flow that Linux hands over at once, as it is told.
 pub(super) const MOST_SEGMENTS: u32 = 128;
+/// Most packets that one read gives.
+pub(super) const BATCH: usize = MOST_SEGMENTS as usize;
 
 pub(super) struct Tun {
     device: SyncDevice,

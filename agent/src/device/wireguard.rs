@@ -65,20 +65,10 @@ impl WireguardDevice {
         let shared = Shared::new(tun);
         let (changed, socket_changed) = std::io::pipe()?;
         let (end, ended) = mpsc::channel(2);
-        let (reads, ends) = (Arc::clone(&shared), end.clone());
-        std::thread::Builder::new()
-            .name("outbound".into())
-            .spawn(move || {
-                outbound::run(&reads);
-                let _ = ends.blocking_send(());
-            })?;
-        let writes = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("inbound".into())
-            .spawn(move || {
-                inbound::run(&writes, changed);
-                let _ = end.blocking_send(());
-            })?;
+        let of_outbound = Arc::clone(&shared);
+        spawn("outbound", end.clone(), move || outbound::run(&of_outbound))?;
+        let of_inbound = Arc::clone(&shared);
+        spawn("inbound", end, move || inbound::run(&of_inbound, changed))?;
         Ok(Self {
             shared,
             port: 0,
@@ -273,19 +263,12 @@ impl WireguardDevice {
         {
             let now = Instant::now();
             let mut shared = self.shared.change_peers();
-            shared.key = Some(key.clone());
             for (peer, noise) in peers.iter().zip(noises) {
                 peer.tunnel().rekey(noise, key.number, now);
             }
+            shared.key = Some(key);
         }
-        for peer in peers {
-            let mut tunnel = peer.tunnel();
-            if tunnel.path().is_some()
-                && let Some(call) = tunnel.call()
-            {
-                self.shared.send(&peer, &mut tunnel, call);
-            }
-        }
+        self.tell_all(Tunnel::call);
     }
 
     /// Moves to another port, or binds the first. The socket before is closed once there is
@@ -327,7 +310,7 @@ impl WireguardDevice {
     fn take_socket(&mut self, socket: UdpSocket) {
         let had = self.shared.socket().is_some();
         self.port = socket.port();
-        self.shared.set_socket(Some(socket));
+        self.shared.set_socket(socket);
         // The thread that reads holds the other end.
         let _ = self.socket_changed.write_all(&[1]);
         if had {
@@ -363,6 +346,20 @@ impl WireguardDevice {
         self.shared.forget_sessions();
         self.shared.look_at_mtu();
     }
+}
+
+/// Starts a thread, at whose end it is told.
+fn spawn(
+    name: &str,
+    end: mpsc::Sender<()>,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<()> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(move || {
+        work();
+        let _ = end.blocking_send(());
+    })?;
+    Ok(())
 }
 
 fn public(peer: &SetPeer) -> PublicKey {

@@ -72,12 +72,16 @@ impl Load {
     pub fn finish(self) -> Result<()> {
         self.more(1)?;
         self.stream.shutdown(std::net::Shutdown::Both)?;
-        for end in self.ends {
-            end.join()
-                .unwrap_or_else(|_| bail!("an end of the stream panicked"))?;
-        }
-        Ok(())
+        join(self.ends)
     }
+}
+
+/// Waits for the ends of a flow, and gives the first failure.
+fn join(ends: impl IntoIterator<Item = JoinHandle<Result<()>>>) -> Result<()> {
+    ends.into_iter().try_for_each(|end| {
+        end.join()
+            .unwrap_or_else(|_| bail!("an end of the flow panicked"))
+    })
 }
 
 fn send(mut stream: TcpStream) -> Result<()> {
@@ -173,10 +177,7 @@ impl Numbered {
     pub fn finish(self) -> Result<u64> {
         self.shared.is_ending.store(true, Ordering::Release);
         // What the receiver says is why the sender ended.
-        for end in self.ends.into_iter().rev() {
-            end.join()
-                .unwrap_or_else(|_| bail!("an end of the flow panicked"))?;
-        }
+        join(self.ends.into_iter().rev())?;
         let Shared { sent, came, .. } = &*self.shared;
         let (sent, came) = (sent.load(Ordering::Acquire), came.load(Ordering::Acquire));
         ensure!(sent == came, "the last {} of {sent} were lost", sent - came);

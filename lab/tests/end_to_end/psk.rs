@@ -68,7 +68,7 @@ pub(crate) fn e11_each_pair_has_a_key_of_its_own_which_no_coordinator_ever_had(
     }
     for key in keys {
         let bytes = *key.parse::<Bytes32>()?.as_bytes();
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex::encode(bytes);
         ensure!(
             !public.contains(&key)
                 && !public.contains(&hex)

@@ -242,7 +242,7 @@ fn nothing_shows_a_secret(lab: &mut Lab, files: &[String]) -> Result<()> {
     ensure!(public.contains("new-york"), "nothing is said of it at all");
     for secret in secrets {
         let bytes = *secret.parse::<Bytes32>()?.as_bytes();
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hex::encode(bytes);
         ensure!(
             !public.contains(&secret)
                 && !public.contains(&hex)
